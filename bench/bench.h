@@ -1,0 +1,280 @@
+/*
+ * What the files of bench/ share.
+ *
+ *   bench_util.c            errors, memory, time, random numbers, number formats, statistics
+ *   bench_report.c          one record: a JSON line or a row of a table
+ *   bench_machine.c         processor, cache size, the allocator hook, a team of pinned threads
+ *   bench_read.c            streaming-read bandwidth
+ *   bench_cache.c           caches filled with random tokens, and the double-precision reference
+ *   bench_decode.c, bench_append.c, bench_snapshot.c, bench_fidelity.c, bench_fidelity_model.c
+ *                           the commands
+ *   bench_rival.c           ggml-style q8_0, for comparison
+ *   kvt_bench.c             flags and cases
+ *
+ * All of it sees kvtile's public header only. A measuring program has no use for going on after
+ * a failure: bench_fail prints one line and exits.
+ *
+ * Exit codes: 0 done; 1 a call, a check or a bar failed; 2 the command line is wrong.
+ */
+#ifndef BENCH_H
+#define BENCH_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <kvtile/kvtile.h>
+
+#if defined(__GNUC__)
+#define BENCH_PRINTF(text, first) __attribute__((format(printf, text, first)))
+#else
+#define BENCH_PRINTF(text, first)
+#endif
+
+/* ---- util ---- */
+
+_Noreturn void bench_fail(int exit_code, const char *format, ...) BENCH_PRINTF(2, 3);
+
+/* Exit unless status is KVT_OK; the message has the cache's own text (cache may be NULL). */
+void bench_require(kvt_status status, const kvt_cache *cache, const char *what);
+
+void *bench_alloc(size_t count, size_t size); /* zeroed; exits when there is no memory */
+
+double bench_seconds(void); /* a monotonic clock */
+
+typedef struct bench_random {
+    uint64_t state[4];
+    double spare;
+    bool has_spare;
+} bench_random;
+
+void bench_random_seed(bench_random *r, uint64_t seed);
+uint64_t bench_random_bits(bench_random *r);
+double bench_random_normal(bench_random *r);
+void bench_random_fill(bench_random *r, float *x, size_t n); /* N(0,1) */
+
+/* IEEE binary16 and bfloat16, to nearest even. */
+uint16_t bench_to_f16(float x);
+float bench_from_f16(uint16_t h);
+uint16_t bench_to_bf16(float x);
+
+/* ---- statistics ---- */
+
+typedef struct bench_stats {
+    double min, p10, median, p90;
+} bench_stats;
+
+bench_stats bench_stats_of(const double *x, size_t n);
+double bench_median(const double *x, size_t n);
+
+/* ---- options ---- */
+
+enum { BENCH_LIST = 32 };
+
+typedef struct bench_pair {
+    uint32_t first, second;
+} bench_pair;
+
+typedef struct bench_options {
+    bool json, quick;
+    uint64_t seed;
+    size_t runs;   /* pairs of measurements */
+    size_t layers; /* 0: as many as exceed the last-level cache */
+    uint64_t llc_bytes;
+
+    kvt_type k_types[BENCH_LIST], v_types[BENCH_LIST];
+    size_t n_k_types, n_v_types; /* n_v_types 0: V as K */
+    bench_pair heads[BENCH_LIST]; /* query, kv */
+    size_t n_heads;
+    bench_pair dims[BENCH_LIST]; /* K, V */
+    size_t n_dims;
+    uint64_t ctx[BENCH_LIST];
+    size_t n_ctx;
+    uint32_t threads[BENCH_LIST];
+    size_t n_threads;
+    const char *isas[BENCH_LIST]; /* NULL: the widest */
+    size_t n_isas;
+
+    uint64_t tokens[BENCH_LIST]; /* append: tokens a call */
+    size_t n_tokens;
+    kvt_dtype dtypes[BENCH_LIST]; /* append: of the input */
+    size_t n_dtypes;
+
+    const char *dir; /* snapshot: where files go */
+
+    double offsets[BENCH_LIST]; /* fidelity: of some K channels, in deviations */
+    size_t n_offsets;
+    const char *model, *tokenizer, *text;
+    size_t stories;
+} bench_options;
+
+/* One point of the sweep over an options' lists. */
+typedef struct bench_case {
+    const char *isa;
+    kvt_type k_type, v_type;
+    uint32_t q_heads, kv_heads, k_dim, v_dim, threads;
+    uint64_t ctx;
+} bench_case;
+
+const char *bench_type_name(kvt_type type);
+const char *bench_dtype_name(kvt_dtype dtype);
+
+/* ---- report ---- */
+
+/* Fields in the order in which they were added. */
+typedef struct bench_record {
+    size_t n;
+    struct {
+        const char *key;
+        char value[112];    /* as it stands in the JSON line */
+    } fields[64];
+} bench_record;
+
+/* The keys that every line begins with, up to threads. isa: NULL where none is involved. */
+void bench_record_begin(bench_record *r, const char *bench, const char *isa, const char *k_type,
+                        const char *v_type, const bench_case *c);
+void bench_record_text(bench_record *r, const char *key, const char *value); /* NULL: null */
+void bench_record_number(bench_record *r, const char *key, double value); /* NaN: null */
+void bench_record_integer(bench_record *r, const char *key, uint64_t value);
+void bench_record_bool(bench_record *r, const char *key, bool value);
+/* ms_median, ms_min, bytes, gbps, read_gbps, ratio, ms_p10, ms_p90, pairs */
+void bench_record_time(bench_record *r, const double *seconds, size_t n, double bytes,
+                       double read_gbps, double ratio);
+/* The same keys with null, for what is not timed. */
+void bench_record_no_time(bench_record *r, double bytes);
+/* pinned, seed, quick, cpu, compiler, commit, version: the keys that every line ends with. */
+void bench_record_end(bench_record *r, const bench_options *options, bool pinned);
+
+typedef struct bench_column {
+    const char *key, *title; /* title NULL: the key */
+    int width;               /* negative: to the left */
+} bench_column;
+
+/* The title line of a table; nothing when it is JSON that is asked for. */
+void bench_table_begin(const bench_options *options, const char *title,
+                       const bench_column *columns, size_t n_columns);
+/* One line of either kind. */
+void bench_emit(const bench_options *options, const bench_record *r, const bench_column *columns,
+                size_t n_columns);
+/* A line of text under a table; nothing in JSON. */
+void bench_note(const bench_options *options, const char *format, ...) BENCH_PRINTF(2, 3);
+
+/* ---- machine ---- */
+
+const char *bench_cpu_name(void);
+const char *bench_compiler(void);
+const char *bench_commit(void);
+uint64_t bench_llc_bytes(void);      /* last-level cache; a guess of 32 MiB where unknown */
+uint64_t bench_available_bytes(void); /* of memory; UINT64_MAX where unknown */
+
+/*
+ * The allocator that caches are given, and that the read bandwidth's memory comes from: both see
+ * the same kind of pages. It remembers how large most of the memory's pieces are.
+ */
+typedef struct bench_heap {
+    struct {
+        size_t bytes, count;
+    } sizes[32];
+    size_t n_sizes;
+} bench_heap;
+
+kvt_allocator bench_heap_hook(bench_heap *heap);
+/* The size of allocation that holds the most bytes by now. */
+size_t bench_heap_main_size(const bench_heap *heap);
+
+/* Threads that stay; worker 0 is the caller. */
+typedef struct bench_team bench_team;
+
+bench_team *bench_team_create(unsigned n_threads);
+void bench_team_destroy(bench_team *team);
+unsigned bench_team_threads(const bench_team *team);
+bool bench_team_pinned(const bench_team *team);
+/* job(arg, worker) once on every worker; returns when all are done. */
+void bench_team_each(bench_team *team, void (*job)(void *arg, unsigned worker), void *arg);
+/* For kvt_config.executor. */
+kvt_executor bench_team_executor(bench_team *team);
+
+/* ---- read ---- */
+
+typedef struct bench_read bench_read;
+
+/*
+ * Memory of at least total_bytes in allocations of chunk_bytes from the heap, touched, and the
+ * loop that reads it fastest with this team.
+ */
+bench_read *bench_read_create(bench_heap *heap, bench_team *team, size_t chunk_bytes,
+                              uint64_t total_bytes);
+void bench_read_destroy(bench_read *r);
+const char *bench_read_loop(const bench_read *r); /* "avx512 4 streams, prefetch 1024" */
+double bench_read_bytes(const bench_read *r);     /* of one run */
+double bench_read_run(bench_read *r);             /* seconds */
+
+/* ---- caches ---- */
+
+typedef struct bench_tokens {
+    size_t n, k_width, v_width; /* heads * dim */
+    float *k, *v;               /* [n][width] */
+} bench_tokens;
+
+/* A cache with sequences in it, its memory and its threads. */
+typedef struct bench_cache {
+    bench_heap heap;
+    bench_team *team;
+    kvt_cache *cache;
+    kvt_seq **seqs;
+    size_t n_seqs, n_layers;
+    uint64_t ctx;
+    bench_case shape;
+    bench_tokens source;
+} bench_cache;
+
+/* Bytes of codes, scales and offsets of n tokens of one layer, no padding: what a formula says. */
+double bench_kv_bytes(const bench_case *c, uint64_t n_tokens);
+extern const char bench_kv_formula[];
+
+/*
+ * Layers and sequences of n_tokens that make at least `bytes`. layers 0: chosen, 64 at most; a
+ * number stays, and sequences make up for what is missing.
+ */
+void bench_plan_layers(const bench_case *c, uint64_t n_tokens, uint64_t bytes, size_t layers,
+                       size_t *n_layers, size_t *n_seqs);
+
+/*
+ * Create a cache with empty sequences and a source of random tokens. Exits (code 2) when the
+ * machine lacks the memory for n_tokens in each of them and for extra_bytes.
+ */
+void bench_cache_create(bench_cache *b, const bench_case *c, size_t n_layers, size_t n_seqs,
+                        uint64_t n_tokens, uint64_t extra_bytes, uint64_t seed);
+void bench_cache_destroy(bench_cache *b);
+/* Append n_tokens to every layer of every sequence, 512 at a time. */
+void bench_cache_fill(bench_cache *b, uint64_t n_tokens);
+/* Where in the source the 512 tokens from `first` on of a layer come from. */
+size_t bench_source_offset(const bench_cache *b, size_t seq, size_t layer, uint64_t first);
+
+/* softmax(q K^T / sqrt(k_dim)) V in double. k [n][kv_heads][k_dim], v likewise, q [n_q][q_heads][k_dim],
+   out [n_q][q_heads][v_dim]. All queries see all tokens. */
+void bench_attend_double(const bench_case *c, const float *q, size_t n_q, const float *k,
+                         const float *v, uint64_t n, double *out);
+/* ||a - b|| / ||b|| */
+double bench_relative_error(const float *a, const double *b, size_t n);
+
+/* ---- rival ---- */
+
+/* x to q8_0 and back, in blocks of 32 (the last one shorter where n is no multiple). */
+void bench_q8_0_round_trip(const float *x, float *y, size_t n);
+
+/* ---- commands: exit codes ---- */
+
+int bench_decode(const bench_options *options);
+int bench_append(const bench_options *options);
+int bench_snapshot(const bench_options *options);
+int bench_fidelity(const bench_options *options);
+#if defined(KVT_BENCH_TINYLM)
+int bench_fidelity_model(const bench_options *options);
+#endif
+
+/* Call run for each case of the lists. Returns the largest of its exit codes. */
+int bench_each_case(const bench_options *options,
+                    int (*run)(const bench_options *options, const bench_case *c));
+
+#endif /* BENCH_H */

@@ -1,0 +1,232 @@
+/*
+ * Caches filled with random tokens, how many bytes of keys and values they hold, and what
+ * attention over them should give.
+ *
+ * Tokens are N(0,1), and so are queries: with the scale 1 / sqrt(k_dim) the logits then have a
+ * deviation of one. A source of 1024 tokens serves all layers and steps, each from another
+ * place in it: making normal numbers costs more than storing them.
+ */
+#include "bench.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+enum { SOURCE_TOKENS = 1024, STEP_TOKENS = 512, MAX_AUTO_LAYERS = 64 };
+
+const char *bench_type_name(kvt_type type)
+{
+    switch (type) {
+    case KVT_TYPE_F32: return "f32";
+    case KVT_TYPE_F16: return "f16";
+    case KVT_TYPE_I8: return "i8";
+    }
+    return "unknown";
+}
+
+const char *bench_dtype_name(kvt_dtype dtype)
+{
+    switch (dtype) {
+    case KVT_F32: return "f32";
+    case KVT_F16: return "f16";
+    case KVT_BF16: return "bf16";
+    }
+    return "unknown";
+}
+
+/* ---- bytes ---- */
+
+const char bench_kv_formula[] =
+    "bytes = kv_heads * (K + V) of the live tokens of one layer, no padding, each kv head once:\n"
+    "  f32  4 * dim * tokens    f16  2 * dim * tokens\n"
+    "  i8   (dim + 2) * tokens: codes and one f16 scale; K also 2 * dim a block of 64 tokens: its offset";
+
+static double side_bytes(kvt_type type, uint32_t dim, uint64_t n_tokens, bool is_k)
+{
+    double n = (double)n_tokens, blocks = (double)((n_tokens + 63) / 64);
+    switch (type) {
+    case KVT_TYPE_F32: return 4.0 * dim * n;
+    case KVT_TYPE_F16: return 2.0 * dim * n;
+    case KVT_TYPE_I8: return (dim + 2.0) * n + (is_k ? 2.0 * dim * blocks : 0.0);
+    }
+    return 0.0;
+}
+
+double bench_kv_bytes(const bench_case *c, uint64_t n_tokens)
+{
+    return c->kv_heads * (side_bytes(c->k_type, c->k_dim, n_tokens, true) +
+                          side_bytes(c->v_type, c->v_dim, n_tokens, false));
+}
+
+void bench_plan_layers(const bench_case *c, uint64_t n_tokens, uint64_t bytes, size_t layers,
+                       size_t *n_layers, size_t *n_seqs)
+{
+    double one = bench_kv_bytes(c, n_tokens);
+    double need = ceil((double)bytes / one);
+    if (layers == 0)
+        layers = need < 1 ? 1 : need > MAX_AUTO_LAYERS ? MAX_AUTO_LAYERS : (size_t)need;
+    *n_layers = layers;
+    *n_seqs = (size_t)ceil((double)bytes / (one * (double)layers));
+    if (*n_seqs == 0)
+        *n_seqs = 1;
+}
+
+/* ---- the cache ---- */
+
+void bench_cache_create(bench_cache *b, const bench_case *c, size_t n_layers, size_t n_seqs,
+                        uint64_t n_tokens, uint64_t extra_bytes, uint64_t seed)
+{
+    char error[256] = "";
+    kvt_group_config group = kvt_group_config_init();
+    kvt_config config = kvt_config_init();
+    bench_random random;
+
+    memset(b, 0, sizeof *b);
+    b->shape = *c;
+    b->n_layers = n_layers;
+    b->n_seqs = n_seqs;
+    b->ctx = n_tokens;
+
+    group.n_layers = (uint32_t)n_layers;
+    group.n_q_heads = c->q_heads;
+    group.n_kv_heads = c->kv_heads;
+    group.k_dim = c->k_dim;
+    group.v_dim = c->v_dim;
+    group.k_type = c->k_type;
+    group.v_type = c->v_type;
+    config.groups = &group;
+    config.n_groups = 1;
+    config.max_tokens = n_tokens;
+    config.n_threads = c->threads;
+    config.isa = c->isa;
+    config.error_text = error;
+    config.error_text_bytes = sizeof error;
+    config.allocator = bench_heap_hook(&b->heap);
+    b->team = bench_team_create(c->threads);
+    config.executor = bench_team_executor(b->team);
+
+    uint64_t forecast;
+    kvt_status status = kvt_memory_forecast(&config, n_seqs, n_tokens, &forecast);
+    if (status != KVT_OK)
+        bench_fail(status == KVT_ERR_LIMIT || status == KVT_ERR_ARG ? 2 : 1, "forecast: %s: %s",
+                   kvt_status_string(status), error);
+    uint64_t available = bench_available_bytes();
+    if (available != UINT64_MAX && forecast + extra_bytes > available / 10 * 9)
+        bench_fail(2,
+                   "%s/%s %u:%u, dims %u:%u, ctx %llu, %zu layers, %zu sequences need %.1f GiB; "
+                   "%.1f GiB are available",
+                   bench_type_name(c->k_type), bench_type_name(c->v_type), c->q_heads, c->kv_heads,
+                   c->k_dim, c->v_dim, (unsigned long long)n_tokens, n_layers, n_seqs,
+                   (double)(forecast + extra_bytes) * 0x1p-30, (double)available * 0x1p-30);
+
+    status = kvt_cache_create(&config, &b->cache);
+    if (status != KVT_OK)
+        bench_fail(1, "cannot create a cache: %s: %s", kvt_status_string(status), error);
+    b->seqs = bench_alloc(n_seqs, sizeof *b->seqs);
+    for (size_t i = 0; i < n_seqs; i++)
+        bench_require(kvt_seq_create(b->cache, &b->seqs[i]), b->cache, "kvt_seq_create");
+
+    b->source.n = SOURCE_TOKENS;
+    b->source.k_width = (size_t)c->kv_heads * c->k_dim;
+    b->source.v_width = (size_t)c->kv_heads * c->v_dim;
+    b->source.k = bench_alloc(b->source.n * b->source.k_width, sizeof(float));
+    b->source.v = bench_alloc(b->source.n * b->source.v_width, sizeof(float));
+    bench_random_seed(&random, seed);
+    bench_random_fill(&random, b->source.k, b->source.n * b->source.k_width);
+    bench_random_fill(&random, b->source.v, b->source.n * b->source.v_width);
+}
+
+void bench_cache_destroy(bench_cache *b)
+{
+    for (size_t i = 0; i < b->n_seqs; i++)
+        kvt_seq_destroy(b->seqs[i]);
+    kvt_cache_destroy(b->cache);
+    bench_team_destroy(b->team);
+    free(b->seqs);
+    free(b->source.k);
+    free(b->source.v);
+    memset(b, 0, sizeof *b);
+}
+
+size_t bench_source_offset(const bench_cache *b, size_t seq, size_t layer, uint64_t first)
+{
+    uint64_t h = (uint64_t)seq * 1000003u + layer * 10007u + first / STEP_TOKENS * 101u;
+    return (size_t)(h % (b->source.n - STEP_TOKENS + 1));
+}
+
+void bench_cache_fill(bench_cache *b, uint64_t n_tokens)
+{
+    for (size_t s = 0; s < b->n_seqs; s++) {
+        uint64_t first = kvt_seq_length(b->seqs[s]), end = first + n_tokens;
+        while (first < end) {
+            uint64_t n = end - first < STEP_TOKENS ? end - first : STEP_TOKENS;
+            bench_require(kvt_seq_begin(b->seqs[s], n, NULL), b->cache, "kvt_seq_begin");
+            for (size_t layer = 0; layer < b->n_layers; layer++) {
+                size_t at = bench_source_offset(b, s, layer, first);
+                kvt_tensor k = kvt_tensor_f32(b->source.k + at * b->source.k_width);
+                kvt_tensor v = kvt_tensor_f32(b->source.v + at * b->source.v_width);
+                bench_require(kvt_append(b->seqs[s], (uint32_t)layer, &k, &v), b->cache,
+                              "kvt_append");
+            }
+            bench_require(kvt_seq_commit(b->seqs[s], NULL), b->cache, "kvt_seq_commit");
+            first += n;
+        }
+    }
+}
+
+/* ---- the reference ---- */
+
+static double dot(const float *a, const float *b, size_t n)
+{
+    double s[4] = {0, 0, 0, 0};
+    size_t i = 0;
+    for (; i + 4 <= n; i += 4)
+        for (size_t j = 0; j < 4; j++)
+            s[j] += (double)a[i + j] * (double)b[i + j];
+    for (; i < n; i++)
+        s[0] += (double)a[i] * (double)b[i];
+    return (s[0] + s[1]) + (s[2] + s[3]);
+}
+
+void bench_attend_double(const bench_case *c, const float *q, size_t n_q, const float *k,
+                         const float *v, uint64_t n, double *out)
+{
+    size_t group = c->q_heads / c->kv_heads, k_dim = c->k_dim, v_dim = c->v_dim;
+    double scale = 1.0 / sqrt((double)k_dim);
+    double *p = bench_alloc((size_t)n, sizeof *p);
+    for (size_t i = 0; i < n_q; i++) {
+        for (size_t h = 0; h < c->q_heads; h++) {
+            const float *row = q + (i * c->q_heads + h) * k_dim;
+            const float *keys = k + h / group * k_dim, *values = v + h / group * v_dim;
+            double *result = out + (i * c->q_heads + h) * v_dim;
+            double largest = -INFINITY, sum = 0.0;
+            for (uint64_t t = 0; t < n; t++) {
+                p[t] = scale * dot(row, keys + t * c->kv_heads * k_dim, k_dim);
+                largest = fmax(largest, p[t]);
+            }
+            for (size_t d = 0; d < v_dim; d++)
+                result[d] = 0.0;
+            for (uint64_t t = 0; t < n; t++) {
+                double w = exp(p[t] - largest);
+                const float *value = values + t * c->kv_heads * v_dim;
+                sum += w;
+                for (size_t d = 0; d < v_dim; d++)
+                    result[d] += w * (double)value[d];
+            }
+            for (size_t d = 0; d < v_dim; d++)
+                result[d] /= sum;
+        }
+    }
+    free(p);
+}
+
+double bench_relative_error(const float *a, const double *b, size_t n)
+{
+    double error = 0.0, norm = 0.0;
+    for (size_t i = 0; i < n; i++) {
+        double d = (double)a[i] - b[i];
+        error += d * d;
+        norm += b[i] * b[i];
+    }
+    return norm > 0.0 ? sqrt(error / norm) : sqrt(error);
+}

@@ -1,0 +1,526 @@
+/*
+ * fidelity on a real model (tinylm): how the next-token distributions change when the cache is
+ * not f32.
+ *
+ * Texts go through the model once with an f32 cache, the reference, and once with each of the
+ * others; what is compared is every token's prediction: KL(reference || other), the perplexity,
+ * the most likely token, the answers to questions whose facts were stated earlier.
+ *
+ *   f16, i8   the library's types
+ *   R1        K and V through ggml-style q8_0 and back, attention in f32
+ *   R2        the queries through q8_0 as well, as ggml's attention does
+ *
+ * The key-bias variants add a constant to a few channels of every key, 30 and 120 times the
+ * channel's own deviation, after RoPE: the keys of Llama and Qwen look like that. The constant's
+ * product with the query is the same for all tokens, so it cancels in the softmax and the exact
+ * output stays; the f32 rows of these variants show how far it does in f32. All variants are
+ * compared with the one reference, without a bias.
+ *
+ * i8 depends on how appends were cut: "prompt" is the first half in chunks of 256 and the rest
+ * token by token, "single" all of it token by token. The others are the same either way and
+ * run in chunks of 256 throughout.
+ *
+ * A standard error is over texts, whose tokens are not independent of each other; that of a
+ * quotient of two methods, which err on the same texts, is the jackknife's (one text left out).
+ */
+#include "bench.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "tinylm.h"
+
+static const bench_column columns[] = {
+    {"key_bias", "bias", 5},       {"method", NULL, -6},          {"cut", NULL, -7},
+    {"kl", "KL x1e-4", 10},        {"kl_se", "+-", 9},            {"perplexity", "ppl", 7},
+    {"perplexity_change", "change %", 9}, {"same_top", "top-1 %", 8},
+    {"recall", "recall %", 9},     {"kl_vs_r1", "KL/R1", 9},      {"kl_vs_r1_se", "+-", 8},
+    {"kl_vs_r2", "KL/R2", 9},      {"kl_vs_r2_se", "+-", 8},      {"bar", NULL, -28},
+    {"pass", NULL, -5}};
+enum { N_COLUMNS = sizeof columns / sizeof columns[0] };
+
+enum { CHUNK = 256, BIASED_OF_64 = 4 };
+/* Stories from here on are never trained on. */
+#define HELD_OUT ((uint64_t)1 << 40)
+
+/* ---- stores: one that passes everything on to another, and changes or looks at it ---- */
+
+typedef struct filter {
+    tl_kv inner;
+    const tl_config *config;
+    bool quantize_kv, quantize_q;
+    double *sum, *sum2; /* [n_layers][kv_dim] of K; NULL: not asked for */
+    size_t seen;        /* tokens of layer 0 */
+    float *a, *b;       /* [CHUNK][dim] */
+} filter;
+
+static int filter_begin(void *self, size_t n)
+{
+    filter *f = self;
+    return f->inner.ops->begin(f->inner.self, n);
+}
+
+/* q8_0 blocks never span heads where the head dim is a multiple of 32; else they do, as in ggml. */
+static int filter_append(void *self, uint32_t layer, const float *k, const float *v, size_t n)
+{
+    filter *f = self;
+    size_t width = f->config->kv_dim;
+    if (f->sum) {
+        for (size_t i = 0; i < n * width; i++) {
+            f->sum[layer * width + i % width] += (double)k[i];
+            f->sum2[layer * width + i % width] += (double)k[i] * (double)k[i];
+        }
+        f->seen += layer == 0 ? n : 0;
+    }
+    if (f->quantize_kv) {
+        for (size_t i = 0; i < n; i++) {
+            bench_q8_0_round_trip(k + i * width, f->a + i * width, width);
+            bench_q8_0_round_trip(v + i * width, f->b + i * width, width);
+        }
+        k = f->a;
+        v = f->b;
+    }
+    return f->inner.ops->append(f->inner.self, layer, k, v, n);
+}
+
+static int filter_attend(void *self, uint32_t layer, const float *q, float *out, size_t n)
+{
+    filter *f = self;
+    if (f->quantize_q) {
+        size_t dim = f->config->head_dim;
+        for (size_t i = 0; i < n * f->config->n_heads; i++)
+            bench_q8_0_round_trip(q + i * dim, f->a + i * dim, dim);
+        q = f->a;
+    }
+    return f->inner.ops->attend(f->inner.self, layer, q, out, n);
+}
+
+static int filter_commit(void *self, const int32_t *tokens, size_t n)
+{
+    filter *f = self;
+    return f->inner.ops->commit(f->inner.self, tokens, n);
+}
+
+static int filter_clear(void *self)
+{
+    filter *f = self;
+    return f->inner.ops->clear(f->inner.self);
+}
+
+static const char *filter_error(void *self)
+{
+    filter *f = self;
+    return f->inner.ops->error(f->inner.self);
+}
+
+static const tl_kv_ops filter_ops = {filter_begin,  filter_append, filter_attend,
+                                     filter_commit, filter_clear,  filter_error};
+
+/* ---- methods ---- */
+
+typedef struct method {
+    const char *name, *cut, *type_name;
+    kvt_type type;
+    bool quantize_kv, quantize_q;
+} method;
+
+enum { M_F32, M_F16, M_R1, M_R2, M_I8, M_I8_SINGLE, N_METHODS };
+static const method methods[N_METHODS] = {
+    {"f32", "256", "f32", KVT_TYPE_F32, false, false},
+    {"f16", "256", "f16", KVT_TYPE_F16, false, false},
+    {"R1", "256", "q8_0", KVT_TYPE_F32, true, false},
+    {"R2", "256", "q8_0", KVT_TYPE_F32, true, true},
+    {"i8", "prompt", "i8", KVT_TYPE_I8, false, false},
+    {"i8", "single", "i8", KVT_TYPE_I8, false, false},
+};
+
+/* One method on one variant: a session over its own cache, and what it got, by text. */
+typedef struct subject {
+    const method *method;
+    double bias;
+    tl_kvtile kvtile;
+    filter filter;
+    tl_session session;
+    double *kl, *nll, *tokens; /* [n_texts] sums */
+    double same_top, hits;
+} subject;
+
+typedef struct setup {
+    const bench_options *options;
+    tl_model model;
+    tl_tokenizer *tokenizer;
+    tl_work *work;
+    tl_text *texts;
+    size_t n_texts, max_tokens, vocab;
+    double asked;            /* questions in all texts */
+    float **bias;            /* [n_offsets][n_layers][kv_dim] */
+    float *reference;        /* [max_tokens][vocab] logits */
+    double *reference_sum;   /* [max_tokens] ln of the sum of their exp */
+    int32_t *reference_top;
+    float *logits;           /* [CHUNK][vocab] */
+    int32_t *top;            /* [max_tokens] */
+} setup;
+
+static void require(int status, const tl_error *err)
+{
+    if (status)
+        bench_fail(1, "%s", err->text);
+}
+
+static void open_subject(setup *s, subject *x, const method *m, double bias, const float *values)
+{
+    tl_error err;
+    x->method = m;
+    x->bias = bias;
+    require(tl_kvtile_open(&x->kvtile, &s->model, m->type, m->type, s->work, &err), &err);
+    x->filter.inner = tl_kvtile_store(&x->kvtile);
+    x->filter.config = &s->model.config;
+    x->filter.quantize_kv = m->quantize_kv;
+    x->filter.quantize_q = m->quantize_q;
+    x->filter.a = bench_alloc((size_t)CHUNK * s->model.config.dim, sizeof(float));
+    x->filter.b = bench_alloc((size_t)CHUNK * s->model.config.dim, sizeof(float));
+    tl_kv kv = {&filter_ops, &x->filter};
+    require(tl_session_open(&x->session, &s->model, kv, s->work, CHUNK, &err), &err);
+    x->session.key_bias = values;
+    x->kl = bench_alloc(s->n_texts, sizeof *x->kl);
+    x->nll = bench_alloc(s->n_texts, sizeof *x->nll);
+    x->tokens = bench_alloc(s->n_texts, sizeof *x->tokens);
+}
+
+static void close_subject(subject *x)
+{
+    tl_session_close(&x->session);
+    tl_kvtile_close(&x->kvtile);
+    free(x->filter.a);
+    free(x->filter.b);
+    free(x->kl);
+    free(x->nll);
+    free(x->tokens);
+}
+
+/* ---- one text through one subject ---- */
+
+static double log_sum(const float *x, size_t n, int32_t *top)
+{
+    size_t best = 0;
+    double sum = 0.0;
+    for (size_t i = 1; i < n; i++)
+        if (x[i] > x[best])
+            best = i;
+    for (size_t i = 0; i < n; i++)
+        sum += exp((double)x[i] - (double)x[best]);
+    *top = (int32_t)best;
+    return (double)x[best] + log(sum);
+}
+
+static double divergence(const float *p, double p_sum, const float *q, double q_sum, size_t n)
+{
+    double kl = 0.0;
+    for (size_t i = 0; i < n; i++) {
+        double lp = (double)p[i] - p_sum, lq = (double)q[i] - q_sum;
+        kl += exp(lp) * (lp - lq);
+    }
+    return kl;
+}
+
+static void run_text(setup *s, subject *x, size_t text, bool is_reference)
+{
+    const tl_text *t = &s->texts[text];
+    size_t n = t->n_tokens - 1; /* the last token is predicted, never fed */
+    size_t prompt = x->method->cut[0] == '2' ? n : x->method->cut[0] == 'p' ? n / 2 : 0;
+    tl_error err;
+    if (x->filter.inner.ops->clear(x->filter.inner.self))
+        bench_fail(1, "clear: %s", x->filter.inner.ops->error(x->filter.inner.self));
+    x->session.position = 0;
+    for (size_t at = 0, m; at < n; at += m) {
+        m = at >= prompt ? 1 : prompt - at < CHUNK ? prompt - at : CHUNK;
+        float *logits = is_reference ? s->reference + at * s->vocab : s->logits;
+        require(tl_forward(&x->session, t->tokens + at, m, logits, m, &err), &err);
+        for (size_t i = 0; i < m; i++) {
+            const float *row = logits + i * s->vocab;
+            double sum = log_sum(row, s->vocab, &s->top[at + i]);
+            if (is_reference) {
+                s->reference_sum[at + i] = sum;
+                s->reference_top[at + i] = s->top[at + i];
+            } else {
+                x->kl[text] += divergence(s->reference + (at + i) * s->vocab,
+                                          s->reference_sum[at + i], row, sum, s->vocab);
+            }
+            x->nll[text] += sum - (double)row[t->tokens[at + i + 1]];
+            x->same_top += s->top[at + i] == s->reference_top[at + i];
+        }
+    }
+    x->tokens[text] = (double)n;
+    for (size_t i = 0; i < t->n_recalls; i++) {
+        bool hit = true;
+        for (size_t j = t->recalls[i].begin; j < t->recalls[i].end; j++)
+            hit = hit && s->top[j - 1] == t->tokens[j];
+        x->hits += hit;
+    }
+}
+
+/* ---- statistics over texts ---- */
+
+static double sum_of(const double *x, size_t n)
+{
+    double sum = 0.0;
+    for (size_t i = 0; i < n; i++)
+        sum += x[i];
+    return sum;
+}
+
+/* sum(a) / sum(b) and its jackknife standard error. */
+static double quotient(const double *a, const double *b, size_t n, double *error)
+{
+    double sa = sum_of(a, n), sb = sum_of(b, n), mean = 0.0, squares = 0.0;
+    *error = NAN;
+    if (n > 1) {
+        for (size_t i = 0; i < n; i++)
+            mean += (sa - a[i]) / (sb - b[i]) / (double)n;
+        for (size_t i = 0; i < n; i++) {
+            double d = (sa - a[i]) / (sb - b[i]) - mean;
+            squares += d * d;
+        }
+        *error = sqrt(squares * (double)(n - 1) / (double)n);
+    }
+    return sa / sb;
+}
+
+/* ---- texts and biases ---- */
+
+static void load_texts(setup *s)
+{
+    const bench_options *o = s->options;
+    tl_error err;
+    if (!o->text) {
+        s->n_texts = o->stories;
+        s->texts = bench_alloc(s->n_texts, sizeof *s->texts);
+        for (size_t i = 0; i < s->n_texts; i++)
+            require(tl_text_story(&s->texts[i], s->tokenizer, HELD_OUT + o->seed * 100000 + i,
+                                  s->max_tokens, &err),
+                    &err);
+    } else {
+        uint8_t *bytes;
+        int32_t *tokens;
+        size_t n_bytes, n_tokens;
+        require(tl_read_file(o->text, &bytes, &n_bytes, &err), &err);
+        require(tl_encode(s->tokenizer, (const char *)bytes, n_bytes, true, &tokens, NULL,
+                          &n_tokens, &err),
+                &err);
+        free(bytes);
+        /* Pieces of a full context, each an independent text; a short rest is dropped. */
+        size_t pieces = (n_tokens + s->max_tokens - 1) / s->max_tokens;
+        if (pieces > o->stories)
+            pieces = o->stories;
+        s->texts = bench_alloc(pieces, sizeof *s->texts);
+        for (size_t i = 0; i < pieces; i++) {
+            size_t n = n_tokens - i * s->max_tokens;
+            n = n < s->max_tokens ? n : s->max_tokens;
+            if (i > 0 && n < s->max_tokens / 2)
+                break;
+            s->texts[i].tokens = bench_alloc(n, sizeof *tokens);
+            memcpy(s->texts[i].tokens, tokens + i * s->max_tokens, n * sizeof *tokens);
+            s->texts[i].n_tokens = n;
+            s->n_texts++;
+        }
+        free(tokens);
+    }
+    for (size_t i = 0; i < s->n_texts; i++) {
+        if (s->texts[i].n_tokens < 2)
+            bench_fail(1, "text %zu has no two tokens", i);
+        s->asked += (double)s->texts[i].n_recalls;
+    }
+}
+
+/*
+ * For each offset a bias for every layer and channel: on a few channels of every head the offset
+ * times the channel's deviation over the first texts, either sign; else zero.
+ */
+static void make_biases(setup *s)
+{
+    const tl_config *c = &s->model.config;
+    size_t n = (size_t)c->n_layers * c->kv_dim;
+    size_t few = c->head_dim * BIASED_OF_64 / 64;
+    subject x;
+    memset(&x, 0, sizeof x);
+    open_subject(s, &x, &methods[M_F32], 0.0, NULL);
+    x.filter.sum = bench_alloc(n, sizeof *x.filter.sum);
+    x.filter.sum2 = bench_alloc(n, sizeof *x.filter.sum2);
+    for (size_t i = 0; i < s->n_texts && i < 2; i++)
+        run_text(s, &x, i, true);
+
+    if (few == 0)
+        few = 1;
+    s->bias = bench_alloc(s->options->n_offsets, sizeof *s->bias);
+    for (size_t v = 0; v < s->options->n_offsets; v++) {
+        bench_random random;
+        bench_random_seed(&random, s->options->seed + 3); /* the same channels in all variants */
+        s->bias[v] = bench_alloc(n, sizeof *s->bias[v]);
+        for (size_t head = 0; head < n; head += c->head_dim) {
+            for (size_t i = 0; i < few; i++) {
+                uint64_t bits = bench_random_bits(&random);
+                size_t part = c->head_dim / few, at = head + i * part + (size_t)(bits >> 1) % part;
+                double mean = x.filter.sum[at] / (double)x.filter.seen;
+                double square = x.filter.sum2[at] / (double)x.filter.seen - mean * mean;
+                double value = s->options->offsets[v] * sqrt(fmax(square, 0.0));
+                s->bias[v][at] = (float)(bits & 1 ? value : -value);
+            }
+        }
+    }
+    free(x.filter.sum2);
+    free(x.filter.sum);
+    close_subject(&x);
+}
+
+/* ---- report ---- */
+
+static int report(setup *s, const subject *row, const subject *x, const subject *reference)
+{
+    const bench_options *o = s->options;
+    const tl_config *c = &s->model.config;
+    size_t n = s->n_texts;
+    bench_case shape;
+    bench_record r;
+    memset(&shape, 0, sizeof shape);
+    shape.q_heads = c->n_heads;
+    shape.kv_heads = c->n_kv_heads;
+    shape.k_dim = shape.v_dim = c->head_dim;
+    shape.threads = o->threads[0];
+    shape.ctx = s->max_tokens;
+
+    double tokens = sum_of(x->tokens, n), kl_se, r1_se, r2_se;
+    double kl = quotient(x->kl, x->tokens, n, &kl_se);
+    double vs_r1 = quotient(x->kl, row[M_R1].kl, n, &r1_se);
+    double vs_r2 = quotient(x->kl, row[M_R2].kl, n, &r2_se);
+    double nll = sum_of(x->nll, n) / tokens, nll_reference = sum_of(reference->nll, n) / tokens;
+
+    /* The bars are i8's, as a conversation appends. */
+    char bar[64];
+    double limit = x->bias == 0.0 ? 1.1 : 0.25, limit_r2 = x->bias == 0.0 ? 1.0 : INFINITY;
+    bool has_bar = x->method == &methods[M_I8];
+    bool pass = vs_r1 <= limit && vs_r2 <= limit_r2;
+    bool clear = fabs(vs_r1 - limit) > 2.0 * r1_se &&
+                 (isinf(limit_r2) || fabs(vs_r2 - limit_r2) > 2.0 * r2_se);
+    if (x->bias == 0.0)
+        snprintf(bar, sizeof bar, "/R1 <= 1.1, /R2 <= 1");
+    else
+        snprintf(bar, sizeof bar, "/R1 <= 0.25");
+
+    bench_record_begin(&r, "fidelity", kvt_cache_isa(x->kvtile.cache), x->method->type_name,
+                       x->method->type_name, &shape);
+    bench_record_no_time(&r, x->method->quantize_kv
+                                 ? 8.5 / 8.0 * 2.0 * c->kv_dim * c->n_layers * (double)shape.ctx
+                                 : kvt_cache_bytes_per_token(x->kvtile.cache) * (double)shape.ctx);
+    bench_record_text(&r, "data", o->text ? "text" : "stories");
+    bench_record_text(&r, "method", x->method->name);
+    bench_record_text(&r, "cut", x->method->cut);
+    bench_record_number(&r, "key_bias", x->bias);
+    bench_record_number(&r, "kl", 1e4 * kl); /* of 1e-4 nats */
+    bench_record_number(&r, "kl_se", 1e4 * kl_se);
+    bench_record_number(&r, "perplexity", exp(nll));
+    bench_record_number(&r, "perplexity_change", 100.0 * expm1(nll - nll_reference));
+    bench_record_number(&r, "same_top", 100.0 * x->same_top / tokens);
+    bench_record_number(&r, "recall", s->asked > 0 ? 100.0 * x->hits / s->asked : NAN);
+    bench_record_number(&r, "recall_reference",
+                        s->asked > 0 ? 100.0 * reference->hits / s->asked : NAN);
+    bench_record_number(&r, "kl_vs_r1", x->kvtile.cache && x->method->type == KVT_TYPE_I8 ? vs_r1 : NAN);
+    bench_record_number(&r, "kl_vs_r1_se", x->method->type == KVT_TYPE_I8 ? r1_se : NAN);
+    bench_record_number(&r, "kl_vs_r2", x->method->type == KVT_TYPE_I8 ? vs_r2 : NAN);
+    bench_record_number(&r, "kl_vs_r2_se", x->method->type == KVT_TYPE_I8 ? r2_se : NAN);
+    bench_record_integer(&r, "texts", n);
+    bench_record_integer(&r, "predictions", (uint64_t)tokens);
+    bench_record_text(&r, "bar", has_bar ? bar : NULL);
+    bench_record_text(&r, "pass",
+                      !has_bar ? NULL : clear ? (pass ? "yes" : "no") : pass ? "yes?" : "no?");
+    bench_record_end(&r, o, false);
+    bench_emit(o, &r, columns, N_COLUMNS);
+    return has_bar && !pass;
+}
+
+static void progress(const char *what, size_t i, size_t n)
+{
+    if (isatty(fileno(stderr)))
+        fprintf(stderr, "\r%s %zu of %zu%s", what, i, n, i == n ? "\r\033[K" : " ");
+}
+
+int bench_fidelity_model(const bench_options *options)
+{
+    setup s;
+    tl_error err;
+    int failed = 0;
+    memset(&s, 0, sizeof s);
+    s.options = options;
+    require(tl_model_load(&s.model, options->model, &err), &err);
+    const tl_config *c = &s.model.config;
+    s.vocab = c->vocab_size;
+    s.tokenizer = tl_tokenizer_load(options->tokenizer, c->vocab_size, &err);
+    require(s.tokenizer ? 0 : -1, &err);
+    s.work = tl_work_create(options->threads[0]);
+    if (!s.work)
+        bench_fail(1, "cannot start %u threads", options->threads[0]);
+    s.max_tokens = c->seq_len;
+    if (options->n_ctx && options->ctx[0] < s.max_tokens)
+        s.max_tokens = (size_t)options->ctx[0];
+    if (s.max_tokens < 2)
+        bench_fail(2, "--ctx: a text needs two tokens at least");
+    load_texts(&s);
+    s.reference = bench_alloc(s.max_tokens * s.vocab, sizeof *s.reference);
+    s.reference_sum = bench_alloc(s.max_tokens, sizeof *s.reference_sum);
+    s.reference_top = bench_alloc(s.max_tokens, sizeof *s.reference_top);
+    s.logits = bench_alloc(CHUNK * s.vocab, sizeof *s.logits);
+    s.top = bench_alloc(s.max_tokens, sizeof *s.top);
+    make_biases(&s);
+
+    size_t n_variants = options->n_offsets, n = n_variants * N_METHODS;
+    subject reference, *rows = bench_alloc(n, sizeof *rows);
+    memset(&reference, 0, sizeof reference);
+    open_subject(&s, &reference, &methods[M_F32], 0.0, NULL);
+    for (size_t i = 0; i < n; i++)
+        open_subject(&s, &rows[i], &methods[i % N_METHODS], options->offsets[i / N_METHODS],
+                     options->offsets[i / N_METHODS] == 0.0 ? NULL : s.bias[i / N_METHODS]);
+
+    bench_table_begin(options, "fidelity: predictions of a model against those with an f32 cache",
+                      columns, N_COLUMNS);
+    for (size_t t = 0; t < s.n_texts; t++) {
+        run_text(&s, &reference, t, true);
+        for (size_t i = 0; i < n; i++) {
+            progress("text and cache", t * n + i, s.n_texts * n);
+            run_text(&s, &rows[i], t, false);
+        }
+    }
+    progress("text and cache", s.n_texts * n, s.n_texts * n);
+    for (size_t i = 0; i < n; i++)
+        failed |= report(&s, &rows[i - i % N_METHODS], &rows[i], &reference);
+    bench_note(options,
+               "%zu texts, %.0f predictions, %.0f questions (f32 answers %.1f %%). KL in 1e-4 nats "
+               "against the f32 cache without bias, +- one\n"
+               "standard error over texts (of a quotient: jackknife). bias: added to a few channels "
+               "of every key, in deviations of the channel;\n"
+               "f32 with a bias shows that the exact output stays. R1: K and V through q8_0; R2: q, "
+               "too. pass with a question mark:\n"
+               "closer to the bar than two standard errors.",
+               s.n_texts, sum_of(reference.tokens, s.n_texts), s.asked,
+               s.asked > 0 ? 100.0 * reference.hits / s.asked : NAN);
+
+    for (size_t i = 0; i < n; i++)
+        close_subject(&rows[i]);
+    close_subject(&reference);
+    free(rows);
+    for (size_t i = 0; i < n_variants; i++)
+        free(s.bias[i]);
+    free(s.bias);
+    free(s.top);
+    free(s.logits);
+    free(s.reference_top);
+    free(s.reference_sum);
+    free(s.reference);
+    for (size_t i = 0; i < s.n_texts; i++)
+        tl_text_free(&s.texts[i]);
+    free(s.texts);
+    tl_work_destroy(s.work);
+    tl_tokenizer_free(s.tokenizer);
+    tl_model_free(&s.model);
+    return failed;
+}

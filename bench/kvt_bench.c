@@ -1,0 +1,466 @@
+/*
+ * kvt-bench: the command line. Every flag knows the commands it belongs to; anything it cannot
+ * make sense of is named on stderr and the exit code is 2.
+ */
+#include "bench.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+enum { DECODE = 1, APPEND = 2, SNAPSHOT = 4, FIDELITY = 8, ALL = 15 };
+
+static const char usage[] =
+    "kvt-bench COMMAND [FLAGS]\n"
+    "\n"
+    "  decode    attention of one token over a long context, beside the read bandwidth\n"
+    "  append    keys and values into the cache, beside memcpy\n"
+    "  snapshot  save and load, beside memcpy, fwrite and fread\n"
+    "  fidelity  what quantization costs, beside ggml-style q8_0: on random tokens, or with\n"
+    "            --model on a real model\n"
+    "\n"
+    "LIST is one value or several with commas between them; every combination is run.\n"
+    "  --k LIST, --v LIST  storage types: f32, f16, i8 (default i8; --v: as K)   not fidelity\n"
+    "  --heads LIST        query:kv heads, e.g. 32:8,32:32                 (default 32:8)\n"
+    "  --dim LIST          head dims, or K:V dims, e.g. 128,576:512        (default 128)\n"
+    "  --ctx LIST          tokens, also as 32k                             (default 32k;\n"
+    "                      append, snapshot 4k; fidelity 2k)\n"
+    "  --threads LIST      (default 1)\n"
+    "  --isa LIST          kernels by name, or all                         (default: the widest)\n"
+    "  --layers N          layers of the cache     (default: enough for 4 times the last-level\n"
+    "                      cache)                                          not fidelity\n"
+    "  --runs N            pairs of measurements, 9 or more                (default 15)\n"
+    "  --llc-mib N         size of the last-level cache                    (default: as reported)\n"
+    "  --seed N            of all random numbers                           (default 1)\n"
+    "  --json              one JSON object a line\n"
+    "  --quick             one pair on a small cache: shows that it runs, measures nothing\n"
+    "append:\n"
+    "  --tokens LIST       tokens a call, 1 to 512                         (default 1,512)\n"
+    "  --dtype LIST        of the input: f32, f16, bf16                    (default f32)\n"
+    "snapshot:\n"
+    "  --dir PATH          where files go for the time being               (default $TMPDIR, /tmp)\n"
+    "fidelity:\n"
+    "  --offset LIST       added to some K channels, in their deviations, 0 is plain\n"
+    "                      (default 0,10,30,120; with --model 0,30,120)\n"
+    "  --model FILE --tokenizer FILE   a llama2.c or tinylm model; heads and dims are its own\n"
+    "  --text FILE         score this text, not generated stories\n"
+    "  --stories N         stories, or at most so many pieces of the text  (default 12)\n"
+    "\n"
+    "Exit code: 0 done, 1 a call, a check or a bar failed, 2 the command line is wrong.\n";
+
+/* ---- values ---- */
+
+/* A number with an optional k (1024); nothing else around it. */
+static uint64_t parse_count(const char *flag, const char *text, uint64_t least, uint64_t most)
+{
+    char *end = NULL;
+    unsigned long long n = 0;
+    errno = 0;
+    if (isdigit((unsigned char)text[0]))
+        n = strtoull(text, &end, 10);
+    bool sound = end && end != text && errno == 0;
+    if (sound && (*end == 'k' || *end == 'K') && n <= most / 1024) {
+        n *= 1024;
+        end++;
+    }
+    if (!sound || *end != 0 || n < least || n > most)
+        bench_fail(2, "%s: %s is not a number from %llu to %llu", flag, text,
+                   (unsigned long long)least, (unsigned long long)most);
+    return n;
+}
+
+/* a:b, or one number for both where `single` allows it. */
+static bench_pair parse_pair(const char *flag, const char *text, uint64_t most, bool single)
+{
+    char first[32];
+    const char *colon = strchr(text, ':');
+    bench_pair p;
+    if (!colon && single) {
+        p.first = p.second = (uint32_t)parse_count(flag, text, 1, most);
+        return p;
+    }
+    if (!colon || (size_t)(colon - text) >= sizeof first)
+        bench_fail(2, "%s: %s is not of the form 32:8", flag, text);
+    memcpy(first, text, (size_t)(colon - text));
+    first[colon - text] = 0;
+    p.first = (uint32_t)parse_count(flag, first, 1, most);
+    p.second = (uint32_t)parse_count(flag, colon + 1, 1, most);
+    return p;
+}
+
+static kvt_type parse_type(const char *flag, const char *text)
+{
+    static const kvt_type types[] = {KVT_TYPE_F32, KVT_TYPE_F16, KVT_TYPE_I8};
+    for (size_t i = 0; i < sizeof types / sizeof types[0]; i++)
+        if (!strcmp(text, bench_type_name(types[i])))
+            return types[i];
+    bench_fail(2, "%s: %s is not a type: f32, f16 or i8", flag, text);
+}
+
+static kvt_dtype parse_dtype(const char *flag, const char *text)
+{
+    static const kvt_dtype types[] = {KVT_F32, KVT_F16, KVT_BF16};
+    for (size_t i = 0; i < sizeof types / sizeof types[0]; i++)
+        if (!strcmp(text, bench_dtype_name(types[i])))
+            return types[i];
+    bench_fail(2, "%s: %s is not f32, f16 or bf16", flag, text);
+}
+
+static const char *parse_isa(const char *flag, const char *text)
+{
+    char names[256] = "";
+    for (uint32_t i = 0; kvt_isa_name(i); i++) {
+        if (!strcmp(kvt_isa_name(i), text))
+            return kvt_isa_name(i);
+        size_t n = strlen(names);
+        snprintf(names + n, sizeof names - n, "%s%s", i ? ", " : "", kvt_isa_name(i));
+    }
+    bench_fail(2, "%s: no %s kernels here; there are: %s", flag, text, names);
+}
+
+static double parse_offset(const char *flag, const char *text)
+{
+    char *end;
+    double x = strtod(text, &end);
+    if (end == text || *end != 0 || !isfinite(x) || x < 0.0 || x > 1e4)
+        bench_fail(2, "%s: %s is not a number from 0 to 10000", flag, text);
+    return x;
+}
+
+/* ---- flags ---- */
+
+/* One list item into the options. i: its place in the list. */
+static void set_k(bench_options *o, size_t i, const char *f, const char *x)
+{
+    o->k_types[i] = parse_type(f, x);
+    o->n_k_types = i + 1;
+}
+static void set_v(bench_options *o, size_t i, const char *f, const char *x)
+{
+    o->v_types[i] = parse_type(f, x);
+    o->n_v_types = i + 1;
+}
+static void set_heads(bench_options *o, size_t i, const char *f, const char *x)
+{
+    bench_pair p = parse_pair(f, x, KVT_MAX_HEADS, false);
+    if (p.first % p.second)
+        bench_fail(2, "%s: %u query heads are no multiple of %u kv heads", f, p.first, p.second);
+    o->heads[i] = p;
+    o->n_heads = i + 1;
+}
+static void set_dim(bench_options *o, size_t i, const char *f, const char *x)
+{
+    bench_pair p = parse_pair(f, x, KVT_MAX_DIM, true);
+    if (p.first % 8 || p.second % 8)
+        bench_fail(2, "%s: %s: a dim is a multiple of 8", f, x);
+    o->dims[i] = p;
+    o->n_dims = i + 1;
+}
+static void set_ctx(bench_options *o, size_t i, const char *f, const char *x)
+{
+    o->ctx[i] = parse_count(f, x, 1, KVT_MAX_TOKENS / 2);
+    o->n_ctx = i + 1;
+}
+static void set_threads(bench_options *o, size_t i, const char *f, const char *x)
+{
+    o->threads[i] = (uint32_t)parse_count(f, x, 1, KVT_MAX_THREADS);
+    o->n_threads = i + 1;
+}
+static void set_isa(bench_options *o, size_t i, const char *f, const char *x)
+{
+    if (!strcmp(x, "all")) {
+        for (uint32_t n = 0; kvt_isa_name(n) && i < BENCH_LIST; n++)
+            o->isas[i++] = kvt_isa_name(n);
+        o->n_isas = i;
+        return;
+    }
+    o->isas[i] = parse_isa(f, x);
+    o->n_isas = i + 1;
+}
+static void set_layers(bench_options *o, size_t i, const char *f, const char *x)
+{
+    (void)i;
+    o->layers = (size_t)parse_count(f, x, 1, KVT_MAX_LAYERS);
+}
+static void set_runs(bench_options *o, size_t i, const char *f, const char *x)
+{
+    (void)i;
+    o->runs = (size_t)parse_count(f, x, 9, 100000);
+}
+static void set_llc(bench_options *o, size_t i, const char *f, const char *x)
+{
+    (void)i;
+    o->llc_bytes = parse_count(f, x, 1, 1 << 20) << 20;
+}
+static void set_seed(bench_options *o, size_t i, const char *f, const char *x)
+{
+    (void)i;
+    o->seed = parse_count(f, x, 0, UINT32_MAX);
+}
+static void set_tokens(bench_options *o, size_t i, const char *f, const char *x)
+{
+    o->tokens[i] = parse_count(f, x, 1, 512);
+    o->n_tokens = i + 1;
+}
+static void set_dtype(bench_options *o, size_t i, const char *f, const char *x)
+{
+    o->dtypes[i] = parse_dtype(f, x);
+    o->n_dtypes = i + 1;
+}
+static void set_offset(bench_options *o, size_t i, const char *f, const char *x)
+{
+    o->offsets[i] = parse_offset(f, x);
+    o->n_offsets = i + 1;
+}
+static void set_stories(bench_options *o, size_t i, const char *f, const char *x)
+{
+    (void)i;
+    o->stories = (size_t)parse_count(f, x, 1, 10000);
+}
+static void set_json(bench_options *o, size_t i, const char *f, const char *x)
+{
+    (void)i, (void)f, (void)x;
+    o->json = true;
+}
+static void set_quick(bench_options *o, size_t i, const char *f, const char *x)
+{
+    (void)i, (void)f, (void)x;
+    o->quick = true;
+}
+static void set_dir(bench_options *o, size_t i, const char *f, const char *x)
+{
+    (void)i, (void)f;
+    o->dir = x;
+}
+static void set_model(bench_options *o, size_t i, const char *f, const char *x)
+{
+    (void)i, (void)f;
+    o->model = x;
+}
+static void set_tokenizer(bench_options *o, size_t i, const char *f, const char *x)
+{
+    (void)i, (void)f;
+    o->tokenizer = x;
+}
+static void set_text(bench_options *o, size_t i, const char *f, const char *x)
+{
+    (void)i, (void)f;
+    o->text = x;
+}
+
+typedef enum flag_kind { SWITCH, ONE, LIST } flag_kind;
+
+static const struct flag {
+    const char *name;
+    flag_kind kind;
+    int commands;
+    bool random_only; /* contradicts --model */
+    void (*set)(bench_options *o, size_t i, const char *flag, const char *value);
+} flags[] = {
+    {"--k", LIST, DECODE | APPEND | SNAPSHOT, false, set_k},
+    {"--v", LIST, DECODE | APPEND | SNAPSHOT, false, set_v},
+    {"--heads", LIST, ALL, true, set_heads},
+    {"--dim", LIST, ALL, true, set_dim},
+    {"--ctx", LIST, ALL, false, set_ctx},
+    {"--threads", LIST, ALL, false, set_threads},
+    {"--isa", LIST, ALL, true, set_isa},
+    {"--layers", ONE, DECODE | APPEND | SNAPSHOT, false, set_layers},
+    {"--runs", ONE, DECODE | APPEND | SNAPSHOT, false, set_runs},
+    {"--llc-mib", ONE, DECODE | APPEND | SNAPSHOT, false, set_llc},
+    {"--seed", ONE, ALL, false, set_seed},
+    {"--json", SWITCH, ALL, false, set_json},
+    {"--quick", SWITCH, ALL, false, set_quick},
+    {"--tokens", LIST, APPEND, false, set_tokens},
+    {"--dtype", LIST, APPEND, false, set_dtype},
+    {"--dir", ONE, SNAPSHOT, false, set_dir},
+    {"--offset", LIST, FIDELITY, false, set_offset},
+    {"--model", ONE, FIDELITY, false, set_model},
+    {"--tokenizer", ONE, FIDELITY, false, set_tokenizer},
+    {"--text", ONE, FIDELITY, false, set_text},
+    {"--stories", ONE, FIDELITY, false, set_stories},
+};
+enum { N_FLAGS = sizeof flags / sizeof flags[0] };
+
+static void set_list(bench_options *o, const struct flag *flag, char *value)
+{
+    size_t i = 0;
+    for (char *item = value; item; i++) {
+        char *comma = strchr(item, ',');
+        if (comma)
+            *comma = 0;
+        if (*item == 0)
+            bench_fail(2, "%s: an empty item in the list", flag->name);
+        if (i == BENCH_LIST)
+            bench_fail(2, "%s: more than %d items", flag->name, BENCH_LIST);
+        flag->set(o, i, flag->name, item);
+        item = comma ? comma + 1 : NULL;
+    }
+}
+
+/* argv[2..]; --flag value and --flag=value both work. */
+static void parse_flags(bench_options *o, int command, const char *command_name, int argc,
+                        char **argv)
+{
+    bool seen[N_FLAGS] = {false};
+    for (int i = 2; i < argc; i++) {
+        char *name = argv[i], *value = strchr(name, '=');
+        size_t f = 0;
+        if (value)
+            *value++ = 0;
+        while (f < N_FLAGS && strcmp(flags[f].name, name) != 0)
+            f++;
+        if (f == N_FLAGS)
+            bench_fail(2, "%s is not a flag; see kvt-bench --help", name);
+        if (!(flags[f].commands & command))
+            bench_fail(2, "%s does not go with %s", name, command_name);
+        if (seen[f])
+            bench_fail(2, "%s is given twice", name);
+        seen[f] = true;
+        if (flags[f].kind == SWITCH) {
+            if (value)
+                bench_fail(2, "%s takes no value", name);
+            flags[f].set(o, 0, name, NULL);
+            continue;
+        }
+        if (!value && ++i < argc)
+            value = argv[i];
+        if (!value || *value == 0)
+            bench_fail(2, "%s needs a value", name);
+        if (flags[f].kind == LIST)
+            set_list(o, &flags[f], value);
+        else
+            flags[f].set(o, 0, name, value);
+    }
+    if (!o->model != !o->tokenizer)
+        bench_fail(2, "--model and --tokenizer go together");
+    if (o->text && !o->model)
+        bench_fail(2, "--text needs --model");
+    for (size_t f = 0; f < N_FLAGS && o->model; f++)
+        if (seen[f] && flags[f].random_only)
+            bench_fail(2, "%s does not go with --model, which has its own", flags[f].name);
+    if (o->model && (o->n_ctx > 1 || o->n_threads > 1))
+        bench_fail(2, "--model: one --ctx and one --threads");
+}
+
+/* What was not given. */
+static void set_defaults(bench_options *o, int command)
+{
+    const char *tmp = getenv("TMPDIR");
+    if (o->n_k_types == 0)
+        o->k_types[o->n_k_types++] = o->n_v_types == 0 ? KVT_TYPE_I8 : o->v_types[0];
+    if (o->n_heads == 0) {
+        o->heads[o->n_heads++] = (bench_pair){32, 8};
+        if (command == FIDELITY) {
+            o->heads[0] = (bench_pair){8, 8};
+            o->heads[o->n_heads++] = (bench_pair){8, 2};
+        }
+    }
+    if (o->n_dims == 0) {
+        o->dims[o->n_dims++] = (bench_pair){128, 128};
+        if (command == FIDELITY) {
+            o->dims[0] = (bench_pair){64, 64};
+            o->dims[o->n_dims++] = (bench_pair){128, 128};
+            o->dims[o->n_dims++] = (bench_pair){256, 256};
+        }
+    }
+    if (o->n_ctx == 0 && !o->model)
+        o->ctx[o->n_ctx++] = o->quick              ? 512
+                             : command == FIDELITY ? 2048
+                             : command == DECODE   ? 32768
+                                                   : 4096;
+    if (o->n_threads == 0)
+        o->threads[o->n_threads++] = 1;
+    if (o->n_isas == 0)
+        o->isas[o->n_isas++] = NULL;
+    if (o->n_tokens == 0) {
+        o->tokens[o->n_tokens++] = 1;
+        o->tokens[o->n_tokens++] = 512;
+    }
+    if (o->n_dtypes == 0)
+        o->dtypes[o->n_dtypes++] = KVT_F32;
+    if (o->n_offsets == 0) {
+        o->offsets[o->n_offsets++] = 0.0;
+        if (!o->model)
+            o->offsets[o->n_offsets++] = 10.0;
+        o->offsets[o->n_offsets++] = 30.0;
+        o->offsets[o->n_offsets++] = 120.0;
+    }
+    if (o->runs == 0)
+        o->runs = 15;
+    if (o->quick)
+        o->runs = 1;
+    if (o->stories == 0)
+        o->stories = o->quick ? 1 : 12;
+    if (o->llc_bytes == 0)
+        o->llc_bytes = bench_llc_bytes();
+    if (!o->dir)
+        o->dir = tmp && *tmp ? tmp : "/tmp";
+}
+
+int bench_each_case(const bench_options *o, int (*run)(const bench_options *o, const bench_case *c))
+{
+    size_t n_v = o->n_v_types ? o->n_v_types : 1;
+    size_t counts[] = {o->n_isas, o->n_threads, o->n_k_types, n_v, o->n_dims, o->n_heads, o->n_ctx};
+    enum { AXES = sizeof counts / sizeof counts[0] };
+    size_t at[AXES] = {0};
+    int result = 0;
+    for (;;) {
+        bench_case c;
+        memset(&c, 0, sizeof c);
+        c.isa = o->isas[at[0]];
+        c.threads = o->threads[at[1]];
+        c.k_type = o->k_types[at[2]];
+        c.v_type = o->n_v_types ? o->v_types[at[3]] : c.k_type;
+        c.k_dim = o->dims[at[4]].first;
+        c.v_dim = o->dims[at[4]].second;
+        c.q_heads = o->heads[at[5]].first;
+        c.kv_heads = o->heads[at[5]].second;
+        c.ctx = o->ctx[at[6]];
+        int code = run(o, &c);
+        if (code > result)
+            result = code;
+        size_t axis = AXES;
+        while (axis > 0 && ++at[axis - 1] == counts[axis - 1])
+            at[--axis] = 0;
+        if (axis == 0)
+            return result;
+    }
+}
+
+int main(int argc, char **argv)
+{
+    static const struct {
+        const char *name;
+        int bit;
+        int (*run)(const bench_options *options);
+    } commands[] = {{"decode", DECODE, bench_decode},
+                    {"append", APPEND, bench_append},
+                    {"snapshot", SNAPSHOT, bench_snapshot},
+                    {"fidelity", FIDELITY, bench_fidelity}};
+    static bench_options options;
+    for (int i = 1; i < argc; i++) {
+        if (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h") ||
+            (i == 1 && !strcmp(argv[i], "help"))) {
+            fputs(usage, stdout);
+            return 0;
+        }
+    }
+    if (argc < 2) {
+        fputs(usage, stderr);
+        return 2;
+    }
+    options.seed = 1;
+    for (size_t i = 0; i < sizeof commands / sizeof commands[0]; i++) {
+        if (strcmp(argv[1], commands[i].name) != 0)
+            continue;
+        parse_flags(&options, commands[i].bit, commands[i].name, argc, argv);
+        set_defaults(&options, commands[i].bit);
+        int result = commands[i].run(&options);
+        if (fflush(stdout) != 0 || ferror(stdout))
+            bench_fail(1, "cannot write the results");
+        return result;
+    }
+    bench_fail(2, "%s is not a command: decode, append, snapshot or fidelity", argv[1]);
+}

@@ -1,0 +1,88 @@
+/* What the commands of the tinylm program share. */
+#ifndef TINYLM_APP_H
+#define TINYLM_APP_H
+
+#include "tinylm.h"
+
+enum { PREFILL_TOKENS = 256 }; /* a step while a prompt is read */
+
+/* Stories from here on are for evaluation: train.py never trains on them. */
+#define HELD_OUT_SEED (UINT64_C(1) << 40)
+
+typedef struct options {
+    const char *command, *program;
+    const char *model, *tokenizer;
+    const char *prompt, *save, *load, *text;
+    kvt_type k_type, v_type;
+    bool k_given, v_given, ids;
+    uint64_t seed;
+    uint64_t threads, n, stories, tokens, chunk;
+    double temperature, top_p;
+} options;
+
+/* Fill o from the command line; -1 with the cause in err. -h and --help set *help. */
+int options_parse(options *o, int argc, char **argv, bool *help, tl_error *err);
+void options_help(const char *command);
+const char *type_name(kvt_type type);
+
+/* Model, tokenizer and threads. */
+typedef struct engine {
+    tl_model model;
+    tl_tokenizer *tokenizer;
+    tl_work *work;
+} engine;
+
+int engine_open(engine *e, const options *o, tl_error *err);
+void engine_close(engine *e);
+
+/* A line of progress on stderr, overwritten in place on a terminal, else one in ten is shown. */
+void progress(const char *what, size_t done, size_t all);
+
+/* A conversation: the tokens so far and a session that holds all of them but perhaps the last. */
+typedef struct dialog {
+    const engine *engine;
+    tl_kvtile kv;
+    tl_session session;
+    tl_sampler sampler;
+    int32_t *tokens; /* [seq_len] */
+    size_t n_tokens;
+    float *logits;
+    uint32_t *order;
+    bool show_ids; /* print token ids, one a line, instead of text */
+    bool silent;
+} dialog;
+
+int dialog_open(dialog *d, const engine *e, const options *o, tl_error *err);
+void dialog_close(dialog *d);
+
+/* Take over a snapshot's tokens; the types come from it unless --k or --v name others. */
+int dialog_load(dialog *d, const char *path, tl_error *err);
+int dialog_save(dialog *d, const char *path, tl_error *err);
+
+/* Types of a snapshot, for options that leave them open. */
+int snapshot_types(options *o, tl_error *err);
+
+/*
+ * One turn: the prompt's tokens (none when it is NULL or empty) and n sampled ones, all of
+ * them in the cache afterwards. Ends early when the context is full or the model ends the text.
+ */
+int dialog_turn(dialog *d, const char *prompt, size_t n, tl_error *err);
+
+/* One row of the table that eval and demo print. */
+typedef struct table_row {
+    const char *name;
+    double bytes_per_token; /* measured at n_tokens */
+    const tl_score *score;
+    double snapshot_bytes, attend_tokens_per_s; /* 0: not measured */
+} table_row;
+
+/* Row 0 is the reference. */
+void table_print(const table_row *rows, size_t n);
+
+int cmd_generate(const options *o, tl_error *err);
+int cmd_chat(options *o, tl_error *err);
+int cmd_eval(const options *o, tl_error *err);
+int cmd_demo(const options *o, tl_error *err);
+int cmd_stories(const options *o, tl_error *err);
+
+#endif

@@ -1,0 +1,204 @@
+/* generate, chat, eval and stories. */
+#include "app.h"
+#include "stories.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const char *const default_prompt = "One morning, Anna and Tom went to the";
+
+int cmd_generate(const options *o, tl_error *err)
+{
+    engine e;
+    dialog d;
+    const char *prompt = o->prompt ? o->prompt : default_prompt;
+    if (engine_open(&e, o, err)) return -1;
+    int status = dialog_open(&d, &e, o, err);
+    if (status == 0) {
+        if (!o->ids) printf("%s", prompt);
+        status = dialog_turn(&d, prompt, (size_t)o->n, err);
+        if (!o->ids) printf("\n");
+        dialog_close(&d);
+    }
+    engine_close(&e);
+    return status;
+}
+
+/* ---- chat ---- */
+
+/* One line without its end; NULL at the end of the input. The caller frees it. */
+static char *read_line(FILE *f)
+{
+    size_t n = 0, cap = 0;
+    char *line = NULL;
+    for (;;) {
+        int c = getc(f);
+        if (c == EOF && n == 0) {
+            free(line);
+            return NULL;
+        }
+        if (n + 1 >= cap) {
+            char *p = realloc(line, cap = cap * 2 + 128);
+            if (!p) {
+                free(line);
+                return NULL;
+            }
+            line = p;
+        }
+        if (c == EOF || c == '\n') break;
+        line[n++] = (char)c;
+    }
+    line[n] = 0;
+    return line;
+}
+
+static int chat_turns(dialog *d, const options *o, tl_error *err)
+{
+    int status = 0;
+    if (o->prompt) {
+        status = dialog_turn(d, o->prompt, (size_t)o->n, err);
+        if (!o->ids) printf("\n");
+        return status;
+    }
+    char *line;
+    while (status == 0 && (line = read_line(stdin)) != NULL) {
+        status = dialog_turn(d, line, (size_t)o->n, err);
+        if (!o->ids) printf("\n");
+        fflush(stdout);
+        free(line);
+    }
+    return status;
+}
+
+int cmd_chat(options *o, tl_error *err)
+{
+    engine e;
+    dialog d;
+    if (o->load && snapshot_types(o, err)) return -1;
+    if (engine_open(&e, o, err)) return -1;
+    int status = dialog_open(&d, &e, o, err);
+    if (status == 0) {
+        if (o->load) status = dialog_load(&d, o->load, err);
+        if (status == 0) status = chat_turns(&d, o, err);
+        if (status == 0 && o->save) status = dialog_save(&d, o->save, err);
+        dialog_close(&d);
+    }
+    engine_close(&e);
+    return status;
+}
+
+/* ---- eval ---- */
+
+/* The text in windows of n_tokens, each with BOS in front; *n_texts of them. */
+static int cut_text(const engine *e, const char *path, size_t n_tokens, tl_text **texts,
+                    size_t *n_texts, tl_error *err)
+{
+    uint8_t *data;
+    size_t n_bytes, n = 0;
+    int32_t *tokens = NULL;
+    if (tl_read_file(path, &data, &n_bytes, err)) return -1;
+    int status = tl_encode(e->tokenizer, (const char *)data, n_bytes, false, &tokens, NULL, &n, err);
+    free(data);
+    if (status) return -1;
+    size_t each = n_tokens - 1, count = (n + each - 1) / each;
+    tl_text *all = calloc(count + 1, sizeof *all);
+    if (!all) goto fail;
+    for (size_t i = 0; i < count; i++) {
+        size_t m = n - i * each < each ? n - i * each : each;
+        all[i].tokens = malloc((m + 1) * sizeof *tokens);
+        if (!all[i].tokens) goto fail;
+        all[i].tokens[0] = TL_BOS;
+        memcpy(all[i].tokens + 1, tokens + i * each, m * sizeof *tokens);
+        all[i].n_tokens = m + 1;
+    }
+    free(tokens);
+    *texts = all;
+    *n_texts = count;
+    return 0;
+fail:
+    for (size_t i = 0; all && i < count; i++) tl_text_free(&all[i]);
+    free(all);
+    free(tokens);
+    return tl_fail(err, "no memory for the text");
+}
+
+static int eval_texts(const options *o, const engine *e, tl_error *err)
+{
+    size_t context = e->model.config.seq_len, n_tokens = o->tokens ? (size_t)o->tokens : context;
+    size_t n_texts = o->stories ? (size_t)o->stories : 4;
+    if (n_tokens > context)
+        return tl_fail(err, "--tokens: the model's context has %zu tokens", context);
+    tl_text *texts = NULL;
+    if (o->text && cut_text(e, o->text, n_tokens, &texts, &n_texts, err)) return -1;
+
+    size_t chunk = o->chunk ? (size_t)o->chunk : PREFILL_TOKENS, fed = 0;
+    tl_kvtile kv[2] = {{0}};
+    tl_session sessions[2] = {{0}};
+    tl_score scores[2] = {{.n = 0}};
+    double bytes_per_token[2];
+    const kvt_type types[2][2] = {{KVT_TYPE_F32, KVT_TYPE_F32}, {o->k_type, o->v_type}};
+    int status = -1;
+    for (int s = 0; s < 2; s++) {
+        if (tl_kvtile_open(&kv[s], &e->model, types[s][0], types[s][1], e->work, err)) goto done;
+        if (tl_session_open(&sessions[s], &e->model, tl_kvtile_store(&kv[s]), e->work, chunk, err))
+            goto done;
+    }
+    for (size_t i = 0; i < n_texts; i++) {
+        tl_text made = {0};
+        if (!texts && tl_text_story(&made, e->tokenizer, HELD_OUT_SEED + o->seed + i, n_tokens, err))
+            goto done;
+        const tl_text *t = texts ? &texts[i] : &made;
+        int failed = tl_score_text(sessions, scores, 2, t, chunk, err);
+        if (t->n_tokens > fed + 1) fed = t->n_tokens - 1;
+        tl_text_free(&made);
+        if (failed) goto done;
+        progress("evaluated", i + 1, n_texts);
+    }
+    if (scores[0].n == 0) {
+        tl_fail(err, "the text is too short");
+        goto done;
+    }
+    char name[32];
+    snprintf(name, sizeof name, "%s/%s", type_name(o->k_type), type_name(o->v_type));
+    /* The longest text's blocks are still held: clear keeps them. */
+    for (int s = 0; s < 2; s++)
+        bytes_per_token[s] = (double)kvt_cache_memory_bytes(kv[s].cache) / (double)fed;
+    table_row rows[2] = {{.name = "f32/f32", .bytes_per_token = bytes_per_token[0], .score = &scores[0]},
+                         {.name = name, .bytes_per_token = bytes_per_token[1], .score = &scores[1]}};
+    table_print(rows, 2);
+    status = 0;
+done:
+    for (int s = 0; s < 2; s++) {
+        tl_session_close(&sessions[s]);
+        tl_kvtile_close(&kv[s]);
+    }
+    for (size_t i = 0; texts && i < n_texts; i++) tl_text_free(&texts[i]);
+    free(texts);
+    return status;
+}
+
+int cmd_eval(const options *o, tl_error *err)
+{
+    engine e;
+    if (engine_open(&e, o, err)) return -1;
+    int status = eval_texts(o, &e, err);
+    engine_close(&e);
+    return status;
+}
+
+/* ---- stories ---- */
+
+int cmd_stories(const options *o, tl_error *err)
+{
+    uint64_t count = o->stories ? o->stories : 1;
+    for (uint64_t i = 0; i < count; i++) {
+        story s;
+        if (story_make(&s, o->seed + i, o->tokens ? (size_t)o->tokens : 512))
+            return tl_fail(err, "no memory for a story");
+        printf("%s%s\n", i ? "\n" : "", s.text);
+        story_free(&s);
+    }
+    return 0;
+}

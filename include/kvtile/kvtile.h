@@ -1,0 +1,644 @@
+/*
+ * kvtile: a quantized, tiled key/value cache for transformers.
+ *
+ * A cache (kvt_cache) fixes the geometry, the storage types and the limits. Sequences
+ * (kvt_seq) of a cache hold tokens. Tokens enter in steps: kvt_seq_begin reserves, kvt_append
+ * stores one layer's keys and values, kvt_attend attends over all tokens of that layer
+ * including the pending ones, kvt_seq_commit makes the step part of the sequence and
+ * kvt_seq_abort drops it. A sequence can be saved to a file or a stream and taken up again.
+ *
+ * Rules that hold for every call:
+ *  - It answers a kvt_status; results leave through out-pointers, written on success only.
+ *  - A call that fails leaves the cache and its sequences as they were.
+ *  - Nothing aborts, exits or prints. NULL where a pointer is required is KVT_ERR_ARG.
+ *  - A text that names the cause of the last failure is kept on the cache: kvt_cache_error.
+ *  - Threads: calls on different sequences of one cache may run at the same time. On one
+ *    sequence only calls that take it as const may, unless a comment says otherwise.
+ *  - The caller's floating-point rounding mode and flush-to-zero flags have no influence.
+ *
+ * What the stored bytes are is specified in docs/numerics.md, the file in docs/format.md.
+ */
+#ifndef KVTILE_KVTILE_H
+#define KVTILE_KVTILE_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define KVT_VERSION_MAJOR 0
+#define KVT_VERSION_MINOR 1
+#define KVT_VERSION_PATCH 0
+
+#if defined(KVT_STATIC)
+#define KVT_API
+#elif defined(_WIN32)
+#define KVT_API __declspec(dllimport)
+#else
+#define KVT_API __attribute__((visibility("default")))
+#endif
+
+/* Limits. A configuration beyond one of them is KVT_ERR_LIMIT. */
+#define KVT_MAX_DIM 1024          /* k_dim and v_dim; both are multiples of 8 */
+#define KVT_MAX_HEADS 1024        /* n_q_heads and n_kv_heads */
+#define KVT_MAX_LAYERS 1024       /* layers of all groups together */
+#define KVT_MAX_GROUPS 8          /* layer groups */
+#define KVT_MAX_TOKENS 1073741824 /* tokens of one sequence, 2^30 */
+#define KVT_MAX_FINGERPRINT 64    /* bytes */
+#define KVT_MAX_THREADS 256
+
+#define KVT_BLOCK_TOKENS 64  /* the unit of allocation and of the snapshot */
+#define KVT_RANGE_TOKENS 1024 /* the unit in which attention is merged: see kvt_attend */
+#define KVT_TOKEN_NONE (-1)  /* the token id of a token that was committed without one */
+
+/* ---- enums: values are pinned, they are part of the ABI and of the file format ---- */
+
+typedef enum kvt_status {
+    KVT_OK = 0,
+    KVT_ERR_ARG = 1,         /* an argument is NULL, out of range or contradicts another */
+    KVT_ERR_STATE = 2,       /* the call does not fit the state: no step, a step pending, ... */
+    KVT_ERR_VALUE = 3,       /* a number is not finite, or beyond what the type can store */
+    KVT_ERR_MEMORY = 4,      /* the allocator returned NULL */
+    KVT_ERR_BUDGET = 5,      /* the memory budget of the cache would be passed */
+    KVT_ERR_FULL = 6,        /* max_tokens of the sequence would be passed */
+    KVT_ERR_LIMIT = 7,       /* a size is beyond a KVT_MAX_ limit or overflows */
+    KVT_ERR_UNSUPPORTED = 8, /* this build or this CPU cannot do it */
+    KVT_ERR_IO = 9,          /* a file or stream could not be opened, read or written */
+    KVT_ERR_FORMAT = 10,     /* not a kvtile snapshot, or of a version this build cannot read */
+    KVT_ERR_CORRUPT = 11,    /* a snapshot is damaged: checksum, truncation, contradiction */
+    KVT_ERR_MISMATCH = 12    /* a sound snapshot of another model, geometry or storage type */
+} kvt_status;
+
+/* How K or V is stored. Bits per element at 128 dims, scales and offsets included. */
+typedef enum kvt_type {
+    KVT_TYPE_F32 = 0, /* 32 */
+    KVT_TYPE_F16 = 1, /* 16 */
+    KVT_TYPE_I8 = 2   /* K 8.375, V 8.125 */
+} kvt_type;
+
+/* Element type of the caller's tensors. */
+typedef enum kvt_dtype {
+    KVT_F32 = 0,
+    KVT_F16 = 1, /* IEEE 754 binary16 */
+    KVT_BF16 = 2 /* the upper half of an f32 */
+} kvt_dtype;
+
+typedef enum kvt_side { KVT_SIDE_K = 0, KVT_SIDE_V = 1 } kvt_side;
+
+/* kvt_group_config.flags. Both concern K stored as i8 and are recorded in snapshots. */
+#define KVT_GROUP_NO_ROTATION 1u /* do not rotate K (and q) by the signed Hadamard transform */
+#define KVT_GROUP_NO_OFFSET 2u   /* do not subtract a per-block offset vector from K */
+
+/* kvt_attend_args.flags */
+#define KVT_ATTEND_CAUSAL 1u /* query i of n sees all tokens but the last n - 1 - i */
+
+/* ---- types ---- */
+
+typedef struct kvt_cache kvt_cache;
+typedef struct kvt_seq kvt_seq;
+
+/*
+ * A view of the caller's memory, [n_tokens][n_heads][dims], dims contiguous.
+ *
+ * token_stride, head_stride: bytes from one token, or head, to the next; 0 stands for the
+ * dense layout (head_stride = dims * element size, token_stride = n_heads * head_stride).
+ * Both are multiples of the element size, as is data. Rows may not overlap; any order is
+ * fine, also head-major or inside a fused QKV buffer. Inputs are never written.
+ */
+typedef struct kvt_tensor {
+    void *data;
+    kvt_dtype dtype;
+    int64_t token_stride;
+    int64_t head_stride;
+} kvt_tensor;
+
+/*
+ * The caller's memory. alloc returns `bytes` bytes at a multiple of `alignment` (a power of
+ * two), or NULL; free takes back what alloc returned, with the same size. Both may be called
+ * from any thread that calls into the cache. Copied at creation. alloc == NULL: the C library.
+ */
+typedef struct kvt_allocator {
+    void *user;
+    void *(*alloc)(void *user, size_t bytes, size_t alignment);
+    void (*free)(void *user, void *memory, size_t bytes);
+} kvt_allocator;
+
+/*
+ * The caller's parallel-for: run calls task(arg, i) once for each i < n_tasks, from any
+ * threads in any order, and returns when all are done. n_threads is a hint for how finely
+ * work is cut; no result depends on it. Copied at creation.
+ */
+typedef struct kvt_executor {
+    void *user;
+    void (*run)(void *user, void (*task)(void *arg, size_t i), void *arg, size_t n_tasks);
+    uint32_t n_threads;
+} kvt_executor;
+
+/*
+ * A layer group: layers that share geometry and storage types. Most models have one.
+ * Make one with kvt_group_config_init.
+ */
+typedef struct kvt_group_config {
+    size_t struct_size; /* sizeof(kvt_group_config) */
+    uint32_t n_layers;
+    uint32_t n_q_heads; /* a multiple of n_kv_heads (MHA, GQA, MQA) */
+    uint32_t n_kv_heads;
+    uint32_t k_dim; /* head dims of q and K: a multiple of 8, 8 to KVT_MAX_DIM */
+    uint32_t v_dim; /* head dims of V and of the output, likewise */
+    kvt_type k_type;
+    kvt_type v_type;
+    uint32_t flags;          /* KVT_GROUP_ */
+    const uint32_t *layers;  /* [n_layers] the model's numbers of these layers, ascending; NULL:
+                                the n_layers numbers after those of the groups before */
+    uint64_t rotation_seed;  /* seed of the rotation's signs; 0 is a seed like any other */
+} kvt_group_config;
+
+/* Make one with kvt_config_init, then set groups, n_groups and max_tokens. */
+typedef struct kvt_config {
+    size_t struct_size; /* sizeof(kvt_config) */
+    const kvt_group_config *groups; /* [n_groups], copied; together they number the layers
+                                       0 .. n-1, each once */
+    uint32_t n_groups;
+    uint32_t n_threads;    /* threads of one-call attend and append, the caller's included; 0: 1.
+                              Above 1 needs a build with pthreadpool, or an executor */
+    uint64_t max_tokens;   /* of one sequence, 1 to KVT_MAX_TOKENS */
+    uint64_t memory_budget_bytes; /* of everything the cache allocates; 0: no bound */
+    const void *fingerprint;      /* identifies the model's weights, e.g. a hash; in snapshots;
+                                     loading one with another fingerprint is refused */
+    size_t fingerprint_bytes;     /* 0 to KVT_MAX_FINGERPRINT, copied */
+    kvt_allocator allocator;      /* alloc NULL: the C library */
+    kvt_executor executor;        /* run NULL: pthreadpool, or inline for one thread */
+    const char *isa;              /* a name from kvt_isa_name to force; NULL: the widest */
+    char *error_text;             /* where creation and forecast say why they failed; may be NULL */
+    size_t error_text_bytes;
+} kvt_config;
+
+static inline kvt_group_config kvt_group_config_init(void)
+{
+    kvt_group_config c;
+    memset(&c, 0, sizeof c);
+    c.struct_size = sizeof c;
+    return c;
+}
+
+static inline kvt_config kvt_config_init(void)
+{
+    kvt_config c;
+    memset(&c, 0, sizeof c);
+    c.struct_size = sizeof c;
+    return c;
+}
+
+/* A dense tensor of f32. */
+static inline kvt_tensor kvt_tensor_f32(const float *data)
+{
+    kvt_tensor t;
+    memset(&t, 0, sizeof t);
+    t.data = (void *)(uintptr_t)data;
+    t.dtype = KVT_F32;
+    return t;
+}
+
+/* ---- library ---- */
+
+/* One sentence for a status; for a number that is no status, a sentence that says so. */
+KVT_API const char *kvt_status_string(kvt_status status);
+
+/* "0.1.0": the library that runs, which may be newer than the header. */
+KVT_API const char *kvt_version(void);
+
+/*
+ * Names of the instruction sets that this build has kernels for and this CPU runs, narrowest
+ * first; NULL from the end of the list on. Index 0 is "scalar".
+ */
+KVT_API const char *kvt_isa_name(uint32_t index);
+
+/* ---- cache ---- */
+
+/*
+ * Create a cache. Everything in config is copied.
+ *
+ * KVT_OK               *cache is set; release it with kvt_cache_destroy
+ * KVT_ERR_ARG          NULL, a wrong struct_size, a zero where a number is needed, a dim that is
+ *                      no multiple of 8, heads that do not divide, unknown type or flag, layers
+ *                      numbered twice or not at all
+ * KVT_ERR_LIMIT        beyond a KVT_MAX_ limit, or a size overflows
+ * KVT_ERR_UNSUPPORTED  isa is not in kvt_isa_name's list; n_threads > 1 without a pool
+ * KVT_ERR_MEMORY, KVT_ERR_BUDGET
+ */
+KVT_API kvt_status kvt_cache_create(const kvt_config *config, kvt_cache **cache);
+
+/*
+ * Release a cache. NULL is fine. Sequences that still exist stay usable and keep the memory;
+ * it is freed with the last of them.
+ */
+KVT_API void kvt_cache_destroy(kvt_cache *cache);
+
+/*
+ * Copy the text of the last failure on this cache or one of its sequences into buffer, cut to
+ * buffer_bytes - 1 and terminated. "" when nothing has failed. KVT_ERR_ARG: NULL or no room.
+ * Safe at any time; with several threads it is the last failure of any of them.
+ */
+KVT_API kvt_status kvt_cache_error(const kvt_cache *cache, char *buffer, size_t buffer_bytes);
+
+/* The name of the kernels in use, as in kvt_isa_name; NULL for NULL. */
+KVT_API const char *kvt_cache_isa(const kvt_cache *cache);
+
+/*
+ * Bytes that the cache holds from its allocator now: all of them, its own structures, free
+ * blocks kept for reuse and its sequences included. 0 for NULL. (A thread pool made by the
+ * pthreadpool library is outside: it allocates for itself.) Safe at any time.
+ */
+KVT_API uint64_t kvt_cache_memory_bytes(const kvt_cache *cache);
+
+/*
+ * What kvt_cache_memory_bytes would answer for a cache of this config with n_sequences
+ * sequences of n_tokens tokens each; exact. A cache with this as its budget can hold them.
+ *
+ * KVT_ERR_ARG, KVT_ERR_LIMIT, KVT_ERR_UNSUPPORTED as kvt_cache_create; KVT_ERR_LIMIT also when
+ * n_tokens is above max_tokens or the sum overflows.
+ */
+KVT_API kvt_status kvt_memory_forecast(const kvt_config *config, uint64_t n_sequences,
+                                       uint64_t n_tokens, uint64_t *bytes);
+
+/*
+ * Bytes of codes, scales and offsets that one token adds to the cache, over all layers and
+ * heads, without padding and bookkeeping: the figure to compare formats by. Offsets count
+ * 1/64. 0 for NULL.
+ */
+KVT_API double kvt_cache_bytes_per_token(const kvt_cache *cache);
+
+/*
+ * Give blocks that no sequence uses back to the allocator (truncate and clear keep them).
+ * KVT_ERR_ARG: NULL.
+ */
+KVT_API kvt_status kvt_cache_trim(kvt_cache *cache);
+
+/* ---- sequences ---- */
+
+/*
+ * Add an empty sequence. Allocates its block table: 8 bytes for each 64 of max_tokens and
+ * group. KVT_ERR_ARG, KVT_ERR_MEMORY, KVT_ERR_BUDGET. Safe at any time.
+ */
+KVT_API kvt_status kvt_seq_create(kvt_cache *cache, kvt_seq **seq);
+
+/* Release a sequence, a pending step included; its blocks go to the cache. NULL is fine. */
+KVT_API void kvt_seq_destroy(kvt_seq *seq);
+
+/* Tokens committed. 0 for NULL, as the other counts below. */
+KVT_API uint64_t kvt_seq_length(const kvt_seq *seq);
+
+/* 1 when no token is committed (or seq is NULL), else 0. */
+KVT_API int kvt_seq_is_empty(const kvt_seq *seq);
+
+/* Tokens of the pending step; 0 when there is none. */
+KVT_API uint64_t kvt_seq_pending(const kvt_seq *seq);
+
+/* The RoPE position of the next token: the last committed token's position + 1, or 0. */
+KVT_API int32_t kvt_seq_next_position(const kvt_seq *seq);
+
+/*
+ * Length that the sequence can reach without allocating: what its own blocks hold, and the
+ * cache's free blocks (which are there for any sequence of it). At most max_tokens.
+ */
+KVT_API uint64_t kvt_seq_capacity(const kvt_seq *seq);
+
+/* max_tokens of the config. */
+KVT_API uint64_t kvt_seq_max_tokens(const kvt_seq *seq);
+
+/* Bytes of this sequence: its blocks and table. */
+KVT_API uint64_t kvt_seq_memory_bytes(const kvt_seq *seq);
+
+/*
+ * Token ids, or positions, of tokens first .. first + n - 1. ids without a value are
+ * KVT_TOKEN_NONE. Committed tokens only. KVT_ERR_ARG: NULL, or a range beyond the length.
+ */
+KVT_API kvt_status kvt_seq_token_ids(const kvt_seq *seq, uint64_t first, uint64_t n,
+                                     int32_t *token_ids);
+KVT_API kvt_status kvt_seq_positions(const kvt_seq *seq, uint64_t first, uint64_t n,
+                                     int32_t *positions);
+
+/*
+ * Forget all tokens and a pending step; the blocks stay with the cache for reuse.
+ * KVT_ERR_ARG: NULL.
+ */
+KVT_API kvt_status kvt_seq_clear(kvt_seq *seq);
+
+/*
+ * Shorten the sequence to its first n_tokens (speculative rollback). Never allocates.
+ *
+ * KVT_ERR_ARG    NULL, or n_tokens above the length
+ * KVT_ERR_STATE  a step is pending
+ */
+KVT_API kvt_status kvt_seq_truncate(kvt_seq *seq, uint64_t n_tokens);
+
+/* ---- steps ---- */
+
+/*
+ * Begin a step of n_tokens tokens: reserve room for them in every layer. The only call of a
+ * step that allocates.
+ *
+ * positions: [n_tokens], or NULL: they count on from kvt_seq_next_position. >= 0. Copied.
+ *
+ * KVT_ERR_ARG     NULL, n_tokens 0, a negative position, or one that would pass INT32_MAX
+ * KVT_ERR_STATE   a step is pending already
+ * KVT_ERR_FULL    length + n_tokens is above max_tokens
+ * KVT_ERR_MEMORY, KVT_ERR_BUDGET
+ */
+KVT_API kvt_status kvt_seq_begin(kvt_seq *seq, uint64_t n_tokens, const int32_t *positions);
+
+/*
+ * Append the pending step's keys and values to one layer of a sequence.
+ *
+ * k: [n_tokens][n_kv_heads][k_dim], keys after RoPE; v: [n_tokens][n_kv_heads][v_dim]; f32, f16
+ *    or bf16, any token and head stride; copied. n_tokens is the step's.
+ *
+ * KVT_OK          all tokens appended; attend on this layer sees them
+ * KVT_ERR_STATE   no step is pending, or this layer has its tokens already
+ * KVT_ERR_ARG     no such layer, a NULL pointer, an unknown dtype, strides that overlap
+ * KVT_ERR_VALUE   a value is not finite, or beyond f16 for f16 storage, or beyond about 8e6 for
+ *                 i8 (whose f16 scale it would overflow); the layer can be appended again
+ * On any error the sequence is unchanged.
+ *
+ * K stored as i8 depends on how appends were cut: see "offset" in docs/numerics.md.
+ */
+KVT_API kvt_status kvt_append(kvt_seq *seq, uint32_t layer, const kvt_tensor *k,
+                              const kvt_tensor *v);
+
+/*
+ * The same in parts, for an engine whose threads already run together. Plan, then call the
+ * task for every i < n_tasks, from any threads in any order, then finish; k and v are read
+ * by the tasks. The errors are kvt_append's; KVT_ERR_VALUE comes from finish (a task that
+ * meets one returns it as well). Fields with a trailing underscore are the library's.
+ */
+typedef struct kvt_append_plan {
+    size_t n_tasks;
+    kvt_seq *seq_;
+    kvt_tensor k_, v_;
+    uint64_t step_;
+    uint32_t layer_;
+    uint32_t done_;
+    int32_t status_;
+    uint32_t reserved_;
+} kvt_append_plan;
+
+KVT_API kvt_status kvt_append_plan_init(kvt_append_plan *plan, kvt_seq *seq, uint32_t layer,
+                                        const kvt_tensor *k, const kvt_tensor *v);
+KVT_API kvt_status kvt_append_task(kvt_append_plan *plan, size_t i);
+/* KVT_ERR_STATE: not every task has run. */
+KVT_API kvt_status kvt_append_finish(kvt_append_plan *plan);
+
+/*
+ * Make the pending tokens part of the sequence.
+ *
+ * token_ids: [n_tokens] of the step, >= 0 or KVT_TOKEN_NONE; NULL: all KVT_TOKEN_NONE.
+ *
+ * KVT_ERR_STATE  no step is pending, or a layer was not appended: the error text names it, and
+ *                the step stays pending
+ * KVT_ERR_ARG    NULL, a token id below -1
+ */
+KVT_API kvt_status kvt_seq_commit(kvt_seq *seq, const int32_t *token_ids);
+
+/* Drop the pending step, if there is one. Never fails but for NULL. Keeps the blocks. */
+KVT_API kvt_status kvt_seq_abort(kvt_seq *seq);
+
+/* ---- attention ---- */
+
+/*
+ * One sequence's share of an attend call. Zero the struct, then set what is needed.
+ */
+typedef struct kvt_attend_item {
+    const kvt_seq *seq;
+    uint64_t n_queries; /* >= 1 */
+    const int32_t *query_positions; /* [n_queries] for ALiBi; NULL: those of the last n_queries
+                                       tokens (which must then exist) */
+    const uint8_t *mask; /* [n_queries][mask_stride]: bit j of query i, (row[j / 8] >> j % 8) & 1,
+                            says whether it sees the j-th of the last mask_tokens tokens; all
+                            earlier ones it sees. Replaces the causal rule. NULL: no mask */
+    size_t mask_stride;   /* bytes, at least mask_tokens / 8 rounded up */
+    uint64_t mask_tokens; /* at most the tokens that the layer holds */
+} kvt_attend_item;
+
+/*
+ * What to attend. Make one with kvt_attend_args_init.
+ *
+ * out[i][h] = sum over visible tokens t of softmax(logit)[t] * V[t], where
+ * logit[t] = cap(scale * dot(q[i][h], K[t])) - alibi_slopes[h] * |query position - position(t)|
+ * and cap(x) = softcap * tanh(x / softcap).
+ */
+typedef struct kvt_attend_args {
+    size_t struct_size; /* sizeof(kvt_attend_args) */
+    uint32_t layer;
+    uint32_t flags; /* KVT_ATTEND_ */
+    const kvt_attend_item *items; /* [n_items] sequences of one cache */
+    size_t n_items;
+    kvt_tensor q;   /* [n][n_q_heads][k_dim], n: the items' n_queries, one after the other */
+    kvt_tensor out; /* [n][n_q_heads][v_dim]; may not overlap q */
+    float *lse;     /* [n][n_q_heads] natural log of the softmax's denominator, sink included;
+                       -inf where nothing is visible; may be NULL */
+    float scale;    /* > 0 and finite; 0 stands for 1 / sqrt(k_dim) */
+    float softcap;  /* > 0 and finite; 0: none */
+    const float *sink_logits;  /* [n_q_heads] an extra logit without a value (finite); NULL: none */
+    const float *alibi_slopes; /* [n_q_heads] finite; NULL: none */
+    uint32_t n_threads;        /* for kvt_attend_plan_init: how many threads will run tasks;
+                                  0: as the config's. No result depends on it */
+} kvt_attend_args;
+
+static inline kvt_attend_args kvt_attend_args_init(void)
+{
+    kvt_attend_args a;
+    memset(&a, 0, sizeof a);
+    a.struct_size = sizeof a;
+    return a;
+}
+
+/*
+ * Attend n_queries queries of each item over its tokens of one layer: the committed ones, and
+ * the pending ones where the layer has them.
+ *
+ * A query that sees no token gets zeros. The result is the same, bit for bit, for any number
+ * of threads, alone or in a batch: each (sequence, kv head) is cut into ranges of
+ * KVT_RANGE_TOKENS tokens, each a softmax of its own, merged in ascending order. Scores and
+ * sums are f32. Never allocates; several threads may attend over one sequence.
+ *
+ * KVT_OK         out (and lse) written
+ * KVT_ERR_ARG    NULL, no such layer, sequences of different caches, n_queries 0, a stride that
+ *                overlaps, causal with more queries than tokens, a mask beyond the tokens, an
+ *                unknown flag or dtype
+ * KVT_ERR_VALUE  q, scale, softcap, a sink or a slope is not finite or negative where it may not
+ *                be; out is then unspecified
+ *
+ * Source: softmax in ranges, Milakov and Gimelshein 2018 (arXiv 1805.02867) and Rabe and Staats
+ * 2021 (arXiv 2112.05682); sink logits, Xiao et al. 2023 (arXiv 2309.17453); ALiBi, Press et al.
+ * 2021 (arXiv 2108.12409).
+ */
+KVT_API kvt_status kvt_attend(kvt_cache *cache, const kvt_attend_args *args);
+
+/*
+ * The same in parts: plan, provide scratch_bytes of memory at a multiple of 64, call the task for
+ * every i < n_tasks from any threads in any order, then finish. args is copied, what it points
+ * to must stay, and the sequences must not change in between. A plan holds no memory: it can
+ * be dropped at any time. Fields with a trailing underscore are the library's.
+ */
+typedef struct kvt_attend_plan {
+    size_t n_tasks;
+    size_t scratch_bytes;
+    kvt_cache *cache_;
+    kvt_attend_args args_;
+    size_t units_;       /* (item, kv head, chunk of rows) */
+    size_t slice_bytes_; /* scratch of one task */
+    size_t ranges_;      /* 0: a task walks all ranges of its units; else one task a range */
+    int32_t status_;
+    uint32_t reserved_;
+} kvt_attend_plan;
+
+KVT_API kvt_status kvt_attend_plan_init(kvt_attend_plan *plan, kvt_cache *cache,
+                                        const kvt_attend_args *args);
+KVT_API kvt_status kvt_attend_task(kvt_attend_plan *plan, void *scratch, size_t i);
+KVT_API kvt_status kvt_attend_finish(kvt_attend_plan *plan, void *scratch);
+
+/* ---- reading back ---- */
+
+/*
+ * K or V of tokens first .. first + n - 1 of one layer, dequantized, rotation and offset undone.
+ * Sees pending tokens where the layer has them.
+ *
+ * out: [n][n_kv_heads][k_dim or v_dim], f32, f16 (saturated) or bf16, any strides.
+ *
+ * KVT_ERR_ARG: NULL, no such layer or side, a range beyond the tokens, strides that overlap.
+ */
+KVT_API kvt_status kvt_read(const kvt_seq *seq, uint32_t layer, kvt_side side, uint64_t first,
+                            uint64_t n, const kvt_tensor *out);
+
+/* What kvt_visit shows of a token. The pointers are valid during the call only. */
+typedef struct kvt_token_view {
+    uint64_t index;
+    int32_t position;
+    int32_t token_id; /* KVT_TOKEN_NONE where unknown, and for pending tokens */
+    const float *k;   /* [n_kv_heads][k_dim] */
+    const float *v;   /* [n_kv_heads][v_dim] */
+} kvt_token_view;
+
+/*
+ * Call visitor(user, token) for tokens first .. first + n - 1 of one layer in ascending order,
+ * until it returns non-zero. stopped_at (may be NULL): the index at which it did, or first + n.
+ * The visitor may read the sequence but not change it.
+ *
+ * KVT_ERR_ARG: as kvt_read. KVT_ERR_MEMORY, KVT_ERR_BUDGET: no room for one token as f32.
+ */
+KVT_API kvt_status kvt_visit(const kvt_seq *seq, uint32_t layer, uint64_t first, uint64_t n,
+                             int (*visitor)(void *user, const kvt_token_view *token), void *user,
+                             uint64_t *stopped_at);
+
+/* ---- snapshots (docs/format.md) ---- */
+
+/*
+ * A byte stream of the caller. write returns 0 when all bytes were taken; read fills up to
+ * `bytes` and returns how many, 0 at the end of the stream, or a negative number on an error.
+ */
+typedef struct kvt_writer {
+    void *user;
+    int (*write)(void *user, const void *data, size_t bytes);
+} kvt_writer;
+
+typedef struct kvt_reader {
+    void *user;
+    int64_t (*read)(void *user, void *data, size_t bytes);
+} kvt_reader;
+
+/* Zero the struct but for struct_size for the defaults. */
+typedef struct kvt_save_options {
+    size_t struct_size; /* sizeof(kvt_save_options) */
+    uint32_t codec;     /* KVT_CODEC_ */
+    uint32_t no_fsync;  /* 1: do not wait for the disk (files only) */
+    int32_t zstd_level; /* 0 stands for 1; else -7 to 19 */
+    uint32_t reserved;  /* 0 */
+} kvt_save_options;
+
+#define KVT_CODEC_ZSTD 0u /* each stream zstd where it saves at least 2%, else raw */
+#define KVT_CODEC_RAW 1u  /* no compression */
+
+/*
+ * Save a sequence. The file appears under its name whole or not at all: it is written beside
+ * it, synced and renamed over it. options NULL: the defaults.
+ *
+ * KVT_ERR_STATE   a step is pending
+ * KVT_ERR_IO      the text names the file, the call and the system's reason; no file is left
+ * KVT_ERR_ARG, KVT_ERR_MEMORY, KVT_ERR_BUDGET
+ */
+KVT_API kvt_status kvt_seq_save(const kvt_seq *seq, const char *path,
+                                const kvt_save_options *options);
+KVT_API kvt_status kvt_seq_save_stream(const kvt_seq *seq, const kvt_writer *writer,
+                                       const kvt_save_options *options);
+
+/* Zero the struct but for struct_size for the defaults. */
+typedef struct kvt_load_options {
+    size_t struct_size;      /* sizeof(kvt_load_options) */
+    const int32_t *prompt;   /* [n_prompt] the token ids that are to be computed next, or NULL */
+    uint64_t n_prompt;
+} kvt_load_options;
+
+typedef struct kvt_load_result {
+    uint64_t n_tokens;      /* restored */
+    uint64_t prefix_tokens; /* how many of them equal the beginning of options.prompt: truncate
+                               to this and compute the rest */
+} kvt_load_result;
+
+/*
+ * Replace the contents of a sequence by a snapshot. Everything is read and verified into
+ * new blocks before the sequence changes: on any error it is as it was. Needs memory for
+ * both meanwhile; clear first where that is too much. options and result may be NULL.
+ *
+ * KVT_ERR_STATE     a step is pending
+ * KVT_ERR_IO        cannot be opened or read
+ * KVT_ERR_FORMAT    not a snapshot, or of a newer version
+ * KVT_ERR_CORRUPT   damaged or cut; the text says what and where
+ * KVT_ERR_MISMATCH  of another fingerprint, geometry or types; the text names the difference
+ * KVT_ERR_FULL      longer than max_tokens
+ * KVT_ERR_ARG, KVT_ERR_MEMORY, KVT_ERR_BUDGET
+ */
+KVT_API kvt_status kvt_seq_load(kvt_seq *seq, const char *path, const kvt_load_options *options,
+                                kvt_load_result *result);
+KVT_API kvt_status kvt_seq_load_stream(kvt_seq *seq, const kvt_reader *reader,
+                                       const kvt_load_options *options, kvt_load_result *result);
+
+/* Geometry of a group as a snapshot records it; fields as in kvt_group_config. */
+typedef struct kvt_snapshot_group {
+    uint32_t n_layers, n_q_heads, n_kv_heads, k_dim, v_dim;
+    kvt_type k_type, v_type;
+    uint32_t flags;
+    uint64_t rotation_seed;
+} kvt_snapshot_group;
+
+typedef struct kvt_snapshot_info {
+    size_t struct_size; /* set to sizeof(kvt_snapshot_info) before the call */
+    uint32_t version;
+    uint32_t n_groups;
+    kvt_snapshot_group groups[KVT_MAX_GROUPS];
+    uint8_t fingerprint[KVT_MAX_FINGERPRINT];
+    uint32_t fingerprint_bytes;
+    uint32_t reserved;
+    uint64_t n_tokens;
+    uint64_t n_blocks;     /* of all groups */
+    uint64_t file_bytes;   /* read; kvt_snapshot_info reads to the end only with verify */
+    uint64_t stored_bytes; /* of the blocks' streams as stored; with verify, else 0 */
+    uint64_t native_bytes; /* of the same streams decoded; with verify, else 0 */
+} kvt_snapshot_info;
+
+/*
+ * Describe a snapshot without a cache. verify 0: the header is read and checked. verify 1: the
+ * whole file is read and every checksum, count and stream is checked, as loading would.
+ *
+ * error_text (may be NULL): says why on failure. Errors as kvt_seq_load, without MISMATCH.
+ */
+KVT_API kvt_status kvt_snapshot_inspect(const char *path, int verify, kvt_snapshot_info *info,
+                                        char *error_text, size_t error_text_bytes);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* KVTILE_KVTILE_H */

@@ -1,0 +1,482 @@
+/*
+ * Scalar kernels: the reference. Plain loops in the order that docs/numerics.md specifies;
+ * every other table is checked against this one, stored bytes bit for bit.
+ *
+ * The loops over the 16 tokens of a tile are innermost, so that a compiler can vectorize them
+ * with whatever the baseline offers. Sums over dims are formed in chunks of 16 and then
+ * added up: the rounding error of a chain grows with its length.
+ */
+#include <math.h>
+#include <sleef.h>
+
+#include "kernels.h"
+
+/* ---- conversions ---- */
+
+static int load_f32(const void *src, float *dst, size_t n)
+{
+    uint32_t bad = 0;
+    memcpy(dst, src, n * sizeof *dst);
+    for (size_t i = 0; i < n; i++)
+        bad |= (kvt_f32_bits(dst[i]) & 0x7f800000u) == 0x7f800000u;
+    return !bad;
+}
+
+static int load_f16(const void *src, float *dst, size_t n)
+{
+    const uint16_t *h = src;
+    uint32_t bad = 0;
+    for (size_t i = 0; i < n; i++) {
+        bad |= (h[i] & 0x7c00u) == 0x7c00u;
+        dst[i] = kvt_f16_to_f32(h[i]);
+    }
+    return !bad;
+}
+
+static int load_bf16(const void *src, float *dst, size_t n)
+{
+    const uint16_t *h = src;
+    uint32_t bad = 0;
+    for (size_t i = 0; i < n; i++) {
+        bad |= (h[i] & 0x7f80u) == 0x7f80u;
+        dst[i] = kvt_bf16_to_f32(h[i]);
+    }
+    return !bad;
+}
+
+static void store_f32(const float *src, void *dst, size_t n)
+{
+    memcpy(dst, src, n * sizeof *src);
+}
+
+static void store_f16(const float *src, void *dst, size_t n)
+{
+    uint16_t *h = dst;
+    for (size_t i = 0; i < n; i++) {
+        float x = src[i] > 65504.0f ? 65504.0f : src[i];
+        h[i] = kvt_f32_to_f16(x < -65504.0f ? -65504.0f : x);
+    }
+}
+
+static void store_bf16(const float *src, void *dst, size_t n)
+{
+    uint16_t *h = dst;
+    for (size_t i = 0; i < n; i++)
+        h[i] = kvt_f32_to_bf16(src[i]);
+}
+
+/* ---- rotation ---- */
+
+/* Butterflies of distance 1, 2, 4, ... : (a, b) becomes (a + b, a - b). */
+static void hadamard(float *x, size_t dims, size_t block)
+{
+    for (size_t h = 1; h < block; h *= 2)
+        for (size_t i = 0; i < dims; i += 2 * h)
+            for (size_t j = i; j < i + h; j++) {
+                float a = x[j], b = x[j + h];
+                x[j] = a + b;
+                x[j + h] = a - b;
+            }
+}
+
+static void rotate(float *x, const float *sign, size_t dims, size_t block, float scale)
+{
+    for (size_t i = 0; i < dims; i++)
+        x[i] *= sign[i];
+    hadamard(x, dims, block);
+    for (size_t i = 0; i < dims; i++)
+        x[i] *= scale;
+}
+
+static void unrotate(float *x, const float *sign, size_t dims, size_t block, float scale)
+{
+    hadamard(x, dims, block);
+    for (size_t i = 0; i < dims; i++)
+        x[i] *= scale;
+    for (size_t i = 0; i < dims; i++)
+        x[i] *= sign[i];
+}
+
+/* ---- storing ---- */
+
+/* The index functions of tile.h, chosen at compile time by the callers below. */
+typedef size_t index_function(size_t token, size_t dim, size_t dims);
+
+static inline int put_f32(const float *x, size_t ldx, size_t n, size_t dims, size_t dims_p,
+                          void *codes, size_t slot, index_function *index)
+{
+    float *out = codes;
+    for (size_t i = 0; i < n; i++)
+        for (size_t d = 0; d < dims; d++)
+            out[index(slot + i, d, dims_p)] = x[i * ldx + d];
+    return 1;
+}
+
+static inline int put_f16(const float *x, size_t ldx, size_t n, size_t dims, size_t dims_p,
+                          void *codes, size_t slot, index_function *index)
+{
+    uint16_t *out = codes;
+    uint32_t bad = 0;
+    for (size_t i = 0; i < n; i++)
+        for (size_t d = 0; d < dims; d++) {
+            uint16_t h = kvt_f32_to_f16(x[i * ldx + d]);
+            bad |= (h & 0x7c00u) == 0x7c00u;
+            out[index(slot + i, d, dims_p)] = h;
+        }
+    return !bad;
+}
+
+/*
+ * scale = absmax / 127 rounded up to f16, so that no code passes 127; codes to nearest even of
+ * x times the f32 reciprocal of the scale. The reciprocal of the smallest f16 is 2^24: no
+ * overflow; and no f16 scale but zero has an absmax of zero.
+ */
+static inline int put_i8(const float *x, size_t ldx, size_t n, size_t dims, size_t dims_p,
+                         void *codes, uint16_t *scales, size_t slot, index_function *index)
+{
+    int8_t *out = codes;
+    int good = 1;
+    for (size_t i = 0; i < n; i++) {
+        const float *row = x + i * ldx;
+        float absmax = 0.0f;
+        for (size_t d = 0; d < dims; d++) {
+            float a = fabsf(row[d]);
+            absmax = a > absmax ? a : absmax;
+        }
+        uint16_t scale = kvt_f32_to_f16_round(absmax / 127.0f, 1);
+        float reciprocal = scale ? 1.0f / kvt_f16_to_f32(scale) : 0.0f;
+        if ((scale & 0x7c00u) == 0x7c00u) { /* also for an infinite absmax */
+            good = 0;
+            continue;
+        }
+        for (size_t d = 0; d < dims; d++) {
+            /* Adding 1.5 * 2^23 leaves the integer, rounded to nearest even, in the low bits. */
+            float rounded = row[d] * reciprocal + 12582912.0f;
+            out[index(slot + i, d, dims_p)] =
+                (int8_t)(int32_t)(kvt_f32_bits(rounded) - 0x4b400000u);
+        }
+        scales[slot + i] = scale;
+    }
+    return good;
+}
+
+static int put_k_f32(const float *x, size_t ldx, size_t n, size_t dims, size_t dims_p, void *codes,
+                     uint16_t *scales, size_t slot)
+{
+    (void)scales;
+    return put_f32(x, ldx, n, dims, dims_p, codes, slot, kvt_kw_index);
+}
+
+static int put_k_f16(const float *x, size_t ldx, size_t n, size_t dims, size_t dims_p, void *codes,
+                     uint16_t *scales, size_t slot)
+{
+    (void)scales;
+    return put_f16(x, ldx, n, dims, dims_p, codes, slot, kvt_kw_index);
+}
+
+static int put_k_i8(const float *x, size_t ldx, size_t n, size_t dims, size_t dims_p, void *codes,
+                    uint16_t *scales, size_t slot)
+{
+    return put_i8(x, ldx, n, dims, dims_p, codes, scales, slot, kvt_k8_index);
+}
+
+static int put_v_f32(const float *x, size_t ldx, size_t n, size_t dims, size_t dims_p, void *codes,
+                     uint16_t *scales, size_t slot)
+{
+    (void)scales;
+    return put_f32(x, ldx, n, dims, dims_p, codes, slot, kvt_vw_index);
+}
+
+static int put_v_f16(const float *x, size_t ldx, size_t n, size_t dims, size_t dims_p, void *codes,
+                     uint16_t *scales, size_t slot)
+{
+    (void)scales;
+    return put_f16(x, ldx, n, dims, dims_p, codes, slot, kvt_vw_index);
+}
+
+static int put_v_i8(const float *x, size_t ldx, size_t n, size_t dims, size_t dims_p, void *codes,
+                    uint16_t *scales, size_t slot)
+{
+    return put_i8(x, ldx, n, dims, dims_p, codes, scales, slot, kvt_v8_index);
+}
+
+/* ---- reading back ---- */
+
+static void get_k_f32(const void *codes, const uint16_t *scales, size_t slot, size_t dims,
+                      size_t dims_p, float *x)
+{
+    const float *in = codes;
+    (void)scales;
+    for (size_t d = 0; d < dims; d++)
+        x[d] = in[kvt_kw_index(slot, d, dims_p)];
+}
+
+static void get_k_f16(const void *codes, const uint16_t *scales, size_t slot, size_t dims,
+                      size_t dims_p, float *x)
+{
+    const uint16_t *in = codes;
+    (void)scales;
+    for (size_t d = 0; d < dims; d++)
+        x[d] = kvt_f16_to_f32(in[kvt_kw_index(slot, d, dims_p)]);
+}
+
+static void get_k_i8(const void *codes, const uint16_t *scales, size_t slot, size_t dims,
+                     size_t dims_p, float *x)
+{
+    const int8_t *in = codes;
+    float scale = kvt_f16_to_f32(scales[slot]);
+    for (size_t d = 0; d < dims; d++)
+        x[d] = (float)in[kvt_k8_index(slot, d, dims_p)] * scale;
+}
+
+static void get_v_f32(const void *codes, const uint16_t *scales, size_t slot, size_t dims,
+                      size_t dims_p, float *x)
+{
+    const float *in = codes;
+    (void)scales;
+    memcpy(x, in + kvt_vw_index(slot, 0, dims_p), dims * sizeof *x);
+}
+
+static void get_v_f16(const void *codes, const uint16_t *scales, size_t slot, size_t dims,
+                      size_t dims_p, float *x)
+{
+    const uint16_t *in = codes;
+    (void)scales;
+    for (size_t d = 0; d < dims; d++)
+        x[d] = kvt_f16_to_f32(in[kvt_vw_index(slot, d, dims_p)]);
+}
+
+static void get_v_i8(const void *codes, const uint16_t *scales, size_t slot, size_t dims,
+                     size_t dims_p, float *x)
+{
+    const int8_t *in = codes;
+    float scale = kvt_f16_to_f32(scales[slot]);
+    for (size_t d = 0; d < dims; d++)
+        x[d] = (float)in[kvt_v8_index(slot, d, dims_p)] * scale;
+}
+
+/*
+ * Lane j adds tokens j, 16 + j, 32 + j, 48 + j; then lanes are folded 8, 4, 2, 1 apart: the order
+ * in which a vector of tokens adds up.
+ */
+static void mean_k_i8(const void *codes, const uint16_t *scales, size_t dims_p, float *mean)
+{
+    const int8_t *in = codes;
+    float scale[KVT_TOKENS];
+    for (size_t t = 0; t < KVT_TOKENS; t++)
+        scale[t] = kvt_f16_to_f32(scales[t]);
+    for (size_t d = 0; d < dims_p; d++) {
+        float lane[KVT_TILE_TOKENS];
+        for (size_t j = 0; j < KVT_TILE_TOKENS; j++)
+            lane[j] = (float)in[kvt_k8_index(j, d, dims_p)] * scale[j];
+        for (size_t t = KVT_TILE_TOKENS; t < KVT_TOKENS; t++)
+            lane[t % KVT_TILE_TOKENS] += (float)in[kvt_k8_index(t, d, dims_p)] * scale[t];
+        for (size_t h = KVT_TILE_TOKENS / 2; h > 0; h /= 2)
+            for (size_t j = 0; j < h; j++)
+                lane[j] += lane[j + h];
+        mean[d] = lane[0] * (1.0f / KVT_TOKENS);
+    }
+}
+
+/* ---- scores ---- */
+
+/* One tile: total[t] = sum_d q[d] * K[t][d], the K element converted by the callers' macro. */
+#define DOT_TILE(ELEMENT)                                                                          \
+    for (size_t d0 = 0; d0 < dims_p; d0 += 16) {                                                   \
+        float chunk[KVT_TILE_TOKENS] = {0};                                                        \
+        for (size_t d = d0; d < d0 + 16; d++)                                                      \
+            for (size_t t = 0; t < KVT_TILE_TOKENS; t++)                                           \
+                chunk[t] += row[d] * (ELEMENT);                                                    \
+        for (size_t t = 0; t < KVT_TILE_TOKENS; t++)                                               \
+            total[t] += chunk[t];                                                                  \
+    }
+
+static void qk_f32(const float *q, size_t ldq, size_t rows, const void *codes,
+                   const uint16_t *scales, size_t n_tokens, size_t dims_p, float *s)
+{
+    (void)scales;
+    for (size_t t0 = 0; t0 < n_tokens; t0 += KVT_TILE_TOKENS) {
+        const float *tile = (const float *)codes + t0 * dims_p;
+        for (size_t r = 0; r < rows; r++) {
+            const float *row = q + r * ldq;
+            float total[KVT_TILE_TOKENS] = {0};
+            DOT_TILE(tile[d * 16 + t])
+            memcpy(s + r * KVT_TOKENS + t0, total, sizeof total);
+        }
+    }
+}
+
+static void qk_f16(const float *q, size_t ldq, size_t rows, const void *codes,
+                   const uint16_t *scales, size_t n_tokens, size_t dims_p, float *s)
+{
+    (void)scales;
+    for (size_t t0 = 0; t0 < n_tokens; t0 += KVT_TILE_TOKENS) {
+        const uint16_t *tile = (const uint16_t *)codes + t0 * dims_p;
+        for (size_t r = 0; r < rows; r++) {
+            const float *row = q + r * ldq;
+            float total[KVT_TILE_TOKENS] = {0};
+            DOT_TILE(kvt_f16_to_f32(tile[d * 16 + t]))
+            memcpy(s + r * KVT_TOKENS + t0, total, sizeof total);
+        }
+    }
+}
+
+static void qk_i8(const float *q, size_t ldq, size_t rows, const void *codes,
+                  const uint16_t *scales, size_t n_tokens, size_t dims_p, float *s)
+{
+    for (size_t t0 = 0; t0 < n_tokens; t0 += KVT_TILE_TOKENS) {
+        const int8_t *tile = (const int8_t *)codes + t0 * dims_p;
+        for (size_t r = 0; r < rows; r++) {
+            const float *row = q + r * ldq;
+            float total[KVT_TILE_TOKENS] = {0};
+            DOT_TILE((float)tile[d / 4 * 64 + t * 4 + d % 4])
+            for (size_t t = 0; t < KVT_TILE_TOKENS; t++)
+                s[r * KVT_TOKENS + t0 + t] = total[t] * kvt_f16_to_f32(scales[t0 + t]);
+        }
+    }
+}
+
+/* ---- weighted sums ---- */
+
+static void pv_f32(const float *p, size_t rows, const void *codes, const uint16_t *scales,
+                   size_t n_tokens, size_t dims_p, const float *alpha, float *acc, size_t ldacc)
+{
+    const float *v = codes;
+    (void)scales;
+    for (size_t r = 0; r < rows; r++)
+        for (size_t d0 = 0; d0 < dims_p; d0 += 16) {
+            float sum[16] = {0};
+            for (size_t t = 0; t < n_tokens; t++)
+                for (size_t d = 0; d < 16; d++)
+                    sum[d] += p[r * KVT_TOKENS + t] * v[t * dims_p + d0 + d];
+            for (size_t d = 0; d < 16; d++)
+                acc[r * ldacc + d0 + d] = acc[r * ldacc + d0 + d] * alpha[r] + sum[d];
+        }
+}
+
+static void pv_f16(const float *p, size_t rows, const void *codes, const uint16_t *scales,
+                   size_t n_tokens, size_t dims_p, const float *alpha, float *acc, size_t ldacc)
+{
+    const uint16_t *v = codes;
+    (void)scales;
+    for (size_t r = 0; r < rows; r++)
+        for (size_t d0 = 0; d0 < dims_p; d0 += 16) {
+            float sum[16] = {0};
+            for (size_t t = 0; t < n_tokens; t++)
+                for (size_t d = 0; d < 16; d++)
+                    sum[d] += p[r * KVT_TOKENS + t] * kvt_f16_to_f32(v[t * dims_p + d0 + d]);
+            for (size_t d = 0; d < 16; d++)
+                acc[r * ldacc + d0 + d] = acc[r * ldacc + d0 + d] * alpha[r] + sum[d];
+        }
+}
+
+static void pv_i8(const float *p, size_t rows, const void *codes, const uint16_t *scales,
+                  size_t n_tokens, size_t dims_p, const float *alpha, float *acc, size_t ldacc)
+{
+    const int8_t *v = codes;
+    for (size_t r = 0; r < rows; r++) {
+        float weight[KVT_TOKENS];
+        for (size_t t = 0; t < n_tokens; t++)
+            weight[t] = p[r * KVT_TOKENS + t] * kvt_f16_to_f32(scales[t]);
+        for (size_t d0 = 0; d0 < dims_p; d0 += 16) {
+            float sum[16] = {0};
+            for (size_t t = 0; t < n_tokens; t++) {
+                const int8_t *lane = v + t / 4 * dims_p * 4 + d0 * 4 + t % 4;
+                for (size_t d = 0; d < 16; d++)
+                    sum[d] += weight[t] * (float)lane[d * 4];
+            }
+            for (size_t d = 0; d < 16; d++)
+                acc[r * ldacc + d0 + d] = acc[r * ldacc + d0 + d] * alpha[r] + sum[d];
+        }
+    }
+}
+
+static float dot_f16(const float *a, const uint16_t *b, size_t n)
+{
+    float total = 0.0f;
+    for (size_t i = 0; i < n; i += 8) {
+        float chunk = 0.0f;
+        for (size_t j = i; j < i + 8; j++)
+            chunk += a[j] * kvt_f16_to_f32(b[j]);
+        total += chunk;
+    }
+    return total;
+}
+
+/* ---- softmax ---- */
+
+static void logits(float *s, size_t n, float add, float scale, float softcap)
+{
+    for (size_t t = 0; t < n; t++)
+        s[t] = (s[t] + add) * scale;
+    if (softcap > 0.0f)
+        for (size_t t = 0; t < n; t++)
+            s[t] = softcap * Sleef_tanhf_u10(s[t] / softcap);
+}
+
+static void alibi(float *s, size_t n, const int32_t *positions, int32_t position, float slope)
+{
+    for (size_t t = 0; t < n; t++) {
+        /* Positions are >= 0: the difference fits. */
+        int32_t distance = position - positions[t];
+        s[t] -= slope * (float)(distance < 0 ? -distance : distance);
+    }
+}
+
+static float softmax(float *s, size_t n, float *m, float *l)
+{
+    float maximum = *m, sum = 0.0f, alpha;
+    for (size_t t = 0; t < n; t++)
+        maximum = s[t] > maximum ? s[t] : maximum;
+    if (maximum == -INFINITY) { /* all masked so far: -inf minus -inf would be NaN */
+        for (size_t t = 0; t < KVT_TOKENS; t++)
+            s[t] = 0.0f;
+        return 1.0f;
+    }
+    for (size_t t = 0; t < n; t++) {
+        s[t] = Sleef_expf_u10(s[t] - maximum);
+        sum += s[t];
+    }
+    for (size_t t = n; t < KVT_TOKENS; t++)
+        s[t] = 0.0f;
+    alpha = Sleef_expf_u10(*m - maximum);
+    *l = *l * alpha + sum;
+    *m = maximum;
+    return alpha;
+}
+
+static void merge(float *acc, float *m, float *l, const float *acc2, float m2, float l2,
+                  size_t dims_p)
+{
+    float maximum = *m > m2 ? *m : m2, a, b;
+    if (m2 == -INFINITY)
+        return;
+    a = Sleef_expf_u10(*m - maximum);
+    b = Sleef_expf_u10(m2 - maximum);
+    for (size_t d = 0; d < dims_p; d++)
+        acc[d] = acc[d] * a + acc2[d] * b;
+    *l = *l * a + l2 * b;
+    *m = maximum;
+}
+
+static float finish(float *acc, size_t dims_p, float m, float l, float sink)
+{
+    float maximum = m > sink ? m : sink, a, denominator;
+    if (m == -INFINITY) { /* nothing visible */
+        for (size_t d = 0; d < dims_p; d++)
+            acc[d] = 0.0f;
+        return sink;
+    }
+    a = Sleef_expf_u10(m - maximum);
+    denominator = l * a + Sleef_expf_u10(sink - maximum); /* exp(-inf) is 0 */
+    for (size_t d = 0; d < dims_p; d++)
+        acc[d] = acc[d] * a / denominator;
+    return maximum + Sleef_logf_u10(denominator);
+}
+
+const kvt_kernels kvt_kernels_scalar = {
+    .isa = "scalar",
+#define KVT_KERNEL_ENTRY(result, name, parameters) .name = name,
+    KVT_KERNEL_LIST(KVT_KERNEL_ENTRY)
+#undef KVT_KERNEL_ENTRY
+};

@@ -1,0 +1,152 @@
+/*
+ * The layout of a head's 64 tokens, and the number formats in it.
+ *
+ * A block holds KVT_BLOCK_TOKENS tokens of every layer and kv head of a group as four tiles of
+ * KVT_TILE_TOKENS. The order inside a tile lets one vector load feed 16 tokens (K) or 16 dims
+ * (V), so that no kernel needs a horizontal sum or a second copy:
+ *
+ *   K, 8-bit   [tile][dim / 4][16 tokens][4 dims]
+ *   K, 16/32   [tile][dim][16 tokens]
+ *   V, 8-bit   [token / 4][dim][4 tokens]
+ *   V, 16/32   [token][dim]
+ *
+ * dim runs to the dims padded to a multiple of 16. Padding is zero from the allocation on and
+ * never written; slots of tokens that a sequence does not hold (any more) may hold anything,
+ * kernels mask by count.
+ *
+ * A head's record is: K codes | K scales | K offset | V scales | V codes. Scales are f16, one a
+ * token, and exist for 8-bit sides only. The offset (f16, one a padded dim, rounded up to
+ * 64 bytes) exists where the group subtracts one. Every part begins at a multiple of 64 bytes.
+ */
+#ifndef KVT_TILE_H
+#define KVT_TILE_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#define KVT_TILE_TOKENS 16
+#define KVT_TOKENS 64 /* tokens of a block: KVT_BLOCK_TOKENS of the public header */
+
+static inline size_t kvt_round_up(size_t n, size_t multiple)
+{
+    return (n + multiple - 1) / multiple * multiple;
+}
+
+/* Element index of (token, dim) in a head's codes; dims is the padded count. */
+static inline size_t kvt_k8_index(size_t token, size_t dim, size_t dims)
+{
+    return token / 16 * dims * 16 + dim / 4 * 64 + token % 16 * 4 + dim % 4;
+}
+
+static inline size_t kvt_v8_index(size_t token, size_t dim, size_t dims)
+{
+    return token / 4 * dims * 4 + dim * 4 + token % 4;
+}
+
+static inline size_t kvt_kw_index(size_t token, size_t dim, size_t dims)
+{
+    return token / 16 * dims * 16 + dim * 16 + token % 16;
+}
+
+static inline size_t kvt_vw_index(size_t token, size_t dim, size_t dims)
+{
+    return token * dims + dim;
+}
+
+static inline uint32_t kvt_f32_bits(float x)
+{
+    uint32_t u;
+    memcpy(&u, &x, sizeof u);
+    return u;
+}
+
+static inline float kvt_bits_f32(uint32_t u)
+{
+    float x;
+    memcpy(&x, &u, sizeof x);
+    return x;
+}
+
+/* f16 to f32: exact for every input. Integer work only: no rounding mode, no flush to zero. */
+static inline float kvt_f16_to_f32(uint16_t h)
+{
+    uint32_t sign = (uint32_t)(h & 0x8000u) << 16;
+    uint32_t exponent = (h >> 10) & 31u;
+    uint32_t mantissa = h & 1023u;
+    if (exponent == 31)
+        return kvt_bits_f32(sign | 0x7f800000u | mantissa << 13);
+    if (exponent == 0) {
+        if (mantissa == 0)
+            return kvt_bits_f32(sign);
+        do { /* normalize: every f16 subnormal is a normal f32 */
+            mantissa <<= 1;
+            exponent--;
+        } while (!(mantissa & 1024u));
+        mantissa &= 1023u;
+        exponent++;
+    }
+    return kvt_bits_f32(sign | (exponent + 112u) << 23 | mantissa << 13);
+}
+
+/*
+ * f32 to f16 for finite input. up 0: to nearest, ties to even. up 1: toward +infinity. What is
+ * beyond the finite range becomes infinity (toward +infinity: -65504 for negative input).
+ */
+static inline uint16_t kvt_f32_to_f16_round(float x, int up)
+{
+    uint32_t bits = kvt_f32_bits(x);
+    uint32_t sign = bits >> 16 & 0x8000u;
+    uint32_t magnitude = bits & 0x7fffffffu;
+    uint32_t shift = 13, value, rest, half, result;
+
+    if (magnitude >= 0x47800000u) /* 2^16 and above */
+        return (uint16_t)(sign | (up && sign ? 0x7bffu : 0x7c00u));
+    if (magnitude < 0x38800000u) { /* below 2^-14: subnormal, a multiple of 2^-24 */
+        uint32_t exponent = magnitude >> 23;
+        if (exponent == 0) { /* an f32 subnormal is below 2^-126 */
+            value = 0;
+            rest = magnitude;
+            half = 0xffffffffu;
+            goto round;
+        }
+        shift = 126u - exponent; /* 14 at 2^-15 */
+        if (shift > 31)
+            shift = 31; /* only rounding sees these bits, and all of them are below half */
+        magnitude = (magnitude & 0x7fffffu) | 0x800000u;
+        value = magnitude >> shift;
+    } else {
+        magnitude -= 112u << 23;
+        value = magnitude >> 13;
+    }
+    rest = magnitude & ((1u << shift) - 1u);
+    half = 1u << (shift - 1u);
+round:
+    result = value;
+    if (up)
+        result += !sign && rest != 0;
+    else
+        result += rest > half || (rest == half && (value & 1u));
+    return (uint16_t)(sign | result);
+}
+
+static inline uint16_t kvt_f32_to_f16(float x)
+{
+    return kvt_f32_to_f16_round(x, 0);
+}
+
+static inline float kvt_bf16_to_f32(uint16_t h)
+{
+    return kvt_bits_f32((uint32_t)h << 16);
+}
+
+/* f32 to bf16, to nearest, ties to even; NaN stays NaN. */
+static inline uint16_t kvt_f32_to_bf16(float x)
+{
+    uint32_t bits = kvt_f32_bits(x);
+    if ((bits & 0x7fffffffu) > 0x7f800000u)
+        return (uint16_t)(bits >> 16 | 0x40u);
+    return (uint16_t)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+}
+
+#endif /* KVT_TILE_H */

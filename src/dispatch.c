@@ -1,0 +1,57 @@
+/*
+ * The tables of this build, and the choice among them. Only this file names them all.
+ *
+ * A NULL entry of a table inherits from the one below. The overlay is computed at cache creation
+ * and kept in the cache: no mutable globals.
+ */
+#include "internal.h"
+
+typedef struct kvt_isa {
+    const kvt_kernels *table;
+    int (*present)(void); /* NULL: always */
+} kvt_isa;
+
+/* Narrowest first; each overlays all before it. */
+static const kvt_isa isas[] = {
+    {&kvt_kernels_scalar, NULL},
+#if defined(__x86_64__)
+    {&kvt_kernels_avx2, kvt_cpu_has_avx2},
+#endif
+};
+
+#define N_ISAS (sizeof isas / sizeof isas[0])
+
+static int is_present(const kvt_isa *isa)
+{
+    return !isa->present || isa->present();
+}
+
+const char *kvt_isa_name(uint32_t index)
+{
+    for (size_t i = 0; i < N_ISAS; i++)
+        if (is_present(&isas[i]) && index-- == 0)
+            return isas[i].table->isa;
+    return NULL;
+}
+
+int kvt_dispatch(const char *isa, kvt_kernels *kernels)
+{
+    size_t last = N_ISAS;
+    for (size_t i = 0; i < N_ISAS; i++)
+        if (is_present(&isas[i]) && (!isa || strcmp(isa, isas[i].table->isa) == 0))
+            last = i;
+    if (last == N_ISAS)
+        return 0;
+    memset(kernels, 0, sizeof *kernels);
+    for (size_t i = 0; i <= last; i++) {
+        if (!is_present(&isas[i]))
+            continue;
+        kernels->isa = isas[i].table->isa;
+#define OVERLAY(result, name, parameters)                                                          \
+    if (isas[i].table->name)                                                                       \
+        kernels->name = isas[i].table->name;
+        KVT_KERNEL_LIST(OVERLAY)
+#undef OVERLAY
+    }
+    return 1;
+}

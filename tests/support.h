@@ -1,0 +1,74 @@
+/*
+ * What the tests share: random numbers, caches by a few words, and attention in double.
+ * On the public header alone.
+ */
+#ifndef KVT_TEST_SUPPORT_H
+#define KVT_TEST_SUPPORT_H
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+#include <kvtile/kvtile.h>
+
+/* xorshift-multiply generator; the same numbers everywhere. */
+typedef struct rng {
+    uint64_t state;
+} rng;
+
+uint64_t rng_next(rng *r);
+uint32_t rng_below(rng *r, uint32_t n);
+double rng_normal(rng *r);
+/* n numbers of N(0, 1), malloc'ed. */
+float *rng_normals(rng *r, size_t n);
+
+/* Assert a status; on another one print the cache's error text. */
+void expect_status(const kvt_cache *cache, kvt_status expected, kvt_status got, const char *where);
+#define TEXT_(x) #x
+#define TEXT(x) TEXT_(x)
+#define expect(cache, expected, call)                                                              \
+    expect_status(cache, expected, call, __FILE__ ":" TEXT(__LINE__) ": " #call)
+#define expect_ok(cache, call) expect(cache, KVT_OK, call)
+
+/* One group, the rest as config_init leaves it. The group lives in static memory until the next
+ * call. */
+kvt_group_config group_of(uint32_t layers, uint32_t q_heads, uint32_t kv_heads, uint32_t k_dim,
+                          uint32_t v_dim, kvt_type k_type, kvt_type v_type);
+kvt_cache *cache_of(const kvt_group_config *group, uint64_t max_tokens, uint32_t n_threads,
+                    const char *isa);
+
+/* Keys and values of a test, [tokens][kv_heads][dim]. */
+typedef struct tokens {
+    size_t n, kv_heads, k_dim, v_dim;
+    float *k, *v;
+} tokens;
+
+tokens tokens_make(rng *r, size_t n, const kvt_group_config *group);
+void tokens_free(tokens *t);
+/* Append tokens first .. first + n - 1 to every layer as one step. */
+void append_step(kvt_cache *cache, kvt_seq *seq, const kvt_group_config *group, const tokens *t,
+                 size_t first, size_t n);
+/* Append tokens first .. first + n - 1 in steps of `step` tokens. */
+void append_all(kvt_cache *cache, kvt_seq *seq, const kvt_group_config *group, const tokens *t,
+                size_t first, size_t n, size_t step);
+
+/*
+ * Attention of one row in double: out[v_dim], returns the lse. sees[t] says which of the n tokens
+ * are visible (NULL: all). positions NULL: no ALiBi. sink -INFINITY: none.
+ */
+double reference_row(const float *q, const float *k, const float *v, size_t n, size_t kv_heads,
+                     size_t kv_head, size_t k_dim, size_t v_dim, double scale, double softcap,
+                     const unsigned char *sees, const int32_t *positions, int32_t position,
+                     double slope, double sink, double *out);
+
+/* Relative L2 distance of a from b. */
+double relative_l2(const float *a, const double *b, size_t n);
+
+/* The state of a sequence as one hash: tokens, positions, every K and V of every layer. */
+uint64_t seq_hash(const kvt_seq *seq, const kvt_group_config *group);
+
+#endif

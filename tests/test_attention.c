@@ -1,0 +1,516 @@
+/*
+ * Attention against a double-precision reference: every type, dim and ratio, the options, and
+ * the promise of the same bits for any threads and batch.
+ */
+#include "support.h"
+
+#include <math.h>
+#include <stdio.h>
+
+/* What one configuration gave: largest relative L2 over its heads. */
+typedef struct errors {
+    double all;       /* of the output against the exact attention, all heads together */
+    double dequant;   /* of double attention on the dequantized cache, against the same */
+} errors;
+
+typedef struct setup {
+    kvt_group_config group;
+    size_t n, step;
+    double q_deviation;
+    const char *isa;
+} setup;
+
+static errors attend_once(const setup *s, uint64_t seed)
+{
+    rng r = {seed};
+    const kvt_group_config *g = &s->group;
+    kvt_cache *cache = cache_of(g, s->n, 1, s->isa);
+    kvt_seq *seq = NULL;
+    tokens t = tokens_make(&r, s->n, g);
+    size_t ratio = g->n_q_heads / g->n_kv_heads, n_out = (size_t)g->n_q_heads * g->v_dim;
+    float *q = rng_normals(&r, (size_t)g->n_q_heads * g->k_dim);
+    float *out = malloc(n_out * sizeof *out), *lse = malloc(g->n_q_heads * sizeof *lse);
+    double *exact = malloc(n_out * sizeof *exact), *stored = malloc(n_out * sizeof *stored);
+    float *k = malloc(s->n * g->n_kv_heads * g->k_dim * sizeof *k);
+    float *v = malloc(s->n * g->n_kv_heads * g->v_dim * sizeof *v);
+    kvt_tensor kt = kvt_tensor_f32(k), vt = kvt_tensor_f32(v);
+    kvt_attend_item item = {.n_queries = 1};
+    kvt_attend_args args = kvt_attend_args_init();
+    double scale = 1.0 / (double)sqrtf((float)g->k_dim);
+    double difference = 0, norm = 0;
+    errors e;
+
+    for (size_t i = 0; i < (size_t)g->n_q_heads * g->k_dim; i++)
+        q[i] *= (float)s->q_deviation;
+    expect_ok(cache, kvt_seq_create(cache, &seq));
+    append_all(cache, seq, g, &t, 0, s->n, s->step);
+    item.seq = seq;
+    args.items = &item;
+    args.n_items = 1;
+    args.q = kvt_tensor_f32(q);
+    args.out = kvt_tensor_f32(out);
+    args.lse = lse;
+    expect_ok(cache, kvt_attend(cache, &args));
+    expect_ok(cache, kvt_read(seq, 0, KVT_SIDE_K, 0, s->n, &kt));
+    expect_ok(cache, kvt_read(seq, 0, KVT_SIDE_V, 0, s->n, &vt));
+    for (size_t h = 0; h < g->n_q_heads; h++) {
+        double true_lse = reference_row(q + h * g->k_dim, t.k, t.v, s->n, g->n_kv_heads, h / ratio,
+                                        g->k_dim, g->v_dim, scale, 0, NULL, NULL, 0, 0, -INFINITY,
+                                        exact + h * g->v_dim);
+        double stored_lse = reference_row(q + h * g->k_dim, k, v, s->n, g->n_kv_heads, h / ratio,
+                                          g->k_dim, g->v_dim, scale, 0, NULL, NULL, 0, 0,
+                                          -INFINITY, stored + h * g->v_dim);
+        assert_true(fabs((double)lse[h] - stored_lse) < 2e-5 * (1 + fabs(true_lse)));
+    }
+    for (size_t i = 0; i < n_out; i++) {
+        difference += (stored[i] - exact[i]) * (stored[i] - exact[i]);
+        norm += exact[i] * exact[i];
+    }
+    e.dequant = sqrt(difference / norm);
+    e.all = relative_l2(out, exact, n_out);
+
+    free(q), free(out), free(lse), free(exact), free(stored), free(k), free(v);
+    tokens_free(&t);
+    kvt_seq_destroy(seq);
+    kvt_cache_destroy(cache);
+    return e;
+}
+
+static const uint32_t dims[] = {8, 48, 64, 80, 96, 128, 192, 256, 512, 576};
+static const uint32_t heads[][2] = {{4, 4}, {4, 2}, {6, 2}, {8, 2}, {5, 1}, {12, 2}, {14, 2},
+                                    {8, 1}, {16, 1}, {33, 1}, {71, 1}};
+static const uint32_t lengths[] = {1,   2,   15,   16,   17,   63,   64,  65,
+                                   127, 640, 1023, 1024, 1025, 3000, 8192};
+
+/* Bounds by type: f32 1e-6, f16 1e-3, i8 1.02 times the dequantized cache's own error. */
+static void check_errors(const setup *s, errors e, double factor)
+{
+    kvt_type worst = s->group.k_type > s->group.v_type ? s->group.k_type : s->group.v_type;
+    double bound = worst == KVT_TYPE_F32   ? 1e-6 * factor
+                   : worst == KVT_TYPE_F16 ? 1e-3
+                                           : 1.02 * e.dequant + 1e-6 * factor;
+    if (!(e.all < bound))
+        fail_msg("isa %s types %d/%d dims %u/%u heads %u:%u n %zu: error %g, bound %g (dequant %g)",
+                 s->isa, (int)s->group.k_type, (int)s->group.v_type, s->group.k_dim,
+                 s->group.v_dim, s->group.n_q_heads, s->group.n_kv_heads, s->n, e.all, bound,
+                 e.dequant);
+}
+
+static void every_type_dim_ratio_and_length(void **state)
+{
+    const kvt_type types[][2] = {{KVT_TYPE_F32, KVT_TYPE_F32}, {KVT_TYPE_F16, KVT_TYPE_F16},
+                                 {KVT_TYPE_I8, KVT_TYPE_I8},   {KVT_TYPE_I8, KVT_TYPE_F16},
+                                 {KVT_TYPE_F32, KVT_TYPE_I8}};
+    double worst[3] = {0};
+    rng r = {7};
+    (void)state;
+    for (uint32_t isa = 0; kvt_isa_name(isa); isa++)
+        for (size_t type = 0; type < 5; type++)
+            for (size_t d = 0; d < sizeof dims / sizeof *dims; d++)
+                for (size_t l = 0; l < sizeof lengths / sizeof *lengths; l++) {
+                    size_t h = rng_below(&r, sizeof heads / sizeof *heads);
+                    setup s = {0};
+                    errors e;
+                    size_t work = lengths[l] * dims[d] * heads[h][0];
+                    /* The reference is slow: long contexts of wide heads one in four. */
+                    if (work > 4000000 && rng_below(&r, 4))
+                        continue;
+                    s.group = group_of(1, heads[h][0], heads[h][1], dims[d], dims[d],
+                                       types[type][0], types[type][1]);
+                    if (dims[d] == 576 && rng_below(&r, 2))
+                        s.group.v_dim = 512;
+                    s.n = lengths[l];
+                    s.step = 1 + rng_below(&r, 300);
+                    s.q_deviation = 1;
+                    s.isa = kvt_isa_name(isa);
+                    e = attend_once(&s, rng_next(&r));
+                    check_errors(&s, e, 1);
+                    if (type < 2 && e.all > worst[type])
+                        worst[type] = e.all;
+                    if (type == 2 && s.n > 1 && e.all / e.dequant > worst[2])
+                        worst[2] = e.all / e.dequant;
+                }
+    printf("largest relative L2: f32 %.2g, f16 %.2g; i8 at most %.4f of the dequantized cache's\n",
+           worst[0], worst[1], worst[2]);
+}
+
+static void every_ratio(void **state)
+{
+    rng r = {8};
+    (void)state;
+    for (uint32_t isa = 0; kvt_isa_name(isa); isa++)
+        for (size_t h = 0; h < sizeof heads / sizeof *heads; h++)
+            for (int type = 0; type < 3; type++) {
+                setup s = {group_of(1, heads[h][0], heads[h][1], 64, 64, (kvt_type)type,
+                                    (kvt_type)type), 1100, 200, 1, kvt_isa_name(isa)};
+                check_errors(&s, attend_once(&s, rng_next(&r)), 1);
+            }
+}
+
+/* Logits up to L: the bound grows to (1 + L) times. */
+static void large_logits(void **state)
+{
+    (void)state;
+    for (uint32_t isa = 0; kvt_isa_name(isa); isa++)
+        for (double deviation = 3; deviation < 100; deviation *= 3) {
+            setup s = {group_of(1, 8, 2, 128, 128, KVT_TYPE_F32, KVT_TYPE_F32), 2000, 2000,
+                       deviation, kvt_isa_name(isa)};
+            check_errors(&s, attend_once(&s, (uint64_t)deviation), 1 + 3 * deviation);
+        }
+}
+
+/* ---- options ---- */
+
+typedef struct options {
+    int causal, mask, softcap, alibi, sink, own_positions;
+} options;
+
+static void check_options(options o, const char *isa, kvt_type type, size_t n, size_t pending,
+                          size_t n_q, uint64_t seed)
+{
+    rng r = {seed};
+    kvt_group_config g = group_of(2, 6, 2, 80, 48, type, type);
+    kvt_cache *cache = cache_of(&g, n, 1, isa);
+    kvt_seq *seq = NULL;
+    tokens t = tokens_make(&r, n, &g);
+    float *q = rng_normals(&r, n_q * 6 * 80), *out = malloc(n_q * 6 * 48 * sizeof *out);
+    float lse[6 * 300], slopes[6], sinks[6];
+    int32_t *positions = malloc(n * sizeof *positions), *q_positions = malloc(n_q * sizeof(int32_t));
+    float *k = malloc(n * 2 * 80 * sizeof *k), *v = malloc(n * 2 * 48 * sizeof *v);
+    unsigned char *sees = malloc(n);
+    size_t mask_tokens = pending ? pending : n / 2, stride = mask_tokens / 8 + 3;
+    uint8_t *mask = malloc(n_q * stride);
+    kvt_tensor kt = kvt_tensor_f32(k), vt = kvt_tensor_f32(v);
+    kvt_attend_item item = {.n_queries = n_q};
+    kvt_attend_args args = kvt_attend_args_init();
+    double expected[48];
+
+    assert_true(n_q <= 300);
+    expect_ok(cache, kvt_seq_create(cache, &seq));
+    for (size_t i = 0; i < n; i++)
+        positions[i] = (int32_t)(i * 2 + 5);
+    for (size_t i = 0; i < n_q; i++)
+        q_positions[i] = (int32_t)rng_below(&r, (uint32_t)n * 2);
+    for (size_t first = 0; first < n;) {
+        size_t count = first < n - pending ? n - pending : pending;
+        kvt_tensor ka = kvt_tensor_f32(t.k + first * 2 * 80), va = kvt_tensor_f32(t.v + first * 2 * 48);
+        expect_ok(cache, kvt_seq_begin(seq, count, positions + first));
+        expect_ok(cache, kvt_append(seq, 0, &ka, &va));
+        expect_ok(cache, kvt_append(seq, 1, &ka, &va));
+        first += count;
+        if (first <= n - pending)
+            expect_ok(cache, kvt_seq_commit(seq, NULL));
+    }
+    for (size_t i = 0; i < n_q * stride; i++)
+        mask[i] = (uint8_t)rng_next(&r);
+    for (int h = 0; h < 6; h++) {
+        slopes[h] = 0.05f * (float)(h + 1);
+        sinks[h] = (float)rng_normal(&r) + 2;
+    }
+    item.seq = seq;
+    if (o.mask) {
+        item.mask = mask;
+        item.mask_stride = stride;
+        item.mask_tokens = mask_tokens;
+    }
+    if (o.own_positions)
+        item.query_positions = q_positions;
+    args.layer = 1;
+    args.items = &item;
+    args.n_items = 1;
+    args.q = kvt_tensor_f32(q);
+    args.out = kvt_tensor_f32(out);
+    args.lse = lse;
+    args.scale = 0.2f;
+    args.flags = o.causal ? KVT_ATTEND_CAUSAL : 0;
+    args.softcap = o.softcap ? 1.5f : 0;
+    args.alibi_slopes = o.alibi ? slopes : NULL;
+    args.sink_logits = o.sink ? sinks : NULL;
+    expect_ok(cache, kvt_attend(cache, &args));
+    expect_ok(cache, kvt_read(seq, 1, KVT_SIDE_K, 0, n, &kt));
+    expect_ok(cache, kvt_read(seq, 1, KVT_SIDE_V, 0, n, &vt));
+
+    for (size_t i = 0; i < n_q; i++)
+        for (size_t h = 0; h < 6; h++) {
+            double expected_lse, error;
+            int32_t position = o.own_positions ? q_positions[i]
+                               : n_q <= n      ? positions[n - n_q + i]
+                                               : 0;
+            for (size_t j = 0; j < n; j++) {
+                sees[j] = 1;
+                if (o.mask && j >= n - mask_tokens) {
+                    size_t bit = j - (n - mask_tokens);
+                    sees[j] = mask[i * stride + bit / 8] >> bit % 8 & 1;
+                } else if (o.causal && !o.mask) {
+                    sees[j] = j <= n - n_q + i;
+                }
+            }
+            expected_lse = reference_row(
+                q + (i * 6 + h) * 80, k, v, n, 2, h / 3, 80, 48, (double)args.scale,
+                (double)args.softcap, sees, o.alibi ? positions : NULL, position,
+                (double)slopes[h], o.sink ? (double)sinks[h] : -INFINITY, expected);
+            error = relative_l2(out + (i * 6 + h) * 48, expected, 48);
+            if (!(error < 2e-5))
+                fail_msg("isa %s type %d n %zu pending %zu n_q %zu causal %d mask %d cap %d alibi "
+                         "%d sink %d: query %zu head %zu: error %g", isa, (int)type, n, pending,
+                         n_q, o.causal, o.mask, o.softcap, o.alibi, o.sink, i, h, error);
+            assert_true(expected_lse == (double)lse[i * 6 + h] ||
+                        fabs(expected_lse - (double)lse[i * 6 + h]) < 1e-5);
+        }
+    free(q), free(out), free(positions), free(q_positions), free(k), free(v), free(sees);
+    free(mask);
+    tokens_free(&t);
+    kvt_seq_destroy(seq);
+    kvt_cache_destroy(cache);
+}
+
+static void options_against_the_reference(void **state)
+{
+    const size_t shapes[][3] = {{1, 0, 1},   {1, 1, 1},    {20, 5, 5},   {130, 64, 64},
+                                {200, 0, 3}, {65, 1, 1},   {64, 64, 64}, {1100, 40, 40},
+                                {90, 0, 90}, {300, 7, 150}};
+    rng r = {99};
+    (void)state;
+    for (uint32_t isa = 0; kvt_isa_name(isa); isa++)
+        for (size_t shape = 0; shape < sizeof shapes / sizeof *shapes; shape++)
+            for (int bits = 0; bits < 32; bits++) {
+                options o = {bits & 1, bits >> 1 & 1, bits >> 2 & 1, bits >> 3 & 1, bits >> 4 & 1,
+                             (int)rng_below(&r, 2)};
+                check_options(o, kvt_isa_name(isa), (kvt_type)rng_below(&r, 3), shapes[shape][0],
+                              shapes[shape][1], shapes[shape][2], rng_next(&r));
+            }
+    /* More queries than tokens, not causal; and a context of no tokens. */
+    check_options((options){0}, NULL, KVT_TYPE_I8, 3, 0, 9, 5);
+}
+
+static void nothing_visible(void **state)
+{
+    kvt_group_config g = group_of(1, 2, 1, 16, 16, KVT_TYPE_I8, KVT_TYPE_I8);
+    kvt_cache *cache = cache_of(&g, 64, 1, NULL);
+    kvt_seq *seq = NULL;
+    float q[32], out[32], lse[2], sinks[2] = {0.5f, -3};
+    kvt_attend_item item = {.n_queries = 1};
+    kvt_attend_args args = kvt_attend_args_init();
+    (void)state;
+    for (int i = 0; i < 32; i++)
+        q[i] = out[i] = 1;
+    expect_ok(cache, kvt_seq_create(cache, &seq));
+    item.seq = seq;
+    args.items = &item;
+    args.n_items = 1;
+    args.q = kvt_tensor_f32(q);
+    args.out = kvt_tensor_f32(out);
+    args.lse = lse;
+    expect_ok(cache, kvt_attend(cache, &args));
+    for (int i = 0; i < 32; i++)
+        assert_true(out[i] == 0);
+    assert_true(lse[0] == -INFINITY && lse[1] == -INFINITY);
+    args.sink_logits = sinks;
+    expect_ok(cache, kvt_attend(cache, &args));
+    assert_true(out[5] == 0 && lse[0] == sinks[0] && lse[1] == sinks[1]);
+    kvt_seq_destroy(seq);
+    kvt_cache_destroy(cache);
+}
+
+/* ---- the same bits ---- */
+
+/* Runs tasks on the caller's thread, last first. */
+static void run_backwards(void *user, void (*task)(void *arg, size_t i), void *arg, size_t n)
+{
+    size_t *calls = user;
+    *calls += 1;
+    while (n-- > 0)
+        task(arg, n);
+}
+
+static void same_bits_for_threads_batches_and_plans(void **state)
+{
+    enum { N_SEQS = 3, HEADS = 12, DIM = 64 };
+    const size_t lengths_of[N_SEQS] = {5000, 130, 1024};
+    const size_t queries_of[N_SEQS] = {1, 40, 3};
+    (void)state;
+    for (int type = 0; type < 3; type++) {
+        kvt_group_config g = group_of(1, HEADS, 2, DIM, DIM, (kvt_type)type, (kvt_type)type);
+        float *reference[N_SEQS], *q[N_SEQS];
+        for (int threads = 0; threads < 5; threads++) {
+            rng r = {123};
+            kvt_config config = kvt_config_init();
+            size_t calls = 0, n_queries = 0;
+            kvt_cache *cache = NULL;
+            kvt_seq *seqs[N_SEQS];
+            kvt_attend_item items[N_SEQS];
+            kvt_attend_args args = kvt_attend_args_init();
+            kvt_attend_plan plan;
+            float *all_q, *all_out;
+            void *scratch;
+
+            config.groups = &g;
+            config.n_groups = 1;
+            config.max_tokens = 5000;
+            if (threads) { /* 1, 3, 16, 64 threads: from whole units to one range a task */
+                const uint32_t counts[] = {1, 3, 16, 64};
+                config.executor = (kvt_executor){&calls, run_backwards, counts[threads - 1]};
+            }
+            expect_ok(NULL, kvt_cache_create(&config, &cache));
+            memset(items, 0, sizeof items);
+            args.items = items;
+            args.flags = KVT_ATTEND_CAUSAL;
+            for (int i = 0; i < N_SEQS; i++) {
+                tokens t = tokens_make(&r, lengths_of[i], &g);
+                float *one_q = rng_normals(&r, queries_of[i] * HEADS * DIM);
+                float *one = malloc(queries_of[i] * HEADS * DIM * sizeof *one);
+                expect_ok(cache, kvt_seq_create(cache, &seqs[i]));
+                append_all(cache, seqs[i], &g, &t, 0, t.n, 700);
+                items[0] = (kvt_attend_item){.seq = seqs[i], .n_queries = queries_of[i]};
+                args.n_items = 1;
+                args.q = kvt_tensor_f32(one_q);
+                args.out = kvt_tensor_f32(one);
+                expect_ok(cache, kvt_attend(cache, &args));
+                if (threads == 0) {
+                    reference[i] = one;
+                    q[i] = one_q;
+                } else {
+                    assert_memory_equal(one, reference[i],
+                                        queries_of[i] * HEADS * DIM * sizeof *one);
+                    free(one);
+                    free(one_q);
+                }
+                tokens_free(&t);
+                n_queries += queries_of[i];
+            }
+            if (threads)
+                assert_true(calls > 0 || threads == 1);
+
+            /* All in one batch, and by a plan whose tasks run in a scrambled order. */
+            all_q = malloc(n_queries * HEADS * DIM * sizeof *all_q);
+            all_out = malloc(n_queries * HEADS * DIM * sizeof *all_out);
+            for (size_t i = 0, at = 0; i < N_SEQS; at += queries_of[i++]) {
+                memcpy(all_q + at * HEADS * DIM, q[i], queries_of[i] * HEADS * DIM * sizeof *all_q);
+                items[i] = (kvt_attend_item){.seq = seqs[i], .n_queries = queries_of[i]};
+            }
+            args.n_items = N_SEQS;
+            args.q = kvt_tensor_f32(all_q);
+            args.out = kvt_tensor_f32(all_out);
+            for (int planned = 0; planned < 4; planned++) {
+                memset(all_out, 0xff, n_queries * HEADS * DIM * sizeof *all_out);
+                if (!planned) {
+                    expect_ok(cache, kvt_attend(cache, &args));
+                } else {
+                    args.n_threads = planned == 1 ? 1 : planned == 2 ? 7 : 200;
+                    expect_ok(cache, kvt_attend_plan_init(&plan, cache, &args));
+                    scratch = aligned_alloc(64, plan.scratch_bytes);
+                    assert_non_null(scratch);
+                    for (size_t i = plan.n_tasks; i-- > 0;)
+                        expect_ok(cache, kvt_attend_task(&plan, scratch, i));
+                    expect_ok(cache, kvt_attend_finish(&plan, scratch));
+                    free(scratch);
+                }
+                for (size_t i = 0, at = 0; i < N_SEQS; at += queries_of[i++])
+                    assert_memory_equal(all_out + at * HEADS * DIM, reference[i],
+                                        queries_of[i] * HEADS * DIM * sizeof *all_out);
+            }
+            args.n_threads = 0;
+            free(all_q);
+            free(all_out);
+            for (int i = 0; i < N_SEQS; i++)
+                kvt_seq_destroy(seqs[i]);
+            kvt_cache_destroy(cache);
+        }
+        for (int i = 0; i < N_SEQS; i++) {
+            free(reference[i]);
+            free(q[i]);
+        }
+    }
+}
+
+/* ---- the caller's layouts and formats ---- */
+
+static uint16_t to_bf16(float x)
+{
+    uint32_t u;
+    memcpy(&u, &x, sizeof u);
+    return (uint16_t)(u >> 16);
+}
+
+static float from_bf16(uint16_t h)
+{
+    uint32_t u = (uint32_t)h << 16;
+    float x;
+    memcpy(&x, &u, sizeof x);
+    return x;
+}
+
+/* Head-major bf16 K and V, q inside a fused QKV buffer, bf16 out. */
+static void strides_and_dtypes(void **state)
+{
+    enum { N = 100, KV = 2, Q = 4, D = 24 };
+    kvt_group_config g = group_of(1, Q, KV, D, D, KVT_TYPE_I8, KVT_TYPE_I8);
+    kvt_cache *cache = cache_of(&g, N, 1, NULL);
+    kvt_seq *plain = NULL, *strided = NULL;
+    static uint16_t k[KV][N + 3][D + 5], v[KV][N + 3][D + 5], fused[2][Q + 2 * KV][D], out16[2][Q][D];
+    float q[2][Q][D], out[2][Q][D];
+    rng r = {3};
+    tokens t = tokens_make(&r, N, &g);
+    kvt_tensor kt = {k, KVT_BF16, (D + 5) * 2, (N + 3) * (D + 5) * 2}, vt = kt;
+    kvt_attend_item item = {.n_queries = 2};
+    kvt_attend_args args = kvt_attend_args_init();
+    (void)state;
+
+    vt.data = v;
+    for (int i = 0; i < N; i++)
+        for (int h = 0; h < KV; h++)
+            for (int d = 0; d < D; d++) {
+                size_t at = (size_t)((i * KV + h) * D + d);
+                k[h][i][d] = to_bf16(t.k[at]);
+                v[h][i][d] = to_bf16(t.v[at]);
+                t.k[at] = from_bf16(k[h][i][d]);
+                t.v[at] = from_bf16(v[h][i][d]);
+            }
+    for (int i = 0; i < 2; i++)
+        for (int h = 0; h < Q; h++)
+            for (int d = 0; d < D; d++) {
+                fused[i][h][d] = to_bf16((float)rng_normal(&r));
+                q[i][h][d] = from_bf16(fused[i][h][d]);
+            }
+    expect_ok(cache, kvt_seq_create(cache, &plain));
+    expect_ok(cache, kvt_seq_create(cache, &strided));
+    append_step(cache, plain, &g, &t, 0, N);
+    expect_ok(cache, kvt_seq_begin(strided, N, NULL));
+    expect_ok(cache, kvt_append(strided, 0, &kt, &vt));
+    expect_ok(cache, kvt_seq_commit(strided, NULL));
+
+    args.items = &item;
+    args.n_items = 1;
+    args.flags = KVT_ATTEND_CAUSAL;
+    item.seq = plain;
+    args.q = kvt_tensor_f32(&q[0][0][0]);
+    args.out = kvt_tensor_f32(&out[0][0][0]);
+    expect_ok(cache, kvt_attend(cache, &args));
+    item.seq = strided;
+    args.q = (kvt_tensor){fused, KVT_BF16, (Q + 2 * KV) * D * 2, 0};
+    args.out = (kvt_tensor){out16, KVT_BF16, 0, 0};
+    expect_ok(cache, kvt_attend(cache, &args));
+    for (int i = 0; i < 2; i++)
+        for (int h = 0; h < Q; h++)
+            for (int d = 0; d < D; d++)
+                assert_true(fabsf(from_bf16(out16[i][h][d]) - out[i][h][d]) <=
+                            fabsf(out[i][h][d]) / 256);
+    tokens_free(&t);
+    kvt_seq_destroy(plain);
+    kvt_seq_destroy(strided);
+    kvt_cache_destroy(cache);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(every_type_dim_ratio_and_length),
+        cmocka_unit_test(every_ratio),
+        cmocka_unit_test(large_logits),
+        cmocka_unit_test(options_against_the_reference),
+        cmocka_unit_test(nothing_visible),
+        cmocka_unit_test(same_bits_for_threads_batches_and_plans),
+        cmocka_unit_test(strides_and_dtypes),
+    };
+    return cmocka_run_group_tests_name("attention", tests, NULL, NULL);
+}
