@@ -226,6 +226,8 @@ typedef struct bench_cache {
     uint64_t ctx;
     bench_case shape;
     bench_tokens source;
+    bench_random random;
+    bool unique; /* bench_cache_fill makes new tokens for every step and layer: for what compresses */
 } bench_cache;
 
 /* Bytes of codes, scales and offsets of n tokens of one layer, no padding: what a formula says. */

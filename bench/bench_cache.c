@@ -73,13 +73,18 @@ void bench_plan_layers(const bench_case *c, uint64_t n_tokens, uint64_t bytes, s
 
 /* ---- the cache ---- */
 
+static void make_source(bench_cache *b)
+{
+    bench_random_fill(&b->random, b->source.k, b->source.n * b->source.k_width);
+    bench_random_fill(&b->random, b->source.v, b->source.n * b->source.v_width);
+}
+
 void bench_cache_create(bench_cache *b, const bench_case *c, size_t n_layers, size_t n_seqs,
                         uint64_t n_tokens, uint64_t extra_bytes, uint64_t seed)
 {
     char error[256] = "";
     kvt_group_config group = kvt_group_config_init();
     kvt_config config = kvt_config_init();
-    bench_random random;
 
     memset(b, 0, sizeof *b);
     b->shape = *c;
@@ -131,9 +136,8 @@ void bench_cache_create(bench_cache *b, const bench_case *c, size_t n_layers, si
     b->source.v_width = (size_t)c->kv_heads * c->v_dim;
     b->source.k = bench_alloc(b->source.n * b->source.k_width, sizeof(float));
     b->source.v = bench_alloc(b->source.n * b->source.v_width, sizeof(float));
-    bench_random_seed(&random, seed);
-    bench_random_fill(&random, b->source.k, b->source.n * b->source.k_width);
-    bench_random_fill(&random, b->source.v, b->source.n * b->source.v_width);
+    bench_random_seed(&b->random, seed);
+    make_source(b);
 }
 
 void bench_cache_destroy(bench_cache *b)
@@ -162,6 +166,8 @@ void bench_cache_fill(bench_cache *b, uint64_t n_tokens)
             uint64_t n = end - first < STEP_TOKENS ? end - first : STEP_TOKENS;
             bench_require(kvt_seq_begin(b->seqs[s], n, NULL), b->cache, "kvt_seq_begin");
             for (size_t layer = 0; layer < b->n_layers; layer++) {
+                if (b->unique)
+                    make_source(b);
                 size_t at = bench_source_offset(b, s, layer, first);
                 kvt_tensor k = kvt_tensor_f32(b->source.k + at * b->source.k_width);
                 kvt_tensor v = kvt_tensor_f32(b->source.v + at * b->source.v_width);

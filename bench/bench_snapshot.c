@@ -285,6 +285,7 @@ static int run(const bench_options *options, const bench_case *c)
     bench_cache_create(&s.b, c, n_layers, 2, c->ctx, 4 * (uint64_t)s.bytes + set_bytes,
                        options->seed);
     s.b.n_seqs = 1; /* fill the first one only */
+    s.b.unique = true;
     bench_cache_fill(&s.b, c->ctx);
     s.b.n_seqs = 2;
 

@@ -14,12 +14,15 @@ int cmd_generate(const options *o, tl_error *err)
     engine e;
     dialog d;
     const char *prompt = o->prompt ? o->prompt : default_prompt;
-    if (engine_open(&e, o, err)) return -1;
+    if (engine_open(&e, o, err))
+        return -1;
     int status = dialog_open(&d, &e, o, err);
     if (status == 0) {
-        if (!o->ids) printf("%s", prompt);
+        if (!o->ids)
+            printf("%s", prompt);
         status = dialog_turn(&d, prompt, (size_t)o->n, err);
-        if (!o->ids) printf("\n");
+        if (!o->ids)
+            printf("\n");
         dialog_close(&d);
     }
     engine_close(&e);
@@ -47,7 +50,8 @@ static char *read_line(FILE *f)
             }
             line = p;
         }
-        if (c == EOF || c == '\n') break;
+        if (c == EOF || c == '\n')
+            break;
         line[n++] = (char)c;
     }
     line[n] = 0;
@@ -59,13 +63,15 @@ static int chat_turns(dialog *d, const options *o, tl_error *err)
     int status = 0;
     if (o->prompt) {
         status = dialog_turn(d, o->prompt, (size_t)o->n, err);
-        if (!o->ids) printf("\n");
+        if (!o->ids)
+            printf("\n");
         return status;
     }
     char *line;
     while (status == 0 && (line = read_line(stdin)) != NULL) {
         status = dialog_turn(d, line, (size_t)o->n, err);
-        if (!o->ids) printf("\n");
+        if (!o->ids)
+            printf("\n");
         fflush(stdout);
         free(line);
     }
@@ -76,13 +82,18 @@ int cmd_chat(options *o, tl_error *err)
 {
     engine e;
     dialog d;
-    if (o->load && snapshot_types(o, err)) return -1;
-    if (engine_open(&e, o, err)) return -1;
+    if (o->load && snapshot_types(o, err))
+        return -1;
+    if (engine_open(&e, o, err))
+        return -1;
     int status = dialog_open(&d, &e, o, err);
     if (status == 0) {
-        if (o->load) status = dialog_load(&d, o->load, err);
-        if (status == 0) status = chat_turns(&d, o, err);
-        if (status == 0 && o->save) status = dialog_save(&d, o->save, err);
+        if (o->load)
+            status = dialog_load(&d, o->load, err);
+        if (status == 0)
+            status = chat_turns(&d, o, err);
+        if (status == 0 && o->save)
+            status = dialog_save(&d, o->save, err);
         dialog_close(&d);
     }
     engine_close(&e);
@@ -98,17 +109,22 @@ static int cut_text(const engine *e, const char *path, size_t n_tokens, tl_text 
     uint8_t *data;
     size_t n_bytes, n = 0;
     int32_t *tokens = NULL;
-    if (tl_read_file(path, &data, &n_bytes, err)) return -1;
-    int status = tl_encode(e->tokenizer, (const char *)data, n_bytes, false, &tokens, NULL, &n, err);
+    if (tl_read_file(path, &data, &n_bytes, err))
+        return -1;
+    int status =
+        tl_encode(e->tokenizer, (const char *)data, n_bytes, false, &tokens, NULL, &n, err);
     free(data);
-    if (status) return -1;
+    if (status)
+        return -1;
     size_t each = n_tokens - 1, count = (n + each - 1) / each;
     tl_text *all = calloc(count + 1, sizeof *all);
-    if (!all) goto fail;
+    if (!all)
+        goto fail;
     for (size_t i = 0; i < count; i++) {
         size_t m = n - i * each < each ? n - i * each : each;
         all[i].tokens = malloc((m + 1) * sizeof *tokens);
-        if (!all[i].tokens) goto fail;
+        if (!all[i].tokens)
+            goto fail;
         all[i].tokens[0] = TL_BOS;
         memcpy(all[i].tokens + 1, tokens + i * each, m * sizeof *tokens);
         all[i].n_tokens = m + 1;
@@ -118,7 +134,8 @@ static int cut_text(const engine *e, const char *path, size_t n_tokens, tl_text 
     *n_texts = count;
     return 0;
 fail:
-    for (size_t i = 0; all && i < count; i++) tl_text_free(&all[i]);
+    for (size_t i = 0; all && i < count; i++)
+        tl_text_free(&all[i]);
     free(all);
     free(tokens);
     return tl_fail(err, "no memory for the text");
@@ -131,7 +148,8 @@ static int eval_texts(const options *o, const engine *e, tl_error *err)
     if (n_tokens > context)
         return tl_fail(err, "--tokens: the model's context has %zu tokens", context);
     tl_text *texts = NULL;
-    if (o->text && cut_text(e, o->text, n_tokens, &texts, &n_texts, err)) return -1;
+    if (o->text && cut_text(e, o->text, n_tokens, &texts, &n_texts, err))
+        return -1;
 
     size_t chunk = o->chunk ? (size_t)o->chunk : PREFILL_TOKENS, fed = 0;
     tl_kvtile kv[2] = {{0}};
@@ -141,19 +159,23 @@ static int eval_texts(const options *o, const engine *e, tl_error *err)
     const kvt_type types[2][2] = {{KVT_TYPE_F32, KVT_TYPE_F32}, {o->k_type, o->v_type}};
     int status = -1;
     for (int s = 0; s < 2; s++) {
-        if (tl_kvtile_open(&kv[s], &e->model, types[s][0], types[s][1], e->work, err)) goto done;
+        if (tl_kvtile_open(&kv[s], &e->model, types[s][0], types[s][1], e->work, err))
+            goto done;
         if (tl_session_open(&sessions[s], &e->model, tl_kvtile_store(&kv[s]), e->work, chunk, err))
             goto done;
     }
     for (size_t i = 0; i < n_texts; i++) {
         tl_text made = {0};
-        if (!texts && tl_text_story(&made, e->tokenizer, HELD_OUT_SEED + o->seed + i, n_tokens, err))
+        if (!texts &&
+            tl_text_story(&made, e->tokenizer, HELD_OUT_SEED + o->seed + i, n_tokens, err))
             goto done;
         const tl_text *t = texts ? &texts[i] : &made;
         int failed = tl_score_text(sessions, scores, 2, t, chunk, err);
-        if (t->n_tokens > fed + 1) fed = t->n_tokens - 1;
+        if (t->n_tokens > fed + 1)
+            fed = t->n_tokens - 1;
         tl_text_free(&made);
-        if (failed) goto done;
+        if (failed)
+            goto done;
         progress("evaluated", i + 1, n_texts);
     }
     if (scores[0].n == 0) {
@@ -165,8 +187,9 @@ static int eval_texts(const options *o, const engine *e, tl_error *err)
     /* The longest text's blocks are still held: clear keeps them. */
     for (int s = 0; s < 2; s++)
         bytes_per_token[s] = (double)kvt_cache_memory_bytes(kv[s].cache) / (double)fed;
-    table_row rows[2] = {{.name = "f32/f32", .bytes_per_token = bytes_per_token[0], .score = &scores[0]},
-                         {.name = name, .bytes_per_token = bytes_per_token[1], .score = &scores[1]}};
+    table_row rows[2] = {
+        {.name = "f32/f32", .bytes_per_token = bytes_per_token[0], .score = &scores[0]},
+        {.name = name, .bytes_per_token = bytes_per_token[1], .score = &scores[1]}};
     table_print(rows, 2);
     status = 0;
 done:
@@ -174,7 +197,8 @@ done:
         tl_session_close(&sessions[s]);
         tl_kvtile_close(&kv[s]);
     }
-    for (size_t i = 0; texts && i < n_texts; i++) tl_text_free(&texts[i]);
+    for (size_t i = 0; texts && i < n_texts; i++)
+        tl_text_free(&texts[i]);
     free(texts);
     return status;
 }
@@ -182,7 +206,8 @@ done:
 int cmd_eval(const options *o, tl_error *err)
 {
     engine e;
-    if (engine_open(&e, o, err)) return -1;
+    if (engine_open(&e, o, err))
+        return -1;
     int status = eval_texts(o, &e, err);
     engine_close(&e);
     return status;

@@ -31,7 +31,8 @@ static int run_for_ids(char *const argv[], int32_t *ids, size_t room, size_t *n_
     int fd[2];
     pid_t pid;
     posix_spawn_file_actions_t actions;
-    if (pipe(fd)) return tl_fail(err, "pipe: %s", strerror(errno));
+    if (pipe(fd))
+        return tl_fail(err, "pipe: %s", strerror(errno));
     posix_spawn_file_actions_init(&actions);
     posix_spawn_file_actions_adddup2(&actions, fd[1], STDOUT_FILENO);
     posix_spawn_file_actions_addclose(&actions, fd[0]);
@@ -40,14 +41,19 @@ static int run_for_ids(char *const argv[], int32_t *ids, size_t room, size_t *n_
     posix_spawn_file_actions_destroy(&actions);
     close(fd[1]);
     FILE *f = error ? NULL : fdopen(fd[0], "r");
-    if (!f) close(fd[0]);
-    if (error) return tl_fail(err, "cannot start %s: %s", argv[0], strerror(error));
+    if (!f)
+        close(fd[0]);
+    if (error)
+        return tl_fail(err, "cannot start %s: %s", argv[0], strerror(error));
     long id;
     *n_ids = 0;
-    while (f && *n_ids < room && fscanf(f, "%ld", &id) == 1) ids[(*n_ids)++] = (int32_t)id;
-    if (f) fclose(f);
+    while (f && *n_ids < room && fscanf(f, "%ld", &id) == 1)
+        ids[(*n_ids)++] = (int32_t)id;
+    if (f)
+        fclose(f);
     int status;
-    while (waitpid(pid, &status, 0) < 0 && errno == EINTR) continue;
+    while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
+        continue;
     if (!f || !WIFEXITED(status) || WEXITSTATUS(status) != 0)
         return tl_fail(err, "the second process failed");
     return 0;
@@ -63,12 +69,11 @@ static int continue_elsewhere(const options *o, const char *file, int32_t *ids, 
     snprintf(temperature, sizeof temperature, "%.17g", o->temperature);
     snprintf(top_p, sizeof top_p, "%.17g", o->top_p);
     /* posix_spawn takes char *const[] but changes nothing. */
-    const char *const args[] = {o->program, "chat",      "--load",    file,
-                                "--prompt", "",          "--ids",     "-n",
-                                n,          "--seed",    seed,        "--threads",
-                                threads,    "--model",   o->model,    "--tokenizer",
-                                o->tokenizer, "--temperature", temperature, "--top-p",
-                                top_p,      NULL};
+    const char *const args[] = {
+        o->program,  "chat",    "--load", file,          "--prompt",   "",
+        "--ids",     "-n",      n,        "--seed",      seed,         "--threads",
+        threads,     "--model", o->model, "--tokenizer", o->tokenizer, "--temperature",
+        temperature, "--top-p", top_p,    NULL};
     char *argv[sizeof args / sizeof args[0]];
     memcpy(argv, args, sizeof args);
     return run_for_ids(argv, ids, CONTINUE_TOKENS, n_ids, err);
@@ -93,24 +98,29 @@ static int prove(const options *o, const engine *e, const char *prompt, kvt_type
     dialog d;
     options mine = *o;
     mine.k_type = mine.v_type = type;
-    if (dialog_open(&d, e, &mine, err)) return -1;
+    if (dialog_open(&d, e, &mine, err))
+        return -1;
     d.silent = true;
     int status = -1;
     int32_t ids[CONTINUE_TOKENS];
     size_t n_ids = 0, saved;
     struct stat st;
-    if (dialog_turn(&d, prompt, CONTINUE_TOKENS, err)) goto done;
+    if (dialog_turn(&d, prompt, CONTINUE_TOKENS, err))
+        goto done;
     saved = d.n_tokens;
-    if (dialog_save(&d, file, err)) goto done;
+    if (dialog_save(&d, file, err))
+        goto done;
     if (stat(file, &st)) {
         tl_fail(err, "%s: %s", file, strerror(errno));
         goto done;
     }
     *bytes = (double)st.st_size;
-    if (dialog_turn(&d, NULL, CONTINUE_TOKENS, err)) goto done;
-    if (continue_elsewhere(o, file, ids, &n_ids, err)) goto done;
-    bool same = n_ids == d.n_tokens - saved &&
-                memcmp(ids, d.tokens + saved, n_ids * sizeof *ids) == 0;
+    if (dialog_turn(&d, NULL, CONTINUE_TOKENS, err))
+        goto done;
+    if (continue_elsewhere(o, file, ids, &n_ids, err))
+        goto done;
+    bool same =
+        n_ids == d.n_tokens - saved && memcmp(ids, d.tokens + saved, n_ids * sizeof *ids) == 0;
     if (type == KVT_TYPE_F32) {
         printf("The story so far ends, and the model goes on:\n  ...");
         print_tokens(e, d.tokens, saved - CONTINUE_TOKENS - 30, saved - CONTINUE_TOKENS);
@@ -150,12 +160,15 @@ static int time_attention(tl_session *s, tl_kvtile *kv, const tl_text *text, flo
     size_t n = end < 2 * DECODE_TOKENS ? end / 2 : DECODE_TOKENS, start = end - n;
     *rate = 0;
     for (int r = 0; r < REPEATS; r++) {
-        if (kvt_seq_truncate(kv->seq, start) != KVT_OK) return tl_fail(err, "truncate failed");
+        if (kvt_seq_truncate(kv->seq, start) != KVT_OK)
+            return tl_fail(err, "truncate failed");
         s->position = start;
         s->attend_seconds = 0;
         for (size_t i = 0; i < n; i++)
-            if (tl_forward(s, text->tokens + start + i, 1, logits, 0, err)) return -1;
-        if ((double)n / s->attend_seconds > *rate) *rate = (double)n / s->attend_seconds;
+            if (tl_forward(s, text->tokens + start + i, 1, logits, 0, err))
+                return -1;
+        if ((double)n / s->attend_seconds > *rate)
+            *rate = (double)n / s->attend_seconds;
     }
     return 0;
 }
@@ -173,7 +186,8 @@ static int compare_types(const options *o, const engine *e, const double *snapsh
     int status = -1;
     for (int i = 0; i < N_TYPES; i++) {
         kvt_type type = (kvt_type)i;
-        if (tl_kvtile_open(&kv[i], &e->model, type, type, e->work, err)) goto done;
+        if (tl_kvtile_open(&kv[i], &e->model, type, type, e->work, err))
+            goto done;
         if (tl_session_open(&sessions[i], &e->model, tl_kvtile_store(&kv[i]), e->work,
                             PREFILL_TOKENS, err))
             goto done;
@@ -187,13 +201,14 @@ static int compare_types(const options *o, const engine *e, const double *snapsh
             rows[i].name = type_name((kvt_type)i);
             rows[i].score = &scores[i];
             rows[i].snapshot_bytes = snapshots[i];
-            rows[i].bytes_per_token = (double)kvt_cache_memory_bytes(kv[i].cache) /
-                                      (double)kvt_seq_length(kv[i].seq);
+            rows[i].bytes_per_token =
+                (double)kvt_cache_memory_bytes(kv[i].cache) / (double)kvt_seq_length(kv[i].seq);
             failed = !logits || time_attention(&sessions[i], &kv[i], &text, logits,
                                                &rows[i].attend_tokens_per_s, err);
         }
         tl_text_free(&text);
-        if (failed) goto done;
+        if (failed)
+            goto done;
         progress("stories evaluated with all types", k + 1, n_stories);
     }
     printf("\n%zu held-out stories, %zu tokens; attention: decoding at the end of the context, %u "
@@ -217,9 +232,11 @@ int cmd_demo(const options *o, tl_error *err)
     double snapshots[N_TYPES], start = now();
     int status = -1, different = 0;
     char folder[] = "/tmp/tinylm-demo-XXXXXX", file[64];
-    if (!mkdtemp(folder)) return tl_fail(err, "%s: %s", folder, strerror(errno));
+    if (!mkdtemp(folder))
+        return tl_fail(err, "%s: %s", folder, strerror(errno));
     snprintf(file, sizeof file, "%s/conversation.kvt", folder);
-    if (engine_open(&e, o, err)) goto done;
+    if (engine_open(&e, o, err))
+        goto done;
     /* Half of the context is a story of the generator's, so that there is something to remember. */
     if (story_make(&s, HELD_OUT_SEED + o->seed, e.model.config.seq_len / 2)) {
         tl_fail(err, "no memory for a story");
@@ -230,10 +247,12 @@ int cmd_demo(const options *o, tl_error *err)
            e.model.config.head_dim, e.model.config.seq_len);
     for (int i = 0; i < N_TYPES; i++) {
         int r = prove(o, &e, s.text, (kvt_type)i, file, &snapshots[i], err);
-        if (r < 0) goto closed;
+        if (r < 0)
+            goto closed;
         different |= r;
     }
-    if (compare_types(o, &e, snapshots, err)) goto closed;
+    if (compare_types(o, &e, snapshots, err))
+        goto closed;
     printf("\nin %.1f s\n", now() - start);
     status = different ? tl_fail(err, "a restored conversation went on differently") : 0;
 closed:

@@ -24,7 +24,8 @@ int dialog_open(dialog *d, const engine *e, const options *o, tl_error *err)
         tl_fail(err, "no memory for a conversation");
         goto fail;
     }
-    if (tl_kvtile_open(&d->kv, &e->model, o->k_type, o->v_type, e->work, err)) goto fail;
+    if (tl_kvtile_open(&d->kv, &e->model, o->k_type, o->v_type, e->work, err))
+        goto fail;
     if (tl_session_open(&d->session, &e->model, tl_kvtile_store(&d->kv), e->work, PREFILL_TOKENS,
                         err))
         goto fail;
@@ -63,10 +64,12 @@ int dialog_load(dialog *d, const char *path, tl_error *err)
 {
     const tl_config *c = &d->engine->model.config;
     kvt_status status = kvt_seq_load(d->kv.seq, path, NULL, NULL);
-    if (status != KVT_OK) return kvt_failed(d, status, "load", err);
+    if (status != KVT_OK)
+        return kvt_failed(d, status, "load", err);
     size_t n = (size_t)kvt_seq_length(d->kv.seq); /* at most seq_len: the cache's max_tokens */
     status = kvt_seq_token_ids(d->kv.seq, 0, n, d->tokens);
-    if (n && status != KVT_OK) return kvt_failed(d, status, "load", err);
+    if (n && status != KVT_OK)
+        return kvt_failed(d, status, "load", err);
     for (size_t i = 0; i < n; i++)
         if (d->tokens[i] < 0 || (uint32_t)d->tokens[i] >= c->vocab_size)
             return tl_fail(err, "load: %s: token %zu has no id of this model", path, i);
@@ -81,8 +84,10 @@ int snapshot_types(options *o, tl_error *err)
     kvt_status status = kvt_snapshot_inspect(o->load, 0, &info, text, sizeof text);
     if (status != KVT_OK)
         return tl_fail(err, "load: %s%s%s", kvt_status_string(status), *text ? ": " : "", text);
-    if (info.n_groups && !o->k_given) o->k_type = info.groups[0].k_type;
-    if (info.n_groups && !o->v_given) o->v_type = info.groups[0].v_type;
+    if (info.n_groups && !o->k_given)
+        o->k_type = info.groups[0].k_type;
+    if (info.n_groups && !o->v_given)
+        o->v_type = info.groups[0].v_type;
     return 0;
 }
 
@@ -90,7 +95,8 @@ int snapshot_types(options *o, tl_error *err)
 
 static void show(dialog *d, int32_t previous, int32_t token)
 {
-    if (d->silent) return;
+    if (d->silent)
+        return;
     if (d->show_ids) {
         printf("%d\n", token);
         return;
@@ -109,7 +115,8 @@ static int feed(dialog *d, tl_error *err)
         size_t left = d->n_tokens - position;
         /* The last token is always a step of its own: see the head of this file. */
         size_t n = left == 1 ? 1 : left - 1 < PREFILL_TOKENS ? left - 1 : PREFILL_TOKENS;
-        if (tl_forward(&d->session, d->tokens + position, n, d->logits, left == 1, err)) return -1;
+        if (tl_forward(&d->session, d->tokens + position, n, d->logits, left == 1, err))
+            return -1;
         if (d->n_tokens >= 4 * PREFILL_TOKENS && left > 1)
             progress("reading the prompt, tokens", position + n, d->n_tokens);
     }
@@ -137,19 +144,24 @@ int dialog_turn(dialog *d, const char *prompt, size_t n, tl_error *err)
 {
     const tl_config *c = &d->engine->model.config;
     if (d->n_tokens == 0 || (prompt && *prompt)) {
-        if (add_prompt(d, prompt ? prompt : "", err)) return -1;
+        if (add_prompt(d, prompt ? prompt : "", err))
+            return -1;
     } else if (n > 0) {
         kvt_status status = kvt_seq_truncate(d->kv.seq, d->n_tokens - 1);
-        if (status != KVT_OK) return kvt_failed(d, status, "truncate", err);
+        if (status != KVT_OK)
+            return kvt_failed(d, status, "truncate", err);
         d->session.position = d->n_tokens - 1;
     }
-    if (feed(d, err)) return -1;
+    if (feed(d, err))
+        return -1;
     for (size_t i = 0; i < n && d->n_tokens < c->seq_len; i++) {
         int32_t token = tl_sample(&d->sampler, d->logits, d->order, c->vocab_size, d->n_tokens);
-        if (token == TL_BOS || token == TL_EOS) break;
+        if (token == TL_BOS || token == TL_EOS)
+            break;
         d->tokens[d->n_tokens++] = token;
         show(d, d->tokens[d->n_tokens - 2], token);
-        if (feed(d, err)) return -1;
+        if (feed(d, err))
+            return -1;
     }
     if (n > 0 && d->n_tokens == c->seq_len && !d->silent)
         fprintf(stderr, "\nthe context of %u tokens is full\n", c->seq_len);

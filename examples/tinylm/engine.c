@@ -8,9 +8,11 @@
 int engine_open(engine *e, const options *o, tl_error *err)
 {
     *e = (engine){0};
-    if (tl_model_load(&e->model, o->model, err)) return -1;
+    if (tl_model_load(&e->model, o->model, err))
+        return -1;
     e->tokenizer = tl_tokenizer_load(o->tokenizer, e->model.config.vocab_size, err);
-    if (!e->tokenizer) goto fail;
+    if (!e->tokenizer)
+        goto fail;
     e->work = tl_work_create((unsigned)o->threads);
     if (!e->work) {
         tl_fail(err, "cannot start %u threads", (unsigned)o->threads);
@@ -33,7 +35,8 @@ void engine_close(engine *e)
 void progress(const char *what, size_t done, size_t all)
 {
     bool terminal = isatty(STDERR_FILENO) == 1;
-    if (!terminal && all >= 10 && done % (all / 10) != 0 && done != all) return;
+    if (!terminal && all >= 10 && done % (all / 10) != 0 && done != all)
+        return;
     fprintf(stderr, terminal ? "\r%s: %zu of %zu%s" : "%s: %zu of %zu%s", what, done, all,
             !terminal || done == all ? "\n" : "");
 }
@@ -65,7 +68,8 @@ void table_print(const table_row *rows, size_t n)
     bool extra = rows[0].snapshot_bytes > 0 && rows[0].attend_tokens_per_s > 0;
     printf("%-9s %11s %6s %11s %9s %10s %9s %8s", "K/V", "bytes/token", "ratio", "perplexity",
            "change", "KL to f32", "same top", "recall");
-    if (extra) printf(" %12s %16s", "snapshot", "attention");
+    if (extra)
+        printf(" %12s %16s", "snapshot", "attention");
     printf("\n");
     for (size_t i = 0; i < n; i++) {
         const table_row *r = &rows[i];
@@ -80,7 +84,8 @@ void table_print(const table_row *rows, size_t n)
             printf(" %8.0f KiB %8.0f token/s", r->snapshot_bytes / 1024, r->attend_tokens_per_s);
         printf("\n");
     }
-    if (recall(reference, 0, TL_BINS) < 0) return;
+    if (recall(reference, 0, TL_BINS) < 0)
+        return;
     printf("\nrecall by distance in tokens:\n%-9s", "");
     for (size_t b = 0; b < TL_BINS; b++) {
         char label[32];
@@ -90,10 +95,12 @@ void table_print(const table_row *rows, size_t n)
     printf("\n");
     for (size_t i = 0; i < n; i++) {
         printf("%-9s", rows[i].name);
-        for (size_t b = 0; b < TL_BINS; b++) print_percent(13, recall(rows[i].score, b, b + 1));
+        for (size_t b = 0; b < TL_BINS; b++)
+            print_percent(13, recall(rows[i].score, b, b + 1));
         printf("\n");
     }
     printf("%-9s", "of");
-    for (size_t b = 0; b < TL_BINS; b++) printf(" %12zu", reference->asked[b]);
+    for (size_t b = 0; b < TL_BINS; b++)
+        printf(" %12zu", reference->asked[b]);
     printf("\n");
 }

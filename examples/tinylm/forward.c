@@ -21,7 +21,8 @@ static double now(void)
 
 static float *room(size_t tokens, size_t floats)
 {
-    if (floats && tokens > SIZE_MAX / sizeof(float) / floats) return NULL;
+    if (floats && tokens > SIZE_MAX / sizeof(float) / floats)
+        return NULL;
     return malloc(tokens * floats * sizeof(float));
 }
 
@@ -39,7 +40,8 @@ int tl_session_open(tl_session *s, const tl_model *model, tl_kv kv, tl_work *wor
     s->gate = room(max_tokens, c->hidden_dim);
     s->up = room(max_tokens, c->hidden_dim);
     s->angles = room(max_tokens, c->head_dim);
-    if (s->x && s->h && s->q && s->k && s->v && s->o && s->gate && s->up && s->angles) return 0;
+    if (s->x && s->h && s->q && s->k && s->v && s->o && s->gate && s->up && s->angles)
+        return 0;
     tl_session_close(s);
     return tl_fail(err, "no memory for a session of %zu tokens", max_tokens);
 }
@@ -62,15 +64,18 @@ static void norm(float *out, const float *x, const float *weight, size_t n, size
 {
     for (size_t i = 0; i < n; i++, x += dim, out += dim) {
         float sum = 0;
-        for (size_t d = 0; d < dim; d++) sum += x[d] * x[d];
+        for (size_t d = 0; d < dim; d++)
+            sum += x[d] * x[d];
         float scale = 1 / sqrtf(sum / (float)dim + 1e-5f);
-        for (size_t d = 0; d < dim; d++) out[d] = weight[d] * (x[d] * scale);
+        for (size_t d = 0; d < dim; d++)
+            out[d] = weight[d] * (x[d] * scale);
     }
 }
 
 static void add(float *x, const float *y, size_t n)
 {
-    for (size_t i = 0; i < n; i++) x[i] += y[i];
+    for (size_t i = 0; i < n; i++)
+        x[i] += y[i];
 }
 
 /* cos and sin for each token and pair: computed once a chunk, used by all layers and heads. */
@@ -111,7 +116,8 @@ static void silu(void *arg, size_t i)
     const silu_task *t = arg;
     float *g = t->gate + i * t->width;
     const float *u = t->up + i * t->width;
-    for (size_t d = 0; d < t->width; d++) g[d] = g[d] / (1 + expf(-g[d])) * u[d];
+    for (size_t d = 0; d < t->width; d++)
+        g[d] = g[d] / (1 + expf(-g[d])) * u[d];
 }
 
 static int store_failed(tl_session *s, const char *what, tl_error *err)
@@ -130,9 +136,11 @@ static int attention(tl_session *s, const tl_layer *l, uint32_t layer, size_t n,
     if (s->key_bias)
         for (size_t i = 0; i < n; i++)
             add(s->k + i * c->kv_dim, s->key_bias + (size_t)layer * c->kv_dim, c->kv_dim);
-    if (s->kv.ops->append(s->kv.self, layer, s->k, s->v, n)) return store_failed(s, "append", err);
+    if (s->kv.ops->append(s->kv.self, layer, s->k, s->v, n))
+        return store_failed(s, "append", err);
     double t = now();
-    if (s->kv.ops->attend(s->kv.self, layer, s->q, s->o, n)) return store_failed(s, "attend", err);
+    if (s->kv.ops->attend(s->kv.self, layer, s->q, s->o, n))
+        return store_failed(s, "attend", err);
     s->attend_seconds += now() - t;
     tl_matmul(s->work, &l->wo, s->o, s->h, n);
     add(s->x, s->h, n * c->dim);
@@ -154,12 +162,14 @@ int tl_forward(tl_session *s, const int32_t *tokens, size_t n, float *logits, si
         memcpy(s->x + i * c->dim, m->embedding + (size_t)tokens[i] * c->dim,
                c->dim * sizeof(float));
     }
-    if (s->kv.ops->begin(s->kv.self, n)) return store_failed(s, "begin", err);
+    if (s->kv.ops->begin(s->kv.self, n))
+        return store_failed(s, "begin", err);
     fill_angles(s->angles, s->position, n, c->head_dim);
     for (uint32_t i = 0; i < c->n_layers; i++) {
         const tl_layer *l = &m->layers[i];
         norm(s->h, s->x, l->att_norm, n, c->dim);
-        if (attention(s, l, i, n, err)) return -1;
+        if (attention(s, l, i, n, err))
+            return -1;
         norm(s->h, s->x, l->ffn_norm, n, c->dim);
         tl_matmul(s->work, &l->w1, s->h, s->gate, n);
         tl_matmul(s->work, &l->w3, s->h, s->up, n);
@@ -173,7 +183,8 @@ int tl_forward(tl_session *s, const int32_t *tokens, size_t n, float *logits, si
         norm(s->h, x, m->final_norm, n_logits, c->dim);
         tl_matmul(s->work, &m->classifier, s->h, logits, n_logits);
     }
-    if (s->kv.ops->commit(s->kv.self, tokens, n)) return store_failed(s, "commit", err);
+    if (s->kv.ops->commit(s->kv.self, tokens, n))
+        return store_failed(s, "commit", err);
     s->position += n;
     return 0;
 }

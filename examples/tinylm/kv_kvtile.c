@@ -12,9 +12,11 @@
 
 static int check(tl_kvtile *kv, kvt_status status)
 {
-    if (status == KVT_OK) return 0;
+    if (status == KVT_OK)
+        return 0;
     char text[400] = "";
-    if (kv->cache) kvt_cache_error(kv->cache, text, sizeof text);
+    if (kv->cache)
+        kvt_cache_error(kv->cache, text, sizeof text);
     snprintf(kv->text, sizeof kv->text, "%s%s%s", kvt_status_string(status), *text ? ": " : "",
              text);
     return -1;
@@ -24,7 +26,8 @@ static int kv_begin(void *self, size_t n)
 {
     tl_kvtile *kv = self;
     /* A forward pass that failed may have left its step. */
-    if (kvt_seq_pending(kv->seq)) kvt_seq_abort(kv->seq);
+    if (kvt_seq_pending(kv->seq))
+        kvt_seq_abort(kv->seq);
     return check(kv, kvt_seq_begin(kv->seq, n, NULL));
 }
 
@@ -102,7 +105,8 @@ int tl_kvtile_open(tl_kvtile *kv, const tl_model *model, kvt_type k_type, kvt_ty
     kvt_status status = kvt_cache_create(&config, &kv->cache);
     if (status == KVT_OK) {
         status = kvt_seq_create(kv->cache, &kv->seq);
-        if (status == KVT_OK) return 0;
+        if (status == KVT_OK)
+            return 0;
         check(kv, status);
         tl_fail(err, "cache: %s", kv->text);
     } else {
@@ -121,7 +125,6 @@ void tl_kvtile_close(tl_kvtile *kv)
 
 tl_kv tl_kvtile_store(tl_kvtile *kv)
 {
-    static const tl_kv_ops ops = {kv_begin,  kv_append, kv_attend,
-                                  kv_commit, kv_clear,  kv_error};
+    static const tl_kv_ops ops = {kv_begin, kv_append, kv_attend, kv_commit, kv_clear, kv_error};
     return (tl_kv){&ops, kv};
 }

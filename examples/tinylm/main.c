@@ -6,10 +6,14 @@
 
 static int run(options *o, tl_error *err)
 {
-    if (strcmp(o->command, "generate") == 0) return cmd_generate(o, err);
-    if (strcmp(o->command, "chat") == 0) return cmd_chat(o, err);
-    if (strcmp(o->command, "eval") == 0) return cmd_eval(o, err);
-    if (strcmp(o->command, "demo") == 0) return cmd_demo(o, err);
+    if (strcmp(o->command, "generate") == 0)
+        return cmd_generate(o, err);
+    if (strcmp(o->command, "chat") == 0)
+        return cmd_chat(o, err);
+    if (strcmp(o->command, "eval") == 0)
+        return cmd_eval(o, err);
+    if (strcmp(o->command, "demo") == 0)
+        return cmd_demo(o, err);
     return cmd_stories(o, err);
 }
 
@@ -23,9 +27,11 @@ int main(int argc, char **argv)
         options_help(o.command);
         return 0;
     }
-    if (status == 0) status = run(&o, &err);
+    if (status == 0)
+        status = run(&o, &err);
     if (status == 0 && (fflush(stdout) || ferror(stdout)))
         status = tl_fail(&err, "standard output cannot be written");
-    if (status) fprintf(stderr, "tinylm: %s\n", err.text);
+    if (status)
+        fprintf(stderr, "tinylm: %s\n", err.text);
     return status ? 1 : 0;
 }

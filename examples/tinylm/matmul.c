@@ -15,24 +15,24 @@ typedef float v8 __attribute__((vector_size(32), aligned(4)));
 enum { PANEL = 16, TOKENS = 6, PANELS_PER_TASK = 4 };
 
 /* One panel times n <= TOKENS tokens; y gets `live` of the panel's rows. */
-#define PANEL_BY(n)                                                                               \
-    do {                                                                                          \
-        v8 lo[n] = {{0}}, hi[n] = {{0}};                                                          \
-        for (uint32_t c = 0; c < cols; c++) {                                                     \
-            v8 a = *(const v8 *)(w + (size_t)c * PANEL), b = *(const v8 *)(w + (size_t)c * PANEL + 8); \
-            for (int i = 0; i < (n); i++) {                                                       \
-                lo[i] += a * x[(size_t)i * cols + c];                                             \
-                hi[i] += b * x[(size_t)i * cols + c];                                             \
-            }                                                                                     \
-        }                                                                                         \
-        for (int i = 0; i < (n); i++)                                                             \
-            for (uint32_t r = 0; r < live; r++)                                                   \
-                y[(size_t)i * rows + r] = r < 8 ? lo[i][r] : hi[i][r - 8];                        \
+#define PANEL_BY(n)                                                                                \
+    do {                                                                                           \
+        v8 lo[n] = {{0}}, hi[n] = {{0}};                                                           \
+        for (uint32_t c = 0; c < cols; c++) {                                                      \
+            v8 a = *(const v8 *)(w + (size_t)c * PANEL),                                           \
+               b = *(const v8 *)(w + (size_t)c * PANEL + 8);                                       \
+            for (int i = 0; i < (n); i++) {                                                        \
+                lo[i] += a * x[(size_t)i * cols + c];                                              \
+                hi[i] += b * x[(size_t)i * cols + c];                                              \
+            }                                                                                      \
+        }                                                                                          \
+        for (int i = 0; i < (n); i++)                                                              \
+            for (uint32_t r = 0; r < live; r++)                                                    \
+                y[(size_t)i * rows + r] = r < 8 ? lo[i][r] : hi[i][r - 8];                         \
     } while (0)
 
-static inline __attribute__((always_inline)) void panels(const tl_matrix *m, const float *x0,
-                                                         float *y0, size_t n, size_t first,
-                                                         size_t last)
+static inline __attribute__((always_inline)) void
+panels(const tl_matrix *m, const float *x0, float *y0, size_t n, size_t first, size_t last)
 {
     uint32_t cols = m->cols, rows = m->rows;
     for (size_t p = first; p < last; p++) {
@@ -62,9 +62,8 @@ static void panels_plain(const tl_matrix *m, const float *x, float *y, size_t n,
 }
 
 #if defined(__x86_64__) || defined(__i386__)
-__attribute__((target("avx2"))) static void panels_avx2(const tl_matrix *m, const float *x,
-                                                        float *y, size_t n, size_t first,
-                                                        size_t last)
+__attribute__((target("avx2"))) static void
+panels_avx2(const tl_matrix *m, const float *x, float *y, size_t n, size_t first, size_t last)
 {
     panels(m, x, y, n, first, last);
 }
@@ -89,12 +88,14 @@ void tl_matmul(tl_work *work, const tl_matrix *w, const float *x, float *y, size
 {
     product p = {panels_plain, w, x, y, n, ((size_t)w->rows + PANEL - 1) / PANEL};
 #if defined(__x86_64__) || defined(__i386__)
-    if (__builtin_cpu_supports("avx2")) p.run = panels_avx2;
+    if (__builtin_cpu_supports("avx2"))
+        p.run = panels_avx2;
 #endif
     size_t tasks = (p.n_panels + PANELS_PER_TASK - 1) / PANELS_PER_TASK;
     /* Waking a thread costs more than a small product takes: decode runs on the caller's. */
     if (n * w->rows * w->cols < (1u << 20))
-        for (size_t i = 0; i < tasks; i++) product_task(&p, i);
+        for (size_t i = 0; i < tasks; i++)
+            product_task(&p, i);
     else
         tl_work_run(work, product_task, &p, tasks);
 }

@@ -25,10 +25,12 @@ enum { HEADER_BYTES = 28, MAX_WIDTH = 1 << 20 };
 int tl_read_file(const char *path, uint8_t **data, size_t *n_bytes, tl_error *err)
 {
     FILE *f = fopen(path, "rb");
-    if (!f) return tl_fail(err, "%s: %s", path, strerror(errno));
+    if (!f)
+        return tl_fail(err, "%s: %s", path, strerror(errno));
     uint8_t *p = NULL;
     long long size = -1;
-    if (fseek(f, 0, SEEK_END) == 0) size = ftell(f);
+    if (fseek(f, 0, SEEK_END) == 0)
+        size = ftell(f);
     if (size < 0 || fseek(f, 0, SEEK_SET) != 0) {
         tl_fail(err, "%s: not a regular file", path);
         goto fail;
@@ -93,7 +95,8 @@ static int parse_config(tl_config *c, const uint8_t *p, const char *path, tl_err
         v[i] = load_u32(p + 4 * i);
         if (i == 5) {
             c->shared_classifier = v[i] < UINT32_C(0x80000000);
-            if (!c->shared_classifier) v[i] = 0 - v[i];
+            if (!c->shared_classifier)
+                v[i] = 0 - v[i];
         }
         if (v[i] == 0 || v[i] > limits[i])
             return tl_fail(err, "%s: not a model: %s is %lld, not 1 to %lu", path, names[i],
@@ -128,8 +131,10 @@ static uint64_t count_weights(const tl_config *c, bool has_tables)
     uint64_t dim = c->dim, hidden = c->hidden_dim, kv = c->kv_dim;
     uint64_t layer = 2 * dim + 2 * dim * dim + 2 * dim * kv + 3 * dim * hidden;
     uint64_t n = (uint64_t)c->vocab_size * dim + c->n_layers * layer + dim;
-    if (has_tables) n += (uint64_t)c->seq_len * c->head_dim;
-    if (!c->shared_classifier) n += (uint64_t)c->vocab_size * dim;
+    if (has_tables)
+        n += (uint64_t)c->seq_len * c->head_dim;
+    if (!c->shared_classifier)
+        n += (uint64_t)c->vocab_size * dim;
     return n;
 }
 
@@ -154,14 +159,16 @@ static void take(source *s, float *out, size_t n)
         /* isfinite, but not removed by -ffinite-math-only in somebody's flags */
         uint32_t bits;
         memcpy(&bits, &out[i], sizeof bits);
-        if ((bits & 0x7F800000) == 0x7F800000) s->finite = false;
+        if ((bits & 0x7F800000) == 0x7F800000)
+            s->finite = false;
     }
 }
 
 static float *take_vector(source *s, size_t n)
 {
     float *v = malloc(n * sizeof *v);
-    if (v) take(s, v, n);
+    if (v)
+        take(s, v, n);
     return v;
 }
 
@@ -172,11 +179,13 @@ static int take_matrix(source *s, tl_matrix *m, uint32_t rows, uint32_t cols, fl
     m->rows = rows;
     m->cols = cols;
     m->panels = calloc(n_panels * cols, 16 * sizeof(float));
-    if (!m->panels) return -1;
+    if (!m->panels)
+        return -1;
     for (size_t r = 0; r < rows; r++) {
         take(s, row, cols);
         float *panel = m->panels + (r / 16) * cols * 16 + r % 16;
-        for (size_t c = 0; c < cols; c++) panel[c * 16] = row[c];
+        for (size_t c = 0; c < cols; c++)
+            panel[c * 16] = row[c];
     }
     return 0;
 }
@@ -188,12 +197,13 @@ static int take_weights(tl_model *m, source *s, bool has_tables)
     float *row = malloc(widest * sizeof *row);
     int failed = !row;
     const uint8_t *embedding = s->p;
-    if (!failed) failed |= !(m->embedding = take_vector(s, (size_t)c->vocab_size * c->dim));
+    if (!failed)
+        failed |= !(m->embedding = take_vector(s, (size_t)c->vocab_size * c->dim));
 
-#define EACH_LAYER(statement)                                                                     \
-    for (uint32_t i = 0; i < c->n_layers && !failed; i++) {                                       \
-        tl_layer *l = &m->layers[i];                                                              \
-        statement;                                                                                \
+#define EACH_LAYER(statement)                                                                      \
+    for (uint32_t i = 0; i < c->n_layers && !failed; i++) {                                        \
+        tl_layer *l = &m->layers[i];                                                               \
+        statement;                                                                                 \
     }
     EACH_LAYER(failed |= !(l->att_norm = take_vector(s, c->dim)))
     EACH_LAYER(failed |= take_matrix(s, &l->wq, c->dim, c->dim, row))
@@ -205,8 +215,10 @@ static int take_weights(tl_model *m, source *s, bool has_tables)
     EACH_LAYER(failed |= take_matrix(s, &l->w2, c->dim, c->hidden_dim, row))
     EACH_LAYER(failed |= take_matrix(s, &l->w3, c->hidden_dim, c->dim, row))
 #undef EACH_LAYER
-    if (!failed) failed |= !(m->final_norm = take_vector(s, c->dim));
-    if (has_tables) s->p += (size_t)c->seq_len * c->head_dim * s->width;
+    if (!failed)
+        failed |= !(m->final_norm = take_vector(s, c->dim));
+    if (has_tables)
+        s->p += (size_t)c->seq_len * c->head_dim * s->width;
     source again = {embedding, s->width, true};
     if (!failed)
         failed |= take_matrix(c->shared_classifier ? &again : s, &m->classifier, c->vocab_size,
@@ -236,7 +248,8 @@ int tl_model_load(tl_model *model, const char *path, tl_error *err)
     uint8_t *data;
     size_t n_bytes;
     *model = (tl_model){0};
-    if (tl_read_file(path, &data, &n_bytes, err)) return -1;
+    if (tl_read_file(path, &data, &n_bytes, err))
+        return -1;
 
     tl_model m = {0};
     bool ours = n_bytes >= 4 && memcmp(data, "TLM1", 4) == 0;
@@ -245,7 +258,8 @@ int tl_model_load(tl_model *model, const char *path, tl_error *err)
         tl_fail(err, "%s: not a model: %zu bytes are less than a header", path, n_bytes);
         goto fail;
     }
-    if (parse_config(&m.config, data + header - HEADER_BYTES, path, err)) goto fail;
+    if (parse_config(&m.config, data + header - HEADER_BYTES, path, err))
+        goto fail;
     source s = {data + header, ours ? 2 : 4, true};
     uint64_t want = count_weights(&m.config, !ours) * s.width + header;
     if (want != n_bytes) {
@@ -277,7 +291,8 @@ void tl_model_free(tl_model *m)
     for (uint32_t i = 0; m->layers && i < m->config.n_layers; i++) {
         tl_layer *l = &m->layers[i];
         tl_matrix *all[] = {&l->wq, &l->wk, &l->wv, &l->wo, &l->w1, &l->w2, &l->w3};
-        for (size_t k = 0; k < sizeof all / sizeof all[0]; k++) free(all[k]->panels);
+        for (size_t k = 0; k < sizeof all / sizeof all[0]; k++)
+            free(all[k]->panels);
         free(l->att_norm);
         free(l->ffn_norm);
     }

@@ -21,8 +21,9 @@ static const struct {
     unsigned bit;
 } commands[] = {
     {"generate", "continue a prompt", GENERATE},
-    {"chat", "a conversation that can be put away and taken up again; prompts from --prompt or "
-             "from the lines of stdin",
+    {"chat",
+     "a conversation that can be put away and taken up again; prompts from --prompt or "
+     "from the lines of stdin",
      CHAT},
     {"eval", "perplexity, divergence from the f32 cache and recall, on held-out stories or a text",
      EVAL},
@@ -51,8 +52,7 @@ static const struct flag {
     {"--top-p", "X", "sample from the most likely tokens of this total probability", REAL,
      AT(top_p), 0.0001, 1, GENERATE | CHAT},
     {"--seed", "N", "of the sampling, or of the first story", COUNT, AT(seed), 0, 1e15, ALL},
-    {"--k", "TYPE", "store keys as f32, f16 or i8", TYPE, AT(k_type), 0, 0,
-     GENERATE | CHAT | EVAL},
+    {"--k", "TYPE", "store keys as f32, f16 or i8", TYPE, AT(k_type), 0, 0, GENERATE | CHAT | EVAL},
     {"--v", "TYPE", "store values as f32, f16 or i8", TYPE, AT(v_type), 0, 0,
      GENERATE | CHAT | EVAL},
     {"--threads", "N", "threads of products and attention", COUNT, AT(threads), 1, 256,
@@ -103,19 +103,14 @@ static int parse_flag(options *o, const struct flag *f, const char *value, tl_er
     void *field = (char *)o + f->offset;
     double x;
     switch (f->kind) {
-    case STRING:
-        *(const char **)field = value;
-        return 0;
-    case SWITCH:
-        *(bool *)field = true;
-        return 0;
+    case STRING: *(const char **)field = value; return 0;
+    case SWITCH: *(bool *)field = true; return 0;
     case TYPE:
         if (parse_type(field, value))
             return tl_fail(err, "%s: \"%s\" is not f32, f16 or i8", f->name, value);
         *(f->offset == offsetof(options, k_type) ? &o->k_given : &o->v_given) = true;
         return 0;
-    default:
-        break;
+    default: break;
     }
     if (parse_number(&x, value) || x < f->low || x > f->high)
         return tl_fail(err, "%s: \"%s\" is not a number from %g to %g", f->name, value, f->low,
@@ -124,7 +119,8 @@ static int parse_flag(options *o, const struct flag *f, const char *value, tl_er
         *(double *)field = x;
         return 0;
     }
-    if (x != (double)(uint64_t)x) return tl_fail(err, "%s: \"%s\" is not whole", f->name, value);
+    if (x != (double)(uint64_t)x)
+        return tl_fail(err, "%s: \"%s\" is not whole", f->name, value);
     *(uint64_t *)field = (uint64_t)x;
     return 0;
 }
@@ -150,7 +146,8 @@ int options_parse(options *o, int argc, char **argv, bool *help, tl_error *err)
             o->command = commands[i].name;
         }
     }
-    if (!bit) return tl_fail(err, "no command \"%s\"; try --help", argv[1]);
+    if (!bit)
+        return tl_fail(err, "no command \"%s\"; try --help", argv[1]);
     for (int i = 2; i < argc; i++) {
         if (strcmp(argv[i], "-h") == 0 || strcmp(argv[i], "--help") == 0) {
             *help = true;
@@ -158,11 +155,15 @@ int options_parse(options *o, int argc, char **argv, bool *help, tl_error *err)
         }
         const struct flag *f = NULL;
         for (int k = 0; k < N_FLAGS; k++)
-            if (flags[k].commands & bit && strcmp(argv[i], flags[k].name) == 0) f = &flags[k];
-        if (!f) return tl_fail(err, "%s takes no \"%s\"; try %s --help", o->command, argv[i], o->command);
+            if (flags[k].commands & bit && strcmp(argv[i], flags[k].name) == 0)
+                f = &flags[k];
+        if (!f)
+            return tl_fail(err, "%s takes no \"%s\"; try %s --help", o->command, argv[i],
+                           o->command);
         if (f->kind != SWITCH && i + 1 >= argc)
             return tl_fail(err, "%s needs a value", f->name);
-        if (parse_flag(o, f, f->kind == SWITCH ? NULL : argv[++i], err)) return -1;
+        if (parse_flag(o, f, f->kind == SWITCH ? NULL : argv[++i], err))
+            return -1;
     }
     return 0;
 }
@@ -171,16 +172,20 @@ void options_help(const char *command)
 {
     printf("tinylm: a small language model whose keys and values live in kvtile\n\n");
     for (int i = 0; i < N_COMMANDS; i++) {
-        if (command && strcmp(command, commands[i].name) != 0) continue;
+        if (command && strcmp(command, commands[i].name) != 0)
+            continue;
         printf("tinylm %s: %s\n", commands[i].name, commands[i].summary);
-        if (!command) continue;
+        if (!command)
+            continue;
         for (int k = 0; k < N_FLAGS; k++) {
-            if (!(flags[k].commands & commands[i].bit)) continue;
+            if (!(flags[k].commands & commands[i].bit))
+                continue;
             char left[40];
             snprintf(left, sizeof left, "%s %s", flags[k].name,
                      flags[k].value ? flags[k].value : "");
             printf("  %-18s %s\n", left, flags[k].help);
         }
     }
-    if (!command) printf("\ntinylm COMMAND --help lists a command's flags.\n");
+    if (!command)
+        printf("\ntinylm COMMAND --help lists a command's flags.\n");
 }

@@ -21,7 +21,8 @@ static int32_t most_likely(const float *p, size_t n)
 {
     size_t best = 0;
     for (size_t i = 1; i < n; i++)
-        if (p[i] > p[best]) best = i;
+        if (p[i] > p[best])
+            best = i;
     return (int32_t)best;
 }
 
@@ -31,11 +32,13 @@ static void sift(uint32_t *order, size_t n, size_t i, const float *p)
     uint32_t x = order[i];
     for (;;) {
         size_t k = 2 * i + 1;
-        if (k >= n) break;
+        if (k >= n)
+            break;
         if (k + 1 < n && (p[order[k + 1]] > p[order[k]] ||
                           (p[order[k + 1]] == p[order[k]] && order[k + 1] < order[k])))
             k++;
-        if (p[order[k]] < p[x] || (p[order[k]] == p[x] && order[k] > x)) break;
+        if (p[order[k]] < p[x] || (p[order[k]] == p[x] && order[k] > x))
+            break;
         order[i] = order[k];
         i = k;
     }
@@ -44,14 +47,16 @@ static void sift(uint32_t *order, size_t n, size_t i, const float *p)
 
 int32_t tl_sample(const tl_sampler *s, float *logits, uint32_t *order, size_t n, size_t position)
 {
-    if (s->temperature <= 0) return most_likely(logits, n);
+    if (s->temperature <= 0)
+        return most_likely(logits, n);
     float top = logits[most_likely(logits, n)], sum = 0;
     for (size_t i = 0; i < n; i++) {
         logits[i] = expf((logits[i] - top) / s->temperature);
         sum += logits[i];
         order[i] = (uint32_t)i;
     }
-    for (size_t i = n / 2; i-- > 0;) sift(order, n, i, logits);
+    for (size_t i = n / 2; i-- > 0;)
+        sift(order, n, i, logits);
     float want = s->top_p * sum, mass = 0;
     size_t left = n;
     /* Move the nucleus to the end of `order`, the most likely last. */
@@ -61,12 +66,14 @@ int32_t tl_sample(const tl_sampler *s, float *logits, uint32_t *order, size_t n,
         order[left] = x;
         mass += logits[x];
         sift(order, left, 0, logits);
-        if (left == 0) break;
+        if (left == 0)
+            break;
     }
     float r = coin(s->seed, position) * mass;
     for (size_t i = n; i-- > left;) {
         r -= logits[order[i]];
-        if (r < 0) return (int32_t)order[i];
+        if (r < 0)
+            return (int32_t)order[i];
     }
     return (int32_t)order[n - 1];
 }

@@ -37,22 +37,25 @@ int tl_text_story(tl_text *t, const tl_tokenizer *tok, uint64_t seed, size_t max
     story s;
     uint32_t *ends = NULL;
     *t = (tl_text){0};
-    if (story_make(&s, seed, max_tokens)) return tl_fail(err, "no memory for a story");
+    if (story_make(&s, seed, max_tokens))
+        return tl_fail(err, "no memory for a story");
     t->recalls = calloc(s.n_questions + 1, sizeof *t->recalls);
     if (!t->recalls) {
         tl_fail(err, "no memory for a story");
         goto fail;
     }
-    if (tl_encode(tok, s.text, s.n_bytes, true, &t->tokens, &ends, &t->n_tokens, err)) goto fail;
-    if (t->n_tokens > max_tokens) t->n_tokens = max_tokens;
+    if (tl_encode(tok, s.text, s.n_bytes, true, &t->tokens, &ends, &t->n_tokens, err))
+        goto fail;
+    if (t->n_tokens > max_tokens)
+        t->n_tokens = max_tokens;
     for (size_t i = 0; i < s.n_questions; i++) {
         const story_question *q = &s.questions[i];
         size_t begin = token_at(ends, t->n_tokens, q->answer_begin);
         size_t last = token_at(ends, t->n_tokens, q->answer_end - 1u);
-        if (last >= t->n_tokens) break;
-        t->recalls[t->n_recalls++] =
-            (tl_recall){(uint32_t)token_at(ends, t->n_tokens, q->value), (uint32_t)begin,
-                        (uint32_t)last + 1};
+        if (last >= t->n_tokens)
+            break;
+        t->recalls[t->n_recalls++] = (tl_recall){(uint32_t)token_at(ends, t->n_tokens, q->value),
+                                                 (uint32_t)begin, (uint32_t)last + 1};
     }
     free(ends);
     story_free(&s);
@@ -91,8 +94,10 @@ static double log_sum(const float *x, size_t n, int32_t *top)
     size_t best = 0;
     double sum = 0;
     for (size_t i = 1; i < n; i++)
-        if (x[i] > x[best]) best = i;
-    for (size_t i = 0; i < n; i++) sum += (double)expf(x[i] - x[best]);
+        if (x[i] > x[best])
+            best = i;
+    for (size_t i = 0; i < n; i++)
+        sum += (double)expf(x[i] - x[best]);
     *top = (int32_t)best;
     return (double)x[best] + log(sum);
 }
@@ -114,7 +119,8 @@ static void compare_token(void *arg, size_t i)
         }
         for (size_t k = 0; k < c->vocab; k++) {
             double lp = (double)reference[k] - reference_sum, lq = (double)x[k] - sum;
-            if (lp > -40) r->kl += (double)expf((float)lp) * (lp - lq);
+            if (lp > -40)
+                r->kl += (double)expf((float)lp) * (lp - lq);
         }
     }
 }
@@ -124,8 +130,10 @@ static void count_recalls(tl_score *score, const tl_text *text, const int32_t *t
     for (size_t i = 0; i < text->n_recalls; i++) {
         const tl_recall *r = &text->recalls[i];
         size_t bin = 0, hit = 1;
-        while (bin + 1 < TL_BINS && r->begin - r->value >= tl_bin_first[bin + 1]) bin++;
-        for (size_t t = r->begin; t < r->end; t++) hit &= top[t - 1] == text->tokens[t];
+        while (bin + 1 < TL_BINS && r->begin - r->value >= tl_bin_first[bin + 1])
+            bin++;
+        for (size_t t = r->begin; t < r->end; t++)
+            hit &= top[t - 1] == text->tokens[t];
         score->asked[bin]++;
         score->hits[bin] += hit;
     }
@@ -135,8 +143,10 @@ int tl_score_text(tl_session *sessions, tl_score *scores, size_t n_stores, const
                   size_t chunk, tl_error *err)
 {
     size_t vocab = sessions[0].model->config.vocab_size, n = text->n_tokens;
-    if (n < 2 || n_stores == 0) return 0;
-    if (chunk > n - 1) chunk = n - 1;
+    if (n < 2 || n_stores == 0)
+        return 0;
+    if (chunk > n - 1)
+        chunk = n - 1;
     int status = -1;
     float *logits = malloc(n_stores * chunk * vocab * sizeof *logits);
     prediction *results = malloc(n_stores * chunk * sizeof *results);
@@ -171,7 +181,8 @@ int tl_score_text(tl_session *sessions, tl_score *scores, size_t n_stores, const
             }
         }
     }
-    for (size_t s = 0; s < n_stores; s++) count_recalls(&scores[s], text, tops + s * n);
+    for (size_t s = 0; s < n_stores; s++)
+        count_recalls(&scores[s], text, tops + s * n);
     status = 0;
 done:
     free(logits);

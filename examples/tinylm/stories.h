@@ -17,23 +17,20 @@
 
 /* One question. All are byte offsets into the story. */
 typedef struct story_question {
-	uint32_t fact;         /* the sentence that states the fact */
-	uint32_t value;        /* the answer's word inside that sentence */
-	uint32_t answer_begin; /* the answer's word, its leading space included */
-	uint32_t answer_end;
+    uint32_t fact;         /* the sentence that states the fact */
+    uint32_t value;        /* the answer's word inside that sentence */
+    uint32_t answer_begin; /* the answer's word, its leading space included */
+    uint32_t answer_end;
 } story_question;
 
 typedef struct story {
-	char *text; /* NUL-terminated */
-	size_t n_bytes;
-	story_question *questions;
-	size_t n_questions;
+    char *text; /* NUL-terminated */
+    size_t n_bytes;
+    story_question *questions;
+    size_t n_questions;
 } story;
 
-enum {
-	STORY_MIN_WORDS = 48,
-	STORY_MAX_WORDS = 65536
-};
+enum { STORY_MIN_WORDS = 48, STORY_MAX_WORDS = 65536 };
 
 /*
  * Make the story of `seed` with at most n_words words and marks, clamped to the limits above.

@@ -14,12 +14,12 @@
 #include <string.h>
 #include <unistd.h>
 
-#define CHECK(condition)                                                                          \
-    do {                                                                                          \
-        if (!(condition)) {                                                                       \
-            fprintf(stderr, "%s:%d: not true: %s\n", __FILE__, __LINE__, #condition);             \
-            exit(1);                                                                              \
-        }                                                                                         \
+#define CHECK(condition)                                                                           \
+    do {                                                                                           \
+        if (!(condition)) {                                                                        \
+            fprintf(stderr, "%s:%d: not true: %s\n", __FILE__, __LINE__, #condition);              \
+            exit(1);                                                                               \
+        }                                                                                          \
     } while (0)
 
 static char folder[] = "/tmp/tinylm-test-XXXXXX";
@@ -40,7 +40,8 @@ static void write_file(const uint8_t *data, size_t n)
 
 static void put_u32(uint8_t *p, uint32_t v)
 {
-    for (int i = 0; i < 4; i++) p[i] = (uint8_t)(v >> 8 * i);
+    for (int i = 0; i < 4; i++)
+        p[i] = (uint8_t)(v >> 8 * i);
 }
 
 /* ---- model files ---- */
@@ -70,12 +71,15 @@ static size_t make_model(uint8_t **out, bool ours, bool shared)
     size_t header = ours ? 32 : 28;
     uint8_t *p = calloc(header + total * width, 1);
     CHECK(p);
-    if (ours) memcpy(p, "TLM1", 4);
+    if (ours)
+        memcpy(p, "TLM1", 4);
     const uint32_t h[7] = {DIM, HIDDEN, LAYERS, HEADS, KV_HEADS, shared ? VOCAB : 0u - VOCAB, SEQ};
-    for (int i = 0; i < 7; i++) put_u32(p + header - 28 + 4 * i, h[i]);
+    for (int i = 0; i < 7; i++)
+        put_u32(p + header - 28 + 4 * i, h[i]);
     state = 7;
     for (size_t i = 0; i < total; i++) {
-        if (i >= n && i < n + tables) continue;
+        if (i >= n && i < n + tables)
+            continue;
         int k = (int)random_below(63) - 31; /* k / 64 */
         uint8_t *at = p + header + i * width;
         float f = (float)k / 64;
@@ -101,10 +105,12 @@ static void test_bad_models(bool ours)
     uint8_t *data;
     size_t n = make_model(&data, ours, true), header = ours ? 32 : 28;
     expect_bad_model(data, 0);
-    for (size_t cut = 1; cut < n; cut += cut < 64 ? 1 : 997) expect_bad_model(data, cut);
+    for (size_t cut = 1; cut < n; cut += cut < 64 ? 1 : 997)
+        expect_bad_model(data, cut);
     expect_bad_model(data, n - 1);
-    static const uint32_t bad[] = {0,          1,          3,          255,        65536,      1u << 20,
-                                   1u << 24,   0x7FFFFFFF, 0x80000000, 0x80000001, 0xFFFFFFFF, 0xFFFFFF00};
+    static const uint32_t bad[] = {0,          1,          3,          255,
+                                   65536,      1u << 20,   1u << 24,   0x7FFFFFFF,
+                                   0x80000000, 0x80000001, 0xFFFFFFFF, 0xFFFFFF00};
     for (size_t field = 0; field < 7; field++) {
         uint8_t *at = data + header - 28 + 4 * field, keep[4];
         memcpy(keep, at, 4);
@@ -112,7 +118,8 @@ static void test_bad_models(bool ours)
             put_u32(at, bad[i]);
             if (memcmp(at, keep, 4) != 0) {
                 /* Another seq_len changes nothing in our file: the only harmless field. */
-                if (ours && field == 6 && bad[i] >= 1 && bad[i] <= 1u << 24) continue;
+                if (ours && field == 6 && bad[i] >= 1 && bad[i] <= 1u << 24)
+                    continue;
                 expect_bad_model(data, n);
             }
         }
@@ -144,7 +151,8 @@ static void run_model(const tl_model *m, tl_work *work, float *logits, size_t n)
     tl_error err;
     tl_kvtile kv;
     tl_session s;
-    for (size_t i = 0; i < n; i++) tokens[i] = (int32_t)(i * 37 % VOCAB);
+    for (size_t i = 0; i < n; i++)
+        tokens[i] = (int32_t)(i * 37 % VOCAB);
     CHECK(tl_kvtile_open(&kv, m, KVT_TYPE_F32, KVT_TYPE_F32, work, &err) == 0);
     CHECK(tl_session_open(&s, m, tl_kvtile_store(&kv), work, SEQ, &err) == 0);
     CHECK(tl_forward(&s, tokens, n, logits, n, &err) == 0);
@@ -178,10 +186,12 @@ static void test_formats_agree(void)
             run_model(&m, work, out[ours], N);
             tl_model_free(&m);
         }
-        for (size_t i = 0; i < N * VOCAB; i++) CHECK(isfinite(a[i]));
+        for (size_t i = 0; i < N * VOCAB; i++)
+            CHECK(isfinite(a[i]));
         /* f16 and f32 files hold tables or not: only unshared classifiers draw other numbers. */
         CHECK(memcmp(a, b, sizeof a) == 0);
-        if (!shared) memcpy(c, a, sizeof c);
+        if (!shared)
+            memcpy(c, a, sizeof c);
     }
     CHECK(memcmp(a, c, sizeof a) != 0);
     tl_work_destroy(work);
@@ -193,7 +203,8 @@ static void test_products(void)
 {
     enum { ROWS = 50, COLS = 300, N = 15 };
     static float panels[4 * COLS * 16], x[N * COLS], y[N * ROWS], z[N * ROWS];
-    for (size_t i = 0; i < sizeof x / sizeof *x; i++) x[i] = (float)random_below(2000) / 999 - 1;
+    for (size_t i = 0; i < sizeof x / sizeof *x; i++)
+        x[i] = (float)random_below(2000) / 999 - 1;
     for (uint32_t r = 0; r < ROWS; r++)
         for (uint32_t c = 0; c < COLS; c++)
             panels[(r / 16 * COLS + c) * 16 + r % 16] = (float)random_below(2000) / 999 - 1;
@@ -201,7 +212,8 @@ static void test_products(void)
     tl_work *one = tl_work_create(1), *three = tl_work_create(3);
     CHECK(one && three);
     tl_matmul(three, &w, x, y, N);
-    for (size_t i = 0; i < N; i++) tl_matmul(one, &w, x + i * COLS, z + i * ROWS, 1);
+    for (size_t i = 0; i < N; i++)
+        tl_matmul(one, &w, x + i * COLS, z + i * ROWS, 1);
     CHECK(memcmp(y, z, sizeof y) == 0);
     for (size_t i = 0; i < N; i++) {
         for (uint32_t r = 0; r < ROWS; r++) {
@@ -227,7 +239,8 @@ static void test_bad_tokenizers(const char *good, uint32_t vocab)
         write_file(data, cut);
         CHECK(tl_tokenizer_load(path, vocab, &err) == NULL && err.text[0]);
     }
-    /* Lengths that lie: each of the first bytes set to 0xFF either fails or loads, never crashes. */
+    /* Lengths that lie: each of the first bytes set to 0xFF either fails or loads, never crashes.
+     */
     for (size_t i = 0; i < 2000 && i < n; i++) {
         uint8_t keep = data[i];
         data[i] = 0xFF;
@@ -255,7 +268,8 @@ static size_t encode_plainly(char **tokens, const float *scores, size_t vocab, c
         char c[2] = {*p, 0};
         int32_t id = -1;
         for (size_t k = 0; k < vocab && id < 0; k++)
-            if (strcmp(tokens[k], c) == 0) id = (int32_t)k;
+            if (strcmp(tokens[k], c) == 0)
+                id = (int32_t)k;
         out[n++] = id >= 0 ? id : 3 + (unsigned char)*p;
     }
     for (;;) {
@@ -272,7 +286,8 @@ static size_t encode_plainly(char **tokens, const float *scores, size_t vocab, c
                 }
             }
         }
-        if (best_id < 0) return n;
+        if (best_id < 0)
+            return n;
         out[at] = best_id;
         n--;
         memmove(out + at + 1, out + at + 2, (n - at - 1) * sizeof *out);
@@ -281,9 +296,12 @@ static size_t encode_plainly(char **tokens, const float *scores, size_t vocab, c
 
 static void test_encoding(const char *file, uint32_t vocab)
 {
-    static const char *const texts[] = {
-        "The hat of Lily is red.", "Question: Where is the home of Kit? Answer:",
-        "  two  spaces\nand a newline", "xyzzy QQQ aaaa", "<0x41> \"a\"", "annannaAnna banana"};
+    static const char *const texts[] = {"The hat of Lily is red.",
+                                        "Question: Where is the home of Kit? Answer:",
+                                        "  two  spaces\nand a newline",
+                                        "xyzzy QQQ aaaa",
+                                        "<0x41> \"a\"",
+                                        "annannaAnna banana"};
     tl_error err;
     uint8_t *data;
     size_t n_bytes, at = 4;
@@ -342,7 +360,8 @@ static void test_encoding(const char *file, uint32_t vocab)
         CHECK(m == length && memcmp(back, text, m) == 0);
         free(ids);
     }
-    for (uint32_t i = 0; i < vocab; i++) free(tokens[i]);
+    for (uint32_t i = 0; i < vocab; i++)
+        free(tokens[i]);
     free(tokens);
     free(scores);
     free(data);
@@ -361,7 +380,8 @@ static void test_stories(void)
         for (size_t i = 0; i < a.n_questions; i++) {
             const story_question *q = &a.questions[i];
             size_t n = q->answer_end - q->answer_begin;
-            CHECK(q->fact < q->value && q->value + n < q->answer_begin && q->answer_end < a.n_bytes);
+            CHECK(q->fact < q->value && q->value + n < q->answer_begin &&
+                  q->answer_end < a.n_bytes);
             CHECK(memcmp(a.text + q->value, a.text + q->answer_begin, n) == 0);
             CHECK(a.text[q->answer_begin] == ' ' && a.text[q->answer_end] == '.');
             /* Statement and answer share their wording. */
@@ -378,21 +398,25 @@ static void test_sampling(void)
     enum { N = 50, DRAWS = 20000 };
     float logits[N], p[N], sum = 0;
     uint32_t order[N], seen[N] = {0};
-    for (int i = 0; i < N; i++) sum += p[i] = expf(-0.2f * (float)i);
+    for (int i = 0; i < N; i++)
+        sum += p[i] = expf(-0.2f * (float)i);
     tl_sampler s = {.temperature = 1, .top_p = 0.9f, .seed = 5};
     for (size_t d = 0; d < DRAWS; d++) {
-        for (int i = 0; i < N; i++) logits[i] = -0.2f * (float)i;
+        for (int i = 0; i < N; i++)
+            logits[i] = -0.2f * (float)i;
         seen[tl_sample(&s, logits, order, N, d)]++;
     }
     float mass = 0;
     int nucleus = 0;
-    while (mass < 0.9f * sum) mass += p[nucleus++];
+    while (mass < 0.9f * sum)
+        mass += p[nucleus++];
     for (int i = 0; i < N; i++) {
         double want = i < nucleus ? DRAWS * (double)(p[i] / mass) : 0;
         CHECK(fabs(seen[i] - want) <= 5 * sqrt(want));
     }
     s.temperature = 0;
-    for (int i = 0; i < N; i++) logits[i] = i == 31 ? 1 : 0;
+    for (int i = 0; i < N; i++)
+        logits[i] = i == 31 ? 1 : 0;
     CHECK(tl_sample(&s, logits, order, N, 0) == 31);
 }
 

@@ -100,8 +100,8 @@ void tl_tokenizer_free(tl_tokenizer *t);
  * ends (may be NULL) receives one array beside *tokens: the offset in the text at which each
  * token ends, so that bytes can be mapped to tokens. The caller frees both.
  */
-int tl_encode(const tl_tokenizer *t, const char *text, size_t n_bytes, bool first,
-              int32_t **tokens, uint32_t **ends, size_t *n_tokens, tl_error *err);
+int tl_encode(const tl_tokenizer *t, const char *text, size_t n_bytes, bool first, int32_t **tokens,
+              uint32_t **ends, size_t *n_tokens, tl_error *err);
 
 /*
  * The bytes of a token that follows `previous` (the space after BOS is dropped). Valid until the
@@ -116,7 +116,8 @@ const char *tl_decode(tl_tokenizer *t, int32_t previous, int32_t token, size_t *
  * layer, then commit. attend sees the step's tokens, causally. Each function returns 0, or -1
  * with error() naming the reason.
  *
- * k, v: [n][n_kv_heads][head_dim]; q, out: [n][n_heads][head_dim]; all f32, dense; k and q after RoPE.
+ * k, v: [n][n_kv_heads][head_dim]; q, out: [n][n_heads][head_dim]; all f32, dense; k and q after
+ * RoPE.
  */
 typedef struct tl_kv_ops {
     int (*begin)(void *self, size_t n);

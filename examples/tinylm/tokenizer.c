@@ -39,7 +39,8 @@ static uint32_t load_u32(const uint8_t *p)
 /* FNV-1a over a string in two parts, so that a pair is looked up without joining it. */
 static uint64_t hash_bytes(uint64_t h, const char *s, size_t n)
 {
-    for (size_t i = 0; i < n; i++) h = (h ^ (unsigned char)s[i]) * UINT64_C(0x100000001B3);
+    for (size_t i = 0; i < n; i++)
+        h = (h ^ (unsigned char)s[i]) * UINT64_C(0x100000001B3);
     return h;
 }
 
@@ -60,7 +61,8 @@ static void insert(tl_tokenizer *t, uint32_t id)
     const entry *e = &t->entries[id];
     uint64_t h = hash_bytes(UINT64_C(0xCBF29CE484222325), e->bytes, e->n_bytes);
     size_t at = (size_t)(h ^ h >> 32) & t->mask;
-    while (t->table[at] >= 0) at = (at + 1) & t->mask;
+    while (t->table[at] >= 0)
+        at = (at + 1) & t->mask;
     t->table[at] = (int32_t)id;
 }
 
@@ -72,7 +74,8 @@ tl_tokenizer *tl_tokenizer_load(const char *path, uint32_t vocab_size, tl_error 
         tl_fail(err, "%s: no memory", path);
         return NULL;
     }
-    if (tl_read_file(path, &t->data, &n_bytes, err)) goto fail;
+    if (tl_read_file(path, &t->data, &n_bytes, err))
+        goto fail;
     /* Each token takes 8 bytes at least: this bounds what vocab_size makes us allocate. */
     if (n_bytes < 4 || (n_bytes - 4) / 8 < vocab_size) {
         tl_fail(err, "%s: not a tokenizer of %u tokens: too short", path, vocab_size);
@@ -83,7 +86,8 @@ tl_tokenizer *tl_tokenizer_load(const char *path, uint32_t vocab_size, tl_error 
         tl_fail(err, "%s: not a tokenizer: longest token of %u bytes", path, longest);
         goto fail;
     }
-    while (slots < (size_t)vocab_size * 2) slots *= 2;
+    while (slots < (size_t)vocab_size * 2)
+        slots *= 2;
     t->mask = slots - 1;
     t->entries = calloc(vocab_size, sizeof *t->entries);
     t->table = malloc(slots * sizeof *t->table);
@@ -112,7 +116,8 @@ tl_tokenizer *tl_tokenizer_load(const char *path, uint32_t vocab_size, tl_error 
         e->bytes = (const char *)t->data + at;
         e->n_bytes = length;
         at += length;
-        if (length && find2(t, e->bytes, length, "", 0) < 0) insert(t, t->n);
+        if (length && find2(t, e->bytes, length, "", 0) < 0)
+            insert(t, t->n);
     }
     if (at != n_bytes) {
         tl_fail(err, "%s: holds more than the model's %u tokens", path, vocab_size);
@@ -126,7 +131,8 @@ fail:
 
 void tl_tokenizer_free(tl_tokenizer *t)
 {
-    if (!t) return;
+    if (!t)
+        return;
     free(t->data);
     free(t->entries);
     free(t->table);
@@ -163,7 +169,8 @@ static bool better(const pair *a, const pair *b)
 static void heap_push(heap *h, pair x)
 {
     size_t i = h->n++;
-    for (; i > 0 && better(&x, &h->p[(i - 1) / 2]); i = (i - 1) / 2) h->p[i] = h->p[(i - 1) / 2];
+    for (; i > 0 && better(&x, &h->p[(i - 1) / 2]); i = (i - 1) / 2)
+        h->p[i] = h->p[(i - 1) / 2];
     h->p[i] = x;
 }
 
@@ -173,19 +180,24 @@ static pair heap_pop(heap *h)
     size_t i = 0;
     for (;;) {
         size_t k = 2 * i + 1;
-        if (k >= h->n) break;
-        if (k + 1 < h->n && better(&h->p[k + 1], &h->p[k])) k++;
-        if (!better(&h->p[k], &x)) break;
+        if (k >= h->n)
+            break;
+        if (k + 1 < h->n && better(&h->p[k + 1], &h->p[k]))
+            k++;
+        if (!better(&h->p[k], &x))
+            break;
         h->p[i] = h->p[k];
         i = k;
     }
-    if (h->n) h->p[i] = x;
+    if (h->n)
+        h->p[i] = x;
     return top;
 }
 
 static void offer(const tl_tokenizer *t, heap *h, const symbol *s, uint32_t left)
 {
-    if (left == NONE || s[left].next == NONE) return;
+    if (left == NONE || s[left].next == NONE)
+        return;
     const symbol *l = &s[left], *r = &s[l->next];
     const entry *a = &t->entries[l->id], *b = &t->entries[r->id];
     int32_t joint = find2(t, a->bytes, a->n_bytes, b->bytes, b->n_bytes);
@@ -197,17 +209,20 @@ static void offer(const tl_tokenizer *t, heap *h, const symbol *s, uint32_t left
 static size_t merge(const tl_tokenizer *t, symbol *s, size_t n, heap *h)
 {
     size_t left = n;
-    for (uint32_t i = 0; i + 1 < n; i++) offer(t, h, s, i);
+    for (uint32_t i = 0; i + 1 < n; i++)
+        offer(t, h, s, i);
     while (h->n) {
         pair p = heap_pop(h);
         symbol *l = &s[p.left];
-        if (l->id != p.left_id || l->next == NONE || s[l->next].id != p.right_id) continue;
+        if (l->id != p.left_id || l->next == NONE || s[l->next].id != p.right_id)
+            continue;
         symbol *r = &s[l->next];
         l->id = p.joint;
         l->end = r->end;
         r->id = -1;
         l->next = r->next;
-        if (l->next != NONE) s[l->next].previous = p.left;
+        if (l->next != NONE)
+            s[l->next].previous = p.left;
         left--;
         offer(t, h, s, l->previous);
         offer(t, h, s, p.left);
@@ -219,14 +234,16 @@ static size_t merge(const tl_tokenizer *t, symbol *s, size_t n, heap *h)
 static size_t char_bytes(const char *s, size_t n)
 {
     size_t k = 1;
-    while (k < n && k < 4 && ((unsigned char)s[k] & 0xC0) == 0x80) k++;
+    while (k < n && k < 4 && ((unsigned char)s[k] & 0xC0) == 0x80)
+        k++;
     return k;
 }
 
-int tl_encode(const tl_tokenizer *t, const char *text, size_t n_bytes, bool first,
-              int32_t **tokens, uint32_t **ends, size_t *n_tokens, tl_error *err)
+int tl_encode(const tl_tokenizer *t, const char *text, size_t n_bytes, bool first, int32_t **tokens,
+              uint32_t **ends, size_t *n_tokens, tl_error *err)
 {
-    if (n_bytes > (1u << 28)) return tl_fail(err, "the text is longer than 256 MiB");
+    if (n_bytes > (1u << 28))
+        return tl_fail(err, "the text is longer than 256 MiB");
     symbol *s = malloc((n_bytes + 2) * sizeof *s);
     /* At most one pair per gap at the start and two for each merge. */
     heap h = {malloc((3 * n_bytes + 4) * sizeof(pair)), 0};
@@ -241,7 +258,8 @@ int tl_encode(const tl_tokenizer *t, const char *text, size_t n_bytes, bool firs
     }
     size_t n = 0;
     int32_t space = n_bytes ? find2(t, " ", 1, "", 0) : -1;
-    if (space >= 0) s[n++] = (symbol){.id = space, .end = 0};
+    if (space >= 0)
+        s[n++] = (symbol){.id = space, .end = 0};
     for (size_t at = 0; at < n_bytes;) {
         size_t k = char_bytes(text + at, n_bytes - at);
         int32_t id = find2(t, text + at, k, "", 0);
@@ -259,7 +277,8 @@ int tl_encode(const tl_tokenizer *t, const char *text, size_t n_bytes, bool firs
         s[i].previous = i ? (uint32_t)i - 1 : NONE;
         s[i].next = i + 1 < n ? (uint32_t)i + 1 : NONE;
     }
-    if (n) merge(t, s, n, &h);
+    if (n)
+        merge(t, s, n, &h);
     size_t m = 0;
     if (first) {
         out_ends[m] = 0;
@@ -284,16 +303,20 @@ int tl_encode(const tl_tokenizer *t, const char *text, size_t n_bytes, bool firs
 
 static int hex(char c)
 {
-    if (c >= '0' && c <= '9') return c - '0';
-    if (c >= 'A' && c <= 'F') return c - 'A' + 10;
-    if (c >= 'a' && c <= 'f') return c - 'a' + 10;
+    if (c >= '0' && c <= '9')
+        return c - '0';
+    if (c >= 'A' && c <= 'F')
+        return c - 'A' + 10;
+    if (c >= 'a' && c <= 'f')
+        return c - 'a' + 10;
     return -1;
 }
 
 const char *tl_decode(tl_tokenizer *t, int32_t previous, int32_t token, size_t *n_bytes)
 {
     *n_bytes = 0;
-    if (token < 0 || (uint32_t)token >= t->n) return "";
+    if (token < 0 || (uint32_t)token >= t->n)
+        return "";
     const entry *e = &t->entries[token];
     const char *p = e->bytes;
     size_t n = e->n_bytes;

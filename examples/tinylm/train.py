@@ -13,6 +13,7 @@ schedule of learning rate and context length still ends where it should.
 
 What makes a model of this size learn to look facts up within an hour of one core:
   - the context grows 128, 256, 512, 1024, 2048: the lookup forms on short stories;
+  - at short contexts many rows are drills, in which a few facts come again and again;
   - at short contexts the positions jump by random gaps, so that far RoPE distances are not new
     when the long stories come;
   - the answers' tokens weigh more in the loss;
@@ -37,9 +38,10 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 DIM, HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM = 256, 448, 3, 4, 2, 64
 VOCAB, CONTEXT = 1080, 2048
 BOS, BLOCK = 1, 256
-# (until this part of the budget, context, stories a step)
-PHASES = [(0.25, 128, 32), (0.42, 256, 16), (0.64, 512, 8), (0.84, 1024, 4), (1.0, 2048, 3)]
-PEAK_LR, WARMUP_STEPS, ANSWER_WEIGHT = 2e-3, 150, 8.0
+# (until this part of the budget, context, rows a step, part of them drills)
+PHASES = [(0.20, 128, 32, 0.6), (0.38, 256, 16, 0.4), (0.62, 512, 8, 0.2), (0.84, 1024, 4, 0.1),
+          (1.0, 2048, 3, 0.0)]
+PEAK_LR, WARMUP_STEPS, ANSWER_WEIGHT = 2e-3, 150, 4.0
 HELD_OUT = 1 << 40  # seeds from here on are never trained on
 
 # ---------------------------------------------------------------- stories
@@ -249,13 +251,44 @@ class Model(torch.nn.Module):
 # ---------------------------------------------------------------- data and scores
 
 
-def batch(stories, tok, seeds, T, rng=None):
+FACT = re.compile(r"The (\w+) of \w+ is [a-z ]*\w+\.")
+
+
+def drill(stories, seed, n_words, rng):
+    """
+    A story's facts, few kinds at a time, said again and again in random order. Stories ask a
+    fact once; here most sentences can be completed from memory, and the lookup is learned
+    from that dense signal before it can be learned from stories.
+    """
+    text, _ = stories.make(seed, 2048)
+    facts = [(m.group(1), m.group(0)) for m in FACT.finditer(text)]
+    kinds = sorted({k for k, _ in facts})
+    kinds = rng.choice(kinds, rng.integers(1, 4))
+    facts = sorted({s for k, s in facts if k in kinds})
+    rng.shuffle(facts)
+    facts = facts[:max(3, n_words // 25)]
+    out, pos, said, questions = [], 0, {}, []
+    for _ in range(n_words // 8):
+        s = facts[rng.integers(len(facts))]
+        v, e = s.rindex(" "), len(s) - 1
+        if s in said:
+            questions.append((said[s] + v, pos + v, pos + e))
+        said[s] = pos
+        out.append(s)
+        pos += len(s) + 1
+    return " ".join(out), questions
+
+
+def batch(stories, tok, seeds, T, rng=None, drills=0.0):
     ids = np.zeros((len(seeds), T + 1), dtype=np.int64)
     weight = np.zeros((len(seeds), T), dtype=np.float32)
     pos = np.tile(np.arange(T), (len(seeds), 1))
     questions = []
     for i, seed in enumerate(seeds):
-        text, qs = stories.make(seed, T)
+        if rng is not None and rng.random() < drills:
+            text, qs = drill(stories, seed, T, rng)
+        else:
+            text, qs = stories.make(seed, T)
         t, qs = tok.encode(text, qs)
         t = t[:T + 1]
         ids[i, :len(t)] = t
@@ -336,12 +369,12 @@ def train(args, stories, tok, model, state):
 
     while cpu < args.budget:
         part = cpu / args.budget
-        _, T, B = next(p for p in PHASES if part < p[0])
+        _, T, B, drills = next(p for p in PHASES if part < p[0])
         lr = PEAK_LR * min(1, (step + 1) / WARMUP_STEPS)
         lr *= 0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * part))
         for g in opt.param_groups:
             g["lr"] = lr
-        ids, w, pos, _ = batch(stories, tok, range(seed, seed + B), T, rng)
+        ids, w, pos, _ = batch(stories, tok, range(seed, seed + B), T, rng, drills)
         seed += B
         logits = model(ids[:, :-1], pos)
         ce = F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none")
@@ -363,7 +396,7 @@ def train(args, stories, tok, model, state):
             losses = []
             print(f"step {step} T {T} cpu {cpu:.0f} s {tokens / 1e6:.2f} M tokens "
                   f"lr {lr:.2e} loss {a[0]:.3f} answers {a[1]:.3f}", flush=True)
-        if cpu - saved > 180:
+        if cpu - saved > args.save_every:
             saved = cpu
             save()
             print(f"  held out at {T}: loss %.3f, recall %s" %
@@ -379,6 +412,7 @@ def main():
     ap = argparse.ArgumentParser(description="train, evaluate and export tinylm")
     ap.add_argument("--work", default="/tmp/tinylm-train", help="checkpoints and helpers")
     ap.add_argument("--budget", type=float, default=5000, help="CPU seconds of training")
+    ap.add_argument("--save-every", type=float, default=120, help="CPU seconds")
     ap.add_argument("--export", action="store_true")
     ap.add_argument("--evaluate", action="store_true")
     ap.add_argument("--out", default=HERE, help="where --export writes")

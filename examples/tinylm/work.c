@@ -47,7 +47,8 @@ static void drain(tl_work *w)
         w->task(w->arg, i);
         pthread_mutex_lock(&w->lock);
     }
-    if (--w->running == 0) pthread_cond_signal(&w->done);
+    if (--w->running == 0)
+        pthread_cond_signal(&w->done);
 }
 
 static void *thread_main(void *arg)
@@ -56,8 +57,10 @@ static void *thread_main(void *arg)
     uint64_t seen = 0;
     pthread_mutex_lock(&w->lock);
     for (;;) {
-        while (w->generation == seen && !w->quit) pthread_cond_wait(&w->start, &w->lock);
-        if (w->quit) break;
+        while (w->generation == seen && !w->quit)
+            pthread_cond_wait(&w->start, &w->lock);
+        if (w->quit)
+            break;
         seen = w->generation;
         drain(w);
     }
@@ -67,9 +70,11 @@ static void *thread_main(void *arg)
 
 tl_work *tl_work_create(unsigned n_threads)
 {
-    if (n_threads == 0) n_threads = 1;
+    if (n_threads == 0)
+        n_threads = 1;
     tl_work *w = calloc(1, sizeof *w + (n_threads - 1) * sizeof w->threads[0]);
-    if (!w) return NULL;
+    if (!w)
+        return NULL;
     w->n_threads = n_threads;
     pthread_mutex_init(&w->lock, NULL);
     pthread_cond_init(&w->start, NULL);
@@ -86,12 +91,14 @@ tl_work *tl_work_create(unsigned n_threads)
 
 void tl_work_destroy(tl_work *w)
 {
-    if (!w) return;
+    if (!w)
+        return;
     pthread_mutex_lock(&w->lock);
     w->quit = true;
     pthread_cond_broadcast(&w->start);
     pthread_mutex_unlock(&w->lock);
-    for (unsigned i = 0; i < w->n_started; i++) pthread_join(w->threads[i], NULL);
+    for (unsigned i = 0; i < w->n_started; i++)
+        pthread_join(w->threads[i], NULL);
     pthread_cond_destroy(&w->done);
     pthread_cond_destroy(&w->start);
     pthread_mutex_destroy(&w->lock);
@@ -106,7 +113,8 @@ unsigned tl_work_threads(const tl_work *w)
 void tl_work_run(tl_work *w, void (*task)(void *arg, size_t i), void *arg, size_t n)
 {
     if (w->n_threads == 1 || n < 2) {
-        for (size_t i = 0; i < n; i++) task(arg, i);
+        for (size_t i = 0; i < n; i++)
+            task(arg, i);
         return;
     }
     pthread_mutex_lock(&w->lock);
@@ -117,6 +125,7 @@ void tl_work_run(tl_work *w, void (*task)(void *arg, size_t i), void *arg, size_
     w->generation++;
     pthread_cond_broadcast(&w->start);
     drain(w);
-    while (w->running > 0) pthread_cond_wait(&w->done, &w->lock);
+    while (w->running > 0)
+        pthread_cond_wait(&w->done, &w->lock);
     pthread_mutex_unlock(&w->lock);
 }

@@ -1,0 +1,21 @@
+# Every wrong command line is answered with exit code 2 and one line that says why.
+foreach(line
+    "foo" "decode extra" "decode --k" "decode --k q8" "decode --k i8,,f16" "decode --k i8 --k f16"
+    "decode --heads 32" "decode --heads 32:5" "decode --heads 0:0" "decode --heads 2048:1"
+    "decode --dim 0" "decode --dim 100" "decode --dim 2048" "decode --dim 64:" "decode --ctx 0"
+    "decode --ctx -1" "decode --ctx 1.5" "decode --ctx 99999999999999999999" "decode --ctx 2kk"
+    "decode --threads 0" "decode --isa mmx" "decode --runs 8" "decode --layers 0"
+    "decode --seed -1" "decode --json=1" "decode --llc-mib 0" "decode --tokens 1"
+    "append --tokens 513" "append --dtype f8" "snapshot --dir" "fidelity --offset nan"
+    "fidelity --model x" "fidelity --text x" "fidelity --model a --tokenizer b --dim 64")
+  separate_arguments(arguments UNIX_COMMAND "${line}")
+  execute_process(COMMAND ${BENCH} ${arguments}
+    RESULT_VARIABLE code OUTPUT_VARIABLE out ERROR_VARIABLE err)
+  if(NOT code EQUAL 2 OR NOT out STREQUAL "" OR NOT err MATCHES "^kvt-bench: [^\n]+\n$")
+    message(SEND_ERROR "kvt-bench ${line}: exit code ${code}, output '${out}', error '${err}'")
+  endif()
+endforeach()
+execute_process(COMMAND ${BENCH} --help RESULT_VARIABLE code OUTPUT_VARIABLE out)
+if(NOT code EQUAL 0 OR NOT out MATCHES "decode")
+  message(SEND_ERROR "kvt-bench --help: exit code ${code}")
+endif()

@@ -1,0 +1,515 @@
+/*
+ * AVX2 + FMA + F16C kernels: what attention needs. What append needs is in avx2_append.c; both
+ * meet in the table at the end of this file.
+ *
+ * The two products of attention are one loop. A score sums over dims and has a token in each
+ * lane; a weighted sum of V sums over tokens and has a dim in each lane; the tiles are laid out
+ * so that a vector load yields 8 lanes of one summand either way:
+ *
+ *     for each summand i:  for each vector v:  for each row r:
+ *         sum[r][v] += weight[r][i] * lanes(i, v)
+ *
+ * From the simple form to the fast one:
+ *  1. Blocks of up to 6 rows share the loads and the conversion of lanes(i, v), which cost more
+ *     than the FMA. 6 rows by 2 vectors are 12 sums; with 2 vectors of lanes, a weight and a
+ *     constant they are the 16 registers there are.
+ *  2. An FMA has a latency of 4 and two can start a cycle, so 8 sums must be under way: blocks of
+ *     fewer rows take more vectors, one row 8 of them (all 64 tokens, or 64 dims, at once).
+ *  3. More than 6 rows are cut into equal blocks (7 = 4 + 3), as a block of one row would convert
+ *     everything for a single FMA.
+ *
+ * A lane adds up its summands in ascending order whatever the shape of the block, so a row's
+ * result cannot depend on its neighbours. Chains are short: 64 tokens, or 64 dims and then the
+ * sum of these chunks. Rounding errors of a chain of n grow with sqrt(n / 3) * 2^-25 of the sum:
+ * 64 give 1.4e-7.
+ *
+ * Everything a kernel may not read as a number (dead slots, whose bytes can be a NaN) either
+ * stays in the lanes of a dead token, or is not loaded at all.
+ */
+#include <math.h>
+#include <sleef.h>
+
+#include "avx2.h"
+
+/* Rows of a register block, and the vectors of 8 lanes it has at most. */
+#define ROWS_BLOCK 6
+#define SUMS_MAX 12
+/* Dims that are summed up before they are added to the score. */
+#define CHUNK_DIMS 64
+/*
+ * Prefetch distances in bytes. The hardware follows K's ascending lines but stops at each 4 KiB
+ * page; V is read in columns of 4-byte lanes at a stride of 4 * dims, which it does not follow.
+ */
+#define PREFETCH_K 1024
+#define PREFETCH_V 128
+
+enum { F32, F16, I8 };
+
+/* ---- the product ---- */
+
+/*
+ * Element e of each lane's four codes, times 2^24. The byte goes to the top of its lane, where
+ * its sign is the lane's sign: one shift (e = 0), one mask (e = 3) or both; shifting back down
+ * would be one more. Codes have 7 bits, so the conversion is exact.
+ */
+KVT_INLINE __m256 code_lanes(__m256i lanes, int e)
+{
+    if (e < 3)
+        lanes = _mm256_slli_epi32(lanes, 24 - 8 * e);
+    if (e > 0)
+        lanes = _mm256_and_si256(lanes, _mm256_set1_epi32((int)0xff000000u));
+    return _mm256_cvtepi32_ps(lanes);
+}
+#define CODE_UNIT 0x1p-24f
+
+/* Bytes of 8 lanes, and summands in them. */
+KVT_INLINE size_t lane_bytes(int type)
+{
+    return type == F16 ? 16 : 32;
+}
+
+KVT_INLINE size_t lane_summands(int type)
+{
+    return type == I8 ? 4 : 1;
+}
+
+KVT_INLINE __m256 load_lanes(int type, const unsigned char *from, int e)
+{
+    if (type == F32)
+        return _mm256_castsi256_ps(kvt_load_256(from));
+    if (type == F16)
+        return _mm256_cvtph_ps(kvt_load_128(from));
+    return code_lanes(kvt_load_256(from), e);
+}
+
+/*
+ * sum[r * vectors + v] = sum over n summands, r < rows, v < vectors. type, rows and vectors are
+ * constants of the caller: all loops but the first unroll. Vectors lie side by side in pairs, pair
+ * after pair pair_bytes apart; a group of summands (4 codes, or 1) is step bytes after the last.
+ */
+KVT_INLINE void product(int type, size_t rows, size_t vectors, const unsigned char *codes,
+                        size_t pair_bytes, size_t step, size_t n, const float *weight,
+                        size_t ldw, size_t prefetch, __m256 *sum)
+{
+    KVT_UNROLL
+    for (size_t i = 0; i < rows * vectors; i++)
+        sum[i] = _mm256_setzero_ps();
+    for (size_t i = 0; i < n; i += lane_summands(type)) {
+        KVT_UNROLL
+        for (size_t v = 0; v < vectors; v += 2) {
+            const unsigned char *pair = codes + v / 2 * pair_bytes;
+            _mm_prefetch((const char *)((uintptr_t)pair + prefetch), _MM_HINT_T0);
+            /* Else compilers keep the weights of all pairs, and spill them. */
+            KVT_RELOAD();
+            KVT_UNROLL
+            for (int e = 0; e < (int)lane_summands(type); e++) {
+                __m256 a = load_lanes(type, pair, e);
+                __m256 b = load_lanes(type, pair + lane_bytes(type), e);
+                KVT_UNROLL
+                for (size_t r = 0; r < rows; r++) {
+                    __m256 w = _mm256_broadcast_ss(weight + r * ldw + i + (size_t)e);
+                    sum[r * vectors + v] = _mm256_fmadd_ps(w, a, sum[r * vectors + v]);
+                    sum[r * vectors + v + 1] = _mm256_fmadd_ps(w, b, sum[r * vectors + v + 1]);
+                }
+            }
+        }
+        codes += step;
+    }
+}
+
+/* ---- blocks of rows ---- */
+
+/* How many rows the next block takes when `left` are left: equal blocks, none above ROWS_BLOCK. */
+KVT_INLINE size_t rows_of_block(size_t left)
+{
+    size_t blocks = (left + ROWS_BLOCK - 1) / ROWS_BLOCK;
+    return (left + blocks - 1) / blocks;
+}
+
+/* ---- scores ---- */
+
+/* What all blocks of one call share. */
+typedef struct qk_call {
+    const float *q;
+    size_t ldq;
+    const unsigned char *codes;
+    const uint16_t *scales;
+    size_t dims_p;
+    float *s;
+} qk_call;
+
+/*
+ * Codes times 2^24 leave the range of f32 where a sum passes 2^104, plain ones at 2^128 only.
+ * Nobody's scores are as large, but infinity would become NaN in the softmax: the 16 scores
+ * are formed again, slowly.
+ */
+static __attribute__((cold, noinline)) void qk_large(const float *q, const signed char *tile,
+                                                     const uint16_t *scales, size_t dims_p,
+                                                     float *s)
+{
+    for (size_t t = 0; t < KVT_TILE_TOKENS; t++) {
+        double total = 0.0;
+        for (size_t d = 0; d < dims_p; d++)
+            total += (double)q[d] * tile[d / 4 * 64 + t * 4 + d % 4];
+        s[t] = (float)(total * (double)kvt_f16_to_f32(scales[t]));
+    }
+}
+
+/* Apply the scales to the sums of one row and tile. */
+KVT_INLINE void qk_scale(const qk_call *call, const float *q, const unsigned char *tile,
+                         size_t token, float *s)
+{
+    const __m256 unit = _mm256_set1_ps(CODE_UNIT);
+    __m256 a = _mm256_loadu_ps(s), b = _mm256_loadu_ps(s + 8);
+    /* x - x is zero, but for infinity and NaN. */
+    __m256 zero = _mm256_add_ps(_mm256_sub_ps(a, a), _mm256_sub_ps(b, b));
+    if (_mm256_movemask_ps(_mm256_cmp_ps(zero, zero, _CMP_UNORD_Q))) {
+        qk_large(q, (const signed char *)tile, call->scales + token, call->dims_p, s);
+        return;
+    }
+    __m256 scale_a = _mm256_cvtph_ps(kvt_load_128(call->scales + token));
+    __m256 scale_b = _mm256_cvtph_ps(kvt_load_128(call->scales + token + 8));
+    _mm256_storeu_ps(s, _mm256_mul_ps(a, _mm256_mul_ps(scale_a, unit)));
+    _mm256_storeu_ps(s + 8, _mm256_mul_ps(b, _mm256_mul_ps(scale_b, unit)));
+}
+
+/* 8 * vectors tokens from `token` on, of the rows from `row` on. */
+KVT_INLINE void qk_block(int type, size_t rows, size_t vectors, const qk_call *call, size_t row,
+                         size_t token)
+{
+    const size_t step = 2 * lane_bytes(type);
+    const size_t tile_bytes = call->dims_p / lane_summands(type) * step;
+    const unsigned char *tile = call->codes + token / KVT_TILE_TOKENS * tile_bytes;
+    const float *q = call->q + row * call->ldq;
+    float *s = call->s + row * KVT_TOKENS + token;
+    __m256 sum[SUMS_MAX];
+
+    for (size_t d = 0; d < call->dims_p; d += CHUNK_DIMS) {
+        size_t n = call->dims_p - d < CHUNK_DIMS ? call->dims_p - d : CHUNK_DIMS;
+        product(type, rows, vectors, tile + d / lane_summands(type) * step, tile_bytes, step, n,
+                q + d, call->ldq, PREFETCH_K, sum);
+        KVT_UNROLL
+        for (size_t r = 0; r < rows; r++)
+            KVT_UNROLL
+            for (size_t v = 0; v < vectors; v++) {
+                float *to = s + r * KVT_TOKENS + v * 8;
+                __m256 x = sum[r * vectors + v];
+                _mm256_storeu_ps(to, d ? _mm256_add_ps(_mm256_loadu_ps(to), x) : x);
+            }
+    }
+    if (type == I8)
+        for (size_t r = 0; r < rows; r++)
+            for (size_t v = 0; v < vectors; v += 2)
+                qk_scale(call, q + r * call->ldq, tile + v / 2 * tile_bytes, token + v * 8,
+                         s + r * KVT_TOKENS + v * 8);
+}
+
+#define QK_BLOCK(type, rows, vectors)                                                              \
+    static __attribute__((noinline)) void qk_##type##_##rows(const qk_call *call, size_t row,      \
+                                                             size_t token, size_t end)             \
+    {                                                                                              \
+        for (; token < end; token += 8 * vectors)                                                  \
+            qk_block(type, rows, vectors, call, row, token);                                       \
+    }
+
+/*
+ * A span of tokens is done for all rows before the next: K comes from memory once, whatever it
+ * measures. The span holds the tokens of every shape, so 32 (and 64 for a lone row). The last one
+ * may reach beyond n_tokens; what is computed there is nobody's.
+ */
+#define QK_KERNEL(type, name)                                                                      \
+    QK_BLOCK(type, 1, 8)                                                                           \
+    QK_BLOCK(type, 2, 4)                                                                           \
+    QK_BLOCK(type, 3, 4)                                                                           \
+    QK_BLOCK(type, 4, 2)                                                                           \
+    QK_BLOCK(type, 5, 2)                                                                           \
+    QK_BLOCK(type, 6, 2)                                                                           \
+    static void name(const float *q, size_t ldq, size_t rows, const void *codes,                   \
+                     const uint16_t *scales, size_t n_tokens, size_t dims_p, float *s)             \
+    {                                                                                              \
+        static void (*const blocks[])(const qk_call *, size_t, size_t, size_t) = {                 \
+            NULL,        qk_##type##_1, qk_##type##_2, qk_##type##_3,                              \
+            qk_##type##_4, qk_##type##_5, qk_##type##_6};                                          \
+        const qk_call call = {q, ldq, codes, scales, dims_p, s};                                   \
+        const size_t span = rows == 1 ? KVT_TOKENS : 32;                                           \
+        for (size_t token = 0; token < n_tokens; token += span) {                                  \
+            size_t left = n_tokens - token, end = token + (left < span ? left : span);             \
+            for (size_t row = 0, n; row < rows; row += n) {                                        \
+                n = rows_of_block(rows - row);                                                     \
+                blocks[n](&call, row, token, end);                                                 \
+            }                                                                                      \
+        }                                                                                          \
+    }
+
+QK_KERNEL(F32, qk_f32)
+QK_KERNEL(F16, qk_f16)
+QK_KERNEL(I8, qk_i8)
+
+/* ---- weighted sums ---- */
+
+typedef struct pv_call {
+    const float *weight; /* [rows][64] */
+    const unsigned char *codes;
+    size_t n_tokens; /* I8: rounded up to 4, the weights in excess are zero */
+    size_t dims_p;
+    const float *alpha;
+    float *acc;
+    size_t ldacc;
+} pv_call;
+
+/* 8 * vectors dims from `dim` on, of the rows from `row` on. */
+KVT_INLINE void pv_block(int type, size_t rows, size_t vectors, const pv_call *call, size_t row,
+                         size_t dim)
+{
+    __m256 sum[SUMS_MAX];
+    product(type, rows, vectors, call->codes + dim / 8 * lane_bytes(type), 2 * lane_bytes(type),
+            call->dims_p / 8 * lane_bytes(type), call->n_tokens, call->weight + row * KVT_TOKENS,
+            KVT_TOKENS, PREFETCH_V, sum);
+    KVT_UNROLL
+    for (size_t r = 0; r < rows; r++) {
+        __m256 alpha = _mm256_broadcast_ss(call->alpha + row + r);
+        KVT_UNROLL
+        for (size_t v = 0; v < vectors; v++) {
+            float *to = call->acc + (row + r) * call->ldacc + dim + v * 8;
+            __m256 x = sum[r * vectors + v];
+            if (type == I8)
+                x = _mm256_mul_ps(x, _mm256_set1_ps(CODE_UNIT));
+            _mm256_storeu_ps(to, _mm256_fmadd_ps(_mm256_loadu_ps(to), alpha, x));
+        }
+    }
+}
+
+/* The wide shape as far as it goes, the rest of the dims 16 at a time. */
+#define PV_BLOCK(type, rows, vectors)                                                              \
+    static __attribute__((noinline)) void pv_##type##_##rows(const pv_call *call, size_t row,      \
+                                                             size_t dim, size_t end)               \
+    {                                                                                              \
+        for (; dim + 8 * vectors <= end; dim += 8 * vectors)                                       \
+            pv_block(type, rows, vectors, call, row, dim);                                         \
+        for (; vectors > 2 && dim < end; dim += 16)                                                \
+            pv_block(type, rows, 2, call, row, dim);                                               \
+    }
+
+/* Columns of dims, all rows before the next: a column stays in the first-level cache. */
+#define PV_KERNEL(type, name)                                                                      \
+    PV_BLOCK(type, 1, 8)                                                                           \
+    PV_BLOCK(type, 2, 4)                                                                           \
+    PV_BLOCK(type, 3, 4)                                                                           \
+    PV_BLOCK(type, 4, 2)                                                                           \
+    PV_BLOCK(type, 5, 2)                                                                           \
+    PV_BLOCK(type, 6, 2)                                                                           \
+    static void name(const pv_call *call, size_t rows)                                             \
+    {                                                                                              \
+        static void (*const blocks[])(const pv_call *, size_t, size_t, size_t) = {                 \
+            NULL,        pv_##type##_1, pv_##type##_2, pv_##type##_3,                              \
+            pv_##type##_4, pv_##type##_5, pv_##type##_6};                                          \
+        const size_t span = rows <= ROWS_BLOCK ? call->dims_p : 32;                                \
+        for (size_t dim = 0; dim < call->dims_p; dim += span) {                                    \
+            size_t left = call->dims_p - dim, end = dim + (left < span ? left : span);             \
+            for (size_t row = 0, n; row < rows; row += n) {                                        \
+                n = rows_of_block(rows - row);                                                     \
+                blocks[n](call, row, dim, end);                                                    \
+            }                                                                                      \
+        }                                                                                          \
+    }
+
+PV_KERNEL(F32, pv_rows_f32)
+PV_KERNEL(F16, pv_rows_f16)
+PV_KERNEL(I8, pv_rows_i8)
+
+static void pv_f32(const float *p, size_t rows, const void *codes, const uint16_t *scales,
+                   size_t n_tokens, size_t dims_p, const float *alpha, float *acc, size_t ldacc)
+{
+    const pv_call call = {p, codes, n_tokens, dims_p, alpha, acc, ldacc};
+    (void)scales;
+    pv_rows_f32(&call, rows);
+}
+
+static void pv_f16(const float *p, size_t rows, const void *codes, const uint16_t *scales,
+                   size_t n_tokens, size_t dims_p, const float *alpha, float *acc, size_t ldacc)
+{
+    const pv_call call = {p, codes, n_tokens, dims_p, alpha, acc, ldacc};
+    (void)scales;
+    pv_rows_f16(&call, rows);
+}
+
+/* All ones in the lanes i with first + i < n. */
+KVT_INLINE __m256 lanes_below(size_t first, size_t n)
+{
+    const __m256i index = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm256_castsi256_ps(
+        _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n - (int)first), index));
+}
+
+/*
+ * A token's scale goes into its weight, once a row instead of once a dim. Dead tokens: p is zero
+ * there, but the scale may be a NaN, so the product is masked. No overflow: p * scale * 127 * 2^24
+ * is below 2^48 for p <= 1.
+ */
+static void pv_i8(const float *p, size_t rows, const void *codes, const uint16_t *scales,
+                  size_t n_tokens, size_t dims_p, const float *alpha, float *acc, size_t ldacc)
+{
+    float weight[KVT_ROWS_MAX * KVT_TOKENS];
+    const pv_call call = {weight, codes, kvt_round_up(n_tokens, 4), dims_p, alpha, acc, ldacc};
+
+    for (size_t t = 0; t < n_tokens; t += 8) {
+        __m256 scale = _mm256_cvtph_ps(kvt_load_128(scales + t));
+        __m256 alive = lanes_below(t, n_tokens);
+        for (size_t r = 0; r < rows; r++) {
+            __m256 x = _mm256_mul_ps(_mm256_loadu_ps(p + r * KVT_TOKENS + t), scale);
+            _mm256_storeu_ps(weight + r * KVT_TOKENS + t, _mm256_and_ps(x, alive));
+        }
+    }
+    pv_rows_i8(&call, rows);
+}
+
+/* ---- the small kernels between the products ---- */
+
+/* Fold 4, 2, 1 lanes apart. */
+KVT_INLINE float sum_lanes(__m256 x)
+{
+    __m128 y = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    y = _mm_add_ps(y, _mm_movehl_ps(y, y));
+    return _mm_cvtss_f32(_mm_add_ss(y, _mm_movehdup_ps(y)));
+}
+
+KVT_INLINE float max_lanes(__m256 x)
+{
+    __m128 y = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    y = _mm_max_ps(y, _mm_movehl_ps(y, y));
+    return _mm_cvtss_f32(_mm_max_ss(y, _mm_movehdup_ps(y)));
+}
+
+static float dot_f16(const float *a, const uint16_t *b, size_t n)
+{
+    __m256 even = _mm256_setzero_ps(), odd = even;
+    size_t i = 0;
+    for (; i + 16 <= n; i += 16) {
+        even = _mm256_fmadd_ps(_mm256_loadu_ps(a + i), _mm256_cvtph_ps(kvt_load_128(b + i)), even);
+        odd = _mm256_fmadd_ps(_mm256_loadu_ps(a + i + 8),
+                              _mm256_cvtph_ps(kvt_load_128(b + i + 8)), odd);
+    }
+    if (i < n)
+        even = _mm256_fmadd_ps(_mm256_loadu_ps(a + i), _mm256_cvtph_ps(kvt_load_128(b + i)), even);
+    return sum_lanes(_mm256_add_ps(even, odd));
+}
+
+/* The tail's lanes are computed with whatever s holds there: up to 63 it may be written. */
+static void logits(float *s, size_t n, float add, float scale, float softcap)
+{
+    const __m256 adds = _mm256_set1_ps(add), scales = _mm256_set1_ps(scale);
+    for (size_t t = 0; t < n; t += 8)
+        _mm256_storeu_ps(s + t,
+                         _mm256_mul_ps(_mm256_add_ps(_mm256_loadu_ps(s + t), adds), scales));
+    if (softcap > 0.0f) {
+        const __m256 cap = _mm256_set1_ps(softcap);
+        for (size_t t = 0; t < n; t += 8) {
+            __m256 x = _mm256_div_ps(_mm256_loadu_ps(s + t), cap);
+            _mm256_storeu_ps(s + t, _mm256_mul_ps(cap, Sleef_tanhf8_u10avx2(x)));
+        }
+    }
+}
+
+/* Positions end at n, so the tail's are loaded under a mask. */
+static void alibi(float *s, size_t n, const int32_t *positions, int32_t position, float slope)
+{
+    const __m256i here = _mm256_set1_epi32(position);
+    const __m256 slopes = _mm256_set1_ps(slope);
+    for (size_t t = 0; t < n; t += 8) {
+        __m256i alive = _mm256_castps_si256(lanes_below(t, n));
+        __m256i there = _mm256_maskload_epi32(positions + t, alive);
+        /* Positions are >= 0: the difference fits. */
+        __m256 distance = _mm256_cvtepi32_ps(_mm256_abs_epi32(_mm256_sub_epi32(here, there)));
+        _mm256_storeu_ps(s + t, _mm256_fnmadd_ps(slopes, distance, _mm256_loadu_ps(s + t)));
+    }
+}
+
+static float softmax(float *s, size_t n, float *m, float *l)
+{
+    const __m256 lowest = _mm256_set1_ps(-INFINITY);
+    __m256 maxima = _mm256_set1_ps(*m), sum = _mm256_setzero_ps();
+    float maximum, alpha;
+
+    /* The dead lanes of the last vector become -inf: no maximum, and exp makes them zero. */
+    if (n % 8) {
+        float *tail = s + n / 8 * 8;
+        __m256 alive = lanes_below(n / 8 * 8, n);
+        _mm256_storeu_ps(tail, _mm256_blendv_ps(lowest, _mm256_loadu_ps(tail), alive));
+    }
+    for (size_t t = 0; t < n; t += 8)
+        maxima = _mm256_max_ps(maxima, _mm256_loadu_ps(s + t));
+    maximum = max_lanes(maxima);
+    if (maximum == -INFINITY) { /* all masked so far: -inf minus -inf would be NaN */
+        for (size_t t = 0; t < KVT_TOKENS; t += 8)
+            _mm256_storeu_ps(s + t, _mm256_setzero_ps());
+        return 1.0f;
+    }
+    maxima = _mm256_set1_ps(maximum);
+    for (size_t t = 0; t < n; t += 8) {
+        __m256 p = Sleef_expf8_u10avx2(_mm256_sub_ps(_mm256_loadu_ps(s + t), maxima));
+        sum = _mm256_add_ps(sum, p);
+        _mm256_storeu_ps(s + t, p);
+    }
+    for (size_t t = kvt_round_up(n, 8); t < KVT_TOKENS; t += 8)
+        _mm256_storeu_ps(s + t, _mm256_setzero_ps());
+    /* Most blocks bring no new maximum: exp(0). */
+    alpha = *m == maximum ? 1.0f : Sleef_expf_u10(*m - maximum);
+    *l = *l * alpha + sum_lanes(sum);
+    *m = maximum;
+    return alpha;
+}
+
+static void merge(float *acc, float *m, float *l, const float *acc2, float m2, float l2,
+                  size_t dims_p)
+{
+    float maximum = *m > m2 ? *m : m2, a, b;
+    if (m2 == -INFINITY)
+        return;
+    a = Sleef_expf_u10(*m - maximum);
+    b = Sleef_expf_u10(m2 - maximum);
+    for (size_t d = 0; d < dims_p; d += 8) {
+        __m256 x = _mm256_mul_ps(_mm256_loadu_ps(acc2 + d), _mm256_set1_ps(b));
+        _mm256_storeu_ps(acc + d, _mm256_fmadd_ps(_mm256_loadu_ps(acc + d), _mm256_set1_ps(a), x));
+    }
+    *l = *l * a + l2 * b;
+    *m = maximum;
+}
+
+static float finish(float *acc, size_t dims_p, float m, float l, float sink)
+{
+    float maximum = m > sink ? m : sink, a, denominator;
+    __m256 factor;
+    if (m == -INFINITY) { /* nothing visible */
+        for (size_t d = 0; d < dims_p; d += 8)
+            _mm256_storeu_ps(acc + d, _mm256_setzero_ps());
+        return sink;
+    }
+    a = Sleef_expf_u10(m - maximum);
+    denominator = l * a + Sleef_expf_u10(sink - maximum); /* exp(-inf) is 0 */
+    factor = _mm256_set1_ps(a / denominator); /* <= 1 / l: the largest p in l is 1 */
+    for (size_t d = 0; d < dims_p; d += 8)
+        _mm256_storeu_ps(acc + d, _mm256_mul_ps(_mm256_loadu_ps(acc + d), factor));
+    return maximum + Sleef_logf_u10(denominator);
+}
+
+/* What is missing is inherited: plain copies, which a vector does not make faster. */
+const kvt_kernels kvt_kernels_avx2 = {
+    .isa = "avx2",
+#define ENTRY(name) .name = kvt_avx2_##name,
+    KVT_AVX2_APPEND_LIST(ENTRY)
+#undef ENTRY
+#define ENTRY(name) .name = name
+    ENTRY(qk_f32),
+    ENTRY(qk_f16),
+    ENTRY(qk_i8),
+    ENTRY(pv_f32),
+    ENTRY(pv_f16),
+    ENTRY(pv_i8),
+    ENTRY(dot_f16),
+    ENTRY(logits),
+    ENTRY(alibi),
+    ENTRY(softmax),
+    ENTRY(merge),
+    ENTRY(finish),
+#undef ENTRY
+};

@@ -1,0 +1,604 @@
+/*
+ * AVX2 + FMA + F16C kernels: what append and reading back need. Conversions, the rotation, storing
+ * into tiles, and the mean of a block.
+ *
+ * All of it gives the bytes that scalar.c gives, so each operation here is the same f32 operation
+ * on the same operands in the same order, 8 at a time: a product and a sum stay two roundings, no
+ * FMA. What may differ is only what cannot be told apart: a - b for a + (-b), a conversion to
+ * integer (nearest even) for the addition of 1.5 * 2^23.
+ *
+ * Tiles are written in two ways. Decode appends one token, whose elements lie 64 bytes apart: a
+ * vector quantizes, and then each element or group is a store of its own. Prefill fills a tile of
+ * 16 tokens, which is transposed in registers and written in whole lines.
+ */
+#include "avx2.h"
+
+/* ---- conversions ---- */
+
+/*
+ * Finite or not is a matter of the largest magnitude: as integers, infinities and NaNs are above
+ * all numbers. The sign is masked off, so that a signed comparison does.
+ */
+KVT_INLINE int is_below_32(__m256i magnitudes, int32_t bound)
+{
+    __m256i above = _mm256_cmpgt_epi32(magnitudes, _mm256_set1_epi32(bound - 1));
+    return _mm256_testz_si256(above, above);
+}
+
+KVT_INLINE int is_below_16(__m128i magnitudes, int16_t bound)
+{
+    __m128i above = _mm_cmpgt_epi16(magnitudes, _mm_set1_epi16((int16_t)(bound - 1)));
+    return _mm_testz_si128(above, above);
+}
+
+int kvt_avx2_load_f32(const void *src, float *dst, size_t n)
+{
+    const unsigned char *from = src;
+    const __m256i mask = _mm256_set1_epi32(0x7fffffff);
+    __m256i largest = _mm256_setzero_si256();
+    uint32_t bad = 0;
+    size_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        __m256i x = kvt_load_256(from + 4 * i);
+        largest = _mm256_max_epi32(largest, _mm256_and_si256(x, mask));
+        kvt_store_256(dst + i, x);
+    }
+    for (; i < n; i++) {
+        memcpy(dst + i, from + 4 * i, sizeof *dst);
+        bad |= (kvt_f32_bits(dst[i]) & 0x7f800000u) == 0x7f800000u;
+    }
+    return is_below_32(largest, 0x7f800000) & !bad;
+}
+
+int kvt_avx2_load_f16(const void *src, float *dst, size_t n)
+{
+    const uint16_t *from = src;
+    const __m128i mask = _mm_set1_epi16(0x7fff);
+    __m128i largest = _mm_setzero_si128();
+    uint32_t bad = 0;
+    size_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        __m128i x = kvt_load_128(from + i);
+        largest = _mm_max_epi16(largest, _mm_and_si128(x, mask));
+        _mm256_storeu_ps(dst + i, _mm256_cvtph_ps(x));
+    }
+    for (; i < n; i++) {
+        bad |= (from[i] & 0x7c00u) == 0x7c00u;
+        dst[i] = kvt_f16_to_f32(from[i]);
+    }
+    return is_below_16(largest, 0x7c00) & !bad;
+}
+
+int kvt_avx2_load_bf16(const void *src, float *dst, size_t n)
+{
+    const uint16_t *from = src;
+    const __m128i mask = _mm_set1_epi16(0x7fff);
+    __m128i largest = _mm_setzero_si128();
+    uint32_t bad = 0;
+    size_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        __m128i x = kvt_load_128(from + i);
+        largest = _mm_max_epi16(largest, _mm_and_si128(x, mask));
+        kvt_store_256(dst + i, _mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16));
+    }
+    for (; i < n; i++) {
+        bad |= (from[i] & 0x7f80u) == 0x7f80u;
+        dst[i] = kvt_bf16_to_f32(from[i]);
+    }
+    return is_below_16(largest, 0x7f80) & !bad;
+}
+
+KVT_INLINE __m128i to_f16(__m256 x)
+{
+    return _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+
+void kvt_avx2_store_f16(const float *src, void *dst, size_t n)
+{
+    uint16_t *to = dst;
+    const __m256 most = _mm256_set1_ps(65504.0f), least = _mm256_set1_ps(-65504.0f);
+    size_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        __m256 x = _mm256_loadu_ps(src + i);
+        x = _mm256_max_ps(least, _mm256_min_ps(most, x)); /* this order lets a NaN through */
+        kvt_store_128(to + i, to_f16(x));
+    }
+    for (; i < n; i++) {
+        float x = src[i] > 65504.0f ? 65504.0f : src[i];
+        to[i] = kvt_f32_to_f16(x < -65504.0f ? -65504.0f : x);
+    }
+}
+
+void kvt_avx2_store_bf16(const float *src, void *dst, size_t n)
+{
+    uint16_t *to = dst;
+    const __m256i half = _mm256_set1_epi32(0x7fff), one = _mm256_set1_epi32(1);
+    const __m256i quiet = _mm256_set1_epi32(0x40);
+    size_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        __m256 x = _mm256_loadu_ps(src + i);
+        __m256i bits = _mm256_castps_si256(x), high = _mm256_srli_epi32(bits, 16);
+        __m256i odd = _mm256_and_si256(high, one);
+        __m256i rounded = _mm256_srli_epi32(
+            _mm256_add_epi32(bits, _mm256_add_epi32(half, odd)), 16);
+        __m256 is_nan = _mm256_cmp_ps(x, x, _CMP_UNORD_Q);
+        rounded = _mm256_blendv_epi8(rounded, _mm256_or_si256(high, quiet),
+                                     _mm256_castps_si256(is_nan));
+        kvt_store_128(to + i, _mm_packus_epi32(_mm256_castsi256_si128(rounded),
+                                               _mm256_extracti128_si256(rounded, 1)));
+    }
+    for (; i < n; i++)
+        to[i] = kvt_f32_to_bf16(src[i]);
+}
+
+/* ---- rotation ---- */
+
+/* Butterflies 1, 2 and 4 apart: (a, b) -> (a + b, a - b), with -b for b in the lanes of b. */
+KVT_INLINE __m256 hadamard_8(__m256 x)
+{
+    const __m256 sign_1 = _mm256_setr_ps(0.f, -0.f, 0.f, -0.f, 0.f, -0.f, 0.f, -0.f);
+    const __m256 sign_2 = _mm256_setr_ps(0.f, 0.f, -0.f, -0.f, 0.f, 0.f, -0.f, -0.f);
+    const __m256 sign_4 = _mm256_setr_ps(0.f, 0.f, 0.f, 0.f, -0.f, -0.f, -0.f, -0.f);
+    x = _mm256_add_ps(_mm256_moveldup_ps(x), _mm256_xor_ps(_mm256_movehdup_ps(x), sign_1));
+    x = _mm256_add_ps(_mm256_permute_ps(x, 0x44),
+                      _mm256_xor_ps(_mm256_permute_ps(x, 0xee), sign_2));
+    return _mm256_add_ps(_mm256_permute2f128_ps(x, x, 0x00),
+                         _mm256_xor_ps(_mm256_permute2f128_ps(x, x, 0x11), sign_4));
+}
+
+/* Butterflies h and 2 h apart (h >= 8) in one pass over memory. */
+KVT_INLINE void hadamard_pass_4(float *x, size_t dims, size_t h)
+{
+    for (size_t i = 0; i < dims; i += 4 * h)
+        for (size_t j = i; j < i + h; j += 8) {
+            __m256 a = _mm256_loadu_ps(x + j), b = _mm256_loadu_ps(x + j + h);
+            __m256 c = _mm256_loadu_ps(x + j + 2 * h), d = _mm256_loadu_ps(x + j + 3 * h);
+            __m256 ab = _mm256_add_ps(a, b), a_b = _mm256_sub_ps(a, b);
+            __m256 cd = _mm256_add_ps(c, d), c_d = _mm256_sub_ps(c, d);
+            _mm256_storeu_ps(x + j, _mm256_add_ps(ab, cd));
+            _mm256_storeu_ps(x + j + h, _mm256_add_ps(a_b, c_d));
+            _mm256_storeu_ps(x + j + 2 * h, _mm256_sub_ps(ab, cd));
+            _mm256_storeu_ps(x + j + 3 * h, _mm256_sub_ps(a_b, c_d));
+        }
+}
+
+KVT_INLINE void hadamard_pass_2(float *x, size_t dims, size_t h)
+{
+    for (size_t i = 0; i < dims; i += 2 * h)
+        for (size_t j = i; j < i + h; j += 8) {
+            __m256 a = _mm256_loadu_ps(x + j), b = _mm256_loadu_ps(x + j + h);
+            _mm256_storeu_ps(x + j, _mm256_add_ps(a, b));
+            _mm256_storeu_ps(x + j + h, _mm256_sub_ps(a, b));
+        }
+}
+
+/* before and after: factors by dim, or NULL. Blocks below a register's 8 dims are plain loops. */
+KVT_INLINE void transform(float *x, const float *before, size_t dims, size_t block, float scale,
+                          const float *after)
+{
+    const __m256 scales = _mm256_set1_ps(scale);
+    size_t h = 8;
+
+    if (block < 8) {
+        for (size_t i = 0; before && i < dims; i++)
+            x[i] *= before[i];
+        for (h = 1; h < block; h *= 2)
+            for (size_t i = 0; i < dims; i++)
+                if (!(i & h)) {
+                    float a = x[i], b = x[i + h];
+                    x[i] = a + b;
+                    x[i + h] = a - b;
+                }
+        for (size_t i = 0; i < dims; i++)
+            x[i] = after ? x[i] * scale * after[i] : x[i] * scale;
+        return;
+    }
+    for (size_t i = 0; i < dims; i += 8) {
+        __m256 y = _mm256_loadu_ps(x + i);
+        if (before)
+            y = _mm256_mul_ps(y, _mm256_loadu_ps(before + i));
+        _mm256_storeu_ps(x + i, hadamard_8(y));
+    }
+    for (; 4 * h <= block; h *= 4)
+        hadamard_pass_4(x, dims, h);
+    if (2 * h <= block)
+        hadamard_pass_2(x, dims, h);
+    for (size_t i = 0; i < dims; i += 8) {
+        __m256 y = _mm256_mul_ps(_mm256_loadu_ps(x + i), scales);
+        if (after)
+            y = _mm256_mul_ps(y, _mm256_loadu_ps(after + i));
+        _mm256_storeu_ps(x + i, y);
+    }
+}
+
+void kvt_avx2_rotate(float *x, const float *sign, size_t dims, size_t block, float scale)
+{
+    transform(x, sign, dims, block, scale, NULL);
+}
+
+void kvt_avx2_unrotate(float *x, const float *sign, size_t dims, size_t block, float scale)
+{
+    transform(x, NULL, dims, block, scale, sign);
+}
+
+/* ---- transposes ---- */
+
+/* Rows of eight 4-byte elements: x[i] becomes column i. */
+KVT_INLINE void transpose_8x8(__m256i x[8])
+{
+    __m256i y[8];
+    KVT_UNROLL
+    for (size_t i = 0; i < 4; i++) {
+        y[2 * i] = _mm256_unpacklo_epi32(x[2 * i], x[2 * i + 1]);
+        y[2 * i + 1] = _mm256_unpackhi_epi32(x[2 * i], x[2 * i + 1]);
+    }
+    __m256i z[8] = {
+        _mm256_unpacklo_epi64(y[0], y[2]), _mm256_unpackhi_epi64(y[0], y[2]),
+        _mm256_unpacklo_epi64(y[1], y[3]), _mm256_unpackhi_epi64(y[1], y[3]),
+        _mm256_unpacklo_epi64(y[4], y[6]), _mm256_unpackhi_epi64(y[4], y[6]),
+        _mm256_unpacklo_epi64(y[5], y[7]), _mm256_unpackhi_epi64(y[5], y[7]),
+    };
+    KVT_UNROLL
+    for (size_t i = 0; i < 4; i++) {
+        x[i] = _mm256_permute2x128_si256(z[i], z[i + 4], 0x20);
+        x[i + 4] = _mm256_permute2x128_si256(z[i], z[i + 4], 0x31);
+    }
+}
+
+/* Rows of eight 2-byte elements: x[i] becomes column i. */
+KVT_INLINE void transpose_8x8_16(__m128i x[8])
+{
+    __m128i y[8], z[8];
+    KVT_UNROLL
+    for (size_t i = 0; i < 4; i++) {
+        y[i] = _mm_unpacklo_epi16(x[i], x[i + 4]);
+        y[i + 4] = _mm_unpackhi_epi16(x[i], x[i + 4]);
+    }
+    /* Each step interleaves rows that are half of the rest apart. */
+    KVT_UNROLL
+    for (size_t i = 0; i < 2; i++) {
+        z[i] = _mm_unpacklo_epi16(y[i], y[i + 2]);
+        z[i + 2] = _mm_unpackhi_epi16(y[i], y[i + 2]);
+        z[i + 4] = _mm_unpacklo_epi16(y[i + 4], y[i + 6]);
+        z[i + 6] = _mm_unpackhi_epi16(y[i + 4], y[i + 6]);
+    }
+    KVT_UNROLL
+    for (size_t i = 0; i < 4; i++) {
+        x[2 * i] = _mm_unpacklo_epi16(z[2 * i], z[2 * i + 1]);
+        x[2 * i + 1] = _mm_unpackhi_epi16(z[2 * i], z[2 * i + 1]);
+    }
+}
+
+/* ---- storing 32 and 16 bits ---- */
+
+int kvt_avx2_put_k_f32(const float *x, size_t ldx, size_t n, size_t dims, size_t dims_p,
+                       void *codes, uint16_t *scales, size_t slot)
+{
+    float *to = (float *)codes + kvt_kw_index(slot, 0, dims_p);
+    size_t d = 0;
+    (void)scales;
+    if (n == KVT_TILE_TOKENS)
+        for (; d + 8 <= dims; d += 8)
+            for (size_t i = 0; i < KVT_TILE_TOKENS; i += 8) {
+                __m256i y[8];
+                KVT_UNROLL
+                for (size_t j = 0; j < 8; j++)
+                    y[j] = kvt_load_256(x + (i + j) * ldx + d);
+                transpose_8x8(y);
+                KVT_UNROLL
+                for (size_t j = 0; j < 8; j++)
+                    kvt_store_256(to + (d + j) * 16 + i, y[j]);
+            }
+    for (; d < dims; d++)
+        for (size_t i = 0; i < n; i++)
+            to[d * 16 + i] = x[i * ldx + d];
+    return 1;
+}
+
+/* 8 elements to f16, their magnitudes collected: one is infinite where a value did not fit. */
+KVT_INLINE __m128i to_f16_checked(const float *x, __m128i *largest)
+{
+    __m128i y = to_f16(_mm256_loadu_ps(x));
+    *largest = _mm_max_epi16(*largest, _mm_and_si128(y, _mm_set1_epi16(0x7fff)));
+    return y;
+}
+
+int kvt_avx2_put_k_f16(const float *x, size_t ldx, size_t n, size_t dims, size_t dims_p,
+                       void *codes, uint16_t *scales, size_t slot)
+{
+    uint16_t *to = (uint16_t *)codes + kvt_kw_index(slot, 0, dims_p);
+    __m128i largest = _mm_setzero_si128();
+    uint32_t bad = 0;
+    size_t d = 0;
+    (void)scales;
+    for (; d + 8 <= dims; d += 8) {
+        size_t i = 0;
+        for (; i + 8 <= n; i += 8) {
+            __m128i y[8];
+            KVT_UNROLL
+            for (size_t j = 0; j < 8; j++)
+                y[j] = to_f16_checked(x + (i + j) * ldx + d, &largest);
+            transpose_8x8_16(y);
+            KVT_UNROLL
+            for (size_t j = 0; j < 8; j++)
+                kvt_store_128(to + (d + j) * 16 + i, y[j]);
+        }
+        for (; i < n; i++) {
+            uint16_t y[8];
+            kvt_store_128(y, to_f16_checked(x + i * ldx + d, &largest));
+            KVT_UNROLL
+            for (size_t j = 0; j < 8; j++)
+                to[(d + j) * 16 + i] = y[j];
+        }
+    }
+    for (; d < dims; d++)
+        for (size_t i = 0; i < n; i++) {
+            uint16_t y = kvt_f32_to_f16(x[i * ldx + d]);
+            bad |= (y & 0x7c00u) == 0x7c00u;
+            to[d * 16 + i] = y;
+        }
+    return is_below_16(largest, 0x7c00) & !bad;
+}
+
+int kvt_avx2_put_v_f16(const float *x, size_t ldx, size_t n, size_t dims, size_t dims_p,
+                       void *codes, uint16_t *scales, size_t slot)
+{
+    __m128i largest = _mm_setzero_si128();
+    uint32_t bad = 0;
+    (void)scales;
+    for (size_t i = 0; i < n; i++) {
+        uint16_t *to = (uint16_t *)codes + kvt_vw_index(slot + i, 0, dims_p);
+        size_t d = 0;
+        for (; d + 8 <= dims; d += 8)
+            kvt_store_128(to + d, to_f16_checked(x + i * ldx + d, &largest));
+        for (; d < dims; d++) {
+            to[d] = kvt_f32_to_f16(x[i * ldx + d]);
+            bad |= (to[d] & 0x7c00u) == 0x7c00u;
+        }
+    }
+    return is_below_16(largest, 0x7c00) & !bad;
+}
+
+/* ---- storing 8 bits ---- */
+
+/* The scale of a row, and its reciprocal. 0 when the scale is beyond f16. */
+KVT_INLINE int scale_of(const float *row, size_t dims, uint16_t *scale, float *reciprocal)
+{
+    /* As integers: magnitudes order as the numbers do, and a NaN, above all, is refused. */
+    const __m256i mask = _mm256_set1_epi32(0x7fffffff);
+    __m256i largest = _mm256_setzero_si256();
+    uint32_t most = 0, lanes[8];
+    size_t d = 0;
+    for (; d + 8 <= dims; d += 8)
+        largest = _mm256_max_epi32(largest, _mm256_and_si256(kvt_load_256(row + d), mask));
+    kvt_store_256(lanes, largest);
+    for (size_t j = 0; j < 8; j++)
+        most = lanes[j] > most ? lanes[j] : most;
+    for (; d < dims; d++) {
+        uint32_t bits = kvt_f32_bits(row[d]) & 0x7fffffffu;
+        most = bits > most ? bits : most;
+    }
+    *scale = kvt_f32_to_f16_round(kvt_bits_f32(most) / 127.0f, 1);
+    *reciprocal = *scale ? 1.0f / kvt_f16_to_f32(*scale) : 0.0f;
+    return (*scale & 0x7c00u) != 0x7c00u;
+}
+
+/* Codes of 8 dims in 32-bit lanes. The default rounding of the conversion is to nearest even. */
+KVT_INLINE __m256i code_8(const float *x, __m256 reciprocal)
+{
+    return _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x), reciprocal));
+}
+
+/* Codes of 32 dims as bytes, in order. Packing saturates, but codes are within +-127. */
+KVT_INLINE __m256i code_32(const float *x, __m256 reciprocal)
+{
+    __m256i ab = _mm256_packs_epi32(code_8(x, reciprocal), code_8(x + 8, reciprocal));
+    __m256i cd = _mm256_packs_epi32(code_8(x + 16, reciprocal), code_8(x + 24, reciprocal));
+    /* Packs work in 128-bit halves: groups of four dims come out as 0 2 4 6 | 1 3 5 7. */
+    return _mm256_permutevar8x32_epi32(_mm256_packs_epi16(ab, cd),
+                                       _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+}
+
+/* One code, as scalar.c forms it: for dims that are no multiple of a vector. */
+KVT_INLINE uint8_t code_1(float x, float reciprocal)
+{
+    return (uint8_t)(kvt_f32_bits(x * reciprocal + 12582912.0f) - 0x4b400000u);
+}
+
+/* Dims d .. dims - 1 of one token into its column of a K tile: four dims are 4 bytes. */
+KVT_INLINE void put_column(const float *x, size_t d, size_t dims, float reciprocal, uint8_t *to)
+{
+    const __m256 reciprocals = _mm256_set1_ps(reciprocal);
+    for (; d + 32 <= dims; d += 32) {
+        uint32_t groups[8];
+        kvt_store_256(groups, code_32(x + d, reciprocals));
+        KVT_UNROLL
+        for (size_t j = 0; j < 8; j++)
+            memcpy(to + (d / 4 + j) * 64, groups + j, 4);
+    }
+    for (; d < dims; d++)
+        to[d / 4 * 64 + d % 4] = code_1(x[d], reciprocal);
+}
+
+int kvt_avx2_put_k_i8(const float *x, size_t ldx, size_t n, size_t dims, size_t dims_p,
+                      void *codes, uint16_t *scales, size_t slot)
+{
+    uint8_t *to = (uint8_t *)codes + kvt_k8_index(slot, 0, dims_p);
+    float reciprocal[KVT_TILE_TOKENS];
+    size_t d = 0;
+    int good = 1;
+
+    for (size_t i = 0; i < n; i++)
+        good &= scale_of(x + i * ldx, dims, scales + slot + i, reciprocal + i);
+    if (!good)
+        return 0;
+    /* 8 tokens by 32 dims are 8 x 8 groups of four dims. */
+    if (n == KVT_TILE_TOKENS)
+        for (; d + 32 <= dims; d += 32)
+            for (size_t i = 0; i < KVT_TILE_TOKENS; i += 8) {
+                __m256i y[8];
+                KVT_UNROLL
+                for (size_t j = 0; j < 8; j++)
+                    y[j] = code_32(x + (i + j) * ldx + d, _mm256_set1_ps(reciprocal[i + j]));
+                transpose_8x8(y);
+                KVT_UNROLL
+                for (size_t j = 0; j < 8; j++)
+                    kvt_store_256(to + (d / 4 + j) * 64 + i * 4, y[j]);
+            }
+    for (size_t i = 0; i < n; i++)
+        put_column(x + i * ldx, d, dims, reciprocal[i], to + i * 4);
+    return 1;
+}
+
+/*
+ * V's tile has four tokens in a 4-byte lane. Four tokens at once fill the lanes; a lone one is
+ * put into its byte of them, the other bytes written back as they were.
+ */
+KVT_INLINE size_t put_lanes_4(const float *x, size_t ldx, size_t dims, const float *reciprocal,
+                              uint8_t *to)
+{
+    /* From the packs: 4 dims of token 0, of token 1, ... in each half. To: 4 tokens of dim 0, ... */
+    const __m256i order = _mm256_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15, 0,
+                                           4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    size_t d = 0;
+    for (; d + 8 <= dims; d += 8) {
+        __m256i y[4];
+        KVT_UNROLL
+        for (size_t j = 0; j < 4; j++)
+            y[j] = code_8(x + j * ldx + d, _mm256_set1_ps(reciprocal[j]));
+        __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(y[0], y[1]),
+                                           _mm256_packs_epi32(y[2], y[3]));
+        kvt_store_256(to + d * 4, _mm256_shuffle_epi8(bytes, order));
+    }
+    return d;
+}
+
+KVT_INLINE size_t put_lanes_1(const float *x, size_t dims, float reciprocal, size_t byte,
+                              uint8_t *to)
+{
+    const __m256 reciprocals = _mm256_set1_ps(reciprocal);
+    const __m128i shift = _mm_cvtsi32_si128((int)byte * 8);
+    const __m256i mask = _mm256_sll_epi32(_mm256_set1_epi32(0xff), shift);
+    size_t d = 0;
+    for (; d + 8 <= dims; d += 8) {
+        __m256i code = _mm256_and_si256(_mm256_sll_epi32(code_8(x + d, reciprocals), shift), mask);
+        __m256i others = _mm256_andnot_si256(mask, kvt_load_256(to + d * 4));
+        kvt_store_256(to + d * 4, _mm256_or_si256(code, others));
+    }
+    return d;
+}
+
+int kvt_avx2_put_v_i8(const float *x, size_t ldx, size_t n, size_t dims, size_t dims_p,
+                      void *codes, uint16_t *scales, size_t slot)
+{
+    float reciprocal[KVT_TILE_TOKENS];
+    int good = 1;
+
+    for (size_t i = 0; i < n; i++)
+        good &= scale_of(x + i * ldx, dims, scales + slot + i, reciprocal + i);
+    if (!good)
+        return 0;
+    for (size_t i = 0, count; i < n; i += count) {
+        size_t byte = (slot + i) % 4, d;
+        uint8_t *to = (uint8_t *)codes + kvt_v8_index(slot + i - byte, 0, dims_p);
+        count = byte == 0 && n - i >= 4 ? 4 : 1;
+        if (count == 4)
+            d = put_lanes_4(x + i * ldx, ldx, dims, reciprocal + i, to);
+        else
+            d = put_lanes_1(x + i * ldx, dims, reciprocal[i], byte, to);
+        for (; d < dims; d++)
+            for (size_t j = 0; j < count; j++)
+                to[d * 4 + byte + j] = code_1(x[(i + j) * ldx + d], reciprocal[i + j]);
+    }
+    return 1;
+}
+
+/* ---- reading back ---- */
+
+void kvt_avx2_get_k_i8(const void *codes, const uint16_t *scales, size_t slot, size_t dims,
+                       size_t dims_p, float *x)
+{
+    const int8_t *from = (const int8_t *)codes + kvt_k8_index(slot, 0, dims_p);
+    const float scale = kvt_f16_to_f32(scales[slot]);
+    size_t d = 0;
+    for (; d + 8 <= dims; d += 8) {
+        int32_t low, high;
+        memcpy(&low, from + d * 16, 4);
+        memcpy(&high, from + d * 16 + 64, 4);
+        __m128i bytes = _mm_insert_epi32(_mm_cvtsi32_si128(low), high, 1);
+        __m256 y = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
+        _mm256_storeu_ps(x + d, _mm256_mul_ps(y, _mm256_set1_ps(scale)));
+    }
+    for (; d < dims; d++)
+        x[d] = (float)from[d / 4 * 64 + d % 4] * scale;
+}
+
+void kvt_avx2_get_v_f16(const void *codes, const uint16_t *scales, size_t slot, size_t dims,
+                        size_t dims_p, float *x)
+{
+    const uint16_t *from = (const uint16_t *)codes + kvt_vw_index(slot, 0, dims_p);
+    size_t d = 0;
+    (void)scales;
+    for (; d + 8 <= dims; d += 8)
+        _mm256_storeu_ps(x + d, _mm256_cvtph_ps(kvt_load_128(from + d)));
+    for (; d < dims; d++)
+        x[d] = kvt_f16_to_f32(from[d]);
+}
+
+void kvt_avx2_get_v_i8(const void *codes, const uint16_t *scales, size_t slot, size_t dims,
+                       size_t dims_p, float *x)
+{
+    const int8_t *from = (const int8_t *)codes + kvt_v8_index(slot / 4 * 4, 0, dims_p);
+    const float scale = kvt_f16_to_f32(scales[slot]);
+    const __m128i to_top = _mm_cvtsi32_si128((int)(24 - slot % 4 * 8));
+    size_t d = 0;
+    for (; d + 8 <= dims; d += 8) {
+        __m256i y = _mm256_srai_epi32(_mm256_sll_epi32(kvt_load_256(from + d * 4), to_top), 24);
+        _mm256_storeu_ps(x + d, _mm256_mul_ps(_mm256_cvtepi32_ps(y), _mm256_set1_ps(scale)));
+    }
+    for (; d < dims; d++)
+        x[d] = (float)from[d * 4 + slot % 4] * scale;
+}
+
+/* ---- the mean of a block ---- */
+
+/* Sums of one dim over the tiles, with lane j + 8 already added to lane j. */
+KVT_INLINE __m256 sum_of_dim(const int8_t *group, size_t tile_bytes, const __m256 *scale, int e)
+{
+    const __m128i to_top = _mm_cvtsi32_si128(24 - 8 * e);
+    __m256 low = _mm256_setzero_ps(), high = low;
+    for (size_t tile = 0; tile < KVT_TOKENS / KVT_TILE_TOKENS; tile++) {
+        const int8_t *from = group + tile * tile_bytes;
+        __m256i a = _mm256_srai_epi32(_mm256_sll_epi32(kvt_load_256(from), to_top), 24);
+        __m256i b = _mm256_srai_epi32(_mm256_sll_epi32(kvt_load_256(from + 32), to_top), 24);
+        __m256 x = _mm256_mul_ps(_mm256_cvtepi32_ps(a), scale[2 * tile]);
+        __m256 y = _mm256_mul_ps(_mm256_cvtepi32_ps(b), scale[2 * tile + 1]);
+        low = tile ? _mm256_add_ps(low, x) : x;
+        high = tile ? _mm256_add_ps(high, y) : y;
+    }
+    return _mm256_add_ps(low, high);
+}
+
+/* Lane j adds its token of each tile, then lanes fold 8, 4, 2, 1 apart; 8 dims fold together. */
+void kvt_avx2_mean_k_i8(const void *codes, const uint16_t *scales, size_t dims_p, float *mean)
+{
+    const int8_t *from = codes;
+    const size_t tile_bytes = dims_p * KVT_TILE_TOKENS;
+    __m256 scale[KVT_TOKENS / 8];
+
+    for (size_t i = 0; i < KVT_TOKENS / 8; i++)
+        scale[i] = _mm256_cvtph_ps(kvt_load_128(scales + 8 * i));
+    for (size_t d = 0; d < dims_p; d += 8) {
+        __m256 x[8], y[4], a, b;
+        for (int e = 0; e < 8; e++)
+            x[e] = sum_of_dim(from + (d / 4 + (size_t)e / 4) * 64, tile_bytes, scale, e % 4);
+        KVT_UNROLL
+        for (size_t i = 0; i < 4; i++) /* halves: dims i | i + 4 */
+            y[i] = _mm256_add_ps(_mm256_permute2f128_ps(x[i], x[i + 4], 0x20),
+                                 _mm256_permute2f128_ps(x[i], x[i + 4], 0x31));
+        a = _mm256_add_ps(_mm256_shuffle_ps(y[0], y[1], 0x44), _mm256_shuffle_ps(y[0], y[1], 0xee));
+        b = _mm256_add_ps(_mm256_shuffle_ps(y[2], y[3], 0x44), _mm256_shuffle_ps(y[2], y[3], 0xee));
+        a = _mm256_add_ps(_mm256_shuffle_ps(a, b, 0x88), _mm256_shuffle_ps(a, b, 0xdd));
+        _mm256_storeu_ps(mean + d, _mm256_mul_ps(a, _mm256_set1_ps(1.0f / KVT_TOKENS)));
+    }
+}

@@ -1,0 +1,66 @@
+/*
+ * What the tests of snapshots share: models of any geometry, filled with numbers that depend on
+ * (layer, token) alone, snapshots in memory, and a re-signer that makes a damaged snapshot's
+ * checksums right again. On the public header and xxHash.
+ */
+#ifndef KVT_TEST_SNAPSHOT_SUPPORT_H
+#define KVT_TEST_SNAPSHOT_SUPPORT_H
+
+#include "support.h"
+
+/* An allocator that counts, and fails when its countdown reaches zero. */
+typedef struct counter {
+    size_t live;      /* allocations not freed */
+    long countdown;   /* < 0: never fails */
+} counter;
+
+typedef struct model {
+    kvt_group_config groups[2];
+    uint32_t layers[2][4];
+    uint32_t n_groups;
+    uint64_t max_tokens;
+    const char *fingerprint;
+    counter *counter; /* NULL: the C library */
+} model;
+
+/* One group of `layers` layers, numbered from 0. */
+model model_of(uint32_t layers, uint32_t kv_heads, uint32_t k_dim, uint32_t v_dim, kvt_type k_type,
+               kvt_type v_type);
+/* Two groups whose layers alternate. */
+model model_of_two(void);
+kvt_cache *model_cache(const model *m);
+kvt_seq *model_seq(kvt_cache *cache);
+/* Append tokens length .. length + n - 1 in steps of `step` (the last one shorter). */
+void model_append(const model *m, kvt_cache *cache, kvt_seq *seq, size_t n, size_t step);
+
+/* A growing memory file: writer and reader. */
+typedef struct bytes {
+    unsigned char *data;
+    size_t n, room, at;
+    long fail_at; /* the write call that fails, < 0: none */
+    size_t most;  /* most bytes that one read gives, 0: all */
+} bytes;
+
+kvt_writer bytes_writer(bytes *b);
+kvt_reader bytes_reader(bytes *b);
+void bytes_free(bytes *b);
+/* Save; fails the test on an error. */
+bytes saved(const kvt_cache *cache, const kvt_seq *seq, uint32_t codec);
+/* Load from n bytes at data. */
+kvt_status load_bytes(kvt_seq *seq, const unsigned char *data, size_t n, kvt_load_result *result);
+
+/* Everything that can be read of a sequence, also by attention, as one hash. */
+uint64_t state_hash(const model *m, kvt_cache *cache, const kvt_seq *seq);
+
+/* Recompute all checksums and ids of a raw snapshot, as docs/format.md has them. */
+void resign(unsigned char *data, size_t n);
+/* Offset of the payload of the i-th section of a type; its size in *payload. */
+size_t section_payload(const unsigned char *data, size_t n, uint32_t type, unsigned i,
+                       size_t *payload);
+
+void put32(unsigned char *p, uint32_t x);
+void put64(unsigned char *p, uint64_t x);
+uint32_t get32(const unsigned char *p);
+uint64_t get64(const unsigned char *p);
+
+#endif

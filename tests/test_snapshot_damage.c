@@ -1,0 +1,488 @@
+/*
+ * Snapshots that must be refused, and failures while saving and loading: each answers a status
+ * and leaves the sequence as it was, byte for byte.
+ */
+#include "snapshot_support.h"
+
+#include <stdio.h>
+
+/* A sequence with something in it, to see that it stays. */
+typedef struct victim {
+    model m;
+    kvt_cache *cache;
+    kvt_seq *seq;
+    bytes before;
+    uint64_t hash;
+} victim;
+
+static victim victim_make(const model *m)
+{
+    victim v;
+    v.m = *m;
+    v.cache = model_cache(m);
+    v.seq = model_seq(v.cache);
+    model_append(m, v.cache, v.seq, 21, 4);
+    v.before = saved(v.cache, v.seq, KVT_CODEC_RAW);
+    v.hash = state_hash(m, v.cache, v.seq);
+    return v;
+}
+
+static void victim_check(const victim *v)
+{
+    bytes now = saved(v->cache, v->seq, KVT_CODEC_RAW);
+    assert_int_equal(now.n, v->before.n);
+    assert_memory_equal(now.data, v->before.data, now.n);
+    assert_true(state_hash(&v->m, v->cache, v->seq) == v->hash);
+    bytes_free(&now);
+}
+
+static void victim_destroy(victim *v)
+{
+    bytes_free(&v->before);
+    kvt_seq_destroy(v->seq);
+    kvt_cache_destroy(v->cache);
+}
+
+static bytes snapshot_of(const model *m, size_t n, uint32_t codec)
+{
+    kvt_cache *cache = model_cache(m);
+    kvt_seq *seq = model_seq(cache);
+    bytes b;
+    model_append(m, cache, seq, n, 40);
+    b = saved(cache, seq, codec);
+    kvt_seq_destroy(seq);
+    kvt_cache_destroy(cache);
+    return b;
+}
+
+static void must_refuse(const victim *v, const unsigned char *data, size_t n, const char *what,
+                        size_t where)
+{
+    kvt_load_result result = {77, 77};
+    kvt_status status = load_bytes(v->seq, data, n, &result);
+    if (status != KVT_ERR_CORRUPT && status != KVT_ERR_FORMAT)
+        fail_msg("%s %zu of %zu: status %d", what, where, n, (int)status);
+    assert_int_equal(result.n_tokens, 77);
+}
+
+static void every_byte(const model *m, size_t n, uint32_t codec)
+{
+    static const unsigned char patterns[] = {0x01, 0x10, 0x80, 0xff};
+    victim v = victim_make(m);
+    bytes file = snapshot_of(m, n, codec);
+
+    for (size_t i = 0; i < file.n; i++) {
+        for (size_t p = 0; p < sizeof patterns; p++) {
+            file.data[i] ^= patterns[p];
+            must_refuse(&v, file.data, file.n, "changed byte", i);
+            file.data[i] ^= patterns[p];
+        }
+        must_refuse(&v, file.data, i, "cut at", i);
+        if (i % 64 == 0)
+            victim_check(&v);
+    }
+    victim_check(&v);
+    expect_ok(v.cache, load_bytes(v.seq, file.data, file.n, NULL)); /* the file was good */
+    bytes_free(&file);
+    victim_destroy(&v);
+}
+
+static void test_every_byte(void **state)
+{
+    model i8 = model_of(1, 1, 8, 8, KVT_TYPE_I8, KVT_TYPE_I8);
+    model wide = model_of(2, 1, 16, 8, KVT_TYPE_F16, KVT_TYPE_F32);
+    model two = model_of_two();
+    (void)state;
+    every_byte(&i8, 0, KVT_CODEC_ZSTD);
+    every_byte(&i8, 5, KVT_CODEC_RAW);
+    every_byte(&i8, 67, KVT_CODEC_ZSTD);
+    every_byte(&wide, 3, KVT_CODEC_ZSTD);
+    every_byte(&two, 18, KVT_CODEC_ZSTD);
+}
+
+/* ---- sound checksums, bad contents ---- */
+
+static unsigned char *stream_at(bytes *file, uint32_t type, unsigned section, unsigned stream)
+{
+    size_t size, at = section_payload(file->data, file->n, type, section, &size);
+    unsigned char *set = file->data + at;
+    size_t begin = 8 + get32(set) * (size_t)24 + 8;
+    for (unsigned i = 0; i < stream; i++)
+        begin += get32(set + 8 + i * (size_t)24 + 4);
+    return set + begin;
+}
+
+typedef void (*damage)(bytes *file);
+
+static void bad_code(bytes *f) { stream_at(f, 5, 0, 0)[0] = 0x80; }
+static void bad_v_code(bytes *f) { stream_at(f, 5, 1, 1)[7] = 0x80; }
+/* 5 tokens: lanes 5 .. 15 of the tile are dead, so is lane 1 of the second group of V. */
+static void bad_k_lane(bytes *f) { stream_at(f, 5, 0, 0)[5 * 4] = 1; }
+static void bad_v_lane(bytes *f) { stream_at(f, 5, 0, 1)[8 * 4 + 1] = 1; }
+static void bad_scale_sign(bytes *f) { stream_at(f, 5, 0, 2)[1] |= 0x80; }
+static void bad_scale_inf(bytes *f) { stream_at(f, 5, 0, 2)[3] = 0x7c; }
+static void bad_v_scale(bytes *f) { stream_at(f, 5, 0, 2)[2 * 5 + 1] = 0x7e; }
+static void bad_offset(bytes *f) { stream_at(f, 5, 0, 2)[2 * 10 + 15] = 0xfc; }
+static void bad_id(bytes *f) { put32(stream_at(f, 1, 0, 0), (uint32_t)-2); }
+static void bad_id_low(bytes *f) { put32(stream_at(f, 1, 0, 0), 0x80000000u); }
+static void bad_position(bytes *f) { put32(stream_at(f, 2, 0, 0) + 16, 0xffffffffu); }
+static void bad_dead_position(bytes *f) { put32(stream_at(f, 2, 0, 0) + 8, 0x80000000u); }
+static void bad_n_tokens(bytes *f) { put64(f->data + 24, 6); }
+static void bad_many_tokens(bytes *f) { put64(f->data + 24, (uint64_t)1 << 40); }
+static void bad_n_blocks(bytes *f) { put64(f->data + 48, 1000); }
+static void bad_header_flags(bytes *f) { put32(f->data + 44, 1); }
+static void bad_block_tokens(bytes *f) { put32(f->data + 16, 128); }
+static void bad_reserved(bytes *f) { f->data[64 + 40] = 1; }
+static void bad_layer_number(bytes *f) { put32(f->data + 64 + 48, 1); }
+static void bad_layer_size(bytes *f) { put64(f->data + 56, 1); }
+
+static void bad_section(bytes *f, uint32_t type, size_t field, uint32_t x)
+{
+    size_t size;
+    put32(f->data + section_payload(f->data, f->n, type, 0, &size) - 32 + field, x);
+}
+
+static void bad_section_flag(bytes *f) { bad_section(f, 2, 4, 0); }
+static void bad_section_flags(bytes *f) { bad_section(f, 2, 4, 3); }
+static void bad_section_value(bytes *f) { bad_section(f, 5, 16, 1); }
+
+static void bad_payload(bytes *f, uint32_t type, size_t at, uint32_t x)
+{
+    size_t size;
+    put32(f->data + section_payload(f->data, f->n, type, 0, &size) + at, x);
+}
+
+static void bad_table_row(bytes *f) { bad_payload(f, 3, 20, 1); }
+static void bad_table_tokens(bytes *f) { bad_payload(f, 3, 24, 4); }
+static void bad_representation(bytes *f) { bad_payload(f, 3, 28, 1); }
+static void bad_block_layers(bytes *f) { bad_payload(f, 4, 32, 3); }
+static void bad_block_reserved(bytes *f) { bad_payload(f, 4, 36, 1); }
+static void bad_stream_count(bytes *f) { bad_payload(f, 1, 4, 1); }
+static void bad_stream_kind(bytes *f) { bad_payload(f, 5, 8, 6); }
+static void bad_stream_filter(bytes *f) { bad_payload(f, 5, 8, 3 | 3 << 16); }
+static void bad_stream_codec(bytes *f) { bad_payload(f, 5, 8, 3 | 2 << 24); }
+static void bad_stream_zstd(bytes *f) { bad_payload(f, 1, 8, 1 | 1 << 24); }
+static void bad_stream_native(bytes *f) { bad_payload(f, 5, 16, 64); }
+static void bad_stream_reserved(bytes *f) { bad_payload(f, 5, 20, 1); }
+static void bad_index(bytes *f) { bad_payload(f, 6, 16, 8); }
+static void bad_footer(bytes *f) { bad_payload(f, 7, 0, 8); }
+static void bad_footer_size(bytes *f) { bad_payload(f, 7, 8, 8); }
+static void bad_footer_magic(bytes *f) { f->data[f->n - 1] ^= 1; }
+
+static void bad_padding(bytes *f) /* 5 ids are 20 bytes: 4 of padding */
+{
+    stream_at(f, 1, 0, 0)[21] = 1;
+}
+
+static void test_contradictions(void **state)
+{
+#define DAMAGE(x) {x, #x}
+    static const struct {
+        damage make;
+        const char *name;
+    } all[] = {
+        DAMAGE(bad_code), DAMAGE(bad_v_code), DAMAGE(bad_k_lane), DAMAGE(bad_v_lane),
+        DAMAGE(bad_scale_sign), DAMAGE(bad_scale_inf), DAMAGE(bad_v_scale), DAMAGE(bad_offset),
+        DAMAGE(bad_id), DAMAGE(bad_id_low), DAMAGE(bad_position), DAMAGE(bad_dead_position),
+        DAMAGE(bad_n_tokens), DAMAGE(bad_many_tokens), DAMAGE(bad_n_blocks),
+        DAMAGE(bad_header_flags), DAMAGE(bad_block_tokens), DAMAGE(bad_reserved),
+        DAMAGE(bad_layer_number), DAMAGE(bad_layer_size), DAMAGE(bad_section_flag),
+        DAMAGE(bad_section_flags), DAMAGE(bad_section_value), DAMAGE(bad_table_row),
+        DAMAGE(bad_table_tokens), DAMAGE(bad_representation), DAMAGE(bad_block_layers),
+        DAMAGE(bad_block_reserved), DAMAGE(bad_stream_count), DAMAGE(bad_stream_kind),
+        DAMAGE(bad_stream_filter), DAMAGE(bad_stream_codec), DAMAGE(bad_stream_zstd),
+        DAMAGE(bad_stream_native), DAMAGE(bad_stream_reserved), DAMAGE(bad_index),
+        DAMAGE(bad_footer), DAMAGE(bad_footer_size), DAMAGE(bad_footer_magic),
+        DAMAGE(bad_padding),
+    };
+    model m = model_of(2, 1, 8, 8, KVT_TYPE_I8, KVT_TYPE_I8);
+    victim v = victim_make(&m);
+    bytes good = snapshot_of(&m, 5, KVT_CODEC_RAW);
+    unsigned char *before = malloc(good.n);
+    (void)state;
+
+    assert_non_null(before);
+    memcpy(before, good.data, good.n);
+    resign(good.data, good.n); /* does the re-signer agree with the writer? */
+    assert_memory_equal(good.data, before, good.n);
+    for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) {
+        memcpy(good.data, before, good.n);
+        all[i].make(&good);
+        if (memcmp(good.data, before, good.n) == 0)
+            fail_msg("%s changes nothing", all[i].name);
+        resign(good.data, good.n);
+        must_refuse(&v, good.data, good.n, all[i].name, 0);
+        victim_check(&v);
+    }
+    /* A harmless change, re-signed, is taken: it is the contents that were refused above. */
+    memcpy(good.data, before, good.n);
+    stream_at(&good, 5, 0, 0)[0] = stream_at(&good, 5, 0, 0)[0] == 5 ? 6 : 5;
+    resign(good.data, good.n);
+    expect_ok(v.cache, load_bytes(v.seq, good.data, good.n, NULL));
+    free(before);
+    bytes_free(&good);
+    victim_destroy(&v);
+}
+
+static void test_wide_values(void **state)
+{
+    model m = model_of(1, 1, 8, 8, KVT_TYPE_F16, KVT_TYPE_F32);
+    victim v = victim_make(&m);
+    (void)state;
+    for (int i = 0; i < 4; i++) {
+        bytes file = snapshot_of(&m, 5, KVT_CODEC_RAW);
+        if (i < 2)
+            stream_at(&file, 5, 0, 0)[9] = i ? 0xfc : 0x7c; /* infinities, or NaN */
+        else
+            put32(stream_at(&file, 5, 0, 1) + 12, i == 2 ? 0x7f800001u : 0xff800000u);
+        resign(file.data, file.n);
+        must_refuse(&v, file.data, file.n, "not finite", (size_t)i);
+        victim_check(&v);
+        bytes_free(&file);
+    }
+    victim_destroy(&v);
+}
+
+/* Sections of later versions: optional ones are skipped and checked, required ones refused. */
+static void test_unknown_sections(void **state)
+{
+    model m = model_of(1, 1, 8, 8, KVT_TYPE_I8, KVT_TYPE_I8);
+    victim v = victim_make(&m);
+    bytes good = snapshot_of(&m, 5, KVT_CODEC_RAW);
+    size_t end_payload, end = section_payload(good.data, good.n, 7, 0, &end_payload) - 32;
+    unsigned char *file = calloc(1, good.n + 32 + 48);
+    (void)state;
+
+    assert_non_null(file);
+    for (uint32_t flags = 0; flags < 3; flags++) {
+        unsigned char *section = file + end;
+        memcpy(file, good.data, end);
+        memcpy(section + 80, good.data + end, good.n - end);
+        put32(section, 77);
+        put32(section + 4, flags);
+        put64(section + 8, 48);
+        memset(section + 32, 'x', 40);
+        put64(file + good.n + 80 - 24, good.n + 80);
+        memset(section + 72, 0, 8);
+        /* The last eight bytes are the XXH64 of the others, as an index has it. */
+        put32(section, 6);
+        resign(file, good.n + 80);
+        put32(section, 77);
+        resign(file, good.n + 80);
+        if (flags == 0) {
+            expect_ok(v.cache, load_bytes(v.seq, file, good.n + 80, NULL));
+            expect_ok(v.cache, load_bytes(v.seq, v.before.data, v.before.n, NULL));
+            for (size_t i = 0; i < 80; i++) {
+                section[i] ^= 4;
+                must_refuse(&v, file, good.n + 80, "unknown section", i);
+                section[i] ^= 4;
+            }
+        } else {
+            must_refuse(&v, file, good.n + 80, "unknown section, flags", flags);
+        }
+        victim_check(&v);
+    }
+    free(file);
+    bytes_free(&good);
+    victim_destroy(&v);
+}
+
+/* ---- another model ---- */
+
+static void mismatch(const model *other, kvt_status status, const char *named)
+{
+    model m = model_of_two();
+    victim v = victim_make(&m);
+    bytes file = snapshot_of(other, 70, KVT_CODEC_ZSTD);
+    char text[256];
+
+    expect(v.cache, status, load_bytes(v.seq, file.data, file.n, NULL));
+    expect_ok(v.cache, kvt_cache_error(v.cache, text, sizeof text));
+    if (!strstr(text, named))
+        fail_msg("\"%s\" does not name %s", text, named);
+    victim_check(&v);
+    bytes_free(&file);
+    victim_destroy(&v);
+}
+
+static void test_mismatch(void **state)
+{
+    model m = model_of(4, 2, 80, 96, KVT_TYPE_I8, KVT_TYPE_I8);
+    (void)state;
+    mismatch(&m, KVT_ERR_MISMATCH, "n_groups is 1, the cache's is 2");
+#define OTHER(change, named)                                                                       \
+    do {                                                                                           \
+        m = model_of_two();                                                                        \
+        change;                                                                                    \
+        mismatch(&m, KVT_ERR_MISMATCH, named);                                                     \
+    } while (0)
+    OTHER(m.groups[0].n_q_heads = 2, "n_q_heads of group 0 is 2, the cache's is 4");
+    OTHER(m.groups[1].n_kv_heads = 3, "n_kv_heads of group 1 is 3, the cache's is 1");
+    OTHER(m.groups[0].k_dim = 96, "k_dim of group 0 is 96, the cache's is 80");
+    OTHER(m.groups[1].v_dim = 16, "v_dim of group 1 is 16, the cache's is 8");
+    OTHER(m.groups[1].k_type = KVT_TYPE_F32, "group 1 are f32, f32, the cache's are f16, f32");
+    OTHER(m.groups[0].v_type = KVT_TYPE_F16, "group 0 are i8, f16, the cache's are i8, i8");
+    OTHER(m.groups[0].flags = KVT_GROUP_NO_ROTATION, "flags of group 0 is 1, the cache's is 0");
+    OTHER(m.groups[0].rotation_seed = 7, "rotation_seed of group 0 is 7, the cache's is 42");
+    OTHER((m.layers[0][1] = 1, m.layers[1][0] = 2), "layer 1 is in group 0");
+    OTHER(m.fingerprint = "test modem", "fingerprint");
+    OTHER(m.fingerprint = "", "(0 bytes)");
+    m = model_of_two();
+    m.groups[0].n_layers = 1;
+    m.groups[1].n_layers = 3;
+    m.layers[1][0] = 1;
+    m.layers[1][1] = 2;
+    m.layers[1][2] = 3;
+    mismatch(&m, KVT_ERR_MISMATCH, "n_layers of group 0 is 1, the cache's is 2");
+}
+
+static void test_too_long(void **state)
+{
+    model m = model_of(1, 1, 8, 8, KVT_TYPE_I8, KVT_TYPE_I8);
+    bytes file = snapshot_of(&m, 101, KVT_CODEC_ZSTD);
+    victim v;
+    (void)state;
+    m.max_tokens = 100;
+    v = victim_make(&m);
+    expect(v.cache, KVT_ERR_FULL, load_bytes(v.seq, file.data, file.n, NULL));
+    victim_check(&v);
+    bytes_free(&file);
+    victim_destroy(&v);
+}
+
+/* ---- failures on the way ---- */
+
+static void test_allocations(void **state)
+{
+    (void)state;
+    for (int loads = 0; loads < 2; loads++) {
+        counter c = {0, -1};
+        model m = model_of_two();
+        bytes file = snapshot_of(&m, 150, KVT_CODEC_ZSTD);
+        victim v;
+        uint64_t memory;
+        long n = 0;
+
+        m.counter = &c;
+        v = victim_make(&m);
+        expect_ok(v.cache, kvt_cache_trim(v.cache));
+        memory = kvt_cache_memory_bytes(v.cache);
+        for (;; n++) {
+            bytes out = {NULL, 0, 0, 0, -1, 0};
+            kvt_writer writer = bytes_writer(&out);
+            kvt_status status;
+            c.countdown = n;
+            status = loads ? load_bytes(v.seq, file.data, file.n, NULL)
+                           : kvt_seq_save_stream(v.seq, &writer, NULL);
+            c.countdown = -1;
+            bytes_free(&out);
+            if (status == KVT_OK)
+                break;
+            expect(v.cache, KVT_ERR_MEMORY, status);
+            expect_ok(v.cache, kvt_cache_trim(v.cache));
+            assert_int_equal(kvt_cache_memory_bytes(v.cache), memory);
+            victim_check(&v);
+            expect_ok(v.cache, kvt_cache_trim(v.cache));
+        }
+        assert_true(n >= 8); /* there were that many to fail */
+        victim_destroy(&v);
+        assert_int_equal(c.live, 0);
+        bytes_free(&file);
+    }
+}
+
+static void test_failing_writer(void **state)
+{
+    model m = model_of(2, 2, 128, 128, KVT_TYPE_F32, KVT_TYPE_I8);
+    victim v = victim_make(&m);
+    uint64_t hash;
+    long n = 0;
+    (void)state;
+    model_append(&m, v.cache, v.seq, 200, 200);
+    hash = state_hash(&m, v.cache, v.seq);
+    for (;; n++) {
+        bytes out = {NULL, 0, 0, 0, n, 0};
+        kvt_writer writer = bytes_writer(&out);
+        kvt_status status = kvt_seq_save_stream(v.seq, &writer, NULL);
+        bytes_free(&out);
+        if (status == KVT_OK)
+            break;
+        expect(v.cache, KVT_ERR_IO, status);
+        assert_true(state_hash(&m, v.cache, v.seq) == hash);
+    }
+    assert_true(n >= 8);
+    victim_destroy(&v);
+}
+
+static int64_t bad_read(void *user, void *data, size_t n)
+{
+    (void)data;
+    return *(int *)user ? -5 : (int64_t)n + 1;
+}
+
+static void test_arguments(void **state)
+{
+    model m = model_of(1, 1, 8, 8, KVT_TYPE_I8, KVT_TYPE_I8);
+    victim v = victim_make(&m);
+    kvt_save_options save;
+    kvt_load_options load;
+    bytes b = {NULL, 0, 0, 0, -1, 0};
+    kvt_writer writer = bytes_writer(&b), no_writer = {&b, NULL};
+    kvt_reader reader = bytes_reader(&b), no_reader = {&b, NULL};
+    (void)state;
+
+    assert_int_equal(kvt_seq_save(NULL, "x", NULL), KVT_ERR_ARG);
+    assert_int_equal(kvt_seq_save_stream(NULL, &writer, NULL), KVT_ERR_ARG);
+    assert_int_equal(kvt_seq_load(NULL, "x", NULL, NULL), KVT_ERR_ARG);
+    assert_int_equal(kvt_seq_load_stream(NULL, &reader, NULL, NULL), KVT_ERR_ARG);
+    expect(v.cache, KVT_ERR_ARG, kvt_seq_save(v.seq, NULL, NULL));
+    expect(v.cache, KVT_ERR_ARG, kvt_seq_save(v.seq, "", NULL));
+    expect(v.cache, KVT_ERR_ARG, kvt_seq_load(v.seq, NULL, NULL, NULL));
+    expect(v.cache, KVT_ERR_ARG, kvt_seq_load(v.seq, "", NULL, NULL));
+    expect(v.cache, KVT_ERR_ARG, kvt_seq_save_stream(v.seq, NULL, NULL));
+    expect(v.cache, KVT_ERR_ARG, kvt_seq_save_stream(v.seq, &no_writer, NULL));
+    expect(v.cache, KVT_ERR_ARG, kvt_seq_load_stream(v.seq, NULL, NULL, NULL));
+    expect(v.cache, KVT_ERR_ARG, kvt_seq_load_stream(v.seq, &no_reader, NULL, NULL));
+#define BAD_SAVE(field, value)                                                                     \
+    do {                                                                                           \
+        memset(&save, 0, sizeof save);                                                             \
+        save.struct_size = sizeof save;                                                            \
+        save.field = value;                                                                        \
+        expect(v.cache, KVT_ERR_ARG, kvt_seq_save_stream(v.seq, &writer, &save));                  \
+    } while (0)
+    BAD_SAVE(struct_size, 3);
+    BAD_SAVE(codec, 2);
+    BAD_SAVE(no_fsync, 2);
+    BAD_SAVE(reserved, 1);
+    BAD_SAVE(zstd_level, 20);
+    BAD_SAVE(zstd_level, -8);
+    assert_int_equal(b.n, 0);
+    memset(&load, 0, sizeof load);
+    expect(v.cache, KVT_ERR_ARG, kvt_seq_load_stream(v.seq, &reader, &load, NULL));
+    load.struct_size = sizeof load;
+    load.n_prompt = 1;
+    expect(v.cache, KVT_ERR_ARG, kvt_seq_load_stream(v.seq, &reader, &load, NULL));
+    for (int negative = 0; negative < 2; negative++) {
+        kvt_reader bad = {&negative, bad_read};
+        expect(v.cache, KVT_ERR_IO, kvt_seq_load_stream(v.seq, &bad, NULL, NULL));
+    }
+    expect_ok(v.cache, kvt_seq_begin(v.seq, 1, NULL));
+    expect(v.cache, KVT_ERR_STATE, kvt_seq_save_stream(v.seq, &writer, NULL));
+    expect(v.cache, KVT_ERR_STATE,
+           load_bytes(v.seq, v.before.data, v.before.n, NULL));
+    expect_ok(v.cache, kvt_seq_abort(v.seq));
+    victim_check(&v);
+    victim_destroy(&v);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_every_byte),       cmocka_unit_test(test_contradictions),
+        cmocka_unit_test(test_wide_values),      cmocka_unit_test(test_unknown_sections),
+        cmocka_unit_test(test_mismatch),         cmocka_unit_test(test_too_long),
+        cmocka_unit_test(test_allocations),      cmocka_unit_test(test_failing_writer),
+        cmocka_unit_test(test_arguments),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
