@@ -20,6 +20,9 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
 
 static const bench_column columns[] = {
     {"isa", NULL, -8},        {"k_type", "K", -4},          {"v_type", "V", -4},
@@ -40,8 +43,9 @@ typedef struct append {
     kvt_dtype dtype;
     unsigned char *k, *v; /* [tokens][heads][dim] of dtype */
     uint64_t base;        /* tokens that are there before each measurement */
-    unsigned char **targets; /* of memcpy: chunks, in turn */
-    size_t n_targets, target_bytes;
+    unsigned char **targets; /* of memcpy: allocations as large as the cache's blocks, */
+    size_t n_targets, target_bytes, calls_a_target; /* with room for so many calls' input */
+    size_t calls;            /* of kvt_append in one measurement */
     double bytes; /* of input, in one measurement */
 } append;
 
@@ -112,16 +116,16 @@ static void make_targets(append *a)
     }
 }
 
-/* The thread's share of what copy_all copies: every n-th piece. */
+/* The thread's share of what copy_all copies: every n-th call's input. No place is written twice. */
 static void copy_share(void *arg, unsigned worker)
 {
     append *a = arg;
     unsigned n_threads = bench_team_threads(a->b.team);
     size_t k_bytes = a->tokens * a->b.source.k_width * a->element;
     size_t v_bytes = a->tokens * a->b.source.v_width * a->element;
-    size_t n = a->b.n_seqs * a->steps * a->b.n_layers;
-    for (size_t i = worker; i < n; i += n_threads) {
-        unsigned char *to = a->targets[i % a->n_targets];
+    for (size_t i = worker; i < a->calls; i += n_threads) {
+        unsigned char *to = a->targets[i / a->calls_a_target] +
+                            i % a->calls_a_target * (k_bytes + v_bytes);
         memcpy(to, a->k, k_bytes);
         memcpy(to + k_bytes, a->v, v_bytes);
     }
@@ -175,10 +179,10 @@ static void report(const bench_options *options, append *a, bench_read *reader, 
     double *time = bench_alloc(n, sizeof *time), *copy = bench_alloc(n, sizeof *copy);
     double *copy_ratio = bench_alloc(n, sizeof *copy_ratio);
     double *read = bench_alloc(n, sizeof *read), *ratio = bench_alloc(n, sizeof *ratio);
-    double calls = (double)(a->b.n_seqs * a->steps * a->b.n_layers);
+    double calls = (double)a->calls;
     bench_record r;
 
-    measure(a, fresh); /* warm up; leaves used blocks behind for the recycled case */
+    measure(a, fresh); /* warm up; leaves used memory behind for the recycled case */
     copy_all(a, true);
     for (size_t i = 0; i < n; i++) {
         double t_copy = 0.0, t;
@@ -245,23 +249,26 @@ static void run_one(const bench_options *options, const bench_case *c, uint64_t 
     if (tokens == 1 && n_seqs > 4)
         n_seqs = 4;
 
-    bench_cache_create(&a.b, c, n_layers, n_seqs, a.base + appended, set_bytes * 6, options->seed);
+    a.calls = n_layers * n_seqs * a.steps;
+    a.row_bytes = (size_t)c->kv_heads * (c->k_dim + c->v_dim) * a.element;
+    a.bytes = (double)(a.row_bytes * a.tokens) * (double)a.calls;
+    bench_cache_create(&a.b, c, n_layers, n_seqs, a.base + appended,
+                       set_bytes + (uint64_t)a.bytes, options->seed);
     a.memory = bench_heap_hook(&a.b.heap);
-    a.row_bytes = (a.b.source.k_width + a.b.source.v_width) * a.element;
-    a.bytes = (double)(a.row_bytes * appended) * (double)(n_layers * n_seqs);
-    if (tokens > a.b.source.n)
-        bench_fail(2, "--tokens is %llu, more than %zu", (unsigned long long)tokens, a.b.source.n);
     a.k = bench_alloc(a.tokens * a.b.source.k_width, a.element);
     a.v = bench_alloc(a.tokens * a.b.source.v_width, a.element);
     convert(a.b.source.k, a.k, a.tokens * a.b.source.k_width, dtype);
     convert(a.b.source.v, a.v, a.tokens * a.b.source.v_width, dtype);
-    a.target_bytes = a.row_bytes * a.tokens;
-    a.n_targets = (size_t)(set_bytes / a.target_bytes + 1);
 
     if (a.base > 0)
         bench_cache_fill(&a.b, a.base);
     measure(&a, false);
     check(&a);
+    a.target_bytes = bench_heap_main_size(&a.b.heap);
+    if (a.target_bytes < a.row_bytes * a.tokens)
+        a.target_bytes = a.row_bytes * a.tokens;
+    a.calls_a_target = a.target_bytes / (a.row_bytes * a.tokens);
+    a.n_targets = (a.calls + a.calls_a_target - 1) / a.calls_a_target;
     bench_read *reader =
         bench_read_create(&a.b.heap, a.b.team, bench_heap_main_size(&a.b.heap), set_bytes);
     report(options, &a, reader, true);
@@ -284,6 +291,10 @@ static int run(const bench_options *options, const bench_case *c)
 
 int bench_append(const bench_options *options)
 {
+#if defined(__GLIBC__)
+    /* Or it would, after the first free, keep freed blocks: nothing would be fresh any more. */
+    mallopt(M_MMAP_THRESHOLD, 64 * 1024);
+#endif
     bench_table_begin(options, "append: a step's keys and values into every layer", columns,
                       N_COLUMNS);
     int result = bench_each_case(options, run);

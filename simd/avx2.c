@@ -83,36 +83,64 @@ KVT_INLINE __m256 load_lanes(int type, const unsigned char *from, int e)
 }
 
 /*
- * sum[r * vectors + v] = sum over n summands, r < rows, v < vectors. type, rows and vectors are
- * constants of the caller: all loops but the first unroll. Vectors lie side by side in pairs, pair
- * after pair pair_bytes apart; a group of summands (4 codes, or 1) is step bytes after the last.
+ * The sums of a block are sum[r * vectors + v], an array that never exists: type, rows and vectors
+ * are constants of the outermost callers, and every index is made one by these two macros. (Left
+ * to loops, clang 14 keeps the array in memory and stores each FMA.)
+ */
+#define EACH_ROW(X) X(0) X(1) X(2) X(3) X(4) X(5)
+#define EACH_SUM(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11)
+
+/* Summand e of a group, for the vectors v and v + 1 that a pair of loads yields. */
+KVT_INLINE void multiply(int type, size_t rows, size_t vectors, size_t v, int e,
+                         const unsigned char *pair, const float *weight, size_t ldw, __m256 *sum)
+{
+    __m256 a = load_lanes(type, pair, e);
+    __m256 b = load_lanes(type, pair + lane_bytes(type), e);
+#define MULTIPLY(r)                                                                                \
+    if ((r) < rows) {                                                                              \
+        __m256 w = _mm256_broadcast_ss(weight + (r) * ldw + e);                                    \
+        sum[(r) * vectors + v] = _mm256_fmadd_ps(w, a, sum[(r) * vectors + v]);                    \
+        sum[(r) * vectors + v + 1] = _mm256_fmadd_ps(w, b, sum[(r) * vectors + v + 1]);            \
+    }
+    EACH_ROW(MULTIPLY)
+#undef MULTIPLY
+}
+
+KVT_INLINE void multiply_pair(int type, size_t rows, size_t vectors, size_t v,
+                              const unsigned char *codes, size_t pair_bytes, const float *weight,
+                              size_t ldw, size_t prefetch, __m256 *sum)
+{
+    const unsigned char *pair = codes + v / 2 * pair_bytes;
+    if (v >= vectors)
+        return;
+    _mm_prefetch((const char *)((uintptr_t)pair + prefetch), _MM_HINT_T0);
+    /* Else compilers keep the weights of all pairs in registers, and spill them. */
+    KVT_RELOAD();
+    multiply(type, rows, vectors, v, 0, pair, weight, ldw, sum);
+    if (type == I8) {
+        multiply(type, rows, vectors, v, 1, pair, weight, ldw, sum);
+        multiply(type, rows, vectors, v, 2, pair, weight, ldw, sum);
+        multiply(type, rows, vectors, v, 3, pair, weight, ldw, sum);
+    }
+}
+
+/*
+ * All sums of a block over n summands, from zero. Pairs of vectors are pair_bytes apart; a group
+ * of summands (4 codes, or 1 element) is step bytes after the last.
  */
 KVT_INLINE void product(int type, size_t rows, size_t vectors, const unsigned char *codes,
                         size_t pair_bytes, size_t step, size_t n, const float *weight,
                         size_t ldw, size_t prefetch, __m256 *sum)
 {
-    KVT_UNROLL
-    for (size_t i = 0; i < rows * vectors; i++)
-        sum[i] = _mm256_setzero_ps();
+#define ZERO(i) sum[i] = _mm256_setzero_ps();
+    EACH_SUM(ZERO)
+#undef ZERO
     for (size_t i = 0; i < n; i += lane_summands(type)) {
-        KVT_UNROLL
-        for (size_t v = 0; v < vectors; v += 2) {
-            const unsigned char *pair = codes + v / 2 * pair_bytes;
-            _mm_prefetch((const char *)((uintptr_t)pair + prefetch), _MM_HINT_T0);
-            /* Else compilers keep the weights of all pairs, and spill them. */
-            KVT_RELOAD();
-            KVT_UNROLL
-            for (int e = 0; e < (int)lane_summands(type); e++) {
-                __m256 a = load_lanes(type, pair, e);
-                __m256 b = load_lanes(type, pair + lane_bytes(type), e);
-                KVT_UNROLL
-                for (size_t r = 0; r < rows; r++) {
-                    __m256 w = _mm256_broadcast_ss(weight + r * ldw + i + (size_t)e);
-                    sum[r * vectors + v] = _mm256_fmadd_ps(w, a, sum[r * vectors + v]);
-                    sum[r * vectors + v + 1] = _mm256_fmadd_ps(w, b, sum[r * vectors + v + 1]);
-                }
-            }
-        }
+        const float *w = weight + i;
+        multiply_pair(type, rows, vectors, 0, codes, pair_bytes, w, ldw, prefetch, sum);
+        multiply_pair(type, rows, vectors, 2, codes, pair_bytes, w, ldw, prefetch, sum);
+        multiply_pair(type, rows, vectors, 4, codes, pair_bytes, w, ldw, prefetch, sum);
+        multiply_pair(type, rows, vectors, 6, codes, pair_bytes, w, ldw, prefetch, sum);
         codes += step;
     }
 }
@@ -188,14 +216,13 @@ KVT_INLINE void qk_block(int type, size_t rows, size_t vectors, const qk_call *c
         size_t n = call->dims_p - d < CHUNK_DIMS ? call->dims_p - d : CHUNK_DIMS;
         product(type, rows, vectors, tile + d / lane_summands(type) * step, tile_bytes, step, n,
                 q + d, call->ldq, PREFETCH_K, sum);
-        KVT_UNROLL
-        for (size_t r = 0; r < rows; r++)
-            KVT_UNROLL
-            for (size_t v = 0; v < vectors; v++) {
-                float *to = s + r * KVT_TOKENS + v * 8;
-                __m256 x = sum[r * vectors + v];
-                _mm256_storeu_ps(to, d ? _mm256_add_ps(_mm256_loadu_ps(to), x) : x);
-            }
+#define ADD(i)                                                                                     \
+    if ((i) < rows * vectors) {                                                                    \
+        float *to = s + (i) / vectors * KVT_TOKENS + (i) % vectors * 8;                            \
+        _mm256_storeu_ps(to, d ? _mm256_add_ps(_mm256_loadu_ps(to), sum[i]) : sum[i]);             \
+    }
+        EACH_SUM(ADD)
+#undef ADD
     }
     if (type == I8)
         for (size_t r = 0; r < rows; r++)
@@ -265,18 +292,15 @@ KVT_INLINE void pv_block(int type, size_t rows, size_t vectors, const pv_call *c
     product(type, rows, vectors, call->codes + dim / 8 * lane_bytes(type), 2 * lane_bytes(type),
             call->dims_p / 8 * lane_bytes(type), call->n_tokens, call->weight + row * KVT_TOKENS,
             KVT_TOKENS, PREFETCH_V, sum);
-    KVT_UNROLL
-    for (size_t r = 0; r < rows; r++) {
-        __m256 alpha = _mm256_broadcast_ss(call->alpha + row + r);
-        KVT_UNROLL
-        for (size_t v = 0; v < vectors; v++) {
-            float *to = call->acc + (row + r) * call->ldacc + dim + v * 8;
-            __m256 x = sum[r * vectors + v];
-            if (type == I8)
-                x = _mm256_mul_ps(x, _mm256_set1_ps(CODE_UNIT));
-            _mm256_storeu_ps(to, _mm256_fmadd_ps(_mm256_loadu_ps(to), alpha, x));
-        }
+#define ADD(i)                                                                                     \
+    if ((i) < rows * vectors) {                                                                    \
+        float *to = call->acc + (row + (i) / vectors) * call->ldacc + dim + (i) % vectors * 8;     \
+        __m256 x = type == I8 ? _mm256_mul_ps(sum[i], _mm256_set1_ps(CODE_UNIT)) : sum[i];         \
+        __m256 alpha = _mm256_broadcast_ss(call->alpha + row + (i) / vectors);                     \
+        _mm256_storeu_ps(to, _mm256_fmadd_ps(_mm256_loadu_ps(to), alpha, x));                      \
     }
+    EACH_SUM(ADD)
+#undef ADD
 }
 
 /* The wide shape as far as it goes, the rest of the dims 16 at a time. */

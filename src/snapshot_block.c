@@ -228,23 +228,33 @@ static uint64_t has_negative32(uint64_t x)
     return x & LANES32(0x80000000);
 }
 
-/* 1 when fault(eight bytes) is 0 all over; the last, shorter piece is filled up with zeros. */
-static inline int all_sound(const unsigned char *p, size_t bytes, uint64_t (*fault)(uint64_t))
-{
-    uint64_t any = 0, x;
-    size_t i;
+/*
+ * A function that answers 1 when fault(eight bytes) is 0 all over; the last, shorter piece is
+ * filled up with zeros. Made by a macro, since a pointer to fault would be called for each piece.
+ */
+#define ALL_SOUND(name, fault)                                                                     \
+    static int name(const unsigned char *p, size_t bytes)                                          \
+    {                                                                                              \
+        uint64_t any = 0, x;                                                                       \
+        size_t i;                                                                                  \
+                                                                                                   \
+        for (i = 0; i + 8 <= bytes; i += 8) {                                                      \
+            memcpy(&x, p + i, 8);                                                                  \
+            any |= fault(x);                                                                       \
+        }                                                                                          \
+        if (i < bytes) {                                                                           \
+            x = 0;                                                                                 \
+            memcpy(&x, p + i, bytes - i);                                                          \
+            any |= fault(x);                                                                       \
+        }                                                                                          \
+        return any == 0;                                                                           \
+    }
 
-    for (i = 0; i + 8 <= bytes; i += 8) {
-        memcpy(&x, p + i, 8);
-        any |= fault(x);
-    }
-    if (i < bytes) {
-        x = 0;
-        memcpy(&x, p + i, bytes - i);
-        any |= fault(x);
-    }
-    return any == 0;
-}
+ALL_SOUND(none_minus_128, has_minus_128)
+ALL_SOUND(all_finite16, has_infinite16)
+ALL_SOUND(all_finite32, has_infinite32)
+ALL_SOUND(none_negative16, has_negative16)
+ALL_SOUND(none_negative32, has_negative32)
 
 /* 1 when every lane without a token is zero. */
 static int dead_lanes_zero(const kvt_snap_shape *shape, const unsigned char *stream)
@@ -285,20 +295,19 @@ const char *kvt_snap_check(const kvt_snap_shape *shape, const unsigned char *str
         return any & 0x80000000u ? "a token id below -1" : NULL;
     }
     case KVT_SNAP_KIND_POSITIONS:
-        return all_sound(stream, bytes, has_negative32) ? NULL : "a negative position";
+        return none_negative32(stream, bytes) ? NULL : "a negative position";
     case KVT_SNAP_KIND_SCALES:
-        if (!all_sound(stream, shape->plain * (size_t)2, has_negative16))
+        if (!none_negative16(stream, shape->plain * (size_t)2))
             return "a negative scale";
-        return all_sound(stream, bytes, has_infinite16) ? NULL
-                                                        : "a scale or offset that is not finite";
+        return all_finite16(stream, bytes) ? NULL : "a scale or offset that is not finite";
     default:
         break;
     }
     if (!dead_lanes_zero(shape, stream))
         return "a value where there is no token";
     if (shape->element == 1)
-        return all_sound(stream, bytes, has_minus_128) ? NULL : "a code of -128";
-    return all_sound(stream, bytes, shape->element == 2 ? has_infinite16 : has_infinite32)
+        return none_minus_128(stream, bytes) ? NULL : "a code of -128";
+    return (shape->element == 2 ? all_finite16 : all_finite32)(stream, bytes)
                ? NULL
                : "a value that is not finite";
 }

@@ -341,7 +341,8 @@ static kvt_status compress(kvt_snap_codec *codec, const unsigned char *from, siz
 static void stream_raw(const kvt_snap_shape *shape, const unsigned char *native,
                        unsigned char *to, kvt_snap_stream *stream)
 {
-    memcpy(to, native, shape->bytes);
+    if (to != native) /* without compression the writer gathers in place */
+        memcpy(to, native, shape->bytes);
     stream->filter = KVT_SNAP_NATIVE;
     stream->codec = KVT_SNAP_RAW;
     stream->stored_bytes = (uint32_t)shape->bytes;

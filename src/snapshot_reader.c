@@ -31,7 +31,7 @@ typedef struct parser {
     kvt_snap_header *header;
     uint64_t offset, remaining;
     uint64_t stored_bytes, native_bytes;
-    char place[64]; /* what is being read, for the texts */
+    char place[112]; /* what is being read, for the texts */
     kvt_snap_codec codec;
     kvt_snap_buffer payload, native, table, index, digests;
     size_t index_bytes;
@@ -409,7 +409,7 @@ static kvt_status read_block_table(parser *p)
 
 static kvt_status read_block(parser *p, uint64_t b)
 {
-    const unsigned char *entry = p->table.data + b * KVT_SNAP_ENTRY_BYTES, *native;
+    const unsigned char *entry = p->table.data + b * KVT_SNAP_ENTRY_BYTES, *native = NULL;
     uint32_t group = (uint32_t)(b % p->header->n_groups), layer;
     uint64_t row = b / p->header->n_groups;
     uint32_t tokens = block_tokens(p->header, row);

@@ -100,7 +100,17 @@ static void note(saver *s, uint32_t type, uint64_t value, uint64_t offset)
     s->index_bytes += KVT_SNAP_ENTRY_BYTES;
 }
 
-/* Code native streams that lie one after the other, and put them as a section. */
+/* Where the streams of a set of n begin in s->stored. */
+static unsigned char *set_streams(saver *s, uint32_t n)
+{
+    return s->stored.data + KVT_SNAP_SECTION_BYTES + KVT_SNAP_SET_BYTES +
+           n * (size_t)KVT_SNAP_STREAM_BYTES + KVT_SNAP_SUM_BYTES;
+}
+
+/*
+ * Code native streams that lie one after the other, and put them as a section. Without
+ * compression they may lie at set_streams already.
+ */
 static kvt_status put_set(saver *s, uint32_t type, uint64_t value, const kvt_snap_shape *shapes,
                           uint32_t n, const unsigned char *native)
 {
@@ -229,6 +239,7 @@ static kvt_status put_block(saver *s, uint64_t b)
     unsigned char payload[KVT_SNAP_BLOCK_BYTES - KVT_SNAP_SUM_BYTES];
     kvt_snap_shape shapes[KVT_SNAP_MAX_STREAMS];
     const uint32_t *layers = s->header->layers;
+    unsigned char *native;
     size_t bytes;
     kvt_status status;
     uint32_t g;
@@ -242,11 +253,12 @@ static kvt_status put_block(saver *s, uint64_t b)
     if (status == KVT_OK)
         status = put_summed(s, payload, sizeof payload);
     n = kvt_snap_shapes(geometry, tokens, shapes, &bytes);
+    native = s->codec.raw ? set_streams(s, n) : s->native.data;
     for (layer = 0; status == KVT_OK && layer < geometry->n_layers; layer++) {
         /* The first layer's values depend on the token alone: they repeat as tokens do. */
         shapes[1].repeats = layers[layer] == 0;
-        kvt_snap_gather(&s->seq->cache->groups[group], block, layer, tokens, s->native.data);
-        status = put_set(s, KVT_SNAP_LAYER, layer, shapes, n, s->native.data);
+        kvt_snap_gather(&s->seq->cache->groups[group], block, layer, tokens, native);
+        status = put_set(s, KVT_SNAP_LAYER, layer, shapes, n, native);
     }
     if (status == KVT_OK)
         note(s, KVT_SNAP_BLOCK, b, offset);

@@ -198,3 +198,81 @@ uint64_t seq_hash(const kvt_seq *seq, const kvt_group_config *group)
     free(ids);
     return h;
 }
+
+/* ---- the ledger ---- */
+
+/* Before each piece: its size. 64 bytes, so that the piece keeps its alignment. */
+#define LEDGER_HEAD 64
+
+static void *ledger_alloc(void *user, size_t bytes, size_t alignment)
+{
+    ledger *l = user;
+    unsigned char *memory = NULL;
+    int refused;
+    pthread_mutex_lock(&l->lock);
+    l->calls++;
+    l->mistakes += alignment != 64 || bytes == 0;
+    refused = l->countdown == 0 || (l->most_bytes && bytes > l->most_bytes);
+    if (l->countdown > 0)
+        l->countdown--;
+    pthread_mutex_unlock(&l->lock);
+    if (!refused)
+        memory = aligned_alloc(64, (bytes + LEDGER_HEAD + 63) / 64 * 64);
+    if (!memory)
+        return NULL;
+    memcpy(memory, &bytes, sizeof bytes);
+    memset(memory + LEDGER_HEAD, 0xff, bytes);
+    pthread_mutex_lock(&l->lock);
+    l->live++;
+    l->live_bytes += bytes;
+    pthread_mutex_unlock(&l->lock);
+    return memory + LEDGER_HEAD;
+}
+
+static void ledger_free(void *user, void *memory, size_t bytes)
+{
+    ledger *l = user;
+    unsigned char *begin = (unsigned char *)memory - LEDGER_HEAD;
+    size_t was;
+    memcpy(&was, begin, sizeof was);
+    memset(memory, 0xdd, was);
+    free(begin);
+    pthread_mutex_lock(&l->lock);
+    l->mistakes += was != bytes;
+    l->live--;
+    l->live_bytes -= was;
+    pthread_mutex_unlock(&l->lock);
+}
+
+void ledger_init(ledger *l)
+{
+    memset(l, 0, sizeof *l);
+    l->countdown = -1;
+    assert_int_equal(pthread_mutex_init(&l->lock, NULL), 0);
+}
+
+void ledger_close(ledger *l)
+{
+    assert_int_equal(l->live, 0);
+    assert_int_equal(l->live_bytes, 0);
+    assert_int_equal(l->mistakes, 0);
+    pthread_mutex_destroy(&l->lock);
+}
+
+kvt_allocator ledger_allocator(ledger *l)
+{
+    return (kvt_allocator){l, ledger_alloc, ledger_free};
+}
+
+int is_quick(void)
+{
+    return getenv("KVT_TEST_QUICK") != NULL;
+}
+
+void expect_error_text(const kvt_cache *cache, const char *fragment, const char *where)
+{
+    char text[512];
+    assert_int_equal(kvt_cache_error(cache, text, sizeof text), KVT_OK);
+    if (!strstr(text, fragment))
+        fail_msg("%s\n  the error text does not name \"%s\": \"%s\"", where, fragment, text);
+}

@@ -12,6 +12,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <pthread.h>
+
 #include <cmocka.h>
 #include <kvtile/kvtile.h>
 
@@ -67,6 +69,30 @@ double reference_row(const float *q, const float *k, const float *v, size_t n, s
 
 /* Relative L2 distance of a from b. */
 double relative_l2(const float *a, const double *b, size_t n);
+
+/*
+ * An allocator that keeps accounts: bytes and blocks alive, calls, and sizes that come back
+ * wrong. It hands out memory full of 0xff (NaNs), refuses alignments but 64, and can be told to
+ * fail. Safe from any thread.
+ */
+typedef struct ledger {
+    pthread_mutex_t lock;
+    size_t live_bytes, live, calls;
+    size_t most_bytes;  /* a request beyond this fails; 0: no bound */
+    long countdown;     /* calls that still succeed; negative: all */
+    size_t mistakes;    /* frees of another size, alignments but 64 */
+} ledger;
+
+void ledger_init(ledger *l);
+/* Assert that all memory came back, with the right sizes. */
+void ledger_close(ledger *l);
+kvt_allocator ledger_allocator(ledger *l);
+
+/* 1 when the environment variable KVT_TEST_QUICK is set: smaller counts, for valgrind. */
+int is_quick(void);
+
+/* Assert that the cache's error text contains a fragment. */
+void expect_error_text(const kvt_cache *cache, const char *fragment, const char *where);
 
 /* The state of a sequence as one hash: tokens, positions, every K and V of every layer. */
 uint64_t seq_hash(const kvt_seq *seq, const kvt_group_config *group);

@@ -48,8 +48,8 @@ typedef struct dialog {
     size_t n_tokens;
     float *logits;
     uint32_t *order;
-    bool show_ids; /* print token ids, one a line, instead of text */
-    bool silent;
+    bool show_ids;     /* print token ids, one a line, instead of text */
+    bool silent, echo; /* nothing is printed; the prompt is printed once it is accepted */
 } dialog;
 
 int dialog_open(dialog *d, const engine *e, const options *o, tl_error *err);
@@ -71,7 +71,7 @@ int dialog_turn(dialog *d, const char *prompt, size_t n, tl_error *err);
 /* One row of the table that eval and demo print. */
 typedef struct table_row {
     const char *name;
-    double bytes_per_token; /* measured at n_tokens */
+    double bytes_per_token; /* what the sequence holds: its blocks and table, over its length */
     const tl_score *score;
     double snapshot_bytes, attend_tokens_per_s; /* 0: not measured */
 } table_row;

@@ -18,10 +18,9 @@ int cmd_generate(const options *o, tl_error *err)
         return -1;
     int status = dialog_open(&d, &e, o, err);
     if (status == 0) {
-        if (!o->ids)
-            printf("%s", prompt);
+        d.echo = !o->ids;
         status = dialog_turn(&d, prompt, (size_t)o->n, err);
-        if (!o->ids)
+        if (!o->ids && status == 0)
             printf("\n");
         dialog_close(&d);
     }
@@ -151,11 +150,11 @@ static int eval_texts(const options *o, const engine *e, tl_error *err)
     if (o->text && cut_text(e, o->text, n_tokens, &texts, &n_texts, err))
         return -1;
 
-    size_t chunk = o->chunk ? (size_t)o->chunk : PREFILL_TOKENS, fed = 0;
+    size_t chunk = o->chunk ? (size_t)o->chunk : PREFILL_TOKENS, longest = 0;
     tl_kvtile kv[2] = {{0}};
     tl_session sessions[2] = {{0}};
     tl_score scores[2] = {{.n = 0}};
-    double bytes_per_token[2];
+    double bytes_per_token[2] = {1, 1};
     const kvt_type types[2][2] = {{KVT_TYPE_F32, KVT_TYPE_F32}, {o->k_type, o->v_type}};
     int status = -1;
     for (int s = 0; s < 2; s++) {
@@ -171,8 +170,11 @@ static int eval_texts(const options *o, const engine *e, tl_error *err)
             goto done;
         const tl_text *t = texts ? &texts[i] : &made;
         int failed = tl_score_text(sessions, scores, 2, t, chunk, err);
-        if (t->n_tokens > fed + 1)
-            fed = t->n_tokens - 1;
+        /* A short last window would be mostly padding of its block. */
+        for (int k = 0; k < 2 && t->n_tokens >= longest; k++)
+            bytes_per_token[k] =
+                (double)kvt_seq_memory_bytes(kv[k].seq) / (double)kvt_seq_length(kv[k].seq);
+        longest = t->n_tokens > longest ? t->n_tokens : longest;
         tl_text_free(&made);
         if (failed)
             goto done;
@@ -184,9 +186,6 @@ static int eval_texts(const options *o, const engine *e, tl_error *err)
     }
     char name[32];
     snprintf(name, sizeof name, "%s/%s", type_name(o->k_type), type_name(o->v_type));
-    /* The longest text's blocks are still held: clear keeps them. */
-    for (int s = 0; s < 2; s++)
-        bytes_per_token[s] = (double)kvt_cache_memory_bytes(kv[s].cache) / (double)fed;
     table_row rows[2] = {
         {.name = "f32/f32", .bytes_per_token = bytes_per_token[0], .score = &scores[0]},
         {.name = name, .bytes_per_token = bytes_per_token[1], .score = &scores[1]}};

@@ -122,10 +122,11 @@ static int prove(const options *o, const engine *e, const char *prompt, kvt_type
     bool same =
         n_ids == d.n_tokens - saved && memcmp(ids, d.tokens + saved, n_ids * sizeof *ids) == 0;
     if (type == KVT_TYPE_F32) {
+        size_t prompt_end = saved > CONTINUE_TOKENS ? saved - CONTINUE_TOKENS : 0;
         printf("The story so far ends, and the model goes on:\n  ...");
-        print_tokens(e, d.tokens, saved - CONTINUE_TOKENS - 30, saved - CONTINUE_TOKENS);
+        print_tokens(e, d.tokens, prompt_end > 30 ? prompt_end - 30 : 0, prompt_end);
         printf(" |");
-        print_tokens(e, d.tokens, saved - CONTINUE_TOKENS, saved);
+        print_tokens(e, d.tokens, prompt_end, saved);
         printf(" ...\n\n");
     }
     printf("%s: %zu tokens saved in %.0f KiB; a second process restored them and went on: %s\n",
@@ -202,7 +203,7 @@ static int compare_types(const options *o, const engine *e, const double *snapsh
             rows[i].score = &scores[i];
             rows[i].snapshot_bytes = snapshots[i];
             rows[i].bytes_per_token =
-                (double)kvt_cache_memory_bytes(kv[i].cache) / (double)kvt_seq_length(kv[i].seq);
+                (double)kvt_seq_memory_bytes(kv[i].seq) / (double)kvt_seq_length(kv[i].seq);
             failed = !logits || time_attention(&sessions[i], &kv[i], &text, logits,
                                                &rows[i].attend_tokens_per_s, err);
         }

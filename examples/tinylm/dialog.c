@@ -134,6 +134,8 @@ static int add_prompt(dialog *d, const char *prompt, tl_error *err)
         free(tokens);
         return tl_fail(err, "the prompt has %zu tokens, the context has room for %zu", n, room);
     }
+    if (d->echo)
+        fputs(prompt, stdout);
     memcpy(d->tokens + d->n_tokens, tokens, n * sizeof *tokens);
     d->n_tokens += n;
     free(tokens);

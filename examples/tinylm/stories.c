@@ -83,7 +83,7 @@ static const char *const places[] = {"park",   "market", "river", "forest", "bea
                                      "garden", "farm",   "hill",  "lake",   "shop",  "barn"};
 static const char *const things[] = {"ball",  "box",  "basket", "wagon", "rope", "stick",
                                      "shell", "coin", "apple",  "bird",  "frog", "flower"};
-static const char *const qualities[] = {"big",  "little", "old",   "shiny",
+static const char *const qualities[] = {"big",  "little", "long",  "shiny",
                                         "soft", "heavy",  "funny", "pretty"};
 static const char *const weathers[] = {"sunny", "rainy", "windy", "cold", "warm", "foggy"};
 

@@ -39,9 +39,10 @@ DIM, HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM = 256, 448, 3, 4, 2, 64
 VOCAB, CONTEXT = 1080, 2048
 BOS, BLOCK = 1, 256
 # (until this part of the budget, context, rows a step, part of them drills)
-PHASES = [(0.20, 128, 32, 0.6), (0.38, 256, 16, 0.4), (0.62, 512, 8, 0.2), (0.84, 1024, 4, 0.1),
+PHASES = [(0.12, 128, 32, 0.4), (0.27, 256, 16, 0.3), (0.50, 512, 8, 0.2), (0.75, 1024, 4, 0.1),
           (1.0, 2048, 3, 0.0)]
-PEAK_LR, WARMUP_STEPS, ANSWER_WEIGHT = 2e-3, 150, 4.0
+PEAK_LR, WARMUP_STEPS, ANSWER_WEIGHT = 1.5e-3, 100, 4.0
+MATCH, COPY = 1.5, 2.0  # strength of the first circuit: see Model.prime
 HELD_OUT = 1 << 40  # seeds from here on are never trained on
 
 # ---------------------------------------------------------------- stories
@@ -195,6 +196,53 @@ class Model(torch.nn.Module):
             m.w2 = matrix(DIM, HIDDEN, out)
             self.layers.append(m)
         self.final_norm = torch.nn.Parameter(torch.ones(DIM))
+        self.prime()
+
+    @torch.no_grad()
+    def prime(self):
+        """
+        Start with an induction circuit instead of waiting for one (Olsson et al. 2022, arXiv
+        2209.11895). A feature that is the same for all tokens gives the first layer's four heads a
+        fixed view: 1, 2, 3 and 4 tokens back, each writing what it sees into a subspace of its
+        own. The second layer's first group asks with the tokens 1, 2, 3 back and answers
+        with the tokens 2, 3, 4 back of a candidate, in the slowly turning dims of RoPE,
+        and copies the candidate. From here on all of it is trained like anything else.
+        """
+        self.embed[:, 0] = 0.5
+        level = 0.5 / math.sqrt(0.04 ** 2 + 0.5 ** 2 / DIM)  # of that feature after the norm
+        m, n = self.layers[0], self.layers[1]
+        freq = 10000.0 ** (-torch.arange(0, HEAD_DIM, 2).float() / HEAD_DIM)
+        sharp = 12  # pairs that turn fast enough to tell neighbours apart
+        c = math.sqrt(8 * 4.0) / level
+        m.w2.mul_(0.1)  # or its noise would drown what the heads write
+        m.wq.mul_(0.3)
+        m.wk.mul_(0.3)
+        for g in range(KV_HEADS):
+            m.wk[g * HEAD_DIM:g * HEAD_DIM + 2 * sharp:2, 0] = c
+        m.wv[:, 0] = 0  # the feature itself is not worth writing
+        m.wv[HEAD_DIM:] = m.wv[:HEAD_DIM]
+        space = torch.linalg.qr(torch.randn(DIM, DIM))[0]
+        space[0] = 0
+        for h in range(HEADS):
+            # q turned so that it meets k after h + 1 steps: angle(q) + p*f = angle(k) + (p-h-1)*f
+            rows = m.wq[h * HEAD_DIM:(h + 1) * HEAD_DIM]
+            angle = -(h + 1) * freq[:sharp]
+            rows[0:2 * sharp:2, 0] = c * angle.cos()
+            rows[1:2 * sharp:2, 0] = c * angle.sin()
+            m.wo[:, h * HEAD_DIM:(h + 1) * HEAD_DIM] = \
+                0.1 * space[:, h * HEAD_DIM:(h + 1) * HEAD_DIM]
+        slow = HEAD_DIM // 2  # dims from here on turn little over the context
+        q = torch.zeros(HEAD_DIM, DIM)
+        k = torch.zeros(HEAD_DIM, DIM)
+        for j in range(3):
+            p = torch.randn(HEAD_DIM - slow, HEAD_DIM) / HEAD_DIM ** 0.5
+            q[slow:] += p @ space[:, j * HEAD_DIM:(j + 1) * HEAD_DIM].T
+            k[slow:] += p @ space[:, (j + 1) * HEAD_DIM:(j + 2) * HEAD_DIM].T
+        n.wq[:HEAD_DIM] = MATCH * q + 0.1 * n.wq[:HEAD_DIM]
+        n.wq[HEAD_DIM:2 * HEAD_DIM] = MATCH * q + 0.1 * n.wq[HEAD_DIM:2 * HEAD_DIM]
+        n.wk[:HEAD_DIM] = MATCH * k + 0.1 * n.wk[:HEAD_DIM]
+        n.wo[:, :HEAD_DIM] = n.wv[:HEAD_DIM].T * COPY
+        n.wo[:, HEAD_DIM:2 * HEAD_DIM] = n.wv[:HEAD_DIM].T * COPY
 
     @staticmethod
     def rope(x, cos, sin):

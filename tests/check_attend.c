@@ -1,0 +1,477 @@
+/*
+ * Checks of the kernels of attention, against double precision. Each bound counts roundings: k
+ * roundings of terms whose magnitudes add up to m leave an error of at most k * 2^-24 * m (to
+ * first order). Bounds are for the worst case; the mean error of a dot product, which is far
+ * below, is checked beside it, so that a chain that is too long shows.
+ */
+#include "check.h"
+
+#define SCALAR kvt_kernels_scalar
+
+/* What underflow may lose of a sum of n terms: half of the least subnormal each. */
+#define UNDERFLOW(n) ((double)(n) * 0x1p-149)
+
+/* Root mean square error of sums of N(0,1) data, relative: the accuracy that issues ask for. */
+#define RMS_BOUND 5e-7
+
+typedef enum type { F32, F16, I8 } type;
+
+static size_t element_bytes(type t)
+{
+    return t == F32 ? 4 : t == F16 ? 2 : 1;
+}
+
+/* One head's codes and scales: random, alive below n_tokens, NaN patterns from there on. */
+static void fill_block(check *c, type t, int is_k, size_t n_tokens, size_t dims, size_t dims_p,
+                       unsigned char *codes, uint16_t *scales, double *values)
+{
+    memset(codes, 0, KVT_TOKENS * dims_p * element_bytes(t));
+    for (size_t token = 0; token < KVT_TOKENS; token++) {
+        /* 2^-10 to 2^5, so that a scale that is mixed up shows. */
+        scales[token] = (uint16_t)(0x1400u + check_below(c, 0x3c00u));
+        if (token >= n_tokens)
+            scales[token] = (uint16_t)(0x7c01u + check_below(c, 0x300u));
+        for (size_t d = 0; d < dims; d++) {
+            size_t at = t == I8 ? (is_k ? kvt_k8_index : kvt_v8_index)(token, d, dims_p)
+                                : (is_k ? kvt_kw_index : kvt_vw_index)(token, d, dims_p);
+            unsigned char *code = codes + at * element_bytes(t);
+            float x = check_normal(c);
+            uint16_t h = kvt_f32_to_f16(x);
+            signed char byte = (signed char)((int)check_below(c, 255) - 127);
+            if (t == F32)
+                memcpy(code, &x, 4);
+            else if (t == F16)
+                memcpy(code, &h, 2);
+            else
+                *code = (unsigned char)byte;
+            if (token >= n_tokens)
+                check_fill_nan(code, element_bytes(t));
+            else
+                values[token * dims_p + d] =
+                    t == F32   ? (double)x
+                    : t == F16 ? (double)check_f16_value(h)
+                               : byte * (double)check_f16_value(scales[token]);
+        }
+    }
+}
+
+/* Token counts around every tile boundary, then all of them. */
+static size_t token_count(check *c, size_t i)
+{
+    static const size_t counts[] = {64, 1, 15, 16, 17, 63, 48, 33, 31, 32, 47, 49};
+    return i < sizeof counts / sizeof counts[0] ? counts[i] : 1 + check_below(c, KVT_TOKENS);
+}
+
+static double values[KVT_TOKENS * CHECK_MAX_DIMS];
+
+/* ---- scores ---- */
+
+typedef void qk_function(const float *, size_t, size_t, const void *, const uint16_t *, size_t,
+                         size_t, float *);
+
+/* The same rows one by one, and in another company: the same bits. */
+static void check_qk_alone(check *c, qk_function *kernel, const float *q, size_t ldq, size_t rows,
+                           const unsigned char *codes, const uint16_t *scales, size_t n_tokens,
+                           size_t dims_p, const float *s)
+{
+    for (size_t first = 0, n; first < rows; first += n) {
+        n = check_below(c, 2) ? 1 : 1 + check_below(c, rows - first);
+        float *part = check_buffer(c, 3, n * KVT_TOKENS * 4, 64);
+        float *q_part = check_buffer(c, 4, n * dims_p * 4, 64);
+        for (size_t r = 0; r < n; r++)
+            memcpy(q_part + r * dims_p, q + (first + r) * ldq, dims_p * 4);
+        check_fill_nan(part, n * KVT_TOKENS * 4);
+        kernel(q_part, dims_p, n, codes, scales, n_tokens, dims_p, part);
+        for (size_t r = 0; r < n; r++)
+            if (!check_same_bits(part + r * KVT_TOKENS, s + (first + r) * KVT_TOKENS, n_tokens))
+                check_fail(c, "row %zu of %zu depends on the others: dims_p %zu, n_tokens %zu",
+                           first + r, rows, dims_p, n_tokens);
+    }
+}
+
+static void check_qk(check *c, qk_function *kernel, type t)
+{
+    if (c->bench) {
+        float *q = check_buffer(c, 0, 4 * 128 * 4, 64), *s = check_buffer(c, 3, 1024, 64);
+        unsigned char *codes = check_buffer(c, 1, 64 * 128 * 4, 64);
+        uint16_t *scales = check_buffer(c, 2, 128, 64);
+        check_fill(c, q, 4 * 128, CHECK_NORMAL, 0);
+        fill_block(c, t, 1, 64, 128, 128, codes, scales, values);
+        CHECK_BENCH(c, 64 * 128 * element_bytes(t), kernel(q, 128, 4, codes, scales, 64, 128, s));
+    }
+    for (size_t i = 0; i < 400; i++) {
+        size_t dims = check_dims(check_below(c, CHECK_N_DIMS)), dims_p = kvt_round_up(dims, 16);
+        size_t rows = i % KVT_ROWS_MAX + 1, n_tokens = token_count(c, i);
+        size_t ldq = dims_p + 16 * check_below(c, 3);
+        check_kind kind = i < 200 ? CHECK_NORMAL : (check_kind)(i % CHECK_KINDS);
+        float *q = check_buffer(c, 0, ((rows - 1) * ldq + dims_p) * 4, 64);
+        unsigned char *codes = check_buffer(c, 1, KVT_TOKENS * dims_p * element_bytes(t), 64);
+        uint16_t *scales = check_buffer(c, 2, 128, 64);
+        float *s = check_buffer(c, 5, rows * KVT_TOKENS * 4, 64);
+        double error = 0, norm = 0;
+
+        fill_block(c, t, 1, n_tokens, dims, dims_p, codes, scales, values);
+        check_fill(c, q, (rows - 1) * ldq + dims_p, kind, t == I8 ? 1e32f : 1e34f);
+        for (size_t r = 0; r < rows; r++)
+            memset(q + r * ldq + dims, 0, (dims_p - dims) * 4);
+        check_fill_nan(s, rows * KVT_TOKENS * 4);
+        kernel(q, ldq, rows, codes, t == I8 ? scales : NULL, n_tokens, dims_p, s);
+        for (size_t r = 0; r < rows; r++)
+            for (size_t token = 0; token < n_tokens; token++) {
+                double sum = 0, size = 0, x = s[r * KVT_TOKENS + token], bound;
+                for (size_t d = 0; d < dims; d++) {
+                    double term = q[r * ldq + d] * values[token * dims_p + d];
+                    sum += term;
+                    size += fabs(term);
+                }
+                /* A product and a sum a dim within a chunk (of 64 at most), a sum a chunk (of 16
+                 * at least), two products with the scale. */
+                bound = (64 + 1 + (double)dims_p / 16 + 2) * CHECK_EPS * size +
+                        UNDERFLOW(2 * dims_p) * (t == I8 ? 32 : 1);
+                if (!(fabs(x - sum) <= bound))
+                    check_fail(c, "%a, not %a: row %zu of %zu, token %zu of %zu, dims %zu, kind %d",
+                               x, sum, r, rows, token, n_tokens, dims, (int)kind);
+                error += (x - sum) * (x - sum);
+                norm += sum * sum;
+            }
+        if (kind == CHECK_NORMAL && rows * n_tokens >= 64 && error > RMS_BOUND * RMS_BOUND * norm)
+            check_fail(c, "mean error %g: dims %zu", sqrt(error / norm), dims);
+        check_qk_alone(c, kernel, q, ldq, rows, codes, t == I8 ? scales : NULL, n_tokens, dims_p,
+                       s);
+        check_canaries(c);
+    }
+}
+
+void check_qk_f32(check *c, qk_function *kernel)
+{
+    check_qk(c, kernel, F32);
+}
+
+void check_qk_f16(check *c, qk_function *kernel)
+{
+    check_qk(c, kernel, F16);
+}
+
+void check_qk_i8(check *c, qk_function *kernel)
+{
+    check_qk(c, kernel, I8);
+}
+
+/* ---- weighted sums ---- */
+
+typedef void pv_function(const float *, size_t, const void *, const uint16_t *, size_t, size_t,
+                         const float *, float *, size_t);
+
+static void check_pv_alone(check *c, pv_function *kernel, const float *p, size_t rows,
+                           const unsigned char *codes, const uint16_t *scales, size_t n_tokens,
+                           size_t dims_p, const float *alpha, const float *before,
+                           const float *acc, size_t ldacc)
+{
+    for (size_t first = 0, n; first < rows; first += n) {
+        n = check_below(c, 2) ? 1 : 1 + check_below(c, rows - first);
+        float *part = check_buffer(c, 6, n * dims_p * 4, 4);
+        for (size_t r = 0; r < n; r++)
+            memcpy(part + r * dims_p, before + (first + r) * ldacc, dims_p * 4);
+        kernel(p + first * KVT_TOKENS, n, codes, scales, n_tokens, dims_p, alpha + first, part,
+               dims_p);
+        for (size_t r = 0; r < n; r++)
+            if (!check_same_bits(part + r * dims_p, acc + (first + r) * ldacc, dims_p))
+                check_fail(c, "row %zu of %zu depends on the others: dims_p %zu, n_tokens %zu",
+                           first + r, rows, dims_p, n_tokens);
+    }
+}
+
+static void check_pv(check *c, pv_function *kernel, type t)
+{
+    static float before[KVT_ROWS_MAX * (CHECK_MAX_DIMS + 32)];
+    if (c->bench) {
+        float *p = check_buffer(c, 0, 1024, 64), *acc = check_buffer(c, 3, 2048, 64);
+        unsigned char *codes = check_buffer(c, 1, 64 * 128 * 4, 64);
+        uint16_t *scales = check_buffer(c, 2, 128, 64);
+        const float alpha[4] = {0};
+        check_fill(c, p, 256, CHECK_NORMAL, 0);
+        memset(acc, 0, 2048);
+        fill_block(c, t, 0, 64, 128, 128, codes, scales, values);
+        CHECK_BENCH(c, 64 * 128 * element_bytes(t),
+                    kernel(p, 4, codes, scales, 64, 128, alpha, acc, 128));
+    }
+    for (size_t i = 0; i < 400; i++) {
+        size_t dims = check_dims(check_below(c, CHECK_N_DIMS)), dims_p = kvt_round_up(dims, 16);
+        size_t rows = i % KVT_ROWS_MAX + 1, n_tokens = token_count(c, i);
+        size_t ldacc = dims_p + check_below(c, 33), n_acc = (rows - 1) * ldacc + dims_p;
+        float *p = check_buffer(c, 0, rows * KVT_TOKENS * 4, 64);
+        unsigned char *codes = check_buffer(c, 1, KVT_TOKENS * dims_p * element_bytes(t), 64);
+        uint16_t *scales = check_buffer(c, 2, 128, 64);
+        float *alpha = check_buffer(c, 4, rows * 4, 4), *acc = check_buffer(c, 5, n_acc * 4, 4);
+        double error = 0, norm = 0;
+
+        fill_block(c, t, 0, n_tokens, dims, dims_p, codes, scales, values);
+        for (size_t r = 0; r < rows; r++) {
+            alpha[r] = i % 3 ? (float)check_below(c, 1025) / 1024.0f : i % 2 ? 1.0f : 0.0f;
+            for (size_t token = 0; token < KVT_TOKENS; token++) {
+                /* As the softmax leaves them: 0 to 1, many tiny ones. */
+                float x = expf(-fabsf(check_normal(c)) * (i % 5 ? 2.0f : 40.0f));
+                p[r * KVT_TOKENS + token] = token < n_tokens ? x : 0.0f;
+            }
+        }
+        check_fill(c, acc, n_acc, i % 7 ? CHECK_NORMAL : CHECK_SPREAD, 0);
+        memcpy(before, acc, n_acc * 4);
+        kernel(p, rows, codes, t == I8 ? scales : NULL, n_tokens, dims_p, alpha, acc, ldacc);
+        for (size_t r = 0; r < rows; r++)
+            for (size_t d = 0; d < ldacc && r * ldacc + d < n_acc; d++) {
+                size_t at = r * ldacc + d;
+                double sum = 0, size = 0, old = (double)before[at] * alpha[r], bound;
+                if (d >= dims) {
+                    /* Padding sums up zeros; what lies between the rows is not to be touched. */
+                    float expected = d < dims_p ? before[at] * alpha[r] : before[at];
+                    if (acc[at] != expected)
+                        check_fail(c, "dim %zu of %zu (%zu) is %a", d, dims, dims_p,
+                                   (double)acc[at]);
+                    continue;
+                }
+                for (size_t token = 0; token < n_tokens; token++) {
+                    double term = p[r * KVT_TOKENS + token] * values[token * dims_p + d];
+                    sum += term;
+                    size += fabs(term);
+                }
+                /* 64 sums, a product each, two more for the scale; then a product, a sum. */
+                bound = (64 + 1 + 2 + 1) * CHECK_EPS * size + 2 * CHECK_EPS * fabs(old) +
+                        UNDERFLOW(3 * KVT_TOKENS) * (t == I8 ? 128 : 4);
+                if (!(fabs(acc[at] - (old + sum)) <= bound))
+                    check_fail(c, "%a, not %a: row %zu of %zu, dim %zu of %zu, n_tokens %zu",
+                               (double)acc[at], old + sum, r, rows, d, dims, n_tokens);
+                error += (acc[at] - (old + sum)) * (acc[at] - (old + sum));
+                norm += (old + sum) * (old + sum);
+            }
+        if (rows * dims >= 64 && error > RMS_BOUND * RMS_BOUND * norm)
+            check_fail(c, "mean error %g: n_tokens %zu", sqrt(error / norm), n_tokens);
+        check_pv_alone(c, kernel, p, rows, codes, t == I8 ? scales : NULL, n_tokens, dims_p, alpha,
+                       before, acc, ldacc);
+        check_canaries(c);
+    }
+}
+
+void check_pv_f32(check *c, pv_function *kernel)
+{
+    check_pv(c, kernel, F32);
+}
+
+void check_pv_f16(check *c, pv_function *kernel)
+{
+    check_pv(c, kernel, F16);
+}
+
+void check_pv_i8(check *c, pv_function *kernel)
+{
+    check_pv(c, kernel, I8);
+}
+
+/* ---- the offset's part of a score ---- */
+
+void check_dot_f16(check *c, float (*kernel)(const float *, const uint16_t *, size_t))
+{
+    static float bench_a[128];
+    static uint16_t bench_b[128];
+    volatile float sink = 0;
+    CHECK_BENCH(c, 128 * 6, sink += kernel(bench_a, bench_b, 128));
+    for (size_t i = 0; i < 3000; i++) {
+        size_t n = i % 2 ? 8 + 8 * check_below(c, 72) : kvt_round_up(check_dims(i / 2), 16);
+        float *a = check_buffer(c, 0, n * 4, 4);
+        uint16_t *b = check_buffer(c, 1, n * 2, 2);
+        double sum = 0, size = 0;
+        float x;
+        check_fill(c, a, n, (check_kind)(i / 2 % CHECK_KINDS), 1e30f);
+        for (size_t j = 0; j < n; j++) {
+            b[j] = check_finite_f16(c);
+            sum += a[j] * (double)check_f16_value(b[j]);
+            size += fabs(a[j] * (double)check_f16_value(b[j]));
+        }
+        x = kernel(a, b, n);
+        /* At most 8 in a chunk and the chunks, or n / 16 in a lane and the folds. */
+        if (!(fabs(x - sum) <= (10 + (double)n / 8) * CHECK_EPS * size + UNDERFLOW(2 * n)))
+            check_fail(c, "n %zu: %a, not %a", n, (double)x, sum);
+        check_canaries(c);
+    }
+}
+
+/* ---- logits ---- */
+
+void check_logits(check *c, void (*kernel)(float *, size_t, float, float, float))
+{
+    static float bench_s[KVT_TOKENS];
+    CHECK_BENCH(c, 512, kernel(bench_s, 64, 0.5f, 0.125f, 0.0f));
+    for (size_t i = 0; i < 4000; i++) {
+        size_t n = i % KVT_TOKENS + 1;
+        float *s = check_buffer(c, 0, KVT_TOKENS * 4, 4), in[KVT_TOKENS];
+        float add = i % 3 ? check_normal(c) * 10 : 0.0f, scale = fabsf(check_normal(c)) + 0.01f;
+        float cap = i % 2 ? 0.0f : 1.0f + 50.0f * fabsf(check_normal(c));
+        check_fill_nan(s, KVT_TOKENS * 4);
+        check_fill(c, s, n, (check_kind)(i / 4 % CHECK_KINDS), 1e30f);
+        memcpy(in, s, sizeof in);
+        kernel(s, n, add, scale, cap);
+        for (size_t t = 0; t < n; t++) {
+            double x = ((double)in[t] + add) * scale;
+            double bound = 3 * CHECK_EPS * (fabs((double)in[t]) + fabs((double)add)) * scale;
+            if (cap > 0) {
+                /* tanh's slope is at most 1 and its value at most its argument; SLEEF's ulp is
+                 * two half ones, a division and two products are another three. */
+                double size = fabs(x) < cap ? fabs(x) : cap;
+                x = cap * tanh(x / cap);
+                bound = (bound < 2 * cap ? bound : 2 * cap) + 6 * CHECK_EPS * size;
+            }
+            if (!(fabs(s[t] - x) <= bound + UNDERFLOW(4) * (1 + scale + cap)))
+                check_fail(c, "%a, not %a: n %zu, cap %g", (double)s[t], x, n, (double)cap);
+        }
+        check_canaries(c);
+    }
+}
+
+void check_alibi(check *c, void (*kernel)(float *, size_t, const int32_t *, int32_t, float))
+{
+    static float bench_s[KVT_TOKENS];
+    static int32_t bench_positions[KVT_TOKENS];
+    CHECK_BENCH(c, 768, kernel(bench_s, 64, bench_positions, 5, 0.125f));
+    for (size_t i = 0; i < 4000; i++) {
+        size_t n = i % KVT_TOKENS + 1;
+        float *s = check_buffer(c, 0, KVT_TOKENS * 4, 4), in[KVT_TOKENS];
+        int32_t *positions = check_buffer(c, 1, n * 4, 4);
+        size_t limit = i % 2 ? 2147483647u : 4096;
+        int32_t position = (int32_t)check_below(c, limit);
+        float slope = (float)check_below(c, 257) / 256.0f;
+        check_fill_nan(s, KVT_TOKENS * 4);
+        check_fill(c, s, n, CHECK_NORMAL, 0);
+        for (size_t t = 0; t < n; t++)
+            positions[t] = (int32_t)check_below(c, limit);
+        if (i % 5 == 0)
+            s[check_below(c, n)] = -INFINITY;
+        memcpy(in, s, sizeof in);
+        kernel(s, n, positions, position, slope);
+        for (size_t t = 0; t < n; t++) {
+            double far = slope * fabs((double)position - positions[t]);
+            /* The distance to f32, the product, the difference. */
+            double bound = 3 * CHECK_EPS * (fabs((double)in[t]) + far);
+            if (isinf(in[t]) ? s[t] != in[t] : !(fabs(s[t] - (in[t] - far)) <= bound))
+                check_fail(c, "%a, not %a: n %zu", (double)s[t], in[t] - far, n);
+        }
+        check_canaries(c);
+    }
+}
+
+/* ---- softmax ---- */
+
+/* exp of a rounded difference, by SLEEF (1 ulp); below the normal numbers it may be zero. */
+static double exp_bound(double x)
+{
+    return exp(x) * (3 + fabs(x)) * CHECK_EPS + 0x1p-126;
+}
+
+void check_softmax(check *c, float (*kernel)(float *, size_t, float *, float *))
+{
+    static float bench_s[KVT_TOKENS], bench_m, bench_l;
+    volatile float sink = 0;
+    CHECK_BENCH(c, 512, sink += kernel(bench_s, 64, &bench_m, &bench_l));
+    for (size_t i = 0; i < 8000; i++) {
+        size_t n = i % KVT_TOKENS + 1;
+        float *s = check_buffer(c, 0, KVT_TOKENS * 4, 4), in[KVT_TOKENS];
+        float old_m = i % 3 == 0 ? -INFINITY : check_normal(c) * 3;
+        float old_l = i % 3 == 0 ? 0.0f : 1.0f + fabsf(check_normal(c)) * 100;
+        float m = old_m, l = old_l, alpha, spread = i % 4 ? 3.0f : 100.0f;
+        double maximum = old_m, sum = 0, sum_bound = 0, factor = 1;
+        check_fill_nan(s, KVT_TOKENS * 4);
+        for (size_t t = 0; t < n; t++) {
+            s[t] = check_normal(c) * spread;
+            if (i % 5 == 0 && check_below(c, 3) == 0)
+                s[t] = -INFINITY;
+            if (i % 7 == 0)
+                s[t] = i % 2 ? -INFINITY : 0.0f;
+            maximum = s[t] > maximum ? s[t] : maximum;
+        }
+        memcpy(in, s, sizeof in);
+        alpha = kernel(s, n, &m, &l);
+        if (!(m == maximum))
+            check_fail(c, "maximum %a, not %a: n %zu", (double)m, maximum, n);
+        for (size_t t = 0; t < KVT_TOKENS; t++) {
+            double x = t < n && isfinite(maximum) ? exp(in[t] - maximum) : 0;
+            double bound = x > 0 ? exp_bound(in[t] - maximum) : 0;
+            if (!(fabs(s[t] - x) <= bound))
+                check_fail(c, "%a, not %a: token %zu of %zu", (double)s[t], x, t, n);
+            sum += x;
+            sum_bound += bound + 64 * CHECK_EPS * x;
+        }
+        if (isfinite(maximum) && maximum != old_m)
+            factor = exp(old_m - maximum);
+        if (!(fabs(alpha - factor) <= (factor > 0 ? exp_bound(isinf(old_m) ? 0 : old_m - maximum)
+                                                  : 0)))
+            check_fail(c, "factor %a, not %a: n %zu", (double)alpha, factor, n);
+        if (!(fabs(l - (old_l * factor + sum)) <=
+              sum_bound + 2 * CHECK_EPS * (old_l * factor + sum) +
+                  (factor > 0 && factor < 1 ? old_l * exp_bound(old_m - maximum) : 0)))
+            check_fail(c, "sum %a, not %a: n %zu", (double)l, old_l * factor + sum, n);
+        check_canaries(c);
+    }
+}
+
+void check_merge(check *c, void (*kernel)(float *, float *, float *, const float *, float, float,
+                                          size_t))
+{
+    static float bench_a[128], bench_b[128], bench_m, bench_l;
+    CHECK_BENCH(c, 1536, kernel(bench_a, &bench_m, &bench_l, bench_b, 0.0f, 0.0f, 128));
+    for (size_t i = 0; i < 2000; i++) {
+        size_t n = kvt_round_up(check_dims(i), 16);
+        float *acc = check_buffer(c, 0, n * 4, 4), *acc2 = check_buffer(c, 1, n * 4, 4);
+        float in[CHECK_MAX_DIMS];
+        /* Empty: as a range of tokens that are all masked leaves it. */
+        int empty = i / 10 % 4 == 1 || i / 10 % 4 == 3, empty2 = i / 10 % 4 >= 2;
+        float m = empty ? -INFINITY : check_normal(c) * 9, l = empty ? 0 : 1 + check_normal(c) / 9;
+        float m2 = empty2 ? -INFINITY : check_normal(c) * 9;
+        float l2 = empty2 ? 0 : 1 + check_normal(c) / 9;
+        double old_m = m, old_l = l, maximum = m > m2 ? m : m2, a, b;
+        check_fill(c, acc, n, empty ? CHECK_ZERO : CHECK_NORMAL, 0);
+        check_fill(c, acc2, n, empty2 ? CHECK_ZERO : CHECK_NORMAL, 0);
+        memcpy(in, acc, n * 4);
+        a = empty && empty2 ? 1 : exp(old_m - maximum);
+        b = empty2 ? 0 : exp(m2 - maximum);
+        kernel(acc, &m, &l, acc2, m2, l2, n);
+        if (!(m == maximum))
+            check_fail(c, "maximum %a, not %a", (double)m, maximum);
+        /* The error of a and b, which is below (3 + 100) roundings, and two operations. */
+        if (!(fabs(l - (old_l * a + l2 * b)) <= 105 * CHECK_EPS * (old_l * a + l2 * b)))
+            check_fail(c, "sum %a", (double)l);
+        for (size_t d = 0; d < n; d++)
+            if (!(fabs(acc[d] - (in[d] * a + acc2[d] * b)) <=
+                  105 * CHECK_EPS * (fabs(in[d] * a) + fabs(acc2[d] * b)) + 0x1p-126))
+                check_fail(c, "dim %zu of %zu: %a", d, n, (double)acc[d]);
+        check_canaries(c);
+    }
+}
+
+void check_finish(check *c, float (*kernel)(float *, size_t, float, float, float))
+{
+    static float bench_a[128];
+    volatile float sink = 0;
+    CHECK_BENCH(c, 1024, sink += kernel(bench_a, 128, 0.0f, 1.0f, -INFINITY));
+    for (size_t i = 0; i < 2000; i++) {
+        size_t n = kvt_round_up(check_dims(i), 16);
+        float *acc = check_buffer(c, 0, n * 4, 4), in[CHECK_MAX_DIMS];
+        int empty = i / 10 % 5 == 0, no_sink = i / 10 % 2 == 0;
+        float m = empty ? -INFINITY : check_normal(c) * 9;
+        float l = empty ? 0 : 1 + fabsf(check_normal(c)) * 1000;
+        float sink_logit = no_sink ? -INFINITY : check_normal(c) * 9, lse;
+        double maximum = m > sink_logit ? m : sink_logit, a, denominator, expected;
+        check_fill(c, acc, n, empty ? CHECK_ZERO : CHECK_NORMAL, 0);
+        memcpy(in, acc, n * 4);
+        a = empty ? 0 : exp(m - maximum);
+        denominator = empty ? 1 : l * a + (no_sink ? 0 : exp(sink_logit - maximum));
+        expected = empty ? (double)sink_logit : maximum + log(denominator);
+        lse = kernel(acc, n, m, l, sink_logit);
+        /* Exponentials as in merge; the logarithm's error is the relative one of its argument. */
+        if (isinf(expected) ? lse != expected
+                            : !(fabs(lse - expected) <= CHECK_EPS * (110 + 2 * fabs(expected))))
+            check_fail(c, "log-sum-exp %a, not %a", (double)lse, expected);
+        for (size_t d = 0; d < n; d++)
+            if (!(fabs(acc[d] - in[d] * a / denominator) <=
+                  215 * CHECK_EPS * fabs(in[d] * a / denominator) + 0x1p-126))
+                check_fail(c, "dim %zu of %zu: %a", d, n, (double)acc[d]);
+        check_canaries(c);
+    }
+}

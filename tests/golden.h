@@ -1,0 +1,157 @@
+/*
+ * The golden snapshots: what is in them. Shared by the program that made them, the test that
+ * loads them, and the program that dumps one for tests/read_snapshot.py.
+ */
+#ifndef KVT_TEST_GOLDEN_H
+#define KVT_TEST_GOLDEN_H
+
+#include <kvtile/kvtile.h>
+
+#include <stdlib.h>
+#include <string.h>
+
+#define GOLDEN_COUNT 5
+#define GOLDEN_LAYERS 3
+
+typedef struct golden {
+    const char *name;
+    kvt_type k_type, v_type;
+    uint32_t flags, n_groups; /* 2: a second group holds layer 1 */
+    uint32_t kv_heads, k_dim, v_dim;
+    uint32_t n_tokens, step;
+} golden;
+
+static const golden golden_all[GOLDEN_COUNT] = {
+    {"i8", KVT_TYPE_I8, KVT_TYPE_I8, 0, 1, 2, 48, 40, 75, 20},
+    {"i8-plain", KVT_TYPE_I8, KVT_TYPE_I8, 3, 1, 1, 24, 8, 17, 17},
+    {"f16-f32", KVT_TYPE_F16, KVT_TYPE_F32, 0, 1, 1, 8, 24, 66, 66},
+    {"groups", KVT_TYPE_I8, KVT_TYPE_F16, 1, 2, 1, 16, 32, 70, 9},
+    {"empty", KVT_TYPE_I8, KVT_TYPE_I8, 0, 1, 2, 64, 64, 0, 1},
+};
+
+/* k_dim, v_dim, kv heads of a group. */
+static inline void golden_group_of(const golden *g, uint32_t group, uint32_t *dims)
+{
+    dims[0] = group ? 8 : g->k_dim;
+    dims[1] = group ? 16 : g->v_dim;
+    dims[2] = group ? 2 : g->kv_heads;
+}
+
+static inline kvt_cache *golden_cache(const golden *g)
+{
+    static const uint32_t split[2][GOLDEN_LAYERS] = {{0, 2, 0}, {1, 0, 0}};
+    kvt_group_config groups[2];
+    kvt_config config = kvt_config_init();
+    kvt_cache *cache = NULL;
+    uint32_t i, dims[3];
+
+    for (i = 0; i < g->n_groups; i++) {
+        golden_group_of(g, i, dims);
+        groups[i] = kvt_group_config_init();
+        groups[i].n_layers = g->n_groups == 1 ? GOLDEN_LAYERS : 2 - i;
+        groups[i].n_q_heads = 2 * dims[2];
+        groups[i].n_kv_heads = dims[2];
+        groups[i].k_dim = dims[0];
+        groups[i].v_dim = dims[1];
+        groups[i].k_type = i ? KVT_TYPE_F32 : g->k_type;
+        groups[i].v_type = i ? KVT_TYPE_I8 : g->v_type;
+        groups[i].flags = i ? 0 : g->flags;
+        groups[i].layers = g->n_groups == 1 ? NULL : split[i];
+        groups[i].rotation_seed = 2026;
+    }
+    config.groups = groups;
+    config.n_groups = g->n_groups;
+    config.max_tokens = 256;
+    config.fingerprint = "golden";
+    config.fingerprint_bytes = 6;
+    return kvt_cache_create(&config, &cache) == KVT_OK ? cache : NULL;
+}
+
+/*
+ * A multiple of 1/64 in about -8 .. 8, keys of some dims moved by 12; values of layer 0 repeat
+ * every 7 tokens, so that a writer has a reason for each filter.
+ */
+static inline float golden_value(uint32_t layer, uint32_t token, uint32_t i, int is_k)
+{
+    uint32_t row = layer == 0 && !is_k ? token % 7 : token;
+    uint32_t x = (layer * 1000003u + row * 7919u + i * 31u + (is_k ? 17u : 0u)) * 2654435761u;
+    x ^= x >> 15;
+    x *= 2246822519u;
+    x ^= x >> 13;
+    return ((float)(x & 511u) + (float)(x >> 9 & 511u) - 511.0f) / 64.0f +
+           (is_k && i % 11 == 0 ? 12.0f : 0.0f);
+}
+
+static inline uint32_t golden_layer_group(const golden *g, uint32_t layer)
+{
+    return g->n_groups == 2 && layer == 1;
+}
+
+/* 0 when all went well. */
+static inline int golden_fill(const golden *g, kvt_seq *seq)
+{
+    static float k[256 * 256], v[256 * 256];
+    kvt_tensor k_view = kvt_tensor_f32(k), v_view = kvt_tensor_f32(v);
+    uint32_t first, layer, t, i, dims[3];
+    int32_t ids[256], positions[256];
+
+    for (first = 0; first < g->n_tokens; first += g->step) {
+        uint32_t n = g->n_tokens - first < g->step ? g->n_tokens - first : g->step;
+        for (t = 0; t < n; t++) {
+            ids[t] = (first + t) % 5 ? (int32_t)((first + t) * 37 % 500) : KVT_TOKEN_NONE;
+            positions[t] = (int32_t)(first + t + (first + t) / 10);
+        }
+        if (kvt_seq_begin(seq, n, positions) != KVT_OK)
+            return 1;
+        for (layer = 0; layer < GOLDEN_LAYERS; layer++) {
+            golden_group_of(g, golden_layer_group(g, layer), dims);
+            for (t = 0; t < n; t++) {
+                for (i = 0; i < dims[2] * dims[0]; i++)
+                    k[t * dims[2] * dims[0] + i] = golden_value(layer, first + t, i, 1);
+                for (i = 0; i < dims[2] * dims[1]; i++)
+                    v[t * dims[2] * dims[1] + i] = golden_value(layer, first + t, i, 0);
+            }
+            if (kvt_append(seq, layer, &k_view, &v_view) != KVT_OK)
+                return 1;
+        }
+        if (kvt_seq_commit(seq, ids) != KVT_OK)
+            return 1;
+    }
+    return 0;
+}
+
+/* FNV-1a over ids, positions and all of K and V as f32. */
+static inline uint64_t golden_mix(uint64_t hash, const void *data, size_t n)
+{
+    const unsigned char *p = data;
+    while (n--)
+        hash = (hash ^ *p++) * 1099511628211u;
+    return hash;
+}
+
+static inline uint64_t golden_hash(const golden *g, const kvt_seq *seq)
+{
+    static float x[256 * 256];
+    static int32_t ints[256];
+    kvt_tensor view = kvt_tensor_f32(x);
+    uint64_t hash = 14695981039346656037u, n = kvt_seq_length(seq);
+    uint32_t layer, dims[3];
+    int side;
+
+    if (kvt_seq_token_ids(seq, 0, n, ints) != KVT_OK)
+        return 0;
+    hash = golden_mix(hash, ints, (size_t)n * 4);
+    if (kvt_seq_positions(seq, 0, n, ints) != KVT_OK)
+        return 0;
+    hash = golden_mix(hash, ints, (size_t)n * 4);
+    for (layer = 0; layer < GOLDEN_LAYERS; layer++)
+        for (side = 0; side < 2 && n; side++) {
+            golden_group_of(g, golden_layer_group(g, layer), dims);
+            if (kvt_read(seq, layer, (kvt_side)side, 0, n, &view) != KVT_OK)
+                return 0;
+            hash = golden_mix(hash, x, (size_t)n * dims[2] * dims[side] * 4);
+        }
+    return hash;
+}
+
+#endif

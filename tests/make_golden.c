@@ -1,0 +1,40 @@
+/*
+ * Make the golden snapshots: make_golden FOLDER writes them, one of each storage.
+ *
+ * They were made once, with the first version of the format, and have to load for ever; a test
+ * compares what they load to with the hashes in tests/golden/HASHES, which this program prints.
+ * Values are made of integers, so that they are the same on every machine.
+ */
+#include <kvtile/kvtile.h>
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "golden.h"
+
+int main(int argc, char **argv)
+{
+    if (argc != 2)
+        return 2;
+    for (unsigned i = 0; i < GOLDEN_COUNT; i++) {
+        const golden *g = &golden_all[i];
+        kvt_cache *cache = golden_cache(g);
+        kvt_seq *seq = NULL;
+        char path[1024];
+
+        if (!cache || kvt_seq_create(cache, &seq) != KVT_OK || golden_fill(g, seq) != 0)
+            return 1;
+        (void)snprintf(path, sizeof path, "%s/%s.kvt", argv[1], g->name);
+        if (kvt_seq_save(seq, path, NULL) != KVT_OK) {
+            char text[256];
+            (void)kvt_cache_error(cache, text, sizeof text);
+            fprintf(stderr, "%s\n", text);
+            return 1;
+        }
+        printf("%s %016" PRIx64 "\n", g->name, golden_hash(g, seq));
+        kvt_seq_destroy(seq);
+        kvt_cache_destroy(cache);
+    }
+    return 0;
+}

@@ -1,0 +1,357 @@
+#!/usr/bin/env python3
+"""Read a kvtile snapshot: a second reader, written from docs/format.md and docs/numerics.md.
+
+read_snapshot.py SNAPSHOT...                      check and describe
+read_snapshot.py --compare PROGRAM SNAPSHOT...    and compare all values with what
+                                                  `PROGRAM SNAPSHOT` writes (dump_golden.c)
+read_snapshot.py --damage SNAPSHOT...             and check that damage is found
+
+Exit code 77: numpy, libxxhash or libzstd is missing.
+"""
+import ctypes
+import ctypes.util
+import struct
+import subprocess
+import sys
+
+try:
+    import numpy as np
+except ImportError:
+    print("skipped: no numpy")
+    sys.exit(77)
+
+
+def library(name, *files):
+    for file in files + (ctypes.util.find_library(name),):
+        try:
+            return ctypes.CDLL(file)
+        except (OSError, TypeError):
+            continue
+    print("skipped: no lib" + name)
+    sys.exit(77)
+
+
+XXHASH = library("xxhash", "libxxhash.so.0")
+ZSTD = library("zstd", "libzstd.so.1")
+
+
+class Hash128(ctypes.Structure):
+    _fields_ = [("low", ctypes.c_uint64), ("high", ctypes.c_uint64)]
+
+
+XXHASH.XXH64.restype = ctypes.c_uint64
+XXHASH.XXH64.argtypes = [ctypes.c_char_p, ctypes.c_size_t, ctypes.c_uint64]
+XXHASH.XXH3_128bits.restype = Hash128
+XXHASH.XXH3_128bits.argtypes = [ctypes.c_char_p, ctypes.c_size_t]
+ZSTD.ZSTD_decompress.restype = ctypes.c_size_t
+ZSTD.ZSTD_decompress.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p, ctypes.c_size_t]
+
+
+class Refused(Exception):
+    pass
+
+
+def need(condition, what):
+    if not condition:
+        raise Refused(what)
+
+
+def xxh64(data):
+    return XXHASH.XXH64(data, len(data), 0)
+
+
+def xxh128(data):
+    h = XXHASH.XXH3_128bits(data, len(data))
+    return struct.pack(">QQ", h.high, h.low)
+
+
+def up8(n):
+    return (n + 7) // 8 * 8
+
+
+F32, F16, I8 = 0, 1, 2
+ELEMENT = {F32: 4, F16: 2, I8: 1}
+NUMPY = {F32: "<f4", F16: "<f2", I8: "i1"}
+
+
+class Group:
+    def __init__(self, data):
+        (self.n_layers, self.q_heads, self.heads, self.k_dim, self.v_dim, self.k_type, self.v_type,
+         self.flags, self.seed, zero) = struct.unpack("<8IQQ", data)
+        need(zero == 0 and self.flags < 4, "group: reserved")
+        need(1 <= self.n_layers <= 1024 and 1 <= self.heads <= 1024, "group: counts")
+        need(1 <= self.q_heads <= 1024 and self.q_heads % self.heads == 0, "group: n_q_heads")
+        for dim in (self.k_dim, self.v_dim):
+            need(8 <= dim <= 1024 and dim % 8 == 0, "group: dims")
+        need(self.k_type <= 2 and self.v_type <= 2, "group: types")
+        self.rotates = self.k_type == I8 and not self.flags & 1
+        self.offsets = self.k_type == I8 and not self.flags & 2
+
+    def sizes(self, n):
+        """Native sizes of kinds 3, 4, 5."""
+        tiles, quads = (n + 15) // 16, (n + 3) // 4
+        k = self.heads * tiles * 16 * self.k_dim * ELEMENT[self.k_type]
+        v = self.heads * (quads * 4 if self.v_type == I8 else n) * self.v_dim * ELEMENT[self.v_type]
+        scales = (self.k_type == I8) + (self.v_type == I8)
+        return {3: k, 4: v, 5: 2 * self.heads * (scales * n + self.offsets * self.k_dim)}
+
+    def signs(self):
+        mask, words, signs = 2**64 - 1, (self.k_dim + 63) // 64, np.ones((self.heads, self.k_dim), "f4")
+        for h in range(self.heads):
+            for d in range(self.k_dim):
+                z = (self.seed + (h * words + d // 64 + 1) * 0x9E3779B97F4A7C15) & mask
+                z = ((z ^ z >> 30) * 0xBF58476D1CE4E5B9) & mask
+                z = ((z ^ z >> 27) * 0x94D049BB133111EB) & mask
+                if (z ^ z >> 31) >> d % 64 & 1:
+                    signs[h, d] = -1
+        return signs
+
+    def unrotate(self, x):
+        """x[head][token][dim], f32 throughout, in the order of numerics.md."""
+        log2 = (self.k_dim & -self.k_dim).bit_length() - 1
+        h = 1
+        while h < 1 << log2:
+            y = x.reshape(x.shape[0], x.shape[1], -1, 2, h)
+            x = np.stack([y[..., 0, :] + y[..., 1, :], y[..., 0, :] - y[..., 1, :]], axis=-2)
+            x = x.reshape(y.shape[0], y.shape[1], -1)
+            h *= 2
+        return x * np.float32(2.0 ** -((log2 + 1) // 2)) * self.signs()[:, None, :]
+
+    def values(self, n, streams):
+        """K and V of a layer as f32 [token][head][dim]."""
+        heads, tiles, quads = self.heads, (n + 15) // 16, (n + 3) // 4
+        k = np.frombuffer(streams[3], NUMPY[self.k_type])
+        if self.k_type == I8:
+            need(not (k == -128).any(), "a code of -128")
+            k = k.reshape(heads, tiles, self.k_dim // 4, 16, 4).transpose(0, 1, 3, 2, 4)
+        else:
+            k = k.reshape(heads, tiles, self.k_dim, 16).transpose(0, 1, 3, 2)
+        k = k.reshape(heads, tiles * 16, self.k_dim)
+        v = np.frombuffer(streams[4], NUMPY[self.v_type])
+        if self.v_type == I8:
+            need(not (v == -128).any(), "a code of -128")
+            v = v.reshape(heads, quads, self.v_dim, 4).transpose(0, 1, 3, 2)
+            v = v.reshape(heads, quads * 4, self.v_dim)
+        else:
+            v = v.reshape(heads, n, self.v_dim)
+        need(not k[:, n:].any() and not v[:, n:].any(), "a value where there is no token")
+        k, v = k[:, :n].astype("f4"), v[:, :n].astype("f4")
+        small, at = np.frombuffer(streams.get(5, b""), "<f2").astype("f4"), 0
+        need(np.isfinite(k).all() and np.isfinite(v).all() and np.isfinite(small).all(), "not finite")
+        for side in range(2):
+            if (self.k_type, self.v_type)[side] == I8:
+                scale = small[at:at + heads * n].reshape(heads, n, 1)
+                at += heads * n
+                need(not np.signbit(scale).any(), "a negative scale")
+                if side == 0:
+                    k = k * scale
+                else:
+                    v = v * scale
+        if self.rotates:
+            k = self.unrotate(k)
+        if self.offsets:
+            k = k + small[at:].reshape(heads, 1, self.k_dim)
+        return k.transpose(1, 0, 2), v.transpose(1, 0, 2)
+
+
+class Reader:
+    def __init__(self, data):
+        self.data, self.at = data, 0
+        self.index = []
+        self.header()
+        self.ids = self.ints(1)
+        self.positions = self.ints(2)
+        need((self.ids >= -1).all() and (self.positions >= 0).all(), "ids or positions")
+        self.blocks()
+        self.end()
+
+    def take(self, n):
+        need(n <= len(self.data) - self.at, "cut")
+        self.at += n
+        return self.data[self.at - n:self.at]
+
+    def header(self):
+        fixed = self.take(64)
+        need(fixed[:8] == b"\x89KVT\r\n\x1a\n", "magic")
+        (version, size, block, tile, self.n_tokens, n_groups, n_layers, fingerprint, flags, self.n_blocks,
+         largest) = struct.unpack("<4IQ4IQQ", fixed[8:])
+        need(version == 1 and block == 64 and tile == 16 and flags == 0, "version")
+        need(self.n_tokens <= 2**30 and 1 <= n_groups <= 8 and 1 <= n_layers <= 1024 and
+             fingerprint <= 64, "limits")
+        need(size == 64 + 48 * n_groups + up8(4 * n_layers) + up8(fingerprint) + 8, "header size")
+        rest = self.take(size - 64)
+        need(struct.unpack("<Q", rest[-8:])[0] == xxh64(fixed + rest[:-8]), "header checksum")
+        self.groups = [Group(rest[48 * g:48 * g + 48]) for g in range(n_groups)]
+        at = 48 * n_groups
+        layers = struct.unpack("<%dI" % n_layers, rest[at:at + 4 * n_layers])
+        need(sorted(layers) == list(range(n_layers)), "layer numbers")
+        need(sum(g.n_layers for g in self.groups) == n_layers, "layers of the groups")
+        for g in self.groups:
+            g.layers, layers = layers[:g.n_layers], layers[g.n_layers:]
+            need(list(g.layers) == sorted(g.layers), "layer numbers of a group")
+        need(not any(rest[at + 4 * n_layers:at + up8(4 * n_layers)]), "padding")
+        at += up8(4 * n_layers)
+        self.fingerprint = rest[at:at + fingerprint]
+        need(not any(rest[at + fingerprint:-8]), "padding")
+        need(self.n_blocks == (self.n_tokens + 63) // 64 * n_groups, "n_blocks")
+        need(largest == max(sum(g.sizes(64).values()) for g in self.groups), "largest layer")
+
+    def section(self, want, want_value):
+        while True:
+            start = self.at
+            head = self.take(32)
+            kind, flags, size, value, check = struct.unpack("<IIQQQ", head)
+            need(check == xxh64(head[:24]), "section checksum")
+            if 1 <= kind <= 7:
+                need(flags == 1 and kind == want and value == want_value, "section order")
+                return start, self.take(size)
+            need(flags == 0 and size >= 8 and want != 5, "section of unknown type")
+            payload = self.take(size)
+            need(struct.unpack("<Q", payload[-8:])[0] == xxh64(payload[:-8]), "section checksum")
+
+    def note(self, kind, value, start):
+        self.index.append(struct.pack("<IIQQQ", kind, 0, value, start, self.at - start))
+
+    def streams(self, payload, sizes, shapes):
+        """{kind: native bytes}; sizes: {kind: native size}, shapes: {kind: see unfilter}."""
+        n, zero = struct.unpack("<II", payload[:8])
+        kinds = [kind for kind in sorted(sizes) if sizes[kind]]
+        need(n == len(kinds) and zero == 0, "streams")
+        table = 8 + 24 * n
+        need(struct.unpack("<Q", payload[table:table + 8])[0] == xxh64(payload[:table]), "table checksum")
+        at, result = table + 8, {}
+        for i, want in enumerate(kinds):
+            kind, how, codec, stored, native, zero, check = struct.unpack(
+                "<HBBIIIQ", payload[8 + 24 * i:32 + 24 * i])
+            need(kind == want and native == sizes[kind] and zero == 0 and codec < 2, "stream")
+            need(stored == native if codec == 0 else stored < native, "stored size")
+            data = payload[at:at + stored]
+            need(len(data) == stored and check == xxh64(data), "stream checksum")
+            if codec == 1:
+                room = ctypes.create_string_buffer(native)
+                need(ZSTD.ZSTD_decompress(room, native, data, stored) == native, "zstd")
+                data = room.raw
+            result[kind] = self.unfilter(data, how, shapes[kind])
+            at += stored
+        need(not any(payload[at:]) and len(payload) == up8(at), "padding")
+        return result
+
+    @staticmethod
+    def unfilter(data, how, shape):
+        """shape: element size, and for i8 (heads, tokens rounded up, dims, is K)."""
+        element, heads, tokens, dims, is_k = shape
+        x = np.frombuffer(data, "u1")
+        if how == 0:
+            return data
+        if element > 1:
+            need(how == 3, "filter")
+            return np.ascontiguousarray(x.reshape(element, -1).T).tobytes()
+        need(how in (1, 2), "filter")
+        lane = 16 if is_k else 4
+        if is_k:
+            native = lambda y: y.reshape(heads, tokens // 16, 16, dims // 4, 4).transpose(0, 1, 3, 2, 4)
+            rows = lambda y: y.reshape(heads, tokens // 16, dims // 4, 16, 4).transpose(0, 1, 3, 2, 4)
+        else:
+            native = lambda y: y.reshape(heads, tokens // 4, 4, dims).transpose(0, 1, 3, 2)
+            rows = lambda y: y.reshape(heads, tokens // 4, dims, 4).transpose(0, 1, 3, 2)
+        if how == 1:
+            y = x.reshape(heads, tokens // lane, lane, dims)
+        else:
+            y = np.cumsum(rows(x).reshape(heads, tokens, dims), axis=1, dtype="u1")
+        return np.ascontiguousarray(native(np.ascontiguousarray(y))).tobytes()
+
+    def ints(self, kind):
+        parts = [np.zeros(0, "<i4")]
+        for first in range(0, self.n_tokens, 16384):
+            start, payload = self.section(kind, first)
+            n = min(16384, self.n_tokens - first)
+            data = self.streams(payload, {kind: 4 * n}, {kind: (4, 0, 0, 0, 0)})[kind]
+            self.note(kind, first, start)
+            parts.append(np.frombuffer(data, "<i4"))
+        return np.concatenate(parts)
+
+    def blocks(self):
+        start, table = self.section(3, 0)
+        need(len(table) == 32 * self.n_blocks + 8, "block table size")
+        need(struct.unpack("<Q", table[-8:])[0] == xxh64(table[:-8]), "block table checksum")
+        self.note(3, 0, start)
+        self.k, self.v = {}, {}
+        for b in range(self.n_blocks):
+            g, row = b % len(self.groups), b // len(self.groups)
+            group, n = self.groups[g], min(64, self.n_tokens - 64 * row)
+            entry = table[32 * b:32 * b + 32]
+            need(struct.unpack("<IIII", entry[16:]) == (g, row, n, 0), "block table entry")
+            start, payload = self.section(4, b)
+            need(len(payload) == 48 and payload[:32] == entry, "block")
+            need(struct.unpack("<IIQ", payload[32:]) == (group.n_layers, 0, xxh64(payload[:40])), "block")
+            digests = entry[24:]
+            tiles, quads = (n + 15) // 16 * 16, (n + 3) // 4 * 4
+            shapes = {3: (ELEMENT[group.k_type], group.heads, tiles, group.k_dim, True),
+                      4: (ELEMENT[group.v_type], group.heads, quads, group.v_dim, False),
+                      5: (2, 0, 0, 0, 0)}
+            for i, layer in enumerate(group.layers):
+                _, payload = self.section(5, i)
+                streams = self.streams(payload, group.sizes(n), shapes)
+                digests += xxh128(b"".join(streams[kind] for kind in sorted(streams)))
+                k, v = group.values(n, streams)
+                self.k.setdefault(layer, []).append(k)
+                self.v.setdefault(layer, []).append(v)
+            need(entry[:16] == xxh128(digests), "block id")
+            self.note(4, b, start)
+
+    def end(self):
+        start, index = self.section(6, 0)
+        need(index[:-8] == b"".join(self.index), "index")
+        need(struct.unpack("<Q", index[-8:])[0] == xxh64(index[:-8]), "index checksum")
+        _, end = self.section(7, 0)
+        need(len(end) == 32 and end[24:] == b"KVTE\r\n\x1a\n", "footer")
+        need(struct.unpack("<QQQ", end[:24]) == (start, self.at, xxh64(end[:16])), "footer")
+        need(self.at == len(self.data), "bytes after the end")
+
+    def dump(self):
+        """As dump_golden.c writes it: ids, positions, then K and V of each layer."""
+        parts = [self.ids.tobytes(), self.positions.tobytes()]
+        for layer in sorted(self.k):
+            parts += [np.concatenate(self.k[layer]).astype("<f4").tobytes(),
+                      np.concatenate(self.v[layer]).astype("<f4").tobytes()]
+        return b"".join(parts)
+
+
+def damage(data):
+    """Every 7th byte changed, cut at every 11th length."""
+    for i in range(0, len(data), 7):
+        try:
+            Reader(data[:i] + bytes([data[i] ^ 0x40]) + data[i + 1:])
+        except Refused:
+            continue
+        sys.exit("damage at %d was not found" % i)
+    for i in range(0, len(data), 11):
+        try:
+            Reader(data[:i])
+        except Refused:
+            continue
+        sys.exit("a cut at %d was not found" % i)
+
+
+def main(arguments):
+    program, damages = None, False
+    if arguments[:1] == ["--compare"]:
+        program, arguments = arguments[1], arguments[2:]
+    elif arguments[:1] == ["--damage"]:
+        damages, arguments = True, arguments[1:]
+    for path in arguments:
+        with open(path, "rb") as file:
+            data = file.read()
+        reader = Reader(data)
+        if program:
+            theirs = subprocess.run([program, path], check=True, stdout=subprocess.PIPE).stdout
+            if theirs != reader.dump():
+                sys.exit("%s: the library reads other values" % path)
+        if damages:
+            damage(data)
+        print("%s: %d tokens, %d layers%s" % (path, reader.n_tokens,
+              sum(g.n_layers for g in reader.groups), ", as the library reads it" if program else ""))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,46 @@
+# Tests of snapshots and of the command line; included by tests/CMakeLists.txt.
+add_library(snapshot_support STATIC snapshot_support.c)
+target_link_libraries(snapshot_support PUBLIC test_support PRIVATE kvtile_warnings xxHash::xxHash)
+
+foreach(name snapshot snapshot_damage snapshot_files)
+  add_executable(test_${name} test_${name}.c)
+  target_link_libraries(test_${name} PRIVATE snapshot_support kvtile_warnings)
+  add_test(NAME ${name} COMMAND test_${name})
+  set_tests_properties(${name} PROPERTIES TIMEOUT 1200)
+endforeach()
+
+set(golden ${CMAKE_CURRENT_SOURCE_DIR}/golden)
+set(golden_files)
+foreach(name i8 i8-plain f16-f32 groups empty)
+  list(APPEND golden_files ${golden}/${name}.kvt)
+endforeach()
+add_executable(test_snapshot_golden test_snapshot_golden.c)
+target_link_libraries(test_snapshot_golden PRIVATE test_support kvtile_warnings)
+add_test(NAME snapshot_golden COMMAND test_snapshot_golden ${golden})
+
+# Makes the files in golden/; run by hand, once for a version of the format.
+add_executable(make_golden EXCLUDE_FROM_ALL make_golden.c)
+target_link_libraries(make_golden PRIVATE kvtile::kvtile kvtile_warnings)
+
+# The format's page, read by somebody else.
+add_executable(dump_golden dump_golden.c)
+target_link_libraries(dump_golden PRIVATE kvtile::kvtile kvtile_warnings)
+find_package(Python3 COMPONENTS Interpreter)
+if(Python3_FOUND)
+  add_test(NAME snapshot_second_reader COMMAND ${Python3_EXECUTABLE}
+    ${CMAKE_CURRENT_SOURCE_DIR}/read_snapshot.py --compare $<TARGET_FILE:dump_golden>
+    ${golden_files})
+  set_tests_properties(snapshot_second_reader PROPERTIES SKIP_RETURN_CODE 77)
+endif()
+
+# Replays the golden files and whatever corpus there is; fuzzing itself needs clang's libFuzzer and
+# sources built with KVT_FUZZING, see the head of fuzz_snapshot.c.
+add_executable(fuzz_snapshot fuzz_snapshot.c)
+target_compile_definitions(fuzz_snapshot PRIVATE KVT_FUZZ_MAIN)
+target_link_libraries(fuzz_snapshot PRIVATE kvtile::kvtile kvtile_warnings)
+add_test(NAME fuzz_snapshot_replay COMMAND fuzz_snapshot ${golden_files})
+
+if(TARGET kvtile_tool)
+  add_test(NAME tool COMMAND sh ${CMAKE_CURRENT_SOURCE_DIR}/test_tool.sh
+    $<TARGET_FILE:kvtile_tool> ${golden} ${CMAKE_CURRENT_BINARY_DIR}/test_tool)
+endif()
