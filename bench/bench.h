@@ -83,7 +83,7 @@ typedef struct bench_options {
     uint64_t llc_bytes;
 
     kvt_type k_types[BENCH_LIST], v_types[BENCH_LIST];
-    size_t n_k_types, n_v_types; /* n_v_types 0: V as K */
+    size_t n_k_types, n_v_types;  /* n_v_types 0: V as K */
     bench_pair heads[BENCH_LIST]; /* query, kv */
     size_t n_heads;
     bench_pair dims[BENCH_LIST]; /* K, V */
@@ -126,7 +126,7 @@ typedef struct bench_record {
     size_t n;
     struct {
         const char *key;
-        char value[112];    /* as it stands in the JSON line */
+        char value[112]; /* as it stands in the JSON line */
     } fields[64];
 } bench_record;
 
@@ -134,7 +134,7 @@ typedef struct bench_record {
 void bench_record_begin(bench_record *r, const char *bench, const char *isa, const char *k_type,
                         const char *v_type, const bench_case *c);
 void bench_record_text(bench_record *r, const char *key, const char *value); /* NULL: null */
-void bench_record_number(bench_record *r, const char *key, double value); /* NaN: null */
+void bench_record_number(bench_record *r, const char *key, double value);    /* NaN: null */
 void bench_record_integer(bench_record *r, const char *key, uint64_t value);
 void bench_record_bool(bench_record *r, const char *key, bool value);
 /* ms_median, ms_min, bytes, gbps, read_gbps, ratio, ms_p10, ms_p90, pairs */
@@ -151,8 +151,8 @@ typedef struct bench_column {
 } bench_column;
 
 /* The title line of a table; nothing when it is JSON that is asked for. */
-void bench_table_begin(const bench_options *options, const char *title,
-                       const bench_column *columns, size_t n_columns);
+void bench_table_begin(const bench_options *options, const char *title, const bench_column *columns,
+                       size_t n_columns);
 /* One line of either kind. */
 void bench_emit(const bench_options *options, const bench_record *r, const bench_column *columns,
                 size_t n_columns);
@@ -164,7 +164,8 @@ void bench_note(const bench_options *options, const char *format, ...) BENCH_PRI
 const char *bench_cpu_name(void);
 const char *bench_compiler(void);
 const char *bench_commit(void);
-uint64_t bench_llc_bytes(void);      /* last-level cache; a guess of 32 MiB where unknown */
+uint64_t bench_preemptions(void);     /* of this process by now; 0 where unknown */
+uint64_t bench_llc_bytes(void);       /* last-level cache; a guess of 32 MiB where unknown */
 uint64_t bench_available_bytes(void); /* of memory; UINT64_MAX where unknown */
 
 /*
@@ -227,7 +228,8 @@ typedef struct bench_cache {
     bench_case shape;
     bench_tokens source;
     bench_random random;
-    bool unique; /* bench_cache_fill makes new tokens for every step and layer: for what compresses */
+    bool unique; /* bench_cache_fill makes new tokens for every step and layer: for what compresses
+                  */
 } bench_cache;
 
 /* Bytes of codes, scales and offsets of n tokens of one layer, no padding: what a formula says. */
@@ -253,8 +255,8 @@ void bench_cache_fill(bench_cache *b, uint64_t n_tokens);
 /* Where in the source the 512 tokens from `first` on of a layer come from. */
 size_t bench_source_offset(const bench_cache *b, size_t seq, size_t layer, uint64_t first);
 
-/* softmax(q K^T / sqrt(k_dim)) V in double. k [n][kv_heads][k_dim], v likewise, q [n_q][q_heads][k_dim],
-   out [n_q][q_heads][v_dim]. All queries see all tokens. */
+/* softmax(q K^T / sqrt(k_dim)) V in double. k [n][kv_heads][k_dim], v likewise, q
+   [n_q][q_heads][k_dim], out [n_q][q_heads][v_dim]. All queries see all tokens. */
 void bench_attend_double(const bench_case *c, const float *q, size_t n_q, const float *k,
                          const float *v, uint64_t n, double *out);
 /* ||a - b|| / ||b|| */

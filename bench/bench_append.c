@@ -41,12 +41,12 @@ typedef struct append {
     kvt_allocator memory;
     size_t element, tokens, steps, row_bytes; /* row: K and V of one token of one layer */
     kvt_dtype dtype;
-    unsigned char *k, *v; /* [tokens][heads][dim] of dtype */
-    uint64_t base;        /* tokens that are there before each measurement */
+    unsigned char *k, *v;    /* [tokens][heads][dim] of dtype */
+    uint64_t base;           /* tokens that are there before each measurement */
     unsigned char **targets; /* of memcpy: allocations as large as the cache's blocks, */
     size_t n_targets, target_bytes, calls_a_target; /* with room for so many calls' input */
-    size_t calls;            /* of kvt_append in one measurement */
-    double bytes; /* of input, in one measurement */
+    size_t calls;                                   /* of kvt_append in one measurement */
+    double bytes;                                   /* of input, in one measurement */
 } append;
 
 static size_t dtype_bytes(kvt_dtype dtype)
@@ -116,7 +116,8 @@ static void make_targets(append *a)
     }
 }
 
-/* The thread's share of what copy_all copies: every n-th call's input. No place is written twice. */
+/* The thread's share of what copy_all copies: every n-th call's input. No place is written twice.
+ */
 static void copy_share(void *arg, unsigned worker)
 {
     append *a = arg;
@@ -124,8 +125,8 @@ static void copy_share(void *arg, unsigned worker)
     size_t k_bytes = a->tokens * a->b.source.k_width * a->element;
     size_t v_bytes = a->tokens * a->b.source.v_width * a->element;
     for (size_t i = worker; i < a->calls; i += n_threads) {
-        unsigned char *to = a->targets[i / a->calls_a_target] +
-                            i % a->calls_a_target * (k_bytes + v_bytes);
+        unsigned char *to =
+            a->targets[i / a->calls_a_target] + i % a->calls_a_target * (k_bytes + v_bytes);
         memcpy(to, a->k, k_bytes);
         memcpy(to + k_bytes, a->v, v_bytes);
     }
@@ -160,13 +161,13 @@ static void check(append *a)
             given[i] = (double)(side ? a->b.source.v : a->b.source.k)[i];
         double error = bench_relative_error(got, given, n);
         kvt_type type = side ? c->v_type : c->k_type;
-        double limit = type == KVT_TYPE_I8 || a->dtype == KVT_BF16 ? 0.02
+        double limit = type == KVT_TYPE_I8 || a->dtype == KVT_BF16   ? 0.02
                        : type == KVT_TYPE_F16 || a->dtype == KVT_F16 ? 1e-3
                                                                      : 1e-30;
         if (!(error < limit))
-            bench_fail(1, "append %s to %s: %c differs from the input: relative error %.3g, limit %.3g",
-                       bench_dtype_name(a->dtype), bench_type_name(type), side ? 'V' : 'K', error,
-                       limit);
+            bench_fail(
+                1, "append %s to %s: %c differs from the input: relative error %.3g, limit %.3g",
+                bench_dtype_name(a->dtype), bench_type_name(type), side ? 'V' : 'K', error, limit);
         free(given);
         free(got);
     }
@@ -199,8 +200,7 @@ static void report(const bench_options *options, append *a, bench_read *reader, 
     }
     bench_record_begin(&r, "append", kvt_cache_isa(a->b.cache), bench_type_name(c->k_type),
                        bench_type_name(c->v_type), c);
-    bench_record_time(&r, time, n, a->bytes / calls, bench_median(read, n),
-                      bench_median(ratio, n));
+    bench_record_time(&r, time, n, a->bytes / calls, bench_median(read, n), bench_median(ratio, n));
     bench_record_number(&r, "memcpy_gbps", bench_median(copy, n));
     bench_record_number(&r, "memcpy_ratio", bench_median(copy_ratio, n));
     bench_stats spread = bench_stats_of(copy_ratio, n);
@@ -252,8 +252,8 @@ static void run_one(const bench_options *options, const bench_case *c, uint64_t 
     a.calls = n_layers * n_seqs * a.steps;
     a.row_bytes = (size_t)c->kv_heads * (c->k_dim + c->v_dim) * a.element;
     a.bytes = (double)(a.row_bytes * a.tokens) * (double)a.calls;
-    bench_cache_create(&a.b, c, n_layers, n_seqs, a.base + appended,
-                       set_bytes + (uint64_t)a.bytes, options->seed);
+    bench_cache_create(&a.b, c, n_layers, n_seqs, a.base + appended, set_bytes + (uint64_t)a.bytes,
+                       options->seed);
     a.memory = bench_heap_hook(&a.b.heap);
     a.k = bench_alloc(a.tokens * a.b.source.k_width, a.element);
     a.v = bench_alloc(a.tokens * a.b.source.v_width, a.element);
@@ -298,15 +298,16 @@ int bench_append(const bench_options *options)
     bench_table_begin(options, "append: a step's keys and values into every layer", columns,
                       N_COLUMNS);
     int result = bench_each_case(options, run);
-    bench_note(options,
-               "bytes = tokens * kv_heads * (K + V dims) * size of the input's element, of one call "
-               "(one layer);\n"
-               "ms of a call, begin and commit shared out among the layers; us/token of one layer. "
-               "memcpy: the same input\n"
-               "bytes in the same pieces to memory of the same allocator, same threads, in turn; "
-               "copied bytes count once.\n"
-               "ratio = median of the pairs' ratios to it; of read = to the read bandwidth. fresh: "
-               "to memory never written\n"
-               "before; recycled: to blocks (memory) used before.");
+    bench_note(
+        options,
+        "bytes = tokens * kv_heads * (K + V dims) * size of the input's element, of one call "
+        "(one layer);\n"
+        "ms of a call, begin and commit shared out among the layers; us/token of one layer. "
+        "memcpy: the same input\n"
+        "bytes in the same pieces to memory of the same allocator, same threads, in turn; "
+        "copied bytes count once.\n"
+        "ratio = median of the pairs' ratios to it; of read = to the read bandwidth. fresh: "
+        "to memory never written\n"
+        "before; recycled: to blocks (memory) used before.");
     return result;
 }

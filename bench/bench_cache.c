@@ -39,7 +39,8 @@ const char *bench_dtype_name(kvt_dtype dtype)
 const char bench_kv_formula[] =
     "bytes = kv_heads * (K + V) of the live tokens of one layer, no padding, each kv head once:\n"
     "  f32  4 * dim * tokens    f16  2 * dim * tokens\n"
-    "  i8   (dim + 2) * tokens: codes and one f16 scale; K also 2 * dim a block of 64 tokens: its offset";
+    "  i8   (dim + 2) * tokens: codes and one f16 scale; K also 2 * dim a block of 64 tokens: its "
+    "offset";
 
 static double side_bytes(kvt_type type, uint32_t dim, uint64_t n_tokens, bool is_k)
 {

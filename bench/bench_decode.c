@@ -10,6 +10,10 @@
  * Every round is paired with a run of the read loop over other memory of the same kind, the two
  * in alternating order, and the ratio is the median of the pairs' ratios.
  *
+ * Other programs disturb both: preemptions counts how often the system took a processor away
+ * during the pairs (a quiet machine has few), and ratio_best is the fastest round over the fastest
+ * read.
+ *
  * Before anything is timed, the output of the first and the last (sequence, layer) is compared
  * with attention in double over what the cache holds (kvt_read) and over what went into it.
  */
@@ -18,14 +22,27 @@
 #include <math.h>
 #include <stdlib.h>
 
-static const bench_column columns[] = {
-    {"isa", NULL, -8},         {"k_type", "K", -4},         {"v_type", "V", -4},
-    {"q_heads", "q", 4},       {"kv_heads", "kv", 4},       {"head_dim", "dim", 4},
-    {"ctx", NULL, 7},          {"threads", "thr", 3},       {"layers", "lay", 4},
-    {"sequences", "seq", 4},   {"ms_median", "ms", 9},      {"ms_p10", "p10", 9},
-    {"ms_p90", "p90", 9},      {"bytes", NULL, 10},         {"gbps", "GB/s", 7},
-    {"read_gbps", "read", 7},  {"ratio", NULL, 7},          {"error", "vs cache", 9},
-    {"error_input", "vs input", 9}};
+static const bench_column columns[] = {{"isa", NULL, -8},
+                                       {"k_type", "K", -4},
+                                       {"v_type", "V", -4},
+                                       {"q_heads", "q", 4},
+                                       {"kv_heads", "kv", 4},
+                                       {"head_dim", "dim", 4},
+                                       {"ctx", NULL, 7},
+                                       {"threads", "thr", 3},
+                                       {"layers", "lay", 4},
+                                       {"sequences", "seq", 4},
+                                       {"ms_median", "ms", 9},
+                                       {"ms_p10", "p10", 9},
+                                       {"ms_p90", "p90", 9},
+                                       {"bytes", NULL, 10},
+                                       {"gbps", "GB/s", 7},
+                                       {"read_gbps", "read", 7},
+                                       {"ratio", NULL, 7},
+                                       {"ratio_best", "best", 7},
+                                       {"preemptions", "preempt", 7},
+                                       {"error", "vs cache", 9},
+                                       {"error_input", "vs input", 9}};
 enum { N_COLUMNS = sizeof columns / sizeof columns[0] };
 
 typedef struct decode {
@@ -149,9 +166,10 @@ static int run(const bench_options *options, const bench_case *c)
         bench_read_create(&d.b.heap, d.b.team, bench_heap_main_size(&d.b.heap), read_bytes);
     size_t n = options->runs;
     double *kernel = bench_alloc(n, sizeof *kernel), *read = bench_alloc(n, sizeof *read);
-    double *ratio = bench_alloc(n, sizeof *ratio);
+    double *ratio = bench_alloc(n, sizeof *ratio), *read_time = bench_alloc(n, sizeof *read_time);
     double calls = (double)(n_layers * n_seqs);
     round_of_all(&d); /* warm up */
+    uint64_t preemptions = bench_preemptions();
     for (size_t i = 0; i < n; i++) {
         double t_read = 0.0, t_kernel;
         if (i % 2 == 0)
@@ -160,10 +178,12 @@ static int run(const bench_options *options, const bench_case *c)
         if (i % 2 == 1)
             t_read = bench_read_run(reader);
         kernel[i] = t_kernel / calls;
+        read_time[i] = t_read;
         read[i] = 1e-9 * bench_read_bytes(reader) / t_read;
         ratio[i] = 1e-9 * call_bytes / kernel[i] / read[i];
     }
 
+    preemptions = bench_preemptions() - preemptions;
     bench_record_begin(&record, "decode", kvt_cache_isa(d.b.cache), bench_type_name(c->k_type),
                        bench_type_name(c->v_type), c);
     bench_record_time(&record, kernel, n, call_bytes, bench_median(read, n),
@@ -171,6 +191,10 @@ static int run(const bench_options *options, const bench_case *c)
     bench_stats spread = bench_stats_of(ratio, n);
     bench_record_number(&record, "ratio_p10", spread.p10);
     bench_record_number(&record, "ratio_p90", spread.p90);
+    bench_record_number(&record, "ratio_best",
+                        call_bytes / bench_stats_of(kernel, n).min /
+                            (bench_read_bytes(reader) / bench_stats_of(read_time, n).min));
+    bench_record_integer(&record, "preemptions", preemptions);
     bench_record_integer(&record, "layers", n_layers);
     bench_record_integer(&record, "sequences", n_seqs);
     bench_record_integer(&record, "set_bytes", (uint64_t)round_bytes);
@@ -181,6 +205,7 @@ static int run(const bench_options *options, const bench_case *c)
     bench_record_end(&record, options, bench_team_pinned(d.b.team));
     bench_emit(options, &record, columns, N_COLUMNS);
 
+    free(read_time);
     free(ratio);
     free(read);
     free(kernel);
@@ -200,7 +225,9 @@ int bench_decode(const bench_options *options)
                "%s\n"
                "GB/s = bytes / median time of a call; read = the best read loop over memory of the "
                "same kind, same threads, run in turn;\n"
-               "ratio = median of the pairs' (GB/s / read). vs cache, vs input: relative L2 error "
+               "ratio = median of the pairs' (GB/s / read); best = fastest round over fastest "
+               "read; preempt: "
+               "times that other programs got in between.\nvs cache, vs input: relative L2 error "
                "against attention in double\n"
                "over the dequantized cache and over what went into it.",
                bench_kv_formula);

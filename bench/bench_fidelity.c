@@ -24,13 +24,24 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-static const bench_column columns[] = {
-    {"isa", NULL, -8},      {"method", NULL, -7},      {"cut", NULL, -7},
-    {"q_heads", "q", 4},    {"kv_heads", "kv", 4},     {"head_dim", "dim", 4},
-    {"ctx", NULL, 6},       {"offset", NULL, 6},       {"bits", NULL, 6},
-    {"error", "error", 10}, {"error_cache", "vs cache", 10}, {"error_read", "stored", 10},
-    {"vs_r1", "/R1", 7},    {"vs_r2", "/R2", 7},       {"bar", NULL, -24},
-    {"bar_value", "value", 10}, {"bar_limit", "limit", 7}, {"pass", NULL, -5}};
+static const bench_column columns[] = {{"isa", NULL, -8},
+                                       {"method", NULL, -7},
+                                       {"cut", NULL, -7},
+                                       {"q_heads", "q", 4},
+                                       {"kv_heads", "kv", 4},
+                                       {"head_dim", "dim", 4},
+                                       {"ctx", NULL, 6},
+                                       {"offset", NULL, 6},
+                                       {"bits", NULL, 6},
+                                       {"error", "error", 10},
+                                       {"error_cache", "vs cache", 10},
+                                       {"error_read", "stored", 10},
+                                       {"vs_r1", "/R1", 7},
+                                       {"vs_r2", "/R2", 7},
+                                       {"bar", NULL, -24},
+                                       {"bar_value", "value", 10},
+                                       {"bar_limit", "limit", 7},
+                                       {"pass", NULL, -5}};
 enum { N_COLUMNS = sizeof columns / sizeof columns[0] };
 
 enum { QUERIES = 16, CHUNK = 256 };
@@ -53,8 +64,8 @@ enum { N_METHODS = sizeof methods / sizeof methods[0] };
 
 typedef struct data {
     size_t n, k_width, v_width;
-    float *k, *v, *q;   /* [n][kv_heads][dim], q [QUERIES][q_heads][k_dim] */
-    double *exact;      /* [QUERIES][q_heads][v_dim] */
+    float *k, *v, *q; /* [n][kv_heads][dim], q [QUERIES][q_heads][k_dim] */
+    double *exact;    /* [QUERIES][q_heads][v_dim] */
 } data;
 
 static void make_data(data *d, const bench_case *c, double offset, uint64_t seed)
@@ -255,8 +266,8 @@ static int run_data(const bench_options *options, const bench_case *c, double of
         if (has_bar && !pass)
             failed = 1;
         bench_record_begin(&record, "fidelity", r->isa, m->type_name, m->type_name, c);
-        bench_record_no_time(&record, r->bits / 8.0 * (double)(d.k_width + d.v_width) *
-                                          (double)d.n);
+        bench_record_no_time(&record,
+                             r->bits / 8.0 * (double)(d.k_width + d.v_width) * (double)d.n);
         bench_record_text(&record, "data", "random");
         bench_record_text(&record, "method", m->name);
         bench_record_text(&record, "cut", m->cut);
@@ -299,11 +310,12 @@ int bench_fidelity(const bench_options *options)
     bench_table_begin(options, "fidelity: attention output against double, relative L2", columns,
                       N_COLUMNS);
     int code = bench_each_case(options, run);
-    bench_note(options,
-               "error: against attention in double over the exact keys and values; vs cache: over "
-               "the dequantized ones; stored: what\n"
-               "the dequantized ones alone are off. offset: added to 4 of 128 channels of every key. "
-               "R1: K and V through q8_0; R2: q, too.\n"
-               "bits per element with scales and offsets. Bars are for offset 0.");
+    bench_note(
+        options,
+        "error: against attention in double over the exact keys and values; vs cache: over "
+        "the dequantized ones; stored: what\n"
+        "the dequantized ones alone are off. offset: added to 4 of 128 channels of every key. "
+        "R1: K and V through q8_0; R2: q, too.\n"
+        "bits per element with scales and offsets. Bars are for offset 0.");
     return code;
 }

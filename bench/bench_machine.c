@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 #if defined(__linux__)
 #include <sched.h>
@@ -84,6 +85,14 @@ uint64_t bench_llc_bytes(void)
     }
 #endif
     return largest ? largest : UINT64_C(32) << 20;
+}
+
+uint64_t bench_preemptions(void)
+{
+    struct rusage usage;
+    if (getrusage(RUSAGE_SELF, &usage) != 0)
+        return 0;
+    return (uint64_t)usage.ru_nivcsw;
 }
 
 uint64_t bench_available_bytes(void)
@@ -174,7 +183,7 @@ struct bench_team {
         bench_team *team;
         pthread_t thread;
         unsigned index;
-    } *workers;
+    } * workers;
 #if defined(__linux__)
     cpu_set_t before; /* the caller's processors */
 #endif

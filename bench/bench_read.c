@@ -40,107 +40,101 @@ typedef uint64_t read_loop(const unsigned char *const *p, size_t bytes);
  * stream. streams and ahead are constants wherever it is inlined. A prefetch never faults, so it
  * may run past the end.
  */
-#define READ_BODY(vector, zero, load, combine, width)                                             \
-    vector sum[MAX_STREAMS];                                                                      \
-    UNROLL for (int s = 0; s < streams; s++) sum[s] = zero;                                       \
-    for (size_t i = 0; i < bytes; i += STEP) {                                                    \
-        UNROLL for (int s = 0; s < streams; s++)                                                  \
-        {                                                                                         \
-            const unsigned char *q = p[s] + i;                                                    \
-            if (ahead > 0) {                                                                      \
-                __builtin_prefetch(q + ahead);                                                    \
-                __builtin_prefetch(q + ahead + 64);                                               \
-                __builtin_prefetch(q + ahead + 128);                                              \
-                __builtin_prefetch(q + ahead + 192);                                              \
-            }                                                                                     \
-            UNROLL for (int j = 0; j < STEP; j += (width) * 4)                                    \
-            {                                                                                     \
-                vector a = load(q + j), b = load(q + j + (width));                                \
-                vector c = load(q + j + 2 * (width)), d = load(q + j + 3 * (width));              \
-                sum[s] = combine(sum[s], combine(combine(a, b), combine(c, d)));                  \
-            }                                                                                     \
-        }                                                                                         \
-    }                                                                                             \
-    for (int s = 1; s < streams; s++) sum[0] = combine(sum[0], sum[s]);                           \
-    uint64_t result;                                                                              \
-    memcpy(&result, &sum[0], sizeof result);                                                      \
+#define READ_BODY(vector, zero, load, combine, width)                                              \
+    vector sum[MAX_STREAMS];                                                                       \
+    UNROLL for (int s = 0; s < streams; s++) sum[s] = zero;                                        \
+    for (size_t i = 0; i < bytes; i += STEP) {                                                     \
+        UNROLL for (int s = 0; s < streams; s++)                                                   \
+        {                                                                                          \
+            const unsigned char *q = p[s] + i;                                                     \
+            if (ahead > 0) {                                                                       \
+                __builtin_prefetch(q + ahead);                                                     \
+                __builtin_prefetch(q + ahead + 64);                                                \
+                __builtin_prefetch(q + ahead + 128);                                               \
+                __builtin_prefetch(q + ahead + 192);                                               \
+            }                                                                                      \
+            UNROLL for (int j = 0; j < STEP; j += (width)*4)                                       \
+            {                                                                                      \
+                vector a = load(q + j), b = load(q + j + (width));                                 \
+                vector c = load(q + j + 2 * (width)), d = load(q + j + 3 * (width));               \
+                sum[s] = combine(sum[s], combine(combine(a, b), combine(c, d)));                   \
+            }                                                                                      \
+        }                                                                                          \
+    }                                                                                              \
+    for (int s = 1; s < streams; s++)                                                              \
+        sum[0] = combine(sum[0], sum[s]);                                                          \
+    uint64_t result;                                                                               \
+    memcpy(&result, &sum[0], sizeof result);                                                       \
     return result;
 
-#define READ_VARIANT(isa, attribute, streams, ahead)                                              \
-    attribute static uint64_t read_##isa##_##streams##_##ahead(const unsigned char *const *p,     \
-                                                               size_t bytes)                      \
-    {                                                                                             \
-        return read_##isa(p, bytes, streams, ahead);                                              \
+#define READ_VARIANT(isa, attribute, streams, ahead)                                               \
+    attribute static uint64_t read_##isa##_##streams##_##ahead(const unsigned char *const *p,      \
+                                                               size_t bytes)                       \
+    {                                                                                              \
+        return read_##isa(p, bytes, streams, ahead);                                               \
     }
-#define READ_VARIANTS(isa, attribute)                                                             \
-    READ_VARIANT(isa, attribute, 1, 0)                                                            \
-    READ_VARIANT(isa, attribute, 4, 0)                                                            \
-    READ_VARIANT(isa, attribute, 8, 0)                                                            \
-    READ_VARIANT(isa, attribute, 1, 1024)                                                         \
-    READ_VARIANT(isa, attribute, 4, 1024)                                                         \
-    READ_VARIANT(isa, attribute, 8, 1024)                                                         \
-    READ_VARIANT(isa, attribute, 1, 4096)                                                         \
-    READ_VARIANT(isa, attribute, 4, 4096)                                                         \
+#define READ_VARIANTS(isa, attribute)                                                              \
+    READ_VARIANT(isa, attribute, 1, 0)                                                             \
+    READ_VARIANT(isa, attribute, 4, 0)                                                             \
+    READ_VARIANT(isa, attribute, 8, 0)                                                             \
+    READ_VARIANT(isa, attribute, 1, 1024)                                                          \
+    READ_VARIANT(isa, attribute, 4, 1024)                                                          \
+    READ_VARIANT(isa, attribute, 8, 1024)                                                          \
+    READ_VARIANT(isa, attribute, 1, 4096)                                                          \
+    READ_VARIANT(isa, attribute, 4, 4096)                                                          \
     READ_VARIANT(isa, attribute, 8, 4096)
 
 #define NOTHING
 
 #define LOAD_U64(p) (*(const uint64_t *)(const void *)(p))
 #define OR_U64(a, b) ((a) | (b))
-INLINE uint64_t read_plain(const unsigned char *const *p, size_t bytes, int streams, int ahead)
-{
-    READ_BODY(uint64_t, 0, LOAD_U64, OR_U64, 8)
-}
-READ_VARIANTS(plain, NOTHING)
+INLINE uint64_t read_plain(const unsigned char *const *p, size_t bytes, int streams, int ahead){
+    READ_BODY(uint64_t, 0, LOAD_U64, OR_U64, 8)} READ_VARIANTS(plain, NOTHING)
 
 #if defined(__x86_64__)
 #define LOAD_SSE2(p) _mm_load_si128((const __m128i *)(const void *)(p))
-INLINE uint64_t read_sse2(const unsigned char *const *p, size_t bytes, int streams, int ahead)
-{
-    READ_BODY(__m128i, _mm_setzero_si128(), LOAD_SSE2, _mm_or_si128, 16)
-}
-READ_VARIANTS(sse2, NOTHING)
+    INLINE uint64_t read_sse2(const unsigned char *const *p, size_t bytes, int streams, int ahead){
+        READ_BODY(__m128i, _mm_setzero_si128(), LOAD_SSE2, _mm_or_si128, 16)} READ_VARIANTS(sse2,
+                                                                                            NOTHING)
 
 #define TARGET_AVX2 __attribute__((target("avx2")))
 #define LOAD_AVX2(p) _mm256_load_si256((const __m256i *)(const void *)(p))
-TARGET_AVX2 INLINE uint64_t read_avx2(const unsigned char *const *p, size_t bytes, int streams,
-                                      int ahead)
-{
-    READ_BODY(__m256i, _mm256_setzero_si256(), LOAD_AVX2, _mm256_or_si256, 32)
-}
-READ_VARIANTS(avx2, TARGET_AVX2)
+        TARGET_AVX2 INLINE uint64_t
+    read_avx2(const unsigned char *const *p, size_t bytes, int streams,
+              int ahead){READ_BODY(__m256i, _mm256_setzero_si256(), LOAD_AVX2, _mm256_or_si256,
+                                   32)} READ_VARIANTS(avx2, TARGET_AVX2)
 
 #define TARGET_AVX512 __attribute__((target("avx512f")))
 #define LOAD_AVX512(p) _mm512_load_si512((const void *)(p))
-TARGET_AVX512 INLINE uint64_t read_avx512(const unsigned char *const *p, size_t bytes,
-                                          int streams, int ahead)
-{
-    READ_BODY(__m512i, _mm512_setzero_si512(), LOAD_AVX512, _mm512_or_si512, 64)
-}
-READ_VARIANTS(avx512, TARGET_AVX512)
+        TARGET_AVX512 INLINE uint64_t
+    read_avx512(const unsigned char *const *p, size_t bytes, int streams,
+                int ahead){READ_BODY(__m512i, _mm512_setzero_si512(), LOAD_AVX512, _mm512_or_si512,
+                                     64)} READ_VARIANTS(avx512, TARGET_AVX512)
 #elif defined(__aarch64__)
-INLINE uint64_t read_neon(const unsigned char *const *p, size_t bytes, int streams, int ahead)
-{
-    READ_BODY(uint8x16_t, vdupq_n_u8(0), vld1q_u8, vorrq_u8, 16)
-}
-READ_VARIANTS(neon, NOTHING)
+    INLINE uint64_t read_neon(const unsigned char *const *p, size_t bytes, int streams, int ahead){
+        READ_BODY(uint8x16_t, vdupq_n_u8(0), vld1q_u8, vorrq_u8, 16)} READ_VARIANTS(neon, NOTHING)
 #endif
 
-typedef struct read_variant {
+        typedef struct read_variant {
     const char *isa;
     unsigned streams, ahead;
     read_loop *loop;
 } read_variant;
 
-#define VARIANT(isa, streams, ahead) {#isa, streams, ahead, read_##isa##_##streams##_##ahead}
-#define VARIANTS(isa)                                                                             \
-    VARIANT(isa, 1, 0), VARIANT(isa, 4, 0), VARIANT(isa, 8, 0), VARIANT(isa, 1, 1024),            \
-        VARIANT(isa, 4, 1024), VARIANT(isa, 8, 1024), VARIANT(isa, 1, 4096),                      \
+#define VARIANT(isa, streams, ahead)                                                               \
+    {                                                                                              \
+#isa, streams, ahead, read_##isa##_##streams##_##ahead                                     \
+    }
+#define VARIANTS(isa)                                                                              \
+    VARIANT(isa, 1, 0), VARIANT(isa, 4, 0), VARIANT(isa, 8, 0), VARIANT(isa, 1, 1024),             \
+        VARIANT(isa, 4, 1024), VARIANT(isa, 8, 1024), VARIANT(isa, 1, 4096),                       \
         VARIANT(isa, 4, 4096), VARIANT(isa, 8, 4096)
 
 static const read_variant variants[] = {
 #if defined(__x86_64__)
-    VARIANTS(avx512), VARIANTS(avx2), VARIANTS(sse2),
+    VARIANTS(avx512),
+    VARIANTS(avx2),
+    VARIANTS(sse2),
 #elif defined(__aarch64__)
     VARIANTS(neon),
 #endif

@@ -112,8 +112,8 @@ void bench_record_end(bench_record *r, const bench_options *options, bool pinned
 
 /* ---- output ---- */
 
-void bench_table_begin(const bench_options *options, const char *title,
-                       const bench_column *columns, size_t n_columns)
+void bench_table_begin(const bench_options *options, const char *title, const bench_column *columns,
+                       size_t n_columns)
 {
     if (options->json)
         return;

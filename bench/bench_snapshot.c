@@ -19,14 +19,17 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-static const bench_column columns[] = {
-    {"isa", NULL, -8},         {"k_type", "K", -4},       {"v_type", "V", -4},
-    {"kv_heads", "kv", 4},     {"head_dim", "dim", 4},    {"ctx", NULL, 7},
-    {"layers", "lay", 4},      {"op", NULL, -4},          {"medium", NULL, -6},
-    {"codec", NULL, -4},       {"fsync", NULL, -5},       {"ms_median", "ms", 9},
-    {"ms_p10", "p10", 9},      {"ms_p90", "p90", 9},      {"bytes", NULL, 10},
-    {"gbps", "GB/s", 7},       {"plain", "beside", -7},   {"plain_gbps", "GB/s", 7},
-    {"plain_ratio", "ratio", 7}, {"stored_bytes", "stored", 10}, {"compression", "compr.", 7}};
+static const bench_column columns[] = {{"isa", NULL, -8},           {"k_type", "K", -4},
+                                       {"v_type", "V", -4},         {"kv_heads", "kv", 4},
+                                       {"head_dim", "dim", 4},      {"ctx", NULL, 7},
+                                       {"layers", "lay", 4},        {"op", NULL, -4},
+                                       {"medium", NULL, -6},        {"codec", NULL, -4},
+                                       {"fsync", NULL, -5},         {"ms_median", "ms", 9},
+                                       {"ms_p10", "p10", 9},        {"ms_p90", "p90", 9},
+                                       {"bytes", NULL, 10},         {"gbps", "GB/s", 7},
+                                       {"plain", "beside", -7},     {"plain_gbps", "GB/s", 7},
+                                       {"plain_ratio", "ratio", 7}, {"stored_bytes", "stored", 10},
+                                       {"compression", "compr.", 7}};
 enum { N_COLUMNS = sizeof columns / sizeof columns[0] };
 
 /* A growing buffer with a place to read from. */
@@ -61,7 +64,7 @@ static int64_t buffer_read(void *user, void *data, size_t bytes)
 }
 
 typedef struct snapshot {
-    bench_cache b;      /* seqs[0] is saved, seqs[1] loaded into */
+    bench_cache b; /* seqs[0] is saved, seqs[1] loaded into */
     buffer stream;
     unsigned char *plain, *copy; /* [bytes] for memcpy, fwrite and fread */
     size_t bytes;
@@ -240,8 +243,7 @@ static void report(const bench_options *options, snapshot *s, bench_read *reader
 static void run_codec(const bench_options *options, snapshot *s, bench_read *reader)
 {
     static const subject save_to_memory = {"save", "memory", "memcpy", save_memory, plain_memory};
-    static const subject load_from_memory = {"load", "memory", "memcpy", load_memory,
-                                             plain_memory};
+    static const subject load_from_memory = {"load", "memory", "memcpy", load_memory, plain_memory};
     static const subject save_to_file = {"save", "file", "fwrite", save_file, plain_write};
     static const subject load_from_file = {"load", "file", "fread", load_file, plain_read};
 
@@ -322,14 +324,15 @@ int bench_snapshot(const bench_options *options)
     atexit(remove_files);
     bench_table_begin(options, "snapshot: one sequence, all layers", columns, N_COLUMNS);
     int result = bench_each_case(options, run);
-    bench_note(options,
-               "%s\n"
-               "GB/s = these bytes, of all layers, over the median time, compressed or not. beside: "
-               "as many random bytes by\n"
-               "memcpy, fwrite (and fsync where the snapshot does) or fread, in turn; ratio = median "
-               "of the pairs' ratios to it.\n"
-               "Loads are into recycled blocks; files are read from the page cache. stored: the "
-               "whole snapshot; compr. = bytes / stored.",
-               bench_kv_formula);
+    bench_note(
+        options,
+        "%s\n"
+        "GB/s = these bytes, of all layers, over the median time, compressed or not. beside: "
+        "as many random bytes by\n"
+        "memcpy, fwrite (and fsync where the snapshot does) or fread, in turn; ratio = median "
+        "of the pairs' ratios to it.\n"
+        "Loads are into recycled blocks; files are read from the page cache. stored: the "
+        "whole snapshot; compr. = bytes / stored.",
+        bench_kv_formula);
     return result;
 }

@@ -40,13 +40,14 @@ static const char usage[] =
     "  --tokens LIST       tokens a call, 1 to 512                         (default 1,512)\n"
     "  --dtype LIST        of the input: f32, f16, bf16                    (default f32)\n"
     "snapshot:\n"
-    "  --dir PATH          where files go for the time being               (default $TMPDIR, /tmp)\n"
+    "  --dir PATH          where files go for the time being               (default $TMPDIR, "
+    "/tmp)\n"
     "fidelity:\n"
     "  --offset LIST       added to some K channels, in their deviations, 0 is plain\n"
     "                      (default 0,10,30,120; with --model 0,30,120)\n"
     "  --model FILE --tokenizer FILE   a llama2.c or tinylm model; heads and dims are its own\n"
     "  --text FILE         score this text, not generated stories\n"
-    "  --stories N         stories, or at most so many pieces of the text  (default 12)\n"
+    "  --stories N         stories, or at most so many pieces of the text  (default 24)\n"
     "\n"
     "Exit code: 0 done, 1 a call, a check or a bar failed, 2 the command line is wrong.\n";
 
@@ -392,7 +393,7 @@ static void set_defaults(bench_options *o, int command)
     if (o->quick)
         o->runs = 1;
     if (o->stories == 0)
-        o->stories = o->quick ? 1 : 12;
+        o->stories = o->quick ? 1 : 24;
     if (o->llc_bytes == 0)
         o->llc_bytes = bench_llc_bytes();
     if (!o->dir)

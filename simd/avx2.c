@@ -37,11 +37,13 @@
 /* Dims that are summed up before they are added to the score. */
 #define CHUNK_DIMS 64
 /*
- * Prefetch distances in bytes. The hardware follows K's ascending lines but stops at each 4 KiB
- * page; V is read in columns of 4-byte lanes at a stride of 4 * dims, which it does not follow.
+ * Prefetch distances in bytes. K: the hardware follows ascending lines, but stops at each 4 KiB
+ * page and starts anew in the next; a page ahead also reaches V, which follows K in a record. V is
+ * read in columns of 4-byte lanes at a stride of 4 * dims, which the hardware does not follow: the
+ * next column is one line on. A prefetch beyond the record is harmless.
  */
-#define PREFETCH_K 1024
-#define PREFETCH_V 128
+#define PREFETCH_K 4096
+#define PREFETCH_V 64
 
 enum { F32, F16, I8 };
 
@@ -98,9 +100,9 @@ KVT_INLINE void multiply(int type, size_t rows, size_t vectors, size_t v, int e,
     __m256 b = load_lanes(type, pair + lane_bytes(type), e);
 #define MULTIPLY(r)                                                                                \
     if ((r) < rows) {                                                                              \
-        __m256 w = _mm256_broadcast_ss(weight + (r) * ldw + e);                                    \
-        sum[(r) * vectors + v] = _mm256_fmadd_ps(w, a, sum[(r) * vectors + v]);                    \
-        sum[(r) * vectors + v + 1] = _mm256_fmadd_ps(w, b, sum[(r) * vectors + v + 1]);            \
+        __m256 w = _mm256_broadcast_ss(weight + (r)*ldw + e);                                      \
+        sum[(r)*vectors + v] = _mm256_fmadd_ps(w, a, sum[(r)*vectors + v]);                        \
+        sum[(r)*vectors + v + 1] = _mm256_fmadd_ps(w, b, sum[(r)*vectors + v + 1]);                \
     }
     EACH_ROW(MULTIPLY)
 #undef MULTIPLY
@@ -129,8 +131,8 @@ KVT_INLINE void multiply_pair(int type, size_t rows, size_t vectors, size_t v,
  * of summands (4 codes, or 1 element) is step bytes after the last.
  */
 KVT_INLINE void product(int type, size_t rows, size_t vectors, const unsigned char *codes,
-                        size_t pair_bytes, size_t step, size_t n, const float *weight,
-                        size_t ldw, size_t prefetch, __m256 *sum)
+                        size_t pair_bytes, size_t step, size_t n, const float *weight, size_t ldw,
+                        size_t prefetch, __m256 *sum)
 {
 #define ZERO(i) sum[i] = _mm256_setzero_ps();
     EACH_SUM(ZERO)
@@ -171,9 +173,8 @@ typedef struct qk_call {
  * Nobody's scores are as large, but infinity would become NaN in the softmax: the 16 scores
  * are formed again, slowly.
  */
-static __attribute__((cold, noinline)) void qk_large(const float *q, const signed char *tile,
-                                                     const uint16_t *scales, size_t dims_p,
-                                                     float *s)
+static __attribute__((cold, noinline)) void
+qk_large(const float *q, const signed char *tile, const uint16_t *scales, size_t dims_p, float *s)
 {
     for (size_t t = 0; t < KVT_TILE_TOKENS; t++) {
         double total = 0.0;
@@ -255,7 +256,7 @@ KVT_INLINE void qk_block(int type, size_t rows, size_t vectors, const qk_call *c
                      const uint16_t *scales, size_t n_tokens, size_t dims_p, float *s)             \
     {                                                                                              \
         static void (*const blocks[])(const qk_call *, size_t, size_t, size_t) = {                 \
-            NULL,        qk_##type##_1, qk_##type##_2, qk_##type##_3,                              \
+            NULL,          qk_##type##_1, qk_##type##_2, qk_##type##_3,                            \
             qk_##type##_4, qk_##type##_5, qk_##type##_6};                                          \
         const qk_call call = {q, ldq, codes, scales, dims_p, s};                                   \
         const size_t span = rows == 1 ? KVT_TOKENS : 32;                                           \
@@ -325,7 +326,7 @@ KVT_INLINE void pv_block(int type, size_t rows, size_t vectors, const pv_call *c
     static void name(const pv_call *call, size_t rows)                                             \
     {                                                                                              \
         static void (*const blocks[])(const pv_call *, size_t, size_t, size_t) = {                 \
-            NULL,        pv_##type##_1, pv_##type##_2, pv_##type##_3,                              \
+            NULL,          pv_##type##_1, pv_##type##_2, pv_##type##_3,                            \
             pv_##type##_4, pv_##type##_5, pv_##type##_6};                                          \
         const size_t span = rows <= ROWS_BLOCK ? call->dims_p : 32;                                \
         for (size_t dim = 0; dim < call->dims_p; dim += span) {                                    \
@@ -361,8 +362,7 @@ static void pv_f16(const float *p, size_t rows, const void *codes, const uint16_
 KVT_INLINE __m256 lanes_below(size_t first, size_t n)
 {
     const __m256i index = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-    return _mm256_castsi256_ps(
-        _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n - (int)first), index));
+    return _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32((int)n - (int)first), index));
 }
 
 /*
@@ -410,8 +410,8 @@ static float dot_f16(const float *a, const uint16_t *b, size_t n)
     size_t i = 0;
     for (; i + 16 <= n; i += 16) {
         even = _mm256_fmadd_ps(_mm256_loadu_ps(a + i), _mm256_cvtph_ps(kvt_load_128(b + i)), even);
-        odd = _mm256_fmadd_ps(_mm256_loadu_ps(a + i + 8),
-                              _mm256_cvtph_ps(kvt_load_128(b + i + 8)), odd);
+        odd = _mm256_fmadd_ps(_mm256_loadu_ps(a + i + 8), _mm256_cvtph_ps(kvt_load_128(b + i + 8)),
+                              odd);
     }
     if (i < n)
         even = _mm256_fmadd_ps(_mm256_loadu_ps(a + i), _mm256_cvtph_ps(kvt_load_128(b + i)), even);
@@ -423,8 +423,7 @@ static void logits(float *s, size_t n, float add, float scale, float softcap)
 {
     const __m256 adds = _mm256_set1_ps(add), scales = _mm256_set1_ps(scale);
     for (size_t t = 0; t < n; t += 8)
-        _mm256_storeu_ps(s + t,
-                         _mm256_mul_ps(_mm256_add_ps(_mm256_loadu_ps(s + t), adds), scales));
+        _mm256_storeu_ps(s + t, _mm256_mul_ps(_mm256_add_ps(_mm256_loadu_ps(s + t), adds), scales));
     if (softcap > 0.0f) {
         const __m256 cap = _mm256_set1_ps(softcap);
         for (size_t t = 0; t < n; t += 8) {
@@ -510,30 +509,31 @@ static float finish(float *acc, size_t dims_p, float m, float l, float sink)
     }
     a = Sleef_expf_u10(m - maximum);
     denominator = l * a + Sleef_expf_u10(sink - maximum); /* exp(-inf) is 0 */
-    factor = _mm256_set1_ps(a / denominator); /* <= 1 / l: the largest p in l is 1 */
+    /* At most 1 / l, and l is at least 1: its largest term is exp(0). */
+    factor = _mm256_set1_ps(a / denominator);
     for (size_t d = 0; d < dims_p; d += 8)
         _mm256_storeu_ps(acc + d, _mm256_mul_ps(_mm256_loadu_ps(acc + d), factor));
     return maximum + Sleef_logf_u10(denominator);
 }
 
 /* What is missing is inherited: plain copies, which a vector does not make faster. */
+/* clang-format off */
 const kvt_kernels kvt_kernels_avx2 = {
     .isa = "avx2",
 #define ENTRY(name) .name = kvt_avx2_##name,
     KVT_AVX2_APPEND_LIST(ENTRY)
 #undef ENTRY
-#define ENTRY(name) .name = name
-    ENTRY(qk_f32),
-    ENTRY(qk_f16),
-    ENTRY(qk_i8),
-    ENTRY(pv_f32),
-    ENTRY(pv_f16),
-    ENTRY(pv_i8),
-    ENTRY(dot_f16),
-    ENTRY(logits),
-    ENTRY(alibi),
-    ENTRY(softmax),
-    ENTRY(merge),
-    ENTRY(finish),
-#undef ENTRY
+    .qk_f32 = qk_f32,
+    .qk_f16 = qk_f16,
+    .qk_i8 = qk_i8,
+    .pv_f32 = pv_f32,
+    .pv_f16 = pv_f16,
+    .pv_i8 = pv_i8,
+    .dot_f16 = dot_f16,
+    .logits = logits,
+    .alibi = alibi,
+    .softmax = softmax,
+    .merge = merge,
+    .finish = finish,
 };
+/* clang-format on */

@@ -42,12 +42,15 @@ KVT_INLINE void kvt_store_128(void *to, __m128i x)
     _mm_storeu_si128((__m128i *)to, x);
 }
 
+/* clang-format off */
+/* The entries of the table that avx2_append.c defines. */
 #define KVT_AVX2_APPEND_LIST(X)                                                                    \
     X(load_f32) X(load_f16) X(load_bf16) X(store_f16) X(store_bf16) X(rotate) X(unrotate)          \
     X(put_k_f32) X(put_k_f16) X(put_k_i8) X(put_v_f16) X(put_v_i8)                                 \
     X(get_k_i8) X(get_v_f16) X(get_v_i8) X(mean_k_i8)
+/* clang-format on */
 
-/* Entries of a table that holds nothing else: avx2.c copies them, and is the table. */
+/* Their prototypes, and those of kernels that nobody defines: a name is checked by its use. */
 #define KVT_KERNEL_PROTOTYPE(result, name, parameters) result kvt_avx2_##name parameters;
 KVT_KERNEL_LIST(KVT_KERNEL_PROTOTYPE)
 #undef KVT_KERNEL_PROTOTYPE

@@ -31,6 +31,11 @@ KVT_INLINE int is_below_16(__m128i magnitudes, int16_t bound)
     return _mm_testz_si128(above, above);
 }
 
+/*
+ * The loads test what they read in passing: append validates every element anyway, and a second
+ * pass over it would cost as much as the conversion. Rows may begin at any element, and end right
+ * before an inaccessible page: no access goes beyond n.
+ */
 int kvt_avx2_load_f32(const void *src, float *dst, size_t n)
 {
     const unsigned char *from = src;
@@ -88,6 +93,10 @@ int kvt_avx2_load_bf16(const void *src, float *dst, size_t n)
     return is_below_16(largest, 0x7f80) & !bad;
 }
 
+/*
+ * The hardware's conversion with the rounding in the instruction. It handles subnormal results
+ * whatever MXCSR says of flushing, as tile.h does.
+ */
 KVT_INLINE __m128i to_f16(__m256 x)
 {
     return _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
@@ -109,6 +118,11 @@ void kvt_avx2_store_f16(const float *src, void *dst, size_t n)
     }
 }
 
+/*
+ * There is no instruction for bf16 here. Adding 0x7fff and the lowest kept bit carries into that
+ * bit exactly when the dropped half rounds up: above the tie, or on it from an odd number. The
+ * carry would turn some NaNs into infinity, so those keep their upper half, made quiet.
+ */
 void kvt_avx2_store_bf16(const float *src, void *dst, size_t n)
 {
     uint16_t *to = dst;
@@ -119,11 +133,11 @@ void kvt_avx2_store_bf16(const float *src, void *dst, size_t n)
         __m256 x = _mm256_loadu_ps(src + i);
         __m256i bits = _mm256_castps_si256(x), high = _mm256_srli_epi32(bits, 16);
         __m256i odd = _mm256_and_si256(high, one);
-        __m256i rounded = _mm256_srli_epi32(
-            _mm256_add_epi32(bits, _mm256_add_epi32(half, odd)), 16);
+        __m256i rounded =
+            _mm256_srli_epi32(_mm256_add_epi32(bits, _mm256_add_epi32(half, odd)), 16);
         __m256 is_nan = _mm256_cmp_ps(x, x, _CMP_UNORD_Q);
-        rounded = _mm256_blendv_epi8(rounded, _mm256_or_si256(high, quiet),
-                                     _mm256_castps_si256(is_nan));
+        rounded =
+            _mm256_blendv_epi8(rounded, _mm256_or_si256(high, quiet), _mm256_castps_si256(is_nan));
         kvt_store_128(to + i, _mm_packus_epi32(_mm256_castsi256_si128(rounded),
                                                _mm256_extracti128_si256(rounded, 1)));
     }
@@ -146,7 +160,11 @@ KVT_INLINE __m256 hadamard_8(__m256 x)
                          _mm256_xor_ps(_mm256_permute2f128_ps(x, x, 0x11), sign_4));
 }
 
-/* Butterflies h and 2 h apart (h >= 8) in one pass over memory. */
+/*
+ * Butterflies h and 2 h apart (h >= 8) in one pass over memory. The two levels are done in full,
+ * one after the other, on four registers: the operations and their order are those of two passes,
+ * half of the loads and stores are not.
+ */
 KVT_INLINE void hadamard_pass_4(float *x, size_t dims, size_t h)
 {
     for (size_t i = 0; i < dims; i += 4 * h)
@@ -223,7 +241,10 @@ void kvt_avx2_unrotate(float *x, const float *sign, size_t dims, size_t block, f
 
 /* ---- transposes ---- */
 
-/* Rows of eight 4-byte elements: x[i] becomes column i. */
+/*
+ * Rows of eight 4-byte elements: x[i] becomes column i. Integers, though it serves f32 as well:
+ * the shuffles are the same, and groups of four codes are moved as one element.
+ */
 KVT_INLINE void transpose_8x8(__m256i x[8])
 {
     __m256i y[8];
@@ -271,6 +292,11 @@ KVT_INLINE void transpose_8x8_16(__m128i x[8])
 
 /* ---- storing 32 and 16 bits ---- */
 
+/*
+ * K's f32 and f16 tiles are the transpose of the rows: [dim][16 tokens]. Only a full tile (or half
+ * of one, for f16) is worth a transpose; fewer tokens are scattered one element at a time, as
+ * each lies in a line of its own.
+ */
 int kvt_avx2_put_k_f32(const float *x, size_t ldx, size_t n, size_t dims, size_t dims_p,
                        void *codes, uint16_t *scales, size_t slot)
 {
@@ -361,7 +387,11 @@ int kvt_avx2_put_v_f16(const float *x, size_t ldx, size_t n, size_t dims, size_t
 
 /* ---- storing 8 bits ---- */
 
-/* The scale of a row, and its reciprocal. 0 when the scale is beyond f16. */
+/*
+ * The scale of a row, and its reciprocal. 0 when the scale is beyond f16. Two divisions a row, and
+ * the functions of tile.h for the rounding: their cost is lost in that of the row's elements, and
+ * they cannot differ from scalar.c's.
+ */
 KVT_INLINE int scale_of(const float *row, size_t dims, uint16_t *scale, float *reciprocal)
 {
     /* As integers: magnitudes order as the numbers do, and a NaN, above all, is refused. */
@@ -420,8 +450,13 @@ KVT_INLINE void put_column(const float *x, size_t d, size_t dims, float reciproc
         to[d / 4 * 64 + d % 4] = code_1(x[d], reciprocal);
 }
 
-int kvt_avx2_put_k_i8(const float *x, size_t ldx, size_t n, size_t dims, size_t dims_p,
-                      void *codes, uint16_t *scales, size_t slot)
+/*
+ * All scales first: a row that is refused leaves the tile alone. The full tile is done in squares
+ * of 8 tokens by 32 dims; the dims that are left (of 48 or 80, say), and all dims of fewer tokens,
+ * go column by column.
+ */
+int kvt_avx2_put_k_i8(const float *x, size_t ldx, size_t n, size_t dims, size_t dims_p, void *codes,
+                      uint16_t *scales, size_t slot)
 {
     uint8_t *to = (uint8_t *)codes + kvt_k8_index(slot, 0, dims_p);
     float reciprocal[KVT_TILE_TOKENS];
@@ -457,7 +492,7 @@ int kvt_avx2_put_k_i8(const float *x, size_t ldx, size_t n, size_t dims, size_t 
 KVT_INLINE size_t put_lanes_4(const float *x, size_t ldx, size_t dims, const float *reciprocal,
                               uint8_t *to)
 {
-    /* From the packs: 4 dims of token 0, of token 1, ... in each half. To: 4 tokens of dim 0, ... */
+    /* The packs leave 4 dims of each token in each half; the order makes it 4 tokens a dim. */
     const __m256i order = _mm256_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15, 0,
                                            4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     size_t d = 0;
@@ -466,13 +501,17 @@ KVT_INLINE size_t put_lanes_4(const float *x, size_t ldx, size_t dims, const flo
         KVT_UNROLL
         for (size_t j = 0; j < 4; j++)
             y[j] = code_8(x + j * ldx + d, _mm256_set1_ps(reciprocal[j]));
-        __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(y[0], y[1]),
-                                           _mm256_packs_epi32(y[2], y[3]));
+        __m256i bytes =
+            _mm256_packs_epi16(_mm256_packs_epi32(y[0], y[1]), _mm256_packs_epi32(y[2], y[3]));
         kvt_store_256(to + d * 4, _mm256_shuffle_epi8(bytes, order));
     }
     return d;
 }
 
+/*
+ * Writing the neighbours back is no race: all tokens of a tile are one head's, and a head is
+ * appended to by one task. Their bytes, alive or dead, stay what they are.
+ */
 KVT_INLINE size_t put_lanes_1(const float *x, size_t dims, float reciprocal, size_t byte,
                               uint8_t *to)
 {
@@ -488,8 +527,8 @@ KVT_INLINE size_t put_lanes_1(const float *x, size_t dims, float reciprocal, siz
     return d;
 }
 
-int kvt_avx2_put_v_i8(const float *x, size_t ldx, size_t n, size_t dims, size_t dims_p,
-                      void *codes, uint16_t *scales, size_t slot)
+int kvt_avx2_put_v_i8(const float *x, size_t ldx, size_t n, size_t dims, size_t dims_p, void *codes,
+                      uint16_t *scales, size_t slot)
 {
     float reciprocal[KVT_TILE_TOKENS];
     int good = 1;
@@ -515,6 +554,7 @@ int kvt_avx2_put_v_i8(const float *x, size_t ldx, size_t n, size_t dims, size_t 
 
 /* ---- reading back ---- */
 
+/* One token of K: two groups of four codes, 64 bytes apart, are 8 dims. */
 void kvt_avx2_get_k_i8(const void *codes, const uint16_t *scales, size_t slot, size_t dims,
                        size_t dims_p, float *x)
 {
@@ -545,6 +585,10 @@ void kvt_avx2_get_v_f16(const void *codes, const uint16_t *scales, size_t slot, 
         x[d] = kvt_f16_to_f32(from[d]);
 }
 
+/*
+ * One token of V: its byte of each lane is brought to the top and back down with its sign. The
+ * product with the scale is exact (7 by 11 bits), so that scalar and vector cannot round apart.
+ */
 void kvt_avx2_get_v_i8(const void *codes, const uint16_t *scales, size_t slot, size_t dims,
                        size_t dims_p, float *x)
 {
@@ -562,7 +606,10 @@ void kvt_avx2_get_v_i8(const void *codes, const uint16_t *scales, size_t slot, s
 
 /* ---- the mean of a block ---- */
 
-/* Sums of one dim over the tiles, with lane j + 8 already added to lane j. */
+/*
+ * Sums of one dim over the tiles, with lane j + 8 already added to lane j. The first tile is taken
+ * as it is, not added to zero: that would lose the sign of a negative zero, and with it a bit.
+ */
 KVT_INLINE __m256 sum_of_dim(const int8_t *group, size_t tile_bytes, const __m256 *scale, int e)
 {
     const __m128i to_top = _mm_cvtsi32_si128(24 - 8 * e);

@@ -138,14 +138,14 @@ static inline int put_i8(const float *x, size_t ldx, size_t n, size_t dims, size
     int good = 1;
     for (size_t i = 0; i < n; i++) {
         const float *row = x + i * ldx;
-        float absmax = 0.0f;
+        uint32_t absmax = 0; /* as bits, which order like magnitudes and keep a NaN on top */
         for (size_t d = 0; d < dims; d++) {
-            float a = fabsf(row[d]);
+            uint32_t a = kvt_f32_bits(row[d]) & 0x7fffffffu;
             absmax = a > absmax ? a : absmax;
         }
-        uint16_t scale = kvt_f32_to_f16_round(absmax / 127.0f, 1);
+        uint16_t scale = kvt_f32_to_f16_round(kvt_bits_f32(absmax) / 127.0f, 1);
         float reciprocal = scale ? 1.0f / kvt_f16_to_f32(scale) : 0.0f;
-        if ((scale & 0x7c00u) == 0x7c00u) { /* also for an infinite absmax */
+        if ((scale & 0x7c00u) == 0x7c00u) { /* also for an absmax that is not finite */
             good = 0;
             continue;
         }

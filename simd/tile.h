@@ -90,8 +90,9 @@ static inline float kvt_f16_to_f32(uint16_t h)
 }
 
 /*
- * f32 to f16 for finite input. up 0: to nearest, ties to even. up 1: toward +infinity. What is
- * beyond the finite range becomes infinity (toward +infinity: -65504 for negative input).
+ * f32 to f16. up 0: to nearest, ties to even. up 1: toward +infinity. What is beyond the finite
+ * range becomes infinity (toward +infinity: -65504 for negative input), and so does a NaN when
+ * rounding up, which no scale may be; to nearest it stays a NaN.
  */
 static inline uint16_t kvt_f32_to_f16_round(float x, int up)
 {
@@ -100,6 +101,8 @@ static inline uint16_t kvt_f32_to_f16_round(float x, int up)
     uint32_t magnitude = bits & 0x7fffffffu;
     uint32_t shift = 13, value, rest, half, result;
 
+    if (magnitude > 0x7f800000u && !up)
+        return (uint16_t)(sign | 0x7e00u);
     if (magnitude >= 0x47800000u) /* 2^16 and above */
         return (uint16_t)(sign | (up && sign ? 0x7bffu : 0x7c00u));
     if (magnitude < 0x38800000u) { /* below 2^-14: subnormal, a multiple of 2^-24 */

@@ -24,9 +24,9 @@ uint32_t kvt_snap_shapes(const kvt_snapshot_group *group, uint32_t tokens, kvt_s
     size_t heads = group->n_kv_heads;
     size_t k_tokens = kvt_round_up(tokens, KVT_TILE_TOKENS);
     size_t v_tokens = group->v_type == KVT_TYPE_I8 ? kvt_round_up(tokens, 4) : tokens;
-    uint32_t n_scales = ((group->k_type == KVT_TYPE_I8 ? 1u : 0u) +
-                         (group->v_type == KVT_TYPE_I8 ? 1u : 0u)) *
-                        group->n_kv_heads * tokens;
+    uint32_t n_scales =
+        ((group->k_type == KVT_TYPE_I8 ? 1u : 0u) + (group->v_type == KVT_TYPE_I8 ? 1u : 0u)) *
+        group->n_kv_heads * tokens;
     size_t n_small = n_scales + (has_offset(group) ? heads * group->k_dim : 0);
 
     memset(shapes, 0, KVT_SNAP_MAX_STREAMS * sizeof *shapes);
@@ -163,8 +163,8 @@ static const unsigned char *scatter_rows(unsigned char *codes, size_t n, size_t 
     return from + n * live;
 }
 
-void kvt_snap_scatter(const kvt_group *group, kvt_block *block, size_t layer_index,
-                      uint32_t tokens, const unsigned char *streams)
+void kvt_snap_scatter(const kvt_group *group, kvt_block *block, size_t layer_index, uint32_t tokens,
+                      const unsigned char *streams)
 {
     const kvt_layout *layout = &group->layout;
     size_t heads = group->config.n_kv_heads, h;
@@ -178,8 +178,8 @@ void kvt_snap_scatter(const kvt_group *group, kvt_block *block, size_t layer_ind
         from = scatter_rows(kvt_head_record(group, block, layer_index, h) + layout->k_codes, tiles,
                             group->config.k_dim * k_row, layout->k_dims * k_row, from);
     for (h = 0; h < heads; h++)
-        from = scatter_rows(kvt_head_record(group, block, layer_index, h) + layout->v_codes,
-                            v_rows, group->config.v_dim * v_row, layout->v_dims * v_row, from);
+        from = scatter_rows(kvt_head_record(group, block, layer_index, h) + layout->v_codes, v_rows,
+                            group->config.v_dim * v_row, layout->v_dims * v_row, from);
     if (group->config.k_type == KVT_TYPE_I8)
         for (h = 0; h < heads; h++, from += tokens * (size_t)2)
             memcpy(kvt_head_record(group, block, layer_index, h) + layout->k_scales, from,
@@ -196,9 +196,9 @@ void kvt_snap_scatter(const kvt_group *group, kvt_block *block, size_t layer_ind
 
 /* ---- check: eight bytes at a time ---- */
 
-#define LANES8(x) ((uint64_t)(x) * 0x0101010101010101u)
-#define LANES16(x) ((uint64_t)(x) * 0x0001000100010001u)
-#define LANES32(x) ((uint64_t)(x) * 0x0000000100000001u)
+#define LANES8(x) ((uint64_t)(x)*0x0101010101010101u)
+#define LANES16(x) ((uint64_t)(x)*0x0001000100010001u)
+#define LANES32(x) ((uint64_t)(x)*0x0000000100000001u)
 
 /* Non-zero when a byte is 0x80. Exact: an addition that carries out of a lane marks its own. */
 static uint64_t has_minus_128(uint64_t x)
@@ -300,8 +300,7 @@ const char *kvt_snap_check(const kvt_snap_shape *shape, const unsigned char *str
         if (!none_negative16(stream, shape->plain * (size_t)2))
             return "a negative scale";
         return all_finite16(stream, bytes) ? NULL : "a scale or offset that is not finite";
-    default:
-        break;
+    default: break;
     }
     if (!dead_lanes_zero(shape, stream))
         return "a value where there is no token";

@@ -126,8 +126,7 @@ static void delta_k(const kvt_snap_shape *shape, const unsigned char *from, unsi
                 } else {
                     kvt_put32(target, sub8(word_at(source, 0), before));
                     for (t = 1; t < 16; t++)
-                        kvt_put32(target + 4 * t,
-                                  sub8(word_at(source, t), word_at(source, t - 1)));
+                        kvt_put32(target + 4 * t, sub8(word_at(source, t), word_at(source, t - 1)));
                 }
             }
         }
@@ -162,8 +161,8 @@ static void delta_v(const kvt_snap_shape *shape, const unsigned char *from, unsi
 
 /* ---- token-major: [head][token][dim], tokens rounded up as in the native order ---- */
 
-static void token_major_k(const kvt_snap_shape *shape, const unsigned char *from,
-                          unsigned char *to, int undo)
+static void token_major_k(const kvt_snap_shape *shape, const unsigned char *from, unsigned char *to,
+                          int undo)
 {
     size_t lanes = shape->dims / 4, tiles = shape->heads * ((shape->tokens + 15) / 16), i, d, t;
 
@@ -177,8 +176,8 @@ static void token_major_k(const kvt_snap_shape *shape, const unsigned char *from
     }
 }
 
-static void token_major_v(const kvt_snap_shape *shape, const unsigned char *from,
-                          unsigned char *to, int undo)
+static void token_major_v(const kvt_snap_shape *shape, const unsigned char *from, unsigned char *to,
+                          int undo)
 {
     size_t dims = shape->dims, groups = shape->heads * ((shape->tokens + 3) / 4), i, d;
 
@@ -238,8 +237,8 @@ static void planes_join(const unsigned char *from, unsigned char *to, size_t n, 
     } else {
         const unsigned char *a = from, *b = a + n, *c = b + n, *d = c + n;
         for (i = 0; i < n; i++)
-            kvt_put32(to + 4 * i, a[i] | (uint32_t)b[i] << 8 | (uint32_t)c[i] << 16 |
-                                      (uint32_t)d[i] << 24);
+            kvt_put32(to + 4 * i,
+                      a[i] | (uint32_t)b[i] << 8 | (uint32_t)c[i] << 16 | (uint32_t)d[i] << 24);
     }
 }
 
@@ -258,19 +257,13 @@ static void filter_apply(const kvt_snap_shape *shape, uint32_t filter, const uns
     int is_k = shape->kind == KVT_SNAP_KIND_K;
 
     switch (filter) {
-    case KVT_SNAP_TOKEN_MAJOR:
-        (is_k ? token_major_k : token_major_v)(shape, from, to, undo);
-        break;
-    case KVT_SNAP_DELTA:
-        (is_k ? delta_k : delta_v)(shape, from, to, undo);
-        break;
+    case KVT_SNAP_TOKEN_MAJOR: (is_k ? token_major_k : token_major_v)(shape, from, to, undo); break;
+    case KVT_SNAP_DELTA: (is_k ? delta_k : delta_v)(shape, from, to, undo); break;
     case KVT_SNAP_PLANES:
         (undo ? planes_join : planes_split)(from, to, shape->bytes / shape->element,
                                             shape->element);
         break;
-    default:
-        memcpy(to, from, shape->bytes);
-        break;
+    default: memcpy(to, from, shape->bytes); break;
     }
 }
 
@@ -303,8 +296,8 @@ static kvt_status compressor_make(kvt_snap_codec *codec)
         return codec->failure != KVT_OK
                    ? codec->failure
                    : kvt_snap_fail(codec->context, KVT_ERR_MEMORY, "no zstd context");
-    if (ZSTD_isError(ZSTD_CCtx_setParameter(codec->compressor, ZSTD_c_compressionLevel,
-                                            codec->level)))
+    if (ZSTD_isError(
+            ZSTD_CCtx_setParameter(codec->compressor, ZSTD_c_compressionLevel, codec->level)))
         return kvt_snap_fail(codec->context, KVT_ERR_UNSUPPORTED, "zstd refuses level %d",
                              codec->level);
     return KVT_OK;
@@ -338,8 +331,8 @@ static kvt_status compress(kvt_snap_codec *codec, const unsigned char *from, siz
     return KVT_OK;
 }
 
-static void stream_raw(const kvt_snap_shape *shape, const unsigned char *native,
-                       unsigned char *to, kvt_snap_stream *stream)
+static void stream_raw(const kvt_snap_shape *shape, const unsigned char *native, unsigned char *to,
+                       kvt_snap_stream *stream)
 {
     if (to != native) /* without compression the writer gathers in place */
         memcpy(to, native, shape->bytes);
@@ -349,8 +342,7 @@ static void stream_raw(const kvt_snap_shape *shape, const unsigned char *native,
 }
 
 kvt_status kvt_snap_encode(kvt_snap_codec *codec, const kvt_snap_shape *shape,
-                           const unsigned char *native, unsigned char *to,
-                           kvt_snap_stream *stream)
+                           const unsigned char *native, unsigned char *to, kvt_snap_stream *stream)
 {
     const unsigned char *source = native;
     size_t room = shape->bytes - shape->bytes / 50, stored = 0, planes = 1;

@@ -30,7 +30,7 @@
 #endif
 
 #define AHEAD_BYTES ((size_t)1 << 18)
-#define TEMPORARIES 1000 /* numbers that are tried when others exist */
+#define TEMPORARIES 1000             /* numbers that are tried when others exist */
 #define PART_BYTES ((size_t)1 << 30) /* of one system call: some refuse more than 2 GiB */
 
 static void file_init(kvt_snap_file *file, const kvt_snap_context *context)
@@ -193,7 +193,8 @@ static kvt_status make_temporary(kvt_snap_file *file, const char *path)
     name = (char *)file->temporary.data;
     memcpy(name, target, folder);
     memcpy(name + folder, ".", 2);
-    file->folder = open_again(name, O_RDONLY | O_DIRECTORY, 0); /* may fail: then it is not synced */
+    file->folder =
+        open_again(name, O_RDONLY | O_DIRECTORY, 0); /* may fail: then it is not synced */
     for (number = 0; number < TEMPORARIES; number++) {
         (void)snprintf(name + folder, room - folder, ".kvtile-%ld-%d.tmp", (long)getpid(), number);
         file->fd = open_again(name, O_WRONLY | O_CREAT | O_EXCL, 0666);

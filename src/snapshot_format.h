@@ -20,8 +20,8 @@
 /* ---- numbers of the format ---- */
 
 #define KVT_SNAP_VERSION 1u
-#define KVT_SNAP_MAGIC "\x89KVT\r\n\x1a\n"  /* 8 bytes: text-mode transfers break it */
-#define KVT_SNAP_FOOTER "KVTE\r\n\x1a\n"    /* 8 bytes: the last of a file */
+#define KVT_SNAP_MAGIC "\x89KVT\r\n\x1a\n" /* 8 bytes: text-mode transfers break it */
+#define KVT_SNAP_FOOTER "KVTE\r\n\x1a\n"   /* 8 bytes: the last of a file */
 #define KVT_SNAP_MAGIC_BYTES 8
 
 #define KVT_SNAP_FIXED_BYTES 64   /* header before the groups */
@@ -45,31 +45,31 @@
      KVT_MAX_FINGERPRINT + KVT_SNAP_SUM_BYTES)
 
 enum { /* section types */
-    KVT_SNAP_TOKEN_IDS = 1,
-    KVT_SNAP_POSITIONS = 2,
-    KVT_SNAP_BLOCK_TABLE = 3,
-    KVT_SNAP_BLOCK = 4,
-    KVT_SNAP_LAYER = 5,
-    KVT_SNAP_INDEX = 6,
-    KVT_SNAP_END = 7
+       KVT_SNAP_TOKEN_IDS = 1,
+       KVT_SNAP_POSITIONS = 2,
+       KVT_SNAP_BLOCK_TABLE = 3,
+       KVT_SNAP_BLOCK = 4,
+       KVT_SNAP_LAYER = 5,
+       KVT_SNAP_INDEX = 6,
+       KVT_SNAP_END = 7
 };
 
 #define KVT_SNAP_REQUIRED 1u /* section flag: a reader that does not know the type must refuse */
 
 enum { /* stream kinds */
-    KVT_SNAP_KIND_TOKEN_IDS = 1,
-    KVT_SNAP_KIND_POSITIONS = 2,
-    KVT_SNAP_KIND_K = 3,
-    KVT_SNAP_KIND_V = 4,
-    KVT_SNAP_KIND_SCALES = 5,
-    KVT_SNAP_KIND_NATIVE = 6 /* reserved: a layer as it lies in memory, to be mapped */
+       KVT_SNAP_KIND_TOKEN_IDS = 1,
+       KVT_SNAP_KIND_POSITIONS = 2,
+       KVT_SNAP_KIND_K = 3,
+       KVT_SNAP_KIND_V = 4,
+       KVT_SNAP_KIND_SCALES = 5,
+       KVT_SNAP_KIND_NATIVE = 6 /* reserved: a layer as it lies in memory, to be mapped */
 };
 
 enum { /* filters */
-    KVT_SNAP_NATIVE = 0,
-    KVT_SNAP_TOKEN_MAJOR = 1,
-    KVT_SNAP_DELTA = 2,
-    KVT_SNAP_PLANES = 3
+       KVT_SNAP_NATIVE = 0,
+       KVT_SNAP_TOKEN_MAJOR = 1,
+       KVT_SNAP_DELTA = 2,
+       KVT_SNAP_PLANES = 3
 };
 
 enum { KVT_SNAP_RAW = 0, KVT_SNAP_ZSTD = 1 }; /* codecs */
@@ -191,11 +191,11 @@ kvt_status kvt_snap_header_match(const kvt_cache *cache, const kvt_snap_header *
 /* One stream: what the filters and checks have to know of it. */
 typedef struct kvt_snap_shape {
     uint32_t kind;
-    uint32_t element;  /* bytes: 1, 2 or 4 */
+    uint32_t element;             /* bytes: 1, 2 or 4 */
     uint32_t heads, dims, tokens; /* K and V */
-    uint32_t plain;    /* KVT_SNAP_KIND_SCALES: how many of its elements are scales */
-    uint32_t repeats;  /* rows may be equal from token to token: the writer tries more */
-    size_t bytes;      /* native size */
+    uint32_t plain;               /* KVT_SNAP_KIND_SCALES: how many of its elements are scales */
+    uint32_t repeats;             /* rows may be equal from token to token: the writer tries more */
+    size_t bytes;                 /* native size */
 } kvt_snap_shape;
 
 /*
@@ -211,8 +211,8 @@ size_t kvt_snap_layer_bytes(const kvt_snap_header *header);
 void kvt_snap_gather(const kvt_group *group, const kvt_block *block, size_t layer_index,
                      uint32_t tokens, unsigned char *streams);
 /* The reverse, into a block. */
-void kvt_snap_scatter(const kvt_group *group, kvt_block *block, size_t layer_index,
-                      uint32_t tokens, const unsigned char *streams);
+void kvt_snap_scatter(const kvt_group *group, kvt_block *block, size_t layer_index, uint32_t tokens,
+                      const unsigned char *streams);
 /* NULL when a native stream holds nothing that append could not have stored, else what. */
 const char *kvt_snap_check(const kvt_snap_shape *shape, const unsigned char *stream);
 
@@ -222,8 +222,8 @@ typedef struct kvt_snap_codec {
     const kvt_snap_context *context;
     void *compressor, *decompressor; /* made at first use */
     int level;
-    uint32_t raw;        /* 1: no compression */
-    kvt_status failure;  /* of zstd's last allocation */
+    uint32_t raw;       /* 1: no compression */
+    kvt_status failure; /* of zstd's last allocation */
     kvt_snap_buffer filtered, attempt;
 } kvt_snap_codec;
 
@@ -239,8 +239,7 @@ typedef struct kvt_snap_stream {
 
 /* Code a native stream into `to`, which has room for its native size. Sets all of *stream. */
 kvt_status kvt_snap_encode(kvt_snap_codec *codec, const kvt_snap_shape *shape,
-                           const unsigned char *native, unsigned char *to,
-                           kvt_snap_stream *stream);
+                           const unsigned char *native, unsigned char *to, kvt_snap_stream *stream);
 /*
  * Decode stored bytes into `native`, shape->bytes long. stream's fields have been checked.
  * KVT_ERR_CORRUPT comes without a text.
@@ -283,14 +282,14 @@ kvt_status kvt_snap_read(const kvt_snap_context *context, const kvt_reader *read
 /* A file being read or written. */
 typedef struct kvt_snap_file {
     const kvt_snap_context *context;
-    int fd, folder;         /* -1: none */
-    int error;              /* errno of the call below that failed */
+    int fd, folder; /* -1: none */
+    int error;      /* errno of the call below that failed */
     const char *call;
     kvt_snap_buffer target; /* name that the file is to get */
     kvt_snap_buffer temporary;
-    uint32_t exists;        /* the temporary does */
-    uint64_t bytes;         /* reading: size, UINT64_MAX where it has none */
-    kvt_snap_buffer ahead;  /* reading: [begin, end) is read already */
+    uint32_t exists;       /* the temporary does */
+    uint64_t bytes;        /* reading: size, UINT64_MAX where it has none */
+    kvt_snap_buffer ahead; /* reading: [begin, end) is read already */
     size_t begin, end;
 } kvt_snap_file;
 

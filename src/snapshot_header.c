@@ -315,9 +315,8 @@ kvt_status kvt_snap_header_match(const kvt_cache *cache, const kvt_snap_header *
                         (unsigned)cache->fingerprint_bytes);
     }
     if (header->n_tokens > cache->max_tokens)
-        return kvt_fail(cache, KVT_ERR_FULL,
-                        "the snapshot has %llu tokens, max_tokens of the cache is %llu",
-                        (unsigned long long)header->n_tokens,
-                        (unsigned long long)cache->max_tokens);
+        return kvt_fail(
+            cache, KVT_ERR_FULL, "the snapshot has %llu tokens, max_tokens of the cache is %llu",
+            (unsigned long long)header->n_tokens, (unsigned long long)cache->max_tokens);
     return KVT_OK;
 }

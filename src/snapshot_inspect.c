@@ -3,8 +3,6 @@
  */
 #include "snapshot_format.h"
 
-#include <stdlib.h>
-
 kvt_status kvt_snapshot_inspect(const char *path, int verify, kvt_snapshot_info *info,
                                 char *error_text, size_t error_text_bytes)
 {
@@ -23,6 +21,8 @@ kvt_status kvt_snapshot_inspect(const char *path, int verify, kvt_snapshot_info 
     memset(&counts, 0, sizeof counts);
     context.text = error_text;
     context.text_bytes = error_text_bytes;
+    if (error_text && error_text_bytes)
+        error_text[0] = '\0';
     if (!path || !*path || !info)
         return kvt_snap_fail(&context, KVT_ERR_ARG, "no %s", info ? "path" : "info");
     if (info->struct_size != sizeof *info)

@@ -116,8 +116,7 @@ static uint64_t common_prefix(const kvt_seq *seq, const kvt_load_options *option
 }
 
 /* The checks that both forms share. *copy: the options, or the defaults. */
-static kvt_status admit(const kvt_seq *seq, const kvt_load_options *options,
-                        kvt_load_options *copy)
+static kvt_status admit(const kvt_seq *seq, const kvt_load_options *options, kvt_load_options *copy)
 {
     memset(copy, 0, sizeof *copy);
     if (options) {
@@ -153,8 +152,8 @@ static kvt_status load(kvt_seq *seq, const kvt_snap_context *context, const kvt_
     if (status != KVT_OK)
         return status;
     header = memory;
-    status = kvt_snap_read(context, reader, file ? file->bytes : UINT64_MAX, 0, &sink, header,
-                           NULL);
+    status =
+        kvt_snap_read(context, reader, file ? file->bytes : UINT64_MAX, 0, &sink, header, NULL);
     if (status == KVT_ERR_IO && file) {
         failure = kvt_snap_file_failure(file, path);
         status = failure != KVT_OK ? failure : status;

@@ -144,8 +144,8 @@ static kvt_status read_head(parser *p, section *s)
     s->bytes = kvt_get64(head + 8);
     s->value = kvt_get64(head + 16);
     if (s->bytes > p->remaining)
-        return corrupt(p, "a section of %llu bytes, %llu are left",
-                       (unsigned long long)s->bytes, (unsigned long long)p->remaining);
+        return corrupt(p, "a section of %llu bytes, %llu are left", (unsigned long long)s->bytes,
+                       (unsigned long long)p->remaining);
     return KVT_OK;
 }
 
@@ -190,8 +190,8 @@ static kvt_status note(parser *p, const section *s)
 
     if (need > p->index.bytes) {
         size_t more = p->index.bytes ? 2 * p->index.bytes : 4096;
-        status = kvt_snap_reserve(p->context, &p->index, p->index_bytes, more,
-                                  "a snapshot's index");
+        status =
+            kvt_snap_reserve(p->context, &p->index, p->index_bytes, more, "a snapshot's index");
     }
     if (status != KVT_OK)
         return status;
@@ -216,7 +216,8 @@ static kvt_status take_table(parser *p, const kvt_snap_shape *shapes, uint32_t n
     uint64_t all = table + KVT_SNAP_SUM_BYTES;
     uint32_t i;
 
-    if (!kvt_snap_same_sum(kvt_get64(p->payload.data + table), kvt_snap_sum(p->payload.data, table)))
+    if (!kvt_snap_same_sum(kvt_get64(p->payload.data + table),
+                           kvt_snap_sum(p->payload.data, table)))
         return corrupt(p, "checksum of its stream table");
     if (kvt_get32(p->payload.data) != n || kvt_get32(p->payload.data + 4))
         return corrupt(p, "%u streams where %u belong", (unsigned)kvt_get32(p->payload.data),
@@ -439,9 +440,9 @@ static kvt_status read_block(parser *p, uint64_t b)
         status = expect(p, KVT_SNAP_LAYER, layer, &s);
         if (status != KVT_OK)
             return status;
-        (void)snprintf(p->place, sizeof p->place, "block %llu (group %u, tokens from %llu), layer %u",
-                       (unsigned long long)b, (unsigned)group,
-                       (unsigned long long)row * KVT_TOKENS, (unsigned)layer);
+        (void)snprintf(p->place, sizeof p->place,
+                       "block %llu (group %u, tokens from %llu), layer %u", (unsigned long long)b,
+                       (unsigned)group, (unsigned long long)row * KVT_TOKENS, (unsigned)layer);
         status = read_set(p, &s, shapes, n, native_bytes, &native);
         if (status != KVT_OK)
             return status;

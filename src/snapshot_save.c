@@ -17,11 +17,11 @@ typedef struct saver {
     const kvt_writer *writer;
     kvt_snap_header *header;
     kvt_snap_codec codec;
-    uint64_t offset;          /* bytes put so far */
-    kvt_snap_buffer out;      /* collected: out_bytes of it */
+    uint64_t offset;     /* bytes put so far */
+    kvt_snap_buffer out; /* collected: out_bytes of it */
     size_t out_bytes;
-    kvt_snap_buffer native;   /* streams of a layer, or ids of a section */
-    kvt_snap_buffer stored;   /* the section that is made of them */
+    kvt_snap_buffer native; /* streams of a layer, or ids of a section */
+    kvt_snap_buffer stored; /* the section that is made of them */
     kvt_snap_buffer table, index, digests;
     size_t index_bytes;
 } saver;
@@ -306,18 +306,18 @@ static kvt_status prepare(saver *s)
                                       KVT_SNAP_SUM_BYTES + native + 8,
                                   "a snapshot's section");
     if (status == KVT_OK)
-        status = kvt_snap_reserve(s->context, &s->digests, 0,
-                                  KVT_SNAP_ID_HEAD + layers * KVT_SNAP_ID_BYTES,
-                                  "a snapshot's digests");
+        status =
+            kvt_snap_reserve(s->context, &s->digests, 0,
+                             KVT_SNAP_ID_HEAD + layers * KVT_SNAP_ID_BYTES, "a snapshot's digests");
     if (status == KVT_OK)
         status = kvt_snap_reserve(s->context, &s->table, 0,
                                   (size_t)header->n_blocks * KVT_SNAP_ENTRY_BYTES,
                                   "a snapshot's block table");
     if (status == KVT_OK)
-        status = kvt_snap_reserve(s->context, &s->index, 0,
-                                  (size_t)(2 * chunks + 1 + header->n_blocks) *
-                                      KVT_SNAP_ENTRY_BYTES,
-                                  "a snapshot's index");
+        status =
+            kvt_snap_reserve(s->context, &s->index, 0,
+                             (size_t)(2 * chunks + 1 + header->n_blocks) * KVT_SNAP_ENTRY_BYTES,
+                             "a snapshot's index");
     return status;
 }
 
@@ -366,8 +366,7 @@ static kvt_status save(const kvt_seq *seq, const kvt_snap_context *context,
 }
 
 /* The checks that both forms share. *copy: the options, or the defaults. */
-static kvt_status admit(const kvt_seq *seq, const kvt_save_options *options,
-                        kvt_save_options *copy)
+static kvt_status admit(const kvt_seq *seq, const kvt_save_options *options, kvt_save_options *copy)
 {
     memset(copy, 0, sizeof *copy);
     if (options) {

@@ -35,8 +35,8 @@ typedef struct check {
     const char *isa, *kernel;
     uint64_t random;
     unsigned long failures, calls;
-    int bench;         /* time one typical call instead of checking */
-    double ns, bytes;  /* of it: the result */
+    int bench;        /* time one typical call instead of checking */
+    double ns, bytes; /* of it: the result */
     check_slot slots[CHECK_SLOTS];
 } check;
 

@@ -9,7 +9,7 @@
 #define SCALAR kvt_kernels_scalar
 
 /* What underflow may lose of a sum of n terms: half of the least subnormal each. */
-#define UNDERFLOW(n) ((double)(n) * 0x1p-149)
+#define UNDERFLOW(n) (0x1p-149 * (double)(n))
 
 /* Root mean square error of sums of N(0,1) data, relative: the accuracy that issues ask for. */
 #define RMS_BOUND 5e-7
@@ -47,10 +47,9 @@ static void fill_block(check *c, type t, int is_k, size_t n_tokens, size_t dims,
             if (token >= n_tokens)
                 check_fill_nan(code, element_bytes(t));
             else
-                values[token * dims_p + d] =
-                    t == F32   ? (double)x
-                    : t == F16 ? (double)check_f16_value(h)
-                               : byte * (double)check_f16_value(scales[token]);
+                values[token * dims_p + d] = t == F32 ? (double)x : (double)check_f16_value(h);
+            if (token < n_tokens && t == I8)
+                values[token * dims_p + d] = byte * (double)check_f16_value(scales[token]);
         }
     }
 }
@@ -164,8 +163,8 @@ typedef void pv_function(const float *, size_t, const void *, const uint16_t *, 
 
 static void check_pv_alone(check *c, pv_function *kernel, const float *p, size_t rows,
                            const unsigned char *codes, const uint16_t *scales, size_t n_tokens,
-                           size_t dims_p, const float *alpha, const float *before,
-                           const float *acc, size_t ldacc)
+                           size_t dims_p, const float *alpha, const float *before, const float *acc,
+                           size_t ldacc)
 {
     for (size_t first = 0, n; first < rows; first += n) {
         n = check_below(c, 2) ? 1 : 1 + check_below(c, rows - first);
@@ -273,6 +272,7 @@ void check_dot_f16(check *c, float (*kernel)(const float *, const uint16_t *, si
     static float bench_a[128];
     static uint16_t bench_b[128];
     volatile float sink = 0;
+    (void)sink;
     CHECK_BENCH(c, 128 * 6, sink += kernel(bench_a, bench_b, 128));
     for (size_t i = 0; i < 3000; i++) {
         size_t n = i % 2 ? 8 + 8 * check_below(c, 72) : kvt_round_up(check_dims(i / 2), 16);
@@ -369,6 +369,7 @@ void check_softmax(check *c, float (*kernel)(float *, size_t, float *, float *))
 {
     static float bench_s[KVT_TOKENS], bench_m, bench_l;
     volatile float sink = 0;
+    (void)sink;
     CHECK_BENCH(c, 512, sink += kernel(bench_s, 64, &bench_m, &bench_l));
     for (size_t i = 0; i < 8000; i++) {
         size_t n = i % KVT_TOKENS + 1;
@@ -400,8 +401,8 @@ void check_softmax(check *c, float (*kernel)(float *, size_t, float *, float *))
         }
         if (isfinite(maximum) && maximum != old_m)
             factor = exp(old_m - maximum);
-        if (!(fabs(alpha - factor) <= (factor > 0 ? exp_bound(isinf(old_m) ? 0 : old_m - maximum)
-                                                  : 0)))
+        if (!(fabs(alpha - factor) <=
+              (factor > 0 ? exp_bound(isinf(old_m) ? 0 : old_m - maximum) : 0)))
             check_fail(c, "factor %a, not %a: n %zu", (double)alpha, factor, n);
         if (!(fabs(l - (old_l * factor + sum)) <=
               sum_bound + 2 * CHECK_EPS * (old_l * factor + sum) +
@@ -411,8 +412,8 @@ void check_softmax(check *c, float (*kernel)(float *, size_t, float *, float *))
     }
 }
 
-void check_merge(check *c, void (*kernel)(float *, float *, float *, const float *, float, float,
-                                          size_t))
+void check_merge(check *c,
+                 void (*kernel)(float *, float *, float *, const float *, float, float, size_t))
 {
     static float bench_a[128], bench_b[128], bench_m, bench_l;
     CHECK_BENCH(c, 1536, kernel(bench_a, &bench_m, &bench_l, bench_b, 0.0f, 0.0f, 128));
@@ -449,6 +450,7 @@ void check_finish(check *c, float (*kernel)(float *, size_t, float, float, float
 {
     static float bench_a[128];
     volatile float sink = 0;
+    (void)sink;
     CHECK_BENCH(c, 1024, sink += kernel(bench_a, 128, 0.0f, 1.0f, -INFINITY));
     for (size_t i = 0; i < 2000; i++) {
         size_t n = kvt_round_up(check_dims(i), 16);

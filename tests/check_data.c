@@ -128,10 +128,11 @@ void check_canaries(check *c)
 {
     for (size_t i = 0; i < CHECK_SLOTS; i++) {
         const check_slot *s = c->slots + i;
-        const unsigned char *end = s->base + CHECK_SLOT_BYTES;
+        const unsigned char *end;
         int bad = 0;
         if (!s->data)
             continue;
+        end = s->base + CHECK_SLOT_BYTES;
         for (const unsigned char *p = s->data - CANARY_BYTES; p < s->data; p++)
             bad |= *p != CANARY;
         for (const unsigned char *p = s->data + s->bytes; p < end; p++)

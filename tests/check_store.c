@@ -151,8 +151,12 @@ static void check_store_type(check *c, store_function *kernel, uint32_t infinity
         float low = value((uint16_t)h);
         float high = h + 1 < infinity ? value((uint16_t)(h + 1)) : 0.0f;
         float tie = low + (high - low) * 0.5f; /* exact: one more bit, and f32 has it */
-        const float points[] = {low, tie, nextafterf(low, INFINITY), nextafterf(tie, 0.0f),
-                                nextafterf(tie, INFINITY), nextafterf(high, 0.0f)};
+        const float points[] = {low,
+                                tie,
+                                nextafterf(low, 1e38f),
+                                nextafterf(tie, 0.0f),
+                                nextafterf(tie, 1e38f),
+                                nextafterf(high, 0.0f)};
         for (size_t i = 0; i < 6; i++) {
             x[n++] = check_below(c, 2) ? points[i] : -points[i];
             if (n == 61) { /* seven vectors and a tail */
@@ -311,8 +315,8 @@ static void check_stored(check *c, const storage *s, const float *x, size_t ldx,
                 /* Two roundings of x / scale, up to 127.5, before the one to an integer. */
                 double scale = (double)check_f16_value(scales[slot + i]);
                 signed char code = (signed char)*at;
-                good = code >= -127 && fabs((double)value - code * scale) <=
-                                           scale * (0.5 + 127.5 * 3 * CHECK_EPS);
+                good = code >= -127 &&
+                       fabs((double)value - code * scale) <= scale * (0.5 + 127.5 * 3 * CHECK_EPS);
             }
             if (!good) {
                 check_fail(c, "token %zu of %zu, dim %zu of %zu, slot %zu: %a", i, n, d, dims, slot,
@@ -322,10 +326,24 @@ static void check_stored(check *c, const storage *s, const float *x, size_t ldx,
         }
 }
 
+/* Elements on the ties between codes, and an absmax on the edge between two scales. */
+static void fill_ties(check *c, float *x, size_t dims)
+{
+    int exponent = (int)check_below(c, 30) - 15;
+    for (size_t d = 0; d < dims; d++)
+        x[d] = ldexpf((float)check_below(c, 252) - 125.5f, exponent);
+    x[check_below(c, dims)] = ldexpf(127.0f, exponent);
+    if (check_below(c, 2)) {
+        float most = 127.0f * kvt_f16_to_f32((uint16_t)(1 + check_below(c, 0x7bff)));
+        size_t side = check_below(c, 3);
+        x[check_below(c, dims)] = side ? nextafterf(most, side == 1 ? 0.0f : 1e38f) : most;
+    }
+}
+
 static void check_put(check *c, put_function *kernel, put_function *scalar, const storage *s)
 {
     static unsigned char expected[KVT_TOKENS * CHECK_MAX_DIMS * 4];
-    const size_t rounds = 40 * 16;
+    const size_t rounds = 100 * 16;
     if (c->bench) {
         float *x = check_buffer(c, 0, 16 * 128 * 4, 4);
         unsigned char *codes = check_buffer(c, 1, 64 * 128 * 4, 64);
@@ -346,6 +364,8 @@ static void check_put(check *c, put_function *kernel, put_function *scalar, cons
         int answer, expected_answer;
 
         check_fill(c, x, (n - 1) * ldx + dims, kind, s->limit);
+        for (size_t t = 0; t < n && s->element == 1 && i % 2; t++)
+            fill_ties(c, x + t * ldx, dims);
         if (s->element == 2) /* SPREAD leaves f16 */
             for (size_t j = 0; j < (n - 1) * ldx + dims; j++)
                 x[j] = fabsf(x[j]) > 65519.0f ? 1.0f : x[j];
@@ -361,8 +381,8 @@ static void check_put(check *c, put_function *kernel, put_function *scalar, cons
         memcpy(expected_scales, scales, sizeof expected_scales);
 
         answer = kernel(x, ldx, n, dims, dims_p, codes, s->element == 1 ? scales : NULL, slot);
-        expected_answer =
-            scalar(x, ldx, n, dims, dims_p, expected, s->element == 1 ? expected_scales : NULL, slot);
+        expected_answer = scalar(x, ldx, n, dims, dims_p, expected,
+                                 s->element == 1 ? expected_scales : NULL, slot);
         if (answer != (bad_token == n) || answer != expected_answer)
             check_fail(c, "answers %d, scalar %d: dims %zu, slot %zu, n %zu", answer,
                        expected_answer, dims, slot, n);

@@ -1,6 +1,6 @@
 /*
- * dump_golden SNAPSHOT: load a golden snapshot (by its file's name) and write ids, positions, then K
- * and V of each layer as f32 to the standard output. For tests/read_snapshot.py.
+ * dump_golden SNAPSHOT: load a golden snapshot (by its file's name) and write ids, positions, then
+ * K and V of each layer as f32 to the standard output. For tests/read_snapshot.py.
  */
 #include <kvtile/kvtile.h>
 

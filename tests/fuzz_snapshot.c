@@ -3,6 +3,11 @@
  * nothing. Built with KVT_FUZZING (checksums hold whatever they are) it gets behind them; what
  * is taken then must be a state that saves, loads again and can be attended over.
  *
+ *   clang -std=c11 -D_POSIX_C_SOURCE=200809L -O1 -g -DKVT_STATIC -DKVT_FUZZING -Iinclude \
+ *     -ffp-contract=off -fsanitize=fuzzer,address,undefined -mavx2 -mfma -mf16c \
+ *     $(find src simd -name "*.c") tests/fuzz_snapshot.c -lzstd -lxxhash -lsleef -lm -lpthread
+ *   ./a.out -max_len=60000 corpus tests/golden
+ *
  * With KVT_FUZZ_MAIN it has a main that replays files: fuzz_snapshot FILE...
  */
 #include <kvtile/kvtile.h>

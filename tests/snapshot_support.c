@@ -323,7 +323,7 @@ static size_t resign_set(unsigned char *set)
     return 8 + n * 24 + 8;
 }
 
-void resign(unsigned char *data, size_t n)
+static void resign_all(unsigned char *data, size_t n, int ids)
 {
     size_t header = get32(data + 12), at, table_payload = 0, blocks = 0;
     unsigned char *table = NULL, *block = NULL, digests[8 + 8 * 16];
@@ -346,9 +346,12 @@ void resign(unsigned char *data, size_t n)
         case 4:
             block = payload;
             n_digests = 0;
+            put64(block + 40, XXH64(block, 40, 0));
             break;
         case 5: {
             size_t begin = resign_set(payload), native = 0;
+            if (!ids)
+                break;
             for (size_t i = 0; i < get32(payload); i++)
                 native += get32(payload + 8 + i * 24 + 8);
             XXH128_canonicalFromHash(&id, XXH3_128bits(payload + begin, native));
@@ -368,4 +371,14 @@ void resign(unsigned char *data, size_t n)
         }
     }
     put64(table + table_payload - 8, XXH64(table, table_payload - 8, 0));
+}
+
+void resign(unsigned char *data, size_t n)
+{
+    resign_all(data, n, 1);
+}
+
+void resign_sums(unsigned char *data, size_t n)
+{
+    resign_all(data, n, 0);
 }

@@ -10,8 +10,8 @@
 
 /* An allocator that counts, and fails when its countdown reaches zero. */
 typedef struct counter {
-    size_t live;      /* allocations not freed */
-    long countdown;   /* < 0: never fails */
+    size_t live;    /* allocations not freed */
+    long countdown; /* < 0: never fails */
 } counter;
 
 typedef struct model {
@@ -54,6 +54,8 @@ uint64_t state_hash(const model *m, kvt_cache *cache, const kvt_seq *seq);
 
 /* Recompute all checksums and ids of a raw snapshot, as docs/format.md has them. */
 void resign(unsigned char *data, size_t n);
+/* The checksums only, of any snapshot. */
+void resign_sums(unsigned char *data, size_t n);
 /* Offset of the payload of the i-th section of a type; its size in *payload. */
 size_t section_payload(const unsigned char *data, size_t n, uint32_t type, unsigned i,
                        size_t *payload);

@@ -301,11 +301,16 @@ static void test_levels(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_types),       cmocka_unit_test(test_switches),
-        cmocka_unit_test(test_groups),      cmocka_unit_test(test_dims),
-        cmocka_unit_test(test_long),        cmocka_unit_test(test_small_reads),
-        cmocka_unit_test(test_stream_position), cmocka_unit_test(test_determinism),
-        cmocka_unit_test(test_no_leak),     cmocka_unit_test(test_prefix),
+        cmocka_unit_test(test_types),
+        cmocka_unit_test(test_switches),
+        cmocka_unit_test(test_groups),
+        cmocka_unit_test(test_dims),
+        cmocka_unit_test(test_long),
+        cmocka_unit_test(test_small_reads),
+        cmocka_unit_test(test_stream_position),
+        cmocka_unit_test(test_determinism),
+        cmocka_unit_test(test_no_leak),
+        cmocka_unit_test(test_prefix),
         cmocka_unit_test(test_levels),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -114,27 +114,87 @@ static unsigned char *stream_at(bytes *file, uint32_t type, unsigned section, un
 
 typedef void (*damage)(bytes *file);
 
-static void bad_code(bytes *f) { stream_at(f, 5, 0, 0)[0] = 0x80; }
-static void bad_v_code(bytes *f) { stream_at(f, 5, 1, 1)[7] = 0x80; }
+static void bad_code(bytes *f)
+{
+    stream_at(f, 5, 0, 0)[0] = 0x80;
+}
+static void bad_v_code(bytes *f)
+{
+    stream_at(f, 5, 1, 1)[7] = 0x80;
+}
 /* 5 tokens: lanes 5 .. 15 of the tile are dead, so is lane 1 of the second group of V. */
-static void bad_k_lane(bytes *f) { stream_at(f, 5, 0, 0)[5 * 4] = 1; }
-static void bad_v_lane(bytes *f) { stream_at(f, 5, 0, 1)[8 * 4 + 1] = 1; }
-static void bad_scale_sign(bytes *f) { stream_at(f, 5, 0, 2)[1] |= 0x80; }
-static void bad_scale_inf(bytes *f) { stream_at(f, 5, 0, 2)[3] = 0x7c; }
-static void bad_v_scale(bytes *f) { stream_at(f, 5, 0, 2)[2 * 5 + 1] = 0x7e; }
-static void bad_offset(bytes *f) { stream_at(f, 5, 0, 2)[2 * 10 + 15] = 0xfc; }
-static void bad_id(bytes *f) { put32(stream_at(f, 1, 0, 0), (uint32_t)-2); }
-static void bad_id_low(bytes *f) { put32(stream_at(f, 1, 0, 0), 0x80000000u); }
-static void bad_position(bytes *f) { put32(stream_at(f, 2, 0, 0) + 16, 0xffffffffu); }
-static void bad_dead_position(bytes *f) { put32(stream_at(f, 2, 0, 0) + 8, 0x80000000u); }
-static void bad_n_tokens(bytes *f) { put64(f->data + 24, 6); }
-static void bad_many_tokens(bytes *f) { put64(f->data + 24, (uint64_t)1 << 40); }
-static void bad_n_blocks(bytes *f) { put64(f->data + 48, 1000); }
-static void bad_header_flags(bytes *f) { put32(f->data + 44, 1); }
-static void bad_block_tokens(bytes *f) { put32(f->data + 16, 128); }
-static void bad_reserved(bytes *f) { f->data[64 + 40] = 1; }
-static void bad_layer_number(bytes *f) { put32(f->data + 64 + 48, 1); }
-static void bad_layer_size(bytes *f) { put64(f->data + 56, 1); }
+static void bad_k_lane(bytes *f)
+{
+    stream_at(f, 5, 0, 0)[5 * 4] = 1;
+}
+static void bad_v_lane(bytes *f)
+{
+    stream_at(f, 5, 0, 1)[8 * 4 + 1] = 1;
+}
+static void bad_scale_sign(bytes *f)
+{
+    stream_at(f, 5, 0, 2)[1] |= 0x80;
+}
+static void bad_scale_inf(bytes *f)
+{
+    stream_at(f, 5, 0, 2)[3] = 0x7c;
+}
+static void bad_v_scale(bytes *f)
+{
+    stream_at(f, 5, 0, 2)[2 * 5 + 1] = 0x7e;
+}
+static void bad_offset(bytes *f)
+{
+    stream_at(f, 5, 0, 2)[2 * 10 + 15] = 0xfc;
+}
+static void bad_id(bytes *f)
+{
+    put32(stream_at(f, 1, 0, 0), (uint32_t)-2);
+}
+static void bad_id_low(bytes *f)
+{
+    put32(stream_at(f, 1, 0, 0), 0x80000000u);
+}
+static void bad_position(bytes *f)
+{
+    put32(stream_at(f, 2, 0, 0) + 16, 0xffffffffu);
+}
+static void bad_dead_position(bytes *f)
+{
+    put32(stream_at(f, 2, 0, 0) + 8, 0x80000000u);
+}
+static void bad_n_tokens(bytes *f)
+{
+    put64(f->data + 24, 6);
+}
+static void bad_many_tokens(bytes *f)
+{
+    put64(f->data + 24, (uint64_t)1 << 40);
+}
+static void bad_n_blocks(bytes *f)
+{
+    put64(f->data + 48, 1000);
+}
+static void bad_header_flags(bytes *f)
+{
+    put32(f->data + 44, 1);
+}
+static void bad_block_tokens(bytes *f)
+{
+    put32(f->data + 16, 128);
+}
+static void bad_reserved(bytes *f)
+{
+    f->data[64 + 40] = 1;
+}
+static void bad_layer_number(bytes *f)
+{
+    put32(f->data + 64 + 48, 1);
+}
+static void bad_layer_size(bytes *f)
+{
+    put64(f->data + 56, 1);
+}
 
 static void bad_section(bytes *f, uint32_t type, size_t field, uint32_t x)
 {
@@ -142,9 +202,18 @@ static void bad_section(bytes *f, uint32_t type, size_t field, uint32_t x)
     put32(f->data + section_payload(f->data, f->n, type, 0, &size) - 32 + field, x);
 }
 
-static void bad_section_flag(bytes *f) { bad_section(f, 2, 4, 0); }
-static void bad_section_flags(bytes *f) { bad_section(f, 2, 4, 3); }
-static void bad_section_value(bytes *f) { bad_section(f, 5, 16, 1); }
+static void bad_section_flag(bytes *f)
+{
+    bad_section(f, 2, 4, 0);
+}
+static void bad_section_flags(bytes *f)
+{
+    bad_section(f, 2, 4, 3);
+}
+static void bad_section_value(bytes *f)
+{
+    bad_section(f, 5, 16, 1);
+}
 
 static void bad_payload(bytes *f, uint32_t type, size_t at, uint32_t x)
 {
@@ -152,22 +221,70 @@ static void bad_payload(bytes *f, uint32_t type, size_t at, uint32_t x)
     put32(f->data + section_payload(f->data, f->n, type, 0, &size) + at, x);
 }
 
-static void bad_table_row(bytes *f) { bad_payload(f, 3, 20, 1); }
-static void bad_table_tokens(bytes *f) { bad_payload(f, 3, 24, 4); }
-static void bad_representation(bytes *f) { bad_payload(f, 3, 28, 1); }
-static void bad_block_layers(bytes *f) { bad_payload(f, 4, 32, 3); }
-static void bad_block_reserved(bytes *f) { bad_payload(f, 4, 36, 1); }
-static void bad_stream_count(bytes *f) { bad_payload(f, 1, 4, 1); }
-static void bad_stream_kind(bytes *f) { bad_payload(f, 5, 8, 6); }
-static void bad_stream_filter(bytes *f) { bad_payload(f, 5, 8, 3 | 3 << 16); }
-static void bad_stream_codec(bytes *f) { bad_payload(f, 5, 8, 3 | 2 << 24); }
-static void bad_stream_zstd(bytes *f) { bad_payload(f, 1, 8, 1 | 1 << 24); }
-static void bad_stream_native(bytes *f) { bad_payload(f, 5, 16, 64); }
-static void bad_stream_reserved(bytes *f) { bad_payload(f, 5, 20, 1); }
-static void bad_index(bytes *f) { bad_payload(f, 6, 16, 8); }
-static void bad_footer(bytes *f) { bad_payload(f, 7, 0, 8); }
-static void bad_footer_size(bytes *f) { bad_payload(f, 7, 8, 8); }
-static void bad_footer_magic(bytes *f) { f->data[f->n - 1] ^= 1; }
+static void bad_table_row(bytes *f)
+{
+    bad_payload(f, 3, 20, 1);
+}
+static void bad_table_tokens(bytes *f)
+{
+    bad_payload(f, 3, 24, 4);
+}
+static void bad_representation(bytes *f)
+{
+    bad_payload(f, 3, 28, 1);
+}
+static void bad_block_layers(bytes *f)
+{
+    bad_payload(f, 4, 32, 3);
+}
+static void bad_block_reserved(bytes *f)
+{
+    bad_payload(f, 4, 36, 1);
+}
+static void bad_stream_count(bytes *f)
+{
+    bad_payload(f, 1, 4, 1);
+}
+static void bad_stream_kind(bytes *f)
+{
+    bad_payload(f, 5, 8, 6);
+}
+static void bad_stream_filter(bytes *f)
+{
+    bad_payload(f, 5, 8, 3 | 3 << 16);
+}
+static void bad_stream_codec(bytes *f)
+{
+    bad_payload(f, 5, 8, 3 | 2 << 24);
+}
+static void bad_stream_zstd(bytes *f)
+{
+    bad_payload(f, 1, 8, 1 | 1 << 24);
+}
+static void bad_stream_native(bytes *f)
+{
+    bad_payload(f, 5, 16, 64);
+}
+static void bad_stream_reserved(bytes *f)
+{
+    bad_payload(f, 5, 20, 1);
+}
+static void bad_index(bytes *f)
+{
+    bad_payload(f, 6, 16, 8);
+}
+static void bad_footer(bytes *f)
+{
+    bad_payload(f, 7, 0, 8);
+}
+static void bad_footer_size(bytes *f)
+{
+    bad_payload(f, 7, 8, 8);
+}
+static void bad_footer_magic(bytes *f)
+{
+    f->data[f->n - 1] ^= 1;
+}
 
 static void bad_padding(bytes *f) /* 5 ids are 20 bytes: 4 of padding */
 {
@@ -176,23 +293,27 @@ static void bad_padding(bytes *f) /* 5 ids are 20 bytes: 4 of padding */
 
 static void test_contradictions(void **state)
 {
-#define DAMAGE(x) {x, #x}
+#define DAMAGE(x)                                                                                  \
+    {                                                                                              \
+        x, #x                                                                                      \
+    }
     static const struct {
         damage make;
         const char *name;
     } all[] = {
-        DAMAGE(bad_code), DAMAGE(bad_v_code), DAMAGE(bad_k_lane), DAMAGE(bad_v_lane),
-        DAMAGE(bad_scale_sign), DAMAGE(bad_scale_inf), DAMAGE(bad_v_scale), DAMAGE(bad_offset),
-        DAMAGE(bad_id), DAMAGE(bad_id_low), DAMAGE(bad_position), DAMAGE(bad_dead_position),
-        DAMAGE(bad_n_tokens), DAMAGE(bad_many_tokens), DAMAGE(bad_n_blocks),
-        DAMAGE(bad_header_flags), DAMAGE(bad_block_tokens), DAMAGE(bad_reserved),
-        DAMAGE(bad_layer_number), DAMAGE(bad_layer_size), DAMAGE(bad_section_flag),
-        DAMAGE(bad_section_flags), DAMAGE(bad_section_value), DAMAGE(bad_table_row),
-        DAMAGE(bad_table_tokens), DAMAGE(bad_representation), DAMAGE(bad_block_layers),
-        DAMAGE(bad_block_reserved), DAMAGE(bad_stream_count), DAMAGE(bad_stream_kind),
-        DAMAGE(bad_stream_filter), DAMAGE(bad_stream_codec), DAMAGE(bad_stream_zstd),
-        DAMAGE(bad_stream_native), DAMAGE(bad_stream_reserved), DAMAGE(bad_index),
-        DAMAGE(bad_footer), DAMAGE(bad_footer_size), DAMAGE(bad_footer_magic),
+        DAMAGE(bad_code),           DAMAGE(bad_v_code),          DAMAGE(bad_k_lane),
+        DAMAGE(bad_v_lane),         DAMAGE(bad_scale_sign),      DAMAGE(bad_scale_inf),
+        DAMAGE(bad_v_scale),        DAMAGE(bad_offset),          DAMAGE(bad_id),
+        DAMAGE(bad_id_low),         DAMAGE(bad_position),        DAMAGE(bad_dead_position),
+        DAMAGE(bad_n_tokens),       DAMAGE(bad_many_tokens),     DAMAGE(bad_n_blocks),
+        DAMAGE(bad_header_flags),   DAMAGE(bad_block_tokens),    DAMAGE(bad_reserved),
+        DAMAGE(bad_layer_number),   DAMAGE(bad_layer_size),      DAMAGE(bad_section_flag),
+        DAMAGE(bad_section_flags),  DAMAGE(bad_section_value),   DAMAGE(bad_table_row),
+        DAMAGE(bad_table_tokens),   DAMAGE(bad_representation),  DAMAGE(bad_block_layers),
+        DAMAGE(bad_block_reserved), DAMAGE(bad_stream_count),    DAMAGE(bad_stream_kind),
+        DAMAGE(bad_stream_filter),  DAMAGE(bad_stream_codec),    DAMAGE(bad_stream_zstd),
+        DAMAGE(bad_stream_native),  DAMAGE(bad_stream_reserved), DAMAGE(bad_index),
+        DAMAGE(bad_footer),         DAMAGE(bad_footer_size),     DAMAGE(bad_footer_magic),
         DAMAGE(bad_padding),
     };
     model m = model_of(2, 1, 8, 8, KVT_TYPE_I8, KVT_TYPE_I8);
@@ -221,6 +342,38 @@ static void test_contradictions(void **state)
     expect_ok(v.cache, load_bytes(v.seq, good.data, good.n, NULL));
     free(before);
     bytes_free(&good);
+    victim_destroy(&v);
+}
+
+/* Checksums that hold over ids, or sizes, that are wrong. */
+static void test_ids(void **state)
+{
+    model m = model_of(1, 1, 64, 64, KVT_TYPE_F16, KVT_TYPE_F16);
+    victim v = victim_make(&m);
+    (void)state;
+    for (int i = 0; i < 5; i++) {
+        bytes file = snapshot_of(&m, 70, KVT_CODEC_ZSTD);
+        size_t size, table = section_payload(file.data, file.n, 3, 0, &size);
+        size_t block = section_payload(file.data, file.n, 4, 0, &size);
+        size_t layer = section_payload(file.data, file.n, 5, 0, &size);
+        if (i == 1 || i == 2)
+            file.data[table + 5] ^= 1;
+        if (i == 2 || i == 3)
+            file.data[block + 5] ^= 1;
+        if (i == 4) {
+            assert_int_equal(file.data[layer + 8 + 3], 1); /* zstd: else the sizes are equal */
+            put32(file.data + layer + 8 + 8, get32(file.data + layer + 8 + 8) + 64);
+        }
+        resign_sums(file.data, file.n);
+        if (i == 0)
+            expect_ok(v.cache, load_bytes(v.seq, file.data, file.n, NULL));
+        else
+            must_refuse(&v, file.data, file.n, "id", (size_t)i);
+        if (i == 0)
+            expect_ok(v.cache, load_bytes(v.seq, v.before.data, v.before.n, NULL));
+        victim_check(&v);
+        bytes_free(&file);
+    }
     victim_destroy(&v);
 }
 
@@ -468,8 +621,7 @@ static void test_arguments(void **state)
     }
     expect_ok(v.cache, kvt_seq_begin(v.seq, 1, NULL));
     expect(v.cache, KVT_ERR_STATE, kvt_seq_save_stream(v.seq, &writer, NULL));
-    expect(v.cache, KVT_ERR_STATE,
-           load_bytes(v.seq, v.before.data, v.before.n, NULL));
+    expect(v.cache, KVT_ERR_STATE, load_bytes(v.seq, v.before.data, v.before.n, NULL));
     expect_ok(v.cache, kvt_seq_abort(v.seq));
     victim_check(&v);
     victim_destroy(&v);
@@ -478,10 +630,15 @@ static void test_arguments(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_every_byte),       cmocka_unit_test(test_contradictions),
-        cmocka_unit_test(test_wide_values),      cmocka_unit_test(test_unknown_sections),
-        cmocka_unit_test(test_mismatch),         cmocka_unit_test(test_too_long),
-        cmocka_unit_test(test_allocations),      cmocka_unit_test(test_failing_writer),
+        cmocka_unit_test(test_every_byte),
+        cmocka_unit_test(test_contradictions),
+        cmocka_unit_test(test_ids),
+        cmocka_unit_test(test_wide_values),
+        cmocka_unit_test(test_unknown_sections),
+        cmocka_unit_test(test_mismatch),
+        cmocka_unit_test(test_too_long),
+        cmocka_unit_test(test_allocations),
+        cmocka_unit_test(test_failing_writer),
         cmocka_unit_test(test_arguments),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -406,7 +406,7 @@ static const char *operate(world *w, seq_model *m)
 
 static void random_operations(void **state)
 {
-    const size_t operations = is_quick() ? 150 : 4000;
+    const size_t operations = is_quick() ? 100 : 2500;
     static const uint32_t flags[] = {0, KVT_GROUP_NO_ROTATION, KVT_GROUP_NO_OFFSET,
                                      KVT_GROUP_NO_ROTATION | KVT_GROUP_NO_OFFSET};
     size_t reached[3] = {0};

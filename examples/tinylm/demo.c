@@ -178,7 +178,7 @@ static int compare_types(const options *o, const engine *e, const double *snapsh
 {
     size_t context = e->model.config.seq_len;
     size_t n_tokens = o->tokens && o->tokens < context ? (size_t)o->tokens : context;
-    size_t n_stories = o->stories ? (size_t)o->stories : 6;
+    size_t n_stories = o->stories ? (size_t)o->stories : 16;
     tl_kvtile kv[N_TYPES] = {{0}};
     tl_session sessions[N_TYPES] = {{0}};
     tl_score scores[N_TYPES] = {{0}};

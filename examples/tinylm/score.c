@@ -147,6 +147,8 @@ int tl_score_text(tl_session *sessions, tl_score *scores, size_t n_stores, const
         return 0;
     if (chunk > n - 1)
         chunk = n - 1;
+    if (vocab > SIZE_MAX / sizeof(float) / chunk / n_stores)
+        return tl_fail(err, "steps of %zu tokens are too long for this vocabulary", chunk);
     int status = -1;
     float *logits = malloc(n_stores * chunk * vocab * sizeof *logits);
     prediction *results = malloc(n_stores * chunk * sizeof *results);

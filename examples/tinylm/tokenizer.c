@@ -242,8 +242,8 @@ static size_t char_bytes(const char *s, size_t n)
 int tl_encode(const tl_tokenizer *t, const char *text, size_t n_bytes, bool first, int32_t **tokens,
               uint32_t **ends, size_t *n_tokens, tl_error *err)
 {
-    if (n_bytes > (1u << 28))
-        return tl_fail(err, "the text is longer than 256 MiB");
+    if (n_bytes > (1u << 28) || n_bytes > SIZE_MAX / (4 * sizeof(pair)))
+        return tl_fail(err, "a text of %zu bytes is too long", n_bytes);
     symbol *s = malloc((n_bytes + 2) * sizeof *s);
     /* At most one pair per gap at the start and two for each merge. */
     heap h = {malloc((3 * n_bytes + 4) * sizeof(pair)), 0};

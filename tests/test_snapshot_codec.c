@@ -1,0 +1,200 @@
+/*
+ * The filters of snapshots against their formulas in docs/format.md, element by element, and what
+ * the decoder answers to frames that are wrong. A unit test of src/snapshot_codec.c: it sees the
+ * library's inside and links the static library.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include "../src/snapshot_format.h"
+
+#include <stdlib.h>
+
+enum { HEADS = 2 };
+
+/* Place of (head, token, dim) in native order and in the token-major one. */
+static size_t native_at(const kvt_snap_shape *s, size_t h, size_t t, size_t d)
+{
+    if (s->kind == KVT_SNAP_KIND_K) {
+        size_t tiles = (s->tokens + 15) / 16;
+        return ((h * tiles + t / 16) * (s->dims / 4) + d / 4) * 64 + t % 16 * 4 + d % 4;
+    }
+    return ((h * ((s->tokens + 3) / 4) + t / 4) * s->dims + d) * 4 + t % 4;
+}
+
+static size_t rounded(const kvt_snap_shape *s)
+{
+    size_t lane = s->kind == KVT_SNAP_KIND_K ? 16 : 4;
+    return (s->tokens + lane - 1) / lane * lane;
+}
+
+static kvt_snap_shape i8_shape(uint32_t kind, uint32_t tokens, uint32_t dims)
+{
+    kvt_snap_shape s;
+    memset(&s, 0, sizeof s);
+    s.kind = kind;
+    s.element = 1;
+    s.heads = HEADS;
+    s.dims = dims;
+    s.tokens = tokens;
+    s.bytes = HEADS * rounded(&s) * dims;
+    return s;
+}
+
+static kvt_status decode(const kvt_snap_shape *s, uint32_t filter, uint32_t codec_id,
+                         const unsigned char *stored, size_t n, unsigned char *native)
+{
+    kvt_snap_context context;
+    kvt_snap_codec codec;
+    kvt_snap_stream stream;
+    kvt_status status;
+
+    memset(&context, 0, sizeof context);
+    memset(&stream, 0, sizeof stream);
+    kvt_snap_codec_init(&codec, &context);
+    stream.kind = s->kind;
+    stream.filter = filter;
+    stream.codec = codec_id;
+    stream.stored_bytes = (uint32_t)n;
+    stream.native_bytes = (uint32_t)s->bytes;
+    status = kvt_snap_decode(&codec, s, &stream, stored, native);
+    kvt_snap_codec_release(&codec);
+    return status;
+}
+
+static void check_i8(uint32_t kind, uint32_t tokens, uint32_t dims)
+{
+    kvt_snap_shape s = i8_shape(kind, tokens, dims);
+    unsigned char *native = calloc(s.bytes, 1), *filtered = calloc(s.bytes, 1);
+    unsigned char *out = calloc(s.bytes, 1);
+    uint32_t seed = tokens * 31 + dims;
+
+    assert_non_null(native);
+    assert_non_null(filtered);
+    assert_non_null(out);
+    for (uint32_t filter = 0; filter < 3; filter++) {
+        for (size_t h = 0; h < HEADS; h++)
+            for (size_t t = 0; t < rounded(&s); t++)
+                for (size_t d = 0; d < dims; d++) {
+                    size_t at = native_at(&s, h, t, d);
+                    seed = seed * 1664525u + 1013904223u;
+                    native[at] = t < tokens ? (unsigned char)(seed >> 24) : 0;
+                    if (filter == KVT_SNAP_NATIVE)
+                        filtered[at] = native[at];
+                    else if (filter == KVT_SNAP_TOKEN_MAJOR)
+                        filtered[(h * rounded(&s) + t) * dims + d] = native[at];
+                    else
+                        filtered[at] =
+                            (unsigned char)(native[at] -
+                                            (t ? native[native_at(&s, h, t - 1, d)] : 0));
+                }
+        assert_int_equal(decode(&s, filter, KVT_SNAP_RAW, filtered, s.bytes, out), KVT_OK);
+        assert_memory_equal(out, native, s.bytes);
+    }
+    free(native);
+    free(filtered);
+    free(out);
+}
+
+static void test_i8(void **state)
+{
+    static const uint32_t tokens[] = {1, 3, 4, 5, 16, 17, 33, 64};
+    (void)state;
+    for (size_t i = 0; i < sizeof tokens / sizeof tokens[0]; i++)
+        for (uint32_t dims = 8; dims <= 40; dims += 16) {
+            check_i8(KVT_SNAP_KIND_K, tokens[i], dims);
+            check_i8(KVT_SNAP_KIND_V, tokens[i], dims);
+        }
+}
+
+static void test_planes(void **state)
+{
+    (void)state;
+    for (uint32_t element = 2; element <= 4; element += 2) {
+        unsigned char native[4 * 37], filtered[4 * 37], out[4 * 37];
+        kvt_snap_shape s;
+        memset(&s, 0, sizeof s);
+        s.kind = KVT_SNAP_KIND_SCALES;
+        s.element = element;
+        s.bytes = 37 * element;
+        for (size_t i = 0; i < 37; i++)
+            for (size_t b = 0; b < element; b++)
+                native[i * element + b] = filtered[b * 37 + i] = (unsigned char)(i * 7 + b * 61);
+        assert_int_equal(decode(&s, KVT_SNAP_PLANES, KVT_SNAP_RAW, filtered, s.bytes, out), KVT_OK);
+        assert_memory_equal(out, native, s.bytes);
+    }
+}
+
+/* What the encoder makes, for data that makes it choose each filter, comes back. */
+static void test_choice(void **state)
+{
+    (void)state;
+    for (int kind = KVT_SNAP_KIND_K; kind <= KVT_SNAP_KIND_V; kind++)
+        for (uint32_t want = 0; want < 3; want++) {
+            kvt_snap_shape s = i8_shape((uint32_t)kind, 61, 64);
+            unsigned char *native = calloc(s.bytes, 1), *to = calloc(s.bytes, 1);
+            unsigned char *out = calloc(s.bytes, 1);
+            kvt_snap_context context;
+            kvt_snap_codec codec;
+            kvt_snap_stream stream;
+            uint32_t seed = 5;
+
+            assert_non_null(native);
+            assert_non_null(to);
+            assert_non_null(out);
+            memset(&context, 0, sizeof context);
+            for (size_t h = 0; h < HEADS; h++)
+                for (size_t t = 0; t < 61; t++)
+                    for (size_t d = 0; d < 64; d++) {
+                        uint32_t small, row = (uint32_t)(t % 3 * 64 + d);
+                        int x;
+                        seed = seed * 1664525u + 1013904223u;
+                        small = (seed >> 28) + (seed >> 24 & 15);
+                        x = want == KVT_SNAP_DELTA ? (int)(d * 3) - 96 + (int)(small & 3)
+                            : want == KVT_SNAP_TOKEN_MAJOR
+                                ? (int)((row * 2654435761u >> 24) & 127) - 64
+                                : (int)small - 15;
+                        native[native_at(&s, h, t, d)] = (unsigned char)x;
+                    }
+            s.repeats = want == KVT_SNAP_TOKEN_MAJOR;
+            kvt_snap_codec_init(&codec, &context);
+            assert_int_equal(kvt_snap_encode(&codec, &s, native, to, &stream), KVT_OK);
+            kvt_snap_codec_release(&codec);
+            assert_int_equal(stream.codec, KVT_SNAP_ZSTD);
+            assert_int_equal(stream.filter, want);
+            assert_int_equal(decode(&s, stream.filter, stream.codec, to, stream.stored_bytes, out),
+                             KVT_OK);
+            assert_memory_equal(out, native, s.bytes);
+            /* A frame cut, one that decodes to less, one that would decode to more. */
+            assert_int_equal(
+                decode(&s, stream.filter, stream.codec, to, stream.stored_bytes - 1, out),
+                KVT_ERR_CORRUPT);
+            s.bytes++;
+            native = realloc(native, s.bytes);
+            assert_non_null(native);
+            assert_int_equal(
+                decode(&s, KVT_SNAP_NATIVE, stream.codec, to, stream.stored_bytes, native),
+                KVT_ERR_CORRUPT);
+            s.bytes -= 2;
+            assert_int_equal(
+                decode(&s, KVT_SNAP_NATIVE, stream.codec, to, stream.stored_bytes, out),
+                KVT_ERR_CORRUPT);
+            free(native);
+            free(to);
+            free(out);
+        }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_i8),
+        cmocka_unit_test(test_planes),
+        cmocka_unit_test(test_choice),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,848 @@
+/*
+ * Threads: the same bits whoever runs the tasks, sequences of one cache used at once, several
+ * threads over one sequence, failures at once, and a floating-point environment of the caller
+ * that neither matters nor changes. To be run under the thread sanitizer as well.
+ */
+#include "support.h"
+
+#include <fenv.h>
+#include <math.h>
+#include <pthread.h>
+#include <stdio.h>
+
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
+
+/*
+ * pthreadpool synchronizes by futexes in a library that the thread sanitizer did not compile: it
+ * would report every hand-over. The test's own executor stands in for it there.
+ */
+#if defined(__SANITIZE_THREAD__)
+#define HAS_THREAD_SANITIZER 1
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define HAS_THREAD_SANITIZER 1
+#endif
+#endif
+
+/* ---- the caller's floating-point environment ---- */
+
+/* Control bits of the environment: rounding, flush to zero, denormals are zero. */
+typedef struct environment {
+    int rounding;
+    unsigned long control;
+} environment;
+
+static environment environment_now(void)
+{
+    environment e = {fegetround(), 0};
+#if defined(__x86_64__)
+    e.control = _mm_getcsr() & ~0x3fu; /* without the sticky flags */
+#elif defined(__aarch64__)
+    __asm__ volatile("mrs %0, fpcr" : "=r"(e.control));
+#endif
+    return e;
+}
+
+static void set_environment(int rounding, int flush)
+{
+    fesetround(rounding);
+#if defined(__x86_64__)
+    _mm_setcsr((_mm_getcsr() & ~0x8040u) | (flush ? 0x8040u : 0)); /* FTZ and DAZ */
+#elif defined(__aarch64__)
+    {
+        unsigned long fpcr;
+        __asm__ volatile("mrs %0, fpcr" : "=r"(fpcr));
+        fpcr = (fpcr & ~(1ul << 24)) | (flush ? 1ul << 24 : 0);
+        __asm__ volatile("msr fpcr, %0" : : "r"(fpcr) : "memory");
+    }
+#else
+    (void)flush;
+#endif
+}
+
+static void expect_environment(environment expected, const char *call)
+{
+    environment now = environment_now();
+    if (now.rounding != expected.rounding || now.control != expected.control) {
+        fesetenv(FE_DFL_ENV);
+        fail_msg("%s: the caller's environment has changed: rounding %d -> %d, control %lx -> %lx",
+                 call, expected.rounding, now.rounding, expected.control, now.control);
+    }
+}
+
+/* ---- an executor ---- */
+
+typedef struct crew {
+    uint32_t n_threads;
+    int hostile;  /* threads round upward and flush to zero */
+    size_t calls; /* guarded by lock, as most_tasks */
+    size_t most_tasks;
+    pthread_mutex_t lock;
+} crew;
+
+typedef struct crew_call {
+    const crew *crew;
+    void (*task)(void *arg, size_t i);
+    void *arg;
+    size_t n, next;
+} crew_call;
+
+static void *crew_member(void *user)
+{
+    crew_call *c = user;
+    size_t i;
+    if (c->crew->hostile)
+        set_environment(FE_UPWARD, 1);
+    /* Last first: no order is promised. */
+    while ((i = __atomic_fetch_add(&c->next, 1, __ATOMIC_RELAXED)) < c->n)
+        c->task(c->arg, c->n - 1 - i);
+    return NULL;
+}
+
+static void crew_run(void *user, void (*task)(void *arg, size_t i), void *arg, size_t n)
+{
+    crew *w = user;
+    crew_call call = {w, task, arg, n, 0};
+    pthread_t threads[16];
+    for (uint32_t i = 0; i < w->n_threads; i++)
+        if (pthread_create(&threads[i], NULL, crew_member, &call))
+            abort();
+    for (uint32_t i = 0; i < w->n_threads; i++)
+        pthread_join(threads[i], NULL);
+    pthread_mutex_lock(&w->lock);
+    w->calls++;
+    w->most_tasks = n > w->most_tasks ? n : w->most_tasks;
+    pthread_mutex_unlock(&w->lock);
+}
+
+/* A cache on an executor (hands), else with n_threads of a pool or inline. NULL: unsupported. */
+static kvt_cache *open_cache(const kvt_group_config *g, uint64_t max_tokens, uint32_t n_threads,
+                             crew *hands, ledger *memory)
+{
+    kvt_config c = kvt_config_init();
+    kvt_cache *cache = NULL;
+    kvt_status status;
+    c.groups = g;
+    c.n_groups = 1;
+    c.max_tokens = max_tokens;
+    c.n_threads = n_threads;
+    if (hands)
+        c.executor = (kvt_executor){hands, crew_run, hands->n_threads};
+    if (memory)
+        c.allocator = ledger_allocator(memory);
+    status = kvt_cache_create(&c, &cache);
+    if (n_threads > 1 && !hands && status == KVT_ERR_UNSUPPORTED)
+        return NULL;
+    expect_ok(NULL, status);
+    return cache;
+}
+
+static uint64_t hash_floats(uint64_t h, const float *x, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, &x[i], sizeof bits);
+        h = (h ^ bits) * 0x100000001b3u;
+    }
+    return h;
+}
+
+/* Attend the last n_q queries of one layer by one call or by plan; the output as a hash. */
+static uint64_t attend(kvt_cache *cache, const kvt_seq *seq, const kvt_group_config *g,
+                       uint32_t layer, size_t n_q, uint32_t plan_threads, const float *q)
+{
+    size_t n_out = n_q * g->n_q_heads * g->v_dim, n_lse = n_q * g->n_q_heads;
+    float *out = malloc((n_out + n_lse) * sizeof *out);
+    kvt_attend_item item = {.seq = seq, .n_queries = n_q};
+    kvt_attend_args args = kvt_attend_args_init();
+    kvt_attend_plan plan;
+    uint64_t h;
+    if (!out)
+        abort();
+    args.layer = layer;
+    args.flags = n_q > 1 ? KVT_ATTEND_CAUSAL : 0;
+    args.items = &item;
+    args.n_items = 1;
+    args.q = kvt_tensor_f32(q);
+    args.out = kvt_tensor_f32(out);
+    args.lse = out + n_out;
+    args.softcap = 30;
+    args.n_threads = plan_threads;
+    if (!plan_threads) {
+        expect_ok(cache, kvt_attend(cache, &args));
+    } else {
+        void *scratch;
+        expect_ok(cache, kvt_attend_plan_init(&plan, cache, &args));
+        scratch = aligned_alloc(64, (plan.scratch_bytes + 63) / 64 * 64);
+        if (!scratch)
+            abort();
+        for (size_t i = 0; i < plan.n_tasks; i++)
+            expect_ok(cache, kvt_attend_task(&plan, scratch, i));
+        expect_ok(cache, kvt_attend_finish(&plan, scratch));
+        free(scratch);
+    }
+    h = hash_floats(7, out, n_out + n_lse);
+    free(out);
+    return h;
+}
+
+/* ---- the same bits ---- */
+
+static uint64_t run_everything(kvt_cache *cache, const kvt_group_config *g, size_t n)
+{
+    rng r = {31};
+    tokens t = tokens_make(&r, n, g);
+    float *q = rng_normals(&r, (size_t)40 * g->n_q_heads * g->k_dim);
+    kvt_seq *seq = NULL;
+    uint64_t h;
+    expect_ok(cache, kvt_seq_create(cache, &seq));
+    append_all(cache, seq, g, &t, 0, n - 20, 400);
+    append_all(cache, seq, g, &t, n - 20, 20, 1);
+    h = seq_hash(seq, g);
+    for (uint32_t layer = 0; layer < g->n_layers; layer++) {
+        h = h * 31 + attend(cache, seq, g, layer, 1, 0, q);
+        h = h * 31 + attend(cache, seq, g, layer, 40, 0, q);
+    }
+    kvt_seq_destroy(seq);
+    tokens_free(&t);
+    free(q);
+    return h;
+}
+
+static void same_bits_for_every_executor(void **state)
+{
+    static const uint32_t pools[] = {1, 2, 4};
+    const size_t n = is_quick() ? 1300 : 2600;
+    int with_pool = 0;
+    (void)state;
+    for (int type = 0; type < 3; type++) {
+        kvt_group_config g = group_of(2, 8, 2, 80, 64, (kvt_type)type, (kvt_type)type);
+        kvt_cache *cache = open_cache(&g, n, 1, NULL, NULL);
+        uint64_t expected = run_everything(cache, &g, n);
+        kvt_cache_destroy(cache);
+#if !defined(HAS_THREAD_SANITIZER)
+        for (size_t i = 0; i < 3; i++) {
+            cache = open_cache(&g, n, pools[i], NULL, NULL);
+            if (!cache)
+                continue;
+            with_pool += pools[i] > 1;
+            assert_true(run_everything(cache, &g, n) == expected);
+            kvt_cache_destroy(cache);
+        }
+#else
+        (void)pools;
+#endif
+        for (uint32_t threads = 1; threads <= 7; threads += 2)
+            for (int hostile = 0; hostile < 2; hostile++) {
+                crew w = {.n_threads = threads, .lock = PTHREAD_MUTEX_INITIALIZER};
+                w.hostile = hostile;
+                cache = open_cache(&g, n, threads, &w, NULL);
+                assert_true(run_everything(cache, &g, n) == expected);
+                assert_true(w.calls > 0 && w.most_tasks > 1);
+                kvt_cache_destroy(cache);
+                pthread_mutex_destroy(&w.lock);
+            }
+    }
+    printf("pools of pthreadpool compared: %d\n", with_pool);
+}
+
+/* Append by plan: the tasks on several threads, as an engine runs them. */
+typedef struct team {
+    kvt_append_plan *plan;
+    size_t first, by;
+    kvt_status status;
+} team;
+
+static void *team_member(void *user)
+{
+    team *m = user;
+    for (size_t i = m->first; i < m->plan->n_tasks; i += m->by) {
+        kvt_status status = kvt_append_task(m->plan, i);
+        m->status = status ? status : m->status;
+    }
+    return NULL;
+}
+
+static void append_by_plan_on_threads(void **state)
+{
+    (void)state;
+    for (int type = 0; type < 3; type++) {
+        kvt_group_config g = group_of(1, 8, 8, 32, 16, (kvt_type)type, (kvt_type)type);
+        kvt_cache *cache = open_cache(&g, 300, 1, NULL, NULL);
+        kvt_seq *plain = NULL, *planned = NULL;
+        rng r = {77};
+        tokens t = tokens_make(&r, 300, &g);
+        expect_ok(cache, kvt_seq_create(cache, &plain));
+        expect_ok(cache, kvt_seq_create(cache, &planned));
+        for (size_t first = 0; first < 300; first += 75) {
+            kvt_tensor k = kvt_tensor_f32(t.k + first * 8 * 32);
+            kvt_tensor v = kvt_tensor_f32(t.v + first * 8 * 16);
+            expect_ok(cache, kvt_seq_begin(plain, 75, NULL));
+            expect_ok(cache, kvt_append(plain, 0, &k, &v));
+            expect_ok(cache, kvt_seq_commit(plain, NULL));
+            expect_ok(cache, kvt_seq_begin(planned, 75, NULL));
+            for (int bad = 1; bad >= 0; bad--) { /* once with a value in it, on one thread */
+                kvt_append_plan plan;
+                pthread_t threads[4];
+                team members[4];
+                size_t failed = 0;
+                float saved = t.v[(first + 70) * 8 * 16];
+                if (bad)
+                    t.v[(first + 70) * 8 * 16] = NAN;
+                expect_ok(cache, kvt_append_plan_init(&plan, planned, 0, &k, &v));
+                for (size_t i = 0; i < 4; i++) {
+                    members[i] = (team){&plan, i, 4, KVT_OK};
+                    assert_int_equal(
+                        pthread_create(&threads[i], NULL, team_member, &members[i]), 0);
+                }
+                for (size_t i = 0; i < 4; i++) {
+                    pthread_join(threads[i], NULL);
+                    failed += members[i].status != KVT_OK;
+                }
+                t.v[(first + 70) * 8 * 16] = saved;
+                assert_int_equal(failed, bad);
+                expect(cache, bad ? KVT_ERR_VALUE : KVT_OK, kvt_append_finish(&plan));
+            }
+            expect_ok(cache, kvt_seq_commit(planned, NULL));
+        }
+        assert_true(seq_hash(plain, &g) == seq_hash(planned, &g));
+        kvt_seq_destroy(plain);
+        kvt_seq_destroy(planned);
+        kvt_cache_destroy(cache);
+        tokens_free(&t);
+    }
+}
+
+/* ---- sequences at once ---- */
+
+typedef struct worker {
+    kvt_cache *cache;
+    const kvt_group_config *group;
+    uint64_t seed, result;
+    size_t operations;
+} worker;
+
+/* A thread's own sequence through random operations; all that it reads goes into the result. */
+static void *work(void *user)
+{
+    worker *w = user;
+    const kvt_group_config *g = w->group;
+    rng r = {w->seed};
+    tokens t = tokens_make(&r, 400, g);
+    float *q = rng_normals(&r, (size_t)8 * g->n_q_heads * g->k_dim);
+    kvt_seq *seq = NULL;
+    uint64_t h = w->seed;
+    expect_ok(w->cache, kvt_seq_create(w->cache, &seq));
+    for (size_t i = 0; i < w->operations; i++) {
+        size_t length = (size_t)kvt_seq_length(seq), n = 1 + rng_below(&r, 90);
+        switch (rng_below(&r, 12)) {
+        case 0:
+            expect_ok(w->cache, kvt_seq_truncate(seq, rng_below(&r, (uint32_t)length + 1)));
+            break;
+        case 1:
+            kvt_seq_destroy(seq);
+            expect_ok(w->cache, kvt_seq_create(w->cache, &seq));
+            break;
+        case 2:
+            expect_ok(w->cache, kvt_seq_clear(seq));
+            break;
+        case 3:
+            expect_ok(w->cache, kvt_cache_trim(w->cache));
+            break;
+        case 4:
+            expect(w->cache, KVT_ERR_ARG, kvt_seq_truncate(seq, length + 1));
+            break;
+        case 5:
+            if (length + n > 400)
+                break;
+            expect_ok(w->cache, kvt_seq_begin(seq, n, NULL));
+            expect_ok(w->cache, kvt_seq_abort(seq));
+            break;
+        case 6: case 7:
+            n = length < 8 ? length : 8;
+            if (n)
+                h = h * 31 + attend(w->cache, seq, g, rng_below(&r, g->n_layers), n,
+                                    rng_below(&r, 2) ? 3 : 0, q);
+            break;
+        case 8:
+            h = h * 31 + seq_hash(seq, g);
+            break;
+        default:
+            if (length + n > 400)
+                expect(w->cache, KVT_ERR_FULL, kvt_seq_begin(seq, 401 - length, NULL));
+            else
+                append_step(w->cache, seq, g, &t, length, n);
+        }
+        assert_true(kvt_cache_memory_bytes(w->cache) >= kvt_seq_memory_bytes(seq));
+        assert_true(kvt_seq_capacity(seq) >= kvt_seq_length(seq));
+    }
+    w->result = h * 31 + seq_hash(seq, g);
+    kvt_seq_destroy(seq);
+    tokens_free(&t);
+    free(q);
+    return NULL;
+}
+
+static void sequences_at_once(void **state)
+{
+    enum { N = 6 };
+    const size_t operations = is_quick() ? 20 : 150;
+    (void)state;
+    for (int type = 0; type < 3; type++)
+        for (int with_crew = 0; with_crew < 2; with_crew++) {
+            kvt_group_config g = group_of(2, 4, 2, 48, 64, (kvt_type)type, (kvt_type)type);
+            crew w = {.n_threads = 2, .lock = PTHREAD_MUTEX_INITIALIZER};
+            ledger memory;
+            kvt_cache *cache;
+            worker workers[N];
+            pthread_t threads[N];
+            uint64_t expected[N];
+            ledger_init(&memory);
+            for (int i = 0; i < N; i++) { /* one after the other, each alone in its cache */
+                cache = open_cache(&g, 400, 1, NULL, NULL);
+                workers[i] = (worker){cache, &g, 1000u + (uint64_t)i, 0, operations};
+                work(&workers[i]);
+                expected[i] = workers[i].result;
+                kvt_cache_destroy(cache);
+            }
+            cache = open_cache(&g, 400, with_crew ? 2 : 1, with_crew ? &w : NULL, &memory);
+            for (int i = 0; i < N; i++) {
+                workers[i] = (worker){cache, &g, 1000u + (uint64_t)i, 0, operations};
+                assert_int_equal(pthread_create(&threads[i], NULL, work, &workers[i]), 0);
+            }
+            for (int i = 0; i < N; i++)
+                pthread_join(threads[i], NULL);
+            for (int i = 0; i < N; i++)
+                if (workers[i].result != expected[i])
+                    fail_msg("type %d: thread %d has other results than alone", type, i);
+            assert_true(kvt_cache_memory_bytes(cache) == memory.live_bytes);
+            kvt_cache_destroy(cache);
+            ledger_close(&memory);
+            pthread_mutex_destroy(&w.lock);
+        }
+}
+
+/* The last of the sequences frees the cache, whichever thread has it. */
+static void *destroy_seq(void *seq)
+{
+    kvt_seq_destroy(seq);
+    return NULL;
+}
+
+static void destroyed_at_once(void **state)
+{
+    (void)state;
+    for (int round = 0; round < (is_quick() ? 5 : 100); round++) {
+        enum { N = 4 };
+        kvt_group_config g = group_of(1, 1, 1, 8, 8, KVT_TYPE_I8, KVT_TYPE_I8);
+        ledger memory;
+        kvt_cache *cache;
+        kvt_seq *seqs[N];
+        pthread_t threads[N];
+        ledger_init(&memory);
+        cache = open_cache(&g, 400, 1, NULL, &memory);
+        for (int i = 0; i < N; i++) {
+            expect_ok(cache, kvt_seq_create(cache, &seqs[i]));
+            expect_ok(cache, kvt_seq_begin(seqs[i], 100, NULL));
+        }
+        for (int i = 0; i < N; i++)
+            assert_int_equal(pthread_create(&threads[i], NULL, destroy_seq, seqs[i]), 0);
+        kvt_cache_destroy(cache);
+        for (int i = 0; i < N; i++)
+            pthread_join(threads[i], NULL);
+        ledger_close(&memory);
+    }
+}
+
+/* The budget holds whoever asks at once. */
+static void *take_memory(void *user)
+{
+    kvt_cache *cache = user;
+    kvt_seq *seqs[20] = {NULL};
+    for (int i = 0; i < 20; i++) {
+        kvt_status status = kvt_seq_create(cache, &seqs[i]);
+        if (status == KVT_OK)
+            status = kvt_seq_begin(seqs[i], 100, NULL);
+        assert_true(status == KVT_OK || status == KVT_ERR_BUDGET);
+        assert_true(kvt_seq_pending(seqs[i]) == (status == KVT_OK ? 100 : 0));
+    }
+    for (int i = 0; i < 20; i++)
+        kvt_seq_destroy(seqs[i]);
+    return NULL;
+}
+
+static void *watch_budget(void *user)
+{
+    const kvt_cache *cache = user;
+    for (int i = 0; i < 20000; i++)
+        assert_true(kvt_cache_memory_bytes(cache) <= 200000);
+    return NULL;
+}
+
+static void the_budget_holds_for_all_threads(void **state)
+{
+    kvt_group_config g = group_of(1, 1, 1, 16, 16, KVT_TYPE_F32, KVT_TYPE_F32);
+    kvt_config c = kvt_config_init();
+    kvt_cache *cache = NULL;
+    ledger memory;
+    pthread_t threads[5];
+    (void)state;
+    ledger_init(&memory);
+    c.groups = &g;
+    c.n_groups = 1;
+    c.max_tokens = 400;
+    c.memory_budget_bytes = 200000; /* of about twenty such sequences, some */
+    c.allocator = ledger_allocator(&memory);
+    expect_ok(NULL, kvt_cache_create(&c, &cache));
+    for (int i = 0; i < 5; i++)
+        assert_int_equal(
+            pthread_create(&threads[i], NULL, i == 4 ? watch_budget : take_memory, cache), 0);
+    for (int i = 0; i < 5; i++)
+        pthread_join(threads[i], NULL);
+    expect_error_text(cache, "budget", "eighty sequences");
+    kvt_cache_destroy(cache);
+    ledger_close(&memory);
+}
+
+/* ---- one sequence, several readers ---- */
+
+typedef struct reader {
+    kvt_cache *cache;
+    const kvt_group_config *group;
+    const kvt_seq *seq;
+    const float *q;
+    uint32_t plan_threads;
+    int rounds;
+    const uint64_t *expected; /* attention of 1 and of 9 queries, contents, visits */
+    int wrong;
+} reader;
+
+static int hash_visit(void *user, const kvt_token_view *token)
+{
+    uint64_t *h = user;
+    *h = hash_floats(*h ^ token->index, token->k, 8);
+    *h = hash_floats(*h, token->v, 8);
+    return 0;
+}
+
+static void *read_along(void *user)
+{
+    reader *m = user;
+    for (int i = 0; i < m->rounds; i++) {
+        uint64_t visits = 3;
+        m->wrong += attend(m->cache, m->seq, m->group, 0, 1, m->plan_threads, m->q) !=
+                    m->expected[0];
+        m->wrong += attend(m->cache, m->seq, m->group, 1, 9, m->plan_threads, m->q) !=
+                    m->expected[1];
+        m->wrong += seq_hash(m->seq, m->group) != m->expected[2];
+        expect_ok(m->cache, kvt_visit(m->seq, 1, 0, 1030, hash_visit, &visits, NULL));
+        m->wrong += visits != m->expected[3];
+    }
+    return NULL;
+}
+
+static void several_readers_of_one_sequence(void **state)
+{
+    enum { N = 6 };
+    (void)state;
+    for (int type = 0; type < 3; type++)
+        for (int with_crew = 0; with_crew < 2; with_crew++) {
+            kvt_group_config g = group_of(2, 4, 2, 64, 32, (kvt_type)type, (kvt_type)type);
+            crew w = {.n_threads = 2, .lock = PTHREAD_MUTEX_INITIALIZER};
+            kvt_cache *cache = open_cache(&g, 1200, with_crew ? 2 : 1, with_crew ? &w : NULL, NULL);
+            kvt_seq *seq = NULL;
+            rng r = {8};
+            tokens t = tokens_make(&r, 1100, &g);
+            float *q = rng_normals(&r, 9 * 4 * 64);
+            uint64_t expected[4] = {0, 0, 0, 3};
+            reader readers[N];
+            pthread_t threads[N];
+            expect_ok(cache, kvt_seq_create(cache, &seq));
+            append_all(cache, seq, &g, &t, 0, 1100, 550);
+            expected[0] = attend(cache, seq, &g, 0, 1, 0, q);
+            expected[1] = attend(cache, seq, &g, 1, 9, 0, q);
+            expected[2] = seq_hash(seq, &g);
+            expect_ok(cache, kvt_visit(seq, 1, 0, 1030, hash_visit, &expected[3], NULL));
+            for (uint32_t i = 0; i < N; i++) {
+                readers[i] = (reader){cache, &g, seq, q, i % 3 * 2, is_quick() ? 1 : 4, expected, 0};
+                assert_int_equal(pthread_create(&threads[i], NULL, read_along, &readers[i]), 0);
+            }
+            for (int i = 0; i < N; i++)
+                pthread_join(threads[i], NULL);
+            for (int i = 0; i < N; i++)
+                assert_int_equal(readers[i].wrong, 0);
+            kvt_seq_destroy(seq);
+            kvt_cache_destroy(cache);
+            tokens_free(&t);
+            free(q);
+            pthread_mutex_destroy(&w.lock);
+        }
+}
+
+/* ---- failures at once ---- */
+
+enum { FAILERS = 4 };
+
+typedef struct failer {
+    kvt_cache *cache;
+    kvt_seq *seq;
+    size_t number;
+    const char (*texts)[256]; /* of all failers, from a serial run */
+    int rounds, wrong;
+} failer;
+
+static kvt_status fail_once(const failer *f)
+{
+    int32_t position = -1;
+    kvt_tensor nothing = kvt_tensor_f32(NULL);
+    switch (f->number) {
+    case 0: return kvt_seq_truncate(f->seq, 123456789);
+    case 1: return kvt_seq_begin(f->seq, 1, &position);
+    case 2: return kvt_read(f->seq, 77, KVT_SIDE_K, 0, 0, &nothing);
+    default: return kvt_append(f->seq, 99, NULL, NULL);
+    }
+}
+
+static void *fail_along(void *user)
+{
+    failer *f = user;
+    for (int i = 0; i < f->rounds; i++) {
+        char text[256];
+        int known = 0;
+        f->wrong += fail_once(f) != KVT_ERR_ARG;
+        f->wrong += kvt_cache_error(f->cache, text, sizeof text) != KVT_OK;
+        for (int j = 0; j < FAILERS; j++)
+            known += strcmp(text, f->texts[j]) == 0;
+        f->wrong += known != 1; /* whole, and of one of them */
+    }
+    return NULL;
+}
+
+static void failures_at_once(void **state)
+{
+    kvt_group_config g = group_of(1, 1, 1, 8, 8, KVT_TYPE_F32, KVT_TYPE_F32);
+    kvt_cache *cache = open_cache(&g, 100, 1, NULL, NULL);
+    static char texts[FAILERS][256];
+    failer failers[FAILERS];
+    pthread_t threads[FAILERS];
+    (void)state;
+    for (size_t i = 0; i < FAILERS; i++) {
+        failers[i] = (failer){cache, NULL, i, (const char(*)[256])texts, is_quick() ? 50 : 3000, 0};
+        expect_ok(cache, kvt_seq_create(cache, &failers[i].seq));
+        expect(cache, KVT_ERR_ARG, fail_once(&failers[i]));
+        expect_ok(cache, kvt_cache_error(cache, texts[i], sizeof texts[i]));
+        for (size_t j = 0; j < i; j++)
+            assert_string_not_equal(texts[i], texts[j]);
+    }
+    for (size_t i = 0; i < FAILERS; i++)
+        assert_int_equal(pthread_create(&threads[i], NULL, fail_along, &failers[i]), 0);
+    for (size_t i = 0; i < FAILERS; i++)
+        pthread_join(threads[i], NULL);
+    for (size_t i = 0; i < FAILERS; i++) {
+        assert_int_equal(failers[i].wrong, 0);
+        kvt_seq_destroy(failers[i].seq);
+    }
+    kvt_cache_destroy(cache);
+}
+
+/* ---- the caller's environment ---- */
+
+/* Keys and values of very different size, subnormals among them. */
+static void make_extreme(tokens *t)
+{
+    for (size_t i = 0; i < t->n * t->kv_heads * t->k_dim; i++)
+        t->k[i] = i % 7 == 0 ? 1e-41f * (float)(i % 50) : t->k[i] * (i % 3 ? 1.0f : 1e-4f);
+    for (size_t i = 0; i < t->n * t->kv_heads * t->v_dim; i++)
+        if (i % 5 == 0) /* these dims in every token: so is the attention's output there */
+            t->v[i] *= 1e-39f;
+}
+
+/* The whole of a sequence's life under an environment; a hash of all that came out. */
+static uint64_t live_under(const kvt_group_config *g, const tokens *t, const float *q, int rounding,
+                           int flush, const char *isa)
+{
+    kvt_cache *cache = cache_of(g, t->n, 1, isa);
+    kvt_seq *seq = NULL;
+    kvt_attend_item item = {.n_queries = 5};
+    kvt_attend_args args = kvt_attend_args_init();
+    kvt_append_plan append;
+    kvt_attend_plan plan;
+    float out[5 * 4 * 24], lse[5 * 4], slopes[4] = {0.1f, 0.01f, 0.3f, 0}, sinks[4] = {1, 2, 3, 4};
+    kvt_tensor back = kvt_tensor_f32(out);
+    environment expected;
+    uint64_t h = 1, visits = 3;
+    void *scratch = NULL;
+    size_t first = 0;
+#define under(call)                                                                                \
+    do {                                                                                           \
+        kvt_status status_;                                                                        \
+        set_environment(rounding, flush);                                                          \
+        expected = environment_now();                                                              \
+        status_ = call;                                                                            \
+        expect_environment(expected, #call);                                                       \
+        set_environment(FE_TONEAREST, 0);                                                          \
+        expect_ok(cache, status_);                                                                 \
+    } while (0)
+    expect_ok(cache, kvt_seq_create(cache, &seq));
+    for (size_t n = 90; first + n <= t->n; first += n, n = n > 20 ? n - 25 : 1) {
+        kvt_tensor k = kvt_tensor_f32(t->k + first * t->kv_heads * t->k_dim);
+        kvt_tensor v = kvt_tensor_f32(t->v + first * t->kv_heads * t->v_dim);
+        under(kvt_seq_begin(seq, n, NULL));
+        under(kvt_append(seq, 0, &k, &v));
+        under(kvt_append_plan_init(&append, seq, 1, &k, &v));
+        for (size_t i = 0; i < append.n_tasks; i++)
+            under(kvt_append_task(&append, i));
+        under(kvt_append_finish(&append));
+        under(kvt_seq_commit(seq, NULL));
+    }
+    item.seq = seq;
+    args.items = &item;
+    args.n_items = 1;
+    args.flags = KVT_ATTEND_CAUSAL;
+    args.q = kvt_tensor_f32(q);
+    args.out = kvt_tensor_f32(out);
+    args.lse = lse;
+    args.softcap = 5;
+    args.alibi_slopes = slopes;
+    args.sink_logits = sinks;
+    for (args.layer = 0; args.layer < 2; args.layer++) {
+        under(kvt_attend(cache, &args));
+        h = hash_floats(hash_floats(h, out, 5 * 4 * 24), lse, 20);
+        args.n_threads = 3;
+        under(kvt_attend_plan_init(&plan, cache, &args));
+        scratch = aligned_alloc(64, (plan.scratch_bytes + 63) / 64 * 64);
+        assert_non_null(scratch);
+        memset(out, 0, sizeof out);
+        for (size_t i = 0; i < plan.n_tasks; i++)
+            under(kvt_attend_task(&plan, scratch, i));
+        under(kvt_attend_finish(&plan, scratch));
+        h = hash_floats(hash_floats(h, out, 5 * 4 * 24), lse, 20);
+        free(scratch);
+    }
+    for (uint32_t layer = 0; layer < 2; layer++)
+        for (size_t i = 0; i < first; i += 3)
+            for (int side = 0; side < 2; side++) {
+                under(kvt_read(seq, layer, (kvt_side)side, i, 1, &back));
+                h = hash_floats(h, out, t->kv_heads * (side ? t->v_dim : t->k_dim));
+            }
+    under(kvt_visit(seq, 1, 0, first, hash_visit, &visits, NULL));
+    h = h * 31 + visits + seq_hash(seq, g);
+    kvt_seq_destroy(seq);
+    kvt_cache_destroy(cache);
+    return h;
+}
+
+static void the_environment_does_not_matter(void **state)
+{
+    static const int rounding[] = {FE_TONEAREST, FE_UPWARD, FE_DOWNWARD, FE_TOWARDZERO};
+    (void)state;
+    for (uint32_t isa = 0; kvt_isa_name(isa); isa++)
+        for (int type = 0; type < 3; type++) {
+            kvt_group_config g = group_of(2, 4, 2, 24, 24, (kvt_type)type, (kvt_type)type);
+            rng r = {55};
+            tokens t = tokens_make(&r, 230, &g);
+            float *q = rng_normals(&r, 5 * 4 * 24);
+            uint64_t expected;
+            make_extreme(&t);
+            expected = live_under(&g, &t, q, FE_TONEAREST, 0, kvt_isa_name(isa));
+            for (int mode = 0; mode < 4; mode++)
+                for (int flush = 0; flush < 2; flush++)
+                    if (live_under(&g, &t, q, rounding[mode], flush, kvt_isa_name(isa)) != expected)
+                        fail_msg("isa %s type %d rounding %d flush %d: other bits",
+                                 kvt_isa_name(isa), type, mode, flush);
+            tokens_free(&t);
+            free(q);
+        }
+}
+
+/* Creation under an environment: the signs, the geometry, the figures. */
+static void creation_under_an_environment(void **state)
+{
+    kvt_group_config g = group_of(2, 4, 2, 24, 40, KVT_TYPE_I8, KVT_TYPE_I8);
+    kvt_cache *plain = cache_of(&g, 230, 1, NULL), *other;
+    environment expected;
+    (void)state;
+    set_environment(FE_UPWARD, 1);
+    expected = environment_now();
+    other = cache_of(&g, 230, 1, NULL);
+    expect_environment(expected, "kvt_cache_create");
+    set_environment(FE_TONEAREST, 0);
+    assert_true(run_everything(plain, &g, 220) == run_everything(other, &g, 220));
+    set_environment(FE_UPWARD, 1);
+    assert_true(kvt_cache_bytes_per_token(other) == (24 + 40 + 4 + 24.0 / 32) * 4);
+    set_environment(FE_TONEAREST, 0);
+    kvt_cache_destroy(plain);
+    kvt_cache_destroy(other);
+}
+
+/* Numbers that only flushing makes zero are refused all the same. */
+static void refusals_under_an_environment(void **state)
+{
+    kvt_group_config g = group_of(1, 1, 1, 8, 8, KVT_TYPE_F32, KVT_TYPE_F32);
+    kvt_cache *cache = cache_of(&g, 10, 1, NULL);
+    kvt_seq *seq = NULL;
+    float q[8] = {0}, out[8];
+    kvt_attend_item item = {.n_queries = 1};
+    kvt_attend_args args = kvt_attend_args_init();
+    (void)state;
+    expect_ok(cache, kvt_seq_create(cache, &seq));
+    item.seq = seq;
+    args.items = &item;
+    args.n_items = 1;
+    args.q = kvt_tensor_f32(q);
+    args.out = kvt_tensor_f32(out);
+    for (int flush = 0; flush < 2; flush++)
+        for (int cap = 0; cap < 2; cap++) {
+            kvt_status status;
+            args.scale = cap ? 0 : -1e-42f;
+            args.softcap = cap ? -1e-42f : 0;
+            set_environment(FE_TONEAREST, flush);
+            status = kvt_attend(cache, &args);
+            set_environment(FE_TONEAREST, 0);
+            if (status != KVT_ERR_VALUE)
+                fail_msg("%s -1e-42 with flush to zero %d: status %d", cap ? "softcap" : "scale",
+                         flush, (int)status);
+        }
+    kvt_seq_destroy(seq);
+    kvt_cache_destroy(cache);
+}
+
+/* Sticky flags of the caller stay raised. */
+static void sticky_flags_stay(void **state)
+{
+    kvt_group_config g = group_of(1, 1, 1, 8, 8, KVT_TYPE_I8, KVT_TYPE_I8);
+    kvt_cache *cache = cache_of(&g, 10, 1, NULL);
+    kvt_seq *seq = NULL;
+    float x[8] = {1, 3, 7, 1e-30f, 0.1f, -3, 5, 11};
+    kvt_tensor t = kvt_tensor_f32(x);
+    (void)state;
+    expect_ok(cache, kvt_seq_create(cache, &seq));
+    expect_ok(cache, kvt_seq_begin(seq, 1, NULL));
+    feclearexcept(FE_ALL_EXCEPT);
+    feraiseexcept(FE_DIVBYZERO);
+    expect_ok(cache, kvt_append(seq, 0, &t, &t));
+    assert_true(fetestexcept(FE_DIVBYZERO) == FE_DIVBYZERO);
+    feclearexcept(FE_ALL_EXCEPT);
+    kvt_seq_destroy(seq);
+    kvt_cache_destroy(cache);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(same_bits_for_every_executor),
+        cmocka_unit_test(append_by_plan_on_threads),
+        cmocka_unit_test(sequences_at_once),
+        cmocka_unit_test(destroyed_at_once),
+        cmocka_unit_test(the_budget_holds_for_all_threads),
+        cmocka_unit_test(several_readers_of_one_sequence),
+        cmocka_unit_test(failures_at_once),
+        cmocka_unit_test(the_environment_does_not_matter),
+        cmocka_unit_test(creation_under_an_environment),
+        cmocka_unit_test(refusals_under_an_environment),
+        cmocka_unit_test(sticky_flags_stay),
+    };
+    return cmocka_run_group_tests_name("threads", tests, NULL, NULL);
+}
