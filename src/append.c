@@ -33,11 +33,12 @@ static unsigned char *record_of(const kvt_append_job *job, size_t row)
                            job->layer_index, job->head);
 }
 
+/* Magnitudes compared as integers, which order alike and which every compiler vectorizes. */
 static int within(const float *x, size_t n, float bound)
 {
-    int outside = 0;
+    int32_t limit = (int32_t)kvt_f32_bits(bound), outside = 0;
     for (size_t i = 0; i < n; i++)
-        outside |= x[i] > bound || x[i] < -bound;
+        outside |= (int32_t)(kvt_f32_bits(x[i]) & 0x7fffffffu) > limit;
     return !outside;
 }
 
@@ -117,14 +118,14 @@ static put_function *put_of(const kvt_kernels *k, kvt_side side, kvt_type type)
                                                                      : k->put_v_i8;
 }
 
-/* Take K's row to the stored domain. */
-static void transform_k(const kvt_append_job *job, const uint16_t *offset, float *row)
+/* Take K's row to the stored domain. mu: the block's offset. */
+static void transform_k(const kvt_append_job *job, const float *mu, float *row)
 {
     const kvt_group *group = job->group;
     size_t dims = group->config.k_dim;
     if (group->offsets)
         for (size_t d = 0; d < dims; d++)
-            row[d] -= kvt_f16_to_f32(offset[d]);
+            row[d] -= mu[d];
     if (group->rotates)
         job->kernels->rotate(row, group->signs + job->head * dims, dims, group->rotation_block,
                              group->rotation_scale_k);
@@ -143,18 +144,20 @@ static int append_head(const kvt_append_job *job, kvt_side side)
     size_t rows_at_once = ROWS_FLOATS / dims < KVT_TILE_TOKENS ? ROWS_FLOATS / dims
                                                               : KVT_TILE_TOKENS;
     put_function *put = put_of(job->kernels, side, type);
-    float rows[ROWS_FLOATS];
+    int has_offset = side == KVT_SIDE_K && job->group->offsets;
+    float rows[ROWS_FLOATS], mu[KVT_MAX_DIM];
 
     for (uint64_t i = 0; i < job->seq->pending;) {
         uint64_t token = job->seq->length + i, left = job->seq->pending - i;
         size_t row = (size_t)(token / KVT_TOKENS), slot = (size_t)(token % KVT_TOKENS);
         unsigned char *record = record_of(job, row);
-        const uint16_t *offset = (const uint16_t *)(const void *)(record + layout->k_offset);
         size_t n = KVT_TILE_TOKENS - slot % KVT_TILE_TOKENS;
 
-        if (side == KVT_SIDE_K && job->group->offsets && slot == 0 &&
+        if (has_offset && slot == 0 &&
             !fix_offset(job, row, i, left < KVT_TOKENS ? (size_t)left : KVT_TOKENS, rows))
             return 0;
+        if (has_offset && (slot == 0 || i == 0))
+            job->kernels->load_f16(record + layout->k_offset, mu, dims);
         n = n > left ? (size_t)left : n;
         n = n > rows_at_once ? rows_at_once : n;
         for (size_t j = 0; j < n; j++) {
@@ -164,7 +167,7 @@ static int append_head(const kvt_append_job *job, kvt_side side)
             if (type == KVT_TYPE_I8 && !within(x, dims, I8_INPUT_MAX))
                 return 0;
             if (side == KVT_SIDE_K)
-                transform_k(job, offset, x);
+                transform_k(job, mu, x);
         }
         if (!put(rows, dims, n, dims, dims_p, record + codes_at,
                  (uint16_t *)(void *)(record + scales_at), slot))
@@ -212,7 +215,7 @@ kvt_status kvt_append_task(kvt_append_plan *plan, size_t i)
         kvt_fail(cache, KVT_ERR_VALUE, "layer %u, kv head %zu: a value of %s is not finite or "
                  "beyond its type", plan->layer_, job.head, side == KVT_SIDE_K ? "K" : "V");
     }
-    __atomic_fetch_add(&plan->done_, 1, __ATOMIC_RELEASE);
+    __atomic_fetch_or(&plan->done_[i / 64], (uint64_t)1 << i % 64, __ATOMIC_RELEASE);
     return stored ? KVT_OK : KVT_ERR_VALUE;
 }
 
@@ -264,9 +267,10 @@ kvt_status kvt_append_finish(kvt_append_plan *plan)
     if (plan->step_ != seq->step || !seq->pending || seq->appended[plan->layer_])
         return kvt_fail(seq->cache, KVT_ERR_STATE, "kvt_append_finish: the plan is of an earlier "
                         "step");
-    if (__atomic_load_n(&plan->done_, __ATOMIC_ACQUIRE) != plan->n_tasks)
-        return kvt_fail(seq->cache, KVT_ERR_STATE, "kvt_append_finish: %u of %zu tasks have run",
-                        plan->done_, plan->n_tasks);
+    for (size_t i = 0; i < plan->n_tasks; i++)
+        if (!(__atomic_load_n(&plan->done_[i / 64], __ATOMIC_ACQUIRE) >> i % 64 & 1))
+            return kvt_fail(seq->cache, KVT_ERR_STATE,
+                            "kvt_append_finish: task %zu of %zu has not run", i, plan->n_tasks);
     if (plan->status_ != KVT_OK)
         return (kvt_status)plan->status_;
     seq->appended[plan->layer_] = 1;

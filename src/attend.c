@@ -290,6 +290,7 @@ static kvt_status check_item(const kvt_cache *cache, const kvt_attend_args *args
     return KVT_OK;
 }
 
+/* In the library's floating-point environment: under denormals-are-zero nothing small is < 0. */
 static kvt_status check_numbers(const kvt_cache *cache, const kvt_attend_args *args,
                                 const kvt_group *group)
 {
@@ -306,51 +307,81 @@ static kvt_status check_numbers(const kvt_cache *cache, const kvt_attend_args *a
     return KVT_OK;
 }
 
-/* Fill the sizes: how units are spread over tasks, and the scratch of each. */
+/* Bytes of scratch of a task that walks whole units, or n_ranges ranges of one. */
+static size_t whole_bytes(const kvt_layout *layout, size_t rows)
+{
+    return sizeof(float) * (work_floats(layout, rows) + 2 * part_floats(layout, rows));
+}
+
+static size_t ranges_bytes(const kvt_layout *layout, size_t rows, size_t n)
+{
+    return sizeof(float) * (work_floats(layout, rows) + n * part_floats(layout, rows));
+}
+
+/* Tasks for n threads: enough to even out what threads and units differ in. */
+static size_t wanted_tasks(size_t n_threads)
+{
+    return n_threads > 1 ? 4 * n_threads : 1;
+}
+
+/*
+ * Choose how units are spread over tasks, and the scratch of each. A split that needs more than
+ * the limit is not made, and whole units go to fewer tasks.
+ */
 static void size_plan(kvt_attend_plan *plan, const kvt_group *group, size_t rows, size_t ranges,
-                      size_t n_threads)
+                      size_t n_threads, size_t limit)
 {
     const kvt_layout *layout = &group->layout;
-    size_t floats = work_floats(layout, rows);
-    size_t wanted = n_threads > 1 ? 4 * n_threads : 1;
+    size_t wanted = wanted_tasks(n_threads), most;
 
-    plan->ranges_ = 0;
     if (n_threads > 1 && plan->units_ < 2 * n_threads && ranges > 1) {
         size_t parts = (wanted + plan->units_ - 1) / plan->units_;
         parts = parts < ranges ? parts : ranges;
         plan->ranges_ = (ranges + parts - 1) / parts;
         plan->n_tasks = plan->units_ * ((ranges + plan->ranges_ - 1) / plan->ranges_);
-        floats += plan->ranges_ * part_floats(layout, rows);
-    } else {
-        plan->n_tasks = plan->units_ < wanted ? plan->units_ : wanted;
-        floats += 2 * part_floats(layout, rows);
+        plan->slice_bytes_ = ranges_bytes(layout, rows, plan->ranges_);
+        plan->scratch_bytes = plan->n_tasks * plan->slice_bytes_;
+        if (plan->scratch_bytes <= limit)
+            return;
     }
-    plan->slice_bytes_ = floats * sizeof(float);
+    plan->ranges_ = 0;
+    plan->slice_bytes_ = whole_bytes(layout, rows);
+    most = limit / plan->slice_bytes_; /* at least 1: see kvt_attend_scratch_bytes */
+    wanted = wanted < most ? wanted : most;
+    plan->n_tasks = plan->units_ < wanted ? plan->units_ : wanted;
     plan->scratch_bytes = plan->n_tasks * plan->slice_bytes_;
 }
 
+/*
+ * Enough for two tasks a thread that walk chunks of KVT_ROWS_MAX rows (more tasks where chunks are
+ * smaller), and for one query of all heads that is split over every range of max_tokens.
+ */
 size_t kvt_attend_scratch_bytes(const kvt_group *groups, uint32_t n_groups, uint64_t max_tokens,
                                 uint32_t n_threads)
 {
     size_t most = 0;
     for (uint32_t g = 0; g < n_groups; g++) {
         const kvt_layout *layout = &groups[g].layout;
-        size_t tasks = n_threads > 1 ? 4 * (size_t)n_threads : 1;
-        size_t bytes = sizeof(float) * tasks * (work_floats(layout, KVT_ROWS_MAX) +
-                                                2 * part_floats(layout, KVT_ROWS_MAX));
-        /* One query of all heads, split over every range. What needs more is not split. */
-        if (n_threads > 1)
-            bytes += sizeof(float) * groups[g].config.n_kv_heads * (n_ranges(max_tokens) + 1) *
-                     part_floats(layout, chunk_rows(group_size(&groups[g])) <
-                                                 group_size(&groups[g])
-                                             ? KVT_ROWS_MAX
-                                             : group_size(&groups[g]));
+        size_t bytes = (n_threads > 1 ? 2 * (size_t)n_threads : 1) *
+                       whole_bytes(layout, KVT_ROWS_MAX);
+        if (n_threads > 1) {
+            size_t group = group_size(&groups[g]), ranges = n_ranges(max_tokens);
+            size_t rows = group < KVT_ROWS_MAX ? group : KVT_ROWS_MAX;
+            size_t units = groups[g].config.n_kv_heads * ((group + rows - 1) / rows);
+            size_t parts = (wanted_tasks(n_threads) + units - 1) / units;
+            size_t each, split;
+            parts = parts < ranges ? parts : ranges;
+            each = (ranges + parts - 1) / parts;
+            split = units * ((ranges + each - 1) / each) * ranges_bytes(layout, rows, each);
+            if (units < 2 * (size_t)n_threads && split > bytes)
+                bytes = split;
+        }
         most = bytes > most ? bytes : most;
     }
     return most;
 }
 
-/* scratch_limit: a plan that needs more is made with fewer tasks. SIZE_MAX: no limit. */
+/* scratch_limit: SIZE_MAX for none. */
 static kvt_status make_plan(kvt_attend_plan *plan, kvt_cache *cache, const kvt_attend_args *args_in,
                             size_t scratch_limit)
 {
@@ -359,6 +390,7 @@ static kvt_status make_plan(kvt_attend_plan *plan, kvt_cache *cache, const kvt_a
     kvt_view view;
     uint64_t queries = 0;
     size_t rows = 0, ranges = 0, n_threads;
+    kvt_fpenv saved;
     kvt_status status;
 
     if (!cache)
@@ -390,7 +422,9 @@ static kvt_status make_plan(kvt_attend_plan *plan, kvt_cache *cache, const kvt_a
         rows = r > rows ? r : rows;
         plan->units_ += item_chunks(&args.items[i], group_size(group)) * group->config.n_kv_heads;
     }
+    saved = kvt_fpenv_enter();
     status = check_numbers(cache, &args, group);
+    kvt_fpenv_leave(saved);
     if (status == KVT_OK)
         status = kvt_view_make(cache, &args.q, "q", queries, group->config.n_q_heads,
                                group->config.k_dim, &view);
@@ -408,9 +442,7 @@ static kvt_status make_plan(kvt_attend_plan *plan, kvt_cache *cache, const kvt_a
     plan->reserved_ = 0;
     n_threads = args.n_threads ? args.n_threads : cache->executor.n_threads;
     n_threads = n_threads < KVT_MAX_THREADS ? n_threads : KVT_MAX_THREADS;
-    size_plan(plan, group, rows, ranges, n_threads);
-    if (plan->scratch_bytes > scratch_limit)
-        size_plan(plan, group, rows, 0, cache->executor.n_threads);
+    size_plan(plan, group, rows, ranges, n_threads, scratch_limit);
     return KVT_OK;
 }
 

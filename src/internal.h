@@ -57,7 +57,8 @@ typedef struct kvt_layer {
 typedef struct kvt_block {
     unsigned char *data;
     struct kvt_block *next; /* in a free list */
-    uint64_t reserved[6];
+    uint64_t is_new;        /* has never been in a free list */
+    uint64_t reserved[5];
 } kvt_block;
 
 typedef struct kvt_meta {
@@ -188,6 +189,8 @@ void kvt_mem_raw_free(const kvt_allocator *allocator, void *memory, size_t bytes
 kvt_status kvt_block_get(kvt_cache *cache, uint32_t class_index, kvt_block **block);
 /* To the free list. */
 void kvt_block_put(kvt_cache *cache, uint32_t class_index, kvt_block *block);
+/* Undo a kvt_block_get: to where it came from, the free list or the allocator. */
+void kvt_block_undo(kvt_cache *cache, uint32_t class_index, kvt_block *block);
 /* Free every block in the free lists. */
 void kvt_blocks_trim(kvt_cache *cache);
 

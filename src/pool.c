@@ -100,6 +100,7 @@ kvt_status kvt_block_get(kvt_cache *cache, uint32_t class_index, kvt_block **blo
             return status;
         found = memory;
         found->data = (unsigned char *)memory + sizeof *found;
+        found->is_new = 1;
     }
     found->next = NULL;
     *block = found;
@@ -109,10 +110,19 @@ kvt_status kvt_block_get(kvt_cache *cache, uint32_t class_index, kvt_block **blo
 void kvt_block_put(kvt_cache *cache, uint32_t class_index, kvt_block *block)
 {
     pthread_mutex_lock(&cache->lock);
+    block->is_new = 0;
     block->next = cache->free_blocks[class_index];
     cache->free_blocks[class_index] = block;
     cache->n_free_blocks[class_index]++;
     pthread_mutex_unlock(&cache->lock);
+}
+
+void kvt_block_undo(kvt_cache *cache, uint32_t class_index, kvt_block *block)
+{
+    if (block->is_new)
+        kvt_mem_free(cache, block, sizeof *block + cache->class_bytes[class_index]);
+    else
+        kvt_block_put(cache, class_index, block);
 }
 
 void kvt_blocks_trim(kvt_cache *cache)

@@ -80,7 +80,7 @@ kvt_status kvt_seq_grow(kvt_seq *seq, size_t n_rows)
 
 fail:
     for (size_t i = row * cache->n_classes + c; i-- > seq->n_rows * cache->n_classes;) {
-        kvt_block_put(cache, (uint32_t)(i % cache->n_classes), seq->table[i]);
+        kvt_block_undo(cache, (uint32_t)(i % cache->n_classes), seq->table[i]);
         seq->table[i] = NULL;
     }
     return status;

@@ -99,7 +99,7 @@ static void drop(stage *st)
     for (row = 0; row < st->rows; row++)
         for (c = 0; c < cache->n_classes; c++)
             if (staged(st, row)[c])
-                kvt_block_put(cache, c, staged(st, row)[c]);
+                kvt_block_undo(cache, c, staged(st, row)[c]);
     st->rows = 0;
 }
 

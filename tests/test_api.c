@@ -721,7 +721,7 @@ static void bad_append_plans(void **state)
     refused(&f, KVT_ERR_ARG, "kvt_append_task", kvt_append_task(&plan, SIZE_MAX));
     for (size_t i = 0; i + 1 < plan.n_tasks; i++)
         expect_ok(f.cache, kvt_append_task(&plan, i));
-    refused(&f, KVT_ERR_STATE, "tasks", kvt_append_finish(&plan));
+    refused(&f, KVT_ERR_STATE, "has not run", kvt_append_finish(&plan));
     expect_ok(f.cache, kvt_append_task(&plan, plan.n_tasks - 1));
     expect_ok(f.cache, kvt_append_plan_init(&other, f.seq, 0, &k, &v));
     expect_ok(f.cache, kvt_append_finish(&plan));

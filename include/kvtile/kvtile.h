@@ -380,9 +380,8 @@ typedef struct kvt_append_plan {
     kvt_tensor k_, v_;
     uint64_t step_;
     uint32_t layer_;
-    uint32_t done_;
     int32_t status_;
-    uint32_t reserved_;
+    uint64_t done_[KVT_MAX_HEADS * 2 / 64]; /* a bit a task */
 } kvt_append_plan;
 
 KVT_API kvt_status kvt_append_plan_init(kvt_append_plan *plan, kvt_seq *seq, uint32_t layer,
