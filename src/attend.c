@@ -1,30 +1,22 @@
 /*
- * Attention over the cache, in place.
+ * Attention over the cache, in place: the plan, its tasks, and the call that does it all.
  *
- * The rows of one (item, kv head) are its queries times the heads of the group: row r is query
- * r / group, head r % group. They are cut into chunks of at most KVT_ROWS_MAX rows, whole
- * queries where a group fits; a unit is (item, kv head, chunk). For each range of
- * KVT_RANGE_TOKENS tokens a unit runs an online softmax over the range's blocks from scratch;
- * the ranges are merged in ascending order. That order, and nothing else, fixes the bits: a
- * task may walk all ranges of its units and merge as it goes (plan->ranges_ 0), or walk
- * ranges_ ranges of one unit and leave their results for finish to merge. K and V are read once
- * a chunk.
+ * For each range of KVT_RANGE_TOKENS tokens a unit (attend_unit.h) runs an online softmax over the
+ * range's blocks from scratch; the ranges are merged in ascending order. That order, and
+ * nothing else, fixes the bits: a task may walk all ranges of its units and merge as it goes
+ * (plan->ranges_ 0), or walk ranges_ ranges of one unit and leave their results for finish to
+ * merge.
  */
 #include <math.h>
 
+#include "attend_unit.h"
 #include "fpenv.h"
-#include "internal.h"
 
 /* ---- geometry of a call ---- */
 
 static const kvt_group *group_of(const kvt_cache *cache, uint32_t layer)
 {
     return &cache->groups[cache->layers[layer].group];
-}
-
-static size_t group_size(const kvt_group *group)
-{
-    return group->config.n_q_heads / group->config.n_kv_heads;
 }
 
 /* Rows of a chunk: whole queries, or a part of one query's group. */
@@ -55,12 +47,6 @@ static size_t n_ranges(uint64_t n_tokens)
 
 /* ---- scratch of a task ---- */
 
-/* Result of a range, or of all: accumulators, maxima and sums of a unit's rows. */
-typedef struct part {
-    float *acc; /* [rows][v_dims] */
-    float *m, *l;
-} part;
-
 static size_t part_floats(const kvt_layout *layout, size_t rows)
 {
     return kvt_round_up(rows * layout->v_dims + 2 * rows, 16);
@@ -70,185 +56,6 @@ static size_t part_floats(const kvt_layout *layout, size_t rows)
 static size_t work_floats(const kvt_layout *layout, size_t rows)
 {
     return kvt_round_up(2 * rows * layout->k_dims + rows * KVT_TOKENS + rows, 16);
-}
-
-/* ---- one unit ---- */
-
-typedef struct unit {
-    const kvt_cache *cache;
-    const kvt_group *group;
-    const kvt_attend_args *args;
-    const kvt_attend_item *item;
-    size_t first_query; /* of the item in q and out */
-    size_t layer_index;
-    uint32_t group_index;
-    size_t kv_head;
-    size_t first_row, rows;
-    uint64_t n_tokens; /* that the layer holds */
-    float scale;
-    float *q, *q_stored, *scores, *alpha; /* [rows][k_dims], [rows][k_dims], [rows][64], [rows] */
-} unit;
-
-/* Query and head of a row of the unit. */
-static uint64_t query_of(const unit *u, size_t row)
-{
-    return (u->first_row + row) / group_size(u->group);
-}
-
-static size_t head_of(const unit *u, size_t row)
-{
-    size_t group = group_size(u->group);
-    return u->kv_head * group + (u->first_row + row) % group;
-}
-
-/* Tokens from the first on that a row sees; a mask takes some of them out again. */
-static uint64_t visible_of(const unit *u, size_t row)
-{
-    if ((u->args->flags & KVT_ATTEND_CAUSAL) && !u->item->mask)
-        return u->n_tokens - (u->item->n_queries - 1 - query_of(u, row));
-    return u->n_tokens;
-}
-
-static int32_t position_of(const unit *u, uint64_t query)
-{
-    uint64_t token;
-    if (u->item->query_positions)
-        return u->item->query_positions[query];
-    token = u->n_tokens - u->item->n_queries + query;
-    return kvt_seq_meta(u->item->seq, (size_t)(token / KVT_TOKENS))->positions[token % KVT_TOKENS];
-}
-
-static void mask_scores(const unit *u, size_t row, uint64_t first_token, size_t n, float *scores)
-{
-    const kvt_attend_item *item = u->item;
-    const uint8_t *bits = item->mask + query_of(u, row) * item->mask_stride;
-    uint64_t begin = u->n_tokens - item->mask_tokens;
-    for (size_t t = begin > first_token ? (size_t)(begin - first_token) : 0; t < n; t++) {
-        uint64_t bit = first_token + t - begin;
-        if (!(bits[bit / 8] >> bit % 8 & 1))
-            scores[t] = -INFINITY;
-    }
-}
-
-/* q of the unit's rows, in the caller's domain and in the stored one. 0: not finite. */
-static int load_queries(const unit *u, const kvt_view *view)
-{
-    const kvt_kernels *k = &u->cache->kernels;
-    size_t dims = u->group->config.k_dim, dims_p = u->group->layout.k_dims;
-    for (size_t r = 0; r < u->rows; r++) {
-        float *q = u->q + r * dims_p, *stored = u->q_stored + r * dims_p;
-        if (!kvt_view_load(k, view, u->first_query + query_of(u, r), head_of(u, r), dims, q))
-            return 0;
-        memset(q + dims, 0, (dims_p - dims) * sizeof *q);
-        memcpy(stored, q, dims_p * sizeof *q);
-        if (u->group->rotates)
-            k->rotate(stored, u->group->signs + u->kv_head * dims, dims, u->group->rotation_block,
-                      u->group->rotation_scale_q);
-    }
-    return 1;
-}
-
-typedef void qk_function(const float *q, size_t ldq, size_t rows, const void *codes,
-                         const uint16_t *scales, size_t n_tokens, size_t dims_p, float *s);
-typedef void pv_function(const float *p, size_t rows, const void *codes, const uint16_t *scales,
-                         size_t n_tokens, size_t dims_p, const float *alpha, float *acc,
-                         size_t ldacc);
-
-static qk_function *qk_of(const kvt_kernels *k, kvt_type type)
-{
-    return type == KVT_TYPE_F32 ? k->qk_f32 : type == KVT_TYPE_F16 ? k->qk_f16 : k->qk_i8;
-}
-
-static pv_function *pv_of(const kvt_kernels *k, kvt_type type)
-{
-    return type == KVT_TYPE_F32 ? k->pv_f32 : type == KVT_TYPE_F16 ? k->pv_f16 : k->pv_i8;
-}
-
-/*
- * One block: scores, softmax, weighted sum. Rows see ever more tokens in ascending order, so
- * those that see anything of the block are the last ones.
- */
-static void attend_block(const unit *u, size_t block_row, part out)
-{
-    const kvt_kernels *k = &u->cache->kernels;
-    const kvt_layout *layout = &u->group->layout;
-    const kvt_attend_args *args = u->args;
-    const kvt_block *block = kvt_seq_block(u->item->seq, block_row, u->group_index);
-    const unsigned char *record = kvt_head_record(u->group, block, u->layer_index, u->kv_head);
-    const uint16_t *offset = (const uint16_t *)(const void *)(record + layout->k_offset);
-    uint64_t first_token = (uint64_t)block_row * KVT_TOKENS;
-    uint64_t last = visible_of(u, u->rows - 1) - first_token;
-    size_t n = last < KVT_TOKENS ? (size_t)last : KVT_TOKENS;
-    size_t from = 0;
-
-    while (visible_of(u, from) <= first_token)
-        from++;
-    qk_of(k, u->group->config.k_type)(
-        u->q_stored + from * layout->k_dims, layout->k_dims, u->rows - from,
-        record + layout->k_codes, (const uint16_t *)(const void *)(record + layout->k_scales), n,
-        layout->k_dims, u->scores + from * KVT_TOKENS);
-
-    for (size_t r = from; r < u->rows; r++) {
-        float *s = u->scores + r * KVT_TOKENS;
-        uint64_t sees = visible_of(u, r) - first_token;
-        size_t n_row = sees < n ? (size_t)sees : n;
-        float add = u->group->offsets
-                        ? k->dot_f16(u->q + r * layout->k_dims, offset, layout->k_dims)
-                        : 0.0f;
-        k->logits(s, n_row, add, u->scale, args->softcap);
-        if (args->alibi_slopes)
-            k->alibi(s, n_row, kvt_seq_meta(u->item->seq, block_row)->positions,
-                     position_of(u, query_of(u, r)), args->alibi_slopes[head_of(u, r)]);
-        if (u->item->mask)
-            mask_scores(u, r, first_token, n_row, s);
-        u->alpha[r] = k->softmax(s, n_row, &out.m[r], &out.l[r]);
-    }
-    pv_of(k, u->group->config.v_type)(
-        u->scores + from * KVT_TOKENS, u->rows - from, record + layout->v_codes,
-        (const uint16_t *)(const void *)(record + layout->v_scales), n, layout->v_dims,
-        u->alpha + from, out.acc + from * layout->v_dims, layout->v_dims);
-}
-
-/* A softmax of its own over the tokens of one range. */
-static void attend_range(const unit *u, size_t range, part out)
-{
-    const size_t rows_a_range = KVT_RANGE_TOKENS / KVT_TOKENS;
-    uint64_t visible = visible_of(u, u->rows - 1);
-    size_t end = kvt_rows(visible);
-
-    memset(out.acc, 0, u->rows * u->group->layout.v_dims * sizeof *out.acc);
-    for (size_t r = 0; r < u->rows; r++) {
-        out.m[r] = -INFINITY;
-        out.l[r] = 0.0f;
-    }
-    if (end > (range + 1) * rows_a_range)
-        end = (range + 1) * rows_a_range;
-    for (size_t row = range * rows_a_range; row < end; row++)
-        attend_block(u, row, out);
-}
-
-static void merge_parts(const unit *u, part into, part from)
-{
-    size_t dims = u->group->layout.v_dims;
-    for (size_t r = 0; r < u->rows; r++)
-        u->cache->kernels.merge(into.acc + r * dims, &into.m[r], &into.l[r], from.acc + r * dims,
-                                from.m[r], from.l[r], dims);
-}
-
-/* Divide, add the sinks, and hand the rows to the caller. */
-static void store_rows(const unit *u, part result, const kvt_view *out)
-{
-    const kvt_kernels *k = &u->cache->kernels;
-    size_t dims = u->group->layout.v_dims, heads = u->group->config.n_q_heads;
-    for (size_t r = 0; r < u->rows; r++) {
-        size_t head = head_of(u, r);
-        uint64_t query = u->first_query + query_of(u, r);
-        float sink = u->args->sink_logits ? u->args->sink_logits[head] : -INFINITY;
-        float lse = k->finish(result.acc + r * dims, dims, result.m[r], result.l[r], sink);
-        kvt_view_store(k, out, query, head, u->group->config.v_dim, result.acc + r * dims);
-        if (u->args->lse)
-            u->args->lse[query * heads + head] = lse;
-    }
 }
 
 /* ---- plan ---- */
@@ -264,7 +71,7 @@ static kvt_status check_item(const kvt_cache *cache, const kvt_attend_args *args
                         i);
     n_tokens = kvt_seq_visible(item->seq, args->layer);
     if (item->n_queries == 0 || item->n_queries > KVT_MAX_TOKENS ||
-        kvt_mul_overflows(item->n_queries, group_size(group), &rows))
+        kvt_mul_overflows(item->n_queries, kvt_group_size(group), &rows))
         return kvt_fail(cache, KVT_ERR_ARG, "kvt_attend: item %zu: %llu queries", i,
                         (unsigned long long)item->n_queries);
     if ((args->flags & KVT_ATTEND_CAUSAL) && !item->mask && item->n_queries > n_tokens)
@@ -365,7 +172,7 @@ size_t kvt_attend_scratch_bytes(const kvt_group *groups, uint32_t n_groups, uint
         size_t bytes = (n_threads > 1 ? 2 * (size_t)n_threads : 1) *
                        whole_bytes(layout, KVT_ROWS_MAX);
         if (n_threads > 1) {
-            size_t group = group_size(&groups[g]), ranges = n_ranges(max_tokens);
+            size_t group = kvt_group_size(&groups[g]), ranges = n_ranges(max_tokens);
             size_t rows = group < KVT_ROWS_MAX ? group : KVT_ROWS_MAX;
             size_t units = groups[g].config.n_kv_heads * ((group + rows - 1) / rows);
             size_t parts = (wanted_tasks(n_threads) + units - 1) / units;
@@ -418,9 +225,9 @@ static kvt_status make_plan(kvt_attend_plan *plan, kvt_cache *cache, const kvt_a
             return kvt_fail(cache, KVT_ERR_ARG, "kvt_attend: the number of queries overflows");
         n_tokens = kvt_seq_visible(args.items[i].seq, args.layer);
         ranges = n_ranges(n_tokens) > ranges ? n_ranges(n_tokens) : ranges;
-        r = item_rows(&args.items[i], group_size(group));
+        r = item_rows(&args.items[i], kvt_group_size(group));
         rows = r > rows ? r : rows;
-        plan->units_ += item_chunks(&args.items[i], group_size(group)) * group->config.n_kv_heads;
+        plan->units_ += item_chunks(&args.items[i], kvt_group_size(group)) * group->config.n_kv_heads;
     }
     saved = kvt_fpenv_enter();
     status = check_numbers(cache, &args, group);
@@ -459,11 +266,11 @@ kvt_status kvt_attend_plan_init(kvt_attend_plan *plan, kvt_cache *cache,
 /* ---- tasks ---- */
 
 /* Find unit i of a plan and lay its working memory into the slice. */
-static void unit_at(const kvt_attend_plan *plan, size_t i, float *slice, unit *u)
+static void unit_at(const kvt_attend_plan *plan, size_t i, float *slice, kvt_unit *u)
 {
     const kvt_attend_args *args = &plan->args_;
     const kvt_group *group = group_of(plan->cache_, args->layer);
-    size_t heads = group->config.n_kv_heads, group_rows = group_size(group), chunks, all_rows;
+    size_t heads = group->config.n_kv_heads, group_rows = kvt_group_size(group), chunks, all_rows;
     const kvt_attend_item *item = args->items;
     const kvt_layout *layout = &group->layout;
 
@@ -494,11 +301,11 @@ static void unit_at(const kvt_attend_plan *plan, size_t i, float *slice, unit *u
 }
 
 /* The j-th result in a unit's slice: they lie behind its working memory. */
-static part result_at(const unit *u, float *slice, size_t j)
+static kvt_part result_at(const kvt_unit *u, float *slice, size_t j)
 {
     const kvt_layout *layout = &u->group->layout;
     float *memory = slice + work_floats(layout, u->rows) + j * part_floats(layout, u->rows);
-    return (part){memory, memory + u->rows * layout->v_dims,
+    return (kvt_part){memory, memory + u->rows * layout->v_dims,
                   memory + u->rows * layout->v_dims + u->rows};
 }
 
@@ -522,21 +329,21 @@ static int run_whole_units(const kvt_attend_plan *plan, float *slice, size_t tas
 {
     /* Strided, so that the long units at the end of a causal prefill spread. */
     for (size_t i = task; i < plan->units_; i += plan->n_tasks) {
-        unit u;
-        part total, one;
+        kvt_unit u;
+        kvt_part total, one;
         size_t ranges;
         unit_at(plan, i, slice, &u);
         total = result_at(&u, slice, 0);
         one = result_at(&u, slice, 1);
-        if (!load_queries(&u, q))
+        if (!kvt_unit_load(&u, q))
             return 0;
-        ranges = n_ranges(visible_of(&u, u.rows - 1));
-        attend_range(&u, 0, total);
+        ranges = n_ranges(kvt_unit_visible(&u, u.rows - 1));
+        kvt_unit_range(&u, 0, total);
         for (size_t range = 1; range < ranges; range++) {
-            attend_range(&u, range, one);
-            merge_parts(&u, total, one);
+            kvt_unit_range(&u, range, one);
+            kvt_unit_merge(&u, total, one);
         }
-        store_rows(&u, total, out);
+        kvt_unit_store(&u, total, out);
     }
     return 1;
 }
@@ -544,12 +351,12 @@ static int run_whole_units(const kvt_attend_plan *plan, float *slice, size_t tas
 static int run_ranges(const kvt_attend_plan *plan, float *slice, size_t task, const kvt_view *q)
 {
     size_t parts = parts_of(plan), first = task % parts * plan->ranges_;
-    unit u;
+    kvt_unit u;
     unit_at(plan, task / parts, slice, &u);
-    if (!load_queries(&u, q))
+    if (!kvt_unit_load(&u, q))
         return 0;
     for (size_t j = 0; j < plan->ranges_; j++)
-        attend_range(&u, first + j, result_at(&u, slice, j));
+        kvt_unit_range(&u, first + j, result_at(&u, slice, j));
     return 1;
 }
 
@@ -605,21 +412,21 @@ kvt_status kvt_attend_finish(kvt_attend_plan *plan, void *scratch)
     saved = kvt_fpenv_enter();
     for (size_t i = 0; i < plan->units_; i++) {
         size_t parts = parts_of(plan), ranges = 1;
-        part total = {0};
-        unit u;
+        kvt_part total = {0};
+        kvt_unit u;
         for (size_t range = 0; range == 0 || range < ranges; range++) { /* ranges: below */
             size_t task = i * parts + range / plan->ranges_;
             float *slice = (float *)(void *)((unsigned char *)scratch + task * plan->slice_bytes_);
-            part one;
+            kvt_part one;
             unit_at(plan, i, slice, &u);
-            ranges = n_ranges(visible_of(&u, u.rows - 1));
+            ranges = n_ranges(kvt_unit_visible(&u, u.rows - 1));
             one = result_at(&u, slice, range % plan->ranges_);
             if (range == 0)
                 total = one;
             else
-                merge_parts(&u, total, one);
+                kvt_unit_merge(&u, total, one);
         }
-        store_rows(&u, total, &out);
+        kvt_unit_store(&u, total, &out);
     }
     kvt_fpenv_leave(saved);
     return KVT_OK;

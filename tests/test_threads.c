@@ -203,7 +203,7 @@ static uint64_t run_everything(kvt_cache *cache, const kvt_group_config *g, size
     h = seq_hash(seq, g);
     for (uint32_t layer = 0; layer < g->n_layers; layer++) {
         h = h * 31 + attend(cache, seq, g, layer, 1, 0, q);
-        h = h * 31 + attend(cache, seq, g, layer, 40, 0, q);
+        h = h * 31 + attend(cache, seq, g, layer, is_quick() ? 5 : 40, 0, q);
     }
     kvt_seq_destroy(seq);
     tokens_free(&t);
@@ -214,10 +214,10 @@ static uint64_t run_everything(kvt_cache *cache, const kvt_group_config *g, size
 static void same_bits_for_every_executor(void **state)
 {
     static const uint32_t pools[] = {1, 2, 4};
-    const size_t n = is_quick() ? 1300 : 2600;
+    const size_t n = is_quick() ? 1100 : 2600;
     int with_pool = 0;
     (void)state;
-    for (int type = 0; type < 3; type++) {
+    for (int type = is_quick() ? 2 : 0; type < 3; type++) {
         kvt_group_config g = group_of(2, 8, 2, 80, 64, (kvt_type)type, (kvt_type)type);
         kvt_cache *cache = open_cache(&g, n, 1, NULL, NULL);
         uint64_t expected = run_everything(cache, &g, n);
@@ -235,7 +235,7 @@ static void same_bits_for_every_executor(void **state)
 #else
         (void)pools;
 #endif
-        for (uint32_t threads = 1; threads <= 7; threads += 2)
+        for (uint32_t threads = 1; threads <= (is_quick() ? 3 : 7); threads += 2)
             for (int hostile = 0; hostile < 2; hostile++) {
                 crew w = {.n_threads = threads, .lock = PTHREAD_MUTEX_INITIALIZER};
                 w.hostile = hostile;
@@ -391,7 +391,7 @@ static void sequences_at_once(void **state)
     enum { N = 6 };
     const size_t operations = is_quick() ? 20 : 150;
     (void)state;
-    for (int type = 0; type < 3; type++)
+    for (int type = is_quick() ? 2 : 0; type < 3; type++)
         for (int with_crew = 0; with_crew < 2; with_crew++) {
             kvt_group_config g = group_of(2, 4, 2, 48, 64, (kvt_type)type, (kvt_type)type);
             crew w = {.n_threads = 2, .lock = PTHREAD_MUTEX_INITIALIZER};
@@ -477,7 +477,7 @@ static void *take_memory(void *user)
 static void *watch_budget(void *user)
 {
     const kvt_cache *cache = user;
-    for (int i = 0; i < 20000; i++)
+    for (int i = 0; i < (is_quick() ? 100 : 20000); i++)
         assert_true(kvt_cache_memory_bytes(cache) <= 200000);
     return NULL;
 }
@@ -548,7 +548,7 @@ static void several_readers_of_one_sequence(void **state)
 {
     enum { N = 6 };
     (void)state;
-    for (int type = 0; type < 3; type++)
+    for (int type = is_quick() ? 2 : 0; type < 3; type++)
         for (int with_crew = 0; with_crew < 2; with_crew++) {
             kvt_group_config g = group_of(2, 4, 2, 64, 32, (kvt_type)type, (kvt_type)type);
             crew w = {.n_threads = 2, .lock = PTHREAD_MUTEX_INITIALIZER};
@@ -818,13 +818,15 @@ static void sticky_flags_stay(void **state)
     kvt_seq *seq = NULL;
     float x[8] = {1, 3, 7, 1e-30f, 0.1f, -3, 5, 11};
     kvt_tensor t = kvt_tensor_f32(x);
+    int has_flags; /* valgrind has none */
     (void)state;
     expect_ok(cache, kvt_seq_create(cache, &seq));
     expect_ok(cache, kvt_seq_begin(seq, 1, NULL));
     feclearexcept(FE_ALL_EXCEPT);
     feraiseexcept(FE_DIVBYZERO);
+    has_flags = fetestexcept(FE_DIVBYZERO) != 0;
     expect_ok(cache, kvt_append(seq, 0, &t, &t));
-    assert_true(fetestexcept(FE_DIVBYZERO) == FE_DIVBYZERO);
+    assert_true(!has_flags || fetestexcept(FE_DIVBYZERO) == FE_DIVBYZERO);
     feclearexcept(FE_ALL_EXCEPT);
     kvt_seq_destroy(seq);
     kvt_cache_destroy(cache);

@@ -105,8 +105,9 @@ typedef struct kvt_seq kvt_seq;
  *
  * token_stride, head_stride: bytes from one token, or head, to the next; 0 stands for the
  * dense layout (head_stride = dims * element size, token_stride = n_heads * head_stride).
- * Both are multiples of the element size, as is data. Rows may not overlap; any order is
- * fine, also head-major or inside a fused QKV buffer. Inputs are never written.
+ * Both are multiples of the element size, as is data. Token-major, head-major and views into
+ * fused QKV buffers are fine: the smaller stride has to clear a row, the larger one a whole run
+ * of the smaller. Inputs are never written.
  */
 typedef struct kvt_tensor {
     void *data;
@@ -162,8 +163,9 @@ typedef struct kvt_config {
     const kvt_group_config *groups; /* [n_groups], copied; together they number the layers
                                        0 .. n-1, each once */
     uint32_t n_groups;
-    uint32_t n_threads;    /* threads of one-call attend and append, the caller's included; 0: 1.
-                              Above 1 needs a build with pthreadpool, or an executor */
+    uint32_t n_threads;    /* threads of one-call attend and append, the caller's included; 0: the
+                              executor's, or 1. Above 1 needs a build with pthreadpool, or an
+                              executor */
     uint64_t max_tokens;   /* of one sequence, 1 to KVT_MAX_TOKENS */
     uint64_t memory_budget_bytes; /* of everything the cache allocates; 0: no bound */
     const void *fingerprint;      /* identifies the model's weights, e.g. a hash; in snapshots;
@@ -297,7 +299,10 @@ KVT_API int kvt_seq_is_empty(const kvt_seq *seq);
 /* Tokens of the pending step; 0 when there is none. */
 KVT_API uint64_t kvt_seq_pending(const kvt_seq *seq);
 
-/* The RoPE position of the next token: the last committed token's position + 1, or 0. */
+/*
+ * The RoPE position of the next token: the last committed token's position + 1, or 0 when there
+ * is none. INT32_MAX where that would pass it.
+ */
 KVT_API int32_t kvt_seq_next_position(const kvt_seq *seq);
 
 /*
@@ -314,7 +319,8 @@ KVT_API uint64_t kvt_seq_memory_bytes(const kvt_seq *seq);
 
 /*
  * Token ids, or positions, of tokens first .. first + n - 1. ids without a value are
- * KVT_TOKEN_NONE. Committed tokens only. KVT_ERR_ARG: NULL, or a range beyond the length.
+ * KVT_TOKEN_NONE. Committed tokens only. KVT_ERR_ARG: NULL (but where n is 0), or a range beyond
+ * the length.
  */
 KVT_API kvt_status kvt_seq_token_ids(const kvt_seq *seq, uint64_t first, uint64_t n,
                                      int32_t *token_ids);
@@ -461,7 +467,8 @@ static inline kvt_attend_args kvt_attend_args_init(void)
  * A query that sees no token gets zeros. The result is the same, bit for bit, for any number
  * of threads, alone or in a batch: each (sequence, kv head) is cut into ranges of
  * KVT_RANGE_TOKENS tokens, each a softmax of its own, merged in ascending order. Scores and
- * sums are f32. Never allocates; several threads may attend over one sequence.
+ * sums are f32. Never allocates; several threads may attend over one sequence, but one-call
+ * attends of a cache take turns: plans do not.
  *
  * KVT_OK         out (and lse) written
  * KVT_ERR_ARG    NULL, no such layer, sequences of different caches, n_queries 0, a stride that
@@ -478,8 +485,8 @@ KVT_API kvt_status kvt_attend(kvt_cache *cache, const kvt_attend_args *args);
 
 /*
  * The same in parts: plan, provide scratch_bytes of memory at a multiple of 64, call the task for
- * every i < n_tasks from any threads in any order, then finish. args is copied, what it points
- * to must stay, and the sequences must not change in between. A plan holds no memory: it can
+ * every i < n_tasks from any threads in any order, and when all have run finish. args is copied,
+ * what it points to must stay, and the sequences must not change in between. A plan holds no memory: it can
  * be dropped at any time. Fields with a trailing underscore are the library's.
  */
 typedef struct kvt_attend_plan {

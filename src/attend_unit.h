@@ -1,0 +1,51 @@
+/*
+ * One unit of an attend call: what attend.c plans, and attend_unit.c computes.
+ *
+ * The rows of one (item, kv head) are its queries times the heads of the group: row r is query
+ * r / group, head r % group. They are cut into chunks of at most KVT_ROWS_MAX rows, whole
+ * queries where a group fits; a unit is (item, kv head, chunk). K and V are read once a unit.
+ */
+#ifndef KVT_ATTEND_UNIT_H
+#define KVT_ATTEND_UNIT_H
+
+#include "internal.h"
+
+/* Query heads of a kv head. */
+static inline size_t kvt_group_size(const kvt_group *group)
+{
+    return group->config.n_q_heads / group->config.n_kv_heads;
+}
+
+/* Result of a range, or of all: accumulators, maxima and sums of a unit's rows. */
+typedef struct kvt_part {
+    float *acc; /* [rows][v_dims] */
+    float *m, *l;
+} kvt_part;
+
+typedef struct kvt_unit {
+    const kvt_cache *cache;
+    const kvt_group *group;
+    const kvt_attend_args *args;
+    const kvt_attend_item *item;
+    size_t first_query; /* of the item in q and out */
+    size_t layer_index;
+    uint32_t group_index;
+    size_t kv_head;
+    size_t first_row, rows;
+    uint64_t n_tokens; /* that the layer holds */
+    float scale;
+    float *q, *q_stored, *scores, *alpha; /* [rows][k_dims], [rows][k_dims], [rows][64], [rows] */
+} kvt_unit;
+
+/* Tokens from the first on that a row sees; a mask takes some of them out again. */
+uint64_t kvt_unit_visible(const kvt_unit *u, size_t row);
+/* q of the unit's rows, in the caller's domain and in the stored one. 0: not finite. */
+int kvt_unit_load(const kvt_unit *u, const kvt_view *q);
+/* A softmax of its own over the tokens of one range. */
+void kvt_unit_range(const kvt_unit *u, size_t range, kvt_part out);
+/* Merge the result of a later range into that of the earlier ones. */
+void kvt_unit_merge(const kvt_unit *u, kvt_part into, kvt_part from);
+/* Divide, add the sinks, and hand the rows to the caller. */
+void kvt_unit_store(const kvt_unit *u, kvt_part result, const kvt_view *out);
+
+#endif /* KVT_ATTEND_UNIT_H */
