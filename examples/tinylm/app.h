@@ -35,7 +35,7 @@ typedef struct engine {
 int engine_open(engine *e, const options *o, tl_error *err);
 void engine_close(engine *e);
 
-/* A line of progress on stderr, overwritten in place on a terminal, else one in ten is shown. */
+/* A line of progress on stderr, overwritten in place on a terminal, else four are shown. */
 void progress(const char *what, size_t done, size_t all);
 
 /* A conversation: the tokens so far and a session that holds all of them but perhaps the last. */

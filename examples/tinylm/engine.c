@@ -35,7 +35,7 @@ void engine_close(engine *e)
 void progress(const char *what, size_t done, size_t all)
 {
     bool terminal = isatty(STDERR_FILENO) == 1;
-    if (!terminal && all >= 10 && done % (all / 10) != 0 && done != all)
+    if (!terminal && all >= 4 && done % (all / 4) != 0 && done != all)
         return;
     fprintf(stderr, terminal ? "\r%s: %zu of %zu%s" : "%s: %zu of %zu%s", what, done, all,
             !terminal || done == all ? "\n" : "");

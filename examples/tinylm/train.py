@@ -2,7 +2,7 @@
 """
 Train tinylm: tokenizer and model, from text that stories.c makes.
 
-    nice -n 19 python3 train.py --budget 5000          # CPU seconds; resumes by itself
+    nice -n 19 python3 train.py --budget 1300          # CPU seconds; resumes by itself
     python3 train.py --export                          # tinylm.f16.bin, tokenizer.bin
     python3 train.py --evaluate                        # held-out loss, bigram, recall
 
@@ -11,7 +11,8 @@ classifier shared with the embedding), so that the C program runs both. Progress
 time, not in wall time or steps: the training may be stopped and continued at will, and the
 schedule of learning rate and context length still ends where it should.
 
-What makes a model of this size learn to look facts up within an hour of one core:
+What makes a model of this size learn to look facts up within half an hour of one core:
+  - the start: a first induction circuit is set into the random weights (Model.prime);
   - the context grows 128, 256, 512, 1024, 2048: the lookup forms on short stories;
   - at short contexts many rows are drills, in which a few facts come again and again;
   - at short contexts the positions jump by random gaps, so that far RoPE distances are not new
@@ -39,7 +40,7 @@ DIM, HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM = 256, 448, 3, 4, 2, 64
 VOCAB, CONTEXT = 1080, 2048
 BOS, BLOCK = 1, 256
 # (until this part of the budget, context, rows a step, part of them drills)
-PHASES = [(0.12, 128, 32, 0.4), (0.27, 256, 16, 0.3), (0.50, 512, 8, 0.2), (0.75, 1024, 4, 0.1),
+PHASES = [(0.185, 128, 32, 0.4), (0.28, 256, 16, 0.3), (0.50, 512, 8, 0.2), (0.75, 1024, 4, 0.1),
           (1.0, 2048, 3, 0.0)]
 PEAK_LR, WARMUP_STEPS, ANSWER_WEIGHT = 1.5e-3, 100, 4.0
 MATCH, COPY = 1.5, 2.0  # strength of the first circuit: see Model.prime
@@ -459,7 +460,7 @@ def train(args, stories, tok, model, state):
 def main():
     ap = argparse.ArgumentParser(description="train, evaluate and export tinylm")
     ap.add_argument("--work", default="/tmp/tinylm-train", help="checkpoints and helpers")
-    ap.add_argument("--budget", type=float, default=5000, help="CPU seconds of training")
+    ap.add_argument("--budget", type=float, default=1300, help="CPU seconds of training")
     ap.add_argument("--save-every", type=float, default=120, help="CPU seconds")
     ap.add_argument("--export", action="store_true")
     ap.add_argument("--evaluate", action="store_true")
