@@ -82,6 +82,18 @@ static pv_function *pv_of(const kvt_kernels *k, kvt_type type)
 }
 
 /*
+ * Ask for memory that is needed soon, into the second-level cache. A head's codes are a run of a
+ * few pages in each block; the hardware's own prefetch stops at every page and starts late. For
+ * i8, whose kernels compute long enough to cover it, this gave 6 to 18% (AVX2, 32k tokens, Zen 4);
+ * f16 and f32 lost up to 12% by it and go without.
+ */
+static void prefetch(const unsigned char *memory, size_t bytes)
+{
+    for (size_t i = 0; i < bytes; i += 64)
+        __builtin_prefetch(memory + i, 0, 2);
+}
+
+/*
  * One block: scores, softmax, weighted sum. Rows see ever more tokens in ascending order, so
  * those that see anything of the block are the last ones.
  */
@@ -100,6 +112,8 @@ static void attend_block(const kvt_unit *u, size_t block_row, kvt_part out)
 
     while (kvt_unit_visible(u, from) <= first_token)
         from++;
+    if (u->group->config.v_type == KVT_TYPE_I8)
+        prefetch(record + layout->v_scales, layout->v_scale_bytes + layout->v_code_bytes);
     qk_of(k, u->group->config.k_type)(
         u->q_stored + from * layout->k_dims, layout->k_dims, u->rows - from,
         record + layout->k_codes, (const uint16_t *)(const void *)(record + layout->k_scales), n,
@@ -120,6 +134,11 @@ static void attend_block(const kvt_unit *u, size_t block_row, kvt_part out)
             mask_scores(u, r, first_token, n_row, s);
         u->alpha[r] = k->softmax(s, n_row, &out.m[r], &out.l[r]);
     }
+    if (u->group->config.k_type == KVT_TYPE_I8 && block_row + 1 < u->item->seq->n_rows)
+        prefetch(kvt_head_record(u->group, kvt_seq_block(u->item->seq, block_row + 1,
+                                                         u->group_index),
+                                 u->layer_index, u->kv_head),
+                 layout->v_scales);
     pv_of(k, u->group->config.v_type)(
         u->scores + from * KVT_TOKENS, u->rows - from, record + layout->v_codes,
         (const uint16_t *)(const void *)(record + layout->v_scales), n, layout->v_dims,
