@@ -170,14 +170,17 @@ typedef struct qk_call {
 
 /*
  * Codes times 2^24 leave the range of f32 where a sum passes 2^104, plain ones at 2^128 only.
- * Nobody's scores are as large, but infinity would become NaN in the softmax: the 16 scores
- * are formed again, slowly.
+ * No sensible score is as large, but infinity would become NaN in the softmax: the lanes where
+ * it happened are formed again, slowly. Only those: a dead lane must not change a live one.
  */
-static __attribute__((cold, noinline)) void
-qk_large(const float *q, const signed char *tile, const uint16_t *scales, size_t dims_p, float *s)
+static __attribute__((cold, noinline)) void qk_large(const float *q, const signed char *tile,
+                                                     const uint16_t *scales, size_t dims_p,
+                                                     unsigned lanes, float *s)
 {
     for (size_t t = 0; t < KVT_TILE_TOKENS; t++) {
         double total = 0.0;
+        if (!(lanes >> t & 1u))
+            continue;
         for (size_t d = 0; d < dims_p; d++)
             total += (double)q[d] * tile[d / 4 * 64 + t * 4 + d % 4];
         s[t] = (float)(total * (double)kvt_f16_to_f32(scales[t]));
@@ -190,16 +193,17 @@ KVT_INLINE void qk_scale(const qk_call *call, const float *q, const unsigned cha
 {
     const __m256 unit = _mm256_set1_ps(CODE_UNIT);
     __m256 a = _mm256_loadu_ps(s), b = _mm256_loadu_ps(s + 8);
-    /* x - x is zero, but for infinity and NaN. */
-    __m256 zero = _mm256_add_ps(_mm256_sub_ps(a, a), _mm256_sub_ps(b, b));
-    if (_mm256_movemask_ps(_mm256_cmp_ps(zero, zero, _CMP_UNORD_Q))) {
-        qk_large(q, (const signed char *)tile, call->scales + token, call->dims_p, s);
-        return;
-    }
+    /* x - x is zero, but for infinity and NaN, where it is NaN. */
+    __m256 zero_a = _mm256_sub_ps(a, a), zero_b = _mm256_sub_ps(b, b);
+    int large = _mm256_movemask_ps(_mm256_cmp_ps(zero_a, zero_a, _CMP_UNORD_Q)) |
+                _mm256_movemask_ps(_mm256_cmp_ps(zero_b, zero_b, _CMP_UNORD_Q)) << 8;
     __m256 scale_a = _mm256_cvtph_ps(kvt_load_128(call->scales + token));
     __m256 scale_b = _mm256_cvtph_ps(kvt_load_128(call->scales + token + 8));
     _mm256_storeu_ps(s, _mm256_mul_ps(a, _mm256_mul_ps(scale_a, unit)));
     _mm256_storeu_ps(s + 8, _mm256_mul_ps(b, _mm256_mul_ps(scale_b, unit)));
+    if (large)
+        qk_large(q, (const signed char *)tile, call->scales + token, call->dims_p, (unsigned)large,
+                 s);
 }
 
 /* 8 * vectors tokens from `token` on, of the rows from `row` on. */

@@ -51,9 +51,9 @@
     /* The inverse for scale = 1 / (rotate's scale * block): transform, scale, signs. */           \
     X(void, unrotate, (float *x, const float *sign, size_t dims, size_t block, float scale))       \
     /* Store tokens slot .. slot + n - 1, all of one tile (slot % 16 + n <= 16), from rows of */   \
-    /* f32 x[i * ldx]. A tile has one writer at a time: lanes of 4 tokens may be rewritten whole. */ \
-    /* 1 when stored, 0 when a value does not fit the type (f16: beyond 65504 */   \
-    /* after rounding; i8: the scale would be beyond f16) with the slots unspecified. */           \
+    /* f32 x[i * ldx]. 1 when stored, 0 when a value does not fit the type (f16: beyond 65504 */   \
+    /* after rounding; i8: the scale would be beyond f16) with the slots unspecified. A tile has */\
+    /* one writer at a time: lanes of 4 tokens may be rewritten whole. */                          \
     X(int, put_k_f32, (const float *x, size_t ldx, size_t n, size_t dims, size_t dims_p,           \
                        void *codes, uint16_t *scales, size_t slot))                                \
     X(int, put_k_f16, (const float *x, size_t ldx, size_t n, size_t dims, size_t dims_p,           \

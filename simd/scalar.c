@@ -128,8 +128,8 @@ static inline int put_f16(const float *x, size_t ldx, size_t n, size_t dims, siz
 
 /*
  * scale = absmax / 127 rounded up to f16, so that no code passes 127; codes to nearest even of
- * x times the f32 reciprocal of the scale. The reciprocal of the smallest f16 is 2^24: no
- * overflow; and no f16 scale but zero has an absmax of zero.
+ * x times the f32 reciprocal of the scale. The reciprocal of the smallest f16 is 2^24, so it
+ * cannot overflow; a scale of zero (absmax / 127 is zero in f32) stores zeros.
  */
 static inline int put_i8(const float *x, size_t ldx, size_t n, size_t dims, size_t dims_p,
                          void *codes, uint16_t *scales, size_t slot, index_function *index)
@@ -474,9 +474,8 @@ static float finish(float *acc, size_t dims_p, float m, float l, float sink)
     return maximum + Sleef_logf_u10(denominator);
 }
 
-const kvt_kernels kvt_kernels_scalar = {
-    .isa = "scalar",
+const kvt_kernels kvt_kernels_scalar = {.isa = "scalar",
 #define KVT_KERNEL_ENTRY(result, name, parameters) .name = name,
-    KVT_KERNEL_LIST(KVT_KERNEL_ENTRY)
+                                        KVT_KERNEL_LIST(KVT_KERNEL_ENTRY)
 #undef KVT_KERNEL_ENTRY
 };

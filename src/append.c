@@ -112,10 +112,10 @@ typedef int put_function(const float *x, size_t ldx, size_t n, size_t dims, size
 static put_function *put_of(const kvt_kernels *k, kvt_side side, kvt_type type)
 {
     if (side == KVT_SIDE_K)
-        return type == KVT_TYPE_F32 ? k->put_k_f32 : type == KVT_TYPE_F16 ? k->put_k_f16
-                                                                         : k->put_k_i8;
-    return type == KVT_TYPE_F32 ? k->put_v_f32 : type == KVT_TYPE_F16 ? k->put_v_f16
-                                                                     : k->put_v_i8;
+        return type == KVT_TYPE_F32   ? k->put_k_f32
+               : type == KVT_TYPE_F16 ? k->put_k_f16
+                                      : k->put_k_i8;
+    return type == KVT_TYPE_F32 ? k->put_v_f32 : type == KVT_TYPE_F16 ? k->put_v_f16 : k->put_v_i8;
 }
 
 /* Take K's row to the stored domain. mu: the block's offset. */
@@ -141,8 +141,8 @@ static int append_head(const kvt_append_job *job, kvt_side side)
     size_t dims_p = side == KVT_SIDE_K ? layout->k_dims : layout->v_dims;
     size_t codes_at = side == KVT_SIDE_K ? layout->k_codes : layout->v_codes;
     size_t scales_at = side == KVT_SIDE_K ? layout->k_scales : layout->v_scales;
-    size_t rows_at_once = ROWS_FLOATS / dims < KVT_TILE_TOKENS ? ROWS_FLOATS / dims
-                                                              : KVT_TILE_TOKENS;
+    size_t rows_at_once =
+        ROWS_FLOATS / dims < KVT_TILE_TOKENS ? ROWS_FLOATS / dims : KVT_TILE_TOKENS;
     put_function *put = put_of(job->kernels, side, type);
     int has_offset = side == KVT_SIDE_K && job->group->offsets;
     float rows[ROWS_FLOATS], mu[KVT_MAX_DIM];
@@ -203,8 +203,8 @@ kvt_status kvt_append_task(kvt_append_plan *plan, size_t i)
     job.head = i / 2;
     job.view = &view;
     /* Cheap, and keeps the plan free of anything but the caller's own arguments. */
-    kvt_view_make(cache, side == KVT_SIDE_K ? &plan->k_ : &plan->v_, "k or v",
-                  plan->seq_->pending, job.group->config.n_kv_heads,
+    kvt_view_make(cache, side == KVT_SIDE_K ? &plan->k_ : &plan->v_, "k or v", plan->seq_->pending,
+                  job.group->config.n_kv_heads,
                   side == KVT_SIDE_K ? job.group->config.k_dim : job.group->config.v_dim, &view);
 
     saved = kvt_fpenv_enter();
@@ -212,8 +212,10 @@ kvt_status kvt_append_task(kvt_append_plan *plan, size_t i)
     kvt_fpenv_leave(saved);
     if (!stored) {
         __atomic_store_n(&plan->status_, KVT_ERR_VALUE, __ATOMIC_RELAXED);
-        kvt_fail(cache, KVT_ERR_VALUE, "layer %u, kv head %zu: a value of %s is not finite or "
-                 "beyond its type", plan->layer_, job.head, side == KVT_SIDE_K ? "K" : "V");
+        kvt_fail(cache, KVT_ERR_VALUE,
+                 "layer %u, kv head %zu: a value of %s is not finite or "
+                 "beyond its type",
+                 plan->layer_, job.head, side == KVT_SIDE_K ? "K" : "V");
     }
     __atomic_fetch_or(&plan->done_[i / 64], (uint64_t)1 << i % 64, __ATOMIC_RELEASE);
     return stored ? KVT_OK : KVT_ERR_VALUE;
@@ -241,8 +243,8 @@ kvt_status kvt_append_plan_init(kvt_append_plan *plan, kvt_seq *seq, uint32_t la
         return kvt_fail(seq->cache, KVT_ERR_STATE, "kvt_append: layer %u has its tokens already",
                         layer);
     config = &seq->cache->groups[seq->cache->layers[layer].group].config;
-    status = kvt_view_make(seq->cache, k, "k", seq->pending, config->n_kv_heads, config->k_dim,
-                           &view);
+    status =
+        kvt_view_make(seq->cache, k, "k", seq->pending, config->n_kv_heads, config->k_dim, &view);
     if (status == KVT_OK)
         status = kvt_view_make(seq->cache, v, "v", seq->pending, config->n_kv_heads, config->v_dim,
                                &view);
@@ -265,7 +267,8 @@ kvt_status kvt_append_finish(kvt_append_plan *plan)
         return KVT_ERR_ARG;
     seq = plan->seq_;
     if (plan->step_ != seq->step || !seq->pending || seq->appended[plan->layer_])
-        return kvt_fail(seq->cache, KVT_ERR_STATE, "kvt_append_finish: the plan is of an earlier "
+        return kvt_fail(seq->cache, KVT_ERR_STATE,
+                        "kvt_append_finish: the plan is of an earlier "
                         "step");
     for (size_t i = 0; i < plan->n_tasks; i++)
         if (!(__atomic_load_n(&plan->done_[i / 64], __ATOMIC_ACQUIRE) >> i % 64 & 1))

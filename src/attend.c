@@ -47,6 +47,9 @@ static size_t n_ranges(uint64_t n_tokens)
 
 /* ---- scratch of a task ---- */
 
+/* A slice begins with its plan's id once its task has run: finish looks for it. */
+#define MARK_BYTES 64
+
 static size_t part_floats(const kvt_layout *layout, size_t rows)
 {
     return kvt_round_up(rows * layout->v_dims + 2 * rows, 16);
@@ -69,33 +72,44 @@ static kvt_status check_item(const kvt_cache *cache, const kvt_attend_args *args
     if (!item->seq || item->seq->cache != cache)
         return kvt_fail(cache, KVT_ERR_ARG, "kvt_attend: item %zu: seq is NULL or of another cache",
                         i);
+    if (item->reserved[0] || item->reserved[1])
+        return kvt_fail(cache, KVT_ERR_ARG, "kvt_attend: item %zu: reserved is not 0", i);
     n_tokens = kvt_seq_visible(item->seq, args->layer);
     if (item->n_queries == 0 || item->n_queries > KVT_MAX_TOKENS ||
         kvt_mul_overflows(item->n_queries, kvt_group_size(group), &rows))
         return kvt_fail(cache, KVT_ERR_ARG, "kvt_attend: item %zu: %llu queries", i,
                         (unsigned long long)item->n_queries);
     if ((args->flags & KVT_ATTEND_CAUSAL) && !item->mask && item->n_queries > n_tokens)
-        return kvt_fail(cache, KVT_ERR_ARG, "kvt_attend: item %zu: causal with %llu queries over "
-                        "%llu tokens", i, (unsigned long long)item->n_queries,
+        return kvt_fail(cache, KVT_ERR_ARG,
+                        "kvt_attend: item %zu: causal with %llu queries over "
+                        "%llu tokens",
+                        i, (unsigned long long)item->n_queries, (unsigned long long)n_tokens);
+    if (item->mask &&
+        (item->mask_tokens > n_tokens || item->mask_stride < (size_t)((item->mask_tokens + 7) / 8)))
+        return kvt_fail(cache, KVT_ERR_ARG,
+                        "kvt_attend: item %zu: a mask of %llu tokens, stride "
+                        "%zu, over %llu tokens",
+                        i, (unsigned long long)item->mask_tokens, item->mask_stride,
                         (unsigned long long)n_tokens);
-    if (item->mask && (item->mask_tokens > n_tokens ||
-                       item->mask_stride < (size_t)((item->mask_tokens + 7) / 8)))
-        return kvt_fail(cache, KVT_ERR_ARG, "kvt_attend: item %zu: a mask of %llu tokens, stride "
-                        "%zu, over %llu tokens", i, (unsigned long long)item->mask_tokens,
-                        item->mask_stride, (unsigned long long)n_tokens);
     if (!item->mask && (item->mask_tokens || item->mask_stride))
         return kvt_fail(cache, KVT_ERR_ARG, "kvt_attend: item %zu: mask is NULL", i);
     if (args->alibi_slopes && !item->query_positions && item->n_queries > n_tokens)
-        return kvt_fail(cache, KVT_ERR_ARG, "kvt_attend: item %zu: ALiBi needs query_positions for "
-                        "%llu queries over %llu tokens", i, (unsigned long long)item->n_queries,
-                        (unsigned long long)n_tokens);
+        return kvt_fail(cache, KVT_ERR_ARG,
+                        "kvt_attend: item %zu: ALiBi needs query_positions for "
+                        "%llu queries over %llu tokens",
+                        i, (unsigned long long)item->n_queries, (unsigned long long)n_tokens);
     if (item->query_positions)
         for (uint64_t j = 0; j < item->n_queries; j++)
             if (item->query_positions[j] < 0)
-                return kvt_fail(cache, KVT_ERR_ARG, "kvt_attend: item %zu: query_positions[%llu] "
-                                "is negative", i, (unsigned long long)j);
+                return kvt_fail(cache, KVT_ERR_ARG,
+                                "kvt_attend: item %zu: query_positions[%llu] "
+                                "is negative",
+                                i, (unsigned long long)j);
     return KVT_OK;
 }
+
+/* Times the largest distance of two positions this stays within f32. */
+#define ALIBI_SLOPE_MAX 1e28f
 
 /* In the library's floating-point environment: under denormals-are-zero nothing small is < 0. */
 static kvt_status check_numbers(const kvt_cache *cache, const kvt_attend_args *args,
@@ -108,8 +122,9 @@ static kvt_status check_numbers(const kvt_cache *cache, const kvt_attend_args *a
     for (uint32_t h = 0; h < group->config.n_q_heads; h++) {
         if (args->sink_logits && !isfinite(args->sink_logits[h]))
             return kvt_fail(cache, KVT_ERR_VALUE, "kvt_attend: sink_logits[%u] is not finite", h);
-        if (args->alibi_slopes && !isfinite(args->alibi_slopes[h]))
-            return kvt_fail(cache, KVT_ERR_VALUE, "kvt_attend: alibi_slopes[%u] is not finite", h);
+        if (args->alibi_slopes && !(fabsf(args->alibi_slopes[h]) <= ALIBI_SLOPE_MAX))
+            return kvt_fail(cache, KVT_ERR_VALUE,
+                            "kvt_attend: alibi_slopes[%u] is not finite or beyond 1e28", h);
     }
     return KVT_OK;
 }
@@ -117,12 +132,12 @@ static kvt_status check_numbers(const kvt_cache *cache, const kvt_attend_args *a
 /* Bytes of scratch of a task that walks whole units, or n_ranges ranges of one. */
 static size_t whole_bytes(const kvt_layout *layout, size_t rows)
 {
-    return sizeof(float) * (work_floats(layout, rows) + 2 * part_floats(layout, rows));
+    return MARK_BYTES + sizeof(float) * (work_floats(layout, rows) + 2 * part_floats(layout, rows));
 }
 
 static size_t ranges_bytes(const kvt_layout *layout, size_t rows, size_t n)
 {
-    return sizeof(float) * (work_floats(layout, rows) + n * part_floats(layout, rows));
+    return MARK_BYTES + sizeof(float) * (work_floats(layout, rows) + n * part_floats(layout, rows));
 }
 
 /* Tasks for n threads: enough to even out what threads and units differ in. */
@@ -161,18 +176,22 @@ static void size_plan(kvt_attend_plan *plan, const kvt_group *group, size_t rows
 
 /*
  * Enough for two tasks a thread that walk chunks of KVT_ROWS_MAX rows (more tasks where chunks are
- * smaller), and for one query of all heads that is split over every range of max_tokens.
+ * smaller), and for one query of all heads that is split over every range of max_tokens, but no
+ * more than of a million tokens: beyond, long sequences go to tasks by whole units.
  */
+#define SPLIT_TOKENS ((uint64_t)1 << 20)
+
 size_t kvt_attend_scratch_bytes(const kvt_group *groups, uint32_t n_groups, uint64_t max_tokens,
                                 uint32_t n_threads)
 {
     size_t most = 0;
     for (uint32_t g = 0; g < n_groups; g++) {
         const kvt_layout *layout = &groups[g].layout;
-        size_t bytes = (n_threads > 1 ? 2 * (size_t)n_threads : 1) *
-                       whole_bytes(layout, KVT_ROWS_MAX);
+        size_t bytes =
+            (n_threads > 1 ? 2 * (size_t)n_threads : 1) * whole_bytes(layout, KVT_ROWS_MAX);
         if (n_threads > 1) {
-            size_t group = kvt_group_size(&groups[g]), ranges = n_ranges(max_tokens);
+            size_t group = kvt_group_size(&groups[g]);
+            size_t ranges = n_ranges(max_tokens < SPLIT_TOKENS ? max_tokens : SPLIT_TOKENS);
             size_t rows = group < KVT_ROWS_MAX ? group : KVT_ROWS_MAX;
             size_t units = groups[g].config.n_kv_heads * ((group + rows - 1) / rows);
             size_t parts = (wanted_tasks(n_threads) + units - 1) / units;
@@ -209,8 +228,7 @@ static kvt_status make_plan(kvt_attend_plan *plan, kvt_cache *cache, const kvt_a
         return kvt_fail(cache, KVT_ERR_ARG, "kvt_attend: layer %u of %u", args.layer,
                         cache->n_layers);
     if (args.flags & ~KVT_ATTEND_CAUSAL)
-        return kvt_fail(cache, KVT_ERR_ARG, "kvt_attend: unknown flags 0x%x",
-                        (unsigned)args.flags);
+        return kvt_fail(cache, KVT_ERR_ARG, "kvt_attend: unknown flags 0x%x", (unsigned)args.flags);
     if (!args.items || args.n_items == 0)
         return kvt_fail(cache, KVT_ERR_ARG, "kvt_attend: no items");
     group = group_of(cache, args.layer);
@@ -227,7 +245,8 @@ static kvt_status make_plan(kvt_attend_plan *plan, kvt_cache *cache, const kvt_a
         ranges = n_ranges(n_tokens) > ranges ? n_ranges(n_tokens) : ranges;
         r = item_rows(&args.items[i], kvt_group_size(group));
         rows = r > rows ? r : rows;
-        plan->units_ += item_chunks(&args.items[i], kvt_group_size(group)) * group->config.n_kv_heads;
+        plan->units_ +=
+            item_chunks(&args.items[i], kvt_group_size(group)) * group->config.n_kv_heads;
     }
     saved = kvt_fpenv_enter();
     status = check_numbers(cache, &args, group);
@@ -246,7 +265,11 @@ static kvt_status make_plan(kvt_attend_plan *plan, kvt_cache *cache, const kvt_a
     plan->cache_ = cache;
     plan->args_ = args;
     plan->status_ = KVT_OK;
-    plan->reserved_ = 0;
+    plan->flags_ = 0;
+    memset(plan->reserved_, 0, sizeof plan->reserved_);
+    pthread_mutex_lock(&cache->lock);
+    plan->id_ = ++cache->n_plans;
+    pthread_mutex_unlock(&cache->lock);
     n_threads = args.n_threads ? args.n_threads : cache->executor.n_threads;
     n_threads = n_threads < KVT_MAX_THREADS ? n_threads : KVT_MAX_THREADS;
     size_plan(plan, group, rows, ranges, n_threads, scratch_limit);
@@ -306,7 +329,13 @@ static kvt_part result_at(const kvt_unit *u, float *slice, size_t j)
     const kvt_layout *layout = &u->group->layout;
     float *memory = slice + work_floats(layout, u->rows) + j * part_floats(layout, u->rows);
     return (kvt_part){memory, memory + u->rows * layout->v_dims,
-                  memory + u->rows * layout->v_dims + u->rows};
+                      memory + u->rows * layout->v_dims + u->rows};
+}
+
+/* Where the working memory of task i begins: behind its mark. */
+static float *slice_at(const kvt_attend_plan *plan, void *scratch, size_t i)
+{
+    return (float *)(void *)((unsigned char *)scratch + i * plan->slice_bytes_ + MARK_BYTES);
 }
 
 static size_t parts_of(const kvt_attend_plan *plan)
@@ -324,8 +353,10 @@ static void make_views(const kvt_attend_plan *plan, kvt_view *q, kvt_view *out)
     kvt_view_make(plan->cache_, &plan->args_.out, "out", n, config->n_q_heads, config->v_dim, out);
 }
 
-static int run_whole_units(const kvt_attend_plan *plan, float *slice, size_t task,
-                           const kvt_view *q, const kvt_view *out)
+typedef enum outcome { DONE, BAD_QUERY, OVERFLOWED } outcome;
+
+static outcome run_whole_units(const kvt_attend_plan *plan, float *slice, size_t task,
+                               const kvt_view *q, const kvt_view *out)
 {
     /* Strided, so that the long units at the end of a causal prefill spread. */
     for (size_t i = task; i < plan->units_; i += plan->n_tasks) {
@@ -336,28 +367,50 @@ static int run_whole_units(const kvt_attend_plan *plan, float *slice, size_t tas
         total = result_at(&u, slice, 0);
         one = result_at(&u, slice, 1);
         if (!kvt_unit_load(&u, q))
-            return 0;
+            return BAD_QUERY;
         ranges = n_ranges(kvt_unit_visible(&u, u.rows - 1));
         kvt_unit_range(&u, 0, total);
         for (size_t range = 1; range < ranges; range++) {
             kvt_unit_range(&u, range, one);
             kvt_unit_merge(&u, total, one);
         }
-        kvt_unit_store(&u, total, out);
+        if (!kvt_unit_store(&u, total, out))
+            return OVERFLOWED;
     }
-    return 1;
+    return DONE;
 }
 
-static int run_ranges(const kvt_attend_plan *plan, float *slice, size_t task, const kvt_view *q)
+static outcome run_ranges(const kvt_attend_plan *plan, float *slice, size_t task, const kvt_view *q)
 {
     size_t parts = parts_of(plan), first = task % parts * plan->ranges_;
     kvt_unit u;
     unit_at(plan, task / parts, slice, &u);
     if (!kvt_unit_load(&u, q))
-        return 0;
+        return BAD_QUERY;
     for (size_t j = 0; j < plan->ranges_; j++)
         kvt_unit_range(&u, first + j, result_at(&u, slice, j));
-    return 1;
+    return DONE;
+}
+
+static outcome merge_unit(const kvt_attend_plan *plan, unsigned char *scratch, size_t i,
+                          const kvt_view *out)
+{
+    size_t parts = parts_of(plan), range = 0, ranges;
+    kvt_part total = {0};
+    kvt_unit u;
+    do {
+        size_t task = i * parts + range / plan->ranges_;
+        kvt_part one;
+        float *slice = slice_at(plan, scratch, task);
+        unit_at(plan, i, slice, &u);
+        ranges = n_ranges(kvt_unit_visible(&u, u.rows - 1));
+        one = result_at(&u, slice, range % plan->ranges_);
+        if (range == 0)
+            total = one;
+        else
+            kvt_unit_merge(&u, total, one);
+    } while (++range < ranges);
+    return kvt_unit_store(&u, total, out) ? DONE : OVERFLOWED;
 }
 
 static kvt_status check_plan(const kvt_attend_plan *plan, const void *scratch, const char *call)
@@ -370,13 +423,22 @@ static kvt_status check_plan(const kvt_attend_plan *plan, const void *scratch, c
     return KVT_OK;
 }
 
+static kvt_status report(const kvt_attend_plan *plan, outcome what)
+{
+    if (what == DONE)
+        return KVT_OK;
+    return kvt_fail(plan->cache_, KVT_ERR_VALUE, "kvt_attend: layer %u: %s", plan->args_.layer,
+                    what == BAD_QUERY ? "q is not finite"
+                                      : "a logit or a sum is beyond the range of f32");
+}
+
 kvt_status kvt_attend_task(kvt_attend_plan *plan, void *scratch, size_t i)
 {
     kvt_status status = check_plan(plan, scratch, "kvt_attend_task");
     kvt_view q, out;
     kvt_fpenv saved;
+    outcome what;
     float *slice;
-    int finite;
 
     if (status != KVT_OK)
         return status;
@@ -384,52 +446,42 @@ kvt_status kvt_attend_task(kvt_attend_plan *plan, void *scratch, size_t i)
         return kvt_fail(plan->cache_, KVT_ERR_ARG, "kvt_attend_task: task %zu of %zu", i,
                         plan->n_tasks);
     make_views(plan, &q, &out);
-    slice = (float *)(void *)((unsigned char *)scratch + i * plan->slice_bytes_);
+    slice = slice_at(plan, scratch, i);
     saved = kvt_fpenv_enter();
-    finite = plan->ranges_ ? run_ranges(plan, slice, i, &q)
-                           : run_whole_units(plan, slice, i, &q, &out);
+    what =
+        plan->ranges_ ? run_ranges(plan, slice, i, &q) : run_whole_units(plan, slice, i, &q, &out);
     kvt_fpenv_leave(saved);
-    if (finite)
-        return KVT_OK;
-    __atomic_store_n(&plan->status_, KVT_ERR_VALUE, __ATOMIC_RELAXED);
-    return kvt_fail(plan->cache_, KVT_ERR_VALUE, "kvt_attend: layer %u: q is not finite",
-                    plan->args_.layer);
+    if (what != DONE)
+        __atomic_store_n(&plan->status_, KVT_ERR_VALUE, __ATOMIC_RELAXED);
+    memcpy((unsigned char *)scratch + i * plan->slice_bytes_, &plan->id_, sizeof plan->id_);
+    return report(plan, what);
 }
 
 kvt_status kvt_attend_finish(kvt_attend_plan *plan, void *scratch)
 {
     kvt_status status = check_plan(plan, scratch, "kvt_attend_finish");
+    outcome what = DONE;
     kvt_fpenv saved;
     kvt_view q, out;
 
     if (status != KVT_OK)
         return status;
+    for (size_t i = 0; i < plan->n_tasks; i++)
+        if (memcmp((unsigned char *)scratch + i * plan->slice_bytes_, &plan->id_,
+                   sizeof plan->id_) != 0)
+            return kvt_fail(plan->cache_, KVT_ERR_STATE,
+                            "kvt_attend_finish: task %zu of %zu has not run with this scratch", i,
+                            plan->n_tasks);
     if (plan->status_ != KVT_OK)
         return (kvt_status)plan->status_;
     if (!plan->ranges_)
         return KVT_OK;
     make_views(plan, &q, &out);
     saved = kvt_fpenv_enter();
-    for (size_t i = 0; i < plan->units_; i++) {
-        size_t parts = parts_of(plan), ranges = 1;
-        kvt_part total = {0};
-        kvt_unit u;
-        for (size_t range = 0; range == 0 || range < ranges; range++) { /* ranges: below */
-            size_t task = i * parts + range / plan->ranges_;
-            float *slice = (float *)(void *)((unsigned char *)scratch + task * plan->slice_bytes_);
-            kvt_part one;
-            unit_at(plan, i, slice, &u);
-            ranges = n_ranges(kvt_unit_visible(&u, u.rows - 1));
-            one = result_at(&u, slice, range % plan->ranges_);
-            if (range == 0)
-                total = one;
-            else
-                kvt_unit_merge(&u, total, one);
-        }
-        kvt_unit_store(&u, total, &out);
-    }
+    for (size_t i = 0; i < plan->units_ && what == DONE; i++)
+        what = merge_unit(plan, scratch, i, &out);
     kvt_fpenv_leave(saved);
-    return KVT_OK;
+    return report(plan, what);
 }
 
 /* ---- all in one ---- */

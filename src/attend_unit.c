@@ -18,7 +18,6 @@ static size_t head_of(const kvt_unit *u, size_t row)
     return u->kv_head * group + (u->first_row + row) % group;
 }
 
-/* Tokens from the first on that a row sees; a mask takes some of them out again. */
 uint64_t kvt_unit_visible(const kvt_unit *u, size_t row)
 {
     if ((u->args->flags & KVT_ATTEND_CAUSAL) && !u->item->mask)
@@ -35,7 +34,8 @@ static int32_t position_of(const kvt_unit *u, uint64_t query)
     return kvt_seq_meta(u->item->seq, (size_t)(token / KVT_TOKENS))->positions[token % KVT_TOKENS];
 }
 
-static void mask_scores(const kvt_unit *u, size_t row, uint64_t first_token, size_t n, float *scores)
+static void mask_scores(const kvt_unit *u, size_t row, uint64_t first_token, size_t n,
+                        float *scores)
 {
     const kvt_attend_item *item = u->item;
     const uint8_t *bits = item->mask + query_of(u, row) * item->mask_stride;
@@ -47,7 +47,6 @@ static void mask_scores(const kvt_unit *u, size_t row, uint64_t first_token, siz
     }
 }
 
-/* q of the unit's rows, in the caller's domain and in the stored one. 0: not finite. */
 int kvt_unit_load(const kvt_unit *u, const kvt_view *view)
 {
     const kvt_kernels *k = &u->cache->kernels;
@@ -114,10 +113,10 @@ static void attend_block(const kvt_unit *u, size_t block_row, kvt_part out)
         from++;
     if (u->group->config.v_type == KVT_TYPE_I8)
         prefetch(record + layout->v_scales, layout->v_scale_bytes + layout->v_code_bytes);
-    qk_of(k, u->group->config.k_type)(
-        u->q_stored + from * layout->k_dims, layout->k_dims, u->rows - from,
-        record + layout->k_codes, (const uint16_t *)(const void *)(record + layout->k_scales), n,
-        layout->k_dims, u->scores + from * KVT_TOKENS);
+    qk_of(k, u->group->config.k_type)(u->q_stored + from * layout->k_dims, layout->k_dims,
+                                      u->rows - from, record + layout->k_codes,
+                                      (const uint16_t *)(const void *)(record + layout->k_scales),
+                                      n, layout->k_dims, u->scores + from * KVT_TOKENS);
 
     for (size_t r = from; r < u->rows; r++) {
         float *s = u->scores + r * KVT_TOKENS;
@@ -135,8 +134,8 @@ static void attend_block(const kvt_unit *u, size_t block_row, kvt_part out)
         u->alpha[r] = k->softmax(s, n_row, &out.m[r], &out.l[r]);
     }
     if (u->group->config.k_type == KVT_TYPE_I8 && block_row + 1 < u->item->seq->n_rows)
-        prefetch(kvt_head_record(u->group, kvt_seq_block(u->item->seq, block_row + 1,
-                                                         u->group_index),
+        prefetch(kvt_head_record(u->group,
+                                 kvt_seq_block(u->item->seq, block_row + 1, u->group_index),
                                  u->layer_index, u->kv_head),
                  layout->v_scales);
     pv_of(k, u->group->config.v_type)(
@@ -145,7 +144,6 @@ static void attend_block(const kvt_unit *u, size_t block_row, kvt_part out)
         u->alpha + from, out.acc + from * layout->v_dims, layout->v_dims);
 }
 
-/* A softmax of its own over the tokens of one range. */
 void kvt_unit_range(const kvt_unit *u, size_t range, kvt_part out)
 {
     const size_t rows_a_range = KVT_RANGE_TOKENS / KVT_TOKENS;
@@ -171,18 +169,43 @@ void kvt_unit_merge(const kvt_unit *u, kvt_part into, kvt_part from)
                                 from.m[r], from.l[r], dims);
 }
 
-/* Divide, add the sinks, and hand the rows to the caller. */
-void kvt_unit_store(const kvt_unit *u, kvt_part result, const kvt_view *out)
+/* What finish and the unit know of a row. */
+typedef struct unit_row {
+    float m, lse;
+    uint64_t visible;
+    int masked;
+} unit_row;
+
+/*
+ * Whether a row's result can be trusted. Overflow in a logit leaves infinity or NaN in the
+ * log-sum-exp, or -inf as the maximum though tokens are visible; overflow in a sum of V, in acc.
+ */
+static int is_sound(const unit_row *row, const float *acc, size_t dims)
+{
+    uint32_t bad = 0;
+    for (size_t d = 0; d < dims; d++)
+        bad |= (kvt_f32_bits(acc[d]) & 0x7f800000u) == 0x7f800000u;
+    if (row->m == -INFINITY)
+        return !bad && (row->masked || row->visible == 0);
+    return !bad && isfinite(row->lse);
+}
+
+int kvt_unit_store(const kvt_unit *u, kvt_part result, const kvt_view *out)
 {
     const kvt_kernels *k = &u->cache->kernels;
     size_t dims = u->group->layout.v_dims, heads = u->group->config.n_q_heads;
+    int sound = 1;
     for (size_t r = 0; r < u->rows; r++) {
         size_t head = head_of(u, r);
         uint64_t query = u->first_query + query_of(u, r);
+        float *acc = result.acc + r * dims;
         float sink = u->args->sink_logits ? u->args->sink_logits[head] : -INFINITY;
-        float lse = k->finish(result.acc + r * dims, dims, result.m[r], result.l[r], sink);
-        kvt_view_store(k, out, query, head, u->group->config.v_dim, result.acc + r * dims);
+        float lse = k->finish(acc, dims, result.m[r], result.l[r], sink);
+        unit_row row = {result.m[r], lse, kvt_unit_visible(u, r), u->item->mask != NULL};
+        sound &= is_sound(&row, acc, u->group->config.v_dim);
+        kvt_view_store(k, out, query, head, u->group->config.v_dim, acc);
         if (u->args->lse)
             u->args->lse[query * heads + head] = lse;
     }
+    return sound;
 }

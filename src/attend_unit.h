@@ -45,7 +45,7 @@ int kvt_unit_load(const kvt_unit *u, const kvt_view *q);
 void kvt_unit_range(const kvt_unit *u, size_t range, kvt_part out);
 /* Merge the result of a later range into that of the earlier ones. */
 void kvt_unit_merge(const kvt_unit *u, kvt_part into, kvt_part from);
-/* Divide, add the sinks, and hand the rows to the caller. */
-void kvt_unit_store(const kvt_unit *u, kvt_part result, const kvt_view *out);
+/* Divide, add the sinks, and hand the rows to the caller. 0: a row has left the range of f32. */
+int kvt_unit_store(const kvt_unit *u, kvt_part result, const kvt_view *out);
 
 #endif /* KVT_ATTEND_UNIT_H */

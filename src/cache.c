@@ -73,8 +73,8 @@ static kvt_status check_group(const kvt_config *config, uint32_t g, const kvt_gr
         return refuse(config, KVT_ERR_ARG, "group %u: %u query heads do not divide by %u kv heads",
                       g, group->n_q_heads, group->n_kv_heads);
     if (group->k_dim == 0 || group->v_dim == 0 || group->k_dim % 8 || group->v_dim % 8)
-        return refuse(config, KVT_ERR_ARG, "group %u: k_dim %u, v_dim %u: multiples of 8 needed",
-                      g, group->k_dim, group->v_dim);
+        return refuse(config, KVT_ERR_ARG, "group %u: k_dim %u, v_dim %u: multiples of 8 needed", g,
+                      group->k_dim, group->v_dim);
     if (group->k_dim > KVT_MAX_DIM || group->v_dim > KVT_MAX_DIM)
         return refuse(config, KVT_ERR_LIMIT, "group %u: k_dim %u, v_dim %u: at most %d", g,
                       group->k_dim, group->v_dim, KVT_MAX_DIM);
@@ -115,8 +115,10 @@ static kvt_status number_layers(const kvt_config *config, uint32_t n_layers, kvt
         for (uint32_t i = 0; i < group->n_layers; i++) {
             uint32_t layer = group->layers ? group->layers[i] : next + i;
             if (layer >= n_layers || seen[layer])
-                return refuse(config, KVT_ERR_ARG, "group %u: layer %u is numbered twice or not "
-                              "below the %u layers there are", g, layer, n_layers);
+                return refuse(config, KVT_ERR_ARG,
+                              "group %u: layer %u is numbered twice or not "
+                              "below the %u layers there are",
+                              g, layer, n_layers);
             if (group->layers && i > 0 && layer < group->layers[i - 1])
                 return refuse(config, KVT_ERR_ARG, "group %u: layers are not ascending", g);
             seen[layer] = 1;
@@ -262,8 +264,10 @@ kvt_status kvt_cache_create(const kvt_config *config_in, kvt_cache **cache_out)
         return status;
     plan.memory_bytes = kvt_round_up(sizeof plan, 64);
     if (plan.memory_bytes > plan.memory_budget_bytes)
-        return refuse(&config, KVT_ERR_BUDGET, "the memory budget is below the cache's own %llu "
-                      "bytes", (unsigned long long)plan.memory_bytes);
+        return refuse(&config, KVT_ERR_BUDGET,
+                      "the memory budget is below the cache's own %llu "
+                      "bytes",
+                      (unsigned long long)plan.memory_bytes);
     cache = kvt_mem_raw_alloc(&plan.allocator, sizeof *cache);
     if (!cache)
         return refuse(&config, KVT_ERR_MEMORY, "the allocator has no memory for the cache");
@@ -280,8 +284,8 @@ kvt_status kvt_cache_create(const kvt_config *config_in, kvt_cache **cache_out)
         goto fail;
     for (uint32_t g = 0; g < cache->n_groups; g++)
         if (cache->groups[g].rotates) {
-            status = kvt_mem_alloc(cache, signs_bytes(&cache->groups[g]), "rotation signs",
-                                   &memory);
+            status =
+                kvt_mem_alloc(cache, signs_bytes(&cache->groups[g]), "rotation signs", &memory);
             if (status != KVT_OK)
                 goto fail;
             cache->groups[g].signs = memory;
@@ -346,10 +350,10 @@ double kvt_cache_bytes_per_token(const kvt_cache *cache)
     for (uint32_t g = 0; g < cache->n_groups; g++) {
         const kvt_group *group = &cache->groups[g];
         const kvt_group_config *config = &group->config;
-        double head = (double)(config->k_dim * element_bytes(config->k_type) +
-                               config->v_dim * element_bytes(config->v_type)) +
-                      (double)(group->layout.k_scale_bytes + group->layout.v_scale_bytes) /
-                          KVT_TOKENS;
+        double head =
+            (double)(config->k_dim * element_bytes(config->k_type) +
+                     config->v_dim * element_bytes(config->v_type)) +
+            (double)(group->layout.k_scale_bytes + group->layout.v_scale_bytes) / KVT_TOKENS;
         if (group->offsets)
             head += (double)(config->k_dim * sizeof(uint16_t)) / KVT_TOKENS;
         bytes += head * config->n_kv_heads * config->n_layers;
@@ -357,8 +361,8 @@ double kvt_cache_bytes_per_token(const kvt_cache *cache)
     return bytes;
 }
 
-kvt_status kvt_memory_forecast(const kvt_config *config_in, uint64_t n_sequences,
-                               uint64_t n_tokens, uint64_t *bytes)
+kvt_status kvt_memory_forecast(const kvt_config *config_in, uint64_t n_sequences, uint64_t n_tokens,
+                               uint64_t *bytes)
 {
     kvt_config config;
     kvt_cache plan;
@@ -381,8 +385,7 @@ kvt_status kvt_memory_forecast(const kvt_config *config_in, uint64_t n_sequences
         row += kvt_round_up(sizeof(kvt_block) + plan.class_bytes[c], 64);
     if (kvt_mul_overflows(row, kvt_rows(n_tokens), &sequence) ||
         kvt_add_overflows(sequence, kvt_seq_own_bytes(&plan), &sequence) ||
-        kvt_mul_overflows(sequence, n_sequences, &total) ||
-        kvt_add_overflows(total, own, &total))
+        kvt_mul_overflows(sequence, n_sequences, &total) || kvt_add_overflows(total, own, &total))
         return refuse(&config, KVT_ERR_LIMIT, "the sum overflows");
     *bytes = total;
     return KVT_OK;

@@ -11,6 +11,7 @@
 
 #include <kvtile/kvtile.h>
 
+#include <assert.h>
 #include <pthread.h>
 
 #include "../simd/kernels.h"
@@ -19,26 +20,26 @@
 
 /* Where a head's parts lie in its record, and the sizes up to a block. See simd/tile.h. */
 typedef struct kvt_layout {
-    size_t k_dims, v_dims;     /* padded to a multiple of 16 */
-    size_t k_codes, k_scales;  /* offsets into a head's record */
+    size_t k_dims, v_dims;    /* padded to a multiple of 16 */
+    size_t k_codes, k_scales; /* offsets into a head's record */
     size_t k_offset;
     size_t v_scales, v_codes;
-    size_t k_code_bytes, v_code_bytes; /* of the 64 tokens of a head */
+    size_t k_code_bytes, v_code_bytes;                   /* of the 64 tokens of a head */
     size_t k_scale_bytes, v_scale_bytes, k_offset_bytes; /* 0 where the type has none */
-    size_t head_bytes;         /* record of a head: a multiple of 64 */
-    size_t layer_bytes;        /* n_kv_heads records */
-    size_t block_bytes;        /* n_layers layers */
+    size_t head_bytes;                                   /* record of a head: a multiple of 64 */
+    size_t layer_bytes;                                  /* n_kv_heads records */
+    size_t block_bytes;                                  /* n_layers layers */
 } kvt_layout;
 
 typedef struct kvt_group {
     kvt_group_config config; /* config.layers is NULL: see kvt_cache.layers */
     kvt_layout layout;
-    uint32_t rotates;        /* K is i8 and rotated */
-    uint32_t offsets;        /* K is i8 and has an offset */
-    size_t rotation_block;   /* dims rotated together: largest power of two dividing k_dim */
-    float rotation_scale_k;  /* powers of two; their product is 1 / rotation_block */
+    uint32_t rotates;       /* K is i8 and rotated */
+    uint32_t offsets;       /* K is i8 and has an offset */
+    size_t rotation_block;  /* dims rotated together: largest power of two dividing k_dim */
+    float rotation_scale_k; /* powers of two; their product is 1 / rotation_block */
     float rotation_scale_q;
-    float *signs;            /* [n_kv_heads][k_dim] +-1; NULL without rotation */
+    float *signs; /* [n_kv_heads][k_dim] +-1; NULL without rotation */
 } kvt_group;
 
 /* A layer's group and its place in the group's blocks. */
@@ -73,26 +74,27 @@ typedef struct kvt_meta {
 struct kvt_cache {
     pthread_mutex_t lock;
     kvt_allocator allocator;
-    uint64_t memory_bytes; /* allocated now; guarded by lock */
+    uint64_t memory_bytes;        /* allocated now; guarded by lock */
     uint64_t memory_budget_bytes; /* UINT64_MAX: none */
-    uint64_t references;   /* the handle and the sequences; guarded by lock */
-    char error[256];       /* guarded by lock */
+    uint64_t references;          /* the handle and the sequences; guarded by lock */
+    char error[256];              /* guarded by lock */
+    uint64_t n_plans;             /* ids given to attend plans; guarded by lock */
 
     uint64_t max_tokens;
-    size_t max_rows;       /* blocks of max_tokens */
+    size_t max_rows; /* blocks of max_tokens */
     uint32_t n_groups, n_layers;
-    uint32_t n_classes;    /* n_groups + 1 */
+    uint32_t n_classes; /* n_groups + 1 */
     kvt_group groups[KVT_MAX_GROUPS];
-    kvt_layer *layers;     /* [n_layers] */
-    size_t class_bytes[KVT_MAX_CLASSES]; /* of a block's data */
+    kvt_layer *layers;                       /* [n_layers] */
+    size_t class_bytes[KVT_MAX_CLASSES];     /* of a block's data */
     kvt_block *free_blocks[KVT_MAX_CLASSES]; /* guarded by lock, as their number */
     size_t n_free_blocks[KVT_MAX_CLASSES];
 
     kvt_kernels kernels;
-    kvt_executor executor; /* run NULL: inline */
-    void *pool;            /* pthreadpool_t that executor.user refers to, or NULL */
+    kvt_executor executor;        /* run NULL: inline */
+    void *pool;                   /* pthreadpool_t that executor.user refers to, or NULL */
     pthread_mutex_t scratch_lock; /* held through a one-call attend */
-    void *scratch;         /* [scratch_bytes] of the one-call attend */
+    void *scratch;                /* [scratch_bytes] of the one-call attend */
     size_t scratch_bytes;
 
     unsigned char fingerprint[KVT_MAX_FINGERPRINT];
@@ -113,11 +115,12 @@ struct kvt_seq {
     uint32_t n_appended; /* layers that have the pending tokens */
     uint8_t *appended;   /* [n_layers] */
     size_t n_rows;
-    kvt_block **table;   /* [max_rows][n_classes] */
+    kvt_block **table; /* [max_rows][n_classes] */
 };
 
 static inline kvt_block *kvt_seq_block(const kvt_seq *seq, size_t row, uint32_t class_index)
 {
+    assert(row < seq->n_rows && class_index < seq->cache->n_classes);
     return seq->table[row * seq->cache->n_classes + class_index];
 }
 
@@ -130,6 +133,7 @@ static inline kvt_meta *kvt_seq_meta(const kvt_seq *seq, size_t row)
 static inline unsigned char *kvt_head_record(const kvt_group *group, const kvt_block *block,
                                              size_t layer_index, size_t kv_head)
 {
+    assert(layer_index < group->config.n_layers && kv_head < group->config.n_kv_heads);
     return block->data + layer_index * group->layout.layer_bytes +
            kv_head * group->layout.head_bytes;
 }
@@ -245,7 +249,7 @@ int kvt_parallel_has_pool(void);
 
 /* ---- attend.c ---- */
 
-/* Scratch that the one-call attend of a cache of this geometry keeps. 0: it overflows. */
+/* Scratch that the one-call attend of a cache of this geometry keeps. */
 size_t kvt_attend_scratch_bytes(const kvt_group *groups, uint32_t n_groups, uint64_t max_tokens,
                                 uint32_t n_threads);
 

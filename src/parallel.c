@@ -55,7 +55,7 @@ void kvt_parallel_destroy(kvt_cache *cache)
 
 void kvt_parallel_run(kvt_cache *cache, void (*task)(void *arg, size_t i), void *arg, size_t n)
 {
-    if (n > 1 && cache->executor.run) {
+    if (n > 1 && cache->executor.run && cache->executor.n_threads > 1) {
         cache->executor.run(cache->executor.user, task, arg, n);
         return;
     }

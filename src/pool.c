@@ -55,10 +55,9 @@ kvt_status kvt_mem_alloc(kvt_cache *cache, size_t bytes, const char *what, void 
         cache->memory_bytes = total;
     pthread_mutex_unlock(&cache->lock);
     if (!fits)
-        return kvt_fail(cache, KVT_ERR_BUDGET,
-                        "%llu bytes for %s would pass the memory budget of %llu",
-                        (unsigned long long)counted, what,
-                        (unsigned long long)cache->memory_budget_bytes);
+        return kvt_fail(
+            cache, KVT_ERR_BUDGET, "%llu bytes for %s would pass the memory budget of %llu",
+            (unsigned long long)counted, what, (unsigned long long)cache->memory_budget_bytes);
 
     *memory = kvt_mem_raw_alloc(&cache->allocator, bytes);
     if (*memory)

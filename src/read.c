@@ -39,17 +39,17 @@ static void read_k(const reader *r, uint64_t token, size_t head, float *x)
     const kvt_kernels *k = r->kernels;
     const kvt_group *group = r->group;
     const kvt_layout *layout = &group->layout;
-    const unsigned char *record = kvt_head_record(
-        group, kvt_seq_block(r->seq, (size_t)(token / KVT_TOKENS), r->group_index), r->layer_index,
-        head);
+    const unsigned char *record =
+        kvt_head_record(group, kvt_seq_block(r->seq, (size_t)(token / KVT_TOKENS), r->group_index),
+                        r->layer_index, head);
     const uint16_t *scales = (const uint16_t *)(const void *)(record + layout->k_scales);
     const uint16_t *offset = (const uint16_t *)(const void *)(record + layout->k_offset);
     size_t slot = (size_t)(token % KVT_TOKENS), dims = group->config.k_dim;
 
-    (group->config.k_type == KVT_TYPE_F32   ? k->get_k_f32
-     : group->config.k_type == KVT_TYPE_F16 ? k->get_k_f16
-                                            : k->get_k_i8)(record + layout->k_codes, scales, slot,
-                                                           dims, layout->k_dims, x);
+    (group->config.k_type == KVT_TYPE_F32 ? k->get_k_f32
+     : group->config.k_type == KVT_TYPE_F16
+         ? k->get_k_f16
+         : k->get_k_i8)(record + layout->k_codes, scales, slot, dims, layout->k_dims, x);
     if (group->rotates)
         k->unrotate(x, group->signs + head * dims, dims, group->rotation_block,
                     group->rotation_scale_q);
@@ -63,16 +63,16 @@ static void read_v(const reader *r, uint64_t token, size_t head, float *x)
     const kvt_kernels *k = r->kernels;
     const kvt_group *group = r->group;
     const kvt_layout *layout = &group->layout;
-    const unsigned char *record = kvt_head_record(
-        group, kvt_seq_block(r->seq, (size_t)(token / KVT_TOKENS), r->group_index), r->layer_index,
-        head);
+    const unsigned char *record =
+        kvt_head_record(group, kvt_seq_block(r->seq, (size_t)(token / KVT_TOKENS), r->group_index),
+                        r->layer_index, head);
     const uint16_t *scales = (const uint16_t *)(const void *)(record + layout->v_scales);
 
     (group->config.v_type == KVT_TYPE_F32   ? k->get_v_f32
      : group->config.v_type == KVT_TYPE_F16 ? k->get_v_f16
-                                            : k->get_v_i8)(
-        record + layout->v_codes, scales, (size_t)(token % KVT_TOKENS), group->config.v_dim,
-        layout->v_dims, x);
+                                            : k->get_v_i8)(record + layout->v_codes, scales,
+                                                           (size_t)(token % KVT_TOKENS),
+                                                           group->config.v_dim, layout->v_dims, x);
 }
 
 kvt_status kvt_read(const kvt_seq *seq, uint32_t layer, kvt_side side, uint64_t first, uint64_t n,
@@ -131,8 +131,8 @@ kvt_status kvt_visit(const kvt_seq *seq, uint32_t layer, uint64_t first, uint64_
     v = k + k_floats;
     for (i = first; i < first + n; i++) {
         const kvt_meta *meta = kvt_seq_meta(seq, (size_t)(i / KVT_TOKENS));
-        kvt_token_view token = {i, meta->positions[i % KVT_TOKENS],
-                                meta->token_ids[i % KVT_TOKENS], k, v};
+        kvt_token_view token = {i, meta->positions[i % KVT_TOKENS], meta->token_ids[i % KVT_TOKENS],
+                                k, v};
         kvt_fpenv saved = kvt_fpenv_enter();
         for (size_t head = 0; head < heads; head++) {
             read_k(&r, i, head, k + head * r.group->config.k_dim);

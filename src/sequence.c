@@ -174,7 +174,7 @@ static kvt_status copy_meta(const kvt_seq *seq, uint64_t first, uint64_t n, int3
 {
     if (!seq)
         return KVT_ERR_ARG;
-    if (!out && n > 0)
+    if (!out)
         return kvt_fail(seq->cache, KVT_ERR_ARG, "%s: NULL", call);
     if (first > seq->length || n > seq->length - first)
         return kvt_fail(seq->cache, KVT_ERR_ARG, "%s: tokens %llu + %llu of %llu", call,
@@ -214,8 +214,10 @@ kvt_status kvt_seq_begin(kvt_seq *seq, uint64_t n_tokens, const int32_t *positio
     if (n_tokens == 0)
         return kvt_fail(seq->cache, KVT_ERR_ARG, "kvt_seq_begin: a step of 0 tokens");
     if (seq->pending)
-        return kvt_fail(seq->cache, KVT_ERR_STATE, "kvt_seq_begin: a step of %llu tokens is "
-                        "pending: commit or abort it", (unsigned long long)seq->pending);
+        return kvt_fail(seq->cache, KVT_ERR_STATE,
+                        "kvt_seq_begin: a step of %llu tokens is "
+                        "pending: commit or abort it",
+                        (unsigned long long)seq->pending);
     if (n_tokens > seq->cache->max_tokens - seq->length)
         return kvt_fail(seq->cache, KVT_ERR_FULL, "kvt_seq_begin: %llu + %llu tokens, at most %llu",
                         (unsigned long long)seq->length, (unsigned long long)n_tokens,
@@ -225,8 +227,10 @@ kvt_status kvt_seq_begin(kvt_seq *seq, uint64_t n_tokens, const int32_t *positio
         return kvt_fail(seq->cache, KVT_ERR_ARG, "kvt_seq_begin: positions would pass INT32_MAX");
     for (uint64_t i = 0; positions && i < n_tokens; i++)
         if (positions[i] < 0)
-            return kvt_fail(seq->cache, KVT_ERR_ARG, "kvt_seq_begin: position %ld of token %llu is "
-                            "negative", (long)positions[i], (unsigned long long)i);
+            return kvt_fail(seq->cache, KVT_ERR_ARG,
+                            "kvt_seq_begin: position %ld of token %llu is "
+                            "negative",
+                            (long)positions[i], (unsigned long long)i);
     status = kvt_seq_grow(seq, kvt_rows(seq->length + n_tokens));
     if (status != KVT_OK)
         return status;
@@ -255,8 +259,10 @@ kvt_status kvt_seq_commit(kvt_seq *seq, const int32_t *token_ids)
         uint32_t layer = 0;
         while (seq->appended[layer])
             layer++;
-        return kvt_fail(seq->cache, KVT_ERR_STATE, "kvt_seq_commit: layer %u was not appended "
-                        "(%u of %u were)", layer, seq->n_appended, seq->cache->n_layers);
+        return kvt_fail(seq->cache, KVT_ERR_STATE,
+                        "kvt_seq_commit: layer %u was not appended "
+                        "(%u of %u were)",
+                        layer, seq->n_appended, seq->cache->n_layers);
     }
     for (uint64_t i = 0; token_ids && i < seq->pending; i++)
         if (token_ids[i] < KVT_TOKEN_NONE)

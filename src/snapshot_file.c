@@ -179,7 +179,7 @@ static kvt_status set_target(kvt_snap_file *file, const char *path)
 }
 
 /* Make the temporary beside the target. */
-static kvt_status make_temporary(kvt_snap_file *file, const char *path)
+static kvt_status make_temporary(kvt_snap_file *file, const char *path, mode_t mode)
 {
     const char *target = (const char *)file->target.data, *slash = strrchr(target, '/');
     size_t folder = slash ? (size_t)(slash - target) + 1 : 0, room = folder + 64;
@@ -197,7 +197,7 @@ static kvt_status make_temporary(kvt_snap_file *file, const char *path)
         open_again(name, O_RDONLY | O_DIRECTORY, 0); /* may fail: then it is not synced */
     for (number = 0; number < TEMPORARIES; number++) {
         (void)snprintf(name + folder, room - folder, ".kvtile-%ld-%d.tmp", (long)getpid(), number);
-        file->fd = open_again(name, O_WRONLY | O_CREAT | O_EXCL, 0666);
+        file->fd = open_again(name, O_WRONLY | O_CREAT | O_EXCL, mode);
         if (file->fd >= 0) {
             file->exists = 1;
             return KVT_OK;
@@ -226,7 +226,8 @@ kvt_status kvt_snap_file_create(const kvt_snap_context *context, const char *pat
         return kvt_snap_fail(context, KVT_ERR_IO,
                              "not a regular file, which a save would replace: %s", path);
     }
-    answer = make_temporary(file, path);
+    /* Never wider than what it replaces, not even for a moment; fchmod undoes the umask. */
+    answer = make_temporary(file, path, replaces ? status.st_mode & 0777 : 0666);
     if (answer == KVT_OK && replaces && fchmod(file->fd, status.st_mode & 0777) != 0)
         answer = io_fail(context, "fchmod", errno, path);
     writer->user = file;

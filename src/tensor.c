@@ -52,8 +52,10 @@ kvt_status kvt_view_make(const kvt_cache *cache, const kvt_tensor *tensor, const
     if (token_stride == 0 && kvt_mul_overflows(head_stride, n_heads, &token_stride))
         return kvt_fail(cache, KVT_ERR_ARG, "%s: the strides overflow", name);
     if (head_stride % element || token_stride % element || (uintptr_t)tensor->data % element)
-        return kvt_fail(cache, KVT_ERR_ARG, "%s: data or a stride is no multiple of the element's "
-                        "%zu bytes", name, element);
+        return kvt_fail(cache, KVT_ERR_ARG,
+                        "%s: data or a stride is no multiple of the element's "
+                        "%zu bytes",
+                        name, element);
     if (!is_apart(row_bytes, n_heads, head_stride, n_tokens, token_stride))
         return kvt_fail(cache, KVT_ERR_ARG, "%s: the strides overlap or overflow", name);
     view->data = tensor->data;

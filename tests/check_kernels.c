@@ -102,6 +102,15 @@ static void bench_table(check *c, const options *o, const kvt_kernels *table)
     c->bench = 0;
 }
 
+static int names_a_kernel(const char *part)
+{
+    unsigned found = 0;
+#define COUNT(result, name, parameters) found += strstr(#name, part) != NULL;
+    KVT_KERNEL_LIST(COUNT)
+#undef COUNT
+    return found != 0;
+}
+
 static int parse(int argc, char **argv, options *o)
 {
     for (int i = 1; i < argc; i++) {
@@ -135,8 +144,9 @@ int main(int argc, char **argv)
     unsigned failed = 0, checked = 0;
     static check c;
 
-    if (!parse(argc, argv, &o)) {
-        fprintf(stderr, "usage: check_kernels [--seed N] [--isa NAME] [--kernel PART] [--bench]\n");
+    if (!parse(argc, argv, &o) || !names_a_kernel(o.kernel)) {
+        fprintf(stderr, "usage: check_kernels [--seed N] [--isa NAME] [--kernel PART] [--bench]\n"
+                        "PART is a part of a kernel's name.\n");
         return 2;
     }
     printf("seed %llu\n", (unsigned long long)o.seed);

@@ -334,7 +334,8 @@ static void fill_ties(check *c, float *x, size_t dims)
         x[d] = ldexpf((float)check_below(c, 252) - 125.5f, exponent);
     x[check_below(c, dims)] = ldexpf(127.0f, exponent);
     if (check_below(c, 2)) {
-        float most = 127.0f * kvt_f16_to_f32((uint16_t)(1 + check_below(c, 0x7bff)));
+        /* Below the largest scale: just above that one, the row is refused. */
+        float most = 127.0f * kvt_f16_to_f32((uint16_t)(1 + check_below(c, 0x7bfe)));
         size_t side = check_below(c, 3);
         x[check_below(c, dims)] = side ? nextafterf(most, side == 1 ? 0.0f : 1e38f) : most;
     }

@@ -50,6 +50,9 @@ if(KVTILE_PYTHON)
       ${CMAKE_CURRENT_SOURCE_DIR}/read_snapshot.py --${mode} ${program} ${golden_files})
     set_tests_properties(snapshot_second_reader_${mode} PROPERTIES SKIP_RETURN_CODE 77)
   endforeach()
+else()
+  add_test(NAME snapshot_second_reader_needs_python3 COMMAND ${CMAKE_COMMAND} -E true)
+  set_tests_properties(snapshot_second_reader_needs_python3 PROPERTIES DISABLED TRUE)
 endif()
 
 # Replays the golden files and whatever corpus there is; fuzzing itself needs clang's libFuzzer and

@@ -93,12 +93,12 @@ static void expect_mark(const fixture *f, mark before, const char *where)
     mark now = mark_of(f);
     if (memcmp(&now, &before, sizeof now))
         fail_msg("%s\n  changed the state: length %llu -> %llu, pending %llu -> %llu, memory %llu "
-                 "-> %llu, capacity %llu -> %llu, next %d -> %d, contents %s", where,
-                 (unsigned long long)before.length, (unsigned long long)now.length,
+                 "-> %llu, capacity %llu -> %llu, next %d -> %d, contents %s",
+                 where, (unsigned long long)before.length, (unsigned long long)now.length,
                  (unsigned long long)before.pending, (unsigned long long)now.pending,
                  (unsigned long long)before.memory, (unsigned long long)now.memory,
-                 (unsigned long long)before.capacity, (unsigned long long)now.capacity,
-                 before.next, now.next, before.hash == now.hash ? "same" : "other");
+                 (unsigned long long)before.capacity, (unsigned long long)now.capacity, before.next,
+                 now.next, before.hash == now.hash ? "same" : "other");
 }
 
 /* Leave a text on the cache that no refusal of a test contains. */
@@ -142,8 +142,8 @@ static void status_strings(void **state)
     for (size_t i = 0; i < sizeof unknown / sizeof *unknown; i++)
         assert_string_equal(kvt_status_string((kvt_status)unknown[i]), no_status);
     assert_non_null(strstr(no_status, "not a"));
-    assert_string_equal(kvt_version(), TEXT(KVT_VERSION_MAJOR) "." TEXT(KVT_VERSION_MINOR) "."
-                                       TEXT(KVT_VERSION_PATCH));
+    assert_string_equal(kvt_version(), TEXT(KVT_VERSION_MAJOR) "." TEXT(KVT_VERSION_MINOR) "." TEXT(
+                                           KVT_VERSION_PATCH));
 }
 
 static void isa_names(void **state)
@@ -309,10 +309,10 @@ static void bad_configs(void **state)
     config_case(KVT_ERR_LIMIT, "max_tokens", c.max_tokens = (uint64_t)KVT_MAX_TOKENS + 1);
     config_case(KVT_ERR_LIMIT, "max_tokens", c.max_tokens = UINT64_MAX);
     config_case(KVT_ERR_ARG, "fingerprint", c.fingerprint_bytes = 4);
-    config_case(KVT_ERR_LIMIT, "fingerprint", (c.fingerprint = "x",
-                                               c.fingerprint_bytes = KVT_MAX_FINGERPRINT + 1));
-    config_case(KVT_ERR_LIMIT, "fingerprint", (c.fingerprint = "x",
-                                               c.fingerprint_bytes = SIZE_MAX));
+    config_case(KVT_ERR_LIMIT, "fingerprint",
+                (c.fingerprint = "x", c.fingerprint_bytes = KVT_MAX_FINGERPRINT + 1));
+    config_case(KVT_ERR_LIMIT, "fingerprint",
+                (c.fingerprint = "x", c.fingerprint_bytes = SIZE_MAX));
     {
         ledger unused;
         kvt_allocator both;
@@ -324,8 +324,8 @@ static void bad_configs(void **state)
     }
     config_case(KVT_ERR_LIMIT, "threads", c.n_threads = KVT_MAX_THREADS + 1);
     config_case(KVT_ERR_LIMIT, "threads", c.n_threads = UINT32_MAX);
-    config_case(KVT_ERR_LIMIT, "threads", (c.executor.run = run_inline,
-                                           c.n_threads = KVT_MAX_THREADS + 1));
+    config_case(KVT_ERR_LIMIT, "threads",
+                (c.executor.run = run_inline, c.n_threads = KVT_MAX_THREADS + 1));
     config_case(KVT_ERR_UNSUPPORTED, "z80", c.isa = "z80");
     config_case(KVT_ERR_UNSUPPORTED, "isa", c.isa = "");
     config_case(KVT_ERR_UNSUPPORTED, "isa", c.isa = "scala");
@@ -526,8 +526,7 @@ static void bad_steps(void **state)
     positions[2] = INT32_MIN;
     refused(&f, KVT_ERR_ARG, "negative", kvt_seq_begin(f.seq, 3, positions));
     refused(&f, KVT_ERR_FULL, "300", kvt_seq_begin(f.seq, MAX_TOKENS - 70 + 1, NULL));
-    refused(&f, KVT_ERR_FULL, "70 + 18446744073709551615",
-            kvt_seq_begin(f.seq, UINT64_MAX, NULL));
+    refused(&f, KVT_ERR_FULL, "70 + 18446744073709551615", kvt_seq_begin(f.seq, UINT64_MAX, NULL));
     refused(&f, KVT_ERR_FULL, "kvt_seq_begin", kvt_seq_begin(f.seq, UINT64_MAX - 69, NULL));
     refused(&f, KVT_ERR_FULL, "kvt_seq_begin", kvt_seq_begin(f.seq, UINT64_MAX / 2, NULL));
     refused(&f, KVT_ERR_STATE, "no step", kvt_seq_commit(f.seq, NULL));
@@ -576,14 +575,27 @@ static void bad_append_arguments(void **state)
         const struct {
             int64_t token_stride, head_stride;
         } strides[] = {
-            {-4, 0},         {0, -4},           {INT64_MIN, 0},    {0, INT64_MIN},
-            {2, 0},          {0, row + 2},      {dense + 1, 0},    /* not of whole elements */
-            {0, row - 4},    {0, 4},            {row, 0},          /* overlap */
-            {dense - 4, 0},  {dense, row + 4},  {4, row},
-            {row, row},      {4, row * 5},      {row - 4, row * 5},
-            {row, row * 5 - 4},                                    /* head-major, run too short */
-            {INT64_MAX - 3, 0},  {0, INT64_MAX - 3},               /* overflow */
-            {INT64_MAX / 4 / 4 * 4 + 4, 0}, {INT64_MAX - 3, INT64_MAX - 3},
+            {-4, 0},
+            {0, -4},
+            {INT64_MIN, 0},
+            {0, INT64_MIN},
+            {2, 0},
+            {0, row + 2},
+            {dense + 1, 0}, /* not of whole elements */
+            {0, row - 4},
+            {0, 4},
+            {row, 0}, /* overlap */
+            {dense - 4, 0},
+            {dense, row + 4},
+            {4, row},
+            {row, row},
+            {4, row * 5},
+            {row - 4, row * 5},
+            {row, row * 5 - 4}, /* head-major, run too short */
+            {INT64_MAX - 3, 0},
+            {0, INT64_MAX - 3}, /* overflow */
+            {INT64_MAX / 4 / 4 * 4 + 4, 0},
+            {INT64_MAX - 3, INT64_MAX - 3},
             {0, INT64_MAX / 2 / 4 * 4 + 4},
         };
         bad = side ? v : k;
@@ -592,8 +604,7 @@ static void bad_append_arguments(void **state)
             bad.head_stride = strides[i].head_stride;
             refused(&f, KVT_ERR_ARG, "stride",
                     kvt_append(f.seq, 0, side ? &k : &bad, side ? &bad : &v));
-            expect(f.cache, KVT_ERR_ARG,
-                   kvt_append(f.seq, 0, side ? &k : &bad, side ? &bad : &v));
+            expect(f.cache, KVT_ERR_ARG, kvt_append(f.seq, 0, side ? &k : &bad, side ? &bad : &v));
             expect_error_text(f.cache, name, "a bad stride");
         }
         bad = side ? v : k;
@@ -629,11 +640,23 @@ static void exotic_strides(void **state)
         size_t n, kv_heads;
         int64_t token_stride, head_stride; /* floats; 0: default */
     } cases[] = {
-        {N, 2, 0, 0},         {N, 2, 2 * K_DIM, 0}, {N, 2, 0, K_DIM},    {N, 2, 0, 40},
-        {N, 2, 300, 0},       {N, 2, 80, 40},       {N, 2, K_DIM, N * K_DIM}, /* head-major */
-        {N, 2, 17, 5 * 17},   {N, 2, K_DIM, 1000},  {1, 2, 1, 0},        {1, 2, 1, 100},
-        {1, 1, 1, 1},         {N, 1, 0, 0},         {N, 1, K_DIM, 1},    {N, 1, 31, 2},
-        {N, 1, 0, 20},        {1, 2, 8, 17},
+        {N, 2, 0, 0},
+        {N, 2, 2 * K_DIM, 0},
+        {N, 2, 0, K_DIM},
+        {N, 2, 0, 40},
+        {N, 2, 300, 0},
+        {N, 2, 80, 40},
+        {N, 2, K_DIM, N * K_DIM}, /* head-major */
+        {N, 2, 17, 5 * 17},
+        {N, 2, K_DIM, 1000},
+        {1, 2, 1, 0},
+        {1, 2, 1, 100},
+        {1, 1, 1, 1},
+        {N, 1, 0, 0},
+        {N, 1, K_DIM, 1},
+        {N, 1, 31, 2},
+        {N, 1, 0, 20},
+        {1, 2, 8, 17},
     };
     static float buffer[20000];
     rng r = {4};
@@ -789,8 +812,7 @@ static void fill_small(void *buffer, kvt_dtype dtype, size_t n, rng *r)
         uint32_t bits;
         uint16_t half;
         memcpy(&bits, &x, 4);
-        half = dtype == KVT_BF16 ? (uint16_t)(bits >> 16)
-                                 : (uint16_t)((bits >> 13) - (112u << 10));
+        half = dtype == KVT_BF16 ? (uint16_t)(bits >> 16) : (uint16_t)((bits >> 13) - (112u << 10));
         put_element(buffer, dtype, i, bits, half);
     }
 }
@@ -852,8 +874,9 @@ static void one_bad_value(fixture *f, kvt_dtype dtype, kvt_side side, size_t tok
     expect_ok(f->cache, kvt_seq_commit(f->seq, NULL));
     if (seq_hash(f->seq, &f->group) != clean)
         fail_msg("types %d/%d dtype %d side %d token %zu head %zu dim %zu: a refused append left "
-                 "a trace", (int)f->group.k_type, (int)f->group.v_type, (int)dtype, (int)side,
-                 token, head, dim);
+                 "a trace",
+                 (int)f->group.k_type, (int)f->group.v_type, (int)dtype, (int)side, token, head,
+                 dim);
     expect_ok(f->cache, kvt_seq_truncate(f->seq, BEFORE));
 }
 
@@ -874,11 +897,10 @@ static void values_that_cannot_be_stored(void **state)
                     for (size_t head = 0; head < KV_HEADS; head++)
                         for (size_t last = 0; last < 2; last++)
                             for (size_t bad = is_quick() ? 3 : 0; bad < 4; bad++)
-                                one_bad_value(&f, (kvt_dtype)dtype, (kvt_side)side,
-                                              at_tokens[token], head,
-                                              last ? (side ? V_DIM : K_DIM) - 1 : 0, f32_bad[bad],
-                                              dtype == KVT_F16 ? f16_bad[bad] : bf16_bad[bad],
-                                              by_plan ^= 1);
+                                one_bad_value(
+                                    &f, (kvt_dtype)dtype, (kvt_side)side, at_tokens[token], head,
+                                    last ? (side ? V_DIM : K_DIM) - 1 : 0, f32_bad[bad],
+                                    dtype == KVT_F16 ? f16_bad[bad] : bf16_bad[bad], by_plan ^= 1);
         /* Finite, but not for the type: f16 from 65520 on, i8 beyond 8e6. */
         if (type == KVT_TYPE_F16 && !is_quick())
             for (size_t token = 0; token < 4; token++)
@@ -887,8 +909,8 @@ static void values_that_cannot_be_stored(void **state)
                                   0, by_plan ^= 1); /* 65520 */
                     one_bad_value(&f, KVT_F32, (kvt_side)side, at_tokens[token], 1, 7, 0xff7fffffu,
                                   0, by_plan); /* -FLT_MAX */
-                    one_bad_value(&f, KVT_BF16, (kvt_side)side, at_tokens[token], 0, 0, 0,
-                                  0x4780u, by_plan); /* 65536 */
+                    one_bad_value(&f, KVT_BF16, (kvt_side)side, at_tokens[token], 0, 0, 0, 0x4780u,
+                                  by_plan); /* 65536 */
                 }
         if (type == KVT_TYPE_I8 && !is_quick())
             for (size_t token = 0; token < 4; token++)
@@ -897,8 +919,8 @@ static void values_that_cannot_be_stored(void **state)
                                   0, by_plan ^= 1); /* FLT_MAX */
                     one_bad_value(&f, KVT_F32, (kvt_side)side, at_tokens[token], 1, 7, 0xcb000000u,
                                   0, by_plan); /* -2^23 */
-                    one_bad_value(&f, KVT_BF16, (kvt_side)side, at_tokens[token], 0, 0, 0,
-                                  0x7f7fu, by_plan); /* the largest bf16 */
+                    one_bad_value(&f, KVT_BF16, (kvt_side)side, at_tokens[token], 0, 0, 0, 0x7f7fu,
+                                  by_plan); /* the largest bf16 */
                 }
         close_fixture(&f);
     }
@@ -1030,10 +1052,11 @@ static void bad_attend_arguments(void **state)
     attend_case(KVT_ERR_ARG, "causal", (a.flags = KVT_ATTEND_CAUSAL, item[1].seq = empty));
     attend_case(KVT_ERR_ARG, "item 0: a mask of 71",
                 (item[0].mask = mask, item[0].mask_stride = 9, item[0].mask_tokens = 71));
-    attend_case(KVT_ERR_ARG, "mask", (item[0].mask = mask, item[0].mask_stride = SIZE_MAX,
-                                      item[0].mask_tokens = UINT64_MAX));
-    attend_case(KVT_ERR_ARG, "stride 1", (item[1].mask = mask, item[1].mask_stride = 1,
-                                          item[1].mask_tokens = 9));
+    attend_case(
+        KVT_ERR_ARG, "mask",
+        (item[0].mask = mask, item[0].mask_stride = SIZE_MAX, item[0].mask_tokens = UINT64_MAX));
+    attend_case(KVT_ERR_ARG, "stride 1",
+                (item[1].mask = mask, item[1].mask_stride = 1, item[1].mask_tokens = 9));
     attend_case(KVT_ERR_ARG, "mask is NULL", item[1].mask_tokens = 8);
     attend_case(KVT_ERR_ARG, "mask is NULL", item[1].mask_stride = 8);
     attend_case(KVT_ERR_ARG, "negative", item[0].query_positions = positions);
@@ -1068,8 +1091,8 @@ static void bad_attend_arguments(void **state)
     attend_case(KVT_ERR_ARG, "out: ", a.out.data = (char *)out + 2);
     attend_case(KVT_ERR_ARG, "lse", a.lse = (float *)(void *)((char *)lse + 1));
     /* A sum of queries that the strides cannot span. */
-    attend_case(KVT_ERR_ARG, "q: ", (item[0].n_queries = KVT_MAX_TOKENS,
-                                     a.q.token_stride = INT64_MAX / 1024 / 4 * 4));
+    attend_case(KVT_ERR_ARG, "q: ",
+                (item[0].n_queries = KVT_MAX_TOKENS, a.q.token_stride = INT64_MAX / 1024 / 4 * 4));
 
     /* Good after all; and an item without any tokens. */
     items[1].seq = empty;

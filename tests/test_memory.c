@@ -87,9 +87,9 @@ static void random_shape(shape *s, rng *r)
     s->config.n_groups = 1 + rng_below(r, 3);
     for (uint32_t g = 0; g < s->config.n_groups; g++) {
         const uint32_t *h = heads[rng_below(r, 5)];
-        s->groups[g] = group_of(1 + rng_below(r, 5), h[0], h[1], dims[rng_below(r, 9)],
-                                dims[rng_below(r, 9)], (kvt_type)rng_below(r, 3),
-                                (kvt_type)rng_below(r, 3));
+        s->groups[g] =
+            group_of(1 + rng_below(r, 5), h[0], h[1], dims[rng_below(r, 9)], dims[rng_below(r, 9)],
+                     (kvt_type)rng_below(r, 3), (kvt_type)rng_below(r, 3));
         s->groups[g].flags = rng_below(r, 4);
     }
     s->config.max_tokens = limits[rng_below(r, 10)];
@@ -259,10 +259,10 @@ static void a_failed_begin_gives_back_what_it_took(void **state)
             if (kvt_cache_memory_bytes(cache) != bytes || kvt_seq_capacity(seq) != capacity ||
                 memory.live_bytes != bytes)
                 fail_msg("by_budget %d, %ld blocks: a failed begin left memory %llu -> %llu, "
-                         "capacity %llu -> %llu", by_budget, left, (unsigned long long)bytes,
+                         "capacity %llu -> %llu",
+                         by_budget, left, (unsigned long long)bytes,
                          (unsigned long long)kvt_cache_memory_bytes(cache),
-                         (unsigned long long)capacity,
-                         (unsigned long long)kvt_seq_capacity(seq));
+                         (unsigned long long)capacity, (unsigned long long)kvt_seq_capacity(seq));
             kvt_seq_destroy(seq);
             kvt_cache_destroy(cache);
             ledger_close(&memory);
@@ -290,8 +290,7 @@ static int count_visits(void *user, const kvt_token_view *token)
             expect(cache, KVT_ERR_MEMORY, status_);                                                \
             if (may_be_text)                                                                       \
                 expect_error_text(cache, "allocator", #call);                                      \
-            assert_true(!seq || (seq_hash(seq, &g) == hash_ &&                                     \
-                                 kvt_seq_pending(seq) == pending_));                               \
+            assert_true(!seq || (seq_hash(seq, &g) == hash_ && kvt_seq_pending(seq) == pending_)); \
             failures++;                                                                            \
             memory.countdown = -1;                                                                 \
             expect_ok(cache, call);                                                                \
@@ -508,7 +507,8 @@ static void i8_bits_per_element(void **state)
             expect_ok(cache, kvt_seq_begin(seq, 32768, NULL));
             bits = 8.0 * (double)memory.live_bytes / elements;
             printf("i8, 32768 tokens, 8 kv heads, dim 128, %u layers, %u threads: %.4f bits an "
-                   "element (%+.2f%%)\n", layers, threads, bits, (bits / expected - 1) * 100);
+                   "element (%+.2f%%)\n",
+                   layers, threads, bits, (bits / expected - 1) * 100);
             assert_true(fabs(kvt_cache_bytes_per_token(cache) * 8 / (2 * 8 * 128 * layers) -
                              expected) < 1e-9);
             kvt_seq_destroy(seq);

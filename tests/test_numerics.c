@@ -260,8 +260,8 @@ static void check_i8(const char *isa, uint32_t dim, uint32_t flags, int hostile,
                 for (size_t d = 0; d < dim; d++)
                     if (memcmp(&x[d], &got[d], sizeof x[d]) != 0 && !(x[d] == 0 && got[d] == 0))
                         fail_msg("isa %s dim %u flags %u side %d token %zu dim %zu: model %a, "
-                                 "library %a", isa, dim, flags, side, i, d, (double)x[d],
-                                 (double)got[d]);
+                                 "library %a",
+                                 isa, dim, flags, side, i, d, (double)x[d], (double)got[d]);
             }
         }
     }
@@ -294,7 +294,8 @@ static void f16_as_specified(void **state)
         kvt_cache *cache = cache_of(&g, 65536, 1, kvt_isa_name(isa));
         kvt_seq *seq = NULL;
         size_t n = 0;
-        float *x = malloc(4 * 65536 * sizeof *x), *back = malloc(4 * 65536 * sizeof *back), edge[DIM];
+        float *x = malloc(4 * 65536 * sizeof *x), *back = malloc(4 * 65536 * sizeof *back),
+              edge[DIM];
         kvt_tensor in = kvt_tensor_f32(x), out = kvt_tensor_f32(back), bad = kvt_tensor_f32(edge);
         unsigned saved;
         for (int exponent = 0; exponent < 31; exponent++)
@@ -304,8 +305,8 @@ static void f16_as_specified(void **state)
                 if (exponent == 30 && mantissa == 1023)
                     continue;
                 x[n++] = (float)value;
-                x[n++] = (float)-(value + step / 2);           /* a tie */
-                x[n++] = nextafterf((float)(value + step / 2), 0); /* below it */
+                x[n++] = (float)-(value + step / 2);                    /* a tie */
+                x[n++] = nextafterf((float)(value + step / 2), 0);      /* below it */
                 x[n++] = nextafterf((float)-(value + step / 2), -1e9f); /* beyond it */
             }
         while (n % DIM)

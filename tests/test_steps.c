@@ -159,7 +159,8 @@ static void expect_model(const world *w, seq_model *m, const char *what)
     assert_memory_equal(got, m->positions, m->length * sizeof *got);
     expect(w->cache, KVT_ERR_ARG, kvt_seq_token_ids(m->seq, m->length, 1, got));
     for (uint32_t layer = 0; layer < LAYERS; layer++)
-        assert_true(m->layers[layer].n == m->length || m->layers[layer].n == m->length + m->pending);
+        assert_true(m->layers[layer].n == m->length ||
+                    m->layers[layer].n == m->length + m->pending);
 }
 
 /* ---- visiting ---- */
@@ -258,13 +259,13 @@ static void append_layer(world *w, seq_model *m, uint32_t layer)
     l->n = m->length + m->pending;
     for (int side = 0; side < 2; side++) {
         size_t row = row_of(w, layer, side), dims = dims_of(w, layer, side);
-        expect_ok(w->cache,
-                  kvt_read(m->seq, layer, (kvt_side)side, m->length, m->pending, &out));
+        expect_ok(w->cache, kvt_read(m->seq, layer, (kvt_side)side, m->length, m->pending, &out));
         for (size_t i = 0; i < m->pending * heads; i++)
             if (!within_bound(w, layer, side, l->fed[side] + m->length * row + i * dims,
                               got + i * dims))
                 fail_msg("layer %u side %d type %d: token %zu of %zu pending at %zu is beyond its "
-                         "bound", layer, side, (int)type_of(w, layer, side), i / heads, m->pending,
+                         "bound",
+                         layer, side, (int)type_of(w, layer, side), i / heads, m->pending,
                          m->length);
         memcpy(l->stored[side] + m->length * row, got, m->pending * row * sizeof *got);
     }
@@ -293,7 +294,10 @@ static void begin(world *w, seq_model *m)
         positions = own;
     }
     if (n == 0 || m->pending || n > MAX_TOKENS - m->length) {
-        expect(w->cache, n == 0 ? KVT_ERR_ARG : m->pending ? KVT_ERR_STATE : KVT_ERR_FULL,
+        expect(w->cache,
+               n == 0       ? KVT_ERR_ARG
+               : m->pending ? KVT_ERR_STATE
+                            : KVT_ERR_FULL,
                kvt_seq_begin(m->seq, n, positions));
         return;
     }
@@ -344,9 +348,9 @@ static void shorten(seq_model *m, size_t length)
 
 static void truncate(world *w, seq_model *m)
 {
-    size_t n = rng_below(&w->r, 3) ? m->length - (m->length ? rng_below(&w->r, (uint32_t)m->length)
-                                                            : 0)
-                                   : rng_below(&w->r, MAX_TOKENS + 2);
+    size_t n = rng_below(&w->r, 3)
+                   ? m->length - (m->length ? rng_below(&w->r, (uint32_t)m->length) : 0)
+                   : rng_below(&w->r, MAX_TOKENS + 2);
     if (rng_below(&w->r, 4) == 0)
         n = n / 64 * 64;
     if (m->pending || n > m->length) {
@@ -360,31 +364,36 @@ static void truncate(world *w, seq_model *m)
 static const char *operate(world *w, seq_model *m)
 {
     switch (rng_below(&w->r, 24)) {
-    case 0: case 1: case 2: case 3:
-        begin(w, m);
-        return "begin";
-    case 4: case 5: case 6: case 7: case 8: case 9:
-        append_layer(w, m, rng_below(&w->r, LAYERS));
-        return "append";
-    case 10: case 11: case 12: case 13: { /* all layers that are missing, in any order */
+    case 0:
+    case 1:
+    case 2:
+    case 3: begin(w, m); return "begin";
+    case 4:
+    case 5:
+    case 6:
+    case 7:
+    case 8:
+    case 9: append_layer(w, m, rng_below(&w->r, LAYERS)); return "append";
+    case 10:
+    case 11:
+    case 12:
+    case 13: { /* all layers that are missing, in any order */
         uint32_t at = rng_below(&w->r, LAYERS), by = 1 + rng_below(&w->r, LAYERS - 1);
         for (uint32_t i = 0; i < LAYERS && m->pending; i++)
             append_layer(w, m, (at + i * by) % LAYERS);
         return "append all";
     }
-    case 14: case 15: case 16: case 17:
-        commit(w, m);
-        return "commit";
+    case 14:
+    case 15:
+    case 16:
+    case 17: commit(w, m); return "commit";
     case 18:
         expect_ok(w->cache, kvt_seq_abort(m->seq));
         shorten(m, m->length);
         return "abort";
-    case 19: case 20:
-        truncate(w, m);
-        return "truncate";
-    case 21:
-        visit_some(w, m);
-        return "visit";
+    case 19:
+    case 20: truncate(w, m); return "truncate";
+    case 21: visit_some(w, m); return "visit";
     case 22:
         if (rng_below(&w->r, 4) == 0) {
             expect_ok(w->cache, kvt_seq_clear(m->seq));
@@ -561,7 +570,8 @@ static void truncating_inside_a_block_keeps_its_offset(void **state)
                 append_step(p.cache, p.a, &p.group, &p.t, 0, block * 64 + 64);
                 before = seq_hash(p.a, &p.group);
                 expect_ok(p.cache, kvt_seq_truncate(p.a, block * 64 + keep));
-                append_all(p.cache, p.a, &p.group, &p.t, block * 64 + keep, 64 - keep, 1 + keep % 5);
+                append_all(p.cache, p.a, &p.group, &p.t, block * 64 + keep, 64 - keep,
+                           1 + keep % 5);
                 if (seq_hash(p.a, &p.group) != before)
                     fail_msg("type %d block %zu keep %zu: other bits", type, block, keep);
                 close_pair(&p);

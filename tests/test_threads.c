@@ -241,7 +241,7 @@ static void same_bits_for_every_executor(void **state)
                 w.hostile = hostile;
                 cache = open_cache(&g, n, threads, &w, NULL);
                 assert_true(run_everything(cache, &g, n) == expected);
-                assert_true(w.calls > 0 && w.most_tasks > 1);
+                assert_true(threads == 1 ? w.calls == 0 : w.calls > 0 && w.most_tasks > 1);
                 kvt_cache_destroy(cache);
                 pthread_mutex_destroy(&w.lock);
             }
@@ -295,8 +295,8 @@ static void append_by_plan_on_threads(void **state)
                 expect_ok(cache, kvt_append_plan_init(&plan, planned, 0, &k, &v));
                 for (size_t i = 0; i < 4; i++) {
                     members[i] = (team){&plan, i, 4, KVT_OK};
-                    assert_int_equal(
-                        pthread_create(&threads[i], NULL, team_member, &members[i]), 0);
+                    assert_int_equal(pthread_create(&threads[i], NULL, team_member, &members[i]),
+                                     0);
                 }
                 for (size_t i = 0; i < 4; i++) {
                     pthread_join(threads[i], NULL);
@@ -346,30 +346,23 @@ static void *work(void *user)
             kvt_seq_destroy(seq);
             expect_ok(w->cache, kvt_seq_create(w->cache, &seq));
             break;
-        case 2:
-            expect_ok(w->cache, kvt_seq_clear(seq));
-            break;
-        case 3:
-            expect_ok(w->cache, kvt_cache_trim(w->cache));
-            break;
-        case 4:
-            expect(w->cache, KVT_ERR_ARG, kvt_seq_truncate(seq, length + 1));
-            break;
+        case 2: expect_ok(w->cache, kvt_seq_clear(seq)); break;
+        case 3: expect_ok(w->cache, kvt_cache_trim(w->cache)); break;
+        case 4: expect(w->cache, KVT_ERR_ARG, kvt_seq_truncate(seq, length + 1)); break;
         case 5:
             if (length + n > 400)
                 break;
             expect_ok(w->cache, kvt_seq_begin(seq, n, NULL));
             expect_ok(w->cache, kvt_seq_abort(seq));
             break;
-        case 6: case 7:
+        case 6:
+        case 7:
             n = length < 8 ? length : 8;
             if (n)
                 h = h * 31 + attend(w->cache, seq, g, rng_below(&r, g->n_layers), n,
                                     rng_below(&r, 2) ? 3 : 0, q);
             break;
-        case 8:
-            h = h * 31 + seq_hash(seq, g);
-            break;
+        case 8: h = h * 31 + seq_hash(seq, g); break;
         default:
             if (length + n > 400)
                 expect(w->cache, KVT_ERR_FULL, kvt_seq_begin(seq, 401 - length, NULL));
@@ -533,10 +526,10 @@ static void *read_along(void *user)
     reader *m = user;
     for (int i = 0; i < m->rounds; i++) {
         uint64_t visits = 3;
-        m->wrong += attend(m->cache, m->seq, m->group, 0, 1, m->plan_threads, m->q) !=
-                    m->expected[0];
-        m->wrong += attend(m->cache, m->seq, m->group, 1, 9, m->plan_threads, m->q) !=
-                    m->expected[1];
+        m->wrong +=
+            attend(m->cache, m->seq, m->group, 0, 1, m->plan_threads, m->q) != m->expected[0];
+        m->wrong +=
+            attend(m->cache, m->seq, m->group, 1, 9, m->plan_threads, m->q) != m->expected[1];
         m->wrong += seq_hash(m->seq, m->group) != m->expected[2];
         expect_ok(m->cache, kvt_visit(m->seq, 1, 0, 1030, hash_visit, &visits, NULL));
         m->wrong += visits != m->expected[3];
@@ -567,7 +560,8 @@ static void several_readers_of_one_sequence(void **state)
             expected[2] = seq_hash(seq, &g);
             expect_ok(cache, kvt_visit(seq, 1, 0, 1030, hash_visit, &expected[3], NULL));
             for (uint32_t i = 0; i < N; i++) {
-                readers[i] = (reader){cache, &g, seq, q, i % 3 * 2, is_quick() ? 1 : 4, expected, 0};
+                readers[i] =
+                    (reader){cache, &g, seq, q, i % 3 * 2, is_quick() ? 1 : 4, expected, 0};
                 assert_int_equal(pthread_create(&threads[i], NULL, read_along, &readers[i]), 0);
             }
             for (int i = 0; i < N; i++)

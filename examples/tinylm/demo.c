@@ -232,7 +232,11 @@ int cmd_demo(const options *o, tl_error *err)
     story s = {0};
     double snapshots[N_TYPES], start = now();
     int status = -1, different = 0;
-    char folder[] = "/tmp/tinylm-demo-XXXXXX", file[64];
+    const char *tmpdir = getenv("TMPDIR");
+    char folder[400], file[440];
+    if (!tmpdir || !*tmpdir || strlen(tmpdir) > 300)
+        tmpdir = "/tmp";
+    snprintf(folder, sizeof folder, "%s/tinylm-demo-XXXXXX", tmpdir);
     if (!mkdtemp(folder))
         return tl_fail(err, "%s: %s", folder, strerror(errno));
     snprintf(file, sizeof file, "%s/conversation.kvt", folder);

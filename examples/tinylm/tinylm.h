@@ -6,7 +6,7 @@
  *   tl_work       threads: one parallel-for, shared by the matrix products and by kvtile
  *   tl_model      weights from a llama2.c checkpoint or from tinylm's own f16 file
  *   tl_tokenizer  llama2.c's tokenizer.bin
- *   tl_kv         where K and V live: a table of functions; kvtile's is tl_kv_open
+ *   tl_kv         where K and V live: a table of functions; kvtile's is tl_kvtile_open
  *   tl_session    one forward pass after the other over a tl_kv
  *   tl_sample     the next token from the logits
  *   tl_score      perplexity, divergence and recall of several tl_kv side by side

@@ -50,9 +50,9 @@ extern "C" {
 #define KVT_MAX_FINGERPRINT 64    /* bytes */
 #define KVT_MAX_THREADS 256
 
-#define KVT_BLOCK_TOKENS 64  /* the unit of allocation and of the snapshot */
+#define KVT_BLOCK_TOKENS 64   /* the unit of allocation and of the snapshot */
 #define KVT_RANGE_TOKENS 1024 /* the unit in which attention is merged: see kvt_attend */
-#define KVT_TOKEN_NONE (-1)  /* the token id of a token that was committed without one */
+#define KVT_TOKEN_NONE (-1)   /* the token id of a token that was committed without one */
 
 /* ---- enums: values are pinned, they are part of the ABI and of the file format ---- */
 
@@ -129,8 +129,10 @@ typedef struct kvt_allocator {
 
 /*
  * The caller's parallel-for: run calls task(arg, i) once for each i < n_tasks, from any
- * threads in any order, and returns when all are done. n_threads is a hint for how finely
- * work is cut; no result depends on it. Copied at creation.
+ * threads in any order, and returns when all are done. It may be called from several threads at
+ * once, and while inside must not run other calls on the same cache (a thread that waits for
+ * its tasks by stealing unrelated ones could come back to a lock that it holds). n_threads is how
+ * many it has; no result depends on it. Copied at creation.
  */
 typedef struct kvt_executor {
     void *user;
@@ -151,22 +153,22 @@ typedef struct kvt_group_config {
     uint32_t v_dim; /* head dims of V and of the output, likewise */
     kvt_type k_type;
     kvt_type v_type;
-    uint32_t flags;          /* KVT_GROUP_ */
-    const uint32_t *layers;  /* [n_layers] the model's numbers of these layers, ascending; NULL:
-                                the n_layers numbers after those of the groups before */
-    uint64_t rotation_seed;  /* seed of the rotation's signs; 0 is a seed like any other */
+    uint32_t flags;         /* KVT_GROUP_ */
+    const uint32_t *layers; /* [n_layers] the model's numbers of these layers, ascending; NULL:
+                               the n_layers numbers after those of the groups before */
+    uint64_t rotation_seed; /* seed of the rotation's signs; 0 is a seed like any other */
 } kvt_group_config;
 
 /* Make one with kvt_config_init, then set groups, n_groups and max_tokens. */
 typedef struct kvt_config {
-    size_t struct_size; /* sizeof(kvt_config) */
-    const kvt_group_config *groups; /* [n_groups], copied; together they number the layers
-                                       0 .. n-1, each once */
+    size_t struct_size;             /* sizeof(kvt_config) */
+    const kvt_group_config *groups; /* [n_groups] of groups[0].struct_size each, copied; together
+                                       they number the layers 0 .. n-1, each once */
     uint32_t n_groups;
-    uint32_t n_threads;    /* threads of one-call attend and append, the caller's included; 0: the
-                              executor's, or 1. Above 1 needs a build with pthreadpool, or an
-                              executor */
-    uint64_t max_tokens;   /* of one sequence, 1 to KVT_MAX_TOKENS */
+    uint32_t n_threads;  /* threads of one-call attend and append, the caller's included; 0: the
+                            executor's, or 1. Above 1 needs a build with pthreadpool, or an
+                            executor */
+    uint64_t max_tokens; /* of one sequence, 1 to KVT_MAX_TOKENS */
     uint64_t memory_budget_bytes; /* of everything the cache allocates; 0: no bound */
     const void *fingerprint;      /* identifies the model's weights, e.g. a hash; in snapshots;
                                      loading one with another fingerprint is refused */
@@ -209,7 +211,7 @@ static inline kvt_tensor kvt_tensor_f32(const float *data)
 /* One sentence for a status; for a number that is no status, a sentence that says so. */
 KVT_API const char *kvt_status_string(kvt_status status);
 
-/* "0.1.0": the library that runs, which may be newer than the header. */
+/* "0.1.0": the library that runs. */
 KVT_API const char *kvt_version(void);
 
 /*
@@ -261,7 +263,8 @@ KVT_API uint64_t kvt_cache_memory_bytes(const kvt_cache *cache);
  * sequences of n_tokens tokens each; exact. A cache with this as its budget can hold them.
  *
  * KVT_ERR_ARG, KVT_ERR_LIMIT, KVT_ERR_UNSUPPORTED as kvt_cache_create; KVT_ERR_LIMIT also when
- * n_tokens is above max_tokens or the sum overflows.
+ * n_tokens is above max_tokens or the sum overflows. The cache's own part includes the scratch of
+ * one-call attention, which grows with n_threads and (up to 2^20) with max_tokens.
  */
 KVT_API kvt_status kvt_memory_forecast(const kvt_config *config, uint64_t n_sequences,
                                        uint64_t n_tokens, uint64_t *bytes);
@@ -282,8 +285,8 @@ KVT_API kvt_status kvt_cache_trim(kvt_cache *cache);
 /* ---- sequences ---- */
 
 /*
- * Add an empty sequence. Allocates its block table: 8 bytes for each 64 of max_tokens and
- * group. KVT_ERR_ARG, KVT_ERR_MEMORY, KVT_ERR_BUDGET. Safe at any time.
+ * Add an empty sequence. Allocates its block table: 8 * (n_groups + 1) bytes for each 64 of
+ * max_tokens. KVT_ERR_ARG, KVT_ERR_MEMORY, KVT_ERR_BUDGET. Safe at any time.
  */
 KVT_API kvt_status kvt_seq_create(kvt_cache *cache, kvt_seq **seq);
 
@@ -319,8 +322,7 @@ KVT_API uint64_t kvt_seq_memory_bytes(const kvt_seq *seq);
 
 /*
  * Token ids, or positions, of tokens first .. first + n - 1. ids without a value are
- * KVT_TOKEN_NONE. Committed tokens only. KVT_ERR_ARG: NULL (but where n is 0), or a range beyond
- * the length.
+ * KVT_TOKEN_NONE. Committed tokens only. KVT_ERR_ARG: NULL, or a range beyond the length.
  */
 KVT_API kvt_status kvt_seq_token_ids(const kvt_seq *seq, uint64_t first, uint64_t n,
                                      int32_t *token_ids);
@@ -365,8 +367,9 @@ KVT_API kvt_status kvt_seq_begin(kvt_seq *seq, uint64_t n_tokens, const int32_t 
  * KVT_OK          all tokens appended; attend on this layer sees them
  * KVT_ERR_STATE   no step is pending, or this layer has its tokens already
  * KVT_ERR_ARG     no such layer, a NULL pointer, an unknown dtype, strides that overlap
- * KVT_ERR_VALUE   a value is not finite, or beyond f16 for f16 storage, or beyond about 8e6 for
- *                 i8 (whose f16 scale it would overflow); the layer can be appended again
+ * KVT_ERR_VALUE   a value is not finite, or beyond f16 for f16 storage, or a row of i8 whose scale
+ *                 would be beyond f16: V beyond 8e6, K by what its rotation makes of it, but
+ *                 never up to 1e5; the layer can be appended again
  * On any error the sequence is unchanged.
  *
  * K stored as i8 depends on how appends were cut: see "offset" in docs/numerics.md.
@@ -388,6 +391,7 @@ typedef struct kvt_append_plan {
     uint32_t layer_;
     int32_t status_;
     uint64_t done_[KVT_MAX_HEADS * 2 / 64]; /* a bit a task */
+    uint64_t reserved_[4];
 } kvt_append_plan;
 
 KVT_API kvt_status kvt_append_plan_init(kvt_append_plan *plan, kvt_seq *seq, uint32_t layer,
@@ -417,14 +421,15 @@ KVT_API kvt_status kvt_seq_abort(kvt_seq *seq);
  */
 typedef struct kvt_attend_item {
     const kvt_seq *seq;
-    uint64_t n_queries; /* >= 1 */
+    uint64_t n_queries;             /* >= 1 */
     const int32_t *query_positions; /* [n_queries] for ALiBi; NULL: those of the last n_queries
                                        tokens (which must then exist) */
-    const uint8_t *mask; /* [n_queries][mask_stride]: bit j of query i, (row[j / 8] >> j % 8) & 1,
-                            says whether it sees the j-th of the last mask_tokens tokens; all
-                            earlier ones it sees. Replaces the causal rule. NULL: no mask */
+    const uint8_t *mask;  /* [n_queries][mask_stride]: bit j of query i, (row[j / 8] >> j % 8) & 1,
+                             says whether it sees the j-th of the last mask_tokens tokens; all
+                             earlier ones it sees. Replaces the causal rule. NULL: no mask */
     size_t mask_stride;   /* bytes, at least mask_tokens / 8 rounded up */
     uint64_t mask_tokens; /* at most the tokens that the layer holds */
+    uint64_t reserved[2]; /* 0 */
 } kvt_attend_item;
 
 /*
@@ -437,7 +442,7 @@ typedef struct kvt_attend_item {
 typedef struct kvt_attend_args {
     size_t struct_size; /* sizeof(kvt_attend_args) */
     uint32_t layer;
-    uint32_t flags; /* KVT_ATTEND_ */
+    uint32_t flags;               /* KVT_ATTEND_ */
     const kvt_attend_item *items; /* [n_items] sequences of one cache */
     size_t n_items;
     kvt_tensor q;   /* [n][n_q_heads][k_dim], n: the items' n_queries, one after the other */
@@ -447,7 +452,7 @@ typedef struct kvt_attend_args {
     float scale;    /* > 0 and finite; 0 stands for 1 / sqrt(k_dim) */
     float softcap;  /* > 0 and finite; 0: none */
     const float *sink_logits;  /* [n_q_heads] an extra logit without a value (finite); NULL: none */
-    const float *alibi_slopes; /* [n_q_heads] finite; NULL: none */
+    const float *alibi_slopes; /* [n_q_heads] magnitudes up to 1e28; NULL: none */
     uint32_t n_threads;        /* for kvt_attend_plan_init: how many threads will run tasks;
                                   0: as the config's. No result depends on it */
 } kvt_attend_args;
@@ -475,7 +480,7 @@ static inline kvt_attend_args kvt_attend_args_init(void)
  *                overlaps, causal with more queries than tokens, a mask beyond the tokens, an
  *                unknown flag or dtype
  * KVT_ERR_VALUE  q, scale, softcap, a sink or a slope is not finite or negative where it may not
- *                be; out is then unspecified
+ *                be, or logits or sums leave the range of f32; out is then unspecified
  *
  * Source: softmax in ranges, Milakov and Gimelshein 2018 (arXiv 1805.02867) and Rabe and Staats
  * 2021 (arXiv 2112.05682); sink logits, Xiao et al. 2023 (arXiv 2309.17453); ALiBi, Press et al.
@@ -486,8 +491,8 @@ KVT_API kvt_status kvt_attend(kvt_cache *cache, const kvt_attend_args *args);
 /*
  * The same in parts: plan, provide scratch_bytes of memory at a multiple of 64, call the task for
  * every i < n_tasks from any threads in any order, and when all have run finish. args is copied,
- * what it points to must stay, and the sequences must not change in between. A plan holds no memory: it can
- * be dropped at any time. Fields with a trailing underscore are the library's.
+ * what it points to must stay, and the sequences must not change in between. A plan holds no
+ * memory: it can be dropped at any time. Fields with a trailing underscore are the library's.
  */
 typedef struct kvt_attend_plan {
     size_t n_tasks;
@@ -497,13 +502,16 @@ typedef struct kvt_attend_plan {
     size_t units_;       /* (item, kv head, chunk of rows) */
     size_t slice_bytes_; /* scratch of one task */
     size_t ranges_;      /* 0: a task walks all ranges of its units; else one task a range */
+    uint64_t id_;        /* marks the slices that its tasks have filled */
     int32_t status_;
-    uint32_t reserved_;
+    uint32_t flags_;
+    uint64_t reserved_[4];
 } kvt_attend_plan;
 
 KVT_API kvt_status kvt_attend_plan_init(kvt_attend_plan *plan, kvt_cache *cache,
                                         const kvt_attend_args *args);
 KVT_API kvt_status kvt_attend_task(kvt_attend_plan *plan, void *scratch, size_t i);
+/* KVT_ERR_STATE: not every task has run with this scratch. KVT_ERR_VALUE: see kvt_attend. */
 KVT_API kvt_status kvt_attend_finish(kvt_attend_plan *plan, void *scratch);
 
 /* ---- reading back ---- */
@@ -572,7 +580,8 @@ typedef struct kvt_save_options {
  * it, synced and renamed over it. options NULL: the defaults.
  *
  * KVT_ERR_STATE   a step is pending
- * KVT_ERR_IO      the text names the file, the call and the system's reason; no file is left
+ * KVT_ERR_IO      the text names the file, the call and the system's reason; the old file is in
+ *                 place (the new one, where only the sync of the folder has failed)
  * KVT_ERR_ARG, KVT_ERR_MEMORY, KVT_ERR_BUDGET
  */
 KVT_API kvt_status kvt_seq_save(const kvt_seq *seq, const char *path,
@@ -582,8 +591,8 @@ KVT_API kvt_status kvt_seq_save_stream(const kvt_seq *seq, const kvt_writer *wri
 
 /* Zero the struct but for struct_size for the defaults. */
 typedef struct kvt_load_options {
-    size_t struct_size;      /* sizeof(kvt_load_options) */
-    const int32_t *prompt;   /* [n_prompt] the token ids that are to be computed next, or NULL */
+    size_t struct_size;    /* sizeof(kvt_load_options) */
+    const int32_t *prompt; /* [n_prompt] the token ids that are to be computed next, or NULL */
     uint64_t n_prompt;
 } kvt_load_options;
 
@@ -617,6 +626,7 @@ typedef struct kvt_snapshot_group {
     kvt_type k_type, v_type;
     uint32_t flags;
     uint64_t rotation_seed;
+    uint64_t reserved[4]; /* 0 */
 } kvt_snapshot_group;
 
 typedef struct kvt_snapshot_info {
