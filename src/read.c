@@ -34,45 +34,50 @@ static kvt_status make_reader(const kvt_seq *seq, uint32_t layer, uint64_t first
     return KVT_OK;
 }
 
+static const unsigned char *record_of(const reader *r, uint64_t token, size_t head)
+{
+    const kvt_block *block = kvt_seq_block(r->seq, (size_t)(token / KVT_TOKENS), r->group_index);
+    return kvt_head_record(r->group, block, r->layer_index, head);
+}
+
+static const uint16_t *halves(const unsigned char *memory)
+{
+    return (const uint16_t *)(const void *)memory;
+}
+
 static void read_k(const reader *r, uint64_t token, size_t head, float *x)
 {
     const kvt_kernels *k = r->kernels;
     const kvt_group *group = r->group;
     const kvt_layout *layout = &group->layout;
-    const unsigned char *record =
-        kvt_head_record(group, kvt_seq_block(r->seq, (size_t)(token / KVT_TOKENS), r->group_index),
-                        r->layer_index, head);
-    const uint16_t *scales = (const uint16_t *)(const void *)(record + layout->k_scales);
-    const uint16_t *offset = (const uint16_t *)(const void *)(record + layout->k_offset);
-    size_t slot = (size_t)(token % KVT_TOKENS), dims = group->config.k_dim;
+    const unsigned char *record = record_of(r, token, head);
+    size_t dims = group->config.k_dim;
 
     (group->config.k_type == KVT_TYPE_F32 ? k->get_k_f32
      : group->config.k_type == KVT_TYPE_F16
          ? k->get_k_f16
-         : k->get_k_i8)(record + layout->k_codes, scales, slot, dims, layout->k_dims, x);
+         : k->get_k_i8)(record + layout->k_codes, halves(record + layout->k_scales),
+                        (size_t)(token % KVT_TOKENS), dims, layout->k_dims, x);
     if (group->rotates)
         k->unrotate(x, group->signs + head * dims, dims, group->rotation_block,
                     group->rotation_scale_q);
     if (group->offsets)
         for (size_t d = 0; d < dims; d++)
-            x[d] += kvt_f16_to_f32(offset[d]);
+            x[d] += kvt_f16_to_f32(halves(record + layout->k_offset)[d]);
 }
 
 static void read_v(const reader *r, uint64_t token, size_t head, float *x)
 {
     const kvt_kernels *k = r->kernels;
-    const kvt_group *group = r->group;
-    const kvt_layout *layout = &group->layout;
-    const unsigned char *record =
-        kvt_head_record(group, kvt_seq_block(r->seq, (size_t)(token / KVT_TOKENS), r->group_index),
-                        r->layer_index, head);
-    const uint16_t *scales = (const uint16_t *)(const void *)(record + layout->v_scales);
+    const kvt_group_config *config = &r->group->config;
+    const kvt_layout *layout = &r->group->layout;
+    const unsigned char *record = record_of(r, token, head);
 
-    (group->config.v_type == KVT_TYPE_F32   ? k->get_v_f32
-     : group->config.v_type == KVT_TYPE_F16 ? k->get_v_f16
-                                            : k->get_v_i8)(record + layout->v_codes, scales,
-                                                           (size_t)(token % KVT_TOKENS),
-                                                           group->config.v_dim, layout->v_dims, x);
+    (config->v_type == KVT_TYPE_F32 ? k->get_v_f32
+     : config->v_type == KVT_TYPE_F16
+         ? k->get_v_f16
+         : k->get_v_i8)(record + layout->v_codes, halves(record + layout->v_scales),
+                        (size_t)(token % KVT_TOKENS), config->v_dim, layout->v_dims, x);
 }
 
 kvt_status kvt_read(const kvt_seq *seq, uint32_t layer, kvt_side side, uint64_t first, uint64_t n,
