@@ -83,7 +83,7 @@ static pv_function *pv_of(const kvt_kernels *k, kvt_type type)
 /*
  * Ask for memory that is needed soon, into the second-level cache. A head's codes are a run of a
  * few pages in each block; the hardware's own prefetch stops at every page and starts late. For
- * i8, whose kernels compute long enough to cover it, this gave 6 to 18% (AVX2, 32k tokens, Zen 4);
+ * i8, whose kernels compute long enough to cover it, this gave 3 to 18% (AVX2, 32k tokens, Zen 4);
  * f16 and f32 lost up to 12% by it and go without.
  */
 static void prefetch(const unsigned char *memory, size_t bytes)

@@ -519,6 +519,26 @@ static void i8_bits_per_element(void **state)
     assert_int_equal(beyond, 0);
 }
 
+/* A huge max_tokens makes a large table for each sequence, not a large cache. */
+static void scratch_does_not_follow_max_tokens_without_end(void **state)
+{
+    (void)state;
+    for (uint32_t threads = 1; threads <= 64; threads *= 4) {
+        kvt_group_config g = group_of(32, 32, 8, 128, 128, KVT_TYPE_I8, KVT_TYPE_I8);
+        kvt_executor executor = {NULL, run_inline, threads};
+        kvt_config config = kvt_config_init();
+        uint64_t million = 0, most = 0;
+        config.groups = &g;
+        config.n_groups = 1;
+        config.executor = executor;
+        config.max_tokens = (uint64_t)1 << 20;
+        expect_ok(NULL, kvt_memory_forecast(&config, 0, 0, &million));
+        config.max_tokens = KVT_MAX_TOKENS;
+        expect_ok(NULL, kvt_memory_forecast(&config, 0, 0, &most));
+        assert_true(million == most);
+    }
+}
+
 /* Codes, scales and 1/64 of an offset, over all layers and heads. */
 static void bytes_per_token_by_formula(void **state)
 {
@@ -671,6 +691,7 @@ int main(void)
         cmocka_unit_test(clear_keeps_and_trim_gives_back),
         cmocka_unit_test(a_cache_outlived_by_its_sequences),
         cmocka_unit_test(i8_bits_per_element),
+        cmocka_unit_test(scratch_does_not_follow_max_tokens_without_end),
         cmocka_unit_test(bytes_per_token_by_formula),
         cmocka_unit_test(attend_append_and_commit_never_allocate),
         cmocka_unit_test(the_c_library_as_allocator),

@@ -532,8 +532,7 @@ static void test_allocations(void **state)
             if (status == KVT_OK)
                 break;
             expect(v.cache, KVT_ERR_MEMORY, status);
-            expect_ok(v.cache, kvt_cache_trim(v.cache));
-            assert_int_equal(kvt_cache_memory_bytes(v.cache), memory);
+            assert_int_equal(kvt_cache_memory_bytes(v.cache), memory); /* nothing kept */
             victim_check(&v);
             expect_ok(v.cache, kvt_cache_trim(v.cache));
         }
