@@ -257,12 +257,14 @@ KVT_INLINE void qk_block(int type, size_t rows, size_t vectors, const qk_call *c
     QK_BLOCK(type, 5, 2)                                                                           \
     QK_BLOCK(type, 6, 2)                                                                           \
     static void name(const float *q, size_t ldq, size_t rows, const void *codes,                   \
-                     const uint16_t *scales, size_t n_tokens, size_t dims_p, float *s)             \
+                     const uint16_t *scales, size_t n_tokens, size_t dims_p, const void *next,     \
+                     float *s)                                                                     \
     {                                                                                              \
         static void (*const blocks[])(const qk_call *, size_t, size_t, size_t) = {                 \
             NULL,          qk_##type##_1, qk_##type##_2, qk_##type##_3,                            \
             qk_##type##_4, qk_##type##_5, qk_##type##_6};                                          \
         const qk_call call = {q, ldq, codes, scales, dims_p, s};                                   \
+        (void)next;                                                                                \
         const size_t span = rows == 1 ? KVT_TOKENS : 32;                                           \
         for (size_t token = 0; token < n_tokens; token += span) {                                  \
             size_t left = n_tokens - token, end = token + (left < span ? left : span);             \
@@ -347,18 +349,20 @@ PV_KERNEL(F16, pv_rows_f16)
 PV_KERNEL(I8, pv_rows_i8)
 
 static void pv_f32(const float *p, size_t rows, const void *codes, const uint16_t *scales,
-                   size_t n_tokens, size_t dims_p, const float *alpha, float *acc, size_t ldacc)
+                   size_t n_tokens, size_t dims_p, const float *alpha, const void *next, float *acc,
+                   size_t ldacc)
 {
     const pv_call call = {p, codes, n_tokens, dims_p, alpha, acc, ldacc};
-    (void)scales;
+    (void)scales, (void)next;
     pv_rows_f32(&call, rows);
 }
 
 static void pv_f16(const float *p, size_t rows, const void *codes, const uint16_t *scales,
-                   size_t n_tokens, size_t dims_p, const float *alpha, float *acc, size_t ldacc)
+                   size_t n_tokens, size_t dims_p, const float *alpha, const void *next, float *acc,
+                   size_t ldacc)
 {
     const pv_call call = {p, codes, n_tokens, dims_p, alpha, acc, ldacc};
-    (void)scales;
+    (void)scales, (void)next;
     pv_rows_f16(&call, rows);
 }
 
@@ -375,10 +379,12 @@ KVT_INLINE __m256 lanes_below(size_t first, size_t n)
  * is below 2^48 for p <= 1.
  */
 static void pv_i8(const float *p, size_t rows, const void *codes, const uint16_t *scales,
-                  size_t n_tokens, size_t dims_p, const float *alpha, float *acc, size_t ldacc)
+                  size_t n_tokens, size_t dims_p, const float *alpha, const void *next, float *acc,
+                  size_t ldacc)
 {
     float weight[KVT_ROWS_MAX * KVT_TOKENS];
     const pv_call call = {weight, codes, kvt_round_up(n_tokens, 4), dims_p, alpha, acc, ldacc};
+    (void)next;
 
     for (size_t t = 0; t < n_tokens; t += 8) {
         __m256 scale = _mm256_cvtph_ps(kvt_load_128(scales + t));
@@ -422,6 +428,13 @@ static float dot_f16(const float *a, const uint16_t *b, size_t n)
     return sum_lanes(_mm256_add_ps(even, odd));
 }
 
+static void dots_f16(const float *q, size_t ldq, size_t rows, const uint16_t *b, size_t n,
+                     float *out)
+{
+    for (size_t r = 0; r < rows; r++)
+        out[r] = dot_f16(q + r * ldq, b, n);
+}
+
 /* The tail's lanes are computed with whatever s holds there: up to 63 it may be written. */
 static void logits(float *s, size_t n, float add, float scale, float softcap)
 {
@@ -451,20 +464,21 @@ static void alibi(float *s, size_t n, const int32_t *positions, int32_t position
     }
 }
 
-static float softmax(float *s, size_t n, float *m, float *l)
+static float softmax_row(float *s, size_t n, float add, float scale, float *m, float *l)
 {
     const __m256 lowest = _mm256_set1_ps(-INFINITY);
+    const __m256 adds = _mm256_set1_ps(add), scales = _mm256_set1_ps(scale);
     __m256 maxima = _mm256_set1_ps(*m), sum = _mm256_setzero_ps();
     float maximum, alpha;
 
-    /* The dead lanes of the last vector become -inf: no maximum, and exp makes them zero. */
-    if (n % 8) {
-        float *tail = s + n / 8 * 8;
-        __m256 alive = lanes_below(n / 8 * 8, n);
-        _mm256_storeu_ps(tail, _mm256_blendv_ps(lowest, _mm256_loadu_ps(tail), alive));
+    for (size_t t = 0; t < n; t += 8) {
+        __m256 x = _mm256_mul_ps(_mm256_add_ps(_mm256_loadu_ps(s + t), adds), scales);
+        /* The dead lanes of the last vector become -inf: no maximum, and exp makes them zero. */
+        if (n - t < 8)
+            x = _mm256_blendv_ps(lowest, x, lanes_below(t, n));
+        maxima = _mm256_max_ps(maxima, x);
+        _mm256_storeu_ps(s + t, x);
     }
-    for (size_t t = 0; t < n; t += 8)
-        maxima = _mm256_max_ps(maxima, _mm256_loadu_ps(s + t));
     maximum = max_lanes(maxima);
     if (maximum == -INFINITY) { /* all masked so far: -inf minus -inf would be NaN */
         for (size_t t = 0; t < KVT_TOKENS; t += 8)
@@ -484,6 +498,13 @@ static float softmax(float *s, size_t n, float *m, float *l)
     *l = *l * alpha + sum_lanes(sum);
     *m = maximum;
     return alpha;
+}
+
+static void softmax(float *s, size_t rows, size_t n, const float *add, float scale, float *m,
+                    float *l, float *alpha)
+{
+    for (size_t r = 0; r < rows; r++)
+        alpha[r] = softmax_row(s + r * KVT_TOKENS, n, add ? add[r] : 0.0f, scale, &m[r], &l[r]);
 }
 
 static void merge(float *acc, float *m, float *l, const float *acc2, float m2, float l2,
@@ -533,7 +554,7 @@ const kvt_kernels kvt_kernels_avx2 = {
     .pv_f32 = pv_f32,
     .pv_f16 = pv_f16,
     .pv_i8 = pv_i8,
-    .dot_f16 = dot_f16,
+    .dots_f16 = dots_f16,
     .logits = logits,
     .alibi = alibi,
     .softmax = softmax,

@@ -12,8 +12,17 @@
  *  - put_*, mean_*, rotate, unrotate, load_*, store_*: the same bytes as scalar. docs/numerics.md
  *    specifies them.
  *  - qk_*, pv_*, dot_*, logits, alibi, softmax, merge, finish: within a bound of scalar.
- *  - In qk_* and pv_* the result of a row depends on nothing but that row: not on how many rows
- *    there are, nor on their order. (So a query's result does not depend on its batch.)
+ *  - In qk_*, pv_* and softmax the result of a row depends on nothing but that row: not on how many
+ *    rows there are, nor on their order. (So a query's result does not depend on its batch.)
+ *
+ * i8 is multiplied in one of three ways (docs/numerics.md, "Attention"):
+ *   qk_i8, pv_i8            f32: codes are widened and multiplied as f32
+ *   qk_i8_near, pv_i8_near  integer dot products, q rounded to 14 bits and a sign or more, p to
+ *                           15 bits or more
+ *   qk_i8_fast, pv_i8_fast  the same with 7 bits and a sign (q), 7 bits (p), or more where that
+ *                           costs nothing
+ * q is packed for the integer ones once a unit. Only the table whose pack_q_ wrote them knows what
+ * packed rows look like: a table has both a pack_q_ and its qk_, or neither.
  *
  * Parameters that recur:
  *   dims       head dims; dims_p: padded to a multiple of 16
@@ -22,6 +31,8 @@
  *   slot       a token's place in its block, 0 .. 63
  *   n_tokens   how many tokens of the block are alive, 1 .. 64
  *   rows       query rows of one kv head (queries times group), >= 1
+ *   next       memory that the next product will read, about as many bytes as this one: worth
+ *              asking for, spread over the call. A hint; NULL or beyond the end is fine.
  */
 #ifndef KVT_KERNELS_H
 #define KVT_KERNELS_H
@@ -33,6 +44,21 @@
 
 /* Most rows that one qk_ or pv_ call is given. */
 #define KVT_ROWS_MAX 32
+
+/*
+ * Room for a packed row of q: two bytes a dim, for instruction sets that take dims in groups of up
+ * to 64, and 64 bytes of what belongs to the row (scale, sums). Rows are packed in groups of up to
+ * 16, so there is room for whole groups.
+ */
+static inline size_t kvt_packed_row_bytes(size_t dims_p)
+{
+    return 2 * kvt_round_up(dims_p, 64) + 64;
+}
+
+static inline size_t kvt_packed_bytes(size_t rows, size_t dims_p)
+{
+    return kvt_round_up(rows, 16) * kvt_packed_row_bytes(dims_p);
+}
 
 /* clang-format off */
 #define KVT_KERNEL_LIST(X)                                                                         \
@@ -81,35 +107,68 @@
                        size_t dims_p, float *x))                                                   \
     /* Mean over the 64 tokens of a full block of the dequantized K, stored domain: mean[dims_p]. */ \
     X(void, mean_k_i8, (const void *codes, const uint16_t *scales, size_t dims_p, float *mean))    \
-    /* s[r * 64 + t] = sum_d q[r * ldq + d] * K[t][d] for r < rows and t < n_tokens. q is zero in */ \
-    /* the padding. s beyond n_tokens is unspecified. q, s 64-byte aligned, ldq a multiple of 16. */ \
+    /* s[r * 64 + t] = sum_d q[r * ldq + d] * K[t][d] for r < rows and t < n_tokens. q is */       \
+    /* zero in the padding. s beyond n_tokens is unspecified. q, s 64-byte aligned, ldq a */       \
+    /* multiple of 16. */                                                                          \
     X(void, qk_f32, (const float *q, size_t ldq, size_t rows, const void *codes,                   \
-                     const uint16_t *scales, size_t n_tokens, size_t dims_p, float *s))            \
+                     const uint16_t *scales, size_t n_tokens, size_t dims_p, const void *next,     \
+                     float *s))                                                                    \
     X(void, qk_f16, (const float *q, size_t ldq, size_t rows, const void *codes,                   \
-                     const uint16_t *scales, size_t n_tokens, size_t dims_p, float *s))            \
+                     const uint16_t *scales, size_t n_tokens, size_t dims_p, const void *next,     \
+                     float *s))                                                                    \
     X(void, qk_i8, (const float *q, size_t ldq, size_t rows, const void *codes,                    \
-                    const uint16_t *scales, size_t n_tokens, size_t dims_p, float *s))             \
-    /* acc[r * ldacc + d] = acc * alpha[r] + sum_t p[r * 64 + t] * V[t][d]; the sum over the */    \
-    /* block is formed from zero and then added (error grows with blocks, not with tokens). p is */ \
-    /* zero from n_tokens to 63. Dead slots are not read as numbers: they may be NaN. */           \
+                    const uint16_t *scales, size_t n_tokens, size_t dims_p, const void *next,      \
+                    float *s))                                                                     \
+    /* Pack rows of q (as above) into packed, 64-byte aligned, kvt_packed_bytes(rows, */           \
+    /* dims_p). A row is rounded to multiples of its largest magnitude (but at least */            \
+    /* 2^-100) over 2^14 or more. */                                                               \
+    X(void, pack_q_near, (const float *q, size_t ldq, size_t rows, size_t dims_p, void *packed))   \
+    X(void, pack_q_fast, (const float *q, size_t ldq, size_t rows, size_t dims_p, void *packed))   \
+    /* As qk_i8, for the packed rows first .. rows - 1; s of the rows before is */                 \
+    /* unspecified. */                                                                             \
+    X(void, qk_i8_near, (const void *packed, size_t first, size_t rows, const void *codes,         \
+                         const uint16_t *scales, size_t n_tokens, size_t dims_p,                   \
+                         const void *next, float *s))                                              \
+    X(void, qk_i8_fast, (const void *packed, size_t first, size_t rows, const void *codes,         \
+                         const uint16_t *scales, size_t n_tokens, size_t dims_p,                   \
+                         const void *next, float *s))                                              \
+    /* acc[r * ldacc + d] = acc * alpha[r] + sum_t p[r * 64 + t] * V[t][d]; the sum over */        \
+    /* the block is formed from zero and then added (error grows with blocks, not with */          \
+    /* tokens). p is zero from n_tokens to 63. Dead slots are not read as numbers: they may */     \
+    /* be NaN. */                                                                                  \
     X(void, pv_f32, (const float *p, size_t rows, const void *codes, const uint16_t *scales,       \
-                     size_t n_tokens, size_t dims_p, const float *alpha, float *acc, size_t ldacc)) \
+                     size_t n_tokens, size_t dims_p, const float *alpha, const void *next,         \
+                     float *acc, size_t ldacc))                                                    \
     X(void, pv_f16, (const float *p, size_t rows, const void *codes, const uint16_t *scales,       \
-                     size_t n_tokens, size_t dims_p, const float *alpha, float *acc, size_t ldacc)) \
+                     size_t n_tokens, size_t dims_p, const float *alpha, const void *next,         \
+                     float *acc, size_t ldacc))                                                    \
     X(void, pv_i8, (const float *p, size_t rows, const void *codes, const uint16_t *scales,        \
-                    size_t n_tokens, size_t dims_p, const float *alpha, float *acc, size_t ldacc)) \
-    /* sum a[i] * b[i], b f16: q.mu of a block's offset. n a multiple of 8. */                     \
-    X(float, dot_f16, (const float *a, const uint16_t *b, size_t n))                               \
-    /* s[t] = cap((s[t] + add) * scale) for t < n; cap(x) = softcap * tanh(x / softcap), or x */   \
-    /* for softcap 0. s beyond n (to 63) may be written. */                                        \
+                    size_t n_tokens, size_t dims_p, const float *alpha, const void *next,          \
+                    float *acc, size_t ldacc))                                                     \
+    /* As pv_i8, p * scale of a row rounded to multiples of its largest in the block over */       \
+    /* 2^15 or more. p is finite, >= 0 and at most 1. */                                           \
+    X(void, pv_i8_near, (const float *p, size_t rows, const void *codes, const uint16_t *scales,   \
+                         size_t n_tokens, size_t dims_p, const float *alpha, const void *next,     \
+                         float *acc, size_t ldacc))                                                \
+    X(void, pv_i8_fast, (const float *p, size_t rows, const void *codes, const uint16_t *scales,   \
+                         size_t n_tokens, size_t dims_p, const float *alpha, const void *next,     \
+                         float *acc, size_t ldacc))                                                \
+    /* out[r] = sum q[r * ldq + i] * b[i], b f16: q.mu of a block's offset. n a multiple of */     \
+    /* 8. */                                                                                       \
+    X(void, dots_f16, (const float *q, size_t ldq, size_t rows, const uint16_t *b, size_t n,       \
+                       float *out))                                                                \
+    /* s[t] = cap((s[t] + add) * scale) for t < n; cap(x) = softcap * tanh(x / softcap), or */     \
+    /* x for softcap 0. s beyond n (to 63) may be written. */                                      \
     X(void, logits, (float *s, size_t n, float add, float scale, float softcap))                   \
     /* s[t] -= slope * |position - positions[t]| for t < n, as above. */                           \
     X(void, alibi, (float *s, size_t n, const int32_t *positions, int32_t position, float slope))  \
-    /* One block of online softmax. In: s[0 .. n-1] logits (-inf: masked), *m the running maximum */ \
-    /* (-inf at first), *l the running sum. Out: s[t] = exp(logit - new m), 0 from n to 63, *m, *l */ \
-    /* updated. Returns exp(old m - new m), the factor for the accumulators (1 when the block and */ \
-    /* all before it are masked). */                                                               \
-    X(float, softmax, (float *s, size_t n, float *m, float *l))                                    \
+    /* One block of online softmax for rows that see n tokens of it. In: logits (s[r * 64 + */     \
+    /* t] + add[r]) * scale for t < n (-inf: masked; add NULL: zero), m[r] the running */          \
+    /* maximum (-inf at first), l[r] the running sum. Out: s = exp(logit - new m), 0 from n */     \
+    /* to 63, m, l updated; alpha[r] = exp(old m - new m), the factor for the accumulators */      \
+    /* (1 when the block and all before it are masked). s 64-byte aligned. */                      \
+    X(void, softmax, (float *s, size_t rows, size_t n, const float *add, float scale, float *m,    \
+                      float *l, float *alpha))                                                     \
     /* Merge a second softmax (m2, l2, acc2[dims_p]) into (m, l, acc). */                          \
     X(void, merge, (float *acc, float *m, float *l, const float *acc2, float m2, float l2,         \
                     size_t dims_p))                                                                \
@@ -125,10 +184,31 @@ typedef struct kvt_kernels {
 #undef KVT_KERNEL_MEMBER
 } kvt_kernels;
 
-/* One table an ISA; only src/dispatch.c and the checker name them. */
+/*
+ * One table an ISA; only src/dispatch.c and the checker name them. KVT_HAVE_ says which of them
+ * this build has: what the compiler cannot target is left out.
+ */
 extern const kvt_kernels kvt_kernels_scalar;
-#if defined(__x86_64__) || defined(_M_X64)
+#if defined(KVT_HAVE_AVX2)
 extern const kvt_kernels kvt_kernels_avx2;
+#endif
+#if defined(KVT_HAVE_AVXVNNI)
+extern const kvt_kernels kvt_kernels_avxvnni;
+#endif
+#if defined(KVT_HAVE_AVX512VNNI)
+extern const kvt_kernels kvt_kernels_avx512vnni;
+#endif
+#if defined(KVT_HAVE_AMX)
+extern const kvt_kernels kvt_kernels_amx;
+#endif
+#if defined(KVT_HAVE_NEON)
+extern const kvt_kernels kvt_kernels_neon;
+#endif
+#if defined(KVT_HAVE_DOTPROD)
+extern const kvt_kernels kvt_kernels_dotprod;
+#endif
+#if defined(KVT_HAVE_I8MM)
+extern const kvt_kernels kvt_kernels_i8mm;
 #endif
 
 #endif /* KVT_KERNELS_H */

@@ -292,9 +292,11 @@ static void mean_k_i8(const void *codes, const uint16_t *scales, size_t dims_p, 
     }
 
 static void qk_f32(const float *q, size_t ldq, size_t rows, const void *codes,
-                   const uint16_t *scales, size_t n_tokens, size_t dims_p, float *s)
+                   const uint16_t *scales, size_t n_tokens, size_t dims_p, const void *next,
+                   float *s)
 {
     (void)scales;
+    (void)next;
     for (size_t t0 = 0; t0 < n_tokens; t0 += KVT_TILE_TOKENS) {
         const float *tile = (const float *)codes + t0 * dims_p;
         for (size_t r = 0; r < rows; r++) {
@@ -307,9 +309,11 @@ static void qk_f32(const float *q, size_t ldq, size_t rows, const void *codes,
 }
 
 static void qk_f16(const float *q, size_t ldq, size_t rows, const void *codes,
-                   const uint16_t *scales, size_t n_tokens, size_t dims_p, float *s)
+                   const uint16_t *scales, size_t n_tokens, size_t dims_p, const void *next,
+                   float *s)
 {
     (void)scales;
+    (void)next;
     for (size_t t0 = 0; t0 < n_tokens; t0 += KVT_TILE_TOKENS) {
         const uint16_t *tile = (const uint16_t *)codes + t0 * dims_p;
         for (size_t r = 0; r < rows; r++) {
@@ -322,8 +326,10 @@ static void qk_f16(const float *q, size_t ldq, size_t rows, const void *codes,
 }
 
 static void qk_i8(const float *q, size_t ldq, size_t rows, const void *codes,
-                  const uint16_t *scales, size_t n_tokens, size_t dims_p, float *s)
+                  const uint16_t *scales, size_t n_tokens, size_t dims_p, const void *next,
+                  float *s)
 {
+    (void)next;
     for (size_t t0 = 0; t0 < n_tokens; t0 += KVT_TILE_TOKENS) {
         const int8_t *tile = (const int8_t *)codes + t0 * dims_p;
         for (size_t r = 0; r < rows; r++) {
@@ -339,10 +345,12 @@ static void qk_i8(const float *q, size_t ldq, size_t rows, const void *codes,
 /* ---- weighted sums ---- */
 
 static void pv_f32(const float *p, size_t rows, const void *codes, const uint16_t *scales,
-                   size_t n_tokens, size_t dims_p, const float *alpha, float *acc, size_t ldacc)
+                   size_t n_tokens, size_t dims_p, const float *alpha, const void *next, float *acc,
+                   size_t ldacc)
 {
     const float *v = codes;
     (void)scales;
+    (void)next;
     for (size_t r = 0; r < rows; r++)
         for (size_t d0 = 0; d0 < dims_p; d0 += 16) {
             float sum[16] = {0};
@@ -355,10 +363,12 @@ static void pv_f32(const float *p, size_t rows, const void *codes, const uint16_
 }
 
 static void pv_f16(const float *p, size_t rows, const void *codes, const uint16_t *scales,
-                   size_t n_tokens, size_t dims_p, const float *alpha, float *acc, size_t ldacc)
+                   size_t n_tokens, size_t dims_p, const float *alpha, const void *next, float *acc,
+                   size_t ldacc)
 {
     const uint16_t *v = codes;
     (void)scales;
+    (void)next;
     for (size_t r = 0; r < rows; r++)
         for (size_t d0 = 0; d0 < dims_p; d0 += 16) {
             float sum[16] = {0};
@@ -371,9 +381,11 @@ static void pv_f16(const float *p, size_t rows, const void *codes, const uint16_
 }
 
 static void pv_i8(const float *p, size_t rows, const void *codes, const uint16_t *scales,
-                  size_t n_tokens, size_t dims_p, const float *alpha, float *acc, size_t ldacc)
+                  size_t n_tokens, size_t dims_p, const float *alpha, const void *next, float *acc,
+                  size_t ldacc)
 {
     const int8_t *v = codes;
+    (void)next;
     for (size_t r = 0; r < rows; r++) {
         float weight[KVT_TOKENS];
         for (size_t t = 0; t < n_tokens; t++)
@@ -391,16 +403,127 @@ static void pv_i8(const float *p, size_t rows, const void *codes, const uint16_t
     }
 }
 
-static float dot_f16(const float *a, const uint16_t *b, size_t n)
+static void dots_f16(const float *q, size_t ldq, size_t rows, const uint16_t *b, size_t n,
+                     float *out)
 {
-    float total = 0.0f;
-    for (size_t i = 0; i < n; i += 8) {
-        float chunk = 0.0f;
-        for (size_t j = i; j < i + 8; j++)
-            chunk += a[j] * kvt_f16_to_f32(b[j]);
-        total += chunk;
+    for (size_t r = 0; r < rows; r++) {
+        float total = 0.0f;
+        for (size_t i = 0; i < n; i += 8) {
+            float chunk = 0.0f;
+            for (size_t j = i; j < i + 8; j++)
+                chunk += q[r * ldq + j] * kvt_f16_to_f32(b[j]);
+            total += chunk;
+        }
+        out[r] = total;
     }
-    return total;
+}
+
+/* ---- i8 as integer dot products ---- */
+
+/* The largest code of a packed q and of a weight: 15 bits, so that 1024 dims fit an int32. */
+#define Q_MAX 16383
+#define P_MAX 65535
+/* Least magnitude that a row of q is rounded to a fraction of: its reciprocal is a number. */
+#define Q_LEAST 0x1p-100f
+
+/* To nearest, ties to even, for |x| < 2^22. */
+static int32_t round_even(float x)
+{
+    return (int32_t)((x + 0x1.8p23f) - 0x1.8p23f);
+}
+
+/* A packed row: its scale, and from byte 64 on its codes as int16. */
+static void pack_q_near(const float *q, size_t ldq, size_t rows, size_t dims_p, void *packed)
+{
+    for (size_t r = 0; r < rows; r++) {
+        unsigned char *row = (unsigned char *)packed + r * kvt_packed_row_bytes(dims_p);
+        int16_t *codes = (int16_t *)(void *)(row + 64);
+        float largest = Q_LEAST, scale, reciprocal;
+        for (size_t d = 0; d < dims_p; d++)
+            largest = fabsf(q[r * ldq + d]) > largest ? fabsf(q[r * ldq + d]) : largest;
+        scale = largest / Q_MAX;
+        reciprocal = Q_MAX / largest;
+        for (size_t d = 0; d < dims_p; d++)
+            codes[d] = (int16_t)round_even(q[r * ldq + d] * reciprocal);
+        memcpy(row, &scale, sizeof scale);
+    }
+}
+
+static void qk_i8_near(const void *packed, size_t first, size_t rows, const void *codes,
+                       const uint16_t *scales, size_t n_tokens, size_t dims_p, const void *next,
+                       float *s)
+{
+    (void)next;
+    for (size_t t0 = 0; t0 < n_tokens; t0 += KVT_TILE_TOKENS) {
+        const int8_t *tile = (const int8_t *)codes + t0 * dims_p;
+        for (size_t r = first; r < rows; r++) {
+            const unsigned char *row =
+                (const unsigned char *)packed + r * kvt_packed_row_bytes(dims_p);
+            const int16_t *q = (const int16_t *)(const void *)(row + 64);
+            int32_t total[KVT_TILE_TOKENS] = {0}; /* 1024 * 127 * 16383 < 2^31 */
+            float scale;
+            memcpy(&scale, row, sizeof scale);
+            for (size_t d = 0; d < dims_p; d += 4)
+                for (size_t t = 0; t < KVT_TILE_TOKENS; t++)
+                    for (size_t e = 0; e < 4; e++)
+                        total[t] += q[d + e] * tile[d * 16 + t * 4 + e];
+            for (size_t t = 0; t < KVT_TILE_TOKENS; t++)
+                s[r * KVT_TOKENS + t0 + t] =
+                    (float)total[t] * (scale * kvt_f16_to_f32(scales[t0 + t]));
+        }
+    }
+}
+
+static void pv_i8_near(const float *p, size_t rows, const void *codes, const uint16_t *scales,
+                       size_t n_tokens, size_t dims_p, const float *alpha, const void *next,
+                       float *acc, size_t ldacc)
+{
+    const int8_t *v = codes;
+    (void)next;
+    for (size_t r = 0; r < rows; r++) {
+        float weight[KVT_TOKENS], largest = Q_LEAST, scale, reciprocal;
+        int32_t w[KVT_TOKENS];
+        for (size_t t = 0; t < n_tokens; t++) {
+            weight[t] = p[r * KVT_TOKENS + t] * kvt_f16_to_f32(scales[t]);
+            largest = weight[t] > largest ? weight[t] : largest;
+        }
+        scale = largest / P_MAX;
+        reciprocal = P_MAX / largest;
+        for (size_t t = 0; t < n_tokens; t++) /* a NaN (of logits beyond f32) becomes 0 */
+            w[t] = weight[t] > 0.0f ? round_even(weight[t] * reciprocal) : 0;
+        for (size_t d0 = 0; d0 < dims_p; d0 += 16) {
+            int32_t sum[16] = {0}; /* 64 * 127 * 65535 < 2^30 */
+            for (size_t t = 0; t < n_tokens; t++) {
+                const int8_t *lane = v + t / 4 * dims_p * 4 + d0 * 4 + t % 4;
+                for (size_t d = 0; d < 16; d++)
+                    sum[d] += w[t] * lane[d * 4];
+            }
+            for (size_t d = 0; d < 16; d++)
+                acc[r * ldacc + d0 + d] =
+                    acc[r * ldacc + d0 + d] * alpha[r] + (float)sum[d] * scale;
+        }
+    }
+}
+
+/* Fewer bits would save nothing here. */
+
+static void pack_q_fast(const float *q, size_t ldq, size_t rows, size_t dims_p, void *packed)
+{
+    pack_q_near(q, ldq, rows, dims_p, packed);
+}
+
+static void qk_i8_fast(const void *packed, size_t first, size_t rows, const void *codes,
+                       const uint16_t *scales, size_t n_tokens, size_t dims_p, const void *next,
+                       float *s)
+{
+    qk_i8_near(packed, first, rows, codes, scales, n_tokens, dims_p, next, s);
+}
+
+static void pv_i8_fast(const float *p, size_t rows, const void *codes, const uint16_t *scales,
+                       size_t n_tokens, size_t dims_p, const float *alpha, const void *next,
+                       float *acc, size_t ldacc)
+{
+    pv_i8_near(p, rows, codes, scales, n_tokens, dims_p, alpha, next, acc, ldacc);
 }
 
 /* ---- softmax ---- */
@@ -423,26 +546,35 @@ static void alibi(float *s, size_t n, const int32_t *positions, int32_t position
     }
 }
 
-static float softmax(float *s, size_t n, float *m, float *l)
+/* One row; returns its alpha. */
+static float softmax_row(float *s, size_t n, float add, float scale, float *m, float *l)
 {
     float maximum = *m, sum = 0.0f, alpha;
-    for (size_t t = 0; t < n; t++)
+    for (size_t t = 0; t < n; t++) {
+        s[t] = (s[t] + add) * scale;
         maximum = s[t] > maximum ? s[t] : maximum;
+    }
+    for (size_t t = n; t < KVT_TOKENS; t++)
+        s[t] = 0.0f;
     if (maximum == -INFINITY) { /* all masked so far: -inf minus -inf would be NaN */
-        for (size_t t = 0; t < KVT_TOKENS; t++)
-            s[t] = 0.0f;
+        memset(s, 0, n * sizeof *s);
         return 1.0f;
     }
     for (size_t t = 0; t < n; t++) {
         s[t] = Sleef_expf_u10(s[t] - maximum);
         sum += s[t];
     }
-    for (size_t t = n; t < KVT_TOKENS; t++)
-        s[t] = 0.0f;
     alpha = Sleef_expf_u10(*m - maximum);
     *l = *l * alpha + sum;
     *m = maximum;
     return alpha;
+}
+
+static void softmax(float *s, size_t rows, size_t n, const float *add, float scale, float *m,
+                    float *l, float *alpha)
+{
+    for (size_t r = 0; r < rows; r++)
+        alpha[r] = softmax_row(s + r * KVT_TOKENS, n, add ? add[r] : 0.0f, scale, &m[r], &l[r]);
 }
 
 static void merge(float *acc, float *m, float *l, const float *acc2, float m2, float l2,

@@ -55,10 +55,16 @@ static size_t part_floats(const kvt_layout *layout, size_t rows)
     return kvt_round_up(rows * layout->v_dims + 2 * rows, 16);
 }
 
-/* q as given and as the kernels take it (rotated), scores, alpha. */
+/* Working memory of a unit, each part at a multiple of 64 bytes: see kvt_unit. */
+static size_t small_floats(size_t rows)
+{
+    return kvt_round_up(rows, 16);
+}
+
 static size_t work_floats(const kvt_layout *layout, size_t rows)
 {
-    return kvt_round_up(2 * rows * layout->k_dims + rows * KVT_TOKENS + rows, 16);
+    return 2 * rows * layout->k_dims + rows * KVT_TOKENS + 2 * small_floats(rows) +
+           kvt_packed_bytes(rows, layout->k_dims) / sizeof(float);
 }
 
 /* ---- plan ---- */
@@ -227,8 +233,11 @@ static kvt_status make_plan(kvt_attend_plan *plan, kvt_cache *cache, const kvt_a
     if (args.layer >= cache->n_layers)
         return kvt_fail(cache, KVT_ERR_ARG, "kvt_attend: layer %u of %u", args.layer,
                         cache->n_layers);
-    if (args.flags & ~KVT_ATTEND_CAUSAL)
+    if (args.flags & ~(KVT_ATTEND_CAUSAL | KVT_ATTEND_F32 | KVT_ATTEND_FAST))
         return kvt_fail(cache, KVT_ERR_ARG, "kvt_attend: unknown flags 0x%x", (unsigned)args.flags);
+    if ((args.flags & KVT_ATTEND_F32) && (args.flags & KVT_ATTEND_FAST))
+        return kvt_fail(cache, KVT_ERR_ARG,
+                        "kvt_attend: KVT_ATTEND_F32 and KVT_ATTEND_FAST exclude each other");
     if (!args.items || args.n_items == 0)
         return kvt_fail(cache, KVT_ERR_ARG, "kvt_attend: no items");
     group = group_of(cache, args.layer);
@@ -321,6 +330,8 @@ static void unit_at(const kvt_attend_plan *plan, size_t i, float *slice, kvt_uni
     u->q_stored = u->q + u->rows * layout->k_dims;
     u->scores = u->q_stored + u->rows * layout->k_dims;
     u->alpha = u->scores + u->rows * KVT_TOKENS;
+    u->add = u->alpha + small_floats(u->rows);
+    u->packed = u->add + small_floats(u->rows);
 }
 
 /* The j-th result in a unit's slice: they lie behind its working memory. */
@@ -353,21 +364,21 @@ static void make_views(const kvt_attend_plan *plan, kvt_view *q, kvt_view *out)
     kvt_view_make(plan->cache_, &plan->args_.out, "out", n, config->n_q_heads, config->v_dim, out);
 }
 
-typedef enum outcome { DONE, BAD_QUERY, OVERFLOWED } outcome;
-
-static outcome run_whole_units(const kvt_attend_plan *plan, float *slice, size_t task,
-                               const kvt_view *q, const kvt_view *out)
+static kvt_outcome run_whole_units(const kvt_attend_plan *plan, float *slice, size_t task,
+                                   const kvt_view *q, const kvt_view *out)
 {
     /* Strided, so that the long units at the end of a causal prefill spread. */
     for (size_t i = task; i < plan->units_; i += plan->n_tasks) {
         kvt_unit u;
         kvt_part total, one;
         size_t ranges;
+        kvt_outcome loaded;
         unit_at(plan, i, slice, &u);
         total = result_at(&u, slice, 0);
         one = result_at(&u, slice, 1);
-        if (!kvt_unit_load(&u, q))
-            return BAD_QUERY;
+        loaded = kvt_unit_load(&u, q);
+        if (loaded != KVT_UNIT_DONE)
+            return loaded;
         ranges = n_ranges(kvt_unit_visible(&u, u.rows - 1));
         kvt_unit_range(&u, 0, total);
         for (size_t range = 1; range < ranges; range++) {
@@ -375,25 +386,28 @@ static outcome run_whole_units(const kvt_attend_plan *plan, float *slice, size_t
             kvt_unit_merge(&u, total, one);
         }
         if (!kvt_unit_store(&u, total, out))
-            return OVERFLOWED;
+            return KVT_UNIT_OVERFLOWED;
     }
-    return DONE;
+    return KVT_UNIT_DONE;
 }
 
-static outcome run_ranges(const kvt_attend_plan *plan, float *slice, size_t task, const kvt_view *q)
+static kvt_outcome run_ranges(const kvt_attend_plan *plan, float *slice, size_t task,
+                              const kvt_view *q)
 {
     size_t parts = parts_of(plan), first = task % parts * plan->ranges_;
+    kvt_outcome loaded;
     kvt_unit u;
     unit_at(plan, task / parts, slice, &u);
-    if (!kvt_unit_load(&u, q))
-        return BAD_QUERY;
+    loaded = kvt_unit_load(&u, q);
+    if (loaded != KVT_UNIT_DONE)
+        return loaded;
     for (size_t j = 0; j < plan->ranges_; j++)
         kvt_unit_range(&u, first + j, result_at(&u, slice, j));
-    return DONE;
+    return KVT_UNIT_DONE;
 }
 
-static outcome merge_unit(const kvt_attend_plan *plan, unsigned char *scratch, size_t i,
-                          const kvt_view *out)
+static kvt_outcome merge_unit(const kvt_attend_plan *plan, unsigned char *scratch, size_t i,
+                              const kvt_view *out)
 {
     size_t parts = parts_of(plan), range = 0, ranges;
     kvt_part total = {0};
@@ -410,7 +424,7 @@ static outcome merge_unit(const kvt_attend_plan *plan, unsigned char *scratch, s
         else
             kvt_unit_merge(&u, total, one);
     } while (++range < ranges);
-    return kvt_unit_store(&u, total, out) ? DONE : OVERFLOWED;
+    return kvt_unit_store(&u, total, out) ? KVT_UNIT_DONE : KVT_UNIT_OVERFLOWED;
 }
 
 static kvt_status check_plan(const kvt_attend_plan *plan, const void *scratch, const char *call)
@@ -423,13 +437,13 @@ static kvt_status check_plan(const kvt_attend_plan *plan, const void *scratch, c
     return KVT_OK;
 }
 
-static kvt_status report(const kvt_attend_plan *plan, outcome what)
+static kvt_status report(const kvt_attend_plan *plan, kvt_outcome what)
 {
-    if (what == DONE)
+    if (what == KVT_UNIT_DONE)
         return KVT_OK;
     return kvt_fail(plan->cache_, KVT_ERR_VALUE, "kvt_attend: layer %u: %s", plan->args_.layer,
-                    what == BAD_QUERY ? "q is not finite"
-                                      : "a logit or a sum is beyond the range of f32");
+                    what == KVT_UNIT_BAD_QUERY ? "q is not finite"
+                                               : "a logit or a sum is beyond the range of f32");
 }
 
 kvt_status kvt_attend_task(kvt_attend_plan *plan, void *scratch, size_t i)
@@ -437,7 +451,7 @@ kvt_status kvt_attend_task(kvt_attend_plan *plan, void *scratch, size_t i)
     kvt_status status = check_plan(plan, scratch, "kvt_attend_task");
     kvt_view q, out;
     kvt_fpenv saved;
-    outcome what;
+    kvt_outcome what;
     float *slice;
 
     if (status != KVT_OK)
@@ -451,7 +465,7 @@ kvt_status kvt_attend_task(kvt_attend_plan *plan, void *scratch, size_t i)
     what =
         plan->ranges_ ? run_ranges(plan, slice, i, &q) : run_whole_units(plan, slice, i, &q, &out);
     kvt_fpenv_leave(saved);
-    if (what != DONE)
+    if (what != KVT_UNIT_DONE)
         __atomic_store_n(&plan->status_, KVT_ERR_VALUE, __ATOMIC_RELAXED);
     memcpy((unsigned char *)scratch + i * plan->slice_bytes_, &plan->id_, sizeof plan->id_);
     return report(plan, what);
@@ -460,7 +474,7 @@ kvt_status kvt_attend_task(kvt_attend_plan *plan, void *scratch, size_t i)
 kvt_status kvt_attend_finish(kvt_attend_plan *plan, void *scratch)
 {
     kvt_status status = check_plan(plan, scratch, "kvt_attend_finish");
-    outcome what = DONE;
+    kvt_outcome what = KVT_UNIT_DONE;
     kvt_fpenv saved;
     kvt_view q, out;
 
@@ -478,7 +492,7 @@ kvt_status kvt_attend_finish(kvt_attend_plan *plan, void *scratch)
         return KVT_OK;
     make_views(plan, &q, &out);
     saved = kvt_fpenv_enter();
-    for (size_t i = 0; i < plan->units_ && what == DONE; i++)
+    for (size_t i = 0; i < plan->units_ && what == KVT_UNIT_DONE; i++)
         what = merge_unit(plan, scratch, i, &out);
     kvt_fpenv_leave(saved);
     return report(plan, what);

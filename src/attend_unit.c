@@ -47,49 +47,136 @@ static void mask_scores(const kvt_unit *u, size_t row, uint64_t first_token, siz
     }
 }
 
-int kvt_unit_load(const kvt_unit *u, const kvt_view *view)
+/* Whether K is multiplied as integers, and V. */
+static int is_integer(const kvt_unit *u, kvt_type type)
+{
+    return type == KVT_TYPE_I8 && !(u->args->flags & KVT_ATTEND_F32);
+}
+
+static int is_fast(const kvt_unit *u)
+{
+    return (u->args->flags & KVT_ATTEND_FAST) != 0;
+}
+
+static int is_finite_row(const float *x, size_t n)
+{
+    uint32_t bad = 0;
+    for (size_t i = 0; i < n; i++)
+        bad |= (kvt_f32_bits(x[i]) & 0x7f800000u) == 0x7f800000u;
+    return !bad;
+}
+
+kvt_outcome kvt_unit_load(const kvt_unit *u, const kvt_view *view)
 {
     const kvt_kernels *k = &u->cache->kernels;
     size_t dims = u->group->config.k_dim, dims_p = u->group->layout.k_dims;
     for (size_t r = 0; r < u->rows; r++) {
         float *q = u->q + r * dims_p, *stored = u->q_stored + r * dims_p;
         if (!kvt_view_load(k, view, u->first_query + query_of(u, r), head_of(u, r), dims, q))
-            return 0;
+            return KVT_UNIT_BAD_QUERY;
         memset(q + dims, 0, (dims_p - dims) * sizeof *q);
         memcpy(stored, q, dims_p * sizeof *q);
-        if (u->group->rotates)
+        if (u->group->rotates) {
             k->rotate(stored, u->group->signs + u->kv_head * dims, dims, u->group->rotation_block,
                       u->group->rotation_scale_q);
+            if (!is_finite_row(stored, dims))
+                return KVT_UNIT_OVERFLOWED;
+        }
     }
-    return 1;
-}
-
-typedef void qk_function(const float *q, size_t ldq, size_t rows, const void *codes,
-                         const uint16_t *scales, size_t n_tokens, size_t dims_p, float *s);
-typedef void pv_function(const float *p, size_t rows, const void *codes, const uint16_t *scales,
-                         size_t n_tokens, size_t dims_p, const float *alpha, float *acc,
-                         size_t ldacc);
-
-static qk_function *qk_of(const kvt_kernels *k, kvt_type type)
-{
-    return type == KVT_TYPE_F32 ? k->qk_f32 : type == KVT_TYPE_F16 ? k->qk_f16 : k->qk_i8;
-}
-
-static pv_function *pv_of(const kvt_kernels *k, kvt_type type)
-{
-    return type == KVT_TYPE_F32 ? k->pv_f32 : type == KVT_TYPE_F16 ? k->pv_f16 : k->pv_i8;
+    if (is_integer(u, u->group->config.k_type))
+        (is_fast(u) ? k->pack_q_fast : k->pack_q_near)(u->q_stored, dims_p, u->rows, dims_p,
+                                                       u->packed);
+    return KVT_UNIT_DONE;
 }
 
 /*
- * Ask for memory that is needed soon, into the second-level cache. A head's codes are a run of a
- * few pages in each block; the hardware's own prefetch stops at every page and starts late. For
- * i8, whose kernels compute long enough to cover it, this gave 3 to 18% (AVX2, 32k tokens, Zen 4);
- * f16 and f32 lost up to 12% by it and go without.
+ * The codes of K and V follow each other in a head's record, and those of the next block are
+ * elsewhere. A product asks for what the next one reads while it computes (kernels.h, "next"): the
+ * hardware's own prefetch stops at every page and starts late.
  */
-static void prefetch(const unsigned char *memory, size_t bytes)
+
+/* Scores of the rows from `from` on. */
+static void scores_of(const kvt_unit *u, size_t from, const unsigned char *record, size_t n,
+                      const void *next)
 {
-    for (size_t i = 0; i < bytes; i += 64)
-        __builtin_prefetch(memory + i, 0, 2);
+    const kvt_kernels *k = &u->cache->kernels;
+    const kvt_layout *layout = &u->group->layout;
+    kvt_type type = u->group->config.k_type;
+    const void *codes = record + layout->k_codes;
+    const uint16_t *scales = (const uint16_t *)(const void *)(record + layout->k_scales);
+
+    if (is_integer(u, type))
+        (is_fast(u) ? k->qk_i8_fast : k->qk_i8_near)(u->packed, from, u->rows, codes, scales, n,
+                                                     layout->k_dims, next, u->scores);
+    else
+        (type == KVT_TYPE_F32   ? k->qk_f32
+         : type == KVT_TYPE_F16 ? k->qk_f16
+                                : k->qk_i8)(u->q_stored + from * layout->k_dims, layout->k_dims,
+                                            u->rows - from, codes, scales, n, layout->k_dims, next,
+                                            u->scores + from * KVT_TOKENS);
+}
+
+/* acc = acc * alpha + scores * V for the rows from `from` on. */
+static void weigh_values(const kvt_unit *u, size_t from, const unsigned char *record, size_t n,
+                         const void *next, float *acc)
+{
+    const kvt_kernels *k = &u->cache->kernels;
+    const kvt_layout *layout = &u->group->layout;
+    kvt_type type = u->group->config.v_type;
+    (is_integer(u, type)    ? (is_fast(u) ? k->pv_i8_fast : k->pv_i8_near)
+     : type == KVT_TYPE_F32 ? k->pv_f32
+     : type == KVT_TYPE_F16
+         ? k->pv_f16
+         : k->pv_i8)(u->scores + from * KVT_TOKENS, u->rows - from, record + layout->v_codes,
+                     (const uint16_t *)(const void *)(record + layout->v_scales), n, layout->v_dims,
+                     u->alpha + from, next, acc + from * layout->v_dims, layout->v_dims);
+}
+
+/* What softmax does not do: soft-cap, ALiBi and masks, for one row that sees n tokens. */
+static void bend_logits(const kvt_unit *u, size_t row, size_t block_row, size_t n)
+{
+    const kvt_kernels *k = &u->cache->kernels;
+    const kvt_attend_args *args = u->args;
+    float *s = u->scores + row * KVT_TOKENS;
+    k->logits(s, n, u->add[row], u->scale, args->softcap);
+    if (args->alibi_slopes)
+        k->alibi(s, n, kvt_seq_meta(u->item->seq, block_row)->positions,
+                 position_of(u, query_of(u, row)), args->alibi_slopes[head_of(u, row)]);
+    if (u->item->mask)
+        mask_scores(u, row, (uint64_t)block_row * KVT_TOKENS, n, s);
+}
+
+/* Online softmax of the rows from `from` on, n being what the last row sees of the block. */
+static void soften(const kvt_unit *u, size_t from, size_t block_row, size_t n,
+                   const unsigned char *record, kvt_part out)
+{
+    const kvt_kernels *k = &u->cache->kernels;
+    const kvt_layout *layout = &u->group->layout;
+    uint64_t first_token = (uint64_t)block_row * KVT_TOKENS;
+    int bends = u->args->softcap > 0.0f || u->args->alibi_slopes || u->item->mask;
+    int adds = u->group->offsets != 0;
+
+    if (adds)
+        k->dots_f16(u->q + from * layout->k_dims, layout->k_dims, u->rows - from,
+                    (const uint16_t *)(const void *)(record + layout->k_offset), layout->k_dims,
+                    u->add + from);
+    else if (bends)
+        memset(u->add, 0, u->rows * sizeof *u->add);
+    /* Runs of rows that see the same number of tokens: a query's, or all of them. */
+    for (size_t r = from, end; r < u->rows; r = end) {
+        uint64_t sees = kvt_unit_visible(u, r);
+        size_t n_row = sees - first_token < n ? (size_t)(sees - first_token) : n;
+        for (end = r + 1; end < u->rows; end++) {
+            uint64_t other = kvt_unit_visible(u, end) - first_token;
+            if ((other < n ? (size_t)other : n) != n_row)
+                break;
+        }
+        if (bends)
+            for (size_t i = r; i < end; i++)
+                bend_logits(u, i, block_row, n_row);
+        k->softmax(u->scores + r * KVT_TOKENS, end - r, n_row, adds && !bends ? u->add + r : NULL,
+                   bends ? 1.0f : u->scale, out.m + r, out.l + r, u->alpha + r);
+    }
 }
 
 /*
@@ -98,50 +185,24 @@ static void prefetch(const unsigned char *memory, size_t bytes)
  */
 static void attend_block(const kvt_unit *u, size_t block_row, kvt_part out)
 {
-    const kvt_kernels *k = &u->cache->kernels;
     const kvt_layout *layout = &u->group->layout;
-    const kvt_attend_args *args = u->args;
-    const kvt_block *block = kvt_seq_block(u->item->seq, block_row, u->group_index);
-    const unsigned char *record = kvt_head_record(u->group, block, u->layer_index, u->kv_head);
-    const uint16_t *offset = (const uint16_t *)(const void *)(record + layout->k_offset);
+    const kvt_seq *seq = u->item->seq;
+    const unsigned char *record = kvt_head_record(
+        u->group, kvt_seq_block(seq, block_row, u->group_index), u->layer_index, u->kv_head);
+    const unsigned char *next = NULL;
     uint64_t first_token = (uint64_t)block_row * KVT_TOKENS;
     uint64_t last = kvt_unit_visible(u, u->rows - 1) - first_token;
     size_t n = last < KVT_TOKENS ? (size_t)last : KVT_TOKENS;
     size_t from = 0;
 
+    if (block_row + 1 < seq->n_rows)
+        next = kvt_head_record(u->group, kvt_seq_block(seq, block_row + 1, u->group_index),
+                               u->layer_index, u->kv_head);
     while (kvt_unit_visible(u, from) <= first_token)
         from++;
-    if (u->group->config.v_type == KVT_TYPE_I8)
-        prefetch(record + layout->v_scales, layout->v_scale_bytes + layout->v_code_bytes);
-    qk_of(k, u->group->config.k_type)(u->q_stored + from * layout->k_dims, layout->k_dims,
-                                      u->rows - from, record + layout->k_codes,
-                                      (const uint16_t *)(const void *)(record + layout->k_scales),
-                                      n, layout->k_dims, u->scores + from * KVT_TOKENS);
-
-    for (size_t r = from; r < u->rows; r++) {
-        float *s = u->scores + r * KVT_TOKENS;
-        uint64_t sees = kvt_unit_visible(u, r) - first_token;
-        size_t n_row = sees < n ? (size_t)sees : n;
-        float add = u->group->offsets
-                        ? k->dot_f16(u->q + r * layout->k_dims, offset, layout->k_dims)
-                        : 0.0f;
-        k->logits(s, n_row, add, u->scale, args->softcap);
-        if (args->alibi_slopes)
-            k->alibi(s, n_row, kvt_seq_meta(u->item->seq, block_row)->positions,
-                     position_of(u, query_of(u, r)), args->alibi_slopes[head_of(u, r)]);
-        if (u->item->mask)
-            mask_scores(u, r, first_token, n_row, s);
-        u->alpha[r] = k->softmax(s, n_row, &out.m[r], &out.l[r]);
-    }
-    if (u->group->config.k_type == KVT_TYPE_I8 && block_row + 1 < u->item->seq->n_rows)
-        prefetch(kvt_head_record(u->group,
-                                 kvt_seq_block(u->item->seq, block_row + 1, u->group_index),
-                                 u->layer_index, u->kv_head),
-                 layout->v_scales);
-    pv_of(k, u->group->config.v_type)(
-        u->scores + from * KVT_TOKENS, u->rows - from, record + layout->v_codes,
-        (const uint16_t *)(const void *)(record + layout->v_scales), n, layout->v_dims,
-        u->alpha + from, out.acc + from * layout->v_dims, layout->v_dims);
+    scores_of(u, from, record, n, record + layout->v_codes);
+    soften(u, from, block_row, n, record, out);
+    weigh_values(u, from, record, n, next, out.acc);
 }
 
 void kvt_unit_range(const kvt_unit *u, size_t range, kvt_part out)

@@ -34,13 +34,22 @@ typedef struct kvt_unit {
     size_t first_row, rows;
     uint64_t n_tokens; /* that the layer holds */
     float scale;
-    float *q, *q_stored, *scores, *alpha; /* [rows][k_dims], [rows][k_dims], [rows][64], [rows] */
+    float *q, *q_stored, *scores; /* [rows][k_dims], [rows][k_dims] rotated, [rows][64] */
+    float *alpha, *add;           /* [rows] each */
+    void *packed;                 /* q_stored as the integer kernels take it */
 } kvt_unit;
+
+/* What became of a unit. */
+typedef enum kvt_outcome {
+    KVT_UNIT_DONE,
+    KVT_UNIT_BAD_QUERY, /* q is not finite */
+    KVT_UNIT_OVERFLOWED /* something computed from it is not */
+} kvt_outcome;
 
 /* Tokens from the first on that a row sees; a mask takes some of them out again. */
 uint64_t kvt_unit_visible(const kvt_unit *u, size_t row);
-/* q of the unit's rows, in the caller's domain and in the stored one. 0: not finite. */
-int kvt_unit_load(const kvt_unit *u, const kvt_view *q);
+/* q of the unit's rows, in the caller's domain and in the stored one. */
+kvt_outcome kvt_unit_load(const kvt_unit *u, const kvt_view *q);
 /* A softmax of its own over the tokens of one range. */
 void kvt_unit_range(const kvt_unit *u, size_t range, kvt_part out);
 /* Merge the result of a later range into that of the earlier ones. */

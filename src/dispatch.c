@@ -14,8 +14,26 @@ typedef struct kvt_isa {
 /* Narrowest first; each overlays all before it. */
 static const kvt_isa isas[] = {
     {&kvt_kernels_scalar, NULL},
-#if defined(__x86_64__)
+#if defined(KVT_HAVE_AVX2)
     {&kvt_kernels_avx2, kvt_cpu_has_avx2},
+#endif
+#if defined(KVT_HAVE_AVXVNNI)
+    {&kvt_kernels_avxvnni, kvt_cpu_has_avxvnni},
+#endif
+#if defined(KVT_HAVE_AVX512VNNI)
+    {&kvt_kernels_avx512vnni, kvt_cpu_has_avx512vnni},
+#endif
+#if defined(KVT_HAVE_AMX)
+    {&kvt_kernels_amx, kvt_cpu_has_amx},
+#endif
+#if defined(KVT_HAVE_NEON)
+    {&kvt_kernels_neon, NULL},
+#endif
+#if defined(KVT_HAVE_DOTPROD)
+    {&kvt_kernels_dotprod, kvt_cpu_has_dotprod},
+#endif
+#if defined(KVT_HAVE_I8MM)
+    {&kvt_kernels_i8mm, kvt_cpu_has_i8mm},
 #endif
 };
 

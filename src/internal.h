@@ -258,9 +258,15 @@ size_t kvt_attend_scratch_bytes(const kvt_group *groups, uint32_t n_groups, uint
 /* Fill the table for a name of kvt_isa_name (NULL: the widest); 0 when there is none here. */
 int kvt_dispatch(const char *isa, kvt_kernels *kernels);
 
+/* Whether this CPU has what a table needs, with the registers saved by the system. */
 #if defined(__x86_64__)
-/* AVX2, FMA and F16C, with the registers saved by the system. */
-int kvt_cpu_has_avx2(void);
+int kvt_cpu_has_avx2(void);       /* AVX2, FMA and F16C */
+int kvt_cpu_has_avxvnni(void);    /* and AVX-VNNI */
+int kvt_cpu_has_avx512vnni(void); /* AVX-512 F, BW, DQ, VL and VNNI */
+int kvt_cpu_has_amx(void);        /* and AMX int8, which this process may use from now on */
+#elif defined(__aarch64__)
+int kvt_cpu_has_dotprod(void);
+int kvt_cpu_has_i8mm(void);
 #endif
 
 #endif /* KVT_INTERNAL_H */

@@ -32,6 +32,7 @@ typedef struct check_slot {
 } check_slot;
 
 typedef struct check {
+    const kvt_kernels *table; /* that the kernel is of: packed q needs two of its entries */
     const char *isa, *kernel;
     uint64_t random;
     unsigned long failures, calls;

@@ -66,7 +66,17 @@ static double values[KVT_TOKENS * CHECK_MAX_DIMS];
 /* ---- scores ---- */
 
 typedef void qk_function(const float *, size_t, size_t, const void *, const uint16_t *, size_t,
-                         size_t, float *);
+                         size_t, const void *, float *);
+
+/* What may be prefetched: nothing, what is there, or an address that cannot be read. */
+static const void *next_of(check *c, const unsigned char *codes)
+{
+    switch (check_below(c, 3)) {
+    case 0: return NULL;
+    case 1: return codes;
+    default: return (const void *)(uintptr_t)64;
+    }
+}
 
 /* The same rows one by one, and in another company: the same bits. */
 static void check_qk_alone(check *c, qk_function *kernel, const float *q, size_t ldq, size_t rows,
@@ -80,7 +90,7 @@ static void check_qk_alone(check *c, qk_function *kernel, const float *q, size_t
         for (size_t r = 0; r < n; r++)
             memcpy(q_part + r * dims_p, q + (first + r) * ldq, dims_p * 4);
         check_fill_nan(part, n * KVT_TOKENS * 4);
-        kernel(q_part, dims_p, n, codes, scales, n_tokens, dims_p, part);
+        kernel(q_part, dims_p, n, codes, scales, n_tokens, dims_p, NULL, part);
         for (size_t r = 0; r < n; r++)
             if (!check_same_bits(part + r * KVT_TOKENS, s + (first + r) * KVT_TOKENS, n_tokens))
                 check_fail(c, "row %zu of %zu depends on the others: dims_p %zu, n_tokens %zu",
@@ -96,7 +106,8 @@ static void check_qk(check *c, qk_function *kernel, type t)
         uint16_t *scales = check_buffer(c, 2, 128, 64);
         check_fill(c, q, 4 * 128, CHECK_NORMAL, 0);
         fill_block(c, t, 1, 64, 128, 128, codes, scales, values);
-        CHECK_BENCH(c, 64 * 128 * element_bytes(t), kernel(q, 128, 4, codes, scales, 64, 128, s));
+        CHECK_BENCH(c, 64 * 128 * element_bytes(t),
+                    kernel(q, 128, 4, codes, scales, 64, 128, NULL, s));
     }
     for (size_t i = 0; i < 400; i++) {
         size_t dims = check_dims(check_below(c, CHECK_N_DIMS)), dims_p = kvt_round_up(dims, 16);
@@ -114,7 +125,8 @@ static void check_qk(check *c, qk_function *kernel, type t)
         for (size_t r = 0; r < rows; r++)
             memset(q + r * ldq + dims, 0, (dims_p - dims) * 4);
         check_fill_nan(s, rows * KVT_TOKENS * 4);
-        kernel(q, ldq, rows, codes, t == I8 ? scales : NULL, n_tokens, dims_p, s);
+        kernel(q, ldq, rows, codes, t == I8 ? scales : NULL, n_tokens, dims_p, next_of(c, codes),
+               s);
         for (size_t r = 0; r < rows; r++)
             for (size_t token = 0; token < n_tokens; token++) {
                 double sum = 0, size = 0, x = s[r * KVT_TOKENS + token], bound;
@@ -156,10 +168,141 @@ void check_qk_i8(check *c, qk_function *kernel)
     check_qk(c, kernel, I8);
 }
 
+/* ---- scores by integer dot products ---- */
+
+/* To how many parts of its largest element a row of q, or of weights, is rounded at least. */
+#define STEPS_NEAR 16000
+#define STEPS_NEAR_P 32000
+#define STEPS_FAST 120
+
+typedef void pack_function(const float *, size_t, size_t, size_t, void *);
+typedef void qk_packed_function(const void *, size_t, size_t, const void *, const uint16_t *,
+                                size_t, size_t, const void *, float *);
+
+static void check_packed_alone(check *c, pack_function *pack, qk_packed_function *kernel,
+                               const float *q, size_t ldq, size_t rows, size_t begin,
+                               const unsigned char *codes, const uint16_t *scales, size_t n_tokens,
+                               size_t dims_p, const float *s)
+{
+    for (size_t first = begin, n; first < rows; first += n) {
+        n = check_below(c, 2) ? 1 : 1 + check_below(c, rows - first);
+        unsigned char *packed = check_buffer(c, 3, kvt_packed_bytes(n, dims_p), 64);
+        float *part = check_buffer(c, 4, n * KVT_TOKENS * 4, 64);
+        pack(q + first * ldq, ldq, n, dims_p, packed);
+        kernel(packed, 0, n, codes, scales, n_tokens, dims_p, NULL, part);
+        for (size_t r = 0; r < n; r++)
+            if (!check_same_bits(part + r * KVT_TOKENS, s + (first + r) * KVT_TOKENS, n_tokens))
+                check_fail(c, "row %zu of %zu depends on the others: dims_p %zu, n_tokens %zu",
+                           first + r, rows, dims_p, n_tokens);
+    }
+}
+
+static void check_packed(check *c, pack_function *pack, qk_packed_function *kernel, double steps)
+{
+    if (!pack || !kernel) {
+        check_fail(c, "the table has one of pack_q and qk, but not the other");
+        return;
+    }
+    if (c->bench) {
+        float *q = check_buffer(c, 0, 4 * 128 * 4, 64), *s = check_buffer(c, 3, 1024, 64);
+        unsigned char *codes = check_buffer(c, 1, 64 * 128, 64);
+        uint16_t *scales = check_buffer(c, 2, 128, 64);
+        unsigned char *packed = check_buffer(c, 4, kvt_packed_bytes(4, 128), 64);
+        check_fill(c, q, 4 * 128, CHECK_NORMAL, 0);
+        fill_block(c, I8, 1, 64, 128, 128, codes, scales, values);
+        pack(q, 128, 4, 128, packed);
+        if (strstr(c->kernel, "pack"))
+            CHECK_BENCH(c, 4 * 128 * 4, pack(q, 128, 4, 128, packed));
+        CHECK_BENCH(c, 64 * 128, kernel(packed, 0, 4, codes, scales, 64, 128, NULL, s));
+    }
+    for (size_t i = 0; i < 400; i++) {
+        size_t dims = check_dims(check_below(c, CHECK_N_DIMS)), dims_p = kvt_round_up(dims, 16);
+        size_t rows = i % KVT_ROWS_MAX + 1, n_tokens = token_count(c, i);
+        size_t first = i % 3 ? 0 : check_below(c, rows), ldq = dims_p + 16 * check_below(c, 3);
+        check_kind kind = i < 200 ? CHECK_NORMAL : (check_kind)(i % CHECK_KINDS);
+        float *q = check_buffer(c, 0, ((rows - 1) * ldq + dims_p) * 4, 64);
+        unsigned char *codes = check_buffer(c, 1, KVT_TOKENS * dims_p, 64);
+        uint16_t *scales = check_buffer(c, 2, 128, 64);
+        float *s = check_buffer(c, 5, rows * KVT_TOKENS * 4, 64);
+        unsigned char *packed = check_buffer(c, 6, kvt_packed_bytes(rows, dims_p), 64);
+        double error = 0, norm = 0;
+
+        fill_block(c, I8, 1, n_tokens, dims, dims_p, codes, scales, values);
+        check_fill(c, q, (rows - 1) * ldq + dims_p, kind, 1e30f);
+        if (i % 10 == 9) /* every element at the limit: the sums are the largest there are */
+            for (size_t j = 0; j < (rows - 1) * ldq + dims_p; j++)
+                q[j] = q[j] < 0 ? -3.0f : 3.0f;
+        if (i % 20 == 19)
+            memset(codes, 127, KVT_TOKENS * dims_p);
+        if (i % 20 == 19)
+            for (size_t j = 0; j < n_tokens * dims_p; j++)
+                values[j] =
+                    j % dims_p < dims ? 127 * (double)check_f16_value(scales[j / dims_p]) : 0;
+        for (size_t r = 0; r < rows; r++)
+            memset(q + r * ldq + dims, 0, (dims_p - dims) * 4);
+        check_fill_nan(s, rows * KVT_TOKENS * 4);
+        check_fill_nan(packed, kvt_packed_bytes(rows, dims_p));
+        pack(q, ldq, rows, dims_p, packed);
+        kernel(packed, first, rows, codes, scales, n_tokens, dims_p, next_of(c, codes), s);
+        for (size_t r = first; r < rows; r++) {
+            double largest = 0x1p-100;
+            for (size_t d = 0; d < dims; d++)
+                largest =
+                    fabs((double)q[r * ldq + d]) > largest ? fabs((double)q[r * ldq + d]) : largest;
+            for (size_t token = 0; token < n_tokens; token++) {
+                double sum = 0, size = 0, keys = 0, x = s[r * KVT_TOKENS + token], bound;
+                for (size_t d = 0; d < dims; d++) {
+                    double term = q[r * ldq + d] * values[token * dims_p + d];
+                    sum += term;
+                    size += fabs(term);
+                    keys += fabs(values[token * dims_p + d]);
+                }
+                /* Half a step an element; a conversion and four products; where two digits are
+                 * added up as f32, two of the conversions. */
+                bound = 0.501 * largest / steps * keys + 8 * CHECK_EPS * (size + largest * keys) +
+                        UNDERFLOW(4) * 32;
+                if (!(fabs(x - sum) <= bound))
+                    check_fail(c, "%a, not %a: row %zu of %zu, token %zu of %zu, dims %zu, kind %d",
+                               x, sum, r, rows, token, n_tokens, dims, (int)kind);
+                error += (x - sum) * (x - sum);
+                norm += sum * sum;
+            }
+        }
+        /* Of normal data the largest element is some 3 to 5 times the usual one; scales let few
+         * tokens decide. */
+        if (kind == CHECK_NORMAL && i % 10 != 9 && (rows - first) * n_tokens >= 64 &&
+            error > norm * (4 / steps) * (4 / steps))
+            check_fail(c, "mean error %g: dims %zu", sqrt(error / norm), dims);
+        check_packed_alone(c, pack, kernel, q, ldq, rows, first, codes, scales, n_tokens, dims_p,
+                           s);
+        check_canaries(c);
+    }
+}
+
+void check_pack_q_near(check *c, pack_function *kernel)
+{
+    check_packed(c, kernel, c->table->qk_i8_near, STEPS_NEAR);
+}
+
+void check_pack_q_fast(check *c, pack_function *kernel)
+{
+    check_packed(c, kernel, c->table->qk_i8_fast, STEPS_FAST);
+}
+
+void check_qk_i8_near(check *c, qk_packed_function *kernel)
+{
+    check_packed(c, c->table->pack_q_near, kernel, STEPS_NEAR);
+}
+
+void check_qk_i8_fast(check *c, qk_packed_function *kernel)
+{
+    check_packed(c, c->table->pack_q_fast, kernel, STEPS_FAST);
+}
+
 /* ---- weighted sums ---- */
 
 typedef void pv_function(const float *, size_t, const void *, const uint16_t *, size_t, size_t,
-                         const float *, float *, size_t);
+                         const float *, const void *, float *, size_t);
 
 static void check_pv_alone(check *c, pv_function *kernel, const float *p, size_t rows,
                            const unsigned char *codes, const uint16_t *scales, size_t n_tokens,
@@ -171,8 +314,8 @@ static void check_pv_alone(check *c, pv_function *kernel, const float *p, size_t
         float *part = check_buffer(c, 6, n * dims_p * 4, 4);
         for (size_t r = 0; r < n; r++)
             memcpy(part + r * dims_p, before + (first + r) * ldacc, dims_p * 4);
-        kernel(p + first * KVT_TOKENS, n, codes, scales, n_tokens, dims_p, alpha + first, part,
-               dims_p);
+        kernel(p + first * KVT_TOKENS, n, codes, scales, n_tokens, dims_p, alpha + first, NULL,
+               part, dims_p);
         for (size_t r = 0; r < n; r++)
             if (!check_same_bits(part + r * dims_p, acc + (first + r) * ldacc, dims_p))
                 check_fail(c, "row %zu of %zu depends on the others: dims_p %zu, n_tokens %zu",
@@ -180,7 +323,8 @@ static void check_pv_alone(check *c, pv_function *kernel, const float *p, size_t
     }
 }
 
-static void check_pv(check *c, pv_function *kernel, type t)
+/* steps: to how many parts of a row's largest weight p may be rounded; 0: not at all. */
+static void check_pv(check *c, pv_function *kernel, type t, double steps)
 {
     static float before[KVT_ROWS_MAX * (CHECK_MAX_DIMS + 32)];
     if (c->bench) {
@@ -192,7 +336,7 @@ static void check_pv(check *c, pv_function *kernel, type t)
         memset(acc, 0, 2048);
         fill_block(c, t, 0, 64, 128, 128, codes, scales, values);
         CHECK_BENCH(c, 64 * 128 * element_bytes(t),
-                    kernel(p, 4, codes, scales, 64, 128, alpha, acc, 128));
+                    kernel(p, 4, codes, scales, 64, 128, alpha, NULL, acc, 128));
     }
     for (size_t i = 0; i < 400; i++) {
         size_t dims = check_dims(check_below(c, CHECK_N_DIMS)), dims_p = kvt_round_up(dims, 16);
@@ -202,7 +346,7 @@ static void check_pv(check *c, pv_function *kernel, type t)
         unsigned char *codes = check_buffer(c, 1, KVT_TOKENS * dims_p * element_bytes(t), 64);
         uint16_t *scales = check_buffer(c, 2, 128, 64);
         float *alpha = check_buffer(c, 4, rows * 4, 4), *acc = check_buffer(c, 5, n_acc * 4, 4);
-        double error = 0, norm = 0;
+        double error = 0, norm = 0, rms;
 
         fill_block(c, t, 0, n_tokens, dims, dims_p, codes, scales, values);
         for (size_t r = 0; r < rows; r++) {
@@ -215,11 +359,13 @@ static void check_pv(check *c, pv_function *kernel, type t)
         }
         check_fill(c, acc, n_acc, i % 7 ? CHECK_NORMAL : CHECK_SPREAD, 0);
         memcpy(before, acc, n_acc * 4);
-        kernel(p, rows, codes, t == I8 ? scales : NULL, n_tokens, dims_p, alpha, acc, ldacc);
+        kernel(p, rows, codes, t == I8 ? scales : NULL, n_tokens, dims_p, alpha, next_of(c, codes),
+               acc, ldacc);
         for (size_t r = 0; r < rows; r++)
             for (size_t d = 0; d < ldacc && r * ldacc + d < n_acc; d++) {
                 size_t at = r * ldacc + d;
                 double sum = 0, size = 0, old = (double)before[at] * alpha[r], bound;
+                double largest = 0, codes_size = 0;
                 if (d >= dims) {
                     /* Padding sums up zeros; what lies between the rows is not to be touched. */
                     float expected = d < dims_p ? before[at] * alpha[r] : before[at];
@@ -230,19 +376,27 @@ static void check_pv(check *c, pv_function *kernel, type t)
                 }
                 for (size_t token = 0; token < n_tokens; token++) {
                     double term = p[r * KVT_TOKENS + token] * values[token * dims_p + d];
+                    double scale = t == I8 ? (double)check_f16_value(scales[token]) : 1;
+                    double weight = p[r * KVT_TOKENS + token] * scale;
                     sum += term;
                     size += fabs(term);
+                    largest = weight > largest ? weight : largest;
+                    codes_size += fabs(values[token * dims_p + d]) / scale;
                 }
                 /* 64 sums, a product each, two more for the scale; then a product, a sum. */
                 bound = (64 + 1 + 2 + 1) * CHECK_EPS * size + 2 * CHECK_EPS * fabs(old) +
                         UNDERFLOW(3 * KVT_TOKENS) * (t == I8 ? 128 : 4);
+                /* Half a step a weight, and p below 2^-100 is nothing. */
+                if (steps > 0)
+                    bound += codes_size * (0.501 * (largest + 0x1p-100) / steps);
                 if (!(fabs(acc[at] - (old + sum)) <= bound))
                     check_fail(c, "%a, not %a: row %zu of %zu, dim %zu of %zu, n_tokens %zu",
                                (double)acc[at], old + sum, r, rows, d, dims, n_tokens);
                 error += (acc[at] - (old + sum)) * (acc[at] - (old + sum));
                 norm += (old + sum) * (old + sum);
             }
-        if (rows * dims >= 64 && error > RMS_BOUND * RMS_BOUND * norm)
+        rms = steps > 0 ? 4 / steps : RMS_BOUND;
+        if (rows * dims >= 64 && error > rms * rms * norm)
             check_fail(c, "mean error %g: n_tokens %zu", sqrt(error / norm), n_tokens);
         check_pv_alone(c, kernel, p, rows, codes, t == I8 ? scales : NULL, n_tokens, dims_p, alpha,
                        before, acc, ldacc);
@@ -252,44 +406,61 @@ static void check_pv(check *c, pv_function *kernel, type t)
 
 void check_pv_f32(check *c, pv_function *kernel)
 {
-    check_pv(c, kernel, F32);
+    check_pv(c, kernel, F32, 0);
 }
 
 void check_pv_f16(check *c, pv_function *kernel)
 {
-    check_pv(c, kernel, F16);
+    check_pv(c, kernel, F16, 0);
 }
 
 void check_pv_i8(check *c, pv_function *kernel)
 {
-    check_pv(c, kernel, I8);
+    check_pv(c, kernel, I8, 0);
+}
+
+void check_pv_i8_near(check *c, pv_function *kernel)
+{
+    check_pv(c, kernel, I8, STEPS_NEAR_P);
+}
+
+void check_pv_i8_fast(check *c, pv_function *kernel)
+{
+    check_pv(c, kernel, I8, STEPS_FAST);
 }
 
 /* ---- the offset's part of a score ---- */
 
-void check_dot_f16(check *c, float (*kernel)(const float *, const uint16_t *, size_t))
+void check_dots_f16(check *c, void (*kernel)(const float *, size_t, size_t, const uint16_t *,
+                                             size_t, float *))
 {
-    static float bench_a[128];
+    static float bench_a[4 * 128], bench_out[4];
     static uint16_t bench_b[128];
-    volatile float sink = 0;
-    (void)sink;
-    CHECK_BENCH(c, 128 * 6, sink += kernel(bench_a, bench_b, 128));
-    for (size_t i = 0; i < 3000; i++) {
+    CHECK_BENCH(c, 4 * 128 * 6, kernel(bench_a, 128, 4, bench_b, 128, bench_out));
+    for (size_t i = 0; i < 1500; i++) {
         size_t n = i % 2 ? 8 + 8 * check_below(c, 72) : kvt_round_up(check_dims(i / 2), 16);
-        float *a = check_buffer(c, 0, n * 4, 4);
+        size_t rows = 1 + i % 9, ldq = n + 8 * check_below(c, 3);
+        float *a = check_buffer(c, 0, ((rows - 1) * ldq + n) * 4, 4);
         uint16_t *b = check_buffer(c, 1, n * 2, 2);
-        double sum = 0, size = 0;
-        float x;
-        check_fill(c, a, n, (check_kind)(i / 2 % CHECK_KINDS), 1e30f);
-        for (size_t j = 0; j < n; j++) {
+        float *out = check_buffer(c, 2, rows * 4, 4);
+        check_fill(c, a, (rows - 1) * ldq + n, (check_kind)(i / 2 % CHECK_KINDS), 1e30f);
+        for (size_t j = 0; j < n; j++)
             b[j] = check_finite_f16(c);
-            sum += a[j] * (double)check_f16_value(b[j]);
-            size += fabs(a[j] * (double)check_f16_value(b[j]));
+        kernel(a, ldq, rows, b, n, out);
+        for (size_t r = 0; r < rows; r++) {
+            double sum = 0, size = 0;
+            float alone;
+            for (size_t j = 0; j < n; j++) {
+                sum += a[r * ldq + j] * (double)check_f16_value(b[j]);
+                size += fabs(a[r * ldq + j] * (double)check_f16_value(b[j]));
+            }
+            /* At most 8 in a chunk and the chunks, or n / 16 in a lane and the folds. */
+            if (!(fabs(out[r] - sum) <= (10 + (double)n / 8) * CHECK_EPS * size + UNDERFLOW(2 * n)))
+                check_fail(c, "n %zu: %a, not %a", n, (double)out[r], sum);
+            kernel(a + r * ldq, ldq, 1, b, n, &alone);
+            if (!check_same_bits(&alone, out + r, 1))
+                check_fail(c, "row %zu of %zu depends on the others: n %zu", r, rows, n);
         }
-        x = kernel(a, b, n);
-        /* At most 8 in a chunk and the chunks, or n / 16 in a lane and the folds. */
-        if (!(fabs(x - sum) <= (10 + (double)n / 8) * CHECK_EPS * size + UNDERFLOW(2 * n)))
-            check_fail(c, "n %zu: %a, not %a", n, (double)x, sum);
         check_canaries(c);
     }
 }
@@ -365,49 +536,84 @@ static double exp_bound(double x)
     return exp(x) * (3 + fabs(x)) * CHECK_EPS + 0x1p-126;
 }
 
-void check_softmax(check *c, float (*kernel)(float *, size_t, float *, float *))
+typedef void softmax_function(float *, size_t, size_t, const float *, float, float *, float *,
+                              float *);
+
+static void check_softmax_row(check *c, const float *in, const float *s, size_t n, float add,
+                              float scale, float old_m, float old_l, float m, float l, float alpha)
 {
-    static float bench_s[KVT_TOKENS], bench_m, bench_l;
-    volatile float sink = 0;
-    (void)sink;
-    CHECK_BENCH(c, 512, sink += kernel(bench_s, 64, &bench_m, &bench_l));
+    double maximum = old_m, sum = 0, sum_bound = 0, factor = 1;
+    float logit[KVT_TOKENS];
+    for (size_t t = 0; t < n; t++) {
+        logit[t] = (in[t] + add) * scale; /* both roundings are specified */
+        maximum = logit[t] > maximum ? logit[t] : maximum;
+    }
+    if (!(m == maximum))
+        check_fail(c, "maximum %a, not %a: n %zu", (double)m, maximum, n);
+    for (size_t t = 0; t < KVT_TOKENS; t++) {
+        double x = t < n && isfinite(maximum) ? exp(logit[t] - maximum) : 0;
+        double bound = x > 0 ? exp_bound(logit[t] - maximum) : 0;
+        if (!(fabs(s[t] - x) <= bound))
+            check_fail(c, "%a, not %a: token %zu of %zu", (double)s[t], x, t, n);
+        sum += x;
+        sum_bound += bound + 64 * CHECK_EPS * x;
+    }
+    if (isfinite(maximum) && maximum != old_m)
+        factor = exp(old_m - maximum);
+    if (!(fabs(alpha - factor) <= (factor > 0 ? exp_bound(isinf(old_m) ? 0 : old_m - maximum) : 0)))
+        check_fail(c, "factor %a, not %a: n %zu", (double)alpha, factor, n);
+    if (!(fabs(l - (old_l * factor + sum)) <=
+          sum_bound + 2 * CHECK_EPS * (old_l * factor + sum) +
+              (factor > 0 && factor < 1 ? old_l * exp_bound(old_m - maximum) : 0)))
+        check_fail(c, "sum %a, not %a: n %zu", (double)l, old_l * factor + sum, n);
+}
+
+void check_softmax(check *c, softmax_function *kernel)
+{
+    if (c->bench) {
+        float *s = check_buffer(c, 0, 4 * KVT_TOKENS * 4, 64);
+        float m[4] = {0}, l[4] = {0}, alpha[4];
+        memset(s, 0, 4 * KVT_TOKENS * 4);
+        CHECK_BENCH(c, 4 * 512, kernel(s, 4, 64, NULL, 0.125f, m, l, alpha));
+    }
     for (size_t i = 0; i < 8000; i++) {
-        size_t n = i % KVT_TOKENS + 1;
-        float *s = check_buffer(c, 0, KVT_TOKENS * 4, 4), in[KVT_TOKENS];
-        float old_m = i % 3 == 0 ? -INFINITY : check_normal(c) * 3;
-        float old_l = i % 3 == 0 ? 0.0f : 1.0f + fabsf(check_normal(c)) * 100;
-        float m = old_m, l = old_l, alpha, spread = i % 4 ? 3.0f : 100.0f;
-        double maximum = old_m, sum = 0, sum_bound = 0, factor = 1;
-        check_fill_nan(s, KVT_TOKENS * 4);
-        for (size_t t = 0; t < n; t++) {
-            s[t] = check_normal(c) * spread;
-            if (i % 5 == 0 && check_below(c, 3) == 0)
-                s[t] = -INFINITY;
-            if (i % 7 == 0)
-                s[t] = i % 2 ? -INFINITY : 0.0f;
-            maximum = s[t] > maximum ? s[t] : maximum;
+        size_t n = i % KVT_TOKENS + 1, rows = i % 11 ? 1 + check_below(c, 9) : KVT_ROWS_MAX;
+        float *s = check_buffer(c, 0, rows * KVT_TOKENS * 4, 64);
+        float in[KVT_ROWS_MAX * KVT_TOKENS];
+        float *add = check_buffer(c, 1, rows * 4, 4), *m = check_buffer(c, 2, rows * 4, 4);
+        float *l = check_buffer(c, 3, rows * 4, 4), *alpha = check_buffer(c, 4, rows * 4, 4);
+        float old_m[KVT_ROWS_MAX], old_l[KVT_ROWS_MAX];
+        float spread = i % 4 ? 3.0f : 100.0f,
+              scale = i % 6 ? 0.1f + (float)check_below(c, 9) : 1.0f;
+        check_fill_nan(s, rows * KVT_TOKENS * 4);
+        for (size_t r = 0; r < rows; r++) {
+            size_t kind = i + 13 * r; /* rows differ: some masked, some new */
+            add[r] = kind % 6 ? check_normal(c) : 0.0f;
+            m[r] = old_m[r] = kind % 3 == 0 ? -INFINITY : check_normal(c) * 3;
+            l[r] = old_l[r] = kind % 3 == 0 ? 0.0f : 1.0f + fabsf(check_normal(c)) * 100;
+            for (size_t t = 0; t < n; t++) {
+                float x = check_normal(c) * spread;
+                if (kind % 5 == 0 && check_below(c, 3) == 0)
+                    x = -INFINITY;
+                if (kind % 7 == 0)
+                    x = kind % 2 ? -INFINITY : 0.0f;
+                s[r * KVT_TOKENS + t] = x;
+            }
         }
-        memcpy(in, s, sizeof in);
-        alpha = kernel(s, n, &m, &l);
-        if (!(m == maximum))
-            check_fail(c, "maximum %a, not %a: n %zu", (double)m, maximum, n);
-        for (size_t t = 0; t < KVT_TOKENS; t++) {
-            double x = t < n && isfinite(maximum) ? exp(in[t] - maximum) : 0;
-            double bound = x > 0 ? exp_bound(in[t] - maximum) : 0;
-            if (!(fabs(s[t] - x) <= bound))
-                check_fail(c, "%a, not %a: token %zu of %zu", (double)s[t], x, t, n);
-            sum += x;
-            sum_bound += bound + 64 * CHECK_EPS * x;
+        memcpy(in, s, rows * KVT_TOKENS * 4);
+        kernel(s, rows, n, i % 5 ? add : NULL, scale, m, l, alpha);
+        for (size_t r = 0; r < rows; r++) {
+            float *alone = check_buffer(c, 5, KVT_TOKENS * 4, 64);
+            float alone_m = old_m[r], alone_l = old_l[r], alone_alpha;
+            check_softmax_row(c, in + r * KVT_TOKENS, s + r * KVT_TOKENS, n, i % 5 ? add[r] : 0.0f,
+                              scale, old_m[r], old_l[r], m[r], l[r], alpha[r]);
+            memcpy(alone, in + r * KVT_TOKENS, KVT_TOKENS * 4);
+            kernel(alone, 1, n, i % 5 ? add + r : NULL, scale, &alone_m, &alone_l, &alone_alpha);
+            if (!check_same_bits(alone, s + r * KVT_TOKENS, KVT_TOKENS) ||
+                !check_same_bits(&alone_m, m + r, 1) || !check_same_bits(&alone_l, l + r, 1) ||
+                !check_same_bits(&alone_alpha, alpha + r, 1))
+                check_fail(c, "row %zu of %zu depends on the others: n %zu", r, rows, n);
         }
-        if (isfinite(maximum) && maximum != old_m)
-            factor = exp(old_m - maximum);
-        if (!(fabs(alpha - factor) <=
-              (factor > 0 ? exp_bound(isinf(old_m) ? 0 : old_m - maximum) : 0)))
-            check_fail(c, "factor %a, not %a: n %zu", (double)alpha, factor, n);
-        if (!(fabs(l - (old_l * factor + sum)) <=
-              sum_bound + 2 * CHECK_EPS * (old_l * factor + sum) +
-                  (factor > 0 && factor < 1 ? old_l * exp_bound(old_m - maximum) : 0)))
-            check_fail(c, "sum %a, not %a: n %zu", (double)l, old_l * factor + sum, n);
         check_canaries(c);
     }
 }

@@ -27,8 +27,26 @@ typedef struct isa {
 
 static const isa isas[] = {
     {&kvt_kernels_scalar, NULL},
-#if defined(__x86_64__)
+#if defined(KVT_HAVE_AVX2)
     {&kvt_kernels_avx2, kvt_cpu_has_avx2},
+#endif
+#if defined(KVT_HAVE_AVXVNNI)
+    {&kvt_kernels_avxvnni, kvt_cpu_has_avxvnni},
+#endif
+#if defined(KVT_HAVE_AVX512VNNI)
+    {&kvt_kernels_avx512vnni, kvt_cpu_has_avx512vnni},
+#endif
+#if defined(KVT_HAVE_AMX)
+    {&kvt_kernels_amx, kvt_cpu_has_amx},
+#endif
+#if defined(KVT_HAVE_NEON)
+    {&kvt_kernels_neon, NULL},
+#endif
+#if defined(KVT_HAVE_DOTPROD)
+    {&kvt_kernels_dotprod, kvt_cpu_has_dotprod},
+#endif
+#if defined(KVT_HAVE_I8MM)
+    {&kvt_kernels_i8mm, kvt_cpu_has_i8mm},
 #endif
 };
 
@@ -48,9 +66,10 @@ static uint64_t seed_of(uint64_t seed, const char *kernel)
     return seed;
 }
 
-static void begin(check *c, const options *o, const char *isa_name, const char *kernel)
+static void begin(check *c, const options *o, const kvt_kernels *table, const char *kernel)
 {
-    c->isa = isa_name;
+    c->table = table;
+    c->isa = table->isa;
     c->kernel = kernel;
     c->random = seed_of(o->seed, kernel);
     for (size_t i = 0; i < CHECK_SLOTS; i++)
@@ -63,7 +82,7 @@ static unsigned check_table(check *c, const options *o, const kvt_kernels *table
     unsigned failed = 0, passed = 0, inherited = 0;
 #define CHECK(result, name, parameters)                                                            \
     if (strstr(#name, o->kernel)) {                                                                \
-        begin(c, o, table->isa, #name);                                                            \
+        begin(c, o, table, #name);                                                                 \
         c->failures = 0;                                                                           \
         if (!table->name) {                                                                        \
             inherited++;                                                                           \
@@ -89,10 +108,10 @@ static void bench_table(check *c, const options *o, const kvt_kernels *table)
     c->bench = 1;
 #define BENCH(result, name, parameters)                                                            \
     if (table->name && strstr(#name, o->kernel)) {                                                 \
-        begin(c, o, "scalar", #name);                                                              \
+        begin(c, o, &kvt_kernels_scalar, #name);                                                   \
         check_##name(c, kvt_kernels_scalar.name);                                                  \
         scalar_ns = c->ns;                                                                         \
-        begin(c, o, table->isa, #name);                                                            \
+        begin(c, o, table, #name);                                                                 \
         check_##name(c, table->name);                                                              \
         printf("%-8s %-10s %9.1f ns %7.2f GB/s %6.2f x scalar\n", table->isa, #name, c->ns,        \
                c->bytes / c->ns, scalar_ns / c->ns);                                               \

@@ -1037,7 +1037,8 @@ static void bad_attend_arguments(void **state)
     attend_case(KVT_ERR_ARG, "struct_size", a.struct_size = SIZE_MAX);
     attend_case(KVT_ERR_ARG, "layer 2 of 2", a.layer = 2);
     attend_case(KVT_ERR_ARG, "layer", a.layer = UINT32_MAX);
-    attend_case(KVT_ERR_ARG, "flags 0x2", a.flags = 2);
+    attend_case(KVT_ERR_ARG, "flags 0x8", a.flags = 8);
+    attend_case(KVT_ERR_ARG, "exclude", a.flags = KVT_ATTEND_F32 | KVT_ATTEND_FAST);
     attend_case(KVT_ERR_ARG, "flags", a.flags = 0x80000001u);
     attend_case(KVT_ERR_ARG, "items", a.items = NULL);
     attend_case(KVT_ERR_ARG, "items", a.n_items = 0);
