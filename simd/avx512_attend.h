@@ -1,0 +1,40 @@
+/*
+ * What the AVX-512 files of attention share: the compiler's dialect, and the kernels of
+ * avx512_float.c that the table in avx512vnni.c names. Included by these files only.
+ */
+#ifndef KVT_AVX512_ATTEND_H
+#define KVT_AVX512_ATTEND_H
+
+#include <immintrin.h>
+
+#include "kernels.h"
+
+#define KVT_INLINE static inline __attribute__((always_inline))
+
+/* The loop below has a small constant count and must not stay a loop: its arrays are registers. */
+#if defined(__clang__)
+#define KVT_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define KVT_UNROLL _Pragma("GCC unroll 16")
+#endif
+
+/* clang-format off */
+/* The entries of the table that avx512_float.c defines. */
+#define KVT_AVX512_FLOAT_LIST(X)                                                                   \
+    X(qk_f32) X(qk_f16) X(qk_i8) X(pv_f32) X(pv_f16) X(pv_i8)                                      \
+    X(dots_f16) X(logits) X(softmax) X(merge) X(finish)
+/* clang-format on */
+
+/* Their prototypes, and those of kernels that nobody defines: a name is checked by its use. */
+#define KVT_KERNEL_PROTOTYPE(result, name, parameters) result kvt_avx512_##name parameters;
+KVT_KERNEL_LIST(KVT_KERNEL_PROTOTYPE)
+#undef KVT_KERNEL_PROTOTYPE
+
+/* How many rows the next block takes when `left` are left: equal blocks, none above `most`. */
+KVT_INLINE size_t kvt_rows_of_block(size_t left, size_t most)
+{
+    size_t blocks = (left + most - 1) / most;
+    return (left + blocks - 1) / blocks;
+}
+
+#endif /* KVT_AVX512_ATTEND_H */
