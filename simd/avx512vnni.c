@@ -15,8 +15,7 @@
  *     are one broadcast for all vectors of the block. Rows x digits x vectors sums are under way,
  *     up to 28 of the 32 registers: two loads a cycle then keep up with one vpdpbusd a cycle.
  *  2. q is packed so that what a block broadcasts lies in the order in which it is read.
- *  3. p is rounded and split by whole vectors; its bytes come out in an order that the loop over
- *     V's tokens follows (pv_row), instead of being put in order.
+ *  3. p is rounded and split by whole vectors.
  *
  * Overflow: a digit is at most 255 (p) or 128 (q), a code 127 or, with the XOR, 255: a sum over
  * 1024 dims stays below 2^26. The digits' sums are joined as high * 256 + low in int32: p up to
@@ -155,8 +154,9 @@ typedef struct qk_call {
  * Scores of `rows` rows from `row` on. digits, rows and vectors are constants of the callers: the
  * sums are registers. ask: what to prefetch meanwhile, as much as is read.
  */
-KVT_INLINE void qk_block(size_t digits, size_t rows, size_t vectors, const qk_call *call,
-                         size_t row, const unsigned char *weights, const unsigned char *ask)
+KVT_INLINE void qk_block(size_t digits, size_t rows, size_t vectors, size_t chains,
+                         const qk_call *call, size_t row, const unsigned char *weights,
+                         const unsigned char *ask)
 {
     const __m512i flip = _mm512_set1_epi8((char)0x80);
     const size_t tile_bytes = call->dims_p * KVT_TILE_TOKENS;
@@ -166,33 +166,46 @@ KVT_INLINE void qk_block(size_t digits, size_t rows, size_t vectors, const qk_ca
         const unsigned char *w = weights;
         __m512i sum[SUMS_MAX];
         KVT_UNROLL
-        for (size_t r = 0; r < rows; r++) {
+        for (size_t i = 0; i < rows * digits; i++) {
+            const int32_t *starts = starts_of(call->packed, call->rows, i % digits);
             KVT_UNROLL
-            for (size_t digit = 0; digit < digits; digit++) {
-                __m512i start =
-                    _mm512_set1_epi32(starts_of(call->packed, call->rows, digit)[row + r]);
+            for (size_t v = 0; v < vectors * chains; v++)
+                sum[i * vectors * chains + v] = v < vectors
+                                                    ? _mm512_set1_epi32(starts[row + i / digits])
+                                                    : _mm512_setzero_si512();
+        }
+        for (size_t d = 0; d < call->dims_p; d += 4 * chains) {
+            KVT_UNROLL
+            for (size_t c = 0; c < chains; c++) {
+                __m512i k[4];
                 KVT_UNROLL
-                for (size_t v = 0; v < vectors; v++)
-                    sum[(r * digits + digit) * vectors + v] = start;
+                for (size_t v = 0; v < vectors; v++) {
+                    k[v] = _mm512_xor_si512(_mm512_load_si512(codes + v * tile_bytes), flip);
+                    _mm_prefetch((const char *)((uintptr_t)ask + v * tile_bytes), _MM_HINT_T1);
+                }
+                KVT_UNROLL
+                for (size_t i = 0; i < rows * digits; i++) {
+                    __m512i q = broadcast(w + 4 * i);
+                    KVT_UNROLL
+                    for (size_t v = 0; v < vectors; v++) {
+                        size_t to = (i * chains + c) * vectors + v;
+                        sum[to] = dot(sum[to], k[v], q);
+                    }
+                }
+                codes += 64;
+                ask += 64;
+                w += rows * digits * 4;
             }
         }
-        for (size_t d = 0; d < call->dims_p; d += 4) {
-            __m512i k[4];
+        KVT_UNROLL
+        for (size_t i = 0; i < rows * digits; i++) {
             KVT_UNROLL
-            for (size_t v = 0; v < vectors; v++) {
-                k[v] = _mm512_xor_si512(_mm512_load_si512(codes + v * tile_bytes), flip);
-                _mm_prefetch((const char *)((uintptr_t)ask + v * tile_bytes), _MM_HINT_T1);
-            }
-            KVT_UNROLL
-            for (size_t i = 0; i < rows * digits; i++) {
-                __m512i q = broadcast(w + 4 * i);
+            for (size_t c = 1; c < chains; c++) {
                 KVT_UNROLL
                 for (size_t v = 0; v < vectors; v++)
-                    sum[i * vectors + v] = dot(sum[i * vectors + v], k[v], q);
+                    sum[i * chains * vectors + v] = _mm512_add_epi32(
+                        sum[i * chains * vectors + v], sum[(i * chains + c) * vectors + v]);
             }
-            codes += 64;
-            ask += 64;
-            w += rows * digits * 4;
         }
         ask += (vectors - 1) * tile_bytes;
         KVT_UNROLL
@@ -201,11 +214,11 @@ KVT_INLINE void qk_block(size_t digits, size_t rows, size_t vectors, const qk_ca
                 _mm256_loadu_si256((const __m256i *)(const void *)(call->scales + t + v * 16)));
             KVT_UNROLL
             for (size_t r = 0; r < rows; r++) {
-                __m512i x = sum[r * digits * vectors + v];
+                __m512i x = sum[r * digits * chains * vectors + v];
                 __m512 q_scale = _mm512_set1_ps(scales_of(call->packed)[row + r]);
                 if (digits == 2)
                     x = _mm512_add_epi32(_mm512_slli_epi32(x, 8),
-                                         sum[(r * digits + 1) * vectors + v]);
+                                         sum[(r * digits + 1) * chains * vectors + v]);
                 _mm512_store_ps(
                     call->s + (row + r) * KVT_TOKENS + t + v * 16,
                     _mm512_mul_ps(_mm512_cvtepi32_ps(x), _mm512_mul_ps(scale, q_scale)));
@@ -214,27 +227,27 @@ KVT_INLINE void qk_block(size_t digits, size_t rows, size_t vectors, const qk_ca
     }
 }
 
-#define QK_BLOCK(digits, rows, vectors)                                                            \
+#define QK_BLOCK(digits, rows, vectors, chains)                                                    \
     static __attribute__((noinline)) void qk_##digits##_##rows(                                    \
         const qk_call *call, size_t row, const unsigned char *weights, const unsigned char *ask)   \
     {                                                                                              \
-        qk_block(digits, rows, vectors, call, row, weights, ask);                                  \
+        qk_block(digits, rows, vectors, chains, call, row, weights, ask);                          \
     }
-QK_BLOCK(2, 1, 4)
-QK_BLOCK(2, 2, 4)
-QK_BLOCK(2, 3, 4)
-QK_BLOCK(2, 4, 2)
-QK_BLOCK(2, 5, 2)
-QK_BLOCK(2, 6, 2)
-QK_BLOCK(2, 7, 2)
-QK_BLOCK(1, 1, 4)
-QK_BLOCK(1, 2, 4)
-QK_BLOCK(1, 3, 4)
-QK_BLOCK(1, 4, 4)
-QK_BLOCK(1, 5, 4)
-QK_BLOCK(1, 6, 4)
-QK_BLOCK(1, 7, 2)
-QK_BLOCK(1, 8, 2)
+QK_BLOCK(2, 1, 1, 4)
+QK_BLOCK(2, 2, 1, 4)
+QK_BLOCK(2, 3, 1, 4)
+QK_BLOCK(2, 4, 1, 2)
+QK_BLOCK(2, 5, 1, 2)
+QK_BLOCK(2, 6, 1, 2)
+QK_BLOCK(2, 7, 1, 2)
+QK_BLOCK(1, 1, 1, 4)
+QK_BLOCK(1, 2, 1, 4)
+QK_BLOCK(1, 3, 1, 4)
+QK_BLOCK(1, 4, 1, 4)
+QK_BLOCK(1, 5, 1, 4)
+QK_BLOCK(1, 6, 1, 4)
+QK_BLOCK(1, 7, 1, 2)
+QK_BLOCK(1, 8, 1, 2)
 
 typedef void qk_block_function(const qk_call *, size_t, const unsigned char *,
                                const unsigned char *);
@@ -277,20 +290,10 @@ static void qk_i8_fast(const void *packed, size_t first, size_t rows, const void
 
 /* ---- weighted sums ---- */
 
-/*
- * A row's rounded weights, in groups of 4 tokens, [digit][4] each. Packing works within 128-bit
- * lanes, so lane j holds group j of each of the vectors of 16 tokens that were packed together (two
- * for two digits, all four for one): groups come in runs of tokens 16 apart.
- */
+/* A row's rounded weights: 16 groups of 4 tokens, [digit][4] each. */
 typedef struct pv_row {
     unsigned char digits[2 * KVT_TOKENS];
 } pv_row;
-
-/* How many groups lie in such a run. */
-KVT_INLINE size_t run_of(size_t digits)
-{
-    return digits == 2 ? 2 : 4;
-}
 
 /*
  * Weights p * scale of one row rounded to multiples of the largest: returns the multiple. scale:
@@ -319,10 +322,16 @@ KVT_INLINE float round_weights(size_t digits, const float *p, const __m512 *scal
     x[0] = _mm512_packus_epi32(x[0], x[1]);
     x[1] = _mm512_packus_epi32(x[2], x[3]);
     if (digits == 2) {
-        _mm512_storeu_si512(row->digits, _mm512_shuffle_epi8(x[0], split));
-        _mm512_storeu_si512(row->digits + 64, _mm512_shuffle_epi8(x[1], split));
+        const __m512i order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
+        KVT_UNROLL
+        for (size_t v = 0; v < 2; v++)
+            _mm512_storeu_si512(row->digits + 64 * v,
+                                _mm512_permutexvar_epi64(order, _mm512_shuffle_epi8(x[v], split)));
     } else {
-        _mm512_storeu_si512(row->digits, _mm512_packus_epi16(x[0], x[1]));
+        const __m512i order =
+            _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+        _mm512_storeu_si512(row->digits,
+                            _mm512_permutexvar_epi32(order, _mm512_packus_epi16(x[0], x[1])));
     }
     return largest / most;
 }
@@ -349,31 +358,23 @@ KVT_INLINE void pv_columns(size_t digits, size_t rows, size_t vectors, const pv_
     for (size_t i = 0; i < rows * digits * vectors; i++)
         sum[i] = _mm512_setzero_si512();
     ask += dim * 4;
-    for (size_t half = 0; half < 4 / run_of(digits); half++) {
-        for (size_t g = 0; g < 4; g++) {
-            KVT_UNROLL
-            for (size_t e = 0; e < run_of(digits); e++) {
-                __m512i value[8];
-                KVT_UNROLL
-                for (size_t v = 0; v < vectors; v++) {
-                    value[v] = _mm512_load_si512(codes + e * 4 * step + v * 64);
-                    _mm_prefetch((const char *)((uintptr_t)ask + e * 4 * step + v * 64),
-                                 _MM_HINT_T1);
-                }
-                KVT_UNROLL
-                for (size_t i = 0; i < rows * digits; i++) {
-                    __m512i p = broadcast(weights + i / digits * sizeof(pv_row) + i % digits * 4);
-                    KVT_UNROLL
-                    for (size_t v = 0; v < vectors; v++)
-                        sum[i * vectors + v] = dot(sum[i * vectors + v], p, value[v]);
-                }
-                weights += digits * 4;
-            }
-            codes += step;
-            ask += step;
+    for (size_t g = 0; g < KVT_TOKENS / 4; g++) {
+        __m512i value[8];
+        KVT_UNROLL
+        for (size_t v = 0; v < vectors; v++) {
+            value[v] = _mm512_load_si512(codes + v * 64);
+            _mm_prefetch((const char *)((uintptr_t)ask + v * 64), _MM_HINT_T1);
         }
-        codes += 4 * step;
-        ask += 4 * step;
+        KVT_UNROLL
+        for (size_t i = 0; i < rows * digits; i++) {
+            __m512i p = broadcast(weights + i / digits * sizeof(pv_row) + i % digits * 4);
+            KVT_UNROLL
+            for (size_t v = 0; v < vectors; v++)
+                sum[i * vectors + v] = dot(sum[i * vectors + v], p, value[v]);
+        }
+        weights += digits * 4;
+        codes += step;
+        ask += step;
     }
     KVT_UNROLL
     for (size_t r = 0; r < rows; r++) {
