@@ -547,6 +547,7 @@ const kvt_kernels kvt_kernels_avx2 = {
     .isa = "avx2",
 #define ENTRY(name) .name = kvt_avx2_##name,
     KVT_AVX2_APPEND_LIST(ENTRY)
+    KVT_AVX2_TURN_LIST(ENTRY)
 #undef ENTRY
     .qk_f32 = qk_f32,
     .qk_f16 = qk_f16,

@@ -1,6 +1,6 @@
 /*
- * What the two AVX2 files share: the compiler's dialect, sums over a register, and the kernels of
- * avx2_append.c that the table in avx2.c names. Included by these two files only.
+ * What the AVX2 files share: the compiler's dialect, transposes, and the kernels of avx2_append.c
+ * and avx2_turn.c that the table in avx2.c names. Included by these files only.
  */
 #ifndef KVT_AVX2_H
 #define KVT_AVX2_H
@@ -42,12 +42,65 @@ KVT_INLINE void kvt_store_128(void *to, __m128i x)
     _mm_storeu_si128((__m128i *)to, x);
 }
 
+/* ---- transposes ---- */
+
+/*
+ * Rows of eight 4-byte elements: x[i] becomes column i. Integers, though it serves f32 as well:
+ * the shuffles are the same, and groups of four codes are moved as one element.
+ */
+KVT_INLINE void kvt_transpose_8x8(__m256i x[8])
+{
+    __m256i y[8];
+    KVT_UNROLL
+    for (size_t i = 0; i < 4; i++) {
+        y[2 * i] = _mm256_unpacklo_epi32(x[2 * i], x[2 * i + 1]);
+        y[2 * i + 1] = _mm256_unpackhi_epi32(x[2 * i], x[2 * i + 1]);
+    }
+    __m256i z[8] = {
+        _mm256_unpacklo_epi64(y[0], y[2]), _mm256_unpackhi_epi64(y[0], y[2]),
+        _mm256_unpacklo_epi64(y[1], y[3]), _mm256_unpackhi_epi64(y[1], y[3]),
+        _mm256_unpacklo_epi64(y[4], y[6]), _mm256_unpackhi_epi64(y[4], y[6]),
+        _mm256_unpacklo_epi64(y[5], y[7]), _mm256_unpackhi_epi64(y[5], y[7]),
+    };
+    KVT_UNROLL
+    for (size_t i = 0; i < 4; i++) {
+        x[i] = _mm256_permute2x128_si256(z[i], z[i + 4], 0x20);
+        x[i + 4] = _mm256_permute2x128_si256(z[i], z[i + 4], 0x31);
+    }
+}
+
+/* Rows of eight 2-byte elements: x[i] becomes column i. */
+KVT_INLINE void kvt_transpose_8x8_16(__m128i x[8])
+{
+    __m128i y[8], z[8];
+    KVT_UNROLL
+    for (size_t i = 0; i < 4; i++) {
+        y[i] = _mm_unpacklo_epi16(x[i], x[i + 4]);
+        y[i + 4] = _mm_unpackhi_epi16(x[i], x[i + 4]);
+    }
+    /* Each step interleaves rows that are half of the rest apart. */
+    KVT_UNROLL
+    for (size_t i = 0; i < 2; i++) {
+        z[i] = _mm_unpacklo_epi16(y[i], y[i + 2]);
+        z[i + 2] = _mm_unpackhi_epi16(y[i], y[i + 2]);
+        z[i + 4] = _mm_unpacklo_epi16(y[i + 4], y[i + 6]);
+        z[i + 6] = _mm_unpackhi_epi16(y[i + 4], y[i + 6]);
+    }
+    KVT_UNROLL
+    for (size_t i = 0; i < 4; i++) {
+        x[2 * i] = _mm_unpacklo_epi16(z[2 * i], z[2 * i + 1]);
+        x[2 * i + 1] = _mm_unpackhi_epi16(z[2 * i], z[2 * i + 1]);
+    }
+}
+
 /* clang-format off */
 /* The entries of the table that avx2_append.c defines. */
 #define KVT_AVX2_APPEND_LIST(X)                                                                    \
     X(load_f32) X(load_f16) X(load_bf16) X(store_f16) X(store_bf16) X(rotate) X(unrotate)          \
     X(put_k_f32) X(put_k_f16) X(put_k_i8) X(put_v_f16) X(put_v_i8)                                 \
     X(get_k_i8) X(get_v_f16) X(get_v_i8) X(mean_k_i8)
+/* And those of avx2_turn.c. */
+#define KVT_AVX2_TURN_LIST(X) X(turn_f32) X(turn_f16) X(turn_i8) X(add_scaled)
 /* clang-format on */
 
 /* Their prototypes, and those of kernels that nobody defines: a name is checked by its use. */

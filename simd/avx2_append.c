@@ -239,57 +239,6 @@ void kvt_avx2_unrotate(float *x, const float *sign, size_t dims, size_t block, f
     transform(x, NULL, dims, block, scale, sign);
 }
 
-/* ---- transposes ---- */
-
-/*
- * Rows of eight 4-byte elements: x[i] becomes column i. Integers, though it serves f32 as well:
- * the shuffles are the same, and groups of four codes are moved as one element.
- */
-KVT_INLINE void transpose_8x8(__m256i x[8])
-{
-    __m256i y[8];
-    KVT_UNROLL
-    for (size_t i = 0; i < 4; i++) {
-        y[2 * i] = _mm256_unpacklo_epi32(x[2 * i], x[2 * i + 1]);
-        y[2 * i + 1] = _mm256_unpackhi_epi32(x[2 * i], x[2 * i + 1]);
-    }
-    __m256i z[8] = {
-        _mm256_unpacklo_epi64(y[0], y[2]), _mm256_unpackhi_epi64(y[0], y[2]),
-        _mm256_unpacklo_epi64(y[1], y[3]), _mm256_unpackhi_epi64(y[1], y[3]),
-        _mm256_unpacklo_epi64(y[4], y[6]), _mm256_unpackhi_epi64(y[4], y[6]),
-        _mm256_unpacklo_epi64(y[5], y[7]), _mm256_unpackhi_epi64(y[5], y[7]),
-    };
-    KVT_UNROLL
-    for (size_t i = 0; i < 4; i++) {
-        x[i] = _mm256_permute2x128_si256(z[i], z[i + 4], 0x20);
-        x[i + 4] = _mm256_permute2x128_si256(z[i], z[i + 4], 0x31);
-    }
-}
-
-/* Rows of eight 2-byte elements: x[i] becomes column i. */
-KVT_INLINE void transpose_8x8_16(__m128i x[8])
-{
-    __m128i y[8], z[8];
-    KVT_UNROLL
-    for (size_t i = 0; i < 4; i++) {
-        y[i] = _mm_unpacklo_epi16(x[i], x[i + 4]);
-        y[i + 4] = _mm_unpackhi_epi16(x[i], x[i + 4]);
-    }
-    /* Each step interleaves rows that are half of the rest apart. */
-    KVT_UNROLL
-    for (size_t i = 0; i < 2; i++) {
-        z[i] = _mm_unpacklo_epi16(y[i], y[i + 2]);
-        z[i + 2] = _mm_unpackhi_epi16(y[i], y[i + 2]);
-        z[i + 4] = _mm_unpacklo_epi16(y[i + 4], y[i + 6]);
-        z[i + 6] = _mm_unpackhi_epi16(y[i + 4], y[i + 6]);
-    }
-    KVT_UNROLL
-    for (size_t i = 0; i < 4; i++) {
-        x[2 * i] = _mm_unpacklo_epi16(z[2 * i], z[2 * i + 1]);
-        x[2 * i + 1] = _mm_unpackhi_epi16(z[2 * i], z[2 * i + 1]);
-    }
-}
-
 /* ---- storing 32 and 16 bits ---- */
 
 /*
@@ -310,7 +259,7 @@ int kvt_avx2_put_k_f32(const float *x, size_t ldx, size_t n, size_t dims, size_t
                 KVT_UNROLL
                 for (size_t j = 0; j < 8; j++)
                     y[j] = kvt_load_256(x + (i + j) * ldx + d);
-                transpose_8x8(y);
+                kvt_transpose_8x8(y);
                 KVT_UNROLL
                 for (size_t j = 0; j < 8; j++)
                     kvt_store_256(to + (d + j) * 16 + i, y[j]);
@@ -344,7 +293,7 @@ int kvt_avx2_put_k_f16(const float *x, size_t ldx, size_t n, size_t dims, size_t
             KVT_UNROLL
             for (size_t j = 0; j < 8; j++)
                 y[j] = to_f16_checked(x + (i + j) * ldx + d, &largest);
-            transpose_8x8_16(y);
+            kvt_transpose_8x8_16(y);
             KVT_UNROLL
             for (size_t j = 0; j < 8; j++)
                 kvt_store_128(to + (d + j) * 16 + i, y[j]);
@@ -475,7 +424,7 @@ int kvt_avx2_put_k_i8(const float *x, size_t ldx, size_t n, size_t dims, size_t 
                 KVT_UNROLL
                 for (size_t j = 0; j < 8; j++)
                     y[j] = code_32(x + (i + j) * ldx + d, _mm256_set1_ps(reciprocal[i + j]));
-                transpose_8x8(y);
+                kvt_transpose_8x8(y);
                 KVT_UNROLL
                 for (size_t j = 0; j < 8; j++)
                     kvt_store_256(to + (d / 4 + j) * 64 + i * 4, y[j]);

@@ -9,11 +9,13 @@
  * environment (to nearest, no flush to zero), which the callers in src/ set.
  *
  * Rules that the checker holds them to:
- *  - put_*, mean_*, rotate, unrotate, load_*, store_*: the same bytes as scalar. docs/numerics.md
- *    specifies them.
- *  - qk_*, pv_*, dot_*, logits, alibi, softmax, merge, finish: within a bound of scalar.
- *  - In qk_*, pv_* and softmax the result of a row depends on nothing but that row: not on how many
- *    rows there are, nor on their order. (So a query's result does not depend on its batch.)
+ *  - put_*, mean_*, rotate, unrotate, load_*, store_*, turn_*: the same bytes as scalar.
+ *    docs/numerics.md specifies them.
+ *  - qk_*, pv_*, dot_*, logits, alibi, softmax, add_scaled, merge, finish: within a bound of
+ *    scalar.
+ *  - In qk_*, pv_*, softmax and add_scaled the result of a row depends on nothing but that row: not
+ *    on how many rows there are, nor on their order. (So a query's result does not depend on its
+ *    batch.)
  *
  * i8 is multiplied in one of three ways (docs/numerics.md, "Attention"):
  *   qk_i8, pv_i8            f32: codes are widened and multiplied as f32
@@ -169,6 +171,15 @@ static inline size_t kvt_packed_bytes(size_t rows, size_t dims_p)
     /* (1 when the block and all before it are masked). s 64-byte aligned. */                      \
     X(void, softmax, (float *s, size_t rows, size_t n, const float *add, float scale, float *m,    \
                       float *l, float *alpha))                                                     \
+    /* V as the first dims of K: out = K's dims 0 .. v_dims_p - 1 of all 64 slots in V's order */  \
+    /* (tile.h). codes and out 64-byte aligned, v_dims_p <= dims_p, both multiples of 16. Dead */  \
+    /* slots are copied as they are. */                                                            \
+    X(void, turn_f32, (const void *codes, size_t dims_p, size_t v_dims_p, void *out))              \
+    X(void, turn_f16, (const void *codes, size_t dims_p, size_t v_dims_p, void *out))              \
+    X(void, turn_i8, (const void *codes, size_t dims_p, size_t v_dims_p, void *out))               \
+    /* acc[r * ldacc + i] += coefficients[r] * x[i] for i < n, a multiple of 16. */                \
+    X(void, add_scaled, (float *acc, size_t ldacc, size_t rows, const float *coefficients,         \
+                         const float *x, size_t n))                                                \
     /* Merge a second softmax (m2, l2, acc2[dims_p]) into (m, l, acc). */                          \
     X(void, merge, (float *acc, float *m, float *l, const float *acc2, float m2, float l2,         \
                     size_t dims_p))                                                                \

@@ -526,6 +526,47 @@ static void pv_i8_fast(const float *p, size_t rows, const void *codes, const uin
     pv_i8_near(p, rows, codes, scales, n_tokens, dims_p, alpha, next, acc, ldacc);
 }
 
+/* ---- V as the first dims of K ---- */
+
+static void turn_f32(const void *codes, size_t dims_p, size_t v_dims_p, void *out)
+{
+    const uint32_t *k = codes;
+    uint32_t *v = out;
+    for (size_t t = 0; t < KVT_TOKENS; t++)
+        for (size_t d = 0; d < v_dims_p; d++)
+            v[kvt_vw_index(t, d, v_dims_p)] = k[kvt_kw_index(t, d, dims_p)];
+}
+
+static void turn_f16(const void *codes, size_t dims_p, size_t v_dims_p, void *out)
+{
+    const uint16_t *k = codes;
+    uint16_t *v = out;
+    for (size_t t = 0; t < KVT_TOKENS; t++)
+        for (size_t d = 0; d < v_dims_p; d++)
+            v[kvt_vw_index(t, d, v_dims_p)] = k[kvt_kw_index(t, d, dims_p)];
+}
+
+/* Four tokens by four dims lie together on both sides, one order the transpose of the other. */
+static void turn_i8(const void *codes, size_t dims_p, size_t v_dims_p, void *out)
+{
+    for (size_t t = 0; t < KVT_TOKENS; t += 4)
+        for (size_t d = 0; d < v_dims_p; d += 4) {
+            const uint8_t *k = (const uint8_t *)codes + kvt_k8_index(t, d, dims_p);
+            uint8_t *v = (uint8_t *)out + kvt_v8_index(t, d, v_dims_p);
+            for (size_t i = 0; i < 4; i++)
+                for (size_t j = 0; j < 4; j++)
+                    v[j * 4 + i] = k[i * 4 + j];
+        }
+}
+
+static void add_scaled(float *acc, size_t ldacc, size_t rows, const float *coefficients,
+                       const float *x, size_t n)
+{
+    for (size_t r = 0; r < rows; r++)
+        for (size_t i = 0; i < n; i++)
+            acc[r * ldacc + i] += coefficients[r] * x[i];
+}
+
 /* ---- softmax ---- */
 
 static void logits(float *s, size_t n, float add, float scale, float softcap)
