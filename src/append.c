@@ -5,7 +5,7 @@
  * offset of a block may be the mean of the block before it. Tokens pass through a small buffer
  * of f32 rows, at most a tile at a time. Nothing is visible before finish marks the layer, so a
  * value that cannot be stored leaves the sequence as it was: slots beyond the visible tokens
- * may hold anything.
+ * may hold anything. Where V is in K, every task is K's.
  */
 #include "fpenv.h"
 #include "internal.h"
@@ -194,13 +194,13 @@ kvt_status kvt_append_task(kvt_append_plan *plan, size_t i)
     if (plan->step_ != plan->seq_->step || !plan->seq_->pending ||
         plan->seq_->appended[plan->layer_])
         return kvt_fail(cache, KVT_ERR_STATE, "kvt_append_task: the plan is of an earlier step");
-    side = i % 2 ? KVT_SIDE_V : KVT_SIDE_K;
     job.kernels = &cache->kernels;
     job.group_index = cache->layers[plan->layer_].group;
     job.layer_index = cache->layers[plan->layer_].index;
     job.group = &cache->groups[job.group_index];
     job.seq = plan->seq_;
-    job.head = i / 2;
+    side = i % 2 && !job.group->v_in_k ? KVT_SIDE_V : KVT_SIDE_K;
+    job.head = job.group->v_in_k ? i : i / 2;
     job.view = &view;
     /* Cheap, and keeps the plan free of anything but the caller's own arguments. */
     kvt_view_make(cache, side == KVT_SIDE_K ? &plan->k_ : &plan->v_, "k or v", plan->seq_->pending,
@@ -226,6 +226,7 @@ kvt_status kvt_append_task(kvt_append_plan *plan, size_t i)
 kvt_status kvt_append_plan_init(kvt_append_plan *plan, kvt_seq *seq, uint32_t layer,
                                 const kvt_tensor *k, const kvt_tensor *v)
 {
+    const kvt_group *group;
     const kvt_group_config *config;
     kvt_view view;
     kvt_status status;
@@ -242,19 +243,25 @@ kvt_status kvt_append_plan_init(kvt_append_plan *plan, kvt_seq *seq, uint32_t la
     if (seq->appended[layer])
         return kvt_fail(seq->cache, KVT_ERR_STATE, "kvt_append: layer %u has its tokens already",
                         layer);
-    config = &seq->cache->groups[seq->cache->layers[layer].group].config;
+    group = &seq->cache->groups[seq->cache->layers[layer].group];
+    config = &group->config;
+    if (group->v_in_k && v)
+        return kvt_fail(seq->cache, KVT_ERR_ARG,
+                        "kvt_append: v is not NULL, but V of layer %u is the first dims of K",
+                        layer);
     status =
         kvt_view_make(seq->cache, k, "k", seq->pending, config->n_kv_heads, config->k_dim, &view);
-    if (status == KVT_OK)
+    if (status == KVT_OK && !group->v_in_k)
         status = kvt_view_make(seq->cache, v, "v", seq->pending, config->n_kv_heads, config->v_dim,
                                &view);
     if (status != KVT_OK)
         return status;
     memset(plan, 0, sizeof *plan);
-    plan->n_tasks = (size_t)config->n_kv_heads * 2;
+    plan->n_tasks = (size_t)config->n_kv_heads * (group->v_in_k ? 1 : 2);
     plan->seq_ = seq;
     plan->k_ = *k;
-    plan->v_ = *v;
+    if (v)
+        plan->v_ = *v;
     plan->step_ = seq->step;
     plan->layer_ = layer;
     return KVT_OK;
@@ -297,7 +304,8 @@ kvt_status kvt_append(kvt_seq *seq, uint32_t layer, const kvt_tensor *k, const k
     if (status != KVT_OK)
         return status;
     config = &seq->cache->groups[seq->cache->layers[layer].group].config;
-    if (seq->pending * config->n_kv_heads * (config->k_dim + config->v_dim) < PARALLEL_FROM) {
+    if (seq->pending * config->n_kv_heads * (config->k_dim + (v ? config->v_dim : 0)) <
+        PARALLEL_FROM) {
         for (size_t i = 0; i < plan.n_tasks; i++)
             run_task(&plan, i);
     } else {

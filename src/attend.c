@@ -61,10 +61,19 @@ static size_t small_floats(size_t rows)
     return kvt_round_up(rows, 16);
 }
 
+/* What V in K needs beside it. */
+static size_t turned_floats(const kvt_layout *layout, size_t rows)
+{
+    if (!layout->turned_bytes)
+        return 0;
+    return layout->turned_bytes / sizeof(float) +
+           (layout->k_offset_bytes ? layout->v_dims + small_floats(rows) : 0);
+}
+
 static size_t work_floats(const kvt_layout *layout, size_t rows)
 {
     return 2 * rows * layout->k_dims + rows * KVT_TOKENS + 2 * small_floats(rows) +
-           kvt_packed_bytes(rows, layout->k_dims) / sizeof(float);
+           kvt_packed_bytes(rows, layout->k_dims) / sizeof(float) + turned_floats(layout, rows);
 }
 
 /* ---- plan ---- */
@@ -332,6 +341,9 @@ static void unit_at(const kvt_attend_plan *plan, size_t i, float *slice, kvt_uni
     u->alpha = u->scores + u->rows * KVT_TOKENS;
     u->add = u->alpha + small_floats(u->rows);
     u->packed = u->add + small_floats(u->rows);
+    u->turned = (unsigned char *)u->packed + kvt_packed_bytes(u->rows, layout->k_dims);
+    u->offset = (float *)u->turned + layout->turned_bytes / sizeof(float);
+    u->weights = u->offset + layout->v_dims;
 }
 
 /* The j-th result in a unit's slice: they lie behind its working memory. */

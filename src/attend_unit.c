@@ -116,20 +116,76 @@ static void scores_of(const kvt_unit *u, size_t from, const unsigned char *recor
                                             u->scores + from * KVT_TOKENS);
 }
 
+/* Sum of a row's weights: 16 lanes, so that a compiler can vectorize it, in a fixed order. */
+static float sum_of(const float *p)
+{
+    float lane[16];
+    memcpy(lane, p, sizeof lane);
+    for (size_t t = 16; t < KVT_TOKENS; t += 16)
+        for (size_t i = 0; i < 16; i++)
+            lane[i] += p[t + i];
+    for (size_t h = 8; h > 0; h /= 2)
+        for (size_t i = 0; i < h; i++)
+            lane[i] += lane[i + h];
+    return lane[0];
+}
+
+/* V in K: a block's codes in the order that the weighted sum takes, in the unit's own memory. */
+static void turn_values(const kvt_unit *u, const unsigned char *record)
+{
+    const kvt_kernels *k = &u->cache->kernels;
+    const kvt_layout *layout = &u->group->layout;
+    kvt_type type = u->group->config.k_type;
+    (type == KVT_TYPE_F32 ? k->turn_f32
+     : type == KVT_TYPE_F16
+         ? k->turn_f16
+         : k->turn_i8)(record + layout->k_codes, layout->k_dims, layout->v_dims, u->turned);
+}
+
+/*
+ * V in K with an offset: sum_t p[t] * (code[t] * scale[t] + offset) is what pv has summed up and
+ * the offset times the row's weights. acc stays in the stored domain, rotated back once a row by
+ * kvt_unit_store instead of once a token; so the offset is taken there, once a block.
+ */
+static void add_offset(const kvt_unit *u, size_t from, const unsigned char *record, float *acc)
+{
+    const kvt_kernels *k = &u->cache->kernels;
+    const kvt_group *group = u->group;
+    size_t dims = group->config.v_dim, dims_p = group->layout.v_dims;
+
+    (void)k->load_f16(record + group->layout.k_offset, u->offset, dims); /* finite as stored */
+    memset(u->offset + dims, 0, (dims_p - dims) * sizeof *u->offset);
+    if (group->rotates) /* v_dim is a multiple of the block, so that K's first signs are V's */
+        k->rotate(u->offset, group->signs + u->kv_head * group->config.k_dim, dims,
+                  group->rotation_block, group->rotation_scale_k);
+    for (size_t r = from; r < u->rows; r++)
+        u->weights[r] = sum_of(u->scores + r * KVT_TOKENS);
+    k->add_scaled(acc + from * dims_p, dims_p, u->rows - from, u->weights + from, u->offset,
+                  dims_p);
+}
+
 /* acc = acc * alpha + scores * V for the rows from `from` on. */
 static void weigh_values(const kvt_unit *u, size_t from, const unsigned char *record, size_t n,
                          const void *next, float *acc)
 {
     const kvt_kernels *k = &u->cache->kernels;
-    const kvt_layout *layout = &u->group->layout;
-    kvt_type type = u->group->config.v_type;
+    const kvt_group *group = u->group;
+    const kvt_layout *layout = &group->layout;
+    kvt_type type = group->config.v_type;
+    const void *codes = group->v_in_k ? u->turned : record + layout->v_codes;
+    const unsigned char *scales = record + (group->v_in_k ? layout->k_scales : layout->v_scales);
+
+    if (group->v_in_k)
+        turn_values(u, record);
     (is_integer(u, type)    ? (is_fast(u) ? k->pv_i8_fast : k->pv_i8_near)
      : type == KVT_TYPE_F32 ? k->pv_f32
-     : type == KVT_TYPE_F16
-         ? k->pv_f16
-         : k->pv_i8)(u->scores + from * KVT_TOKENS, u->rows - from, record + layout->v_codes,
-                     (const uint16_t *)(const void *)(record + layout->v_scales), n, layout->v_dims,
-                     u->alpha + from, next, acc + from * layout->v_dims, layout->v_dims);
+     : type == KVT_TYPE_F16 ? k->pv_f16
+                            : k->pv_i8)(u->scores + from * KVT_TOKENS, u->rows - from, codes,
+                                        (const uint16_t *)(const void *)scales, n, layout->v_dims,
+                                        u->alpha + from, next, acc + from * layout->v_dims,
+                                        layout->v_dims);
+    if (group->v_in_k && group->offsets)
+        add_offset(u, from, record, acc);
 }
 
 /* What softmax does not do: soft-cap, ALiBi and masks, for one row that sees n tokens. */
@@ -200,9 +256,10 @@ static void attend_block(const kvt_unit *u, size_t block_row, kvt_part out)
                                u->layer_index, u->kv_head);
     while (kvt_unit_visible(u, from) <= first_token)
         from++;
-    scores_of(u, from, record, n, record + layout->v_codes);
+    /* V in K is there already: the block's next product reads the next block's K. */
+    scores_of(u, from, record, n, u->group->v_in_k ? next : record + layout->v_codes);
     soften(u, from, block_row, n, record, out);
-    weigh_values(u, from, record, n, next, out.acc);
+    weigh_values(u, from, record, n, u->group->v_in_k ? NULL : next, out.acc);
 }
 
 void kvt_unit_range(const kvt_unit *u, size_t range, kvt_part out)
@@ -263,6 +320,11 @@ int kvt_unit_store(const kvt_unit *u, kvt_part result, const kvt_view *out)
         float sink = u->args->sink_logits ? u->args->sink_logits[head] : -INFINITY;
         float lse = k->finish(acc, dims, result.m[r], result.l[r], sink);
         unit_row row = {result.m[r], lse, kvt_unit_visible(u, r), u->item->mask != NULL};
+        /* Where nothing is visible the zeros stay zeros, none of them negative. */
+        if (u->group->v_in_k && u->group->rotates && row.m != -INFINITY)
+            k->unrotate(acc, u->group->signs + u->kv_head * u->group->config.k_dim,
+                        u->group->config.v_dim, u->group->rotation_block,
+                        u->group->rotation_scale_q);
         sound &= is_sound(&row, acc, u->group->config.v_dim);
         kvt_view_store(k, out, query, head, u->group->config.v_dim, acc);
         if (u->args->lse)

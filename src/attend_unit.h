@@ -37,6 +37,10 @@ typedef struct kvt_unit {
     float *q, *q_stored, *scores; /* [rows][k_dims], [rows][k_dims] rotated, [rows][64] */
     float *alpha, *add;           /* [rows] each */
     void *packed;                 /* q_stored as the integer kernels take it */
+    /* V in K only: a block's V, its offset in the stored domain, and the rows' sums of weights */
+    void *turned;
+    float *offset; /* [v_dims] */
+    float *weights;
 } kvt_unit;
 
 /* What became of a unit. */

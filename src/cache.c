@@ -34,21 +34,52 @@ static size_t element_bytes(kvt_type type)
     return type == KVT_TYPE_F32 ? 4 : type == KVT_TYPE_F16 ? 2 : 1;
 }
 
+size_t kvt_rotation_block(size_t dims)
+{
+    return dims & (~dims + 1);
+}
+
+/*
+ * A rotation mixes runs of dims. V has to consist of whole runs, since the sum of p * V is formed
+ * in the rotated domain and rotated back.
+ */
+const char *kvt_v_in_k_fault(uint32_t flags, uint32_t k_dim, uint32_t v_dim, kvt_type k_type,
+                             kvt_type v_type)
+{
+    if (!(flags & KVT_GROUP_V_IN_K))
+        return NULL;
+    if (v_dim > k_dim)
+        return "v_dim is above k_dim";
+    if (v_type != k_type)
+        return "v_type is not k_type";
+    if (k_type == KVT_TYPE_I8 && !(flags & KVT_GROUP_NO_ROTATION) &&
+        v_dim % kvt_rotation_block(k_dim))
+        return "v_dim is no multiple of the dims that are rotated together, the largest power of "
+               "two dividing k_dim";
+    return NULL;
+}
+
 /*
  * Sizes of a group's records. Dims and heads are bounded, so nothing overflows below a head's
  * record; layers are bounded too: 1024 * 1024 heads of about 1 MiB stay far below 2^63.
  */
 static void make_layout(const kvt_group_config *config, int offsets, kvt_layout *layout)
 {
-    size_t at = 0;
+    size_t at = 0, v_bytes;
     layout->k_dims = kvt_round_up(config->k_dim, 16);
     layout->v_dims = kvt_round_up(config->v_dim, 16);
     layout->k_code_bytes = layout->k_dims * KVT_TOKENS * element_bytes(config->k_type);
-    layout->v_code_bytes = layout->v_dims * KVT_TOKENS * element_bytes(config->v_type);
+    v_bytes = layout->v_dims * KVT_TOKENS * element_bytes(config->v_type);
+    layout->v_code_bytes = v_bytes;
     layout->k_scale_bytes = config->k_type == KVT_TYPE_I8 ? KVT_TOKENS * sizeof(uint16_t) : 0;
     layout->v_scale_bytes = config->v_type == KVT_TYPE_I8 ? KVT_TOKENS * sizeof(uint16_t) : 0;
     layout->k_offset_bytes = offsets ? kvt_round_up(layout->k_dims * sizeof(uint16_t), 64) : 0;
 
+    layout->turned_bytes = 0;
+    if (config->flags & KVT_GROUP_V_IN_K) {
+        layout->turned_bytes = v_bytes;
+        layout->v_code_bytes = layout->v_scale_bytes = 0;
+    }
     layout->k_codes = at;
     layout->k_scales = at += layout->k_code_bytes;
     layout->k_offset = at += layout->k_scale_bytes;
@@ -61,6 +92,8 @@ static void make_layout(const kvt_group_config *config, int offsets, kvt_layout 
 
 static kvt_status check_group(const kvt_config *config, uint32_t g, const kvt_group_config *group)
 {
+    const char *fault;
+
     if (group->n_layers == 0 || group->n_q_heads == 0 || group->n_kv_heads == 0)
         return refuse(config, KVT_ERR_ARG, "group %u: n_layers, n_q_heads or n_kv_heads is 0", g);
     if (group->n_layers > KVT_MAX_LAYERS)
@@ -81,9 +114,13 @@ static kvt_status check_group(const kvt_config *config, uint32_t g, const kvt_gr
     if ((unsigned)group->k_type > KVT_TYPE_I8 || (unsigned)group->v_type > KVT_TYPE_I8)
         return refuse(config, KVT_ERR_ARG, "group %u: unknown k_type %d or v_type %d", g,
                       (int)group->k_type, (int)group->v_type);
-    if (group->flags & ~(KVT_GROUP_NO_ROTATION | KVT_GROUP_NO_OFFSET))
+    if (group->flags & ~(KVT_GROUP_NO_ROTATION | KVT_GROUP_NO_OFFSET | KVT_GROUP_V_IN_K))
         return refuse(config, KVT_ERR_ARG, "group %u: unknown flags 0x%x", g,
                       (unsigned)group->flags);
+    fault =
+        kvt_v_in_k_fault(group->flags, group->k_dim, group->v_dim, group->k_type, group->v_type);
+    if (fault)
+        return refuse(config, KVT_ERR_ARG, "group %u: KVT_GROUP_V_IN_K, but %s", g, fault);
     return KVT_OK;
 }
 
@@ -95,11 +132,12 @@ static void make_group(const kvt_group_config *config, kvt_group *group)
     group->config.layers = NULL;
     group->rotates = config->k_type == KVT_TYPE_I8 && !(config->flags & KVT_GROUP_NO_ROTATION);
     group->offsets = config->k_type == KVT_TYPE_I8 && !(config->flags & KVT_GROUP_NO_OFFSET);
+    group->v_in_k = (config->flags & KVT_GROUP_V_IN_K) != 0;
     make_layout(config, (int)group->offsets, &group->layout);
 
-    while (config->k_dim % (2u << log2_block) == 0)
+    group->rotation_block = kvt_rotation_block(config->k_dim);
+    while ((size_t)2 << log2_block <= group->rotation_block)
         log2_block++;
-    group->rotation_block = (size_t)1 << log2_block;
     /* Powers of two, so that scaling is exact. K's is near 1 / sqrt(block). */
     group->rotation_scale_k = 1.0f / (float)(1u << log2_block / 2);
     group->rotation_scale_q = 1.0f / (float)(1u << (log2_block - log2_block / 2));
@@ -351,9 +389,10 @@ double kvt_cache_bytes_per_token(const kvt_cache *cache)
         const kvt_group *group = &cache->groups[g];
         const kvt_group_config *config = &group->config;
         double head =
-            (double)(config->k_dim * element_bytes(config->k_type) +
-                     config->v_dim * element_bytes(config->v_type)) +
+            (double)(config->k_dim * element_bytes(config->k_type)) +
             (double)(group->layout.k_scale_bytes + group->layout.v_scale_bytes) / KVT_TOKENS;
+        if (!group->v_in_k)
+            head += (double)(config->v_dim * element_bytes(config->v_type));
         if (group->offsets)
             head += (double)(config->k_dim * sizeof(uint16_t)) / KVT_TOKENS;
         bytes += head * config->n_kv_heads * config->n_layers;

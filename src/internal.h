@@ -29,6 +29,7 @@ typedef struct kvt_layout {
     size_t head_bytes;                                   /* record of a head: a multiple of 64 */
     size_t layer_bytes;                                  /* n_kv_heads records */
     size_t block_bytes;                                  /* n_layers layers */
+    size_t turned_bytes; /* V in K: of a block's V of one head, turned for a product; else 0 */
 } kvt_layout;
 
 typedef struct kvt_group {
@@ -36,6 +37,7 @@ typedef struct kvt_group {
     kvt_layout layout;
     uint32_t rotates;       /* K is i8 and rotated */
     uint32_t offsets;       /* K is i8 and has an offset */
+    uint32_t v_in_k;        /* V is K's first dims: there are no V codes and scales */
     size_t rotation_block;  /* dims rotated together: largest power of two dividing k_dim */
     float rotation_scale_k; /* powers of two; their product is 1 / rotation_block */
     float rotation_scale_q;
@@ -202,6 +204,11 @@ void kvt_blocks_trim(kvt_cache *cache);
 
 /* Drop one reference; the last one frees the cache. */
 void kvt_cache_release(kvt_cache *cache);
+/* Largest power of two that divides dims: how many are rotated together. */
+size_t kvt_rotation_block(size_t dims);
+/* Why V cannot be K's first dims though the flags say so; NULL when it can, or need not. */
+const char *kvt_v_in_k_fault(uint32_t flags, uint32_t k_dim, uint32_t v_dim, kvt_type k_type,
+                             kvt_type v_type);
 
 /* ---- sequence.c ---- */
 

@@ -73,6 +73,12 @@ static void read_v(const reader *r, uint64_t token, size_t head, float *x)
     const kvt_layout *layout = &r->group->layout;
     const unsigned char *record = record_of(r, token, head);
 
+    if (r->group->v_in_k) { /* as kvt_read has K: the bits are to be the same */
+        float row[KVT_MAX_DIM];
+        read_k(r, token, head, row);
+        memcpy(x, row, config->v_dim * sizeof *x);
+        return;
+    }
     (config->v_type == KVT_TYPE_F32 ? k->get_v_f32
      : config->v_type == KVT_TYPE_F16
          ? k->get_v_f16

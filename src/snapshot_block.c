@@ -18,16 +18,22 @@ static int has_offset(const kvt_snapshot_group *group)
     return group->k_type == KVT_TYPE_I8 && !(group->flags & KVT_GROUP_NO_OFFSET);
 }
 
+static int has_v(const kvt_snapshot_group *group)
+{
+    return !(group->flags & KVT_GROUP_V_IN_K);
+}
+
 uint32_t kvt_snap_shapes(const kvt_snapshot_group *group, uint32_t tokens, kvt_snap_shape *shapes,
                          size_t *bytes)
 {
     size_t heads = group->n_kv_heads;
     size_t k_tokens = kvt_round_up(tokens, KVT_TILE_TOKENS);
     size_t v_tokens = group->v_type == KVT_TYPE_I8 ? kvt_round_up(tokens, 4) : tokens;
-    uint32_t n_scales =
-        ((group->k_type == KVT_TYPE_I8 ? 1u : 0u) + (group->v_type == KVT_TYPE_I8 ? 1u : 0u)) *
-        group->n_kv_heads * tokens;
+    uint32_t n_scales = ((group->k_type == KVT_TYPE_I8 ? 1u : 0u) +
+                         (group->v_type == KVT_TYPE_I8 && has_v(group) ? 1u : 0u)) *
+                        group->n_kv_heads * tokens;
     size_t n_small = n_scales + (has_offset(group) ? heads * group->k_dim : 0);
+    uint32_t n = 1;
 
     memset(shapes, 0, KVT_SNAP_MAX_STREAMS * sizeof *shapes);
     shapes[0].kind = KVT_SNAP_KIND_K;
@@ -36,19 +42,24 @@ uint32_t kvt_snap_shapes(const kvt_snapshot_group *group, uint32_t tokens, kvt_s
     shapes[0].dims = group->k_dim;
     shapes[0].tokens = tokens;
     shapes[0].bytes = heads * k_tokens * group->k_dim * shapes[0].element;
-    shapes[1] = shapes[0];
-    shapes[1].kind = KVT_SNAP_KIND_V;
-    shapes[1].element = (uint32_t)element_bytes(group->v_type);
-    shapes[1].dims = group->v_dim;
-    shapes[1].bytes = heads * v_tokens * group->v_dim * shapes[1].element;
-    *bytes = shapes[0].bytes + shapes[1].bytes + n_small * 2;
-    if (!n_small)
-        return 2;
-    shapes[2].kind = KVT_SNAP_KIND_SCALES;
-    shapes[2].element = 2;
-    shapes[2].plain = n_scales;
-    shapes[2].bytes = n_small * 2;
-    return 3;
+    *bytes = shapes[0].bytes + n_small * 2;
+    if (has_v(group)) {
+        kvt_snap_shape *v = &shapes[n++];
+        *v = shapes[0];
+        v->kind = KVT_SNAP_KIND_V;
+        v->element = (uint32_t)element_bytes(group->v_type);
+        v->dims = group->v_dim;
+        v->bytes = heads * v_tokens * group->v_dim * v->element;
+        *bytes += v->bytes;
+    }
+    if (n_small) {
+        kvt_snap_shape *small = &shapes[n++];
+        small->kind = KVT_SNAP_KIND_SCALES;
+        small->element = 2;
+        small->plain = n_scales;
+        small->bytes = n_small * 2;
+    }
+    return n;
 }
 
 size_t kvt_snap_layer_bytes(const kvt_snap_header *header)
@@ -131,14 +142,14 @@ void kvt_snap_gather(const kvt_group *group, const kvt_block *block, size_t laye
     for (h = 0; h < heads; h++)
         to = gather_k(group, kvt_head_record(group, block, layer_index, h) + layout->k_codes,
                       tokens, to);
-    for (h = 0; h < heads; h++)
+    for (h = 0; h < heads && !group->v_in_k; h++)
         to = gather_v(group, kvt_head_record(group, block, layer_index, h) + layout->v_codes,
                       tokens, to);
-    if (group->config.k_type == KVT_TYPE_I8)
+    if (layout->k_scale_bytes)
         for (h = 0; h < heads; h++, to += tokens * (size_t)2)
             memcpy(to, kvt_head_record(group, block, layer_index, h) + layout->k_scales,
                    tokens * (size_t)2);
-    if (group->config.v_type == KVT_TYPE_I8)
+    if (layout->v_scale_bytes)
         for (h = 0; h < heads; h++, to += tokens * (size_t)2)
             memcpy(to, kvt_head_record(group, block, layer_index, h) + layout->v_scales,
                    tokens * (size_t)2);
@@ -177,14 +188,14 @@ void kvt_snap_scatter(const kvt_group *group, kvt_block *block, size_t layer_ind
     for (h = 0; h < heads; h++)
         from = scatter_rows(kvt_head_record(group, block, layer_index, h) + layout->k_codes, tiles,
                             group->config.k_dim * k_row, layout->k_dims * k_row, from);
-    for (h = 0; h < heads; h++)
+    for (h = 0; h < heads && !group->v_in_k; h++)
         from = scatter_rows(kvt_head_record(group, block, layer_index, h) + layout->v_codes, v_rows,
                             group->config.v_dim * v_row, layout->v_dims * v_row, from);
-    if (group->config.k_type == KVT_TYPE_I8)
+    if (layout->k_scale_bytes)
         for (h = 0; h < heads; h++, from += tokens * (size_t)2)
             memcpy(kvt_head_record(group, block, layer_index, h) + layout->k_scales, from,
                    tokens * (size_t)2);
-    if (group->config.v_type == KVT_TYPE_I8)
+    if (layout->v_scale_bytes)
         for (h = 0; h < heads; h++, from += tokens * (size_t)2)
             memcpy(kvt_head_record(group, block, layer_index, h) + layout->v_scales, from,
                    tokens * (size_t)2);

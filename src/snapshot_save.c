@@ -256,7 +256,7 @@ static kvt_status put_block(saver *s, uint64_t b)
     native = s->codec.raw ? set_streams(s, n) : s->native.data;
     for (layer = 0; status == KVT_OK && layer < geometry->n_layers; layer++) {
         /* The first layer's values depend on the token alone: they repeat as tokens do. */
-        shapes[1].repeats = layers[layer] == 0;
+        shapes[1].repeats = shapes[1].kind == KVT_SNAP_KIND_V && layers[layer] == 0;
         kvt_snap_gather(&s->seq->cache->groups[group], block, layer, tokens, native);
         status = put_set(s, KVT_SNAP_LAYER, layer, shapes, n, native);
     }

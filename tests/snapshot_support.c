@@ -122,7 +122,8 @@ void model_append(const model *m, kvt_cache *cache, kvt_seq *seq, size_t n, size
                     fill_row(k + i * k_row, k_row, m->layers[g][l], first + i, 1);
                     fill_row(v + i * v_row, v_row, m->layers[g][l], first + i, 0);
                 }
-                expect_ok(cache, kvt_append(seq, m->layers[g][l], &k_view, &v_view));
+                expect_ok(cache, kvt_append(seq, m->layers[g][l], &k_view,
+                                            group->flags & KVT_GROUP_V_IN_K ? NULL : &v_view));
             }
             free(k);
             free(v);

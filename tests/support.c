@@ -81,6 +81,8 @@ tokens tokens_make(rng *r, size_t n, const kvt_group_config *group)
     tokens t = {n, group->n_kv_heads, group->k_dim, group->v_dim, NULL, NULL};
     t.k = rng_normals(r, n * t.kv_heads * t.k_dim);
     t.v = rng_normals(r, n * t.kv_heads * t.v_dim);
+    for (size_t i = 0; i < n * t.kv_heads && group->flags & KVT_GROUP_V_IN_K; i++)
+        memcpy(t.v + i * t.v_dim, t.k + i * t.k_dim, t.v_dim * sizeof *t.v);
     return t;
 }
 
@@ -102,7 +104,7 @@ void append_step(kvt_cache *cache, kvt_seq *seq, const kvt_group_config *group, 
         ids[i] = (int32_t)(first + i) * 3 + 1;
     expect_ok(cache, kvt_seq_begin(seq, n, NULL));
     for (uint32_t layer = 0; layer < group->n_layers; layer++)
-        expect_ok(cache, kvt_append(seq, layer, &k, &v));
+        expect_ok(cache, kvt_append(seq, layer, &k, group->flags & KVT_GROUP_V_IN_K ? NULL : &v));
     expect_ok(cache, kvt_seq_commit(seq, ids));
     free(ids);
 }

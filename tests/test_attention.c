@@ -21,6 +21,7 @@ typedef struct setup {
     double q_deviation;
     const char *isa;
     uint32_t flags;
+    float shift; /* of some dims of all keys: what an offset takes out */
 } setup;
 
 static errors attend_once(const setup *s, uint64_t seed)
@@ -48,6 +49,12 @@ static errors attend_once(const setup *s, uint64_t seed)
 
     for (size_t i = 0; i < (size_t)g->n_q_heads * g->k_dim; i++)
         q[i] *= (float)s->q_deviation;
+    for (size_t i = 0; i < s->n * g->n_kv_heads; i++)
+        for (size_t d = 0; d < g->k_dim; d += 13) {
+            t.k[i * g->k_dim + d] += s->shift;
+            if (g->flags & KVT_GROUP_V_IN_K && d < g->v_dim)
+                t.v[i * g->v_dim + d] += s->shift;
+        }
     expect_ok(cache, kvt_seq_create(cache, &seq));
     append_all(cache, seq, g, &t, 0, s->n, s->step);
     item.seq = seq;
@@ -67,7 +74,8 @@ static errors attend_once(const setup *s, uint64_t seed)
         double stored_lse =
             reference_row(q + h * g->k_dim, k, v, s->n, g->n_kv_heads, h / ratio, g->k_dim,
                           g->v_dim, scale, 0, NULL, NULL, 0, 0, -INFINITY, stored + h * g->v_dim);
-        assert_true(fabs((double)lse[h] - stored_lse) < lse_bound * (1 + fabs(true_lse)));
+        assert_true(fabs((double)lse[h] - stored_lse) <
+                    lse_bound * (1 + fabs(true_lse) + (double)s->shift));
         for (size_t i = 0; i < s->n; i++) {
             double logit = 0;
             for (size_t d = 0; d < g->k_dim; d++)
@@ -105,7 +113,9 @@ static const uint32_t lengths[] = {1,   2,   15,   16,   17,   63,   64,  65,
 
 /*
  * Bounds by type: f32 1e-6, f16 1e-3, i8 1.02 times the dequantized cache's own error. What
- * integer products add to that error: 2% of it, in fast mode 1.5 times.
+ * integer products add to that error: 2% of it, in fast mode 1.5 times. With V in K half a step of
+ * q's largest element beside it: an error of q moves the weights along V and stays, while the
+ * errors of the tokens average out.
  */
 static void check_errors(const setup *s, errors e, double factor)
 {
@@ -114,9 +124,12 @@ static void check_errors(const setup *s, errors e, double factor)
     double bound = worst == KVT_TYPE_F32   ? 1e-6 * factor
                    : worst == KVT_TYPE_F16 ? 1e-3
                                            : (fast ? 1.9 : 1.02) * e.dequant + 1e-6 * factor;
+    double steps = s->group.flags & KVT_GROUP_V_IN_K ? (fast ? 120 : 16000) : INFINITY;
     double added = 1e-6 * factor + (worst != KVT_TYPE_I8 || (s->flags & KVT_ATTEND_F32) ? 0
-                                    : fast ? 1.5 * e.dequant
-                                           : 0.02 * e.dequant);
+                                    : fast ? 1.5 * e.dequant + 2 / steps
+                                           : 0.02 * e.dequant + 2 / steps);
+    if (worst == KVT_TYPE_I8 && fast)
+        bound += 2 / steps;
     if (!(e.all < bound) || !(e.added < added))
         fail_msg("isa %s types %d/%d dims %u/%u heads %u:%u n %zu flags %u: error %g, bound %g "
                  "(dequant %g); added %g, bound %g",
@@ -192,6 +205,7 @@ static void every_ratio(void **state)
                     200,
                     1,
                     kvt_isa_name(isa),
+                    0,
                     0};
                 check_errors(&s, attend_once(&s, rng_next(&r)), 1);
             }
@@ -208,16 +222,69 @@ static void large_logits(void **state)
                        2000,
                        deviation,
                        kvt_isa_name(isa),
+                       0,
                        0};
             errors e = attend_once(&s, (uint64_t)deviation);
             check_errors(&s, e, 1 + e.logit);
         }
 }
 
+/*
+ * V in K: decoding with many query heads on one kv head. Against the input, and against double on
+ * what kvt_read gives, of which V is a part of K bit for bit.
+ */
+static void v_in_k(void **state)
+{
+    static const uint32_t shapes[][4] = {/* k_dim, v_dim, query heads, kv heads */
+                                         {576, 512, 16, 1}, {576, 512, 128, 1}, {576, 512, 33, 1},
+                                         {80, 64, 12, 2},   {128, 128, 8, 1},   {24, 8, 5, 5},
+                                         {64, 64, 3, 3}};
+    static const size_t counts[] = {1, 17, 64, 65, 700, 1025, 2100};
+    static const uint32_t modes[] = {0, KVT_ATTEND_F32, KVT_ATTEND_FAST};
+    double worst[3] = {0}, added[3] = {0};
+    rng r = {77};
+    int n_run = 0;
+    (void)state;
+    for (uint32_t isa = 0; kvt_isa_name(isa); isa++)
+        for (int type = 0; type < 3; type++)
+            for (size_t shape = 0; shape < sizeof shapes / sizeof *shapes; shape++)
+                for (size_t count = 0; count < sizeof counts / sizeof *counts; count++)
+                    for (uint32_t flags = 0; flags < (type == KVT_TYPE_I8 ? 4 : 1); flags++) {
+                        setup s = {0};
+                        errors e;
+                        size_t mode = (size_t)n_run++ % 3;
+                        size_t work = counts[count] * shapes[shape][0] * shapes[shape][2];
+                        if (work > (quick() ? 200000 : 20000000) ||
+                            (work > 1000000 && rng_below(&r, 4)))
+                            continue;
+                        s.group = group_of(1, shapes[shape][2], shapes[shape][3], shapes[shape][0],
+                                           shapes[shape][1], (kvt_type)type, (kvt_type)type);
+                        s.group.flags = flags | KVT_GROUP_V_IN_K;
+                        s.n = counts[count];
+                        s.step = 1 + rng_below(&r, 300);
+                        s.q_deviation = 1;
+                        s.isa = kvt_isa_name(isa);
+                        s.flags = modes[mode];
+                        s.shift = n_run / 3 % 2 ? 12 : 0;
+                        e = attend_once(&s, rng_next(&r));
+                        check_errors(&s, e, s.shift > 0 ? 1 + e.logit : 1);
+                        if (type < 2 && e.all > worst[type])
+                            worst[type] = e.all;
+                        if (type == 2 && s.n > 1 && mode < 2 && e.all / e.dequant > worst[2])
+                            worst[2] = e.all / e.dequant;
+                        if (type == 2 && s.n > 1 && e.added / e.dequant > added[mode])
+                            added[mode] = e.added / e.dequant;
+                    }
+    printf("largest relative L2: f32 %.2g, f16 %.2g; i8 at most %.4f of the dequantized cache's\n",
+           worst[0], worst[1], worst[2]);
+    printf("added to i8's own error, at most: near-exact %.4f, f32 %.2g, fast %.2f of it\n",
+           added[0], added[1], added[2]);
+}
+
 /* ---- options ---- */
 
 typedef struct options {
-    int causal, mask, softcap, alibi, sink, own_positions;
+    int causal, mask, softcap, alibi, sink, own_positions, v_in_k;
 } options;
 
 static void check_options(options o, const char *isa, kvt_type type, size_t n, size_t pending,
@@ -225,9 +292,9 @@ static void check_options(options o, const char *isa, kvt_type type, size_t n, s
 {
     rng r = {seed};
     kvt_group_config g = group_of(2, 6, 2, 80, 48, type, type);
-    kvt_cache *cache = cache_of(&g, n, 1, isa);
+    kvt_cache *cache = NULL;
     kvt_seq *seq = NULL;
-    tokens t = tokens_make(&r, n, &g);
+    tokens t;
     float *q = rng_normals(&r, n_q * 6 * 80), *out = malloc(n_q * 6 * 48 * sizeof *out);
     float lse[6 * 300], slopes[6], sinks[6];
     int32_t *positions = malloc(n * sizeof *positions),
@@ -242,6 +309,9 @@ static void check_options(options o, const char *isa, kvt_type type, size_t n, s
     double expected[48];
 
     assert_true(n_q <= 300);
+    g.flags = o.v_in_k ? KVT_GROUP_V_IN_K : 0;
+    t = tokens_make(&r, n, &g);
+    cache = cache_of(&g, n, 1, isa);
     expect_ok(cache, kvt_seq_create(cache, &seq));
     for (size_t i = 0; i < n; i++)
         positions[i] = (int32_t)(i * 2 + 5);
@@ -252,8 +322,8 @@ static void check_options(options o, const char *isa, kvt_type type, size_t n, s
         kvt_tensor ka = kvt_tensor_f32(t.k + first * 2 * 80),
                    va = kvt_tensor_f32(t.v + first * 2 * 48);
         expect_ok(cache, kvt_seq_begin(seq, count, positions + first));
-        expect_ok(cache, kvt_append(seq, 0, &ka, &va));
-        expect_ok(cache, kvt_append(seq, 1, &ka, &va));
+        expect_ok(cache, kvt_append(seq, 0, &ka, o.v_in_k ? NULL : &va));
+        expect_ok(cache, kvt_append(seq, 1, &ka, o.v_in_k ? NULL : &va));
         first += count;
         if (first <= n - pending)
             expect_ok(cache, kvt_seq_commit(seq, NULL));
@@ -309,9 +379,9 @@ static void check_options(options o, const char *isa, kvt_type type, size_t n, s
             error = relative_l2(out + (i * 6 + h) * 48, expected, 48);
             if (!(error < (type == KVT_TYPE_I8 ? 4e-4 : 2e-5)))
                 fail_msg("isa %s type %d n %zu pending %zu n_q %zu causal %d mask %d cap %d alibi "
-                         "%d sink %d: query %zu head %zu: error %g",
+                         "%d sink %d v in k %d: query %zu head %zu: error %g",
                          isa, (int)type, n, pending, n_q, o.causal, o.mask, o.softcap, o.alibi,
-                         o.sink, i, h, error);
+                         o.sink, o.v_in_k, i, h, error);
             assert_true(expected_lse == (double)lse[i * 6 + h] ||
                         fabs(expected_lse - (double)lse[i * 6 + h]) <
                             (type == KVT_TYPE_I8 ? 4e-4 : 1e-5));
@@ -333,8 +403,16 @@ static void options_against_the_reference(void **state)
     for (uint32_t isa = 0; kvt_isa_name(isa); isa++)
         for (size_t shape = 0; shape < sizeof shapes / sizeof *shapes; shape++)
             for (int bits = 0; bits < 32; bits += quick() ? 5 : 1) {
-                options o = {bits & 1,      bits >> 1 & 1, bits >> 2 & 1,
-                             bits >> 3 & 1, bits >> 4 & 1, (int)rng_below(&r, 2)};
+                options o = {bits & 1,
+                             bits >> 1 & 1,
+                             bits >> 2 & 1,
+                             bits >> 3 & 1,
+                             bits >> 4 & 1,
+                             (int)rng_below(&r, 2),
+                             0};
+                check_options(o, kvt_isa_name(isa), (kvt_type)rng_below(&r, 3), shapes[shape][0],
+                              shapes[shape][1], shapes[shape][2], rng_next(&r));
+                o.v_in_k = 1;
                 check_options(o, kvt_isa_name(isa), (kvt_type)rng_below(&r, 3), shapes[shape][0],
                               shapes[shape][1], shapes[shape][2], rng_next(&r));
             }
@@ -417,15 +495,20 @@ static void dead_tokens_change_nothing(void **state)
 {
     (void)state;
     for (uint32_t isa = 0; kvt_isa_name(isa); isa++)
-        for (int type = 0; type < 3; type++)
+        for (int type = 0; type < 6; type++) /* from 3 on with V in K */
             for (int trial = 0; trial < 100; trial += quick() ? 7 : 1) {
                 /* Small queries, then those around which i8's scores leave f32. */
                 int power = trial < 10 ? trial * 9 : 88 + trial % 10;
                 rng r = {(uint64_t)trial};
-                kvt_group_config g = group_of(1, 7, 1, 64, 64, (kvt_type)type, (kvt_type)type);
-                kvt_cache *cache = cache_of(&g, 64, 1, kvt_isa_name(isa));
-                tokens t = tokens_make(&r, 32, &g);
-                float *q = rng_normals(&r, 7 * 64), out[2][7 * 64], lse[2][7];
+                kvt_group_config g =
+                    group_of(1, 7, 1, 64, 64, (kvt_type)(type % 3), (kvt_type)(type % 3));
+                kvt_cache *cache;
+                tokens t;
+                float *q, out[2][7 * 64], lse[2][7];
+                g.flags = type < 3 ? 0 : KVT_GROUP_V_IN_K;
+                cache = cache_of(&g, 64, 1, kvt_isa_name(isa));
+                t = tokens_make(&r, 32, &g);
+                q = rng_normals(&r, 7 * 64);
                 for (size_t i = 0; i < 7 * 64; i++)
                     q[i] = ldexpf(q[i], power);
                 for (int dead = 0; dead < 2; dead++) {
@@ -473,9 +556,11 @@ static void same_bits_for_threads_batches_and_plans(void **state)
     const size_t lengths_of[N_SEQS] = {5000, 130, 1024};
     const size_t queries_of[N_SEQS] = {1, 40, 3};
     (void)state;
-    for (int type = 0; type < 3; type++) {
-        kvt_group_config g = group_of(1, HEADS, 2, DIM, DIM, (kvt_type)type, (kvt_type)type);
+    for (int type = 0; type < 4; type++) { /* 3: i8 with V in K */
+        kvt_type storage = type < 3 ? (kvt_type)type : KVT_TYPE_I8;
+        kvt_group_config g = group_of(1, HEADS, 2, DIM, DIM, storage, storage);
         float *reference[N_SEQS], *q[N_SEQS];
+        g.flags = type < 3 ? 0 : KVT_GROUP_V_IN_K;
         for (int threads = 0; threads < 5; threads++) {
             rng r = {123};
             kvt_config config = kvt_config_init();
@@ -655,6 +740,7 @@ int main(void)
         cmocka_unit_test(every_type_dim_ratio_and_length),
         cmocka_unit_test(every_ratio),
         cmocka_unit_test(large_logits),
+        cmocka_unit_test(v_in_k),
         cmocka_unit_test(options_against_the_reference),
         cmocka_unit_test(nothing_visible),
         cmocka_unit_test(overflow_is_refused),

@@ -88,9 +88,16 @@ typedef enum kvt_dtype {
 
 typedef enum kvt_side { KVT_SIDE_K = 0, KVT_SIDE_V = 1 } kvt_side;
 
-/* kvt_group_config.flags. Both concern K stored as i8 and are recorded in snapshots. */
+/* kvt_group_config.flags, recorded in snapshots. The first two concern K stored as i8. */
 #define KVT_GROUP_NO_ROTATION 1u /* do not rotate K (and q) by the signed Hadamard transform */
 #define KVT_GROUP_NO_OFFSET 2u   /* do not subtract a per-block offset vector from K */
+/*
+ * V is the first v_dim dims of K and is not stored: multi-head latent attention (DeepSeek-V2,
+ * arXiv 2405.04434: k_dim 576, v_dim 512, one kv head). kvt_append takes NULL for v; all else works
+ * on V as if it had been appended. Asks for v_type == k_type, v_dim <= k_dim and, where K is
+ * rotated, a v_dim that is a multiple of the largest power of two dividing k_dim.
+ */
+#define KVT_GROUP_V_IN_K 4u
 
 /* kvt_attend_args.flags */
 #define KVT_ATTEND_CAUSAL 1u /* query i of n sees all tokens but the last n - 1 - i */
@@ -237,8 +244,8 @@ KVT_API const char *kvt_isa_name(uint32_t index);
  *
  * KVT_OK               *cache is set; release it with kvt_cache_destroy
  * KVT_ERR_ARG          NULL, a wrong struct_size, a zero where a number is needed, a dim that is
- *                      no multiple of 8, heads that do not divide, unknown type or flag, layers
- *                      numbered twice or not at all
+ *                      no multiple of 8, heads that do not divide, unknown type or flag, a V
+ *                      that cannot be a part of K, layers numbered twice or not at all
  * KVT_ERR_LIMIT        beyond a KVT_MAX_ limit, or a size overflows
  * KVT_ERR_UNSUPPORTED  isa is not in kvt_isa_name's list; n_threads > 1 without a pool
  * KVT_ERR_MEMORY, KVT_ERR_BUDGET
@@ -371,16 +378,16 @@ KVT_API kvt_status kvt_seq_begin(kvt_seq *seq, uint64_t n_tokens, const int32_t 
 /*
  * Append the pending step's keys and values to one layer of a sequence.
  *
- * k: [n_tokens][n_kv_heads][k_dim], keys after RoPE; v: [n_tokens][n_kv_heads][v_dim]; f32, f16
- *    or bf16, any token and head stride; copied. n_tokens is the step's.
+ * k: [n_tokens][n_kv_heads][k_dim], keys after RoPE; v: [n_tokens][n_kv_heads][v_dim], NULL for a
+ *    group with KVT_GROUP_V_IN_K; f32, f16 or bf16, any token and head stride; copied. n_tokens is
+ *    the step's.
  *
  * KVT_OK          all tokens appended; attend on this layer sees them
  * KVT_ERR_STATE   no step is pending, or this layer has its tokens already
- * KVT_ERR_ARG     no such layer, a NULL pointer, an unknown dtype, strides that overlap
- * KVT_ERR_VALUE   a value is not finite, or beyond f16 for f16 storage, or a row of i8 whose scale
- *                 would be beyond f16: V beyond 8e6, K by what its rotation makes of it, but
- *                 never up to 1e5; the layer can be appended again
- * On any error the sequence is unchanged.
+ * KVT_ERR_ARG     no such layer, a NULL pointer, a v where V is in K, an unknown dtype, strides
+ * that overlap KVT_ERR_VALUE   a value is not finite, or beyond f16 for f16 storage, or a row of i8
+ * whose scale would be beyond f16: V beyond 8e6, K by what its rotation makes of it, but never up
+ * to 1e5; the layer can be appended again On any error the sequence is unchanged.
  *
  * K stored as i8 depends on how appends were cut: see "offset" in docs/numerics.md.
  */
@@ -528,7 +535,7 @@ KVT_API kvt_status kvt_attend_finish(kvt_attend_plan *plan, void *scratch);
 
 /*
  * K or V of tokens first .. first + n - 1 of one layer, dequantized, rotation and offset undone.
- * Sees pending tokens where the layer has them.
+ * Sees pending tokens where the layer has them. V that is in K is K's first v_dim dims.
  *
  * out: [n][n_kv_heads][k_dim or v_dim], f32, f16 (saturated) or bf16, any strides.
  *
