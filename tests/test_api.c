@@ -358,7 +358,7 @@ static void bad_configs(void **state)
     config_case(KVT_ERR_ARG, "k_type", g[0].k_type = (kvt_type)3);
     config_case(KVT_ERR_ARG, "v_type", g[1].v_type = (kvt_type)-1);
     config_case(KVT_ERR_ARG, "k_type", g[0].k_type = (kvt_type)INT_MAX);
-    config_case(KVT_ERR_ARG, "flags 0x4", g[0].flags = 4);
+    config_case(KVT_ERR_ARG, "flags 0x8", g[0].flags = 8);
     config_case(KVT_ERR_ARG, "flags", g[0].flags = 0x80000000u | KVT_GROUP_NO_OFFSET);
     config_case(KVT_ERR_ARG, "layer 0", g[0].layers = twice);
     config_case(KVT_ERR_ARG, "layer 3", g[0].layers = far);

@@ -91,6 +91,11 @@ static void random_shape(shape *s, rng *r)
             group_of(1 + rng_below(r, 5), h[0], h[1], dims[rng_below(r, 9)], dims[rng_below(r, 9)],
                      (kvt_type)rng_below(r, 3), (kvt_type)rng_below(r, 3));
         s->groups[g].flags = rng_below(r, 4);
+        if (rng_below(r, 4) == 0) {
+            s->groups[g].flags |= KVT_GROUP_V_IN_K;
+            s->groups[g].v_type = s->groups[g].k_type;
+            s->groups[g].v_dim = s->groups[g].k_dim == 576 ? 512 : s->groups[g].k_dim;
+        }
     }
     s->config.max_tokens = limits[rng_below(r, 10)];
     s->config.allocator = ledger_allocator(&s->memory);
@@ -552,8 +557,9 @@ static void bytes_per_token_by_formula(void **state)
         random_shape(&s, &r);
         for (uint32_t i = 0; i < s.config.n_groups; i++) {
             const kvt_group_config *g = &s.groups[i];
-            double head = g->k_dim * element[g->k_type] + g->v_dim * element[g->v_type];
-            head += 2.0 * (g->k_type == KVT_TYPE_I8) + 2.0 * (g->v_type == KVT_TYPE_I8);
+            double head = g->k_dim * element[g->k_type] + 2.0 * (g->k_type == KVT_TYPE_I8);
+            if (!(g->flags & KVT_GROUP_V_IN_K))
+                head += g->v_dim * element[g->v_type] + 2.0 * (g->v_type == KVT_TYPE_I8);
             if (g->k_type == KVT_TYPE_I8 && !(g->flags & KVT_GROUP_NO_OFFSET))
                 head += g->k_dim * 2.0 / 64;
             expected += head * g->n_kv_heads * g->n_layers;

@@ -99,6 +99,46 @@ static void test_dims(void **state)
         }
 }
 
+/* V in K: no V goes into the file, and the rest as always. */
+static void test_v_in_k(void **state)
+{
+    (void)state;
+    for (int type = 0; type <= KVT_TYPE_I8; type++)
+        for (uint32_t flags = 0; flags < (type == KVT_TYPE_I8 ? 4 : 1); flags++) {
+            model m = model_of(2, 2, 80, 64, (kvt_type)type, (kvt_type)type), plain = m;
+            kvt_cache *caches[2];
+            kvt_seq *seqs[2];
+            bytes files[2];
+            const size_t elements[] = {67 * 64 * 4, 67 * 64 * 2, 68 * 64 + 67 * 2};
+            size_t v_bytes = 2 * 2 * elements[type]; /* layers, heads */
+            m.groups[0].flags = flags | KVT_GROUP_V_IN_K;
+            plain.groups[0].flags = flags;
+            all_lengths(&m);
+            for (int i = 0; i < 2; i++) {
+                caches[i] = model_cache(i ? &plain : &m);
+                seqs[i] = model_seq(caches[i]);
+                model_append(i ? &plain : &m, caches[i], seqs[i], 67, 67);
+                files[i] = saved(caches[i], seqs[i], KVT_CODEC_RAW);
+            }
+            /* And an entry in each table of streams, of 2 layers and 2 blocks; all padded to 8. */
+            assert_in_range(files[1].n - files[0].n, v_bytes + 4 * 24 - 4 * 8,
+                            v_bytes + 4 * 24 + 4 * 8);
+            for (int i = 0; i < 2; i++) {
+                bytes_free(&files[i]);
+                kvt_seq_destroy(seqs[i]);
+                kvt_cache_destroy(caches[i]);
+            }
+        }
+    model m = model_of(1, 1, 576, 512, KVT_TYPE_I8, KVT_TYPE_I8);
+    m.groups[0].flags = KVT_GROUP_V_IN_K;
+    round_trip(&m, 200, 30, KVT_CODEC_ZSTD);
+    m = model_of_two(); /* beside a group with its own V */
+    m.groups[0].v_dim = 80;
+    m.groups[0].flags = KVT_GROUP_V_IN_K;
+    round_trip(&m, 130, 30, KVT_CODEC_RAW);
+    round_trip(&m, 130, 30, KVT_CODEC_ZSTD);
+}
+
 /* Sections of ids hold 16384 tokens: more than one of them, and a block of staging per 64. */
 static void test_long(void **state)
 {
@@ -305,17 +345,12 @@ static void test_levels(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_types),
-        cmocka_unit_test(test_switches),
-        cmocka_unit_test(test_groups),
-        cmocka_unit_test(test_dims),
-        cmocka_unit_test(test_long),
-        cmocka_unit_test(test_small_reads),
-        cmocka_unit_test(test_stream_position),
-        cmocka_unit_test(test_determinism),
-        cmocka_unit_test(test_no_leak),
-        cmocka_unit_test(test_prefix),
-        cmocka_unit_test(test_levels),
+        cmocka_unit_test(test_types),       cmocka_unit_test(test_switches),
+        cmocka_unit_test(test_groups),      cmocka_unit_test(test_dims),
+        cmocka_unit_test(test_v_in_k),      cmocka_unit_test(test_long),
+        cmocka_unit_test(test_small_reads), cmocka_unit_test(test_stream_position),
+        cmocka_unit_test(test_determinism), cmocka_unit_test(test_no_leak),
+        cmocka_unit_test(test_prefix),      cmocka_unit_test(test_levels),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -92,7 +92,11 @@ static void test_every_byte(void **state)
     model i8 = model_of(1, 1, 8, 8, KVT_TYPE_I8, KVT_TYPE_I8);
     model wide = model_of(2, 1, 16, 8, KVT_TYPE_F16, KVT_TYPE_F32);
     model two = model_of_two();
+    model v_in_k = i8;
     (void)state;
+    v_in_k.groups[0].flags = KVT_GROUP_V_IN_K;
+    every_byte(&v_in_k, 5, KVT_CODEC_RAW);
+    every_byte(&v_in_k, 67, KVT_CODEC_ZSTD);
     every_byte(&i8, 0, KVT_CODEC_ZSTD);
     every_byte(&i8, 5, KVT_CODEC_RAW);
     every_byte(&i8, 67, KVT_CODEC_ZSTD);
@@ -396,6 +400,47 @@ static void test_wide_values(void **state)
     victim_destroy(&v);
 }
 
+/*
+ * V in K, or not: the flag turned over, requirements that do not hold, streams that there are
+ * not. In the header's group, flags are at 28, v_dim at 16, v_type at 24.
+ */
+static void test_v_in_k(void **state)
+{
+    model with = model_of(2, 1, 16, 16, KVT_TYPE_I8, KVT_TYPE_I8), without = with;
+    (void)state;
+    with.groups[0].flags = KVT_GROUP_V_IN_K;
+    for (int i = 0; i < 7; i++) {
+        const model *m = i < 5 ? &with : &without;
+        victim v = victim_make(m);
+        bytes file = snapshot_of(m, 5, KVT_CODEC_RAW);
+        unsigned char *group = file.data + 64;
+        static const char *const names[] = {"as it is",     "no V in K", "v_dim",    "v_type",
+                                            "another flag", "V in K",    "as it was"};
+        size_t size, layer = section_payload(file.data, file.n, 5, 0, &size);
+        assert_int_equal(get32(file.data + layer), i < 5 ? 2 : 3); /* streams */
+        assert_int_equal(get32(file.data + layer + 8) & 0xffff, 3);
+        assert_int_equal(get32(file.data + layer + 32) & 0xffff, i < 5 ? 5 : 4);
+        switch (i) {
+        case 1: put32(group + 28, 0); break;
+        case 2: put32(group + 16, 24); break; /* above k_dim */
+        case 3: put32(group + 24, KVT_TYPE_F16); break;
+        case 4: put32(group + 28, KVT_GROUP_V_IN_K | 8); break;
+        case 5: put32(group + 28, KVT_GROUP_V_IN_K); break;
+        default: break;
+        }
+        resign(file.data, file.n);
+        if (i == 0 || i == 6)
+            expect_ok(v.cache, load_bytes(v.seq, file.data, file.n, NULL));
+        else
+            must_refuse(&v, file.data, file.n, names[i], (size_t)i);
+        if (i == 0 || i == 6)
+            expect_ok(v.cache, load_bytes(v.seq, v.before.data, v.before.n, NULL));
+        victim_check(&v);
+        bytes_free(&file);
+        victim_destroy(&v);
+    }
+}
+
 /* Sections of later versions: optional ones are skipped and checked, required ones refused. */
 static void test_unknown_sections(void **state)
 {
@@ -476,6 +521,8 @@ static void test_mismatch(void **state)
     OTHER(m.groups[1].k_type = KVT_TYPE_F32, "group 1 are f32, f32, the cache's are f16, f32");
     OTHER(m.groups[0].v_type = KVT_TYPE_F16, "group 0 are i8, f16, the cache's are i8, i8");
     OTHER(m.groups[0].flags = KVT_GROUP_NO_ROTATION, "flags of group 0 is 1, the cache's is 0");
+    OTHER((m.groups[0].v_dim = 80, m.groups[0].flags = KVT_GROUP_V_IN_K),
+          "v_dim of group 0 is 80, the cache's is 96");
     OTHER(m.groups[0].rotation_seed = 7, "rotation_seed of group 0 is 7, the cache's is 42");
     OTHER((m.layers[0][1] = 1, m.layers[1][0] = 2), "layer 1 is in group 0");
     OTHER(m.fingerprint = "test modem", "fingerprint");
@@ -629,15 +676,11 @@ static void test_arguments(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_every_byte),
-        cmocka_unit_test(test_contradictions),
-        cmocka_unit_test(test_ids),
-        cmocka_unit_test(test_wide_values),
-        cmocka_unit_test(test_unknown_sections),
-        cmocka_unit_test(test_mismatch),
-        cmocka_unit_test(test_too_long),
-        cmocka_unit_test(test_allocations),
-        cmocka_unit_test(test_failing_writer),
+        cmocka_unit_test(test_every_byte),  cmocka_unit_test(test_contradictions),
+        cmocka_unit_test(test_ids),         cmocka_unit_test(test_wide_values),
+        cmocka_unit_test(test_v_in_k),      cmocka_unit_test(test_unknown_sections),
+        cmocka_unit_test(test_mismatch),    cmocka_unit_test(test_too_long),
+        cmocka_unit_test(test_allocations), cmocka_unit_test(test_failing_writer),
         cmocka_unit_test(test_arguments),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
