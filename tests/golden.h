@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define GOLDEN_COUNT 5
+#define GOLDEN_COUNT 6
 #define GOLDEN_LAYERS 3
 
 typedef struct golden {
@@ -27,6 +27,7 @@ static const golden golden_all[GOLDEN_COUNT] = {
     {"f16-f32", KVT_TYPE_F16, KVT_TYPE_F32, 0, 1, 1, 8, 24, 66, 66},
     {"groups", KVT_TYPE_I8, KVT_TYPE_F16, 1, 2, 1, 16, 32, 70, 9},
     {"empty", KVT_TYPE_I8, KVT_TYPE_I8, 0, 1, 2, 64, 64, 0, 1},
+    {"v-in-k", KVT_TYPE_I8, KVT_TYPE_I8, KVT_GROUP_V_IN_K, 1, 2, 48, 32, 70, 30},
 };
 
 /* k_dim, v_dim, kv heads of a group. */
@@ -111,7 +112,8 @@ static inline int golden_fill(const golden *g, kvt_seq *seq)
                 for (i = 0; i < dims[2] * dims[1]; i++)
                     v[t * dims[2] * dims[1] + i] = golden_value(layer, first + t, i, 0);
             }
-            if (kvt_append(seq, layer, &k_view, &v_view) != KVT_OK)
+            if (kvt_append(seq, layer, &k_view, g->flags & KVT_GROUP_V_IN_K ? NULL : &v_view) !=
+                KVT_OK)
                 return 1;
         }
         if (kvt_seq_commit(seq, ids) != KVT_OK)

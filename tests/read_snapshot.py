@@ -78,7 +78,7 @@ class Group:
     def __init__(self, data):
         (self.n_layers, self.q_heads, self.heads, self.k_dim, self.v_dim, self.k_type, self.v_type,
          self.flags, self.seed, zero) = struct.unpack("<8IQQ", data)
-        need(zero == 0 and self.flags < 4, "group: reserved")
+        need(zero == 0 and self.flags < 8, "group: reserved")
         need(1 <= self.n_layers <= 1024 and 1 <= self.heads <= 1024, "group: counts")
         need(1 <= self.q_heads <= 1024 and self.q_heads % self.heads == 0, "group: n_q_heads")
         for dim in (self.k_dim, self.v_dim):
@@ -86,6 +86,10 @@ class Group:
         need(self.k_type <= 2 and self.v_type <= 2, "group: types")
         self.rotates = self.k_type == I8 and not self.flags & 1
         self.offsets = self.k_type == I8 and not self.flags & 2
+        self.v_in_k = bool(self.flags & 4)
+        if self.v_in_k:
+            need(self.v_dim <= self.k_dim and self.v_type == self.k_type, "group: V in K")
+            need(not self.rotates or self.v_dim % (self.k_dim & -self.k_dim) == 0, "group: V in K")
 
     def sizes(self, n):
         """Native sizes of kinds 3, 4, 5."""
@@ -93,6 +97,8 @@ class Group:
         k = self.heads * tiles * 16 * self.k_dim * ELEMENT[self.k_type]
         v = self.heads * (quads * 4 if self.v_type == I8 else n) * self.v_dim * ELEMENT[self.v_type]
         scales = (self.k_type == I8) + (self.v_type == I8)
+        if self.v_in_k:
+            v, scales = 0, self.k_type == I8
         return {3: k, 4: v, 5: 2 * self.heads * (scales * n + self.offsets * self.k_dim)}
 
     def signs(self):
@@ -127,8 +133,10 @@ class Group:
         else:
             k = k.reshape(heads, tiles, self.k_dim, 16).transpose(0, 1, 3, 2)
         k = k.reshape(heads, tiles * 16, self.k_dim)
-        v = np.frombuffer(streams[4], NUMPY[self.v_type])
-        if self.v_type == I8:
+        v = np.frombuffer(streams.get(4, b""), NUMPY[self.v_type])
+        if self.v_in_k:
+            v = np.zeros((heads, n, 0), NUMPY[self.v_type])
+        elif self.v_type == I8:
             need(not (v == -128).any(), "a code of -128")
             v = v.reshape(heads, quads, self.v_dim, 4).transpose(0, 1, 3, 2)
             v = v.reshape(heads, quads * 4, self.v_dim)
@@ -139,7 +147,7 @@ class Group:
         small, at = np.frombuffer(streams.get(5, b""), "<f2").astype("f4"), 0
         need(np.isfinite(k).all() and np.isfinite(v).all() and np.isfinite(small).all(), "not finite")
         for side in range(2):
-            if (self.k_type, self.v_type)[side] == I8:
+            if (self.k_type, self.v_type)[side] == I8 and not (side == 1 and self.v_in_k):
                 scale = small[at:at + heads * n].reshape(heads, n, 1)
                 at += heads * n
                 need(not np.signbit(scale).any(), "a negative scale")
@@ -151,6 +159,8 @@ class Group:
             k = self.unrotate(k)
         if self.offsets:
             k = k + small[at:].reshape(heads, 1, self.k_dim)
+        if self.v_in_k:
+            v = k[..., :self.v_dim]
         return k.transpose(1, 0, 2), v.transpose(1, 0, 2)
 
 

@@ -26,6 +26,18 @@
 #endif
 #endif
 
+/* Storage of the tests: the three types, and i8 with V in K. v_dim has to suit the last. */
+enum { STORAGES = 4, V_IN_K = 3 };
+
+static kvt_group_config stored_as(int storage, uint32_t layers, uint32_t q_heads, uint32_t kv_heads,
+                                  uint32_t k_dim, uint32_t v_dim)
+{
+    kvt_type type = storage == V_IN_K ? KVT_TYPE_I8 : (kvt_type)storage;
+    kvt_group_config g = group_of(layers, q_heads, kv_heads, k_dim, v_dim, type, type);
+    g.flags = storage == V_IN_K ? KVT_GROUP_V_IN_K : 0;
+    return g;
+}
+
 /* ---- the caller's floating-point environment ---- */
 
 /* Control bits of the environment: rounding, flush to zero, denormals are zero. */
@@ -217,8 +229,8 @@ static void same_bits_for_every_executor(void **state)
     const size_t n = is_quick() ? 1100 : 2600;
     int with_pool = 0;
     (void)state;
-    for (int type = is_quick() ? 2 : 0; type < 3; type++) {
-        kvt_group_config g = group_of(2, 8, 2, 80, 64, (kvt_type)type, (kvt_type)type);
+    for (int type = is_quick() ? 2 : 0; type < STORAGES; type++) {
+        kvt_group_config g = stored_as(type, 2, 8, 2, 80, 64);
         kvt_cache *cache = open_cache(&g, n, 1, NULL, NULL);
         uint64_t expected = run_everything(cache, &g, n);
         kvt_cache_destroy(cache);
@@ -269,8 +281,8 @@ static void *team_member(void *user)
 static void append_by_plan_on_threads(void **state)
 {
     (void)state;
-    for (int type = 0; type < 3; type++) {
-        kvt_group_config g = group_of(1, 8, 8, 32, 16, (kvt_type)type, (kvt_type)type);
+    for (int type = 0; type < STORAGES; type++) {
+        kvt_group_config g = stored_as(type, 1, 8, 8, 32, type == V_IN_K ? 32 : 16);
         kvt_cache *cache = open_cache(&g, 300, 1, NULL, NULL);
         kvt_seq *plain = NULL, *planned = NULL;
         rng r = {77};
@@ -279,9 +291,11 @@ static void append_by_plan_on_threads(void **state)
         expect_ok(cache, kvt_seq_create(cache, &planned));
         for (size_t first = 0; first < 300; first += 75) {
             kvt_tensor k = kvt_tensor_f32(t.k + first * 8 * 32);
-            kvt_tensor v = kvt_tensor_f32(t.v + first * 8 * 16);
+            kvt_tensor v = kvt_tensor_f32(t.v + first * 8 * g.v_dim);
+            const kvt_tensor *given = type == V_IN_K ? NULL : &v;
+            float *one = type == V_IN_K ? &t.k[(first + 70) * 8 * 32] : &t.v[(first + 70) * 8 * 16];
             expect_ok(cache, kvt_seq_begin(plain, 75, NULL));
-            expect_ok(cache, kvt_append(plain, 0, &k, &v));
+            expect_ok(cache, kvt_append(plain, 0, &k, given));
             expect_ok(cache, kvt_seq_commit(plain, NULL));
             expect_ok(cache, kvt_seq_begin(planned, 75, NULL));
             for (int bad = 1; bad >= 0; bad--) { /* once with a value in it, on one thread */
@@ -289,10 +303,10 @@ static void append_by_plan_on_threads(void **state)
                 pthread_t threads[4];
                 team members[4];
                 size_t failed = 0;
-                float saved = t.v[(first + 70) * 8 * 16];
+                float saved = *one;
                 if (bad)
-                    t.v[(first + 70) * 8 * 16] = NAN;
-                expect_ok(cache, kvt_append_plan_init(&plan, planned, 0, &k, &v));
+                    *one = NAN;
+                expect_ok(cache, kvt_append_plan_init(&plan, planned, 0, &k, given));
                 for (size_t i = 0; i < 4; i++) {
                     members[i] = (team){&plan, i, 4, KVT_OK};
                     assert_int_equal(pthread_create(&threads[i], NULL, team_member, &members[i]),
@@ -302,7 +316,7 @@ static void append_by_plan_on_threads(void **state)
                     pthread_join(threads[i], NULL);
                     failed += members[i].status != KVT_OK;
                 }
-                t.v[(first + 70) * 8 * 16] = saved;
+                *one = saved;
                 assert_int_equal(failed, bad);
                 expect(cache, bad ? KVT_ERR_VALUE : KVT_OK, kvt_append_finish(&plan));
             }
@@ -384,9 +398,9 @@ static void sequences_at_once(void **state)
     enum { N = 6 };
     const size_t operations = is_quick() ? 20 : 150;
     (void)state;
-    for (int type = is_quick() ? 2 : 0; type < 3; type++)
+    for (int type = is_quick() ? 2 : 0; type < STORAGES; type++)
         for (int with_crew = 0; with_crew < 2; with_crew++) {
-            kvt_group_config g = group_of(2, 4, 2, 48, 64, (kvt_type)type, (kvt_type)type);
+            kvt_group_config g = stored_as(type, 2, 4, 2, 48, type == V_IN_K ? 32 : 64);
             crew w = {.n_threads = 2, .lock = PTHREAD_MUTEX_INITIALIZER};
             ledger memory;
             kvt_cache *cache;
@@ -541,9 +555,9 @@ static void several_readers_of_one_sequence(void **state)
 {
     enum { N = 6 };
     (void)state;
-    for (int type = is_quick() ? 2 : 0; type < 3; type++)
+    for (int type = is_quick() ? 2 : 0; type < STORAGES; type++)
         for (int with_crew = 0; with_crew < 2; with_crew++) {
-            kvt_group_config g = group_of(2, 4, 2, 64, 32, (kvt_type)type, (kvt_type)type);
+            kvt_group_config g = stored_as(type, 2, 4, 2, 64, type == V_IN_K ? 64 : 32);
             crew w = {.n_threads = 2, .lock = PTHREAD_MUTEX_INITIALIZER};
             kvt_cache *cache = open_cache(&g, 1200, with_crew ? 2 : 1, with_crew ? &w : NULL, NULL);
             kvt_seq *seq = NULL;
@@ -683,10 +697,11 @@ static uint64_t live_under(const kvt_group_config *g, const tokens *t, const flo
     expect_ok(cache, kvt_seq_create(cache, &seq));
     for (size_t n = 90; first + n <= t->n; first += n, n = n > 20 ? n - 25 : 1) {
         kvt_tensor k = kvt_tensor_f32(t->k + first * t->kv_heads * t->k_dim);
-        kvt_tensor v = kvt_tensor_f32(t->v + first * t->kv_heads * t->v_dim);
+        kvt_tensor values = kvt_tensor_f32(t->v + first * t->kv_heads * t->v_dim);
+        const kvt_tensor *v = g->flags & KVT_GROUP_V_IN_K ? NULL : &values;
         under(kvt_seq_begin(seq, n, NULL));
-        under(kvt_append(seq, 0, &k, &v));
-        under(kvt_append_plan_init(&append, seq, 1, &k, &v));
+        under(kvt_append(seq, 0, &k, v));
+        under(kvt_append_plan_init(&append, seq, 1, &k, v));
         for (size_t i = 0; i < append.n_tasks; i++)
             under(kvt_append_task(&append, i));
         under(kvt_append_finish(&append));
@@ -734,8 +749,8 @@ static void the_environment_does_not_matter(void **state)
     static const int rounding[] = {FE_TONEAREST, FE_UPWARD, FE_DOWNWARD, FE_TOWARDZERO};
     (void)state;
     for (uint32_t isa = 0; kvt_isa_name(isa); isa++)
-        for (int type = 0; type < 3; type++) {
-            kvt_group_config g = group_of(2, 4, 2, 24, 24, (kvt_type)type, (kvt_type)type);
+        for (int type = 0; type < STORAGES; type++) {
+            kvt_group_config g = stored_as(type, 2, 4, 2, 24, 24);
             rng r = {55};
             tokens t = tokens_make(&r, 230, &g);
             float *q = rng_normals(&r, 5 * 4 * 24);

@@ -56,9 +56,12 @@ run 0 info "$golden/empty.kvt"
 run 0 verify "$golden"/*.kvt
 says out 'i8.kvt: sound, 75 tokens'
 run 0 info --json "$golden"/*.kvt
-[ "$(wc -l <"$work/out")" -eq 5 ] || { echo "not a line a file"; failures=$((failures + 1)); }
+[ "$(wc -l <"$work/out")" -eq 6 ] || { echo "not a line a file"; failures=$((failures + 1)); }
 says out '"n_tokens":75,'
 says out '"k_type":"f16"'
+says out '"v_in_k":true'
+run 0 info "$golden/v-in-k.kvt"
+says out ' 0  *3  *4  *2  *48  *32  *i8  *in K  *rotated, with offset'
 
 # Damage, and the largest code of several files.
 head -c 1000 "$golden/i8.kvt" >"$work/cut.kvt"

@@ -52,14 +52,20 @@ static const char *type_name(kvt_type type)
     }
 }
 
-/* Elements of K and V that a snapshot holds. */
+static int is_v_in_k(const kvt_snapshot_group *group)
+{
+    return (group->flags & KVT_GROUP_V_IN_K) != 0;
+}
+
+/* Elements of K and V that a snapshot holds; a V that is in K is not there a second time. */
 static double elements(const kvt_snapshot_info *info)
 {
     double sum = 0;
     uint32_t g;
     for (g = 0; g < info->n_groups; g++) {
         const kvt_snapshot_group *group = &info->groups[g];
-        sum += (double)group->n_layers * group->n_kv_heads * (group->k_dim + group->v_dim);
+        sum += (double)group->n_layers * group->n_kv_heads *
+               (group->k_dim + (is_v_in_k(group) ? 0 : group->v_dim));
     }
     return sum * (double)info->n_tokens;
 }
@@ -135,14 +141,14 @@ static void print_json(const char *path, const options *o, kvt_status status,
         const kvt_snapshot_group *group = &info->groups[g];
         printf("%s{\"n_layers\":%" PRIu32 ",\"n_q_heads\":%" PRIu32 ",\"n_kv_heads\":%" PRIu32
                ",\"k_dim\":%" PRIu32 ",\"v_dim\":%" PRIu32 ",\"k_type\":\"%s\",\"v_type\":\"%s\""
-               ",\"rotation\":%s,\"offset\":%s,\"rotation_seed\":\"%" PRIu64 "\"}",
+               ",\"rotation\":%s,\"offset\":%s,\"v_in_k\":%s,\"rotation_seed\":\"%" PRIu64 "\"}",
                g ? "," : "", group->n_layers, group->n_q_heads, group->n_kv_heads, group->k_dim,
                group->v_dim, type_name(group->k_type), type_name(group->v_type),
                group->k_type == KVT_TYPE_I8 && !(group->flags & KVT_GROUP_NO_ROTATION) ? "true"
                                                                                        : "false",
                group->k_type == KVT_TYPE_I8 && !(group->flags & KVT_GROUP_NO_OFFSET) ? "true"
                                                                                      : "false",
-               group->rotation_seed);
+               is_v_in_k(group) ? "true" : "false", group->rotation_seed);
     }
     printf("]");
     if (!o->quick) {
@@ -169,19 +175,19 @@ static void print_table(const char *path, const options *o, const kvt_snapshot_i
         printf("none");
     printf("\n  tokens           %" PRIu64 " in %" PRIu64 " blocks\n", info->n_tokens,
            info->n_blocks);
-    printf("  group  layers  q heads  kv heads  k dim  v dim  K    V    K is\n");
+    printf("  group  layers  q heads  kv heads  k dim  v dim  K    V     K is\n");
     for (g = 0; g < info->n_groups; g++) {
         const kvt_snapshot_group *group = &info->groups[g];
         const char *how = "as it is";
         if (group->k_type == KVT_TYPE_I8) {
             static const char *const hows[] = {"rotated, with offset", "with offset", "rotated",
                                                "as it is"};
-            how = hows[group->flags & 3];
+            how = hows[group->flags & (KVT_GROUP_NO_ROTATION | KVT_GROUP_NO_OFFSET)];
         }
         printf("  %5" PRIu32 "  %6" PRIu32 "  %7" PRIu32 "  %8" PRIu32 "  %5" PRIu32 "  %5" PRIu32
-               "  %-3s  %-3s  %s\n",
+               "  %-3s  %-4s  %s\n",
                g, group->n_layers, group->n_q_heads, group->n_kv_heads, group->k_dim, group->v_dim,
-               type_name(group->k_type), type_name(group->v_type), how);
+               type_name(group->k_type), is_v_in_k(group) ? "in K" : type_name(group->v_type), how);
     }
     if (o->quick)
         return;
