@@ -601,6 +601,7 @@ static void quiet_calls(const kvt_config *config, const kvt_group_config *g, led
     for (size_t n = 1; first + n <= N; first += n, n = n * 3) {
         kvt_tensor k = kvt_tensor_f32(t.k + first * g->n_kv_heads * g->k_dim);
         kvt_tensor v = kvt_tensor_f32(t.v + first * g->n_kv_heads * g->v_dim);
+        const kvt_tensor *given = g->flags & KVT_GROUP_V_IN_K ? NULL : &v;
         kvt_tensor back = kvt_tensor_f32(out);
         expect_ok(cache, kvt_seq_begin(seq, n, NULL));
         item.n_queries = n < Q ? n : Q;
@@ -608,7 +609,7 @@ static void quiet_calls(const kvt_config *config, const kvt_group_config *g, led
         in_ledger = memory->calls;
         in_malloc = malloc_calls;
         for (args.layer = 0; args.layer < g->n_layers; args.layer++) {
-            expect_ok(cache, kvt_append(seq, args.layer, &k, &v));
+            expect_ok(cache, kvt_append(seq, args.layer, &k, given));
             expect_ok(cache, kvt_attend(cache, &args));
             expect_ok(cache, kvt_attend_plan_init(&plan, cache, &args));
             expect_ok(cache, kvt_read(seq, args.layer, KVT_SIDE_V, first, 1, &back));
@@ -650,12 +651,14 @@ static void attend_append_and_commit_never_allocate(void **state)
     free(probe);
     if (malloc_calls == before)
         printf("malloc is not ours here: only the cache's allocator is counted\n");
-    for (int type = 0; type < 3; type++)
+    for (int type = 0; type < 4; type++)
         for (int threads = 1; threads <= 4; threads += 3) {
-            kvt_group_config g = group_of(2, 12, 2, 80, 64, (kvt_type)type, (kvt_type)type);
+            kvt_type storage = type < 3 ? (kvt_type)type : KVT_TYPE_I8;
+            kvt_group_config g = group_of(2, 12, 2, 80, 64, storage, storage);
             kvt_config c = kvt_config_init();
             ledger memory;
             ledger_init(&memory);
+            g.flags = type < 3 ? 0 : KVT_GROUP_V_IN_K;
             c.groups = &g;
             c.n_groups = 1;
             c.max_tokens = 3000;
