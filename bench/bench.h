@@ -5,9 +5,11 @@
  *   bench_report.c          one record: a JSON line or a row of a table
  *   bench_machine.c         processor, cache size, the allocator hook, a team of pinned threads
  *   bench_read.c            streaming-read bandwidth
- *   bench_cache.c           caches filled with random tokens, and the double-precision reference
- *   bench_decode.c, bench_append.c, bench_snapshot.c, bench_fidelity.c, bench_fidelity_model.c
- *                           the commands
+ *   bench_peak.c            peaks of arithmetic, and the clock
+ *   bench_cache.c           caches filled with random tokens, and attention in double
+ *   bench_attend.c          attend calls, and the check of their output
+ *   bench_decode.c, bench_prefill.c, bench_append.c, bench_snapshot.c, bench_fidelity.c,
+ *   bench_fidelity_model.c  the commands
  *   bench_rival.c           ggml-style q8_0, for comparison
  *   kvt_bench.c             flags and cases
  *
@@ -75,6 +77,9 @@ typedef struct bench_pair {
     uint32_t first, second;
 } bench_pair;
 
+/* How i8 is multiplied: KVT_ATTEND_. */
+typedef enum bench_mode { BENCH_NEAR, BENCH_F32, BENCH_FAST } bench_mode;
+
 typedef struct bench_options {
     bool json, quick;
     uint64_t seed;
@@ -94,6 +99,10 @@ typedef struct bench_options {
     size_t n_threads;
     const char *isas[BENCH_LIST]; /* NULL: the widest */
     size_t n_isas;
+
+    bench_mode modes[BENCH_LIST];
+    size_t n_modes;
+    uint64_t queries; /* prefill */
 
     uint64_t tokens[BENCH_LIST]; /* append: tokens a call */
     size_t n_tokens;
@@ -118,6 +127,7 @@ typedef struct bench_case {
 
 const char *bench_type_name(kvt_type type);
 const char *bench_dtype_name(kvt_dtype dtype);
+const char *bench_mode_name(bench_mode mode);
 
 /* ---- report ---- */
 
@@ -210,6 +220,25 @@ const char *bench_read_loop(const bench_read *r); /* "avx512 4 streams, prefetch
 double bench_read_bytes(const bench_read *r);     /* of one run */
 double bench_read_run(bench_read *r);             /* seconds */
 
+/* ---- peaks ---- */
+
+/* Of all threads of a team; dot_gmacs NaN where there is no loop for it. */
+typedef struct bench_peak {
+    double clock_ghz;  /* of one thread */
+    double fma_gflops; /* f32, a multiply-add counts two */
+    double dot_gmacs;  /* integer multiply-adds of the widest dot product */
+} bench_peak;
+
+/* The loops for kernels of this name, on this team's threads. */
+typedef struct bench_peaks bench_peaks;
+
+bench_peaks *bench_peaks_create(bench_team *team, const char *isa);
+void bench_peaks_destroy(bench_peaks *p);
+bench_peak bench_peaks_run(bench_peaks *p); /* takes about five milliseconds */
+bench_peak bench_peaks_median(const bench_peak *peaks, size_t n);
+/* clock_ghz, fma_gflops, dot_gmacs, fma_loop, dot_loop */
+void bench_record_peak(bench_record *r, const bench_peaks *p, const bench_peak *peak);
+
 /* ---- caches ---- */
 
 typedef struct bench_tokens {
@@ -262,6 +291,32 @@ void bench_attend_double(const bench_case *c, const float *q, size_t n_q, const 
 /* ||a - b|| / ||b|| */
 double bench_relative_error(const float *a, const double *b, size_t n);
 
+/* ---- attend ---- */
+
+/* n_queries queries that end with the layer's last token, causal. */
+void bench_attend_layer(bench_cache *b, size_t seq, size_t layer, bench_mode mode, size_t n_queries,
+                        const float *q, float *out);
+/* The first n tokens of a layer as f32. */
+void bench_read_layer(const bench_cache *b, size_t seq, size_t layer, uint64_t n, float *k,
+                      float *v);
+
+/* Some of the outputs that n_queries queries should have, in double. Keeps q and out. */
+typedef struct bench_reference bench_reference;
+
+bench_reference *bench_reference_create(bench_cache *b, const float *q, float *out,
+                                        size_t n_queries);
+void bench_reference_destroy(bench_reference *r);
+uint64_t bench_reference_bytes(const bench_case *c); /* of memory, while it is made */
+/* Attend, and exit where an error is beyond its limit. Relative L2, against what the cache holds
+   and against what went into it. */
+void bench_reference_check(bench_reference *r, bench_mode mode, double *error, double *error_input);
+double bench_error_limit(const bench_case *c, bench_mode mode);
+
+/* Seconds that the products of so many (query head, key) pairs take at the peaks: as many integer
+   products as the mode needs where storage is i8, f32 multiply-adds elsewhere. */
+double bench_arithmetic_seconds(const bench_peaks *p, const bench_peak *peak, const bench_case *c,
+                                bench_mode mode, double pairs);
+
 /* ---- rival ---- */
 
 /* x to q8_0 and back, in blocks of 32 (the last one shorter where n is no multiple). */
@@ -270,6 +325,7 @@ void bench_q8_0_round_trip(const float *x, float *y, size_t n);
 /* ---- commands: exit codes ---- */
 
 int bench_decode(const bench_options *options);
+int bench_prefill(const bench_options *options);
 int bench_append(const bench_options *options);
 int bench_snapshot(const bench_options *options);
 int bench_fidelity(const bench_options *options);

@@ -6,7 +6,8 @@ foreach(line
     "decode --ctx -1" "decode --ctx 1.5" "decode --ctx 99999999999999999999" "decode --ctx 2kk"
     "decode --threads 0" "decode --isa mmx" "decode --runs 8" "decode --layers 0"
     "decode --seed -1" "decode --json=1" "decode --llc-mib 0" "decode --tokens 1"
-    "append --tokens 513" "append --dtype f8" "snapshot --dir" "fidelity --offset nan"
+    "decode --mode" "decode --mode exact" "decode --mode near,," "decode --queries 4"
+    "prefill --queries 0" "prefill --mode int" "append --mode near" "append --tokens 513" "append --dtype f8" "snapshot --dir" "fidelity --offset nan"
     "fidelity --model x" "fidelity --text x" "fidelity --model a --tokenizer b --dim 64")
   separate_arguments(arguments UNIX_COMMAND "${line}")
   execute_process(COMMAND ${BENCH} ${arguments}

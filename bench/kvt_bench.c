@@ -10,12 +10,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-enum { DECODE = 1, APPEND = 2, SNAPSHOT = 4, FIDELITY = 8, ALL = 15 };
+enum { DECODE = 1, APPEND = 2, SNAPSHOT = 4, FIDELITY = 8, PREFILL = 16, ALL = 31 };
+enum { ATTEND = DECODE | PREFILL, TIMED = ALL & ~FIDELITY };
 
 static const char usage[] =
     "kvt-bench COMMAND [FLAGS]\n"
     "\n"
     "  decode    attention of one token over a long context, beside the read bandwidth\n"
+    "  prefill   attention of many tokens over a long context, beside the f32 peak\n"
     "  append    keys and values into the cache, beside memcpy\n"
     "  snapshot  save and load, beside memcpy, fwrite and fread\n"
     "  fidelity  what quantization costs, beside ggml-style q8_0: on random tokens, or with\n"
@@ -23,19 +25,24 @@ static const char usage[] =
     "\n"
     "LIST is one value or several with commas between them; every combination is run.\n"
     "  --k LIST, --v LIST  storage types: f32, f16, i8 (default i8; --v: as K)   not fidelity\n"
-    "  --heads LIST        query:kv heads, e.g. 32:8,32:32                 (default 32:8)\n"
+    "  --heads LIST        query:kv heads, e.g. 32:8,32:32                 (default 32:8;\n"
+    "                      decode 32:32,32:8,28:4,32:4)\n"
     "  --dim LIST          head dims, or K:V dims, e.g. 128,576:512        (default 128)\n"
     "  --ctx LIST          tokens, also as 32k                             (default 32k;\n"
-    "                      append, snapshot 4k; fidelity 2k)\n"
+    "                      prefill 8k; append, snapshot 4k; fidelity 2k)\n"
     "  --threads LIST      (default 1)\n"
     "  --isa LIST          kernels by name, or all                         (default: the widest)\n"
     "  --layers N          layers of the cache     (default: enough for 4 times the last-level\n"
-    "                      cache)                                          not fidelity\n"
+    "                      cache; prefill 1)                               not fidelity\n"
     "  --runs N            pairs of measurements, 9 or more                (default 15)\n"
     "  --llc-mib N         size of the last-level cache                    (default: as reported)\n"
     "  --seed N            of all random numbers                           (default 1)\n"
     "  --json              one JSON object a line\n"
     "  --quick             one pair on a small cache: shows that it runs, measures nothing\n"
+    "decode, prefill:\n"
+    "  --mode LIST         how i8 is multiplied: near, f32, fast           (default near)\n"
+    "prefill:\n"
+    "  --queries N         the last so many of ctx tokens                  (default 512)\n"
     "append:\n"
     "  --tokens LIST       tokens a call, 1 to 512                         (default 1,512)\n"
     "  --dtype LIST        of the input: f32, f16, bf16                    (default f32)\n"
@@ -107,6 +114,15 @@ static kvt_dtype parse_dtype(const char *flag, const char *text)
         if (!strcmp(text, bench_dtype_name(types[i])))
             return types[i];
     bench_fail(2, "%s: %s is not f32, f16 or bf16", flag, text);
+}
+
+static bench_mode parse_mode(const char *flag, const char *text)
+{
+    static const bench_mode modes[] = {BENCH_NEAR, BENCH_F32, BENCH_FAST};
+    for (size_t i = 0; i < sizeof modes / sizeof modes[0]; i++)
+        if (!strcmp(text, bench_mode_name(modes[i])))
+            return modes[i];
+    bench_fail(2, "%s: %s is not near, f32 or fast", flag, text);
 }
 
 static const char *parse_isa(const char *flag, const char *text)
@@ -200,6 +216,16 @@ static void set_seed(bench_options *o, size_t i, const char *f, const char *x)
     (void)i;
     o->seed = parse_count(f, x, 0, UINT32_MAX);
 }
+static void set_mode(bench_options *o, size_t i, const char *f, const char *x)
+{
+    o->modes[i] = parse_mode(f, x);
+    o->n_modes = i + 1;
+}
+static void set_queries(bench_options *o, size_t i, const char *f, const char *x)
+{
+    (void)i;
+    o->queries = parse_count(f, x, 1, 1 << 20);
+}
 static void set_tokens(bench_options *o, size_t i, const char *f, const char *x)
 {
     o->tokens[i] = parse_count(f, x, 1, 512);
@@ -260,19 +286,21 @@ static const struct flag {
     bool random_only; /* contradicts --model */
     void (*set)(bench_options *o, size_t i, const char *flag, const char *value);
 } flags[] = {
-    {"--k", LIST, DECODE | APPEND | SNAPSHOT, false, set_k},
-    {"--v", LIST, DECODE | APPEND | SNAPSHOT, false, set_v},
+    {"--k", LIST, TIMED, false, set_k},
+    {"--v", LIST, TIMED, false, set_v},
     {"--heads", LIST, ALL, true, set_heads},
     {"--dim", LIST, ALL, true, set_dim},
     {"--ctx", LIST, ALL, false, set_ctx},
     {"--threads", LIST, ALL, false, set_threads},
     {"--isa", LIST, ALL, true, set_isa},
-    {"--layers", ONE, DECODE | APPEND | SNAPSHOT, false, set_layers},
-    {"--runs", ONE, DECODE | APPEND | SNAPSHOT, false, set_runs},
-    {"--llc-mib", ONE, DECODE | APPEND | SNAPSHOT, false, set_llc},
+    {"--layers", ONE, TIMED, false, set_layers},
+    {"--runs", ONE, TIMED, false, set_runs},
+    {"--llc-mib", ONE, TIMED, false, set_llc},
     {"--seed", ONE, ALL, false, set_seed},
     {"--json", SWITCH, ALL, false, set_json},
     {"--quick", SWITCH, ALL, false, set_quick},
+    {"--mode", LIST, ATTEND, false, set_mode},
+    {"--queries", ONE, PREFILL, false, set_queries},
     {"--tokens", LIST, APPEND, false, set_tokens},
     {"--dtype", LIST, APPEND, false, set_dtype},
     {"--dir", ONE, SNAPSHOT, false, set_dir},
@@ -353,7 +381,12 @@ static void set_defaults(bench_options *o, int command)
         o->k_types[o->n_k_types++] = o->n_v_types == 0 ? KVT_TYPE_I8 : o->v_types[0];
     if (o->n_heads == 0) {
         o->heads[o->n_heads++] = (bench_pair){32, 8};
-        if (command == FIDELITY) {
+        if (command == DECODE) {
+            o->heads[0] = (bench_pair){32, 32};
+            o->heads[o->n_heads++] = (bench_pair){32, 8};
+            o->heads[o->n_heads++] = (bench_pair){28, 4};
+            o->heads[o->n_heads++] = (bench_pair){32, 4};
+        } else if (command == FIDELITY) {
             o->heads[0] = (bench_pair){8, 8};
             o->heads[o->n_heads++] = (bench_pair){8, 2};
         }
@@ -370,11 +403,16 @@ static void set_defaults(bench_options *o, int command)
         o->ctx[o->n_ctx++] = o->quick              ? 512
                              : command == FIDELITY ? 2048
                              : command == DECODE   ? 32768
+                             : command == PREFILL  ? 8192
                                                    : 4096;
     if (o->n_threads == 0)
         o->threads[o->n_threads++] = 1;
     if (o->n_isas == 0)
         o->isas[o->n_isas++] = NULL;
+    if (o->n_modes == 0)
+        o->modes[o->n_modes++] = BENCH_NEAR;
+    if (o->queries == 0)
+        o->queries = 512;
     if (o->n_tokens == 0) {
         o->tokens[o->n_tokens++] = 1;
         o->tokens[o->n_tokens++] = 512;
@@ -437,6 +475,7 @@ int main(int argc, char **argv)
         int bit;
         int (*run)(const bench_options *options);
     } commands[] = {{"decode", DECODE, bench_decode},
+                    {"prefill", PREFILL, bench_prefill},
                     {"append", APPEND, bench_append},
                     {"snapshot", SNAPSHOT, bench_snapshot},
                     {"fidelity", FIDELITY, bench_fidelity}};
@@ -463,5 +502,5 @@ int main(int argc, char **argv)
             bench_fail(1, "cannot write the results");
         return result;
     }
-    bench_fail(2, "%s is not a command: decode, append, snapshot or fidelity", argv[1]);
+    bench_fail(2, "%s is not a command: see kvt-bench --help", argv[1]);
 }

@@ -1,0 +1,181 @@
+/*
+ * Attend calls of decode and prefill, and the check that comes before any time is taken: a few
+ * queries' outputs against attention in double over what the cache holds (kvt_read) and over what
+ * went into it.
+ */
+#include "bench.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+const char *bench_mode_name(bench_mode mode)
+{
+    static const char *const names[] = {"near", "f32", "fast"};
+    return names[mode];
+}
+
+static uint32_t mode_flags(bench_mode mode)
+{
+    return mode == BENCH_F32 ? KVT_ATTEND_F32 : mode == BENCH_FAST ? KVT_ATTEND_FAST : 0;
+}
+
+void bench_attend_layer(bench_cache *b, size_t seq, size_t layer, bench_mode mode, size_t n_queries,
+                        const float *q, float *out)
+{
+    kvt_attend_item item;
+    kvt_attend_args args = kvt_attend_args_init();
+    memset(&item, 0, sizeof item);
+    item.seq = b->seqs[seq];
+    item.n_queries = n_queries;
+    args.layer = (uint32_t)layer;
+    args.flags = mode_flags(mode) | KVT_ATTEND_CAUSAL;
+    args.items = &item;
+    args.n_items = 1;
+    args.q = kvt_tensor_f32(q);
+    args.out = kvt_tensor_f32(out);
+    bench_require(kvt_attend(b->cache, &args), b->cache, "kvt_attend");
+}
+
+/*
+ * What one layer was given, in order. Only this and the reference need the tokens as f32 all at
+ * once.
+ */
+static void gather_input(const bench_cache *b, size_t seq, size_t layer, float *k, float *v)
+{
+    for (uint64_t first = 0; first < b->ctx; first += 512) {
+        size_t n = (size_t)(b->ctx - first < 512 ? b->ctx - first : 512);
+        size_t at = bench_source_offset(b, seq, layer, first);
+        memcpy(k + first * b->source.k_width, b->source.k + at * b->source.k_width,
+               n * b->source.k_width * sizeof *k);
+        memcpy(v + first * b->source.v_width, b->source.v + at * b->source.v_width,
+               n * b->source.v_width * sizeof *v);
+    }
+}
+
+void bench_read_layer(const bench_cache *b, size_t seq, size_t layer, uint64_t n, float *k,
+                      float *v)
+{
+    kvt_tensor kt = kvt_tensor_f32(k), vt = kvt_tensor_f32(v);
+    bench_require(kvt_read(b->seqs[seq], (uint32_t)layer, KVT_SIDE_K, 0, n, &kt), b->cache,
+                  "kvt_read");
+    bench_require(kvt_read(b->seqs[seq], (uint32_t)layer, KVT_SIDE_V, 0, n, &vt), b->cache,
+                  "kvt_read");
+}
+
+/* The first, the middle and the last query of the first and the last (sequence, layer). */
+enum { PLACES = 2, QUERIES = 3 };
+
+struct bench_reference {
+    bench_cache *b;
+    size_t n_queries, n_out;
+    const float *q;
+    float *out;
+    size_t places, queries, chosen[QUERIES];
+    double *cached, *given; /* [places][queries][n_out] */
+};
+
+static size_t seq_of(const bench_reference *r, size_t place)
+{
+    return place ? r->b->n_seqs - 1 : 0;
+}
+
+static size_t layer_of(const bench_reference *r, size_t place)
+{
+    return place ? r->b->n_layers - 1 : 0;
+}
+
+/* q row i over the tokens that it sees. */
+static void expect(const bench_reference *r, const float *k, const float *v, double *result)
+{
+    const bench_case *c = &r->b->shape;
+    for (size_t i = 0; i < r->queries; i++) {
+        size_t query = r->chosen[i];
+        bench_attend_double(c, r->q + query * c->q_heads * c->k_dim, 1, k, v,
+                            r->b->ctx - (r->n_queries - 1 - query), result + i * r->n_out);
+    }
+}
+
+uint64_t bench_reference_bytes(const bench_case *c)
+{
+    return c->ctx * c->kv_heads * (c->k_dim + c->v_dim) * sizeof(float);
+}
+
+bench_reference *bench_reference_create(bench_cache *b, const float *q, float *out,
+                                        size_t n_queries)
+{
+    bench_reference *r = bench_alloc(1, sizeof *r);
+    r->b = b;
+    r->q = q;
+    r->out = out;
+    r->n_queries = n_queries;
+    r->n_out = (size_t)b->shape.q_heads * b->shape.v_dim;
+    r->places = b->n_seqs * b->n_layers > 1 ? PLACES : 1;
+    r->queries = n_queries < QUERIES ? 1 : QUERIES;
+    for (size_t i = 0; i < r->queries; i++)
+        r->chosen[i] = r->queries > 1 ? i * (n_queries - 1) / (QUERIES - 1) : n_queries - 1;
+    r->cached = bench_alloc(r->places * r->queries * r->n_out, sizeof *r->cached);
+    r->given = bench_alloc(r->places * r->queries * r->n_out, sizeof *r->given);
+    float *k = bench_alloc((size_t)b->ctx * b->source.k_width, sizeof *k);
+    float *v = bench_alloc((size_t)b->ctx * b->source.v_width, sizeof *v);
+    for (size_t i = 0; i < r->places; i++) {
+        size_t at = i * r->queries * r->n_out;
+        bench_read_layer(b, seq_of(r, i), layer_of(r, i), b->ctx, k, v);
+        expect(r, k, v, r->cached + at);
+        gather_input(b, seq_of(r, i), layer_of(r, i), k, v);
+        expect(r, k, v, r->given + at);
+    }
+    free(v);
+    free(k);
+    return r;
+}
+
+void bench_reference_destroy(bench_reference *r)
+{
+    free(r->given);
+    free(r->cached);
+    free(r);
+}
+
+/*
+ * Far above what any sound kernel does, far below what a wrong one does. Only fast has an error
+ * that is of the size of the storage type's own.
+ */
+double bench_error_limit(const bench_case *c, bench_mode mode)
+{
+    bool integer = c->k_type == KVT_TYPE_I8 || c->v_type == KVT_TYPE_I8;
+    if (!integer || mode == BENCH_F32)
+        return 2e-5;
+    return mode == BENCH_FAST ? 0.02 : 4e-4;
+}
+
+static double worse(double a, double b)
+{
+    return b > a || isnan(b) ? b : a;
+}
+
+void bench_reference_check(bench_reference *r, bench_mode mode, double *error, double *error_input)
+{
+    const bench_cache *b = r->b;
+    const bench_case *c = &b->shape;
+    *error = *error_input = 0.0;
+    for (size_t place = 0; place < r->places; place++) {
+        memset(r->out, 0xff, r->n_queries * r->n_out * sizeof *r->out); /* NaN: gaps show */
+        bench_attend_layer(r->b, seq_of(r, place), layer_of(r, place), mode, r->n_queries, r->q,
+                           r->out);
+        for (size_t i = 0; i < r->queries; i++) {
+            const float *out = r->out + r->chosen[i] * r->n_out;
+            size_t at = (place * r->queries + i) * r->n_out;
+            *error = worse(*error, bench_relative_error(out, r->cached + at, r->n_out));
+            *error_input = worse(*error_input, bench_relative_error(out, r->given + at, r->n_out));
+        }
+    }
+    double limit = bench_error_limit(c, mode);
+    if (!(*error < limit) || !(*error_input < 0.05))
+        bench_fail(1,
+                   "%s %s %s/%s %u:%u dims %u:%u ctx %llu: wrong output: relative error %.3g "
+                   "against the cache's contents (limit %.3g), %.3g against its input (limit 0.05)",
+                   kvt_cache_isa(b->cache), bench_mode_name(mode), bench_type_name(c->k_type),
+                   bench_type_name(c->v_type), c->q_heads, c->kv_heads, c->k_dim, c->v_dim,
+                   (unsigned long long)b->ctx, *error, limit, *error_input);
+}
