@@ -8,8 +8,9 @@
  *   bench_peak.c            peaks of arithmetic, and the clock
  *   bench_cache.c           caches filled with random tokens, and attention in double
  *   bench_attend.c          attend calls, and the check of their output
- *   bench_decode.c, bench_prefill.c, bench_append.c, bench_snapshot.c, bench_fidelity.c,
- *   bench_fidelity_model.c  the commands
+ *   bench_survey.c, bench_decode.c, bench_prefill.c, bench_step.c, bench_append.c,
+ *   bench_snapshot.c, bench_fidelity.c, bench_fidelity_model.c
+ *                           the commands
  *   bench_rival.c           ggml-style q8_0, for comparison
  *   kvt_bench.c             flags and cases
  *
@@ -103,6 +104,8 @@ typedef struct bench_options {
     bench_mode modes[BENCH_LIST];
     size_t n_modes;
     uint64_t queries; /* prefill */
+    uint64_t steps;   /* step: of a measurement */
+    bool count;       /* step: nothing is timed */
 
     uint64_t tokens[BENCH_LIST]; /* append: tokens a call */
     size_t n_tokens;
@@ -174,19 +177,22 @@ void bench_note(const bench_options *options, const char *format, ...) BENCH_PRI
 const char *bench_cpu_name(void);
 const char *bench_compiler(void);
 const char *bench_commit(void);
-uint64_t bench_preemptions(void);     /* of this process by now; 0 where unknown */
-uint64_t bench_llc_bytes(void);       /* last-level cache; a guess of 32 MiB where unknown */
-uint64_t bench_available_bytes(void); /* of memory; UINT64_MAX where unknown */
+uint64_t bench_preemptions(void);      /* of this process by now; 0 where unknown */
+uint64_t bench_cache_bytes(int level); /* data or unified; 0 where unknown */
+unsigned bench_processors(void);       /* that this process may use */
+uint64_t bench_llc_bytes(void);        /* last-level cache; a guess of 32 MiB where unknown */
+uint64_t bench_available_bytes(void);  /* of memory; UINT64_MAX where unknown */
 
 /*
  * The allocator that caches are given, and that the read bandwidth's memory comes from: both see
- * the same kind of pages. It remembers how large most of the memory's pieces are.
+ * the same kind of pages. It counts, and remembers how large most of the memory's pieces are.
  */
 typedef struct bench_heap {
     struct {
         size_t bytes, count;
     } sizes[32];
     size_t n_sizes;
+    size_t n_allocations;
 } bench_heap;
 
 kvt_allocator bench_heap_hook(bench_heap *heap);
@@ -326,6 +332,8 @@ void bench_q8_0_round_trip(const float *x, float *y, size_t n);
 
 int bench_decode(const bench_options *options);
 int bench_prefill(const bench_options *options);
+int bench_step(const bench_options *options);
+int bench_machine(const bench_options *options);
 int bench_append(const bench_options *options);
 int bench_snapshot(const bench_options *options);
 int bench_fidelity(const bench_options *options);

@@ -59,6 +59,32 @@ const char *bench_cpu_name(void)
     return name;
 }
 
+/* The first line of a file of the first processor's cache i. */
+static bool read_cache_file(int i, const char *name, char *line, int line_bytes)
+{
+    char path[96];
+    snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu0/cache/index%d/%s", i, name);
+    FILE *f = fopen(path, "r");
+    if (!f)
+        return false;
+    bool sound = fgets(line, line_bytes, f) != NULL;
+    fclose(f);
+    return sound;
+}
+
+uint64_t bench_cache_bytes(int level)
+{
+    char text[32];
+    for (int i = 0; i < 8 && read_cache_file(i, "level", text, sizeof text); i++) {
+        if (atoi(text) != level || !read_cache_file(i, "type", text, sizeof text) ||
+            text[0] == 'I') /* Instruction */
+            continue;
+        if (read_cache_file(i, "size", text, sizeof text))
+            return (uint64_t)strtoull(text, NULL, 10) * 1024; /* "32768K" */
+    }
+    return 0;
+}
+
 /*
  * Linux first: glibc's sysconf multiplies the size by a processor count that a virtual machine
  * makes up.
@@ -66,17 +92,9 @@ const char *bench_cpu_name(void)
 uint64_t bench_llc_bytes(void)
 {
     uint64_t largest = 0;
-    for (int i = 0; i < 8; i++) {
-        char path[96];
-        unsigned long kib;
-        snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu0/cache/index%d/size", i);
-        FILE *f = fopen(path, "r");
-        if (!f)
-            break;
-        if (fscanf(f, "%luK", &kib) == 1 && (uint64_t)kib * 1024 > largest)
-            largest = (uint64_t)kib * 1024;
-        fclose(f);
-    }
+    for (int level = 1; level <= 4; level++)
+        if (bench_cache_bytes(level) > largest)
+            largest = bench_cache_bytes(level);
 #if defined(_SC_LEVEL3_CACHE_SIZE)
     if (largest == 0) {
         long n = sysconf(_SC_LEVEL3_CACHE_SIZE);
@@ -85,6 +103,17 @@ uint64_t bench_llc_bytes(void)
     }
 #endif
     return largest ? largest : UINT64_C(32) << 20;
+}
+
+unsigned bench_processors(void)
+{
+#if defined(__linux__)
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) == 0)
+        return (unsigned)CPU_COUNT(&set);
+#endif
+    long n = sysconf(_SC_NPROCESSORS_ONLN);
+    return n > 0 ? (unsigned)n : 1;
 }
 
 uint64_t bench_preemptions(void)
@@ -119,6 +148,7 @@ static void *heap_alloc(void *user, size_t bytes, size_t alignment)
         alignment = sizeof(void *);
     if (posix_memalign(&p, alignment, bytes ? bytes : 1) != 0)
         return NULL;
+    heap->n_allocations++;
     size_t i = 0, capacity = sizeof heap->sizes / sizeof heap->sizes[0];
     while (i < heap->n_sizes && heap->sizes[i].bytes != bytes)
         i++;

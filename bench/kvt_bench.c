@@ -10,18 +10,32 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-enum { DECODE = 1, APPEND = 2, SNAPSHOT = 4, FIDELITY = 8, PREFILL = 16, ALL = 31 };
-enum { ATTEND = DECODE | PREFILL, TIMED = ALL & ~FIDELITY };
+enum {
+    DECODE = 1,
+    PREFILL = 2,
+    STEP = 4,
+    APPEND = 8,
+    SNAPSHOT = 16,
+    FIDELITY = 32,
+    MACHINE = 64,
+    ATTEND = DECODE | PREFILL | STEP,
+    CACHE = ATTEND | APPEND | SNAPSHOT,
+    MODEL = CACHE | FIDELITY,
+    TIMED = CACHE | MACHINE,
+    ALL = MODEL | MACHINE
+};
 
 static const char usage[] =
     "kvt-bench COMMAND [FLAGS]\n"
     "\n"
     "  decode    attention of one token over a long context, beside the read bandwidth\n"
     "  prefill   attention of many tokens over a long context, beside the f32 peak\n"
+    "  step      a whole decoding step of a small model, and its allocations\n"
     "  append    keys and values into the cache, beside memcpy\n"
     "  snapshot  save and load, beside memcpy, fwrite and fread\n"
     "  fidelity  what quantization costs, beside ggml-style q8_0: on random tokens, or with\n"
     "            --model on a real model\n"
+    "  machine   read bandwidth, clock and arithmetic peaks, which the others' ratios are to\n"
     "\n"
     "LIST is one value or several with commas between them; every combination is run.\n"
     "  --k LIST, --v LIST  storage types: f32, f16, i8 (default i8; --v: as K)   not fidelity\n"
@@ -39,10 +53,13 @@ static const char usage[] =
     "  --seed N            of all random numbers                           (default 1)\n"
     "  --json              one JSON object a line\n"
     "  --quick             one pair on a small cache: shows that it runs, measures nothing\n"
-    "decode, prefill:\n"
+    "decode, prefill, step:\n"
     "  --mode LIST         how i8 is multiplied: near, f32, fast           (default near)\n"
     "prefill:\n"
     "  --queries N         the last so many of ctx tokens                  (default 512)\n"
+    "step: (default --heads 14:2 --dim 64 --ctx 4k --layers 24)\n"
+    "  --steps N           steps of a measurement                          (default 64)\n"
+    "  --count             only the first steps, whose allocations are counted; no time\n"
     "append:\n"
     "  --tokens LIST       tokens a call, 1 to 512                         (default 1,512)\n"
     "  --dtype LIST        of the input: f32, f16, bf16                    (default f32)\n"
@@ -226,6 +243,16 @@ static void set_queries(bench_options *o, size_t i, const char *f, const char *x
     (void)i;
     o->queries = parse_count(f, x, 1, 1 << 20);
 }
+static void set_steps(bench_options *o, size_t i, const char *f, const char *x)
+{
+    (void)i;
+    o->steps = parse_count(f, x, 1, 1 << 16);
+}
+static void set_count(bench_options *o, size_t i, const char *f, const char *x)
+{
+    (void)i, (void)f, (void)x;
+    o->count = true;
+}
 static void set_tokens(bench_options *o, size_t i, const char *f, const char *x)
 {
     o->tokens[i] = parse_count(f, x, 1, 512);
@@ -286,14 +313,14 @@ static const struct flag {
     bool random_only; /* contradicts --model */
     void (*set)(bench_options *o, size_t i, const char *flag, const char *value);
 } flags[] = {
-    {"--k", LIST, TIMED, false, set_k},
-    {"--v", LIST, TIMED, false, set_v},
-    {"--heads", LIST, ALL, true, set_heads},
-    {"--dim", LIST, ALL, true, set_dim},
-    {"--ctx", LIST, ALL, false, set_ctx},
+    {"--k", LIST, CACHE, false, set_k},
+    {"--v", LIST, CACHE, false, set_v},
+    {"--heads", LIST, MODEL, true, set_heads},
+    {"--dim", LIST, MODEL, true, set_dim},
+    {"--ctx", LIST, MODEL, false, set_ctx},
     {"--threads", LIST, ALL, false, set_threads},
     {"--isa", LIST, ALL, true, set_isa},
-    {"--layers", ONE, TIMED, false, set_layers},
+    {"--layers", ONE, CACHE, false, set_layers},
     {"--runs", ONE, TIMED, false, set_runs},
     {"--llc-mib", ONE, TIMED, false, set_llc},
     {"--seed", ONE, ALL, false, set_seed},
@@ -301,6 +328,8 @@ static const struct flag {
     {"--quick", SWITCH, ALL, false, set_quick},
     {"--mode", LIST, ATTEND, false, set_mode},
     {"--queries", ONE, PREFILL, false, set_queries},
+    {"--steps", ONE, STEP, false, set_steps},
+    {"--count", SWITCH, STEP, false, set_count},
     {"--tokens", LIST, APPEND, false, set_tokens},
     {"--dtype", LIST, APPEND, false, set_dtype},
     {"--dir", ONE, SNAPSHOT, false, set_dir},
@@ -386,6 +415,8 @@ static void set_defaults(bench_options *o, int command)
             o->heads[o->n_heads++] = (bench_pair){32, 8};
             o->heads[o->n_heads++] = (bench_pair){28, 4};
             o->heads[o->n_heads++] = (bench_pair){32, 4};
+        } else if (command == STEP) {
+            o->heads[0] = (bench_pair){14, 2};
         } else if (command == FIDELITY) {
             o->heads[0] = (bench_pair){8, 8};
             o->heads[o->n_heads++] = (bench_pair){8, 2};
@@ -393,6 +424,8 @@ static void set_defaults(bench_options *o, int command)
     }
     if (o->n_dims == 0) {
         o->dims[o->n_dims++] = (bench_pair){128, 128};
+        if (command == STEP)
+            o->dims[0] = (bench_pair){64, 64};
         if (command == FIDELITY) {
             o->dims[0] = (bench_pair){64, 64};
             o->dims[o->n_dims++] = (bench_pair){128, 128};
@@ -405,10 +438,19 @@ static void set_defaults(bench_options *o, int command)
                              : command == DECODE   ? 32768
                              : command == PREFILL  ? 8192
                                                    : 4096;
-    if (o->n_threads == 0)
+    if (o->n_threads == 0) {
         o->threads[o->n_threads++] = 1;
-    if (o->n_isas == 0)
-        o->isas[o->n_isas++] = NULL;
+        if (command == MACHINE && bench_processors() > 1)
+            o->threads[o->n_threads++] = bench_processors();
+    }
+    if (o->n_isas == 0) {
+        if (command == MACHINE)
+            set_isa(o, 0, "--isa", "all");
+        else
+            o->isas[o->n_isas++] = NULL;
+    }
+    if (o->steps == 0)
+        o->steps = 64;
     if (o->n_modes == 0)
         o->modes[o->n_modes++] = BENCH_NEAR;
     if (o->queries == 0)
@@ -476,9 +518,11 @@ int main(int argc, char **argv)
         int (*run)(const bench_options *options);
     } commands[] = {{"decode", DECODE, bench_decode},
                     {"prefill", PREFILL, bench_prefill},
+                    {"step", STEP, bench_step},
                     {"append", APPEND, bench_append},
                     {"snapshot", SNAPSHOT, bench_snapshot},
-                    {"fidelity", FIDELITY, bench_fidelity}};
+                    {"fidelity", FIDELITY, bench_fidelity},
+                    {"machine", MACHINE, bench_machine}};
     static bench_options options;
     for (int i = 1; i < argc; i++) {
         if (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h") ||
