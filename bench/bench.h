@@ -299,8 +299,9 @@ double bench_relative_error(const float *a, const double *b, size_t n);
 
 /* ---- attend ---- */
 
-/* n_queries queries that end with the layer's last token, causal. */
-void bench_attend_layer(bench_cache *b, size_t seq, size_t layer, bench_mode mode, size_t n_queries,
+uint32_t bench_mode_flags(bench_mode mode); /* KVT_ATTEND_ */
+/* n_queries queries, the last of which is the last token's. */
+void bench_attend_layer(bench_cache *b, size_t seq, size_t layer, uint32_t flags, size_t n_queries,
                         const float *q, float *out);
 /* The first n tokens of a layer as f32. */
 void bench_read_layer(const bench_cache *b, size_t seq, size_t layer, uint64_t n, float *k,

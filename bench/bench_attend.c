@@ -15,12 +15,12 @@ const char *bench_mode_name(bench_mode mode)
     return names[mode];
 }
 
-static uint32_t mode_flags(bench_mode mode)
+uint32_t bench_mode_flags(bench_mode mode)
 {
     return mode == BENCH_F32 ? KVT_ATTEND_F32 : mode == BENCH_FAST ? KVT_ATTEND_FAST : 0;
 }
 
-void bench_attend_layer(bench_cache *b, size_t seq, size_t layer, bench_mode mode, size_t n_queries,
+void bench_attend_layer(bench_cache *b, size_t seq, size_t layer, uint32_t flags, size_t n_queries,
                         const float *q, float *out)
 {
     kvt_attend_item item;
@@ -29,7 +29,7 @@ void bench_attend_layer(bench_cache *b, size_t seq, size_t layer, bench_mode mod
     item.seq = b->seqs[seq];
     item.n_queries = n_queries;
     args.layer = (uint32_t)layer;
-    args.flags = mode_flags(mode) | KVT_ATTEND_CAUSAL;
+    args.flags = flags;
     args.items = &item;
     args.n_items = 1;
     args.q = kvt_tensor_f32(q);
@@ -161,8 +161,9 @@ void bench_reference_check(bench_reference *r, bench_mode mode, double *error, d
     *error = *error_input = 0.0;
     for (size_t place = 0; place < r->places; place++) {
         memset(r->out, 0xff, r->n_queries * r->n_out * sizeof *r->out); /* NaN: gaps show */
-        bench_attend_layer(r->b, seq_of(r, place), layer_of(r, place), mode, r->n_queries, r->q,
-                           r->out);
+        bench_attend_layer(r->b, seq_of(r, place), layer_of(r, place),
+                           bench_mode_flags(mode) | (r->n_queries > 1 ? KVT_ATTEND_CAUSAL : 0),
+                           r->n_queries, r->q, r->out);
         for (size_t i = 0; i < r->queries; i++) {
             const float *out = r->out + r->chosen[i] * r->n_out;
             size_t at = (place * r->queries + i) * r->n_out;

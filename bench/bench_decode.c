@@ -66,7 +66,7 @@ static double round_of_all(decode *d, bench_mode mode)
     double start = bench_seconds();
     for (size_t s = 0; s < d->b.n_seqs; s++)
         for (size_t l = 0; l < d->b.n_layers; l++)
-            bench_attend_layer(&d->b, s, l, mode, 1, d->q, d->out);
+            bench_attend_layer(&d->b, s, l, bench_mode_flags(mode), 1, d->q, d->out);
     return bench_seconds() - start;
 }
 

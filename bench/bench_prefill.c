@@ -58,7 +58,8 @@ static double round_of_all(prefill *p, bench_mode mode)
 {
     double start = bench_seconds();
     for (size_t l = 0; l < p->b.n_layers; l++)
-        bench_attend_layer(&p->b, 0, l, mode, p->n_queries, p->q, p->out);
+        bench_attend_layer(&p->b, 0, l, bench_mode_flags(mode) | KVT_ATTEND_CAUSAL, p->n_queries,
+                           p->q, p->out);
     return (bench_seconds() - start) / (double)p->b.n_layers;
 }
 

@@ -79,7 +79,8 @@ __attribute__((noinline)) void bench_step_once(step *s, size_t seq, size_t token
         bench_require(kvt_append(b->seqs[seq], (uint32_t)layer, &k, &v), b->cache, "kvt_append");
         if (parts)
             t[2] = bench_seconds();
-        bench_attend_layer(b, seq, layer, s->mode, 1, s->q, s->out);
+        bench_attend_layer(b, seq, layer, bench_mode_flags(s->mode) | KVT_ATTEND_CAUSAL, 1, s->q,
+                           s->out); /* causal: engines have one call for prompts and steps */
         if (parts) {
             parts[APPEND] += t[2] - t[1];
             parts[ATTEND] += bench_seconds() - t[2];
