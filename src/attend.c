@@ -12,6 +12,9 @@
 #include "attend_unit.h"
 #include "fpenv.h"
 
+/* kv heads that are walked together at most. */
+#define BUNDLE_MAX 8
+
 /* ---- geometry of a call ---- */
 
 static const kvt_group *group_of(const kvt_cache *cache, uint32_t layer)
@@ -144,10 +147,16 @@ static kvt_status check_numbers(const kvt_cache *cache, const kvt_attend_args *a
     return KVT_OK;
 }
 
-/* Bytes of scratch of a task that walks whole units, or n_ranges ranges of one. */
-static size_t whole_bytes(const kvt_layout *layout, size_t rows)
+/* Floats of scratch of a unit that is walked whole: the total so far, and the range's result. */
+static size_t whole_floats(const kvt_layout *layout, size_t rows)
 {
-    return MARK_BYTES + sizeof(float) * (work_floats(layout, rows) + 2 * part_floats(layout, rows));
+    return work_floats(layout, rows) + 2 * part_floats(layout, rows);
+}
+
+/* Bytes of scratch of a task that walks whole units, a bundle at a time, or ranges of one. */
+static size_t whole_bytes(const kvt_layout *layout, size_t rows, size_t bundle)
+{
+    return MARK_BYTES + sizeof(float) * bundle * whole_floats(layout, rows);
 }
 
 static size_t ranges_bytes(const kvt_layout *layout, size_t rows, size_t n)
@@ -161,37 +170,67 @@ static size_t wanted_tasks(size_t n_threads)
     return n_threads > 1 ? 4 * n_threads : 1;
 }
 
+/* What a plan is made of; one_chunk: every item's rows of a kv head are one unit. */
+typedef struct plan_shape {
+    size_t rows, units, ranges;
+    int one_chunk;
+} plan_shape;
+
+/*
+ * How many kv heads are walked together: as many as have few rows between them, and leave two
+ * bundles to each thread. A divisor of their number, so that a bundle does not cross items.
+ */
+static size_t bundle_of(const kvt_group *group, plan_shape shape, size_t n_threads)
+{
+    size_t bundle = KVT_ROWS_MAX / shape.rows;
+    size_t most = n_threads > 1 ? shape.units / (2 * n_threads) : shape.units;
+    if (!shape.one_chunk)
+        return 1;
+    bundle = bundle < BUNDLE_MAX ? bundle : BUNDLE_MAX;
+    bundle = bundle < most ? bundle : most;
+    while (bundle > 1 && group->config.n_kv_heads % bundle)
+        bundle--;
+    return bundle ? bundle : 1;
+}
+
 /*
  * Choose how units are spread over tasks, and the scratch of each. A split that needs more than
  * the limit is not made, and whole units go to fewer tasks.
  */
-static void size_plan(kvt_attend_plan *plan, const kvt_group *group, size_t rows, size_t ranges,
+static void size_plan(kvt_attend_plan *plan, const kvt_group *group, plan_shape shape,
                       size_t n_threads, size_t limit)
 {
     const kvt_layout *layout = &group->layout;
-    size_t wanted = wanted_tasks(n_threads), most;
+    size_t wanted = wanted_tasks(n_threads), most, bundles;
 
-    if (n_threads > 1 && plan->units_ < 2 * n_threads && ranges > 1) {
-        size_t parts = (wanted + plan->units_ - 1) / plan->units_;
-        parts = parts < ranges ? parts : ranges;
-        plan->ranges_ = (ranges + parts - 1) / parts;
-        plan->n_tasks = plan->units_ * ((ranges + plan->ranges_ - 1) / plan->ranges_);
-        plan->slice_bytes_ = ranges_bytes(layout, rows, plan->ranges_);
+    plan->bundle_ = 1;
+    if (n_threads > 1 && shape.units < 2 * n_threads && shape.ranges > 1) {
+        size_t parts = (wanted + shape.units - 1) / shape.units;
+        parts = parts < shape.ranges ? parts : shape.ranges;
+        plan->ranges_ = (shape.ranges + parts - 1) / parts;
+        plan->n_tasks = shape.units * ((shape.ranges + plan->ranges_ - 1) / plan->ranges_);
+        plan->slice_bytes_ = ranges_bytes(layout, shape.rows, plan->ranges_);
         plan->scratch_bytes = plan->n_tasks * plan->slice_bytes_;
         if (plan->scratch_bytes <= limit)
             return;
     }
     plan->ranges_ = 0;
-    plan->slice_bytes_ = whole_bytes(layout, rows);
+    plan->bundle_ = bundle_of(group, shape, n_threads);
+    plan->slice_bytes_ = whole_bytes(layout, shape.rows, plan->bundle_);
+    if (plan->slice_bytes_ > limit) {
+        plan->bundle_ = 1;
+        plan->slice_bytes_ = whole_bytes(layout, shape.rows, 1);
+    }
     most = limit / plan->slice_bytes_; /* at least 1: see kvt_attend_scratch_bytes */
     wanted = wanted < most ? wanted : most;
-    plan->n_tasks = plan->units_ < wanted ? plan->units_ : wanted;
+    bundles = shape.units / plan->bundle_;
+    plan->n_tasks = bundles < wanted ? bundles : wanted;
     plan->scratch_bytes = plan->n_tasks * plan->slice_bytes_;
 }
 
 /*
  * Enough for two tasks a thread that walk chunks of KVT_ROWS_MAX rows (more tasks where chunks are
- * smaller), and for one query of all heads that is split over every range of max_tokens, but no
+ * smaller), and for one query of all heads, bundled or split over every range of max_tokens, but no
  * more than of a million tokens: beyond, long sequences go to tasks by whole units.
  */
 #define SPLIT_TOKENS ((uint64_t)1 << 20)
@@ -201,22 +240,17 @@ size_t kvt_attend_scratch_bytes(const kvt_group *groups, uint32_t n_groups, uint
 {
     size_t most = 0;
     for (uint32_t g = 0; g < n_groups; g++) {
-        const kvt_layout *layout = &groups[g].layout;
-        size_t bytes =
-            (n_threads > 1 ? 2 * (size_t)n_threads : 1) * whole_bytes(layout, KVT_ROWS_MAX);
-        if (n_threads > 1) {
-            size_t group = kvt_group_size(&groups[g]);
-            size_t ranges = n_ranges(max_tokens < SPLIT_TOKENS ? max_tokens : SPLIT_TOKENS);
-            size_t rows = group < KVT_ROWS_MAX ? group : KVT_ROWS_MAX;
-            size_t units = groups[g].config.n_kv_heads * ((group + rows - 1) / rows);
-            size_t parts = (wanted_tasks(n_threads) + units - 1) / units;
-            size_t each, split;
-            parts = parts < ranges ? parts : ranges;
-            each = (ranges + parts - 1) / parts;
-            split = units * ((ranges + each - 1) / each) * ranges_bytes(layout, rows, each);
-            if (units < 2 * (size_t)n_threads && split > bytes)
-                bytes = split;
-        }
+        size_t bytes = (n_threads > 1 ? 2 * (size_t)n_threads : 1) *
+                       whole_bytes(&groups[g].layout, KVT_ROWS_MAX, 1);
+        size_t group = kvt_group_size(&groups[g]);
+        size_t rows = group < KVT_ROWS_MAX ? group : KVT_ROWS_MAX;
+        size_t chunks = (group + rows - 1) / rows;
+        plan_shape shape = {rows, groups[g].config.n_kv_heads * chunks,
+                            n_ranges(max_tokens < SPLIT_TOKENS ? max_tokens : SPLIT_TOKENS),
+                            chunks == 1};
+        kvt_attend_plan one_query;
+        size_plan(&one_query, &groups[g], shape, n_threads, SIZE_MAX);
+        bytes = one_query.scratch_bytes > bytes ? one_query.scratch_bytes : bytes;
         most = bytes > most ? bytes : most;
     }
     return most;
@@ -230,7 +264,8 @@ static kvt_status make_plan(kvt_attend_plan *plan, kvt_cache *cache, const kvt_a
     const kvt_group *group;
     kvt_view view;
     uint64_t queries = 0;
-    size_t rows = 0, ranges = 0, n_threads;
+    plan_shape shape = {0, 0, 0, 1};
+    size_t n_threads;
     kvt_fpenv saved;
     kvt_status status;
 
@@ -250,9 +285,8 @@ static kvt_status make_plan(kvt_attend_plan *plan, kvt_cache *cache, const kvt_a
     if (!args.items || args.n_items == 0)
         return kvt_fail(cache, KVT_ERR_ARG, "kvt_attend: no items");
     group = group_of(cache, args.layer);
-    plan->units_ = 0;
     for (size_t i = 0; i < args.n_items; i++) {
-        size_t r;
+        size_t r, chunks;
         uint64_t n_tokens;
         status = check_item(cache, &args, i, group);
         if (status != KVT_OK)
@@ -260,11 +294,12 @@ static kvt_status make_plan(kvt_attend_plan *plan, kvt_cache *cache, const kvt_a
         if (kvt_add_overflows(queries, args.items[i].n_queries, &queries))
             return kvt_fail(cache, KVT_ERR_ARG, "kvt_attend: the number of queries overflows");
         n_tokens = kvt_seq_visible(args.items[i].seq, args.layer);
-        ranges = n_ranges(n_tokens) > ranges ? n_ranges(n_tokens) : ranges;
+        shape.ranges = n_ranges(n_tokens) > shape.ranges ? n_ranges(n_tokens) : shape.ranges;
         r = item_rows(&args.items[i], kvt_group_size(group));
-        rows = r > rows ? r : rows;
-        plan->units_ +=
-            item_chunks(&args.items[i], kvt_group_size(group)) * group->config.n_kv_heads;
+        shape.rows = r > shape.rows ? r : shape.rows;
+        chunks = item_chunks(&args.items[i], kvt_group_size(group));
+        shape.one_chunk &= chunks == 1;
+        shape.units += chunks * group->config.n_kv_heads;
     }
     saved = kvt_fpenv_enter();
     status = check_numbers(cache, &args, group);
@@ -282,6 +317,7 @@ static kvt_status make_plan(kvt_attend_plan *plan, kvt_cache *cache, const kvt_a
 
     plan->cache_ = cache;
     plan->args_ = args;
+    plan->units_ = shape.units;
     plan->status_ = KVT_OK;
     plan->flags_ = 0;
     memset(plan->reserved_, 0, sizeof plan->reserved_);
@@ -290,7 +326,7 @@ static kvt_status make_plan(kvt_attend_plan *plan, kvt_cache *cache, const kvt_a
     pthread_mutex_unlock(&cache->lock);
     n_threads = args.n_threads ? args.n_threads : cache->executor.n_threads;
     n_threads = n_threads < KVT_MAX_THREADS ? n_threads : KVT_MAX_THREADS;
-    size_plan(plan, group, rows, ranges, n_threads, scratch_limit);
+    size_plan(plan, group, shape, n_threads, scratch_limit);
     return KVT_OK;
 }
 
@@ -334,6 +370,8 @@ static void unit_at(const kvt_attend_plan *plan, size_t i, float *slice, kvt_uni
     if (u->rows > chunk_rows(group_rows))
         u->rows = chunk_rows(group_rows);
     u->n_tokens = kvt_seq_visible(item->seq, args->layer);
+    u->least = kvt_unit_visible(u, 0);
+    u->most = kvt_unit_visible(u, u->rows - 1);
     u->scale = args->scale > 0.0f ? args->scale : 1.0f / sqrtf((float)group->config.k_dim);
     u->q = slice;
     u->q_stored = u->q + u->rows * layout->k_dims;
@@ -376,29 +414,45 @@ static void make_views(const kvt_attend_plan *plan, kvt_view *q, kvt_view *out)
     kvt_view_make(plan->cache_, &plan->args_.out, "out", n, config->n_q_heads, config->v_dim, out);
 }
 
+static kvt_outcome run_bundle(const kvt_attend_plan *plan, float *slice, size_t first,
+                              const kvt_view *q, const kvt_view *out)
+{
+    kvt_unit units[BUNDLE_MAX];
+    kvt_part totals[BUNDLE_MAX], parts[BUNDLE_MAX];
+    size_t n = plan->bundle_, floats = (plan->slice_bytes_ - MARK_BYTES) / sizeof(float) / n;
+    size_t ranges, i = 0;
+
+    do {
+        kvt_outcome loaded;
+        unit_at(plan, first + i, slice + i * floats, &units[i]);
+        totals[i] = result_at(&units[i], slice + i * floats, 0);
+        parts[i] = result_at(&units[i], slice + i * floats, 1);
+        loaded = kvt_unit_load(&units[i], q);
+        if (loaded != KVT_UNIT_DONE)
+            return loaded;
+    } while (++i < n);
+    ranges = n_ranges(units[0].most);
+    kvt_units_range(units, n, 0, totals);
+    for (size_t range = 1; range < ranges; range++) {
+        kvt_units_range(units, n, range, parts);
+        for (i = 0; i < n; i++)
+            kvt_unit_merge(&units[i], totals[i], parts[i]);
+    }
+    for (i = 0; i < n; i++)
+        if (!kvt_unit_store(&units[i], totals[i], out))
+            return KVT_UNIT_OVERFLOWED;
+    return KVT_UNIT_DONE;
+}
+
 static kvt_outcome run_whole_units(const kvt_attend_plan *plan, float *slice, size_t task,
                                    const kvt_view *q, const kvt_view *out)
 {
+    size_t bundles = plan->units_ / plan->bundle_;
     /* Strided, so that the long units at the end of a causal prefill spread. */
-    for (size_t i = task; i < plan->units_; i += plan->n_tasks) {
-        kvt_unit u;
-        kvt_part total, one;
-        size_t ranges;
-        kvt_outcome loaded;
-        unit_at(plan, i, slice, &u);
-        total = result_at(&u, slice, 0);
-        one = result_at(&u, slice, 1);
-        loaded = kvt_unit_load(&u, q);
-        if (loaded != KVT_UNIT_DONE)
-            return loaded;
-        ranges = n_ranges(kvt_unit_visible(&u, u.rows - 1));
-        kvt_unit_range(&u, 0, total);
-        for (size_t range = 1; range < ranges; range++) {
-            kvt_unit_range(&u, range, one);
-            kvt_unit_merge(&u, total, one);
-        }
-        if (!kvt_unit_store(&u, total, out))
-            return KVT_UNIT_OVERFLOWED;
+    for (size_t i = task; i < bundles; i += plan->n_tasks) {
+        kvt_outcome what = run_bundle(plan, slice, i * plan->bundle_, q, out);
+        if (what != KVT_UNIT_DONE)
+            return what;
     }
     return KVT_UNIT_DONE;
 }
@@ -413,8 +467,10 @@ static kvt_outcome run_ranges(const kvt_attend_plan *plan, float *slice, size_t 
     loaded = kvt_unit_load(&u, q);
     if (loaded != KVT_UNIT_DONE)
         return loaded;
-    for (size_t j = 0; j < plan->ranges_; j++)
-        kvt_unit_range(&u, first + j, result_at(&u, slice, j));
+    for (size_t j = 0; j < plan->ranges_; j++) {
+        kvt_part part = result_at(&u, slice, j);
+        kvt_units_range(&u, 1, first + j, &part);
+    }
     return KVT_UNIT_DONE;
 }
 
@@ -429,7 +485,7 @@ static kvt_outcome merge_unit(const kvt_attend_plan *plan, unsigned char *scratc
         kvt_part one;
         float *slice = slice_at(plan, scratch, task);
         unit_at(plan, i, slice, &u);
-        ranges = n_ranges(kvt_unit_visible(&u, u.rows - 1));
+        ranges = n_ranges(u.most);
         one = result_at(&u, slice, range % plan->ranges_);
         if (range == 0)
             total = one;

@@ -202,6 +202,16 @@ static void bend_logits(const kvt_unit *u, size_t row, size_t block_row, size_t 
         mask_scores(u, row, (uint64_t)block_row * KVT_TOKENS, n, s);
 }
 
+/* Tokens that a row sees of the n of a block. */
+static size_t row_tokens(const kvt_unit *u, size_t row, uint64_t first_token, size_t n)
+{
+    uint64_t sees;
+    if (u->least >= first_token + n)
+        return n;
+    sees = kvt_unit_visible(u, row) - first_token;
+    return sees < n ? (size_t)sees : n;
+}
+
 /* Online softmax of the rows from `from` on, n being what the last row sees of the block. */
 static void soften(const kvt_unit *u, size_t from, size_t block_row, size_t n,
                    const unsigned char *record, kvt_part out)
@@ -220,13 +230,10 @@ static void soften(const kvt_unit *u, size_t from, size_t block_row, size_t n,
         memset(u->add, 0, u->rows * sizeof *u->add);
     /* Runs of rows that see the same number of tokens: a query's, or all of them. */
     for (size_t r = from, end; r < u->rows; r = end) {
-        uint64_t sees = kvt_unit_visible(u, r);
-        size_t n_row = sees - first_token < n ? (size_t)(sees - first_token) : n;
-        for (end = r + 1; end < u->rows; end++) {
-            uint64_t other = kvt_unit_visible(u, end) - first_token;
-            if ((other < n ? (size_t)other : n) != n_row)
-                break;
-        }
+        size_t n_row = row_tokens(u, r, first_token, n);
+        end = u->least >= first_token + n ? u->rows : r + 1;
+        while (end < u->rows && row_tokens(u, end, first_token, n) == n_row)
+            end++;
         if (bends)
             for (size_t i = r; i < end; i++)
                 bend_logits(u, i, block_row, n_row);
@@ -235,48 +242,76 @@ static void soften(const kvt_unit *u, size_t from, size_t block_row, size_t n,
     }
 }
 
+static const unsigned char *record_of(const kvt_unit *u, size_t block_row)
+{
+    return kvt_head_record(u->group, kvt_seq_block(u->item->seq, block_row, u->group_index),
+                           u->layer_index, u->kv_head);
+}
+
 /*
  * One block: scores, softmax, weighted sum. Rows see ever more tokens in ascending order, so
- * those that see anything of the block are the last ones.
+ * those that see anything of the block are the last ones. next: the record that is read after
+ * this one; NULL: nothing is to be asked for.
  */
-static void attend_block(const kvt_unit *u, size_t block_row, kvt_part out)
+static void attend_block(const kvt_unit *u, size_t block_row, const unsigned char *next,
+                         kvt_part out)
 {
     const kvt_layout *layout = &u->group->layout;
-    const kvt_seq *seq = u->item->seq;
-    const unsigned char *record = kvt_head_record(
-        u->group, kvt_seq_block(seq, block_row, u->group_index), u->layer_index, u->kv_head);
-    const unsigned char *next = NULL;
+    const unsigned char *record = record_of(u, block_row);
+    const unsigned char *rest = next ? record + layout->k_scales : NULL;
     uint64_t first_token = (uint64_t)block_row * KVT_TOKENS;
-    uint64_t last = kvt_unit_visible(u, u->rows - 1) - first_token;
+    uint64_t last = u->most - first_token;
     size_t n = last < KVT_TOKENS ? (size_t)last : KVT_TOKENS;
     size_t from = 0;
 
-    if (block_row + 1 < seq->n_rows)
-        next = kvt_head_record(u->group, kvt_seq_block(seq, block_row + 1, u->group_index),
-                               u->layer_index, u->kv_head);
-    while (kvt_unit_visible(u, from) <= first_token)
-        from++;
-    /* V in K is there already: the block's next product reads the next block's K. */
-    scores_of(u, from, record, n, u->group->v_in_k ? next : record + layout->v_codes);
+    if (u->least <= first_token)
+        while (kvt_unit_visible(u, from) <= first_token)
+            from++;
+    if (u->group->v_in_k) { /* V is there already: the next product reads the next record */
+        scores_of(u, from, record, n, next);
+        soften(u, from, block_row, n, record, out);
+        weigh_values(u, from, record, n, NULL, out.acc);
+        return;
+    }
+    scores_of(u, from, record, n, rest);
+    /* The scores asked for as many bytes as K's codes have: what the rest of the record has more.
+     */
+    if (rest)
+        for (size_t i = layout->k_scales + layout->k_code_bytes; i < layout->head_bytes; i += 64)
+            __builtin_prefetch(record + i, 0, 2);
     soften(u, from, block_row, n, record, out);
-    weigh_values(u, from, record, n, u->group->v_in_k ? NULL : next, out.acc);
+    weigh_values(u, from, record, n, next, out.acc);
 }
 
-void kvt_unit_range(const kvt_unit *u, size_t range, kvt_part out)
+void kvt_units_range(const kvt_unit *units, size_t n_units, size_t range, const kvt_part *outs)
 {
+    const kvt_unit *u = &units[0];
     const size_t rows_a_range = KVT_RANGE_TOKENS / KVT_TOKENS;
-    uint64_t visible = kvt_unit_visible(u, u->rows - 1);
-    size_t end = kvt_rows(visible);
+    size_t end = kvt_rows(u->most);
+    /*
+     * A lone row computes less than it waits for, and heads that are walked in the order of memory
+     * are one stream, which the hardware prefetches better than these hints do.
+     */
+    int asks = u->rows > 1 || n_units == 1;
 
-    memset(out.acc, 0, u->rows * u->group->layout.v_dims * sizeof *out.acc);
-    for (size_t r = 0; r < u->rows; r++) {
-        out.m[r] = -INFINITY;
-        out.l[r] = 0.0f;
+    for (size_t i = 0; i < n_units; i++) {
+        memset(outs[i].acc, 0, u->rows * u->group->layout.v_dims * sizeof *outs[i].acc);
+        for (size_t r = 0; r < u->rows; r++) {
+            outs[i].m[r] = -INFINITY;
+            outs[i].l[r] = 0.0f;
+        }
     }
     if (end > (range + 1) * rows_a_range)
         end = (range + 1) * rows_a_range;
     for (size_t row = range * rows_a_range; row < end; row++)
-        attend_block(u, row, out);
+        for (size_t i = 0; i < n_units; i++) {
+            const unsigned char *next = NULL;
+            if (asks && i + 1 < n_units)
+                next = record_of(&units[i + 1], row);
+            else if (asks && row + 1 < u->item->seq->n_rows)
+                next = record_of(&units[0], row + 1);
+            attend_block(&units[i], row, next, outs[i]);
+        }
 }
 
 void kvt_unit_merge(const kvt_unit *u, kvt_part into, kvt_part from)

@@ -4,6 +4,7 @@
  * The rows of one (item, kv head) are its queries times the heads of the group: row r is query
  * r / group, head r % group. They are cut into chunks of at most KVT_ROWS_MAX rows, whole
  * queries where a group fits; a unit is (item, kv head, chunk). K and V are read once a unit.
+ * A decode step has few rows a unit: then several kv heads are walked together (a bundle).
  */
 #ifndef KVT_ATTEND_UNIT_H
 #define KVT_ATTEND_UNIT_H
@@ -32,7 +33,8 @@ typedef struct kvt_unit {
     uint32_t group_index;
     size_t kv_head;
     size_t first_row, rows;
-    uint64_t n_tokens; /* that the layer holds */
+    uint64_t n_tokens;    /* that the layer holds */
+    uint64_t least, most; /* tokens that its first row and its last row see */
     float scale;
     float *q, *q_stored, *scores; /* [rows][k_dims], [rows][k_dims] rotated, [rows][64] */
     float *alpha, *add;           /* [rows] each */
@@ -54,8 +56,11 @@ typedef enum kvt_outcome {
 uint64_t kvt_unit_visible(const kvt_unit *u, size_t row);
 /* q of the unit's rows, in the caller's domain and in the stored one. */
 kvt_outcome kvt_unit_load(const kvt_unit *u, const kvt_view *q);
-/* A softmax of its own over the tokens of one range. */
-void kvt_unit_range(const kvt_unit *u, size_t range, kvt_part out);
+/*
+ * A softmax of its own over the tokens of one range, for a bundle of units: consecutive kv heads
+ * for the same queries of the same item. A block is walked head by head, in the order of memory.
+ */
+void kvt_units_range(const kvt_unit *units, size_t n_units, size_t range, const kvt_part *outs);
 /* Merge the result of a later range into that of the earlier ones. */
 void kvt_unit_merge(const kvt_unit *u, kvt_part into, kvt_part from);
 /* Divide, add the sinks, and hand the rows to the caller. 0: a row has left the range of f32. */

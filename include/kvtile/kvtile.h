@@ -522,7 +522,8 @@ typedef struct kvt_attend_plan {
     uint64_t id_;        /* marks the slices that its tasks have filled */
     int32_t status_;
     uint32_t flags_;
-    uint64_t reserved_[4];
+    size_t bundle_; /* units that a task walks together */
+    uint64_t reserved_[3];
 } kvt_attend_plan;
 
 KVT_API kvt_status kvt_attend_plan_init(kvt_attend_plan *plan, kvt_cache *cache,
