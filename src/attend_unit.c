@@ -288,11 +288,6 @@ void kvt_units_range(const kvt_unit *units, size_t n_units, size_t range, const 
     const kvt_unit *u = &units[0];
     const size_t rows_a_range = KVT_RANGE_TOKENS / KVT_TOKENS;
     size_t end = kvt_rows(u->most);
-    /*
-     * A lone row computes less than it waits for, and heads that are walked in the order of memory
-     * are one stream, which the hardware prefetches better than these hints do.
-     */
-    int asks = u->rows > 1 || n_units == 1;
 
     for (size_t i = 0; i < n_units; i++) {
         memset(outs[i].acc, 0, u->rows * u->group->layout.v_dims * sizeof *outs[i].acc);
@@ -306,9 +301,9 @@ void kvt_units_range(const kvt_unit *units, size_t n_units, size_t range, const 
     for (size_t row = range * rows_a_range; row < end; row++)
         for (size_t i = 0; i < n_units; i++) {
             const unsigned char *next = NULL;
-            if (asks && i + 1 < n_units)
+            if (i + 1 < n_units)
                 next = record_of(&units[i + 1], row);
-            else if (asks && row + 1 < u->item->seq->n_rows)
+            else if (row + 1 < u->item->seq->n_rows)
                 next = record_of(&units[0], row + 1);
             attend_block(&units[i], row, next, outs[i]);
         }
