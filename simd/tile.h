@@ -16,8 +16,8 @@
  *
  * A head's record is: K codes | K scales | K offset | V scales | V codes. Scales are f16, one a
  * token, and exist for 8-bit sides only. The offset (f16, one a padded dim, rounded up to
- * 64 bytes) exists where the group subtracts one. A V that is the first dims of K has no parts of its
- * own. Every part begins at a multiple of 64 bytes.
+ * 64 bytes) exists where the group subtracts one. A V that is the first dims of K has no parts of
+ * its own. Every part begins at a multiple of 64 bytes.
  */
 #ifndef KVT_TILE_H
 #define KVT_TILE_H
