@@ -350,6 +350,70 @@ static void the_twin(void **state)
     }
 }
 
+/* ---- prefill ---- */
+
+/*
+ * Causal queries over their own tokens, in every mode, against double on what kvt_read gives; and
+ * the last queries alone: the same bits, though other rows share the block that was turned.
+ */
+static void prefill(void **state)
+{
+    enum { N = 70, HEADS = 16, K = 576, V = 512, LAST = 3 };
+    static const uint32_t modes[] = {0, KVT_ATTEND_F32, KVT_ATTEND_FAST};
+    static const double bounds[] = {4e-4, 2e-5, 0.05};
+    (void)state;
+    for (uint32_t isa = 0; kvt_isa_name(isa); isa++)
+        for (int type = 0; type < 3; type++) {
+            kvt_group_config g = mla(1, HEADS, 1, K, V, (kvt_type)type, 0);
+            kvt_cache *cache = cache_of(&g, N, 1, kvt_isa_name(isa));
+            kvt_seq *seq = NULL;
+            rng r = {21};
+            tokens t = tokens_make(&r, N, &g);
+            float *q = rng_normals(&r, (size_t)N * HEADS * K), lse[N * HEADS];
+            float *k = malloc((size_t)N * K * sizeof *k);
+            float *out = malloc((size_t)N * HEADS * V * sizeof *out);
+            float *alone = malloc((size_t)LAST * HEADS * V * sizeof *alone);
+            kvt_tensor view = kvt_tensor_f32(k);
+            double expected[V];
+            assert_non_null(k);
+            assert_non_null(out);
+            assert_non_null(alone);
+            for (size_t i = 0; i < (size_t)N * K; i++)
+                t.k[i] += i % K % 11 == 0 ? 5.0f : 0.0f;
+            expect_ok(cache, kvt_seq_create(cache, &seq));
+            append_step(cache, seq, &g, &t, 0, N);
+            expect_ok(cache, kvt_read(seq, 0, KVT_SIDE_K, 0, N, &view));
+            for (size_t mode = 0; mode < 3; mode++) {
+                double worst = 0;
+                attend(cache, seq, q, N, modes[mode], out, lse);
+                for (size_t row = 0; row < N * HEADS; row += is_quick() ? 37 : 5) {
+                    float v[N * V];
+                    double error;
+                    for (size_t i = 0; i < N; i++)
+                        memcpy(v + i * V, k + i * K, V * sizeof *v);
+                    reference_row(q + row * K, k, v, row / HEADS + 1, 1, 0, K, V,
+                                  1 / (double)sqrtf(K), 0, NULL, NULL, 0, 0, -INFINITY, expected);
+                    error = relative_l2(out + row * V, expected, V);
+                    worst = error > worst ? error : worst;
+                }
+                if (!(worst < (type == KVT_TYPE_I8 ? bounds[mode] : bounds[1])))
+                    fail_msg("isa %s type %d mode %zu: error %g", kvt_isa_name(isa), type, mode,
+                             worst);
+                attend(cache, seq, q + (size_t)(N - LAST) * HEADS * K, LAST, modes[mode], alone,
+                       lse);
+                assert_memory_equal(alone, out + (size_t)(N - LAST) * HEADS * V,
+                                    (size_t)LAST * HEADS * V * sizeof *alone);
+            }
+            free(q);
+            free(k);
+            free(out);
+            free(alone);
+            tokens_free(&t);
+            kvt_seq_destroy(seq);
+            kvt_cache_destroy(cache);
+        }
+}
+
 /* ---- nothing visible, and the edge of f32 ---- */
 
 /* Zeros without a sign, though the row is rotated back. */
@@ -411,7 +475,7 @@ int main(void)
         cmocka_unit_test(configs),      cmocka_unit_test(what_it_takes),
         cmocka_unit_test(v_is_refused), cmocka_unit_test(v_reads_as_k),
         cmocka_unit_test(the_twin),     cmocka_unit_test(nothing_visible),
-        cmocka_unit_test(large_values),
+        cmocka_unit_test(prefill),      cmocka_unit_test(large_values),
     };
     return cmocka_run_group_tests_name("v_in_k", tests, NULL, NULL);
 }
