@@ -415,8 +415,10 @@ static void options_against_the_reference(void **state)
                 check_options(o, kvt_isa_name(isa), (kvt_type)rng_below(&r, 3), shapes[shape][0],
                               shapes[shape][1], shapes[shape][2], rng_next(&r));
                 o.v_in_k = 1;
-                check_options(o, kvt_isa_name(isa), (kvt_type)rng_below(&r, 3), shapes[shape][0],
-                              shapes[shape][1], shapes[shape][2], rng_next(&r));
+                if (bits % 4 == (int)(shape % 4))
+                    check_options(o, kvt_isa_name(isa), (kvt_type)rng_below(&r, 3),
+                                  shapes[shape][0], shapes[shape][1], shapes[shape][2],
+                                  rng_next(&r));
             }
     /* More queries than tokens, not causal. */
     check_options((options){0}, NULL, KVT_TYPE_I8, 3, 0, 9, 5);
