@@ -1,0 +1,127 @@
+/*
+ * What integer products add to the error of i8 storage, at long contexts and on unkind data: V of
+ * mean 1, where errors of the weights do not cancel, and K with channels 10 to 20 times larger
+ * than the others. The yardstick is the quantization error itself: the distance of attention in
+ * double over the dequantized cache from attention in double over what went in.
+ */
+#include "support.h"
+
+#include <math.h>
+#include <stdio.h>
+
+enum { DIMS = 128, HEADS = 4, STEP = 512 };
+
+typedef enum data { NORMAL, V_MEAN_1, K_OUTLIERS, N_DATA } data;
+
+static const char *const data_names[] = {"normal", "V of mean 1", "4 K channels 10-20x"};
+
+static tokens make(rng *r, size_t n, const kvt_group_config *group, data kind)
+{
+    tokens t = tokens_make(r, n, group);
+    for (size_t i = 0; i < n * DIMS; i++) {
+        size_t d = i % DIMS;
+        if (kind == V_MEAN_1)
+            t.v[i] += 1.0f;
+        if (kind == K_OUTLIERS && d % 32 == 7)
+            t.k[i] *= 10.0f + 10.0f * (float)(d / 32) / 3.0f;
+    }
+    return t;
+}
+
+/* Root of the sum of squares of a - b. */
+static double distance(const double *a, const double *b, size_t n)
+{
+    double sum = 0;
+    for (size_t i = 0; i < n; i++)
+        sum += (a[i] - b[i]) * (a[i] - b[i]);
+    return sqrt(sum);
+}
+
+typedef struct run {
+    double own;      /* quantization error */
+    double added[3]; /* by mode, over own */
+} run;
+
+static const uint32_t modes[3] = {0, KVT_ATTEND_F32, KVT_ATTEND_FAST};
+
+static void attend(kvt_cache *cache, const kvt_seq *seq, const float *q, uint32_t flags,
+                   double *out)
+{
+    float result[HEADS * DIMS];
+    kvt_attend_item item = {.seq = seq, .n_queries = 1};
+    kvt_attend_args args = kvt_attend_args_init();
+    args.items = &item;
+    args.n_items = 1;
+    args.q = kvt_tensor_f32(q);
+    args.out = kvt_tensor_f32(result);
+    args.flags = flags;
+    expect_ok(cache, kvt_attend(cache, &args));
+    for (size_t i = 0; i < HEADS * DIMS; i++)
+        out[i] = (double)result[i];
+}
+
+static void references(const float *q, const float *k, const float *v, size_t n, double *out)
+{
+    for (size_t h = 0; h < HEADS; h++)
+        reference_row(q + h * DIMS, k, v, n, 1, 0, DIMS, DIMS, 1 / sqrt(DIMS), 0, NULL, NULL, 0, 0,
+                      -INFINITY, out + h * DIMS);
+}
+
+static void check(size_t n, data kind)
+{
+    rng r = {n + kind};
+    kvt_group_config group = group_of(1, HEADS, 1, DIMS, DIMS, KVT_TYPE_I8, KVT_TYPE_I8);
+    tokens t = make(&r, n, &group, kind);
+    float *q = rng_normals(&r, HEADS * DIMS);
+    double exact[HEADS * DIMS], stored[HEADS * DIMS], out[HEADS * DIMS], own = 0;
+
+    for (size_t i = 0; kind == K_OUTLIERS && i < HEADS * DIMS; i++)
+        q[i] *= 0.25f; /* logits of usual size */
+    references(q, t.k, t.v, n, exact);
+    for (uint32_t isa = 0; kvt_isa_name(isa); isa++) {
+        kvt_cache *cache = cache_of(&group, n, 1, kvt_isa_name(isa));
+        kvt_seq *seq = NULL;
+        double added[3];
+        expect_ok(cache, kvt_seq_create(cache, &seq));
+        append_all(cache, seq, &group, &t, 0, n, STEP);
+        if (isa == 0) { /* every instruction set stores the same */
+            float *k = malloc(n * DIMS * sizeof *k), *v = malloc(n * DIMS * sizeof *v);
+            kvt_tensor kt = kvt_tensor_f32(k), vt = kvt_tensor_f32(v);
+            assert_non_null(k);
+            assert_non_null(v);
+            expect_ok(cache, kvt_read(seq, 0, KVT_SIDE_K, 0, n, &kt));
+            expect_ok(cache, kvt_read(seq, 0, KVT_SIDE_V, 0, n, &vt));
+            references(q, k, v, n, stored);
+            own = distance(stored, exact, HEADS * DIMS);
+            free(k), free(v);
+        }
+        for (size_t mode = 0; mode < 3; mode++) {
+            attend(cache, seq, q, modes[mode], out);
+            added[mode] = distance(out, stored, HEADS * DIMS) / own;
+        }
+        printf("%-10s %-20s %7zu tokens: near-exact adds %.4f, f32 %.5f, fast %.3f of the "
+               "quantization error\n",
+               kvt_isa_name(isa), data_names[kind], n, added[0], added[1], added[2]);
+        if (!(added[0] < 0.02) || !(added[1] < 0.02) || !(added[2] < 1.5))
+            fail_msg("beyond 0.02, 0.02 or 1.5");
+        kvt_seq_destroy(seq);
+        kvt_cache_destroy(cache);
+    }
+    free(q);
+    tokens_free(&t);
+}
+
+static void added_errors(void **state)
+{
+    const size_t lengths[] = {2048, 8192, 32768, 131072};
+    (void)state;
+    for (size_t l = 0; l < (is_quick() ? 1 : 4); l++)
+        for (int kind = 0; kind < N_DATA; kind++)
+            check(lengths[l], (data)kind);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(added_errors)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
