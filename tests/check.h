@@ -46,6 +46,10 @@ typedef struct check {
 KVT_KERNEL_LIST(CHECK_PROTOTYPE)
 #undef CHECK_PROTOTYPE
 
+/* amx_emulated.c: AMX's kernels where there is no AMX, and whether they can run. Call it first. */
+extern kvt_kernels check_amx_emulated_table;
+int check_amx_emulated(void);
+
 /* Report a failure (the first few of a kernel are printed). */
 void check_fail(check *c, const char *format, ...) __attribute__((format(printf, 2, 3)));
 

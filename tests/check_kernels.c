@@ -48,6 +48,9 @@ static const isa isas[] = {
 #if defined(KVT_HAVE_I8MM)
     {&kvt_kernels_i8mm, kvt_cpu_has_i8mm},
 #endif
+#if defined(KVT_HAVE_AMX) && defined(__linux__)
+    {&check_amx_emulated_table, check_amx_emulated},
+#endif
 };
 
 #define N_ISAS (sizeof isas / sizeof isas[0])
