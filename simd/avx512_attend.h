@@ -37,4 +37,11 @@ KVT_INLINE size_t kvt_rows_of_block(size_t left, size_t most)
     return (left + blocks - 1) / blocks;
 }
 
+/* The lanes i with first + i < n. */
+KVT_INLINE __mmask16 kvt_lanes_below(size_t first, size_t n)
+{
+    unsigned lanes = n >= first + 16 ? 0xffffu : n <= first ? 0u : (1u << (n - first)) - 1u;
+    return (__mmask16)lanes;
+}
+
 #endif /* KVT_AVX512_ATTEND_H */

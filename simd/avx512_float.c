@@ -300,14 +300,6 @@ void kvt_avx512_pv_f16(const float *p, size_t rows, const void *codes, const uin
     pv_rows_f16(&call, rows, next);
 }
 
-/* The lanes i with first + i < n. */
-KVT_INLINE __mmask16 lanes_below(size_t first, size_t n)
-{
-    return n >= first + 16 ? (__mmask16)0xffff
-           : n <= first    ? (__mmask16)0
-                           : (__mmask16)((1u << (n - first)) - 1u);
-}
-
 /*
  * A token's scale goes into its weight, once a row instead of once a dim. Dead tokens: p is zero
  * there, but the scale may be a NaN, so it is masked. No overflow: p * scale * 127 * 2^24 is below
@@ -321,7 +313,7 @@ void kvt_avx512_pv_i8(const float *p, size_t rows, const void *codes, const uint
     const pv_call call = {weight, codes, kvt_round_up(n_tokens, 4), dims_p, alpha, acc, ldacc};
 
     for (size_t t = 0; t < n_tokens; t += 16) {
-        __m512 scale = _mm512_maskz_cvtph_ps(lanes_below(t, n_tokens),
+        __m512 scale = _mm512_maskz_cvtph_ps(kvt_lanes_below(t, n_tokens),
                                              _mm256_loadu_si256((const void *)(scales + t)));
         for (size_t r = 0; r < rows; r++)
             _mm512_storeu_ps(weight + r * KVT_TOKENS + t,
@@ -351,7 +343,7 @@ KVT_INLINE void dots_block(const float *q, size_t ldq, size_t rows, const uint16
         }
     }
     for (; i < n; i += 16) {
-        __mmask16 mask = lanes_below(i, n);
+        __mmask16 mask = kvt_lanes_below(i, n);
         __m512 x = _mm512_maskz_cvtph_ps(mask, _mm256_maskz_loadu_epi16(mask, b + i));
         KVT_UNROLL
         for (size_t r = 0; r < rows; r++)
@@ -395,7 +387,7 @@ void kvt_avx512_softmax(float *s, size_t rows, size_t n, const float *add, float
 {
     const __m512 scales = _mm512_set1_ps(scale), lowest = _mm512_set1_ps(-INFINITY);
     const size_t n_vectors = (n + 15) / 16;
-    const __mmask16 last = lanes_below(16 * (n_vectors - 1), n);
+    const __mmask16 last = kvt_lanes_below(16 * (n_vectors - 1), n);
 
     for (size_t r = 0; r < rows; r++) {
         const __m512 adds = _mm512_set1_ps(add ? add[r] : 0.0f);

@@ -437,9 +437,7 @@ KVT_INLINE void pv(size_t digits, pv_block_function *const *blocks, const float 
     __m512 scale[4];
     KVT_UNROLL
     for (size_t v = 0; v < 4; v++) {
-        __mmask16 alive = n_tokens >= 16 * v + 16 ? (__mmask16)0xffff
-                          : n_tokens <= 16 * v    ? (__mmask16)0
-                                                  : (__mmask16)((1u << (n_tokens - 16 * v)) - 1u);
+        __mmask16 alive = kvt_lanes_below(16 * v, n_tokens);
         scale[v] = _mm512_maskz_cvtph_ps(
             alive, _mm256_loadu_si256((const __m256i *)(const void *)(scales + 16 * v)));
     }
