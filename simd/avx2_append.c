@@ -145,62 +145,139 @@ void kvt_avx2_store_bf16(const float *src, void *dst, size_t n)
         to[i] = kvt_f32_to_bf16(src[i]);
 }
 
+/* ---- rows of the caller ---- */
+
+void kvt_avx2_center(const float *x, const float *mu, size_t n, float *y)
+{
+    size_t i = 0;
+    for (; i + 8 <= n; i += 8)
+        _mm256_storeu_ps(y + i, _mm256_sub_ps(_mm256_loadu_ps(x + i), _mm256_loadu_ps(mu + i)));
+    for (; i < n; i++)
+        y[i] = x[i] - mu[i];
+}
+
+/* A sum is a chain of additions, 3 or 4 cycles each, two of which can start in one: 8 sums. */
+void kvt_avx2_add_rows(const float *x, size_t ldx, size_t n, size_t dims, float *sum)
+{
+    size_t d = 0;
+    for (; d + 64 <= dims; d += 64) {
+        __m256 y[8];
+        KVT_UNROLL
+        for (size_t j = 0; j < 8; j++)
+            y[j] = _mm256_loadu_ps(sum + d + 8 * j);
+        for (size_t i = 0; i < n; i++) {
+            KVT_UNROLL
+            for (size_t j = 0; j < 8; j++)
+                y[j] = _mm256_add_ps(y[j], _mm256_loadu_ps(x + i * ldx + d + 8 * j));
+        }
+        KVT_UNROLL
+        for (size_t j = 0; j < 8; j++)
+            _mm256_storeu_ps(sum + d + 8 * j, y[j]);
+    }
+    for (; d + 8 <= dims; d += 8) {
+        __m256 y = _mm256_loadu_ps(sum + d);
+        for (size_t i = 0; i < n; i++)
+            y = _mm256_add_ps(y, _mm256_loadu_ps(x + i * ldx + d));
+        _mm256_storeu_ps(sum + d, y);
+    }
+    for (; d < dims; d++)
+        for (size_t i = 0; i < n; i++)
+            sum[d] += x[i * ldx + d];
+}
+
 /* ---- rotation ---- */
 
-/* Butterflies 1, 2 and 4 apart: (a, b) -> (a + b, a - b), with -b for b in the lanes of b. */
-KVT_INLINE __m256 hadamard_8(__m256 x)
+/*
+ * Butterflies 1, 2, 4 and 8 apart of 16 dims: (a, b) -> (a + b, a - b). Each step gathers the
+ * first operands of all its butterflies in one register and the second ones in the other, which
+ * leaves their results there. So a bit of the dim's number moves to the choice of register and
+ * the one that was there takes a place in the lanes. In the end bit 3 is where it belongs, and
+ * bits 1 and 2 have changed places.
+ */
+KVT_INLINE void hadamard_16(__m256 *x)
 {
-    const __m256 sign_1 = _mm256_setr_ps(0.f, -0.f, 0.f, -0.f, 0.f, -0.f, 0.f, -0.f);
-    const __m256 sign_2 = _mm256_setr_ps(0.f, 0.f, -0.f, -0.f, 0.f, 0.f, -0.f, -0.f);
-    const __m256 sign_4 = _mm256_setr_ps(0.f, 0.f, 0.f, 0.f, -0.f, -0.f, -0.f, -0.f);
-    x = _mm256_add_ps(_mm256_moveldup_ps(x), _mm256_xor_ps(_mm256_movehdup_ps(x), sign_1));
-    x = _mm256_add_ps(_mm256_permute_ps(x, 0x44),
-                      _mm256_xor_ps(_mm256_permute_ps(x, 0xee), sign_2));
-    return _mm256_add_ps(_mm256_permute2f128_ps(x, x, 0x00),
-                         _mm256_xor_ps(_mm256_permute2f128_ps(x, x, 0x11), sign_4));
+    __m256 a = x[0], b = x[1], even, odd;
+    KVT_UNROLL
+    for (size_t level = 0; level < 4; level++) {
+        even = level == 2 ? _mm256_permute2f128_ps(a, b, 0x20) : _mm256_shuffle_ps(a, b, 0x88);
+        odd = level == 2 ? _mm256_permute2f128_ps(a, b, 0x31) : _mm256_shuffle_ps(a, b, 0xdd);
+        a = _mm256_add_ps(even, odd);
+        b = _mm256_sub_ps(even, odd);
+    }
+    x[0] = _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(a), 0xd8));
+    x[1] = _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(b), 0xd8));
+}
+
+/* Butterflies of whole registers, `apart` of them apart. */
+KVT_INLINE void butterflies(__m256 *x, size_t n, size_t apart)
+{
+    KVT_UNROLL
+    for (size_t i = 0; i < n; i++)
+        if (!(i & apart)) {
+            __m256 a = x[i], b = x[i + apart];
+            x[i] = _mm256_add_ps(a, b);
+            x[i + apart] = _mm256_sub_ps(a, b);
+        }
 }
 
 /*
- * Butterflies h and 2 h apart (h >= 8) in one pass over memory. The two levels are done in full,
- * one after the other, on four registers: the operations and their order are those of two passes,
- * half of the loads and stores are not.
+ * One pass over memory: `vectors` registers, `stride` dims apart, take all butterflies between
+ * them (and, where they are adjacent, within them). Level by level, so the operations and their
+ * order are those of a pass for each. The first pass applies `before`, the last one scale and
+ * `after`: factors by dim, or NULL.
  */
-KVT_INLINE void hadamard_pass_4(float *x, size_t dims, size_t h)
+KVT_INLINE void hadamard_pass(float *x, size_t vectors, size_t stride, const float *before,
+                              int is_last, float scale, const float *after)
 {
-    for (size_t i = 0; i < dims; i += 4 * h)
-        for (size_t j = i; j < i + h; j += 8) {
-            __m256 a = _mm256_loadu_ps(x + j), b = _mm256_loadu_ps(x + j + h);
-            __m256 c = _mm256_loadu_ps(x + j + 2 * h), d = _mm256_loadu_ps(x + j + 3 * h);
-            __m256 ab = _mm256_add_ps(a, b), a_b = _mm256_sub_ps(a, b);
-            __m256 cd = _mm256_add_ps(c, d), c_d = _mm256_sub_ps(c, d);
-            _mm256_storeu_ps(x + j, _mm256_add_ps(ab, cd));
-            _mm256_storeu_ps(x + j + h, _mm256_add_ps(a_b, c_d));
-            _mm256_storeu_ps(x + j + 2 * h, _mm256_sub_ps(ab, cd));
-            _mm256_storeu_ps(x + j + 3 * h, _mm256_sub_ps(a_b, c_d));
-        }
+    __m256 y[8];
+    KVT_UNROLL
+    for (size_t i = 0; i < vectors; i++) {
+        y[i] = _mm256_loadu_ps(x + i * stride);
+        if (before)
+            y[i] = _mm256_mul_ps(y[i], _mm256_loadu_ps(before + i * stride));
+    }
+    if (stride == 8) {
+        KVT_UNROLL
+        for (size_t i = 0; i < vectors; i += 2)
+            hadamard_16(y + i);
+        if (vectors > 2)
+            butterflies(y, vectors, 2);
+    } else {
+        butterflies(y, vectors, 1);
+        if (vectors > 2)
+            butterflies(y, vectors, 2);
+    }
+    if (vectors > 4)
+        butterflies(y, vectors, 4);
+    KVT_UNROLL
+    for (size_t i = 0; i < vectors; i++) {
+        if (is_last)
+            y[i] = _mm256_mul_ps(y[i], _mm256_set1_ps(scale));
+        if (is_last && after)
+            y[i] = _mm256_mul_ps(y[i], _mm256_loadu_ps(after + i * stride));
+        _mm256_storeu_ps(x + i * stride, y[i]);
+    }
 }
 
-KVT_INLINE void hadamard_pass_2(float *x, size_t dims, size_t h)
+/* The pass over all dims that takes a block from `from` dims transformed to `to`. */
+KVT_INLINE void hadamard_dims(float *x, size_t dims, size_t from, size_t vectors, int is_last,
+                              float scale, const float *after)
 {
-    for (size_t i = 0; i < dims; i += 2 * h)
-        for (size_t j = i; j < i + h; j += 8) {
-            __m256 a = _mm256_loadu_ps(x + j), b = _mm256_loadu_ps(x + j + h);
-            _mm256_storeu_ps(x + j, _mm256_add_ps(a, b));
-            _mm256_storeu_ps(x + j + h, _mm256_sub_ps(a, b));
-        }
+    for (size_t i = 0; i < dims; i += vectors * from)
+        for (size_t j = i; j < i + from; j += 8)
+            hadamard_pass(x + j, vectors, from, NULL, is_last, scale, after ? after + j : NULL);
 }
 
-/* before and after: factors by dim, or NULL. Blocks below a register's 8 dims are plain loops. */
+/* before and after: factors by dim, or NULL. Blocks below 16 dims are plain loops. */
 KVT_INLINE void transform(float *x, const float *before, size_t dims, size_t block, float scale,
                           const float *after)
 {
-    const __m256 scales = _mm256_set1_ps(scale);
-    size_t h = 8;
+    size_t done = block < 64 ? block : 64;
 
-    if (block < 8) {
+    if (block < 16) {
         for (size_t i = 0; before && i < dims; i++)
             x[i] *= before[i];
-        for (h = 1; h < block; h *= 2)
+        for (size_t h = 1; h < block; h *= 2)
             for (size_t i = 0; i < dims; i++)
                 if (!(i & h)) {
                     float a = x[i], b = x[i + h];
@@ -211,22 +288,25 @@ KVT_INLINE void transform(float *x, const float *before, size_t dims, size_t blo
             x[i] = after ? x[i] * scale * after[i] : x[i] * scale;
         return;
     }
-    for (size_t i = 0; i < dims; i += 8) {
-        __m256 y = _mm256_loadu_ps(x + i);
-        if (before)
-            y = _mm256_mul_ps(y, _mm256_loadu_ps(before + i));
-        _mm256_storeu_ps(x + i, hadamard_8(y));
+    for (size_t i = 0; i < dims; i += done) {
+        const float *signs = before ? before + i : NULL, *to_signs = after ? after + i : NULL;
+        if (block == 16)
+            hadamard_pass(x + i, 2, 8, signs, 1, scale, to_signs);
+        else if (block == 32)
+            hadamard_pass(x + i, 4, 8, signs, 1, scale, to_signs);
+        else if (block == 64)
+            hadamard_pass(x + i, 8, 8, signs, 1, scale, to_signs);
+        else
+            hadamard_pass(x + i, 8, 8, signs, 0, scale, to_signs);
     }
-    for (; 4 * h <= block; h *= 4)
-        hadamard_pass_4(x, dims, h);
-    if (2 * h <= block)
-        hadamard_pass_2(x, dims, h);
-    for (size_t i = 0; i < dims; i += 8) {
-        __m256 y = _mm256_mul_ps(_mm256_loadu_ps(x + i), scales);
-        if (after)
-            y = _mm256_mul_ps(y, _mm256_loadu_ps(after + i));
-        _mm256_storeu_ps(x + i, y);
-    }
+    for (; done * 8 < block; done *= 4)
+        hadamard_dims(x, dims, done, 4, 0, scale, after);
+    if (done * 8 == block)
+        hadamard_dims(x, dims, done, 8, 1, scale, after);
+    else if (done * 4 == block)
+        hadamard_dims(x, dims, done, 4, 1, scale, after);
+    else if (done * 2 == block)
+        hadamard_dims(x, dims, done, 2, 1, scale, after);
 }
 
 void kvt_avx2_rotate(float *x, const float *sign, size_t dims, size_t block, float scale)
@@ -337,29 +417,87 @@ int kvt_avx2_put_v_f16(const float *x, size_t ldx, size_t n, size_t dims, size_t
 /* ---- storing 8 bits ---- */
 
 /*
- * The scale of a row, and its reciprocal. 0 when the scale is beyond f16. Two divisions a row, and
- * the functions of tile.h for the rounding: their cost is lost in that of the row's elements, and
- * they cannot differ from scalar.c's.
+ * The scales of four rows, and their reciprocals, from the largest magnitudes. The hardware rounds
+ * upward as tile.h does, subnormals and all.
  */
-KVT_INLINE int scale_of(const float *row, size_t dims, uint16_t *scale, float *reciprocal)
+KVT_INLINE __m128i scales_of(__m128i most, __m128 *reciprocals)
 {
-    /* As integers: magnitudes order as the numbers do, and a NaN, above all, is refused. */
-    const __m256i mask = _mm256_set1_epi32(0x7fffffff);
+    __m128 quotients = _mm_div_ps(_mm_castsi128_ps(most), _mm_set1_ps(127.0f));
+    __m128i scales = _mm_cvtps_ph(quotients, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC);
+    __m128 x = _mm_cvtph_ps(scales), zero = _mm_setzero_ps();
+    *reciprocals = _mm_andnot_ps(_mm_cmpeq_ps(x, zero), _mm_div_ps(_mm_set1_ps(1.0f), x));
+    return scales;
+}
+
+/*
+ * Magnitudes are compared as integers: they order as the numbers do, and a NaN, above all, becomes
+ * a scale that is refused.
+ */
+KVT_INLINE __m256i largest_of(__m256i largest, const float *x)
+{
+    return _mm256_max_epi32(largest,
+                            _mm256_and_si256(kvt_load_256(x), _mm256_set1_epi32(0x7fffffff)));
+}
+
+/* The scales of four rows into `scales`. They are returned too. */
+KVT_INLINE __m128i scale_rows_4(const float *x, size_t ldx, size_t dims, uint16_t *scales,
+                                float *reciprocals)
+{
+    __m256i a = _mm256_setzero_si256(), b = a, c = a, e = a, ab, ce;
+    __m128i most, result;
+    __m128 inverse;
+    size_t d = 0;
+    for (; d + 8 <= dims; d += 8) {
+        a = largest_of(a, x + d);
+        b = largest_of(b, x + ldx + d);
+        c = largest_of(c, x + 2 * ldx + d);
+        e = largest_of(e, x + 3 * ldx + d);
+    }
+    ab = _mm256_max_epi32(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
+    ce = _mm256_max_epi32(_mm256_unpacklo_epi32(c, e), _mm256_unpackhi_epi32(c, e));
+    ab = _mm256_max_epi32(_mm256_unpacklo_epi64(ab, ce), _mm256_unpackhi_epi64(ab, ce));
+    most = _mm_max_epi32(_mm256_castsi256_si128(ab), _mm256_extracti128_si256(ab, 1));
+    for (; d < dims; d++) {
+        __m128 y = _mm_setr_ps(x[d], x[ldx + d], x[2 * ldx + d], x[3 * ldx + d]);
+        most = _mm_max_epi32(most, _mm_and_si128(_mm_castps_si128(y), _mm_set1_epi32(0x7fffffff)));
+    }
+    result = scales_of(most, &inverse);
+    _mm_storel_epi64((__m128i *)(void *)scales, result);
+    _mm_storeu_ps(reciprocals, inverse);
+    return result;
+}
+
+KVT_INLINE __m128i scale_row(const float *x, size_t dims, uint16_t *scale, float *reciprocal)
+{
     __m256i largest = _mm256_setzero_si256();
-    uint32_t most = 0, lanes[8];
+    __m128i most, result;
+    __m128 inverse;
     size_t d = 0;
     for (; d + 8 <= dims; d += 8)
-        largest = _mm256_max_epi32(largest, _mm256_and_si256(kvt_load_256(row + d), mask));
-    kvt_store_256(lanes, largest);
-    for (size_t j = 0; j < 8; j++)
-        most = lanes[j] > most ? lanes[j] : most;
-    for (; d < dims; d++) {
-        uint32_t bits = kvt_f32_bits(row[d]) & 0x7fffffffu;
-        most = bits > most ? bits : most;
-    }
-    *scale = kvt_f32_to_f16_round(kvt_bits_f32(most) / 127.0f, 1);
-    *reciprocal = *scale ? 1.0f / kvt_f16_to_f32(*scale) : 0.0f;
-    return (*scale & 0x7c00u) != 0x7c00u;
+        largest = largest_of(largest, x + d);
+    most = _mm_max_epi32(_mm256_castsi256_si128(largest), _mm256_extracti128_si256(largest, 1));
+    most = _mm_max_epi32(most, _mm_shuffle_epi32(most, 0x4e));
+    most = _mm_max_epi32(most, _mm_shuffle_epi32(most, 0xb1));
+    for (; d < dims; d++)
+        most = _mm_max_epi32(most, _mm_set1_epi32((int32_t)(kvt_f32_bits(x[d]) & 0x7fffffffu)));
+    result = scales_of(most, &inverse);
+    *scale = (uint16_t)_mm_extract_epi16(result, 0);
+    _mm_store_ss(reciprocal, inverse);
+    return result;
+}
+
+/* The scales of n rows. 0: one is beyond f16. */
+KVT_INLINE int scale_rows(const float *x, size_t ldx, size_t n, size_t dims, uint16_t *scales,
+                          float *reciprocals)
+{
+    __m128i largest = _mm_setzero_si128();
+    size_t i = 0;
+    for (; i + 4 <= n; i += 4)
+        largest = _mm_max_epi16(largest,
+                                scale_rows_4(x + i * ldx, ldx, dims, scales + i, reciprocals + i));
+    for (; i < n; i++)
+        largest = _mm_max_epi16(largest, scale_row(x + i * ldx, dims, scales + i, reciprocals + i));
+    return is_below_16(largest, 0x7c00);
 }
 
 /* Codes of 8 dims in 32-bit lanes. The default rounding of the conversion is to nearest even. */
@@ -410,11 +548,8 @@ int kvt_avx2_put_k_i8(const float *x, size_t ldx, size_t n, size_t dims, size_t 
     uint8_t *to = (uint8_t *)codes + kvt_k8_index(slot, 0, dims_p);
     float reciprocal[KVT_TILE_TOKENS];
     size_t d = 0;
-    int good = 1;
 
-    for (size_t i = 0; i < n; i++)
-        good &= scale_of(x + i * ldx, dims, scales + slot + i, reciprocal + i);
-    if (!good)
+    if (!scale_rows(x, ldx, n, dims, scales + slot, reciprocal))
         return 0;
     /* 8 tokens by 32 dims are 8 x 8 groups of four dims. */
     if (n == KVT_TILE_TOKENS)
@@ -476,27 +611,28 @@ KVT_INLINE size_t put_lanes_1(const float *x, size_t dims, float reciprocal, siz
     return d;
 }
 
+/*
+ * Four rows at a time are scaled and stored before the next: rows lie where the caller has them,
+ * perhaps a power of two apart, where 16 of them would drive each other out of a cache's sets.
+ */
 int kvt_avx2_put_v_i8(const float *x, size_t ldx, size_t n, size_t dims, size_t dims_p, void *codes,
                       uint16_t *scales, size_t slot)
 {
-    float reciprocal[KVT_TILE_TOKENS];
-    int good = 1;
-
-    for (size_t i = 0; i < n; i++)
-        good &= scale_of(x + i * ldx, dims, scales + slot + i, reciprocal + i);
-    if (!good)
-        return 0;
     for (size_t i = 0, count; i < n; i += count) {
         size_t byte = (slot + i) % 4, d;
         uint8_t *to = (uint8_t *)codes + kvt_v8_index(slot + i - byte, 0, dims_p);
+        const float *row = x + i * ldx;
+        float reciprocal[4];
         count = byte == 0 && n - i >= 4 ? 4 : 1;
+        if (!scale_rows(row, ldx, count, dims, scales + slot + i, reciprocal))
+            return 0;
         if (count == 4)
-            d = put_lanes_4(x + i * ldx, ldx, dims, reciprocal + i, to);
+            d = put_lanes_4(row, ldx, dims, reciprocal, to);
         else
-            d = put_lanes_1(x + i * ldx, dims, reciprocal[i], byte, to);
+            d = put_lanes_1(row, dims, reciprocal[0], byte, to);
         for (; d < dims; d++)
             for (size_t j = 0; j < count; j++)
-                to[d * 4 + byte + j] = code_1(x[(i + j) * ldx + d], reciprocal[i + j]);
+                to[d * 4 + byte + j] = code_1(row[j * ldx + d], reciprocal[j]);
     }
     return 1;
 }
@@ -556,19 +692,29 @@ void kvt_avx2_get_v_i8(const void *codes, const uint16_t *scales, size_t slot, s
 /* ---- the mean of a block ---- */
 
 /*
- * Sums of one dim over the tiles, with lane j + 8 already added to lane j. The first tile is taken
- * as it is, not added to zero: that would lose the sign of a negative zero, and with it a bit.
+ * Sums of one dim over the tiles, with lane j + 8 already added to lane j, for scales times 2^-24:
+ * a code is taken at the top of its 4-byte lane, times 2^24, which saves shifting it down and
+ * changes no bit of the product. The first tile is taken as it is, not added to zero: that would
+ * lose the sign of a negative zero, and with it a bit.
  */
+KVT_INLINE __m256 code_at_top(const int8_t *from, int e)
+{
+    __m256i y = kvt_load_256(from);
+    if (e < 3)
+        y = _mm256_slli_epi32(y, 24 - 8 * e);
+    if (e > 0)
+        y = _mm256_and_si256(y, _mm256_set1_epi32((int)0xff000000u));
+    return _mm256_cvtepi32_ps(y);
+}
+
 KVT_INLINE __m256 sum_of_dim(const int8_t *group, size_t tile_bytes, const __m256 *scale, int e)
 {
-    const __m128i to_top = _mm_cvtsi32_si128(24 - 8 * e);
     __m256 low = _mm256_setzero_ps(), high = low;
+    KVT_UNROLL
     for (size_t tile = 0; tile < KVT_TOKENS / KVT_TILE_TOKENS; tile++) {
         const int8_t *from = group + tile * tile_bytes;
-        __m256i a = _mm256_srai_epi32(_mm256_sll_epi32(kvt_load_256(from), to_top), 24);
-        __m256i b = _mm256_srai_epi32(_mm256_sll_epi32(kvt_load_256(from + 32), to_top), 24);
-        __m256 x = _mm256_mul_ps(_mm256_cvtepi32_ps(a), scale[2 * tile]);
-        __m256 y = _mm256_mul_ps(_mm256_cvtepi32_ps(b), scale[2 * tile + 1]);
+        __m256 x = _mm256_mul_ps(code_at_top(from, e), scale[2 * tile]);
+        __m256 y = _mm256_mul_ps(code_at_top(from + 32, e), scale[2 * tile + 1]);
         low = tile ? _mm256_add_ps(low, x) : x;
         high = tile ? _mm256_add_ps(high, y) : y;
     }
@@ -583,9 +729,11 @@ void kvt_avx2_mean_k_i8(const void *codes, const uint16_t *scales, size_t dims_p
     __m256 scale[KVT_TOKENS / 8];
 
     for (size_t i = 0; i < KVT_TOKENS / 8; i++)
-        scale[i] = _mm256_cvtph_ps(kvt_load_128(scales + 8 * i));
+        scale[i] =
+            _mm256_mul_ps(_mm256_cvtph_ps(kvt_load_128(scales + 8 * i)), _mm256_set1_ps(0x1p-24f));
     for (size_t d = 0; d < dims_p; d += 8) {
         __m256 x[8], y[4], a, b;
+        KVT_UNROLL
         for (int e = 0; e < 8; e++)
             x[e] = sum_of_dim(from + (d / 4 + (size_t)e / 4) * 64, tile_bytes, scale, e % 4);
         KVT_UNROLL

@@ -16,7 +16,7 @@
 #include <math.h>
 #include <sleef.h>
 
-#include "avx512_attend.h"
+#include "avx512.h"
 
 /* Rows of a register block, and its sums. */
 #define ROWS_BLOCK 8

@@ -21,7 +21,7 @@
  * 1024 dims stays below 2^26. The digits' sums are joined as high * 256 + low in int32: p up to
  * 65535 * 127 * 64 < 2^30; q up to Q_MAX * 127 * 512 < 2^31, or, of more dims, up to 14 bits.
  */
-#include "avx512_attend.h"
+#include "avx512.h"
 
 /* Largest |q|: high is at most 127 then. And where 512 dims are passed: 16383 * 127 * 1024 < 2^31.
  */
@@ -473,6 +473,7 @@ const kvt_kernels kvt_kernels_avx512vnni = {
     .isa = "avx512vnni",
 #define ENTRY(name) .name = kvt_avx512_##name,
     KVT_AVX512_FLOAT_LIST(ENTRY)
+    KVT_AVX512_APPEND_LIST(ENTRY)
 #undef ENTRY
     .pack_q_near = pack_q_near,
     .pack_q_fast = pack_q_fast,

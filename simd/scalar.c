@@ -278,6 +278,21 @@ static void mean_k_i8(const void *codes, const uint16_t *scales, size_t dims_p, 
     }
 }
 
+/* ---- rows of the caller ---- */
+
+static void center(const float *x, const float *mu, size_t n, float *y)
+{
+    for (size_t i = 0; i < n; i++)
+        y[i] = x[i] - mu[i];
+}
+
+static void add_rows(const float *x, size_t ldx, size_t n, size_t dims, float *sum)
+{
+    for (size_t i = 0; i < n; i++)
+        for (size_t d = 0; d < dims; d++)
+            sum[d] += x[i * ldx + d];
+}
+
 /* ---- scores ---- */
 
 /* One tile: total[t] = sum_d q[d] * K[t][d], the K element converted by the callers' macro. */

@@ -1,27 +1,107 @@
 /*
  * Memory: the caller's allocator, counted against the budget, and the free lists of blocks.
  *
- * A block is zeroed when it is new. That costs one pass over memory whose pages must be touched
- * anyway, keeps the padding of tiles zero for good, and never shows the heap's old bytes. A
+ * A block is zeroed when it is new. That costs at most one pass over memory whose pages must be
+ * touched anyway, keeps the padding of tiles zero for good, and never shows the heap's old bytes. A
  * recycled block keeps its bytes: everything that reads a block masks by the sequence's length.
  */
+#if defined(__linux__)
+#define _DEFAULT_SOURCE /* MAP_ANONYMOUS, madvise */
+#endif
 #include <stdlib.h>
 
 #include "internal.h"
 
 #define ALIGNMENT 64
 
-static void *raw_alloc(const kvt_allocator *allocator, size_t bytes)
+/*
+ * Blocks of most models are megabytes, of which attention reads a little of each: huge pages spare
+ * it the look-ups of addresses, where the system has them to give. The library's own allocator
+ * maps memory from this size on itself: aligned to huge pages, not a page beyond its size, and
+ * given back to the system when it is freed. (A malloc asked for such an alignment leaves up to
+ * 2 MiB before each block, which a system that is free with huge pages may fill with one.)
+ *
+ * Not under AddressSanitizer, which knows no bounds and no leaks of mapped memory.
+ */
+#define HUGE_PAGE ((size_t)2 << 20)
+
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define ADDRESS_SANITIZER
+#endif
+#endif
+#if defined(__SANITIZE_ADDRESS__)
+#define ADDRESS_SANITIZER
+#endif
+
+#if defined(__linux__) && !defined(ADDRESS_SANITIZER)
+#include <sys/mman.h>
+#include <unistd.h>
+
+static int is_mapped(const kvt_allocator *allocator, size_t bytes)
 {
-    if (allocator->alloc)
-        return allocator->alloc(allocator->user, bytes, ALIGNMENT);
-    return aligned_alloc(ALIGNMENT, bytes);
+    return !allocator->alloc && bytes >= HUGE_PAGE;
 }
+
+static size_t map_bytes(size_t bytes)
+{
+    return kvt_round_up(bytes, (size_t)sysconf(_SC_PAGESIZE));
+}
+
+static void *map(size_t bytes)
+{
+    size_t before, after;
+    unsigned char *memory;
+    if (bytes > SIZE_MAX / 2)
+        return NULL;
+    bytes = map_bytes(bytes);
+    memory =
+        mmap(NULL, bytes + HUGE_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED)
+        return NULL;
+    before = (size_t)(-(uintptr_t)memory % HUGE_PAGE);
+    after = HUGE_PAGE - before;
+    if (before)
+        munmap(memory, before);
+    memory += before;
+    if (after)
+        munmap(memory + bytes, after);
+#if defined(MADV_HUGEPAGE)
+    (void)madvise(memory, bytes, MADV_HUGEPAGE); /* else plain pages */
+#endif
+    return memory;
+}
+
+static void unmap(void *memory, size_t bytes)
+{
+    munmap(memory, map_bytes(bytes));
+}
+#else
+static int is_mapped(const kvt_allocator *allocator, size_t bytes)
+{
+    (void)allocator, (void)bytes;
+    return 0;
+}
+
+static void *map(size_t bytes)
+{
+    (void)bytes;
+    return NULL;
+}
+
+static void unmap(void *memory, size_t bytes)
+{
+    (void)memory, (void)bytes;
+}
+#endif
 
 void kvt_mem_raw_free(const kvt_allocator *allocator, void *memory, size_t bytes)
 {
+    bytes = kvt_round_up(bytes, ALIGNMENT);
     if (allocator->alloc)
-        allocator->free(allocator->user, memory, kvt_round_up(bytes, ALIGNMENT));
+        allocator->free(allocator->user, memory, bytes);
+    else if (is_mapped(allocator, bytes))
+        unmap(memory, bytes);
     else
         free(memory);
 }
@@ -32,7 +112,12 @@ void *kvt_mem_raw_alloc(const kvt_allocator *allocator, size_t bytes)
     if (bytes > SIZE_MAX - ALIGNMENT)
         return NULL;
     bytes = kvt_round_up(bytes, ALIGNMENT);
-    memory = raw_alloc(allocator, bytes);
+    if (is_mapped(allocator, bytes)) /* comes zeroed, as its pages are touched */
+        return map(bytes);
+    if (allocator->alloc)
+        memory = allocator->alloc(allocator->user, bytes, ALIGNMENT);
+    else
+        memory = aligned_alloc(ALIGNMENT, bytes);
     if (memory)
         memset(memory, 0, bytes);
     return memory;

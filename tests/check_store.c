@@ -502,3 +502,53 @@ void check_mean_k_i8(check *c, void (*kernel)(const void *, const uint16_t *, si
         check_canaries(c);
     }
 }
+
+/* ---- rows of the caller ---- */
+
+void check_center(check *c, void (*kernel)(const float *, const float *, size_t, float *))
+{
+    static const float bench_x[128], bench_mu[128];
+    static float bench_y[128];
+    CHECK_BENCH(c, 128 * 12, kernel(bench_x, bench_mu, 128, bench_y));
+    for (size_t i = 0; i < 2000; i++) {
+        size_t n = i < 200 ? i % 50 + 1 : check_dims(i);
+        float *x = check_buffer(c, 0, n * 4, 4), *mu = check_buffer(c, 1, n * 4, 4);
+        float *y = i % 2 ? x : check_buffer(c, 2, n * 4, 4), expected[CHECK_MAX_DIMS];
+        for (size_t j = 0; j < n; j++) {
+            x[j] = check_finite(c);
+            mu[j] = check_below(c, 4) ? kvt_f16_to_f32(check_finite_f16(c)) : x[j];
+        }
+        for (size_t j = 0; j < n; j++)
+            expected[j] = x[j] - mu[j];
+        kernel(x, mu, n, y);
+        if (!check_same_bits(y, expected, n))
+            check_fail(c, "differs, n %zu", n);
+        check_canaries(c);
+    }
+}
+
+void check_add_rows(check *c, void (*kernel)(const float *, size_t, size_t, size_t, float *))
+{
+    static const float bench_x[64 * 128];
+    static float bench_sum[128];
+    CHECK_BENCH(c, 64 * 128 * 4, kernel(bench_x, 128, 64, 128, bench_sum));
+    for (size_t i = 0; i < 1000; i++) {
+        size_t dims = i % 8 ? check_dims(check_below(c, CHECK_N_DIMS)) : i / 8 % 50 + 1;
+        size_t n = i % 64 + 1, ldx = dims + check_below(c, 20);
+        if (((n - 1) * ldx + dims) * 4 > CHECK_SLOT_BYTES / 2)
+            n = 8;
+        float *x = check_buffer(c, 0, ((n - 1) * ldx + dims) * 4, 4);
+        float *sum = check_buffer(c, 1, dims * 4, 4), expected[CHECK_MAX_DIMS];
+        /* SPREAD: another order would round elsewhere. */
+        check_fill(c, x, (n - 1) * ldx + dims, i % 3 ? CHECK_SPREAD : CHECK_TINY, 0);
+        check_fill(c, sum, dims, i % 2 ? CHECK_ZERO : CHECK_SPREAD, 0);
+        memcpy(expected, sum, dims * 4);
+        for (size_t t = 0; t < n; t++)
+            for (size_t d = 0; d < dims; d++)
+                expected[d] += x[t * ldx + d];
+        kernel(x, ldx, n, dims, sum);
+        if (!check_same_bits(sum, expected, dims))
+            check_fail(c, "differs, dims %zu, n %zu", dims, n);
+        check_canaries(c);
+    }
+}

@@ -1,9 +1,9 @@
 /*
- * What the AVX-512 files of attention share: the compiler's dialect, and the kernels of
+ * What the AVX-512 files share: the compiler's dialect, and the kernels of avx512_append.c and
  * avx512_float.c that the table in avx512vnni.c names. Included by these files only.
  */
-#ifndef KVT_AVX512_ATTEND_H
-#define KVT_AVX512_ATTEND_H
+#ifndef KVT_AVX512_H
+#define KVT_AVX512_H
 
 #include <immintrin.h>
 
@@ -19,7 +19,11 @@
 #endif
 
 /* clang-format off */
-/* The entries of the table that avx512_float.c defines. */
+/* The entries of the table that avx512_append.c defines. */
+#define KVT_AVX512_APPEND_LIST(X)                                                                  \
+    X(load_f32) X(load_f16) X(load_bf16) X(store_bf16) X(rotate) X(unrotate)                       \
+    X(put_k_f16) X(put_k_i8) X(put_v_f16) X(get_v_f16) X(get_v_i8)
+/* And those that avx512_float.c defines. */
 #define KVT_AVX512_FLOAT_LIST(X)                                                                   \
     X(qk_f32) X(qk_f16) X(qk_i8) X(pv_f32) X(pv_f16) X(pv_i8)                                      \
     X(dots_f16) X(logits) X(softmax) X(merge) X(finish)
@@ -44,4 +48,4 @@ KVT_INLINE __mmask16 kvt_lanes_below(size_t first, size_t n)
     return (__mmask16)lanes;
 }
 
-#endif /* KVT_AVX512_ATTEND_H */
+#endif /* KVT_AVX512_H */
