@@ -180,8 +180,9 @@ const char *bench_commit(void);
 uint64_t bench_preemptions(void);      /* of this process by now; 0 where unknown */
 uint64_t bench_cache_bytes(int level); /* data or unified; 0 where unknown */
 unsigned bench_processors(void);       /* that this process may use */
-uint64_t bench_llc_bytes(void);        /* last-level cache; a guess of 32 MiB where unknown */
-uint64_t bench_available_bytes(void);  /* of memory; UINT64_MAX where unknown */
+uint64_t bench_llc_bytes(void);
+#define BENCH_HUGE_PAGE ((size_t)2 << 20) /* last-level cache; a guess of 32 MiB where unknown */
+uint64_t bench_available_bytes(void);     /* of memory; UINT64_MAX where unknown */
 
 /*
  * The allocator that caches are given, and that the read bandwidth's memory comes from: both see

@@ -13,6 +13,7 @@
 #include <stdlib.h>
 
 enum { SOURCE_TOKENS = 1024, STEP_TOKENS = 512, MAX_AUTO_LAYERS = 64 };
+#define HUGE_SET 2.5e9 /* bytes of a cache that is made larger than it has to be */
 
 const char *bench_type_name(kvt_type type)
 {
@@ -64,6 +65,13 @@ void bench_plan_layers(const bench_case *c, uint64_t n_tokens, uint64_t bytes, s
 {
     double one = bench_kv_bytes(c, n_tokens);
     double need = ceil((double)bytes / one);
+    /*
+     * A model has enough layers for a block of 64 tokens to be megabytes, which the library asks
+     * huge pages for. So do these, unless that is more memory than a measurement should take.
+     */
+    double block = one / (double)n_tokens * 64.0, fill = ceil(1.02 * BENCH_HUGE_PAGE / block);
+    if (bytes >= 2 * BENCH_HUGE_PAGE && fill > need && fill * one <= HUGE_SET)
+        need = fill;
     if (layers == 0)
         layers = need < 1 ? 1 : need > MAX_AUTO_LAYERS ? MAX_AUTO_LAYERS : (size_t)need;
     *n_layers = layers;

@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <unistd.h>
 #if defined(__linux__)
@@ -146,8 +147,16 @@ static void *heap_alloc(void *user, size_t bytes, size_t alignment)
     void *p;
     if (alignment < sizeof(void *))
         alignment = sizeof(void *);
+    /* As the library's own allocator does: memory of megabytes in huge pages, where there are any.
+     */
+    if (bytes >= BENCH_HUGE_PAGE)
+        alignment = BENCH_HUGE_PAGE;
     if (posix_memalign(&p, alignment, bytes ? bytes : 1) != 0)
         return NULL;
+#if defined(MADV_HUGEPAGE)
+    if (bytes >= BENCH_HUGE_PAGE)
+        (void)madvise(p, bytes, MADV_HUGEPAGE);
+#endif
     heap->n_allocations++;
     size_t i = 0, capacity = sizeof heap->sizes / sizeof heap->sizes[0];
     while (i < heap->n_sizes && heap->sizes[i].bytes != bytes)
