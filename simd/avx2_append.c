@@ -212,8 +212,8 @@ KVT_INLINE void hadamard_16(__m256 *x)
 KVT_INLINE void butterflies(__m256 *x, size_t n, size_t apart)
 {
     KVT_UNROLL
-    for (size_t i = 0; i < n; i++)
-        if (!(i & apart)) {
+    for (size_t i = 0; i < 8; i++)
+        if (i < n && !(i & apart)) {
             __m256 a = x[i], b = x[i + apart];
             x[i] = _mm256_add_ps(a, b);
             x[i + apart] = _mm256_sub_ps(a, b);
@@ -222,35 +222,37 @@ KVT_INLINE void butterflies(__m256 *x, size_t n, size_t apart)
 
 /*
  * One pass over memory: `vectors` registers, `stride` dims apart, take all butterflies between
- * them (and, where they are adjacent, within them). Level by level, so the operations and their
- * order are those of a pass for each. The first pass applies `before`, the last one scale and
- * `after`: factors by dim, or NULL.
+ * them, and in the first pass, where they are adjacent, those within them. Level by level, so the
+ * operations and their order are those of a pass for each. The first pass applies `before`, the
+ * last one scale and `after`: factors by dim, or NULL.
  */
 KVT_INLINE void hadamard_pass(float *x, size_t vectors, size_t stride, const float *before,
-                              int is_last, float scale, const float *after)
+                              int is_first, int is_last, float scale, const float *after)
 {
     __m256 y[8];
     KVT_UNROLL
-    for (size_t i = 0; i < vectors; i++) {
+    for (size_t i = 0; i < 8 && i < vectors; i++) {
         y[i] = _mm256_loadu_ps(x + i * stride);
         if (before)
             y[i] = _mm256_mul_ps(y[i], _mm256_loadu_ps(before + i * stride));
     }
-    if (stride == 8) {
-        KVT_UNROLL
-        for (size_t i = 0; i < vectors; i += 2)
-            hadamard_16(y + i);
+    if (is_first) {
+        hadamard_16(y);
         if (vectors > 2)
-            butterflies(y, vectors, 2);
+            hadamard_16(y + 2);
+        if (vectors > 4) {
+            hadamard_16(y + 4);
+            hadamard_16(y + 6);
+        }
     } else {
         butterflies(y, vectors, 1);
-        if (vectors > 2)
-            butterflies(y, vectors, 2);
     }
+    if (vectors > 2)
+        butterflies(y, vectors, 2);
     if (vectors > 4)
         butterflies(y, vectors, 4);
     KVT_UNROLL
-    for (size_t i = 0; i < vectors; i++) {
+    for (size_t i = 0; i < 8 && i < vectors; i++) {
         if (is_last)
             y[i] = _mm256_mul_ps(y[i], _mm256_set1_ps(scale));
         if (is_last && after)
@@ -265,7 +267,7 @@ KVT_INLINE void hadamard_dims(float *x, size_t dims, size_t from, size_t vectors
 {
     for (size_t i = 0; i < dims; i += vectors * from)
         for (size_t j = i; j < i + from; j += 8)
-            hadamard_pass(x + j, vectors, from, NULL, is_last, scale, after ? after + j : NULL);
+            hadamard_pass(x + j, vectors, from, NULL, 0, is_last, scale, after ? after + j : NULL);
 }
 
 /* before and after: factors by dim, or NULL. Blocks below 16 dims are plain loops. */
@@ -291,13 +293,13 @@ KVT_INLINE void transform(float *x, const float *before, size_t dims, size_t blo
     for (size_t i = 0; i < dims; i += done) {
         const float *signs = before ? before + i : NULL, *to_signs = after ? after + i : NULL;
         if (block == 16)
-            hadamard_pass(x + i, 2, 8, signs, 1, scale, to_signs);
+            hadamard_pass(x + i, 2, 8, signs, 1, 1, scale, to_signs);
         else if (block == 32)
-            hadamard_pass(x + i, 4, 8, signs, 1, scale, to_signs);
+            hadamard_pass(x + i, 4, 8, signs, 1, 1, scale, to_signs);
         else if (block == 64)
-            hadamard_pass(x + i, 8, 8, signs, 1, scale, to_signs);
+            hadamard_pass(x + i, 8, 8, signs, 1, 1, scale, to_signs);
         else
-            hadamard_pass(x + i, 8, 8, signs, 0, scale, to_signs);
+            hadamard_pass(x + i, 8, 8, signs, 1, 0, scale, to_signs);
     }
     for (; done * 8 < block; done *= 4)
         hadamard_dims(x, dims, done, 4, 0, scale, after);

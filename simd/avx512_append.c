@@ -150,8 +150,8 @@ KVT_INLINE void hadamard_32(__m512 *x)
 KVT_INLINE void butterflies(__m512 *x, size_t n, size_t apart)
 {
     KVT_UNROLL
-    for (size_t i = 0; i < n; i++)
-        if (!(i & apart)) {
+    for (size_t i = 0; i < 8; i++)
+        if (i < n && !(i & apart)) {
             __m512 a = x[i], b = x[i + apart];
             x[i] = _mm512_add_ps(a, b);
             x[i + apart] = _mm512_sub_ps(a, b);
@@ -160,19 +160,23 @@ KVT_INLINE void butterflies(__m512 *x, size_t n, size_t apart)
 
 /* One pass over memory: see avx2_append.c. */
 KVT_INLINE void hadamard_pass(float *x, size_t vectors, size_t stride, const float *before,
-                              int is_last, float scale, const float *after)
+                              int is_first, int is_last, float scale, const float *after)
 {
     __m512 y[8];
     KVT_UNROLL
-    for (size_t i = 0; i < vectors; i++) {
+    for (size_t i = 0; i < 8 && i < vectors; i++) {
         y[i] = _mm512_loadu_ps(x + i * stride);
         if (before)
             y[i] = _mm512_mul_ps(y[i], _mm512_loadu_ps(before + i * stride));
     }
-    if (stride == 16) {
-        KVT_UNROLL
-        for (size_t i = 0; i < vectors; i += 2)
-            hadamard_32(y + i);
+    if (is_first) {
+        hadamard_32(y);
+        if (vectors > 2)
+            hadamard_32(y + 2);
+        if (vectors > 4) {
+            hadamard_32(y + 4);
+            hadamard_32(y + 6);
+        }
     } else {
         butterflies(y, vectors, 1);
     }
@@ -181,7 +185,7 @@ KVT_INLINE void hadamard_pass(float *x, size_t vectors, size_t stride, const flo
     if (vectors > 4)
         butterflies(y, vectors, 4);
     KVT_UNROLL
-    for (size_t i = 0; i < vectors; i++) {
+    for (size_t i = 0; i < 8 && i < vectors; i++) {
         if (is_last)
             y[i] = _mm512_mul_ps(y[i], _mm512_set1_ps(scale));
         if (is_last && after)
@@ -236,18 +240,18 @@ KVT_INLINE void transform(float *x, const float *before, size_t dims, size_t blo
     for (size_t i = 0; i < dims; i += done) {
         const float *signs = before ? before + i : NULL, *to_signs = after ? after + i : NULL;
         if (block == 32)
-            hadamard_pass(x + i, 2, 16, signs, 1, scale, to_signs);
+            hadamard_pass(x + i, 2, 16, signs, 1, 1, scale, to_signs);
         else if (block == 64)
-            hadamard_pass(x + i, 4, 16, signs, 1, scale, to_signs);
+            hadamard_pass(x + i, 4, 16, signs, 1, 1, scale, to_signs);
         else if (block == 128)
-            hadamard_pass(x + i, 8, 16, signs, 1, scale, to_signs);
+            hadamard_pass(x + i, 8, 16, signs, 1, 1, scale, to_signs);
         else
-            hadamard_pass(x + i, 8, 16, signs, 0, scale, to_signs);
+            hadamard_pass(x + i, 8, 16, signs, 1, 0, scale, to_signs);
     }
     for (; done < block; done *= 2)
         for (size_t i = 0; i < dims; i += 2 * done)
             for (size_t j = i; j < i + done; j += 16)
-                hadamard_pass(x + j, 2, done, NULL, 2 * done == block, scale,
+                hadamard_pass(x + j, 2, done, NULL, 0, 2 * done == block, scale,
                               after ? after + j : NULL);
 }
 

@@ -7,6 +7,7 @@
 
 #include <math.h>
 #include <stdio.h>
+#include <unistd.h>
 
 /* ---- malloc itself, counted where the C library lets us ---- */
 
@@ -690,6 +691,67 @@ static void the_c_library_as_allocator(void **state)
     kvt_cache_destroy(cache);
 }
 
+/* Bytes of memory that are this process's, 0 where that is not known (or a sanitizer keeps them).
+ */
+static uint64_t resident_bytes(void)
+{
+    unsigned long pages = 0;
+#if defined(__linux__) && !defined(HAS_SANITIZER)
+    FILE *f = fopen("/proc/self/statm", "r");
+    if (!f || fscanf(f, "%*u %lu", &pages) != 1)
+        pages = 0;
+    if (f)
+        fclose(f);
+#endif
+    return (uint64_t)pages * (uint64_t)sysconf(_SC_PAGESIZE);
+}
+
+/* Blocks beyond 2 MiB come in huge pages: no larger, zeroed, and gone when they are trimmed. */
+static void blocks_of_megabytes(void **state)
+{
+    enum { LAYERS = 17, HEADS = 5, TOKENS = 8 * 64 };
+    kvt_group_config g = group_of(LAYERS, HEADS, HEADS, 128, 128, KVT_TYPE_F16, KVT_TYPE_F16);
+    const uint64_t block = (uint64_t)LAYERS * HEADS * 64 * 2 * 128 * 2, blocks = TOKENS / 64;
+    kvt_config c = kvt_config_init();
+    kvt_cache *cache = cache_of(&g, TOKENS, 1, NULL);
+    kvt_seq *seq = NULL;
+    uint64_t empty, full, used, before;
+    rng r = {7};
+    tokens t = tokens_make(&r, TOKENS, &g);
+    float *got = malloc((size_t)TOKENS * HEADS * 128 * sizeof *got);
+    kvt_tensor out = kvt_tensor_f32(got);
+    (void)state;
+
+    assert_true(block > (2 << 20) && block % (2 << 20) != 0);
+    c.groups = &g;
+    c.n_groups = 1;
+    c.max_tokens = TOKENS;
+    expect_ok(NULL, kvt_memory_forecast(&c, 1, 0, &empty));
+    expect_ok(NULL, kvt_memory_forecast(&c, 1, TOKENS, &full));
+    expect_ok(cache, kvt_seq_create(cache, &seq));
+    for (int round = 0; round < 3; round++) {
+        before = resident_bytes();
+        append_all(cache, seq, &g, &t, 0, TOKENS, round == 1 ? 64 : TOKENS);
+        assert_true(kvt_cache_memory_bytes(cache) == full);
+        used = resident_bytes();
+        if (before) /* no part of a huge page beyond a block's end: that would be 1.3 MiB each */
+            assert_in_range(used - before, blocks * block, blocks * (block + (1 << 20)));
+        expect_ok(cache, kvt_read(seq, LAYERS - 1, KVT_SIDE_V, 0, TOKENS, &out));
+        for (size_t i = 0; i < (size_t)TOKENS * HEADS * 128; i += 97)
+            assert_true(got[i] - t.v[i] < 4e-3f && t.v[i] - got[i] < 4e-3f);
+        expect_ok(cache, kvt_seq_clear(seq));
+        assert_true(kvt_cache_memory_bytes(cache) == full);
+        expect_ok(cache, kvt_cache_trim(cache));
+        assert_true(kvt_cache_memory_bytes(cache) == empty);
+        if (before)
+            assert_true(resident_bytes() + blocks * block <= used + (1 << 20));
+    }
+    free(got);
+    tokens_free(&t);
+    kvt_seq_destroy(seq);
+    kvt_cache_destroy(cache);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -704,6 +766,7 @@ int main(void)
         cmocka_unit_test(bytes_per_token_by_formula),
         cmocka_unit_test(attend_append_and_commit_never_allocate),
         cmocka_unit_test(the_c_library_as_allocator),
+        cmocka_unit_test(blocks_of_megabytes),
     };
     return cmocka_run_group_tests_name("memory", tests, NULL, NULL);
 }
