@@ -1,6 +1,6 @@
 /*
- * What the AVX2 files share: the compiler's dialect, transposes, and the kernels of avx2_append.c
- * and avx2_turn.c that the table in avx2.c names. Included by these files only.
+ * What the AVX2 files share: the compiler's dialect, transposes, and the kernels of avx2_rows.c,
+ * avx2_append.c and avx2_turn.c that the table in avx2.c names. Included by these files only.
  */
 #ifndef KVT_AVX2_H
 #define KVT_AVX2_H
@@ -40,6 +40,33 @@ KVT_INLINE void kvt_store_256(void *to, __m256i x)
 KVT_INLINE void kvt_store_128(void *to, __m128i x)
 {
     _mm_storeu_si128((__m128i *)to, x);
+}
+
+/* ---- f16 and finite numbers ---- */
+
+/*
+ * Finite or not is a matter of the largest magnitude: as integers, infinities and NaNs are above
+ * all numbers. The sign is masked off, so that a signed comparison does.
+ */
+KVT_INLINE int kvt_is_below_32(__m256i magnitudes, int32_t bound)
+{
+    __m256i above = _mm256_cmpgt_epi32(magnitudes, _mm256_set1_epi32(bound - 1));
+    return _mm256_testz_si256(above, above);
+}
+
+KVT_INLINE int kvt_is_below_16(__m128i magnitudes, int16_t bound)
+{
+    __m128i above = _mm_cmpgt_epi16(magnitudes, _mm_set1_epi16((int16_t)(bound - 1)));
+    return _mm_testz_si128(above, above);
+}
+
+/*
+ * The hardware's conversion with the rounding in the instruction. It handles subnormal results
+ * whatever MXCSR says of flushing, as tile.h does.
+ */
+KVT_INLINE __m128i kvt_to_f16(__m256 x)
+{
+    return _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
 
 /* ---- transposes ---- */
@@ -94,7 +121,7 @@ KVT_INLINE void kvt_transpose_8x8_16(__m128i x[8])
 }
 
 /* clang-format off */
-/* The entries of the table that avx2_append.c defines. */
+/* The entries of the table that avx2_rows.c and avx2_append.c define. */
 #define KVT_AVX2_APPEND_LIST(X)                                                                    \
     X(load_f32) X(load_f16) X(load_bf16) X(store_f16) X(store_bf16) X(rotate) X(unrotate)          \
     X(put_k_f32) X(put_k_f16) X(put_k_i8) X(put_v_f16) X(put_v_i8)                                 \

@@ -3,9 +3,9 @@
  * halves 64-byte operations (Zen 4) does it faster than by AVX2: conversions, the rotation, and
  * storing into tiles.
  *
- * The bytes are scalar.c's, as avx2_append.c explains; so is the plan of two ways to write a tile,
- * by lone tokens and by all 16. Here 16 tokens or dims are one register, a line of every tile, and
- * the ends of rows are loaded under a mask: lanes that are off are not accessed.
+ * The bytes are scalar.c's, as avx2_rows.c explains; tiles are written by lone tokens or by all 16,
+ * as avx2_append.c explains. Here 16 tokens or dims are one register, a line of every tile, and the
+ * ends of rows are loaded under a mask: lanes that are off are not accessed.
  */
 #include "avx512.h"
 
@@ -100,7 +100,7 @@ KVT_INLINE __m256i to_f16(__m512 x)
     return _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
 
-/* As avx2_append.c explains. */
+/* As avx2_rows.c explains. */
 KVT_INLINE __m256i to_bf16(__m512 x)
 {
     __m512i bits = _mm512_castps_si512(x), high = _mm512_srli_epi32(bits, 16);
@@ -126,7 +126,7 @@ void kvt_avx512_store_bf16(const float *src, void *dst, size_t n)
 /* ---- rotation ---- */
 
 /*
- * Butterflies 1, 2, 4, 8 and 16 apart of 32 dims, as hadamard_16 of avx2_append.c: each step
+ * Butterflies 1, 2, 4, 8 and 16 apart of 32 dims, as hadamard_16 of avx2_rows.c: each step
  * gathers first and second operands, and the bit of the dim's number that chose the register
  * changes places with one of the lane. In the end bits 1, 2 and 3 are one place too high.
  */
@@ -158,7 +158,7 @@ KVT_INLINE void butterflies(__m512 *x, size_t n, size_t apart)
         }
 }
 
-/* One pass over memory: see avx2_append.c. */
+/* One pass over memory: see avx2_rows.c. */
 KVT_INLINE void hadamard_pass(float *x, size_t vectors, size_t stride, const float *before,
                               int is_first, int is_last, float scale, const float *after)
 {
