@@ -1,6 +1,7 @@
 /*
- * AVX2 + FMA + F16C kernels: what attention needs. What append needs is in avx2_append.c; both
- * meet in the table at the end of this file.
+ * AVX2 + FMA + F16C kernels: the products of attention in f32, and the table, where they meet those
+ * of the other files: avx2_i8.c (integer products), avx2_softmax.c (between the products),
+ * avx2_append.c, avx2_turn.c.
  *
  * The two products of attention are one loop. A score sums over dims and has a token in each
  * lane; a weighted sum of V sums over tokens and has a dim in each lane; the tiles are laid out
@@ -26,24 +27,10 @@
  * Everything a kernel may not read as a number (dead slots, whose bytes can be a NaN) either
  * stays in the lanes of a dead token, or is not loaded at all.
  */
-#include <math.h>
-#include <sleef.h>
+#include "avx2_product.h"
 
-#include "avx2.h"
-
-/* Rows of a register block, and the vectors of 8 lanes it has at most. */
-#define ROWS_BLOCK 6
-#define SUMS_MAX 12
 /* Dims that are summed up before they are added to the score. */
 #define CHUNK_DIMS 64
-/*
- * Prefetch distances in bytes. K: the hardware follows ascending lines, but stops at each 4 KiB
- * page and starts anew in the next; a page ahead also reaches V, which follows K in a record. V is
- * read in columns of 4-byte lanes at a stride of 4 * dims, which the hardware does not follow: the
- * next column is one line on. A prefetch beyond the record is harmless.
- */
-#define PREFETCH_K 4096
-#define PREFETCH_V 64
 
 enum { F32, F16, I8 };
 
@@ -75,6 +62,11 @@ KVT_INLINE size_t lane_summands(int type)
     return type == I8 ? 4 : 1;
 }
 
+KVT_INLINE size_t element_bytes(int type)
+{
+    return lane_bytes(type) / 8 / lane_summands(type);
+}
+
 KVT_INLINE __m256 load_lanes(int type, const unsigned char *from, int e)
 {
     if (type == F32)
@@ -83,14 +75,6 @@ KVT_INLINE __m256 load_lanes(int type, const unsigned char *from, int e)
         return _mm256_cvtph_ps(kvt_load_128(from));
     return code_lanes(kvt_load_256(from), e);
 }
-
-/*
- * The sums of a block are sum[r * vectors + v], an array that never exists: type, rows and vectors
- * are constants of the outermost callers, and every index is made one by these two macros. (Left
- * to loops, clang 14 keeps the array in memory and stores each FMA.)
- */
-#define EACH_ROW(X) X(0) X(1) X(2) X(3) X(4) X(5)
-#define EACH_SUM(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11)
 
 /* Summand e of a group, for the vectors v and v + 1 that a pair of loads yields. */
 KVT_INLINE void multiply(int type, size_t rows, size_t vectors, size_t v, int e,
@@ -104,18 +88,17 @@ KVT_INLINE void multiply(int type, size_t rows, size_t vectors, size_t v, int e,
         sum[(r)*vectors + v] = _mm256_fmadd_ps(w, a, sum[(r)*vectors + v]);                        \
         sum[(r)*vectors + v + 1] = _mm256_fmadd_ps(w, b, sum[(r)*vectors + v + 1]);                \
     }
-    EACH_ROW(MULTIPLY)
+    KVT_EACH_ROW(MULTIPLY)
 #undef MULTIPLY
 }
 
 KVT_INLINE void multiply_pair(int type, size_t rows, size_t vectors, size_t v,
                               const unsigned char *codes, size_t pair_bytes, const float *weight,
-                              size_t ldw, size_t prefetch, __m256 *sum)
+                              size_t ldw, __m256 *sum)
 {
     const unsigned char *pair = codes + v / 2 * pair_bytes;
     if (v >= vectors)
         return;
-    _mm_prefetch((const char *)((uintptr_t)pair + prefetch), _MM_HINT_T0);
     /* Else compilers keep the weights of all pairs in registers, and spill them. */
     KVT_RELOAD();
     multiply(type, rows, vectors, v, 0, pair, weight, ldw, sum);
@@ -132,28 +115,20 @@ KVT_INLINE void multiply_pair(int type, size_t rows, size_t vectors, size_t v,
  */
 KVT_INLINE void product(int type, size_t rows, size_t vectors, const unsigned char *codes,
                         size_t pair_bytes, size_t step, size_t n, const float *weight, size_t ldw,
-                        size_t prefetch, __m256 *sum)
+                        kvt_ask *ask, __m256 *sum)
 {
 #define ZERO(i) sum[i] = _mm256_setzero_ps();
-    EACH_SUM(ZERO)
+    KVT_EACH_SUM(ZERO)
 #undef ZERO
     for (size_t i = 0; i < n; i += lane_summands(type)) {
         const float *w = weight + i;
-        multiply_pair(type, rows, vectors, 0, codes, pair_bytes, w, ldw, prefetch, sum);
-        multiply_pair(type, rows, vectors, 2, codes, pair_bytes, w, ldw, prefetch, sum);
-        multiply_pair(type, rows, vectors, 4, codes, pair_bytes, w, ldw, prefetch, sum);
-        multiply_pair(type, rows, vectors, 6, codes, pair_bytes, w, ldw, prefetch, sum);
+        kvt_ask_bytes(ask, vectors * lane_bytes(type));
+        multiply_pair(type, rows, vectors, 0, codes, pair_bytes, w, ldw, sum);
+        multiply_pair(type, rows, vectors, 2, codes, pair_bytes, w, ldw, sum);
+        multiply_pair(type, rows, vectors, 4, codes, pair_bytes, w, ldw, sum);
+        multiply_pair(type, rows, vectors, 6, codes, pair_bytes, w, ldw, sum);
         codes += step;
     }
-}
-
-/* ---- blocks of rows ---- */
-
-/* How many rows the next block takes when `left` are left: equal blocks, none above ROWS_BLOCK. */
-KVT_INLINE size_t rows_of_block(size_t left)
-{
-    size_t blocks = (left + ROWS_BLOCK - 1) / ROWS_BLOCK;
-    return (left + blocks - 1) / blocks;
 }
 
 /* ---- scores ---- */
@@ -165,6 +140,7 @@ typedef struct qk_call {
     const unsigned char *codes;
     const uint16_t *scales;
     size_t dims_p;
+    const void *next;
     float *s;
 } qk_call;
 
@@ -215,18 +191,19 @@ KVT_INLINE void qk_block(int type, size_t rows, size_t vectors, const qk_call *c
     const unsigned char *tile = call->codes + token / KVT_TILE_TOKENS * tile_bytes;
     const float *q = call->q + row * call->ldq;
     float *s = call->s + row * KVT_TOKENS + token;
-    __m256 sum[SUMS_MAX];
+    kvt_ask ask = kvt_asking(call->next, tile, row, token * call->dims_p * element_bytes(type));
+    __m256 sum[KVT_SUMS_MAX];
 
     for (size_t d = 0; d < call->dims_p; d += CHUNK_DIMS) {
         size_t n = call->dims_p - d < CHUNK_DIMS ? call->dims_p - d : CHUNK_DIMS;
         product(type, rows, vectors, tile + d / lane_summands(type) * step, tile_bytes, step, n,
-                q + d, call->ldq, PREFETCH_K, sum);
+                q + d, call->ldq, &ask, sum);
 #define ADD(i)                                                                                     \
     if ((i) < rows * vectors) {                                                                    \
         float *to = s + (i) / vectors * KVT_TOKENS + (i) % vectors * 8;                            \
         _mm256_storeu_ps(to, d ? _mm256_add_ps(_mm256_loadu_ps(to), sum[i]) : sum[i]);             \
     }
-        EACH_SUM(ADD)
+        KVT_EACH_SUM(ADD)
 #undef ADD
     }
     if (type == I8)
@@ -263,13 +240,12 @@ KVT_INLINE void qk_block(int type, size_t rows, size_t vectors, const qk_call *c
         static void (*const blocks[])(const qk_call *, size_t, size_t, size_t) = {                 \
             NULL,          qk_##type##_1, qk_##type##_2, qk_##type##_3,                            \
             qk_##type##_4, qk_##type##_5, qk_##type##_6};                                          \
-        const qk_call call = {q, ldq, codes, scales, dims_p, s};                                   \
-        (void)next;                                                                                \
+        const qk_call call = {q, ldq, codes, scales, dims_p, next, s};                             \
         const size_t span = rows == 1 ? KVT_TOKENS : 32;                                           \
         for (size_t token = 0; token < n_tokens; token += span) {                                  \
             size_t left = n_tokens - token, end = token + (left < span ? left : span);             \
             for (size_t row = 0, n; row < rows; row += n) {                                        \
-                n = rows_of_block(rows - row);                                                     \
+                n = kvt_rows_of_block(rows - row);                                                 \
                 blocks[n](&call, row, token, end);                                                 \
             }                                                                                      \
         }                                                                                          \
@@ -287,6 +263,7 @@ typedef struct pv_call {
     size_t n_tokens; /* I8: rounded up to 4, the weights in excess are zero */
     size_t dims_p;
     const float *alpha;
+    const void *next;
     float *acc;
     size_t ldacc;
 } pv_call;
@@ -295,10 +272,11 @@ typedef struct pv_call {
 KVT_INLINE void pv_block(int type, size_t rows, size_t vectors, const pv_call *call, size_t row,
                          size_t dim)
 {
-    __m256 sum[SUMS_MAX];
+    kvt_ask ask = kvt_asking(call->next, call->codes, row, dim * KVT_TOKENS * element_bytes(type));
+    __m256 sum[KVT_SUMS_MAX];
     product(type, rows, vectors, call->codes + dim / 8 * lane_bytes(type), 2 * lane_bytes(type),
             call->dims_p / 8 * lane_bytes(type), call->n_tokens, call->weight + row * KVT_TOKENS,
-            KVT_TOKENS, PREFETCH_V, sum);
+            KVT_TOKENS, &ask, sum);
 #define ADD(i)                                                                                     \
     if ((i) < rows * vectors) {                                                                    \
         float *to = call->acc + (row + (i) / vectors) * call->ldacc + dim + (i) % vectors * 8;     \
@@ -306,7 +284,7 @@ KVT_INLINE void pv_block(int type, size_t rows, size_t vectors, const pv_call *c
         __m256 alpha = _mm256_broadcast_ss(call->alpha + row + (i) / vectors);                     \
         _mm256_storeu_ps(to, _mm256_fmadd_ps(_mm256_loadu_ps(to), alpha, x));                      \
     }
-    EACH_SUM(ADD)
+    KVT_EACH_SUM(ADD)
 #undef ADD
 }
 
@@ -334,11 +312,11 @@ KVT_INLINE void pv_block(int type, size_t rows, size_t vectors, const pv_call *c
         static void (*const blocks[])(const pv_call *, size_t, size_t, size_t) = {                 \
             NULL,          pv_##type##_1, pv_##type##_2, pv_##type##_3,                            \
             pv_##type##_4, pv_##type##_5, pv_##type##_6};                                          \
-        const size_t span = rows <= ROWS_BLOCK ? call->dims_p : 32;                                \
+        const size_t span = rows <= KVT_ROWS_BLOCK ? call->dims_p : 32;                            \
         for (size_t dim = 0; dim < call->dims_p; dim += span) {                                    \
             size_t left = call->dims_p - dim, end = dim + (left < span ? left : span);             \
             for (size_t row = 0, n; row < rows; row += n) {                                        \
-                n = rows_of_block(rows - row);                                                     \
+                n = kvt_rows_of_block(rows - row);                                                 \
                 blocks[n](call, row, dim, end);                                                    \
             }                                                                                      \
         }                                                                                          \
@@ -352,8 +330,8 @@ static void pv_f32(const float *p, size_t rows, const void *codes, const uint16_
                    size_t n_tokens, size_t dims_p, const float *alpha, const void *next, float *acc,
                    size_t ldacc)
 {
-    const pv_call call = {p, codes, n_tokens, dims_p, alpha, acc, ldacc};
-    (void)scales, (void)next;
+    const pv_call call = {p, codes, n_tokens, dims_p, alpha, next, acc, ldacc};
+    (void)scales;
     pv_rows_f32(&call, rows);
 }
 
@@ -361,16 +339,9 @@ static void pv_f16(const float *p, size_t rows, const void *codes, const uint16_
                    size_t n_tokens, size_t dims_p, const float *alpha, const void *next, float *acc,
                    size_t ldacc)
 {
-    const pv_call call = {p, codes, n_tokens, dims_p, alpha, acc, ldacc};
-    (void)scales, (void)next;
+    const pv_call call = {p, codes, n_tokens, dims_p, alpha, next, acc, ldacc};
+    (void)scales;
     pv_rows_f16(&call, rows);
-}
-
-/* All ones in the lanes i with first + i < n. */
-KVT_INLINE __m256 lanes_below(size_t first, size_t n)
-{
-    const __m256i index = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-    return _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32((int)n - (int)first), index));
 }
 
 /*
@@ -383,12 +354,12 @@ static void pv_i8(const float *p, size_t rows, const void *codes, const uint16_t
                   size_t ldacc)
 {
     float weight[KVT_ROWS_MAX * KVT_TOKENS];
-    const pv_call call = {weight, codes, kvt_round_up(n_tokens, 4), dims_p, alpha, acc, ldacc};
-    (void)next;
-
+    const pv_call call = {weight, codes, kvt_round_up(n_tokens, 4), dims_p, alpha, next,
+                          acc,    ldacc};
+    kvt_ask_behind_k(next, KVT_TOKENS * dims_p);
     for (size_t t = 0; t < n_tokens; t += 8) {
         __m256 scale = _mm256_cvtph_ps(kvt_load_128(scales + t));
-        __m256 alive = lanes_below(t, n_tokens);
+        __m256 alive = kvt_lanes_below(t, n_tokens);
         for (size_t r = 0; r < rows; r++) {
             __m256 x = _mm256_mul_ps(_mm256_loadu_ps(p + r * KVT_TOKENS + t), scale);
             _mm256_storeu_ps(weight + r * KVT_TOKENS + t, _mm256_and_ps(x, alive));
@@ -397,169 +368,25 @@ static void pv_i8(const float *p, size_t rows, const void *codes, const uint16_t
     pv_rows_i8(&call, rows);
 }
 
-/* ---- the small kernels between the products ---- */
-
-/* Fold 4, 2, 1 lanes apart. */
-KVT_INLINE float sum_lanes(__m256 x)
-{
-    __m128 y = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
-    y = _mm_add_ps(y, _mm_movehl_ps(y, y));
-    return _mm_cvtss_f32(_mm_add_ss(y, _mm_movehdup_ps(y)));
-}
-
-KVT_INLINE float max_lanes(__m256 x)
-{
-    __m128 y = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
-    y = _mm_max_ps(y, _mm_movehl_ps(y, y));
-    return _mm_cvtss_f32(_mm_max_ss(y, _mm_movehdup_ps(y)));
-}
-
-static float dot_f16(const float *a, const uint16_t *b, size_t n)
-{
-    __m256 even = _mm256_setzero_ps(), odd = even;
-    size_t i = 0;
-    for (; i + 16 <= n; i += 16) {
-        even = _mm256_fmadd_ps(_mm256_loadu_ps(a + i), _mm256_cvtph_ps(kvt_load_128(b + i)), even);
-        odd = _mm256_fmadd_ps(_mm256_loadu_ps(a + i + 8), _mm256_cvtph_ps(kvt_load_128(b + i + 8)),
-                              odd);
-    }
-    if (i < n)
-        even = _mm256_fmadd_ps(_mm256_loadu_ps(a + i), _mm256_cvtph_ps(kvt_load_128(b + i)), even);
-    return sum_lanes(_mm256_add_ps(even, odd));
-}
-
-static void dots_f16(const float *q, size_t ldq, size_t rows, const uint16_t *b, size_t n,
-                     float *out)
-{
-    for (size_t r = 0; r < rows; r++)
-        out[r] = dot_f16(q + r * ldq, b, n);
-}
-
-/* The tail's lanes are computed with whatever s holds there: up to 63 it may be written. */
-static void logits(float *s, size_t n, float add, float scale, float softcap)
-{
-    const __m256 adds = _mm256_set1_ps(add), scales = _mm256_set1_ps(scale);
-    for (size_t t = 0; t < n; t += 8)
-        _mm256_storeu_ps(s + t, _mm256_mul_ps(_mm256_add_ps(_mm256_loadu_ps(s + t), adds), scales));
-    if (softcap > 0.0f) {
-        const __m256 cap = _mm256_set1_ps(softcap);
-        for (size_t t = 0; t < n; t += 8) {
-            __m256 x = _mm256_div_ps(_mm256_loadu_ps(s + t), cap);
-            _mm256_storeu_ps(s + t, _mm256_mul_ps(cap, Sleef_tanhf8_u10avx2(x)));
-        }
-    }
-}
-
-/* Positions end at n, so the tail's are loaded under a mask. */
-static void alibi(float *s, size_t n, const int32_t *positions, int32_t position, float slope)
-{
-    const __m256i here = _mm256_set1_epi32(position);
-    const __m256 slopes = _mm256_set1_ps(slope);
-    for (size_t t = 0; t < n; t += 8) {
-        __m256i alive = _mm256_castps_si256(lanes_below(t, n));
-        __m256i there = _mm256_maskload_epi32(positions + t, alive);
-        /* Positions are >= 0: the difference fits. */
-        __m256 distance = _mm256_cvtepi32_ps(_mm256_abs_epi32(_mm256_sub_epi32(here, there)));
-        _mm256_storeu_ps(s + t, _mm256_fnmadd_ps(slopes, distance, _mm256_loadu_ps(s + t)));
-    }
-}
-
-static float softmax_row(float *s, size_t n, float add, float scale, float *m, float *l)
-{
-    const __m256 lowest = _mm256_set1_ps(-INFINITY);
-    const __m256 adds = _mm256_set1_ps(add), scales = _mm256_set1_ps(scale);
-    __m256 maxima = _mm256_set1_ps(*m), sum = _mm256_setzero_ps();
-    float maximum, alpha;
-
-    for (size_t t = 0; t < n; t += 8) {
-        __m256 x = _mm256_mul_ps(_mm256_add_ps(_mm256_loadu_ps(s + t), adds), scales);
-        /* The dead lanes of the last vector become -inf: no maximum, and exp makes them zero. */
-        if (n - t < 8)
-            x = _mm256_blendv_ps(lowest, x, lanes_below(t, n));
-        maxima = _mm256_max_ps(maxima, x);
-        _mm256_storeu_ps(s + t, x);
-    }
-    maximum = max_lanes(maxima);
-    if (maximum == -INFINITY) { /* all masked so far: -inf minus -inf would be NaN */
-        for (size_t t = 0; t < KVT_TOKENS; t += 8)
-            _mm256_storeu_ps(s + t, _mm256_setzero_ps());
-        return 1.0f;
-    }
-    maxima = _mm256_set1_ps(maximum);
-    for (size_t t = 0; t < n; t += 8) {
-        __m256 p = Sleef_expf8_u10avx2(_mm256_sub_ps(_mm256_loadu_ps(s + t), maxima));
-        sum = _mm256_add_ps(sum, p);
-        _mm256_storeu_ps(s + t, p);
-    }
-    for (size_t t = kvt_round_up(n, 8); t < KVT_TOKENS; t += 8)
-        _mm256_storeu_ps(s + t, _mm256_setzero_ps());
-    /* Most blocks bring no new maximum: exp(0). */
-    alpha = *m == maximum ? 1.0f : Sleef_expf_u10(*m - maximum);
-    *l = *l * alpha + sum_lanes(sum);
-    *m = maximum;
-    return alpha;
-}
-
-static void softmax(float *s, size_t rows, size_t n, const float *add, float scale, float *m,
-                    float *l, float *alpha)
-{
-    for (size_t r = 0; r < rows; r++)
-        alpha[r] = softmax_row(s + r * KVT_TOKENS, n, add ? add[r] : 0.0f, scale, &m[r], &l[r]);
-}
-
-static void merge(float *acc, float *m, float *l, const float *acc2, float m2, float l2,
-                  size_t dims_p)
-{
-    float maximum = *m > m2 ? *m : m2, a, b;
-    if (m2 == -INFINITY)
-        return;
-    a = Sleef_expf_u10(*m - maximum);
-    b = Sleef_expf_u10(m2 - maximum);
-    for (size_t d = 0; d < dims_p; d += 8) {
-        __m256 x = _mm256_mul_ps(_mm256_loadu_ps(acc2 + d), _mm256_set1_ps(b));
-        _mm256_storeu_ps(acc + d, _mm256_fmadd_ps(_mm256_loadu_ps(acc + d), _mm256_set1_ps(a), x));
-    }
-    *l = *l * a + l2 * b;
-    *m = maximum;
-}
-
-static float finish(float *acc, size_t dims_p, float m, float l, float sink)
-{
-    float maximum = m > sink ? m : sink, a, denominator;
-    __m256 factor;
-    if (m == -INFINITY) { /* nothing visible */
-        for (size_t d = 0; d < dims_p; d += 8)
-            _mm256_storeu_ps(acc + d, _mm256_setzero_ps());
-        return sink;
-    }
-    a = Sleef_expf_u10(m - maximum);
-    denominator = l * a + Sleef_expf_u10(sink - maximum); /* exp(-inf) is 0 */
-    /* At most 1 / l, and l is at least 1: its largest term is exp(0). */
-    factor = _mm256_set1_ps(a / denominator);
-    for (size_t d = 0; d < dims_p; d += 8)
-        _mm256_storeu_ps(acc + d, _mm256_mul_ps(_mm256_loadu_ps(acc + d), factor));
-    return maximum + Sleef_logf_u10(denominator);
-}
-
 /* What is missing is inherited: plain copies, which a vector does not make faster. */
 /* clang-format off */
 const kvt_kernels kvt_kernels_avx2 = {
     .isa = "avx2",
 #define ENTRY(name) .name = kvt_avx2_##name,
     KVT_AVX2_APPEND_LIST(ENTRY)
+    KVT_AVX2_I8_LIST(ENTRY)
+    KVT_AVX2_SOFTMAX_LIST(ENTRY)
     KVT_AVX2_TURN_LIST(ENTRY)
 #undef ENTRY
     .qk_f32 = qk_f32,
     .qk_f16 = qk_f16,
     .qk_i8 = qk_i8,
+    /* Fewer bits are not faster: avx2_i8.c. */
+    .pack_q_fast = kvt_avx2_pack_q_near,
+    .qk_i8_fast = kvt_avx2_qk_i8_near,
+    .pv_i8_fast = kvt_avx2_pv_i8_near,
     .pv_f32 = pv_f32,
     .pv_f16 = pv_f16,
     .pv_i8 = pv_i8,
-    .dots_f16 = dots_f16,
-    .logits = logits,
-    .alibi = alibi,
-    .softmax = softmax,
-    .merge = merge,
-    .finish = finish,
 };
 /* clang-format on */

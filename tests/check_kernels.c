@@ -20,6 +20,11 @@
 
 #define SKIPPED 77
 
+/* AVX-VNNI's source in AVX-512's form of the instruction: its logic runs on more machines. */
+#if defined(CHECK_AVXVNNI_EVEX)
+extern const kvt_kernels kvt_kernels_avxvnni_evex;
+#endif
+
 typedef struct isa {
     const kvt_kernels *table;
     int (*present)(void); /* NULL: always */
@@ -32,6 +37,9 @@ static const isa isas[] = {
 #endif
 #if defined(KVT_HAVE_AVXVNNI)
     {&kvt_kernels_avxvnni, kvt_cpu_has_avxvnni},
+#endif
+#if defined(CHECK_AVXVNNI_EVEX)
+    {&kvt_kernels_avxvnni_evex, kvt_cpu_has_avx512vnni},
 #endif
 #if defined(KVT_HAVE_AVX512VNNI)
     {&kvt_kernels_avx512vnni, kvt_cpu_has_avx512vnni},
