@@ -1,6 +1,6 @@
 /*
- * What the AVX2 files share: the compiler's dialect, transposes, and the kernels of avx2_append.c,
- * avx2_i8.c, avx2_rows.c, avx2_softmax.c and avx2_turn.c that the table in avx2.c names.
+ * What the AVX2 files share: the compiler's dialect, transposes, and the kernels of the other files
+ * that the table in avx2.c names.
  */
 #ifndef KVT_AVX2_H
 #define KVT_AVX2_H

@@ -9,12 +9,6 @@
  */
 #include "avx512.h"
 
-/* The lanes below n. */
-KVT_INLINE __mmask16 lanes(size_t n)
-{
-    return n < 16 ? (__mmask16)((1u << n) - 1u) : (__mmask16)0xffff;
-}
-
 KVT_INLINE __m256i load_256(const void *from)
 {
     return _mm256_loadu_si256((const __m256i *)from);
@@ -55,9 +49,9 @@ int kvt_avx512_load_f32(const void *src, float *dst, size_t n)
         _mm512_storeu_si512(dst + i, x);
     }
     if (i < n) {
-        __m512i x = _mm512_maskz_loadu_epi32(lanes(n - i), from + 4 * i);
+        __m512i x = _mm512_maskz_loadu_epi32(kvt_lanes_below(0, n - i), from + 4 * i);
         largest = largest_of(largest, x);
-        _mm512_mask_storeu_epi32(dst + i, lanes(n - i), x);
+        _mm512_mask_storeu_epi32(dst + i, kvt_lanes_below(0, n - i), x);
     }
     return _mm512_cmpge_epi32_mask(largest, _mm512_set1_epi32(0x7f800000)) == 0;
 }
@@ -78,9 +72,9 @@ KVT_INLINE int load_16(const uint16_t *from, float *dst, size_t n, int is_bf16)
         _mm512_storeu_ps(dst + i, widen(x, is_bf16));
     }
     if (i < n) {
-        __m256i x = _mm256_maskz_loadu_epi16(lanes(n - i), from + i);
+        __m256i x = _mm256_maskz_loadu_epi16(kvt_lanes_below(0, n - i), from + i);
         largest = largest_of_16(largest, x);
-        _mm512_mask_storeu_ps(dst + i, lanes(n - i), widen(x, is_bf16));
+        _mm512_mask_storeu_ps(dst + i, kvt_lanes_below(0, n - i), widen(x, is_bf16));
     }
     return is_below_16(largest, is_bf16 ? 0x7f80 : 0x7c00);
 }
@@ -119,8 +113,9 @@ void kvt_avx512_store_bf16(const float *src, void *dst, size_t n)
     for (; i + 16 <= n; i += 16)
         store_256(to + i, to_bf16(_mm512_loadu_ps(src + i)));
     if (i < n)
-        _mm256_mask_storeu_epi16(to + i, lanes(n - i),
-                                 to_bf16(_mm512_maskz_loadu_ps(lanes(n - i), src + i)));
+        _mm256_mask_storeu_epi16(
+            to + i, kvt_lanes_below(0, n - i),
+            to_bf16(_mm512_maskz_loadu_ps(kvt_lanes_below(0, n - i), src + i)));
 }
 
 /* ---- rotation ---- */
@@ -199,7 +194,7 @@ KVT_INLINE void transform_small(float *x, const float *before, size_t dims, size
                                 float scale, const float *after)
 {
     for (size_t i = 0; i < dims; i += 16) {
-        const __mmask16 alive = lanes(dims - i);
+        const __mmask16 alive = kvt_lanes_below(0, dims - i);
         __m512 y = _mm512_maskz_loadu_ps(alive, x + i), z;
         if (before)
             y = _mm512_mul_ps(y, _mm512_maskz_loadu_ps(alive, before + i));
@@ -361,7 +356,8 @@ int kvt_avx512_put_k_f16(const float *x, size_t ldx, size_t n, size_t dims, size
             size_t left = dims - d < 16 ? dims - d : 16;
             uint16_t y[16];
             store_256(
-                y, to_f16_checked(_mm512_maskz_loadu_ps(lanes(left), x + i * ldx + d), &largest));
+                y, to_f16_checked(_mm512_maskz_loadu_ps(kvt_lanes_below(0, left), x + i * ldx + d),
+                                  &largest));
             for (size_t j = 0; j < left; j++)
                 to[(d + j) * 16 + i] = y[j];
         }
@@ -381,8 +377,9 @@ int kvt_avx512_put_v_f16(const float *x, size_t ldx, size_t n, size_t dims, size
             store_256(to + d, to_f16_checked(_mm512_loadu_ps(row + d), &largest));
         if (d < dims)
             _mm256_mask_storeu_epi16(
-                to + d, lanes(dims - d),
-                to_f16_checked(_mm512_maskz_loadu_ps(lanes(dims - d), row + d), &largest));
+                to + d, kvt_lanes_below(0, dims - d),
+                to_f16_checked(_mm512_maskz_loadu_ps(kvt_lanes_below(0, dims - d), row + d),
+                               &largest));
     }
     return is_below_16(largest, 0x7c00);
 }
@@ -392,7 +389,8 @@ int kvt_avx512_put_v_f16(const float *x, size_t ldx, size_t n, size_t dims, size
 /* Up to 16 dims of a row; those beyond `left` are zero. */
 KVT_INLINE __m512i load_row(const float *x, size_t left)
 {
-    return left >= 16 ? _mm512_loadu_si512(x) : _mm512_maskz_loadu_epi32(lanes(left), x);
+    return left >= 16 ? _mm512_loadu_si512(x)
+                      : _mm512_maskz_loadu_epi32(kvt_lanes_below(0, left), x);
 }
 
 /*
@@ -569,7 +567,8 @@ void kvt_avx512_get_v_f16(const void *codes, const uint16_t *scales, size_t slot
     for (; d + 16 <= dims; d += 16)
         _mm512_storeu_ps(x + d, _mm512_cvtph_ps(load_256(from + d)));
     if (d < dims) /* the padding is there to be read */
-        _mm512_mask_storeu_ps(x + d, lanes(dims - d), _mm512_cvtph_ps(load_256(from + d)));
+        _mm512_mask_storeu_ps(x + d, kvt_lanes_below(0, dims - d),
+                              _mm512_cvtph_ps(load_256(from + d)));
 }
 
 /*
@@ -588,6 +587,6 @@ void kvt_avx512_get_v_i8(const void *codes, const uint16_t *scales, size_t slot,
         if (dims - d >= 16)
             _mm512_storeu_ps(x + d, z);
         else
-            _mm512_mask_storeu_ps(x + d, lanes(dims - d), z);
+            _mm512_mask_storeu_ps(x + d, kvt_lanes_below(0, dims - d), z);
     }
 }
