@@ -1,0 +1,150 @@
+#!/usr/bin/env python3
+"""
+Cycles per byte of K or V of the NEON kernels' inner loops, as llvm-mca predicts them: a bound that
+can be had without the processors, and without the noise of a shared machine.
+
+    python3 bench/mca.py [--cc COMPILER] [--mca LLVM-MCA] [--cpu NAME ...] [--rows N ...] [FILE ...]
+
+Compiles the files (simd/neon.c, dotprod.c, i8mm.c) for aarch64, and takes of each function of a
+block of rows (qk_KIND_ROWS, pv_KIND_ROWS) the innermost loop with the most multiplications. For each:
+
+    c/B     cycles an iteration over the bytes of codes it consumes
+    min     the same for nothing but its multiplications and one load for every 16 bytes of codes
+    over    their ratio
+    block   over what the loop's own mix of instructions would take if nothing ever waited
+    spills  loads and stores of vectors on the stack in the loop: should be none
+
+What mca knows of a processor is LLVM's model of it. Up to LLVM 14 the Cortex-A76 and the Neoverse
+N1 are the Cortex-A57's, with one load a cycle where they have two; LLVM 19 models the N1, whose core
+is the A76's.
+"""
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+FLAGS = {
+    "neon.c": "-march=armv8-a",
+    "dotprod.c": "-march=armv8.2-a+dotprod",
+    "i8mm.c": "-march=armv8.2-a+dotprod+i8mm",
+}
+# Products of one instruction, by its name.
+PRODUCTS = {"sdot": 16, "udot": 16, "smmla": 32, "smlal": 4, "smlal2": 4, "smull": 8, "smull2": 8, "fmla": 4}
+# What a kind multiplies: bytes of an element, instructions' products for each element and row.
+KINDS = {"F32": (4, 1), "F16": (2, 1), "I8": (1, 1), "near": (1, None), "fast": (1, None)}
+DIGITS = {("dotprod.c", "near"): 2, ("i8mm.c", "near"): 2}
+
+
+def run(command, **options):
+    done = subprocess.run(command, capture_output=True, text=True, **options)
+    if done.returncode:
+        sys.exit("%s: %s" % (command[0], done.stderr[:500]))
+    return done.stdout
+
+
+def functions(assembly):
+    """Name and lines of each function of the compiler's output."""
+    name, body = None, []
+    for line in assembly.splitlines():
+        label = re.match(r"([A-Za-z_]\w*):", line)
+        if label:
+            name, body = label.group(1), []
+        elif re.match(r"\s*\.size\s", line) and name:
+            yield name, body
+            name = None
+        elif name:
+            body.append(line)
+
+
+def is_instruction(line):
+    return bool(re.match(r"\s+[a-z]", line)) and not line.strip().startswith(".")
+
+
+def innermost_loops(body):
+    """From a label to a conditional branch back to it, no other such pair within."""
+    labels = {}
+    loops = []
+    for at, line in enumerate(body):
+        label = re.match(r"(\.\w+):", line)
+        if label:
+            labels[label.group(1)] = at
+        branch = re.match(r"\s+(?:b\.?[a-z]{2}|cbnz|cbz|tbnz|tbz)\s.*?(\.\w+)\s*(?://.*)?$", line)
+        if branch and branch.group(1) in labels:
+            loops.append((labels[branch.group(1)], at))
+    for start, end in loops:
+        if not any(start <= s and e <= end and (s, e) != (start, end) for s, e in loops):
+            yield [line.split("//")[0] for line in body[start:end + 1] if is_instruction(line)]
+
+
+def name_of(line):
+    return line.split()[0]
+
+
+def is_product(line):
+    return name_of(line) in PRODUCTS
+
+
+def analyse(mca, cpu, lines):
+    """Cycles of an iteration, and what its instructions would take by themselves."""
+    text = "\n".join(re.sub(r"\.L\w+", "label", line) for line in lines) + "\n"
+    text = re.sub(r"prfm(\s.*, -)", r"prfum\1", text)  # as assemblers do
+    out = run([mca, "-march=aarch64", "-mattr=+dotprod,+i8mm", "-mcpu=" + cpu, "-iterations=200",
+               "-instruction-info=0", "-resource-pressure=0", "-"], input="label:\n" + text)
+    cycles = int(re.search(r"Total Cycles:\s+(\d+)", out).group(1)) / 200
+    block = float(re.search(r"Block RThroughput:\s+([\d.]+)", out).group(1))
+    return cycles, block
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--cc", default="aarch64-linux-gnu-gcc")
+    parser.add_argument("--mca", default="llvm-mca-14")
+    parser.add_argument("--cpu", nargs="+", default=["cortex-a53", "cortex-a76", "neoverse-n1"])
+    parser.add_argument("--flag", action="append", default=[], help="for the compiler, as --flag=-O2")
+    parser.add_argument("--rows", nargs="+", type=int, default=[1, 4, 7, 8])
+    parser.add_argument("files", nargs="*", default=list(FLAGS))
+    options = parser.parse_args()
+    target = ["--target=aarch64-linux-gnu"] if "clang" in options.cc else []
+
+    print("%-10s %-10s %4s " % ("file", "kernel", "rows") +
+          " ".join("%-27s" % cpu for cpu in options.cpu) + " spills")
+    print(" " * 27 + " ".join("  c/B   min  over block     " for _ in options.cpu))
+    for file in options.files:
+        file = os.path.basename(file)
+        with tempfile.TemporaryDirectory() as out:
+            run([options.cc, *target, "-std=c11", "-O3", "-DNDEBUG", "-ffp-contract=off",
+                 "-fno-math-errno", "-fPIC", "-fno-asynchronous-unwind-tables", FLAGS[file],
+                 *options.flag, "-S",
+                 "-o", out + "/a.s", os.path.join(ROOT, "simd", file)])
+            assembly = open(out + "/a.s").read()
+        for name, body in functions(assembly):
+            parts = re.match(r"((?:qk|pv)_(\w+?))_(\d+)$", name)
+            if not parts or parts.group(2) not in KINDS:
+                continue
+            kind, rows = parts.group(2), int(parts.group(3))
+            loops = list(innermost_loops(body))
+            if rows not in options.rows or not loops:
+                continue
+            loop = max(loops, key=lambda lines: sum(map(is_product, lines)))
+            products = [line for line in loop if is_product(line)]
+            element = KINDS[kind][0]
+            digits = DIGITS.get((file, kind), 1)
+            codes = sum(PRODUCTS[name_of(line)] for line in products) / digits / rows
+            bytes_ = codes * element
+            least = products + ["\tldr\tq0, [x0]"] * int(bytes_ / 16)
+            spills = sum(bool(re.search(r"\sq\d+,.*\[sp", line)) for line in loop)
+            cells = []
+            for cpu in options.cpu:
+                cycles, block = analyse(options.mca, cpu, loop)
+                minimum = analyse(options.mca, cpu, least)[1]
+                cells.append("%5.3f %5.3f %5.2f %5.2f     " % (cycles / bytes_, minimum / bytes_,
+                                                            cycles / minimum, cycles / block))
+            print("%-10s %-10s %4d " % (file, parts.group(1), rows) + " ".join(cells) +
+                  " %d" % spills)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
