@@ -348,7 +348,10 @@ static void check_pv(check *c, pv_function *kernel, type t, double steps)
         float *alpha = check_buffer(c, 4, rows * 4, 4), *acc = check_buffer(c, 5, n_acc * 4, 4);
         double error = 0, norm = 0, rms;
 
+        double scale_of[KVT_TOKENS];
         fill_block(c, t, 0, n_tokens, dims, dims_p, codes, scales, values);
+        for (size_t token = 0; token < n_tokens; token++)
+            scale_of[token] = t == I8 ? (double)check_f16_value(scales[token]) : 1;
         for (size_t r = 0; r < rows; r++) {
             alpha[r] = i % 3 ? (float)check_below(c, 1025) / 1024.0f : i % 2 ? 1.0f : 0.0f;
             for (size_t token = 0; token < KVT_TOKENS; token++) {
@@ -376,7 +379,7 @@ static void check_pv(check *c, pv_function *kernel, type t, double steps)
                 }
                 for (size_t token = 0; token < n_tokens; token++) {
                     double term = p[r * KVT_TOKENS + token] * values[token * dims_p + d];
-                    double scale = t == I8 ? (double)check_f16_value(scales[token]) : 1;
+                    double scale = scale_of[token];
                     double weight = p[r * KVT_TOKENS + token] * scale;
                     sum += term;
                     size += fabs(term);

@@ -102,15 +102,16 @@ typedef enum kvt_side { KVT_SIDE_K = 0, KVT_SIDE_V = 1 } kvt_side;
 /* kvt_attend_args.flags */
 #define KVT_ATTEND_CAUSAL 1u /* query i of n sees all tokens but the last n - 1 - i */
 /*
- * How i8 is multiplied; what is stored does not depend on it. Default ("near-exact"): integer dot
- * products with q and the softmax's weights rounded to 14 bits or more, which adds less than 2% of
- * the storage type's own error. At most one of the two:
+ * How i8 is multiplied; what is stored does not depend on it. At most one of the two:
+ *
+ *  (none)           near-exact: integer dot products, q and the softmax's weights rounded to 14
+ * bits or more. Adds less than 2% of the storage type's own error (docs/numerics.md).
+ *  KVT_ATTEND_F32   widen the codes and multiply as f32: the most exact, the slowest.
+ *  KVT_ATTEND_FAST  7 bits or more: an error of its own of at most 1.5 times the storage type's at
+ * 64 tokens and more; as the default where fewer bits would save no time.
  */
-#define KVT_ATTEND_F32 2u /* widen the codes and multiply as f32: the most exact, the slowest */
-#define KVT_ATTEND_FAST                                                                            \
-    4u /* 7 bits or more for q and the weights: an error of its own, at most                       \
-          1.5 times that of the storage type; where fewer bits save no time,                       \
-          as the default */
+#define KVT_ATTEND_F32 2u
+#define KVT_ATTEND_FAST 4u
 
 /* ---- types ---- */
 
