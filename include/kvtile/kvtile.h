@@ -104,11 +104,13 @@ typedef enum kvt_side { KVT_SIDE_K = 0, KVT_SIDE_V = 1 } kvt_side;
 /*
  * How i8 is multiplied; what is stored does not depend on it. At most one of the two:
  *
- *  (none)           near-exact: integer dot products, q and the softmax's weights rounded to 14
- * bits or more. Adds less than 2% of the storage type's own error (docs/numerics.md).
+ *  (none)           near-exact: integer dot products, q and the softmax's weights rounded to
+ *                   14 bits or more. Adds less than 2% of the storage type's own error.
  *  KVT_ATTEND_F32   widen the codes and multiply as f32: the most exact, the slowest.
- *  KVT_ATTEND_FAST  7 bits or more: an error of its own of at most 1.5 times the storage type's at
- * 64 tokens and more; as the default where fewer bits would save no time.
+ *  KVT_ATTEND_FAST  7 bits or more: adds at most 1.5 times the storage type's error (128 dims,
+ *                   long contexts); as the default where fewer bits would save no time.
+ *
+ * docs/numerics.md has the bounds.
  */
 #define KVT_ATTEND_F32 2u
 #define KVT_ATTEND_FAST 4u
