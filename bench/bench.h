@@ -94,6 +94,7 @@ typedef struct bench_options {
     size_t n_heads;
     bench_pair dims[BENCH_LIST]; /* K, V */
     size_t n_dims;
+    bool v_in_k; /* V is K's first dims: KVT_GROUP_V_IN_K */
     uint64_t ctx[BENCH_LIST];
     size_t n_ctx;
     uint32_t threads[BENCH_LIST];
@@ -125,10 +126,13 @@ typedef struct bench_case {
     const char *isa;
     kvt_type k_type, v_type;
     uint32_t q_heads, kv_heads, k_dim, v_dim, threads;
+    bool v_in_k; /* v_type is k_type then */
     uint64_t ctx;
 } bench_case;
 
 const char *bench_type_name(kvt_type type);
+/* V's type; for people (not in JSON, which has a key for it) "in K" where it is K's first dims. */
+const char *bench_v_name(const bench_case *c, bool json);
 const char *bench_dtype_name(kvt_dtype dtype);
 const char *bench_mode_name(bench_mode mode);
 
@@ -249,7 +253,7 @@ void bench_record_peak(bench_record *r, const bench_peaks *p, const bench_peak *
 /* ---- caches ---- */
 
 typedef struct bench_tokens {
-    size_t n, k_width, v_width; /* heads * dim */
+    size_t n, k_width, v_width; /* heads * dim; v_width 0 where V is in K */
     float *k, *v;               /* [n][width] */
 } bench_tokens;
 
@@ -286,13 +290,16 @@ void bench_plan_layers(const bench_case *c, uint64_t n_tokens, uint64_t bytes, s
 void bench_cache_create(bench_cache *b, const bench_case *c, size_t n_layers, size_t n_seqs,
                         uint64_t n_tokens, uint64_t extra_bytes, uint64_t seed);
 void bench_cache_destroy(bench_cache *b);
+/* kvt_append of the step's tokens, from this one of the source on. */
+void bench_cache_append(const bench_cache *b, size_t seq, size_t layer, size_t source_token);
 /* Append n_tokens to every layer of every sequence, 512 at a time. */
 void bench_cache_fill(bench_cache *b, uint64_t n_tokens);
 /* Where in the source the 512 tokens from `first` on of a layer come from. */
 size_t bench_source_offset(const bench_cache *b, size_t seq, size_t layer, uint64_t first);
 
 /* softmax(q K^T / sqrt(k_dim)) V in double. k [n][kv_heads][k_dim], v likewise, q
-   [n_q][q_heads][k_dim], out [n_q][q_heads][v_dim]. All queries see all tokens. */
+   [n_q][q_heads][k_dim], out [n_q][q_heads][v_dim]. All queries see all tokens. Where V is in K
+   it is taken from there and v is not read. */
 void bench_attend_double(const bench_case *c, const float *q, size_t n_q, const float *k,
                          const float *v, uint64_t n, double *out);
 /* ||a - b|| / ||b|| */
@@ -304,7 +311,7 @@ uint32_t bench_mode_flags(bench_mode mode); /* KVT_ATTEND_ */
 /* n_queries queries, the last of which is the last token's. */
 void bench_attend_layer(bench_cache *b, size_t seq, size_t layer, uint32_t flags, size_t n_queries,
                         const float *q, float *out);
-/* The first n tokens of a layer as f32. */
+/* The first n tokens of a layer as f32; K alone where V is in it. */
 void bench_read_layer(const bench_cache *b, size_t seq, size_t layer, uint64_t n, float *k,
                       float *v);
 

@@ -25,6 +25,11 @@ const char *bench_type_name(kvt_type type)
     return "unknown";
 }
 
+const char *bench_v_name(const bench_case *c, bool json)
+{
+    return c->v_in_k && !json ? "in K" : bench_type_name(c->v_type);
+}
+
 const char *bench_dtype_name(kvt_dtype dtype)
 {
     switch (dtype) {
@@ -41,7 +46,8 @@ const char bench_kv_formula[] =
     "bytes = kv_heads * (K + V) of the live tokens of one layer, no padding, each kv head once:\n"
     "  f32  4 * dim * tokens    f16  2 * dim * tokens\n"
     "  i8   (dim + 2) * tokens: codes and one f16 scale; K also 2 * dim a block of 64 tokens: its "
-    "offset";
+    "offset\n"
+    "  --v-in-k: V is K's first dims and counts 0 bytes";
 
 static double side_bytes(kvt_type type, uint32_t dim, uint64_t n_tokens, bool is_k)
 {
@@ -56,8 +62,8 @@ static double side_bytes(kvt_type type, uint32_t dim, uint64_t n_tokens, bool is
 
 double bench_kv_bytes(const bench_case *c, uint64_t n_tokens)
 {
-    return c->kv_heads * (side_bytes(c->k_type, c->k_dim, n_tokens, true) +
-                          side_bytes(c->v_type, c->v_dim, n_tokens, false));
+    double v = c->v_in_k ? 0.0 : side_bytes(c->v_type, c->v_dim, n_tokens, false);
+    return c->kv_heads * (side_bytes(c->k_type, c->k_dim, n_tokens, true) + v);
 }
 
 void bench_plan_layers(const bench_case *c, uint64_t n_tokens, uint64_t bytes, size_t layers,
@@ -108,6 +114,7 @@ void bench_cache_create(bench_cache *b, const bench_case *c, size_t n_layers, si
     group.v_dim = c->v_dim;
     group.k_type = c->k_type;
     group.v_type = c->v_type;
+    group.flags |= c->v_in_k ? KVT_GROUP_V_IN_K : 0;
     config.groups = &group;
     config.n_groups = 1;
     config.max_tokens = n_tokens;
@@ -142,7 +149,7 @@ void bench_cache_create(bench_cache *b, const bench_case *c, size_t n_layers, si
 
     b->source.n = SOURCE_TOKENS;
     b->source.k_width = (size_t)c->kv_heads * c->k_dim;
-    b->source.v_width = (size_t)c->kv_heads * c->v_dim;
+    b->source.v_width = c->v_in_k ? 0 : (size_t)c->kv_heads * c->v_dim;
     b->source.k = bench_alloc(b->source.n * b->source.k_width, sizeof(float));
     b->source.v = bench_alloc(b->source.n * b->source.v_width, sizeof(float));
     bench_random_seed(&b->random, seed);
@@ -167,6 +174,14 @@ size_t bench_source_offset(const bench_cache *b, size_t seq, size_t layer, uint6
     return (size_t)(h % (b->source.n - STEP_TOKENS + 1));
 }
 
+void bench_cache_append(const bench_cache *b, size_t seq, size_t layer, size_t source_token)
+{
+    kvt_tensor k = kvt_tensor_f32(b->source.k + source_token * b->source.k_width);
+    kvt_tensor v = kvt_tensor_f32(b->source.v + source_token * b->source.v_width);
+    bench_require(kvt_append(b->seqs[seq], (uint32_t)layer, &k, b->shape.v_in_k ? NULL : &v),
+                  b->cache, "kvt_append");
+}
+
 void bench_cache_fill(bench_cache *b, uint64_t n_tokens)
 {
     for (size_t s = 0; s < b->n_seqs; s++) {
@@ -177,11 +192,7 @@ void bench_cache_fill(bench_cache *b, uint64_t n_tokens)
             for (size_t layer = 0; layer < b->n_layers; layer++) {
                 if (b->unique)
                     make_source(b);
-                size_t at = bench_source_offset(b, s, layer, first);
-                kvt_tensor k = kvt_tensor_f32(b->source.k + at * b->source.k_width);
-                kvt_tensor v = kvt_tensor_f32(b->source.v + at * b->source.v_width);
-                bench_require(kvt_append(b->seqs[s], (uint32_t)layer, &k, &v), b->cache,
-                              "kvt_append");
+                bench_cache_append(b, s, layer, bench_source_offset(b, s, layer, first));
             }
             bench_require(kvt_seq_commit(b->seqs[s], NULL), b->cache, "kvt_seq_commit");
             first += n;
@@ -207,12 +218,14 @@ void bench_attend_double(const bench_case *c, const float *q, size_t n_q, const 
                          const float *v, uint64_t n, double *out)
 {
     size_t group = c->q_heads / c->kv_heads, k_dim = c->k_dim, v_dim = c->v_dim;
+    size_t v_stride = c->v_in_k ? k_dim : v_dim; /* of kv heads */
     double scale = 1.0 / sqrt((double)k_dim);
     double *p = bench_alloc((size_t)n, sizeof *p);
     for (size_t i = 0; i < n_q; i++) {
         for (size_t h = 0; h < c->q_heads; h++) {
             const float *row = q + (i * c->q_heads + h) * k_dim;
-            const float *keys = k + h / group * k_dim, *values = v + h / group * v_dim;
+            const float *keys = k + h / group * k_dim,
+                        *values = (c->v_in_k ? k : v) + h / group * v_stride;
             double *result = out + (i * c->q_heads + h) * v_dim;
             double largest = -INFINITY, sum = 0.0;
             for (uint64_t t = 0; t < n; t++) {
@@ -223,7 +236,7 @@ void bench_attend_double(const bench_case *c, const float *q, size_t n_q, const 
                 result[d] = 0.0;
             for (uint64_t t = 0; t < n; t++) {
                 double w = exp(p[t] - largest);
-                const float *value = values + t * c->kv_heads * v_dim;
+                const float *value = values + t * c->kv_heads * v_stride;
                 sum += w;
                 for (size_t d = 0; d < v_dim; d++)
                     result[d] += w * (double)value[d];

@@ -103,7 +103,7 @@ static void run_mode(const bench_options *options, decode *d, bench_mode mode)
     double read_gbps = bench_median(read, n), pairs = (double)c->q_heads * (double)c->ctx;
     double arithmetic = bench_arithmetic_seconds(d->peaks, &peak, c, mode, pairs);
     bench_record_begin(&record, "decode", kvt_cache_isa(d->b.cache), bench_type_name(c->k_type),
-                       bench_type_name(c->v_type), c);
+                       bench_v_name(c, options->json), c);
     bench_record_text(&record, "mode", bench_mode_name(mode));
     bench_record_time(&record, kernel, n, d->call_bytes, read_gbps, spread.median);
     bench_record_number(&record, "spread", (time.p90 - time.p10) / time.median);

@@ -92,7 +92,7 @@ static void run_mode(const bench_options *options, prefill *p, bench_mode mode)
     bench_peak peak = bench_peaks_median(peaks, n + 1);
     double arithmetic = bench_arithmetic_seconds(p->peaks, &peak, c, mode, pairs);
     bench_record_begin(&record, "prefill", kvt_cache_isa(p->b.cache), bench_type_name(c->k_type),
-                       bench_type_name(c->v_type), c);
+                       bench_v_name(c, options->json), c);
     bench_record_text(&record, "mode", bench_mode_name(mode));
     bench_record_integer(&record, "queries", p->n_queries);
     bench_record_number(&record, "ms_median", 1e3 * t.median);

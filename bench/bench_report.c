@@ -70,6 +70,7 @@ void bench_record_begin(bench_record *r, const char *bench, const char *isa, con
     bench_record_integer(r, "kv_heads", c->kv_heads);
     bench_record_integer(r, "head_dim", c->k_dim);
     bench_record_integer(r, "v_dim", c->v_dim);
+    bench_record_bool(r, "v_in_k", c->v_in_k);
     bench_record_integer(r, "ctx", c->ctx);
     bench_record_integer(r, "threads", c->threads);
 }

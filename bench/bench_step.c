@@ -72,11 +72,9 @@ __attribute__((noinline)) void bench_step_once(step *s, size_t seq, size_t token
         parts[BEGIN] += bench_seconds() - t[0];
     for (size_t layer = 0; layer < b->n_layers; layer++) {
         size_t at = (token + layer) % b->source.n;
-        kvt_tensor k = kvt_tensor_f32(b->source.k + at * b->source.k_width);
-        kvt_tensor v = kvt_tensor_f32(b->source.v + at * b->source.v_width);
         if (parts)
             t[1] = bench_seconds();
-        bench_require(kvt_append(b->seqs[seq], (uint32_t)layer, &k, &v), b->cache, "kvt_append");
+        bench_cache_append(b, seq, layer, at);
         if (parts)
             t[2] = bench_seconds();
         bench_attend_layer(b, seq, layer, bench_mode_flags(s->mode) | KVT_ATTEND_CAUSAL, 1, s->q,
@@ -178,7 +176,7 @@ static void run_mode(const bench_options *options, const bench_case *c, bench_mo
     count_allocations(&s, &within, &beginning);
     double error = check(&s);
     bench_record_begin(&record, "step", kvt_cache_isa(s.b.cache), bench_type_name(c->k_type),
-                       bench_type_name(c->v_type), c);
+                       bench_v_name(c, options->json), c);
     bench_record_text(&record, "mode", bench_mode_name(mode));
     bench_record_integer(&record, "layers", n_layers);
     bench_record_integer(&record, "sequences", n_seqs);

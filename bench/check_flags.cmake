@@ -8,7 +8,9 @@ foreach(line
     "decode --seed -1" "decode --json=1" "decode --llc-mib 0" "decode --tokens 1"
     "decode --mode" "decode --mode exact" "decode --mode near,," "decode --queries 4"
     "step --steps 0" "step --count=1" "machine --heads 1:1" "machine --k i8" "machine --threads 0"
-    "prefill --queries 0" "prefill --mode int" "append --mode near" "append --tokens 513" "append --dtype f8" "snapshot --dir" "fidelity --offset nan"
+    "prefill --queries 0" "prefill --mode int" "decode --v-in-k=1"
+    "decode --v-in-k --k i8 --v f16" "prefill --v-in-k --dim 64:128" "append --v-in-k"
+    "append --mode near" "append --tokens 513" "append --dtype f8" "snapshot --dir" "fidelity --offset nan"
     "fidelity --model x" "fidelity --text x" "fidelity --model a --tokenizer b --dim 64")
   separate_arguments(arguments UNIX_COMMAND "${line}")
   execute_process(COMMAND ${BENCH} ${arguments}

@@ -55,6 +55,9 @@ static const char usage[] =
     "  --quick             one pair on a small cache: shows that it runs, measures nothing\n"
     "decode, prefill, step:\n"
     "  --mode LIST         how i8 is multiplied: near, f32, fast           (default near)\n"
+    "  --v-in-k            V is the first dims of K and not stored, as in multi-head latent\n"
+    "                      attention; --v as --k                (default --heads 128:1,16:1\n"
+    "                      --dim 576:512)\n"
     "prefill:\n"
     "  --queries N         the last so many of ctx tokens                  (default 512)\n"
     "step: (default --heads 14:2 --dim 64 --ctx 4k --layers 24)\n"
@@ -238,6 +241,11 @@ static void set_mode(bench_options *o, size_t i, const char *f, const char *x)
     o->modes[i] = parse_mode(f, x);
     o->n_modes = i + 1;
 }
+static void set_v_in_k(bench_options *o, size_t i, const char *f, const char *x)
+{
+    (void)i, (void)f, (void)x;
+    o->v_in_k = true;
+}
 static void set_queries(bench_options *o, size_t i, const char *f, const char *x)
 {
     (void)i;
@@ -327,6 +335,7 @@ static const struct flag {
     {"--json", SWITCH, ALL, false, set_json},
     {"--quick", SWITCH, ALL, false, set_quick},
     {"--mode", LIST, ATTEND, false, set_mode},
+    {"--v-in-k", SWITCH, ATTEND, false, set_v_in_k},
     {"--queries", ONE, PREFILL, false, set_queries},
     {"--steps", ONE, STEP, false, set_steps},
     {"--count", SWITCH, STEP, false, set_count},
@@ -410,7 +419,10 @@ static void set_defaults(bench_options *o, int command)
         o->k_types[o->n_k_types++] = o->n_v_types == 0 ? KVT_TYPE_I8 : o->v_types[0];
     if (o->n_heads == 0) {
         o->heads[o->n_heads++] = (bench_pair){32, 8};
-        if (command == DECODE) {
+        if (o->v_in_k) {
+            o->heads[0] = (bench_pair){128, 1};
+            o->heads[o->n_heads++] = (bench_pair){16, 1};
+        } else if (command == DECODE) {
             o->heads[0] = (bench_pair){32, 32};
             o->heads[o->n_heads++] = (bench_pair){32, 8};
             o->heads[o->n_heads++] = (bench_pair){28, 4};
@@ -424,9 +436,11 @@ static void set_defaults(bench_options *o, int command)
     }
     if (o->n_dims == 0) {
         o->dims[o->n_dims++] = (bench_pair){128, 128};
-        if (command == STEP)
+        if (o->v_in_k) {
+            o->dims[0] = (bench_pair){576, 512};
+        } else if (command == STEP) {
             o->dims[0] = (bench_pair){64, 64};
-        if (command == FIDELITY) {
+        } else if (command == FIDELITY) {
             o->dims[0] = (bench_pair){64, 64};
             o->dims[o->n_dims++] = (bench_pair){128, 128};
             o->dims[o->n_dims++] = (bench_pair){256, 256};
@@ -480,6 +494,20 @@ static void set_defaults(bench_options *o, int command)
         o->dir = tmp && *tmp ? tmp : "/tmp";
 }
 
+/* Before any case is measured, what some case would be refused for. */
+static void check_v_in_k(const bench_options *o)
+{
+    for (size_t k = 0; k < o->n_k_types; k++)
+        for (size_t v = 0; v < o->n_v_types; v++)
+            if (o->k_types[k] != o->v_types[v])
+                bench_fail(2, "--v-in-k: K as %s and V as %s: V in K is of K's type; leave out --v",
+                           bench_type_name(o->k_types[k]), bench_type_name(o->v_types[v]));
+    for (size_t i = 0; i < o->n_dims; i++)
+        if (o->dims[i].second > o->dims[i].first)
+            bench_fail(2, "--v-in-k: --dim %u:%u: V in K has no more dims than K", o->dims[i].first,
+                       o->dims[i].second);
+}
+
 int bench_each_case(const bench_options *o, int (*run)(const bench_options *o, const bench_case *c))
 {
     size_t n_v = o->n_v_types ? o->n_v_types : 1;
@@ -496,6 +524,7 @@ int bench_each_case(const bench_options *o, int (*run)(const bench_options *o, c
         c.v_type = o->n_v_types ? o->v_types[at[3]] : c.k_type;
         c.k_dim = o->dims[at[4]].first;
         c.v_dim = o->dims[at[4]].second;
+        c.v_in_k = o->v_in_k;
         c.q_heads = o->heads[at[5]].first;
         c.kv_heads = o->heads[at[5]].second;
         c.ctx = o->ctx[at[6]];
@@ -541,6 +570,8 @@ int main(int argc, char **argv)
             continue;
         parse_flags(&options, commands[i].bit, commands[i].name, argc, argv);
         set_defaults(&options, commands[i].bit);
+        if (options.v_in_k)
+            check_v_in_k(&options);
         int result = commands[i].run(&options);
         if (fflush(stdout) != 0 || ferror(stdout))
             bench_fail(1, "cannot write the results");
