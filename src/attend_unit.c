@@ -258,7 +258,7 @@ static void attend_block(const kvt_unit *u, size_t block_row, const unsigned cha
 {
     const kvt_layout *layout = &u->group->layout;
     const unsigned char *record = record_of(u, block_row);
-    size_t between = layout->k_scale_bytes + layout->k_offset_bytes + layout->v_scale_bytes;
+    const unsigned char *rest = next ? record + layout->k_scales : NULL;
     uint64_t first_token = (uint64_t)block_row * KVT_TOKENS;
     uint64_t last = u->most - first_token;
     size_t n = last < KVT_TOKENS ? (size_t)last : KVT_TOKENS;
@@ -267,21 +267,18 @@ static void attend_block(const kvt_unit *u, size_t block_row, const unsigned cha
     if (u->least <= first_token)
         while (kvt_unit_visible(u, from) <= first_token)
             from++;
-    /*
-     * A product asks for as many bytes as its own codes have: the other side's codes. What lies
-     * between K's and V's codes is asked for here, a product ahead: the first scores wait for
-     * scales.
-     */
-    if (next)
-        for (size_t i = layout->k_scales; i < layout->k_scales + between; i += 64)
-            __builtin_prefetch(next + i, 0, 2);
     if (u->group->v_in_k) { /* V is there already: the next product reads the next record */
         scores_of(u, from, record, n, next);
         soften(u, from, block_row, n, record, out);
         weigh_values(u, from, record, n, NULL, out.acc);
         return;
     }
-    scores_of(u, from, record, n, record + layout->v_codes);
+    scores_of(u, from, record, n, rest);
+    /* The scores asked for as many bytes as K's codes have: what the rest of the record has more.
+     */
+    if (rest)
+        for (size_t i = layout->k_scales + layout->k_code_bytes; i < layout->head_bytes; i += 64)
+            __builtin_prefetch(record + i, 0, 2);
     soften(u, from, block_row, n, record, out);
     weigh_values(u, from, record, n, next, out.acc);
 }
