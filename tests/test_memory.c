@@ -730,12 +730,13 @@ static void blocks_of_megabytes(void **state)
     expect_ok(NULL, kvt_memory_forecast(&c, 1, TOKENS, &full));
     expect_ok(cache, kvt_seq_create(cache, &seq));
     for (int round = 0; round < 3; round++) {
-        before = resident_bytes();
+        before = is_quick() ? 0 : resident_bytes(); /* valgrind and sanitizers have pages too */
         append_all(cache, seq, &g, &t, 0, TOKENS, round == 1 ? 64 : TOKENS);
         assert_true(kvt_cache_memory_bytes(cache) == full);
         used = resident_bytes();
         if (before) /* no part of a huge page beyond a block's end: that would be 1.3 MiB each */
-            assert_in_range(used - before, blocks * block, blocks * (block + (1 << 20)));
+            assert_in_range(used - before, blocks * (block - (1 << 18)),
+                            blocks * (block + (1 << 20)));
         expect_ok(cache, kvt_read(seq, LAYERS - 1, KVT_SIDE_V, 0, TOKENS, &out));
         for (size_t i = 0; i < (size_t)TOKENS * HEADS * 128; i += 97)
             assert_true(got[i] - t.v[i] < 4e-3f && t.v[i] - got[i] < 4e-3f);
