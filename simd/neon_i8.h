@@ -15,6 +15,7 @@
  *                 first quad.
  *   store_KIND    16 codes as product_KIND wants them, BYTES_KIND bytes for each
  *   Q_MOST_KIND, P_MOST_KIND  the largest codes
+ *   GROUPS_ASKED_KIND  2 if product_KIND asks for what is ahead of all groups, 1 if of every second
  *
  * and KVT_I8_KERNELS makes its four kernels. Integer sums are exact, so a row's result cannot
  * depend on how rows are cut into blocks.
@@ -115,6 +116,20 @@ KVT_INLINE void kvt_i8_add(const kvt_i8_pv *call, size_t row, size_t dim, int32x
 }
 
 /*
+ * Where the block of 4 * quads lanes from `lane` on asks. Lines are of 16 lanes: the first block
+ * asks for all, or for every second and the next block for the others. For the blocks after them
+ * it is zero, see kvt_ahead.
+ */
+KVT_INLINE uintptr_t kvt_i8_ahead(int groups_asked, size_t quads, size_t lane, size_t step,
+                                  uintptr_t ahead)
+{
+    size_t block = lane % 16 / (4 * quads);
+    if (block == 0)
+        return ahead;
+    return groups_asked == 1 && block == 1 && ahead ? ahead + step : 0;
+}
+
+/*
  * The kernels of a kind for blocks of `rows` rows and 4 * `quads` lanes. A line of 16 lanes is
  * asked for when its first quad is multiplied, and by the first block of rows only.
  */
@@ -127,7 +142,8 @@ KVT_INLINE void kvt_i8_add(const kvt_i8_pv *call, size_t row, size_t dim, int32x
             int32x4_t total[16];                                                                   \
             product_##kind(KVT_K, rows, quads, call->codes + kvt_k8_index(token, 0, call->dims_p), \
                            64, call->dims_p, call->packed + row * row_bytes + KVT_ROW_HEAD,        \
-                           row_bytes, token % 16 ? 0 : ahead, total);                              \
+                           row_bytes, kvt_i8_ahead(GROUPS_ASKED_##kind, quads, token, 64, ahead),  \
+                           total);                                                                 \
             KVT_I8_TOTALS(kvt_i8_score, rows, quads, token)                                        \
         }                                                                                          \
     }                                                                                              \
@@ -136,9 +152,10 @@ KVT_INLINE void kvt_i8_add(const kvt_i8_pv *call, size_t row, size_t dim, int32x
     {                                                                                              \
         for (; dim < end; dim += 4 * (quads)) {                                                    \
             int32x4_t total[16];                                                                   \
-            product_##kind(KVT_V, rows, quads, call->codes + dim * 4, call->dims_p * 4,            \
-                           call->n_tokens, call->weight + row * KVT_WEIGHT_BYTES,                  \
-                           KVT_WEIGHT_BYTES, dim % 16 ? 0 : ahead, total);                         \
+            product_##kind(                                                                        \
+                KVT_V, rows, quads, call->codes + dim * 4, call->dims_p * 4, call->n_tokens,       \
+                call->weight + row * KVT_WEIGHT_BYTES, KVT_WEIGHT_BYTES,                           \
+                kvt_i8_ahead(GROUPS_ASKED_##kind, quads, dim, call->dims_p * 4, ahead), total);    \
             KVT_I8_TOTALS(kvt_i8_add, rows, quads, dim)                                            \
         }                                                                                          \
     }
