@@ -164,7 +164,7 @@ static void every_type_dim_ratio_and_length(void **state)
                     size_t work = lengths[l] * dims[d] * heads[h][0];
                     /* The reference is slow: long contexts of wide heads one in four, and none
                      * where everything is slow (sanitizers). */
-                    if (quick() ? work > 400000 || rng_below(&r, 4)
+                    if (quick() ? work > 200000 || rng_below(&r, 6)
                                 : work > 4000000 && rng_below(&r, 4)) {
                         n_left_out++;
                         continue;
@@ -258,7 +258,7 @@ static void v_in_k(void **state)
                         errors e;
                         size_t mode = (size_t)n_run++ % 3;
                         size_t work = counts[count] * shapes[shape][0] * shapes[shape][2];
-                        if (work > (quick() ? 200000 : 20000000) ||
+                        if (work > (quick() ? 100000 : 20000000) ||
                             (work > 1000000 && rng_below(&r, 4)))
                             continue;
                         s.group = group_of(1, shapes[shape][2], shapes[shape][3], shapes[shape][0],
@@ -406,7 +406,7 @@ static void options_against_the_reference(void **state)
     (void)state;
     for (uint32_t isa = 0; kvt_isa_name(isa); isa++)
         for (size_t shape = 0; shape < sizeof shapes / sizeof *shapes; shape++)
-            for (int bits = 0; bits < 32; bits += quick() ? 5 : 1) {
+            for (int bits = 0; bits < 32; bits += quick() ? 11 : 1) {
                 options o = {bits & 1,
                              bits >> 1 & 1,
                              bits >> 2 & 1,
@@ -502,7 +502,7 @@ static void dead_tokens_change_nothing(void **state)
     (void)state;
     for (uint32_t isa = 0; kvt_isa_name(isa); isa++)
         for (int type = 0; type < 6; type++) /* from 3 on with V in K */
-            for (int trial = 0; trial < 100; trial += quick() ? 7 : 1) {
+            for (int trial = 0; trial < 100; trial += quick() ? 19 : 1) {
                 /* Small queries, then those around which i8's scores leave f32. */
                 int power = trial < 10 ? trial * 9 : 88 + trial % 10;
                 rng r = {(uint64_t)trial};
