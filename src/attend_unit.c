@@ -274,8 +274,7 @@ static void attend_block(const kvt_unit *u, size_t block_row, const unsigned cha
         return;
     }
     scores_of(u, from, record, n, rest);
-    /* The scores asked for as many bytes as K's codes have: what the rest of the record has more.
-     */
+    /* The scores asked for as many bytes as K's codes have: the record's rest has some more. */
     if (rest)
         for (size_t i = layout->k_scales + layout->k_code_bytes; i < layout->head_bytes; i += 64)
             __builtin_prefetch(record + i, 0, 2);

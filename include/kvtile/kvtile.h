@@ -493,9 +493,9 @@ static inline kvt_attend_args kvt_attend_args_init(void)
  *
  * A query that sees no token gets zeros. The result is the same, bit for bit, for any number
  * of threads, alone or in a batch: each (sequence, kv head) is cut into ranges of
- * KVT_RANGE_TOKENS tokens, each a softmax of its own, merged in ascending order. Scores and
- * sums are f32. Never allocates; several threads may attend over one sequence, but one-call
- * attends of a cache take turns: plans do not.
+ * KVT_RANGE_TOKENS tokens, each a softmax of its own, merged in ascending order. Softmax and
+ * sums are f32, products as KVT_ATTEND_ says. Never allocates; several threads may attend over one
+ * sequence, but one-call attends of a cache take turns: plans do not.
  *
  * KVT_OK         out (and lse) written
  * KVT_ERR_ARG    NULL, no such layer, sequences of different caches, n_queries 0, a stride that
