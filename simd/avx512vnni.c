@@ -12,7 +12,7 @@
  *
  * From the simple form to the fast one:
  *  1. A vector of codes is loaded once for a block of rows; a row's digits of four dims (tokens)
- *     are one broadcast for all vectors of the block. Rows x digits x vectors sums are under way,
+ *     are one broadcast. Rows x digits x vectors (of V) or chains (of K) sums are under way,
  *     up to 28 of the 32 registers: two loads a cycle then keep up with one vpdpbusd a cycle.
  *  2. q is packed so that what a block broadcasts lies in the order in which it is read.
  *  3. p is rounded and split by whole vectors.
@@ -151,103 +151,82 @@ typedef struct qk_call {
 } qk_call;
 
 /*
- * Scores of `rows` rows from `row` on. digits, rows and vectors are constants of the callers: the
- * sums are registers. ask: what to prefetch meanwhile, as much as is read.
+ * Scores of `rows` rows from `row` on, a tile after the other: one run of memory. A sum is formed
+ * in `chains`, so that few rows too keep the multiplier busy. digits, rows and chains are constants
+ * of the callers: the sums are registers. ask: what to prefetch meanwhile, as much as is read.
  */
-KVT_INLINE void qk_block(size_t digits, size_t rows, size_t vectors, size_t chains,
-                         const qk_call *call, size_t row, const unsigned char *weights,
-                         const unsigned char *ask)
+KVT_INLINE void qk_block(size_t digits, size_t rows, size_t chains, const qk_call *call, size_t row,
+                         const unsigned char *weights, const unsigned char *ask)
 {
     const __m512i flip = _mm512_set1_epi8((char)0x80);
-    const size_t tile_bytes = call->dims_p * KVT_TILE_TOKENS;
+    const unsigned char *codes = call->codes;
 
-    for (size_t t = 0; t < call->n_tokens; t += vectors * KVT_TILE_TOKENS) {
-        const unsigned char *codes = call->codes + t * call->dims_p;
+    for (size_t t = 0; t < call->n_tokens; t += KVT_TILE_TOKENS) {
         const unsigned char *w = weights;
         __m512i sum[SUMS_MAX];
+        __m512 scale;
         KVT_UNROLL
         for (size_t i = 0; i < rows * digits; i++) {
             const int32_t *starts = starts_of(call->packed, call->rows, i % digits);
+            sum[i * chains] = _mm512_set1_epi32(starts[row + i / digits]);
             KVT_UNROLL
-            for (size_t v = 0; v < vectors * chains; v++)
-                sum[i * vectors * chains + v] = v < vectors
-                                                    ? _mm512_set1_epi32(starts[row + i / digits])
-                                                    : _mm512_setzero_si512();
+            for (size_t c = 1; c < chains; c++)
+                sum[i * chains + c] = _mm512_setzero_si512();
         }
         for (size_t d = 0; d < call->dims_p; d += 4 * chains) {
             KVT_UNROLL
             for (size_t c = 0; c < chains; c++) {
-                __m512i k[4];
+                __m512i k = _mm512_xor_si512(_mm512_load_si512(codes), flip);
+                _mm_prefetch((const char *)ask, _MM_HINT_T1);
                 KVT_UNROLL
-                for (size_t v = 0; v < vectors; v++) {
-                    k[v] = _mm512_xor_si512(_mm512_load_si512(codes + v * tile_bytes), flip);
-                    _mm_prefetch((const char *)((uintptr_t)ask + v * tile_bytes), _MM_HINT_T1);
-                }
-                KVT_UNROLL
-                for (size_t i = 0; i < rows * digits; i++) {
-                    __m512i q = broadcast(w + 4 * i);
-                    KVT_UNROLL
-                    for (size_t v = 0; v < vectors; v++) {
-                        size_t to = (i * chains + c) * vectors + v;
-                        sum[to] = dot(sum[to], k[v], q);
-                    }
-                }
+                for (size_t i = 0; i < rows * digits; i++)
+                    sum[i * chains + c] = dot(sum[i * chains + c], k, broadcast(w + 4 * i));
                 codes += 64;
                 ask += 64;
                 w += rows * digits * 4;
             }
         }
+        scale =
+            _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)(call->scales + t)));
         KVT_UNROLL
         for (size_t i = 0; i < rows * digits; i++) {
             KVT_UNROLL
-            for (size_t c = 1; c < chains; c++) {
-                KVT_UNROLL
-                for (size_t v = 0; v < vectors; v++)
-                    sum[i * chains * vectors + v] = _mm512_add_epi32(
-                        sum[i * chains * vectors + v], sum[(i * chains + c) * vectors + v]);
-            }
+            for (size_t c = 1; c < chains; c++)
+                sum[i * chains] = _mm512_add_epi32(sum[i * chains], sum[i * chains + c]);
         }
-        ask += (vectors - 1) * tile_bytes;
         KVT_UNROLL
-        for (size_t v = 0; v < vectors; v++) {
-            __m512 scale = _mm512_cvtph_ps(
-                _mm256_loadu_si256((const __m256i *)(const void *)(call->scales + t + v * 16)));
-            KVT_UNROLL
-            for (size_t r = 0; r < rows; r++) {
-                __m512i x = sum[r * digits * chains * vectors + v];
-                __m512 q_scale = _mm512_set1_ps(scales_of(call->packed)[row + r]);
-                if (digits == 2)
-                    x = _mm512_add_epi32(_mm512_slli_epi32(x, 8),
-                                         sum[(r * digits + 1) * chains * vectors + v]);
-                _mm512_store_ps(
-                    call->s + (row + r) * KVT_TOKENS + t + v * 16,
-                    _mm512_mul_ps(_mm512_cvtepi32_ps(x), _mm512_mul_ps(scale, q_scale)));
-            }
+        for (size_t r = 0; r < rows; r++) {
+            __m512i x = sum[r * digits * chains];
+            __m512 q_scale = _mm512_set1_ps(scales_of(call->packed)[row + r]);
+            if (digits == 2)
+                x = _mm512_add_epi32(_mm512_slli_epi32(x, 8), sum[(r * digits + 1) * chains]);
+            _mm512_store_ps(call->s + (row + r) * KVT_TOKENS + t,
+                            _mm512_mul_ps(_mm512_cvtepi32_ps(x), _mm512_mul_ps(scale, q_scale)));
         }
     }
 }
 
-#define QK_BLOCK(digits, rows, vectors, chains)                                                    \
+#define QK_BLOCK(digits, rows, chains)                                                             \
     static __attribute__((noinline)) void qk_##digits##_##rows(                                    \
         const qk_call *call, size_t row, const unsigned char *weights, const unsigned char *ask)   \
     {                                                                                              \
-        qk_block(digits, rows, vectors, chains, call, row, weights, ask);                          \
+        qk_block(digits, rows, chains, call, row, weights, ask);                                   \
     }
-QK_BLOCK(2, 1, 1, 4)
-QK_BLOCK(2, 2, 1, 4)
-QK_BLOCK(2, 3, 1, 4)
-QK_BLOCK(2, 4, 1, 2)
-QK_BLOCK(2, 5, 1, 2)
-QK_BLOCK(2, 6, 1, 2)
-QK_BLOCK(2, 7, 1, 2)
-QK_BLOCK(1, 1, 1, 4)
-QK_BLOCK(1, 2, 1, 4)
-QK_BLOCK(1, 3, 1, 4)
-QK_BLOCK(1, 4, 1, 4)
-QK_BLOCK(1, 5, 1, 4)
-QK_BLOCK(1, 6, 1, 4)
-QK_BLOCK(1, 7, 1, 2)
-QK_BLOCK(1, 8, 1, 2)
+QK_BLOCK(2, 1, 4)
+QK_BLOCK(2, 2, 4)
+QK_BLOCK(2, 3, 4)
+QK_BLOCK(2, 4, 2)
+QK_BLOCK(2, 5, 2)
+QK_BLOCK(2, 6, 2)
+QK_BLOCK(2, 7, 2)
+QK_BLOCK(1, 1, 4)
+QK_BLOCK(1, 2, 4)
+QK_BLOCK(1, 3, 4)
+QK_BLOCK(1, 4, 4)
+QK_BLOCK(1, 5, 4)
+QK_BLOCK(1, 6, 4)
+QK_BLOCK(1, 7, 2)
+QK_BLOCK(1, 8, 2)
 
 typedef void qk_block_function(const qk_call *, size_t, const unsigned char *,
                                const unsigned char *);
