@@ -21,6 +21,7 @@
  * 1024 dims stays below 2^26. The digits' sums are joined as high * 256 + low in int32: p up to
  * 65535 * 127 * 64 < 2^30; q up to Q_MAX * 127 * 512 < 2^31, or, of more dims, up to 14 bits.
  */
+#include "ask.h"
 #include "avx512.h"
 
 /* Largest |q|: high is at most 127 then. And where 512 dims are passed: 16383 * 127 * 1024 < 2^31.
@@ -151,20 +152,22 @@ typedef struct qk_call {
 } qk_call;
 
 /*
- * Scores of `rows` rows from `row` on, a tile after the other: one run of memory. A sum is formed
- * in `chains`, so that few rows too keep the multiplier busy. digits, rows and chains are constants
- * of the callers: the sums are registers. ask: what to prefetch meanwhile, as much as is read.
+ * Scores of `rows` rows from `row` on, a tile after the other, then their scales: memory is read in
+ * one run, and nothing waits for what comes last in it. A sum is formed in `chains`, so that few
+ * rows too keep the multiplier busy. digits, rows and chains are constants of the callers: the sums
+ * are registers. ask: what to ask for meanwhile (ask.h), as much as is read.
  */
 KVT_INLINE void qk_block(size_t digits, size_t rows, size_t chains, const qk_call *call, size_t row,
-                         const unsigned char *weights, const unsigned char *ask)
+                         const unsigned char *weights, uintptr_t ask)
 {
     const __m512i flip = _mm512_set1_epi8((char)0x80);
     const unsigned char *codes = call->codes;
+    const size_t half = call->dims_p * KVT_TOKENS / 2;
 
     for (size_t t = 0; t < call->n_tokens; t += KVT_TILE_TOKENS) {
         const unsigned char *w = weights;
         __m512i sum[SUMS_MAX];
-        __m512 scale;
+        uintptr_t again = t < KVT_TOKENS / 2 ? (uintptr_t)codes + half : ask - half;
         KVT_UNROLL
         for (size_t i = 0; i < rows * digits; i++) {
             const int32_t *starts = starts_of(call->packed, call->rows, i % digits);
@@ -177,17 +180,16 @@ KVT_INLINE void qk_block(size_t digits, size_t rows, size_t chains, const qk_cal
             KVT_UNROLL
             for (size_t c = 0; c < chains; c++) {
                 __m512i k = _mm512_xor_si512(_mm512_load_si512(codes), flip);
-                _mm_prefetch((const char *)ask, _MM_HINT_T1);
+                kvt_ask_line(codes, ask, again);
                 KVT_UNROLL
                 for (size_t i = 0; i < rows * digits; i++)
                     sum[i * chains + c] = dot(sum[i * chains + c], k, broadcast(w + 4 * i));
                 codes += 64;
                 ask += 64;
+                again += 64;
                 w += rows * digits * 4;
             }
         }
-        scale =
-            _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)(call->scales + t)));
         KVT_UNROLL
         for (size_t i = 0; i < rows * digits; i++) {
             KVT_UNROLL
@@ -197,18 +199,27 @@ KVT_INLINE void qk_block(size_t digits, size_t rows, size_t chains, const qk_cal
         KVT_UNROLL
         for (size_t r = 0; r < rows; r++) {
             __m512i x = sum[r * digits * chains];
-            __m512 q_scale = _mm512_set1_ps(scales_of(call->packed)[row + r]);
             if (digits == 2)
                 x = _mm512_add_epi32(_mm512_slli_epi32(x, 8), sum[(r * digits + 1) * chains]);
-            _mm512_store_ps(call->s + (row + r) * KVT_TOKENS + t,
-                            _mm512_mul_ps(_mm512_cvtepi32_ps(x), _mm512_mul_ps(scale, q_scale)));
+            _mm512_store_si512(call->s + (row + r) * KVT_TOKENS + t, x);
+        }
+    }
+    for (size_t t = 0; t < call->n_tokens; t += KVT_TILE_TOKENS) {
+        __m512 scale =
+            _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)(call->scales + t)));
+        KVT_UNROLL
+        for (size_t r = 0; r < rows; r++) {
+            float *s = call->s + (row + r) * KVT_TOKENS + t;
+            __m512 x = _mm512_cvtepi32_ps(_mm512_load_si512(s));
+            __m512 q_scale = _mm512_set1_ps(scales_of(call->packed)[row + r]);
+            _mm512_store_ps(s, _mm512_mul_ps(x, _mm512_mul_ps(scale, q_scale)));
         }
     }
 }
 
 #define QK_BLOCK(digits, rows, chains)                                                             \
     static __attribute__((noinline)) void qk_##digits##_##rows(                                    \
-        const qk_call *call, size_t row, const unsigned char *weights, const unsigned char *ask)   \
+        const qk_call *call, size_t row, const unsigned char *weights, uintptr_t ask)              \
     {                                                                                              \
         qk_block(digits, rows, chains, call, row, weights, ask);                                   \
     }
@@ -228,20 +239,19 @@ QK_BLOCK(1, 6, 4)
 QK_BLOCK(1, 7, 2)
 QK_BLOCK(1, 8, 2)
 
-typedef void qk_block_function(const qk_call *, size_t, const unsigned char *,
-                               const unsigned char *);
+typedef void qk_block_function(const qk_call *, size_t, const unsigned char *, uintptr_t);
 
 /* Blocks of rows that begin at or after `first`; the one that contains it, whole. */
 KVT_INLINE void qk_rows(size_t digits, qk_block_function *const *blocks, const qk_call *call,
                         size_t first, const void *next)
 {
     const unsigned char *weights = (const unsigned char *)call->packed + digits_at(call->rows);
-    const unsigned char *ask = next ? next : call->codes;
+    uintptr_t ask = (uintptr_t)(next ? next : call->codes);
     for (size_t row = 0, n; row < call->rows; row += n) {
         n = kvt_rows_of_block(call->rows - row, rows_most(digits));
         if (row + n > first) {
             blocks[n](call, row, weights, ask);
-            ask = call->codes; /* once; what is there already costs nothing */
+            ask = (uintptr_t)call->codes; /* once; what is there already costs nothing */
         }
         weights += n * call->dims_p * digits;
     }
@@ -327,11 +337,12 @@ typedef struct pv_call {
 
 /* 16 * vectors dims from `dim` on of `rows` rows from `row` on. */
 KVT_INLINE void pv_columns(size_t digits, size_t rows, size_t vectors, const pv_call *call,
-                           size_t row, size_t dim, const unsigned char *ask)
+                           size_t row, size_t dim, uintptr_t ask)
 {
     const unsigned char *codes = call->codes + dim * 4;
     const unsigned char *weights = call->rows[row].digits;
-    const size_t step = call->dims_p * 4;
+    const size_t step = call->dims_p * 4, half = call->dims_p * KVT_TOKENS / 2;
+    uintptr_t again = (uintptr_t)codes + half;
     __m512i sum[SUMS_MAX];
     KVT_UNROLL
     for (size_t i = 0; i < rows * digits * vectors; i++)
@@ -339,10 +350,12 @@ KVT_INLINE void pv_columns(size_t digits, size_t rows, size_t vectors, const pv_
     ask += dim * 4;
     for (size_t g = 0; g < KVT_TOKENS / 4; g++) {
         __m512i value[8];
+        if (g == KVT_TOKENS / 8)
+            again = ask - half;
         KVT_UNROLL
         for (size_t v = 0; v < vectors; v++) {
             value[v] = _mm512_load_si512(codes + v * 64);
-            _mm_prefetch((const char *)((uintptr_t)ask + v * 64), _MM_HINT_T1);
+            kvt_ask_line(codes + v * 64, ask + v * 64, again + v * 64);
         }
         KVT_UNROLL
         for (size_t i = 0; i < rows * digits; i++) {
@@ -354,6 +367,7 @@ KVT_INLINE void pv_columns(size_t digits, size_t rows, size_t vectors, const pv_
         weights += digits * 4;
         codes += step;
         ask += step;
+        again += step;
     }
     KVT_UNROLL
     for (size_t r = 0; r < rows; r++) {
@@ -375,7 +389,7 @@ KVT_INLINE void pv_columns(size_t digits, size_t rows, size_t vectors, const pv_
 /* The wide shape as far as it goes, then half of it, down to 16 dims at a time. */
 #define PV_BLOCK(digits, rows, vectors)                                                            \
     static __attribute__((noinline)) void pv_##digits##_##rows(const pv_call *call, size_t row,    \
-                                                               const unsigned char *ask)           \
+                                                               uintptr_t ask)                      \
     {                                                                                              \
         size_t dim = 0;                                                                            \
         for (; dim + 16 * vectors <= call->dims_p; dim += 16 * vectors)                            \
@@ -403,13 +417,13 @@ PV_BLOCK(1, 6, 4)
 PV_BLOCK(1, 7, 2)
 PV_BLOCK(1, 8, 2)
 
-typedef void pv_block_function(const pv_call *, size_t, const unsigned char *);
+typedef void pv_block_function(const pv_call *, size_t, uintptr_t);
 
 KVT_INLINE void pv(size_t digits, pv_block_function *const *blocks, const float *p, size_t rows,
                    const unsigned char *codes, const uint16_t *scales, size_t n_tokens,
                    size_t dims_p, const float *alpha, const void *next, float *acc, size_t ldacc)
 {
-    const unsigned char *ask = next ? next : codes;
+    uintptr_t ask = (uintptr_t)(next ? next : codes);
     pv_row weights[KVT_ROWS_MAX];
     float steps[KVT_ROWS_MAX];
     const pv_call call = {weights, steps, codes, dims_p, alpha, acc, ldacc};
@@ -425,7 +439,7 @@ KVT_INLINE void pv(size_t digits, pv_block_function *const *blocks, const float 
     for (size_t row = 0, n; row < rows; row += n) {
         n = kvt_rows_of_block(rows - row, rows_most(digits));
         blocks[n](&call, row, ask);
-        ask = codes;
+        ask = (uintptr_t)codes;
     }
 }
 
