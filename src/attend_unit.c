@@ -282,6 +282,19 @@ static void attend_block(const kvt_unit *u, size_t block_row, const unsigned cha
     weigh_values(u, from, record, n, next, out.acc);
 }
 
+/*
+ * A block's address is found through the sequence's table and a record of the block, which the
+ * stream of codes has driven out of the caches since they were read last.
+ */
+static void ask_for_block(const kvt_unit *u, size_t block_row)
+{
+    const kvt_seq *seq = u->item->seq;
+    if (block_row + 8 < seq->n_rows)
+        __builtin_prefetch(&seq->table[(block_row + 8) * seq->cache->n_classes]);
+    if (block_row + 2 < seq->n_rows)
+        __builtin_prefetch(kvt_seq_block(seq, block_row + 2, u->group_index));
+}
+
 void kvt_units_range(const kvt_unit *units, size_t n_units, size_t range, const kvt_part *outs)
 {
     const kvt_unit *u = &units[0];
@@ -297,7 +310,8 @@ void kvt_units_range(const kvt_unit *units, size_t n_units, size_t range, const 
     }
     if (end > (range + 1) * rows_a_range)
         end = (range + 1) * rows_a_range;
-    for (size_t row = range * rows_a_range; row < end; row++)
+    for (size_t row = range * rows_a_range; row < end; row++) {
+        ask_for_block(u, row);
         for (size_t i = 0; i < n_units; i++) {
             const unsigned char *next = NULL;
             if (i + 1 < n_units)
@@ -306,6 +320,7 @@ void kvt_units_range(const kvt_unit *units, size_t n_units, size_t range, const 
                 next = record_of(&units[0], row + 1);
             attend_block(&units[i], row, next, outs[i]);
         }
+    }
 }
 
 void kvt_unit_merge(const kvt_unit *u, kvt_part into, kvt_part from)
