@@ -16,6 +16,7 @@
 #include <math.h>
 #include <sleef.h>
 
+#include "ask.h"
 #include "avx512.h"
 
 /* Rows of a register block, and its sums. */
@@ -62,22 +63,32 @@ KVT_INLINE __m512 load_lanes(int type, const unsigned char *from, size_t e)
     return code_lanes(_mm512_loadu_si512(from), e);
 }
 
+/* What a product asks for meanwhile (ask.h), in the places where it reads its codes. */
+typedef struct asking {
+    uintptr_t next, again;
+    size_t turn, back; /* the summand from where `again` is what was asked for `back` bytes ago */
+} asking;
+
 /*
  * All sums of a block over n summands, from zero: sum[r * vectors + v]. Vectors are vector_bytes
- * apart, summands (groups of 4 codes) step bytes. ask: what to prefetch in the same places.
+ * apart, summands (groups of 4 codes) step bytes.
  */
 KVT_INLINE void product(int type, size_t rows, size_t vectors, const unsigned char *codes,
                         size_t vector_bytes, size_t step, size_t n, const float *weight, size_t ldw,
-                        const unsigned char *ask, __m512 *sum)
+                        asking ask, __m512 *sum)
 {
+    const size_t multiplications = rows * (64 / lane_bytes(type)) * lane_summands(type);
     KVT_UNROLL
     for (size_t i = 0; i < rows * vectors; i++)
         sum[i] = _mm512_setzero_ps();
     for (size_t i = 0; i < n; i += lane_summands(type)) {
+        if (i == ask.turn)
+            ask.again = ask.next - ask.back;
         KVT_UNROLL
-        for (size_t v = 0; v < vectors; v++)
-            if (type != F16 || step > vector_bytes || i % 2 == 0)
-                _mm_prefetch((const char *)((uintptr_t)ask + v * vector_bytes), _MM_HINT_T1);
+        for (size_t v = 0; v < vectors; v++) /* each line once: it holds two vectors of f16 */
+            if (type != F16 || (step > vector_bytes ? v : i) % 2 == 0)
+                kvt_ask_line(multiplications <= KVT_ASK_WAITS, codes + v * vector_bytes,
+                             ask.next + v * vector_bytes, ask.again + v * vector_bytes);
         KVT_UNROLL
         for (size_t e = 0; e < lane_summands(type); e++) {
             __m512 lanes[8];
@@ -93,7 +104,8 @@ KVT_INLINE void product(int type, size_t rows, size_t vectors, const unsigned ch
             }
         }
         codes += step;
-        ask += step;
+        ask.next += step;
+        ask.again += step;
     }
 }
 
@@ -144,7 +156,7 @@ KVT_INLINE void qk_scale(const qk_call *call, const float *q, const unsigned cha
 }
 
 KVT_INLINE void qk_block(int type, size_t rows, size_t vectors, const qk_call *call, size_t row,
-                         const unsigned char *ask)
+                         uintptr_t next)
 {
     const size_t step = lane_bytes(type);
     const size_t tile_bytes = call->dims_p / lane_summands(type) * step;
@@ -156,10 +168,13 @@ KVT_INLINE void qk_block(int type, size_t rows, size_t vectors, const qk_call *c
         float *s = call->s + row * KVT_TOKENS + t;
         for (size_t d = 0; d < call->dims_p; d += CHUNK_DIMS) {
             size_t n = call->dims_p - d < CHUNK_DIMS ? call->dims_p - d : CHUNK_DIMS;
-            size_t at = d / lane_summands(type) * step;
+            size_t at = d / lane_summands(type) * step, back = tile_bytes / 2;
+            uintptr_t from = next + first_tile * tile_bytes + at;
+            uintptr_t again = d < call->dims_p / 2 ? (uintptr_t)tile + at + back : from - back;
+            asking ask = {from, again, CHUNK_DIMS, 0};
             __m512 sum[SUMS_MAX];
-            product(type, rows, vectors, tile + at, tile_bytes, step, n, q + d, call->ldq,
-                    (const unsigned char *)((uintptr_t)ask + first_tile * tile_bytes + at), sum);
+            product(type, rows, vectors, tile + at, tile_bytes, step, n, q + d, call->ldq, ask,
+                    sum);
             KVT_UNROLL
             for (size_t i = 0; i < rows * vectors; i++) {
                 float *to = s + i / vectors * KVT_TOKENS + i % vectors * 16;
@@ -176,9 +191,9 @@ KVT_INLINE void qk_block(int type, size_t rows, size_t vectors, const qk_call *c
 
 #define QK_BLOCK(type, rows, vectors)                                                              \
     static __attribute__((noinline)) void qk_##type##_##rows(const qk_call *call, size_t row,      \
-                                                             const unsigned char *ask)             \
+                                                             uintptr_t next)                       \
     {                                                                                              \
-        qk_block(type, rows, vectors, call, row, ask);                                             \
+        qk_block(type, rows, vectors, call, row, next);                                            \
     }
 
 /* All tokens for one block of rows before the next: the codes stay in the second-level cache. */
@@ -195,15 +210,15 @@ KVT_INLINE void qk_block(int type, size_t rows, size_t vectors, const qk_call *c
                            const uint16_t *scales, size_t n_tokens, size_t dims_p,                 \
                            const void *next, float *s)                                             \
     {                                                                                              \
-        static void (*const blocks[])(const qk_call *, size_t, const unsigned char *) = {          \
+        static void (*const blocks[])(const qk_call *, size_t, uintptr_t) = {                      \
             NULL,          qk_##type##_1, qk_##type##_2, qk_##type##_3, qk_##type##_4,             \
             qk_##type##_5, qk_##type##_6, qk_##type##_7, qk_##type##_8};                           \
         const qk_call call = {q, ldq, codes, scales, n_tokens, dims_p, s};                         \
-        const unsigned char *ask = next ? next : codes;                                            \
+        uintptr_t ask = (uintptr_t)(next ? next : codes);                                          \
         for (size_t row = 0, n; row < rows; row += n) {                                            \
             n = kvt_rows_of_block(rows - row, ROWS_BLOCK);                                         \
             blocks[n](&call, row, ask);                                                            \
-            ask = codes; /* once; what is there already costs nothing */                           \
+            ask = (uintptr_t)codes; /* once; what is there already costs nothing */                \
         }                                                                                          \
     }
 
@@ -224,13 +239,15 @@ typedef struct pv_call {
 } pv_call;
 
 KVT_INLINE void pv_columns(int type, size_t rows, size_t vectors, const pv_call *call, size_t row,
-                           size_t dim, const unsigned char *ask)
+                           size_t dim, uintptr_t next)
 {
-    const size_t at = dim / 16 * lane_bytes(type);
+    const size_t at = dim / 16 * lane_bytes(type), step = call->dims_p / 16 * lane_bytes(type);
+    const size_t half = KVT_TOKENS / 2 / lane_summands(type) * step;
+    const unsigned char *codes = call->codes + at;
+    asking ask = {next + at, (uintptr_t)codes + half, KVT_TOKENS / 2, half};
     __m512 sum[SUMS_MAX];
-    product(type, rows, vectors, call->codes + at, lane_bytes(type),
-            call->dims_p / 16 * lane_bytes(type), call->n_tokens, call->weight + row * KVT_TOKENS,
-            KVT_TOKENS, (const unsigned char *)((uintptr_t)ask + at), sum);
+    product(type, rows, vectors, codes, lane_bytes(type), step, call->n_tokens,
+            call->weight + row * KVT_TOKENS, KVT_TOKENS, ask, sum);
     KVT_UNROLL
     for (size_t i = 0; i < rows * vectors; i++) {
         float *to = call->acc + (row + i / vectors) * call->ldacc + dim + i % vectors * 16;
@@ -243,7 +260,7 @@ KVT_INLINE void pv_columns(int type, size_t rows, size_t vectors, const pv_call 
 /* The wide shape as far as it goes, then half of it, down to 16 dims at a time. */
 #define PV_BLOCK(type, rows, vectors)                                                              \
     static __attribute__((noinline)) void pv_##type##_##rows(const pv_call *call, size_t row,      \
-                                                             const unsigned char *ask)             \
+                                                             uintptr_t ask)                        \
     {                                                                                              \
         size_t dim = 0;                                                                            \
         for (; dim + 16 * vectors <= call->dims_p; dim += 16 * vectors)                            \
@@ -267,14 +284,14 @@ KVT_INLINE void pv_columns(int type, size_t rows, size_t vectors, const pv_call 
     PV_BLOCK(type, 8, 2)                                                                           \
     static void name(const pv_call *call, size_t rows, const void *next)                           \
     {                                                                                              \
-        static void (*const blocks[])(const pv_call *, size_t, const unsigned char *) = {          \
+        static void (*const blocks[])(const pv_call *, size_t, uintptr_t) = {                      \
             NULL,          pv_##type##_1, pv_##type##_2, pv_##type##_3, pv_##type##_4,             \
             pv_##type##_5, pv_##type##_6, pv_##type##_7, pv_##type##_8};                           \
-        const unsigned char *ask = next ? next : call->codes;                                      \
+        uintptr_t ask = (uintptr_t)(next ? next : call->codes);                                    \
         for (size_t row = 0, n; row < rows; row += n) {                                            \
             n = kvt_rows_of_block(rows - row, ROWS_BLOCK);                                         \
             blocks[n](call, row, ask);                                                             \
-            ask = call->codes;                                                                     \
+            ask = (uintptr_t)call->codes;                                                          \
         }                                                                                          \
     }
 
