@@ -63,10 +63,20 @@ KVT_INLINE __m512 load_lanes(int type, const unsigned char *from, size_t e)
     return code_lanes(_mm512_loadu_si512(from), e);
 }
 
-/* What a product asks for meanwhile (ask.h), in the places where it reads its codes. */
+/* Lines of memory: at + v * vector_bytes, and step further with each summand (group of 4 codes). */
+typedef struct lines {
+    uintptr_t at;
+    size_t vector_bytes, step;
+} lines;
+
+/*
+ * What a product asks for meanwhile (ask.h). What comes next in ascending order, whatever the order
+ * of the product: the hardware's own prefetch then joins in. And again, first the codes that it
+ * reads half a product later, from summand `turn` on what was asked for `back` bytes before.
+ */
 typedef struct asking {
-    uintptr_t next, again;
-    size_t turn, back; /* the summand from where `again` is what was asked for `back` bytes ago */
+    lines next, again;
+    size_t turn, back;
 } asking;
 
 /*
@@ -82,13 +92,16 @@ KVT_INLINE void product(int type, size_t rows, size_t vectors, const unsigned ch
     for (size_t i = 0; i < rows * vectors; i++)
         sum[i] = _mm512_setzero_ps();
     for (size_t i = 0; i < n; i += lane_summands(type)) {
-        if (i == ask.turn)
-            ask.again = ask.next - ask.back;
+        if (i == ask.turn) {
+            ask.again = ask.next;
+            ask.again.at -= ask.back;
+        }
         KVT_UNROLL
         for (size_t v = 0; v < vectors; v++) /* each line once: it holds two vectors of f16 */
             if (type != F16 || (step > vector_bytes ? v : i) % 2 == 0)
                 kvt_ask_line(multiplications <= KVT_ASK_WAITS, codes + v * vector_bytes,
-                             ask.next + v * vector_bytes, ask.again + v * vector_bytes);
+                             ask.next.at + v * ask.next.vector_bytes,
+                             ask.again.at + v * ask.again.vector_bytes);
         KVT_UNROLL
         for (size_t e = 0; e < lane_summands(type); e++) {
             __m512 lanes[8];
@@ -104,8 +117,8 @@ KVT_INLINE void product(int type, size_t rows, size_t vectors, const unsigned ch
             }
         }
         codes += step;
-        ask.next += step;
-        ask.again += step;
+        ask.next.at += ask.next.step;
+        ask.again.at += ask.again.step;
     }
 }
 
@@ -168,11 +181,14 @@ KVT_INLINE void qk_block(int type, size_t rows, size_t vectors, const qk_call *c
         float *s = call->s + row * KVT_TOKENS + t;
         for (size_t d = 0; d < call->dims_p; d += CHUNK_DIMS) {
             size_t n = call->dims_p - d < CHUNK_DIMS ? call->dims_p - d : CHUNK_DIMS;
-            size_t at = d / lane_summands(type) * step, back = tile_bytes / 2;
-            uintptr_t from = next + first_tile * tile_bytes + at;
-            uintptr_t again = d < call->dims_p / 2 ? (uintptr_t)tile + at + back : from - back;
-            asking ask = {from, again, CHUNK_DIMS, 0};
+            size_t at = d / lane_summands(type) * step;
+            lines from = {next + first_tile * tile_bytes + at * vectors, 64, step * vectors};
+            asking ask = {from, {(uintptr_t)tile + at + tile_bytes / 2, tile_bytes, step}, n, 0};
             __m512 sum[SUMS_MAX];
+            if (d >= call->dims_p / 2) {
+                ask.again = from;
+                ask.again.at -= tile_bytes / 2 * vectors;
+            }
             product(type, rows, vectors, tile + at, tile_bytes, step, n, q + d, call->ldq, ask,
                     sum);
             KVT_UNROLL
@@ -241,12 +257,15 @@ typedef struct pv_call {
 KVT_INLINE void pv_columns(int type, size_t rows, size_t vectors, const pv_call *call, size_t row,
                            size_t dim, uintptr_t next)
 {
-    const size_t at = dim / 16 * lane_bytes(type), step = call->dims_p / 16 * lane_bytes(type);
-    const size_t half = KVT_TOKENS / 2 / lane_summands(type) * step;
-    const unsigned char *codes = call->codes + at;
-    asking ask = {next + at, (uintptr_t)codes + half, KVT_TOKENS / 2, half};
+    const size_t bytes = lane_bytes(type), step = call->dims_p / 16 * bytes;
+    const size_t turn = KVT_TOKENS / 2, summands = KVT_TOKENS / lane_summands(type);
+    const unsigned char *codes = call->codes + dim / 16 * bytes;
+    const asking ask = {{next + dim / 16 * bytes * summands, bytes, bytes * vectors},
+                        {(uintptr_t)codes + step * summands / 2, bytes, step},
+                        turn,
+                        bytes * vectors * summands / 2};
     __m512 sum[SUMS_MAX];
-    product(type, rows, vectors, codes, lane_bytes(type), step, call->n_tokens,
+    product(type, rows, vectors, codes, bytes, step, call->n_tokens,
             call->weight + row * KVT_TOKENS, KVT_TOKENS, ask, sum);
     KVT_UNROLL
     for (size_t i = 0; i < rows * vectors; i++) {
