@@ -122,13 +122,19 @@ KVT_INLINE void product(int type, size_t rows, size_t vectors, const unsigned ch
 #undef ZERO
     for (size_t i = 0; i < n; i += lane_summands(type)) {
         const float *w = weight + i;
-        kvt_ask_bytes(ask, vectors * lane_bytes(type));
+        kvt_ask_bytes(ask, codes, pair_bytes, vectors * lane_bytes(type));
         multiply_pair(type, rows, vectors, 0, codes, pair_bytes, w, ldw, sum);
         multiply_pair(type, rows, vectors, 2, codes, pair_bytes, w, ldw, sum);
         multiply_pair(type, rows, vectors, 4, codes, pair_bytes, w, ldw, sum);
         multiply_pair(type, rows, vectors, 6, codes, pair_bytes, w, ldw, sum);
         codes += step;
     }
+}
+
+/* Vectors multiplied for each line of codes. */
+KVT_INLINE size_t work_of(int type, size_t rows)
+{
+    return rows * (64 / lane_bytes(type)) * lane_summands(type);
 }
 
 /* ---- scores ---- */
@@ -140,7 +146,7 @@ typedef struct qk_call {
     const unsigned char *codes;
     const uint16_t *scales;
     size_t dims_p;
-    const void *next;
+    kvt_sides sides;
     float *s;
 } qk_call;
 
@@ -191,7 +197,8 @@ KVT_INLINE void qk_block(int type, size_t rows, size_t vectors, const qk_call *c
     const unsigned char *tile = call->codes + token / KVT_TILE_TOKENS * tile_bytes;
     const float *q = call->q + row * call->ldq;
     float *s = call->s + row * KVT_TOKENS + token;
-    kvt_ask ask = kvt_asking(call->next, tile, row, token * call->dims_p * element_bytes(type));
+    kvt_ask ask = kvt_asking(&call->sides, row, token * call->dims_p * element_bytes(type),
+                             work_of(type, rows));
     __m256 sum[KVT_SUMS_MAX];
 
     for (size_t d = 0; d < call->dims_p; d += CHUNK_DIMS) {
@@ -240,7 +247,8 @@ KVT_INLINE void qk_block(int type, size_t rows, size_t vectors, const qk_call *c
         static void (*const blocks[])(const qk_call *, size_t, size_t, size_t) = {                 \
             NULL,          qk_##type##_1, qk_##type##_2, qk_##type##_3,                            \
             qk_##type##_4, qk_##type##_5, qk_##type##_6};                                          \
-        const qk_call call = {q, ldq, codes, scales, dims_p, next, s};                             \
+        const size_t bytes = KVT_TOKENS * dims_p * element_bytes(type);                            \
+        const qk_call call = {q, ldq, codes, scales, dims_p, {next, codes, bytes}, s};             \
         const size_t span = rows == 1 ? KVT_TOKENS : 32;                                           \
         for (size_t token = 0; token < n_tokens; token += span) {                                  \
             size_t left = n_tokens - token, end = token + (left < span ? left : span);             \
@@ -263,7 +271,7 @@ typedef struct pv_call {
     size_t n_tokens; /* I8: rounded up to 4, the weights in excess are zero */
     size_t dims_p;
     const float *alpha;
-    const void *next;
+    kvt_sides sides;
     float *acc;
     size_t ldacc;
 } pv_call;
@@ -272,7 +280,8 @@ typedef struct pv_call {
 KVT_INLINE void pv_block(int type, size_t rows, size_t vectors, const pv_call *call, size_t row,
                          size_t dim)
 {
-    kvt_ask ask = kvt_asking(call->next, call->codes, row, dim * KVT_TOKENS * element_bytes(type));
+    kvt_ask ask =
+        kvt_asking(&call->sides, row, dim * KVT_TOKENS * element_bytes(type), work_of(type, rows));
     __m256 sum[KVT_SUMS_MAX];
     product(type, rows, vectors, call->codes + dim / 8 * lane_bytes(type), 2 * lane_bytes(type),
             call->dims_p / 8 * lane_bytes(type), call->n_tokens, call->weight + row * KVT_TOKENS,
@@ -330,7 +339,8 @@ static void pv_f32(const float *p, size_t rows, const void *codes, const uint16_
                    size_t n_tokens, size_t dims_p, const float *alpha, const void *next, float *acc,
                    size_t ldacc)
 {
-    const pv_call call = {p, codes, n_tokens, dims_p, alpha, next, acc, ldacc};
+    const kvt_sides sides = {next, codes, KVT_TOKENS * dims_p * element_bytes(F32)};
+    const pv_call call = {p, codes, n_tokens, dims_p, alpha, sides, acc, ldacc};
     (void)scales;
     pv_rows_f32(&call, rows);
 }
@@ -339,7 +349,8 @@ static void pv_f16(const float *p, size_t rows, const void *codes, const uint16_
                    size_t n_tokens, size_t dims_p, const float *alpha, const void *next, float *acc,
                    size_t ldacc)
 {
-    const pv_call call = {p, codes, n_tokens, dims_p, alpha, next, acc, ldacc};
+    const kvt_sides sides = {next, codes, KVT_TOKENS * dims_p * element_bytes(F16)};
+    const pv_call call = {p, codes, n_tokens, dims_p, alpha, sides, acc, ldacc};
     (void)scales;
     pv_rows_f16(&call, rows);
 }
@@ -354,7 +365,8 @@ static void pv_i8(const float *p, size_t rows, const void *codes, const uint16_t
                   size_t ldacc)
 {
     float weight[KVT_ROWS_MAX * KVT_TOKENS];
-    const pv_call call = {weight, codes, kvt_round_up(n_tokens, 4), dims_p, alpha, next,
+    const kvt_sides sides = {next, codes, KVT_TOKENS * dims_p};
+    const pv_call call = {weight, codes, kvt_round_up(n_tokens, 4), dims_p, alpha, sides,
                           acc,    ldacc};
     kvt_ask_behind_k(next, KVT_TOKENS * dims_p);
     for (size_t t = 0; t < n_tokens; t += 8) {

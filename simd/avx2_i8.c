@@ -109,7 +109,7 @@ KVT_INLINE void product(size_t rows, size_t vectors, const unsigned char *codes,
     KVT_EACH_SUM(ZERO)
 #undef ZERO
     do { /* there is one at least */
-        kvt_ask_bytes(&ask, vectors * 32);
+        kvt_ask_bytes(&ask, codes, pair_bytes, vectors * 32);
         if (rows <= 2) {
             multiply_few(rows, vectors, codes, pair_bytes, weight, ldw, sum);
         } else {
@@ -120,6 +120,9 @@ KVT_INLINE void product(size_t rows, size_t vectors, const unsigned char *codes,
         weight += WEIGHTS_OF_GROUP;
     } while (weight < end);
 }
+
+/* Vectors multiplied and added for each line of codes and row. */
+#define WORK 8
 
 /* Vectors of a block, 8 tokens or dims each. */
 #define VECTORS_1 4
@@ -211,7 +214,7 @@ typedef struct qk_call {
     const unsigned char *codes;
     const uint16_t *scales;
     size_t dims_p;
-    const void *next;
+    kvt_sides sides;
     float *s;
 } qk_call;
 
@@ -228,7 +231,7 @@ KVT_INLINE void qk_block(size_t rows, size_t vectors, const qk_call *call, size_
 
     product(rows, vectors, tile, tile_bytes, 64, call->dims_p / 4,
             (const int32_t *)(const void *)(packed + 64), row_bytes / sizeof(int32_t),
-            kvt_asking(call->next, tile, row, token * call->dims_p), sum);
+            kvt_asking(&call->sides, row, token * call->dims_p, WORK * rows), sum);
 #define SCALE(v)                                                                                   \
     if ((v) < vectors)                                                                             \
         scale[v] = _mm256_cvtph_ps(kvt_load_128(call->scales + token + (v)*8));
@@ -271,7 +274,7 @@ void kvt_avx2_qk_i8_near(const void *packed, size_t first, size_t rows, const vo
                           codes,
                           scales,
                           dims_p,
-                          next,
+                          {next, codes, KVT_TOKENS * dims_p},
                           s + first * KVT_TOKENS};
     for (size_t token = 0; token < n_tokens; token += 32) {
         size_t left = n_tokens - token, end = token + (left < 32 ? left : 32);
@@ -289,7 +292,7 @@ typedef struct pv_call {
     const unsigned char *codes;
     size_t n_tokens, dims_p;
     const float *alpha;
-    const void *next;
+    kvt_sides sides;
     float *acc;
     size_t ldacc;
 } pv_call;
@@ -303,7 +306,7 @@ KVT_INLINE void pv_block(size_t rows, size_t vectors, const pv_call *call, size_
     __m256i sum[KVT_SUMS_MAX];
 
     product(rows, vectors, call->codes + dim * 4, 64, call->dims_p * 4, (call->n_tokens + 3) / 4,
-            weight, ldw, kvt_asking(call->next, call->codes, row, dim * KVT_TOKENS), sum);
+            weight, ldw, kvt_asking(&call->sides, row, dim * KVT_TOKENS, WORK * rows), sum);
 #define ADD(i)                                                                                     \
     if ((i) < rows * vectors) {                                                                    \
         float *to = acc + (i) / vectors * call->ldacc + (i) % vectors * 8;                         \
@@ -342,7 +345,8 @@ void kvt_avx2_pv_i8_near(const float *p, size_t rows, const void *codes, const u
     static void (*const blocks[])(const pv_call *, size_t, size_t,
                                   size_t) = {NULL, pv_1, pv_2, pv_3, pv_4, pv_5, pv_6};
     weights w;
-    const pv_call call = {&w, codes, n_tokens, dims_p, alpha, next, acc, ldacc};
+    const kvt_sides sides = {next, codes, KVT_TOKENS * dims_p};
+    const pv_call call = {&w, codes, n_tokens, dims_p, alpha, sides, acc, ldacc};
     weigh(p, rows, scales, n_tokens, &w);
     kvt_ask_behind_k(next, KVT_TOKENS * dims_p);
     for (size_t dim = 0; dim < dims_p; dim += 128) {

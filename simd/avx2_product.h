@@ -5,6 +5,7 @@
 #ifndef KVT_AVX2_PRODUCT_H
 #define KVT_AVX2_PRODUCT_H
 
+#include "ask.h"
 #include "avx2.h"
 
 /* ---- blocks ---- */
@@ -38,32 +39,49 @@ KVT_INLINE size_t kvt_rows_of_block(size_t left)
 /* ---- prefetch ---- */
 
 /*
- * Asking for the memory of `next` (kernels.h), as many bytes as are read, in ascending order
+ * Asking for the memory of `next` (kernels.h, ask.h), as many bytes as are read, in ascending order
  * whatever the order of the product: only then does the hardware's prefetch, which has more lines
  * under way than a core has misses, join in (1.4 to 1.7 times the bandwidth of asking in the
- * product's order). To the second level, as the codes of two sides need not fit the first. Only the
- * first rows that pass over the codes ask; the others ask for a line that is there.
+ * product's order). Only the first rows that pass over the codes ask; the others ask for a line
+ * that is there.
  */
 typedef struct kvt_ask {
-    uintptr_t at;
+    uintptr_t at, again;
     size_t step; /* 1 or 0, times what is read */
+    size_t cycles;
 } kvt_ask;
 
-KVT_INLINE kvt_ask kvt_asking(const void *next, const void *codes, size_t row, size_t offset)
+/* What all blocks of rows of one product ask for. */
+typedef struct kvt_sides {
+    const void *next, *codes; /* as much as is read, and what is read: side_bytes */
+    size_t side_bytes;
+} kvt_sides;
+
+/*
+ * A block of rows from `row` on that begins `offset` bytes behind the codes' first. work: vectors
+ * multiplied for each line; two of them take a cycle.
+ */
+KVT_INLINE kvt_ask kvt_asking(const kvt_sides *sides, size_t row, size_t offset, size_t work)
 {
-    kvt_ask ask = {(uintptr_t)codes, 0};
-    if (next && row == 0) {
-        ask.at = (uintptr_t)next + offset;
+    const size_t half = sides->side_bytes / 2;
+    kvt_ask ask = {(uintptr_t)sides->codes, (uintptr_t)sides->codes, 0, work / 2};
+    if (sides->next && row == 0) {
+        ask.at = (uintptr_t)sides->next + offset;
+        ask.again = offset < half ? ask.again + half + offset : ask.at - half;
         ask.step = 1;
     }
     return ask;
 }
 
-KVT_INLINE void kvt_ask_bytes(kvt_ask *ask, size_t bytes)
+/* codes: what is read now, lines line_bytes apart. */
+KVT_INLINE void kvt_ask_bytes(kvt_ask *ask, const unsigned char *codes, size_t line_bytes,
+                              size_t bytes)
 {
     for (size_t i = 0; i < bytes; i += 64)
-        _mm_prefetch((const char *)(ask->at + ask->step * i), _MM_HINT_T1);
+        kvt_ask_line(ask->cycles, codes + i / 64 * line_bytes, ask->at + ask->step * i,
+                     ask->again + ask->step * i);
     ask->at += ask->step * bytes;
+    ask->again += ask->step * bytes;
 }
 
 /*
@@ -72,9 +90,9 @@ KVT_INLINE void kvt_ask_bytes(kvt_ask *ask, size_t bytes)
  */
 KVT_INLINE void kvt_ask_behind_k(const void *next, size_t codes_bytes)
 {
-    kvt_ask ask = {(uintptr_t)next + codes_bytes, 1};
     if (next)
-        kvt_ask_bytes(&ask, 384);
+        for (size_t i = codes_bytes; i < codes_bytes + 384; i += 64)
+            _mm_prefetch((const char *)next + i, _MM_HINT_T1);
 }
 
 /* ---- folds and masks ---- */

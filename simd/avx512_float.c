@@ -87,7 +87,7 @@ KVT_INLINE void product(int type, size_t rows, size_t vectors, const unsigned ch
                         size_t vector_bytes, size_t step, size_t n, const float *weight, size_t ldw,
                         asking ask, __m512 *sum)
 {
-    const size_t multiplications = rows * (64 / lane_bytes(type)) * lane_summands(type);
+    const size_t cycles = rows * (64 / lane_bytes(type)) * lane_summands(type);
     KVT_UNROLL
     for (size_t i = 0; i < rows * vectors; i++)
         sum[i] = _mm512_setzero_ps();
@@ -99,7 +99,7 @@ KVT_INLINE void product(int type, size_t rows, size_t vectors, const unsigned ch
         KVT_UNROLL
         for (size_t v = 0; v < vectors; v++) /* each line once: it holds two vectors of f16 */
             if (type != F16 || (step > vector_bytes ? v : i) % 2 == 0)
-                kvt_ask_line(multiplications <= KVT_ASK_WAITS, codes + v * vector_bytes,
+                kvt_ask_line(cycles, codes + v * vector_bytes,
                              ask.next.at + v * ask.next.vector_bytes,
                              ask.again.at + v * ask.again.vector_bytes);
         KVT_UNROLL

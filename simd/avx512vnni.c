@@ -180,7 +180,7 @@ KVT_INLINE void qk_block(size_t digits, size_t rows, size_t chains, const qk_cal
             KVT_UNROLL
             for (size_t c = 0; c < chains; c++) {
                 __m512i k = _mm512_xor_si512(_mm512_load_si512(codes), flip);
-                kvt_ask_line(rows * digits <= KVT_ASK_WAITS, codes, ask, again);
+                kvt_ask_line(rows * digits, codes, ask, again);
                 KVT_UNROLL
                 for (size_t i = 0; i < rows * digits; i++)
                     sum[i * chains + c] = dot(sum[i * chains + c], k, broadcast(w + 4 * i));
@@ -355,8 +355,7 @@ KVT_INLINE void pv_columns(size_t digits, size_t rows, size_t vectors, const pv_
         KVT_UNROLL
         for (size_t v = 0; v < vectors; v++) {
             value[v] = _mm512_load_si512(codes + v * 64);
-            kvt_ask_line(rows * digits <= KVT_ASK_WAITS, codes + v * 64, ask + v * 64,
-                         again + v * 64);
+            kvt_ask_line(rows * digits, codes + v * 64, ask + v * 64, again + v * 64);
         }
         KVT_UNROLL
         for (size_t i = 0; i < rows * digits; i++) {

@@ -90,7 +90,7 @@ KVT_INLINE void pass(int side, size_t rows, size_t vectors, const operands *o,
     const unsigned char *codes = o->codes, *end = weight + 4 * o->n;
     do { /* there is one at least */
         if (ask)
-            kvt_ask_bytes(ask, vectors * 32);
+            kvt_ask_bytes(ask, codes, o->pair_bytes, vectors * 32);
         multiply_pair(side, rows, vectors, 0, codes, o->pair_bytes, weight, o->ldw, sum);
         multiply_pair(side, rows, vectors, 2, codes, o->pair_bytes, weight, o->ldw, sum);
         multiply_pair(side, rows, vectors, 4, codes, o->pair_bytes, weight, o->ldw, sum);
@@ -252,7 +252,7 @@ typedef struct qk_call {
     const unsigned char *codes;
     const uint16_t *scales;
     size_t dims_p;
-    const void *next;
+    kvt_sides sides;
     float *s;
 } qk_call;
 
@@ -269,8 +269,8 @@ KVT_INLINE void qk_block(int digits, size_t rows, size_t vectors, const qk_call 
     float *s = call->s + row * KVT_TOKENS + token;
     __m256i sum[KVT_SUMS_MAX];
 
-    product(K, digits, rows, vectors, &o, kvt_asking(call->next, tile, row, token * call->dims_p),
-            sum);
+    product(K, digits, rows, vectors, &o,
+            kvt_asking(&call->sides, row, token * call->dims_p, 2 * rows * (size_t)digits), sum);
 #define STORE(i)                                                                                   \
     if ((i) < rows * vectors) {                                                                    \
         size_t t = (i) % vectors * 8;                                                              \
@@ -324,7 +324,7 @@ KVT_INLINE void qk(qk_rows *const *blocks, const qk_call *call, size_t rows, siz
                               codes,                                                               \
                               scales,                                                              \
                               dims_p,                                                              \
-                              next,                                                                \
+                              {next, codes, KVT_TOKENS * dims_p},                                  \
                               s + first * KVT_TOKENS};                                             \
         qk(blocks, &call, rows - first, n_tokens);                                                 \
     }
@@ -338,7 +338,7 @@ typedef struct pv_call {
     const unsigned char *codes;
     size_t n_tokens, dims_p;
     const float *alpha;
-    const void *next;
+    kvt_sides sides;
     float *acc;
     size_t ldacc;
 } pv_call;
@@ -358,7 +358,7 @@ KVT_INLINE void pv_block(int digits, size_t rows, size_t vectors, const pv_call 
     __m256i sum[KVT_SUMS_MAX];
 
     product(V, digits, rows, vectors, &o,
-            kvt_asking(call->next, call->codes, row, dim * KVT_TOKENS), sum);
+            kvt_asking(&call->sides, row, dim * KVT_TOKENS, 2 * rows * (size_t)digits), sum);
 #define ADD(i)                                                                                     \
     if ((i) < rows * vectors) {                                                                    \
         float *to = acc + (i) / vectors * call->ldacc + (i) % vectors * 8;                         \
@@ -389,7 +389,7 @@ EACH_BLOCK(PV_BLOCK, FAST)
 /* 128 dims, 8 KiB, for all rows before the next: they stay in the first-level cache. */
 KVT_INLINE void pv(pv_rows *const *blocks, const pv_call *call, size_t rows)
 {
-    kvt_ask_behind_k(call->next, KVT_TOKENS * call->dims_p);
+    kvt_ask_behind_k(call->sides.next, KVT_TOKENS * call->dims_p);
     for (size_t dim = 0; dim < call->dims_p; dim += 128) {
         size_t left = call->dims_p - dim, end = dim + (left < 128 ? left : 128);
         for (size_t row = 0, n; row < rows; row += n) {
@@ -408,7 +408,8 @@ KVT_INLINE void pv(pv_rows *const *blocks, const pv_call *call, size_t rows)
                                           pv_##form##_3, pv_##form##_4, pv_##form##_5,             \
                                           pv_##form##_6};                                          \
         weights w;                                                                                 \
-        const pv_call call = {&w, codes, n_tokens, dims_p, alpha, next, acc, ldacc};               \
+        const kvt_sides sides = {next, codes, KVT_TOKENS * dims_p};                                \
+        const pv_call call = {&w, codes, n_tokens, dims_p, alpha, sides, acc, ldacc};              \
         weigh(form, p, rows, scales, n_tokens, &w);                                                \
         pv(blocks, &call, rows);                                                                   \
     }
