@@ -249,6 +249,22 @@ static const unsigned char *record_of(const kvt_unit *u, size_t block_row)
 }
 
 /*
+ * Softmax reads nothing of the cache. With one row or two, where memory is the slower one, lines
+ * are brought meanwhile, spread over what the next product asks for, so that it has fewer to ask
+ * for all along; as many as can be under way. 4 to 8% of decode's time; with four rows it costs as
+ * much.
+ */
+#define SPARSE_ROWS 2
+#define SPARSE_LINES 32
+
+static void ask_sparsely(const unsigned char *codes, size_t bytes)
+{
+    size_t step = kvt_round_up(bytes / SPARSE_LINES, 64);
+    for (size_t i = 0; i < bytes; i += step)
+        __builtin_prefetch(codes + i, 0, 2);
+}
+
+/*
  * One block: scores, softmax, weighted sum. Rows see ever more tokens in ascending order, so
  * those that see anything of the block are the last ones. next: the record that is read after
  * this one; NULL: nothing is to be asked for.
@@ -278,6 +294,8 @@ static void attend_block(const kvt_unit *u, size_t block_row, const unsigned cha
     if (rest)
         for (size_t i = layout->k_scales + layout->k_code_bytes; i < layout->head_bytes; i += 64)
             __builtin_prefetch(record + i, 0, 2);
+    if (next && u->rows - from <= SPARSE_ROWS)
+        ask_sparsely(next, layout->k_code_bytes);
     soften(u, from, block_row, n, record, out);
     weigh_values(u, from, record, n, next, out.acc);
 }
