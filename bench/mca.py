@@ -5,7 +5,7 @@ can be had without the processors, and without the noise of a shared machine.
 
     python3 bench/mca.py [--cc COMPILER] [--mca LLVM-MCA] [--cpu NAME ...] [--rows N ...] [FILE ...]
 
-Compiles the files (simd/neon.c, dotprod.c, i8mm.c) for aarch64, and takes of each function of a
+Compiles the files (simd/neon.c, neon_near.c, dotprod.c, i8mm.c) for aarch64, and takes of each function of a
 block of rows (qk_KIND_ROWS, pv_KIND_ROWS) the innermost loop with the most multiplications. For each:
 
     c/B     cycles an iteration over the bytes of codes it consumes
@@ -28,6 +28,7 @@ import tempfile
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 FLAGS = {
     "neon.c": "-march=armv8-a",
+    "neon_near.c": "-march=armv8-a",
     "dotprod.c": "-march=armv8.2-a+dotprod",
     "i8mm.c": "-march=armv8.2-a+dotprod+i8mm",
 }
@@ -109,9 +110,9 @@ def main():
     options = parser.parse_args()
     target = ["--target=aarch64-linux-gnu"] if "clang" in options.cc else []
 
-    print("%-10s %-10s %4s " % ("file", "kernel", "rows") +
+    print("%-11s %-10s %4s " % ("file", "kernel", "rows") +
           " ".join("%-27s" % cpu for cpu in options.cpu) + " spills")
-    print(" " * 27 + " ".join("  c/B   min  over block     " for _ in options.cpu))
+    print(" " * 28 + " ".join("  c/B   min  over block     " for _ in options.cpu))
     for file in options.files:
         file = os.path.basename(file)
         with tempfile.TemporaryDirectory() as out:
@@ -142,7 +143,7 @@ def main():
                 minimum = analyse(options.mca, cpu, least)[1]
                 cells.append("%5.3f %5.3f %5.2f %5.2f     " % (cycles / bytes_, minimum / bytes_,
                                                             cycles / minimum, cycles / block))
-            print("%-10s %-10s %4d " % (file, parts.group(1), rows) + " ".join(cells) +
+            print("%-11s %-10s %4d " % (file, parts.group(1), rows) + " ".join(cells) +
                   " %d" % spills)
 
 

@@ -242,8 +242,8 @@ KVT_I8_BLOCK(fast, 8, 2)
         NULL, product##_1, product##_2, product##_3, product##_4, product##_5, product##_6,        \
             product##_7, product##_8                                                               \
     }
-KVT_I8_KERNELS(near, 8, BLOCKS(qk_near), BLOCKS(pv_near))
-KVT_I8_KERNELS(fast, 8, BLOCKS(qk_fast), BLOCKS(pv_fast))
+KVT_I8_KERNELS(static, , near, 8, BLOCKS(qk_near), BLOCKS(pv_near))
+KVT_I8_KERNELS(static, , fast, 8, BLOCKS(qk_fast), BLOCKS(pv_fast))
 
 const kvt_kernels kvt_kernels_dotprod = {
     .isa = "dotprod",

@@ -106,7 +106,7 @@ KVT_I8_BLOCK(near, 8, 1)
         NULL, product##_1, product##_2, product##_3, product##_4, product##_5, product##_6,        \
             product##_7, product##_8                                                               \
     }
-KVT_I8_KERNELS(near, 8, BLOCKS(qk_near), BLOCKS(pv_near))
+KVT_I8_KERNELS(static, , near, 8, BLOCKS(qk_near), BLOCKS(pv_near))
 
 const kvt_kernels kvt_kernels_i8mm = {
     .isa = "i8mm",

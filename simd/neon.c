@@ -1,6 +1,7 @@
 /*
- * NEON (armv8-a): what attention needs. What append needs is in neon_append.c; both meet in the
- * table at the end of this file.
+ * NEON (armv8-a): the products of attention as f32, and the table, where they meet the kernels of
+ * the other files: neon_near.c (integer products), neon_softmax.c (between the products),
+ * neon_rows.c, neon_append.c.
  *
  * As f32, the two products of attention are one loop (avx2.c has the same). A score sums over dims
  * and has a token in each lane, a weighted sum of V sums over tokens and has a dim in each lane:
@@ -21,210 +22,8 @@
  *
  * A lane adds up its summands in ascending order whatever the shape of the block, so a row's
  * result cannot depend on its neighbours. Chains are of 64 at most, see avx2.c for what they lose.
- *
- * As integers, i8 is multiplied by weights of 16 bits: neon_i8.h, and product_near below. Fast is
- * the same. (Products of bytes, two of them added up in 16 bits, would take half of the
- * multiplications, but leave p 7 bits, which adds more to the error than fast mode may.)
  */
-#include <math.h>
-#include <sleef.h>
-
-#include "neon_i8.h"
-
-/* ---- i8 as integers ---- */
-
-#define Q_MOST_near 16383
-#define P_MOST_near 32767
-#define BYTES_near 2
-#define GROUPS_ASKED_near 1
-
-KVT_INLINE void store_near(int16x8x2_t x, unsigned char *to)
-{
-    vst1q_u8(to, vreinterpretq_u8_s16(x.val[0]));
-    vst1q_u8(to + 16, vreinterpretq_u8_s16(x.val[1]));
-}
-
-/*
- * 8 summands at a time. Two groups of a quad hold 4 summands of each of 4 lanes; a transpose (trn,
- * cheaper than zip on the Cortex-A57 and A72) brings the 8 of a lane together:
- *
- *     a = A0 A1 A2 A3,  b = B0 B1 B2 B3:   A0 B0 A2 B2,  A1 B1 A3 B3
- *
- * which are widened to 16 bits, lane by lane, and multiplied by the 8 weights as they lie, with
- * four sums for each lane that are folded at the end. What is paid for a row is the
- * multiplications: smlal and smlal2, 4 products each. What is paid for a block is a transpose and
- * two widenings for every 16 bytes.
- *
- * A unit is 8 summands of a quad. An iteration takes two of them at least, where registers allow:
- * all loads, all transposes, all widenings, then the multiplications, so that an in-order core has
- * other work while one waits. Compilers keep that order only when told (KVT_KEEP), pointers too are
- * moved among the loads. Weights of four rows and two units do not fit: the second unit's are
- * loaded between the two. Of two groups one is asked for here, the other by the block of the lanes
- * that follow (GROUPS_ASKED_near).
- *
- * Overflow: the four sums of a lane together are at most 1024 * 127 * 16383 < 2^31 for q, and
- * 64 * 127 * 32767 < 2^28 for p. Dead lanes may wrap.
- */
-typedef struct quad8 {
-    int16x8_t of[4]; /* 8 summands of each lane */
-} quad8;
-
-KVT_INLINE quad8 widen(int32x4_t a, int32x4_t b)
-{
-    int8x16_t even = vreinterpretq_s8_s32(a), odd = vreinterpretq_s8_s32(b);
-    quad8 q = {{vmovl_s8(vget_low_s8(even)), vmovl_s8(vget_low_s8(odd)), vmovl_high_s8(even),
-                vmovl_high_s8(odd)}};
-    return q;
-}
-
-KVT_INLINE int16x8_t load_weights(const unsigned char *weight)
-{
-    return vreinterpretq_s16_u8(vld1q_u8(weight));
-}
-
-KVT_INLINE int32x4_t load_group(const unsigned char *codes)
-{
-    return vreinterpretq_s32_u8(vld1q_u8(codes));
-}
-
-KVT_INLINE void product_near(int side, size_t rows, size_t quads, const unsigned char *codes,
-                             size_t step, size_t n, const unsigned char *weight, size_t ldw,
-                             uintptr_t ahead, int32x4_t *total)
-{
-    (void)side;
-    const size_t halves = rows == 2 || rows == 5 ? 1 : 2, units = quads * halves;
-    const size_t at_once = rows < 4 ? halves : 1; /* halves whose weights fit in registers */
-    int32x4_t sum[24];                            /* [row][quad][lane] */
-#define ZERO(i)                                                                                    \
-    if ((i) < 4 * rows * quads)                                                                    \
-        sum[i] = vdupq_n_s32(0);
-    KVT_EACH_16(ZERO)
-    ZERO(16)
-    ZERO(17)
-    ZERO(18)
-    ZERO(19)
-#undef ZERO
-#define LOAD_WEIGHTS(r, half)                                                                      \
-    if ((r) < rows)                                                                                \
-        w[(r) + ((half) < at_once ? (half)*rows : 0)] = load_weights(weight + (r)*ldw + (half)*16);
-#define LOAD_GROUPS(u)                                                                             \
-    if ((u) < units) {                                                                             \
-        const unsigned char *from = codes + (u) / quads * 2 * step + (u) % quads * 16;             \
-        a[u] = load_group(from);                                                                   \
-        b[u] = load_group(from + step);                                                            \
-    }
-#define TRANSPOSE(u)                                                                               \
-    if ((u) < units) {                                                                             \
-        int32x4_t even = vtrn1q_s32(a[u], b[u]);                                                   \
-        b[u] = vtrn2q_s32(a[u], b[u]);                                                             \
-        a[u] = even;                                                                               \
-        KVT_KEEP(a[u], b[u]);                                                                      \
-    }
-#define WIDEN(u)                                                                                   \
-    if ((u) < units) {                                                                             \
-        x[u] = widen(a[u], b[u]);                                                                  \
-        KVT_KEEP_4(x[u].of);                                                                       \
-    }
-#define MULTIPLY(u, r, lane, part)                                                                 \
-    if ((r) < rows && (u) < units) {                                                               \
-        int32x4_t *to = &sum[4 * ((r)*quads + (u) % quads) + (lane)];                              \
-        *to = MULTIPLY_##part(*to, x[u].of[lane], w[(r) + (u) / quads % at_once * rows]);          \
-    }
-#define MULTIPLY_low(to, x, w) vmlal_s16(to, vget_low_s16(x), vget_low_s16(w))
-#define MULTIPLY_high(to, x, w) vmlal_high_s16(to, x, w)
-#define LANES(u, r, part)                                                                          \
-    MULTIPLY(u, r, 0, part) MULTIPLY(u, r, 1, part) MULTIPLY(u, r, 2, part) MULTIPLY(u, r, 3, part)
-#define ROWS(u, part)                                                                              \
-    LANES(u, 0, part)                                                                              \
-    LANES(u, 1, part) LANES(u, 2, part) LANES(u, 3, part) LANES(u, 4, part)
-    for (size_t left = n; left > 0;) {
-        int32x4_t a[4], b[4];
-        quad8 x[4];
-        int16x8_t w[8];
-#define LOAD_0(r) LOAD_WEIGHTS(r, 0)
-#define LOAD_1(r) LOAD_WEIGHTS(r, 1)
-        LOAD_GROUPS(0)
-        LOAD_GROUPS(1)
-        LOAD_GROUPS(2)
-        LOAD_GROUPS(3)
-        KVT_EACH_8(LOAD_0)
-        if (at_once == 2) {
-            KVT_EACH_8(LOAD_1)
-        }
-        kvt_ask(codes, ahead);
-        if (halves == 2)
-            kvt_ask(codes + 2 * step, ahead);
-        codes += 2 * halves * step;
-        weight += at_once * 16;
-        left -= 8 * halves;
-        __asm__ volatile("" ::"r"(codes), "r"(weight), "r"(left) : "memory");
-        TRANSPOSE(0)
-        TRANSPOSE(1)
-        TRANSPOSE(2)
-        TRANSPOSE(3)
-        WIDEN(0)
-        WIDEN(1)
-        ROWS(0, low)
-        if (quads == 2) {
-            ROWS(1, low)
-        }
-        ROWS(0, high)
-        if (quads == 2) {
-            ROWS(1, high)
-        }
-        if (halves > at_once) {
-            KVT_KEEP_4(&sum[4 * rows - 4]);
-            weight -= 16;
-            KVT_EACH_8(LOAD_1)
-            weight += 32;
-            __asm__ volatile("" ::"r"(weight) : "memory");
-        }
-        WIDEN(2)
-        WIDEN(3)
-        if (quads == 1) {
-            ROWS(1, low)
-            ROWS(1, high)
-        }
-        ROWS(2, low)
-        ROWS(3, low)
-        ROWS(2, high)
-        ROWS(3, high)
-#undef LOAD_0
-#undef LOAD_1
-    }
-#undef LOAD_WEIGHTS
-#undef LOAD_GROUPS
-#undef TRANSPOSE
-#undef WIDEN
-#undef MULTIPLY
-#undef MULTIPLY_low
-#undef MULTIPLY_high
-#undef LANES
-#undef ROWS
-#define FOLD(i)                                                                                    \
-    if ((i) < rows * quads)                                                                        \
-        total[i] = vpaddq_s32(vpaddq_s32(sum[4 * (i)], sum[4 * (i) + 1]),                          \
-                              vpaddq_s32(sum[4 * (i) + 2], sum[4 * (i) + 3]));
-    FOLD(0)
-    FOLD(1)
-    FOLD(2)
-    FOLD(3)
-    FOLD(4)
-#undef FOLD
-}
-
-KVT_I8_BLOCK(near, 1, 2)
-KVT_I8_BLOCK(near, 2, 2)
-KVT_I8_BLOCK(near, 3, 1)
-KVT_I8_BLOCK(near, 4, 1)
-KVT_I8_BLOCK(near, 5, 1)
-
-#define BLOCKS(product)                                                                            \
-    {                                                                                              \
-        NULL, product##_1, product##_2, product##_3, product##_4, product##_5                      \
-    }
-KVT_I8_KERNELS(near, 5, BLOCKS(qk_near), BLOCKS(pv_near))
-#undef BLOCKS
+#include "neon.h"
 
 /* ---- the product as f32 ---- */
 
@@ -567,149 +366,23 @@ static void pv_i8(const float *p, size_t rows, const void *codes, const uint16_t
     pv_rows_I8(&call, rows, next);
 }
 
-/* ---- the small kernels between the products ---- */
-
-static float dot_f16(const float *a, const uint16_t *b, size_t n)
-{
-    float32x4_t even = vdupq_n_f32(0.0f), odd = even;
-    for (size_t i = 0; i < n; i += 8) {
-        even = vfmaq_f32(even, vld1q_f32(a + i), kvt_load_f16x4(b + i));
-        odd = vfmaq_f32(odd, vld1q_f32(a + i + 4), kvt_load_f16x4(b + i + 4));
-    }
-    return vaddvq_f32(vaddq_f32(even, odd));
-}
-
-static void dots_f16(const float *q, size_t ldq, size_t rows, const uint16_t *b, size_t n,
-                     float *out)
-{
-    for (size_t r = 0; r < rows; r++)
-        out[r] = dot_f16(q + r * ldq, b, n);
-}
-
-/* The tail's lanes are computed with whatever s holds there: up to 63 it may be written. */
-static void logits(float *s, size_t n, float add, float scale, float softcap)
-{
-    const float32x4_t adds = vdupq_n_f32(add), cap = vdupq_n_f32(softcap);
-    for (size_t t = 0; t < n; t += 4)
-        vst1q_f32(s + t, vmulq_n_f32(vaddq_f32(vld1q_f32(s + t), adds), scale));
-    for (size_t t = 0; softcap > 0.0f && t < n; t += 4) {
-        float32x4_t x = Sleef_tanhf4_u10advsimd(vdivq_f32(vld1q_f32(s + t), cap));
-        vst1q_f32(s + t, vmulq_f32(cap, x));
-    }
-}
-
-/* Positions end at n: the last ones are not loaded as a vector. Positions are >= 0: the difference
- * fits. */
-static void alibi(float *s, size_t n, const int32_t *positions, int32_t position, float slope)
-{
-    const int32x4_t here = vdupq_n_s32(position);
-    const float32x4_t slopes = vdupq_n_f32(slope);
-    size_t t = 0;
-    for (; t + 4 <= n; t += 4) {
-        float32x4_t distance = vcvtq_f32_s32(vabdq_s32(here, vld1q_s32(positions + t)));
-        vst1q_f32(s + t, vfmsq_f32(vld1q_f32(s + t), slopes, distance));
-    }
-    for (; t < n; t++) {
-        int32_t distance = position - positions[t];
-        s[t] = fmaf(-slope, (float)(distance < 0 ? -distance : distance), s[t]);
-    }
-}
-
-static float softmax_row(float *s, size_t n, float add, float scale, float *m, float *l)
-{
-    const float32x4_t lowest = vdupq_n_f32(-INFINITY), adds = vdupq_n_f32(add);
-    float32x4_t maxima = vdupq_n_f32(*m), sum = vdupq_n_f32(0.0f);
-    float maximum, alpha;
-
-    for (size_t t = 0; t < n; t += 4) {
-        float32x4_t x = vmulq_n_f32(vaddq_f32(vld1q_f32(s + t), adds), scale);
-        /* The dead lanes of the last vector become -inf: no maximum, and exp makes them zero. */
-        if (n - t < 4)
-            x = vbslq_f32(kvt_lanes_below(t, n), x, lowest);
-        maxima = vmaxnmq_f32(maxima, x);
-        vst1q_f32(s + t, x);
-    }
-    maximum = vmaxnmvq_f32(maxima);
-    if (maximum == -INFINITY) { /* all masked so far: -inf minus -inf would be NaN */
-        memset(s, 0, KVT_TOKENS * sizeof *s);
-        return 1.0f;
-    }
-    maxima = vdupq_n_f32(maximum);
-    for (size_t t = 0; t < n; t += 4) {
-        float32x4_t p = Sleef_expf4_u10advsimd(vsubq_f32(vld1q_f32(s + t), maxima));
-        sum = vaddq_f32(sum, p);
-        vst1q_f32(s + t, p);
-    }
-    for (size_t t = kvt_round_up(n, 4); t < KVT_TOKENS; t += 4)
-        vst1q_f32(s + t, vdupq_n_f32(0.0f));
-    /* Most blocks bring no new maximum: exp(0). */
-    alpha = *m == maximum ? 1.0f : Sleef_expf_u10(*m - maximum);
-    *l = *l * alpha + vaddvq_f32(sum);
-    *m = maximum;
-    return alpha;
-}
-
-static void softmax(float *s, size_t rows, size_t n, const float *add, float scale, float *m,
-                    float *l, float *alpha)
-{
-    for (size_t r = 0; r < rows; r++)
-        alpha[r] = softmax_row(s + r * KVT_TOKENS, n, add ? add[r] : 0.0f, scale, &m[r], &l[r]);
-}
-
-static void merge(float *acc, float *m, float *l, const float *acc2, float m2, float l2,
-                  size_t dims_p)
-{
-    float maximum = *m > m2 ? *m : m2, a, b;
-    if (m2 == -INFINITY)
-        return;
-    a = Sleef_expf_u10(*m - maximum);
-    b = Sleef_expf_u10(m2 - maximum);
-    for (size_t d = 0; d < dims_p; d += 4)
-        vst1q_f32(acc + d, vfmaq_n_f32(vmulq_n_f32(vld1q_f32(acc2 + d), b), vld1q_f32(acc + d), a));
-    *l = *l * a + l2 * b;
-    *m = maximum;
-}
-
-static float finish(float *acc, size_t dims_p, float m, float l, float sink)
-{
-    float maximum = m > sink ? m : sink, a, denominator, factor;
-    if (m == -INFINITY) { /* nothing visible */
-        memset(acc, 0, dims_p * sizeof *acc);
-        return sink;
-    }
-    a = Sleef_expf_u10(m - maximum);
-    denominator = l * a + Sleef_expf_u10(sink - maximum); /* exp(-inf) is 0 */
-    /* At most 1 / l, and l is at least 1: its largest term is exp(0). */
-    factor = a / denominator;
-    for (size_t d = 0; d < dims_p; d += 4)
-        vst1q_f32(acc + d, vmulq_n_f32(vld1q_f32(acc + d), factor));
-    return maximum + Sleef_logf_u10(denominator);
-}
-
 /* What is missing is inherited: plain copies, which a vector does not make faster. */
 /* clang-format off */
 const kvt_kernels kvt_kernels_neon = {
     .isa = "neon",
 #define ENTRY(name) .name = kvt_neon_##name,
     KVT_NEON_APPEND_LIST(ENTRY)
+    KVT_NEON_NEAR_LIST(ENTRY)
+    KVT_NEON_SOFTMAX_LIST(ENTRY)
 #undef ENTRY
+    .pack_q_fast = kvt_neon_pack_q_near,
+    .qk_i8_fast = kvt_neon_qk_i8_near,
+    .pv_i8_fast = kvt_neon_pv_i8_near,
     .qk_f32 = qk_f32,
     .qk_f16 = qk_f16,
     .qk_i8 = qk_i8,
-    .pack_q_near = pack_q_near,
-    .pack_q_fast = pack_q_near,
-    .qk_i8_near = qk_i8_near,
-    .qk_i8_fast = qk_i8_near,
     .pv_f32 = pv_f32,
     .pv_f16 = pv_f16,
     .pv_i8 = pv_i8,
-    .pv_i8_near = pv_i8_near,
-    .pv_i8_fast = pv_i8_near,
-    .dots_f16 = dots_f16,
-    .logits = logits,
-    .alibi = alibi,
-    .softmax = softmax,
-    .merge = merge,
-    .finish = finish,
 };
 /* clang-format on */

@@ -1,6 +1,6 @@
 /*
  * What the NEON files share: the compiler's dialect, loads, the cutting of rows into blocks, and
- * the kernels of neon_append.c that the table in neon.c names.
+ * the kernels of the other files that the table in neon.c names.
  */
 #ifndef KVT_NEON_H
 #define KVT_NEON_H
@@ -44,6 +44,15 @@ KVT_INLINE int8x16_t kvt_load_s8(const unsigned char *from)
 KVT_INLINE float32x4_t kvt_load_f16x4(const uint16_t *from)
 {
     return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(from)));
+}
+
+/* All of an f32 but its sign. */
+#define KVT_MAGNITUDE 0x7fffffffu
+
+/* 8 elements to f16, to nearest even, infinity beyond it. */
+KVT_INLINE uint16x8_t kvt_to_f16(float32x4_t low, float32x4_t high)
+{
+    return vreinterpretq_u16_f16(vcvt_high_f16_f32(vcvt_f16_f32(low), high));
 }
 
 /* Ask for what lies `ahead` bytes from here: in the block that the next product reads. */
@@ -93,11 +102,14 @@ KVT_INLINE void kvt_live_scales(const uint16_t *scales, size_t n_tokens, float *
 }
 
 /* clang-format off */
-/* The entries of the table that neon_append.c defines. */
+/* The entries of the table that neon_rows.c and neon_append.c define. */
 #define KVT_NEON_APPEND_LIST(X)                                                                    \
     X(load_f32) X(load_f16) X(load_bf16) X(store_f16) X(store_bf16) X(rotate) X(unrotate)          \
     X(put_k_f32) X(put_k_f16) X(put_k_i8) X(put_v_f16) X(put_v_i8)                                 \
     X(get_k_i8) X(get_v_f16) X(get_v_i8) X(mean_k_i8)
+/* And those of neon_near.c and neon_softmax.c. */
+#define KVT_NEON_NEAR_LIST(X) X(pack_q_near) X(qk_i8_near) X(pv_i8_near)
+#define KVT_NEON_SOFTMAX_LIST(X) X(dots_f16) X(logits) X(alibi) X(softmax) X(merge) X(finish)
 /* clang-format on */
 
 /* Their prototypes, and those of kernels that nobody defines: a name is checked by its use. */

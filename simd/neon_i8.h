@@ -1,7 +1,7 @@
 /*
- * i8 as integer dot products, for the NEON instruction sets. neon.c, dotprod.c and i8mm.c each
- * say how 8 summands are multiplied and how weights are laid out for that; all the rest is here:
- * rounding q and p, walking the tiles in blocks of rows, applying the scales.
+ * i8 as integer dot products, for the NEON instruction sets. neon_near.c, dotprod.c and
+ * i8mm.c each say how 8 summands are multiplied and how weights are laid out for that; all the rest
+ * is here: rounding q and p, walking the tiles in blocks of rows, applying the scales.
  *
  * K and V are one product. K's 64 bytes of a group are [16 tokens][4 dims], V's [16 dims][4
  * tokens]: 16 lanes of 4 summands, four lanes (a quad) to a register. Weights are q's codes or p's:
@@ -17,7 +17,7 @@
  *   Q_MOST_KIND, P_MOST_KIND  the largest codes
  *   GROUPS_ASKED_KIND  2 if product_KIND asks for what is ahead of all groups, 1 if of every second
  *
- * and KVT_I8_KERNELS makes its four kernels. Integer sums are exact, so a row's result cannot
+ * and KVT_I8_KERNELS makes its three kernels. Integer sums are exact, so a row's result cannot
  * depend on how rows are cut into blocks.
  */
 #ifndef KVT_NEON_I8_H
@@ -182,13 +182,13 @@ KVT_INLINE uintptr_t kvt_i8_ahead(int groups_asked, size_t quads, size_t lane, s
     KVT_I8_TOTAL(15, call_of, rows, quads, lane)
 
 /*
- * The four kernels of a kind, from blocks of up to `most` rows that have been made by
- * KVT_I8_BLOCK; the rest are the tables of these blocks, by rows. All rows of a call are done for
- * a tile (a column of 16 dims) before the next: it comes from memory once.
+ * The kernels of a kind, of that linkage and prefix, from blocks of up to `most` rows that have
+ * been made by KVT_I8_BLOCK; the rest are the tables of these blocks, by rows. All rows of a call
+ * are done for a tile (a column of 16 dims) before the next: it comes from memory once.
  */
-#define KVT_I8_KERNELS(kind, most, QK_BLOCKS, PV_BLOCKS)                                           \
-    static void pack_q_##kind(const float *q, size_t ldq, size_t rows, size_t dims_p,              \
-                              void *packed)                                                        \
+#define KVT_I8_KERNELS(linkage, prefix, kind, most, QK_BLOCKS, PV_BLOCKS)                          \
+    linkage void prefix##pack_q_##kind(const float *q, size_t ldq, size_t rows, size_t dims_p,     \
+                                       void *packed)                                               \
     {                                                                                              \
         for (size_t r = 0; r < rows; r++) {                                                        \
             unsigned char *row = (unsigned char *)packed + r * kvt_packed_row_bytes(dims_p);       \
@@ -200,9 +200,9 @@ KVT_INLINE uintptr_t kvt_i8_ahead(int groups_asked, size_t quads, size_t lane, s
                              row + KVT_ROW_HEAD + d * BYTES_##kind);                               \
         }                                                                                          \
     }                                                                                              \
-    static void qk_i8_##kind(const void *packed, size_t first, size_t rows, const void *codes,     \
-                             const uint16_t *scales, size_t n_tokens, size_t dims_p,               \
-                             const void *next, float *s)                                           \
+    linkage void prefix##qk_i8_##kind(const void *packed, size_t first, size_t rows,               \
+                                      const void *codes, const uint16_t *scales, size_t n_tokens,  \
+                                      size_t dims_p, const void *next, float *s)                   \
     {                                                                                              \
         static void (*const blocks[])(const kvt_i8_qk *, size_t, size_t, size_t, uintptr_t) =      \
             QK_BLOCKS;                                                                             \
@@ -219,9 +219,9 @@ KVT_INLINE uintptr_t kvt_i8_ahead(int groups_asked, size_t quads, size_t lane, s
             }                                                                                      \
         }                                                                                          \
     }                                                                                              \
-    static void pv_i8_##kind(const float *p, size_t rows, const void *codes,                       \
-                             const uint16_t *scales, size_t n_tokens, size_t dims_p,               \
-                             const float *alpha, const void *next, float *acc, size_t ldacc)       \
+    linkage void prefix##pv_i8_##kind(                                                             \
+        const float *p, size_t rows, const void *codes, const uint16_t *scales, size_t n_tokens,   \
+        size_t dims_p, const float *alpha, const void *next, float *acc, size_t ldacc)             \
     {                                                                                              \
         static void (*const blocks[])(const kvt_i8_pv *, size_t, size_t, size_t, uintptr_t) =      \
             PV_BLOCKS;                                                                             \
