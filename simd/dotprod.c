@@ -32,11 +32,11 @@
 #define Q_MOST_near 16383
 #define P_MOST_near 32639
 #define BYTES_near 2
-#define GROUPS_ASKED_near 2
+#define SHARES_near 0
 #define Q_MOST_fast 127
 #define P_MOST_fast 255
 #define BYTES_fast 1
-#define GROUPS_ASKED_fast 2
+#define SHARES_fast 0
 
 /* ---- two digits ---- */
 

@@ -22,7 +22,7 @@
 #define Q_MOST_near 16383
 #define P_MOST_near 32639
 #define BYTES_near 2
-#define GROUPS_ASKED_near 2
+#define SHARES_near 0
 
 /* 8 summands at a time: their high digits, their low ones. */
 KVT_INLINE void store_near(int16x8x2_t x, unsigned char *to)

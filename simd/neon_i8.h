@@ -15,7 +15,8 @@
  *                 first quad.
  *   store_KIND    16 codes as product_KIND wants them, BYTES_KIND bytes for each
  *   Q_MOST_KIND, P_MOST_KIND  the largest codes
- *   GROUPS_ASKED_KIND  2 if product_KIND asks for what is ahead of all groups, 1 if of every second
+ *   SHARES_KIND   1 if product_KIND asks for its share of what is ahead, quads in 4 groups, from
+ *                 the first on; 0 if it asks for all
  *
  * and KVT_I8_KERNELS makes its three kernels. Integer sums are exact, so a row's result cannot
  * depend on how rows are cut into blocks.
@@ -117,21 +118,21 @@ KVT_INLINE void kvt_i8_add(const kvt_i8_pv *call, size_t row, size_t dim, int32x
 
 /*
  * Where the block of 4 * quads lanes from `lane` on asks. Lines are of 16 lanes: the first block
- * asks for all, or for every second and the next block for the others. For the blocks after them
- * it is zero, see kvt_ahead.
+ * asks for all, or each for its share, one group after the last block's. For who has nothing to
+ * ask for it is zero, see kvt_ahead.
  */
-KVT_INLINE uintptr_t kvt_i8_ahead(int groups_asked, size_t quads, size_t lane, size_t step,
+KVT_INLINE uintptr_t kvt_i8_ahead(int shares, size_t quads, size_t lane, size_t step,
                                   uintptr_t ahead)
 {
     size_t block = lane % 16 / (4 * quads);
     if (block == 0)
         return ahead;
-    return groups_asked == 1 && block == 1 && ahead ? ahead + step : 0;
+    return shares && ahead ? ahead + block * step : 0;
 }
 
 /*
  * The kernels of a kind for blocks of `rows` rows and 4 * `quads` lanes. A line of 16 lanes is
- * asked for when its first quad is multiplied, and by the first block of rows only.
+ * asked for when its quads are multiplied, by the first block of rows only.
  */
 #define KVT_I8_BLOCK(kind, rows, quads)                                                            \
     static __attribute__((noinline)) void qk_##kind##_##rows(                                      \
@@ -142,7 +143,7 @@ KVT_INLINE uintptr_t kvt_i8_ahead(int groups_asked, size_t quads, size_t lane, s
             int32x4_t total[16];                                                                   \
             product_##kind(KVT_K, rows, quads, call->codes + kvt_k8_index(token, 0, call->dims_p), \
                            64, call->dims_p, call->packed + row * row_bytes + KVT_ROW_HEAD,        \
-                           row_bytes, kvt_i8_ahead(GROUPS_ASKED_##kind, quads, token, 64, ahead),  \
+                           row_bytes, kvt_i8_ahead(SHARES_##kind, quads, token, 64, ahead),        \
                            total);                                                                 \
             KVT_I8_TOTALS(kvt_i8_score, rows, quads, token)                                        \
         }                                                                                          \
@@ -155,7 +156,7 @@ KVT_INLINE uintptr_t kvt_i8_ahead(int groups_asked, size_t quads, size_t lane, s
             product_##kind(                                                                        \
                 KVT_V, rows, quads, call->codes + dim * 4, call->dims_p * 4, call->n_tokens,       \
                 call->weight + row * KVT_WEIGHT_BYTES, KVT_WEIGHT_BYTES,                           \
-                kvt_i8_ahead(GROUPS_ASKED_##kind, quads, dim, call->dims_p * 4, ahead), total);    \
+                kvt_i8_ahead(SHARES_##kind, quads, dim, call->dims_p * 4, ahead), total);          \
             KVT_I8_TOTALS(kvt_i8_add, rows, quads, dim)                                            \
         }                                                                                          \
     }

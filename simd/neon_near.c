@@ -9,7 +9,7 @@
 #define Q_MOST_near 16383
 #define P_MOST_near 32767
 #define BYTES_near 2
-#define GROUPS_ASKED_near 1
+#define SHARES_near 1
 
 KVT_INLINE void store_near(int16x8x2_t x, unsigned char *to)
 {
@@ -18,183 +18,242 @@ KVT_INLINE void store_near(int16x8x2_t x, unsigned char *to)
 }
 
 /*
- * 8 summands at a time. Two groups of a quad hold 4 summands of each of 4 lanes; a transpose (trn,
- * cheaper than zip on the Cortex-A57 and A72) brings the 8 of a lane together:
+ * 16 summands at a time: four groups, of 4 summands each. A register of a group is 4 summands of
+ * each of 4 lanes; widened to 16 bits it is two of them, each of which holds two lanes:
  *
- *     a = A0 A1 A2 A3,  b = B0 B1 B2 B3:   A0 B0 A2 B2,  A1 B1 A3 B3
+ *     low:   A0 A1 A2 A3  B0 B1 B2 B3        high:  C0 C1 C2 C3  D0 D1 D2 D3
  *
- * which are widened to 16 bits, lane by lane, and multiplied by the 8 weights as they lie, with
- * four sums for each lane that are folded at the end. What is paid for a row is the
- * multiplications: smlal and smlal2, 4 products each. What is paid for a block is a transpose and
- * two widenings for every 16 bytes.
+ * With a group's 4 weights in both halves of a register (ld2r and ld4r load them so), smlal
+ * multiplies A and C, smlal2 B and D, to four sums of each lane that are folded at the end. What is
+ * paid for a row is the multiplications, 4 products each; for a block two widenings for every 16
+ * bytes. (A transpose of two groups would let a load of weights serve twice as many summands, and
+ * costs every block two more instructions for 32 bytes.)
  *
- * A unit is 8 summands of a quad. An iteration takes two of them at least, where registers allow:
- * all loads, all transposes, all widenings, then the multiplications, so that an in-order core has
- * other work while one waits. Compilers keep that order only when told (KVT_KEEP), pointers too are
- * moved among the loads. Weights of four rows and two units do not fit: the second unit's are
- * loaded between the two. Of two groups one is asked for here, the other by the block of the lanes
- * that follow (GROUPS_ASKED_near).
+ * The order is for cores that issue in order, and whose results come in order. On the Cortex-A53 a
+ * result comes after 6 cycles, and what would come before it waits: behind a multiplication a load
+ * of one register costs a slot, one of several costs none, the step of a pointer costs two and the
+ * branch four. So registers are loaded by two and four, while others are multiplied; pointers step
+ * behind loads. Compilers undo such an order: the steps are assembly, which they keep, and
+ * registers that are loaded together have names. Sums are 8 at least, for the latency.
  *
  * Overflow: the four sums of a lane together are at most 1024 * 127 * 16383 < 2^31 for q, and
  * 64 * 127 * 32767 < 2^28 for p. Dead lanes may wrap.
  */
-typedef struct quad8 {
-    int16x8_t of[4]; /* 8 summands of each lane */
-} quad8;
 
-KVT_INLINE quad8 widen(int32x4_t a, int32x4_t b)
-{
-    int8x16_t even = vreinterpretq_s8_s32(a), odd = vreinterpretq_s8_s32(b);
-    quad8 q = {{vmovl_s8(vget_low_s8(even)), vmovl_s8(vget_low_s8(odd)), vmovl_high_s8(even),
-                vmovl_high_s8(odd)}};
-    return q;
-}
+/* Registers by number, r0 to r31: what compilers would move about. */
+#define R(n) r##n
+#define REGISTER(n) register uint8x16_t R(n) __asm__("v" #n);
+#define EACH_FROM_16(X)                                                                            \
+    X(16) X(17) X(18) X(19) X(20) X(21) X(22) X(23) X(24) X(25) X(26) X(27) X(28) X(29) X(30) X(31)
 
-KVT_INLINE int16x8_t load_weights(const unsigned char *weight)
-{
-    return vreinterpretq_s16_u8(vld1q_u8(weight));
-}
+#define LOAD_1(a, at)                                                                              \
+    __asm__ volatile("ldr %q0, [%1, %2]" : "=w"(R(a)) : "r"(codes), "r"(at) : "memory")
+#define STEP(pointer, bytes)                                                                       \
+    __asm__ volatile("add %0, %0, %1" : "+r"(pointer) : "r"(bytes) : "memory")
+#define COUNT __asm__ volatile("sub %0, %0, #16" : "+r"(n) : : "memory")
+#define LOAD_2(a, b, from)                                                                         \
+    __asm__ volatile("ld1 {%0.16b, %1.16b}, [%2]" : "=w"(R(a)), "=w"(R(b)) : "r"(from) : "memory")
+#define LOAD_4(a, b, c, d, from)                                                                   \
+    __asm__ volatile("ld1 {%0.16b, %1.16b, %2.16b, %3.16b}, [%4]"                                  \
+                     : "=w"(R(a)), "=w"(R(b)), "=w"(R(c)), "=w"(R(d))                              \
+                     : "r"(from)                                                                   \
+                     : "memory")
+/* Weights of one group to a register; a pointer's step is free behind a load. */
+#define WEIGHTS_2(a, b, from)                                                                      \
+    __asm__ volatile("ld2r {%0.2d, %1.2d}, [%2]\n\tadd %2, %2, #32"                                \
+                     : "=w"(R(a)), "=w"(R(b)), "+r"(from)                                          \
+                     :                                                                             \
+                     : "memory")
+#define WEIGHTS_4(a, b, c, d, from)                                                                \
+    __asm__ volatile("ld4r {%0.2d, %1.2d, %2.2d, %3.2d}, [%4]\n\tadd %4, %4, #32"                  \
+                     : "=w"(R(a)), "=w"(R(b)), "=w"(R(c)), "=w"(R(d)), "+r"(from)                  \
+                     :                                                                             \
+                     : "memory")
+#define WIDEN(low, high, codes)                                                                    \
+    __asm__ volatile("sxtl %0.8h, %2.8b\n\tsxtl2 %1.8h, %2.16b"                                    \
+                     : "=&w"(R(low)), "=w"(R(high))                                                \
+                     : "w"(R(codes)))
+/* Sums of one row and quad, by one group. */
+#define MULTIPLY(s0, s1, s2, s3, low, high, by)                                                    \
+    __asm__ volatile("smlal %0.4s, %4.4h, %6.4h\n\t"                                               \
+                     "smlal2 %1.4s, %4.8h, %6.8h\n\t"                                              \
+                     "smlal %2.4s, %5.4h, %6.4h\n\t"                                               \
+                     "smlal2 %3.4s, %5.8h, %6.8h"                                                  \
+                     : "+w"(R(s0)), "+w"(R(s1)), "+w"(R(s2)), "+w"(R(s3))                          \
+                     : "w"(R(low)), "w"(R(high)), "w"(R(by)))
 
-KVT_INLINE int32x4_t load_group(const unsigned char *codes)
-{
-    return vreinterpretq_s32_u8(vld1q_u8(codes));
-}
+/* 16 summands of a row and four quads: sums 0-15, weights 16-19, widened 20-27, codes 28-31. */
+#define WIDEN_4                                                                                    \
+    WIDEN(20, 21, 28);                                                                             \
+    WIDEN(22, 23, 29);                                                                             \
+    WIDEN(24, 25, 30);                                                                             \
+    WIDEN(26, 27, 31)
+#define MULTIPLY_4(w)                                                                              \
+    MULTIPLY(0, 1, 2, 3, 20, 21, w);                                                               \
+    MULTIPLY(4, 5, 6, 7, 22, 23, w);                                                               \
+    MULTIPLY(8, 9, 10, 11, 24, 25, w);                                                             \
+    MULTIPLY(12, 13, 14, 15, 26, 27, w)
+#define PRODUCT_1                                                                                  \
+    LOAD_4(28, 29, 30, 31, codes);                                                                 \
+    WEIGHTS_4(16, 17, 18, 19, weight);                                                             \
+    STEP(codes, step_4);                                                                           \
+    COUNT;                                                                                         \
+    WIDEN_4;                                                                                       \
+    LOAD_4(28, 29, 30, 31, group_1);                                                               \
+    MULTIPLY_4(16);                                                                                \
+    WIDEN_4;                                                                                       \
+    LOAD_4(28, 29, 30, 31, group_2);                                                               \
+    MULTIPLY_4(17);                                                                                \
+    WIDEN_4;                                                                                       \
+    LOAD_4(28, 29, 30, 31, group_3);                                                               \
+    MULTIPLY_4(18);                                                                                \
+    WIDEN_4;                                                                                       \
+    MULTIPLY_4(19)
+
+/* Two rows and two quads; as above, weights are of two groups at once. */
+#define MULTIPLY_2X2(w, v, a, b, c, d)                                                             \
+    MULTIPLY(0, 1, 2, 3, a, b, w);                                                                 \
+    MULTIPLY(4, 5, 6, 7, c, d, w);                                                                 \
+    MULTIPLY(8, 9, 10, 11, a, b, v);                                                               \
+    MULTIPLY(12, 13, 14, 15, c, d, v)
+#define PRODUCT_2                                                                                  \
+    LOAD_2(28, 29, codes);                                                                         \
+    STEP(codes, step_4);                                                                           \
+    LOAD_2(30, 31, group_1);                                                                       \
+    STEP(group_1, step_4);                                                                         \
+    WEIGHTS_2(16, 17, weight);                                                                     \
+    WEIGHTS_2(18, 19, weight_1);                                                                   \
+    COUNT;                                                                                         \
+    WIDEN(20, 21, 28);                                                                             \
+    WIDEN(22, 23, 29);                                                                             \
+    LOAD_2(28, 29, group_2);                                                                       \
+    WIDEN(24, 25, 30);                                                                             \
+    WIDEN(26, 27, 31);                                                                             \
+    LOAD_2(30, 31, group_3);                                                                       \
+    MULTIPLY_2X2(16, 18, 20, 21, 22, 23);                                                          \
+    MULTIPLY_2X2(17, 19, 24, 25, 26, 27);                                                          \
+    WEIGHTS_2(16, 17, half);                                                                       \
+    WEIGHTS_2(18, 19, half_1);                                                                     \
+    WIDEN_4;                                                                                       \
+    MULTIPLY_2X2(16, 18, 20, 21, 22, 23);                                                          \
+    MULTIPLY_2X2(17, 19, 24, 25, 26, 27)
+
+/* Three rows and a quad: sums 0-11, widened 12-15, weights 16-27. */
+#define MULTIPLY_3(a, b, w0, w1, w2)                                                               \
+    MULTIPLY(0, 1, 2, 3, a, b, w0);                                                                \
+    MULTIPLY(4, 5, 6, 7, a, b, w1);                                                                \
+    MULTIPLY(8, 9, 10, 11, a, b, w2)
+#define PRODUCT_3                                                                                  \
+    LOAD_1(28, zero);                                                                              \
+    LOAD_1(29, step);                                                                              \
+    COUNT;                                                                                         \
+    LOAD_1(30, step_2);                                                                            \
+    LOAD_1(31, step_3);                                                                            \
+    STEP(codes, step_4);                                                                           \
+    WEIGHTS_4(16, 17, 18, 19, weight);                                                             \
+    WIDEN(12, 13, 28);                                                                             \
+    WEIGHTS_4(20, 21, 22, 23, weight_1);                                                           \
+    WIDEN(14, 15, 29);                                                                             \
+    WEIGHTS_4(24, 25, 26, 27, weight_2);                                                           \
+    MULTIPLY_3(12, 13, 16, 20, 24);                                                                \
+    WIDEN(12, 13, 30);                                                                             \
+    MULTIPLY_3(14, 15, 17, 21, 25);                                                                \
+    WIDEN(14, 15, 31);                                                                             \
+    MULTIPLY_3(12, 13, 18, 22, 26);                                                                \
+    MULTIPLY_3(14, 15, 19, 23, 27)
+
+/* Four rows and a quad: sums 0-15, weights 16-23 (of two groups at once), widened 24-27. */
+#define MULTIPLY_4X1(a, b, w0, w1, w2, w3)                                                         \
+    MULTIPLY(0, 1, 2, 3, a, b, w0);                                                                \
+    MULTIPLY(4, 5, 6, 7, a, b, w1);                                                                \
+    MULTIPLY(8, 9, 10, 11, a, b, w2);                                                              \
+    MULTIPLY(12, 13, 14, 15, a, b, w3)
+#define PRODUCT_ROWS_4                                                                             \
+    LOAD_1(28, zero);                                                                              \
+    LOAD_1(29, step);                                                                              \
+    COUNT;                                                                                         \
+    LOAD_1(30, step_2);                                                                            \
+    LOAD_1(31, step_3);                                                                            \
+    STEP(codes, step_4);                                                                           \
+    WEIGHTS_2(16, 17, weight);                                                                     \
+    WEIGHTS_2(18, 19, weight_1);                                                                   \
+    WEIGHTS_2(20, 21, weight_2);                                                                   \
+    WEIGHTS_2(22, 23, weight_3);                                                                   \
+    WIDEN(24, 25, 28);                                                                             \
+    WIDEN(26, 27, 29);                                                                             \
+    MULTIPLY_4X1(24, 25, 16, 18, 20, 22);                                                          \
+    WIDEN(24, 25, 30);                                                                             \
+    MULTIPLY_4X1(26, 27, 17, 19, 21, 23);                                                          \
+    WEIGHTS_2(16, 17, half);                                                                       \
+    WEIGHTS_2(18, 19, half_1);                                                                     \
+    WEIGHTS_2(20, 21, half_2);                                                                     \
+    WEIGHTS_2(22, 23, half_3);                                                                     \
+    WIDEN(26, 27, 31);                                                                             \
+    MULTIPLY_4X1(24, 25, 16, 18, 20, 22);                                                          \
+    MULTIPLY_4X1(26, 27, 17, 19, 21, 23)
 
 KVT_INLINE void product_near(int side, size_t rows, size_t quads, const unsigned char *codes,
                              size_t step, size_t n, const unsigned char *weight, size_t ldw,
                              uintptr_t ahead, int32x4_t *total)
 {
     (void)side;
-    const size_t halves = rows == 2 || rows == 5 ? 1 : 2, units = quads * halves;
-    const size_t at_once = rows < 4 ? halves : 1; /* halves whose weights fit in registers */
-    int32x4_t sum[24];                            /* [row][quad][lane] */
-#define ZERO(i)                                                                                    \
-    if ((i) < 4 * rows * quads)                                                                    \
-        sum[i] = vdupq_n_s32(0);
+    const unsigned char *group_1 = codes + step, *group_2 = codes + 2 * step;
+    const unsigned char *group_3 = codes + 3 * step;
+    const unsigned char *weight_1 = weight + ldw, *weight_2 = weight_1 + ldw;
+    const unsigned char *weight_3 = weight_2 + ldw;
+    const unsigned char *half = weight + 16, *half_1 = half + ldw, *half_2 = half_1 + ldw;
+    const unsigned char *half_3 = half_2 + ldw;
+    size_t zero = 0, step_2 = 2 * step, step_3 = 3 * step, step_4 = 4 * step;
+    uintptr_t behind = ahead - step_4; /* codes have moved on when they are asked for */
+    __asm__("" : "+r"(zero), "+r"(step), "+r"(step_2), "+r"(step_3), "+r"(step_4));
+#define ZERO(n) register uint8x16_t R(n) __asm__("v" #n) = vdupq_n_u8(0);
     KVT_EACH_16(ZERO)
-    ZERO(16)
-    ZERO(17)
-    ZERO(18)
-    ZERO(19)
 #undef ZERO
-#define LOAD_WEIGHTS(r, half)                                                                      \
-    if ((r) < rows)                                                                                \
-        w[(r) + ((half) < at_once ? (half)*rows : 0)] = load_weights(weight + (r)*ldw + (half)*16);
-#define LOAD_GROUPS(u)                                                                             \
-    if ((u) < units) {                                                                             \
-        const unsigned char *from = codes + (u) / quads * 2 * step + (u) % quads * 16;             \
-        a[u] = load_group(from);                                                                   \
-        b[u] = load_group(from + step);                                                            \
-    }
-#define TRANSPOSE(u)                                                                               \
-    if ((u) < units) {                                                                             \
-        int32x4_t even = vtrn1q_s32(a[u], b[u]);                                                   \
-        b[u] = vtrn2q_s32(a[u], b[u]);                                                             \
-        a[u] = even;                                                                               \
-        KVT_KEEP(a[u], b[u]);                                                                      \
-    }
-#define WIDEN(u)                                                                                   \
-    if ((u) < units) {                                                                             \
-        x[u] = widen(a[u], b[u]);                                                                  \
-        KVT_KEEP_4(x[u].of);                                                                       \
-    }
-#define MULTIPLY(u, r, lane, part)                                                                 \
-    if ((r) < rows && (u) < units) {                                                               \
-        int32x4_t *to = &sum[4 * ((r)*quads + (u) % quads) + (lane)];                              \
-        *to = MULTIPLY_##part(*to, x[u].of[lane], w[(r) + (u) / quads % at_once * rows]);          \
-    }
-#define MULTIPLY_low(to, x, w) vmlal_s16(to, vget_low_s16(x), vget_low_s16(w))
-#define MULTIPLY_high(to, x, w) vmlal_high_s16(to, x, w)
-#define LANES(u, r, part)                                                                          \
-    MULTIPLY(u, r, 0, part) MULTIPLY(u, r, 1, part) MULTIPLY(u, r, 2, part) MULTIPLY(u, r, 3, part)
-#define ROWS(u, part)                                                                              \
-    LANES(u, 0, part)                                                                              \
-    LANES(u, 1, part) LANES(u, 2, part) LANES(u, 3, part) LANES(u, 4, part)
-    for (size_t left = n; left > 0;) {
-        int32x4_t a[4], b[4];
-        quad8 x[4];
-        int16x8_t w[8];
-#define LOAD_0(r) LOAD_WEIGHTS(r, 0)
-#define LOAD_1(r) LOAD_WEIGHTS(r, 1)
-        LOAD_GROUPS(0)
-        LOAD_GROUPS(1)
-        LOAD_GROUPS(2)
-        LOAD_GROUPS(3)
-        KVT_EACH_8(LOAD_0)
-        if (at_once == 2) {
-            KVT_EACH_8(LOAD_1)
+    while (n > 0) {
+        EACH_FROM_16(REGISTER)
+        if (rows == 1) {
+            PRODUCT_1;
+            kvt_ask(group_1, ahead);
+            kvt_ask(group_2, ahead);
+            kvt_ask(group_3, ahead);
+            kvt_ask(codes, behind);
+            STEP(group_1, step_4);
+            STEP(group_2, step_4);
+            STEP(group_3, step_4);
+        } else if (rows == 2) {
+            PRODUCT_2;
+            kvt_ask(group_2, ahead);
+            kvt_ask(codes, behind);
+            STEP(group_2, step_4);
+            STEP(group_3, step_4);
+        } else if (rows == 3) {
+            PRODUCT_3;
+            kvt_ask(codes, behind);
+        } else {
+            PRODUCT_ROWS_4;
+            kvt_ask(codes, behind);
         }
-        kvt_ask(codes, ahead);
-        if (halves == 2)
-            kvt_ask(codes + 2 * step, ahead);
-        codes += 2 * halves * step;
-        weight += at_once * 16;
-        left -= 8 * halves;
-        __asm__ volatile("" ::"r"(codes), "r"(weight), "r"(left) : "memory");
-        TRANSPOSE(0)
-        TRANSPOSE(1)
-        TRANSPOSE(2)
-        TRANSPOSE(3)
-        WIDEN(0)
-        WIDEN(1)
-        ROWS(0, low)
-        if (quads == 2) {
-            ROWS(1, low)
-        }
-        ROWS(0, high)
-        if (quads == 2) {
-            ROWS(1, high)
-        }
-        if (halves > at_once) {
-            KVT_KEEP_4(&sum[4 * rows - 4]);
-            weight -= 16;
-            KVT_EACH_8(LOAD_1)
-            weight += 32;
-            __asm__ volatile("" ::"r"(weight) : "memory");
-        }
-        WIDEN(2)
-        WIDEN(3)
-        if (quads == 1) {
-            ROWS(1, low)
-            ROWS(1, high)
-        }
-        ROWS(2, low)
-        ROWS(3, low)
-        ROWS(2, high)
-        ROWS(3, high)
-#undef LOAD_0
-#undef LOAD_1
+        __asm__ volatile("" ::: "memory");
     }
-#undef LOAD_WEIGHTS
-#undef LOAD_GROUPS
-#undef TRANSPOSE
-#undef WIDEN
-#undef MULTIPLY
-#undef MULTIPLY_low
-#undef MULTIPLY_high
-#undef LANES
-#undef ROWS
-#define FOLD(i)                                                                                    \
+#define FOLD(i, a, b, c, d)                                                                        \
     if ((i) < rows * quads)                                                                        \
-        total[i] = vpaddq_s32(vpaddq_s32(sum[4 * (i)], sum[4 * (i) + 1]),                          \
-                              vpaddq_s32(sum[4 * (i) + 2], sum[4 * (i) + 3]));
-    FOLD(0)
-    FOLD(1)
-    FOLD(2)
-    FOLD(3)
-    FOLD(4)
+        total[i] = vpaddq_s32(vpaddq_s32(vreinterpretq_s32_u8(R(a)), vreinterpretq_s32_u8(R(b))),  \
+                              vpaddq_s32(vreinterpretq_s32_u8(R(c)), vreinterpretq_s32_u8(R(d))));
+    FOLD(0, 0, 1, 2, 3)
+    FOLD(1, 4, 5, 6, 7)
+    FOLD(2, 8, 9, 10, 11)
+    FOLD(3, 12, 13, 14, 15)
 #undef FOLD
 }
 
-KVT_I8_BLOCK(near, 1, 2)
+KVT_I8_BLOCK(near, 1, 4)
 KVT_I8_BLOCK(near, 2, 2)
 KVT_I8_BLOCK(near, 3, 1)
 KVT_I8_BLOCK(near, 4, 1)
-KVT_I8_BLOCK(near, 5, 1)
 
 #define BLOCKS(product)                                                                            \
     {                                                                                              \
-        NULL, product##_1, product##_2, product##_3, product##_4, product##_5                      \
+        NULL, product##_1, product##_2, product##_3, product##_4                                   \
     }
-KVT_I8_KERNELS(, kvt_neon_, near, 5, BLOCKS(qk_near), BLOCKS(pv_near))
+KVT_I8_KERNELS(, kvt_neon_, near, 4, BLOCKS(qk_near), BLOCKS(pv_near))
 #undef BLOCKS
