@@ -18,12 +18,14 @@
  *  3. The vectors of a summand are loaded before its multiplications, and not before: compilers
  *     would load all four summands first and spill.
  *  4. A sum can be used again after 4 cycles (Cortex-A76) or up to 10 (A53), and two or one of
- *     them start in a cycle: a lone row takes 8 vectors.
+ *     them start in a cycle: one row takes 8 vectors, and so do two of f32 or f16.
+ *  5. f32 and f16 have loops in an order that suits cores that issue in order (neon_float.h). What
+ *     they leave of the summands, and blocks of few vectors, is done as compilers order it.
  *
  * A lane adds up its summands in ascending order whatever the shape of the block, so a row's
  * result cannot depend on its neighbours. Chains are of 64 at most, see avx2.c for what they lose.
  */
-#include "neon.h"
+#include "neon_float.h"
 
 /* ---- the product as f32 ---- */
 
@@ -31,8 +33,6 @@
 #define ROWS_BLOCK 4
 #define VECTORS_MAX 8
 #define CHUNK_DIMS 64
-
-enum { F32, F16, I8 };
 
 /* Bytes of a vector's lanes, and summands in them. */
 KVT_INLINE size_t lane_bytes(int type)
@@ -80,6 +80,8 @@ KVT_INLINE float32x4_t load_lanes(int type, const unsigned char *codes, size_t s
     return v % 2 ? vcvt_high_f32_f16(pair) : vcvt_f32_f16(vget_low_f16(pair));
 }
 
+/* ---- the product ---- */
+
 /* Summand e of the vectors, and its products. */
 #define LOAD_VECTOR(v, e)                                                                          \
     if ((v) < vectors)                                                                             \
@@ -107,16 +109,22 @@ KVT_INLINE float32x4_t load_lanes(int type, const unsigned char *codes, size_t s
  * All sums of a block over n summands, from zero. The summands of one element (F32, F16) or of one
  * group of codes (I8) are `step` bytes after the last. n is a multiple of 4 for I8.
  */
-KVT_INLINE void product(int type, size_t rows, size_t vectors, const unsigned char *codes,
+KVT_INLINE void product(int type, int side, size_t rows, size_t vectors, const unsigned char *codes,
                         size_t group, size_t step, size_t n, const float *weight, size_t ldw,
                         uintptr_t ahead, float32x4_t *sum)
 {
     size_t i = 0;
+    if (type != I8 && vectors == (rows < 3 ? 8 : 4)) {
+        i = kvt_product_in_order(type, side, rows, vectors, codes, group, step, n, weight, ldw,
+                                 ahead, sum);
+        codes += i * step;
+    } else {
 #define ZERO(i)                                                                                    \
     if ((i) < rows * vectors)                                                                      \
         sum[i] = vdupq_n_f32(0.0f);
-    KVT_EACH_16(ZERO)
+        KVT_EACH_16(ZERO)
 #undef ZERO
+    }
     for (; i + 4 <= n; i += 4) {
         float32x4_t w[ROWS_BLOCK], x[VECTORS_MAX];
 #define LOAD(r)                                                                                    \
@@ -190,8 +198,8 @@ KVT_INLINE void qk_block(int type, size_t rows, size_t vectors, const qk_call *c
         size_t n = call->dims_p - d < CHUNK_DIMS ? call->dims_p - d : CHUNK_DIMS;
         int last = d + n == call->dims_p;
         float32x4_t sum[16];
-        product(type, rows, vectors, tile + d / lane_summands(type) * step, tile_bytes, step, n,
-                call->q + row * call->ldq + d, call->ldq, ahead, sum);
+        product(type, KVT_K, rows, vectors, tile + d / lane_summands(type) * step, tile_bytes, step,
+                n, call->q + row * call->ldq + d, call->ldq, ahead, sum);
 #define ADD(i)                                                                                     \
     if ((i) < rows * vectors) {                                                                    \
         float *to = s + (i) / vectors * KVT_TOKENS + (i) % vectors * 4;                            \
@@ -221,7 +229,7 @@ KVT_INLINE void qk_block(int type, size_t rows, size_t vectors, const qk_call *c
 #define QK_SPAN 32
 #define QK_KERNEL(type)                                                                            \
     QK_BLOCK(type, 1, 8)                                                                           \
-    QK_BLOCK(type, 2, 4)                                                                           \
+    QK_BLOCK(type, 2, (type) == I8 ? 4 : 8)                                                        \
     QK_BLOCK(type, 3, 4)                                                                           \
     QK_BLOCK(type, 4, 4)                                                                           \
     static void qk_rows_##type(const qk_call *call, size_t rows, size_t n_tokens,                  \
@@ -288,9 +296,9 @@ KVT_INLINE void pv_block(int type, size_t rows, size_t vectors, const pv_call *c
                          size_t dim, uintptr_t ahead)
 {
     float32x4_t sum[16];
-    product(type, rows, vectors, call->codes + dim / 4 * lane_bytes(type), 4 * lane_bytes(type),
-            call->dims_p / 4 * lane_bytes(type), call->n_tokens, call->weight + row * KVT_TOKENS,
-            KVT_TOKENS, ahead, sum);
+    product(type, KVT_V, rows, vectors, call->codes + dim / 4 * lane_bytes(type),
+            4 * lane_bytes(type), call->dims_p / 4 * lane_bytes(type), call->n_tokens,
+            call->weight + row * KVT_TOKENS, KVT_TOKENS, ahead, sum);
 #define ADD(i)                                                                                     \
     if ((i) < rows * vectors) {                                                                    \
         float *to = call->acc + (row + (i) / vectors) * call->ldacc + dim + (i) % vectors * 4;     \
@@ -314,7 +322,7 @@ KVT_INLINE void pv_block(int type, size_t rows, size_t vectors, const pv_call *c
 /* Columns of dims, all rows before the next: a column stays in the first-level cache. */
 #define PV_KERNEL(type)                                                                            \
     PV_BLOCK(type, 1, 8)                                                                           \
-    PV_BLOCK(type, 2, 4)                                                                           \
+    PV_BLOCK(type, 2, (type) == I8 ? 4 : 8)                                                        \
     PV_BLOCK(type, 3, 4)                                                                           \
     PV_BLOCK(type, 4, 4)                                                                           \
     static void pv_rows_##type(const pv_call *call, size_t rows, const void *next)                 \

@@ -11,6 +11,9 @@
 
 #define KVT_INLINE static inline __attribute__((always_inline))
 
+/* The side of a product: weights of K (q) may be negative, those of V (p) not. */
+enum { KVT_K, KVT_V };
+
 /* The loop below has a small constant count and must not stay a loop: its arrays are registers. */
 #if defined(__clang__)
 #define KVT_UNROLL _Pragma("clang loop unroll(full)")

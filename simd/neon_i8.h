@@ -26,9 +26,6 @@
 
 #include "neon.h"
 
-/* q may be negative, p may not: a product can tell them apart by the side. */
-enum { KVT_K, KVT_V };
-
 /* Least magnitude that a row is rounded to a fraction of: its reciprocal is a number. */
 #define KVT_LEAST 0x1p-100f
 /* What a packed row begins with: its scale, the rest for alignment. */

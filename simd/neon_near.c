@@ -5,6 +5,7 @@
  * may.)
  */
 #include "neon_i8.h"
+#include "neon_steps.h"
 
 #define Q_MOST_near 16383
 #define P_MOST_near 32767
@@ -29,58 +30,36 @@ KVT_INLINE void store_near(int16x8x2_t x, unsigned char *to)
  * bytes. (A transpose of two groups would let a load of weights serve twice as many summands, and
  * costs every block two more instructions for 32 bytes.)
  *
- * The order is for cores that issue in order, and whose results come in order. On the Cortex-A53 a
- * result comes after 6 cycles, and what would come before it waits: behind a multiplication a load
- * of one register costs a slot, one of several costs none, the step of a pointer costs two and the
- * branch four. So registers are loaded by two and four, while others are multiplied; pointers step
- * behind loads. Compilers undo such an order: the steps are assembly, which they keep, and
- * registers that are loaded together have names. Sums are 8 at least, for the latency.
+ * The order is for cores that issue in order (neon_steps.h): registers are loaded by two and four,
+ * while others are multiplied; pointers step behind loads; there are 8 sums at least.
  *
  * Overflow: the four sums of a lane together are at most 1024 * 127 * 16383 < 2^31 for q, and
  * 64 * 127 * 32767 < 2^28 for p. Dead lanes may wrap.
  */
 
-/* Registers by number, r0 to r31: what compilers would move about. */
-#define R(n) r##n
-#define REGISTER(n) register uint8x16_t R(n) __asm__("v" #n);
-#define EACH_FROM_16(X)                                                                            \
-    X(16) X(17) X(18) X(19) X(20) X(21) X(22) X(23) X(24) X(25) X(26) X(27) X(28) X(29) X(30) X(31)
-
-#define LOAD_1(a, at)                                                                              \
-    __asm__ volatile("ldr %q0, [%1, %2]" : "=w"(R(a)) : "r"(codes), "r"(at) : "memory")
-#define STEP(pointer, bytes)                                                                       \
-    __asm__ volatile("add %0, %0, %1" : "+r"(pointer) : "r"(bytes) : "memory")
-#define COUNT __asm__ volatile("sub %0, %0, #16" : "+r"(n) : : "memory")
-#define LOAD_2(a, b, from)                                                                         \
-    __asm__ volatile("ld1 {%0.16b, %1.16b}, [%2]" : "=w"(R(a)), "=w"(R(b)) : "r"(from) : "memory")
-#define LOAD_4(a, b, c, d, from)                                                                   \
-    __asm__ volatile("ld1 {%0.16b, %1.16b, %2.16b, %3.16b}, [%4]"                                  \
-                     : "=w"(R(a)), "=w"(R(b)), "=w"(R(c)), "=w"(R(d))                              \
-                     : "r"(from)                                                                   \
-                     : "memory")
 /* Weights of one group to a register; a pointer's step is free behind a load. */
 #define WEIGHTS_2(a, b, from)                                                                      \
     __asm__ volatile("ld2r {%0.2d, %1.2d}, [%2]\n\tadd %2, %2, #32"                                \
-                     : "=w"(R(a)), "=w"(R(b)), "+r"(from)                                          \
+                     : "=w"(KVT_R(a)), "=w"(KVT_R(b)), "+r"(from)                                  \
                      :                                                                             \
                      : "memory")
 #define WEIGHTS_4(a, b, c, d, from)                                                                \
     __asm__ volatile("ld4r {%0.2d, %1.2d, %2.2d, %3.2d}, [%4]\n\tadd %4, %4, #32"                  \
-                     : "=w"(R(a)), "=w"(R(b)), "=w"(R(c)), "=w"(R(d)), "+r"(from)                  \
+                     : "=w"(KVT_R(a)), "=w"(KVT_R(b)), "=w"(KVT_R(c)), "=w"(KVT_R(d)), "+r"(from)  \
                      :                                                                             \
                      : "memory")
 #define WIDEN(low, high, codes)                                                                    \
     __asm__ volatile("sxtl %0.8h, %2.8b\n\tsxtl2 %1.8h, %2.16b"                                    \
-                     : "=&w"(R(low)), "=w"(R(high))                                                \
-                     : "w"(R(codes)))
+                     : "=&w"(KVT_R(low)), "=w"(KVT_R(high))                                        \
+                     : "w"(KVT_R(codes)))
 /* Sums of one row and quad, by one group. */
 #define MULTIPLY(s0, s1, s2, s3, low, high, by)                                                    \
     __asm__ volatile("smlal %0.4s, %4.4h, %6.4h\n\t"                                               \
                      "smlal2 %1.4s, %4.8h, %6.8h\n\t"                                              \
                      "smlal %2.4s, %5.4h, %6.4h\n\t"                                               \
                      "smlal2 %3.4s, %5.8h, %6.8h"                                                  \
-                     : "+w"(R(s0)), "+w"(R(s1)), "+w"(R(s2)), "+w"(R(s3))                          \
-                     : "w"(R(low)), "w"(R(high)), "w"(R(by)))
+                     : "+w"(KVT_R(s0)), "+w"(KVT_R(s1)), "+w"(KVT_R(s2)), "+w"(KVT_R(s3))          \
+                     : "w"(KVT_R(low)), "w"(KVT_R(high)), "w"(KVT_R(by)))
 
 /* 16 summands of a row and four quads: sums 0-15, weights 16-19, widened 20-27, codes 28-31. */
 #define WIDEN_4                                                                                    \
@@ -94,18 +73,18 @@ KVT_INLINE void store_near(int16x8x2_t x, unsigned char *to)
     MULTIPLY(8, 9, 10, 11, 24, 25, w);                                                             \
     MULTIPLY(12, 13, 14, 15, 26, 27, w)
 #define PRODUCT_1                                                                                  \
-    LOAD_4(28, 29, 30, 31, codes);                                                                 \
+    KVT_LOAD_4(28, 29, 30, 31, codes);                                                             \
     WEIGHTS_4(16, 17, 18, 19, weight);                                                             \
-    STEP(codes, step_4);                                                                           \
-    COUNT;                                                                                         \
+    KVT_STEP(codes, step_4);                                                                       \
+    KVT_COUNT(n, 16);                                                                              \
     WIDEN_4;                                                                                       \
-    LOAD_4(28, 29, 30, 31, group_1);                                                               \
+    KVT_LOAD_4(28, 29, 30, 31, group_1);                                                           \
     MULTIPLY_4(16);                                                                                \
     WIDEN_4;                                                                                       \
-    LOAD_4(28, 29, 30, 31, group_2);                                                               \
+    KVT_LOAD_4(28, 29, 30, 31, group_2);                                                           \
     MULTIPLY_4(17);                                                                                \
     WIDEN_4;                                                                                       \
-    LOAD_4(28, 29, 30, 31, group_3);                                                               \
+    KVT_LOAD_4(28, 29, 30, 31, group_3);                                                           \
     MULTIPLY_4(18);                                                                                \
     WIDEN_4;                                                                                       \
     MULTIPLY_4(19)
@@ -117,19 +96,19 @@ KVT_INLINE void store_near(int16x8x2_t x, unsigned char *to)
     MULTIPLY(8, 9, 10, 11, a, b, v);                                                               \
     MULTIPLY(12, 13, 14, 15, c, d, v)
 #define PRODUCT_2                                                                                  \
-    LOAD_2(28, 29, codes);                                                                         \
-    STEP(codes, step_4);                                                                           \
-    LOAD_2(30, 31, group_1);                                                                       \
-    STEP(group_1, step_4);                                                                         \
+    KVT_LOAD_2(28, 29, codes);                                                                     \
+    KVT_STEP(codes, step_4);                                                                       \
+    KVT_LOAD_2(30, 31, group_1);                                                                   \
+    KVT_STEP(group_1, step_4);                                                                     \
     WEIGHTS_2(16, 17, weight);                                                                     \
     WEIGHTS_2(18, 19, weight_1);                                                                   \
-    COUNT;                                                                                         \
+    KVT_COUNT(n, 16);                                                                              \
     WIDEN(20, 21, 28);                                                                             \
     WIDEN(22, 23, 29);                                                                             \
-    LOAD_2(28, 29, group_2);                                                                       \
+    KVT_LOAD_2(28, 29, group_2);                                                                   \
     WIDEN(24, 25, 30);                                                                             \
     WIDEN(26, 27, 31);                                                                             \
-    LOAD_2(30, 31, group_3);                                                                       \
+    KVT_LOAD_2(30, 31, group_3);                                                                   \
     MULTIPLY_2X2(16, 18, 20, 21, 22, 23);                                                          \
     MULTIPLY_2X2(17, 19, 24, 25, 26, 27);                                                          \
     WEIGHTS_2(16, 17, half);                                                                       \
@@ -144,12 +123,12 @@ KVT_INLINE void store_near(int16x8x2_t x, unsigned char *to)
     MULTIPLY(4, 5, 6, 7, a, b, w1);                                                                \
     MULTIPLY(8, 9, 10, 11, a, b, w2)
 #define PRODUCT_3                                                                                  \
-    LOAD_1(28, zero);                                                                              \
-    LOAD_1(29, step);                                                                              \
-    COUNT;                                                                                         \
-    LOAD_1(30, step_2);                                                                            \
-    LOAD_1(31, step_3);                                                                            \
-    STEP(codes, step_4);                                                                           \
+    KVT_LOAD_AT(28, codes, zero);                                                                  \
+    KVT_LOAD_AT(29, codes, step);                                                                  \
+    KVT_COUNT(n, 16);                                                                              \
+    KVT_LOAD_AT(30, codes, step_2);                                                                \
+    KVT_LOAD_AT(31, codes, step_3);                                                                \
+    KVT_STEP(codes, step_4);                                                                       \
     WEIGHTS_4(16, 17, 18, 19, weight);                                                             \
     WIDEN(12, 13, 28);                                                                             \
     WEIGHTS_4(20, 21, 22, 23, weight_1);                                                           \
@@ -169,12 +148,12 @@ KVT_INLINE void store_near(int16x8x2_t x, unsigned char *to)
     MULTIPLY(8, 9, 10, 11, a, b, w2);                                                              \
     MULTIPLY(12, 13, 14, 15, a, b, w3)
 #define PRODUCT_ROWS_4                                                                             \
-    LOAD_1(28, zero);                                                                              \
-    LOAD_1(29, step);                                                                              \
-    COUNT;                                                                                         \
-    LOAD_1(30, step_2);                                                                            \
-    LOAD_1(31, step_3);                                                                            \
-    STEP(codes, step_4);                                                                           \
+    KVT_LOAD_AT(28, codes, zero);                                                                  \
+    KVT_LOAD_AT(29, codes, step);                                                                  \
+    KVT_COUNT(n, 16);                                                                              \
+    KVT_LOAD_AT(30, codes, step_2);                                                                \
+    KVT_LOAD_AT(31, codes, step_3);                                                                \
+    KVT_STEP(codes, step_4);                                                                       \
     WEIGHTS_2(16, 17, weight);                                                                     \
     WEIGHTS_2(18, 19, weight_1);                                                                   \
     WEIGHTS_2(20, 21, weight_2);                                                                   \
@@ -206,26 +185,24 @@ KVT_INLINE void product_near(int side, size_t rows, size_t quads, const unsigned
     size_t zero = 0, step_2 = 2 * step, step_3 = 3 * step, step_4 = 4 * step;
     uintptr_t behind = ahead - step_4; /* codes have moved on when they are asked for */
     __asm__("" : "+r"(zero), "+r"(step), "+r"(step_2), "+r"(step_3), "+r"(step_4));
-#define ZERO(n) register uint8x16_t R(n) __asm__("v" #n) = vdupq_n_u8(0);
-    KVT_EACH_16(ZERO)
-#undef ZERO
+    KVT_EACH_16(KVT_ZERO)
     while (n > 0) {
-        EACH_FROM_16(REGISTER)
+        KVT_EACH_FROM_16(KVT_REGISTER)
         if (rows == 1) {
             PRODUCT_1;
             kvt_ask(group_1, ahead);
             kvt_ask(group_2, ahead);
             kvt_ask(group_3, ahead);
             kvt_ask(codes, behind);
-            STEP(group_1, step_4);
-            STEP(group_2, step_4);
-            STEP(group_3, step_4);
+            KVT_STEP(group_1, step_4);
+            KVT_STEP(group_2, step_4);
+            KVT_STEP(group_3, step_4);
         } else if (rows == 2) {
             PRODUCT_2;
             kvt_ask(group_2, ahead);
             kvt_ask(codes, behind);
-            STEP(group_2, step_4);
-            STEP(group_3, step_4);
+            KVT_STEP(group_2, step_4);
+            KVT_STEP(group_3, step_4);
         } else if (rows == 3) {
             PRODUCT_3;
             kvt_ask(codes, behind);
@@ -237,8 +214,9 @@ KVT_INLINE void product_near(int side, size_t rows, size_t quads, const unsigned
     }
 #define FOLD(i, a, b, c, d)                                                                        \
     if ((i) < rows * quads)                                                                        \
-        total[i] = vpaddq_s32(vpaddq_s32(vreinterpretq_s32_u8(R(a)), vreinterpretq_s32_u8(R(b))),  \
-                              vpaddq_s32(vreinterpretq_s32_u8(R(c)), vreinterpretq_s32_u8(R(d))));
+        total[i] = vpaddq_s32(                                                                     \
+            vpaddq_s32(vreinterpretq_s32_u8(KVT_R(a)), vreinterpretq_s32_u8(KVT_R(b))),            \
+            vpaddq_s32(vreinterpretq_s32_u8(KVT_R(c)), vreinterpretq_s32_u8(KVT_R(d))));
     FOLD(0, 0, 1, 2, 3)
     FOLD(1, 4, 5, 6, 7)
     FOLD(2, 8, 9, 10, 11)

@@ -1,0 +1,327 @@
+/*
+ * The inner loops of f32 and f16 of neon.c in the order of neon_steps.h. Included by neon.c only.
+ *
+ * On llvm-mca's Cortex-A53 a product (10 cycles, one a cycle) holds up what follows: a load of four
+ * registers by 2 slots, a conversion of f16 (6 cycles, on a pipe of its own) by 3, the branch by 8.
+ * So f32 is loaded by 16 lanes, a summand ahead; f16 is converted by groups, as large as registers
+ * allow, and loaded behind the conversions; weights are loaded and pointers step where a loop
+ * begins and ends. A sum is used again after 12 or 16 products, or 8 and 2 loads.
+ *
+ * With r rows a load of 16 lanes of f32 is 4r products and 2 slots: 1.5, 1.25, 1.17 and 1.13 times
+ * the products is the least such a core can do. f16 adds a slot for each conversion: 2, 1.5, 1.33
+ * and 1.25 times.
+ */
+#ifndef KVT_NEON_FLOAT_H
+#define KVT_NEON_FLOAT_H
+
+#include "neon_steps.h"
+
+enum { F32, F16, I8 };
+
+/* A summand of 16 lanes in registers x..x+3, by lane e of the weights. */
+#define MULTIPLY_4(s0, s1, s2, s3, x0, x1, x2, x3, w, e)                                           \
+    __asm__ volatile("fmla %0.4s, %4.4s, %8.s[" #e "]\n\t"                                         \
+                     "fmla %1.4s, %5.4s, %8.s[" #e "]\n\t"                                         \
+                     "fmla %2.4s, %6.4s, %8.s[" #e "]\n\t"                                         \
+                     "fmla %3.4s, %7.4s, %8.s[" #e "]"                                             \
+                     : "+w"(KVT_R(s0)), "+w"(KVT_R(s1)), "+w"(KVT_R(s2)), "+w"(KVT_R(s3))          \
+                     : "w"(KVT_R(x0)), "w"(KVT_R(x1)), "w"(KVT_R(x2)), "w"(KVT_R(x3)),             \
+                       "w"(KVT_R(w)))
+#define WIDEN(low, high, pair)                                                                     \
+    __asm__ volatile("fcvtl %0.4s, %2.4h\n\tfcvtl2 %1.4s, %2.8h"                                   \
+                     : "=&w"(KVT_R(low)), "=w"(KVT_R(high))                                        \
+                     : "w"(KVT_R(pair)))
+
+/* All rows of a block by a summand of 16 lanes. */
+#define ROWS_3(x0, x1, x2, x3, w0, w1, w2, e)                                                      \
+    MULTIPLY_4(0, 1, 2, 3, x0, x1, x2, x3, w0, e);                                                 \
+    MULTIPLY_4(4, 5, 6, 7, x0, x1, x2, x3, w1, e);                                                 \
+    MULTIPLY_4(8, 9, 10, 11, x0, x1, x2, x3, w2, e)
+#define ROWS_4(x0, x1, x2, x3, w0, w1, w2, w3, e)                                                  \
+    MULTIPLY_4(0, 1, 2, 3, x0, x1, x2, x3, w0, e);                                                 \
+    MULTIPLY_4(4, 5, 6, 7, x0, x1, x2, x3, w1, e);                                                 \
+    MULTIPLY_4(8, 9, 10, 11, x0, x1, x2, x3, w2, e);                                               \
+    MULTIPLY_4(12, 13, 14, 15, x0, x1, x2, x3, w3, e)
+
+/* Sums 0-15, summands 16-23, weights 24-31. */
+#define F32_4                                                                                      \
+    KVT_LOAD_4(16, 17, 18, 19, at_0);                                                              \
+    KVT_LOAD_NEXT_2(24, 25, weight_0);                                                             \
+    KVT_LOAD_NEXT_2(26, 27, weight_1);                                                             \
+    KVT_LOAD_NEXT_2(28, 29, weight_2);                                                             \
+    KVT_LOAD_NEXT_2(30, 31, weight_3);                                                             \
+    KVT_COUNT(left, 8);                                                                            \
+    KVT_LOAD_4(20, 21, 22, 23, at_1);                                                              \
+    ROWS_4(16, 17, 18, 19, 24, 26, 28, 30, 0);                                                     \
+    KVT_LOAD_4(16, 17, 18, 19, at_2);                                                              \
+    ROWS_4(20, 21, 22, 23, 24, 26, 28, 30, 1);                                                     \
+    KVT_LOAD_4(20, 21, 22, 23, at_3);                                                              \
+    ROWS_4(16, 17, 18, 19, 24, 26, 28, 30, 2);                                                     \
+    KVT_LOAD_4(16, 17, 18, 19, at_4);                                                              \
+    ROWS_4(20, 21, 22, 23, 24, 26, 28, 30, 3);                                                     \
+    KVT_LOAD_4(20, 21, 22, 23, at_5);                                                              \
+    ROWS_4(16, 17, 18, 19, 25, 27, 29, 31, 0);                                                     \
+    KVT_LOAD_4(16, 17, 18, 19, at_6);                                                              \
+    ROWS_4(20, 21, 22, 23, 25, 27, 29, 31, 1);                                                     \
+    KVT_LOAD_4(20, 21, 22, 23, at_7);                                                              \
+    ROWS_4(16, 17, 18, 19, 25, 27, 29, 31, 2);                                                     \
+    ROWS_4(20, 21, 22, 23, 25, 27, 29, 31, 3)
+
+#define F32_3                                                                                      \
+    KVT_LOAD_4(16, 17, 18, 19, at_0);                                                              \
+    KVT_LOAD_NEXT_2(24, 25, weight_0);                                                             \
+    KVT_LOAD_NEXT_2(26, 27, weight_1);                                                             \
+    KVT_LOAD_NEXT_2(28, 29, weight_2);                                                             \
+    KVT_COUNT(left, 8);                                                                            \
+    KVT_LOAD_4(20, 21, 22, 23, at_1);                                                              \
+    ROWS_3(16, 17, 18, 19, 24, 26, 28, 0);                                                         \
+    KVT_LOAD_4(16, 17, 18, 19, at_2);                                                              \
+    ROWS_3(20, 21, 22, 23, 24, 26, 28, 1);                                                         \
+    KVT_LOAD_4(20, 21, 22, 23, at_3);                                                              \
+    ROWS_3(16, 17, 18, 19, 24, 26, 28, 2);                                                         \
+    KVT_LOAD_4(16, 17, 18, 19, at_4);                                                              \
+    ROWS_3(20, 21, 22, 23, 24, 26, 28, 3);                                                         \
+    KVT_LOAD_4(20, 21, 22, 23, at_5);                                                              \
+    ROWS_3(16, 17, 18, 19, 25, 27, 29, 0);                                                         \
+    KVT_LOAD_4(16, 17, 18, 19, at_6);                                                              \
+    ROWS_3(20, 21, 22, 23, 25, 27, 29, 1);                                                         \
+    KVT_LOAD_4(20, 21, 22, 23, at_7);                                                              \
+    ROWS_3(16, 17, 18, 19, 25, 27, 29, 2);                                                         \
+    ROWS_3(20, 21, 22, 23, 25, 27, 29, 3)
+
+/* Two rows by 32 lanes: the first 16 with sums 0-3 and 8-11, the others with 4-7 and 12-15. */
+#define FIRST_2(x0, x1, x2, x3, e)                                                                 \
+    MULTIPLY_4(0, 1, 2, 3, x0, x1, x2, x3, 24, e);                                                 \
+    MULTIPLY_4(8, 9, 10, 11, x0, x1, x2, x3, 25, e)
+#define OTHER_2(x0, x1, x2, x3, e)                                                                 \
+    MULTIPLY_4(4, 5, 6, 7, x0, x1, x2, x3, 24, e);                                                 \
+    MULTIPLY_4(12, 13, 14, 15, x0, x1, x2, x3, 25, e)
+#define F32_2                                                                                      \
+    KVT_LOAD_NEXT(24, weight_0);                                                                   \
+    KVT_LOAD_NEXT(25, weight_1);                                                                   \
+    KVT_LOAD_4(16, 17, 18, 19, at_0);                                                              \
+    KVT_COUNT(left, 4);                                                                            \
+    KVT_LOAD_4(20, 21, 22, 23, beside_0);                                                          \
+    FIRST_2(16, 17, 18, 19, 0);                                                                    \
+    KVT_LOAD_4(16, 17, 18, 19, at_1);                                                              \
+    OTHER_2(20, 21, 22, 23, 0);                                                                    \
+    KVT_LOAD_4(20, 21, 22, 23, beside_1);                                                          \
+    FIRST_2(16, 17, 18, 19, 1);                                                                    \
+    KVT_LOAD_4(16, 17, 18, 19, at_2);                                                              \
+    OTHER_2(20, 21, 22, 23, 1);                                                                    \
+    KVT_LOAD_4(20, 21, 22, 23, beside_2);                                                          \
+    FIRST_2(16, 17, 18, 19, 2);                                                                    \
+    KVT_LOAD_4(16, 17, 18, 19, at_3);                                                              \
+    OTHER_2(20, 21, 22, 23, 2);                                                                    \
+    KVT_LOAD_4(20, 21, 22, 23, beside_3);                                                          \
+    FIRST_2(16, 17, 18, 19, 3);                                                                    \
+    OTHER_2(20, 21, 22, 23, 3)
+
+/* One row by 32 lanes: sums 0-7, each 16 lanes loaded a summand ahead. */
+#define F32_1                                                                                      \
+    KVT_LOAD_NEXT(24, weight_0);                                                                   \
+    KVT_LOAD_4(8, 9, 10, 11, at_0);                                                                \
+    KVT_COUNT(left, 4);                                                                            \
+    KVT_LOAD_4(12, 13, 14, 15, beside_0);                                                          \
+    KVT_LOAD_4(16, 17, 18, 19, at_1);                                                              \
+    MULTIPLY_4(0, 1, 2, 3, 8, 9, 10, 11, 24, 0);                                                   \
+    KVT_LOAD_4(20, 21, 22, 23, beside_1);                                                          \
+    MULTIPLY_4(4, 5, 6, 7, 12, 13, 14, 15, 24, 0);                                                 \
+    KVT_LOAD_4(8, 9, 10, 11, at_2);                                                                \
+    MULTIPLY_4(0, 1, 2, 3, 16, 17, 18, 19, 24, 1);                                                 \
+    KVT_LOAD_4(12, 13, 14, 15, beside_2);                                                          \
+    MULTIPLY_4(4, 5, 6, 7, 20, 21, 22, 23, 24, 1);                                                 \
+    KVT_LOAD_4(16, 17, 18, 19, at_3);                                                              \
+    MULTIPLY_4(0, 1, 2, 3, 8, 9, 10, 11, 24, 2);                                                   \
+    KVT_LOAD_4(20, 21, 22, 23, beside_3);                                                          \
+    MULTIPLY_4(4, 5, 6, 7, 12, 13, 14, 15, 24, 2);                                                 \
+    MULTIPLY_4(0, 1, 2, 3, 16, 17, 18, 19, 24, 3);                                                 \
+    MULTIPLY_4(4, 5, 6, 7, 20, 21, 22, 23, 24, 3)
+
+/* f16, two summands at a time: as loaded 28-31, widened 16-23, weights 24-27. */
+#define F16_4                                                                                      \
+    KVT_LOAD_2(28, 29, at_0);                                                                      \
+    KVT_LOAD_NEXT(24, weight_0);                                                                   \
+    KVT_LOAD_NEXT(25, weight_1);                                                                   \
+    KVT_LOAD_NEXT(26, weight_2);                                                                   \
+    KVT_LOAD_NEXT(27, weight_3);                                                                   \
+    KVT_COUNT(left, 4);                                                                            \
+    WIDEN(16, 17, 28);                                                                             \
+    KVT_LOAD_2(30, 31, at_1);                                                                      \
+    WIDEN(18, 19, 29);                                                                             \
+    KVT_LOAD_2(28, 29, at_2);                                                                      \
+    WIDEN(20, 21, 30);                                                                             \
+    WIDEN(22, 23, 31);                                                                             \
+    KVT_LOAD_2(30, 31, at_3);                                                                      \
+    ROWS_4(16, 17, 18, 19, 24, 25, 26, 27, 0);                                                     \
+    ROWS_4(20, 21, 22, 23, 24, 25, 26, 27, 1);                                                     \
+    WIDEN(16, 17, 28);                                                                             \
+    WIDEN(18, 19, 29);                                                                             \
+    WIDEN(20, 21, 30);                                                                             \
+    WIDEN(22, 23, 31);                                                                             \
+    ROWS_4(16, 17, 18, 19, 24, 25, 26, 27, 2);                                                     \
+    ROWS_4(20, 21, 22, 23, 24, 25, 26, 27, 3)
+
+#define F16_3                                                                                      \
+    KVT_LOAD_2(28, 29, at_0);                                                                      \
+    KVT_LOAD_NEXT(24, weight_0);                                                                   \
+    KVT_LOAD_NEXT(25, weight_1);                                                                   \
+    KVT_LOAD_NEXT(26, weight_2);                                                                   \
+    KVT_COUNT(left, 4);                                                                            \
+    WIDEN(16, 17, 28);                                                                             \
+    KVT_LOAD_2(30, 31, at_1);                                                                      \
+    WIDEN(18, 19, 29);                                                                             \
+    KVT_LOAD_2(28, 29, at_2);                                                                      \
+    WIDEN(20, 21, 30);                                                                             \
+    WIDEN(22, 23, 31);                                                                             \
+    KVT_LOAD_2(30, 31, at_3);                                                                      \
+    ROWS_3(16, 17, 18, 19, 24, 25, 26, 0);                                                         \
+    ROWS_3(20, 21, 22, 23, 24, 25, 26, 1);                                                         \
+    WIDEN(16, 17, 28);                                                                             \
+    WIDEN(18, 19, 29);                                                                             \
+    WIDEN(20, 21, 30);                                                                             \
+    WIDEN(22, 23, 31);                                                                             \
+    ROWS_3(16, 17, 18, 19, 24, 25, 26, 2);                                                         \
+    ROWS_3(20, 21, 22, 23, 24, 25, 26, 3)
+
+#define F16_2                                                                                      \
+    KVT_LOAD_2(28, 29, at_0);                                                                      \
+    KVT_LOAD_2(30, 31, beside_0);                                                                  \
+    KVT_LOAD_NEXT(24, weight_0);                                                                   \
+    KVT_LOAD_NEXT(25, weight_1);                                                                   \
+    KVT_COUNT(left, 4);                                                                            \
+    WIDEN(16, 17, 28);                                                                             \
+    WIDEN(18, 19, 29);                                                                             \
+    KVT_LOAD_2(28, 29, at_1);                                                                      \
+    WIDEN(20, 21, 30);                                                                             \
+    WIDEN(22, 23, 31);                                                                             \
+    KVT_LOAD_2(30, 31, beside_1);                                                                  \
+    FIRST_2(16, 17, 18, 19, 0);                                                                    \
+    OTHER_2(20, 21, 22, 23, 0);                                                                    \
+    WIDEN(16, 17, 28);                                                                             \
+    WIDEN(18, 19, 29);                                                                             \
+    KVT_LOAD_2(28, 29, at_2);                                                                      \
+    WIDEN(20, 21, 30);                                                                             \
+    WIDEN(22, 23, 31);                                                                             \
+    KVT_LOAD_2(30, 31, beside_2);                                                                  \
+    FIRST_2(16, 17, 18, 19, 1);                                                                    \
+    OTHER_2(20, 21, 22, 23, 1);                                                                    \
+    WIDEN(16, 17, 28);                                                                             \
+    WIDEN(18, 19, 29);                                                                             \
+    KVT_LOAD_2(28, 29, at_3);                                                                      \
+    WIDEN(20, 21, 30);                                                                             \
+    WIDEN(22, 23, 31);                                                                             \
+    KVT_LOAD_2(30, 31, beside_3);                                                                  \
+    FIRST_2(16, 17, 18, 19, 2);                                                                    \
+    OTHER_2(20, 21, 22, 23, 2);                                                                    \
+    WIDEN(16, 17, 28);                                                                             \
+    WIDEN(18, 19, 29);                                                                             \
+    WIDEN(20, 21, 30);                                                                             \
+    WIDEN(22, 23, 31);                                                                             \
+    FIRST_2(16, 17, 18, 19, 3);                                                                    \
+    OTHER_2(20, 21, 22, 23, 3)
+
+#define F16_1                                                                                      \
+    KVT_LOAD_2(28, 29, at_0);                                                                      \
+    KVT_LOAD_2(30, 31, beside_0);                                                                  \
+    KVT_LOAD_NEXT(24, weight_0);                                                                   \
+    KVT_COUNT(left, 4);                                                                            \
+    WIDEN(8, 9, 28);                                                                               \
+    WIDEN(10, 11, 29);                                                                             \
+    KVT_LOAD_2(28, 29, at_1);                                                                      \
+    WIDEN(12, 13, 30);                                                                             \
+    WIDEN(14, 15, 31);                                                                             \
+    KVT_LOAD_2(30, 31, beside_1);                                                                  \
+    WIDEN(16, 17, 28);                                                                             \
+    WIDEN(18, 19, 29);                                                                             \
+    KVT_LOAD_2(28, 29, at_2);                                                                      \
+    WIDEN(20, 21, 30);                                                                             \
+    WIDEN(22, 23, 31);                                                                             \
+    KVT_LOAD_2(30, 31, beside_2);                                                                  \
+    MULTIPLY_4(0, 1, 2, 3, 8, 9, 10, 11, 24, 0);                                                   \
+    MULTIPLY_4(4, 5, 6, 7, 12, 13, 14, 15, 24, 0);                                                 \
+    MULTIPLY_4(0, 1, 2, 3, 16, 17, 18, 19, 24, 1);                                                 \
+    MULTIPLY_4(4, 5, 6, 7, 20, 21, 22, 23, 24, 1);                                                 \
+    WIDEN(8, 9, 28);                                                                               \
+    WIDEN(10, 11, 29);                                                                             \
+    KVT_LOAD_2(28, 29, at_3);                                                                      \
+    WIDEN(12, 13, 30);                                                                             \
+    WIDEN(14, 15, 31);                                                                             \
+    KVT_LOAD_2(30, 31, beside_3);                                                                  \
+    WIDEN(16, 17, 28);                                                                             \
+    WIDEN(18, 19, 29);                                                                             \
+    WIDEN(20, 21, 30);                                                                             \
+    WIDEN(22, 23, 31);                                                                             \
+    MULTIPLY_4(0, 1, 2, 3, 8, 9, 10, 11, 24, 2);                                                   \
+    MULTIPLY_4(4, 5, 6, 7, 12, 13, 14, 15, 24, 2);                                                 \
+    MULTIPLY_4(0, 1, 2, 3, 16, 17, 18, 19, 24, 3);                                                 \
+    MULTIPLY_4(4, 5, 6, 7, 20, 21, 22, 23, 24, 3)
+
+/*
+ * All sums of a block over n summands, from zero, for f32 and f16: as many as go into the loop
+ * above, 4 or 8 at a time. Returns how many that were.
+ */
+KVT_INLINE size_t kvt_product_in_order(int type, int side, size_t rows, size_t vectors,
+                                       const unsigned char *codes, size_t group, size_t step,
+                                       size_t n, const float *weight, size_t ldw, uintptr_t ahead,
+                                       float32x4_t *sum)
+{
+    const size_t at_once = type == F32 && vectors == 4 ? 8 : 4, whole = n / at_once * at_once;
+    const size_t stride = at_once * step;
+    const unsigned char *at_0 = codes, *at_1 = at_0 + step, *at_2 = at_1 + step;
+    const unsigned char *at_3 = at_2 + step, *at_4 = at_3 + step, *at_5 = at_4 + step;
+    const unsigned char *at_6 = at_5 + step, *at_7 = at_6 + step;
+    const unsigned char *beside_0 = codes + group, *beside_1 = beside_0 + step;
+    const unsigned char *beside_2 = beside_1 + step, *beside_3 = beside_2 + step;
+    const float *weight_0 = weight, *weight_1 = weight_0 + ldw, *weight_2 = weight_1 + ldw;
+    const float *weight_3 = weight_2 + ldw;
+    KVT_EACH_16(KVT_ZERO)
+    for (size_t left = whole; left > 0;) {
+        KVT_EACH_FROM_16(KVT_REGISTER)
+        if (type == F32 && rows == 1) {
+            F32_1;
+        } else if (type == F32 && rows == 2) {
+            F32_2;
+        } else if (type == F32 && rows == 3) {
+            F32_3;
+        } else if (type == F32) {
+            F32_4;
+        } else if (rows == 1) {
+            F16_1;
+        } else if (rows == 2) {
+            F16_2;
+        } else if (rows == 3) {
+            F16_3;
+        } else {
+            F16_4;
+        }
+        /* A line is 16 lanes of f32. Of f16 it is two summands (K) or 32 lanes (V). */
+        const int both = type == F32 || side == KVT_K, odd = type == F32 || side == KVT_V;
+#define NEXT(at, is_used, is_asked)                                                                \
+    if ((is_used) && (is_asked))                                                                   \
+        KVT_ASK_STEP(at, ahead, stride);                                                           \
+    else if (is_used)                                                                              \
+        KVT_STEP(at, stride);
+        NEXT(at_0, 1, 1)
+        NEXT(at_1, 1, odd)
+        NEXT(at_2, 1, 1)
+        NEXT(at_3, 1, odd)
+        NEXT(at_4, at_once == 8, 1)
+        NEXT(at_5, at_once == 8, 1)
+        NEXT(at_6, at_once == 8, 1)
+        NEXT(at_7, at_once == 8, 1)
+        NEXT(beside_0, vectors == 8, both)
+        NEXT(beside_1, vectors == 8, both && odd)
+        NEXT(beside_2, vectors == 8, both)
+        NEXT(beside_3, vectors == 8, both && odd)
+#undef NEXT
+    }
+#define SUM(i)                                                                                     \
+    if ((i) < rows * vectors)                                                                      \
+        sum[i] = vreinterpretq_f32_u8(KVT_R(i));
+    KVT_EACH_16(SUM)
+#undef SUM
+    return whole;
+}
+
+#endif /* KVT_NEON_FLOAT_H */
