@@ -9,9 +9,13 @@ Compiles the files (simd/neon.c, neon_near.c, dotprod.c, i8mm.c) for aarch64, an
 block of rows (qk_KIND_ROWS, pv_KIND_ROWS) the innermost loop with the most multiplications. For each:
 
     c/B     cycles an iteration over the bytes of codes it consumes
-    min     the same for nothing but its multiplications and one load for every 16 bytes of codes
-    over    their ratio
-    block   over what the loop's own mix of instructions would take if nothing ever waited
+    mul     the same for nothing but its multiplications and one load for every 16 bytes of codes, if
+            nothing ever waited: what the ports take
+    min     the same with what the format forces besides: the widening of codes to the multiplier's
+            type, or their transposition for smmla. Not counted: loads of weights, a second
+            instruction where one could do, pointers, branches
+    over    c/B over min
+    block   c/B over what the ports take for the loop's own mix of instructions
     spills  loads and stores of vectors on the stack in the loop: should be none
 
 What mca knows of a processor is LLVM's model of it. Up to LLVM 14 the Cortex-A76 and the Neoverse
@@ -34,9 +38,22 @@ FLAGS = {
 }
 # Products of one instruction, by its name.
 PRODUCTS = {"sdot": 16, "udot": 16, "smmla": 32, "smlal": 4, "smlal2": 4, "smull": 8, "smull2": 8, "fmla": 4}
+# Who has no such instructions, whatever mca would say of them.
+LACKING = {"dotprod.c": ["cortex-a53"], "i8mm.c": ["cortex-a53", "cortex-a76", "neoverse-n1"]}
 # What a kind multiplies: bytes of an element, instructions' products for each element and row.
 KINDS = {"F32": (4, 1), "F16": (2, 1), "I8": (1, 1), "near": (1, None), "fast": (1, None)}
 DIGITS = {("dotprod.c", "near"): 2, ("i8mm.c", "near"): 2}
+# What the format forces: an instruction for every so many bytes of codes. A code as f32 is isolated
+# and converted, by two instructions at least for four of them.
+FORCED = {
+    ("neon_near.c", "near"): [("sshll\tv0.8h, v1.8b, #0", 8)],
+    ("neon.c", "F16"): [("fcvtl\tv0.4s, v1.4h", 8)],
+    ("neon.c", "I8"): [("shl\tv0.4s, v1.4s, #24", 4), ("scvtf\tv0.4s, v1.4s, #24", 4)],
+    ("i8mm.c", "near"): [("trn1\tv0.4s, v1.4s, v2.4s", 16)],
+}
+# The ports of vector instructions by the names of LLVM's models: what is bound to one of them, and
+# what is bound to none, add up.
+VECTOR_PORTS = r"A57Unit[WX]|[NV]\d+UnitV\d+"
 
 
 def run(command, **options):
@@ -89,14 +106,18 @@ def is_product(line):
 
 
 def analyse(mca, cpu, lines):
-    """Cycles of an iteration, and what its instructions would take by themselves."""
+    """Cycles of an iteration, and what its instructions take of the ports."""
     text = "\n".join(re.sub(r"\.L\w+", "label", line) for line in lines) + "\n"
     text = re.sub(r"prfm(\s.*, -)", r"prfum\1", text)  # as assemblers do
     out = run([mca, "-march=aarch64", "-mattr=+dotprod,+i8mm", "-mcpu=" + cpu, "-iterations=200",
-               "-instruction-info=0", "-resource-pressure=0", "-"], input="label:\n" + text)
+               "-instruction-info=0", "-"], input="label:\n" + text)
     cycles = int(re.search(r"Total Cycles:\s+(\d+)", out).group(1)) / 200
     block = float(re.search(r"Block RThroughput:\s+([\d.]+)", out).group(1))
-    return cycles, block
+    names = re.findall(r"^\[[\d.]+\]\s+- (\w+)", out, re.M)
+    row = re.search(r"Resource pressure per iteration:\n.*\n(.*)", out).group(1).split()
+    vector = [float(x.replace("-", "0")) for name, x in zip(names, row)
+              if re.fullmatch(VECTOR_PORTS, name)]
+    return cycles, max(block, sum(vector) / max(len(vector), 1))
 
 
 def main():
@@ -111,8 +132,8 @@ def main():
     target = ["--target=aarch64-linux-gnu"] if "clang" in options.cc else []
 
     print("%-11s %-10s %4s " % ("file", "kernel", "rows") +
-          " ".join("%-27s" % cpu for cpu in options.cpu) + " spills")
-    print(" " * 28 + " ".join("  c/B   min  over block     " for _ in options.cpu))
+          " ".join("%-33s" % cpu for cpu in options.cpu) + " spills")
+    print(" " * 28 + " ".join("  c/B   mul   min  over block     " for _ in options.cpu))
     for file in options.files:
         file = os.path.basename(file)
         with tempfile.TemporaryDirectory() as out:
@@ -136,13 +157,20 @@ def main():
             codes = sum(PRODUCTS[name_of(line)] for line in products) / digits / rows
             bytes_ = codes * element
             least = products + ["\tldr\tq0, [x0]"] * int(bytes_ / 16)
+            forced = [line for text, each in FORCED.get((file, kind), [])
+                      for line in ["\t" + text] * int(bytes_ / each)]
             spills = sum(bool(re.search(r"\sq\d+,.*\[sp", line)) for line in loop)
             cells = []
             for cpu in options.cpu:
+                if cpu in LACKING.get(file, []):
+                    cells.append("%5s%28s" % ("-", ""))
+                    continue
                 cycles, block = analyse(options.mca, cpu, loop)
-                minimum = analyse(options.mca, cpu, least)[1]
-                cells.append("%5.3f %5.3f %5.2f %5.2f     " % (cycles / bytes_, minimum / bytes_,
-                                                            cycles / minimum, cycles / block))
+                multiplied = analyse(options.mca, cpu, least)[1]
+                minimum = analyse(options.mca, cpu, least + forced)[1]
+                cells.append("%5.3f %5.3f %5.3f %5.2f %5.2f     " % (
+                    cycles / bytes_, multiplied / bytes_, minimum / bytes_, cycles / minimum,
+                    cycles / block))
             print("%-11s %-10s %4d " % (file, parts.group(1), rows) + " ".join(cells) +
                   " %d" % spills)
 
