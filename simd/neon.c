@@ -114,10 +114,10 @@ KVT_INLINE void product(int type, int side, size_t rows, size_t vectors, const u
                         uintptr_t ahead, float32x4_t *sum)
 {
     size_t i = 0;
-    if (type != I8 && vectors == (rows < 3 ? 8 : 4)) {
+    if (vectors == (rows == 1 || (rows == 2 && type != I8) ? 8 : 4)) {
         i = kvt_product_in_order(type, side, rows, vectors, codes, group, step, n, weight, ldw,
                                  ahead, sum);
-        codes += i * step;
+        codes += i / lane_summands(type) * step;
     } else {
 #define ZERO(i)                                                                                    \
     if ((i) < rows * vectors)                                                                      \

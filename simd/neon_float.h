@@ -258,8 +258,139 @@ enum { F32, F16, I8 };
     MULTIPLY_4(4, 5, 6, 7, 20, 21, 22, 23, 24, 3)
 
 /*
- * All sums of a block over n summands, from zero, for f32 and f16: as many as go into the loop
- * above, 4 or 8 at a time. Returns how many that were.
+ * Codes as f32: element e of each lane's four goes to its top, what is left below it is cleared (of
+ * element 1 that is one byte), and the lane is converted as a fraction with 24 bits behind the
+ * point.
+ */
+#define SHIFT_4(x0, x1, x2, x3, from0, from1, from2, from3, bits)                                  \
+    __asm__ volatile("shl %0.4s, %4.4s, #" #bits "\n\tshl %1.4s, %5.4s, #" #bits                   \
+                     "\n\tshl %2.4s, %6.4s, #" #bits "\n\tshl %3.4s, %7.4s, #" #bits               \
+                     : "=w"(KVT_R(x0)), "=w"(KVT_R(x1)), "=w"(KVT_R(x2)), "=w"(KVT_R(x3))          \
+                     : "w"(KVT_R(from0)), "w"(KVT_R(from1)), "w"(KVT_R(from2)), "w"(KVT_R(from3)))
+#define CLEAR_4(x0, x1, x2, x3)                                                                    \
+    __asm__ volatile("bic %0.4s, #255, lsl #16\n\tbic %1.4s, #255, lsl #16\n\t"                    \
+                     "bic %2.4s, #255, lsl #16\n\tbic %3.4s, #255, lsl #16"                        \
+                     : "+w"(KVT_R(x0)), "+w"(KVT_R(x1)), "+w"(KVT_R(x2)), "+w"(KVT_R(x3)))
+#define TOP(mask) __asm__ volatile("movi %0.4s, #255, lsl #24" : "=w"(KVT_R(mask)))
+#define TOP_4(x0, x1, x2, x3, mask)                                                                \
+    __asm__ volatile("and %0.16b, %0.16b, %4.16b\n\tand %1.16b, %1.16b, %4.16b\n\t"                \
+                     "and %2.16b, %2.16b, %4.16b\n\tand %3.16b, %3.16b, %4.16b"                    \
+                     : "+w"(KVT_R(x0)), "+w"(KVT_R(x1)), "+w"(KVT_R(x2)), "+w"(KVT_R(x3))          \
+                     : "w"(KVT_R(mask)))
+#define CONVERT_4(x0, x1, x2, x3)                                                                  \
+    __asm__ volatile("scvtf %0.4s, %0.4s, #24\n\tscvtf %1.4s, %1.4s, #24\n\t"                      \
+                     "scvtf %2.4s, %2.4s, #24\n\tscvtf %3.4s, %3.4s, #24"                          \
+                     : "+w"(KVT_R(x0)), "+w"(KVT_R(x1)), "+w"(KVT_R(x2)), "+w"(KVT_R(x3)))
+
+/* i8, a group of four summands: codes 28-31, two elements 16-23, weights 24-27. */
+#define I8_4                                                                                       \
+    KVT_LOAD_4(28, 29, 30, 31, at_0);                                                              \
+    KVT_LOAD_NEXT(24, weight_0);                                                                   \
+    KVT_LOAD_NEXT(25, weight_1);                                                                   \
+    KVT_LOAD_NEXT(26, weight_2);                                                                   \
+    KVT_LOAD_NEXT(27, weight_3);                                                                   \
+    KVT_COUNT(left, 4);                                                                            \
+    SHIFT_4(20, 21, 22, 23, 28, 29, 30, 31, 16);                                                   \
+    SHIFT_4(16, 17, 18, 19, 28, 29, 30, 31, 24);                                                   \
+    CLEAR_4(20, 21, 22, 23);                                                                       \
+    CONVERT_4(16, 17, 18, 19);                                                                     \
+    CONVERT_4(20, 21, 22, 23);                                                                     \
+    ROWS_4(16, 17, 18, 19, 24, 25, 26, 27, 0);                                                     \
+    ROWS_4(20, 21, 22, 23, 24, 25, 26, 27, 1);                                                     \
+    SHIFT_4(16, 17, 18, 19, 28, 29, 30, 31, 8);                                                    \
+    TOP(20);                                                                                       \
+    TOP_4(28, 29, 30, 31, 20);                                                                     \
+    TOP_4(16, 17, 18, 19, 20);                                                                     \
+    CONVERT_4(28, 29, 30, 31);                                                                     \
+    CONVERT_4(16, 17, 18, 19);                                                                     \
+    ROWS_4(16, 17, 18, 19, 24, 25, 26, 27, 2);                                                     \
+    ROWS_4(28, 29, 30, 31, 24, 25, 26, 27, 3)
+
+#define I8_3                                                                                       \
+    KVT_LOAD_4(28, 29, 30, 31, at_0);                                                              \
+    KVT_LOAD_NEXT(24, weight_0);                                                                   \
+    KVT_LOAD_NEXT(25, weight_1);                                                                   \
+    KVT_LOAD_NEXT(26, weight_2);                                                                   \
+    KVT_COUNT(left, 4);                                                                            \
+    SHIFT_4(20, 21, 22, 23, 28, 29, 30, 31, 16);                                                   \
+    SHIFT_4(16, 17, 18, 19, 28, 29, 30, 31, 24);                                                   \
+    CLEAR_4(20, 21, 22, 23);                                                                       \
+    CONVERT_4(16, 17, 18, 19);                                                                     \
+    CONVERT_4(20, 21, 22, 23);                                                                     \
+    ROWS_3(16, 17, 18, 19, 24, 25, 26, 0);                                                         \
+    ROWS_3(20, 21, 22, 23, 24, 25, 26, 1);                                                         \
+    SHIFT_4(16, 17, 18, 19, 28, 29, 30, 31, 8);                                                    \
+    TOP(20);                                                                                       \
+    TOP_4(28, 29, 30, 31, 20);                                                                     \
+    TOP_4(16, 17, 18, 19, 20);                                                                     \
+    CONVERT_4(28, 29, 30, 31);                                                                     \
+    CONVERT_4(16, 17, 18, 19);                                                                     \
+    ROWS_3(16, 17, 18, 19, 24, 25, 26, 2);                                                         \
+    ROWS_3(28, 29, 30, 31, 24, 25, 26, 3)
+
+/* Two rows by 16 lanes have room for all four elements. */
+#define I8_2                                                                                       \
+    KVT_LOAD_4(28, 29, 30, 31, at_0);                                                              \
+    KVT_LOAD_NEXT(24, weight_0);                                                                   \
+    KVT_LOAD_NEXT(25, weight_1);                                                                   \
+    KVT_COUNT(left, 4);                                                                            \
+    SHIFT_4(12, 13, 14, 15, 28, 29, 30, 31, 16);                                                   \
+    SHIFT_4(8, 9, 10, 11, 28, 29, 30, 31, 24);                                                     \
+    CLEAR_4(12, 13, 14, 15);                                                                       \
+    CONVERT_4(8, 9, 10, 11);                                                                       \
+    CONVERT_4(12, 13, 14, 15);                                                                     \
+    SHIFT_4(16, 17, 18, 19, 28, 29, 30, 31, 8);                                                    \
+    TOP_4(28, 29, 30, 31, 26);                                                                     \
+    TOP_4(16, 17, 18, 19, 26);                                                                     \
+    CONVERT_4(28, 29, 30, 31);                                                                     \
+    CONVERT_4(16, 17, 18, 19);                                                                     \
+    MULTIPLY_4(0, 1, 2, 3, 8, 9, 10, 11, 24, 0);                                                   \
+    MULTIPLY_4(4, 5, 6, 7, 8, 9, 10, 11, 25, 0);                                                   \
+    MULTIPLY_4(0, 1, 2, 3, 12, 13, 14, 15, 24, 1);                                                 \
+    MULTIPLY_4(4, 5, 6, 7, 12, 13, 14, 15, 25, 1);                                                 \
+    MULTIPLY_4(0, 1, 2, 3, 16, 17, 18, 19, 24, 2);                                                 \
+    MULTIPLY_4(4, 5, 6, 7, 16, 17, 18, 19, 25, 2);                                                 \
+    MULTIPLY_4(0, 1, 2, 3, 28, 29, 30, 31, 24, 3);                                                 \
+    MULTIPLY_4(4, 5, 6, 7, 28, 29, 30, 31, 25, 3)
+
+/* One row by 32 lanes: codes 8-15, an element 16-23. */
+#define I8_1                                                                                       \
+    KVT_LOAD_4(8, 9, 10, 11, at_0);                                                                \
+    KVT_LOAD_4(12, 13, 14, 15, beside_0);                                                          \
+    KVT_LOAD_NEXT(24, weight_0);                                                                   \
+    KVT_COUNT(left, 4);                                                                            \
+    SHIFT_4(16, 17, 18, 19, 8, 9, 10, 11, 24);                                                     \
+    SHIFT_4(20, 21, 22, 23, 12, 13, 14, 15, 24);                                                   \
+    CONVERT_4(16, 17, 18, 19);                                                                     \
+    CONVERT_4(20, 21, 22, 23);                                                                     \
+    MULTIPLY_4(0, 1, 2, 3, 16, 17, 18, 19, 24, 0);                                                 \
+    MULTIPLY_4(4, 5, 6, 7, 20, 21, 22, 23, 24, 0);                                                 \
+    SHIFT_4(16, 17, 18, 19, 8, 9, 10, 11, 16);                                                     \
+    SHIFT_4(20, 21, 22, 23, 12, 13, 14, 15, 16);                                                   \
+    CLEAR_4(16, 17, 18, 19);                                                                       \
+    CLEAR_4(20, 21, 22, 23);                                                                       \
+    CONVERT_4(16, 17, 18, 19);                                                                     \
+    CONVERT_4(20, 21, 22, 23);                                                                     \
+    MULTIPLY_4(0, 1, 2, 3, 16, 17, 18, 19, 24, 1);                                                 \
+    MULTIPLY_4(4, 5, 6, 7, 20, 21, 22, 23, 24, 1);                                                 \
+    SHIFT_4(16, 17, 18, 19, 8, 9, 10, 11, 8);                                                      \
+    SHIFT_4(20, 21, 22, 23, 12, 13, 14, 15, 8);                                                    \
+    TOP_4(16, 17, 18, 19, 25);                                                                     \
+    TOP_4(20, 21, 22, 23, 25);                                                                     \
+    CONVERT_4(16, 17, 18, 19);                                                                     \
+    CONVERT_4(20, 21, 22, 23);                                                                     \
+    MULTIPLY_4(0, 1, 2, 3, 16, 17, 18, 19, 24, 2);                                                 \
+    MULTIPLY_4(4, 5, 6, 7, 20, 21, 22, 23, 24, 2);                                                 \
+    TOP_4(8, 9, 10, 11, 25);                                                                       \
+    TOP_4(12, 13, 14, 15, 25);                                                                     \
+    CONVERT_4(8, 9, 10, 11);                                                                       \
+    CONVERT_4(12, 13, 14, 15);                                                                     \
+    MULTIPLY_4(0, 1, 2, 3, 8, 9, 10, 11, 24, 3);                                                   \
+    MULTIPLY_4(4, 5, 6, 7, 12, 13, 14, 15, 24, 3)
+
+/*
+ * All sums of a block over n summands, from zero: as many as go into the loops above, 4 or 8 at a
+ * time. Returns how many that were.
  */
 KVT_INLINE size_t kvt_product_in_order(int type, int side, size_t rows, size_t vectors,
                                        const unsigned char *codes, size_t group, size_t step,
@@ -267,7 +398,7 @@ KVT_INLINE size_t kvt_product_in_order(int type, int side, size_t rows, size_t v
                                        float32x4_t *sum)
 {
     const size_t at_once = type == F32 && vectors == 4 ? 8 : 4, whole = n / at_once * at_once;
-    const size_t stride = at_once * step;
+    const size_t stride = type == I8 ? step : at_once * step;
     const unsigned char *at_0 = codes, *at_1 = at_0 + step, *at_2 = at_1 + step;
     const unsigned char *at_3 = at_2 + step, *at_4 = at_3 + step, *at_5 = at_4 + step;
     const unsigned char *at_6 = at_5 + step, *at_7 = at_6 + step;
@@ -276,9 +407,21 @@ KVT_INLINE size_t kvt_product_in_order(int type, int side, size_t rows, size_t v
     const float *weight_0 = weight, *weight_1 = weight_0 + ldw, *weight_2 = weight_1 + ldw;
     const float *weight_3 = weight_2 + ldw;
     KVT_EACH_16(KVT_ZERO)
+    KVT_EACH_FROM_16(KVT_REGISTER)
+    if (type == I8 && rows == 1)
+        TOP(25);
+    if (type == I8 && rows == 2)
+        TOP(26);
     for (size_t left = whole; left > 0;) {
-        KVT_EACH_FROM_16(KVT_REGISTER)
-        if (type == F32 && rows == 1) {
+        if (type == I8 && rows == 1) {
+            I8_1;
+        } else if (type == I8 && rows == 2) {
+            I8_2;
+        } else if (type == I8 && rows == 3) {
+            I8_3;
+        } else if (type == I8) {
+            I8_4;
+        } else if (type == F32 && rows == 1) {
             F32_1;
         } else if (type == F32 && rows == 2) {
             F32_2;
@@ -295,25 +438,26 @@ KVT_INLINE size_t kvt_product_in_order(int type, int side, size_t rows, size_t v
         } else {
             F16_4;
         }
-        /* A line is 16 lanes of f32. Of f16 it is two summands (K) or 32 lanes (V). */
-        const int both = type == F32 || side == KVT_K, odd = type == F32 || side == KVT_V;
+        /* A line is 16 lanes of f32 or of a group. Of f16 it is two summands (K) or 32 lanes (V).
+         */
+        const int both = type != F16 || side == KVT_K, odd = type != F16 || side == KVT_V;
 #define NEXT(at, is_used, is_asked)                                                                \
     if ((is_used) && (is_asked))                                                                   \
         KVT_ASK_STEP(at, ahead, stride);                                                           \
     else if (is_used)                                                                              \
         KVT_STEP(at, stride);
         NEXT(at_0, 1, 1)
-        NEXT(at_1, 1, odd)
-        NEXT(at_2, 1, 1)
-        NEXT(at_3, 1, odd)
+        NEXT(at_1, type != I8, odd)
+        NEXT(at_2, type != I8, 1)
+        NEXT(at_3, type != I8, odd)
         NEXT(at_4, at_once == 8, 1)
         NEXT(at_5, at_once == 8, 1)
         NEXT(at_6, at_once == 8, 1)
         NEXT(at_7, at_once == 8, 1)
         NEXT(beside_0, vectors == 8, both)
-        NEXT(beside_1, vectors == 8, both && odd)
-        NEXT(beside_2, vectors == 8, both)
-        NEXT(beside_3, vectors == 8, both && odd)
+        NEXT(beside_1, type != I8 && vectors == 8, both && odd)
+        NEXT(beside_2, type != I8 && vectors == 8, both)
+        NEXT(beside_3, type != I8 && vectors == 8, both && odd)
 #undef NEXT
     }
 #define SUM(i)                                                                                     \
