@@ -1,15 +1,14 @@
 /*
- * The inner loops of f32 and f16 of neon.c in the order of neon_steps.h. Included by neon.c only.
+ * The inner loops of neon.c in the order of neon_steps.h. Included by neon.c only.
  *
  * On llvm-mca's Cortex-A53 a product (10 cycles, one a cycle) holds up what follows: a load of four
- * registers by 2 slots, a conversion of f16 (6 cycles, on a pipe of its own) by 3, the branch by 8.
- * So f32 is loaded by 16 lanes, a summand ahead; f16 is converted by groups, as large as registers
- * allow, and loaded behind the conversions; weights are loaded and pointers step where a loop
- * begins and ends. A sum is used again after 12 or 16 products, or 8 and 2 loads.
+ * registers by 2 slots, a conversion (6 cycles, on a pipe of its own) by 3, the branch by 8. So f32
+ * is loaded by 16 lanes, a summand ahead; f16 and i8 are converted by groups, as large as registers
+ * allow, and loaded behind conversions; weights are loaded and pointers step where a loop begins
+ * and ends. A sum is used again after 12 or 16 products, or after 8 and two loads.
  *
- * With r rows a load of 16 lanes of f32 is 4r products and 2 slots: 1.5, 1.25, 1.17 and 1.13 times
- * the products is the least such a core can do. f16 adds a slot for each conversion: 2, 1.5, 1.33
- * and 1.25 times.
+ * Each load of 16 lanes of f32 excludes products from 2 slots, so that r rows take 4r + 2 at least;
+ * f16 takes a slot for each conversion, 4r + 4.
  */
 #ifndef KVT_NEON_FLOAT_H
 #define KVT_NEON_FLOAT_H
