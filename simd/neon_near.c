@@ -147,7 +147,7 @@ KVT_INLINE void store_near(int16x8x2_t x, unsigned char *to)
     MULTIPLY(4, 5, 6, 7, a, b, w1);                                                                \
     MULTIPLY(8, 9, 10, 11, a, b, w2);                                                              \
     MULTIPLY(12, 13, 14, 15, a, b, w3)
-#define PRODUCT_ROWS_4                                                                             \
+#define PRODUCT_4                                                                                  \
     KVT_LOAD_AT(28, codes, zero);                                                                  \
     KVT_LOAD_AT(29, codes, step);                                                                  \
     KVT_COUNT(n, 16);                                                                              \
@@ -184,6 +184,7 @@ KVT_INLINE void product_near(int side, size_t rows, size_t quads, const unsigned
     const unsigned char *half_3 = half_2 + ldw;
     size_t zero = 0, step_2 = 2 * step, step_3 = 3 * step, step_4 = 4 * step;
     uintptr_t behind = ahead - step_4; /* codes have moved on when they are asked for */
+    /* Registers all of them: the addition for an address would cost slots. */
     __asm__("" : "+r"(zero), "+r"(step), "+r"(step_2), "+r"(step_3), "+r"(step_4));
     KVT_EACH_16(KVT_ZERO)
     while (n > 0) {
@@ -207,7 +208,7 @@ KVT_INLINE void product_near(int side, size_t rows, size_t quads, const unsigned
             PRODUCT_3;
             kvt_ask(codes, behind);
         } else {
-            PRODUCT_ROWS_4;
+            PRODUCT_4;
             kvt_ask(codes, behind);
         }
         __asm__ volatile("" ::: "memory");
