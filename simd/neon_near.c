@@ -191,27 +191,22 @@ KVT_INLINE void product_near(int side, size_t rows, size_t quads, const unsigned
         KVT_EACH_FROM_16(KVT_REGISTER)
         if (rows == 1) {
             PRODUCT_1;
-            kvt_ask(group_1, ahead);
-            kvt_ask(group_2, ahead);
-            kvt_ask(group_3, ahead);
-            kvt_ask(codes, behind);
-            KVT_STEP(group_1, step_4);
-            KVT_STEP(group_2, step_4);
-            KVT_STEP(group_3, step_4);
+            KVT_ASK_STEP(group_1, ahead, step_4);
+            KVT_ASK_STEP(group_2, ahead, step_4);
+            KVT_ASK_STEP(group_3, ahead, step_4);
+            KVT_ASK(codes, behind);
         } else if (rows == 2) {
             PRODUCT_2;
-            kvt_ask(group_2, ahead);
-            kvt_ask(codes, behind);
-            KVT_STEP(group_2, step_4);
+            KVT_ASK_STEP(group_2, ahead, step_4);
+            KVT_ASK(codes, behind);
             KVT_STEP(group_3, step_4);
         } else if (rows == 3) {
             PRODUCT_3;
-            kvt_ask(codes, behind);
+            KVT_ASK(codes, behind);
         } else {
             PRODUCT_4;
-            kvt_ask(codes, behind);
+            KVT_ASK(codes, behind);
         }
-        __asm__ volatile("" ::: "memory");
     }
 #define FOLD(i, a, b, c, d)                                                                        \
     if ((i) < rows * quads)                                                                        \
