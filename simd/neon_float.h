@@ -459,9 +459,10 @@ KVT_INLINE size_t kvt_product_in_order(int type, int side, size_t rows, size_t v
         NEXT(beside_3, type != I8 && vectors == 8, both && odd)
 #undef NEXT
     }
+    KVT_EACH_16(KVT_TAKE)
 #define SUM(i)                                                                                     \
     if ((i) < rows * vectors)                                                                      \
-        sum[i] = vreinterpretq_f32_u8(KVT_R(i));
+        sum[i] = vreinterpretq_f32_u8(KVT_TAKEN(i));
     KVT_EACH_16(SUM)
 #undef SUM
     return whole;

@@ -208,11 +208,12 @@ KVT_INLINE void product_near(int side, size_t rows, size_t quads, const unsigned
             KVT_ASK(codes, behind);
         }
     }
+    KVT_EACH_16(KVT_TAKE)
 #define FOLD(i, a, b, c, d)                                                                        \
     if ((i) < rows * quads)                                                                        \
         total[i] = vpaddq_s32(                                                                     \
-            vpaddq_s32(vreinterpretq_s32_u8(KVT_R(a)), vreinterpretq_s32_u8(KVT_R(b))),            \
-            vpaddq_s32(vreinterpretq_s32_u8(KVT_R(c)), vreinterpretq_s32_u8(KVT_R(d))));
+            vpaddq_s32(vreinterpretq_s32_u8(KVT_TAKEN(a)), vreinterpretq_s32_u8(KVT_TAKEN(b))),    \
+            vpaddq_s32(vreinterpretq_s32_u8(KVT_TAKEN(c)), vreinterpretq_s32_u8(KVT_TAKEN(d))));
     FOLD(0, 0, 1, 2, 3)
     FOLD(1, 4, 5, 6, 7)
     FOLD(2, 8, 9, 10, 11)
