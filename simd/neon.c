@@ -64,8 +64,7 @@ KVT_INLINE float32x4_t code_lanes(const unsigned char *from, int e)
     return vcvtq_n_f32_s32(lanes, 24);
 }
 
-/* Vector v of summand e; groups of four vectors (K's tiles, V's 16 dims) are `group` bytes apart.
- */
+/* Vector v of summand e; four of them (K's tiles, V's 16 dims) are `group` bytes from the next. */
 KVT_INLINE float32x4_t load_lanes(int type, const unsigned char *codes, size_t step, size_t group,
                                   size_t v, int e)
 {

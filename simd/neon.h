@@ -32,10 +32,6 @@ enum { KVT_K, KVT_V };
  * would move loads up until registers run out, or down to their use, where in-order cores wait.
  */
 #define KVT_LOADED() __asm__ volatile("" ::: "memory")
-/* What makes these vectors stays before this, and in the order of such statements. */
-#define KVT_KEEP(a, b) __asm__ volatile("" ::"w"(a), "w"(b) : "memory")
-#define KVT_KEEP_4(x)                                                                              \
-    __asm__ volatile("" ::"w"((x)[0]), "w"((x)[1]), "w"((x)[2]), "w"((x)[3]) : "memory")
 
 /* Unaligned loads of bytes, without a cast at each use. */
 KVT_INLINE int8x16_t kvt_load_s8(const unsigned char *from)

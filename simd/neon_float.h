@@ -437,8 +437,7 @@ KVT_INLINE size_t kvt_product_in_order(int type, int side, size_t rows, size_t v
         } else {
             F16_4;
         }
-        /* A line is 16 lanes of f32 or of a group. Of f16 it is two summands (K) or 32 lanes (V).
-         */
+        /* A line is 16 lanes of f32 or of a group; of f16 two summands (K) or 32 lanes (V). */
         const int both = type != F16 || side == KVT_K, odd = type != F16 || side == KVT_V;
 #define NEXT(at, is_used, is_asked)                                                                \
     if ((is_used) && (is_asked))                                                                   \

@@ -1,6 +1,6 @@
 /*
  * i8 as integer dot products, for the NEON instruction sets. neon_near.c, dotprod.c and
- * i8mm.c each say how 8 summands are multiplied and how weights are laid out for that; all the rest
+ * i8mm.c each say how summands are multiplied and how weights are laid out for that; all the rest
  * is here: rounding q and p, walking the tiles in blocks of rows, applying the scales.
  *
  * K and V are one product. K's 64 bytes of a group are [16 tokens][4 dims], V's [16 dims][4

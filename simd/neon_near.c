@@ -31,7 +31,7 @@ KVT_INLINE void store_near(int16x8x2_t x, unsigned char *to)
  * costs every block two more instructions for 32 bytes.)
  *
  * The order is for cores that issue in order (neon_steps.h): registers are loaded by two and four,
- * while others are multiplied; pointers step behind loads; there are 8 sums at least.
+ * while others are multiplied; pointers step behind loads; there are 12 sums at least.
  *
  * Overflow: the four sums of a lane together are at most 1024 * 127 * 16383 < 2^31 for q, and
  * 64 * 127 * 32767 < 2^28 for p. Dead lanes may wrap.
