@@ -3,10 +3,12 @@
 Cycles per byte of K or V of the NEON kernels' inner loops, as llvm-mca predicts them: a bound that
 can be had without the processors, and without the noise of a shared machine.
 
-    python3 bench/mca.py [--cc COMPILER] [--mca LLVM-MCA] [--cpu NAME ...] [--rows N ...] [FILE ...]
+    python3 bench/mca.py [FILE ...] [--cc COMPILER] [--flag=FLAG ...] [--mca LLVM-MCA]
+                         [--cpu NAME ...] [--rows N ...]
 
-Compiles the files (simd/neon.c, neon_near.c, dotprod.c, i8mm.c) for aarch64, and takes of each function of a
-block of rows (qk_KIND_ROWS, pv_KIND_ROWS) the innermost loop with the most multiplications. For each:
+Compiles the files (of simd/neon.c, neon_near.c, dotprod.c, i8mm.c; all by default) for aarch64, and
+takes of each function of a block of rows (qk_KIND_ROWS, pv_KIND_ROWS) the innermost loop with the
+most multiplications. For each processor, or `-` where it lacks the instructions:
 
     c/B     cycles an iteration over the bytes of codes it consumes
     mul     the same for nothing but its multiplications and one load for every 16 bytes of codes, if
@@ -20,7 +22,9 @@ block of rows (qk_KIND_ROWS, pv_KIND_ROWS) the innermost loop with the most mult
 
 What mca knows of a processor is LLVM's model of it. Up to LLVM 14 the Cortex-A76 and the Neoverse
 N1 are the Cortex-A57's, with one load a cycle where they have two; LLVM 19 models the N1, whose core
-is the A76's.
+is the A76's, and the Neoverse V1, which has i8mm.
+
+Of Debian 12 it takes gcc-aarch64-linux-gnu (or clang: --cc clang), libc6-dev-arm64-cross and llvm-14.
 """
 import argparse
 import os
@@ -57,7 +61,10 @@ VECTOR_PORTS = r"A57Unit[WX]|[NV]\d+UnitV\d+"
 
 
 def run(command, **options):
-    done = subprocess.run(command, capture_output=True, text=True, **options)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, **options)
+    except OSError as error:
+        sys.exit("%s: %s" % (command[0], error.strerror))
     if done.returncode:
         sys.exit("%s: %s" % (command[0], done.stderr[:500]))
     return done.stdout
@@ -121,21 +128,26 @@ def analyse(mca, cpu, lines):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--cc", default="aarch64-linux-gnu-gcc")
-    parser.add_argument("--mca", default="llvm-mca-14")
-    parser.add_argument("--cpu", nargs="+", default=["cortex-a53", "cortex-a76", "neoverse-n1"])
+    parser = argparse.ArgumentParser(description=__doc__, usage=argparse.SUPPRESS,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cc", default="aarch64-linux-gnu-gcc", help="%(default)s")
+    parser.add_argument("--mca", default="llvm-mca-14", help="%(default)s")
+    parser.add_argument("--cpu", nargs="+", default=["cortex-a53", "cortex-a76", "neoverse-n1"],
+                        help="%(default)s")
     parser.add_argument("--flag", action="append", default=[], help="for the compiler, as --flag=-O2")
-    parser.add_argument("--rows", nargs="+", type=int, default=[1, 4, 7, 8])
-    parser.add_argument("files", nargs="*", default=list(FLAGS))
+    parser.add_argument("--rows", nargs="+", type=int, default=[1, 4, 7, 8], help="%(default)s")
+    parser.add_argument("files", nargs="*", default=list(FLAGS), metavar="FILE")
     options = parser.parse_args()
+    options.files = [os.path.basename(file) for file in options.files]
+    unknown = [file for file in options.files if file not in FLAGS]
+    if unknown:
+        parser.error("not one of %s: %s" % (", ".join(FLAGS), ", ".join(unknown)))
     target = ["--target=aarch64-linux-gnu"] if "clang" in options.cc else []
 
     print("%-11s %-10s %4s " % ("file", "kernel", "rows") +
           " ".join("%-33s" % cpu for cpu in options.cpu) + " spills")
     print(" " * 28 + " ".join("  c/B   mul   min  over block     " for _ in options.cpu))
     for file in options.files:
-        file = os.path.basename(file)
         with tempfile.TemporaryDirectory() as out:
             run([options.cc, *target, "-std=c11", "-O3", "-DNDEBUG", "-ffp-contract=off",
                  "-fno-math-errno", "-fPIC", "-fno-asynchronous-unwind-tables", FLAGS[file],
