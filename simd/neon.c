@@ -213,8 +213,8 @@ KVT_INLINE void qk_block(int type, size_t rows, size_t vectors, const qk_call *c
 }
 
 #define QK_BLOCK(type, rows, vectors)                                                              \
-    static __attribute__((noinline)) void qk_##type##_##rows(                                      \
-        const qk_call *call, size_t row, size_t token, size_t end, uintptr_t ahead)                \
+    KVT_BLOCK_OF_ROWS void qk_##type##_##rows(const qk_call *call, size_t row, size_t token,       \
+                                              size_t end, uintptr_t ahead)                         \
     {                                                                                              \
         for (; token < end; token += 4 * (vectors))                                                \
             qk_block(type, rows, vectors, call, row, token, ahead);                                \
@@ -309,8 +309,8 @@ KVT_INLINE void pv_block(int type, size_t rows, size_t vectors, const pv_call *c
 
 /* The wide shape as far as it goes, the rest of the dims 16 at a time. */
 #define PV_BLOCK(type, rows, vectors)                                                              \
-    static __attribute__((noinline)) void pv_##type##_##rows(                                      \
-        const pv_call *call, size_t row, size_t dim, size_t end, uintptr_t ahead)                  \
+    KVT_BLOCK_OF_ROWS void pv_##type##_##rows(const pv_call *call, size_t row, size_t dim,         \
+                                              size_t end, uintptr_t ahead)                         \
     {                                                                                              \
         for (; dim + 4 * (vectors) <= end; dim += 4 * (vectors))                                   \
             pv_block(type, rows, vectors, call, row, dim, ahead);                                  \

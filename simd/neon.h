@@ -11,6 +11,20 @@
 
 #define KVT_INLINE static inline __attribute__((always_inline))
 
+/*
+ * A block of rows, compiled by itself. Nobody is to insert calls into one: those of neon_steps.h
+ * hold values in registers that no call preserves, and coverage for a fuzzer calls at every branch.
+ */
+#if defined(__clang__)
+#define KVT_BLOCK_OF_ROWS                                                                          \
+    static __attribute__((noinline, no_instrument_function, no_sanitize("coverage")))
+#elif defined(__GNUC__) && __GNUC__ >= 12
+#define KVT_BLOCK_OF_ROWS                                                                          \
+    static __attribute__((noinline, no_instrument_function, no_sanitize_coverage))
+#else
+#define KVT_BLOCK_OF_ROWS static __attribute__((noinline, no_instrument_function))
+#endif
+
 /* The side of a product: weights of K (q) may be negative, those of V (p) not. */
 enum { KVT_K, KVT_V };
 

@@ -132,8 +132,8 @@ KVT_INLINE uintptr_t kvt_i8_ahead(int shares, size_t quads, size_t lane, size_t 
  * asked for when its quads are multiplied, by the first block of rows only.
  */
 #define KVT_I8_BLOCK(kind, rows, quads)                                                            \
-    static __attribute__((noinline)) void qk_##kind##_##rows(                                      \
-        const kvt_i8_qk *call, size_t row, size_t token, size_t end, uintptr_t ahead)              \
+    KVT_BLOCK_OF_ROWS void qk_##kind##_##rows(const kvt_i8_qk *call, size_t row, size_t token,     \
+                                              size_t end, uintptr_t ahead)                         \
     {                                                                                              \
         const size_t row_bytes = kvt_packed_row_bytes(call->dims_p);                               \
         for (; token < end; token += 4 * (quads)) {                                                \
@@ -145,8 +145,8 @@ KVT_INLINE uintptr_t kvt_i8_ahead(int shares, size_t quads, size_t lane, size_t 
             KVT_I8_TOTALS(kvt_i8_score, rows, quads, token)                                        \
         }                                                                                          \
     }                                                                                              \
-    static __attribute__((noinline)) void pv_##kind##_##rows(                                      \
-        const kvt_i8_pv *call, size_t row, size_t dim, size_t end, uintptr_t ahead)                \
+    KVT_BLOCK_OF_ROWS void pv_##kind##_##rows(const kvt_i8_pv *call, size_t row, size_t dim,       \
+                                              size_t end, uintptr_t ahead)                         \
     {                                                                                              \
         for (; dim < end; dim += 4 * (quads)) {                                                    \
             int32x4_t total[16];                                                                   \
