@@ -6,7 +6,7 @@ can be had without the processors, and without the noise of a shared machine.
     python3 bench/mca.py [FILE ...] [--cc COMPILER] [--flag=FLAG ...] [--mca LLVM-MCA]
                          [--cpu NAME ...] [--rows N ...]
 
-Compiles the files (of simd/neon.c, neon_near.c, dotprod.c, i8mm.c; all by default) for aarch64, and
+Compiles the files (of simd/arm: neon.c, neon_near.c, dotprod.c, i8mm.c; all by default) for aarch64, and
 takes of each function of a block of rows (qk_KIND_ROWS, pv_KIND_ROWS) the innermost loop with the
 most multiplications. For each processor, or `-` where it lacks the instructions:
 
@@ -152,7 +152,7 @@ def main():
             run([options.cc, *target, "-std=c11", "-O3", "-DNDEBUG", "-ffp-contract=off",
                  "-fno-math-errno", "-fPIC", "-fno-asynchronous-unwind-tables", FLAGS[file],
                  *options.flag, "-S",
-                 "-o", out + "/a.s", os.path.join(ROOT, "simd", file)])
+                 "-o", out + "/a.s", os.path.join(ROOT, "simd", "arm", file)])
             assembly = open(out + "/a.s").read()
         for name, body in functions(assembly):
             parts = re.match(r"((?:qk|pv)_(\w+?))_(\d+)$", name)

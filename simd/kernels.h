@@ -42,7 +42,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "tile.h"
+#include "simd/tile.h"
 
 /* Most rows that one qk_ or pv_ call is given. */
 #define KVT_ROWS_MAX 32

@@ -9,7 +9,7 @@
 #include <math.h>
 #include <sleef.h>
 
-#include "kernels.h"
+#include "simd/kernels.h"
 
 /* ---- conversions ---- */
 

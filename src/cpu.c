@@ -5,7 +5,7 @@
 #ifndef _DEFAULT_SOURCE
 #define _DEFAULT_SOURCE /* syscall */
 #endif
-#include "internal.h"
+#include "src/cache/cache.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>

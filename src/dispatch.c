@@ -4,7 +4,7 @@
  * A NULL entry of a table inherits from the one below. The overlay is computed at cache creation
  * and kept in the cache: no mutable globals.
  */
-#include "internal.h"
+#include "src/cache/cache.h"
 
 typedef struct kvt_isa {
     const kvt_kernels *table;

@@ -2,7 +2,7 @@
  * Running tasks: the caller's parallel-for, else pthreadpool, else a loop. The only file that
  * names pthreadpool.
  */
-#include "internal.h"
+#include "src/cache/cache.h"
 
 #ifdef KVT_HAVE_PTHREADPOOL
 #include <pthreadpool.h>

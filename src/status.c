@@ -4,7 +4,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 
-#include "internal.h"
+#include "src/cache/cache.h"
 
 const char *kvt_status_string(kvt_status status)
 {

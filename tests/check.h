@@ -15,7 +15,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "../simd/kernels.h"
+#include "simd/kernels.h"
 
 #define CHECK_SLOTS 10
 #define CHECK_SLOT_BYTES ((size_t)1 << 19)

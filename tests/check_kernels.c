@@ -16,7 +16,7 @@
 #include <stdlib.h>
 #include <time.h>
 
-#include "../src/internal.h"
+#include "src/cache/cache.h"
 
 #define SKIPPED 77
 

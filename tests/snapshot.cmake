@@ -11,6 +11,7 @@ endforeach()
 
 # A unit test of one file: it needs the library's inside.
 add_executable(test_snapshot_codec test_snapshot_codec.c)
+target_include_directories(test_snapshot_codec PRIVATE ${PROJECT_SOURCE_DIR})
 target_link_libraries(test_snapshot_codec PRIVATE test_support kvtile_warnings kvtile_static)
 add_test(NAME snapshot_codec COMMAND test_snapshot_codec)
 

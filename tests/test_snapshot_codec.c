@@ -1,6 +1,6 @@
 /*
  * The filters of snapshots against their formulas in docs/format.md, element by element, and what
- * the decoder answers to frames that are wrong. A unit test of src/snapshot_codec.c: it sees the
+ * the decoder answers to frames that are wrong. A unit test of src/snapshot/codec.c: it sees the
  * library's inside and links the static library.
  */
 #include <setjmp.h>
@@ -10,7 +10,7 @@
 
 #include <cmocka.h>
 
-#include "../src/snapshot_format.h"
+#include "src/snapshot/format.h"
 
 #include <stdlib.h>
 

@@ -1,0 +1,418 @@
+/*
+ * NEON kernels (armv8-a): storing into tiles, reading back, and the mean of a block.
+ *
+ * All of it gives the bytes that scalar.c gives, so each operation here is the same f32 operation
+ * on the same operands in the same order, 4 at a time: a product and a sum stay two roundings. What
+ * may differ is only what cannot be told apart: a conversion to integer (nearest even) for the
+ * addition of 1.5 * 2^23.
+ *
+ * Tiles are written in two ways. Decode appends one token, whose elements lie 64 bytes apart: a
+ * vector quantizes, and then each element or group is a store of its own. Prefill fills a tile of
+ * 16 tokens, which is transposed in registers, 4 or 8 tokens at a time.
+ */
+#include "simd/arm/neon.h"
+
+/* ---- transposes ---- */
+
+/*
+ * Rows of four 4-byte elements: x[i] becomes column i. Integers, though it serves f32 as well:
+ * groups of four codes are moved as one element.
+ */
+KVT_INLINE void transpose_4x4(uint32x4_t x[4])
+{
+    uint64x2_t a = vreinterpretq_u64_u32(vtrn1q_u32(x[0], x[1]));
+    uint64x2_t b = vreinterpretq_u64_u32(vtrn2q_u32(x[0], x[1]));
+    uint64x2_t c = vreinterpretq_u64_u32(vtrn1q_u32(x[2], x[3]));
+    uint64x2_t d = vreinterpretq_u64_u32(vtrn2q_u32(x[2], x[3]));
+    x[0] = vreinterpretq_u32_u64(vtrn1q_u64(a, c));
+    x[1] = vreinterpretq_u32_u64(vtrn1q_u64(b, d));
+    x[2] = vreinterpretq_u32_u64(vtrn2q_u64(a, c));
+    x[3] = vreinterpretq_u32_u64(vtrn2q_u64(b, d));
+}
+
+/* Rows of eight 2-byte elements: x[i] becomes column i. Pairs of rows, then two 4x4 of pairs. */
+KVT_INLINE void transpose_8x8(uint16x8_t x[8])
+{
+    uint32x4_t even[4], odd[4];
+    KVT_UNROLL
+    for (size_t i = 0; i < 4; i++) {
+        even[i] = vreinterpretq_u32_u16(vtrn1q_u16(x[2 * i], x[2 * i + 1]));
+        odd[i] = vreinterpretq_u32_u16(vtrn2q_u16(x[2 * i], x[2 * i + 1]));
+    }
+    transpose_4x4(even);
+    transpose_4x4(odd);
+    KVT_UNROLL
+    for (size_t i = 0; i < 4; i++) {
+        x[2 * i] = vreinterpretq_u16_u32(even[i]);
+        x[2 * i + 1] = vreinterpretq_u16_u32(odd[i]);
+    }
+}
+
+/* ---- storing 32 and 16 bits ---- */
+
+/*
+ * K's f32 and f16 tiles are the transpose of the rows: [dim][16 tokens]. Tokens that are no whole
+ * square are scattered one element at a time, as each lies in a line of its own.
+ */
+int kvt_neon_put_k_f32(const float *x, size_t ldx, size_t n, size_t dims, size_t dims_p,
+                       void *codes, uint16_t *scales, size_t slot)
+{
+    float *to = (float *)codes + kvt_kw_index(slot, 0, dims_p);
+    size_t d = 0;
+    (void)scales;
+    for (; d + 4 <= dims; d += 4) {
+        size_t i = 0;
+        for (; i + 4 <= n; i += 4) {
+            uint32x4_t y[4];
+            KVT_UNROLL
+            for (size_t j = 0; j < 4; j++)
+                y[j] = vreinterpretq_u32_f32(vld1q_f32(x + (i + j) * ldx + d));
+            transpose_4x4(y);
+            KVT_UNROLL
+            for (size_t j = 0; j < 4; j++)
+                vst1q_f32(to + (d + j) * 16 + i, vreinterpretq_f32_u32(y[j]));
+        }
+        for (; i < n; i++)
+            for (size_t j = 0; j < 4; j++)
+                to[(d + j) * 16 + i] = x[i * ldx + d + j];
+    }
+    for (; d < dims; d++)
+        for (size_t i = 0; i < n; i++)
+            to[d * 16 + i] = x[i * ldx + d];
+    return 1;
+}
+
+/* 8 elements to f16, their magnitudes collected: one is infinite where a value did not fit. */
+KVT_INLINE uint16x8_t to_f16_checked(const float *x, uint16x8_t *largest)
+{
+    uint16x8_t y = kvt_to_f16(vld1q_f32(x), vld1q_f32(x + 4));
+    *largest = vmaxq_u16(*largest, vandq_u16(y, vdupq_n_u16(0x7fff)));
+    return y;
+}
+
+int kvt_neon_put_k_f16(const float *x, size_t ldx, size_t n, size_t dims, size_t dims_p,
+                       void *codes, uint16_t *scales, size_t slot)
+{
+    uint16_t *to = (uint16_t *)codes + kvt_kw_index(slot, 0, dims_p);
+    uint16x8_t largest = vdupq_n_u16(0);
+    uint32_t bad = 0;
+    size_t d = 0;
+    (void)scales;
+    for (; d + 8 <= dims; d += 8) {
+        size_t i = 0;
+        for (; i + 8 <= n; i += 8) {
+            uint16x8_t y[8];
+            KVT_UNROLL
+            for (size_t j = 0; j < 8; j++)
+                y[j] = to_f16_checked(x + (i + j) * ldx + d, &largest);
+            transpose_8x8(y);
+            KVT_UNROLL
+            for (size_t j = 0; j < 8; j++)
+                vst1q_u16(to + (d + j) * 16 + i, y[j]);
+        }
+        for (; i < n; i++) {
+            uint16_t y[8];
+            vst1q_u16(y, to_f16_checked(x + i * ldx + d, &largest));
+            for (size_t j = 0; j < 8; j++)
+                to[(d + j) * 16 + i] = y[j];
+        }
+    }
+    for (; d < dims; d++)
+        for (size_t i = 0; i < n; i++) {
+            uint16_t y = kvt_f32_to_f16(x[i * ldx + d]);
+            bad |= (y & 0x7c00u) == 0x7c00u;
+            to[d * 16 + i] = y;
+        }
+    return (vmaxvq_u16(largest) < 0x7c00u) & !bad;
+}
+
+int kvt_neon_put_v_f16(const float *x, size_t ldx, size_t n, size_t dims, size_t dims_p,
+                       void *codes, uint16_t *scales, size_t slot)
+{
+    uint16x8_t largest = vdupq_n_u16(0);
+    uint32_t bad = 0;
+    (void)scales;
+    for (size_t i = 0; i < n; i++) {
+        uint16_t *to = (uint16_t *)codes + kvt_vw_index(slot + i, 0, dims_p);
+        size_t d = 0;
+        for (; d + 8 <= dims; d += 8)
+            vst1q_u16(to + d, to_f16_checked(x + i * ldx + d, &largest));
+        for (; d < dims; d++) {
+            to[d] = kvt_f32_to_f16(x[i * ldx + d]);
+            bad |= (to[d] & 0x7c00u) == 0x7c00u;
+        }
+    }
+    return (vmaxvq_u16(largest) < 0x7c00u) & !bad;
+}
+
+/* ---- storing 8 bits ---- */
+
+/*
+ * The scale of a row, and its reciprocal. 0 when the scale is beyond f16. Two divisions a row, and
+ * the functions of tile.h for the rounding: their cost is lost in that of the row's elements, and
+ * they cannot differ from scalar.c's. Magnitudes as integers order as the numbers do, and a NaN,
+ * above all, is refused.
+ */
+KVT_INLINE int scale_of(const float *row, size_t dims, uint16_t *scale, float *reciprocal)
+{
+    uint32x4_t a = vdupq_n_u32(0), b = a;
+    uint32_t most;
+    size_t d = 0;
+    for (; d + 8 <= dims; d += 8) {
+        a = vmaxq_u32(a, vreinterpretq_u32_f32(vabsq_f32(vld1q_f32(row + d))));
+        b = vmaxq_u32(b, vreinterpretq_u32_f32(vabsq_f32(vld1q_f32(row + d + 4))));
+    }
+    most = vmaxvq_u32(vmaxq_u32(a, b));
+    for (; d < dims; d++) {
+        uint32_t bits = kvt_f32_bits(row[d]) & KVT_MAGNITUDE;
+        most = bits > most ? bits : most;
+    }
+    *scale = kvt_f32_to_f16_round(kvt_bits_f32(most) / 127.0f, 1);
+    *reciprocal = *scale ? 1.0f / kvt_f16_to_f32(*scale) : 0.0f;
+    return (*scale & 0x7c00u) != 0x7c00u;
+}
+
+/* All scales first: a row that is refused leaves the tile alone. */
+KVT_INLINE int scales_of(const float *x, size_t ldx, size_t n, size_t dims, uint16_t *scales,
+                         float *reciprocal)
+{
+    int good = 1;
+    for (size_t i = 0; i < n; i++)
+        good &= scale_of(x + i * ldx, dims, scales + i, reciprocal + i);
+    return good;
+}
+
+/* Codes of 4 dims in 32-bit lanes, to nearest even. */
+KVT_INLINE int32x4_t code_4(const float *x, float reciprocal)
+{
+    return vcvtnq_s32_f32(vmulq_n_f32(vld1q_f32(x), reciprocal));
+}
+
+/* Codes of 16 dims as bytes, in order. Codes are within +-127: narrowing loses nothing. */
+KVT_INLINE uint8x16_t code_16(const float *x, float reciprocal)
+{
+    int16x8_t a = vmovn_high_s32(vmovn_s32(code_4(x, reciprocal)), code_4(x + 4, reciprocal));
+    int16x8_t b = vmovn_high_s32(vmovn_s32(code_4(x + 8, reciprocal)), code_4(x + 12, reciprocal));
+    return vreinterpretq_u8_s8(vmovn_high_s16(vmovn_s16(a), b));
+}
+
+/* One code, as scalar.c forms it: for dims that are no multiple of a vector. */
+KVT_INLINE uint8_t code_1(float x, float reciprocal)
+{
+    return (uint8_t)(kvt_f32_bits(x * reciprocal + 12582912.0f) - 0x4b400000u);
+}
+
+/* Dims d .. dims - 1 of one token into its column of a K tile: four dims are 4 bytes. */
+KVT_INLINE void put_column(const float *x, size_t d, size_t dims, float reciprocal, uint8_t *to)
+{
+    for (; d + 16 <= dims; d += 16) {
+        uint32_t groups[4];
+        vst1q_u32(groups, vreinterpretq_u32_u8(code_16(x + d, reciprocal)));
+        KVT_UNROLL
+        for (size_t j = 0; j < 4; j++)
+            memcpy(to + (d / 4 + j) * 64, groups + j, 4);
+    }
+    for (; d < dims; d++)
+        to[d / 4 * 64 + d % 4] = code_1(x[d], reciprocal);
+}
+
+/*
+ * Four tokens by 16 dims are 4 x 4 groups of four dims. The dims that are left (of 24 or 40, say),
+ * and the tokens, go column by column.
+ */
+int kvt_neon_put_k_i8(const float *x, size_t ldx, size_t n, size_t dims, size_t dims_p, void *codes,
+                      uint16_t *scales, size_t slot)
+{
+    uint8_t *to = (uint8_t *)codes + kvt_k8_index(slot, 0, dims_p);
+    float reciprocal[KVT_TILE_TOKENS];
+    size_t i = 0;
+
+    if (!scales_of(x, ldx, n, dims, scales + slot, reciprocal))
+        return 0;
+    for (; i + 4 <= n; i += 4) {
+        size_t d = 0;
+        for (; d + 16 <= dims; d += 16) {
+            uint32x4_t y[4];
+            KVT_UNROLL
+            for (size_t j = 0; j < 4; j++)
+                y[j] = vreinterpretq_u32_u8(code_16(x + (i + j) * ldx + d, reciprocal[i + j]));
+            transpose_4x4(y);
+            KVT_UNROLL
+            for (size_t j = 0; j < 4; j++)
+                vst1q_u8(to + (d / 4 + j) * 64 + i * 4, vreinterpretq_u8_u32(y[j]));
+        }
+        for (size_t j = i; j < i + 4; j++)
+            put_column(x + j * ldx, d, dims, reciprocal[j], to + j * 4);
+    }
+    for (; i < n; i++)
+        put_column(x + i * ldx, 0, dims, reciprocal[i], to + i * 4);
+    return 1;
+}
+
+/*
+ * V's tile has four tokens in a 4-byte lane. Four tokens at once are interleaved by the store; a
+ * lone one is put into its byte of the lanes, the other bytes written back as they were.
+ */
+KVT_INLINE size_t put_lanes_4(const float *x, size_t ldx, size_t dims, const float *reciprocal,
+                              uint8_t *to)
+{
+    size_t d = 0;
+    for (; d + 16 <= dims; d += 16) {
+        uint8x16x4_t y = {{code_16(x + d, reciprocal[0]), code_16(x + ldx + d, reciprocal[1]),
+                           code_16(x + 2 * ldx + d, reciprocal[2]),
+                           code_16(x + 3 * ldx + d, reciprocal[3])}};
+        vst4q_u8(to + d * 4, y);
+    }
+    return d;
+}
+
+/*
+ * Writing the neighbours back is no race: all tokens of a tile are one head's, and a head is
+ * appended to by one task. Their bytes, alive or dead, stay what they are.
+ */
+KVT_INLINE size_t put_lanes_1(const float *x, size_t dims, float reciprocal, size_t byte,
+                              uint8_t *to)
+{
+    const int32x4_t shift = vdupq_n_s32((int32_t)byte * 8);
+    const uint32x4_t mask = vshlq_u32(vdupq_n_u32(0xff), shift);
+    size_t d = 0;
+    for (; d + 4 <= dims; d += 4) {
+        uint32x4_t code = vshlq_u32(vreinterpretq_u32_s32(code_4(x + d, reciprocal)), shift);
+        uint32x4_t old = vreinterpretq_u32_u8(vld1q_u8(to + d * 4));
+        vst1q_u8(to + d * 4, vreinterpretq_u8_u32(vbslq_u32(mask, code, old)));
+    }
+    return d;
+}
+
+int kvt_neon_put_v_i8(const float *x, size_t ldx, size_t n, size_t dims, size_t dims_p, void *codes,
+                      uint16_t *scales, size_t slot)
+{
+    float reciprocal[KVT_TILE_TOKENS];
+
+    if (!scales_of(x, ldx, n, dims, scales + slot, reciprocal))
+        return 0;
+    for (size_t i = 0, count; i < n; i += count) {
+        size_t byte = (slot + i) % 4, d;
+        uint8_t *to = (uint8_t *)codes + kvt_v8_index(slot + i - byte, 0, dims_p);
+        count = byte == 0 && n - i >= 4 ? 4 : 1;
+        if (count == 4)
+            d = put_lanes_4(x + i * ldx, ldx, dims, reciprocal + i, to);
+        else
+            d = put_lanes_1(x + i * ldx, dims, reciprocal[i], byte, to);
+        for (; d < dims; d++)
+            for (size_t j = 0; j < count; j++)
+                to[d * 4 + byte + j] = code_1(x[(i + j) * ldx + d], reciprocal[i + j]);
+    }
+    return 1;
+}
+
+/* ---- reading back ---- */
+
+/* One token of K: two groups of four codes, 64 bytes apart, are 8 dims. */
+void kvt_neon_get_k_i8(const void *codes, const uint16_t *scales, size_t slot, size_t dims,
+                       size_t dims_p, float *x)
+{
+    const int8_t *from = (const int8_t *)codes + kvt_k8_index(slot, 0, dims_p);
+    const float scale = kvt_f16_to_f32(scales[slot]);
+    size_t d = 0;
+    for (; d + 8 <= dims; d += 8) {
+        uint32_t groups[2];
+        memcpy(&groups[0], from + d * 16, 4);
+        memcpy(&groups[1], from + d * 16 + 64, 4);
+        int16x8_t y = vmovl_s8(vreinterpret_s8_u32(vld1_u32(groups)));
+        vst1q_f32(x + d, vmulq_n_f32(vcvtq_f32_s32(vmovl_s16(vget_low_s16(y))), scale));
+        vst1q_f32(x + d + 4, vmulq_n_f32(vcvtq_f32_s32(vmovl_high_s16(y)), scale));
+    }
+    for (; d < dims; d++)
+        x[d] = (float)from[d / 4 * 64 + d % 4] * scale;
+}
+
+void kvt_neon_get_v_f16(const void *codes, const uint16_t *scales, size_t slot, size_t dims,
+                        size_t dims_p, float *x)
+{
+    const uint16_t *from = (const uint16_t *)codes + kvt_vw_index(slot, 0, dims_p);
+    size_t d = 0;
+    (void)scales;
+    for (; d + 4 <= dims; d += 4)
+        vst1q_f32(x + d, kvt_load_f16x4(from + d));
+    for (; d < dims; d++)
+        x[d] = kvt_f16_to_f32(from[d]);
+}
+
+/*
+ * Byte `byte` of each lane, times 2^24 and back: at the top of the lane, where its sign is the
+ * lane's, it is converted with 24 bits behind the point.
+ */
+KVT_INLINE float32x4_t code_of_lanes(const int8_t *from, int32x4_t to_top)
+{
+    const int32x4_t top = vdupq_n_s32((int32_t)0xff000000);
+    int32x4_t lanes = vreinterpretq_s32_s8(vld1q_s8(from));
+    return vcvtq_n_f32_s32(vandq_s32(vshlq_s32(lanes, to_top), top), 24);
+}
+
+/*
+ * One token of V: its byte of each lane. The product with the scale is exact (7 by 11 bits), so
+ * that scalar and vector cannot round apart.
+ */
+void kvt_neon_get_v_i8(const void *codes, const uint16_t *scales, size_t slot, size_t dims,
+                       size_t dims_p, float *x)
+{
+    const int8_t *from = (const int8_t *)codes + kvt_v8_index(slot / 4 * 4, 0, dims_p);
+    const float scale = kvt_f16_to_f32(scales[slot]);
+    const int32x4_t to_top = vdupq_n_s32((int32_t)(24 - slot % 4 * 8));
+    size_t d = 0;
+    for (; d + 4 <= dims; d += 4)
+        vst1q_f32(x + d, vmulq_n_f32(code_of_lanes(from + d * 4, to_top), scale));
+    for (; d < dims; d++)
+        x[d] = (float)from[d * 4 + slot % 4] * scale;
+}
+
+/* ---- the mean of a block ---- */
+
+/*
+ * Sums of one dim over the tiles, folded 8 and 4 lanes apart. The first tile is taken as it is, not
+ * added to zero: that would lose the sign of a negative zero, and with it a bit.
+ */
+KVT_INLINE float32x4_t sum_of_dim(const int8_t *group, size_t tile_bytes, const float *scale,
+                                  int32_t e)
+{
+    const int32x4_t to_top = vdupq_n_s32(24 - 8 * e);
+    float32x4_t sum[4];
+    for (size_t tile = 0; tile < KVT_TOKENS / KVT_TILE_TOKENS; tile++) {
+        const int8_t *from = group + tile * tile_bytes;
+        KVT_UNROLL
+        for (size_t j = 0; j < 4; j++) {
+            float32x4_t x = vmulq_f32(code_of_lanes(from + 16 * j, to_top),
+                                      vld1q_f32(scale + tile * KVT_TILE_TOKENS + 4 * j));
+            sum[j] = tile ? vaddq_f32(sum[j], x) : x;
+        }
+    }
+    return vaddq_f32(vaddq_f32(sum[0], sum[2]), vaddq_f32(sum[1], sum[3]));
+}
+
+/* Folds the lanes of two dims 2 apart: a0 + a2, a1 + a3, b0 + b2, b1 + b3. */
+KVT_INLINE float32x4_t fold_2(float32x4_t a, float32x4_t b)
+{
+    return vaddq_f32(vcombine_f32(vget_low_f32(a), vget_low_f32(b)),
+                     vcombine_f32(vget_high_f32(a), vget_high_f32(b)));
+}
+
+/* Lane j adds its token of each tile, then lanes fold 8, 4, 2, 1 apart; 4 dims fold together. */
+void kvt_neon_mean_k_i8(const void *codes, const uint16_t *scales, size_t dims_p, float *mean)
+{
+    const int8_t *from = codes;
+    const size_t tile_bytes = dims_p * KVT_TILE_TOKENS;
+    float scale[KVT_TOKENS];
+
+    for (size_t t = 0; t < KVT_TOKENS; t += 4)
+        vst1q_f32(scale + t, kvt_load_f16x4(scales + t));
+    for (size_t d = 0; d < dims_p; d += 4) {
+        const int8_t *group = from + d * 16;
+        float32x4_t low = fold_2(sum_of_dim(group, tile_bytes, scale, 0),
+                                 sum_of_dim(group, tile_bytes, scale, 1));
+        float32x4_t high = fold_2(sum_of_dim(group, tile_bytes, scale, 2),
+                                  sum_of_dim(group, tile_bytes, scale, 3));
+        float32x4_t sum = vaddq_f32(vuzp1q_f32(low, high), vuzp2q_f32(low, high));
+        vst1q_f32(mean + d, vmulq_n_f32(sum, 1.0f / KVT_TOKENS));
+    }
+}

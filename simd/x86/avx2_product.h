@@ -1,0 +1,122 @@
+/*
+ * What products of 256-bit vectors share (avx2.c, avx2_i8.c, avxvnni.c): blocks of rows,
+ * prefetching, folds and masks of a register.
+ */
+#ifndef KVT_AVX2_PRODUCT_H
+#define KVT_AVX2_PRODUCT_H
+
+#include "simd/x86/prefetch.h"
+#include "avx2.h"
+
+/* ---- blocks ---- */
+
+/*
+ * Products are formed in blocks of rows by vectors of 8 lanes. The sums of a block are
+ * sum[r * vectors + v], an array that never exists: rows and vectors are constants of the outermost
+ * callers, and every index is made one by these two macros. (Left to loops, clang 14 keeps the
+ * array in memory and stores each FMA.) 12 sums, 2 vectors of codes, a weight and a constant or a
+ * product are the 16 registers there are.
+ */
+#define KVT_ROWS_BLOCK 6
+#define KVT_SUMS_MAX 12
+#define KVT_EACH_ROW(X) X(0) X(1) X(2) X(3) X(4) X(5)
+#define KVT_EACH_SUM(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11)
+
+/* How many rows the next block takes when `left` are left: equal blocks, none above the limit. */
+KVT_INLINE size_t kvt_rows_of_block(size_t left)
+{
+    size_t blocks = (left + KVT_ROWS_BLOCK - 1) / KVT_ROWS_BLOCK;
+    return (left + blocks - 1) / blocks;
+}
+
+/*
+ * x stays in the register where it is, and is formed before what comes next. Additions of integers
+ * may be reordered, and compilers do: they multiply all first and add then, and spill what waits;
+ * or gcc 12 copies each sum around its loop, and spills the copies.
+ */
+#define KVT_KEEP(x) __asm__("" : "+x"(x))
+
+/* ---- prefetch ---- */
+
+/*
+ * Asking for the memory of `next` (kernels.h, ask.h), as many bytes as are read, in ascending order
+ * whatever the order of the product: only then does the hardware's prefetch, which has more lines
+ * under way than a core has misses, join in (1.4 to 1.7 times the bandwidth of asking in the
+ * product's order). Only the first rows that pass over the codes ask; the others ask for a line
+ * that is there.
+ */
+typedef struct kvt_ask {
+    uintptr_t at, again;
+    size_t step; /* 1 or 0, times what is read */
+    size_t cycles;
+} kvt_ask;
+
+/* What all blocks of rows of one product ask for. */
+typedef struct kvt_sides {
+    const void *next, *codes; /* as much as is read, and what is read: side_bytes */
+    size_t side_bytes;
+} kvt_sides;
+
+/*
+ * A block of rows from `row` on that begins `offset` bytes behind the codes' first. work: vectors
+ * multiplied for each line; two of them take a cycle.
+ */
+KVT_INLINE kvt_ask kvt_asking(const kvt_sides *sides, size_t row, size_t offset, size_t work)
+{
+    const size_t half = sides->side_bytes / 2;
+    kvt_ask ask = {(uintptr_t)sides->codes, (uintptr_t)sides->codes, 0, work / 2};
+    if (sides->next && row == 0) {
+        ask.at = (uintptr_t)sides->next + offset;
+        ask.again = offset < half ? ask.again + half + offset : ask.at - half;
+        ask.step = 1;
+    }
+    return ask;
+}
+
+/* codes: what is read now, lines line_bytes apart. */
+KVT_INLINE void kvt_ask_bytes(kvt_ask *ask, const unsigned char *codes, size_t line_bytes,
+                              size_t bytes)
+{
+    for (size_t i = 0; i < bytes; i += 64)
+        kvt_ask_line(ask->cycles, codes + i / 64 * line_bytes, ask->at + ask->step * i,
+                     ask->again + ask->step * i);
+    ask->at += ask->step * bytes;
+    ask->again += ask->step * bytes;
+}
+
+/*
+ * Behind K's codes of i8 lie its scales and offset (tile.h, a head's record). They are asked for
+ * with the codes: scores would wait for them.
+ */
+KVT_INLINE void kvt_ask_behind_k(const void *next, size_t codes_bytes)
+{
+    if (next)
+        for (size_t i = codes_bytes; i < codes_bytes + 384; i += 64)
+            _mm_prefetch((const char *)next + i, _MM_HINT_T1);
+}
+
+/* ---- folds and masks ---- */
+
+/* Fold 4, 2, 1 lanes apart. */
+KVT_INLINE float kvt_sum_lanes(__m256 x)
+{
+    __m128 y = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    y = _mm_add_ps(y, _mm_movehl_ps(y, y));
+    return _mm_cvtss_f32(_mm_add_ss(y, _mm_movehdup_ps(y)));
+}
+
+KVT_INLINE float kvt_max_lanes(__m256 x)
+{
+    __m128 y = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    y = _mm_max_ps(y, _mm_movehl_ps(y, y));
+    return _mm_cvtss_f32(_mm_max_ss(y, _mm_movehdup_ps(y)));
+}
+
+/* All ones in the lanes i with first + i < n. */
+KVT_INLINE __m256 kvt_lanes_below(size_t first, size_t n)
+{
+    const __m256i index = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32((int)n - (int)first), index));
+}
+
+#endif /* KVT_AVX2_PRODUCT_H */

@@ -1,0 +1,598 @@
+/*
+ * Attention over the cache, in place: the plan, its tasks, and the call that does it all.
+ *
+ * For each range of KVT_RANGE_TOKENS tokens a unit (attend_unit.h) runs an online softmax over the
+ * range's blocks from scratch; the ranges are merged in ascending order. That order, and
+ * nothing else, fixes the bits: a task may walk all ranges of its units and merge as it goes
+ * (plan->ranges_ 0), or walk ranges_ ranges of one unit and leave their results for finish to
+ * merge.
+ */
+#include <math.h>
+
+#include "src/attention/attention.h"
+#include "src/fpenv.h"
+
+/* kv heads that are walked together at most, and their rows. */
+#define BUNDLE_MAX 8
+
+/* ---- geometry of a call ---- */
+
+static const kvt_group *group_of(const kvt_cache *cache, uint32_t layer)
+{
+    return &cache->groups[cache->layers[layer].group];
+}
+
+/* Rows of a chunk: whole queries, or a part of one query's group. */
+static size_t chunk_rows(size_t group)
+{
+    return group < KVT_ROWS_MAX ? KVT_ROWS_MAX / group * group : KVT_ROWS_MAX;
+}
+
+/* Rows of a unit of this item at most. */
+static size_t item_rows(const kvt_attend_item *item, size_t group)
+{
+    size_t chunk = chunk_rows(group);
+    return item->n_queries < chunk / group + 1 && item->n_queries * group < chunk
+               ? (size_t)item->n_queries * group
+               : chunk;
+}
+
+static size_t item_chunks(const kvt_attend_item *item, size_t group)
+{
+    size_t chunk = chunk_rows(group);
+    return (size_t)((item->n_queries * group + chunk - 1) / chunk);
+}
+
+static size_t n_ranges(uint64_t n_tokens)
+{
+    return (size_t)((n_tokens + KVT_RANGE_TOKENS - 1) / KVT_RANGE_TOKENS);
+}
+
+/* ---- scratch of a task ---- */
+
+/* A slice begins with its plan's id once its task has run: finish looks for it. */
+#define MARK_BYTES 64
+
+static size_t part_floats(const kvt_layout *layout, size_t rows)
+{
+    return kvt_round_up(rows * layout->v_dims + 2 * rows, 16);
+}
+
+/* Working memory of a unit, each part at a multiple of 64 bytes: see kvt_unit. */
+static size_t small_floats(size_t rows)
+{
+    return kvt_round_up(rows, 16);
+}
+
+/* What V in K needs beside it. */
+static size_t turned_floats(const kvt_layout *layout, size_t rows)
+{
+    if (!layout->turned_bytes)
+        return 0;
+    return layout->turned_bytes / sizeof(float) +
+           (layout->k_offset_bytes ? layout->v_dims + small_floats(rows) : 0);
+}
+
+static size_t work_floats(const kvt_layout *layout, size_t rows)
+{
+    return 2 * rows * layout->k_dims + rows * KVT_TOKENS + 2 * small_floats(rows) +
+           kvt_packed_bytes(rows, layout->k_dims) / sizeof(float) + turned_floats(layout, rows);
+}
+
+/* ---- plan ---- */
+
+static kvt_status check_item(const kvt_cache *cache, const kvt_attend_args *args, size_t i,
+                             const kvt_group *group)
+{
+    const kvt_attend_item *item = &args->items[i];
+    uint64_t n_tokens, rows;
+
+    if (!item->seq || item->seq->cache != cache)
+        return kvt_fail(cache, KVT_ERR_ARG, "kvt_attend: item %zu: seq is NULL or of another cache",
+                        i);
+    if (item->reserved[0] || item->reserved[1])
+        return kvt_fail(cache, KVT_ERR_ARG, "kvt_attend: item %zu: reserved is not 0", i);
+    n_tokens = kvt_seq_visible(item->seq, args->layer);
+    if (item->n_queries == 0 || item->n_queries > KVT_MAX_TOKENS ||
+        kvt_mul_overflows(item->n_queries, kvt_group_size(group), &rows))
+        return kvt_fail(cache, KVT_ERR_ARG, "kvt_attend: item %zu: %llu queries", i,
+                        (unsigned long long)item->n_queries);
+    if ((args->flags & KVT_ATTEND_CAUSAL) && !item->mask && item->n_queries > n_tokens)
+        return kvt_fail(cache, KVT_ERR_ARG,
+                        "kvt_attend: item %zu: causal with %llu queries over "
+                        "%llu tokens",
+                        i, (unsigned long long)item->n_queries, (unsigned long long)n_tokens);
+    if (item->mask &&
+        (item->mask_tokens > n_tokens || item->mask_stride < (size_t)((item->mask_tokens + 7) / 8)))
+        return kvt_fail(cache, KVT_ERR_ARG,
+                        "kvt_attend: item %zu: a mask of %llu tokens, stride "
+                        "%zu, over %llu tokens",
+                        i, (unsigned long long)item->mask_tokens, item->mask_stride,
+                        (unsigned long long)n_tokens);
+    if (!item->mask && (item->mask_tokens || item->mask_stride))
+        return kvt_fail(cache, KVT_ERR_ARG, "kvt_attend: item %zu: mask is NULL", i);
+    if (args->alibi_slopes && !item->query_positions && item->n_queries > n_tokens)
+        return kvt_fail(cache, KVT_ERR_ARG,
+                        "kvt_attend: item %zu: ALiBi needs query_positions for "
+                        "%llu queries over %llu tokens",
+                        i, (unsigned long long)item->n_queries, (unsigned long long)n_tokens);
+    if (item->query_positions)
+        for (uint64_t j = 0; j < item->n_queries; j++)
+            if (item->query_positions[j] < 0)
+                return kvt_fail(cache, KVT_ERR_ARG,
+                                "kvt_attend: item %zu: query_positions[%llu] "
+                                "is negative",
+                                i, (unsigned long long)j);
+    return KVT_OK;
+}
+
+/* Times the largest distance of two positions this stays within f32. */
+#define ALIBI_SLOPE_MAX 1e28f
+
+/* In the library's floating-point environment: under denormals-are-zero nothing small is < 0. */
+static kvt_status check_numbers(const kvt_cache *cache, const kvt_attend_args *args,
+                                const kvt_group *group)
+{
+    if (!isfinite(args->scale) || args->scale < 0.0f)
+        return kvt_fail(cache, KVT_ERR_VALUE, "kvt_attend: scale is negative or not finite");
+    if (!isfinite(args->softcap) || args->softcap < 0.0f)
+        return kvt_fail(cache, KVT_ERR_VALUE, "kvt_attend: softcap is negative or not finite");
+    for (uint32_t h = 0; h < group->config.n_q_heads; h++) {
+        if (args->sink_logits && !isfinite(args->sink_logits[h]))
+            return kvt_fail(cache, KVT_ERR_VALUE, "kvt_attend: sink_logits[%u] is not finite", h);
+        if (args->alibi_slopes && !(fabsf(args->alibi_slopes[h]) <= ALIBI_SLOPE_MAX))
+            return kvt_fail(cache, KVT_ERR_VALUE,
+                            "kvt_attend: alibi_slopes[%u] is not finite or beyond 1e28", h);
+    }
+    return KVT_OK;
+}
+
+/* Floats of scratch of a unit that is walked whole: the total so far, and the range's result. */
+static size_t whole_floats(const kvt_layout *layout, size_t rows)
+{
+    return work_floats(layout, rows) + 2 * part_floats(layout, rows);
+}
+
+/* Bytes of scratch of a task that walks whole units, a bundle at a time, or ranges of one. */
+static size_t whole_bytes(const kvt_layout *layout, size_t rows, size_t bundle)
+{
+    return MARK_BYTES + sizeof(float) * bundle * whole_floats(layout, rows);
+}
+
+static size_t ranges_bytes(const kvt_layout *layout, size_t rows, size_t n)
+{
+    return MARK_BYTES + sizeof(float) * (work_floats(layout, rows) + n * part_floats(layout, rows));
+}
+
+/* Tasks for n threads: enough to even out what threads and units differ in. */
+static size_t wanted_tasks(size_t n_threads)
+{
+    return n_threads > 1 ? 4 * n_threads : 1;
+}
+
+/* What a plan is made of; one_chunk: every item's rows of a kv head are one unit. */
+typedef struct plan_shape {
+    size_t rows, units, ranges;
+    int one_chunk;
+} plan_shape;
+
+/*
+ * How many kv heads are walked together: with one or two rows a head, reading in the order of
+ * memory is worth more (one row: 15%) than what the heads take from each other in the first-level
+ * cache; from four rows on it is not. Leaves two bundles to each thread. A divisor of the number of
+ * heads, so that a bundle does not cross items.
+ */
+static size_t bundle_of(const kvt_group *group, plan_shape shape, size_t n_threads)
+{
+    size_t bundle = BUNDLE_MAX / shape.rows;
+    size_t most = n_threads > 1 ? shape.units / (2 * n_threads) : shape.units;
+    if (!shape.one_chunk || shape.rows > 2)
+        return 1;
+    bundle = bundle < most ? bundle : most;
+    while (bundle > 1 && group->config.n_kv_heads % bundle)
+        bundle--;
+    return bundle ? bundle : 1;
+}
+
+/*
+ * Choose how units are spread over tasks, and the scratch of each. A split that needs more than
+ * the limit is not made, and whole units go to fewer tasks.
+ */
+static void size_plan(kvt_attend_plan *plan, const kvt_group *group, plan_shape shape,
+                      size_t n_threads, size_t limit)
+{
+    const kvt_layout *layout = &group->layout;
+    size_t wanted = wanted_tasks(n_threads), most, bundles;
+
+    plan->bundle_ = 1;
+    if (n_threads > 1 && shape.units < 2 * n_threads && shape.ranges > 1) {
+        size_t parts = (wanted + shape.units - 1) / shape.units;
+        parts = parts < shape.ranges ? parts : shape.ranges;
+        plan->ranges_ = (shape.ranges + parts - 1) / parts;
+        plan->n_tasks = shape.units * ((shape.ranges + plan->ranges_ - 1) / plan->ranges_);
+        plan->slice_bytes_ = ranges_bytes(layout, shape.rows, plan->ranges_);
+        plan->scratch_bytes = plan->n_tasks * plan->slice_bytes_;
+        if (plan->scratch_bytes <= limit)
+            return;
+    }
+    plan->ranges_ = 0;
+    plan->bundle_ = bundle_of(group, shape, n_threads);
+    plan->slice_bytes_ = whole_bytes(layout, shape.rows, plan->bundle_);
+    if (plan->slice_bytes_ > limit) {
+        plan->bundle_ = 1;
+        plan->slice_bytes_ = whole_bytes(layout, shape.rows, 1);
+    }
+    most = limit / plan->slice_bytes_; /* at least 1: see kvt_attend_scratch_bytes */
+    wanted = wanted < most ? wanted : most;
+    bundles = shape.units / plan->bundle_;
+    plan->n_tasks = bundles < wanted ? bundles : wanted;
+    plan->scratch_bytes = plan->n_tasks * plan->slice_bytes_;
+}
+
+/*
+ * Enough for two tasks a thread that walk chunks of KVT_ROWS_MAX rows (more tasks where chunks are
+ * smaller), and for one query of all heads, bundled or split over every range of max_tokens, but no
+ * more than of a million tokens: beyond, long sequences go to tasks by whole units.
+ */
+#define SPLIT_TOKENS ((uint64_t)1 << 20)
+
+size_t kvt_attend_scratch_bytes(const kvt_group *groups, uint32_t n_groups, uint64_t max_tokens,
+                                uint32_t n_threads)
+{
+    size_t most = 0;
+    for (uint32_t g = 0; g < n_groups; g++) {
+        size_t bytes = (n_threads > 1 ? 2 * (size_t)n_threads : 1) *
+                       whole_bytes(&groups[g].layout, KVT_ROWS_MAX, 1);
+        size_t group = kvt_group_size(&groups[g]);
+        size_t rows = group < KVT_ROWS_MAX ? group : KVT_ROWS_MAX;
+        size_t chunks = (group + rows - 1) / rows;
+        plan_shape shape = {rows, groups[g].config.n_kv_heads * chunks,
+                            n_ranges(max_tokens < SPLIT_TOKENS ? max_tokens : SPLIT_TOKENS),
+                            chunks == 1};
+        kvt_attend_plan one_query;
+        size_plan(&one_query, &groups[g], shape, n_threads, SIZE_MAX);
+        bytes = one_query.scratch_bytes > bytes ? one_query.scratch_bytes : bytes;
+        most = bytes > most ? bytes : most;
+    }
+    return most;
+}
+
+/* scratch_limit: SIZE_MAX for none. */
+static kvt_status make_plan(kvt_attend_plan *plan, kvt_cache *cache, const kvt_attend_args *args_in,
+                            size_t scratch_limit)
+{
+    kvt_attend_args args;
+    const kvt_group *group;
+    kvt_view view;
+    uint64_t queries = 0;
+    plan_shape shape = {0, 0, 0, 1};
+    size_t n_threads;
+    kvt_fpenv saved;
+    kvt_status status;
+
+    if (!cache)
+        return KVT_ERR_ARG;
+    if (!plan || !args_in || !kvt_copy_struct(&args, args_in, sizeof args))
+        return kvt_fail(cache, KVT_ERR_ARG,
+                        "kvt_attend: plan or args is NULL, or struct_size is not this version's");
+    if (args.layer >= cache->n_layers)
+        return kvt_fail(cache, KVT_ERR_ARG, "kvt_attend: layer %u of %u", args.layer,
+                        cache->n_layers);
+    if (args.flags & ~(KVT_ATTEND_CAUSAL | KVT_ATTEND_F32 | KVT_ATTEND_FAST))
+        return kvt_fail(cache, KVT_ERR_ARG, "kvt_attend: unknown flags 0x%x", (unsigned)args.flags);
+    if ((args.flags & KVT_ATTEND_F32) && (args.flags & KVT_ATTEND_FAST))
+        return kvt_fail(cache, KVT_ERR_ARG,
+                        "kvt_attend: KVT_ATTEND_F32 and KVT_ATTEND_FAST exclude each other");
+    if (!args.items || args.n_items == 0)
+        return kvt_fail(cache, KVT_ERR_ARG, "kvt_attend: no items");
+    group = group_of(cache, args.layer);
+    for (size_t i = 0; i < args.n_items; i++) {
+        size_t r, chunks;
+        uint64_t n_tokens;
+        status = check_item(cache, &args, i, group);
+        if (status != KVT_OK)
+            return status;
+        if (kvt_add_overflows(queries, args.items[i].n_queries, &queries))
+            return kvt_fail(cache, KVT_ERR_ARG, "kvt_attend: the number of queries overflows");
+        n_tokens = kvt_seq_visible(args.items[i].seq, args.layer);
+        shape.ranges = n_ranges(n_tokens) > shape.ranges ? n_ranges(n_tokens) : shape.ranges;
+        r = item_rows(&args.items[i], kvt_group_size(group));
+        shape.rows = r > shape.rows ? r : shape.rows;
+        chunks = item_chunks(&args.items[i], kvt_group_size(group));
+        shape.one_chunk &= chunks == 1;
+        shape.units += chunks * group->config.n_kv_heads;
+    }
+    saved = kvt_fpenv_enter();
+    status = check_numbers(cache, &args, group);
+    kvt_fpenv_leave(saved);
+    if (status == KVT_OK)
+        status = kvt_view_make(cache, &args.q, "q", queries, group->config.n_q_heads,
+                               group->config.k_dim, &view);
+    if (status == KVT_OK)
+        status = kvt_view_make(cache, &args.out, "out", queries, group->config.n_q_heads,
+                               group->config.v_dim, &view);
+    if (status != KVT_OK)
+        return status;
+    if ((uintptr_t)args.lse % sizeof(float))
+        return kvt_fail(cache, KVT_ERR_ARG, "kvt_attend: lse is not aligned");
+
+    plan->cache_ = cache;
+    plan->args_ = args;
+    plan->units_ = shape.units;
+    plan->status_ = KVT_OK;
+    plan->flags_ = 0;
+    memset(plan->reserved_, 0, sizeof plan->reserved_);
+    pthread_mutex_lock(&cache->lock);
+    plan->id_ = ++cache->n_plans;
+    pthread_mutex_unlock(&cache->lock);
+    n_threads = args.n_threads ? args.n_threads : cache->executor.n_threads;
+    n_threads = n_threads < KVT_MAX_THREADS ? n_threads : KVT_MAX_THREADS;
+    size_plan(plan, group, shape, n_threads, scratch_limit);
+    return KVT_OK;
+}
+
+kvt_status kvt_attend_plan_init(kvt_attend_plan *plan, kvt_cache *cache,
+                                const kvt_attend_args *args)
+{
+    kvt_attend_plan made;
+    kvt_status status = make_plan(plan ? &made : NULL, cache, args, SIZE_MAX);
+    if (status == KVT_OK)
+        *plan = made;
+    return status;
+}
+
+/* ---- tasks ---- */
+
+/* Find unit i of a plan and lay its working memory into the slice. */
+static void unit_at(const kvt_attend_plan *plan, size_t i, float *slice, kvt_unit *u)
+{
+    const kvt_attend_args *args = &plan->args_;
+    const kvt_group *group = group_of(plan->cache_, args->layer);
+    size_t heads = group->config.n_kv_heads, group_rows = kvt_group_size(group), chunks, all_rows;
+    const kvt_attend_item *item = args->items;
+    const kvt_layout *layout = &group->layout;
+
+    u->first_query = 0;
+    while (i >= (chunks = item_chunks(item, group_rows)) * heads) {
+        i -= chunks * heads;
+        u->first_query += (size_t)item->n_queries;
+        item++;
+    }
+    u->cache = plan->cache_;
+    u->group = group;
+    u->args = args;
+    u->item = item;
+    u->group_index = plan->cache_->layers[args->layer].group;
+    u->layer_index = plan->cache_->layers[args->layer].index;
+    u->kv_head = i / chunks;
+    u->first_row = i % chunks * chunk_rows(group_rows);
+    all_rows = (size_t)item->n_queries * group_rows;
+    u->rows = all_rows - u->first_row;
+    if (u->rows > chunk_rows(group_rows))
+        u->rows = chunk_rows(group_rows);
+    u->n_tokens = kvt_seq_visible(item->seq, args->layer);
+    u->least = kvt_unit_visible(u, 0);
+    u->most = kvt_unit_visible(u, u->rows - 1);
+    u->scale = args->scale > 0.0f ? args->scale : 1.0f / sqrtf((float)group->config.k_dim);
+    u->q = slice;
+    u->q_stored = u->q + u->rows * layout->k_dims;
+    u->scores = u->q_stored + u->rows * layout->k_dims;
+    u->alpha = u->scores + u->rows * KVT_TOKENS;
+    u->add = u->alpha + small_floats(u->rows);
+    u->packed = u->add + small_floats(u->rows);
+    u->turned = (unsigned char *)u->packed + kvt_packed_bytes(u->rows, layout->k_dims);
+    u->offset = (float *)u->turned + layout->turned_bytes / sizeof(float);
+    u->weights = u->offset + layout->v_dims;
+}
+
+/* The j-th result in a unit's slice: they lie behind its working memory. */
+static kvt_part result_at(const kvt_unit *u, float *slice, size_t j)
+{
+    const kvt_layout *layout = &u->group->layout;
+    float *memory = slice + work_floats(layout, u->rows) + j * part_floats(layout, u->rows);
+    return (kvt_part){memory, memory + u->rows * layout->v_dims,
+                      memory + u->rows * layout->v_dims + u->rows};
+}
+
+/* Where the working memory of task i begins: behind its mark. */
+static float *slice_at(const kvt_attend_plan *plan, void *scratch, size_t i)
+{
+    return (float *)(void *)((unsigned char *)scratch + i * plan->slice_bytes_ + MARK_BYTES);
+}
+
+static size_t parts_of(const kvt_attend_plan *plan)
+{
+    return plan->ranges_ ? plan->n_tasks / plan->units_ : 1;
+}
+
+static void make_views(const kvt_attend_plan *plan, kvt_view *q, kvt_view *out)
+{
+    const kvt_group_config *config = &group_of(plan->cache_, plan->args_.layer)->config;
+    uint64_t n = 0;
+    for (size_t i = 0; i < plan->args_.n_items; i++)
+        n += plan->args_.items[i].n_queries;
+    kvt_view_make(plan->cache_, &plan->args_.q, "q", n, config->n_q_heads, config->k_dim, q);
+    kvt_view_make(plan->cache_, &plan->args_.out, "out", n, config->n_q_heads, config->v_dim, out);
+}
+
+static kvt_outcome run_bundle(const kvt_attend_plan *plan, float *slice, size_t first,
+                              const kvt_view *q, const kvt_view *out)
+{
+    kvt_unit units[BUNDLE_MAX];
+    kvt_part totals[BUNDLE_MAX], parts[BUNDLE_MAX];
+    size_t n = plan->bundle_, floats = (plan->slice_bytes_ - MARK_BYTES) / sizeof(float) / n;
+    size_t ranges, i = 0;
+
+    do {
+        kvt_outcome loaded;
+        unit_at(plan, first + i, slice + i * floats, &units[i]);
+        totals[i] = result_at(&units[i], slice + i * floats, 0);
+        parts[i] = result_at(&units[i], slice + i * floats, 1);
+        loaded = kvt_unit_load(&units[i], q);
+        if (loaded != KVT_UNIT_DONE)
+            return loaded;
+    } while (++i < n);
+    ranges = n_ranges(units[0].most);
+    kvt_units_range(units, n, 0, totals);
+    for (size_t range = 1; range < ranges; range++) {
+        kvt_units_range(units, n, range, parts);
+        for (i = 0; i < n; i++)
+            kvt_unit_merge(&units[i], totals[i], parts[i]);
+    }
+    for (i = 0; i < n; i++)
+        if (!kvt_unit_store(&units[i], totals[i], out))
+            return KVT_UNIT_OVERFLOWED;
+    return KVT_UNIT_DONE;
+}
+
+static kvt_outcome run_whole_units(const kvt_attend_plan *plan, float *slice, size_t task,
+                                   const kvt_view *q, const kvt_view *out)
+{
+    size_t bundles = plan->units_ / plan->bundle_;
+    /* Strided, so that the long units at the end of a causal prefill spread. */
+    for (size_t i = task; i < bundles; i += plan->n_tasks) {
+        kvt_outcome what = run_bundle(plan, slice, i * plan->bundle_, q, out);
+        if (what != KVT_UNIT_DONE)
+            return what;
+    }
+    return KVT_UNIT_DONE;
+}
+
+static kvt_outcome run_ranges(const kvt_attend_plan *plan, float *slice, size_t task,
+                              const kvt_view *q)
+{
+    size_t parts = parts_of(plan), first = task % parts * plan->ranges_;
+    kvt_outcome loaded;
+    kvt_unit u;
+    unit_at(plan, task / parts, slice, &u);
+    loaded = kvt_unit_load(&u, q);
+    if (loaded != KVT_UNIT_DONE)
+        return loaded;
+    for (size_t j = 0; j < plan->ranges_; j++) {
+        kvt_part part = result_at(&u, slice, j);
+        kvt_units_range(&u, 1, first + j, &part);
+    }
+    return KVT_UNIT_DONE;
+}
+
+static kvt_outcome merge_unit(const kvt_attend_plan *plan, unsigned char *scratch, size_t i,
+                              const kvt_view *out)
+{
+    size_t parts = parts_of(plan), range = 0, ranges;
+    kvt_part total = {0};
+    kvt_unit u;
+    do {
+        size_t task = i * parts + range / plan->ranges_;
+        kvt_part one;
+        float *slice = slice_at(plan, scratch, task);
+        unit_at(plan, i, slice, &u);
+        ranges = n_ranges(u.most);
+        one = result_at(&u, slice, range % plan->ranges_);
+        if (range == 0)
+            total = one;
+        else
+            kvt_unit_merge(&u, total, one);
+    } while (++range < ranges);
+    return kvt_unit_store(&u, total, out) ? KVT_UNIT_DONE : KVT_UNIT_OVERFLOWED;
+}
+
+static kvt_status check_plan(const kvt_attend_plan *plan, const void *scratch, const char *call)
+{
+    if (!plan || !plan->cache_)
+        return KVT_ERR_ARG;
+    if (!scratch || (uintptr_t)scratch % 64)
+        return kvt_fail(plan->cache_, KVT_ERR_ARG, "%s: scratch is NULL or not at a multiple of 64",
+                        call);
+    return KVT_OK;
+}
+
+static kvt_status report(const kvt_attend_plan *plan, kvt_outcome what)
+{
+    if (what == KVT_UNIT_DONE)
+        return KVT_OK;
+    return kvt_fail(plan->cache_, KVT_ERR_VALUE, "kvt_attend: layer %u: %s", plan->args_.layer,
+                    what == KVT_UNIT_BAD_QUERY ? "q is not finite"
+                                               : "a logit or a sum is beyond the range of f32");
+}
+
+kvt_status kvt_attend_task(kvt_attend_plan *plan, void *scratch, size_t i)
+{
+    kvt_status status = check_plan(plan, scratch, "kvt_attend_task");
+    kvt_view q, out;
+    kvt_fpenv saved;
+    kvt_outcome what;
+    float *slice;
+
+    if (status != KVT_OK)
+        return status;
+    if (i >= plan->n_tasks)
+        return kvt_fail(plan->cache_, KVT_ERR_ARG, "kvt_attend_task: task %zu of %zu", i,
+                        plan->n_tasks);
+    make_views(plan, &q, &out);
+    slice = slice_at(plan, scratch, i);
+    saved = kvt_fpenv_enter();
+    what =
+        plan->ranges_ ? run_ranges(plan, slice, i, &q) : run_whole_units(plan, slice, i, &q, &out);
+    kvt_fpenv_leave(saved);
+    if (what != KVT_UNIT_DONE)
+        __atomic_store_n(&plan->status_, KVT_ERR_VALUE, __ATOMIC_RELAXED);
+    memcpy((unsigned char *)scratch + i * plan->slice_bytes_, &plan->id_, sizeof plan->id_);
+    return report(plan, what);
+}
+
+kvt_status kvt_attend_finish(kvt_attend_plan *plan, void *scratch)
+{
+    kvt_status status = check_plan(plan, scratch, "kvt_attend_finish");
+    kvt_outcome what = KVT_UNIT_DONE;
+    kvt_fpenv saved;
+    kvt_view q, out;
+
+    if (status != KVT_OK)
+        return status;
+    for (size_t i = 0; i < plan->n_tasks; i++)
+        if (memcmp((unsigned char *)scratch + i * plan->slice_bytes_, &plan->id_,
+                   sizeof plan->id_) != 0)
+            return kvt_fail(plan->cache_, KVT_ERR_STATE,
+                            "kvt_attend_finish: task %zu of %zu has not run with this scratch", i,
+                            plan->n_tasks);
+    if (plan->status_ != KVT_OK)
+        return (kvt_status)plan->status_;
+    if (!plan->ranges_)
+        return KVT_OK;
+    make_views(plan, &q, &out);
+    saved = kvt_fpenv_enter();
+    for (size_t i = 0; i < plan->units_ && what == KVT_UNIT_DONE; i++)
+        what = merge_unit(plan, scratch, i, &out);
+    kvt_fpenv_leave(saved);
+    return report(plan, what);
+}
+
+/* ---- all in one ---- */
+
+static void run_task(void *arg, size_t i)
+{
+    kvt_attend_plan *plan = arg;
+    kvt_attend_task(plan, plan->cache_->scratch, i);
+}
+
+kvt_status kvt_attend(kvt_cache *cache, const kvt_attend_args *args)
+{
+    kvt_attend_plan plan;
+    kvt_attend_args own;
+    kvt_status status;
+
+    if (!cache)
+        return KVT_ERR_ARG;
+    if (!args || !kvt_copy_struct(&own, args, sizeof own))
+        return kvt_fail(cache, KVT_ERR_ARG,
+                        "kvt_attend: args is NULL, or struct_size is not this version's");
+    own.n_threads = 0; /* the scratch is sized for the cache's own threads */
+    status = make_plan(&plan, cache, &own, cache->scratch_bytes);
+    if (status != KVT_OK)
+        return status;
+    pthread_mutex_lock(&cache->scratch_lock);
+    kvt_parallel_run(cache, run_task, &plan, plan.n_tasks);
+    status = kvt_attend_finish(&plan, cache->scratch);
+    pthread_mutex_unlock(&cache->scratch_lock);
+    return status;
+}

@@ -1,0 +1,396 @@
+/*
+ * The arithmetic of attention over one unit's rows: scores, softmax and weighted sum block by
+ * block, a softmax of its own for each range, the merge of two, and the last division.
+ */
+#include "src/attention/attention.h"
+
+#include <math.h>
+
+/* Query and head of a row of the unit. */
+static uint64_t query_of(const kvt_unit *u, size_t row)
+{
+    return (u->first_row + row) / kvt_group_size(u->group);
+}
+
+static size_t head_of(const kvt_unit *u, size_t row)
+{
+    size_t group = kvt_group_size(u->group);
+    return u->kv_head * group + (u->first_row + row) % group;
+}
+
+uint64_t kvt_unit_visible(const kvt_unit *u, size_t row)
+{
+    if ((u->args->flags & KVT_ATTEND_CAUSAL) && !u->item->mask)
+        return u->n_tokens - (u->item->n_queries - 1 - query_of(u, row));
+    return u->n_tokens;
+}
+
+static int32_t position_of(const kvt_unit *u, uint64_t query)
+{
+    uint64_t token;
+    if (u->item->query_positions)
+        return u->item->query_positions[query];
+    token = u->n_tokens - u->item->n_queries + query;
+    return kvt_seq_meta(u->item->seq, (size_t)(token / KVT_TOKENS))->positions[token % KVT_TOKENS];
+}
+
+static void mask_scores(const kvt_unit *u, size_t row, uint64_t first_token, size_t n,
+                        float *scores)
+{
+    const kvt_attend_item *item = u->item;
+    const uint8_t *bits = item->mask + query_of(u, row) * item->mask_stride;
+    uint64_t begin = u->n_tokens - item->mask_tokens;
+    for (size_t t = begin > first_token ? (size_t)(begin - first_token) : 0; t < n; t++) {
+        uint64_t bit = first_token + t - begin;
+        if (!(bits[bit / 8] >> bit % 8 & 1))
+            scores[t] = -INFINITY;
+    }
+}
+
+/* Whether K is multiplied as integers, and V. */
+static int is_integer(const kvt_unit *u, kvt_type type)
+{
+    return type == KVT_TYPE_I8 && !(u->args->flags & KVT_ATTEND_F32);
+}
+
+static int is_fast(const kvt_unit *u)
+{
+    return (u->args->flags & KVT_ATTEND_FAST) != 0;
+}
+
+static int is_finite_row(const float *x, size_t n)
+{
+    uint32_t bad = 0;
+    for (size_t i = 0; i < n; i++)
+        bad |= (kvt_f32_bits(x[i]) & 0x7f800000u) == 0x7f800000u;
+    return !bad;
+}
+
+kvt_outcome kvt_unit_load(const kvt_unit *u, const kvt_view *view)
+{
+    const kvt_kernels *k = &u->cache->kernels;
+    size_t dims = u->group->config.k_dim, dims_p = u->group->layout.k_dims;
+    for (size_t r = 0; r < u->rows; r++) {
+        float *q = u->q + r * dims_p, *stored = u->q_stored + r * dims_p;
+        if (!kvt_view_load(k, view, u->first_query + query_of(u, r), head_of(u, r), dims, q))
+            return KVT_UNIT_BAD_QUERY;
+        memset(q + dims, 0, (dims_p - dims) * sizeof *q);
+        memcpy(stored, q, dims_p * sizeof *q);
+        if (u->group->rotates) {
+            k->rotate(stored, u->group->signs + u->kv_head * dims, dims, u->group->rotation_block,
+                      u->group->rotation_scale_q);
+            if (!is_finite_row(stored, dims))
+                return KVT_UNIT_OVERFLOWED;
+        }
+    }
+    if (is_integer(u, u->group->config.k_type))
+        (is_fast(u) ? k->pack_q_fast : k->pack_q_near)(u->q_stored, dims_p, u->rows, dims_p,
+                                                       u->packed);
+    return KVT_UNIT_DONE;
+}
+
+/*
+ * The codes of K and V follow each other in a head's record, and those of the next block are
+ * elsewhere. A product asks for what the next one reads while it computes (kernels.h, "next"): the
+ * hardware's own prefetch stops at every page and starts late.
+ */
+
+/* Scores of the rows from `from` on. */
+static void scores_of(const kvt_unit *u, size_t from, const unsigned char *record, size_t n,
+                      const void *next)
+{
+    const kvt_kernels *k = &u->cache->kernels;
+    const kvt_layout *layout = &u->group->layout;
+    kvt_type type = u->group->config.k_type;
+    const void *codes = record + layout->k_codes;
+    const uint16_t *scales = (const uint16_t *)(const void *)(record + layout->k_scales);
+
+    if (is_integer(u, type))
+        (is_fast(u) ? k->qk_i8_fast : k->qk_i8_near)(u->packed, from, u->rows, codes, scales, n,
+                                                     layout->k_dims, next, u->scores);
+    else
+        (type == KVT_TYPE_F32   ? k->qk_f32
+         : type == KVT_TYPE_F16 ? k->qk_f16
+                                : k->qk_i8)(u->q_stored + from * layout->k_dims, layout->k_dims,
+                                            u->rows - from, codes, scales, n, layout->k_dims, next,
+                                            u->scores + from * KVT_TOKENS);
+}
+
+/* Sum of a row's weights: 16 lanes, so that a compiler can vectorize it, in a fixed order. */
+static float sum_of(const float *p)
+{
+    float lane[16];
+    memcpy(lane, p, sizeof lane);
+    for (size_t t = 16; t < KVT_TOKENS; t += 16)
+        for (size_t i = 0; i < 16; i++)
+            lane[i] += p[t + i];
+    for (size_t h = 8; h > 0; h /= 2)
+        for (size_t i = 0; i < h; i++)
+            lane[i] += lane[i + h];
+    return lane[0];
+}
+
+/* V in K: a block's codes in the order that the weighted sum takes, in the unit's own memory. */
+static void turn_values(const kvt_unit *u, const unsigned char *record)
+{
+    const kvt_kernels *k = &u->cache->kernels;
+    const kvt_layout *layout = &u->group->layout;
+    kvt_type type = u->group->config.k_type;
+    (type == KVT_TYPE_F32 ? k->turn_f32
+     : type == KVT_TYPE_F16
+         ? k->turn_f16
+         : k->turn_i8)(record + layout->k_codes, layout->k_dims, layout->v_dims, u->turned);
+}
+
+/*
+ * V in K with an offset: sum_t p[t] * (code[t] * scale[t] + offset) is what pv has summed up and
+ * the offset times the row's weights. acc stays in the stored domain, rotated back once a row by
+ * kvt_unit_store instead of once a token; so the offset is taken there, once a block.
+ */
+static void add_offset(const kvt_unit *u, size_t from, const unsigned char *record, float *acc)
+{
+    const kvt_kernels *k = &u->cache->kernels;
+    const kvt_group *group = u->group;
+    size_t dims = group->config.v_dim, dims_p = group->layout.v_dims;
+
+    (void)k->load_f16(record + group->layout.k_offset, u->offset, dims); /* finite as stored */
+    memset(u->offset + dims, 0, (dims_p - dims) * sizeof *u->offset);
+    if (group->rotates) /* v_dim is a multiple of the block, so that K's first signs are V's */
+        k->rotate(u->offset, group->signs + u->kv_head * group->config.k_dim, dims,
+                  group->rotation_block, group->rotation_scale_k);
+    for (size_t r = from; r < u->rows; r++)
+        u->weights[r] = sum_of(u->scores + r * KVT_TOKENS);
+    k->add_scaled(acc + from * dims_p, dims_p, u->rows - from, u->weights + from, u->offset,
+                  dims_p);
+}
+
+/* acc = acc * alpha + scores * V for the rows from `from` on. */
+static void weigh_values(const kvt_unit *u, size_t from, const unsigned char *record, size_t n,
+                         const void *next, float *acc)
+{
+    const kvt_kernels *k = &u->cache->kernels;
+    const kvt_group *group = u->group;
+    const kvt_layout *layout = &group->layout;
+    kvt_type type = group->config.v_type;
+    const void *codes = group->v_in_k ? u->turned : record + layout->v_codes;
+    const unsigned char *scales = record + (group->v_in_k ? layout->k_scales : layout->v_scales);
+
+    if (group->v_in_k)
+        turn_values(u, record);
+    (is_integer(u, type)    ? (is_fast(u) ? k->pv_i8_fast : k->pv_i8_near)
+     : type == KVT_TYPE_F32 ? k->pv_f32
+     : type == KVT_TYPE_F16 ? k->pv_f16
+                            : k->pv_i8)(u->scores + from * KVT_TOKENS, u->rows - from, codes,
+                                        (const uint16_t *)(const void *)scales, n, layout->v_dims,
+                                        u->alpha + from, next, acc + from * layout->v_dims,
+                                        layout->v_dims);
+    if (group->v_in_k && group->offsets)
+        add_offset(u, from, record, acc);
+}
+
+/* What softmax does not do: soft-cap, ALiBi and masks, for one row that sees n tokens. */
+static void bend_logits(const kvt_unit *u, size_t row, size_t block_row, size_t n)
+{
+    const kvt_kernels *k = &u->cache->kernels;
+    const kvt_attend_args *args = u->args;
+    float *s = u->scores + row * KVT_TOKENS;
+    k->logits(s, n, u->add[row], u->scale, args->softcap);
+    if (args->alibi_slopes)
+        k->alibi(s, n, kvt_seq_meta(u->item->seq, block_row)->positions,
+                 position_of(u, query_of(u, row)), args->alibi_slopes[head_of(u, row)]);
+    if (u->item->mask)
+        mask_scores(u, row, (uint64_t)block_row * KVT_TOKENS, n, s);
+}
+
+/* Tokens that a row sees of the n of a block. */
+static size_t row_tokens(const kvt_unit *u, size_t row, uint64_t first_token, size_t n)
+{
+    uint64_t sees;
+    if (u->least >= first_token + n)
+        return n;
+    sees = kvt_unit_visible(u, row) - first_token;
+    return sees < n ? (size_t)sees : n;
+}
+
+/* Online softmax of the rows from `from` on, n being what the last row sees of the block. */
+static void soften(const kvt_unit *u, size_t from, size_t block_row, size_t n,
+                   const unsigned char *record, kvt_part out)
+{
+    const kvt_kernels *k = &u->cache->kernels;
+    const kvt_layout *layout = &u->group->layout;
+    uint64_t first_token = (uint64_t)block_row * KVT_TOKENS;
+    int bends = u->args->softcap > 0.0f || u->args->alibi_slopes || u->item->mask;
+    int adds = u->group->offsets != 0;
+
+    if (adds)
+        k->dots_f16(u->q + from * layout->k_dims, layout->k_dims, u->rows - from,
+                    (const uint16_t *)(const void *)(record + layout->k_offset), layout->k_dims,
+                    u->add + from);
+    else if (bends)
+        memset(u->add, 0, u->rows * sizeof *u->add);
+    /* Runs of rows that see the same number of tokens: a query's, or all of them. */
+    for (size_t r = from, end; r < u->rows; r = end) {
+        size_t n_row = row_tokens(u, r, first_token, n);
+        end = u->least >= first_token + n ? u->rows : r + 1;
+        while (end < u->rows && row_tokens(u, end, first_token, n) == n_row)
+            end++;
+        if (bends)
+            for (size_t i = r; i < end; i++)
+                bend_logits(u, i, block_row, n_row);
+        k->softmax(u->scores + r * KVT_TOKENS, end - r, n_row, adds && !bends ? u->add + r : NULL,
+                   bends ? 1.0f : u->scale, out.m + r, out.l + r, u->alpha + r);
+    }
+}
+
+static const unsigned char *record_of(const kvt_unit *u, size_t block_row)
+{
+    return kvt_head_record(u->group, kvt_seq_block(u->item->seq, block_row, u->group_index),
+                           u->layer_index, u->kv_head);
+}
+
+/*
+ * Softmax reads nothing of the cache. With one row or two, where memory is the slower one, lines
+ * are brought meanwhile, spread over what the next product asks for, so that it has fewer to ask
+ * for all along; as many as can be under way. 4 to 8% of decode's time; with four rows it costs as
+ * much.
+ */
+#define SPARSE_ROWS 2
+#define SPARSE_LINES 32
+
+static void ask_sparsely(const unsigned char *codes, size_t bytes)
+{
+    size_t step = kvt_round_up(bytes / SPARSE_LINES, 64);
+    for (size_t i = 0; i < bytes; i += step)
+        __builtin_prefetch(codes + i, 0, 2);
+}
+
+/*
+ * One block: scores, softmax, weighted sum. Rows see ever more tokens in ascending order, so
+ * those that see anything of the block are the last ones. next: the record that is read after
+ * this one; NULL: nothing is to be asked for.
+ */
+static void attend_block(const kvt_unit *u, size_t block_row, const unsigned char *next,
+                         kvt_part out)
+{
+    const kvt_layout *layout = &u->group->layout;
+    const unsigned char *record = record_of(u, block_row);
+    const unsigned char *rest = next ? record + layout->k_scales : NULL;
+    uint64_t first_token = (uint64_t)block_row * KVT_TOKENS;
+    uint64_t last = u->most - first_token;
+    size_t n = last < KVT_TOKENS ? (size_t)last : KVT_TOKENS;
+    size_t from = 0;
+
+    if (u->least <= first_token)
+        while (kvt_unit_visible(u, from) <= first_token)
+            from++;
+    if (u->group->v_in_k) { /* V is there already: the next product reads the next record */
+        scores_of(u, from, record, n, next);
+        soften(u, from, block_row, n, record, out);
+        weigh_values(u, from, record, n, NULL, out.acc);
+        return;
+    }
+    scores_of(u, from, record, n, rest);
+    /* The scores asked for as many bytes as K's codes have: the record's rest has some more. */
+    if (rest)
+        for (size_t i = layout->k_scales + layout->k_code_bytes; i < layout->head_bytes; i += 64)
+            __builtin_prefetch(record + i, 0, 2);
+    if (next && u->rows - from <= SPARSE_ROWS)
+        ask_sparsely(next, layout->k_code_bytes);
+    soften(u, from, block_row, n, record, out);
+    weigh_values(u, from, record, n, next, out.acc);
+}
+
+/*
+ * A block's address is found through the sequence's table and a record of the block, which the
+ * stream of codes has driven out of the caches since they were read last.
+ */
+static void ask_for_block(const kvt_unit *u, size_t block_row)
+{
+    const kvt_seq *seq = u->item->seq;
+    if (block_row + 8 < seq->n_rows)
+        __builtin_prefetch(&seq->table[(block_row + 8) * seq->cache->n_classes]);
+    if (block_row + 2 < seq->n_rows)
+        __builtin_prefetch(kvt_seq_block(seq, block_row + 2, u->group_index));
+}
+
+void kvt_units_range(const kvt_unit *units, size_t n_units, size_t range, const kvt_part *outs)
+{
+    const kvt_unit *u = &units[0];
+    const size_t rows_a_range = KVT_RANGE_TOKENS / KVT_TOKENS;
+    size_t end = kvt_rows(u->most);
+
+    for (size_t i = 0; i < n_units; i++) {
+        memset(outs[i].acc, 0, u->rows * u->group->layout.v_dims * sizeof *outs[i].acc);
+        for (size_t r = 0; r < u->rows; r++) {
+            outs[i].m[r] = -INFINITY;
+            outs[i].l[r] = 0.0f;
+        }
+    }
+    if (end > (range + 1) * rows_a_range)
+        end = (range + 1) * rows_a_range;
+    for (size_t row = range * rows_a_range; row < end; row++) {
+        ask_for_block(u, row);
+        for (size_t i = 0; i < n_units; i++) {
+            const unsigned char *next = NULL;
+            if (i + 1 < n_units)
+                next = record_of(&units[i + 1], row);
+            else if (row + 1 < u->item->seq->n_rows)
+                next = record_of(&units[0], row + 1);
+            attend_block(&units[i], row, next, outs[i]);
+        }
+    }
+}
+
+void kvt_unit_merge(const kvt_unit *u, kvt_part into, kvt_part from)
+{
+    size_t dims = u->group->layout.v_dims;
+    for (size_t r = 0; r < u->rows; r++)
+        u->cache->kernels.merge(into.acc + r * dims, &into.m[r], &into.l[r], from.acc + r * dims,
+                                from.m[r], from.l[r], dims);
+}
+
+/* What finish and the unit know of a row. */
+typedef struct unit_row {
+    float m, lse;
+    uint64_t visible;
+    int masked;
+} unit_row;
+
+/*
+ * Whether a row's result can be trusted. Overflow in a logit leaves infinity or NaN in the
+ * log-sum-exp, or -inf as the maximum though tokens are visible; overflow in a sum of V, in acc.
+ */
+static int is_sound(const unit_row *row, const float *acc, size_t dims)
+{
+    uint32_t bad = 0;
+    for (size_t d = 0; d < dims; d++)
+        bad |= (kvt_f32_bits(acc[d]) & 0x7f800000u) == 0x7f800000u;
+    if (row->m == -INFINITY)
+        return !bad && (row->masked || row->visible == 0);
+    return !bad && isfinite(row->lse);
+}
+
+int kvt_unit_store(const kvt_unit *u, kvt_part result, const kvt_view *out)
+{
+    const kvt_kernels *k = &u->cache->kernels;
+    size_t dims = u->group->layout.v_dims, heads = u->group->config.n_q_heads;
+    int sound = 1;
+    for (size_t r = 0; r < u->rows; r++) {
+        size_t head = head_of(u, r);
+        uint64_t query = u->first_query + query_of(u, r);
+        float *acc = result.acc + r * dims;
+        float sink = u->args->sink_logits ? u->args->sink_logits[head] : -INFINITY;
+        float lse = k->finish(acc, dims, result.m[r], result.l[r], sink);
+        unit_row row = {result.m[r], lse, kvt_unit_visible(u, r), u->item->mask != NULL};
+        /* Where nothing is visible the zeros stay zeros, none of them negative. */
+        if (u->group->v_in_k && u->group->rotates && row.m != -INFINITY)
+            k->unrotate(acc, u->group->signs + u->kv_head * u->group->config.k_dim,
+                        u->group->config.v_dim, u->group->rotation_block,
+                        u->group->rotation_scale_q);
+        sound &= is_sound(&row, acc, u->group->config.v_dim);
+        kvt_view_store(k, out, query, head, u->group->config.v_dim, acc);
+        if (u->args->lse)
+            u->args->lse[query * heads + head] = lse;
+    }
+    return sound;
+}

@@ -1,0 +1,311 @@
+/*
+ * Sequences: the block table, steps, and what changes a sequence as a whole.
+ *
+ * Invariants: n_rows covers length + pending and the rows have all their blocks; a step changes
+ * nothing that a reader of the committed tokens can see until commit, except that attend and
+ * read see the pending tokens of a layer that has them.
+ */
+#include "src/cache/cache.h"
+
+static size_t table_bytes(const kvt_cache *cache)
+{
+    return cache->max_rows * cache->n_classes * sizeof(kvt_block *);
+}
+
+uint64_t kvt_seq_own_bytes(const kvt_cache *cache)
+{
+    return kvt_round_up(sizeof(kvt_seq), 64) + kvt_round_up(cache->n_layers, 64) +
+           kvt_round_up(table_bytes(cache), 64);
+}
+
+kvt_status kvt_seq_create(kvt_cache *cache, kvt_seq **seq_out)
+{
+    void *memory = NULL, *appended = NULL, *table = NULL;
+    kvt_status status;
+    kvt_seq *seq;
+
+    if (!cache || !seq_out)
+        return kvt_fail(cache, KVT_ERR_ARG, "kvt_seq_create: NULL");
+    status = kvt_mem_alloc(cache, sizeof *seq, "a sequence", &memory);
+    if (status == KVT_OK)
+        status = kvt_mem_alloc(cache, cache->n_layers, "a sequence's layers", &appended);
+    if (status == KVT_OK)
+        status = kvt_mem_alloc(cache, table_bytes(cache), "a sequence's block table", &table);
+    if (status != KVT_OK) {
+        kvt_mem_free(cache, appended, cache->n_layers);
+        kvt_mem_free(cache, memory, sizeof *seq);
+        return status;
+    }
+    seq = memory;
+    seq->cache = cache;
+    seq->appended = appended;
+    seq->table = table;
+    pthread_mutex_lock(&cache->lock);
+    cache->references++;
+    pthread_mutex_unlock(&cache->lock);
+    *seq_out = seq;
+    return KVT_OK;
+}
+
+void kvt_seq_destroy(kvt_seq *seq)
+{
+    kvt_cache *cache;
+    if (!seq)
+        return;
+    cache = seq->cache;
+    kvt_seq_shrink(seq, 0);
+    kvt_mem_free(cache, seq->table, table_bytes(cache));
+    kvt_mem_free(cache, seq->appended, cache->n_layers);
+    kvt_mem_free(cache, seq, sizeof *seq);
+    kvt_cache_release(cache);
+}
+
+/* ---- the table ---- */
+
+kvt_status kvt_seq_grow(kvt_seq *seq, size_t n_rows)
+{
+    kvt_cache *cache = seq->cache;
+    size_t row = seq->n_rows;
+    uint32_t c = 0;
+    kvt_status status = KVT_OK;
+
+    for (; row < n_rows; row++)
+        for (c = 0; c < cache->n_classes; c++) {
+            status = kvt_block_get(cache, c, &seq->table[row * cache->n_classes + c]);
+            if (status != KVT_OK)
+                goto fail;
+        }
+    seq->n_rows = n_rows > seq->n_rows ? n_rows : seq->n_rows;
+    return KVT_OK;
+
+fail:
+    for (size_t i = row * cache->n_classes + c; i-- > seq->n_rows * cache->n_classes;) {
+        kvt_block_undo(cache, (uint32_t)(i % cache->n_classes), seq->table[i]);
+        seq->table[i] = NULL;
+    }
+    return status;
+}
+
+void kvt_seq_shrink(kvt_seq *seq, size_t n_rows)
+{
+    kvt_cache *cache = seq->cache;
+    while (seq->n_rows > n_rows) {
+        seq->n_rows--;
+        for (uint32_t c = 0; c < cache->n_classes; c++) {
+            kvt_block **entry = &seq->table[seq->n_rows * cache->n_classes + c];
+            kvt_block_put(cache, c, *entry);
+            *entry = NULL;
+        }
+    }
+}
+
+/* ---- questions ---- */
+
+uint64_t kvt_seq_length(const kvt_seq *seq)
+{
+    return seq ? seq->length : 0;
+}
+
+int kvt_seq_is_empty(const kvt_seq *seq)
+{
+    return kvt_seq_length(seq) == 0;
+}
+
+uint64_t kvt_seq_pending(const kvt_seq *seq)
+{
+    return seq ? seq->pending : 0;
+}
+
+uint64_t kvt_seq_max_tokens(const kvt_seq *seq)
+{
+    return seq ? seq->cache->max_tokens : 0;
+}
+
+/* May be INT32_MAX + 1. */
+static int64_t next_position(const kvt_seq *seq)
+{
+    size_t last;
+    if (!seq || seq->length == 0)
+        return 0;
+    last = (size_t)(seq->length - 1);
+    return (int64_t)kvt_seq_meta(seq, last / KVT_TOKENS)->positions[last % KVT_TOKENS] + 1;
+}
+
+int32_t kvt_seq_next_position(const kvt_seq *seq)
+{
+    int64_t next = next_position(seq);
+    return next > INT32_MAX ? INT32_MAX : (int32_t)next;
+}
+
+uint64_t kvt_seq_capacity(const kvt_seq *seq)
+{
+    kvt_cache *cache;
+    size_t free_rows = SIZE_MAX, rows;
+    if (!seq)
+        return 0;
+    cache = seq->cache;
+    pthread_mutex_lock(&cache->lock);
+    for (uint32_t c = 0; c < cache->n_classes; c++)
+        if (cache->n_free_blocks[c] < free_rows)
+            free_rows = cache->n_free_blocks[c];
+    pthread_mutex_unlock(&cache->lock);
+    rows = seq->n_rows + free_rows;
+    return rows >= cache->max_rows ? cache->max_tokens : (uint64_t)rows * KVT_TOKENS;
+}
+
+uint64_t kvt_seq_memory_bytes(const kvt_seq *seq)
+{
+    uint64_t row = 0;
+    if (!seq)
+        return 0;
+    for (uint32_t c = 0; c < seq->cache->n_classes; c++)
+        row += kvt_round_up(sizeof(kvt_block) + seq->cache->class_bytes[c], 64);
+    return kvt_seq_own_bytes(seq->cache) + row * seq->n_rows;
+}
+
+uint64_t kvt_seq_visible(const kvt_seq *seq, uint32_t layer)
+{
+    return seq->length + (seq->pending && seq->appended[layer] ? seq->pending : 0);
+}
+
+/* Ids and positions lie in one array each per row: copy row by row. */
+static kvt_status copy_meta(const kvt_seq *seq, uint64_t first, uint64_t n, int32_t *out,
+                            int want_ids, const char *call)
+{
+    if (!seq)
+        return KVT_ERR_ARG;
+    if (!out)
+        return kvt_fail(seq->cache, KVT_ERR_ARG, "%s: NULL", call);
+    if (first > seq->length || n > seq->length - first)
+        return kvt_fail(seq->cache, KVT_ERR_ARG, "%s: tokens %llu + %llu of %llu", call,
+                        (unsigned long long)first, (unsigned long long)n,
+                        (unsigned long long)seq->length);
+    while (n > 0) {
+        size_t row = (size_t)(first / KVT_TOKENS), slot = (size_t)(first % KVT_TOKENS);
+        size_t count = KVT_TOKENS - slot < n ? KVT_TOKENS - slot : (size_t)n;
+        const kvt_meta *meta = kvt_seq_meta(seq, row);
+        memcpy(out, (want_ids ? meta->token_ids : meta->positions) + slot, count * sizeof *out);
+        out += count;
+        first += count;
+        n -= count;
+    }
+    return KVT_OK;
+}
+
+kvt_status kvt_seq_token_ids(const kvt_seq *seq, uint64_t first, uint64_t n, int32_t *token_ids)
+{
+    return copy_meta(seq, first, n, token_ids, 1, "kvt_seq_token_ids");
+}
+
+kvt_status kvt_seq_positions(const kvt_seq *seq, uint64_t first, uint64_t n, int32_t *positions)
+{
+    return copy_meta(seq, first, n, positions, 0, "kvt_seq_positions");
+}
+
+/* ---- steps ---- */
+
+kvt_status kvt_seq_begin(kvt_seq *seq, uint64_t n_tokens, const int32_t *positions)
+{
+    int64_t next;
+    kvt_status status;
+
+    if (!seq)
+        return KVT_ERR_ARG;
+    if (n_tokens == 0)
+        return kvt_fail(seq->cache, KVT_ERR_ARG, "kvt_seq_begin: a step of 0 tokens");
+    if (seq->pending)
+        return kvt_fail(seq->cache, KVT_ERR_STATE,
+                        "kvt_seq_begin: a step of %llu tokens is "
+                        "pending: commit or abort it",
+                        (unsigned long long)seq->pending);
+    if (n_tokens > seq->cache->max_tokens - seq->length)
+        return kvt_fail(seq->cache, KVT_ERR_FULL, "kvt_seq_begin: %llu + %llu tokens, at most %llu",
+                        (unsigned long long)seq->length, (unsigned long long)n_tokens,
+                        (unsigned long long)seq->cache->max_tokens);
+    next = next_position(seq);
+    if (!positions && next > INT32_MAX - (int64_t)(n_tokens - 1))
+        return kvt_fail(seq->cache, KVT_ERR_ARG, "kvt_seq_begin: positions would pass INT32_MAX");
+    for (uint64_t i = 0; positions && i < n_tokens; i++)
+        if (positions[i] < 0)
+            return kvt_fail(seq->cache, KVT_ERR_ARG,
+                            "kvt_seq_begin: position %ld of token %llu is "
+                            "negative",
+                            (long)positions[i], (unsigned long long)i);
+    status = kvt_seq_grow(seq, kvt_rows(seq->length + n_tokens));
+    if (status != KVT_OK)
+        return status;
+
+    for (uint64_t i = 0; i < n_tokens; i++) {
+        size_t token = (size_t)(seq->length + i);
+        kvt_meta *meta = kvt_seq_meta(seq, token / KVT_TOKENS);
+        meta->positions[token % KVT_TOKENS] =
+            positions ? positions[i] : (int32_t)(next + (int64_t)i);
+        meta->token_ids[token % KVT_TOKENS] = KVT_TOKEN_NONE;
+    }
+    seq->pending = n_tokens;
+    seq->step++;
+    seq->n_appended = 0;
+    memset(seq->appended, 0, seq->cache->n_layers);
+    return KVT_OK;
+}
+
+kvt_status kvt_seq_commit(kvt_seq *seq, const int32_t *token_ids)
+{
+    if (!seq)
+        return KVT_ERR_ARG;
+    if (!seq->pending)
+        return kvt_fail(seq->cache, KVT_ERR_STATE, "kvt_seq_commit: no step is pending");
+    if (seq->n_appended != seq->cache->n_layers) {
+        uint32_t layer = 0;
+        while (seq->appended[layer])
+            layer++;
+        return kvt_fail(seq->cache, KVT_ERR_STATE,
+                        "kvt_seq_commit: layer %u was not appended "
+                        "(%u of %u were)",
+                        layer, seq->n_appended, seq->cache->n_layers);
+    }
+    for (uint64_t i = 0; token_ids && i < seq->pending; i++)
+        if (token_ids[i] < KVT_TOKEN_NONE)
+            return kvt_fail(seq->cache, KVT_ERR_ARG, "kvt_seq_commit: token id %ld of token %llu",
+                            (long)token_ids[i], (unsigned long long)i);
+    for (uint64_t i = 0; token_ids && i < seq->pending; i++) {
+        size_t token = (size_t)(seq->length + i);
+        kvt_seq_meta(seq, token / KVT_TOKENS)->token_ids[token % KVT_TOKENS] = token_ids[i];
+    }
+    seq->length += seq->pending;
+    seq->pending = 0;
+    return KVT_OK;
+}
+
+kvt_status kvt_seq_abort(kvt_seq *seq)
+{
+    if (!seq)
+        return KVT_ERR_ARG;
+    seq->pending = 0;
+    kvt_seq_shrink(seq, kvt_rows(seq->length));
+    return KVT_OK;
+}
+
+kvt_status kvt_seq_truncate(kvt_seq *seq, uint64_t n_tokens)
+{
+    if (!seq)
+        return KVT_ERR_ARG;
+    if (seq->pending)
+        return kvt_fail(seq->cache, KVT_ERR_STATE, "kvt_seq_truncate: a step is pending");
+    if (n_tokens > seq->length)
+        return kvt_fail(seq->cache, KVT_ERR_ARG, "kvt_seq_truncate: to %llu of %llu tokens",
+                        (unsigned long long)n_tokens, (unsigned long long)seq->length);
+    seq->length = n_tokens;
+    kvt_seq_shrink(seq, kvt_rows(n_tokens));
+    return KVT_OK;
+}
+
+kvt_status kvt_seq_clear(kvt_seq *seq)
+{
+    if (!seq)
+        return KVT_ERR_ARG;
+    seq->length = 0;
+    seq->pending = 0;
+    kvt_seq_shrink(seq, 0);
+    return KVT_OK;
+}

@@ -1,0 +1,309 @@
+/*
+ * The snapshot's records, and what the files of src/snapshot_*.c offer each other.
+ *
+ * docs/format.md specifies the file; the constants here are its numbers. Every integer in a file
+ * is little-endian. Stored K and V go to the file as they lie in memory, so the host has to be
+ * little-endian too: no other is supported.
+ *
+ * Arrows point down: save, load, inspect -> reader -> stream -> codec; block, header, hash and
+ * memory below them all.
+ */
+#ifndef KVT_SNAPSHOT_FORMAT_H
+#define KVT_SNAPSHOT_FORMAT_H
+
+#include "src/cache/cache.h"
+
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "kvtile snapshots hold blocks as they lie in memory: little-endian hosts only"
+#endif
+
+/* ---- numbers of the format ---- */
+
+#define KVT_SNAP_VERSION 1u
+#define KVT_SNAP_MAGIC "\x89KVT\r\n\x1a\n" /* 8 bytes: text-mode transfers break it */
+#define KVT_SNAP_FOOTER "KVTE\r\n\x1a\n"   /* 8 bytes: the last of a file */
+#define KVT_SNAP_MAGIC_BYTES 8
+
+#define KVT_SNAP_FIXED_BYTES 64   /* header before the groups */
+#define KVT_SNAP_GROUP_BYTES 48   /* one group in the header */
+#define KVT_SNAP_SECTION_BYTES 32 /* head of a section */
+#define KVT_SNAP_STREAM_BYTES 24  /* one stream in a stream set's table */
+#define KVT_SNAP_SET_BYTES 8      /* a stream set before that table */
+#define KVT_SNAP_SUM_BYTES 8      /* an XXH64 */
+#define KVT_SNAP_ENTRY_BYTES 32   /* one entry of the block table, and of the index */
+#define KVT_SNAP_BLOCK_BYTES 48   /* payload of a block section */
+#define KVT_SNAP_END_BYTES 32     /* payload of the end section */
+#define KVT_SNAP_ID_BYTES 16
+#define KVT_SNAP_ID_HEAD 8 /* an id is the digest of: tokens, representation, layers' digests */
+
+#define KVT_SNAP_CHUNK_TOKENS 16384 /* tokens of a section of ids or positions: 256 blocks */
+#define KVT_SNAP_MAX_STREAMS 3
+
+/* Most bytes that a header can have, and an upper bound for its struct on disk. */
+#define KVT_SNAP_HEADER_MAX                                                                        \
+    (KVT_SNAP_FIXED_BYTES + KVT_MAX_GROUPS * KVT_SNAP_GROUP_BYTES + KVT_MAX_LAYERS * 4 +           \
+     KVT_MAX_FINGERPRINT + KVT_SNAP_SUM_BYTES)
+
+enum { /* section types */
+       KVT_SNAP_TOKEN_IDS = 1,
+       KVT_SNAP_POSITIONS = 2,
+       KVT_SNAP_BLOCK_TABLE = 3,
+       KVT_SNAP_BLOCK = 4,
+       KVT_SNAP_LAYER = 5,
+       KVT_SNAP_INDEX = 6,
+       KVT_SNAP_END = 7
+};
+
+#define KVT_SNAP_REQUIRED 1u /* section flag: a reader that does not know the type must refuse */
+
+enum { /* stream kinds */
+       KVT_SNAP_KIND_TOKEN_IDS = 1,
+       KVT_SNAP_KIND_POSITIONS = 2,
+       KVT_SNAP_KIND_K = 3,
+       KVT_SNAP_KIND_V = 4,
+       KVT_SNAP_KIND_SCALES = 5,
+       KVT_SNAP_KIND_NATIVE = 6 /* reserved: a layer as it lies in memory, to be mapped */
+};
+
+enum { /* filters */
+       KVT_SNAP_NATIVE = 0,
+       KVT_SNAP_TOKEN_MAJOR = 1,
+       KVT_SNAP_DELTA = 2,
+       KVT_SNAP_PLANES = 3
+};
+
+enum { KVT_SNAP_RAW = 0, KVT_SNAP_ZSTD = 1 }; /* codecs */
+
+enum { KVT_SNAP_REPRESENTATION = 0 }; /* of a block: as the group's types say */
+
+/* ---- little-endian fields ---- */
+
+static inline void kvt_put32(unsigned char *p, uint32_t x)
+{
+    memcpy(p, &x, sizeof x);
+}
+
+static inline void kvt_put64(unsigned char *p, uint64_t x)
+{
+    memcpy(p, &x, sizeof x);
+}
+
+static inline uint32_t kvt_get32(const unsigned char *p)
+{
+    uint32_t x;
+    memcpy(&x, p, sizeof x);
+    return x;
+}
+
+static inline uint64_t kvt_get64(const unsigned char *p)
+{
+    uint64_t x;
+    memcpy(&x, p, sizeof x);
+    return x;
+}
+
+/* ---- snapshot_hash.c: the only file that names xxHash ---- */
+
+uint64_t kvt_snap_sum(const void *data, size_t bytes); /* XXH64, seed 0 */
+/* XXH64 of the concatenation of pieces. */
+typedef struct kvt_snap_summer {
+    uint64_t state[16]; /* room for XXH64_state_t */
+} kvt_snap_summer;
+void kvt_snap_summer_init(kvt_snap_summer *summer);
+void kvt_snap_summer_add(kvt_snap_summer *summer, const void *data, size_t bytes);
+uint64_t kvt_snap_summer_sum(const kvt_snap_summer *summer);
+/* XXH3-128 in its canonical (big-endian) bytes. */
+void kvt_snap_digest(const void *data, size_t bytes, unsigned char *digest);
+
+/* Does a checksum hold? A fuzzer has to get past it. */
+static inline int kvt_snap_same_sum(uint64_t stored, uint64_t computed)
+{
+#ifdef KVT_FUZZING
+    (void)stored;
+    (void)computed;
+    return 1;
+#else
+    return stored == computed;
+#endif
+}
+
+/* ---- snapshot_memory.c: memory and texts, with a cache or without ---- */
+
+/* cache NULL (inspection): memory is the C library's, texts go to text. */
+typedef struct kvt_snap_context {
+    kvt_cache *cache;
+    char *text;
+    size_t text_bytes;
+} kvt_snap_context;
+
+kvt_status kvt_snap_fail(const kvt_snap_context *context, kvt_status status, const char *format,
+                         ...)
+#if defined(__GNUC__)
+    __attribute__((format(printf, 3, 4)))
+#endif
+    ;
+
+/* As kvt_mem_alloc and kvt_mem_free. */
+kvt_status kvt_snap_alloc(const kvt_snap_context *context, size_t bytes, const char *what,
+                          void **memory);
+void kvt_snap_free(const kvt_snap_context *context, void *memory, size_t bytes);
+
+typedef struct kvt_snap_buffer {
+    unsigned char *data;
+    size_t bytes;
+} kvt_snap_buffer;
+
+/* Make a buffer at least `bytes` long; its first `keep` bytes stay. On an error it stays sound. */
+kvt_status kvt_snap_reserve(const kvt_snap_context *context, kvt_snap_buffer *buffer, size_t keep,
+                            size_t bytes, const char *what);
+void kvt_snap_release(const kvt_snap_context *context, kvt_snap_buffer *buffer);
+
+/* ---- snapshot_header.c ---- */
+
+typedef struct kvt_snap_header {
+    uint64_t n_tokens;
+    uint64_t n_blocks; /* kvt_rows(n_tokens) * n_groups */
+    uint32_t n_groups, n_layers;
+    kvt_snapshot_group groups[KVT_MAX_GROUPS];
+    uint32_t layers[KVT_MAX_LAYERS]; /* the groups' layer numbers, one group after the other */
+    uint8_t fingerprint[KVT_MAX_FINGERPRINT];
+    uint32_t fingerprint_bytes;
+} kvt_snap_header;
+
+void kvt_snap_header_make(const kvt_cache *cache, uint64_t n_tokens, kvt_snap_header *header);
+/* Bytes on disk, checksum included. */
+size_t kvt_snap_header_bytes(const kvt_snap_header *header);
+void kvt_snap_header_put(const kvt_snap_header *header, unsigned char *to);
+/*
+ * The first KVT_SNAP_FIXED_BYTES of a file: magic, version, limits, counts. Sets *header's counts
+ * and *bytes, the size of the whole header.
+ */
+kvt_status kvt_snap_header_begin(const kvt_snap_context *context, const unsigned char *from,
+                                 kvt_snap_header *header, size_t *bytes);
+/* The whole header, after kvt_snap_header_begin. */
+kvt_status kvt_snap_header_get(const kvt_snap_context *context, const unsigned char *from,
+                               size_t bytes, kvt_snap_header *header);
+/* KVT_ERR_MISMATCH, naming the field, unless the header is of this cache's model; KVT_ERR_FULL. */
+kvt_status kvt_snap_header_match(const kvt_cache *cache, const kvt_snap_header *header);
+
+/* ---- snapshot_block.c: a block's layer and its native streams ---- */
+
+/* One stream: what the filters and checks have to know of it. */
+typedef struct kvt_snap_shape {
+    uint32_t kind;
+    uint32_t element;             /* bytes: 1, 2 or 4 */
+    uint32_t heads, dims, tokens; /* K and V */
+    uint32_t plain;               /* KVT_SNAP_KIND_SCALES: how many of its elements are scales */
+    uint32_t repeats;             /* rows may be equal from token to token: the writer tries more */
+    size_t bytes;                 /* native size */
+} kvt_snap_shape;
+
+/*
+ * The streams of one layer with `tokens` live tokens, in file order; those that the types do not
+ * have are left out. *bytes: their sum. The number of streams is returned.
+ */
+uint32_t kvt_snap_shapes(const kvt_snapshot_group *group, uint32_t tokens, kvt_snap_shape *shapes,
+                         size_t *bytes);
+/* Largest sum of a layer's streams over all groups. */
+size_t kvt_snap_layer_bytes(const kvt_snap_header *header);
+
+/* A layer's streams, one after the other: live tokens only, zero where a tile has no token. */
+void kvt_snap_gather(const kvt_group *group, const kvt_block *block, size_t layer_index,
+                     uint32_t tokens, unsigned char *streams);
+/* The reverse, into a block. */
+void kvt_snap_scatter(const kvt_group *group, kvt_block *block, size_t layer_index, uint32_t tokens,
+                      const unsigned char *streams);
+/* NULL when a native stream holds nothing that append could not have stored, else what. */
+const char *kvt_snap_check(const kvt_snap_shape *shape, const unsigned char *stream);
+
+/* ---- snapshot_codec.c: filters, and the only file that names zstd ---- */
+
+typedef struct kvt_snap_codec {
+    const kvt_snap_context *context;
+    void *compressor, *decompressor; /* made at first use */
+    int level;
+    uint32_t raw;       /* 1: no compression */
+    kvt_status failure; /* of zstd's last allocation */
+    kvt_snap_buffer filtered, attempt;
+} kvt_snap_codec;
+
+void kvt_snap_codec_init(kvt_snap_codec *codec, const kvt_snap_context *context);
+void kvt_snap_codec_release(kvt_snap_codec *codec);
+
+/* How a stream lies in a file. */
+typedef struct kvt_snap_stream {
+    uint32_t kind, filter, codec;
+    uint32_t stored_bytes, native_bytes;
+    uint64_t sum; /* of the stored bytes */
+} kvt_snap_stream;
+
+/* Code a native stream into `to`, which has room for its native size. Sets all of *stream. */
+kvt_status kvt_snap_encode(kvt_snap_codec *codec, const kvt_snap_shape *shape,
+                           const unsigned char *native, unsigned char *to, kvt_snap_stream *stream);
+/*
+ * Decode stored bytes into `native`, shape->bytes long. stream's fields have been checked.
+ * KVT_ERR_CORRUPT comes without a text.
+ */
+kvt_status kvt_snap_decode(kvt_snap_codec *codec, const kvt_snap_shape *shape,
+                           const kvt_snap_stream *stream, const unsigned char *stored,
+                           unsigned char *native);
+/* Whether a filter is defined for a stream. */
+int kvt_snap_filter_known(const kvt_snap_shape *shape, uint32_t filter);
+
+/* ---- snapshot_reader.c: read and verify a snapshot ---- */
+
+/* Where the verified parts go. Each callback may be NULL. A status other than KVT_OK ends all. */
+typedef struct kvt_snap_sink {
+    void *user;
+    kvt_status (*header)(void *user, const kvt_snap_header *header);
+    /* kind: KVT_SNAP_KIND_TOKEN_IDS or _POSITIONS */
+    kvt_status (*tokens)(void *user, uint32_t kind, uint64_t first, uint32_t n,
+                         const unsigned char *values);
+    kvt_status (*layer)(void *user, uint64_t row, uint32_t group, uint32_t layer_index,
+                        uint32_t tokens, const unsigned char *streams);
+} kvt_snap_sink;
+
+typedef struct kvt_snap_counts {
+    uint64_t file_bytes, stored_bytes, native_bytes;
+} kvt_snap_counts;
+
+/*
+ * Read a snapshot to its end and give its verified parts to the sink, in file order.
+ *
+ * remaining: bytes that the reader has, UINT64_MAX where unknown. header_only: stop after it.
+ * header: filled in. counts (may be NULL): on success.
+ */
+kvt_status kvt_snap_read(const kvt_snap_context *context, const kvt_reader *reader,
+                         uint64_t remaining, int header_only, const kvt_snap_sink *sink,
+                         kvt_snap_header *header, kvt_snap_counts *counts);
+
+/* ---- snapshot_file.c ---- */
+
+/* A file being read or written. */
+typedef struct kvt_snap_file {
+    const kvt_snap_context *context;
+    int fd, folder; /* -1: none */
+    int error;      /* errno of the call below that failed */
+    const char *call;
+    kvt_snap_buffer target; /* name that the file is to get */
+    kvt_snap_buffer temporary;
+    uint32_t exists;       /* the temporary does */
+    uint64_t bytes;        /* reading: size, UINT64_MAX where it has none */
+    kvt_snap_buffer ahead; /* reading: [begin, end) is read already */
+    size_t begin, end;
+} kvt_snap_file;
+
+kvt_status kvt_snap_file_open(const kvt_snap_context *context, const char *path,
+                              kvt_snap_file *file, kvt_reader *reader);
+/* KVT_ERR_CORRUPT when there are bytes that nobody has read. */
+kvt_status kvt_snap_file_expect_end(kvt_snap_file *file, const char *path);
+kvt_status kvt_snap_file_create(const kvt_snap_context *context, const char *path,
+                                kvt_snap_file *file, kvt_writer *writer);
+/* Sync, rename over the target, sync the folder. */
+kvt_status kvt_snap_file_commit(kvt_snap_file *file, int no_fsync);
+/* The failed read or write as a status with a text; KVT_OK when none has failed. */
+kvt_status kvt_snap_file_failure(const kvt_snap_file *file, const char *path);
+/* Close, and remove a temporary that was not renamed. */
+void kvt_snap_file_close(kvt_snap_file *file);
+
+#endif /* KVT_SNAPSHOT_FORMAT_H */

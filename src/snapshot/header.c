@@ -1,0 +1,322 @@
+/*
+ * The header of a snapshot: from a cache, to and from bytes, and compared with a cache.
+ *
+ * A header is taken in two reads, since a stream cannot be read ahead: the fixed part says how
+ * long the rest is. Nothing in it is believed before the checksum holds, except the counts,
+ * which are held to the format's limits first, so that the second read is a few kilobytes at most.
+ */
+#include "src/snapshot/format.h"
+
+#include <stdio.h>
+
+static size_t round_up8(size_t n)
+{
+    return kvt_round_up(n, 8);
+}
+
+void kvt_snap_header_make(const kvt_cache *cache, uint64_t n_tokens, kvt_snap_header *header)
+{
+    uint32_t g, layer, n = 0;
+
+    memset(header, 0, sizeof *header);
+    header->n_tokens = n_tokens;
+    header->n_groups = cache->n_groups;
+    header->n_layers = cache->n_layers;
+    header->n_blocks = (uint64_t)kvt_rows(n_tokens) * cache->n_groups;
+    for (g = 0; g < cache->n_groups; g++) {
+        const kvt_group_config *config = &cache->groups[g].config;
+        kvt_snapshot_group *group = &header->groups[g];
+        group->n_layers = config->n_layers;
+        group->n_q_heads = config->n_q_heads;
+        group->n_kv_heads = config->n_kv_heads;
+        group->k_dim = config->k_dim;
+        group->v_dim = config->v_dim;
+        group->k_type = config->k_type;
+        group->v_type = config->v_type;
+        group->flags = config->flags;
+        group->rotation_seed = config->rotation_seed;
+        for (layer = 0; layer < cache->n_layers; layer++)
+            if (cache->layers[layer].group == g)
+                header->layers[n++] = layer;
+    }
+    header->fingerprint_bytes = (uint32_t)cache->fingerprint_bytes;
+    memcpy(header->fingerprint, cache->fingerprint, cache->fingerprint_bytes);
+}
+
+size_t kvt_snap_header_bytes(const kvt_snap_header *header)
+{
+    return KVT_SNAP_FIXED_BYTES + header->n_groups * (size_t)KVT_SNAP_GROUP_BYTES +
+           round_up8(header->n_layers * (size_t)4) + round_up8(header->fingerprint_bytes) +
+           KVT_SNAP_SUM_BYTES;
+}
+
+void kvt_snap_header_put(const kvt_snap_header *header, unsigned char *to)
+{
+    size_t bytes = kvt_snap_header_bytes(header);
+    unsigned char *p = to + KVT_SNAP_FIXED_BYTES;
+    uint32_t g, i;
+
+    memset(to, 0, bytes);
+    memcpy(to, KVT_SNAP_MAGIC, KVT_SNAP_MAGIC_BYTES);
+    kvt_put32(to + 8, KVT_SNAP_VERSION);
+    kvt_put32(to + 12, (uint32_t)bytes);
+    kvt_put32(to + 16, KVT_BLOCK_TOKENS);
+    kvt_put32(to + 20, KVT_TILE_TOKENS);
+    kvt_put64(to + 24, header->n_tokens);
+    kvt_put32(to + 32, header->n_groups);
+    kvt_put32(to + 36, header->n_layers);
+    kvt_put32(to + 40, header->fingerprint_bytes);
+    kvt_put64(to + 48, header->n_blocks);
+    kvt_put64(to + 56, kvt_snap_layer_bytes(header));
+    for (g = 0; g < header->n_groups; g++, p += KVT_SNAP_GROUP_BYTES) {
+        const kvt_snapshot_group *group = &header->groups[g];
+        kvt_put32(p, group->n_layers);
+        kvt_put32(p + 4, group->n_q_heads);
+        kvt_put32(p + 8, group->n_kv_heads);
+        kvt_put32(p + 12, group->k_dim);
+        kvt_put32(p + 16, group->v_dim);
+        kvt_put32(p + 20, (uint32_t)group->k_type);
+        kvt_put32(p + 24, (uint32_t)group->v_type);
+        kvt_put32(p + 28, group->flags);
+        kvt_put64(p + 32, group->rotation_seed);
+    }
+    for (i = 0; i < header->n_layers; i++)
+        kvt_put32(p + i * (size_t)4, header->layers[i]);
+    p += round_up8(header->n_layers * (size_t)4);
+    memcpy(p, header->fingerprint, header->fingerprint_bytes);
+    kvt_put64(to + bytes - KVT_SNAP_SUM_BYTES, kvt_snap_sum(to, bytes - KVT_SNAP_SUM_BYTES));
+}
+
+kvt_status kvt_snap_header_begin(const kvt_snap_context *context, const unsigned char *from,
+                                 kvt_snap_header *header, size_t *bytes)
+{
+    memset(header, 0, sizeof *header);
+    if (memcmp(from, KVT_SNAP_MAGIC, KVT_SNAP_MAGIC_BYTES) != 0)
+        return kvt_snap_fail(context, KVT_ERR_FORMAT, "not a kvtile snapshot");
+    if (kvt_get32(from + 8) != KVT_SNAP_VERSION)
+        return kvt_snap_fail(context, KVT_ERR_FORMAT,
+                             "snapshot of format version %u, this build reads version %u",
+                             (unsigned)kvt_get32(from + 8), KVT_SNAP_VERSION);
+    header->n_tokens = kvt_get64(from + 24);
+    header->n_groups = kvt_get32(from + 32);
+    header->n_layers = kvt_get32(from + 36);
+    header->fingerprint_bytes = kvt_get32(from + 40);
+    header->n_blocks = kvt_get64(from + 48);
+    if (header->n_tokens > KVT_MAX_TOKENS || header->n_groups < 1 ||
+        header->n_groups > KVT_MAX_GROUPS || header->n_layers < 1 ||
+        header->n_layers > KVT_MAX_LAYERS || header->fingerprint_bytes > KVT_MAX_FINGERPRINT)
+        return kvt_snap_fail(context, KVT_ERR_CORRUPT,
+                             "snapshot damaged: a count of the header is beyond the limits");
+    *bytes = kvt_snap_header_bytes(header);
+    if (kvt_get32(from + 12) != *bytes)
+        return kvt_snap_fail(context, KVT_ERR_CORRUPT,
+                             "snapshot damaged: the header's size is %u, its counts make %zu",
+                             (unsigned)kvt_get32(from + 12), *bytes);
+    return KVT_OK;
+}
+
+/* Why a group cannot be one that kvt_cache_create takes; NULL when it can. */
+static const char *group_fault(const kvt_snapshot_group *group)
+{
+    if (group->n_layers < 1 || group->n_layers > KVT_MAX_LAYERS)
+        return "n_layers";
+    if (group->n_q_heads < 1 || group->n_q_heads > KVT_MAX_HEADS)
+        return "n_q_heads";
+    if (group->n_kv_heads < 1 || group->n_kv_heads > KVT_MAX_HEADS ||
+        group->n_q_heads % group->n_kv_heads)
+        return "n_kv_heads";
+    if (group->k_dim < 8 || group->k_dim > KVT_MAX_DIM || group->k_dim % 8)
+        return "k_dim";
+    if (group->v_dim < 8 || group->v_dim > KVT_MAX_DIM || group->v_dim % 8)
+        return "v_dim";
+    if ((uint32_t)group->k_type > KVT_TYPE_I8)
+        return "k_type";
+    if ((uint32_t)group->v_type > KVT_TYPE_I8)
+        return "v_type";
+    if (group->flags & ~(KVT_GROUP_NO_ROTATION | KVT_GROUP_NO_OFFSET | KVT_GROUP_V_IN_K))
+        return "flags";
+    return kvt_v_in_k_fault(group->flags, group->k_dim, group->v_dim, group->k_type, group->v_type);
+}
+
+/* The groups' layer numbers: ascending in a group, together 0 .. n_layers - 1, each once. */
+static int layers_sound(const kvt_snap_header *header)
+{
+    uint8_t seen[KVT_MAX_LAYERS] = {0};
+    uint32_t g, i, n = 0;
+
+    for (g = 0; g < header->n_groups; g++) {
+        if (header->groups[g].n_layers > header->n_layers - n)
+            return 0;
+        for (i = 0; i < header->groups[g].n_layers; i++, n++) {
+            uint32_t layer = header->layers[n];
+            if (layer >= header->n_layers || seen[layer] ||
+                (i > 0 && layer <= header->layers[n - 1]))
+                return 0;
+            seen[layer] = 1;
+        }
+    }
+    return n == header->n_layers;
+}
+
+static int all_zero(const unsigned char *p, size_t bytes)
+{
+    unsigned char any = 0;
+    size_t i;
+    for (i = 0; i < bytes; i++)
+        any |= p[i];
+    return any == 0;
+}
+
+kvt_status kvt_snap_header_get(const kvt_snap_context *context, const unsigned char *from,
+                               size_t bytes, kvt_snap_header *header)
+{
+    const unsigned char *p = from + KVT_SNAP_FIXED_BYTES;
+    size_t layers = round_up8(header->n_layers * (size_t)4);
+    size_t fingerprint = round_up8(header->fingerprint_bytes);
+    uint32_t g, i;
+
+    if (!kvt_snap_same_sum(kvt_get64(from + bytes - KVT_SNAP_SUM_BYTES),
+                           kvt_snap_sum(from, bytes - KVT_SNAP_SUM_BYTES)))
+        return kvt_snap_fail(context, KVT_ERR_CORRUPT,
+                             "snapshot damaged: checksum of the header, offset 0 to %zu", bytes);
+    if (kvt_get32(from + 44))
+        return kvt_snap_fail(context, KVT_ERR_FORMAT,
+                             "snapshot with header flags 0x%x, which this build does not know",
+                             (unsigned)kvt_get32(from + 44));
+    if (kvt_get32(from + 16) != KVT_BLOCK_TOKENS || kvt_get32(from + 20) != KVT_TILE_TOKENS)
+        return kvt_snap_fail(context, KVT_ERR_FORMAT,
+                             "snapshot of blocks of %u and tiles of %u tokens, this build has %u "
+                             "and %u",
+                             (unsigned)kvt_get32(from + 16), (unsigned)kvt_get32(from + 20),
+                             (unsigned)KVT_BLOCK_TOKENS, (unsigned)KVT_TILE_TOKENS);
+    if (header->n_blocks != (uint64_t)kvt_rows(header->n_tokens) * header->n_groups)
+        return kvt_snap_fail(context, KVT_ERR_CORRUPT,
+                             "snapshot damaged: the header's number of blocks");
+    for (g = 0; g < header->n_groups; g++, p += KVT_SNAP_GROUP_BYTES) {
+        kvt_snapshot_group *group = &header->groups[g];
+        const char *fault;
+        uint32_t k_type = kvt_get32(p + 20), v_type = kvt_get32(p + 24);
+
+        group->n_layers = kvt_get32(p);
+        group->n_q_heads = kvt_get32(p + 4);
+        group->n_kv_heads = kvt_get32(p + 8);
+        group->k_dim = kvt_get32(p + 12);
+        group->v_dim = kvt_get32(p + 16);
+        group->flags = kvt_get32(p + 28);
+        group->rotation_seed = kvt_get64(p + 32);
+        /* Before the conversion: a number that is no enumerator has no place in the enum. */
+        if (k_type > KVT_TYPE_I8 || v_type > KVT_TYPE_I8)
+            return kvt_snap_fail(context, KVT_ERR_FORMAT,
+                                 "snapshot of a storage type that this build does not know (group "
+                                 "%u: K %u, V %u)",
+                                 (unsigned)g, (unsigned)k_type, (unsigned)v_type);
+        group->k_type = (kvt_type)k_type;
+        group->v_type = (kvt_type)v_type;
+        fault = group_fault(group);
+        if (fault || !all_zero(p + 40, 8))
+            return kvt_snap_fail(context, KVT_ERR_CORRUPT,
+                                 "snapshot damaged: the header's group %u: %s", (unsigned)g,
+                                 fault ? fault : "reserved bytes");
+    }
+    for (i = 0; i < header->n_layers; i++)
+        header->layers[i] = kvt_get32(p + i * (size_t)4);
+    if (!layers_sound(header) ||
+        !all_zero(p + header->n_layers * (size_t)4, layers - header->n_layers * (size_t)4))
+        return kvt_snap_fail(context, KVT_ERR_CORRUPT,
+                             "snapshot damaged: the header's layer numbers");
+    p += layers;
+    memcpy(header->fingerprint, p, header->fingerprint_bytes);
+    if (!all_zero(p + header->fingerprint_bytes, fingerprint - header->fingerprint_bytes))
+        return kvt_snap_fail(context, KVT_ERR_CORRUPT,
+                             "snapshot damaged: padding of the header's fingerprint");
+    if (kvt_get64(from + 56) != kvt_snap_layer_bytes(header))
+        return kvt_snap_fail(context, KVT_ERR_CORRUPT,
+                             "snapshot damaged: the header's largest layer");
+    return KVT_OK;
+}
+
+/* ---- comparison ---- */
+
+static kvt_status differs(const kvt_cache *cache, uint32_t group, const char *field,
+                          uint64_t stored, uint64_t here)
+{
+    return kvt_fail(cache, KVT_ERR_MISMATCH,
+                    "snapshot of another model: %s of group %u is %llu, the cache's is %llu", field,
+                    (unsigned)group, (unsigned long long)stored, (unsigned long long)here);
+}
+
+static const char *type_name(kvt_type type)
+{
+    return type == KVT_TYPE_F32 ? "f32" : type == KVT_TYPE_F16 ? "f16" : "i8";
+}
+
+/* The first bytes of a fingerprint as hex digits. */
+static void hex(const uint8_t *bytes, size_t n, char *text, size_t text_bytes)
+{
+    static const char digits[] = "0123456789abcdef";
+    size_t i, shown = n < (text_bytes - 1) / 2 ? n : (text_bytes - 1) / 2;
+
+    for (i = 0; i < shown; i++) {
+        text[2 * i] = digits[bytes[i] >> 4];
+        text[2 * i + 1] = digits[bytes[i] & 15];
+    }
+    text[2 * shown] = '\0';
+}
+
+kvt_status kvt_snap_header_match(const kvt_cache *cache, const kvt_snap_header *header)
+{
+    uint32_t g, i, n = 0;
+
+    if (header->n_groups != cache->n_groups)
+        return kvt_fail(cache, KVT_ERR_MISMATCH,
+                        "snapshot of another model: n_groups is %u, the cache's is %u",
+                        (unsigned)header->n_groups, (unsigned)cache->n_groups);
+    for (g = 0; g < header->n_groups; g++) {
+        const kvt_snapshot_group *group = &header->groups[g];
+        const kvt_group_config *config = &cache->groups[g].config;
+
+#define KVT_SNAP_COMPARE(field)                                                                    \
+    do {                                                                                           \
+        if (group->field != config->field)                                                         \
+            return differs(cache, g, #field, group->field, config->field);                         \
+    } while (0)
+        KVT_SNAP_COMPARE(n_layers);
+        KVT_SNAP_COMPARE(n_q_heads);
+        KVT_SNAP_COMPARE(n_kv_heads);
+        KVT_SNAP_COMPARE(k_dim);
+        KVT_SNAP_COMPARE(v_dim);
+        if (group->k_type != config->k_type || group->v_type != config->v_type)
+            return kvt_fail(cache, KVT_ERR_MISMATCH,
+                            "snapshot of other storage: k_type, v_type of group %u are %s, %s, "
+                            "the cache's are %s, %s",
+                            (unsigned)g, type_name(group->k_type), type_name(group->v_type),
+                            type_name(config->k_type), type_name(config->v_type));
+        KVT_SNAP_COMPARE(flags);
+        KVT_SNAP_COMPARE(rotation_seed);
+#undef KVT_SNAP_COMPARE
+        for (i = 0; i < group->n_layers; i++, n++) {
+            const kvt_layer *layer = &cache->layers[header->layers[n]];
+            if (layer->group != g || layer->index != i)
+                return kvt_fail(cache, KVT_ERR_MISMATCH,
+                                "snapshot of another model: layer %u is in group %u, in the cache "
+                                "it is in group %u",
+                                (unsigned)header->layers[n], (unsigned)g, (unsigned)layer->group);
+        }
+    }
+    if (header->fingerprint_bytes != cache->fingerprint_bytes ||
+        memcmp(header->fingerprint, cache->fingerprint, cache->fingerprint_bytes) != 0) {
+        char stored[33], here[33];
+        hex(header->fingerprint, header->fingerprint_bytes, stored, sizeof stored);
+        hex(cache->fingerprint, cache->fingerprint_bytes, here, sizeof here);
+        return kvt_fail(cache, KVT_ERR_MISMATCH,
+                        "snapshot of another model: its fingerprint is %s (%u bytes), the cache's "
+                        "is %s (%u bytes)",
+                        stored, (unsigned)header->fingerprint_bytes, here,
+                        (unsigned)cache->fingerprint_bytes);
+    }
+    if (header->n_tokens > cache->max_tokens)
+        return kvt_fail(
+            cache, KVT_ERR_FULL, "the snapshot has %llu tokens, max_tokens of the cache is %llu",
+            (unsigned long long)header->n_tokens, (unsigned long long)cache->max_tokens);
+    return KVT_OK;
+}

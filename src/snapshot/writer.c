@@ -1,0 +1,438 @@
+/*
+ * Save a sequence.
+ *
+ * Written in one go, never seeking: header, token ids, positions, block table, blocks, index, end.
+ * The block table stands before the blocks and carries their ids, so that a reader of a stream
+ * knows what will come; the ids are made in a pass of their own, which reads the cache once and
+ * writes nothing. A block goes out layer by layer: gathered without what is dead, filtered and
+ * compressed, and handed to the writer together with its head.
+ */
+#include "src/snapshot/format.h"
+
+#define OUT_BYTES ((size_t)1 << 16) /* small pieces are collected up to this before a write */
+
+typedef struct saver {
+    const kvt_snap_context *context;
+    const kvt_seq *seq;
+    const kvt_writer *writer;
+    kvt_snap_header *header;
+    kvt_snap_codec codec;
+    uint64_t offset;     /* bytes put so far */
+    kvt_snap_buffer out; /* collected: out_bytes of it */
+    size_t out_bytes;
+    kvt_snap_buffer native; /* streams of a layer, or ids of a section */
+    kvt_snap_buffer stored; /* the section that is made of them */
+    kvt_snap_buffer table, index, digests;
+    size_t index_bytes;
+} saver;
+
+/* ---- bytes ---- */
+
+static kvt_status write_bytes(saver *s, const void *data, size_t bytes)
+{
+    int answer = s->writer->write(s->writer->user, data, bytes);
+    if (answer)
+        return kvt_snap_fail(s->context, KVT_ERR_IO,
+                             "writing a snapshot failed before offset %llu: write answered %d",
+                             (unsigned long long)s->offset, answer);
+    return KVT_OK;
+}
+
+static kvt_status flush(saver *s)
+{
+    size_t n = s->out_bytes;
+    s->out_bytes = 0;
+    return n ? write_bytes(s, s->out.data, n) : KVT_OK;
+}
+
+static kvt_status put(saver *s, const void *data, size_t bytes)
+{
+    kvt_status status = KVT_OK;
+
+    s->offset += bytes;
+    if (bytes > OUT_BYTES - s->out_bytes)
+        status = flush(s);
+    if (status != KVT_OK || !bytes)
+        return status;
+    if (bytes >= OUT_BYTES)
+        return write_bytes(s, data, bytes);
+    memcpy(s->out.data + s->out_bytes, data, bytes);
+    s->out_bytes += bytes;
+    return KVT_OK;
+}
+
+/* ---- sections ---- */
+
+static void make_head(unsigned char *head, uint32_t type, uint64_t bytes, uint64_t value)
+{
+    kvt_put32(head, type);
+    kvt_put32(head + 4, KVT_SNAP_REQUIRED);
+    kvt_put64(head + 8, bytes);
+    kvt_put64(head + 16, value);
+    kvt_put64(head + 24, kvt_snap_sum(head, 24));
+}
+
+static kvt_status put_head(saver *s, uint32_t type, uint64_t bytes, uint64_t value)
+{
+    unsigned char head[KVT_SNAP_SECTION_BYTES];
+    make_head(head, type, bytes, value);
+    return put(s, head, sizeof head);
+}
+
+/* Payload, and its checksum. */
+static kvt_status put_summed(saver *s, const void *data, size_t bytes)
+{
+    unsigned char sum[KVT_SNAP_SUM_BYTES];
+    kvt_status status = put(s, data, bytes);
+    kvt_put64(sum, kvt_snap_sum(data, bytes));
+    return status == KVT_OK ? put(s, sum, sizeof sum) : status;
+}
+
+/* Index entry of a section that began at `offset` and has been put. The index has room. */
+static void note(saver *s, uint32_t type, uint64_t value, uint64_t offset)
+{
+    unsigned char *entry = s->index.data + s->index_bytes;
+    kvt_put32(entry, type);
+    kvt_put32(entry + 4, 0);
+    kvt_put64(entry + 8, value);
+    kvt_put64(entry + 16, offset);
+    kvt_put64(entry + 24, s->offset - offset);
+    s->index_bytes += KVT_SNAP_ENTRY_BYTES;
+}
+
+/* Where the streams of a set of n begin in s->stored. */
+static unsigned char *set_streams(saver *s, uint32_t n)
+{
+    return s->stored.data + KVT_SNAP_SECTION_BYTES + KVT_SNAP_SET_BYTES +
+           n * (size_t)KVT_SNAP_STREAM_BYTES + KVT_SNAP_SUM_BYTES;
+}
+
+/*
+ * Code native streams that lie one after the other, and put them as a section. Without
+ * compression they may lie at set_streams already.
+ */
+static kvt_status put_set(saver *s, uint32_t type, uint64_t value, const kvt_snap_shape *shapes,
+                          uint32_t n, const unsigned char *native)
+{
+    unsigned char *head = s->stored.data, *set = head + KVT_SNAP_SECTION_BYTES;
+    unsigned char *entry = set + KVT_SNAP_SET_BYTES;
+    size_t table = KVT_SNAP_SET_BYTES + n * (size_t)KVT_SNAP_STREAM_BYTES;
+    size_t at = table + KVT_SNAP_SUM_BYTES, end;
+    uint32_t i;
+
+    kvt_put32(set, n);
+    kvt_put32(set + 4, 0);
+    for (i = 0; i < n; i++, entry += KVT_SNAP_STREAM_BYTES) {
+        kvt_snap_stream stream;
+        kvt_status status = kvt_snap_encode(&s->codec, &shapes[i], native, set + at, &stream);
+        if (status != KVT_OK)
+            return status;
+        entry[0] = (unsigned char)stream.kind;
+        entry[1] = (unsigned char)(stream.kind >> 8);
+        entry[2] = (unsigned char)stream.filter;
+        entry[3] = (unsigned char)stream.codec;
+        kvt_put32(entry + 4, stream.stored_bytes);
+        kvt_put32(entry + 8, stream.native_bytes);
+        kvt_put32(entry + 12, 0);
+        kvt_put64(entry + 16, stream.sum);
+        at += stream.stored_bytes;
+        native += shapes[i].bytes;
+    }
+    kvt_put64(set + table, kvt_snap_sum(set, table));
+    end = kvt_round_up(at, 8);
+    memset(set + at, 0, end - at);
+    make_head(head, type, end, value);
+    return put(s, head, KVT_SNAP_SECTION_BYTES + end);
+}
+
+/* ---- the parts of a snapshot ---- */
+
+static kvt_status put_header(saver *s)
+{
+    unsigned char bytes[KVT_SNAP_HEADER_MAX];
+    kvt_snap_header_put(s->header, bytes);
+    return put(s, bytes, kvt_snap_header_bytes(s->header));
+}
+
+static kvt_status put_tokens(saver *s, uint32_t type, uint32_t kind)
+{
+    uint64_t first, offset;
+
+    for (first = 0; first < s->header->n_tokens; first += KVT_SNAP_CHUNK_TOKENS) {
+        uint64_t left = s->header->n_tokens - first;
+        uint32_t n = left < KVT_SNAP_CHUNK_TOKENS ? (uint32_t)left : KVT_SNAP_CHUNK_TOKENS, i;
+        kvt_snap_shape shape;
+        kvt_status status;
+
+        memset(&shape, 0, sizeof shape);
+        shape.kind = kind;
+        shape.element = 4;
+        shape.bytes = n * (size_t)4;
+        for (i = 0; i < n; i += KVT_TOKENS) {
+            const kvt_meta *meta = kvt_seq_meta(s->seq, (size_t)((first + i) / KVT_TOKENS));
+            size_t here = n - i < KVT_TOKENS ? n - i : KVT_TOKENS;
+            memcpy(s->native.data + i * (size_t)4,
+                   kind == KVT_SNAP_KIND_POSITIONS ? meta->positions : meta->token_ids, here * 4);
+        }
+        offset = s->offset;
+        status = put_set(s, type, first, &shape, 1, s->native.data);
+        if (status != KVT_OK)
+            return status;
+        note(s, type, first, offset);
+    }
+    return KVT_OK;
+}
+
+static uint32_t block_tokens(const saver *s, uint64_t row)
+{
+    uint64_t left = s->header->n_tokens - row * KVT_TOKENS;
+    return left < KVT_TOKENS ? (uint32_t)left : KVT_TOKENS;
+}
+
+/* The block table's entry of block b, its id included. */
+static void make_entry(saver *s, uint64_t b, unsigned char *entry)
+{
+    uint64_t row = b / s->header->n_groups;
+    uint32_t group = (uint32_t)(b % s->header->n_groups), tokens = block_tokens(s, row), layer;
+    const kvt_snapshot_group *geometry = &s->header->groups[group];
+    const kvt_block *block = kvt_seq_block(s->seq, (size_t)row, group);
+    kvt_snap_shape shapes[KVT_SNAP_MAX_STREAMS];
+    size_t bytes;
+
+    (void)kvt_snap_shapes(geometry, tokens, shapes, &bytes);
+    kvt_put32(entry + 16, group);
+    kvt_put32(entry + 20, (uint32_t)row);
+    kvt_put32(entry + 24, tokens);
+    kvt_put32(entry + 28, KVT_SNAP_REPRESENTATION);
+    memcpy(s->digests.data, entry + KVT_SNAP_ENTRY_BYTES - KVT_SNAP_ID_HEAD, KVT_SNAP_ID_HEAD);
+    for (layer = 0; layer < geometry->n_layers; layer++) {
+        kvt_snap_gather(&s->seq->cache->groups[group], block, layer, tokens, s->native.data);
+        kvt_snap_digest(s->native.data, bytes,
+                        s->digests.data + KVT_SNAP_ID_HEAD + layer * (size_t)KVT_SNAP_ID_BYTES);
+    }
+    kvt_snap_digest(s->digests.data,
+                    KVT_SNAP_ID_HEAD + geometry->n_layers * (size_t)KVT_SNAP_ID_BYTES, entry);
+}
+
+static kvt_status put_block_table(saver *s)
+{
+    size_t bytes = (size_t)s->header->n_blocks * KVT_SNAP_ENTRY_BYTES;
+    uint64_t offset = s->offset, b;
+    kvt_status status;
+
+    for (b = 0; b < s->header->n_blocks; b++)
+        make_entry(s, b, s->table.data + b * KVT_SNAP_ENTRY_BYTES);
+    status = put_head(s, KVT_SNAP_BLOCK_TABLE, bytes + KVT_SNAP_SUM_BYTES, 0);
+    if (status == KVT_OK)
+        status = put_summed(s, s->table.data, bytes);
+    if (status == KVT_OK)
+        note(s, KVT_SNAP_BLOCK_TABLE, 0, offset);
+    return status;
+}
+
+static kvt_status put_block(saver *s, uint64_t b)
+{
+    uint64_t row = b / s->header->n_groups, offset = s->offset;
+    uint32_t group = (uint32_t)(b % s->header->n_groups), tokens = block_tokens(s, row), layer, n;
+    const kvt_snapshot_group *geometry = &s->header->groups[group];
+    const kvt_block *block = kvt_seq_block(s->seq, (size_t)row, group);
+    unsigned char payload[KVT_SNAP_BLOCK_BYTES - KVT_SNAP_SUM_BYTES];
+    kvt_snap_shape shapes[KVT_SNAP_MAX_STREAMS];
+    const uint32_t *layers = s->header->layers;
+    unsigned char *native;
+    size_t bytes;
+    kvt_status status;
+    uint32_t g;
+
+    for (g = 0; g < group; g++)
+        layers += s->header->groups[g].n_layers;
+    memcpy(payload, s->table.data + b * KVT_SNAP_ENTRY_BYTES, KVT_SNAP_ENTRY_BYTES);
+    kvt_put32(payload + 32, geometry->n_layers);
+    kvt_put32(payload + 36, 0);
+    status = put_head(s, KVT_SNAP_BLOCK, KVT_SNAP_BLOCK_BYTES, b);
+    if (status == KVT_OK)
+        status = put_summed(s, payload, sizeof payload);
+    n = kvt_snap_shapes(geometry, tokens, shapes, &bytes);
+    native = s->codec.raw ? set_streams(s, n) : s->native.data;
+    for (layer = 0; status == KVT_OK && layer < geometry->n_layers; layer++) {
+        /* The first layer's values depend on the token alone: they repeat as tokens do. */
+        shapes[1].repeats = shapes[1].kind == KVT_SNAP_KIND_V && layers[layer] == 0;
+        kvt_snap_gather(&s->seq->cache->groups[group], block, layer, tokens, native);
+        status = put_set(s, KVT_SNAP_LAYER, layer, shapes, n, native);
+    }
+    if (status == KVT_OK)
+        note(s, KVT_SNAP_BLOCK, b, offset);
+    return status;
+}
+
+static kvt_status put_index_and_end(saver *s)
+{
+    unsigned char end[KVT_SNAP_END_BYTES];
+    uint64_t offset = s->offset;
+    kvt_status status =
+        put_head(s, KVT_SNAP_INDEX, (uint64_t)s->index_bytes + KVT_SNAP_SUM_BYTES, 0);
+
+    if (status == KVT_OK)
+        status = put_summed(s, s->index.data, s->index_bytes);
+    if (status == KVT_OK)
+        status = put_head(s, KVT_SNAP_END, sizeof end, 0);
+    if (status != KVT_OK)
+        return status;
+    kvt_put64(end, offset);
+    kvt_put64(end + 8, s->offset + sizeof end);
+    kvt_put64(end + 16, kvt_snap_sum(end, 16));
+    memcpy(end + 24, KVT_SNAP_FOOTER, KVT_SNAP_MAGIC_BYTES);
+    status = put(s, end, sizeof end);
+    return status == KVT_OK ? flush(s) : status;
+}
+
+/* All memory but the compressor's, so that little is left to fail once bytes have gone out. */
+static kvt_status prepare(saver *s)
+{
+    const kvt_snap_header *header = s->header;
+    size_t native = kvt_snap_layer_bytes(header), layers = header->n_layers;
+    uint64_t chunks = (header->n_tokens + KVT_SNAP_CHUNK_TOKENS - 1) / KVT_SNAP_CHUNK_TOKENS;
+    kvt_status status;
+
+    if (native < KVT_SNAP_CHUNK_TOKENS * (size_t)4)
+        native = KVT_SNAP_CHUNK_TOKENS * (size_t)4;
+    status = kvt_snap_reserve(s->context, &s->out, 0, OUT_BYTES, "a snapshot's output");
+    if (status == KVT_OK)
+        status = kvt_snap_reserve(s->context, &s->native, 0, native, "a snapshot's streams");
+    if (status == KVT_OK)
+        status = kvt_snap_reserve(s->context, &s->stored, 0,
+                                  KVT_SNAP_SECTION_BYTES + KVT_SNAP_SET_BYTES +
+                                      KVT_SNAP_MAX_STREAMS * KVT_SNAP_STREAM_BYTES +
+                                      KVT_SNAP_SUM_BYTES + native + 8,
+                                  "a snapshot's section");
+    if (status == KVT_OK)
+        status =
+            kvt_snap_reserve(s->context, &s->digests, 0,
+                             KVT_SNAP_ID_HEAD + layers * KVT_SNAP_ID_BYTES, "a snapshot's digests");
+    if (status == KVT_OK)
+        status = kvt_snap_reserve(s->context, &s->table, 0,
+                                  (size_t)header->n_blocks * KVT_SNAP_ENTRY_BYTES,
+                                  "a snapshot's block table");
+    if (status == KVT_OK)
+        status =
+            kvt_snap_reserve(s->context, &s->index, 0,
+                             (size_t)(2 * chunks + 1 + header->n_blocks) * KVT_SNAP_ENTRY_BYTES,
+                             "a snapshot's index");
+    return status;
+}
+
+static kvt_status save(const kvt_seq *seq, const kvt_snap_context *context,
+                       const kvt_writer *writer, const kvt_save_options *options)
+{
+    saver s;
+    void *memory;
+    uint64_t b;
+    kvt_status status;
+
+    memset(&s, 0, sizeof s);
+    s.context = context;
+    s.seq = seq;
+    s.writer = writer;
+    kvt_snap_codec_init(&s.codec, context);
+    s.codec.raw = options->codec == KVT_CODEC_RAW;
+    s.codec.level = options->zstd_level ? options->zstd_level : 1;
+    status = kvt_snap_alloc(context, sizeof *s.header, "a snapshot's header", &memory);
+    if (status != KVT_OK)
+        return status;
+    s.header = memory;
+    kvt_snap_header_make(seq->cache, seq->length, s.header);
+    status = prepare(&s);
+    if (status == KVT_OK)
+        status = put_header(&s);
+    if (status == KVT_OK)
+        status = put_tokens(&s, KVT_SNAP_TOKEN_IDS, KVT_SNAP_KIND_TOKEN_IDS);
+    if (status == KVT_OK)
+        status = put_tokens(&s, KVT_SNAP_POSITIONS, KVT_SNAP_KIND_POSITIONS);
+    if (status == KVT_OK)
+        status = put_block_table(&s);
+    for (b = 0; status == KVT_OK && b < s.header->n_blocks; b++)
+        status = put_block(&s, b);
+    if (status == KVT_OK)
+        status = put_index_and_end(&s);
+    kvt_snap_release(context, &s.index);
+    kvt_snap_release(context, &s.table);
+    kvt_snap_release(context, &s.digests);
+    kvt_snap_release(context, &s.stored);
+    kvt_snap_release(context, &s.native);
+    kvt_snap_release(context, &s.out);
+    kvt_snap_codec_release(&s.codec);
+    kvt_snap_free(context, s.header, sizeof *s.header);
+    return status;
+}
+
+/* The checks that both forms share. *copy: the options, or the defaults. */
+static kvt_status admit(const kvt_seq *seq, const kvt_save_options *options, kvt_save_options *copy)
+{
+    memset(copy, 0, sizeof *copy);
+    if (options) {
+        if (!kvt_copy_struct(copy, options, sizeof *copy))
+            return kvt_fail(seq->cache, KVT_ERR_ARG, "save options: unknown struct_size");
+        if (copy->codec > KVT_CODEC_RAW || copy->no_fsync > 1 || copy->reserved)
+            return kvt_fail(seq->cache, KVT_ERR_ARG,
+                            "save options: codec %u, no_fsync %u or reserved %u", copy->codec,
+                            copy->no_fsync, copy->reserved);
+        if (copy->zstd_level < -7 || copy->zstd_level > 19)
+            return kvt_fail(seq->cache, KVT_ERR_ARG, "save options: zstd_level %d is not -7 to 19",
+                            (int)copy->zstd_level);
+    }
+    if (seq->pending)
+        return kvt_fail(seq->cache, KVT_ERR_STATE, "save: a step is pending");
+    return KVT_OK;
+}
+
+kvt_status kvt_seq_save_stream(const kvt_seq *seq, const kvt_writer *writer,
+                               const kvt_save_options *options)
+{
+    kvt_snap_context context;
+    kvt_save_options copy;
+    kvt_status status;
+
+    if (!seq)
+        return KVT_ERR_ARG;
+    if (!writer || !writer->write)
+        return kvt_fail(seq->cache, KVT_ERR_ARG, "save: no writer");
+    status = admit(seq, options, &copy);
+    if (status != KVT_OK)
+        return status;
+    memset(&context, 0, sizeof context);
+    context.cache = seq->cache;
+    return save(seq, &context, writer, &copy);
+}
+
+kvt_status kvt_seq_save(const kvt_seq *seq, const char *path, const kvt_save_options *options)
+{
+    kvt_snap_context context;
+    kvt_save_options copy;
+    kvt_snap_file file;
+    kvt_writer writer;
+    kvt_status status, failure;
+
+    if (!seq)
+        return KVT_ERR_ARG;
+    if (!path || !*path)
+        return kvt_fail(seq->cache, KVT_ERR_ARG, "save: no path");
+    status = admit(seq, options, &copy);
+    if (status != KVT_OK)
+        return status;
+    memset(&context, 0, sizeof context);
+    context.cache = seq->cache;
+    status = kvt_snap_file_create(&context, path, &file, &writer);
+    if (status == KVT_OK)
+        status = save(seq, &context, &writer, &copy);
+    if (status == KVT_ERR_IO) {
+        failure = kvt_snap_file_failure(&file, path);
+        status = failure != KVT_OK ? failure : status;
+    }
+    if (status == KVT_OK) {
+        status = kvt_snap_file_commit(&file, (int)copy.no_fsync);
+        if (status != KVT_OK)
+            status = kvt_snap_file_failure(&file, path);
+    }
+    kvt_snap_file_close(&file);
+    return status;
+}
