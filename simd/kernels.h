@@ -178,9 +178,9 @@ static inline size_t kvt_packed_bytes(size_t rows, size_t dims_p)
     /* V as the first dims of K: out = K's dims 0 .. v_dims_p - 1 of all 64 slots in V's order */  \
     /* (tile.h). codes and out 64-byte aligned, v_dims_p <= dims_p, both multiples of 16. Dead */  \
     /* slots are copied as they are. */                                                            \
-    X(void, turn_f32, (const void *codes, size_t dims_p, size_t v_dims_p, void *out))              \
-    X(void, turn_f16, (const void *codes, size_t dims_p, size_t v_dims_p, void *out))              \
-    X(void, turn_i8, (const void *codes, size_t dims_p, size_t v_dims_p, void *out))               \
+    X(void, transpose_f32, (const void *codes, size_t dims_p, size_t v_dims_p, void *out))              \
+    X(void, transpose_f16, (const void *codes, size_t dims_p, size_t v_dims_p, void *out))              \
+    X(void, transpose_i8, (const void *codes, size_t dims_p, size_t v_dims_p, void *out))               \
     /* acc[r * ldacc + i] += coefficients[r] * x[i] for i < n, a multiple of 16. */                \
     X(void, add_scaled, (float *acc, size_t ldacc, size_t rows, const float *coefficients,         \
                          const float *x, size_t n))                                                \

@@ -543,7 +543,7 @@ static void pv_i8_fast(const float *p, size_t rows, const void *codes, const uin
 
 /* ---- V as the first dims of K ---- */
 
-static void turn_f32(const void *codes, size_t dims_p, size_t v_dims_p, void *out)
+static void transpose_f32(const void *codes, size_t dims_p, size_t v_dims_p, void *out)
 {
     const uint32_t *k = codes;
     uint32_t *v = out;
@@ -552,7 +552,7 @@ static void turn_f32(const void *codes, size_t dims_p, size_t v_dims_p, void *ou
             v[kvt_vw_index(t, d, v_dims_p)] = k[kvt_kw_index(t, d, dims_p)];
 }
 
-static void turn_f16(const void *codes, size_t dims_p, size_t v_dims_p, void *out)
+static void transpose_f16(const void *codes, size_t dims_p, size_t v_dims_p, void *out)
 {
     const uint16_t *k = codes;
     uint16_t *v = out;
@@ -562,7 +562,7 @@ static void turn_f16(const void *codes, size_t dims_p, size_t v_dims_p, void *ou
 }
 
 /* Four tokens by four dims lie together on both sides, one order the transpose of the other. */
-static void turn_i8(const void *codes, size_t dims_p, size_t v_dims_p, void *out)
+static void transpose_i8(const void *codes, size_t dims_p, size_t v_dims_p, void *out)
 {
     for (size_t t = 0; t < KVT_TOKENS; t += 4)
         for (size_t d = 0; d < v_dims_p; d += 4) {

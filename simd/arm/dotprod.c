@@ -90,8 +90,8 @@ KVT_INLINE void product_near(int side, size_t rows, size_t quads, const unsigned
             KVT_EACH_8(LOAD_WEIGHTS)
 #undef LOAD_CODES
 #undef LOAD_WEIGHTS
-            kvt_ask(codes, ahead);
-            kvt_ask(codes + step, ahead);
+            kvt_prefetch(codes, ahead);
+            kvt_prefetch(codes + step, ahead);
             KVT_LOADED();
 #define HIGH_A(i) MULTIPLY(i, high, a, 0)
 #define LOW_A(i) MULTIPLY(i, low, a, 1)
@@ -191,8 +191,8 @@ KVT_INLINE void product_fast(int side, size_t rows, size_t quads, const unsigned
         x[i] = veorq_u8(x[i], vdupq_n_u8(0x80));
         KVT_EACH_16(LOAD_CODES)
         KVT_EACH_8(LOAD_WEIGHTS)
-        kvt_ask(codes, ahead);
-        kvt_ask(codes + step, ahead);
+        kvt_prefetch(codes, ahead);
+        kvt_prefetch(codes + step, ahead);
         KVT_LOADED();
         KVT_EACH_16(MAKE_UNSIGNED)
 #define GROUP_0(i) MULTIPLY_GROUP(i, 0, 0)
@@ -200,8 +200,8 @@ KVT_INLINE void product_fast(int side, size_t rows, size_t quads, const unsigned
         KVT_EACH_16(GROUP_0)
         KVT_EACH_16(GROUP_1)
         codes += 2 * step;
-        kvt_ask(codes, ahead);
-        kvt_ask(codes + step, ahead);
+        kvt_prefetch(codes, ahead);
+        kvt_prefetch(codes + step, ahead);
         if (at_once == 2) {
             KVT_EACH_16(LOAD_CODES)
             KVT_LOADED();

@@ -70,8 +70,8 @@ KVT_INLINE void product_near(int side, size_t rows, size_t quads, const unsigned
         odd[i] = vmmlaq_s32(odd[i], y[(i) % quads], w[(i) / quads]);
         KVT_EACH_8(LOAD_CODES)
         KVT_EACH_8(LOAD_WEIGHTS)
-        kvt_ask(codes, ahead);
-        kvt_ask(codes + step, ahead);
+        kvt_prefetch(codes, ahead);
+        kvt_prefetch(codes + step, ahead);
         KVT_LOADED();
         KVT_EACH_8(TRANSPOSE)
         KVT_EACH_16(EVEN)

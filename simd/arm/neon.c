@@ -95,9 +95,9 @@ KVT_INLINE float32x4_t load_lanes(int type, const unsigned char *codes, size_t s
     LOAD_VECTOR(6, e)                                                                              \
     LOAD_VECTOR(7, e)                                                                              \
     if (type != I8 || (e) == 0) {                                                                  \
-        kvt_ask(codes + (e)*step, ahead);                                                          \
+        kvt_prefetch(codes + (e)*step, ahead);                                                     \
         if (vectors > 4)                                                                           \
-            kvt_ask(codes + (e)*step + group, ahead);                                              \
+            kvt_prefetch(codes + (e)*step + group, ahead);                                         \
     }                                                                                              \
     KVT_LOADED();
 #define MULTIPLY(i, e)                                                                             \

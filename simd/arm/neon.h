@@ -69,7 +69,7 @@ KVT_INLINE uint16x8_t kvt_to_f16(float32x4_t low, float32x4_t high)
 }
 
 /* Ask for what lies `ahead` bytes from here: in the block that the next product reads. */
-KVT_INLINE void kvt_ask(const void *here, uintptr_t ahead)
+KVT_INLINE void kvt_prefetch(const void *here, uintptr_t ahead)
 {
     __builtin_prefetch((const void *)((uintptr_t)here + ahead));
 }

@@ -439,9 +439,9 @@ KVT_INLINE size_t kvt_product_in_order(int type, int side, size_t rows, size_t v
         }
         /* A line is 16 lanes of f32 or of a group; of f16 two summands (K) or 32 lanes (V). */
         const int both = type != F16 || side == KVT_K, odd = type != F16 || side == KVT_V;
-#define NEXT(at, is_used, is_asked)                                                                \
-    if ((is_used) && (is_asked))                                                                   \
-        KVT_ASK_STEP(at, ahead, stride);                                                           \
+#define NEXT(at, is_used, is_prefetched)                                                           \
+    if ((is_used) && (is_prefetched))                                                              \
+        KVT_PREFETCH_STEP(at, ahead, stride);                                                      \
     else if (is_used)                                                                              \
         KVT_STEP(at, stride);
         NEXT(at_0, 1, 1)

@@ -191,13 +191,13 @@ KVT_INLINE void product_near(int side, size_t rows, size_t quads, const unsigned
         KVT_EACH_FROM_16(KVT_REGISTER)
         if (rows == 1) {
             PRODUCT_1;
-            KVT_ASK_STEP(group_1, ahead, step_4);
-            KVT_ASK_STEP(group_2, ahead, step_4);
-            KVT_ASK_STEP(group_3, ahead, step_4);
+            KVT_PREFETCH_STEP(group_1, ahead, step_4);
+            KVT_PREFETCH_STEP(group_2, ahead, step_4);
+            KVT_PREFETCH_STEP(group_3, ahead, step_4);
             KVT_ASK(codes, behind);
         } else if (rows == 2) {
             PRODUCT_2;
-            KVT_ASK_STEP(group_2, ahead, step_4);
+            KVT_PREFETCH_STEP(group_2, ahead, step_4);
             KVT_ASK(codes, behind);
             KVT_STEP(group_3, step_4);
         } else if (rows == 3) {

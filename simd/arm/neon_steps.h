@@ -61,10 +61,10 @@
                      : "memory")
 #define KVT_STEP(pointer, bytes)                                                                   \
     __asm__ volatile("add %0, %0, %1" : "+r"(pointer) : "r"(bytes) : "memory")
-/* kvt_ask, whose sum some compilers make before it, and a step behind it. */
+/* kvt_prefetch, whose sum some compilers make before it, and a step behind it. */
 #define KVT_ASK(pointer, ahead)                                                                    \
     __asm__ volatile("prfm pldl1keep, [%0, %1]" : : "r"(pointer), "r"(ahead) : "memory")
-#define KVT_ASK_STEP(pointer, ahead, bytes)                                                        \
+#define KVT_PREFETCH_STEP(pointer, ahead, bytes)                                                   \
     __asm__ volatile("prfm pldl1keep, [%0, %1]\n\tadd %0, %0, %2"                                  \
                      : "+r"(pointer)                                                               \
                      : "r"(ahead), "r"(bytes)                                                      \

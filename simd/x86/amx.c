@@ -116,7 +116,7 @@ INLINE void configure(size_t a_rows, size_t depth)
 }
 
 /* The lines of `next` that lie as those of a tile of B do. */
-INLINE void ask(const product *x, const unsigned char *tile)
+INLINE void prefetch(const product *x, const unsigned char *tile)
 {
     uintptr_t line = (uintptr_t)x->next + (uintptr_t)(tile - x->b);
     for (size_t i = 0; i < x->depth / 4; i++)
@@ -168,7 +168,7 @@ INLINE void multiply(int side, const product *x, const block *w)
         /* The first groups read B from memory; the others find it in the cache. */
         if (x->next && w->group == x->first_group)
             for (size_t j = 0; j < w->columns; j++)
-                ask(x, tile + j * x->column_bytes);
+                prefetch(x, tile + j * x->column_bytes);
     }
 }
 

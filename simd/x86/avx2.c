@@ -115,14 +115,14 @@ KVT_INLINE void multiply_pair(int type, size_t rows, size_t vectors, size_t v,
  */
 KVT_INLINE void product(int type, size_t rows, size_t vectors, const unsigned char *codes,
                         size_t pair_bytes, size_t step, size_t n, const float *weight, size_t ldw,
-                        kvt_ask *ask, __m256 *sum)
+                        kvt_prefetch_state *prefetch, __m256 *sum)
 {
 #define ZERO(i) sum[i] = _mm256_setzero_ps();
     KVT_EACH_SUM(ZERO)
 #undef ZERO
     for (size_t i = 0; i < n; i += lane_summands(type)) {
         const float *w = weight + i;
-        kvt_ask_bytes(ask, codes, pair_bytes, vectors * lane_bytes(type));
+        kvt_prefetch_bytes(prefetch, codes, pair_bytes, vectors * lane_bytes(type));
         multiply_pair(type, rows, vectors, 0, codes, pair_bytes, w, ldw, sum);
         multiply_pair(type, rows, vectors, 2, codes, pair_bytes, w, ldw, sum);
         multiply_pair(type, rows, vectors, 4, codes, pair_bytes, w, ldw, sum);
@@ -197,14 +197,14 @@ KVT_INLINE void qk_block(int type, size_t rows, size_t vectors, const qk_call *c
     const unsigned char *tile = call->codes + token / KVT_TILE_TOKENS * tile_bytes;
     const float *q = call->q + row * call->ldq;
     float *s = call->s + row * KVT_TOKENS + token;
-    kvt_ask ask = kvt_asking(&call->sides, row, token * call->dims_p * element_bytes(type),
-                             work_of(type, rows));
+    kvt_prefetch_state prefetch = kvt_prefetch_begin(
+        &call->sides, row, token * call->dims_p * element_bytes(type), work_of(type, rows));
     __m256 sum[KVT_SUMS_MAX];
 
     for (size_t d = 0; d < call->dims_p; d += CHUNK_DIMS) {
         size_t n = call->dims_p - d < CHUNK_DIMS ? call->dims_p - d : CHUNK_DIMS;
         product(type, rows, vectors, tile + d / lane_summands(type) * step, tile_bytes, step, n,
-                q + d, call->ldq, &ask, sum);
+                q + d, call->ldq, &prefetch, sum);
 #define ADD(i)                                                                                     \
     if ((i) < rows * vectors) {                                                                    \
         float *to = s + (i) / vectors * KVT_TOKENS + (i) % vectors * 8;                            \
@@ -280,12 +280,12 @@ typedef struct pv_call {
 KVT_INLINE void pv_block(int type, size_t rows, size_t vectors, const pv_call *call, size_t row,
                          size_t dim)
 {
-    kvt_ask ask =
-        kvt_asking(&call->sides, row, dim * KVT_TOKENS * element_bytes(type), work_of(type, rows));
+    kvt_prefetch_state prefetch = kvt_prefetch_begin(
+        &call->sides, row, dim * KVT_TOKENS * element_bytes(type), work_of(type, rows));
     __m256 sum[KVT_SUMS_MAX];
     product(type, rows, vectors, call->codes + dim / 8 * lane_bytes(type), 2 * lane_bytes(type),
             call->dims_p / 8 * lane_bytes(type), call->n_tokens, call->weight + row * KVT_TOKENS,
-            KVT_TOKENS, &ask, sum);
+            KVT_TOKENS, &prefetch, sum);
 #define ADD(i)                                                                                     \
     if ((i) < rows * vectors) {                                                                    \
         float *to = call->acc + (row + (i) / vectors) * call->ldacc + dim + (i) % vectors * 8;     \
@@ -368,7 +368,7 @@ static void pv_i8(const float *p, size_t rows, const void *codes, const uint16_t
     const kvt_sides sides = {next, codes, KVT_TOKENS * dims_p};
     const pv_call call = {weight, codes, kvt_round_up(n_tokens, 4), dims_p, alpha, sides,
                           acc,    ldacc};
-    kvt_ask_behind_k(next, KVT_TOKENS * dims_p);
+    kvt_prefetch_behind_k(next, KVT_TOKENS * dims_p);
     for (size_t t = 0; t < n_tokens; t += 8) {
         __m256 scale = _mm256_cvtph_ps(kvt_load_128(scales + t));
         __m256 alive = kvt_lanes_below(t, n_tokens);

@@ -101,15 +101,15 @@ KVT_INLINE void multiply_few(size_t rows, size_t vectors, const unsigned char *c
  * step bytes after the last.
  */
 KVT_INLINE void product(size_t rows, size_t vectors, const unsigned char *codes, size_t pair_bytes,
-                        size_t step, size_t n, const int32_t *weight, size_t ldw, kvt_ask ask,
-                        __m256i *sum)
+                        size_t step, size_t n, const int32_t *weight, size_t ldw,
+                        kvt_prefetch_state prefetch, __m256i *sum)
 {
     const int32_t *end = weight + n * WEIGHTS_OF_GROUP;
 #define ZERO(i) sum[i] = _mm256_setzero_si256();
     KVT_EACH_SUM(ZERO)
 #undef ZERO
     do { /* there is one at least */
-        kvt_ask_bytes(&ask, codes, pair_bytes, vectors * 32);
+        kvt_prefetch_bytes(&prefetch, codes, pair_bytes, vectors * 32);
         if (rows <= 2) {
             multiply_few(rows, vectors, codes, pair_bytes, weight, ldw, sum);
         } else {
@@ -231,7 +231,7 @@ KVT_INLINE void qk_block(size_t rows, size_t vectors, const qk_call *call, size_
 
     product(rows, vectors, tile, tile_bytes, 64, call->dims_p / 4,
             (const int32_t *)(const void *)(packed + 64), row_bytes / sizeof(int32_t),
-            kvt_asking(&call->sides, row, token * call->dims_p, WORK * rows), sum);
+            kvt_prefetch_begin(&call->sides, row, token * call->dims_p, WORK * rows), sum);
 #define SCALE(v)                                                                                   \
     if ((v) < vectors)                                                                             \
         scale[v] = _mm256_cvtph_ps(kvt_load_128(call->scales + token + (v)*8));
@@ -306,7 +306,7 @@ KVT_INLINE void pv_block(size_t rows, size_t vectors, const pv_call *call, size_
     __m256i sum[KVT_SUMS_MAX];
 
     product(rows, vectors, call->codes + dim * 4, 64, call->dims_p * 4, (call->n_tokens + 3) / 4,
-            weight, ldw, kvt_asking(&call->sides, row, dim * KVT_TOKENS, WORK * rows), sum);
+            weight, ldw, kvt_prefetch_begin(&call->sides, row, dim * KVT_TOKENS, WORK * rows), sum);
 #define ADD(i)                                                                                     \
     if ((i) < rows * vectors) {                                                                    \
         float *to = acc + (i) / vectors * call->ldacc + (i) % vectors * 8;                         \
@@ -348,7 +348,7 @@ void kvt_avx2_pv_i8_near(const float *p, size_t rows, const void *codes, const u
     const kvt_sides sides = {next, codes, KVT_TOKENS * dims_p};
     const pv_call call = {&w, codes, n_tokens, dims_p, alpha, sides, acc, ldacc};
     weigh(p, rows, scales, n_tokens, &w);
-    kvt_ask_behind_k(next, KVT_TOKENS * dims_p);
+    kvt_prefetch_behind_k(next, KVT_TOKENS * dims_p);
     for (size_t dim = 0; dim < dims_p; dim += 128) {
         size_t left = dims_p - dim, end = dim + (left < 128 ? left : 128);
         for (size_t row = 0, n; row < rows; row += n) {

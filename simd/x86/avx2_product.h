@@ -39,17 +39,17 @@ KVT_INLINE size_t kvt_rows_of_block(size_t left)
 /* ---- prefetch ---- */
 
 /*
- * Asking for the memory of `next` (kernels.h, ask.h), as many bytes as are read, in ascending order
- * whatever the order of the product: only then does the hardware's prefetch, which has more lines
- * under way than a core has misses, join in (1.4 to 1.7 times the bandwidth of asking in the
+ * Asking for the memory of `next` (kernels.h, prefetch.h), as many bytes as are read, in ascending
+ * order whatever the order of the product: only then does the hardware's prefetch, which has more
+ * lines under way than a core has misses, join in (1.4 to 1.7 times the bandwidth of asking in the
  * product's order). Only the first rows that pass over the codes ask; the others ask for a line
  * that is there.
  */
-typedef struct kvt_ask {
+typedef struct kvt_prefetch_state {
     uintptr_t at, again;
     size_t step; /* 1 or 0, times what is read */
     size_t cycles;
-} kvt_ask;
+} kvt_prefetch_state;
 
 /* What all blocks of rows of one product ask for. */
 typedef struct kvt_sides {
@@ -61,34 +61,35 @@ typedef struct kvt_sides {
  * A block of rows from `row` on that begins `offset` bytes behind the codes' first. work: vectors
  * multiplied for each line; two of them take a cycle.
  */
-KVT_INLINE kvt_ask kvt_asking(const kvt_sides *sides, size_t row, size_t offset, size_t work)
+KVT_INLINE kvt_prefetch_state kvt_prefetch_begin(const kvt_sides *sides, size_t row, size_t offset,
+                                                 size_t work)
 {
     const size_t half = sides->side_bytes / 2;
-    kvt_ask ask = {(uintptr_t)sides->codes, (uintptr_t)sides->codes, 0, work / 2};
+    kvt_prefetch_state prefetch = {(uintptr_t)sides->codes, (uintptr_t)sides->codes, 0, work / 2};
     if (sides->next && row == 0) {
-        ask.at = (uintptr_t)sides->next + offset;
-        ask.again = offset < half ? ask.again + half + offset : ask.at - half;
-        ask.step = 1;
+        prefetch.at = (uintptr_t)sides->next + offset;
+        prefetch.again = offset < half ? prefetch.again + half + offset : prefetch.at - half;
+        prefetch.step = 1;
     }
-    return ask;
+    return prefetch;
 }
 
 /* codes: what is read now, lines line_bytes apart. */
-KVT_INLINE void kvt_ask_bytes(kvt_ask *ask, const unsigned char *codes, size_t line_bytes,
-                              size_t bytes)
+KVT_INLINE void kvt_prefetch_bytes(kvt_prefetch_state *prefetch, const unsigned char *codes,
+                                   size_t line_bytes, size_t bytes)
 {
     for (size_t i = 0; i < bytes; i += 64)
-        kvt_ask_line(ask->cycles, codes + i / 64 * line_bytes, ask->at + ask->step * i,
-                     ask->again + ask->step * i);
-    ask->at += ask->step * bytes;
-    ask->again += ask->step * bytes;
+        kvt_prefetch_line(prefetch->cycles, codes + i / 64 * line_bytes,
+                          prefetch->at + prefetch->step * i, prefetch->again + prefetch->step * i);
+    prefetch->at += prefetch->step * bytes;
+    prefetch->again += prefetch->step * bytes;
 }
 
 /*
  * Behind K's codes of i8 lie its scales and offset (tile.h, a head's record). They are asked for
  * with the codes: scores would wait for them.
  */
-KVT_INLINE void kvt_ask_behind_k(const void *next, size_t codes_bytes)
+KVT_INLINE void kvt_prefetch_behind_k(const void *next, size_t codes_bytes)
 {
     if (next)
         for (size_t i = codes_bytes; i < codes_bytes + 384; i += 64)

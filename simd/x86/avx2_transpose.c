@@ -13,7 +13,7 @@
 #include "avx2.h"
 
 /* 8 tokens by 8 dims at a time. A token's dims lie 4 * v_dims_p bytes from the next token's. */
-void kvt_avx2_turn_f32(const void *codes, size_t dims_p, size_t v_dims_p, void *out)
+void kvt_avx2_transpose_f32(const void *codes, size_t dims_p, size_t v_dims_p, void *out)
 {
     for (size_t t = 0; t < KVT_TOKENS; t += 8) {
         const float *from = (const float *)codes + kvt_kw_index(t, 0, dims_p);
@@ -31,7 +31,7 @@ void kvt_avx2_turn_f32(const void *codes, size_t dims_p, size_t v_dims_p, void *
     }
 }
 
-void kvt_avx2_turn_f16(const void *codes, size_t dims_p, size_t v_dims_p, void *out)
+void kvt_avx2_transpose_f16(const void *codes, size_t dims_p, size_t v_dims_p, void *out)
 {
     for (size_t t = 0; t < KVT_TOKENS; t += 8) {
         const uint16_t *from = (const uint16_t *)codes + kvt_kw_index(t, 0, dims_p);
@@ -55,9 +55,9 @@ void kvt_avx2_turn_f16(const void *codes, size_t dims_p, size_t v_dims_p, void *
  * next 4 dims, which a load into the upper half fetches from K's next line. 16 dims at a time read
  * four lines of K whole and write one line of each of the tile's four groups of tokens.
  */
-void kvt_avx2_turn_i8(const void *codes, size_t dims_p, size_t v_dims_p, void *out)
+void kvt_avx2_transpose_i8(const void *codes, size_t dims_p, size_t v_dims_p, void *out)
 {
-    const __m256i turn = _mm256_broadcastsi128_si256(
+    const __m256i transpose = _mm256_broadcastsi128_si256(
         _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
     for (size_t tile = 0; tile < KVT_TOKENS; tile += KVT_TILE_TOKENS)
         for (size_t d = 0; d < v_dims_p; d += 16) {
@@ -70,7 +70,7 @@ void kvt_avx2_turn_i8(const void *codes, size_t dims_p, size_t v_dims_p, void *o
                 const uint8_t *k = from + i * 128 + t * 16;
                 __m256i x = _mm256_inserti128_si256(_mm256_castsi128_si256(kvt_load_128(k)),
                                                     kvt_load_128(k + 64), 1);
-                kvt_store_256(to + t * 4 * v_dims_p + i * 32, _mm256_shuffle_epi8(x, turn));
+                kvt_store_256(to + t * 4 * v_dims_p + i * 32, _mm256_shuffle_epi8(x, transpose));
             }
         }
 }

@@ -74,14 +74,14 @@ typedef struct lines {
 } lines;
 
 /*
- * What a product asks for meanwhile (ask.h). What comes next in ascending order, whatever the order
- * of the product: the hardware's own prefetch then joins in. And again, first the codes that it
- * reads half a product later, from summand `turn` on what was asked for `back` bytes before.
+ * What a product asks for meanwhile (prefetch.h). What comes next in ascending order, whatever the
+ * order of the product: the hardware's own prefetch then joins in. And again, first the codes that
+ * it reads half a product later, from summand `wrap` on what was asked for `back` bytes before.
  */
-typedef struct asking {
+typedef struct prefetch_lines {
     lines next, again;
-    size_t turn, back;
-} asking;
+    size_t wrap, back;
+} prefetch_lines;
 
 /*
  * All sums of a block over n summands, from zero: sum[r * vectors + v]. Vectors are vector_bytes
@@ -89,23 +89,23 @@ typedef struct asking {
  */
 KVT_INLINE void product(int type, size_t rows, size_t vectors, const unsigned char *codes,
                         size_t vector_bytes, size_t step, size_t n, const float *weight, size_t ldw,
-                        asking ask, __m512 *sum)
+                        prefetch_lines prefetch, __m512 *sum)
 {
     const size_t cycles = rows * (64 / lane_bytes(type)) * lane_summands(type);
     KVT_UNROLL
     for (size_t i = 0; i < rows * vectors; i++)
         sum[i] = _mm512_setzero_ps();
     for (size_t i = 0; i < n; i += lane_summands(type)) {
-        if (i == ask.turn) {
-            ask.again = ask.next;
-            ask.again.at -= ask.back;
+        if (i == prefetch.wrap) {
+            prefetch.again = prefetch.next;
+            prefetch.again.at -= prefetch.back;
         }
         KVT_UNROLL
         for (size_t v = 0; v < vectors; v++) /* each line once: it holds two vectors of f16 */
             if (type != F16 || (step > vector_bytes ? v : i) % 2 == 0)
-                kvt_ask_line(cycles, codes + v * vector_bytes,
-                             ask.next.at + v * ask.next.vector_bytes,
-                             ask.again.at + v * ask.again.vector_bytes);
+                kvt_prefetch_line(cycles, codes + v * vector_bytes,
+                                  prefetch.next.at + v * prefetch.next.vector_bytes,
+                                  prefetch.again.at + v * prefetch.again.vector_bytes);
         KVT_UNROLL
         for (size_t e = 0; e < lane_summands(type); e++) {
             __m512 lanes[8];
@@ -121,8 +121,8 @@ KVT_INLINE void product(int type, size_t rows, size_t vectors, const unsigned ch
             }
         }
         codes += step;
-        ask.next.at += ask.next.step;
-        ask.again.at += ask.again.step;
+        prefetch.next.at += prefetch.next.step;
+        prefetch.again.at += prefetch.again.step;
     }
 }
 
@@ -187,13 +187,14 @@ KVT_INLINE void qk_block(int type, size_t rows, size_t vectors, const qk_call *c
             size_t n = call->dims_p - d < CHUNK_DIMS ? call->dims_p - d : CHUNK_DIMS;
             size_t at = d / lane_summands(type) * step;
             lines from = {next + first_tile * tile_bytes + at * vectors, 64, step * vectors};
-            asking ask = {from, {(uintptr_t)tile + at + tile_bytes / 2, tile_bytes, step}, n, 0};
+            prefetch_lines prefetch = {
+                from, {(uintptr_t)tile + at + tile_bytes / 2, tile_bytes, step}, n, 0};
             __m512 sum[SUMS_MAX];
             if (d >= call->dims_p / 2) {
-                ask.again = from;
-                ask.again.at -= tile_bytes / 2 * vectors;
+                prefetch.again = from;
+                prefetch.again.at -= tile_bytes / 2 * vectors;
             }
-            product(type, rows, vectors, tile + at, tile_bytes, step, n, q + d, call->ldq, ask,
+            product(type, rows, vectors, tile + at, tile_bytes, step, n, q + d, call->ldq, prefetch,
                     sum);
             KVT_UNROLL
             for (size_t i = 0; i < rows * vectors; i++) {
@@ -232,11 +233,11 @@ KVT_INLINE void qk_block(int type, size_t rows, size_t vectors, const qk_call *c
             NULL,          qk_##type##_1, qk_##type##_2, qk_##type##_3,                            \
             qk_##type##_4, qk_##type##_5, qk_##type##_6, __VA_ARGS__};                             \
         const qk_call call = {q, ldq, codes, scales, n_tokens, dims_p, s};                         \
-        uintptr_t ask = (uintptr_t)(next ? next : codes);                                          \
+        uintptr_t prefetch = (uintptr_t)(next ? next : codes);                                     \
         for (size_t row = 0, n; row < rows; row += n) {                                            \
             n = kvt_rows_of_block(rows - row, most);                                               \
-            blocks[n](&call, row, ask);                                                            \
-            ask = (uintptr_t)codes; /* once; what is there already costs nothing */                \
+            blocks[n](&call, row, prefetch);                                                       \
+            prefetch = (uintptr_t)codes; /* once; what is there already costs nothing */           \
         }                                                                                          \
     }
 
@@ -264,15 +265,15 @@ KVT_INLINE void pv_columns(int type, size_t rows, size_t vectors, const pv_call 
                            size_t dim, uintptr_t next)
 {
     const size_t bytes = lane_bytes(type), step = call->dims_p / 16 * bytes;
-    const size_t turn = KVT_TOKENS / 2, summands = KVT_TOKENS / lane_summands(type);
+    const size_t wrap = KVT_TOKENS / 2, summands = KVT_TOKENS / lane_summands(type);
     const unsigned char *codes = call->codes + dim / 16 * bytes;
-    const asking ask = {{next + dim / 16 * bytes * summands, bytes, bytes * vectors},
-                        {(uintptr_t)codes + step * summands / 2, bytes, step},
-                        turn,
-                        bytes * vectors * summands / 2};
+    const prefetch_lines prefetch = {{next + dim / 16 * bytes * summands, bytes, bytes * vectors},
+                                     {(uintptr_t)codes + step * summands / 2, bytes, step},
+                                     wrap,
+                                     bytes * vectors * summands / 2};
     __m512 sum[SUMS_MAX];
     product(type, rows, vectors, codes, bytes, step, call->n_tokens,
-            call->weight + row * KVT_TOKENS, KVT_TOKENS, ask, sum);
+            call->weight + row * KVT_TOKENS, KVT_TOKENS, prefetch, sum);
     KVT_UNROLL
     for (size_t i = 0; i < rows * vectors; i++) {
         float *to = call->acc + (row + i / vectors) * call->ldacc + dim + i % vectors * 16;
@@ -285,17 +286,17 @@ KVT_INLINE void pv_columns(int type, size_t rows, size_t vectors, const pv_call 
 /* The wide shape as far as it goes, then half of it, down to 16 dims at a time. */
 #define PV_BLOCK(type, rows, vectors)                                                              \
     static __attribute__((noinline)) void pv_##type##_##rows(const pv_call *call, size_t row,      \
-                                                             uintptr_t ask)                        \
+                                                             uintptr_t prefetch)                   \
     {                                                                                              \
         size_t dim = 0;                                                                            \
         for (; dim + 16 * vectors <= call->dims_p; dim += 16 * vectors)                            \
-            pv_columns(type, rows, vectors, call, row, dim, ask);                                  \
+            pv_columns(type, rows, vectors, call, row, dim, prefetch);                             \
         for (; vectors > 4 && dim + 64 <= call->dims_p; dim += 64)                                 \
-            pv_columns(type, rows, 4, call, row, dim, ask);                                        \
+            pv_columns(type, rows, 4, call, row, dim, prefetch);                                   \
         for (; vectors > 2 && dim + 32 <= call->dims_p; dim += 32)                                 \
-            pv_columns(type, rows, 2, call, row, dim, ask);                                        \
+            pv_columns(type, rows, 2, call, row, dim, prefetch);                                   \
         for (; dim < call->dims_p; dim += 16)                                                      \
-            pv_columns(type, rows, 1, call, row, dim, ask);                                        \
+            pv_columns(type, rows, 1, call, row, dim, prefetch);                                   \
     }
 
 #define PV_KERNEL(type, name, most, ...)                                                           \
@@ -310,11 +311,11 @@ KVT_INLINE void pv_columns(int type, size_t rows, size_t vectors, const pv_call 
         static void (*const blocks[])(const pv_call *, size_t, uintptr_t) = {                      \
             NULL,          pv_##type##_1, pv_##type##_2, pv_##type##_3,                            \
             pv_##type##_4, pv_##type##_5, pv_##type##_6, __VA_ARGS__};                             \
-        uintptr_t ask = (uintptr_t)(next ? next : call->codes);                                    \
+        uintptr_t prefetch = (uintptr_t)(next ? next : call->codes);                               \
         for (size_t row = 0, n; row < rows; row += n) {                                            \
             n = kvt_rows_of_block(rows - row, most);                                               \
-            blocks[n](call, row, ask);                                                             \
-            ask = (uintptr_t)call->codes;                                                          \
+            blocks[n](call, row, prefetch);                                                        \
+            prefetch = (uintptr_t)call->codes;                                                     \
         }                                                                                          \
     }
 

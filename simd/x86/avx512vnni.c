@@ -155,10 +155,10 @@ typedef struct qk_call {
  * Scores of `rows` rows from `row` on, a tile after the other, then their scales: memory is read in
  * one run, and nothing waits for what comes last in it. A sum is formed in `chains`, so that few
  * rows too keep the multiplier busy. digits, rows and chains are constants of the callers: the sums
- * are registers. ask: what to ask for meanwhile (ask.h), as much as is read.
+ * are registers. ask: what to ask for meanwhile (prefetch.h), as much as is read.
  */
 KVT_INLINE void qk_block(size_t digits, size_t rows, size_t chains, const qk_call *call, size_t row,
-                         const unsigned char *weights, uintptr_t ask)
+                         const unsigned char *weights, uintptr_t prefetch)
 {
     const __m512i flip = _mm512_set1_epi8((char)0x80);
     const unsigned char *codes = call->codes;
@@ -167,7 +167,7 @@ KVT_INLINE void qk_block(size_t digits, size_t rows, size_t chains, const qk_cal
     for (size_t t = 0; t < call->n_tokens; t += KVT_TILE_TOKENS) {
         const unsigned char *w = weights;
         __m512i sum[SUMS_MAX];
-        uintptr_t again = t < KVT_TOKENS / 2 ? (uintptr_t)codes + half : ask - half;
+        uintptr_t again = t < KVT_TOKENS / 2 ? (uintptr_t)codes + half : prefetch - half;
         KVT_UNROLL
         for (size_t i = 0; i < rows * digits; i++) {
             const int32_t *starts = starts_of(call->packed, call->rows, i % digits);
@@ -180,12 +180,12 @@ KVT_INLINE void qk_block(size_t digits, size_t rows, size_t chains, const qk_cal
             KVT_UNROLL
             for (size_t c = 0; c < chains; c++) {
                 __m512i k = _mm512_xor_si512(_mm512_load_si512(codes), flip);
-                kvt_ask_line(rows * digits, codes, ask, again);
+                kvt_prefetch_line(rows * digits, codes, prefetch, again);
                 KVT_UNROLL
                 for (size_t i = 0; i < rows * digits; i++)
                     sum[i * chains + c] = dot(sum[i * chains + c], k, broadcast(w + 4 * i));
                 codes += 64;
-                ask += 64;
+                prefetch += 64;
                 again += 64;
                 w += rows * digits * 4;
             }
@@ -219,9 +219,9 @@ KVT_INLINE void qk_block(size_t digits, size_t rows, size_t chains, const qk_cal
 
 #define QK_BLOCK(digits, rows, chains)                                                             \
     static __attribute__((noinline)) void qk_##digits##_##rows(                                    \
-        const qk_call *call, size_t row, const unsigned char *weights, uintptr_t ask)              \
+        const qk_call *call, size_t row, const unsigned char *weights, uintptr_t prefetch)         \
     {                                                                                              \
-        qk_block(digits, rows, chains, call, row, weights, ask);                                   \
+        qk_block(digits, rows, chains, call, row, weights, prefetch);                              \
     }
 QK_BLOCK(2, 1, 4)
 QK_BLOCK(2, 2, 4)
@@ -246,12 +246,12 @@ KVT_INLINE void qk_rows(size_t digits, qk_block_function *const *blocks, const q
                         size_t first, const void *next)
 {
     const unsigned char *weights = (const unsigned char *)call->packed + digits_at(call->rows);
-    uintptr_t ask = (uintptr_t)(next ? next : call->codes);
+    uintptr_t prefetch = (uintptr_t)(next ? next : call->codes);
     for (size_t row = 0, n; row < call->rows; row += n) {
         n = kvt_rows_of_block(call->rows - row, rows_most(digits));
         if (row + n > first) {
-            blocks[n](call, row, weights, ask);
-            ask = (uintptr_t)call->codes; /* once; what is there already costs nothing */
+            blocks[n](call, row, weights, prefetch);
+            prefetch = (uintptr_t)call->codes; /* once; what is there already costs nothing */
         }
         weights += n * call->dims_p * digits;
     }
@@ -337,7 +337,7 @@ typedef struct pv_call {
 
 /* 16 * vectors dims from `dim` on of `rows` rows from `row` on. */
 KVT_INLINE void pv_columns(size_t digits, size_t rows, size_t vectors, const pv_call *call,
-                           size_t row, size_t dim, uintptr_t ask)
+                           size_t row, size_t dim, uintptr_t prefetch)
 {
     const unsigned char *codes = call->codes + dim * 4;
     const unsigned char *weights = call->rows[row].digits;
@@ -347,15 +347,15 @@ KVT_INLINE void pv_columns(size_t digits, size_t rows, size_t vectors, const pv_
     KVT_UNROLL
     for (size_t i = 0; i < rows * digits * vectors; i++)
         sum[i] = _mm512_setzero_si512();
-    ask += dim * 4;
+    prefetch += dim * 4;
     for (size_t g = 0; g < KVT_TOKENS / 4; g++) {
         __m512i value[8];
         if (g == KVT_TOKENS / 8)
-            again = ask - half;
+            again = prefetch - half;
         KVT_UNROLL
         for (size_t v = 0; v < vectors; v++) {
             value[v] = _mm512_load_si512(codes + v * 64);
-            kvt_ask_line(rows * digits, codes + v * 64, ask + v * 64, again + v * 64);
+            kvt_prefetch_line(rows * digits, codes + v * 64, prefetch + v * 64, again + v * 64);
         }
         KVT_UNROLL
         for (size_t i = 0; i < rows * digits; i++) {
@@ -366,7 +366,7 @@ KVT_INLINE void pv_columns(size_t digits, size_t rows, size_t vectors, const pv_
         }
         weights += digits * 4;
         codes += step;
-        ask += step;
+        prefetch += step;
         again += step;
     }
     KVT_UNROLL
@@ -389,17 +389,17 @@ KVT_INLINE void pv_columns(size_t digits, size_t rows, size_t vectors, const pv_
 /* The wide shape as far as it goes, then half of it, down to 16 dims at a time. */
 #define PV_BLOCK(digits, rows, vectors)                                                            \
     static __attribute__((noinline)) void pv_##digits##_##rows(const pv_call *call, size_t row,    \
-                                                               uintptr_t ask)                      \
+                                                               uintptr_t prefetch)                 \
     {                                                                                              \
         size_t dim = 0;                                                                            \
         for (; dim + 16 * vectors <= call->dims_p; dim += 16 * vectors)                            \
-            pv_columns(digits, rows, vectors, call, row, dim, ask);                                \
+            pv_columns(digits, rows, vectors, call, row, dim, prefetch);                           \
         for (; vectors > 4 && dim + 64 <= call->dims_p; dim += 64)                                 \
-            pv_columns(digits, rows, 4, call, row, dim, ask);                                      \
+            pv_columns(digits, rows, 4, call, row, dim, prefetch);                                 \
         for (; vectors > 2 && dim + 32 <= call->dims_p; dim += 32)                                 \
-            pv_columns(digits, rows, 2, call, row, dim, ask);                                      \
+            pv_columns(digits, rows, 2, call, row, dim, prefetch);                                 \
         for (; vectors > 1 && dim < call->dims_p; dim += 16)                                       \
-            pv_columns(digits, rows, 1, call, row, dim, ask);                                      \
+            pv_columns(digits, rows, 1, call, row, dim, prefetch);                                 \
     }
 PV_BLOCK(2, 1, 8)
 PV_BLOCK(2, 2, 4)
@@ -423,7 +423,7 @@ KVT_INLINE void pv(size_t digits, pv_block_function *const *blocks, const float 
                    const unsigned char *codes, const uint16_t *scales, size_t n_tokens,
                    size_t dims_p, const float *alpha, const void *next, float *acc, size_t ldacc)
 {
-    uintptr_t ask = (uintptr_t)(next ? next : codes);
+    uintptr_t prefetch = (uintptr_t)(next ? next : codes);
     pv_row weights[KVT_ROWS_MAX];
     float steps[KVT_ROWS_MAX];
     const pv_call call = {weights, steps, codes, dims_p, alpha, acc, ldacc};
@@ -438,8 +438,8 @@ KVT_INLINE void pv(size_t digits, pv_block_function *const *blocks, const float 
         steps[r] = round_weights(digits, p + r * KVT_TOKENS, scale, &weights[r]);
     for (size_t row = 0, n; row < rows; row += n) {
         n = kvt_rows_of_block(rows - row, rows_most(digits));
-        blocks[n](&call, row, ask);
-        ask = (uintptr_t)codes;
+        blocks[n](&call, row, prefetch);
+        prefetch = (uintptr_t)codes;
     }
 }
 

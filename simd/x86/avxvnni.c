@@ -85,12 +85,12 @@ typedef struct operands {
 
 /* One pass over the codes. */
 KVT_INLINE void pass(int side, size_t rows, size_t vectors, const operands *o,
-                     const unsigned char *weight, kvt_ask *ask, __m256i *sum)
+                     const unsigned char *weight, kvt_prefetch_state *prefetch, __m256i *sum)
 {
     const unsigned char *codes = o->codes, *end = weight + 4 * o->n;
     do { /* there is one at least */
-        if (ask)
-            kvt_ask_bytes(ask, codes, o->pair_bytes, vectors * 32);
+        if (prefetch)
+            kvt_prefetch_bytes(prefetch, codes, o->pair_bytes, vectors * 32);
         multiply_pair(side, rows, vectors, 0, codes, o->pair_bytes, weight, o->ldw, sum);
         multiply_pair(side, rows, vectors, 2, codes, o->pair_bytes, weight, o->ldw, sum);
         multiply_pair(side, rows, vectors, 4, codes, o->pair_bytes, weight, o->ldw, sum);
@@ -102,12 +102,12 @@ KVT_INLINE void pass(int side, size_t rows, size_t vectors, const operands *o,
 
 /* All sums of a block, from zero. */
 KVT_INLINE void product(int side, int digits, size_t rows, size_t vectors, const operands *o,
-                        kvt_ask ask, __m256i *sum)
+                        kvt_prefetch_state prefetch, __m256i *sum)
 {
 #define ZERO(i) sum[i] = _mm256_setzero_si256();
     KVT_EACH_SUM(ZERO)
 #undef ZERO
-    pass(side, rows, vectors, o, o->weight, &ask, sum);
+    pass(side, rows, vectors, o, o->weight, &prefetch, sum);
     if (digits == NEAR) {
 #define SHIFT(i) sum[i] = _mm256_slli_epi32(sum[i], 8);
         KVT_EACH_SUM(SHIFT)
@@ -270,7 +270,8 @@ KVT_INLINE void qk_block(int digits, size_t rows, size_t vectors, const qk_call 
     __m256i sum[KVT_SUMS_MAX];
 
     product(K, digits, rows, vectors, &o,
-            kvt_asking(&call->sides, row, token * call->dims_p, 2 * rows * (size_t)digits), sum);
+            kvt_prefetch_begin(&call->sides, row, token * call->dims_p, 2 * rows * (size_t)digits),
+            sum);
 #define STORE(i)                                                                                   \
     if ((i) < rows * vectors) {                                                                    \
         size_t t = (i) % vectors * 8;                                                              \
@@ -358,7 +359,8 @@ KVT_INLINE void pv_block(int digits, size_t rows, size_t vectors, const pv_call 
     __m256i sum[KVT_SUMS_MAX];
 
     product(V, digits, rows, vectors, &o,
-            kvt_asking(&call->sides, row, dim * KVT_TOKENS, 2 * rows * (size_t)digits), sum);
+            kvt_prefetch_begin(&call->sides, row, dim * KVT_TOKENS, 2 * rows * (size_t)digits),
+            sum);
 #define ADD(i)                                                                                     \
     if ((i) < rows * vectors) {                                                                    \
         float *to = acc + (i) / vectors * call->ldacc + (i) % vectors * 8;                         \
@@ -389,7 +391,7 @@ EACH_BLOCK(PV_BLOCK, FAST)
 /* 128 dims, 8 KiB, for all rows before the next: they stay in the first-level cache. */
 KVT_INLINE void pv(pv_rows *const *blocks, const pv_call *call, size_t rows)
 {
-    kvt_ask_behind_k(call->sides.next, KVT_TOKENS * call->dims_p);
+    kvt_prefetch_behind_k(call->sides.next, KVT_TOKENS * call->dims_p);
     for (size_t dim = 0; dim < call->dims_p; dim += 128) {
         size_t left = call->dims_p - dim, end = dim + (left < 128 ? left : 128);
         for (size_t row = 0, n; row < rows; row += n) {

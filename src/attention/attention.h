@@ -40,7 +40,7 @@ typedef struct kvt_unit {
     float *alpha, *add;           /* [rows] each */
     void *packed;                 /* q_stored as the integer kernels take it */
     /* V in K only: a block's V, its offset in the stored domain, and the rows' sums of weights */
-    void *turned;
+    void *transposed;
     float *offset; /* [v_dims] */
     float *weights;
 } kvt_unit;

@@ -65,18 +65,18 @@ static size_t small_floats(size_t rows)
 }
 
 /* What V in K needs beside it. */
-static size_t turned_floats(const kvt_layout *layout, size_t rows)
+static size_t transposed_floats(const kvt_layout *layout, size_t rows)
 {
-    if (!layout->turned_bytes)
+    if (!layout->transposed_bytes)
         return 0;
-    return layout->turned_bytes / sizeof(float) +
+    return layout->transposed_bytes / sizeof(float) +
            (layout->k_offset_bytes ? layout->v_dims + small_floats(rows) : 0);
 }
 
 static size_t work_floats(const kvt_layout *layout, size_t rows)
 {
     return 2 * rows * layout->k_dims + rows * KVT_TOKENS + 2 * small_floats(rows) +
-           kvt_packed_bytes(rows, layout->k_dims) / sizeof(float) + turned_floats(layout, rows);
+           kvt_packed_bytes(rows, layout->k_dims) / sizeof(float) + transposed_floats(layout, rows);
 }
 
 /* ---- plan ---- */
@@ -380,8 +380,8 @@ static void unit_at(const kvt_attend_plan *plan, size_t i, float *slice, kvt_uni
     u->alpha = u->scores + u->rows * KVT_TOKENS;
     u->add = u->alpha + small_floats(u->rows);
     u->packed = u->add + small_floats(u->rows);
-    u->turned = (unsigned char *)u->packed + kvt_packed_bytes(u->rows, layout->k_dims);
-    u->offset = (float *)u->turned + layout->turned_bytes / sizeof(float);
+    u->transposed = (unsigned char *)u->packed + kvt_packed_bytes(u->rows, layout->k_dims);
+    u->offset = (float *)u->transposed + layout->transposed_bytes / sizeof(float);
     u->weights = u->offset + layout->v_dims;
 }
 

@@ -131,15 +131,15 @@ static float sum_of(const float *p)
 }
 
 /* V in K: a block's codes in the order that the weighted sum takes, in the unit's own memory. */
-static void turn_values(const kvt_unit *u, const unsigned char *record)
+static void transpose_values(const kvt_unit *u, const unsigned char *record)
 {
     const kvt_kernels *k = &u->cache->kernels;
     const kvt_layout *layout = &u->group->layout;
     kvt_type type = u->group->config.k_type;
-    (type == KVT_TYPE_F32 ? k->turn_f32
-     : type == KVT_TYPE_F16
-         ? k->turn_f16
-         : k->turn_i8)(record + layout->k_codes, layout->k_dims, layout->v_dims, u->turned);
+    (type == KVT_TYPE_F32   ? k->transpose_f32
+     : type == KVT_TYPE_F16 ? k->transpose_f16
+                            : k->transpose_i8)(record + layout->k_codes, layout->k_dims,
+                                               layout->v_dims, u->transposed);
 }
 
 /*
@@ -165,18 +165,18 @@ static void add_offset(const kvt_unit *u, size_t from, const unsigned char *reco
 }
 
 /* acc = acc * alpha + scores * V for the rows from `from` on. */
-static void weigh_values(const kvt_unit *u, size_t from, const unsigned char *record, size_t n,
-                         const void *next, float *acc)
+static void accumulate_values(const kvt_unit *u, size_t from, const unsigned char *record, size_t n,
+                              const void *next, float *acc)
 {
     const kvt_kernels *k = &u->cache->kernels;
     const kvt_group *group = u->group;
     const kvt_layout *layout = &group->layout;
     kvt_type type = group->config.v_type;
-    const void *codes = group->v_in_k ? u->turned : record + layout->v_codes;
+    const void *codes = group->v_in_k ? u->transposed : record + layout->v_codes;
     const unsigned char *scales = record + (group->v_in_k ? layout->k_scales : layout->v_scales);
 
     if (group->v_in_k)
-        turn_values(u, record);
+        transpose_values(u, record);
     (is_integer(u, type)    ? (is_fast(u) ? k->pv_i8_fast : k->pv_i8_near)
      : type == KVT_TYPE_F32 ? k->pv_f32
      : type == KVT_TYPE_F16 ? k->pv_f16
@@ -189,7 +189,7 @@ static void weigh_values(const kvt_unit *u, size_t from, const unsigned char *re
 }
 
 /* What softmax does not do: soft-cap, ALiBi and masks, for one row that sees n tokens. */
-static void bend_logits(const kvt_unit *u, size_t row, size_t block_row, size_t n)
+static void adjust_logits(const kvt_unit *u, size_t row, size_t block_row, size_t n)
 {
     const kvt_kernels *k = &u->cache->kernels;
     const kvt_attend_args *args = u->args;
@@ -213,20 +213,20 @@ static size_t row_tokens(const kvt_unit *u, size_t row, uint64_t first_token, si
 }
 
 /* Online softmax of the rows from `from` on, n being what the last row sees of the block. */
-static void soften(const kvt_unit *u, size_t from, size_t block_row, size_t n,
-                   const unsigned char *record, kvt_part out)
+static void softmax_rows(const kvt_unit *u, size_t from, size_t block_row, size_t n,
+                         const unsigned char *record, kvt_part out)
 {
     const kvt_kernels *k = &u->cache->kernels;
     const kvt_layout *layout = &u->group->layout;
     uint64_t first_token = (uint64_t)block_row * KVT_TOKENS;
-    int bends = u->args->softcap > 0.0f || u->args->alibi_slopes || u->item->mask;
+    int adjusts = u->args->softcap > 0.0f || u->args->alibi_slopes || u->item->mask;
     int adds = u->group->offsets != 0;
 
     if (adds)
         k->dots_f16(u->q + from * layout->k_dims, layout->k_dims, u->rows - from,
                     (const uint16_t *)(const void *)(record + layout->k_offset), layout->k_dims,
                     u->add + from);
-    else if (bends)
+    else if (adjusts)
         memset(u->add, 0, u->rows * sizeof *u->add);
     /* Runs of rows that see the same number of tokens: a query's, or all of them. */
     for (size_t r = from, end; r < u->rows; r = end) {
@@ -234,11 +234,11 @@ static void soften(const kvt_unit *u, size_t from, size_t block_row, size_t n,
         end = u->least >= first_token + n ? u->rows : r + 1;
         while (end < u->rows && row_tokens(u, end, first_token, n) == n_row)
             end++;
-        if (bends)
+        if (adjusts)
             for (size_t i = r; i < end; i++)
-                bend_logits(u, i, block_row, n_row);
-        k->softmax(u->scores + r * KVT_TOKENS, end - r, n_row, adds && !bends ? u->add + r : NULL,
-                   bends ? 1.0f : u->scale, out.m + r, out.l + r, u->alpha + r);
+                adjust_logits(u, i, block_row, n_row);
+        k->softmax(u->scores + r * KVT_TOKENS, end - r, n_row, adds && !adjusts ? u->add + r : NULL,
+                   adjusts ? 1.0f : u->scale, out.m + r, out.l + r, u->alpha + r);
     }
 }
 
@@ -257,7 +257,7 @@ static const unsigned char *record_of(const kvt_unit *u, size_t block_row)
 #define SPARSE_ROWS 2
 #define SPARSE_LINES 32
 
-static void ask_sparsely(const unsigned char *codes, size_t bytes)
+static void prefetch_sparsely(const unsigned char *codes, size_t bytes)
 {
     size_t step = kvt_round_up(bytes / SPARSE_LINES, 64);
     for (size_t i = 0; i < bytes; i += step)
@@ -285,8 +285,8 @@ static void attend_block(const kvt_unit *u, size_t block_row, const unsigned cha
             from++;
     if (u->group->v_in_k) { /* V is there already: the next product reads the next record */
         scores_of(u, from, record, n, next);
-        soften(u, from, block_row, n, record, out);
-        weigh_values(u, from, record, n, NULL, out.acc);
+        softmax_rows(u, from, block_row, n, record, out);
+        accumulate_values(u, from, record, n, NULL, out.acc);
         return;
     }
     scores_of(u, from, record, n, rest);
@@ -295,16 +295,16 @@ static void attend_block(const kvt_unit *u, size_t block_row, const unsigned cha
         for (size_t i = layout->k_scales + layout->k_code_bytes; i < layout->head_bytes; i += 64)
             __builtin_prefetch(record + i, 0, 2);
     if (next && u->rows - from <= SPARSE_ROWS)
-        ask_sparsely(next, layout->k_code_bytes);
-    soften(u, from, block_row, n, record, out);
-    weigh_values(u, from, record, n, next, out.acc);
+        prefetch_sparsely(next, layout->k_code_bytes);
+    softmax_rows(u, from, block_row, n, record, out);
+    accumulate_values(u, from, record, n, next, out.acc);
 }
 
 /*
  * A block's address is found through the sequence's table and a record of the block, which the
  * stream of codes has driven out of the caches since they were read last.
  */
-static void ask_for_block(const kvt_unit *u, size_t block_row)
+static void prefetch_block(const kvt_unit *u, size_t block_row)
 {
     const kvt_seq *seq = u->item->seq;
     if (block_row + 8 < seq->n_rows)
@@ -329,7 +329,7 @@ void kvt_units_range(const kvt_unit *units, size_t n_units, size_t range, const 
     if (end > (range + 1) * rows_a_range)
         end = (range + 1) * rows_a_range;
     for (size_t row = range * rows_a_range; row < end; row++) {
-        ask_for_block(u, row);
+        prefetch_block(u, row);
         for (size_t i = 0; i < n_units; i++) {
             const unsigned char *next = NULL;
             if (i + 1 < n_units)

@@ -75,9 +75,9 @@ static void make_layout(const kvt_group_config *config, int offsets, kvt_layout 
     layout->v_scale_bytes = config->v_type == KVT_TYPE_I8 ? KVT_TOKENS * sizeof(uint16_t) : 0;
     layout->k_offset_bytes = offsets ? kvt_round_up(layout->k_dims * sizeof(uint16_t), 64) : 0;
 
-    layout->turned_bytes = 0;
+    layout->transposed_bytes = 0;
     if (config->flags & KVT_GROUP_V_IN_K) {
-        layout->turned_bytes = v_bytes;
+        layout->transposed_bytes = v_bytes;
         layout->v_code_bytes = layout->v_scale_bytes = 0;
     }
     layout->k_codes = at;

@@ -29,7 +29,7 @@ typedef struct kvt_layout {
     size_t head_bytes;                                   /* record of a head: a multiple of 64 */
     size_t layer_bytes;                                  /* n_kv_heads records */
     size_t block_bytes;                                  /* n_layers layers */
-    size_t turned_bytes; /* V in K: of a block's V of one head, turned for a product; else 0 */
+    size_t transposed_bytes; /* V in K: of a block's V of one head, turned for a product; else 0 */
 } kvt_layout;
 
 typedef struct kvt_group {

@@ -4,10 +4,10 @@
  */
 #include "check.h"
 
-typedef void turn_function(const void *, size_t, size_t, void *);
+typedef void transpose_function(const void *, size_t, size_t, void *);
 
 /* K's dims and V's: of DeepSeek-style models, all of K, and whatever is padded. */
-static void turn_dims(check *c, size_t i, size_t *dims_p, size_t *v_dims_p)
+static void transpose_dims(check *c, size_t i, size_t *dims_p, size_t *v_dims_p)
 {
     *dims_p = kvt_round_up(check_dims(i), 16);
     *v_dims_p = i % 3 ? 16 * (1 + check_below(c, *dims_p / 16)) : *dims_p;
@@ -17,7 +17,7 @@ static void turn_dims(check *c, size_t i, size_t *dims_p, size_t *v_dims_p)
     }
 }
 
-static void check_turn(check *c, turn_function *kernel, size_t element)
+static void check_transpose(check *c, transpose_function *kernel, size_t element)
 {
     if (c->bench) {
         unsigned char *codes = check_buffer(c, 0, 64 * 576 * element, 64);
@@ -28,7 +28,7 @@ static void check_turn(check *c, turn_function *kernel, size_t element)
     for (size_t i = 0; i < 300; i++) {
         size_t dims_p, v_dims_p, n, wrong = 0;
         unsigned char *codes, *out;
-        turn_dims(c, i, &dims_p, &v_dims_p);
+        transpose_dims(c, i, &dims_p, &v_dims_p);
         n = KVT_TOKENS * dims_p * element;
         codes = check_buffer(c, 0, n, 64);
         out = check_buffer(c, 1, KVT_TOKENS * v_dims_p * element, 64);
@@ -54,19 +54,19 @@ static void check_turn(check *c, turn_function *kernel, size_t element)
     }
 }
 
-void check_turn_f32(check *c, turn_function *kernel)
+void check_transpose_f32(check *c, transpose_function *kernel)
 {
-    check_turn(c, kernel, 4);
+    check_transpose(c, kernel, 4);
 }
 
-void check_turn_f16(check *c, turn_function *kernel)
+void check_transpose_f16(check *c, transpose_function *kernel)
 {
-    check_turn(c, kernel, 2);
+    check_transpose(c, kernel, 2);
 }
 
-void check_turn_i8(check *c, turn_function *kernel)
+void check_transpose_i8(check *c, transpose_function *kernel)
 {
-    check_turn(c, kernel, 1);
+    check_transpose(c, kernel, 1);
 }
 
 void check_add_scaled(check *c,
