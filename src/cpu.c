@@ -5,7 +5,9 @@
 #ifndef _DEFAULT_SOURCE
 #define _DEFAULT_SOURCE /* syscall */
 #endif
-#include "src/cache/cache.h"
+#include "src/cpu.h"
+
+#include <stdint.h>
 
 #if defined(__x86_64__)
 #include <cpuid.h>

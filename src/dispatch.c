@@ -4,7 +4,10 @@
  * A NULL entry of a table inherits from the one below. The overlay is computed at cache creation
  * and kept in the cache: no mutable globals.
  */
-#include "src/cache/cache.h"
+#include "src/cpu.h"
+#include "src/dispatch.h"
+
+#include <kvtile/kvtile.h>
 
 typedef struct kvt_isa {
     const kvt_kernels *table;

@@ -2,7 +2,7 @@
  * Running tasks: the caller's parallel-for, else pthreadpool, else a loop. The only file that
  * names pthreadpool.
  */
-#include "src/cache/cache.h"
+#include "src/parallel.h"
 
 #ifdef KVT_HAVE_PTHREADPOOL
 #include <pthreadpool.h>
@@ -23,40 +23,44 @@ int kvt_parallel_has_pool(void)
 #endif
 }
 
-kvt_status kvt_parallel_create(kvt_cache *cache, const kvt_executor *executor, uint32_t n_threads)
+kvt_status kvt_parallel_create(kvt_parallel *parallel, const kvt_cache *cache,
+                               const kvt_executor *executor, uint32_t n_threads)
 {
+    (void)cache;
+    parallel->pool = NULL;
     if (executor) {
-        cache->executor = *executor;
-        cache->executor.n_threads = n_threads;
+        parallel->executor = *executor;
+        parallel->executor.n_threads = n_threads;
         return KVT_OK;
     }
-    cache->executor = (kvt_executor){NULL, NULL, n_threads};
+    parallel->executor = (kvt_executor){NULL, NULL, n_threads};
 #ifdef KVT_HAVE_PTHREADPOOL
     if (n_threads > 1) {
-        cache->pool = pthreadpool_create(n_threads);
-        if (!cache->pool)
+        parallel->pool = pthreadpool_create(n_threads);
+        if (!parallel->pool)
             return kvt_fail(cache, KVT_ERR_MEMORY, "pthreadpool made no pool of %u threads",
                             n_threads);
-        cache->executor.user = cache->pool;
-        cache->executor.run = run_on_pool;
+        parallel->executor.user = parallel->pool;
+        parallel->executor.run = run_on_pool;
     }
 #endif
     return KVT_OK;
 }
 
-void kvt_parallel_destroy(kvt_cache *cache)
+void kvt_parallel_destroy(kvt_parallel *parallel)
 {
 #ifdef KVT_HAVE_PTHREADPOOL
-    if (cache->pool)
-        pthreadpool_destroy((pthreadpool_t)cache->pool);
+    if (parallel->pool)
+        pthreadpool_destroy((pthreadpool_t)parallel->pool);
 #endif
-    cache->pool = NULL;
+    parallel->pool = NULL;
 }
 
-void kvt_parallel_run(kvt_cache *cache, void (*task)(void *arg, size_t i), void *arg, size_t n)
+void kvt_parallel_run(kvt_parallel *parallel, void (*task)(void *arg, size_t i), void *arg,
+                      size_t n)
 {
-    if (n > 1 && cache->executor.run && cache->executor.n_threads > 1) {
-        cache->executor.run(cache->executor.user, task, arg, n);
+    if (n > 1 && parallel->executor.run && parallel->executor.n_threads > 1) {
+        parallel->executor.run(parallel->executor.user, task, arg, n);
         return;
     }
     for (size_t i = 0; i < n; i++)

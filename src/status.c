@@ -4,7 +4,9 @@
 #include <stdarg.h>
 #include <stdio.h>
 
-#include "src/cache/cache.h"
+#include <string.h>
+
+#include "src/status.h"
 
 const char *kvt_status_string(kvt_status status)
 {
@@ -34,11 +36,17 @@ const char *kvt_version(void)
     return TEXT(KVT_VERSION_MAJOR) "." TEXT(KVT_VERSION_MINOR) "." TEXT(KVT_VERSION_PATCH);
 }
 
+/* A cache begins with its heap, which begins with its report. The text is bookkeeping, not state: a
+ * const cache still takes it. */
+static kvt_report *report_of(const kvt_cache *cache)
+{
+    return (kvt_report *)(uintptr_t)cache;
+}
+
 kvt_status kvt_fail(const kvt_cache *cache, kvt_status status, const char *format, ...)
 {
-    /* The text is bookkeeping, not state: a const cache still takes it. */
-    kvt_cache *writable = (kvt_cache *)(uintptr_t)cache;
-    char text[sizeof writable->error] = "";
+    kvt_report *report = report_of(cache);
+    char text[sizeof report->text] = "";
     va_list arguments;
 
     if (!cache)
@@ -46,19 +54,19 @@ kvt_status kvt_fail(const kvt_cache *cache, kvt_status status, const char *forma
     va_start(arguments, format);
     vsnprintf(text, sizeof text, format, arguments);
     va_end(arguments);
-    pthread_mutex_lock(&writable->lock);
-    memcpy(writable->error, text, sizeof text);
-    pthread_mutex_unlock(&writable->lock);
+    pthread_mutex_lock(&report->lock);
+    memcpy(report->text, text, sizeof text);
+    pthread_mutex_unlock(&report->lock);
     return status;
 }
 
 kvt_status kvt_cache_error(const kvt_cache *cache, char *buffer, size_t buffer_bytes)
 {
-    kvt_cache *writable = (kvt_cache *)(uintptr_t)cache;
+    kvt_report *report = report_of(cache);
     if (!cache || !buffer || buffer_bytes == 0)
         return KVT_ERR_ARG;
-    pthread_mutex_lock(&writable->lock);
-    snprintf(buffer, buffer_bytes, "%s", writable->error);
-    pthread_mutex_unlock(&writable->lock);
+    pthread_mutex_lock(&report->lock);
+    snprintf(buffer, buffer_bytes, "%s", report->text);
+    pthread_mutex_unlock(&report->lock);
     return KVT_OK;
 }

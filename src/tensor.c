@@ -1,7 +1,7 @@
 /*
  * Views of the caller's memory: checked once, then read and written row by row.
  */
-#include "src/cache/cache.h"
+#include "src/tensor.h"
 
 static size_t dtype_bytes(kvt_dtype dtype)
 {

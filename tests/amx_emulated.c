@@ -19,7 +19,7 @@
 #include <stdlib.h>
 #include <ucontext.h>
 
-#include "src/cache/cache.h"
+#include "src/cpu.h"
 
 /* ---- tiles ---- */
 

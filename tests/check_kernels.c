@@ -16,7 +16,10 @@
 #include <stdlib.h>
 #include <time.h>
 
-#include "src/cache/cache.h"
+#include "src/cpu.h"
+#include "src/dispatch.h"
+
+#include <kvtile/kvtile.h>
 
 #define SKIPPED 77
 

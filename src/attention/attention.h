@@ -1,15 +1,16 @@
 /*
- * One unit of an attend call: what attend.c plans, and attend_unit.c computes.
+ * One unit of an attend call: what plan.c plans, and unit.c computes.
  *
  * The rows of one (item, kv head) are its queries times the heads of the group: row r is query
  * r / group, head r % group. They are cut into chunks of at most KVT_ROWS_MAX rows, whole
  * queries where a group fits; a unit is (item, kv head, chunk). K and V are read once a unit.
  * A decode step has few rows a unit: then several kv heads are walked together (a bundle).
  */
-#ifndef KVT_ATTEND_UNIT_H
-#define KVT_ATTEND_UNIT_H
+#ifndef KVT_ATTENTION_H
+#define KVT_ATTENTION_H
 
 #include "src/cache/cache.h"
+#include "src/tensor.h"
 
 /* Query heads of a kv head. */
 static inline size_t kvt_group_size(const kvt_group *group)
@@ -66,4 +67,10 @@ void kvt_unit_merge(const kvt_unit *u, kvt_part into, kvt_part from);
 /* Divide, add the sinks, and hand the rows to the caller. 0: a row has left the range of f32. */
 int kvt_unit_store(const kvt_unit *u, kvt_part result, const kvt_view *out);
 
-#endif /* KVT_ATTEND_UNIT_H */
+/* ---- plan.c ---- */
+
+/* Scratch that the one-call attend of a cache of this geometry keeps. */
+size_t kvt_attend_scratch_bytes(const kvt_group *groups, uint32_t n_groups, uint64_t max_tokens,
+                                uint32_t n_threads);
+
+#endif /* KVT_ATTENTION_H */

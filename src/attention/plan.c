@@ -325,7 +325,7 @@ static kvt_status make_plan(kvt_attend_plan *plan, kvt_cache *cache, const kvt_a
     pthread_mutex_lock(&cache->lock);
     plan->id_ = ++cache->n_plans;
     pthread_mutex_unlock(&cache->lock);
-    n_threads = args.n_threads ? args.n_threads : cache->executor.n_threads;
+    n_threads = args.n_threads ? args.n_threads : cache->parallel.executor.n_threads;
     n_threads = n_threads < KVT_MAX_THREADS ? n_threads : KVT_MAX_THREADS;
     size_plan(plan, group, shape, n_threads, scratch_limit);
     return KVT_OK;
@@ -591,7 +591,7 @@ kvt_status kvt_attend(kvt_cache *cache, const kvt_attend_args *args)
     if (status != KVT_OK)
         return status;
     pthread_mutex_lock(&cache->scratch_lock);
-    kvt_parallel_run(cache, run_task, &plan, plan.n_tasks);
+    kvt_parallel_run(&cache->parallel, run_task, &plan, plan.n_tasks);
     status = kvt_attend_finish(&plan, cache->scratch);
     pthread_mutex_unlock(&cache->scratch_lock);
     return status;

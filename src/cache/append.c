@@ -9,6 +9,7 @@
  */
 #include "src/fpenv.h"
 #include "src/cache/cache.h"
+#include "src/tensor.h"
 
 #define ROWS_FLOATS 8192 /* the buffer: 16 rows of 512 dims */
 
@@ -457,6 +458,6 @@ kvt_status kvt_append(kvt_seq *seq, uint32_t layer, const kvt_tensor *k, const k
     status = kvt_append_plan_init(&plan, seq, layer, k, v);
     if (status != KVT_OK)
         return status;
-    kvt_parallel_run(seq->cache, run_task, &plan, plan.n_tasks);
+    kvt_parallel_run(&seq->cache->parallel, run_task, &plan, plan.n_tasks);
     return kvt_append_finish(&plan);
 }

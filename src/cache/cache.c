@@ -1,348 +1,23 @@
 /*
- * The cache: configuration, geometry, creation, and what it will cost.
- *
- * Creation first plans (config -> a kvt_cache on the stack, every check, no allocation), then
- * builds. The forecast is the same plan plus arithmetic; a test holds the two together.
+ * The cache's handle: release, and questions about it.
  */
-#include <stdarg.h>
-#include <stdio.h>
-
 #include "src/cache/cache.h"
 
-/* Failure before a cache exists: the text goes where the config says. */
-static kvt_status refuse(const kvt_config *config, kvt_status status, const char *format, ...)
-#if defined(__GNUC__)
-    __attribute__((format(printf, 3, 4)))
-#endif
-    ;
-
-static kvt_status refuse(const kvt_config *config, kvt_status status, const char *format, ...)
-{
-    va_list arguments;
-    if (!config->error_text || config->error_text_bytes == 0)
-        return status;
-    va_start(arguments, format);
-    vsnprintf(config->error_text, config->error_text_bytes, format, arguments);
-    va_end(arguments);
-    return status;
-}
-
-/* ---- geometry ---- */
-
-static size_t element_bytes(kvt_type type)
-{
-    return type == KVT_TYPE_F32 ? 4 : type == KVT_TYPE_F16 ? 2 : 1;
-}
-
-size_t kvt_rotation_block(size_t dims)
-{
-    return dims & (~dims + 1);
-}
-
-/*
- * A rotation mixes runs of dims. V has to consist of whole runs, since the sum of p * V is formed
- * in the rotated domain and rotated back.
- */
-const char *kvt_v_in_k_fault(uint32_t flags, uint32_t k_dim, uint32_t v_dim, kvt_type k_type,
-                             kvt_type v_type)
-{
-    if (!(flags & KVT_GROUP_V_IN_K))
-        return NULL;
-    if (v_dim > k_dim)
-        return "v_dim is above k_dim";
-    if (v_type != k_type)
-        return "v_type is not k_type";
-    if (k_type == KVT_TYPE_I8 && !(flags & KVT_GROUP_NO_ROTATION) &&
-        v_dim % kvt_rotation_block(k_dim))
-        return "v_dim is no multiple of the dims that are rotated together, the largest power of "
-               "two dividing k_dim";
-    return NULL;
-}
-
-/*
- * Sizes of a group's records. Dims and heads are bounded, so nothing overflows below a head's
- * record; layers are bounded too: 1024 * 1024 heads of about 1 MiB stay far below 2^63.
- */
-static void make_layout(const kvt_group_config *config, int offsets, kvt_layout *layout)
-{
-    size_t at = 0, v_bytes;
-    layout->k_dims = kvt_round_up(config->k_dim, 16);
-    layout->v_dims = kvt_round_up(config->v_dim, 16);
-    layout->k_code_bytes = layout->k_dims * KVT_TOKENS * element_bytes(config->k_type);
-    v_bytes = layout->v_dims * KVT_TOKENS * element_bytes(config->v_type);
-    layout->v_code_bytes = v_bytes;
-    layout->k_scale_bytes = config->k_type == KVT_TYPE_I8 ? KVT_TOKENS * sizeof(uint16_t) : 0;
-    layout->v_scale_bytes = config->v_type == KVT_TYPE_I8 ? KVT_TOKENS * sizeof(uint16_t) : 0;
-    layout->k_offset_bytes = offsets ? kvt_round_up(layout->k_dims * sizeof(uint16_t), 64) : 0;
-
-    layout->transposed_bytes = 0;
-    if (config->flags & KVT_GROUP_V_IN_K) {
-        layout->transposed_bytes = v_bytes;
-        layout->v_code_bytes = layout->v_scale_bytes = 0;
-    }
-    layout->k_codes = at;
-    layout->k_scales = at += layout->k_code_bytes;
-    layout->k_offset = at += layout->k_scale_bytes;
-    layout->v_scales = at += layout->k_offset_bytes;
-    layout->v_codes = at += layout->v_scale_bytes;
-    layout->head_bytes = at + layout->v_code_bytes;
-    layout->layer_bytes = layout->head_bytes * config->n_kv_heads;
-    layout->block_bytes = layout->layer_bytes * config->n_layers;
-}
-
-static kvt_status check_group(const kvt_config *config, uint32_t g, const kvt_group_config *group)
-{
-    const char *fault;
-
-    if (group->n_layers == 0 || group->n_q_heads == 0 || group->n_kv_heads == 0)
-        return refuse(config, KVT_ERR_ARG, "group %u: n_layers, n_q_heads or n_kv_heads is 0", g);
-    if (group->n_layers > KVT_MAX_LAYERS)
-        return refuse(config, KVT_ERR_LIMIT, "group %u: n_layers %u is above %d", g,
-                      group->n_layers, KVT_MAX_LAYERS);
-    if (group->n_q_heads > KVT_MAX_HEADS || group->n_kv_heads > KVT_MAX_HEADS)
-        return refuse(config, KVT_ERR_LIMIT, "group %u: %u query and %u kv heads, at most %d", g,
-                      group->n_q_heads, group->n_kv_heads, KVT_MAX_HEADS);
-    if (group->n_q_heads % group->n_kv_heads != 0)
-        return refuse(config, KVT_ERR_ARG, "group %u: %u query heads do not divide by %u kv heads",
-                      g, group->n_q_heads, group->n_kv_heads);
-    if (group->k_dim == 0 || group->v_dim == 0 || group->k_dim % 8 || group->v_dim % 8)
-        return refuse(config, KVT_ERR_ARG, "group %u: k_dim %u, v_dim %u: multiples of 8 needed", g,
-                      group->k_dim, group->v_dim);
-    if (group->k_dim > KVT_MAX_DIM || group->v_dim > KVT_MAX_DIM)
-        return refuse(config, KVT_ERR_LIMIT, "group %u: k_dim %u, v_dim %u: at most %d", g,
-                      group->k_dim, group->v_dim, KVT_MAX_DIM);
-    if ((unsigned)group->k_type > KVT_TYPE_I8 || (unsigned)group->v_type > KVT_TYPE_I8)
-        return refuse(config, KVT_ERR_ARG, "group %u: unknown k_type %d or v_type %d", g,
-                      (int)group->k_type, (int)group->v_type);
-    if (group->flags & ~(KVT_GROUP_NO_ROTATION | KVT_GROUP_NO_OFFSET | KVT_GROUP_V_IN_K))
-        return refuse(config, KVT_ERR_ARG, "group %u: unknown flags 0x%x", g,
-                      (unsigned)group->flags);
-    fault =
-        kvt_v_in_k_fault(group->flags, group->k_dim, group->v_dim, group->k_type, group->v_type);
-    if (fault)
-        return refuse(config, KVT_ERR_ARG, "group %u: KVT_GROUP_V_IN_K, but %s", g, fault);
-    return KVT_OK;
-}
-
-static void make_group(const kvt_group_config *config, kvt_group *group)
-{
-    int log2_block = 0;
-
-    group->config = *config;
-    group->config.layers = NULL;
-    group->rotates = config->k_type == KVT_TYPE_I8 && !(config->flags & KVT_GROUP_NO_ROTATION);
-    group->offsets = config->k_type == KVT_TYPE_I8 && !(config->flags & KVT_GROUP_NO_OFFSET);
-    group->v_in_k = (config->flags & KVT_GROUP_V_IN_K) != 0;
-    make_layout(config, (int)group->offsets, &group->layout);
-
-    group->rotation_block = kvt_rotation_block(config->k_dim);
-    while ((size_t)2 << log2_block <= group->rotation_block)
-        log2_block++;
-    /* Powers of two, so that scaling is exact. K's is near 1 / sqrt(block). */
-    group->rotation_scale_k = 1.0f / (float)(1u << log2_block / 2);
-    group->rotation_scale_q = 1.0f / (float)(1u << (log2_block - log2_block / 2));
-}
-
-/* Number the layers of all groups: each of 0 .. n - 1 once. layers may be NULL: only check. */
-static kvt_status number_layers(const kvt_config *config, uint32_t n_layers, kvt_layer *layers)
-{
-    uint8_t seen[KVT_MAX_LAYERS] = {0};
-    uint32_t next = 0;
-    for (uint32_t g = 0; g < config->n_groups; g++) {
-        const kvt_group_config *group = &config->groups[g];
-        for (uint32_t i = 0; i < group->n_layers; i++) {
-            uint32_t layer = group->layers ? group->layers[i] : next + i;
-            if (layer >= n_layers || seen[layer])
-                return refuse(config, KVT_ERR_ARG,
-                              "group %u: layer %u is numbered twice or not "
-                              "below the %u layers there are",
-                              g, layer, n_layers);
-            if (group->layers && i > 0 && layer < group->layers[i - 1])
-                return refuse(config, KVT_ERR_ARG, "group %u: layers are not ascending", g);
-            seen[layer] = 1;
-            if (layers)
-                layers[layer] = (kvt_layer){g, i};
-        }
-        next += group->n_layers;
-    }
-    return KVT_OK;
-}
-
-/* ---- the plan ---- */
-
-static uint32_t config_threads(const kvt_config *config)
-{
-    uint32_t n = config->n_threads;
-    if (n == 0 && config->executor.run)
-        n = config->executor.n_threads;
-    return n ? n : 1;
-}
-
-/* Check a config and fill everything of a cache that needs no memory. */
-static kvt_status plan_cache(const kvt_config *config, kvt_cache *cache)
-{
-    kvt_status status;
-
-    memset(cache, 0, sizeof *cache);
-    if (!config->groups || config->n_groups == 0)
-        return refuse(config, KVT_ERR_ARG, "no layer groups");
-    if (config->n_groups > KVT_MAX_GROUPS)
-        return refuse(config, KVT_ERR_LIMIT, "%u layer groups, at most %d", config->n_groups,
-                      KVT_MAX_GROUPS);
-    if (config->max_tokens == 0)
-        return refuse(config, KVT_ERR_ARG, "max_tokens is 0");
-    if (config->max_tokens > KVT_MAX_TOKENS)
-        return refuse(config, KVT_ERR_LIMIT, "max_tokens is above %d", KVT_MAX_TOKENS);
-    if (config->fingerprint_bytes > KVT_MAX_FINGERPRINT)
-        return refuse(config, KVT_ERR_LIMIT, "the fingerprint has more than %d bytes",
-                      KVT_MAX_FINGERPRINT);
-    if (!config->fingerprint && config->fingerprint_bytes > 0)
-        return refuse(config, KVT_ERR_ARG, "fingerprint is NULL");
-    if (!config->allocator.alloc != !config->allocator.free)
-        return refuse(config, KVT_ERR_ARG, "the allocator has only one of alloc and free");
-    if (config_threads(config) > KVT_MAX_THREADS)
-        return refuse(config, KVT_ERR_LIMIT, "more than %d threads", KVT_MAX_THREADS);
-    if (config_threads(config) > 1 && !config->executor.run && !kvt_parallel_has_pool())
-        return refuse(config, KVT_ERR_UNSUPPORTED,
-                      "n_threads is %u, but this build has no pthreadpool: give an executor",
-                      config->n_threads);
-    if (!kvt_dispatch(config->isa, &cache->kernels))
-        return refuse(config, KVT_ERR_UNSUPPORTED, "isa \"%.20s\" is not in this build or CPU",
-                      config->isa);
-
-    cache->n_groups = config->n_groups;
-    cache->n_classes = config->n_groups + 1;
-    for (uint32_t g = 0; g < config->n_groups; g++) {
-        kvt_group_config group;
-        if (!kvt_copy_struct(&group, &config->groups[g], sizeof group))
-            return refuse(config, KVT_ERR_ARG, "group %u: struct_size is not that of this version",
-                          g);
-        status = check_group(config, g, &group);
-        if (status != KVT_OK)
-            return status;
-        if (cache->n_layers + group.n_layers > KVT_MAX_LAYERS)
-            return refuse(config, KVT_ERR_LIMIT, "more than %d layers", KVT_MAX_LAYERS);
-        cache->n_layers += group.n_layers;
-        make_group(&group, &cache->groups[g]);
-        cache->class_bytes[g] = cache->groups[g].layout.block_bytes;
-    }
-    cache->class_bytes[cache->n_groups] = sizeof(kvt_meta);
-    status = number_layers(config, cache->n_layers, NULL);
-    if (status != KVT_OK)
-        return status;
-
-    cache->allocator = config->allocator;
-    cache->memory_budget_bytes =
-        config->memory_budget_bytes ? config->memory_budget_bytes : UINT64_MAX;
-    cache->max_tokens = config->max_tokens;
-    cache->max_rows = kvt_rows(config->max_tokens);
-    cache->fingerprint_bytes = config->fingerprint_bytes;
-    if (config->fingerprint_bytes)
-        memcpy(cache->fingerprint, config->fingerprint, config->fingerprint_bytes);
-    cache->scratch_bytes = kvt_attend_scratch_bytes(cache->groups, cache->n_groups,
-                                                    cache->max_tokens, config_threads(config));
-    return KVT_OK;
-}
-
-static size_t signs_bytes(const kvt_group *group)
-{
-    return group->rotates ? group->config.n_kv_heads * group->config.k_dim * sizeof(float) : 0;
-}
-
-/* ---- creation ---- */
-
-/* splitmix64 (Steele, Lea and Flood 2014): the i-th output of a stream, by its counter. */
-static uint64_t splitmix64(uint64_t seed, uint64_t i)
-{
-    uint64_t z = seed + (i + 1) * 0x9e3779b97f4a7c15u;
-    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
-    return z ^ z >> 31;
-}
-
-/* Sign of dim d of kv head h: bit d % 64 of output (h * words + d / 64); 1 is minus. */
-static void fill_signs(const kvt_group *group)
-{
-    size_t dim = group->config.k_dim, words = (dim + 63) / 64;
-    for (size_t h = 0; h < group->config.n_kv_heads; h++)
-        for (size_t d = 0; d < dim; d++) {
-            uint64_t bits = splitmix64(group->config.rotation_seed, h * words + d / 64);
-            group->signs[h * dim + d] = bits >> d % 64 & 1 ? -1.0f : 1.0f;
-        }
-}
-
 /* Give back everything but the cache itself, then the cache. */
-static void release_cache(kvt_cache *cache)
+void kvt_cache_free(kvt_cache *cache)
 {
-    kvt_allocator allocator = cache->allocator;
-    kvt_parallel_destroy(cache);
+    kvt_allocator allocator = cache->heap.allocator;
+    kvt_parallel_destroy(&cache->parallel);
     kvt_blocks_trim(cache);
     kvt_mem_free(cache, cache->scratch, cache->scratch_bytes);
     for (uint32_t g = 0; g < cache->n_groups; g++)
-        kvt_mem_free(cache, cache->groups[g].signs, signs_bytes(&cache->groups[g]));
+        kvt_mem_free(cache, cache->groups[g].signs, kvt_group_signs_bytes(&cache->groups[g]));
     kvt_mem_free(cache, cache->layers, cache->n_layers * sizeof *cache->layers);
     pthread_mutex_destroy(&cache->scratch_lock);
     pthread_mutex_destroy(&cache->lock);
+    pthread_mutex_destroy(&cache->heap.lock);
+    pthread_mutex_destroy(&cache->heap.report.lock);
     kvt_mem_raw_free(&allocator, cache, sizeof *cache);
-}
-
-kvt_status kvt_cache_create(const kvt_config *config_in, kvt_cache **cache_out)
-{
-    kvt_config config;
-    kvt_cache plan, *cache;
-    kvt_status status;
-    void *memory;
-
-    if (!config_in || !cache_out)
-        return KVT_ERR_ARG;
-    if (!kvt_copy_struct(&config, config_in, sizeof config))
-        return KVT_ERR_ARG;
-    status = plan_cache(&config, &plan);
-    if (status != KVT_OK)
-        return status;
-    plan.memory_bytes = kvt_round_up(sizeof plan, 64);
-    if (plan.memory_bytes > plan.memory_budget_bytes)
-        return refuse(&config, KVT_ERR_BUDGET,
-                      "the memory budget is below the cache's own %llu "
-                      "bytes",
-                      (unsigned long long)plan.memory_bytes);
-    cache = kvt_mem_raw_alloc(&plan.allocator, sizeof *cache);
-    if (!cache)
-        return refuse(&config, KVT_ERR_MEMORY, "the allocator has no memory for the cache");
-    *cache = plan;
-    pthread_mutex_init(&cache->lock, NULL);
-    pthread_mutex_init(&cache->scratch_lock, NULL);
-
-    status = kvt_mem_alloc(cache, cache->n_layers * sizeof *cache->layers, "layers", &memory);
-    if (status != KVT_OK)
-        goto fail;
-    cache->layers = memory;
-    status = number_layers(&config, cache->n_layers, cache->layers);
-    if (status != KVT_OK)
-        goto fail;
-    for (uint32_t g = 0; g < cache->n_groups; g++)
-        if (cache->groups[g].rotates) {
-            status =
-                kvt_mem_alloc(cache, signs_bytes(&cache->groups[g]), "rotation signs", &memory);
-            if (status != KVT_OK)
-                goto fail;
-            cache->groups[g].signs = memory;
-            fill_signs(&cache->groups[g]);
-        }
-    status = kvt_mem_alloc(cache, cache->scratch_bytes, "attention's scratch", &cache->scratch);
-    if (status == KVT_OK)
-        status = kvt_parallel_create(cache, config.executor.run ? &config.executor : NULL,
-                                     config_threads(&config));
-    if (status != KVT_OK)
-        goto fail;
-    cache->references = 1;
-    *cache_out = cache;
-    return KVT_OK;
-
-fail:
-    refuse(&config, status, "%s", cache->error);
-    release_cache(cache);
-    return status;
 }
 
 void kvt_cache_release(kvt_cache *cache)
@@ -352,7 +27,7 @@ void kvt_cache_release(kvt_cache *cache)
     left = --cache->references;
     pthread_mutex_unlock(&cache->lock);
     if (left == 0)
-        release_cache(cache);
+        kvt_cache_free(cache);
 }
 
 void kvt_cache_destroy(kvt_cache *cache)
@@ -370,14 +45,7 @@ const char *kvt_cache_isa(const kvt_cache *cache)
 
 uint64_t kvt_cache_memory_bytes(const kvt_cache *cache)
 {
-    kvt_cache *writable = (kvt_cache *)(uintptr_t)cache;
-    uint64_t bytes;
-    if (!cache)
-        return 0;
-    pthread_mutex_lock(&writable->lock);
-    bytes = cache->memory_bytes;
-    pthread_mutex_unlock(&writable->lock);
-    return bytes;
+    return cache ? kvt_mem_bytes(cache) : 0;
 }
 
 double kvt_cache_bytes_per_token(const kvt_cache *cache)
@@ -389,43 +57,13 @@ double kvt_cache_bytes_per_token(const kvt_cache *cache)
         const kvt_group *group = &cache->groups[g];
         const kvt_group_config *config = &group->config;
         double head =
-            (double)(config->k_dim * element_bytes(config->k_type)) +
+            (double)(config->k_dim * kvt_element_bytes(config->k_type)) +
             (double)(group->layout.k_scale_bytes + group->layout.v_scale_bytes) / KVT_TOKENS;
         if (!group->v_in_k)
-            head += (double)(config->v_dim * element_bytes(config->v_type));
+            head += (double)(config->v_dim * kvt_element_bytes(config->v_type));
         if (group->offsets)
             head += (double)(config->k_dim * sizeof(uint16_t)) / KVT_TOKENS;
         bytes += head * config->n_kv_heads * config->n_layers;
     }
     return bytes;
-}
-
-kvt_status kvt_memory_forecast(const kvt_config *config_in, uint64_t n_sequences, uint64_t n_tokens,
-                               uint64_t *bytes)
-{
-    kvt_config config;
-    kvt_cache plan;
-    kvt_status status;
-    uint64_t row = 0, own, sequence, total;
-
-    if (!config_in || !bytes || !kvt_copy_struct(&config, config_in, sizeof config))
-        return KVT_ERR_ARG;
-    status = plan_cache(&config, &plan);
-    if (status != KVT_OK)
-        return status;
-    if (n_tokens > plan.max_tokens)
-        return refuse(&config, KVT_ERR_LIMIT, "n_tokens is above max_tokens");
-
-    own = kvt_round_up(sizeof plan, 64) + kvt_round_up(plan.n_layers * sizeof *plan.layers, 64) +
-          kvt_round_up(plan.scratch_bytes, 64);
-    for (uint32_t g = 0; g < plan.n_groups; g++)
-        own += kvt_round_up(signs_bytes(&plan.groups[g]), 64);
-    for (uint32_t c = 0; c < plan.n_classes; c++)
-        row += kvt_round_up(sizeof(kvt_block) + plan.class_bytes[c], 64);
-    if (kvt_mul_overflows(row, kvt_rows(n_tokens), &sequence) ||
-        kvt_add_overflows(sequence, kvt_seq_own_bytes(&plan), &sequence) ||
-        kvt_mul_overflows(sequence, n_sequences, &total) || kvt_add_overflows(total, own, &total))
-        return refuse(&config, KVT_ERR_LIMIT, "the sum overflows");
-    *bytes = total;
-    return KVT_OK;
 }

@@ -1,20 +1,20 @@
 /*
- * What the files of src/ share: the structures behind the public handles and the functions
- * that one file offers the others. Nothing here is exported.
+ * The cache and its sequences: the structures behind the public handles, and the functions that
+ * the files of this folder offer. attention/ and snapshot/ read them; nothing here knows of those.
  *
- * Arrows point down: snapshot_*.c -> sequence.c, pool.c -> status.c; attend.c, append.c ->
- * sequence.c, parallel.c, the kernel table. The lock of a cache guards its counters, free lists
- * and error text, and is held for short, allocation-free moments only.
+ * Files, each of which may use those before it: geometry.c (layouts, rotation), blocks.c (blocks
+ * and their free lists), cache.c (the handle), sequence.c (block table, steps), append.c and
+ * read.c. src/create.c makes a cache.
  */
-#ifndef KVT_INTERNAL_H
-#define KVT_INTERNAL_H
-
-#include <kvtile/kvtile.h>
+#ifndef KVT_CACHE_H
+#define KVT_CACHE_H
 
 #include <assert.h>
-#include <pthread.h>
+#include <stddef.h>
 
 #include "simd/kernels.h"
+#include "src/memory.h"
+#include "src/parallel.h"
 
 /* ---- geometry ---- */
 
@@ -74,27 +74,23 @@ typedef struct kvt_meta {
 /* ---- cache ---- */
 
 struct kvt_cache {
-    pthread_mutex_t lock;
-    kvt_allocator allocator;
-    uint64_t memory_bytes;        /* allocated now; guarded by lock */
-    uint64_t memory_budget_bytes; /* UINT64_MAX: none */
-    uint64_t references;          /* the handle and the sequences; guarded by lock */
-    char error[256];              /* guarded by lock */
-    uint64_t n_plans;             /* ids given to attend plans; guarded by lock */
+    kvt_heap heap;        /* the first member: see memory.h */
+    pthread_mutex_t lock; /* guards references, n_plans and the free lists; held shortly */
+    uint64_t references;  /* the handle and the sequences */
+    uint64_t n_plans;     /* ids given to attend plans */
 
     uint64_t max_tokens;
     size_t max_rows; /* blocks of max_tokens */
     uint32_t n_groups, n_layers;
     uint32_t n_classes; /* n_groups + 1 */
     kvt_group groups[KVT_MAX_GROUPS];
-    kvt_layer *layers;                       /* [n_layers] */
-    size_t class_bytes[KVT_MAX_CLASSES];     /* of a block's data */
-    kvt_block *free_blocks[KVT_MAX_CLASSES]; /* guarded by lock, as their number */
+    kvt_layer *layers;                   /* [n_layers] */
+    size_t class_bytes[KVT_MAX_CLASSES]; /* of a block's data */
+    kvt_block *free_blocks[KVT_MAX_CLASSES];
     size_t n_free_blocks[KVT_MAX_CLASSES];
 
     kvt_kernels kernels;
-    kvt_executor executor;        /* run NULL: inline */
-    void *pool;                   /* pthreadpool_t that executor.user refers to, or NULL */
+    kvt_parallel parallel;
     pthread_mutex_t scratch_lock; /* held through a one-call attend */
     void *scratch;                /* [scratch_bytes] of the one-call attend */
     size_t scratch_bytes;
@@ -102,6 +98,8 @@ struct kvt_cache {
     unsigned char fingerprint[KVT_MAX_FINGERPRINT];
     size_t fingerprint_bytes;
 };
+
+_Static_assert(offsetof(struct kvt_cache, heap) == 0, "memory.c and status.c take it so");
 
 /* ---- sequence ---- */
 
@@ -146,52 +144,22 @@ static inline size_t kvt_rows(uint64_t n_tokens)
     return (size_t)((n_tokens + KVT_TOKENS - 1) / KVT_TOKENS);
 }
 
-/* ---- status.c ---- */
+/* ---- geometry.c ---- */
 
-/* Keep a text on the cache (which may be NULL) and return status. Takes the lock. */
-kvt_status kvt_fail(const kvt_cache *cache, kvt_status status, const char *format, ...)
-#if defined(__GNUC__)
-    __attribute__((format(printf, 3, 4)))
-#endif
-    ;
+/* Largest power of two that divides dims: how many are rotated together. */
+size_t kvt_rotation_block(size_t dims);
+/* Why V cannot be K's first dims though the flags say so; NULL when it can, or need not. */
+const char *kvt_v_in_k_fault(uint32_t flags, uint32_t k_dim, uint32_t v_dim, kvt_type k_type,
+                             kvt_type v_type);
+size_t kvt_element_bytes(kvt_type type);
+/* Layout and transforms of a group whose config has been checked. signs is left NULL. */
+void kvt_group_make(const kvt_group_config *config, kvt_group *group);
+/* The rotation's signs: bytes, and their values once group->signs has the memory. */
+size_t kvt_group_signs_bytes(const kvt_group *group);
+void kvt_group_fill_signs(const kvt_group *group);
 
-/* 1 when a * b, or a + b, overflows; else 0 and *result. */
-static inline int kvt_mul_overflows(uint64_t a, uint64_t b, uint64_t *result)
-{
-    return __builtin_mul_overflow(a, b, result);
-}
+/* ---- blocks.c ---- */
 
-static inline int kvt_add_overflows(uint64_t a, uint64_t b, uint64_t *result)
-{
-    return __builtin_add_overflow(a, b, result);
-}
-
-/* Copy a public struct whose first member is struct_size. 0 when its size is not one we know. */
-static inline int kvt_copy_struct(void *to, const void *from, size_t bytes)
-{
-    size_t struct_size;
-    memcpy(&struct_size, from, sizeof struct_size);
-    if (struct_size != bytes)
-        return 0;
-    memcpy(to, from, bytes);
-    return 1;
-}
-
-/* ---- pool.c: memory, counted against the budget ---- */
-
-/*
- * Memory of the cache's allocator at a multiple of 64, zeroed. KVT_ERR_MEMORY or
- * KVT_ERR_BUDGET with the text set ("what" names the purpose), else *memory is set.
- */
-kvt_status kvt_mem_alloc(kvt_cache *cache, size_t bytes, const char *what, void **memory);
-/* Give it back, with the same size; NULL is fine. */
-void kvt_mem_free(kvt_cache *cache, void *memory, size_t bytes);
-
-/* The same without a cache: neither counted nor bounded. NULL: out of memory. */
-void *kvt_mem_raw_alloc(const kvt_allocator *allocator, size_t bytes);
-void kvt_mem_raw_free(const kvt_allocator *allocator, void *memory, size_t bytes);
-
-/* One block of a class, from the free list or new. A recycled block holds old bytes. */
 kvt_status kvt_block_get(kvt_cache *cache, uint32_t class_index, kvt_block **block);
 /* To the free list. */
 void kvt_block_put(kvt_cache *cache, uint32_t class_index, kvt_block *block);
@@ -204,11 +172,8 @@ void kvt_blocks_trim(kvt_cache *cache);
 
 /* Drop one reference; the last one frees the cache. */
 void kvt_cache_release(kvt_cache *cache);
-/* Largest power of two that divides dims: how many are rotated together. */
-size_t kvt_rotation_block(size_t dims);
-/* Why V cannot be K's first dims though the flags say so; NULL when it can, or need not. */
-const char *kvt_v_in_k_fault(uint32_t flags, uint32_t k_dim, uint32_t v_dim, kvt_type k_type,
-                             kvt_type v_type);
+/* Free a cache, complete or not, and all that it holds. */
+void kvt_cache_free(kvt_cache *cache);
 
 /* ---- sequence.c ---- */
 
@@ -222,58 +187,4 @@ void kvt_seq_shrink(kvt_seq *seq, size_t n_rows);
 /* Tokens that a layer holds: the pending ones count where the layer has them. */
 uint64_t kvt_seq_visible(const kvt_seq *seq, uint32_t layer);
 
-/* ---- tensor.c: the caller's memory ---- */
-
-/* A validated view with the strides filled in. */
-typedef struct kvt_view {
-    unsigned char *data;
-    kvt_dtype dtype;
-    size_t token_stride, head_stride;
-} kvt_view;
-
-/*
- * Check a tensor of [n_tokens][n_heads][dims] and fill in its strides. "name" is for the text.
- * KVT_ERR_ARG: NULL, unknown dtype, misaligned, strides negative, overlapping or overflowing.
- */
-kvt_status kvt_view_make(const kvt_cache *cache, const kvt_tensor *tensor, const char *name,
-                         uint64_t n_tokens, size_t n_heads, size_t dims, kvt_view *view);
-
-/* Row (token, head) of a view to f32; 0 when an element is not finite. And back. */
-int kvt_view_load(const kvt_kernels *kernels, const kvt_view *view, uint64_t token, size_t head,
-                  size_t dims, float *row);
-void kvt_view_store(const kvt_kernels *kernels, const kvt_view *view, uint64_t token, size_t head,
-                    size_t dims, const float *row);
-
-/* ---- parallel.c ---- */
-
-/* Set up cache->executor: the caller's (may be NULL), else a pool for n_threads > 1. */
-kvt_status kvt_parallel_create(kvt_cache *cache, const kvt_executor *executor, uint32_t n_threads);
-void kvt_parallel_destroy(kvt_cache *cache);
-/* task(arg, i) for each i < n, on the cache's executor or inline. */
-void kvt_parallel_run(kvt_cache *cache, void (*task)(void *arg, size_t i), void *arg, size_t n);
-/* Whether n_threads > 1 works without an executor. */
-int kvt_parallel_has_pool(void);
-
-/* ---- attend.c ---- */
-
-/* Scratch that the one-call attend of a cache of this geometry keeps. */
-size_t kvt_attend_scratch_bytes(const kvt_group *groups, uint32_t n_groups, uint64_t max_tokens,
-                                uint32_t n_threads);
-
-/* ---- dispatch.c, cpu.c ---- */
-
-/* Fill the table for a name of kvt_isa_name (NULL: the widest); 0 when there is none here. */
-int kvt_dispatch(const char *isa, kvt_kernels *kernels);
-
-/* Whether this CPU has what a table needs, with the registers saved by the system. */
-#if defined(__x86_64__)
-int kvt_cpu_has_avx2(void);       /* AVX2, FMA and F16C */
-int kvt_cpu_has_avxvnni(void);    /* and AVX-VNNI */
-int kvt_cpu_has_avx512vnni(void); /* AVX-512 F, BW, DQ, VL and VNNI */
-int kvt_cpu_has_amx(void);        /* and AMX int8, which this process may use from now on */
-#elif defined(__aarch64__)
-int kvt_cpu_has_dotprod(void);
-int kvt_cpu_has_i8mm(void);
-#endif
-
-#endif /* KVT_INTERNAL_H */
+#endif /* KVT_CACHE_H */

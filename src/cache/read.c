@@ -3,6 +3,7 @@
  */
 #include "src/fpenv.h"
 #include "src/cache/cache.h"
+#include "src/tensor.h"
 
 typedef struct reader {
     const kvt_seq *seq;

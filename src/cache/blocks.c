@@ -1,0 +1,78 @@
+/*
+ * Blocks of 64 tokens, and the free lists that keep them for reuse.
+ *
+ * A block is zeroed when it is new. That costs at most one pass over memory whose pages must be
+ * touched anyway, keeps the padding of tiles zero for good, and never shows the heap's old bytes. A
+ * recycled block keeps its bytes: everything that reads a block masks by the sequence's length.
+ */
+#include "src/cache/cache.h"
+
+kvt_status kvt_block_get(kvt_cache *cache, uint32_t class_index, kvt_block **block)
+{
+    kvt_block *found;
+    void *memory;
+    kvt_status status;
+
+    pthread_mutex_lock(&cache->lock);
+    found = cache->free_blocks[class_index];
+    if (found) {
+        cache->free_blocks[class_index] = found->next;
+        cache->n_free_blocks[class_index]--;
+    }
+    pthread_mutex_unlock(&cache->lock);
+    if (!found) {
+        status = kvt_mem_alloc(cache, sizeof *found + cache->class_bytes[class_index],
+                               "a block of 64 tokens", &memory);
+        if (status != KVT_OK)
+            return status;
+        found = memory;
+        found->data = (unsigned char *)memory + sizeof *found;
+        found->is_new = 1;
+    }
+    found->next = NULL;
+    *block = found;
+    return KVT_OK;
+}
+
+void kvt_block_put(kvt_cache *cache, uint32_t class_index, kvt_block *block)
+{
+    pthread_mutex_lock(&cache->lock);
+    block->is_new = 0;
+    block->next = cache->free_blocks[class_index];
+    cache->free_blocks[class_index] = block;
+    cache->n_free_blocks[class_index]++;
+    pthread_mutex_unlock(&cache->lock);
+}
+
+void kvt_block_undo(kvt_cache *cache, uint32_t class_index, kvt_block *block)
+{
+    if (block->is_new)
+        kvt_mem_free(cache, block, sizeof *block + cache->class_bytes[class_index]);
+    else
+        kvt_block_put(cache, class_index, block);
+}
+
+void kvt_blocks_trim(kvt_cache *cache)
+{
+    for (uint32_t c = 0; c < cache->n_classes; c++) {
+        kvt_block *block;
+        pthread_mutex_lock(&cache->lock);
+        block = cache->free_blocks[c];
+        cache->free_blocks[c] = NULL;
+        cache->n_free_blocks[c] = 0;
+        pthread_mutex_unlock(&cache->lock);
+        while (block) {
+            kvt_block *next = block->next;
+            kvt_mem_free(cache, block, sizeof *block + cache->class_bytes[c]);
+            block = next;
+        }
+    }
+}
+
+kvt_status kvt_cache_trim(kvt_cache *cache)
+{
+    if (!cache)
+        return KVT_ERR_ARG;
+    kvt_blocks_trim(cache);
+    return KVT_OK;
+}

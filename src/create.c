@@ -1,0 +1,262 @@
+/*
+ * Creation of a cache, and what it will cost.
+ *
+ * Creation first plans (config -> a kvt_cache on the stack, every check, no allocation), then
+ * builds. The forecast is the same plan plus arithmetic; a test holds the two together. The only
+ * file above both cache/ and attention/.
+ */
+#include <stdarg.h>
+#include <stdio.h>
+
+#include "src/attention/attention.h"
+#include "src/cache/cache.h"
+#include "src/dispatch.h"
+
+/* Failure before a cache exists: the text goes where the config says. */
+static kvt_status refuse(const kvt_config *config, kvt_status status, const char *format, ...)
+#if defined(__GNUC__)
+    __attribute__((format(printf, 3, 4)))
+#endif
+    ;
+
+static kvt_status refuse(const kvt_config *config, kvt_status status, const char *format, ...)
+{
+    va_list arguments;
+    if (!config->error_text || config->error_text_bytes == 0)
+        return status;
+    va_start(arguments, format);
+    vsnprintf(config->error_text, config->error_text_bytes, format, arguments);
+    va_end(arguments);
+    return status;
+}
+
+static kvt_status check_group(const kvt_config *config, uint32_t g, const kvt_group_config *group)
+{
+    const char *fault;
+
+    if (group->n_layers == 0 || group->n_q_heads == 0 || group->n_kv_heads == 0)
+        return refuse(config, KVT_ERR_ARG, "group %u: n_layers, n_q_heads or n_kv_heads is 0", g);
+    if (group->n_layers > KVT_MAX_LAYERS)
+        return refuse(config, KVT_ERR_LIMIT, "group %u: n_layers %u is above %d", g,
+                      group->n_layers, KVT_MAX_LAYERS);
+    if (group->n_q_heads > KVT_MAX_HEADS || group->n_kv_heads > KVT_MAX_HEADS)
+        return refuse(config, KVT_ERR_LIMIT, "group %u: %u query and %u kv heads, at most %d", g,
+                      group->n_q_heads, group->n_kv_heads, KVT_MAX_HEADS);
+    if (group->n_q_heads % group->n_kv_heads != 0)
+        return refuse(config, KVT_ERR_ARG, "group %u: %u query heads do not divide by %u kv heads",
+                      g, group->n_q_heads, group->n_kv_heads);
+    if (group->k_dim == 0 || group->v_dim == 0 || group->k_dim % 8 || group->v_dim % 8)
+        return refuse(config, KVT_ERR_ARG, "group %u: k_dim %u, v_dim %u: multiples of 8 needed", g,
+                      group->k_dim, group->v_dim);
+    if (group->k_dim > KVT_MAX_DIM || group->v_dim > KVT_MAX_DIM)
+        return refuse(config, KVT_ERR_LIMIT, "group %u: k_dim %u, v_dim %u: at most %d", g,
+                      group->k_dim, group->v_dim, KVT_MAX_DIM);
+    if ((unsigned)group->k_type > KVT_TYPE_I8 || (unsigned)group->v_type > KVT_TYPE_I8)
+        return refuse(config, KVT_ERR_ARG, "group %u: unknown k_type %d or v_type %d", g,
+                      (int)group->k_type, (int)group->v_type);
+    if (group->flags & ~(KVT_GROUP_NO_ROTATION | KVT_GROUP_NO_OFFSET | KVT_GROUP_V_IN_K))
+        return refuse(config, KVT_ERR_ARG, "group %u: unknown flags 0x%x", g,
+                      (unsigned)group->flags);
+    fault =
+        kvt_v_in_k_fault(group->flags, group->k_dim, group->v_dim, group->k_type, group->v_type);
+    if (fault)
+        return refuse(config, KVT_ERR_ARG, "group %u: KVT_GROUP_V_IN_K, but %s", g, fault);
+    return KVT_OK;
+}
+
+/* Number the layers of all groups: each of 0 .. n - 1 once. layers may be NULL: only check. */
+static kvt_status number_layers(const kvt_config *config, uint32_t n_layers, kvt_layer *layers)
+{
+    uint8_t seen[KVT_MAX_LAYERS] = {0};
+    uint32_t next = 0;
+    for (uint32_t g = 0; g < config->n_groups; g++) {
+        const kvt_group_config *group = &config->groups[g];
+        for (uint32_t i = 0; i < group->n_layers; i++) {
+            uint32_t layer = group->layers ? group->layers[i] : next + i;
+            if (layer >= n_layers || seen[layer])
+                return refuse(config, KVT_ERR_ARG,
+                              "group %u: layer %u is numbered twice or not "
+                              "below the %u layers there are",
+                              g, layer, n_layers);
+            if (group->layers && i > 0 && layer < group->layers[i - 1])
+                return refuse(config, KVT_ERR_ARG, "group %u: layers are not ascending", g);
+            seen[layer] = 1;
+            if (layers)
+                layers[layer] = (kvt_layer){g, i};
+        }
+        next += group->n_layers;
+    }
+    return KVT_OK;
+}
+
+/* ---- the plan ---- */
+
+static uint32_t config_threads(const kvt_config *config)
+{
+    uint32_t n = config->n_threads;
+    if (n == 0 && config->executor.run)
+        n = config->executor.n_threads;
+    return n ? n : 1;
+}
+
+/* Check a config and fill everything of a cache that needs no memory. */
+static kvt_status plan_cache(const kvt_config *config, kvt_cache *cache)
+{
+    kvt_status status;
+
+    memset(cache, 0, sizeof *cache);
+    if (!config->groups || config->n_groups == 0)
+        return refuse(config, KVT_ERR_ARG, "no layer groups");
+    if (config->n_groups > KVT_MAX_GROUPS)
+        return refuse(config, KVT_ERR_LIMIT, "%u layer groups, at most %d", config->n_groups,
+                      KVT_MAX_GROUPS);
+    if (config->max_tokens == 0)
+        return refuse(config, KVT_ERR_ARG, "max_tokens is 0");
+    if (config->max_tokens > KVT_MAX_TOKENS)
+        return refuse(config, KVT_ERR_LIMIT, "max_tokens is above %d", KVT_MAX_TOKENS);
+    if (config->fingerprint_bytes > KVT_MAX_FINGERPRINT)
+        return refuse(config, KVT_ERR_LIMIT, "the fingerprint has more than %d bytes",
+                      KVT_MAX_FINGERPRINT);
+    if (!config->fingerprint && config->fingerprint_bytes > 0)
+        return refuse(config, KVT_ERR_ARG, "fingerprint is NULL");
+    if (!config->allocator.alloc != !config->allocator.free)
+        return refuse(config, KVT_ERR_ARG, "the allocator has only one of alloc and free");
+    if (config_threads(config) > KVT_MAX_THREADS)
+        return refuse(config, KVT_ERR_LIMIT, "more than %d threads", KVT_MAX_THREADS);
+    if (config_threads(config) > 1 && !config->executor.run && !kvt_parallel_has_pool())
+        return refuse(config, KVT_ERR_UNSUPPORTED,
+                      "n_threads is %u, but this build has no pthreadpool: give an executor",
+                      config->n_threads);
+    if (!kvt_dispatch(config->isa, &cache->kernels))
+        return refuse(config, KVT_ERR_UNSUPPORTED, "isa \"%.20s\" is not in this build or CPU",
+                      config->isa);
+
+    cache->n_groups = config->n_groups;
+    cache->n_classes = config->n_groups + 1;
+    for (uint32_t g = 0; g < config->n_groups; g++) {
+        kvt_group_config group;
+        if (!kvt_copy_struct(&group, &config->groups[g], sizeof group))
+            return refuse(config, KVT_ERR_ARG, "group %u: struct_size is not that of this version",
+                          g);
+        status = check_group(config, g, &group);
+        if (status != KVT_OK)
+            return status;
+        if (cache->n_layers + group.n_layers > KVT_MAX_LAYERS)
+            return refuse(config, KVT_ERR_LIMIT, "more than %d layers", KVT_MAX_LAYERS);
+        cache->n_layers += group.n_layers;
+        kvt_group_make(&group, &cache->groups[g]);
+        cache->class_bytes[g] = cache->groups[g].layout.block_bytes;
+    }
+    cache->class_bytes[cache->n_groups] = sizeof(kvt_meta);
+    status = number_layers(config, cache->n_layers, NULL);
+    if (status != KVT_OK)
+        return status;
+
+    cache->heap.allocator = config->allocator;
+    cache->heap.budget_bytes =
+        config->memory_budget_bytes ? config->memory_budget_bytes : UINT64_MAX;
+    cache->max_tokens = config->max_tokens;
+    cache->max_rows = kvt_rows(config->max_tokens);
+    cache->fingerprint_bytes = config->fingerprint_bytes;
+    if (config->fingerprint_bytes)
+        memcpy(cache->fingerprint, config->fingerprint, config->fingerprint_bytes);
+    cache->scratch_bytes = kvt_attend_scratch_bytes(cache->groups, cache->n_groups,
+                                                    cache->max_tokens, config_threads(config));
+    return KVT_OK;
+}
+
+/* ---- creation ---- */
+
+kvt_status kvt_cache_create(const kvt_config *config_in, kvt_cache **cache_out)
+{
+    kvt_config config;
+    kvt_cache plan, *cache;
+    kvt_status status;
+    void *memory;
+
+    if (!config_in || !cache_out)
+        return KVT_ERR_ARG;
+    if (!kvt_copy_struct(&config, config_in, sizeof config))
+        return KVT_ERR_ARG;
+    status = plan_cache(&config, &plan);
+    if (status != KVT_OK)
+        return status;
+    plan.heap.bytes = kvt_round_up(sizeof plan, 64);
+    if (plan.heap.bytes > plan.heap.budget_bytes)
+        return refuse(&config, KVT_ERR_BUDGET,
+                      "the memory budget is below the cache's own %llu "
+                      "bytes",
+                      (unsigned long long)plan.heap.bytes);
+    cache = kvt_mem_raw_alloc(&plan.heap.allocator, sizeof *cache);
+    if (!cache)
+        return refuse(&config, KVT_ERR_MEMORY, "the allocator has no memory for the cache");
+    *cache = plan;
+    pthread_mutex_init(&cache->heap.report.lock, NULL);
+    pthread_mutex_init(&cache->heap.lock, NULL);
+    pthread_mutex_init(&cache->lock, NULL);
+    pthread_mutex_init(&cache->scratch_lock, NULL);
+
+    status = kvt_mem_alloc(cache, cache->n_layers * sizeof *cache->layers, "layers", &memory);
+    if (status != KVT_OK)
+        goto fail;
+    cache->layers = memory;
+    status = number_layers(&config, cache->n_layers, cache->layers);
+    if (status != KVT_OK)
+        goto fail;
+    for (uint32_t g = 0; g < cache->n_groups; g++)
+        if (cache->groups[g].rotates) {
+            status = kvt_mem_alloc(cache, kvt_group_signs_bytes(&cache->groups[g]),
+                                   "rotation signs", &memory);
+            if (status != KVT_OK)
+                goto fail;
+            cache->groups[g].signs = memory;
+            kvt_group_fill_signs(&cache->groups[g]);
+        }
+    status = kvt_mem_alloc(cache, cache->scratch_bytes, "attention's scratch", &cache->scratch);
+    if (status == KVT_OK)
+        status = kvt_parallel_create(&cache->parallel, cache,
+                                     config.executor.run ? &config.executor : NULL,
+                                     config_threads(&config));
+    if (status != KVT_OK)
+        goto fail;
+    cache->references = 1;
+    *cache_out = cache;
+    return KVT_OK;
+
+fail:
+    refuse(&config, status, "%s", cache->heap.report.text);
+    kvt_cache_free(cache);
+    return status;
+}
+
+/* ---- forecast ---- */
+
+kvt_status kvt_memory_forecast(const kvt_config *config_in, uint64_t n_sequences, uint64_t n_tokens,
+                               uint64_t *bytes)
+{
+    kvt_config config;
+    kvt_cache plan;
+    kvt_status status;
+    uint64_t row = 0, own, sequence, total;
+
+    if (!config_in || !bytes || !kvt_copy_struct(&config, config_in, sizeof config))
+        return KVT_ERR_ARG;
+    status = plan_cache(&config, &plan);
+    if (status != KVT_OK)
+        return status;
+    if (n_tokens > plan.max_tokens)
+        return refuse(&config, KVT_ERR_LIMIT, "n_tokens is above max_tokens");
+
+    own = kvt_round_up(sizeof plan, 64) + kvt_round_up(plan.n_layers * sizeof *plan.layers, 64) +
+          kvt_round_up(plan.scratch_bytes, 64);
+    for (uint32_t g = 0; g < plan.n_groups; g++)
+        own += kvt_round_up(kvt_group_signs_bytes(&plan.groups[g]), 64);
+    for (uint32_t c = 0; c < plan.n_classes; c++)
+        row += kvt_round_up(sizeof(kvt_block) + plan.class_bytes[c], 64);
+    if (kvt_mul_overflows(row, kvt_rows(n_tokens), &sequence) ||
+        kvt_add_overflows(sequence, kvt_seq_own_bytes(&plan), &sequence) ||
+        kvt_mul_overflows(sequence, n_sequences, &total) || kvt_add_overflows(total, own, &total))
+        return refuse(&config, KVT_ERR_LIMIT, "the sum overflows");
+    *bytes = total;
+    return KVT_OK;
+}

@@ -1,0 +1,33 @@
+/*
+ * Memory of a cache: the caller's allocator, counted against the budget.
+ */
+#ifndef KVT_MEMORY_H
+#define KVT_MEMORY_H
+
+#include "src/status.h"
+
+/* The first member of struct kvt_cache, so that a cache is known here by its heap alone. */
+typedef struct kvt_heap {
+    kvt_report report;
+    pthread_mutex_t lock; /* guards bytes */
+    kvt_allocator allocator;
+    uint64_t bytes;        /* allocated now */
+    uint64_t budget_bytes; /* UINT64_MAX: none */
+} kvt_heap;
+
+/*
+ * Memory of the cache's allocator at a multiple of 64, zeroed. KVT_ERR_MEMORY or
+ * KVT_ERR_BUDGET with the text set ("what" names the purpose), else *memory is set.
+ */
+kvt_status kvt_mem_alloc(kvt_cache *cache, size_t bytes, const char *what, void **memory);
+/* Give it back, with the same size; NULL is fine. */
+void kvt_mem_free(kvt_cache *cache, void *memory, size_t bytes);
+
+/* The same without a cache: neither counted nor bounded. NULL: out of memory. */
+void *kvt_mem_raw_alloc(const kvt_allocator *allocator, size_t bytes);
+void kvt_mem_raw_free(const kvt_allocator *allocator, void *memory, size_t bytes);
+
+/* Bytes allocated now. */
+uint64_t kvt_mem_bytes(const kvt_cache *cache);
+
+#endif /* KVT_MEMORY_H */
