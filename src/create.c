@@ -54,9 +54,15 @@ static kvt_status check_group(const kvt_config *config, uint32_t g, const kvt_gr
     if ((unsigned)group->k_type > KVT_TYPE_I8 || (unsigned)group->v_type > KVT_TYPE_I8)
         return refuse(config, KVT_ERR_ARG, "group %u: unknown k_type %d or v_type %d", g,
                       (int)group->k_type, (int)group->v_type);
-    if (group->flags & ~(KVT_GROUP_NO_ROTATION | KVT_GROUP_NO_OFFSET | KVT_GROUP_V_IN_K))
+    if (group->flags &
+        ~(KVT_GROUP_NO_ROTATION | KVT_GROUP_NO_OFFSET | KVT_GROUP_V_IN_K | KVT_GROUP_NO_V_ROTATION))
         return refuse(config, KVT_ERR_ARG, "group %u: unknown flags 0x%x", g,
                       (unsigned)group->flags);
+    if (group->residual_tokens > KVT_MAX_TOKENS && group->residual_tokens != KVT_RESIDUAL_NONE)
+        return refuse(config, KVT_ERR_LIMIT, "group %u: residual_tokens %u is above %d", g,
+                      group->residual_tokens, KVT_MAX_TOKENS);
+    if (group->reserved)
+        return refuse(config, KVT_ERR_ARG, "group %u: reserved is not 0", g);
     fault =
         kvt_v_in_k_fault(group->flags, group->k_dim, group->v_dim, group->k_type, group->v_type);
     if (fault)
@@ -132,7 +138,8 @@ static kvt_status plan_cache(const kvt_config *config, kvt_cache *cache)
                       config->isa);
 
     cache->n_groups = config->n_groups;
-    cache->n_classes = config->n_groups + 1;
+    cache->n_columns = config->n_groups + 1;
+    cache->n_classes = 2 * config->n_groups + 1;
     for (uint32_t g = 0; g < config->n_groups; g++) {
         kvt_group_config group;
         if (!kvt_copy_struct(&group, &config->groups[g], sizeof group))
@@ -145,7 +152,9 @@ static kvt_status plan_cache(const kvt_config *config, kvt_cache *cache)
             return refuse(config, KVT_ERR_LIMIT, "more than %d layers", KVT_MAX_LAYERS);
         cache->n_layers += group.n_layers;
         kvt_group_make(&group, &cache->groups[g]);
-        cache->class_bytes[g] = cache->groups[g].layout.block_bytes;
+        for (uint32_t form = KVT_SEALED; form <= KVT_OPEN; form++)
+            cache->class_bytes[kvt_class_of(cache, g, form)] =
+                cache->groups[g].layouts[form].block_bytes;
     }
     cache->class_bytes[cache->n_groups] = sizeof(kvt_meta);
     status = number_layers(config, cache->n_layers, NULL);
@@ -204,13 +213,12 @@ kvt_status kvt_cache_create(const kvt_config *config_in, kvt_cache **cache_out)
     if (status != KVT_OK)
         goto fail;
     for (uint32_t g = 0; g < cache->n_groups; g++)
-        if (cache->groups[g].rotates) {
+        if (kvt_group_signs_bytes(&cache->groups[g])) {
             status = kvt_mem_alloc(cache, kvt_group_signs_bytes(&cache->groups[g]),
                                    "rotation signs", &memory);
             if (status != KVT_OK)
                 goto fail;
-            cache->groups[g].signs = memory;
-            kvt_group_fill_signs(&cache->groups[g]);
+            kvt_group_fill_signs(&cache->groups[g], memory);
         }
     status = kvt_mem_alloc(cache, cache->scratch_bytes, "attention's scratch", &cache->scratch);
     if (status == KVT_OK)
@@ -231,13 +239,41 @@ fail:
 
 /* ---- forecast ---- */
 
+/*
+ * Bytes of the blocks of a sequence whose n_tokens tokens came in one step: what is sealed, what is
+ * open, and what is both, since a truncate may still need its open form (kvt_seq_group). 1: they
+ * overflow.
+ */
+static int blocks_overflow(const kvt_cache *plan, uint64_t n_tokens, uint64_t *bytes)
+{
+    uint64_t rows = kvt_rows(n_tokens), part;
+    if (kvt_mul_overflows(rows, kvt_block_bytes(plan, plan->n_groups), bytes))
+        return 1;
+    for (uint32_t g = 0; g < plan->n_groups; g++) {
+        const kvt_group *group = &plan->groups[g];
+        uint64_t sealed = rows, open = 0;
+        if (group->seals) {
+            sealed = kvt_rows_older(n_tokens, group->residual_tokens);
+            open = rows - kvt_rows_older(n_tokens, group->residual_tokens + KVT_DRAFT_TOKENS);
+        }
+        if (kvt_mul_overflows(sealed, kvt_block_bytes(plan, kvt_class_of(plan, g, KVT_SEALED)),
+                              &part) ||
+            kvt_add_overflows(*bytes, part, bytes) ||
+            kvt_mul_overflows(open, kvt_block_bytes(plan, kvt_class_of(plan, g, KVT_OPEN)),
+                              &part) ||
+            kvt_add_overflows(*bytes, part, bytes))
+            return 1;
+    }
+    return 0;
+}
+
 kvt_status kvt_memory_forecast(const kvt_config *config_in, uint64_t n_sequences, uint64_t n_tokens,
                                uint64_t *bytes)
 {
     kvt_config config;
     kvt_cache plan;
     kvt_status status;
-    uint64_t row = 0, own, sequence, total;
+    uint64_t own, sequence, total;
 
     if (!config_in || !bytes || !kvt_copy_struct(&config, config_in, sizeof config))
         return KVT_ERR_ARG;
@@ -251,9 +287,7 @@ kvt_status kvt_memory_forecast(const kvt_config *config_in, uint64_t n_sequences
           kvt_round_up(plan.scratch_bytes, 64);
     for (uint32_t g = 0; g < plan.n_groups; g++)
         own += kvt_round_up(kvt_group_signs_bytes(&plan.groups[g]), 64);
-    for (uint32_t c = 0; c < plan.n_classes; c++)
-        row += kvt_round_up(sizeof(kvt_block) + plan.class_bytes[c], 64);
-    if (kvt_mul_overflows(row, kvt_rows(n_tokens), &sequence) ||
+    if (blocks_overflow(&plan, n_tokens, &sequence) ||
         kvt_add_overflows(sequence, kvt_seq_own_bytes(&plan), &sequence) ||
         kvt_mul_overflows(sequence, n_sequences, &total) || kvt_add_overflows(total, own, &total))
         return refuse(&config, KVT_ERR_LIMIT, "the sum overflows");

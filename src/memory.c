@@ -138,7 +138,8 @@ kvt_status kvt_mem_alloc(kvt_cache *cache, size_t bytes, const char *what, void 
 
     /* Counted before it is allocated, so that threads cannot pass the budget together. */
     pthread_mutex_lock(&heap->lock);
-    fits = !kvt_add_overflows(heap->bytes, counted, &total) && total <= heap->budget_bytes;
+    fits = !kvt_add_overflows(heap->bytes, counted, &total) &&
+           total - heap->exempt_bytes <= heap->budget_bytes;
     if (fits)
         heap->bytes = total;
     pthread_mutex_unlock(&heap->lock);
@@ -166,6 +167,27 @@ void kvt_mem_free(kvt_cache *cache, void *memory, size_t bytes)
     pthread_mutex_lock(&heap->lock);
     heap->bytes -= kvt_round_up(bytes, ALIGNMENT);
     pthread_mutex_unlock(&heap->lock);
+}
+
+void kvt_mem_exempt(kvt_cache *cache, uint64_t more, uint64_t less)
+{
+    kvt_heap *heap = heap_of(cache);
+    pthread_mutex_lock(&heap->lock);
+    heap->exempt_bytes += more;
+    heap->exempt_bytes -= less;
+    pthread_mutex_unlock(&heap->lock);
+}
+
+kvt_status kvt_mem_check(kvt_cache *cache)
+{
+    kvt_heap *heap = heap_of(cache);
+    int fits;
+    pthread_mutex_lock(&heap->lock);
+    fits = heap->bytes - heap->exempt_bytes <= heap->budget_bytes;
+    pthread_mutex_unlock(&heap->lock);
+    return fits ? KVT_OK
+                : kvt_fail(cache, KVT_ERR_BUDGET, "the memory budget of %llu would be passed",
+                           (unsigned long long)heap->budget_bytes);
 }
 
 uint64_t kvt_mem_bytes(const kvt_cache *cache)

@@ -9,9 +9,10 @@
 /* The first member of struct kvt_cache, so that a cache is known here by its heap alone. */
 typedef struct kvt_heap {
     kvt_report report;
-    pthread_mutex_t lock; /* guards bytes */
+    pthread_mutex_t lock; /* guards bytes and exempt_bytes */
     kvt_allocator allocator;
     uint64_t bytes;        /* allocated now */
+    uint64_t exempt_bytes; /* of bytes: not held against the budget */
     uint64_t budget_bytes; /* UINT64_MAX: none */
 } kvt_heap;
 
@@ -26,6 +27,15 @@ void kvt_mem_free(kvt_cache *cache, void *memory, size_t bytes);
 /* The same without a cache: neither counted nor bounded. NULL: out of memory. */
 void *kvt_mem_raw_alloc(const kvt_allocator *allocator, size_t bytes);
 void kvt_mem_raw_free(const kvt_allocator *allocator, void *memory, size_t bytes);
+
+/*
+ * `more` bytes more, and `less` bytes less, of what is allocated are not held against the budget:
+ * memory that is kept for a short time beside what takes its place.
+ */
+void kvt_mem_exempt(kvt_cache *cache, uint64_t more, uint64_t less);
+
+/* KVT_ERR_BUDGET, with the text set, where more is held than the budget admits; else KVT_OK. */
+kvt_status kvt_mem_check(kvt_cache *cache);
 
 /* Bytes allocated now. */
 uint64_t kvt_mem_bytes(const kvt_cache *cache);

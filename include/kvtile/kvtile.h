@@ -52,7 +52,9 @@ extern "C" {
 
 #define KVT_BLOCK_TOKENS 64   /* the unit of allocation and of the snapshot */
 #define KVT_RANGE_TOKENS 1024 /* the unit in which attention is merged: see kvt_attend */
-#define KVT_TOKEN_NONE (-1)   /* the token id of a token that was committed without one */
+#define KVT_RESIDUAL_TOKENS 64
+#define KVT_RESIDUAL_NONE UINT32_MAX
+#define KVT_TOKEN_NONE (-1) /* the token id of a token that was committed without one */
 
 /* ---- enums: values are pinned, they are part of the ABI and of the file format ---- */
 
@@ -88,9 +90,10 @@ typedef enum kvt_dtype {
 
 typedef enum kvt_side { KVT_SIDE_K = 0, KVT_SIDE_V = 1 } kvt_side;
 
-/* kvt_group_config.flags, recorded in snapshots. The first two concern K stored as i8. */
-#define KVT_GROUP_NO_ROTATION 1u /* do not rotate K (and q) by the signed Hadamard transform */
-#define KVT_GROUP_NO_OFFSET 2u   /* do not subtract a per-block offset vector from K */
+/* kvt_group_config.flags, recorded in snapshots. They concern sides stored as i8. */
+#define KVT_GROUP_NO_ROTATION 1u   /* do not rotate K (and q) by the signed Hadamard transform */
+#define KVT_GROUP_NO_OFFSET 2u     /* do not subtract a per-block offset vector from K */
+#define KVT_GROUP_NO_V_ROTATION 8u /* do not rotate V (and the output back) likewise */
 /*
  * V is the first v_dim dims of K and is not stored: multi-head latent attention (DeepSeek-V2,
  * arXiv 2405.04434: k_dim 576, v_dim 512, one kv head). kvt_append takes NULL for v; all else works
@@ -178,7 +181,17 @@ typedef struct kvt_group_config {
     uint32_t flags;         /* KVT_GROUP_ */
     const uint32_t *layers; /* [n_layers] the model's numbers of these layers, ascending; NULL:
                                the n_layers numbers after those of the groups before */
-    uint64_t rotation_seed; /* seed of the rotation's signs; 0 is a seed like any other */
+    uint64_t rotation_seed; /* seed of the rotations' signs; 0 is a seed like any other */
+    /*
+     * The residual window: how many of the newest tokens are held as f16, whatever i8 sides the
+     * group has, until the block of 64 tokens that they are in is sealed, that is turned into i8.
+     * A block is sealed by the commit after which all its tokens are older than that; so with the
+     * block being filled, residual_tokens to residual_tokens + 63 tokens are f16. 0: KVT_RESIDUAL_
+     * TOKENS; KVT_RESIDUAL_NONE: only the block being filled. What a sealed block holds does not
+     * depend on it.
+     */
+    uint32_t residual_tokens;
+    uint32_t reserved; /* 0 */
 } kvt_group_config;
 
 /* Make one with kvt_config_init, then set groups, n_groups and max_tokens. */
@@ -311,6 +324,18 @@ KVT_API kvt_status kvt_cache_trim(kvt_cache *cache);
  * max_tokens. KVT_ERR_ARG, KVT_ERR_MEMORY, KVT_ERR_BUDGET. Safe at any time.
  */
 KVT_API kvt_status kvt_seq_create(kvt_cache *cache, kvt_seq **seq);
+
+/*
+ * Take blocks ahead of time, so that the sequence can grow to n_tokens without an allocation,
+ * whatever its steps. From then on the blocks that it gives up (truncate, clear, sealing) stay with
+ * it until it is destroyed.
+ *
+ * KVT_ERR_ARG    NULL
+ * KVT_ERR_STATE  a step is pending
+ * KVT_ERR_FULL   n_tokens is above max_tokens
+ * KVT_ERR_MEMORY, KVT_ERR_BUDGET: nothing is taken
+ */
+KVT_API kvt_status kvt_seq_reserve(kvt_seq *seq, uint64_t n_tokens);
 
 /* Release a sequence, a pending step included; its blocks go to the cache. NULL is fine. */
 KVT_API void kvt_seq_destroy(kvt_seq *seq);

@@ -37,9 +37,9 @@ typedef struct kvt_unit {
     uint64_t n_tokens;    /* that the layer holds */
     uint64_t least, most; /* tokens that its first row and its last row see */
     float scale;
-    float *q, *q_stored, *scores; /* [rows][k_dims], [rows][k_dims] rotated, [rows][64] */
-    float *alpha, *add;           /* [rows] each */
-    void *packed;                 /* q_stored as the integer kernels take it */
+    float *q, *scores;  /* [rows][k_dims] in the stored domain, [rows][64] */
+    float *alpha, *add; /* [rows] each */
+    void *packed;       /* q as the integer kernels take it */
     /* V in K only: a block's V, its offset in the stored domain, and the rows' sums of weights */
     void *transposed;
     float *offset; /* [v_dims] */
@@ -55,7 +55,7 @@ typedef enum kvt_outcome {
 
 /* Tokens from the first on that a row sees; a mask takes some of them out again. */
 uint64_t kvt_unit_visible(const kvt_unit *u, size_t row);
-/* q of the unit's rows, in the caller's domain and in the stored one. */
+/* q of the unit's rows, in the stored domain, and packed for integer products. */
 kvt_outcome kvt_unit_load(const kvt_unit *u, const kvt_view *q);
 /*
  * A softmax of its own over the tokens of one range, for a bundle of units: consecutive kv heads

@@ -50,6 +50,12 @@ static size_t n_ranges(uint64_t n_tokens)
 
 /* ---- scratch of a task ---- */
 
+/* The form whose scratch serves both: they differ in a transposed block of V alone. */
+static const kvt_layout *scratch_layout(const kvt_group *group)
+{
+    return &group->layouts[group->seals ? KVT_OPEN : KVT_SEALED];
+}
+
 /* A slice begins with its plan's id once its task has run: finish looks for it. */
 #define MARK_BYTES 64
 
@@ -75,7 +81,7 @@ static size_t transposed_floats(const kvt_layout *layout, size_t rows)
 
 static size_t work_floats(const kvt_layout *layout, size_t rows)
 {
-    return 2 * rows * layout->k_dims + rows * KVT_TOKENS + 2 * small_floats(rows) +
+    return rows * layout->k_dims + rows * KVT_TOKENS + 2 * small_floats(rows) +
            kvt_packed_bytes(rows, layout->k_dims) / sizeof(float) + transposed_floats(layout, rows);
 }
 
@@ -201,7 +207,7 @@ static size_t bundle_of(const kvt_group *group, plan_shape shape, size_t n_threa
 static void size_plan(kvt_attend_plan *plan, const kvt_group *group, plan_shape shape,
                       size_t n_threads, size_t limit)
 {
-    const kvt_layout *layout = &group->layout;
+    const kvt_layout *layout = scratch_layout(group);
     size_t wanted = wanted_tasks(n_threads), most, bundles;
 
     plan->bundle_ = 1;
@@ -242,7 +248,7 @@ size_t kvt_attend_scratch_bytes(const kvt_group *groups, uint32_t n_groups, uint
     size_t most = 0;
     for (uint32_t g = 0; g < n_groups; g++) {
         size_t bytes = (n_threads > 1 ? 2 * (size_t)n_threads : 1) *
-                       whole_bytes(&groups[g].layout, KVT_ROWS_MAX, 1);
+                       whole_bytes(scratch_layout(&groups[g]), KVT_ROWS_MAX, 1);
         size_t group = kvt_group_size(&groups[g]);
         size_t rows = group < KVT_ROWS_MAX ? group : KVT_ROWS_MAX;
         size_t chunks = (group + rows - 1) / rows;
@@ -350,7 +356,7 @@ static void unit_at(const kvt_attend_plan *plan, size_t i, float *slice, kvt_uni
     const kvt_group *group = group_of(plan->cache_, args->layer);
     size_t heads = group->config.n_kv_heads, group_rows = kvt_group_size(group), chunks, all_rows;
     const kvt_attend_item *item = args->items;
-    const kvt_layout *layout = &group->layout;
+    const kvt_layout *layout = scratch_layout(group);
 
     u->first_query = 0;
     while (i >= (chunks = item_chunks(item, group_rows)) * heads) {
@@ -375,8 +381,7 @@ static void unit_at(const kvt_attend_plan *plan, size_t i, float *slice, kvt_uni
     u->most = kvt_unit_visible(u, u->rows - 1);
     u->scale = args->scale > 0.0f ? args->scale : 1.0f / sqrtf((float)group->config.k_dim);
     u->q = slice;
-    u->q_stored = u->q + u->rows * layout->k_dims;
-    u->scores = u->q_stored + u->rows * layout->k_dims;
+    u->scores = u->q + u->rows * layout->k_dims;
     u->alpha = u->scores + u->rows * KVT_TOKENS;
     u->add = u->alpha + small_floats(u->rows);
     u->packed = u->add + small_floats(u->rows);
@@ -388,7 +393,7 @@ static void unit_at(const kvt_attend_plan *plan, size_t i, float *slice, kvt_uni
 /* The j-th result in a unit's slice: they lie behind its working memory. */
 static kvt_part result_at(const kvt_unit *u, float *slice, size_t j)
 {
-    const kvt_layout *layout = &u->group->layout;
+    const kvt_layout *layout = scratch_layout(u->group);
     float *memory = slice + work_floats(layout, u->rows) + j * part_floats(layout, u->rows);
     return (kvt_part){memory, memory + u->rows * layout->v_dims,
                       memory + u->rows * layout->v_dims + u->rows};

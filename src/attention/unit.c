@@ -69,23 +69,22 @@ static int is_finite_row(const float *x, size_t n)
 kvt_outcome kvt_unit_load(const kvt_unit *u, const kvt_view *view)
 {
     const kvt_kernels *k = &u->cache->kernels;
-    size_t dims = u->group->config.k_dim, dims_p = u->group->layout.k_dims;
+    size_t dims = u->group->config.k_dim, dims_p = u->group->layouts[KVT_SEALED].k_dims;
+    const kvt_rotation *rotation = &u->group->rotation_k;
     for (size_t r = 0; r < u->rows; r++) {
-        float *q = u->q + r * dims_p, *stored = u->q_stored + r * dims_p;
+        float *q = u->q + r * dims_p;
         if (!kvt_view_load(k, view, u->first_query + query_of(u, r), head_of(u, r), dims, q))
             return KVT_UNIT_BAD_QUERY;
         memset(q + dims, 0, (dims_p - dims) * sizeof *q);
-        memcpy(stored, q, dims_p * sizeof *q);
-        if (u->group->rotates) {
-            k->rotate(stored, u->group->signs + u->kv_head * dims, dims, u->group->rotation_block,
-                      u->group->rotation_scale_q);
-            if (!is_finite_row(stored, dims))
+        if (rotation->block) {
+            k->rotate(q, rotation->signs + u->kv_head * rotation->stride, dims, rotation->block,
+                      rotation->inverse);
+            if (!is_finite_row(q, dims))
                 return KVT_UNIT_OVERFLOWED;
         }
     }
     if (is_integer(u, u->group->config.k_type))
-        (is_fast(u) ? k->pack_q_fast : k->pack_q_near)(u->q_stored, dims_p, u->rows, dims_p,
-                                                       u->packed);
+        (is_fast(u) ? k->pack_q_fast : k->pack_q_near)(u->q, dims_p, u->rows, dims_p, u->packed);
     return KVT_UNIT_DONE;
 }
 
@@ -95,25 +94,73 @@ kvt_outcome kvt_unit_load(const kvt_unit *u, const kvt_view *view)
  * hardware's own prefetch stops at every page and starts late.
  */
 
+/* A head's record of one block, and the layout of the block's form. */
+typedef struct head_block {
+    const kvt_layout *layout;
+    const unsigned char *record;
+} head_block;
+
+static head_block head_block_of(const kvt_unit *u, size_t block_row)
+{
+    const kvt_block *block = kvt_seq_block(u->item->seq, block_row, u->group_index);
+    return (head_block){kvt_block_layout(u->group, block),
+                        kvt_head_record(u->group, block, u->layer_index, u->kv_head)};
+}
+
+static const uint16_t *halves(const unsigned char *memory)
+{
+    return (const uint16_t *)(const void *)memory;
+}
+
+/*
+ * The scales of n tokens of an open side, powers of two; NULL where all are 1, as they are unless
+ * a value is beyond f16, and where the side has none.
+ */
+static const uint16_t *open_scales(const head_block *b, kvt_type type, size_t scale_bytes,
+                                   size_t scales_at, size_t n)
+{
+    const uint16_t *scales = halves(b->record + scales_at);
+    uint32_t differs = 0;
+    if (type != KVT_TYPE_F16 || !scale_bytes)
+        return NULL;
+    for (size_t t = 0; t < n; t++)
+        differs |= scales[t] ^ 0x3c00u;
+    return differs ? scales : NULL;
+}
+
+/* x[r * 64 + t] *= scales[t] for the rows from `from` on and t < n. */
+static void scale_tokens(const kvt_unit *u, size_t from, const uint16_t *scales, size_t n)
+{
+    for (size_t t = 0; t < n; t++) {
+        float scale = kvt_f16_to_f32(scales[t]);
+        for (size_t r = from; r < u->rows; r++)
+            u->scores[r * KVT_TOKENS + t] *= scale;
+    }
+}
+
 /* Scores of the rows from `from` on. */
-static void scores_of(const kvt_unit *u, size_t from, const unsigned char *record, size_t n,
+static void scores_of(const kvt_unit *u, size_t from, const head_block *b, size_t n,
                       const void *next)
 {
     const kvt_kernels *k = &u->cache->kernels;
-    const kvt_layout *layout = &u->group->layout;
-    kvt_type type = u->group->config.k_type;
-    const void *codes = record + layout->k_codes;
-    const uint16_t *scales = (const uint16_t *)(const void *)(record + layout->k_scales);
+    const kvt_layout *layout = b->layout;
+    kvt_type type = layout->k_type;
+    const void *codes = b->record + layout->k_codes;
+    const uint16_t *scales = halves(b->record + layout->k_scales);
 
-    if (is_integer(u, type))
+    if (is_integer(u, type)) {
         (is_fast(u) ? k->qk_i8_fast : k->qk_i8_near)(u->packed, from, u->rows, codes, scales, n,
                                                      layout->k_dims, next, u->scores);
-    else
-        (type == KVT_TYPE_F32   ? k->qk_f32
-         : type == KVT_TYPE_F16 ? k->qk_f16
-                                : k->qk_i8)(u->q_stored + from * layout->k_dims, layout->k_dims,
-                                            u->rows - from, codes, scales, n, layout->k_dims, next,
-                                            u->scores + from * KVT_TOKENS);
+        return;
+    }
+    (type == KVT_TYPE_F32   ? k->qk_f32
+     : type == KVT_TYPE_F16 ? k->qk_f16
+                            : k->qk_i8)(u->q + from * layout->k_dims, layout->k_dims,
+                                        u->rows - from, codes, scales, n, layout->k_dims, next,
+                                        u->scores + from * KVT_TOKENS);
+    scales = open_scales(b, type, layout->k_scale_bytes, layout->k_scales, n);
+    if (scales)
+        scale_tokens(u, from, scales, n);
 }
 
 /* Sum of a row's weights: 16 lanes, so that a compiler can vectorize it, in a fixed order. */
@@ -131,61 +178,59 @@ static float sum_of(const float *p)
 }
 
 /* V in K: a block's codes in the order that the weighted sum takes, in the unit's own memory. */
-static void transpose_values(const kvt_unit *u, const unsigned char *record)
+static void transpose_values(const kvt_unit *u, const head_block *b)
 {
     const kvt_kernels *k = &u->cache->kernels;
-    const kvt_layout *layout = &u->group->layout;
-    kvt_type type = u->group->config.k_type;
-    (type == KVT_TYPE_F32   ? k->transpose_f32
-     : type == KVT_TYPE_F16 ? k->transpose_f16
-                            : k->transpose_i8)(record + layout->k_codes, layout->k_dims,
-                                               layout->v_dims, u->transposed);
+    const kvt_layout *layout = b->layout;
+    (layout->k_type == KVT_TYPE_F32   ? k->transpose_f32
+     : layout->k_type == KVT_TYPE_F16 ? k->transpose_f16
+                                      : k->transpose_i8)(
+        b->record + layout->k_codes, layout->k_dims, layout->v_dims, u->transposed);
 }
 
 /*
- * V in K with an offset: sum_t p[t] * (code[t] * scale[t] + offset) is what pv has summed up and
- * the offset times the row's weights. acc stays in the stored domain, rotated back once a row by
- * kvt_unit_store instead of once a token; so the offset is taken there, once a block.
+ * V in K with an offset: sum_t p[t] * (x[t] + offset) is what pv has summed up and the offset times
+ * the row's weights, which u->weights has.
  */
-static void add_offset(const kvt_unit *u, size_t from, const unsigned char *record, float *acc)
+static void add_offset(const kvt_unit *u, size_t from, const head_block *b, float *acc)
 {
     const kvt_kernels *k = &u->cache->kernels;
-    const kvt_group *group = u->group;
-    size_t dims = group->config.v_dim, dims_p = group->layout.v_dims;
+    size_t dims = u->group->config.v_dim, dims_p = b->layout->v_dims;
 
-    (void)k->load_f16(record + group->layout.k_offset, u->offset, dims); /* finite as stored */
+    (void)k->load_f16(b->record + b->layout->k_offset, u->offset, dims); /* finite as stored */
     memset(u->offset + dims, 0, (dims_p - dims) * sizeof *u->offset);
-    if (group->rotates) /* v_dim is a multiple of the block, so that K's first signs are V's */
-        k->rotate(u->offset, group->signs + u->kv_head * group->config.k_dim, dims,
-                  group->rotation_block, group->rotation_scale_k);
-    for (size_t r = from; r < u->rows; r++)
-        u->weights[r] = sum_of(u->scores + r * KVT_TOKENS);
     k->add_scaled(acc + from * dims_p, dims_p, u->rows - from, u->weights + from, u->offset,
                   dims_p);
 }
 
-/* acc = acc * alpha + scores * V for the rows from `from` on. */
-static void accumulate_values(const kvt_unit *u, size_t from, const unsigned char *record, size_t n,
+/* acc = acc * alpha + scores * V for the rows from `from` on. The scores may be changed. */
+static void accumulate_values(const kvt_unit *u, size_t from, const head_block *b, size_t n,
                               const void *next, float *acc)
 {
     const kvt_kernels *k = &u->cache->kernels;
     const kvt_group *group = u->group;
-    const kvt_layout *layout = &group->layout;
-    kvt_type type = group->config.v_type;
-    const void *codes = group->v_in_k ? u->transposed : record + layout->v_codes;
-    const unsigned char *scales = record + (group->v_in_k ? layout->k_scales : layout->v_scales);
+    const kvt_layout *layout = b->layout;
+    kvt_type type = group->v_in_k ? layout->k_type : layout->v_type;
+    const void *codes = group->v_in_k ? u->transposed : b->record + layout->v_codes;
+    size_t scales_at = group->v_in_k ? layout->k_scales : layout->v_scales;
+    int adds = group->v_in_k && group->offsets;
+    const uint16_t *scales = open_scales(
+        b, type, group->v_in_k ? layout->k_scale_bytes : layout->v_scale_bytes, scales_at, n);
 
     if (group->v_in_k)
-        transpose_values(u, record);
+        transpose_values(u, b);
+    for (size_t r = from; adds && r < u->rows; r++)
+        u->weights[r] = sum_of(u->scores + r * KVT_TOKENS);
+    if (scales)
+        scale_tokens(u, from, scales, n);
     (is_integer(u, type)    ? (is_fast(u) ? k->pv_i8_fast : k->pv_i8_near)
      : type == KVT_TYPE_F32 ? k->pv_f32
      : type == KVT_TYPE_F16 ? k->pv_f16
-                            : k->pv_i8)(u->scores + from * KVT_TOKENS, u->rows - from, codes,
-                                        (const uint16_t *)(const void *)scales, n, layout->v_dims,
-                                        u->alpha + from, next, acc + from * layout->v_dims,
-                                        layout->v_dims);
-    if (group->v_in_k && group->offsets)
-        add_offset(u, from, record, acc);
+                            : k->pv_i8)(
+        u->scores + from * KVT_TOKENS, u->rows - from, codes, halves(b->record + scales_at), n,
+        layout->v_dims, u->alpha + from, next, acc + from * layout->v_dims, layout->v_dims);
+    if (adds)
+        add_offset(u, from, b, acc);
 }
 
 /* What softmax does not do: soft-cap, ALiBi and masks, for one row that sees n tokens. */
@@ -214,18 +259,17 @@ static size_t row_tokens(const kvt_unit *u, size_t row, uint64_t first_token, si
 
 /* Online softmax of the rows from `from` on, n being what the last row sees of the block. */
 static void softmax_rows(const kvt_unit *u, size_t from, size_t block_row, size_t n,
-                         const unsigned char *record, kvt_part out)
+                         const head_block *b, kvt_part out)
 {
     const kvt_kernels *k = &u->cache->kernels;
-    const kvt_layout *layout = &u->group->layout;
+    const kvt_layout *layout = b->layout;
     uint64_t first_token = (uint64_t)block_row * KVT_TOKENS;
     int adjusts = u->args->softcap > 0.0f || u->args->alibi_slopes || u->item->mask;
     int adds = u->group->offsets != 0;
 
     if (adds)
         k->dots_f16(u->q + from * layout->k_dims, layout->k_dims, u->rows - from,
-                    (const uint16_t *)(const void *)(record + layout->k_offset), layout->k_dims,
-                    u->add + from);
+                    halves(b->record + layout->k_offset), layout->k_dims, u->add + from);
     else if (adjusts)
         memset(u->add, 0, u->rows * sizeof *u->add);
     /* Runs of rows that see the same number of tokens: a query's, or all of them. */
@@ -240,12 +284,6 @@ static void softmax_rows(const kvt_unit *u, size_t from, size_t block_row, size_
         k->softmax(u->scores + r * KVT_TOKENS, end - r, n_row, adds && !adjusts ? u->add + r : NULL,
                    adjusts ? 1.0f : u->scale, out.m + r, out.l + r, u->alpha + r);
     }
-}
-
-static const unsigned char *record_of(const kvt_unit *u, size_t block_row)
-{
-    return kvt_head_record(u->group, kvt_seq_block(u->item->seq, block_row, u->group_index),
-                           u->layer_index, u->kv_head);
 }
 
 /*
@@ -266,15 +304,15 @@ static void prefetch_sparsely(const unsigned char *codes, size_t bytes)
 
 /*
  * One block: scores, softmax, weighted sum. Rows see ever more tokens in ascending order, so
- * those that see anything of the block are the last ones. next: the record that is read after
- * this one; NULL: nothing is to be asked for.
+ * those that see anything of the block are the last ones. next: the head's block that is read
+ * after this one; NULL: nothing is to be prefetched.
  */
-static void attend_block(const kvt_unit *u, size_t block_row, const unsigned char *next,
-                         kvt_part out)
+static void attend_block(const kvt_unit *u, size_t block_row, const head_block *next, kvt_part out)
 {
-    const kvt_layout *layout = &u->group->layout;
-    const unsigned char *record = record_of(u, block_row);
-    const unsigned char *rest = next ? record + layout->k_scales : NULL;
+    const head_block b = head_block_of(u, block_row);
+    const kvt_layout *layout = b.layout;
+    const unsigned char *rest = next ? b.record + layout->k_scales : NULL;
+    const unsigned char *next_codes = next ? next->record : NULL;
     uint64_t first_token = (uint64_t)block_row * KVT_TOKENS;
     uint64_t last = u->most - first_token;
     size_t n = last < KVT_TOKENS ? (size_t)last : KVT_TOKENS;
@@ -284,20 +322,20 @@ static void attend_block(const kvt_unit *u, size_t block_row, const unsigned cha
         while (kvt_unit_visible(u, from) <= first_token)
             from++;
     if (u->group->v_in_k) { /* V is there already: the next product reads the next record */
-        scores_of(u, from, record, n, next);
-        softmax_rows(u, from, block_row, n, record, out);
-        accumulate_values(u, from, record, n, NULL, out.acc);
+        scores_of(u, from, &b, n, next_codes);
+        softmax_rows(u, from, block_row, n, &b, out);
+        accumulate_values(u, from, &b, n, NULL, out.acc);
         return;
     }
-    scores_of(u, from, record, n, rest);
-    /* The scores asked for as many bytes as K's codes have: the record's rest has some more. */
+    scores_of(u, from, &b, n, rest);
+    /* That has prefetched as many bytes as K's codes have: the record's rest has some more. */
     if (rest)
         for (size_t i = layout->k_scales + layout->k_code_bytes; i < layout->head_bytes; i += 64)
-            __builtin_prefetch(record + i, 0, 2);
+            __builtin_prefetch(b.record + i, 0, 2);
     if (next && u->rows - from <= SPARSE_ROWS)
-        prefetch_sparsely(next, layout->k_code_bytes);
-    softmax_rows(u, from, block_row, n, record, out);
-    accumulate_values(u, from, record, n, next, out.acc);
+        prefetch_sparsely(next_codes, next->layout->k_code_bytes);
+    softmax_rows(u, from, block_row, n, &b, out);
+    accumulate_values(u, from, &b, n, next_codes, out.acc);
 }
 
 /*
@@ -308,7 +346,7 @@ static void prefetch_block(const kvt_unit *u, size_t block_row)
 {
     const kvt_seq *seq = u->item->seq;
     if (block_row + 8 < seq->n_rows)
-        __builtin_prefetch(&seq->table[(block_row + 8) * seq->cache->n_classes]);
+        __builtin_prefetch(&seq->table[(block_row + 8) * seq->cache->n_columns]);
     if (block_row + 2 < seq->n_rows)
         __builtin_prefetch(kvt_seq_block(seq, block_row + 2, u->group_index));
 }
@@ -320,7 +358,8 @@ void kvt_units_range(const kvt_unit *units, size_t n_units, size_t range, const 
     size_t end = kvt_rows(u->most);
 
     for (size_t i = 0; i < n_units; i++) {
-        memset(outs[i].acc, 0, u->rows * u->group->layout.v_dims * sizeof *outs[i].acc);
+        memset(outs[i].acc, 0,
+               u->rows * u->group->layouts[KVT_SEALED].v_dims * sizeof *outs[i].acc);
         for (size_t r = 0; r < u->rows; r++) {
             outs[i].m[r] = -INFINITY;
             outs[i].l[r] = 0.0f;
@@ -331,19 +370,22 @@ void kvt_units_range(const kvt_unit *units, size_t n_units, size_t range, const 
     for (size_t row = range * rows_a_range; row < end; row++) {
         prefetch_block(u, row);
         for (size_t i = 0; i < n_units; i++) {
-            const unsigned char *next = NULL;
+            head_block next;
+            int has_next = 1;
             if (i + 1 < n_units)
-                next = record_of(&units[i + 1], row);
+                next = head_block_of(&units[i + 1], row);
             else if (row + 1 < u->item->seq->n_rows)
-                next = record_of(&units[0], row + 1);
-            attend_block(&units[i], row, next, outs[i]);
+                next = head_block_of(&units[0], row + 1);
+            else
+                has_next = 0;
+            attend_block(&units[i], row, has_next ? &next : NULL, outs[i]);
         }
     }
 }
 
 void kvt_unit_merge(const kvt_unit *u, kvt_part into, kvt_part from)
 {
-    size_t dims = u->group->layout.v_dims;
+    size_t dims = u->group->layouts[KVT_SEALED].v_dims;
     for (size_t r = 0; r < u->rows; r++)
         u->cache->kernels.merge(into.acc + r * dims, &into.m[r], &into.l[r], from.acc + r * dims,
                                 from.m[r], from.l[r], dims);
@@ -373,7 +415,8 @@ static int is_sound(const unit_row *row, const float *acc, size_t dims)
 int kvt_unit_store(const kvt_unit *u, kvt_part result, const kvt_view *out)
 {
     const kvt_kernels *k = &u->cache->kernels;
-    size_t dims = u->group->layout.v_dims, heads = u->group->config.n_q_heads;
+    size_t dims = u->group->layouts[KVT_SEALED].v_dims, heads = u->group->config.n_q_heads;
+    const kvt_rotation *rotation = &u->group->rotation_v;
     int sound = 1;
     for (size_t r = 0; r < u->rows; r++) {
         size_t head = head_of(u, r);
@@ -383,10 +426,9 @@ int kvt_unit_store(const kvt_unit *u, kvt_part result, const kvt_view *out)
         float lse = k->finish(acc, dims, result.m[r], result.l[r], sink);
         unit_row row = {result.m[r], lse, kvt_unit_visible(u, r), u->item->mask != NULL};
         /* Where nothing is visible the zeros stay zeros, none of them negative. */
-        if (u->group->v_in_k && u->group->rotates && row.m != -INFINITY)
-            k->unrotate(acc, u->group->signs + u->kv_head * u->group->config.k_dim,
-                        u->group->config.v_dim, u->group->rotation_block,
-                        u->group->rotation_scale_q);
+        if (rotation->block && row.m != -INFINITY)
+            k->unrotate(acc, rotation->signs + u->kv_head * rotation->stride,
+                        u->group->config.v_dim, rotation->block, rotation->inverse);
         sound &= is_sound(&row, acc, u->group->config.v_dim);
         kvt_view_store(k, out, query, head, u->group->config.v_dim, acc);
         if (u->args->lse)

@@ -1,37 +1,71 @@
 /*
  * Append: the pending step's keys and values into the blocks of one layer.
  *
- * One task is one kv head's K or V: it walks the step's tokens in ascending order, because the
- * offset of a block may be the mean of the block before it. Tokens pass through a small buffer
- * of f32 rows, at most a tile at a time. Nothing is visible before finish marks the layer, so a
- * value that cannot be stored leaves the sequence as it was: slots beyond the visible tokens
- * may hold anything. Where V is in K, every task is K's.
+ * One task is one kv head's K or V: it walks the rows (blocks) of the step in ascending order. A
+ * row of an i8 side is first rounded to what an open block holds, f16 in the stored domain less an
+ * offset; a row that becomes old with this step is sealed (seal.c) once its tokens are there, and
+ * one that is old as soon as it comes goes through a temporary open record straight into the
+ * sealed block. Nothing is visible before finish marks the layer, so a value that cannot be stored
+ * leaves the sequence as it was: slots beyond the visible tokens may hold anything. Where V is in
+ * K, every task is K's.
  */
-#include "src/fpenv.h"
 #include "src/cache/cache.h"
+#include "src/fpenv.h"
 #include "src/tensor.h"
 
-#define ROWS_FLOATS 8192 /* the buffer: 16 rows of 512 dims */
-
-/*
- * Largest magnitude taken into i8. A scale reaches 65504 * 127 = 8319008; and below it no sum
- * of the rotation can overflow f32, whose infinities could cancel into NaN unseen.
- */
-#define I8_INPUT_MAX 8.0e6f
+#define ROWS_FLOATS 8192 /* the buffer of f32 rows: 16 rows of 512 dims */
 
 typedef struct kvt_append_job {
     const kvt_kernels *kernels;
     const kvt_group *group;
     kvt_seq *seq;
     uint32_t group_index, layer_index;
-    kvt_view views[2];        /* of K and V */
-    uint16_t scale_within[2]; /* of K and V: see scale_within() */
+    kvt_view views[2]; /* of K and V */
 } kvt_append_job;
 
-static unsigned char *record_of(const kvt_append_job *job, size_t row, size_t head)
+/* What one task works on. */
+typedef struct append_side {
+    const kvt_append_job *job;
+    kvt_side side;
+    size_t head;
+    kvt_type type; /* that the group stores */
+    size_t dims, dims_p;
+    size_t rows_at_once; /* that the buffer has room for */
+    const kvt_rotation *rotation;
+    const float *signs; /* of the head; NULL: not rotated */
+    int has_offset;
+} append_side;
+
+static append_side side_of(const kvt_append_job *job, kvt_side side, size_t head)
 {
-    return kvt_head_record(job->group, kvt_seq_block(job->seq, row, job->group_index),
-                           job->layer_index, head);
+    const kvt_group *group = job->group;
+    const kvt_layout *layout = &group->layouts[KVT_SEALED];
+    int is_k = side == KVT_SIDE_K;
+    append_side s = {job,
+                     side,
+                     head,
+                     is_k ? group->config.k_type : group->config.v_type,
+                     is_k ? group->config.k_dim : group->config.v_dim,
+                     is_k ? layout->k_dims : layout->v_dims,
+                     0,
+                     is_k ? &group->rotation_k : &group->rotation_v,
+                     NULL,
+                     is_k && group->offsets};
+    s.rows_at_once =
+        ROWS_FLOATS / s.dims < KVT_TILE_TOKENS ? ROWS_FLOATS / s.dims : KVT_TILE_TOKENS;
+    if (s.rotation->block)
+        s.signs = s.rotation->signs + head * s.rotation->stride;
+    return s;
+}
+
+static kvt_record record_of(const append_side *s, const kvt_block *block)
+{
+    return kvt_record_of(s->job->group, block, s->side, s->job->layer_index, s->head);
+}
+
+static kvt_block *block_of(const append_side *s, size_t row)
+{
+    return kvt_seq_block(s->job->seq, row, s->job->group_index);
 }
 
 /* ---- the caller's rows ---- */
@@ -53,17 +87,34 @@ static int rows_in_place(const kvt_view *view, uint64_t token, size_t head, kvt_
     return 1;
 }
 
-/* n rows into the buffer. 0: a value is not finite. */
-static int load_rows(const kvt_append_job *job, const kvt_view *view, uint64_t token, size_t n,
-                     size_t head, size_t dims, float *buffer)
+/* The step's tokens i .. i + n - 1 into the buffer. 0: a value is not finite. */
+static int load_rows(const append_side *s, uint64_t i, size_t n, float *buffer)
 {
-    for (size_t i = 0; i < n; i++)
-        if (!kvt_view_load(job->kernels, view, token + i, head, dims, buffer + i * dims))
+    for (size_t j = 0; j < n; j++)
+        if (!kvt_view_load(s->job->kernels, &s->job->views[s->side], i + j, s->head, s->dims,
+                           buffer + j * s->dims))
             return 0;
     return 1;
 }
 
-/* Magnitudes compared as integers, which order alike. */
+/* The same in the stored domain. */
+static int load_rotated(const append_side *s, uint64_t i, size_t n, float *buffer)
+{
+    if (!load_rows(s, i, n, buffer))
+        return 0;
+    for (size_t j = 0; s->signs && j < n; j++)
+        s->job->kernels->rotate(buffer + j * s->dims, s->signs, s->dims, s->rotation->block,
+                                s->rotation->scale);
+    return 1;
+}
+
+static void center_rows(const append_side *s, size_t n, const float *offset, float *buffer)
+{
+    for (size_t j = 0; j < n; j++)
+        s->job->kernels->center(buffer + j * s->dims, offset, s->dims, buffer + j * s->dims);
+}
+
+/* Magnitudes compared as integers, which order alike; a NaN is above all numbers. */
 static int within(const float *x, size_t n, float bound)
 {
     int32_t limit = (int32_t)kvt_f32_bits(bound), outside = 0;
@@ -72,173 +123,213 @@ static int within(const float *x, size_t n, float bound)
     return !outside;
 }
 
-/* ---- the offset of a block: docs/numerics.md, "offset" ---- */
+/* ---- rows into records ---- */
 
 /*
- * mean[d] over n of the step's tokens from `first` on, added in ascending order. What cannot be
- * stored is not looked for: the append comes to these rows after, and fails.
+ * The offset of an open record whose slot 0 is written: that of block 0, once it is full, and in
+ * block 0 the first key.
  */
-static void mean_of_input(const kvt_append_job *job, size_t head, uint64_t first, size_t n,
-                          float *buffer, float *mean)
+static void base_offset(const append_side *s, size_t row, const float *first, uint16_t *offset)
 {
-    const kvt_view *view = &job->views[KVT_SIDE_K];
-    size_t dims = job->group->config.k_dim;
-    kvt_rows_f32 rows;
+    const kvt_append_job *job = s->job;
+    const kvt_layout *open = &job->group->layouts[KVT_OPEN];
+    const kvt_block *block = row > 0 ? block_of(s, 0) : NULL;
+    kvt_record record;
 
-    memset(mean, 0, dims * sizeof *mean);
-    if (rows_in_place(view, first, head, &rows)) {
-        job->kernels->add_rows(rows.x, rows.ldx, n, dims, mean);
-    } else {
-        for (size_t i = 0; i < n; i++) {
-            load_rows(job, view, first + i, 1, head, dims, buffer);
-            job->kernels->add_rows(buffer, dims, 1, dims, mean);
-        }
+    if (row == 0) {
+        job->kernels->store_f16(first, offset, s->dims); /* saturates at +-65504 */
+        return;
     }
-    for (size_t d = 0; d < dims; d++)
-        mean[d] /= (float)n;
-}
-
-/* mean[d] of a full block as attention sees it: dequantized, unrotated, with its own offset. */
-static void mean_of_block(const kvt_append_job *job, size_t head, size_t row, float *mean)
-{
-    const kvt_group *group = job->group;
-    const unsigned char *record = record_of(job, row, head);
-    const uint16_t *offset = (const uint16_t *)(const void *)(record + group->layout.k_offset);
-    size_t dims = group->config.k_dim;
-
-    job->kernels->mean_k_i8(record + group->layout.k_codes,
-                            (const uint16_t *)(const void *)(record + group->layout.k_scales),
-                            group->layout.k_dims, mean);
-    if (group->rotates)
-        job->kernels->unrotate(mean, group->signs + head * dims, dims, group->rotation_block,
-                               group->rotation_scale_q);
-    for (size_t d = 0; d < dims; d++)
-        mean[d] += kvt_f16_to_f32(offset[d]);
-}
-
-/*
- * Write the offset of a block whose first token is token `first` of the step; n tokens of the
- * step go into the block. buffer: at least 2 * KVT_MAX_DIM floats.
- */
-static void fix_offset(const kvt_append_job *job, size_t head, size_t block_row, uint64_t first,
-                       size_t n, float *buffer)
-{
-    size_t dims = job->group->config.k_dim;
-    unsigned char *record = record_of(job, block_row, head);
-    float *mean = buffer + KVT_MAX_DIM;
-
-    if (n == KVT_TOKENS || (block_row == 0 && n >= KVT_TILE_TOKENS))
-        mean_of_input(job, head, first, n, buffer, mean);
-    else if (block_row > 0)
-        mean_of_block(job, head, block_row - 1, mean);
+    if (block->form == KVT_OPEN && block->other) /* sealed by this step, before this row */
+        block = block->other;
+    if (block->form == KVT_OPEN && row > 1)
+        block = block_of(s, row - 1); /* open as well: it has the same */
+    record = record_of(s, block);
+    if (block->form == KVT_OPEN && row == 1)
+        kvt_seal_offset(job->kernels, open, &record, offset);
     else
-        memset(mean, 0, dims * sizeof *mean);
-    /* Saturates at +-65504. */
-    job->kernels->store_f16(mean, record + job->group->layout.k_offset, dims);
+        memcpy(offset, record.offset, s->dims_p * sizeof *offset);
 }
 
-/* ---- the tasks ---- */
+/* Tokens of an i8 side into an open record, from slot `slot` on. 0: a value cannot be stored. */
+static int put_open(const append_side *s, size_t row, uint64_t i, size_t n, const kvt_record *to,
+                    size_t slot)
+{
+    const kvt_kernels *kernels = s->job->kernels;
+    float buffer[ROWS_FLOATS], base[KVT_MAX_DIM];
+    int has_base = 0;
+
+    for (size_t end = slot + n; slot < end;) {
+        size_t part = KVT_TILE_TOKENS - slot % KVT_TILE_TOKENS;
+        part = part < end - slot ? part : end - slot;
+        part = part < s->rows_at_once ? part : s->rows_at_once;
+        if (!load_rotated(s, i, part, buffer))
+            return 0;
+        if (s->has_offset && slot == 0)
+            base_offset(s, row, buffer, to->offset);
+        if (s->has_offset && !has_base)
+            has_base = kernels->load_f16(to->offset, base, s->dims);
+        if (s->has_offset)
+            center_rows(s, part, base, buffer);
+        if (!kvt_open_put(kernels, &s->job->group->layouts[KVT_OPEN], s->side, buffer, part,
+                          s->dims, to, slot))
+            return 0;
+        slot += part;
+        i += part;
+    }
+    return 1;
+}
+
+/* Tokens of an i8 side into a sealed record: what was truncated is filled up. */
+static int put_sealed(const append_side *s, uint64_t i, size_t n, const kvt_record *to, size_t slot)
+{
+    const kvt_kernels *kernels = s->job->kernels;
+    float buffer[ROWS_FLOATS], offset[KVT_MAX_DIM];
+
+    if (s->has_offset)
+        (void)kernels->load_f16(to->offset, offset, s->dims);
+    for (size_t end = slot + n; slot < end;) {
+        size_t part = KVT_TILE_TOKENS - slot % KVT_TILE_TOKENS;
+        part = part < end - slot ? part : end - slot;
+        part = part < s->rows_at_once ? part : s->rows_at_once;
+        if (!load_rotated(s, i, part, buffer))
+            return 0;
+        if (s->has_offset)
+            center_rows(s, part, offset, buffer);
+        if (!within(buffer, part * s->dims, KVT_I8_MAX) ||
+            !(s->side == KVT_SIDE_K ? kernels->put_k_i8 : kernels->put_v_i8)(
+                buffer, s->dims, part, s->dims, s->dims_p, to->codes, to->scales, slot))
+            return 0;
+        slot += part;
+        i += part;
+    }
+    return 1;
+}
 
 typedef int put_function(const float *x, size_t ldx, size_t n, size_t dims, size_t dims_p,
                          void *codes, uint16_t *scales, size_t slot);
 
-static put_function *put_of(const kvt_kernels *k, kvt_side side, kvt_type type)
+/* Tokens of an f32 or f16 side, which is the same in both forms. */
+static int put_plain(const append_side *s, uint64_t i, size_t n, const kvt_record *to, size_t slot)
 {
-    if (side == KVT_SIDE_K)
-        return type == KVT_TYPE_F32   ? k->put_k_f32
-               : type == KVT_TYPE_F16 ? k->put_k_f16
-                                      : k->put_k_i8;
-    return type == KVT_TYPE_F32 ? k->put_v_f32 : type == KVT_TYPE_F16 ? k->put_v_f16 : k->put_v_i8;
-}
+    const kvt_kernels *k = s->job->kernels;
+    int is_f32 = s->type == KVT_TYPE_F32;
+    put_function *put = s->side == KVT_SIDE_K ? (is_f32 ? k->put_k_f32 : k->put_k_f16)
+                                              : (is_f32 ? k->put_v_f32 : k->put_v_f16);
+    float buffer[ROWS_FLOATS];
 
-/*
- * Up to this scale (as f16 bits, which order alike) an i8 row's input was within I8_INPUT_MAX,
- * which saves a pass that compares it all. Of V, |x| <= 127 * scale. Of K, no element of a
- * rotated row is larger than the row's norm, which is that of the result over
- * sqrt(block) * rotation_scale_k, which is at most 127 * scale / rotation_scale_k; and an
- * offset is at most 65504. The hundredth less is for roundings.
- */
-static uint16_t scale_within(const kvt_group *group, kvt_side side)
-{
-    float most = 0.99f * I8_INPUT_MAX;
-    if (side == KVT_SIDE_K && group->offsets)
-        most -= 65504.0f;
-    if (side == KVT_SIDE_K && group->rotates)
-        most *= group->rotation_scale_k;
-    return kvt_f32_to_f16(most / 127.0f);
-}
-
-/*
- * The step's tokens from i on, up to the end of a tile or of the buffer, are `n` rows of the
- * caller's or, in the buffer, as the type stores them. 0: a value is not finite; where this is
- * not seen here, put does: it refuses what becomes no finite f16 or scale.
- */
-static int take_rows(const kvt_append_job *job, kvt_side side, size_t head, uint64_t i, size_t n,
-                     const float *mu, float *buffer, kvt_rows_f32 *rows)
-{
-    const kvt_group *group = job->group;
-    kvt_type type = side == KVT_SIDE_K ? group->config.k_type : group->config.v_type;
-    size_t dims = side == KVT_SIDE_K ? group->config.k_dim : group->config.v_dim;
-    int centers = side == KVT_SIDE_K && group->offsets;
-    int rotates = side == KVT_SIDE_K && group->rotates;
-
-    if (type == KVT_TYPE_F32 || (rotates && !centers) ||
-        !rows_in_place(&job->views[side], i, head, rows)) {
-        if (!load_rows(job, &job->views[side], i, n, head, dims, buffer))
+    for (size_t end = slot + n; slot < end;) {
+        size_t part = KVT_TILE_TOKENS - slot % KVT_TILE_TOKENS;
+        kvt_rows_f32 rows = {buffer, s->dims};
+        part = part < end - slot ? part : end - slot;
+        part = part < s->rows_at_once ? part : s->rows_at_once;
+        /* f16's put refuses what is not finite, f32's takes it */
+        if ((is_f32 || !rows_in_place(&s->job->views[s->side], i, s->head, &rows)) &&
+            !load_rows(s, i, part, buffer))
             return 0;
-        rows->x = buffer;
-        rows->ldx = dims;
-    }
-    for (size_t j = 0; centers && j < n; j++)
-        job->kernels->center(rows->x + j * rows->ldx, mu, dims, buffer + j * dims);
-    for (size_t j = 0; rotates && j < n; j++)
-        job->kernels->rotate(buffer + j * dims, group->signs + head * dims, dims,
-                             group->rotation_block, group->rotation_scale_k);
-    if (centers) {
-        rows->x = buffer;
-        rows->ldx = dims;
+        if (!put(rows.x, rows.ldx, part, s->dims, s->dims_p, to->codes, NULL, slot))
+            return 0;
+        slot += part;
+        i += part;
     }
     return 1;
+}
+
+/*
+ * All 64 tokens of a row of an i8 side through a temporary open record into a sealed one. The
+ * padding of the dims has to be zero.
+ */
+static int put_direct_by(const append_side *s, size_t row, uint64_t i, const kvt_record *sealed,
+                         uint16_t *codes)
+{
+    _Alignas(64) uint16_t scales[KVT_TOKENS], offset[KVT_MAX_DIM];
+    kvt_record open = {codes, scales, s->has_offset ? offset : NULL};
+
+    if (s->dims != s->dims_p) {
+        memset(codes, 0, s->dims_p * KVT_TOKENS * sizeof *codes);
+        memset(offset, 0, s->dims_p * sizeof *offset);
+    }
+    if (!put_open(s, row, i, KVT_TOKENS, &open, 0))
+        return 0;
+    kvt_seal(s->job->kernels, s->job->group, s->side, &open, sealed);
+    return 1;
+}
+
+#if defined(__GNUC__)
+#define NOINLINE __attribute__((noinline))
+#else
+#define NOINLINE
+#endif
+
+/* Two sizes, so that only what needs 128 KiB of stack has them. */
+#define DIRECT_DIMS 256
+
+static NOINLINE int put_direct_small(const append_side *s, size_t row, uint64_t i,
+                                     const kvt_record *sealed)
+{
+    _Alignas(64) uint16_t codes[DIRECT_DIMS * KVT_TOKENS];
+    return put_direct_by(s, row, i, sealed, codes);
+}
+
+static NOINLINE int put_direct_large(const append_side *s, size_t row, uint64_t i,
+                                     const kvt_record *sealed)
+{
+    _Alignas(64) uint16_t codes[KVT_MAX_DIM * KVT_TOKENS];
+    return put_direct_by(s, row, i, sealed, codes);
+}
+
+/* ---- the tasks ---- */
+
+/* n tokens of the step, from its i-th on, into one row from `slot` on. */
+static int append_row(const append_side *s, size_t row, size_t slot, uint64_t i, size_t n)
+{
+    const kvt_seq_group *state = &s->job->seq->groups[s->job->group_index];
+    const kvt_block *block = block_of(s, row);
+    kvt_record record = record_of(s, block);
+
+    if (s->type != KVT_TYPE_I8)
+        return put_plain(s, i, n, &record, slot);
+    if (block->form == KVT_OPEN)
+        return put_open(s, row, i, n, &record, slot);
+    if (row < state->n_sealed)
+        return put_sealed(s, i, n, &record, slot);
+    assert(slot == 0 && n == KVT_TOKENS);
+    return (s->dims_p <= DIRECT_DIMS ? put_direct_small : put_direct_large)(s, row, i, &record);
+}
+
+/* Seal a row that has both forms. */
+static void seal_row(const append_side *s, size_t row)
+{
+    const kvt_block *block = block_of(s, row);
+    kvt_record open, sealed;
+    if (block->form == KVT_SEALED || !block->other) /* was sealed as it came */
+        return;
+    open = record_of(s, block);
+    sealed = record_of(s, block->other);
+    kvt_seal(s->job->kernels, s->job->group, s->side, &open, &sealed);
 }
 
 /* All of the step's tokens of one head's K or V. 0: a value cannot be stored. */
 static int append_head(const kvt_append_job *job, kvt_side side, size_t head)
 {
-    const kvt_layout *layout = &job->group->layout;
-    const kvt_group_config *config = &job->group->config;
-    kvt_type type = side == KVT_SIDE_K ? config->k_type : config->v_type;
-    size_t dims = side == KVT_SIDE_K ? config->k_dim : config->v_dim;
-    size_t dims_p = side == KVT_SIDE_K ? layout->k_dims : layout->v_dims;
-    size_t codes_at = side == KVT_SIDE_K ? layout->k_codes : layout->v_codes;
-    size_t scales_at = side == KVT_SIDE_K ? layout->k_scales : layout->v_scales;
-    size_t rows_at_once =
-        ROWS_FLOATS / dims < KVT_TILE_TOKENS ? ROWS_FLOATS / dims : KVT_TILE_TOKENS;
-    put_function *put = put_of(job->kernels, side, type);
-    int has_offset = side == KVT_SIDE_K && job->group->offsets;
-    float buffer[ROWS_FLOATS], mu[KVT_MAX_DIM];
+    const kvt_seq *seq = job->seq;
+    const kvt_seq_group *state = &seq->groups[job->group_index];
+    append_side s = side_of(job, side, head);
+    size_t row = state->n_sealed;
 
-    for (uint64_t i = 0; i < job->seq->pending;) {
-        uint64_t token = job->seq->length + i, left = job->seq->pending - i;
-        size_t row = (size_t)(token / KVT_TOKENS), slot = (size_t)(token % KVT_TOKENS);
-        unsigned char *record = record_of(job, row, head);
-        uint16_t *scales = (uint16_t *)(void *)(record + scales_at);
-        size_t n = KVT_TILE_TOKENS - slot % KVT_TILE_TOKENS;
-        kvt_rows_f32 rows;
-
-        if (has_offset && slot == 0)
-            fix_offset(job, head, row, i, left < KVT_TOKENS ? (size_t)left : KVT_TOKENS, buffer);
-        if (has_offset && (slot == 0 || i == 0))
-            job->kernels->load_f16(record + layout->k_offset, mu, dims);
-        n = n > left ? (size_t)left : n;
-        n = n > rows_at_once ? rows_at_once : n;
-        if (!take_rows(job, side, head, i, n, mu, buffer, &rows) ||
-            !put(rows.x, rows.ldx, n, dims, dims_p, record + codes_at, scales, slot))
+    /* What is sealed in ascending order, each row when its tokens are there: offsets of later
+     * rows come from block 0. */
+    for (; row < state->seal_end && (row + 1) * (uint64_t)KVT_TOKENS <= seq->length; row++)
+        seal_row(&s, row);
+    for (uint64_t i = 0; i < seq->pending;) {
+        uint64_t token = seq->length + i, left = seq->pending - i;
+        size_t slot = (size_t)(token % KVT_TOKENS), n = KVT_TOKENS - slot;
+        row = (size_t)(token / KVT_TOKENS);
+        n = n < left ? n : (size_t)left;
+        if (!append_row(&s, row, slot, i, n))
             return 0;
-        for (size_t j = 0; type == KVT_TYPE_I8 && j < n; j++)
-            if (scales[slot + j] > job->scale_within[side] &&
-                (!load_rows(job, &job->views[side], i + j, 1, head, dims, buffer) ||
-                 !within(buffer, dims, I8_INPUT_MAX)))
-                return 0;
+        if (row >= state->n_sealed && row < state->seal_end && slot + n == KVT_TOKENS)
+            seal_row(&s, row);
         i += n;
     }
     return 1;
@@ -253,8 +344,6 @@ static void job_make(kvt_seq *seq, uint32_t layer, kvt_append_job *job)
     job->layer_index = cache->layers[layer].index;
     job->group = &cache->groups[job->group_index];
     job->seq = seq;
-    job->scale_within[KVT_SIDE_K] = scale_within(job->group, KVT_SIDE_K);
-    job->scale_within[KVT_SIDE_V] = scale_within(job->group, KVT_SIDE_V);
 }
 
 /* The view of K or V, which checks it. */
@@ -394,22 +483,29 @@ static void run_task(void *plan, size_t i)
 #define PARALLEL_FROM 32768
 
 /*
- * Ask for the lines that the first of the step's tokens will be written to: a lone key has one of
- * its own for each 4 bytes, far more than its values fill.
+ * Prefetch the lines that the first of the step's tokens will be written to: a lone key has one of
+ * its own for each 2 or 4 bytes, far more than its values fill.
  */
-static void prefetch_tokens(const kvt_append_job *job, size_t head)
+static void prefetch_token(const kvt_append_job *job, size_t head)
 {
-    const kvt_layout *layout = &job->group->layout;
     uint64_t token = job->seq->length;
+    const kvt_block *block =
+        kvt_seq_block(job->seq, (size_t)(token / KVT_TOKENS), job->group_index);
+    const kvt_layout *layout = kvt_block_layout(job->group, block);
     size_t slot = (size_t)(token % KVT_TOKENS), tile = slot / KVT_TILE_TOKENS;
-    const unsigned char *record = record_of(job, (size_t)(token / KVT_TOKENS), head);
+    const unsigned char *record = kvt_head_record(job->group, block, job->layer_index, head);
     size_t k_bytes = layout->k_code_bytes / (KVT_TOKENS / KVT_TILE_TOKENS);
+    size_t v_bytes = layout->v_code_bytes / KVT_TOKENS;
     const unsigned char *k = record + layout->k_codes + tile * k_bytes;
-    const unsigned char *v = record + layout->v_codes + slot / 4 * (layout->v_code_bytes / 16);
+    const unsigned char *v = record + layout->v_codes;
+    if (layout->v_type == KVT_TYPE_I8) { /* four tokens lie together */
+        v_bytes *= 4;
+        slot /= 4;
+    }
     for (size_t at = 0; at < k_bytes; at += 64)
         __builtin_prefetch(k + at, 1);
-    for (size_t at = 0; at < layout->v_code_bytes / 16; at += 64)
-        __builtin_prefetch(v + at, 1);
+    for (size_t at = 0; at < v_bytes; at += 64)
+        __builtin_prefetch(v + slot * v_bytes + at, 1);
     __builtin_prefetch(record + layout->k_scales, 1);
     __builtin_prefetch(record + layout->v_scales, 1);
     for (size_t at = 0; at < layout->k_offset_bytes; at += 64)
@@ -424,7 +520,7 @@ static kvt_status append_inline(const kvt_append_job *job, uint32_t layer)
     kvt_fpenv saved = kvt_fpenv_enter();
     for (; head < n_heads; head++) {
         if (head + 1 < n_heads)
-            prefetch_tokens(job, head + 1);
+            prefetch_token(job, head + 1);
         side = KVT_SIDE_K;
         if (!append_head(job, side, head))
             break;
@@ -442,6 +538,8 @@ static kvt_status append_inline(const kvt_append_job *job, uint32_t layer)
 kvt_status kvt_append(kvt_seq *seq, uint32_t layer, const kvt_tensor *k, const kvt_tensor *v)
 {
     const kvt_group_config *config;
+    const kvt_seq_group *state;
+    uint64_t tokens;
     kvt_append_plan plan;
     kvt_append_job job;
     kvt_status status;
@@ -452,8 +550,9 @@ kvt_status kvt_append(kvt_seq *seq, uint32_t layer, const kvt_tensor *k, const k
     if (status != KVT_OK)
         return status;
     config = &job.group->config;
-    if (seq->pending * config->n_kv_heads * (config->k_dim + (v ? config->v_dim : 0)) <
-        PARALLEL_FROM)
+    state = &seq->groups[job.group_index];
+    tokens = seq->pending + (state->seal_end - state->n_sealed) * (uint64_t)KVT_TOKENS;
+    if (tokens * config->n_kv_heads * (config->k_dim + (v ? config->v_dim : 0)) < PARALLEL_FROM)
         return append_inline(&job, layer);
     status = kvt_append_plan_init(&plan, seq, layer, k, v);
     if (status != KVT_OK)

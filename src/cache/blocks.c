@@ -7,8 +7,14 @@
  */
 #include "src/cache/cache.h"
 
+size_t kvt_block_bytes(const kvt_cache *cache, uint32_t class_index)
+{
+    return kvt_round_up(sizeof(kvt_block) + cache->class_bytes[class_index], 64);
+}
+
 kvt_status kvt_block_get(kvt_cache *cache, uint32_t class_index, kvt_block **block)
 {
+    size_t bytes = kvt_block_bytes(cache, class_index);
     kvt_block *found;
     void *memory;
     kvt_status status;
@@ -21,35 +27,49 @@ kvt_status kvt_block_get(kvt_cache *cache, uint32_t class_index, kvt_block **blo
     }
     pthread_mutex_unlock(&cache->lock);
     if (!found) {
-        status = kvt_mem_alloc(cache, sizeof *found + cache->class_bytes[class_index],
-                               "a block of 64 tokens", &memory);
+        status = kvt_mem_alloc(cache, bytes, "a block of 64 tokens", &memory);
+        if (status != KVT_OK) {
+            kvt_blocks_trim(cache);
+            status = kvt_mem_alloc(cache, bytes, "a block of 64 tokens", &memory);
+        }
         if (status != KVT_OK)
             return status;
         found = memory;
         found->data = (unsigned char *)memory + sizeof *found;
+        found->class_index = class_index;
+        found->form = class_index > cache->n_groups ? KVT_OPEN : KVT_SEALED;
         found->is_new = 1;
     }
     found->next = NULL;
+    found->other = NULL;
     *block = found;
     return KVT_OK;
 }
 
-void kvt_block_put(kvt_cache *cache, uint32_t class_index, kvt_block *block)
+void kvt_block_put(kvt_cache *cache, kvt_block *block)
 {
+    if (!block)
+        return;
     pthread_mutex_lock(&cache->lock);
     block->is_new = 0;
-    block->next = cache->free_blocks[class_index];
-    cache->free_blocks[class_index] = block;
-    cache->n_free_blocks[class_index]++;
+    block->next = cache->free_blocks[block->class_index];
+    cache->free_blocks[block->class_index] = block;
+    cache->n_free_blocks[block->class_index]++;
     pthread_mutex_unlock(&cache->lock);
 }
 
-void kvt_block_undo(kvt_cache *cache, uint32_t class_index, kvt_block *block)
+void kvt_block_free(kvt_cache *cache, kvt_block *block)
 {
-    if (block->is_new)
-        kvt_mem_free(cache, block, sizeof *block + cache->class_bytes[class_index]);
+    if (block)
+        kvt_mem_free(cache, block, kvt_block_bytes(cache, block->class_index));
+}
+
+void kvt_block_undo(kvt_cache *cache, kvt_block *block)
+{
+    if (block && block->is_new)
+        kvt_block_free(cache, block);
     else
-        kvt_block_put(cache, class_index, block);
+        kvt_block_put(cache, block);
 }
 
 void kvt_blocks_trim(kvt_cache *cache)
@@ -63,7 +83,7 @@ void kvt_blocks_trim(kvt_cache *cache)
         pthread_mutex_unlock(&cache->lock);
         while (block) {
             kvt_block *next = block->next;
-            kvt_mem_free(cache, block, sizeof *block + cache->class_bytes[c]);
+            kvt_block_free(cache, block);
             block = next;
         }
     }

@@ -10,8 +10,11 @@ void kvt_cache_free(kvt_cache *cache)
     kvt_parallel_destroy(&cache->parallel);
     kvt_blocks_trim(cache);
     kvt_mem_free(cache, cache->scratch, cache->scratch_bytes);
-    for (uint32_t g = 0; g < cache->n_groups; g++)
-        kvt_mem_free(cache, cache->groups[g].signs, kvt_group_signs_bytes(&cache->groups[g]));
+    for (uint32_t g = 0; g < cache->n_groups; g++) {
+        const kvt_group *group = &cache->groups[g];
+        float *signs = group->rotation_k.signs ? group->rotation_k.signs : group->rotation_v.signs;
+        kvt_mem_free(cache, signs, kvt_group_signs_bytes(group));
+    }
     kvt_mem_free(cache, cache->layers, cache->n_layers * sizeof *cache->layers);
     pthread_mutex_destroy(&cache->scratch_lock);
     pthread_mutex_destroy(&cache->lock);
@@ -56,9 +59,9 @@ double kvt_cache_bytes_per_token(const kvt_cache *cache)
     for (uint32_t g = 0; g < cache->n_groups; g++) {
         const kvt_group *group = &cache->groups[g];
         const kvt_group_config *config = &group->config;
-        double head =
-            (double)(config->k_dim * kvt_element_bytes(config->k_type)) +
-            (double)(group->layout.k_scale_bytes + group->layout.v_scale_bytes) / KVT_TOKENS;
+        const kvt_layout *layout = &group->layouts[KVT_SEALED];
+        double head = (double)(config->k_dim * kvt_element_bytes(config->k_type)) +
+                      (double)(layout->k_scale_bytes + layout->v_scale_bytes) / KVT_TOKENS;
         if (!group->v_in_k)
             head += (double)(config->v_dim * kvt_element_bytes(config->v_type));
         if (group->offsets)

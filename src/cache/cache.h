@@ -3,8 +3,8 @@
  * the files of this folder offer. attention/ and snapshot/ read them; nothing here knows of those.
  *
  * Files, each of which may use those before it: geometry.c (layouts, rotation), blocks.c (blocks
- * and their free lists), cache.c (the handle), sequence.c (block table, steps), append.c and
- * read.c. src/create.c makes a cache.
+ * and their free lists), cache.c (the handle), sequence.c (block table, steps), seal.c (rows into
+ * open and sealed blocks), append.c and read.c. src/create.c makes a cache.
  */
 #ifndef KVT_CACHE_H
 #define KVT_CACHE_H
@@ -18,30 +18,46 @@
 
 /* ---- geometry ---- */
 
+/*
+ * A block of a group is in one of two forms (docs/design.md, "Open and sealed blocks"). Sealed: as
+ * the group's types say. Open: the sides that the group stores as i8 are f16 rows in the stored
+ * domain, each with a scale that is a power of two. Groups without an i8 side know the first only.
+ * The numbers are the snapshot format's representations.
+ */
+enum { KVT_SEALED = 0, KVT_OPEN = 1 };
+
 /* Where a head's parts lie in its record, and the sizes up to a block. See simd/tile.h. */
 typedef struct kvt_layout {
+    kvt_type k_type, v_type;  /* of the codes; in the open form f16 where the group has i8 */
     size_t k_dims, v_dims;    /* padded to a multiple of 16 */
     size_t k_codes, k_scales; /* offsets into a head's record */
     size_t k_offset;
     size_t v_scales, v_codes;
     size_t k_code_bytes, v_code_bytes;                   /* of the 64 tokens of a head */
-    size_t k_scale_bytes, v_scale_bytes, k_offset_bytes; /* 0 where the type has none */
+    size_t k_scale_bytes, v_scale_bytes, k_offset_bytes; /* 0 where the side has none */
     size_t head_bytes;                                   /* record of a head: a multiple of 64 */
     size_t layer_bytes;                                  /* n_kv_heads records */
     size_t block_bytes;                                  /* n_layers layers */
-    size_t transposed_bytes; /* V in K: of a block's V of one head, turned for a product; else 0 */
+    size_t transposed_bytes; /* V in K: a block's V of one head in the order of V; else 0 */
 } kvt_layout;
+
+/* A signed Hadamard transform of a side: docs/numerics.md, "Rotation". */
+typedef struct kvt_rotation {
+    float *signs; /* of kv head h at signs + h * stride, +-1 each; set at creation */
+    size_t stride;
+    size_t block;  /* dims transformed together: a power of two; 0: no rotation */
+    float scale;   /* of K or V; a power of two, as the other, and their product is 1 / block */
+    float inverse; /* of q, and of the way back */
+} kvt_rotation;
 
 typedef struct kvt_group {
     kvt_group_config config; /* config.layers is NULL: see kvt_cache.layers */
-    kvt_layout layout;
-    uint32_t rotates;       /* K is i8 and rotated */
-    uint32_t offsets;       /* K is i8 and has an offset */
-    uint32_t v_in_k;        /* V is K's first dims: there are no V codes and scales */
-    size_t rotation_block;  /* dims rotated together: largest power of two dividing k_dim */
-    float rotation_scale_k; /* powers of two; their product is 1 / rotation_block */
-    float rotation_scale_q;
-    float *signs; /* [n_kv_heads][k_dim] +-1; NULL without rotation */
+    kvt_layout layouts[2];   /* KVT_SEALED, KVT_OPEN */
+    uint32_t seals;          /* a side is i8: blocks are open first */
+    uint32_t offsets;        /* K is i8 and has an offset */
+    uint32_t v_in_k;         /* V is K's first dims: there are no V codes and scales */
+    uint64_t residual_tokens;
+    kvt_rotation rotation_k, rotation_v; /* V in K: v's is k's */
 } kvt_group;
 
 /* A layer's group and its place in the group's blocks. */
@@ -53,23 +69,28 @@ typedef struct kvt_layer {
 /* ---- blocks ---- */
 
 /*
- * 64 tokens of one class. Class g < n_groups: keys and values of group g, data[block_bytes].
- * Class n_groups: positions and token ids of the 64 tokens (kvt_meta).
- * The header and the data are one allocation; data begins at a multiple of 64 bytes.
+ * 64 tokens of one class. Class g < n_groups: sealed keys and values of group g. Class n_groups:
+ * positions and token ids of the 64 tokens (kvt_meta). Class n_groups + 1 + g: open keys and values
+ * of group g. The header and the data are one allocation; data begins at a multiple of 64 bytes.
  */
 typedef struct kvt_block {
     unsigned char *data;
-    struct kvt_block *next; /* in a free list */
-    uint64_t is_new;        /* has never been in a free list */
-    uint64_t reserved[5];
+    struct kvt_block *next;  /* in a list of free blocks */
+    struct kvt_block *other; /* the same 64 tokens in the other form, or NULL: see kvt_seq_group */
+    uint32_t class_index;
+    uint32_t form;   /* KVT_SEALED or KVT_OPEN */
+    uint32_t is_new; /* has never been in a free list */
+    uint32_t reserved[7];
 } kvt_block;
+
+_Static_assert(sizeof(kvt_block) == 64, "a block's data begins at a multiple of 64 bytes");
 
 typedef struct kvt_meta {
     int32_t positions[KVT_TOKENS];
     int32_t token_ids[KVT_TOKENS];
 } kvt_meta;
 
-#define KVT_MAX_CLASSES (KVT_MAX_GROUPS + 1)
+#define KVT_MAX_CLASSES (2 * KVT_MAX_GROUPS + 1)
 
 /* ---- cache ---- */
 
@@ -82,7 +103,8 @@ struct kvt_cache {
     uint64_t max_tokens;
     size_t max_rows; /* blocks of max_tokens */
     uint32_t n_groups, n_layers;
-    uint32_t n_classes; /* n_groups + 1 */
+    uint32_t n_columns; /* of a block table: n_groups + 1 */
+    uint32_t n_classes; /* 2 * n_groups + 1 */
     kvt_group groups[KVT_MAX_GROUPS];
     kvt_layer *layers;                   /* [n_layers] */
     size_t class_bytes[KVT_MAX_CLASSES]; /* of a block's data */
@@ -104,8 +126,36 @@ _Static_assert(offsetof(struct kvt_cache, heap) == 0, "memory.c and status.c tak
 /* ---- sequence ---- */
 
 /*
- * Row r of the table holds tokens 64 r .. 64 r + 63, one block a class. Rows 0 .. n_rows - 1 have
- * all their blocks, the others none. n_rows covers length + pending.
+ * The forms of a sequence's blocks of one group that seals. Rows (blocks of 64 tokens) in order:
+ *
+ *   0 .. n_final - 1           sealed, for good
+ *   n_final .. n_sealed - 1    sealed; `other` is the open form, until the next begin
+ *   n_sealed .. seal_end - 1   a step is pending that seals them: open with the sealed form in
+ *                              `other`, or, where no truncate to come can need it, sealed at once
+ *   from seal_end on           open
+ *
+ * A row is sealed by the step with which all its tokens become older than the last
+ * residual_tokens. What a sequence shows therefore depends on its length alone, not on the steps
+ * that led there. The open form of the last 64 tokens' worth of such rows is kept until the next
+ * begin: a truncate before it takes the sealing back.
+ */
+typedef struct kvt_seq_group {
+    size_t n_final, n_sealed, seal_end;
+} kvt_seq_group;
+
+/* How many rows are full of tokens older than the last `residual` of n_tokens. */
+static inline size_t kvt_rows_older(uint64_t n_tokens, uint64_t residual)
+{
+    return n_tokens > residual ? (size_t)((n_tokens - residual) / KVT_TOKENS) : 0;
+}
+
+/* Tokens that a truncate may take back without a trace, if it comes before the next begin. */
+#define KVT_DRAFT_TOKENS 64
+
+/*
+ * Row r of the table holds tokens 64 r .. 64 r + 63, one block a column: the groups', then that of
+ * the positions. Rows 0 .. n_rows - 1 have all their blocks, the others none. n_rows covers
+ * length + pending.
  */
 struct kvt_seq {
     kvt_cache *cache;
@@ -113,15 +163,26 @@ struct kvt_seq {
     uint64_t pending;    /* tokens of the pending step, 0: none */
     uint64_t step;       /* number of begins: tells plans of an earlier step */
     uint32_t n_appended; /* layers that have the pending tokens */
+    uint32_t reserves;   /* kvt_seq_reserve was called: blocks stay with the sequence */
     uint8_t *appended;   /* [n_layers] */
     size_t n_rows;
-    kvt_block **table; /* [max_rows][n_classes] */
+    kvt_block **table; /* [max_rows][n_columns] */
+    kvt_seq_group groups[KVT_MAX_GROUPS];
+    kvt_block *spare[KVT_MAX_CLASSES]; /* reserved, and not in use */
+    size_t n_spare[KVT_MAX_CLASSES];
+    uint64_t exempt_bytes; /* of its open blocks: see account() */
 };
 
-static inline kvt_block *kvt_seq_block(const kvt_seq *seq, size_t row, uint32_t class_index)
+static inline kvt_block **kvt_seq_entry(const kvt_seq *seq, size_t row, uint32_t column)
 {
-    assert(row < seq->n_rows && class_index < seq->cache->n_classes);
-    return seq->table[row * seq->cache->n_classes + class_index];
+    assert(column < seq->cache->n_columns);
+    return &seq->table[row * seq->cache->n_columns + column];
+}
+
+static inline kvt_block *kvt_seq_block(const kvt_seq *seq, size_t row, uint32_t column)
+{
+    assert(row < seq->n_rows);
+    return *kvt_seq_entry(seq, row, column);
 }
 
 static inline kvt_meta *kvt_seq_meta(const kvt_seq *seq, size_t row)
@@ -129,13 +190,25 @@ static inline kvt_meta *kvt_seq_meta(const kvt_seq *seq, size_t row)
     return (kvt_meta *)(void *)kvt_seq_block(seq, row, seq->cache->n_groups)->data;
 }
 
+/* The layout of a group's block. */
+static inline const kvt_layout *kvt_block_layout(const kvt_group *group, const kvt_block *block)
+{
+    return &group->layouts[block->form];
+}
+
 /* A head's record: see simd/tile.h. */
 static inline unsigned char *kvt_head_record(const kvt_group *group, const kvt_block *block,
                                              size_t layer_index, size_t kv_head)
 {
+    const kvt_layout *layout = kvt_block_layout(group, block);
     assert(layer_index < group->config.n_layers && kv_head < group->config.n_kv_heads);
-    return block->data + layer_index * group->layout.layer_bytes +
-           kv_head * group->layout.head_bytes;
+    return block->data + layer_index * layout->layer_bytes + kv_head * layout->head_bytes;
+}
+
+/* A block's class. */
+static inline uint32_t kvt_class_of(const kvt_cache *cache, uint32_t column, uint32_t form)
+{
+    return form == KVT_OPEN ? cache->n_groups + 1 + column : column;
 }
 
 /* Rows (blocks) that n tokens need. */
@@ -154,17 +227,26 @@ const char *kvt_v_in_k_fault(uint32_t flags, uint32_t k_dim, uint32_t v_dim, kvt
 size_t kvt_element_bytes(kvt_type type);
 /* Layout and transforms of a group whose config has been checked. signs is left NULL. */
 void kvt_group_make(const kvt_group_config *config, kvt_group *group);
-/* The rotation's signs: bytes, and their values once group->signs has the memory. */
+/* The rotations' signs: bytes, and their values, given the memory. */
 size_t kvt_group_signs_bytes(const kvt_group *group);
-void kvt_group_fill_signs(const kvt_group *group);
+void kvt_group_fill_signs(kvt_group *group, float *signs);
 
 /* ---- blocks.c ---- */
 
+/* Bytes of one block of a class, its header included. */
+size_t kvt_block_bytes(const kvt_cache *cache, uint32_t class_index);
+/*
+ * One block of a class, from the free list or new. A recycled block holds old bytes. Where the
+ * budget or the allocator refuses, the free blocks of all classes are given back and it is tried
+ * once more.
+ */
 kvt_status kvt_block_get(kvt_cache *cache, uint32_t class_index, kvt_block **block);
-/* To the free list. */
-void kvt_block_put(kvt_cache *cache, uint32_t class_index, kvt_block *block);
+/* To the free list. NULL is fine. */
+void kvt_block_put(kvt_cache *cache, kvt_block *block);
+/* Back to the allocator. NULL is fine. */
+void kvt_block_free(kvt_cache *cache, kvt_block *block);
 /* Undo a kvt_block_get: to where it came from, the free list or the allocator. */
-void kvt_block_undo(kvt_cache *cache, uint32_t class_index, kvt_block *block);
+void kvt_block_undo(kvt_cache *cache, kvt_block *block);
 /* Free every block in the free lists. */
 void kvt_blocks_trim(kvt_cache *cache);
 
@@ -180,11 +262,43 @@ void kvt_cache_free(kvt_cache *cache);
 /* Bytes of an empty sequence. Uses the geometry only. */
 uint64_t kvt_seq_own_bytes(const kvt_cache *cache);
 
-/* Reserve table rows up to n_rows: all of them, or none and an error. */
-kvt_status kvt_seq_grow(kvt_seq *seq, size_t n_rows);
-/* Give back the rows from n_rows on. */
+/* Give back the rows from n_rows on, and what a pending step was to seal. */
 void kvt_seq_shrink(kvt_seq *seq, size_t n_rows);
+/* Give up all that the sequence has, and take n_rows rows of blocks, [n_rows][n_columns]. */
+void kvt_seq_replace(kvt_seq *seq, kvt_block *const *table, size_t n_rows, uint64_t n_tokens);
 /* Tokens that a layer holds: the pending ones count where the layer has them. */
 uint64_t kvt_seq_visible(const kvt_seq *seq, uint32_t layer);
+
+/* ---- seal.c ---- */
+
+/* One side of a head's record of one form, or memory laid out like it. */
+typedef struct kvt_record {
+    void *codes;
+    uint16_t *scales; /* NULL where the side has none */
+    uint16_t *offset; /* of K; NULL where the group has none */
+} kvt_record;
+
+/* Of a block, layer and head. */
+kvt_record kvt_record_of(const kvt_group *group, const kvt_block *block, kvt_side side,
+                         size_t layer_index, size_t kv_head);
+
+/* The largest magnitude in the stored domain that an i8 side takes. */
+#define KVT_I8_MAX 8.0e6f
+
+/*
+ * Rows x[i * dims] of a side that is stored as i8, in the stored domain less the record's offset,
+ * into slots slot .. slot + n - 1 (one tile) of an open record. The rows may be changed. 0: a
+ * magnitude is above KVT_I8_MAX or not a number.
+ */
+int kvt_open_put(const kvt_kernels *kernels, const kvt_layout *open, kvt_side side, float *x,
+                 size_t n, size_t dims, const kvt_record *to, size_t slot);
+
+/* One side of a full open record into a sealed one. */
+void kvt_seal(const kvt_kernels *kernels, const kvt_group *group, kvt_side side,
+              const kvt_record *open, const kvt_record *sealed);
+
+/* The offset that a sealed form of an open record of K would have: f16, k_dims of them. */
+void kvt_seal_offset(const kvt_kernels *kernels, const kvt_layout *open, const kvt_record *record,
+                     uint16_t *offset);
 
 #endif /* KVT_CACHE_H */

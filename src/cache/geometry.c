@@ -33,20 +33,27 @@ const char *kvt_v_in_k_fault(uint32_t flags, uint32_t k_dim, uint32_t v_dim, kvt
     return NULL;
 }
 
+static int is_i8(kvt_type type)
+{
+    return type == KVT_TYPE_I8;
+}
+
 /*
- * Sizes of a group's records. Dims and heads are bounded, so nothing overflows below a head's
- * record; layers are bounded too: 1024 * 1024 heads of about 1 MiB stay far below 2^63.
+ * Sizes of a group's records in one form. Dims and heads are bounded, so nothing overflows below a
+ * head's record; layers are bounded too: 1024 * 1024 heads of about 1 MiB stay far below 2^63.
  */
-static void make_layout(const kvt_group_config *config, int offsets, kvt_layout *layout)
+static void make_layout(const kvt_group_config *config, int form, int offsets, kvt_layout *layout)
 {
     size_t at = 0, v_bytes;
+    layout->k_type = form == KVT_OPEN && is_i8(config->k_type) ? KVT_TYPE_F16 : config->k_type;
+    layout->v_type = form == KVT_OPEN && is_i8(config->v_type) ? KVT_TYPE_F16 : config->v_type;
     layout->k_dims = kvt_round_up(config->k_dim, 16);
     layout->v_dims = kvt_round_up(config->v_dim, 16);
-    layout->k_code_bytes = layout->k_dims * KVT_TOKENS * kvt_element_bytes(config->k_type);
-    v_bytes = layout->v_dims * KVT_TOKENS * kvt_element_bytes(config->v_type);
+    layout->k_code_bytes = layout->k_dims * KVT_TOKENS * kvt_element_bytes(layout->k_type);
+    v_bytes = layout->v_dims * KVT_TOKENS * kvt_element_bytes(layout->v_type);
     layout->v_code_bytes = v_bytes;
-    layout->k_scale_bytes = config->k_type == KVT_TYPE_I8 ? KVT_TOKENS * sizeof(uint16_t) : 0;
-    layout->v_scale_bytes = config->v_type == KVT_TYPE_I8 ? KVT_TOKENS * sizeof(uint16_t) : 0;
+    layout->k_scale_bytes = is_i8(config->k_type) ? KVT_TOKENS * sizeof(uint16_t) : 0;
+    layout->v_scale_bytes = is_i8(config->v_type) ? KVT_TOKENS * sizeof(uint16_t) : 0;
     layout->k_offset_bytes = offsets ? kvt_round_up(layout->k_dims * sizeof(uint16_t), 64) : 0;
 
     layout->transposed_bytes = 0;
@@ -64,30 +71,59 @@ static void make_layout(const kvt_group_config *config, int offsets, kvt_layout 
     layout->block_bytes = layout->layer_bytes * config->n_layers;
 }
 
-void kvt_group_make(const kvt_group_config *config, kvt_group *group)
+/* The scales are powers of two, so that scaling is exact; that of K and V is near 1 / sqrt(block).
+ */
+static kvt_rotation make_rotation(size_t dims, size_t stride)
 {
+    kvt_rotation rotation = {NULL, stride, kvt_rotation_block(dims), 0.0f, 0.0f};
     int log2_block = 0;
-
-    group->config = *config;
-    group->config.layers = NULL;
-    group->rotates = config->k_type == KVT_TYPE_I8 && !(config->flags & KVT_GROUP_NO_ROTATION);
-    group->offsets = config->k_type == KVT_TYPE_I8 && !(config->flags & KVT_GROUP_NO_OFFSET);
-    group->v_in_k = (config->flags & KVT_GROUP_V_IN_K) != 0;
-    make_layout(config, (int)group->offsets, &group->layout);
-
-    group->rotation_block = kvt_rotation_block(config->k_dim);
-    while ((size_t)2 << log2_block <= group->rotation_block)
+    while ((size_t)2 << log2_block <= rotation.block)
         log2_block++;
-    /* Powers of two, so that scaling is exact. K's is near 1 / sqrt(block). */
-    group->rotation_scale_k = 1.0f / (float)(1u << log2_block / 2);
-    group->rotation_scale_q = 1.0f / (float)(1u << (log2_block - log2_block / 2));
+    rotation.scale = 1.0f / (float)(1u << log2_block / 2);
+    rotation.inverse = 1.0f / (float)(1u << (log2_block - log2_block / 2));
+    return rotation;
 }
 
-/* ---- the rotation's signs ---- */
+void kvt_group_make(const kvt_group_config *config, kvt_group *group)
+{
+    memset(group, 0, sizeof *group);
+    group->config = *config;
+    group->config.layers = NULL;
+    group->seals = is_i8(config->k_type) || is_i8(config->v_type);
+    group->offsets = is_i8(config->k_type) && !(config->flags & KVT_GROUP_NO_OFFSET);
+    group->v_in_k = (config->flags & KVT_GROUP_V_IN_K) != 0;
+    group->residual_tokens = config->residual_tokens == 0 ? KVT_RESIDUAL_TOKENS
+                             : config->residual_tokens == KVT_RESIDUAL_NONE
+                                 ? 0
+                                 : config->residual_tokens;
+    make_layout(config, KVT_SEALED, (int)group->offsets, &group->layouts[KVT_SEALED]);
+    make_layout(config, KVT_OPEN, (int)group->offsets, &group->layouts[KVT_OPEN]);
+    if (is_i8(config->k_type) && !(config->flags & KVT_GROUP_NO_ROTATION))
+        group->rotation_k = make_rotation(config->k_dim, config->k_dim);
+    if (group->v_in_k)
+        group->rotation_v = group->rotation_k;
+    else if (is_i8(config->v_type) && !(config->flags & KVT_GROUP_NO_V_ROTATION))
+        group->rotation_v = make_rotation(config->v_dim, config->v_dim);
+}
+
+/* ---- the rotations' signs ---- */
+
+/* Floats of signs of K and of V. */
+static size_t signs_of_k(const kvt_group *group)
+{
+    return group->rotation_k.block ? group->config.n_kv_heads * (size_t)group->config.k_dim : 0;
+}
+
+static size_t signs_of_v(const kvt_group *group)
+{
+    return group->rotation_v.block && !group->v_in_k
+               ? group->config.n_kv_heads * (size_t)group->config.v_dim
+               : 0;
+}
 
 size_t kvt_group_signs_bytes(const kvt_group *group)
 {
-    return group->rotates ? group->config.n_kv_heads * group->config.k_dim * sizeof(float) : 0;
+    return (signs_of_k(group) + signs_of_v(group)) * sizeof(float);
 }
 
 /* splitmix64 (Steele, Lea and Flood 2014): the i-th output of a stream, by its counter. */
@@ -99,13 +135,32 @@ static uint64_t splitmix64(uint64_t seed, uint64_t i)
     return z ^ z >> 31;
 }
 
-/* Sign of dim d of kv head h: bit d % 64 of output (h * words + d / 64); 1 is minus. */
-void kvt_group_fill_signs(const kvt_group *group)
+/* Sign of dim d of kv head h: bit d % 64 of output (first + h * words + d / 64); 1 is minus. */
+static void fill_signs(uint64_t seed, uint64_t first, size_t heads, size_t dims, float *signs)
 {
-    size_t dim = group->config.k_dim, words = (dim + 63) / 64;
-    for (size_t h = 0; h < group->config.n_kv_heads; h++)
-        for (size_t d = 0; d < dim; d++) {
-            uint64_t bits = splitmix64(group->config.rotation_seed, h * words + d / 64);
-            group->signs[h * dim + d] = bits >> d % 64 & 1 ? -1.0f : 1.0f;
+    size_t words = (dims + 63) / 64;
+    for (size_t h = 0; h < heads; h++)
+        for (size_t d = 0; d < dims; d++) {
+            uint64_t bits = splitmix64(seed, first + h * words + d / 64);
+            signs[h * dims + d] = bits >> d % 64 & 1 ? -1.0f : 1.0f;
         }
+}
+
+/* V's signs are outputs of the same stream from here on. */
+#define V_SIGNS ((uint64_t)1 << 32)
+
+void kvt_group_fill_signs(kvt_group *group, float *signs)
+{
+    const kvt_group_config *config = &group->config;
+    if (signs_of_k(group)) {
+        group->rotation_k.signs = signs;
+        fill_signs(config->rotation_seed, 0, config->n_kv_heads, config->k_dim, signs);
+    }
+    if (signs_of_v(group)) {
+        group->rotation_v.signs = signs + signs_of_k(group);
+        fill_signs(config->rotation_seed, V_SIGNS, config->n_kv_heads, config->v_dim,
+                   group->rotation_v.signs);
+    }
+    if (group->v_in_k)
+        group->rotation_v.signs = group->rotation_k.signs;
 }

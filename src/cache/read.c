@@ -35,56 +35,58 @@ static kvt_status make_reader(const kvt_seq *seq, uint32_t layer, uint64_t first
     return KVT_OK;
 }
 
-static const unsigned char *record_of(const reader *r, uint64_t token, size_t head)
+typedef void get_function(const void *codes, const uint16_t *scales, size_t slot, size_t dims,
+                          size_t dims_p, float *x);
+
+static get_function *get_of(const kvt_kernels *k, kvt_side side, kvt_type type)
 {
-    const kvt_block *block = kvt_seq_block(r->seq, (size_t)(token / KVT_TOKENS), r->group_index);
-    return kvt_head_record(r->group, block, r->layer_index, head);
+    if (side == KVT_SIDE_K)
+        return type == KVT_TYPE_F32   ? k->get_k_f32
+               : type == KVT_TYPE_F16 ? k->get_k_f16
+                                      : k->get_k_i8;
+    return type == KVT_TYPE_F32 ? k->get_v_f32 : type == KVT_TYPE_F16 ? k->get_v_f16 : k->get_v_i8;
 }
 
-static const uint16_t *halves(const unsigned char *memory)
+/* One token of one side: value * scale, plus the offset, rotated back. */
+static void read_side(const reader *r, kvt_side side, uint64_t token, size_t head, float *x)
 {
-    return (const uint16_t *)(const void *)memory;
+    const kvt_kernels *k = r->kernels;
+    const kvt_group *group = r->group;
+    const kvt_block *block = kvt_seq_block(r->seq, (size_t)(token / KVT_TOKENS), r->group_index);
+    const kvt_layout *layout = kvt_block_layout(group, block);
+    kvt_record record = kvt_record_of(group, block, side, r->layer_index, head);
+    int is_k = side == KVT_SIDE_K;
+    kvt_type type = is_k ? layout->k_type : layout->v_type;
+    const kvt_rotation *rotation = is_k ? &group->rotation_k : &group->rotation_v;
+    size_t dims = is_k ? group->config.k_dim : group->config.v_dim;
+    size_t slot = (size_t)(token % KVT_TOKENS);
+
+    get_of(k, side, type)(record.codes, record.scales, slot, dims,
+                          is_k ? layout->k_dims : layout->v_dims, x);
+    if (record.scales && type == KVT_TYPE_F16) /* an open row's power of two */
+        for (size_t d = 0; d < dims; d++)
+            x[d] *= kvt_f16_to_f32(record.scales[slot]);
+    for (size_t d = 0; record.offset && d < dims; d++)
+        x[d] += kvt_f16_to_f32(record.offset[d]);
+    if (rotation->block)
+        k->unrotate(x, rotation->signs + head * rotation->stride, dims, rotation->block,
+                    rotation->inverse);
 }
 
 static void read_k(const reader *r, uint64_t token, size_t head, float *x)
 {
-    const kvt_kernels *k = r->kernels;
-    const kvt_group *group = r->group;
-    const kvt_layout *layout = &group->layout;
-    const unsigned char *record = record_of(r, token, head);
-    size_t dims = group->config.k_dim;
-
-    (group->config.k_type == KVT_TYPE_F32 ? k->get_k_f32
-     : group->config.k_type == KVT_TYPE_F16
-         ? k->get_k_f16
-         : k->get_k_i8)(record + layout->k_codes, halves(record + layout->k_scales),
-                        (size_t)(token % KVT_TOKENS), dims, layout->k_dims, x);
-    if (group->rotates)
-        k->unrotate(x, group->signs + head * dims, dims, group->rotation_block,
-                    group->rotation_scale_q);
-    if (group->offsets)
-        for (size_t d = 0; d < dims; d++)
-            x[d] += kvt_f16_to_f32(halves(record + layout->k_offset)[d]);
+    read_side(r, KVT_SIDE_K, token, head, x);
 }
 
 static void read_v(const reader *r, uint64_t token, size_t head, float *x)
 {
-    const kvt_kernels *k = r->kernels;
-    const kvt_group_config *config = &r->group->config;
-    const kvt_layout *layout = &r->group->layout;
-    const unsigned char *record = record_of(r, token, head);
-
     if (r->group->v_in_k) { /* as kvt_read has K: the bits are to be the same */
         float row[KVT_MAX_DIM];
         read_k(r, token, head, row);
-        memcpy(x, row, config->v_dim * sizeof *x);
+        memcpy(x, row, r->group->config.v_dim * sizeof *x);
         return;
     }
-    (config->v_type == KVT_TYPE_F32 ? k->get_v_f32
-     : config->v_type == KVT_TYPE_F16
-         ? k->get_v_f16
-         : k->get_v_i8)(record + layout->v_codes, halves(record + layout->v_scales),
-                        (size_t)(token % KVT_TOKENS), config->v_dim, layout->v_dims, x);
+    read_side(r, KVT_SIDE_V, token, head, x);
 }
 
 kvt_status kvt_read(const kvt_seq *seq, uint32_t layer, kvt_side side, uint64_t first, uint64_t n,

@@ -3,13 +3,14 @@
  *
  * Invariants: n_rows covers length + pending and the rows have all their blocks; a step changes
  * nothing that a reader of the committed tokens can see until commit, except that attend and
- * read see the pending tokens of a layer that has them.
+ * read see the pending tokens of a layer that has them. Which rows are sealed follows from the
+ * length: see kvt_seq_group.
  */
 #include "src/cache/cache.h"
 
 static size_t table_bytes(const kvt_cache *cache)
 {
-    return cache->max_rows * cache->n_classes * sizeof(kvt_block *);
+    return cache->max_rows * cache->n_columns * sizeof(kvt_block *);
 }
 
 uint64_t kvt_seq_own_bytes(const kvt_cache *cache)
@@ -17,6 +18,137 @@ uint64_t kvt_seq_own_bytes(const kvt_cache *cache)
     return kvt_round_up(sizeof(kvt_seq), 64) + kvt_round_up(cache->n_layers, 64) +
            kvt_round_up(table_bytes(cache), 64);
 }
+
+/* ---- blocks of a sequence ---- */
+
+/* One of the reserved blocks of a class, or NULL. */
+static kvt_block *take_spare(kvt_seq *seq, uint32_t class_index)
+{
+    kvt_block *block = seq->spare[class_index];
+    if (block) {
+        seq->spare[class_index] = block->next;
+        seq->n_spare[class_index]--;
+        block->next = block->other = NULL;
+    }
+    return block;
+}
+
+static void put_spare(kvt_seq *seq, kvt_block *block)
+{
+    block->next = seq->spare[block->class_index];
+    block->other = NULL;
+    seq->spare[block->class_index] = block;
+    seq->n_spare[block->class_index]++;
+}
+
+/* A block that the sequence needs no more: it stays with it, or with the cache. */
+static void put_block(kvt_seq *seq, kvt_block *block)
+{
+    if (block && seq->reserves)
+        put_spare(seq, block);
+    else
+        kvt_block_put(seq->cache, block);
+}
+
+/*
+ * The open form of a block that is sealed. Not to the free list: that would hold memory which a
+ * long context has no use for, and which the forecast does not count.
+ */
+static void free_open(kvt_seq *seq, kvt_block *block)
+{
+    if (block && seq->reserves)
+        put_spare(seq, block);
+    else
+        kvt_block_free(seq->cache, block);
+}
+
+/* Make two blocks the forms of the same tokens. */
+static void pair(kvt_block *open, kvt_block *sealed)
+{
+    open->other = sealed;
+    sealed->other = open;
+}
+
+/* Undo that; the block's other form is returned, or NULL. */
+static kvt_block *unpair(kvt_block *block)
+{
+    kvt_block *other = block->other;
+    if (other)
+        block->other = other->other = NULL;
+    return other;
+}
+
+/*
+ * Open blocks that have a sealed form beside them are not held against the budget: bring their
+ * number up to date after every change.
+ */
+static void account(kvt_seq *seq)
+{
+    kvt_cache *cache = seq->cache;
+    uint64_t bytes = 0;
+    for (uint32_t g = 0; g < cache->n_groups; g++) {
+        const kvt_seq_group *group = &seq->groups[g];
+        size_t pairs = group->n_sealed - group->n_final;
+        for (size_t row = group->n_sealed; row < group->seal_end; row++)
+            pairs += kvt_seq_block(seq, row, g)->other != NULL;
+        bytes += pairs * kvt_block_bytes(cache, kvt_class_of(cache, g, KVT_OPEN));
+    }
+    kvt_mem_exempt(cache, bytes, seq->exempt_bytes);
+    seq->exempt_bytes = bytes;
+}
+
+/* ---- the table ---- */
+
+/* Give up what a pending step was to seal. The rows that it added are not touched. */
+static void drop_sealing(kvt_seq *seq)
+{
+    for (uint32_t g = 0; g < seq->cache->n_groups; g++) {
+        kvt_seq_group *group = &seq->groups[g];
+        for (size_t row = group->n_sealed; row < group->seal_end; row++)
+            put_block(seq, unpair(kvt_seq_block(seq, row, g)));
+        group->seal_end = group->n_sealed;
+    }
+}
+
+void kvt_seq_shrink(kvt_seq *seq, size_t n_rows)
+{
+    kvt_cache *cache = seq->cache;
+    drop_sealing(seq);
+    while (seq->n_rows > n_rows) {
+        seq->n_rows--;
+        for (uint32_t c = 0; c < cache->n_columns; c++) {
+            kvt_block **entry = kvt_seq_entry(seq, seq->n_rows, c);
+            put_block(seq, unpair(*entry));
+            put_block(seq, *entry);
+            *entry = NULL;
+        }
+    }
+    for (uint32_t g = 0; g < cache->n_groups; g++) {
+        kvt_seq_group *group = &seq->groups[g];
+        group->n_sealed = group->n_sealed < n_rows ? group->n_sealed : n_rows;
+        group->n_final = group->n_final < group->n_sealed ? group->n_final : group->n_sealed;
+        group->seal_end = group->n_sealed;
+    }
+    account(seq);
+}
+
+void kvt_seq_replace(kvt_seq *seq, kvt_block *const *table, size_t n_rows, uint64_t n_tokens)
+{
+    kvt_seq_shrink(seq, 0);
+    if (n_rows)
+        memcpy(seq->table, table, n_rows * seq->cache->n_columns * sizeof *table);
+    seq->n_rows = n_rows;
+    seq->length = n_tokens;
+    for (uint32_t g = 0; g < seq->cache->n_groups; g++) {
+        kvt_seq_group *group = &seq->groups[g];
+        while (seq->cache->groups[g].seals && group->n_sealed < n_rows &&
+               kvt_seq_block(seq, group->n_sealed, g)->form == KVT_SEALED)
+            group->n_sealed++;
+        group->n_final = group->seal_end = group->n_sealed;
+    }
+}
+
+/* ---- create, destroy ---- */
 
 kvt_status kvt_seq_create(kvt_cache *cache, kvt_seq **seq_out)
 {
@@ -53,49 +185,173 @@ void kvt_seq_destroy(kvt_seq *seq)
     if (!seq)
         return;
     cache = seq->cache;
+    seq->reserves = 0;
     kvt_seq_shrink(seq, 0);
+    for (uint32_t c = 0; c < cache->n_classes; c++)
+        while (seq->spare[c])
+            kvt_block_put(cache, take_spare(seq, c));
     kvt_mem_free(cache, seq->table, table_bytes(cache));
     kvt_mem_free(cache, seq->appended, cache->n_layers);
     kvt_mem_free(cache, seq, sizeof *seq);
     kvt_cache_release(cache);
 }
 
-/* ---- the table ---- */
+/* ---- a step's blocks ---- */
 
-kvt_status kvt_seq_grow(kvt_seq *seq, size_t n_rows)
+/* What a step that ends with n_tokens adds to a group. */
+typedef struct group_plan {
+    size_t seal_end; /* rows n_sealed .. seal_end - 1 are sealed by it */
+    size_t
+        open_begin; /* new rows from here on get an open block, those before are sealed at once */
+    size_t sealed, open; /* blocks to be added */
+    size_t pairs;        /* rows that have both forms while the step is pending */
+} group_plan;
+
+static group_plan plan_group(const kvt_seq *seq, uint32_t g, uint64_t n_tokens)
+{
+    const kvt_group *group = &seq->cache->groups[g];
+    size_t n_rows = kvt_rows(n_tokens), n_sealed = seq->groups[g].n_sealed, direct;
+    group_plan plan = {n_sealed, n_rows, 0, 0, 0};
+
+    if (!group->seals) {
+        plan.sealed = n_rows - seq->n_rows;
+        return plan;
+    }
+    plan.seal_end = kvt_rows_older(n_tokens, group->residual_tokens);
+    if (plan.seal_end < n_sealed)
+        plan.seal_end = n_sealed;
+    direct = kvt_rows_older(n_tokens, group->residual_tokens + KVT_DRAFT_TOKENS);
+    plan.open_begin = direct > seq->n_rows ? direct : seq->n_rows;
+    plan.sealed = plan.seal_end - n_sealed;
+    plan.open = n_rows - plan.open_begin;
+    plan.pairs = plan.sealed - (plan.open_begin - seq->n_rows);
+    return plan;
+}
+
+/*
+ * Have at least `want` spare blocks of a class. On an error there are as many as before. *added:
+ * how many are new.
+ */
+static kvt_status add_spares(kvt_seq *seq, uint32_t class_index, size_t want, size_t *added)
+{
+    *added = 0;
+    while (seq->n_spare[class_index] < want) {
+        kvt_block *block;
+        kvt_status status = kvt_block_get(seq->cache, class_index, &block);
+        if (status != KVT_OK)
+            return status;
+        put_spare(seq, block);
+        ++*added;
+    }
+    return KVT_OK;
+}
+
+/* Give spare blocks back to where they came from. */
+static void undo_spares(kvt_seq *seq, uint32_t class_index, size_t n)
+{
+    while (n-- > 0)
+        kvt_block_undo(seq->cache, take_spare(seq, class_index));
+}
+
+/*
+ * What may fail of a step's begin: the blocks that it needs, as spare ones. Open forms that were
+ * kept for a truncate serve as open blocks of new rows.
+ */
+static kvt_status reserve_step(kvt_seq *seq, const group_plan *plans, size_t n_rows)
 {
     kvt_cache *cache = seq->cache;
-    size_t row = seq->n_rows;
-    uint32_t c = 0;
-    kvt_status status = KVT_OK;
+    size_t want[KVT_MAX_CLASSES] = {0}, added[KVT_MAX_CLASSES] = {0};
+    uint64_t exempt = 0;
+    kvt_status status;
 
-    for (; row < n_rows; row++)
-        for (c = 0; c < cache->n_classes; c++) {
-            status = kvt_block_get(cache, c, &seq->table[row * cache->n_classes + c]);
-            if (status != KVT_OK)
-                goto fail;
-        }
-    seq->n_rows = n_rows > seq->n_rows ? n_rows : seq->n_rows;
-    return KVT_OK;
-
-fail:
-    for (size_t i = row * cache->n_classes + c; i-- > seq->n_rows * cache->n_classes;) {
-        kvt_block_undo(cache, (uint32_t)(i % cache->n_classes), seq->table[i]);
-        seq->table[i] = NULL;
+    want[cache->n_groups] = n_rows > seq->n_rows ? n_rows - seq->n_rows : 0;
+    for (uint32_t g = 0; g < cache->n_groups; g++) {
+        size_t kept = seq->groups[g].n_sealed - seq->groups[g].n_final, used = plans[g].open;
+        used = used < kept ? used : kept;
+        want[g] = plans[g].sealed;
+        want[kvt_class_of(cache, g, KVT_OPEN)] = plans[g].open - used;
+        exempt += (plans[g].pairs + kept - used) *
+                  kvt_block_bytes(cache, kvt_class_of(cache, g, KVT_OPEN));
     }
+    kvt_mem_exempt(cache, exempt, seq->exempt_bytes);
+    status = kvt_mem_check(cache);
+    for (uint32_t c = 0; status == KVT_OK && c < cache->n_classes; c++)
+        status = add_spares(seq, c, want[c], &added[c]);
+    kvt_mem_exempt(cache, seq->exempt_bytes, exempt);
+    if (status != KVT_OK)
+        for (uint32_t c = 0; c < cache->n_classes; c++)
+            undo_spares(seq, c, added[c]);
     return status;
 }
 
-void kvt_seq_shrink(kvt_seq *seq, size_t n_rows)
+/* The open forms that were kept for a truncate become spare blocks. */
+static void release_kept(kvt_seq *seq, uint32_t g)
+{
+    kvt_seq_group *group = &seq->groups[g];
+    for (; group->n_final < group->n_sealed; group->n_final++)
+        put_spare(seq, unpair(kvt_seq_block(seq, group->n_final, g)));
+}
+
+/* Take the spare blocks of reserve_step into the table. Cannot fail. */
+static void place_step(kvt_seq *seq, const group_plan *plans, size_t n_rows)
 {
     kvt_cache *cache = seq->cache;
-    while (seq->n_rows > n_rows) {
-        seq->n_rows--;
-        for (uint32_t c = 0; c < cache->n_classes; c++) {
-            kvt_block **entry = &seq->table[seq->n_rows * cache->n_classes + c];
-            kvt_block_put(cache, c, *entry);
-            *entry = NULL;
+    size_t first_new = seq->n_rows;
+
+    if (n_rows > first_new)
+        seq->n_rows = n_rows;
+    for (size_t row = first_new; row < n_rows; row++)
+        *kvt_seq_entry(seq, row, cache->n_groups) = take_spare(seq, cache->n_groups);
+    for (uint32_t g = 0; g < cache->n_groups; g++) {
+        const group_plan *plan = &plans[g];
+        uint32_t open_class = kvt_class_of(cache, g, KVT_OPEN);
+        release_kept(seq, g);
+        for (size_t row = first_new; row < n_rows; row++)
+            *kvt_seq_entry(seq, row, g) = take_spare(seq, row < plan->open_begin ? g : open_class);
+        for (size_t row = seq->groups[g].n_sealed; row < plan->seal_end; row++)
+            if (kvt_seq_block(seq, row, g)->form == KVT_OPEN)
+                pair(kvt_seq_block(seq, row, g), take_spare(seq, g));
+        seq->groups[g].seal_end = plan->seal_end;
+        while (!seq->reserves && seq->spare[open_class])
+            kvt_block_free(cache, take_spare(seq, open_class));
+    }
+    account(seq);
+}
+
+/* What a commit puts in force: rows that the step has sealed. */
+static void commit_sealing(kvt_seq *seq)
+{
+    for (uint32_t g = 0; g < seq->cache->n_groups; g++) {
+        kvt_seq_group *group = &seq->groups[g];
+        uint64_t residual = seq->cache->groups[g].residual_tokens;
+        size_t final = kvt_rows_older(seq->length, residual + KVT_DRAFT_TOKENS);
+        for (size_t row = group->n_sealed; row < group->seal_end; row++) {
+            kvt_block **entry = kvt_seq_entry(seq, row, g), *open = *entry;
+            if (open->form == KVT_SEALED)
+                continue;
+            *entry = open->other;
+            if (row < final)
+                free_open(seq, unpair(*entry));
         }
+        final = final < group->seal_end ? final : group->seal_end;
+        group->n_final = final > group->n_final ? final : group->n_final;
+        group->n_sealed = group->seal_end;
+    }
+    account(seq);
+}
+
+/* What a truncate takes back: rows that are sealed, but would not be at this length. */
+static void revert_sealing(kvt_seq *seq, uint64_t n_tokens)
+{
+    for (uint32_t g = 0; g < seq->cache->n_groups; g++) {
+        kvt_seq_group *group = &seq->groups[g];
+        size_t older = kvt_rows_older(n_tokens, seq->cache->groups[g].residual_tokens);
+        while (group->n_sealed > group->n_final && group->n_sealed > older) {
+            kvt_block **entry = kvt_seq_entry(seq, --group->n_sealed, g), *sealed = *entry;
+            *entry = unpair(sealed);
+            put_block(seq, sealed);
+        }
+        group->seal_end = group->n_sealed;
     }
 }
 
@@ -137,30 +393,75 @@ int32_t kvt_seq_next_position(const kvt_seq *seq)
     return next > INT32_MAX ? INT32_MAX : (int32_t)next;
 }
 
+/* Open blocks that a group needs at most, in steps of one token. */
+static size_t open_rows(const kvt_group *group)
+{
+    return (size_t)((group->residual_tokens + 2 * KVT_TOKENS - 1) / KVT_TOKENS);
+}
+
+/*
+ * The same in steps of any size: those of the last residual_tokens to residual_tokens + 63 tokens,
+ * and those that a step leaves behind, which are up to KVT_DRAFT_TOKENS more.
+ */
+static size_t step_open_rows(const kvt_group *group)
+{
+    return (size_t)((group->residual_tokens + 2 * KVT_TOKENS - 2) / KVT_TOKENS +
+                    (group->residual_tokens + KVT_DRAFT_TOKENS + 2 * KVT_TOKENS - 2) / KVT_TOKENS);
+}
+
+/* Rows that a group can hold with free blocks have[class], in steps of one token. */
+static size_t reachable_rows(const kvt_seq *seq, uint32_t g, const size_t *have)
+{
+    const kvt_group *group = &seq->cache->groups[g];
+    const kvt_seq_group *state = &seq->groups[g];
+    size_t kept = state->n_sealed - state->n_final, sealed, open;
+    if (!group->seals)
+        return seq->n_rows + have[g];
+    open = seq->n_rows - state->n_sealed + kept + have[kvt_class_of(seq->cache, g, KVT_OPEN)];
+    if (open < open_rows(group)) /* never enough to seal a row and go on */
+        return seq->n_rows > state->n_sealed + open ? seq->n_rows : state->n_sealed + open;
+    sealed = state->n_sealed + have[g] +
+             (size_t)((group->residual_tokens + KVT_TOKENS - 1) / KVT_TOKENS);
+    return sealed > seq->n_rows ? sealed : seq->n_rows;
+}
+
 uint64_t kvt_seq_capacity(const kvt_seq *seq)
 {
     kvt_cache *cache;
-    size_t free_rows = SIZE_MAX, rows;
+    size_t have[KVT_MAX_CLASSES], rows;
     if (!seq)
         return 0;
     cache = seq->cache;
     pthread_mutex_lock(&cache->lock);
     for (uint32_t c = 0; c < cache->n_classes; c++)
-        if (cache->n_free_blocks[c] < free_rows)
-            free_rows = cache->n_free_blocks[c];
+        have[c] = cache->n_free_blocks[c] + seq->n_spare[c];
     pthread_mutex_unlock(&cache->lock);
-    rows = seq->n_rows + free_rows;
+    rows = seq->n_rows + have[cache->n_groups];
+    for (uint32_t g = 0; g < cache->n_groups; g++) {
+        size_t reach = reachable_rows(seq, g, have);
+        rows = reach < rows ? reach : rows;
+    }
     return rows >= cache->max_rows ? cache->max_tokens : (uint64_t)rows * KVT_TOKENS;
 }
 
 uint64_t kvt_seq_memory_bytes(const kvt_seq *seq)
 {
-    uint64_t row = 0;
+    const kvt_cache *cache;
+    uint64_t bytes;
     if (!seq)
         return 0;
-    for (uint32_t c = 0; c < seq->cache->n_classes; c++)
-        row += kvt_round_up(sizeof(kvt_block) + seq->cache->class_bytes[c], 64);
-    return kvt_seq_own_bytes(seq->cache) + row * seq->n_rows;
+    cache = seq->cache;
+    bytes = kvt_seq_own_bytes(cache);
+    for (size_t row = 0; row < seq->n_rows; row++)
+        for (uint32_t c = 0; c < cache->n_columns; c++) {
+            const kvt_block *block = kvt_seq_block(seq, row, c);
+            bytes += kvt_block_bytes(cache, block->class_index);
+            if (block->other)
+                bytes += kvt_block_bytes(cache, block->other->class_index);
+        }
+    for (uint32_t c = 0; c < cache->n_classes; c++)
+        bytes += seq->n_spare[c] * kvt_block_bytes(cache, c);
+    return bytes;
 }
 
 uint64_t kvt_seq_visible(const kvt_seq *seq, uint32_t layer)
@@ -206,7 +507,9 @@ kvt_status kvt_seq_positions(const kvt_seq *seq, uint64_t first, uint64_t n, int
 
 kvt_status kvt_seq_begin(kvt_seq *seq, uint64_t n_tokens, const int32_t *positions)
 {
+    group_plan plans[KVT_MAX_GROUPS];
     int64_t next;
+    size_t n_rows;
     kvt_status status;
 
     if (!seq)
@@ -231,9 +534,13 @@ kvt_status kvt_seq_begin(kvt_seq *seq, uint64_t n_tokens, const int32_t *positio
                             "kvt_seq_begin: position %ld of token %llu is "
                             "negative",
                             (long)positions[i], (unsigned long long)i);
-    status = kvt_seq_grow(seq, kvt_rows(seq->length + n_tokens));
+    n_rows = kvt_rows(seq->length + n_tokens);
+    for (uint32_t g = 0; g < seq->cache->n_groups; g++)
+        plans[g] = plan_group(seq, g, seq->length + n_tokens);
+    status = reserve_step(seq, plans, n_rows);
     if (status != KVT_OK)
         return status;
+    place_step(seq, plans, n_rows);
 
     for (uint64_t i = 0; i < n_tokens; i++) {
         size_t token = (size_t)(seq->length + i);
@@ -274,6 +581,7 @@ kvt_status kvt_seq_commit(kvt_seq *seq, const int32_t *token_ids)
     }
     seq->length += seq->pending;
     seq->pending = 0;
+    commit_sealing(seq);
     return KVT_OK;
 }
 
@@ -295,8 +603,51 @@ kvt_status kvt_seq_truncate(kvt_seq *seq, uint64_t n_tokens)
     if (n_tokens > seq->length)
         return kvt_fail(seq->cache, KVT_ERR_ARG, "kvt_seq_truncate: to %llu of %llu tokens",
                         (unsigned long long)n_tokens, (unsigned long long)seq->length);
+    revert_sealing(seq, n_tokens);
     seq->length = n_tokens;
     kvt_seq_shrink(seq, kvt_rows(n_tokens));
+    return KVT_OK;
+}
+
+kvt_status kvt_seq_reserve(kvt_seq *seq, uint64_t n_tokens)
+{
+    size_t want[KVT_MAX_CLASSES] = {0}, added[KVT_MAX_CLASSES] = {0}, rows;
+    kvt_cache *cache;
+    kvt_status status = KVT_OK;
+
+    if (!seq)
+        return KVT_ERR_ARG;
+    cache = seq->cache;
+    if (seq->pending)
+        return kvt_fail(cache, KVT_ERR_STATE, "kvt_seq_reserve: a step is pending");
+    if (n_tokens > cache->max_tokens)
+        return kvt_fail(cache, KVT_ERR_FULL, "kvt_seq_reserve: %llu tokens, at most %llu",
+                        (unsigned long long)n_tokens, (unsigned long long)cache->max_tokens);
+    rows = kvt_rows(n_tokens);
+    want[cache->n_groups] = rows > seq->n_rows ? rows - seq->n_rows : 0;
+    for (uint32_t g = 0; g < cache->n_groups; g++) {
+        const kvt_group *group = &cache->groups[g];
+        const kvt_seq_group *state = &seq->groups[g];
+        size_t sealed = rows, open = 0, have, have_open = seq->n_rows - state->n_final;
+        if (group->seals) {
+            sealed = kvt_rows_older(n_tokens, group->residual_tokens);
+            open = step_open_rows(group);
+            open = open < rows ? open : rows;
+        } else {
+            have_open = 0;
+        }
+        have = group->seals ? state->n_sealed : seq->n_rows;
+        want[g] = sealed > have ? sealed - have : 0;
+        want[kvt_class_of(cache, g, KVT_OPEN)] = open > have_open ? open - have_open : 0;
+    }
+    for (uint32_t c = 0; status == KVT_OK && c < cache->n_classes; c++)
+        status = add_spares(seq, c, want[c], &added[c]);
+    if (status != KVT_OK) {
+        for (uint32_t c = 0; c < cache->n_classes; c++)
+            undo_spares(seq, c, added[c]);
+        return status;
+    }
+    seq->reserves = 1;
     return KVT_OK;
 }
 

@@ -74,7 +74,7 @@ enum { /* filters */
 
 enum { KVT_SNAP_RAW = 0, KVT_SNAP_ZSTD = 1 }; /* codecs */
 
-enum { KVT_SNAP_REPRESENTATION = 0 }; /* of a block: as the group's types say */
+/* Representations of a block are KVT_SEALED and KVT_OPEN of cache.h. */
 
 /* ---- little-endian fields ---- */
 
@@ -194,17 +194,20 @@ typedef struct kvt_snap_shape {
     uint32_t element;             /* bytes: 1, 2 or 4 */
     uint32_t heads, dims, tokens; /* K and V */
     uint32_t plain;               /* KVT_SNAP_KIND_SCALES: how many of its elements are scales */
+    uint32_t powers;              /* the scales are those of an open block: powers of two */
     uint32_t repeats;             /* rows may be equal from token to token: the writer tries more */
     size_t bytes;                 /* native size */
 } kvt_snap_shape;
 
 /*
- * The streams of one layer with `tokens` live tokens, in file order; those that the types do not
- * have are left out. *bytes: their sum. The number of streams is returned.
+ * The streams of one layer of a block in one form with `tokens` live tokens, in file order; those
+ * that the types do not have are left out. *bytes: their sum. The number of streams is returned.
  */
-uint32_t kvt_snap_shapes(const kvt_snapshot_group *group, uint32_t tokens, kvt_snap_shape *shapes,
-                         size_t *bytes);
-/* Largest sum of a layer's streams over all groups. */
+uint32_t kvt_snap_shapes(const kvt_snapshot_group *group, uint32_t form, uint32_t tokens,
+                         kvt_snap_shape *shapes, size_t *bytes);
+/* Whether blocks of a group are open first: a side is i8. */
+int kvt_snap_seals(const kvt_snapshot_group *group);
+/* Largest sum of a layer's streams over all groups and forms. */
 size_t kvt_snap_layer_bytes(const kvt_snap_header *header);
 
 /* A layer's streams, one after the other: live tokens only, zero where a tile has no token. */
@@ -259,8 +262,8 @@ typedef struct kvt_snap_sink {
     /* kind: KVT_SNAP_KIND_TOKEN_IDS or _POSITIONS */
     kvt_status (*tokens)(void *user, uint32_t kind, uint64_t first, uint32_t n,
                          const unsigned char *values);
-    kvt_status (*layer)(void *user, uint64_t row, uint32_t group, uint32_t layer_index,
-                        uint32_t tokens, const unsigned char *streams);
+    kvt_status (*layer)(void *user, uint64_t row, uint32_t group, uint32_t form,
+                        uint32_t layer_index, uint32_t tokens, const unsigned char *streams);
 } kvt_snap_sink;
 
 typedef struct kvt_snap_counts {

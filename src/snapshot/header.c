@@ -133,7 +133,8 @@ static const char *group_fault(const kvt_snapshot_group *group)
         return "k_type";
     if ((uint32_t)group->v_type > KVT_TYPE_I8)
         return "v_type";
-    if (group->flags & ~(KVT_GROUP_NO_ROTATION | KVT_GROUP_NO_OFFSET | KVT_GROUP_V_IN_K))
+    if (group->flags &
+        ~(KVT_GROUP_NO_ROTATION | KVT_GROUP_NO_OFFSET | KVT_GROUP_V_IN_K | KVT_GROUP_NO_V_ROTATION))
         return "flags";
     return kvt_v_in_k_fault(group->flags, group->k_dim, group->v_dim, group->k_type, group->v_type);
 }

@@ -10,13 +10,13 @@
 typedef struct stage {
     const kvt_snap_context *context;
     kvt_seq *seq;
-    kvt_snap_buffer table; /* kvt_block *[rows][n_classes]; NULL where there is none yet */
+    kvt_snap_buffer table; /* kvt_block *[rows][n_columns]; NULL where there is none yet */
     size_t rows;           /* begun: they have a block of positions and ids */
 } stage;
 
 static kvt_block **staged(const stage *st, size_t row)
 {
-    return (kvt_block **)(void *)st->table.data + row * st->seq->cache->n_classes;
+    return (kvt_block **)(void *)st->table.data + row * st->seq->cache->n_columns;
 }
 
 static kvt_status on_header(void *user, const kvt_snap_header *header)
@@ -29,7 +29,7 @@ static kvt_status on_header(void *user, const kvt_snap_header *header)
 static kvt_status add_row(stage *st)
 {
     kvt_cache *cache = st->seq->cache;
-    size_t row_bytes = cache->n_classes * sizeof(kvt_block *), have = st->rows * row_bytes;
+    size_t row_bytes = cache->n_columns * sizeof(kvt_block *), have = st->rows * row_bytes;
     kvt_block *block;
     kvt_status status;
     uint32_t c;
@@ -73,15 +73,16 @@ static kvt_status on_tokens(void *user, uint32_t kind, uint64_t first, uint32_t 
     return KVT_OK;
 }
 
-static kvt_status on_layer(void *user, uint64_t row, uint32_t group, uint32_t layer_index,
-                           uint32_t tokens, const unsigned char *streams)
+static kvt_status on_layer(void *user, uint64_t row, uint32_t group, uint32_t form,
+                           uint32_t layer_index, uint32_t tokens, const unsigned char *streams)
 {
     stage *st = user;
     kvt_block **block = &staged(st, (size_t)row)[group];
 
     if (!*block) {
         kvt_block *fresh;
-        kvt_status status = kvt_block_get(st->seq->cache, group, &fresh);
+        kvt_status status =
+            kvt_block_get(st->seq->cache, kvt_class_of(st->seq->cache, group, form), &fresh);
         if (status != KVT_OK)
             return status;
         *block = fresh;
@@ -97,9 +98,8 @@ static void drop(stage *st)
     uint32_t c;
 
     for (row = 0; row < st->rows; row++)
-        for (c = 0; c < cache->n_classes; c++)
-            if (staged(st, row)[c])
-                kvt_block_undo(cache, c, staged(st, row)[c]);
+        for (c = 0; c < cache->n_columns; c++)
+            kvt_block_undo(cache, staged(st, row)[c]);
     st->rows = 0;
 }
 
@@ -161,12 +161,7 @@ static kvt_status load(kvt_seq *seq, const kvt_snap_context *context, const kvt_
     if (status == KVT_OK && file)
         status = kvt_snap_file_expect_end(file, path);
     if (status == KVT_OK) {
-        kvt_seq_shrink(seq, 0);
-        if (st.rows)
-            memcpy(seq->table, st.table.data,
-                   st.rows * seq->cache->n_classes * sizeof(kvt_block *));
-        seq->n_rows = st.rows;
-        seq->length = header->n_tokens;
+        kvt_seq_replace(seq, (kvt_block **)(void *)st.table.data, st.rows, header->n_tokens);
         if (result) {
             result->n_tokens = seq->length;
             result->prefix_tokens = common_prefix(seq, options);

@@ -377,6 +377,7 @@ static uint32_t block_tokens(const kvt_snap_header *header, uint64_t row)
 
 static kvt_status read_block_table(parser *p)
 {
+    uint32_t forms[KVT_MAX_GROUPS] = {KVT_SEALED};
     uint64_t bytes = p->header->n_blocks * KVT_SNAP_ENTRY_BYTES, b;
     unsigned char sum[KVT_SNAP_SUM_BYTES];
     section s;
@@ -396,12 +397,20 @@ static kvt_status read_block_table(parser *p)
     for (b = 0; b < p->header->n_blocks; b++) {
         const unsigned char *entry = p->table.data + b * KVT_SNAP_ENTRY_BYTES;
         uint64_t row = b / p->header->n_groups;
-        if (kvt_get32(entry + 28) != KVT_SNAP_REPRESENTATION)
+        uint32_t group = (uint32_t)(b % p->header->n_groups), form = kvt_get32(entry + 28);
+        if (form > KVT_OPEN)
             return kvt_snap_fail(p->context, KVT_ERR_FORMAT,
                                  "snapshot with a block of representation %u, which this build "
                                  "does not know",
-                                 (unsigned)kvt_get32(entry + 28));
-        if (kvt_get32(entry + 16) != b % p->header->n_groups || kvt_get32(entry + 20) != row ||
+                                 (unsigned)form);
+        /* Open blocks follow the sealed ones. */
+        if (form == KVT_OPEN && !kvt_snap_seals(&p->header->groups[group]))
+            return corrupt(p, "entry %llu is open, in a group that has no i8",
+                           (unsigned long long)b);
+        if (form < forms[group])
+            return corrupt(p, "entry %llu is sealed, behind an open one", (unsigned long long)b);
+        forms[group] = form;
+        if (kvt_get32(entry + 16) != group || kvt_get32(entry + 20) != row ||
             kvt_get32(entry + 24) != block_tokens(p->header, row))
             return corrupt(p, "entry %llu", (unsigned long long)b);
     }
@@ -418,7 +427,8 @@ static kvt_status read_block(parser *p, uint64_t b)
     unsigned char bytes[KVT_SNAP_BLOCK_BYTES], id[KVT_SNAP_ID_BYTES];
     kvt_snap_shape shapes[KVT_SNAP_MAX_STREAMS];
     size_t native_bytes;
-    uint32_t n = kvt_snap_shapes(geometry, tokens, shapes, &native_bytes);
+    uint32_t form = kvt_get32(entry + 28);
+    uint32_t n = kvt_snap_shapes(geometry, form, tokens, shapes, &native_bytes);
     section block, s;
     kvt_status status = expect(p, KVT_SNAP_BLOCK, b, &block);
 
@@ -450,7 +460,7 @@ static kvt_status read_block(parser *p, uint64_t b)
         kvt_snap_digest(native, native_bytes,
                         p->digests.data + KVT_SNAP_ID_HEAD + layer * (size_t)KVT_SNAP_ID_BYTES);
         if (p->sink->layer)
-            status = p->sink->layer(p->sink->user, row, group, layer, tokens, native);
+            status = p->sink->layer(p->sink->user, row, group, form, layer, tokens, native);
         if (status != KVT_OK)
             return status;
     }

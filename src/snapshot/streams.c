@@ -8,9 +8,15 @@
  */
 #include "src/snapshot/format.h"
 
-static size_t element_bytes(kvt_type type)
+/* How a side of a given type is stored in a form. */
+static kvt_type stored_type(kvt_type type, uint32_t form)
 {
-    return type == KVT_TYPE_F32 ? 4 : type == KVT_TYPE_F16 ? 2 : 1;
+    return form == KVT_OPEN && type == KVT_TYPE_I8 ? KVT_TYPE_F16 : type;
+}
+
+int kvt_snap_seals(const kvt_snapshot_group *group)
+{
+    return group->k_type == KVT_TYPE_I8 || group->v_type == KVT_TYPE_I8;
 }
 
 static int has_offset(const kvt_snapshot_group *group)
@@ -23,12 +29,13 @@ static int has_v(const kvt_snapshot_group *group)
     return !(group->flags & KVT_GROUP_V_IN_K);
 }
 
-uint32_t kvt_snap_shapes(const kvt_snapshot_group *group, uint32_t tokens, kvt_snap_shape *shapes,
-                         size_t *bytes)
+uint32_t kvt_snap_shapes(const kvt_snapshot_group *group, uint32_t form, uint32_t tokens,
+                         kvt_snap_shape *shapes, size_t *bytes)
 {
+    kvt_type k_type = stored_type(group->k_type, form), v_type = stored_type(group->v_type, form);
     size_t heads = group->n_kv_heads;
     size_t k_tokens = kvt_round_up(tokens, KVT_TILE_TOKENS);
-    size_t v_tokens = group->v_type == KVT_TYPE_I8 ? kvt_round_up(tokens, 4) : tokens;
+    size_t v_tokens = v_type == KVT_TYPE_I8 ? kvt_round_up(tokens, 4) : tokens;
     uint32_t n_scales = ((group->k_type == KVT_TYPE_I8 ? 1u : 0u) +
                          (group->v_type == KVT_TYPE_I8 && has_v(group) ? 1u : 0u)) *
                         group->n_kv_heads * tokens;
@@ -37,7 +44,7 @@ uint32_t kvt_snap_shapes(const kvt_snapshot_group *group, uint32_t tokens, kvt_s
 
     memset(shapes, 0, KVT_SNAP_MAX_STREAMS * sizeof *shapes);
     shapes[0].kind = KVT_SNAP_KIND_K;
-    shapes[0].element = (uint32_t)element_bytes(group->k_type);
+    shapes[0].element = (uint32_t)kvt_element_bytes(k_type);
     shapes[0].heads = group->n_kv_heads;
     shapes[0].dims = group->k_dim;
     shapes[0].tokens = tokens;
@@ -47,7 +54,7 @@ uint32_t kvt_snap_shapes(const kvt_snapshot_group *group, uint32_t tokens, kvt_s
         kvt_snap_shape *v = &shapes[n++];
         *v = shapes[0];
         v->kind = KVT_SNAP_KIND_V;
-        v->element = (uint32_t)element_bytes(group->v_type);
+        v->element = (uint32_t)kvt_element_bytes(v_type);
         v->dims = group->v_dim;
         v->bytes = heads * v_tokens * group->v_dim * v->element;
         *bytes += v->bytes;
@@ -57,6 +64,7 @@ uint32_t kvt_snap_shapes(const kvt_snapshot_group *group, uint32_t tokens, kvt_s
         small->kind = KVT_SNAP_KIND_SCALES;
         small->element = 2;
         small->plain = n_scales;
+        small->powers = form == KVT_OPEN;
         small->bytes = n_small * 2;
     }
     return n;
@@ -66,13 +74,15 @@ size_t kvt_snap_layer_bytes(const kvt_snap_header *header)
 {
     kvt_snap_shape shapes[KVT_SNAP_MAX_STREAMS];
     size_t bytes, most = 0;
-    uint32_t g;
+    uint32_t g, form;
 
-    for (g = 0; g < header->n_groups; g++) {
-        (void)kvt_snap_shapes(&header->groups[g], KVT_TOKENS, shapes, &bytes);
-        if (bytes > most)
-            most = bytes;
-    }
+    for (g = 0; g < header->n_groups; g++)
+        for (form = KVT_SEALED;
+             form <= (kvt_snap_seals(&header->groups[g]) ? KVT_OPEN : KVT_SEALED); form++) {
+            (void)kvt_snap_shapes(&header->groups[g], form, KVT_TOKENS, shapes, &bytes);
+            if (bytes > most)
+                most = bytes;
+        }
     return most;
 }
 
@@ -86,12 +96,12 @@ static void clear_lanes(unsigned char *tile, size_t tile_bytes, size_t live, siz
         memset(tile + i + live * row, 0, lane - live * row);
 }
 
-static unsigned char *gather_k(const kvt_group *group, const unsigned char *codes, size_t tokens,
-                               unsigned char *to)
+static unsigned char *gather_k(const kvt_group *group, const kvt_layout *layout,
+                               const unsigned char *codes, size_t tokens, unsigned char *to)
 {
-    size_t element = element_bytes(group->config.k_type);
+    size_t element = kvt_element_bytes(layout->k_type);
     size_t live = group->config.k_dim * element * KVT_TILE_TOKENS;
-    size_t step = group->layout.k_dims * element * KVT_TILE_TOKENS;
+    size_t step = layout->k_dims * element * KVT_TILE_TOKENS;
     size_t tiles = (tokens + KVT_TILE_TOKENS - 1) / KVT_TILE_TOKENS, i;
 
     if (live == step)
@@ -102,16 +112,16 @@ static unsigned char *gather_k(const kvt_group *group, const unsigned char *code
     to += tiles * live;
     if (tokens % KVT_TILE_TOKENS) /* i8: 4 dims of a token lie together */
         clear_lanes(to - live, live, tokens % KVT_TILE_TOKENS,
-                    group->config.k_type == KVT_TYPE_I8 ? 4 : element);
+                    layout->k_type == KVT_TYPE_I8 ? 4 : element);
     return to;
 }
 
-static unsigned char *gather_v(const kvt_group *group, const unsigned char *codes, size_t tokens,
-                               unsigned char *to)
+static unsigned char *gather_v(const kvt_group *group, const kvt_layout *layout,
+                               const unsigned char *codes, size_t tokens, unsigned char *to)
 {
-    size_t is_i8 = group->config.v_type == KVT_TYPE_I8;
-    size_t row = is_i8 ? 4 : element_bytes(group->config.v_type);
-    size_t live = group->config.v_dim * row, step = group->layout.v_dims * row;
+    size_t is_i8 = layout->v_type == KVT_TYPE_I8;
+    size_t row = is_i8 ? 4 : kvt_element_bytes(layout->v_type);
+    size_t live = group->config.v_dim * row, step = layout->v_dims * row;
     size_t n = is_i8 ? (tokens + 3) / 4 : tokens, i;
 
     if (live == step)
@@ -135,16 +145,16 @@ static unsigned char *gather_v(const kvt_group *group, const unsigned char *code
 void kvt_snap_gather(const kvt_group *group, const kvt_block *block, size_t layer_index,
                      uint32_t tokens, unsigned char *streams)
 {
-    const kvt_layout *layout = &group->layout;
+    const kvt_layout *layout = kvt_block_layout(group, block);
     size_t heads = group->config.n_kv_heads, h;
     unsigned char *to = streams;
 
     for (h = 0; h < heads; h++)
-        to = gather_k(group, kvt_head_record(group, block, layer_index, h) + layout->k_codes,
-                      tokens, to);
+        to = gather_k(group, layout,
+                      kvt_head_record(group, block, layer_index, h) + layout->k_codes, tokens, to);
     for (h = 0; h < heads && !group->v_in_k; h++)
-        to = gather_v(group, kvt_head_record(group, block, layer_index, h) + layout->v_codes,
-                      tokens, to);
+        to = gather_v(group, layout,
+                      kvt_head_record(group, block, layer_index, h) + layout->v_codes, tokens, to);
     if (layout->k_scale_bytes)
         for (h = 0; h < heads; h++, to += tokens * (size_t)2)
             memcpy(to, kvt_head_record(group, block, layer_index, h) + layout->k_scales,
@@ -177,12 +187,12 @@ static const unsigned char *scatter_rows(unsigned char *codes, size_t n, size_t 
 void kvt_snap_scatter(const kvt_group *group, kvt_block *block, size_t layer_index, uint32_t tokens,
                       const unsigned char *streams)
 {
-    const kvt_layout *layout = &group->layout;
+    const kvt_layout *layout = kvt_block_layout(group, block);
     size_t heads = group->config.n_kv_heads, h;
-    size_t k_row = element_bytes(group->config.k_type) * KVT_TILE_TOKENS;
-    size_t v_row = group->config.v_type == KVT_TYPE_I8 ? 4 : element_bytes(group->config.v_type);
+    size_t k_row = kvt_element_bytes(layout->k_type) * KVT_TILE_TOKENS;
+    size_t v_row = layout->v_type == KVT_TYPE_I8 ? 4 : kvt_element_bytes(layout->v_type);
     size_t tiles = (tokens + (size_t)KVT_TILE_TOKENS - 1) / KVT_TILE_TOKENS;
-    size_t v_rows = group->config.v_type == KVT_TYPE_I8 ? (tokens + (size_t)3) / 4 : tokens;
+    size_t v_rows = layout->v_type == KVT_TYPE_I8 ? (tokens + (size_t)3) / 4 : tokens;
     const unsigned char *from = streams;
 
     for (h = 0; h < heads; h++)
@@ -267,6 +277,19 @@ ALL_SOUND(all_finite32, has_infinite32)
 ALL_SOUND(none_negative16, has_negative16)
 ALL_SOUND(none_negative32, has_negative32)
 
+/* 1 when all f16 are powers of two from 1 to 2^15: scales of an open block. */
+static int all_powers16(const unsigned char *p, size_t bytes)
+{
+    uint32_t bad = 0;
+    size_t i;
+
+    for (i = 0; i < bytes; i += 2) {
+        uint32_t x = p[i] | (uint32_t)p[i + 1] << 8;
+        bad |= (x & 0x3ffu) | (x - 0x3c00u > 15u * 0x400u);
+    }
+    return !bad;
+}
+
 /* 1 when every lane without a token is zero. */
 static int dead_lanes_zero(const kvt_snap_shape *shape, const unsigned char *stream)
 {
@@ -310,6 +333,8 @@ const char *kvt_snap_check(const kvt_snap_shape *shape, const unsigned char *str
     case KVT_SNAP_KIND_SCALES:
         if (!none_negative16(stream, shape->plain * (size_t)2))
             return "a negative scale";
+        if (shape->powers && !all_powers16(stream, shape->plain * (size_t)2))
+            return "an open block's scale that is no power of two from 1 to 32768";
         return all_finite16(stream, bytes) ? NULL : "a scale or offset that is not finite";
     default: break;
     }

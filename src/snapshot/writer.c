@@ -199,11 +199,11 @@ static void make_entry(saver *s, uint64_t b, unsigned char *entry)
     kvt_snap_shape shapes[KVT_SNAP_MAX_STREAMS];
     size_t bytes;
 
-    (void)kvt_snap_shapes(geometry, tokens, shapes, &bytes);
+    (void)kvt_snap_shapes(geometry, block->form, tokens, shapes, &bytes);
     kvt_put32(entry + 16, group);
     kvt_put32(entry + 20, (uint32_t)row);
     kvt_put32(entry + 24, tokens);
-    kvt_put32(entry + 28, KVT_SNAP_REPRESENTATION);
+    kvt_put32(entry + 28, block->form);
     memcpy(s->digests.data, entry + KVT_SNAP_ENTRY_BYTES - KVT_SNAP_ID_HEAD, KVT_SNAP_ID_HEAD);
     for (layer = 0; layer < geometry->n_layers; layer++) {
         kvt_snap_gather(&s->seq->cache->groups[group], block, layer, tokens, s->native.data);
@@ -252,7 +252,7 @@ static kvt_status put_block(saver *s, uint64_t b)
     status = put_head(s, KVT_SNAP_BLOCK, KVT_SNAP_BLOCK_BYTES, b);
     if (status == KVT_OK)
         status = put_summed(s, payload, sizeof payload);
-    n = kvt_snap_shapes(geometry, tokens, shapes, &bytes);
+    n = kvt_snap_shapes(geometry, block->form, tokens, shapes, &bytes);
     native = s->codec.raw ? set_streams(s, n) : s->native.data;
     for (layer = 0; status == KVT_OK && layer < geometry->n_layers; layer++) {
         /* The first layer's values depend on the token alone: they repeat as tokens do. */
