@@ -9,8 +9,8 @@
  * environment (to nearest, no flush to zero), which the callers in src/ set.
  *
  * Rules that the checker holds them to:
- *  - put_*, mean_*, center, add_rows, rotate, unrotate, load_*, store_*, turn_*: the bytes of
- *    scalar. docs/numerics.md specifies them.
+ *  - put_*, mean_*, seal_*, center, add_rows, rotate, unrotate, load_*, store_*, turn_*: the bytes
+ * of scalar. docs/numerics.md specifies them.
  *  - qk_*, pv_*, dot_*, logits, alibi, softmax, add_scaled, merge, finish: within a bound of
  *    scalar.
  *  - In qk_*, pv_*, softmax and add_scaled the result of a row depends on nothing but that row: not
@@ -109,6 +109,21 @@ static inline size_t kvt_packed_bytes(size_t rows, size_t dims_p)
                        size_t dims_p, float *x))                                                   \
     /* Mean over the 64 tokens of a full block of the dequantized K, stored domain: mean[dims_p]. */ \
     X(void, mean_k_i8, (const void *codes, const uint16_t *scales, size_t dims_p, float *mean))    \
+    /* Sealing: a full block whose tokens are f16 becomes i8. open: its 64 tokens as put_k_f16 or */ \
+    /* put_v_f16 lay them out, zero in the padding, 64-byte aligned; open_scales: [64] f16, */     \
+    /* positive powers of two. An element is x = code * scale, which f32 holds exactly. */         \
+    /* The mean of K's tokens without outliers, mean[dims_p]: sums in lanes of tokens 16 apart, */ \
+    /* folded; left out are the tokens whose squared distance from the plain mean is more than */  \
+    /* 16 times the median (outliers.h). docs/numerics.md has the order. */                        \
+    X(void, mean_k_f16, (const void *open, const uint16_t *open_scales, size_t dims_p,             \
+                         float *mean))                                                             \
+    /* As put_k_i8 and put_v_i8 of all 64 tokens: codes and scales of x + delta[d] (K; delta */    \
+    /* [dims_p], zero in the padding; NULL: nothing is added) or x (V). The scales must fit f16. */ \
+    /* codes must not overlap open. */                                                             \
+    X(void, seal_k_i8, (const void *open, const uint16_t *open_scales, const float *delta,         \
+                        size_t dims_p, void *codes, uint16_t *scales))                             \
+    X(void, seal_v_i8, (const void *open, const uint16_t *open_scales, size_t dims_p,              \
+                        void *codes, uint16_t *scales))                                            \
     /* y[i] = x[i] - mu[i]; y may be x. */                                                         \
     X(void, center, (const float *x, const float *mu, size_t n, float *y))                         \
     /* sum[d] += x[i * ldx + d] for each d < dims, in the order i = 0 .. n - 1. */                 \

@@ -10,6 +10,10 @@
 #include <sleef.h>
 
 #include "simd/kernels.h"
+#include "simd/outliers.h"
+
+/* Most dims of a head: a row of one is an array. */
+#define SEAL_DIMS 1024
 
 /* ---- conversions ---- */
 
@@ -276,6 +280,85 @@ static void mean_k_i8(const void *codes, const uint16_t *scales, size_t dims_p, 
                 lane[j] += lane[j + h];
         mean[d] = lane[0] * (1.0f / KVT_TOKENS);
     }
+}
+
+/* ---- sealing ---- */
+
+static void load_scales(const uint16_t *scales, float *out)
+{
+    for (size_t t = 0; t < KVT_TOKENS; t++)
+        out[t] = kvt_f16_to_f32(scales[t]);
+}
+
+/*
+ * Lane j adds tokens j, 16 + j, 32 + j, 48 + j, zero in place of the tokens left out; then lanes
+ * are folded 8, 4, 2, 1 apart: the order in which a vector of tokens adds up.
+ */
+static void mean_of_kept(const uint16_t *open, const float *scale, size_t dims_p, uint64_t left_out,
+                         float kept, float *mean)
+{
+    for (size_t d = 0; d < dims_p; d++) {
+        float x[KVT_TOKENS], lane[KVT_TILE_TOKENS];
+        for (size_t t = 0; t < KVT_TOKENS; t++)
+            x[t] = left_out >> t & 1 ? 0.0f
+                                     : kvt_f16_to_f32(open[kvt_kw_index(t, d, dims_p)]) * scale[t];
+        for (size_t j = 0; j < KVT_TILE_TOKENS; j++)
+            lane[j] = ((x[j] + x[16 + j]) + x[32 + j]) + x[48 + j];
+        for (size_t h = KVT_TILE_TOKENS / 2; h > 0; h /= 2)
+            for (size_t j = 0; j < h; j++)
+                lane[j] += lane[j + h];
+        mean[d] = lane[0] / kept;
+    }
+}
+
+static void mean_k_f16(const void *open, const uint16_t *open_scales, size_t dims_p, float *mean)
+{
+    const uint16_t *in = open;
+    float scale[KVT_TOKENS], dist[KVT_TOKENS] = {0}, kept = 0;
+    uint64_t left_out;
+
+    load_scales(open_scales, scale);
+    mean_of_kept(in, scale, dims_p, 0, KVT_TOKENS, mean);
+    for (size_t d = 0; d < dims_p; d++)
+        for (size_t t = 0; t < KVT_TOKENS; t++) {
+            float x = kvt_f16_to_f32(in[kvt_kw_index(t, d, dims_p)]) * scale[t];
+            dist[t] += (x - mean[d]) * (x - mean[d]);
+        }
+    left_out = kvt_outliers(dist);
+    if (left_out == 0)
+        return;
+    for (size_t t = 0; t < KVT_TOKENS; t++)
+        kept += left_out >> t & 1 ? 0.0f : 1.0f;
+    mean_of_kept(in, scale, dims_p, left_out, kept, mean);
+}
+
+/* Token by token as f32, stored by put_i8. That all scales fit is the caller's promise. */
+static inline void seal_i8(const uint16_t *open, const uint16_t *open_scales, const float *delta,
+                           size_t dims_p, void *codes, uint16_t *scales, index_function *index_open,
+                           index_function *index)
+{
+    float scale[KVT_TOKENS], row[SEAL_DIMS];
+    load_scales(open_scales, scale);
+    for (size_t t = 0; t < KVT_TOKENS; t++) {
+        for (size_t d = 0; d < dims_p; d++) {
+            row[d] = kvt_f16_to_f32(open[index_open(t, d, dims_p)]) * scale[t];
+            if (delta)
+                row[d] += delta[d];
+        }
+        put_i8(row, dims_p, 1, dims_p, dims_p, codes, scales, t, index);
+    }
+}
+
+static void seal_k_i8(const void *open, const uint16_t *open_scales, const float *delta,
+                      size_t dims_p, void *codes, uint16_t *scales)
+{
+    seal_i8(open, open_scales, delta, dims_p, codes, scales, kvt_kw_index, kvt_k8_index);
+}
+
+static void seal_v_i8(const void *open, const uint16_t *open_scales, size_t dims_p, void *codes,
+                      uint16_t *scales)
+{
+    seal_i8(open, open_scales, NULL, dims_p, codes, scales, kvt_vw_index, kvt_v8_index);
 }
 
 /* ---- rows of the caller ---- */

@@ -1,0 +1,338 @@
+/*
+ * Checks of the kernels that seal a block: the mean of its keys without outliers, and the codes and
+ * scales that take the place of f16. All are specified to the bit. The references are plain
+ * loops here: the mean as it is defined, with a sort, and for the codes scalar's put_, which
+ * check_store.c holds to the format, on rows of f32.
+ */
+#include "check.h"
+
+#include <stdlib.h>
+
+#define SCALAR kvt_kernels_scalar
+#define MAX_DIMS 1024
+#define N_DIMS 9
+
+static size_t padded_dims(size_t index)
+{
+    static const size_t dims[N_DIMS] = {16, 32, 48, 64, 80, 128, 256, 576, 1024};
+    return dims[index % N_DIMS];
+}
+
+/* ---- open blocks ---- */
+
+typedef enum open_kind {
+    OPEN_NORMAL,
+    OPEN_SMALL,     /* 2^-10 */
+    OPEN_LARGE,     /* up to the largest f16 */
+    OPEN_SUBNORMAL, /* of f16 */
+    OPEN_EQUAL,     /* all rows are one */
+    OPEN_ZERO,
+    OPEN_STEP, /* multiples of one row of integers, mean 0: no rounding, distances at the bound */
+    OPEN_KINDS
+} open_kind;
+
+/* Scales of 1, or one power of two for all, or another for each token. */
+static void fill_scales(check *c, uint16_t *scales, open_kind kind)
+{
+    size_t how = kind == OPEN_STEP ? 0 : check_below(c, 4);
+    int all = (int)check_below(c, 40) - 24;
+    for (size_t t = 0; t < KVT_TOKENS; t++) {
+        int exponent = how < 2 ? 0 : how == 2 ? all : (int)check_below(c, 40) - 24;
+        scales[t] = check_to_f16(ldexpf(1.0f, exponent), 0);
+    }
+}
+
+static float element(check *c, open_kind kind)
+{
+    float normal = check_normal(c);
+    switch (kind) {
+    case OPEN_SMALL: return normal * 0x1p-10f;
+    case OPEN_LARGE: return check_below(c, 4) ? normal * 0x1p13f : copysignf(65504.0f, normal);
+    case OPEN_SUBNORMAL: return normal * 0x1p-20f;
+    case OPEN_ZERO: return normal < 0 ? -0.0f : 0.0f;
+    case OPEN_STEP: return rintf(normal * 4.0f);
+    default: return normal;
+    }
+}
+
+/* f16 beyond its range: the caller of a kernel has scaled it down. */
+static uint16_t code_of(float x)
+{
+    return check_to_f16(x > 65504.0f ? 65504.0f : x < -65504.0f ? -65504.0f : x, 0);
+}
+
+/*
+ * A block of 64 rows of `dims` dims as it stands before it is sealed, padding zero: element
+ * (t, d) in index's order. Some rows may be far from the others: by a factor of 100, or by 3 to 5,
+ * which is near the bound of 4.
+ */
+static void fill_open(check *c, uint16_t *open, size_t dims, size_t dims_p, open_kind kind,
+                      size_t (*index)(size_t, size_t, size_t))
+{
+    static const size_t outliers[] = {0, 0, 1, 2, 5, 16, 31, 32, 33, 40};
+    const size_t n_far = outliers[check_below(c, sizeof outliers / sizeof outliers[0])];
+    const int near_bound = check_below(c, 2) != 0, aligned = check_below(c, 2) != 0;
+    static float row[MAX_DIMS], base[MAX_DIMS];
+    float factor[KVT_TOKENS];
+
+    memset(open, 0, KVT_TOKENS * dims_p * sizeof *open);
+    for (size_t d = 0; d < dims; d++) {
+        row[d] = element(c, kind);
+        base[d] = aligned ? element(c, kind) : 0.0f;
+    }
+    for (size_t t = 0; t < KVT_TOKENS; t++)
+        factor[t] = check_below(c, 40) == 0 ? 0.0f : 1.0f; /* a row of zeros now and then */
+    for (size_t i = 0; i < n_far; i++)
+        factor[check_below(c, KVT_TOKENS)] =
+            near_bound ? 3.0f + 0x1p-10f * (float)check_below(c, 2049) : 100.0f;
+    if (kind == OPEN_STEP) {
+        /* Tokens 14 and 15 are just at the bound; the least distance is the median, or zero. */
+        float sum = 0.0f;
+        for (size_t t = 0; t < KVT_TOKENS; t++) {
+            factor[t] = t / 2 == 7 ? 4.0f : t / 2 == 3 && near_bound ? 0.0f : t % 2 ? -1.0f : 1.0f;
+            sum += factor[t];
+        }
+        for (size_t t = KVT_TOKENS - 2; sum > 0.0f; t -= 2) {
+            factor[t] = -1.0f;
+            sum -= 2.0f;
+        }
+    }
+    for (size_t t = 0; t < KVT_TOKENS; t++)
+        for (size_t d = 0; d < dims; d++) {
+            float x = element(c, kind) * factor[t] + base[d];
+            if (kind == OPEN_EQUAL)
+                x = row[d];
+            if (kind == OPEN_STEP)
+                x = row[d] * factor[t];
+            if (kind == OPEN_STEP && aligned && d == 0 && t / 2 == 7) /* beyond the bound */
+                x += copysignf(1.0f, x);
+            open[index(t, d, dims_p)] = code_of(x);
+        }
+}
+
+static float open_value(const uint16_t *open, const uint16_t *scales, size_t t, size_t d,
+                        size_t dims_p, size_t (*index)(size_t, size_t, size_t))
+{
+    return kvt_f16_to_f32(open[index(t, d, dims_p)]) * kvt_f16_to_f32(scales[t]);
+}
+
+/* For the bench: a block of 128 dims. */
+static uint16_t *bench_open(check *c, size_t slot, size_t (*index)(size_t, size_t, size_t))
+{
+    uint16_t *open = check_buffer(c, slot, KVT_TOKENS * 128 * 2, 64);
+    for (size_t t = 0; t < KVT_TOKENS; t++)
+        for (size_t d = 0; d < 128; d++)
+            open[index(t, d, 128)] = code_of(check_normal(c));
+    return open;
+}
+
+static uint16_t *bench_scales(check *c, size_t slot)
+{
+    uint16_t *scales = check_buffer(c, slot, KVT_TOKENS * 2, 64);
+    for (size_t t = 0; t < KVT_TOKENS; t++)
+        scales[t] = 0x3c00u;
+    return scales;
+}
+
+/* ---- the mean ---- */
+
+static int compare_floats(const void *a, const void *b)
+{
+    float x = *(const float *)a, y = *(const float *)b;
+    return (x > y) - (x < y);
+}
+
+static void mean_of(const float *x, size_t dims_p, const int *is_kept, float *mean)
+{
+    size_t count = 0;
+    for (size_t t = 0; t < KVT_TOKENS; t++)
+        count += is_kept[t] != 0;
+    for (size_t d = 0; d < dims_p; d++) {
+        float lane[16] = {0};
+        for (size_t j = 0; j < 16; j++)
+            for (size_t t = j; t < KVT_TOKENS; t += 16) {
+                float y = is_kept[t] ? x[t * dims_p + d] : 0.0f;
+                lane[j] = t == j ? y : lane[j] + y;
+            }
+        for (size_t h = 8; h; h /= 2)
+            for (size_t j = 0; j < h; j++)
+                lane[j] += lane[j + h];
+        mean[d] = lane[0] / (float)count;
+    }
+}
+
+/* Returns how many tokens are left out. */
+static size_t robust_mean(const float *x, size_t dims_p, float *mean)
+{
+    float dist[KVT_TOKENS], sorted[KVT_TOKENS];
+    int is_kept[KVT_TOKENS];
+    size_t left_out = 0;
+    for (size_t t = 0; t < KVT_TOKENS; t++)
+        is_kept[t] = 1;
+    mean_of(x, dims_p, is_kept, mean);
+    for (size_t t = 0; t < KVT_TOKENS; t++) {
+        dist[t] = 0.0f;
+        for (size_t d = 0; d < dims_p; d++) {
+            float away = x[t * dims_p + d] - mean[d];
+            float square = away * away;
+            dist[t] += square;
+        }
+    }
+    memcpy(sorted, dist, sizeof sorted);
+    qsort(sorted, KVT_TOKENS, sizeof *sorted, compare_floats);
+    for (size_t t = 0; t < KVT_TOKENS; t++) {
+        is_kept[t] = !(dist[t] > 16.0f * sorted[31]);
+        left_out += !is_kept[t];
+    }
+    if (left_out)
+        mean_of(x, dims_p, is_kept, mean);
+    return left_out;
+}
+
+void check_mean_k_f16(check *c, void (*kernel)(const void *, const uint16_t *, size_t, float *))
+{
+    static float x[KVT_TOKENS * MAX_DIMS], expected[MAX_DIMS];
+    size_t without = 0, with = 0, most = 0;
+    if (c->bench) {
+        uint16_t *open = bench_open(c, 0, kvt_kw_index), *scales = bench_scales(c, 1);
+        float *mean = check_buffer(c, 2, 512, 4);
+        CHECK_BENCH(c, 64 * 128 * 2, kernel(open, scales, 128, mean));
+    }
+    for (size_t i = 0; i < 12 * N_DIMS * OPEN_KINDS; i++) {
+        size_t dims_p = padded_dims(i), dims = dims_p - check_below(c, 2) * 8, left_out;
+        open_kind kind = (open_kind)(i / N_DIMS % OPEN_KINDS);
+        uint16_t *open = check_buffer(c, 0, KVT_TOKENS * dims_p * 2, 64);
+        uint16_t *scales = check_buffer(c, 1, KVT_TOKENS * 2, 2);
+        float *mean = check_buffer(c, 2, dims_p * 4, 4);
+        fill_open(c, open, dims, dims_p, kind, kvt_kw_index);
+        fill_scales(c, scales, kind);
+        for (size_t t = 0; t < KVT_TOKENS; t++)
+            for (size_t d = 0; d < dims_p; d++)
+                x[t * dims_p + d] = open_value(open, scales, t, d, dims_p, kvt_kw_index);
+        left_out = robust_mean(x, dims_p, expected);
+        check_fill_nan(mean, dims_p * 4);
+        kernel(open, scales, dims_p, mean);
+        if (!check_same_bits(mean, expected, dims_p))
+            check_fail(c, "differs: dims_p %zu, kind %d, %zu left out", dims_p, (int)kind,
+                       left_out);
+        check_canaries(c);
+        without += left_out == 0;
+        with += left_out != 0;
+        most = left_out > most ? left_out : most;
+    }
+    if (!without || !with || most < 31)
+        check_fail(c, "the data is not varied: %zu without outliers, %zu with, up to %zu", without,
+                   with, most);
+}
+
+/* ---- codes and scales ---- */
+
+typedef int put_function(const float *, size_t, size_t, size_t, size_t, void *, uint16_t *, size_t);
+
+/* Rows of w, as scalar's put_ stores them. It leaves out the padding, which is to be zero. */
+static void check_sealed(check *c, put_function *put, const float *w, size_t dims_p,
+                         const unsigned char *codes, const uint16_t *scales, int kind)
+{
+    static unsigned char expected[KVT_TOKENS * MAX_DIMS];
+    uint16_t expected_scales[KVT_TOKENS];
+    for (size_t t = 0; t < KVT_TOKENS; t += 16)
+        if (!put(w + t * dims_p, dims_p, 16, dims_p, dims_p, expected, expected_scales, t))
+            check_fail(c, "the data is beyond f16 scales");
+    if (memcmp(scales, expected_scales, sizeof expected_scales) != 0)
+        check_fail(c, "scales differ: dims_p %zu, kind %d", dims_p, kind);
+    if (memcmp(codes, expected, KVT_TOKENS * dims_p) != 0)
+        check_fail(c, "codes differ: dims_p %zu, kind %d", dims_p, kind);
+    check_canaries(c);
+}
+
+/* Fills w; values whose scale would be beyond f16 become smaller, in the block as well. */
+static void rows_of(uint16_t *open, const uint16_t *scales, const float *delta, size_t dims_p,
+                    size_t (*index)(size_t, size_t, size_t), float *w)
+{
+    for (size_t t = 0; t < KVT_TOKENS; t++)
+        for (size_t d = 0; d < dims_p; d++) {
+            float *to = w + t * dims_p + d;
+            for (;;) {
+                *to = open_value(open, scales, t, d, dims_p, index);
+                if (delta)
+                    *to += delta[d];
+                if (fabsf(*to) <= 127.0f * 65504.0f)
+                    break;
+                open[index(t, d, dims_p)] = (uint16_t)(open[index(t, d, dims_p)] - 0x400u);
+            }
+        }
+}
+
+/* An offset that is zero, exactly minus a row, or of any size. Zero in the padding. */
+static void fill_delta(check *c, float *delta, const uint16_t *open, const uint16_t *scales,
+                       size_t dims, size_t dims_p)
+{
+    const size_t how = check_below(c, 3), token = check_below(c, KVT_TOKENS);
+    const int exponent = (int)check_below(c, 30) - 20;
+    for (size_t d = 0; d < dims_p; d++) {
+        float x = open_value(open, scales, token, d, dims_p, kvt_kw_index);
+        delta[d] = d >= dims  ? 0.0f
+                   : how == 0 ? ldexpf(check_normal(c), exponent)
+                   : how == 1 ? -fminf(fmaxf(x, -0x1p21f), 0x1p21f)
+                              : check_normal(c);
+    }
+}
+
+void check_seal_k_i8(check *c, void (*kernel)(const void *, const uint16_t *, const float *, size_t,
+                                              void *, uint16_t *))
+{
+    static float w[KVT_TOKENS * MAX_DIMS];
+    if (c->bench) {
+        uint16_t *open = bench_open(c, 0, kvt_kw_index), *open_scales = bench_scales(c, 1);
+        float *delta = check_buffer(c, 2, 512, 4);
+        unsigned char *codes = check_buffer(c, 3, KVT_TOKENS * 128, 64);
+        uint16_t *scales = check_buffer(c, 4, KVT_TOKENS * 2, 64);
+        check_fill(c, delta, 128, CHECK_NORMAL, 0);
+        CHECK_BENCH(c, 64 * 128 * 3, kernel(open, open_scales, delta, 128, codes, scales));
+    }
+    for (size_t i = 0; i < 12 * N_DIMS * OPEN_KINDS; i++) {
+        size_t dims_p = padded_dims(i), dims = dims_p - check_below(c, 2) * 8;
+        open_kind kind = (open_kind)(i / N_DIMS % OPEN_KINDS);
+        uint16_t *open = check_buffer(c, 0, KVT_TOKENS * dims_p * 2, 64);
+        uint16_t *open_scales = check_buffer(c, 1, KVT_TOKENS * 2, 2);
+        float *delta = check_below(c, 4) ? check_buffer(c, 2, dims_p * 4, 4) : NULL;
+        unsigned char *codes = check_buffer(c, 3, KVT_TOKENS * dims_p, 64);
+        uint16_t *scales = check_buffer(c, 4, KVT_TOKENS * 2, 2);
+        fill_open(c, open, dims, dims_p, kind, kvt_kw_index);
+        fill_scales(c, open_scales, kind);
+        if (delta)
+            fill_delta(c, delta, open, open_scales, dims, dims_p);
+        rows_of(open, open_scales, delta, dims_p, kvt_kw_index, w);
+        check_fill_nan(codes, KVT_TOKENS * dims_p);
+        check_fill_nan(scales, KVT_TOKENS * 2);
+        kernel(open, open_scales, delta, dims_p, codes, scales);
+        check_sealed(c, SCALAR.put_k_i8, w, dims_p, codes, scales, (int)kind);
+    }
+}
+
+void check_seal_v_i8(check *c,
+                     void (*kernel)(const void *, const uint16_t *, size_t, void *, uint16_t *))
+{
+    static float w[KVT_TOKENS * MAX_DIMS];
+    if (c->bench) {
+        uint16_t *open = bench_open(c, 0, kvt_vw_index), *open_scales = bench_scales(c, 1);
+        unsigned char *codes = check_buffer(c, 3, KVT_TOKENS * 128, 64);
+        uint16_t *scales = check_buffer(c, 4, KVT_TOKENS * 2, 64);
+        CHECK_BENCH(c, 64 * 128 * 3, kernel(open, open_scales, 128, codes, scales));
+    }
+    for (size_t i = 0; i < 12 * N_DIMS * OPEN_KINDS; i++) {
+        size_t dims_p = padded_dims(i), dims = dims_p - check_below(c, 2) * 8;
+        open_kind kind = (open_kind)(i / N_DIMS % OPEN_KINDS);
+        uint16_t *open = check_buffer(c, 0, KVT_TOKENS * dims_p * 2, 64);
+        uint16_t *open_scales = check_buffer(c, 1, KVT_TOKENS * 2, 2);
+        unsigned char *codes = check_buffer(c, 3, KVT_TOKENS * dims_p, 64);
+        uint16_t *scales = check_buffer(c, 4, KVT_TOKENS * 2, 2);
+        fill_open(c, open, dims, dims_p, kind, kvt_vw_index);
+        fill_scales(c, open_scales, kind);
+        rows_of(open, open_scales, NULL, dims_p, kvt_vw_index, w);
+        check_fill_nan(codes, KVT_TOKENS * dims_p);
+        check_fill_nan(scales, KVT_TOKENS * 2);
+        kernel(open, open_scales, dims_p, codes, scales);
+        check_sealed(c, SCALAR.put_v_i8, w, dims_p, codes, scales, (int)kind);
+    }
+}
