@@ -126,6 +126,12 @@ static kvt_heap *heap_of(kvt_cache *cache)
     return (kvt_heap *)(void *)cache;
 }
 
+/* With the lock held. Exempt memory may be announced before it is allocated. */
+static int is_within_budget(const kvt_heap *heap, uint64_t bytes)
+{
+    return bytes <= heap->exempt_bytes || bytes - heap->exempt_bytes <= heap->budget_bytes;
+}
+
 kvt_status kvt_mem_alloc(kvt_cache *cache, size_t bytes, const char *what, void **memory)
 {
     kvt_heap *heap = heap_of(cache);
@@ -138,8 +144,7 @@ kvt_status kvt_mem_alloc(kvt_cache *cache, size_t bytes, const char *what, void 
 
     /* Counted before it is allocated, so that threads cannot pass the budget together. */
     pthread_mutex_lock(&heap->lock);
-    fits = !kvt_add_overflows(heap->bytes, counted, &total) &&
-           total - heap->exempt_bytes <= heap->budget_bytes;
+    fits = !kvt_add_overflows(heap->bytes, counted, &total) && is_within_budget(heap, total);
     if (fits)
         heap->bytes = total;
     pthread_mutex_unlock(&heap->lock);
@@ -183,7 +188,7 @@ kvt_status kvt_mem_check(kvt_cache *cache)
     kvt_heap *heap = heap_of(cache);
     int fits;
     pthread_mutex_lock(&heap->lock);
-    fits = heap->bytes - heap->exempt_bytes <= heap->budget_bytes;
+    fits = is_within_budget(heap, heap->bytes);
     pthread_mutex_unlock(&heap->lock);
     return fits ? KVT_OK
                 : kvt_fail(cache, KVT_ERR_BUDGET, "the memory budget of %llu would be passed",

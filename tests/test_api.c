@@ -358,7 +358,9 @@ static void bad_configs(void **state)
     config_case(KVT_ERR_ARG, "k_type", g[0].k_type = (kvt_type)3);
     config_case(KVT_ERR_ARG, "v_type", g[1].v_type = (kvt_type)-1);
     config_case(KVT_ERR_ARG, "k_type", g[0].k_type = (kvt_type)INT_MAX);
-    config_case(KVT_ERR_ARG, "flags 0x8", g[0].flags = 8);
+    config_case(KVT_ERR_ARG, "flags 0x10", g[0].flags = 16);
+    config_case(KVT_ERR_ARG, "reserved", g[1].reserved = 1);
+    config_case(KVT_ERR_LIMIT, "residual_tokens", g[0].residual_tokens = KVT_MAX_TOKENS + 1);
     config_case(KVT_ERR_ARG, "flags", g[0].flags = 0x80000000u | KVT_GROUP_NO_OFFSET);
     config_case(KVT_ERR_ARG, "layer 0", g[0].layers = twice);
     config_case(KVT_ERR_ARG, "layer 3", g[0].layers = far);
@@ -917,8 +919,8 @@ static void values_that_cannot_be_stored(void **state)
                 for (int side = 0; side < 2; side++) {
                     one_bad_value(&f, KVT_F32, (kvt_side)side, at_tokens[token], 1, 7, 0x7f7fffffu,
                                   0, by_plan ^= 1); /* FLT_MAX */
-                    one_bad_value(&f, KVT_F32, (kvt_side)side, at_tokens[token], 1, 7, 0xcb000000u,
-                                  0, by_plan); /* -2^23 */
+                    one_bad_value(&f, KVT_F32, (kvt_side)side, at_tokens[token], 1, 7, 0xce800000u,
+                                  0, by_plan); /* -2^30 */
                     one_bad_value(&f, KVT_BF16, (kvt_side)side, at_tokens[token], 0, 0, 0, 0x7f7fu,
                                   by_plan); /* the largest bf16 */
                 }
@@ -946,7 +948,7 @@ static void values_at_the_limit(void **state)
                                                         : i8_most;
                     if (over && type == KVT_TYPE_F32)
                         continue;
-                    g.flags = KVT_GROUP_NO_OFFSET | KVT_GROUP_NO_ROTATION;
+                    g.flags = KVT_GROUP_NO_OFFSET | KVT_GROUP_NO_ROTATION | KVT_GROUP_NO_V_ROTATION;
                     cache = cache_of(&g, 4, 1, NULL);
                     x[5] = (float)sign * (over ? nextafterf(most, INFINITY) : most);
                     expect_ok(cache, kvt_seq_create(cache, &seq));
