@@ -1,0 +1,266 @@
+/*
+ * AVX2 + FMA + F16C kernels: sealing, that is the robust mean of a block of f16 tokens and their
+ * codes and scales as i8.
+ *
+ * The bytes are scalar.c's: the same f32 operations in the same order, 8 tokens (K) or dims (V) at
+ * a time. An element is code * scale with a power of two for a scale, so that the product is exact:
+ * an FMA of code and scale rounds once, as the addition by itself does, and spares the
+ * multiplication. Nothing else is fused. For V, without an offset, the product of the open scale
+ * and the reciprocal of the sealed one is exact as well, and one multiplication an element remains.
+ */
+#include "avx2.h"
+
+#include "simd/outliers.h"
+
+#define TILES (KVT_TOKENS / KVT_TILE_TOKENS)
+
+KVT_INLINE __m256 load_f16(const uint16_t *from)
+{
+    return _mm256_cvtph_ps(kvt_load_128(from));
+}
+
+/* ---- the mean ---- */
+
+/* By half of a tile (tokens 0 .. 7 and 8 .. 15 of it), and by tile. */
+typedef struct tokens {
+    __m256 scale[2][TILES];
+    __m256 kept[2][TILES]; /* all ones for tokens that count */
+} tokens;
+
+/* Sums over the tiles: lane j is the sum of tokens j, 16 + j, 32 + j, 48 + j of that half. */
+KVT_INLINE __m256 sum_tiles(const uint16_t *from, size_t tile, const __m256 scale[TILES],
+                            const __m256 *kept)
+{
+    __m256 sum = _mm256_setzero_ps();
+    KVT_UNROLL
+    for (size_t i = 0; i < TILES; i++) {
+        __m256 x = load_f16(from + i * tile);
+        if (kept)
+            x = _mm256_and_ps(x, kept[i]);
+        sum = i ? _mm256_fmadd_ps(x, scale[i], sum) : _mm256_mul_ps(x, scale[i]);
+    }
+    return sum;
+}
+
+/* Lanes 4, 2, 1 apart are added: element i is the sum of x[i]. */
+KVT_INLINE __m256 fold(const __m256 x[8])
+{
+    __m256 y[4], a, b;
+    KVT_UNROLL
+    for (size_t i = 0; i < 4; i++) /* halves: x[i] | x[i + 4] */
+        y[i] = _mm256_add_ps(_mm256_permute2f128_ps(x[i], x[i + 4], 0x20),
+                             _mm256_permute2f128_ps(x[i], x[i + 4], 0x31));
+    a = _mm256_add_ps(_mm256_shuffle_ps(y[0], y[1], 0x44), _mm256_shuffle_ps(y[0], y[1], 0xee));
+    b = _mm256_add_ps(_mm256_shuffle_ps(y[2], y[3], 0x44), _mm256_shuffle_ps(y[2], y[3], 0xee));
+    return _mm256_add_ps(_mm256_shuffle_ps(a, b, 0x88), _mm256_shuffle_ps(a, b, 0xdd));
+}
+
+/*
+ * The mean of `count` tokens, those that t->kept says, or all. 8 dims fold together. One half of
+ * the tiles after the other: the scales of both would leave too few registers for 8 sums.
+ */
+KVT_INLINE void mean_of_kept(const uint16_t *open, const tokens *t, int is_all, float count,
+                             size_t dims_p, float *mean)
+{
+    const size_t tile = dims_p * KVT_TILE_TOKENS;
+    for (size_t d = 0; d < dims_p; d += 8) {
+        const uint16_t *from = open + d * KVT_TILE_TOKENS;
+        __m256 sum[8];
+        KVT_UNROLL
+        for (size_t e = 0; e < 8; e++)
+            sum[e] = sum_tiles(from + e * 16, tile, t->scale[0], is_all ? NULL : t->kept[0]);
+        KVT_UNROLL
+        for (size_t e = 0; e < 8; e++)
+            sum[e] = _mm256_add_ps(sum[e], sum_tiles(from + e * 16 + 8, tile, t->scale[1],
+                                                     is_all ? NULL : t->kept[1]));
+        _mm256_storeu_ps(mean + d, _mm256_div_ps(fold(sum), _mm256_set1_ps(count)));
+    }
+}
+
+/* Squared distances from the mean. The four tiles are four chains of additions. */
+KVT_INLINE void distances_of(const uint16_t *open, const tokens *t, size_t dims_p,
+                             const float *mean, float *distances)
+{
+    const size_t tile = dims_p * KVT_TILE_TOKENS;
+    for (size_t half = 0; half < 2; half++) {
+        __m256 dist[TILES];
+        KVT_UNROLL
+        for (size_t i = 0; i < TILES; i++)
+            dist[i] = _mm256_setzero_ps();
+        for (size_t d = 0; d < dims_p; d++) {
+            const uint16_t *from = open + d * KVT_TILE_TOKENS + half * 8;
+            const __m256 m = _mm256_broadcast_ss(mean + d);
+            KVT_UNROLL
+            for (size_t i = 0; i < TILES; i++) {
+                __m256 away = _mm256_fmsub_ps(load_f16(from + i * tile), t->scale[half][i], m);
+                dist[i] = _mm256_add_ps(dist[i], _mm256_mul_ps(away, away));
+            }
+        }
+        KVT_UNROLL
+        for (size_t i = 0; i < TILES; i++)
+            _mm256_storeu_ps(distances + i * KVT_TILE_TOKENS + half * 8, dist[i]);
+    }
+}
+
+void kvt_avx2_mean_k_f16(const void *open, const uint16_t *open_scales, size_t dims_p, float *mean)
+{
+    const __m256i bits = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    float distances[KVT_TOKENS];
+    uint64_t left_out;
+    tokens t;
+
+    for (size_t i = 0; i < TILES; i++)
+        for (size_t half = 0; half < 2; half++)
+            t.scale[half][i] = load_f16(open_scales + i * KVT_TILE_TOKENS + half * 8);
+    mean_of_kept(open, &t, 1, KVT_TOKENS, dims_p, mean);
+    distances_of(open, &t, dims_p, mean, distances);
+    left_out = kvt_outliers(distances);
+    if (left_out == 0)
+        return;
+    for (size_t i = 0; i < TILES; i++)
+        for (size_t half = 0; half < 2; half++) {
+            int32_t eight = (int32_t)(~left_out >> (i * KVT_TILE_TOKENS + half * 8) & 0xff);
+            __m256i its = _mm256_and_si256(_mm256_set1_epi32(eight), bits);
+            t.kept[half][i] = _mm256_castsi256_ps(_mm256_cmpeq_epi32(its, bits));
+        }
+    mean_of_kept(open, &t, 0, (float)(KVT_TOKENS - __builtin_popcountll(left_out)), dims_p, mean);
+}
+
+/* ---- codes ---- */
+
+/* Scales from magnitudes: a 127th, rounded up to f16. Their reciprocals, zero for zero. */
+KVT_INLINE __m128i scales_of(__m256 most, __m256 *reciprocals)
+{
+    __m128i scales = _mm256_cvtps_ph(_mm256_div_ps(most, _mm256_set1_ps(127.0f)),
+                                     _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC);
+    __m256 x = _mm256_cvtph_ps(scales);
+    __m256 is_zero = _mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_EQ_OQ);
+    *reciprocals = _mm256_andnot_ps(is_zero, _mm256_div_ps(_mm256_set1_ps(1.0f), x));
+    return scales;
+}
+
+/*
+ * Codes of four registers of numbers: byte j of lane i is that of x[j]'s lane i. The default
+ * rounding of the conversion is to nearest even; packing saturates, codes do not.
+ */
+KVT_INLINE __m256i codes_of(const __m256 x[4])
+{
+    const __m256i order = _mm256_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15, 0,
+                                           4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    __m256i ab = _mm256_packs_epi32(_mm256_cvtps_epi32(x[0]), _mm256_cvtps_epi32(x[1]));
+    __m256i cd = _mm256_packs_epi32(_mm256_cvtps_epi32(x[2]), _mm256_cvtps_epi32(x[3]));
+    return _mm256_shuffle_epi8(_mm256_packs_epi16(ab, cd), order);
+}
+
+/* 8 tokens of a dim with its offset. */
+KVT_INLINE __m256 open_plus(const uint16_t *from, __m256 scale, const float *delta)
+{
+    __m256 x = load_f16(from);
+    return delta ? _mm256_fmadd_ps(x, scale, _mm256_broadcast_ss(delta)) : _mm256_mul_ps(x, scale);
+}
+
+/* The tokens of a tile are the lanes: their magnitudes, scales and codes need no other lane. */
+KVT_INLINE void seal_tile(const uint16_t *from, const uint16_t *open_scales, const float *delta,
+                          size_t dims_p, uint8_t *to, uint16_t *scales)
+{
+    const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
+    __m256 scale[2], most[2][2], reciprocals[2];
+
+    KVT_UNROLL
+    for (size_t half = 0; half < 2; half++) {
+        scale[half] = load_f16(open_scales + half * 8);
+        most[half][0] = most[half][1] = _mm256_setzero_ps();
+    }
+    for (size_t d = 0; d < dims_p; d += 2) {
+        KVT_UNROLL
+        for (size_t e = 0; e < 2; e++)
+            for (size_t half = 0; half < 2; half++) {
+                __m256 w = open_plus(from + (d + e) * 16 + half * 8, scale[half],
+                                     delta ? delta + d + e : NULL);
+                most[half][e] = _mm256_max_ps(most[half][e], _mm256_and_ps(w, magnitude));
+            }
+    }
+    KVT_UNROLL
+    for (size_t half = 0; half < 2; half++)
+        kvt_store_128(scales + half * 8,
+                      scales_of(_mm256_max_ps(most[half][0], most[half][1]), &reciprocals[half]));
+    for (size_t d = 0; d < dims_p; d += 4) {
+        KVT_UNROLL
+        for (size_t half = 0; half < 2; half++) {
+            __m256 x[4];
+            KVT_UNROLL
+            for (size_t e = 0; e < 4; e++)
+                x[e] = _mm256_mul_ps(open_plus(from + (d + e) * 16 + half * 8, scale[half],
+                                               delta ? delta + d + e : NULL),
+                                     reciprocals[half]);
+            kvt_store_256(to + d * 16 + half * 32, codes_of(x));
+        }
+    }
+}
+
+void kvt_avx2_seal_k_i8(const void *open, const uint16_t *open_scales, const float *delta,
+                        size_t dims_p, void *codes, uint16_t *scales)
+{
+    for (size_t t = 0; t < KVT_TOKENS; t += KVT_TILE_TOKENS) {
+        const uint16_t *from = (const uint16_t *)open + t * dims_p;
+        uint8_t *to = (uint8_t *)codes + t * dims_p;
+        if (delta)
+            seal_tile(from, open_scales + t, delta, dims_p, to, scales + t);
+        else
+            seal_tile(from, open_scales + t, NULL, dims_p, to, scales + t);
+    }
+}
+
+/* The largest magnitude of each of 8 rows of f16. As integers, they order as the numbers do. */
+KVT_INLINE __m128i most_of_rows(const uint16_t *from, size_t dims_p)
+{
+    const __m256i magnitude = _mm256_set1_epi16(0x7fff);
+    __m256i most[8];
+    __m128i x[8];
+    KVT_UNROLL
+    for (size_t i = 0; i < 8; i++)
+        most[i] = _mm256_setzero_si256();
+    for (size_t d = 0; d < dims_p; d += 16) {
+        KVT_UNROLL
+        for (size_t i = 0; i < 8; i++)
+            most[i] = _mm256_max_epi16(
+                most[i], _mm256_and_si256(kvt_load_256(from + i * dims_p + d), magnitude));
+    }
+    KVT_UNROLL
+    for (size_t i = 0; i < 8; i++)
+        x[i] = _mm_max_epi16(_mm256_castsi256_si128(most[i]), _mm256_extracti128_si256(most[i], 1));
+    /* Pairs, fours, all 8 rows: each step interleaves two registers and halves what is left. */
+    KVT_UNROLL
+    for (size_t i = 0; i < 8; i += 2)
+        x[i] =
+            _mm_max_epi16(_mm_unpacklo_epi16(x[i], x[i + 1]), _mm_unpackhi_epi16(x[i], x[i + 1]));
+    x[0] = _mm_max_epi16(_mm_unpacklo_epi32(x[0], x[2]), _mm_unpackhi_epi32(x[0], x[2]));
+    x[4] = _mm_max_epi16(_mm_unpacklo_epi32(x[4], x[6]), _mm_unpackhi_epi32(x[4], x[6]));
+    return _mm_max_epi16(_mm_unpacklo_epi64(x[0], x[4]), _mm_unpackhi_epi64(x[0], x[4]));
+}
+
+/* 8 tokens at a time: their scales in one register, then the codes of 4 tokens by 8 dims. */
+void kvt_avx2_seal_v_i8(const void *open, const uint16_t *open_scales, size_t dims_p, void *codes,
+                        uint16_t *scales)
+{
+    for (size_t t = 0; t < KVT_TOKENS; t += 8) {
+        const uint16_t *from = (const uint16_t *)open + t * dims_p;
+        uint8_t *to = (uint8_t *)codes + t * dims_p;
+        const __m256 scale = load_f16(open_scales + t);
+        __m256 reciprocals;
+        float factor[8];
+        kvt_store_128(scales + t,
+                      scales_of(_mm256_mul_ps(_mm256_cvtph_ps(most_of_rows(from, dims_p)), scale),
+                                &reciprocals));
+        _mm256_storeu_ps(factor, _mm256_mul_ps(scale, reciprocals));
+        for (size_t i = 0; i < 8; i += 4)
+            for (size_t d = 0; d < dims_p; d += 8) {
+                __m256 x[4];
+                KVT_UNROLL
+                for (size_t j = 0; j < 4; j++)
+                    x[j] = _mm256_mul_ps(load_f16(from + (i + j) * dims_p + d),
+                                         _mm256_set1_ps(factor[i + j]));
+                kvt_store_256(to + i * dims_p + d * 4, codes_of(x));
+            }
+    }
+}
