@@ -128,15 +128,26 @@ void kvt_avx2_mean_k_f16(const void *open, const uint16_t *open_scales, size_t d
 
 /* ---- codes ---- */
 
-/* Scales from magnitudes: a 127th, rounded up to f16. Their reciprocals, zero for zero. */
-KVT_INLINE __m128i scales_of(__m256 most, __m256 *reciprocals)
+/*
+ * All scales of a side before its codes: a scale is two divisions and two conversions after the
+ * last element, a latency that those of other tokens hide.
+ *
+ * most: the largest magnitudes. Scales are a 127th of them, rounded up to f16; factors become
+ * their reciprocals (zero for zero) times what factors held.
+ */
+KVT_INLINE void scales_of(const float most[KVT_TOKENS], uint16_t *scales, float factors[KVT_TOKENS])
 {
-    __m128i scales = _mm256_cvtps_ph(_mm256_div_ps(most, _mm256_set1_ps(127.0f)),
-                                     _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC);
-    __m256 x = _mm256_cvtph_ps(scales);
-    __m256 is_zero = _mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_EQ_OQ);
-    *reciprocals = _mm256_andnot_ps(is_zero, _mm256_div_ps(_mm256_set1_ps(1.0f), x));
-    return scales;
+    KVT_UNROLL
+    for (size_t t = 0; t < KVT_TOKENS; t += 8) {
+        __m128i rounded =
+            _mm256_cvtps_ph(_mm256_div_ps(_mm256_loadu_ps(most + t), _mm256_set1_ps(127.0f)),
+                            _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC);
+        __m256 x = _mm256_cvtph_ps(rounded);
+        __m256 is_zero = _mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_EQ_OQ);
+        x = _mm256_andnot_ps(is_zero, _mm256_div_ps(_mm256_set1_ps(1.0f), x));
+        kvt_store_128(scales + t, rounded);
+        _mm256_storeu_ps(factors + t, _mm256_mul_ps(_mm256_loadu_ps(factors + t), x));
+    }
 }
 
 /*
@@ -159,31 +170,33 @@ KVT_INLINE __m256 open_plus(const uint16_t *from, __m256 scale, const float *del
     return delta ? _mm256_fmadd_ps(x, scale, _mm256_broadcast_ss(delta)) : _mm256_mul_ps(x, scale);
 }
 
-/* The tokens of a tile are the lanes: their magnitudes, scales and codes need no other lane. */
-KVT_INLINE void seal_tile(const uint16_t *from, const uint16_t *open_scales, const float *delta,
-                          size_t dims_p, uint8_t *to, uint16_t *scales)
+/* The tokens of a tile are the lanes: their magnitudes and codes need no other lane. */
+KVT_INLINE void most_of_tile(const uint16_t *from, const __m256 scale[2], const float *delta,
+                             size_t dims_p, float *most)
 {
-    const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
-    __m256 scale[2], most[2][2], reciprocals[2];
-
+    const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
+    __m256i x[2][2];
     KVT_UNROLL
-    for (size_t half = 0; half < 2; half++) {
-        scale[half] = load_f16(open_scales + half * 8);
-        most[half][0] = most[half][1] = _mm256_setzero_ps();
-    }
+    for (size_t i = 0; i < 4; i++)
+        x[i / 2][i % 2] = _mm256_setzero_si256();
     for (size_t d = 0; d < dims_p; d += 2) {
         KVT_UNROLL
-        for (size_t e = 0; e < 2; e++)
-            for (size_t half = 0; half < 2; half++) {
-                __m256 w = open_plus(from + (d + e) * 16 + half * 8, scale[half],
-                                     delta ? delta + d + e : NULL);
-                most[half][e] = _mm256_max_ps(most[half][e], _mm256_and_ps(w, magnitude));
-            }
+        for (size_t i = 0; i < 4; i++) {
+            size_t e = i / 2, half = i % 2;
+            __m256 w = open_plus(from + (d + e) * 16 + half * 8, scale[half],
+                                 delta ? delta + d + e : NULL);
+            x[e][half] =
+                _mm256_max_epi32(x[e][half], _mm256_and_si256(_mm256_castps_si256(w), magnitude));
+        }
     }
-    KVT_UNROLL
-    for (size_t half = 0; half < 2; half++)
-        kvt_store_128(scales + half * 8,
-                      scales_of(_mm256_max_ps(most[half][0], most[half][1]), &reciprocals[half]));
+    kvt_store_256(most, _mm256_max_epi32(x[0][0], x[1][0]));
+    kvt_store_256(most + 8, _mm256_max_epi32(x[0][1], x[1][1]));
+}
+
+KVT_INLINE void code_tile(const uint16_t *from, const __m256 scale[2], const float *delta,
+                          const float *reciprocals, size_t dims_p, uint8_t *to)
+{
+    const __m256 r[2] = {_mm256_loadu_ps(reciprocals), _mm256_loadu_ps(reciprocals + 8)};
     for (size_t d = 0; d < dims_p; d += 4) {
         KVT_UNROLL
         for (size_t half = 0; half < 2; half++) {
@@ -192,23 +205,38 @@ KVT_INLINE void seal_tile(const uint16_t *from, const uint16_t *open_scales, con
             for (size_t e = 0; e < 4; e++)
                 x[e] = _mm256_mul_ps(open_plus(from + (d + e) * 16 + half * 8, scale[half],
                                                delta ? delta + d + e : NULL),
-                                     reciprocals[half]);
+                                     r[half]);
             kvt_store_256(to + d * 16 + half * 32, codes_of(x));
         }
     }
 }
 
+KVT_INLINE void seal_k(const uint16_t *open, const uint16_t *open_scales, const float *delta,
+                       size_t dims_p, uint8_t *codes, uint16_t *scales)
+{
+    float most[KVT_TOKENS], reciprocals[KVT_TOKENS];
+    __m256 scale[TILES][2];
+    for (size_t i = 0; i < TILES; i++) {
+        scale[i][0] = load_f16(open_scales + i * KVT_TILE_TOKENS);
+        scale[i][1] = load_f16(open_scales + i * KVT_TILE_TOKENS + 8);
+        most_of_tile(open + i * KVT_TILE_TOKENS * dims_p, scale[i], delta, dims_p,
+                     most + i * KVT_TILE_TOKENS);
+    }
+    for (size_t t = 0; t < KVT_TOKENS; t++)
+        reciprocals[t] = 1.0f;
+    scales_of(most, scales, reciprocals);
+    for (size_t i = 0; i < TILES; i++)
+        code_tile(open + i * KVT_TILE_TOKENS * dims_p, scale[i], delta,
+                  reciprocals + i * KVT_TILE_TOKENS, dims_p, codes + i * KVT_TILE_TOKENS * dims_p);
+}
+
 void kvt_avx2_seal_k_i8(const void *open, const uint16_t *open_scales, const float *delta,
                         size_t dims_p, void *codes, uint16_t *scales)
 {
-    for (size_t t = 0; t < KVT_TOKENS; t += KVT_TILE_TOKENS) {
-        const uint16_t *from = (const uint16_t *)open + t * dims_p;
-        uint8_t *to = (uint8_t *)codes + t * dims_p;
-        if (delta)
-            seal_tile(from, open_scales + t, delta, dims_p, to, scales + t);
-        else
-            seal_tile(from, open_scales + t, NULL, dims_p, to, scales + t);
-    }
+    if (delta)
+        seal_k(open, open_scales, delta, dims_p, codes, scales);
+    else
+        seal_k(open, open_scales, NULL, dims_p, codes, scales);
 }
 
 /* The largest magnitude of each of 8 rows of f16. As integers, they order as the numbers do. */
@@ -239,28 +267,31 @@ KVT_INLINE __m128i most_of_rows(const uint16_t *from, size_t dims_p)
     return _mm_max_epi16(_mm_unpacklo_epi64(x[0], x[4]), _mm_unpackhi_epi64(x[0], x[4]));
 }
 
-/* 8 tokens at a time: their scales in one register, then the codes of 4 tokens by 8 dims. */
+/* Codes are formed 4 tokens by 8 dims at a time. */
 void kvt_avx2_seal_v_i8(const void *open, const uint16_t *open_scales, size_t dims_p, void *codes,
                         uint16_t *scales)
 {
+    float most[KVT_TOKENS], factors[KVT_TOKENS];
     for (size_t t = 0; t < KVT_TOKENS; t += 8) {
+        __m256 scale = load_f16(open_scales + t);
+        __m128i x = most_of_rows((const uint16_t *)open + t * dims_p, dims_p);
+        _mm256_storeu_ps(most + t, _mm256_mul_ps(_mm256_cvtph_ps(x), scale));
+        _mm256_storeu_ps(factors + t, scale);
+    }
+    scales_of(most, scales, factors);
+    for (size_t t = 0; t < KVT_TOKENS; t += 4) {
         const uint16_t *from = (const uint16_t *)open + t * dims_p;
         uint8_t *to = (uint8_t *)codes + t * dims_p;
-        const __m256 scale = load_f16(open_scales + t);
-        __m256 reciprocals;
-        float factor[8];
-        kvt_store_128(scales + t,
-                      scales_of(_mm256_mul_ps(_mm256_cvtph_ps(most_of_rows(from, dims_p)), scale),
-                                &reciprocals));
-        _mm256_storeu_ps(factor, _mm256_mul_ps(scale, reciprocals));
-        for (size_t i = 0; i < 8; i += 4)
-            for (size_t d = 0; d < dims_p; d += 8) {
-                __m256 x[4];
-                KVT_UNROLL
-                for (size_t j = 0; j < 4; j++)
-                    x[j] = _mm256_mul_ps(load_f16(from + (i + j) * dims_p + d),
-                                         _mm256_set1_ps(factor[i + j]));
-                kvt_store_256(to + i * dims_p + d * 4, codes_of(x));
-            }
+        __m256 factor[4];
+        KVT_UNROLL
+        for (size_t j = 0; j < 4; j++)
+            factor[j] = _mm256_broadcast_ss(factors + t + j);
+        for (size_t d = 0; d < dims_p; d += 8) {
+            __m256 x[4];
+            KVT_UNROLL
+            for (size_t j = 0; j < 4; j++)
+                x[j] = _mm256_mul_ps(load_f16(from + j * dims_p + d), factor[j]);
+            kvt_store_256(to + d * 4, codes_of(x));
+        }
     }
 }
