@@ -13,6 +13,7 @@
 #include "simd/outliers.h"
 
 #define TILES (KVT_TOKENS / KVT_TILE_TOKENS)
+#define MAX_DIMS 1024
 
 KVT_INLINE __m256 load_f16(const uint16_t *from)
 {
@@ -128,26 +129,19 @@ void kvt_avx2_mean_k_f16(const void *open, const uint16_t *open_scales, size_t d
 
 /* ---- codes ---- */
 
-/*
- * All scales of a side before its codes: a scale is two divisions and two conversions after the
- * last element, a latency that those of other tokens hide.
- *
- * most: the largest magnitudes. Scales are a 127th of them, rounded up to f16; factors become
- * their reciprocals (zero for zero) times what factors held.
- */
-KVT_INLINE void scales_of(const float most[KVT_TOKENS], uint16_t *scales, float factors[KVT_TOKENS])
+/* The scales of 8 tokens from their largest magnitudes: a 127th, rounded up to f16. */
+KVT_INLINE __m128i scales_of(__m256 most)
 {
-    KVT_UNROLL
-    for (size_t t = 0; t < KVT_TOKENS; t += 8) {
-        __m128i rounded =
-            _mm256_cvtps_ph(_mm256_div_ps(_mm256_loadu_ps(most + t), _mm256_set1_ps(127.0f)),
-                            _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC);
-        __m256 x = _mm256_cvtph_ps(rounded);
-        __m256 is_zero = _mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_EQ_OQ);
-        x = _mm256_andnot_ps(is_zero, _mm256_div_ps(_mm256_set1_ps(1.0f), x));
-        kvt_store_128(scales + t, rounded);
-        _mm256_storeu_ps(factors + t, _mm256_mul_ps(_mm256_loadu_ps(factors + t), x));
-    }
+    return _mm256_cvtps_ph(_mm256_div_ps(most, _mm256_set1_ps(127.0f)),
+                           _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC);
+}
+
+/* What codes are multiplied by: zero for a scale of zero. */
+KVT_INLINE __m256 reciprocals_of(__m128i scales)
+{
+    __m256 x = _mm256_cvtph_ps(scales);
+    __m256 is_zero = _mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_EQ_OQ);
+    return _mm256_andnot_ps(is_zero, _mm256_div_ps(_mm256_set1_ps(1.0f), x));
 }
 
 /*
@@ -163,71 +157,48 @@ KVT_INLINE __m256i codes_of(const __m256 x[4])
     return _mm256_shuffle_epi8(_mm256_packs_epi16(ab, cd), order);
 }
 
-/* 8 tokens of a dim with its offset. */
-KVT_INLINE __m256 open_plus(const uint16_t *from, __m256 scale, const float *delta)
-{
-    __m256 x = load_f16(from);
-    return delta ? _mm256_fmadd_ps(x, scale, _mm256_broadcast_ss(delta)) : _mm256_mul_ps(x, scale);
-}
-
-/* The tokens of a tile are the lanes: their magnitudes and codes need no other lane. */
-KVT_INLINE void most_of_tile(const uint16_t *from, const __m256 scale[2], const float *delta,
-                             size_t dims_p, float *most)
+/*
+ * 8 tokens of a tile, which are the lanes: their magnitudes and codes need no other lane. The
+ * numbers are kept between the two passes: that is less work than to convert twice.
+ */
+KVT_INLINE void seal_k_8(const uint16_t *from, __m256 scale, const float *delta, size_t dims_p,
+                         uint8_t *to, uint16_t *scales)
 {
     const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
-    __m256i x[2][2];
-    KVT_UNROLL
-    for (size_t i = 0; i < 4; i++)
-        x[i / 2][i % 2] = _mm256_setzero_si256();
-    for (size_t d = 0; d < dims_p; d += 2) {
-        KVT_UNROLL
-        for (size_t i = 0; i < 4; i++) {
-            size_t e = i / 2, half = i % 2;
-            __m256 w = open_plus(from + (d + e) * 16 + half * 8, scale[half],
-                                 delta ? delta + d + e : NULL);
-            x[e][half] =
-                _mm256_max_epi32(x[e][half], _mm256_and_si256(_mm256_castps_si256(w), magnitude));
-        }
-    }
-    kvt_store_256(most, _mm256_max_epi32(x[0][0], x[1][0]));
-    kvt_store_256(most + 8, _mm256_max_epi32(x[0][1], x[1][1]));
-}
+    _Alignas(32) float w[MAX_DIMS * 8];
+    __m256i most[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+    __m256 reciprocals;
+    __m128i rounded;
 
-KVT_INLINE void code_tile(const uint16_t *from, const __m256 scale[2], const float *delta,
-                          const float *reciprocals, size_t dims_p, uint8_t *to)
-{
-    const __m256 r[2] = {_mm256_loadu_ps(reciprocals), _mm256_loadu_ps(reciprocals + 8)};
     for (size_t d = 0; d < dims_p; d += 4) {
         KVT_UNROLL
-        for (size_t half = 0; half < 2; half++) {
-            __m256 x[4];
-            KVT_UNROLL
-            for (size_t e = 0; e < 4; e++)
-                x[e] = _mm256_mul_ps(open_plus(from + (d + e) * 16 + half * 8, scale[half],
-                                               delta ? delta + d + e : NULL),
-                                     r[half]);
-            kvt_store_256(to + d * 16 + half * 32, codes_of(x));
+        for (size_t e = 0; e < 4; e++) {
+            __m256 x = load_f16(from + (d + e) * 16);
+            x = delta ? _mm256_fmadd_ps(x, scale, _mm256_broadcast_ss(delta + d + e))
+                      : _mm256_mul_ps(x, scale);
+            _mm256_store_ps(w + (d + e) * 8, x);
+            most[e % 2] =
+                _mm256_max_epi32(most[e % 2], _mm256_and_si256(_mm256_castps_si256(x), magnitude));
         }
+    }
+    rounded = scales_of(_mm256_castsi256_ps(_mm256_max_epi32(most[0], most[1])));
+    reciprocals = reciprocals_of(rounded);
+    kvt_store_128(scales, rounded);
+    for (size_t d = 0; d < dims_p; d += 4) {
+        __m256 x[4];
+        KVT_UNROLL
+        for (size_t e = 0; e < 4; e++)
+            x[e] = _mm256_mul_ps(_mm256_load_ps(w + (d + e) * 8), reciprocals);
+        kvt_store_256(to + d * 16, codes_of(x));
     }
 }
 
 KVT_INLINE void seal_k(const uint16_t *open, const uint16_t *open_scales, const float *delta,
                        size_t dims_p, uint8_t *codes, uint16_t *scales)
 {
-    float most[KVT_TOKENS], reciprocals[KVT_TOKENS];
-    __m256 scale[TILES][2];
-    for (size_t i = 0; i < TILES; i++) {
-        scale[i][0] = load_f16(open_scales + i * KVT_TILE_TOKENS);
-        scale[i][1] = load_f16(open_scales + i * KVT_TILE_TOKENS + 8);
-        most_of_tile(open + i * KVT_TILE_TOKENS * dims_p, scale[i], delta, dims_p,
-                     most + i * KVT_TILE_TOKENS);
-    }
-    for (size_t t = 0; t < KVT_TOKENS; t++)
-        reciprocals[t] = 1.0f;
-    scales_of(most, scales, reciprocals);
-    for (size_t i = 0; i < TILES; i++)
-        code_tile(open + i * KVT_TILE_TOKENS * dims_p, scale[i], delta,
-                  reciprocals + i * KVT_TILE_TOKENS, dims_p, codes + i * KVT_TILE_TOKENS * dims_p);
+    for (size_t t = 0; t < KVT_TOKENS; t += 8)
+        seal_k_8(open + kvt_kw_index(t, 0, dims_p), load_f16(open_scales + t), delta, dims_p,
+                 codes + kvt_k8_index(t, 0, dims_p), scales + t);
 }
 
 void kvt_avx2_seal_k_i8(const void *open, const uint16_t *open_scales, const float *delta,
@@ -267,18 +238,21 @@ KVT_INLINE __m128i most_of_rows(const uint16_t *from, size_t dims_p)
     return _mm_max_epi16(_mm_unpacklo_epi64(x[0], x[4]), _mm_unpackhi_epi64(x[0], x[4]));
 }
 
-/* Codes are formed 4 tokens by 8 dims at a time. */
+/*
+ * All scales before the codes: a scale is two divisions and two conversions after the last element,
+ * a latency that those of other tokens hide. Codes are formed 4 tokens by 8 dims at a time.
+ */
 void kvt_avx2_seal_v_i8(const void *open, const uint16_t *open_scales, size_t dims_p, void *codes,
                         uint16_t *scales)
 {
-    float most[KVT_TOKENS], factors[KVT_TOKENS];
+    float factors[KVT_TOKENS];
     for (size_t t = 0; t < KVT_TOKENS; t += 8) {
+        __m128i most = most_of_rows((const uint16_t *)open + t * dims_p, dims_p), rounded;
         __m256 scale = load_f16(open_scales + t);
-        __m128i x = most_of_rows((const uint16_t *)open + t * dims_p, dims_p);
-        _mm256_storeu_ps(most + t, _mm256_mul_ps(_mm256_cvtph_ps(x), scale));
-        _mm256_storeu_ps(factors + t, scale);
+        rounded = scales_of(_mm256_mul_ps(_mm256_cvtph_ps(most), scale));
+        kvt_store_128(scales + t, rounded);
+        _mm256_storeu_ps(factors + t, _mm256_mul_ps(scale, reciprocals_of(rounded)));
     }
-    scales_of(most, scales, factors);
     for (size_t t = 0; t < KVT_TOKENS; t += 4) {
         const uint16_t *from = (const uint16_t *)open + t * dims_p;
         uint8_t *to = (uint8_t *)codes + t * dims_p;
