@@ -210,32 +210,37 @@ void kvt_avx2_seal_k_i8(const void *open, const uint16_t *open_scales, const flo
         seal_k(open, open_scales, NULL, dims_p, codes, scales);
 }
 
-/* The largest magnitude of each of 8 rows of f16. As integers, they order as the numbers do. */
-KVT_INLINE __m128i most_of_rows(const uint16_t *from, size_t dims_p)
+/*
+ * The largest magnitudes of 4 rows of f16, in lanes 0 .. 3 and again in 4 .. 7, which are still to
+ * be compared. As integers, magnitudes order as the numbers do.
+ */
+KVT_INLINE __m128i most_of_4_rows(const uint16_t *from, size_t dims_p)
 {
     const __m256i magnitude = _mm256_set1_epi16(0x7fff);
-    __m256i most[8];
-    __m128i x[8];
+    __m256i most[4];
+    __m128i x[4];
     KVT_UNROLL
-    for (size_t i = 0; i < 8; i++)
+    for (size_t i = 0; i < 4; i++)
         most[i] = _mm256_setzero_si256();
     for (size_t d = 0; d < dims_p; d += 16) {
         KVT_UNROLL
-        for (size_t i = 0; i < 8; i++)
+        for (size_t i = 0; i < 4; i++)
             most[i] = _mm256_max_epi16(
                 most[i], _mm256_and_si256(kvt_load_256(from + i * dims_p + d), magnitude));
     }
     KVT_UNROLL
-    for (size_t i = 0; i < 8; i++)
+    for (size_t i = 0; i < 4; i++)
         x[i] = _mm_max_epi16(_mm256_castsi256_si128(most[i]), _mm256_extracti128_si256(most[i], 1));
-    /* Pairs, fours, all 8 rows: each step interleaves two registers and halves what is left. */
-    KVT_UNROLL
-    for (size_t i = 0; i < 8; i += 2)
-        x[i] =
-            _mm_max_epi16(_mm_unpacklo_epi16(x[i], x[i + 1]), _mm_unpackhi_epi16(x[i], x[i + 1]));
-    x[0] = _mm_max_epi16(_mm_unpacklo_epi32(x[0], x[2]), _mm_unpackhi_epi32(x[0], x[2]));
-    x[4] = _mm_max_epi16(_mm_unpacklo_epi32(x[4], x[6]), _mm_unpackhi_epi32(x[4], x[6]));
-    return _mm_max_epi16(_mm_unpacklo_epi64(x[0], x[4]), _mm_unpackhi_epi64(x[0], x[4]));
+    /* Each step interleaves two registers and halves what is left of a row. */
+    x[0] = _mm_max_epi16(_mm_unpacklo_epi16(x[0], x[1]), _mm_unpackhi_epi16(x[0], x[1]));
+    x[2] = _mm_max_epi16(_mm_unpacklo_epi16(x[2], x[3]), _mm_unpackhi_epi16(x[2], x[3]));
+    return _mm_max_epi16(_mm_unpacklo_epi32(x[0], x[2]), _mm_unpackhi_epi32(x[0], x[2]));
+}
+
+KVT_INLINE __m128i most_of_8_rows(const uint16_t *from, size_t dims_p)
+{
+    __m128i a = most_of_4_rows(from, dims_p), b = most_of_4_rows(from + 4 * dims_p, dims_p);
+    return _mm_max_epi16(_mm_unpacklo_epi64(a, b), _mm_unpackhi_epi64(a, b));
 }
 
 /*
@@ -245,11 +250,13 @@ KVT_INLINE __m128i most_of_rows(const uint16_t *from, size_t dims_p)
 void kvt_avx2_seal_v_i8(const void *open, const uint16_t *open_scales, size_t dims_p, void *codes,
                         uint16_t *scales)
 {
+    uint16_t most[KVT_TOKENS];
     float factors[KVT_TOKENS];
+    for (size_t t = 0; t < KVT_TOKENS; t += 8)
+        kvt_store_128(most + t, most_of_8_rows((const uint16_t *)open + t * dims_p, dims_p));
     for (size_t t = 0; t < KVT_TOKENS; t += 8) {
-        __m128i most = most_of_rows((const uint16_t *)open + t * dims_p, dims_p), rounded;
         __m256 scale = load_f16(open_scales + t);
-        rounded = scales_of(_mm256_mul_ps(_mm256_cvtph_ps(most), scale));
+        __m128i rounded = scales_of(_mm256_mul_ps(load_f16(most + t), scale));
         kvt_store_128(scales + t, rounded);
         _mm256_storeu_ps(factors + t, _mm256_mul_ps(scale, reciprocals_of(rounded)));
     }
