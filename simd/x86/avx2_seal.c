@@ -9,8 +9,8 @@
  * and the reciprocal of the sealed one is exact as well, and one multiplication an element remains.
  *
  * AVX-512 inherits these. On Zen 4, which halves 64-byte operations, a 64-byte conversion from f16
- * costs a third more than two of 32 bytes, and all of it a third (0.69, 0.47 and 0.57 us here, 0.91,
- * 0.63 and 0.85 there, for seal_k_i8, seal_v_i8 and mean_k_f16 of 128 dims).
+ * costs a third more than two of 32 bytes, and all of it a third (0.69, 0.47 and 0.57 us here,
+ * 0.91, 0.63 and 0.85 there, for seal_k_i8, seal_v_i8 and mean_k_f16 of 128 dims).
  */
 #include "avx2.h"
 

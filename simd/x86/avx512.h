@@ -1,7 +1,6 @@
 /*
  * What the AVX-512 files share: the compiler's dialect, and the kernels of avx512_append.c and
- * avx512_float.c that the table in avx512vnni.c names. Included by these files
- * only.
+ * avx512_float.c that the table in avx512vnni.c names. Included by these files only.
  */
 #ifndef KVT_AVX512_H
 #define KVT_AVX512_H
