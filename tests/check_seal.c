@@ -189,9 +189,65 @@ static size_t robust_mean(const float *x, size_t dims_p, float *mean)
     return left_out;
 }
 
-void check_mean_k_f16(check *c, void (*kernel)(const void *, const uint16_t *, size_t, float *))
+typedef void mean_function(const void *, const uint16_t *, size_t, float *);
+
+static size_t check_mean(check *c, mean_function *kernel, const uint16_t *open,
+                         const uint16_t *scales, size_t dims_p, const char *what)
 {
     static float x[KVT_TOKENS * MAX_DIMS], expected[MAX_DIMS];
+    float *mean = check_buffer(c, 2, dims_p * 4, 4);
+    size_t left_out;
+    for (size_t t = 0; t < KVT_TOKENS; t++)
+        for (size_t d = 0; d < dims_p; d++)
+            x[t * dims_p + d] = open_value(open, scales, t, d, dims_p, kvt_kw_index);
+    left_out = robust_mean(x, dims_p, expected);
+    if (!kernel)
+        return left_out;
+    check_fill_nan(mean, dims_p * 4);
+    kernel(open, scales, dims_p, mean);
+    if (!check_same_bits(mean, expected, dims_p))
+        check_fail(c, "differs: dims_p %zu, %s, %zu left out", dims_p, what, left_out);
+    check_canaries(c);
+    return left_out;
+}
+
+/*
+ * A token whose distance is within a rounding of the bound, so that distances that are rounded
+ * otherwise show. Three of its elements, in dims that are zero in the other tokens, are bisected
+ * one after the other between 0 (it is kept) and 1000 (it is left out): a step of f16 is 2^-10 of
+ * an element, so each comes closer than the one before by about 2^9.
+ */
+static void check_mean_at_bound(check *c, mean_function *kernel)
+{
+    size_t dims_p = 16 + 16 * check_below(c, 8);
+    uint16_t *open = check_buffer(c, 0, KVT_TOKENS * dims_p * 2, 64);
+    uint16_t *scales = check_buffer(c, 1, KVT_TOKENS * 2, 2);
+    size_t token = check_below(c, KVT_TOKENS);
+    for (size_t t = 0; t < KVT_TOKENS; t++) {
+        scales[t] = 0x3c00u;
+        for (size_t d = 0; d < dims_p; d++)
+            open[kvt_kw_index(t, d, dims_p)] = d < 3 ? 0 : code_of(check_normal(c) + 1.0f);
+    }
+    for (size_t d = 0; d < 3; d++) {
+        uint16_t *at = open + kvt_kw_index(token, d, dims_p);
+        unsigned low = 0, high = code_of(1000.0f);
+        while (high - low > 1) {
+            unsigned middle = (low + high) / 2;
+            *at = (uint16_t)middle;
+            if (check_mean(c, NULL, open, scales, dims_p, ""))
+                high = middle;
+            else
+                low = middle;
+        }
+        for (unsigned side = 2; side-- > 0;) {
+            *at = (uint16_t)(low + side);
+            check_mean(c, kernel, open, scales, dims_p, "at the bound");
+        }
+    }
+}
+
+void check_mean_k_f16(check *c, mean_function *kernel)
+{
     size_t without = 0, with = 0, most = 0;
     if (c->bench) {
         uint16_t *open = bench_open(c, 0, kvt_kw_index), *scales = bench_scales(c, 1);
@@ -199,23 +255,15 @@ void check_mean_k_f16(check *c, void (*kernel)(const void *, const uint16_t *, s
         CHECK_BENCH(c, 64 * 128 * 2, kernel(open, scales, 128, mean));
     }
     for (size_t i = 0; i < 12 * N_DIMS * OPEN_KINDS; i++) {
+        static const char *const names[OPEN_KINDS] = {"normal", "small", "large", "subnormal",
+                                                      "equal",  "zero",  "step"};
         size_t dims_p = padded_dims(i), dims = dims_p - check_below(c, 2) * 8, left_out;
         open_kind kind = (open_kind)(i / N_DIMS % OPEN_KINDS);
         uint16_t *open = check_buffer(c, 0, KVT_TOKENS * dims_p * 2, 64);
         uint16_t *scales = check_buffer(c, 1, KVT_TOKENS * 2, 2);
-        float *mean = check_buffer(c, 2, dims_p * 4, 4);
         fill_open(c, open, dims, dims_p, kind, kvt_kw_index);
         fill_scales(c, scales, kind);
-        for (size_t t = 0; t < KVT_TOKENS; t++)
-            for (size_t d = 0; d < dims_p; d++)
-                x[t * dims_p + d] = open_value(open, scales, t, d, dims_p, kvt_kw_index);
-        left_out = robust_mean(x, dims_p, expected);
-        check_fill_nan(mean, dims_p * 4);
-        kernel(open, scales, dims_p, mean);
-        if (!check_same_bits(mean, expected, dims_p))
-            check_fail(c, "differs: dims_p %zu, kind %d, %zu left out", dims_p, (int)kind,
-                       left_out);
-        check_canaries(c);
+        left_out = check_mean(c, kernel, open, scales, dims_p, names[kind]);
         without += left_out == 0;
         with += left_out != 0;
         most = left_out > most ? left_out : most;
@@ -223,6 +271,8 @@ void check_mean_k_f16(check *c, void (*kernel)(const void *, const uint16_t *, s
     if (!without || !with || most < 31)
         check_fail(c, "the data is not varied: %zu without outliers, %zu with, up to %zu", without,
                    with, most);
+    for (size_t i = 0; i < 30; i++)
+        check_mean_at_bound(c, kernel);
 }
 
 /* ---- codes and scales ---- */

@@ -379,6 +379,7 @@ const kvt_kernels kvt_kernels_neon = {
     .isa = "neon",
 #define ENTRY(name) .name = kvt_neon_##name,
     KVT_NEON_APPEND_LIST(ENTRY)
+    KVT_NEON_SEAL_LIST(ENTRY)
     KVT_NEON_NEAR_LIST(ENTRY)
     KVT_NEON_SOFTMAX_LIST(ENTRY)
 #undef ENTRY

@@ -1,7 +1,7 @@
 /*
  * AVX2 + FMA + F16C kernels: the products of attention in f32, and the table, where they meet those
  * of the other files: avx2_i8.c (integer products), avx2_softmax.c (between the products),
- * avx2_rows.c, avx2_append.c, avx2_turn.c.
+ * avx2_rows.c, avx2_append.c, avx2_seal.c, avx2_transpose.c.
  *
  * The two products of attention are one loop. A score sums over dims and has a token in each
  * lane; a weighted sum of V sums over tokens and has a dim in each lane; the tiles are laid out
@@ -386,6 +386,7 @@ const kvt_kernels kvt_kernels_avx2 = {
     .isa = "avx2",
 #define ENTRY(name) .name = kvt_avx2_##name,
     KVT_AVX2_APPEND_LIST(ENTRY)
+    KVT_AVX2_SEAL_LIST(ENTRY)
     KVT_AVX2_I8_LIST(ENTRY)
     KVT_AVX2_SOFTMAX_LIST(ENTRY)
     KVT_AVX2_TURN_LIST(ENTRY)

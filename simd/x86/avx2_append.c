@@ -88,12 +88,21 @@ int kvt_avx2_put_k_f16(const float *x, size_t ldx, size_t n, size_t dims, size_t
 int kvt_avx2_put_v_f16(const float *x, size_t ldx, size_t n, size_t dims, size_t dims_p,
                        void *codes, uint16_t *scales, size_t slot)
 {
+    __m256i largest_16 = _mm256_setzero_si256();
     __m128i largest = _mm_setzero_si128();
     uint32_t bad = 0;
     (void)scales;
     for (size_t i = 0; i < n; i++) {
         uint16_t *to = (uint16_t *)codes + kvt_vw_index(slot + i, 0, dims_p);
         size_t d = 0;
+        for (; d + 16 <= dims; d += 16) {
+            __m128i low = kvt_to_f16(_mm256_loadu_ps(x + i * ldx + d));
+            __m128i high = kvt_to_f16(_mm256_loadu_ps(x + i * ldx + d + 8));
+            __m256i y = _mm256_set_m128i(high, low);
+            largest_16 =
+                _mm256_max_epi16(largest_16, _mm256_and_si256(y, _mm256_set1_epi16(0x7fff)));
+            kvt_store_256(to + d, y);
+        }
         for (; d + 8 <= dims; d += 8)
             kvt_store_128(to + d, to_f16_checked(x + i * ldx + d, &largest));
         for (; d < dims; d++) {
@@ -101,6 +110,8 @@ int kvt_avx2_put_v_f16(const float *x, size_t ldx, size_t n, size_t dims, size_t
             bad |= (to[d] & 0x7c00u) == 0x7c00u;
         }
     }
+    largest = _mm_max_epi16(largest, _mm_max_epi16(_mm256_castsi256_si128(largest_16),
+                                                   _mm256_extracti128_si256(largest_16, 1)));
     return kvt_is_below_16(largest, 0x7c00) & !bad;
 }
 

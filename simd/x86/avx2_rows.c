@@ -158,24 +158,19 @@ void kvt_avx2_add_rows(const float *x, size_t ldx, size_t n, size_t dims, float 
 /* ---- rotation ---- */
 
 /*
- * Butterflies 1, 2, 4 and 8 apart of 16 dims: (a, b) -> (a + b, a - b). Each step gathers the
- * first operands of all its butterflies in one register and the second ones in the other, which
- * leaves their results there. So a bit of the dim's number moves to the choice of register and
- * the one that was there takes a place in the lanes. In the end bit 3 is where it belongs, and
- * bits 1 and 2 have changed places.
+ * Butterflies 1, 2 and 4 apart, in a register: each lane takes its partner's number and adds its
+ * own to it, negated where it is the second: (a, b) -> (a + b, a - b). As an FMA with 1 or -1,
+ * whose product is exact, so that it rounds as the addition does; it leaves the adders to the
+ * butterflies between registers, and there is no order to restore.
  */
-KVT_INLINE void hadamard_16(__m256 *x)
+KVT_INLINE __m256 hadamard_8(__m256 x)
 {
-    __m256 a = x[0], b = x[1], even, odd;
-    KVT_UNROLL
-    for (size_t level = 0; level < 4; level++) {
-        even = level == 2 ? _mm256_permute2f128_ps(a, b, 0x20) : _mm256_shuffle_ps(a, b, 0x88);
-        odd = level == 2 ? _mm256_permute2f128_ps(a, b, 0x31) : _mm256_shuffle_ps(a, b, 0xdd);
-        a = _mm256_add_ps(even, odd);
-        b = _mm256_sub_ps(even, odd);
-    }
-    x[0] = _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(a), 0xd8));
-    x[1] = _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(b), 0xd8));
+    const __m256 apart_1 = _mm256_setr_ps(1, -1, 1, -1, 1, -1, 1, -1);
+    const __m256 apart_2 = _mm256_setr_ps(1, 1, -1, -1, 1, 1, -1, -1);
+    const __m256 apart_4 = _mm256_setr_ps(1, 1, 1, 1, -1, -1, -1, -1);
+    x = _mm256_fmadd_ps(x, apart_1, _mm256_permute_ps(x, 0xb1));
+    x = _mm256_fmadd_ps(x, apart_2, _mm256_permute_ps(x, 0x4e));
+    return _mm256_fmadd_ps(x, apart_4, _mm256_permute2f128_ps(x, x, 0x01));
 }
 
 /* Butterflies of whole registers, `apart` of them apart. */
@@ -207,16 +202,11 @@ KVT_INLINE void hadamard_pass(float *x, size_t vectors, size_t stride, const flo
             y[i] = _mm256_mul_ps(y[i], _mm256_loadu_ps(before + i * stride));
     }
     if (is_first) {
-        hadamard_16(y);
-        if (vectors > 2)
-            hadamard_16(y + 2);
-        if (vectors > 4) {
-            hadamard_16(y + 4);
-            hadamard_16(y + 6);
-        }
-    } else {
-        butterflies(y, vectors, 1);
+        KVT_UNROLL
+        for (size_t i = 0; i < 8 && i < vectors; i++)
+            y[i] = hadamard_8(y[i]);
     }
+    butterflies(y, vectors, 1);
     if (vectors > 2)
         butterflies(y, vectors, 2);
     if (vectors > 4)

@@ -120,25 +120,18 @@ void kvt_avx512_store_bf16(const float *src, void *dst, size_t n)
 
 /* ---- rotation ---- */
 
-/*
- * Butterflies 1, 2, 4, 8 and 16 apart of 32 dims, as hadamard_16 of avx2_rows.c: each step
- * gathers first and second operands, and the bit of the dim's number that chose the register
- * changes places with one of the lane. In the end bits 1, 2 and 3 are one place too high.
- */
-KVT_INLINE void hadamard_32(__m512 *x)
+/* Butterflies 1, 2, 4 and 8 apart, in a register: as hadamard_8 of avx2_rows.c. */
+KVT_INLINE __m512 hadamard_16(__m512 x)
 {
-    const __m512i order = _mm512_setr_epi32(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
-    __m512 a = x[0], b = x[1], even, odd;
-    KVT_UNROLL
-    for (size_t level = 0; level < 5; level++) {
-        int wide = level == 2 || level == 3;
-        even = wide ? _mm512_shuffle_f32x4(a, b, 0x88) : _mm512_shuffle_ps(a, b, 0x88);
-        odd = wide ? _mm512_shuffle_f32x4(a, b, 0xdd) : _mm512_shuffle_ps(a, b, 0xdd);
-        a = _mm512_add_ps(even, odd);
-        b = _mm512_sub_ps(even, odd);
-    }
-    x[0] = _mm512_permutexvar_ps(order, a);
-    x[1] = _mm512_permutexvar_ps(order, b);
+    const __m512 one = _mm512_set1_ps(1.0f), minus_one = _mm512_set1_ps(-1.0f);
+    x = _mm512_fmadd_ps(x, _mm512_mask_blend_ps(0xaaaa, one, minus_one),
+                        _mm512_permute_ps(x, 0xb1));
+    x = _mm512_fmadd_ps(x, _mm512_mask_blend_ps(0xcccc, one, minus_one),
+                        _mm512_permute_ps(x, 0x4e));
+    x = _mm512_fmadd_ps(x, _mm512_mask_blend_ps(0xf0f0, one, minus_one),
+                        _mm512_shuffle_f32x4(x, x, 0xb1));
+    return _mm512_fmadd_ps(x, _mm512_mask_blend_ps(0xff00, one, minus_one),
+                           _mm512_shuffle_f32x4(x, x, 0x4e));
 }
 
 /* Butterflies of whole registers, `apart` of them apart. */
@@ -165,16 +158,11 @@ KVT_INLINE void hadamard_pass(float *x, size_t vectors, size_t stride, const flo
             y[i] = _mm512_mul_ps(y[i], _mm512_loadu_ps(before + i * stride));
     }
     if (is_first) {
-        hadamard_32(y);
-        if (vectors > 2)
-            hadamard_32(y + 2);
-        if (vectors > 4) {
-            hadamard_32(y + 4);
-            hadamard_32(y + 6);
-        }
-    } else {
-        butterflies(y, vectors, 1);
+        KVT_UNROLL
+        for (size_t i = 0; i < 8 && i < vectors; i++)
+            y[i] = hadamard_16(y[i]);
     }
+    butterflies(y, vectors, 1);
     if (vectors > 2)
         butterflies(y, vectors, 2);
     if (vectors > 4)

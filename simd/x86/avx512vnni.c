@@ -467,7 +467,6 @@ const kvt_kernels kvt_kernels_avx512vnni = {
 #define ENTRY(name) .name = kvt_avx512_##name,
     KVT_AVX512_FLOAT_LIST(ENTRY)
     KVT_AVX512_APPEND_LIST(ENTRY)
-    KVT_AVX512_SEAL_LIST(ENTRY)
 #undef ENTRY
     .pack_q_near = pack_q_near,
     .pack_q_fast = pack_q_fast,
