@@ -193,18 +193,18 @@ KVT_INLINE void product_near(int side, size_t rows, size_t quads, const unsigned
             KVT_PREFETCH_STEP(group_1, ahead, step_4);
             KVT_PREFETCH_STEP(group_2, ahead, step_4);
             KVT_PREFETCH_STEP(group_3, ahead, step_4);
-            KVT_ASK(codes, behind);
+            KVT_PREFETCH(codes, behind);
         } else if (rows == 2) {
             PRODUCT_2;
             KVT_PREFETCH_STEP(group_2, ahead, step_4);
-            KVT_ASK(codes, behind);
+            KVT_PREFETCH(codes, behind);
             KVT_STEP(group_3, step_4);
         } else if (rows == 3) {
             PRODUCT_3;
-            KVT_ASK(codes, behind);
+            KVT_PREFETCH(codes, behind);
         } else {
             PRODUCT_4;
-            KVT_ASK(codes, behind);
+            KVT_PREFETCH(codes, behind);
         }
     }
     KVT_EACH_16(KVT_TAKE)

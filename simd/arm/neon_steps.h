@@ -66,7 +66,7 @@
  * kvt_prefetch with the address in the instruction, where some compilers form the sum by a separate
  * one; and the same followed by a pointer increment.
  */
-#define KVT_ASK(pointer, ahead)                                                                    \
+#define KVT_PREFETCH(pointer, ahead)                                                               \
     __asm__ volatile("prfm pldl1keep, [%0, %1]" : : "r"(pointer), "r"(ahead) : "memory")
 #define KVT_PREFETCH_STEP(pointer, ahead, bytes)                                                   \
     __asm__ volatile("prfm pldl1keep, [%0, %1]\n\tadd %0, %0, %2"                                  \

@@ -390,7 +390,7 @@ const kvt_kernels kvt_kernels_avx2 = {
     KVT_AVX2_APPEND_LIST(ENTRY)
     KVT_AVX2_I8_LIST(ENTRY)
     KVT_AVX2_SOFTMAX_LIST(ENTRY)
-    KVT_AVX2_TURN_LIST(ENTRY)
+    KVT_AVX2_TRANSPOSE_LIST(ENTRY)
 #undef ENTRY
     .qk_f32 = qk_f32,
     .qk_f16 = qk_f16,

@@ -181,8 +181,8 @@ typedef struct weights {
  * p is zero, but the scale may be a NaN, so it is masked. A weight that is NaN (logits beyond f32)
  * never becomes the maximum, and its conversion saturates within int16.
  */
-KVT_INLINE void weigh(const float *p, size_t rows, const uint16_t *scales, size_t n_tokens,
-                      weights *w)
+KVT_INLINE void round_weights(const float *p, size_t rows, const uint16_t *scales, size_t n_tokens,
+                              weights *w)
 {
     const size_t n = kvt_round_up(n_tokens, 16);
     float factors[KVT_TOKENS];
@@ -346,7 +346,7 @@ void kvt_avx2_pv_i8_near(const float *p, size_t rows, const void *codes, const u
     weights w;
     const kvt_sides sides = {next, codes, KVT_TOKENS * dims_p};
     const pv_call call = {&w, codes, n_tokens, dims_p, alpha, sides, acc, ldacc};
-    weigh(p, rows, scales, n_tokens, &w);
+    round_weights(p, rows, scales, n_tokens, &w);
     kvt_prefetch_behind_k(next, KVT_TOKENS * dims_p);
     for (size_t dim = 0; dim < dims_p; dim += 128) {
         size_t left = dims_p - dim, end = dim + (left < 128 ? left : 128);

@@ -373,7 +373,7 @@ KVT_INLINE void pv_columns(size_t digits, size_t rows, size_t vectors, const pv_
     KVT_UNROLL
     for (size_t r = 0; r < rows; r++) {
         __m512 alpha = _mm512_set1_ps(call->alpha[row + r]);
-        __m512 worth = _mm512_set1_ps(call->steps[row + r]);
+        __m512 unit = _mm512_set1_ps(call->steps[row + r]);
         float *acc = call->acc + (row + r) * call->ldacc + dim;
         KVT_UNROLL
         for (size_t v = 0; v < vectors; v++) {
@@ -381,7 +381,7 @@ KVT_INLINE void pv_columns(size_t digits, size_t rows, size_t vectors, const pv_
             if (digits == 2)
                 x = _mm512_add_epi32(_mm512_slli_epi32(x, 8), sum[(r * digits + 1) * vectors + v]);
             _mm512_storeu_ps(acc + 16 * v,
-                             _mm512_fmadd_ps(_mm512_cvtepi32_ps(x), worth,
+                             _mm512_fmadd_ps(_mm512_cvtepi32_ps(x), unit,
                                              _mm512_mul_ps(_mm512_loadu_ps(acc + 16 * v), alpha)));
         }
     }

@@ -207,8 +207,8 @@ typedef struct weights {
  * p is zero, but the scale may be a NaN, so it is masked. A weight that is NaN (logits beyond f32)
  * never becomes the maximum, and its conversion saturates.
  */
-KVT_INLINE void weigh(int digits, const float *p, size_t rows, const uint16_t *scales,
-                      size_t n_tokens, weights *w)
+KVT_INLINE void round_weights(int digits, const float *p, size_t rows, const uint16_t *scales,
+                              size_t n_tokens, weights *w)
 {
     const float limit = digits == NEAR ? P_MAX_NEAR : P_MAX_FAST;
     const __m256i low_byte = _mm256_set1_epi32(255);
@@ -413,7 +413,7 @@ KVT_INLINE void pv(pv_rows *const *blocks, const pv_call *call, size_t rows)
         weights w;                                                                                 \
         const kvt_sides sides = {next, codes, KVT_TOKENS * dims_p};                                \
         const pv_call call = {&w, codes, n_tokens, dims_p, alpha, sides, acc, ldacc};              \
-        weigh(form, p, rows, scales, n_tokens, &w);                                                \
+        round_weights(form, p, rows, scales, n_tokens, &w);                                        \
         pv(blocks, &call, rows);                                                                   \
     }
 PV_KERNEL(NEAR, pv_i8_near)
