@@ -1,6 +1,6 @@
 /*
  * The inner loops of the f32 products, scheduled for in-order cores by the statements of
- * neon_steps.h. Macros without a prefix: for one includer, neon.c.
+ * neon_steps.h. Macros and constants without a prefix, so only one file can include it.
  *
  * In llvm-mca's model of the Cortex-A53 a product (latency 10 cycles, one issued a cycle) delays
  * what follows it: a load of four registers by 2 slots, a conversion (6 cycles, on a pipe of its
