@@ -239,7 +239,7 @@ bench_read *bench_read_create(bench_heap *heap, bench_team *team, size_t chunk_b
     r->team = team;
     r->chunk_bytes = chunk_bytes;
 
-    /* Skip the piece's header: the data begins at the next multiple of 64. */
+    /* As much data as a block of the cache has: 64 bytes less, for its header. */
     size_t usable = (chunk_bytes - 64) / STEP * STEP;
     size_t per_chunk = (usable + PIECE - 1) / PIECE;
     r->piece_bytes = usable / per_chunk / STEP * STEP;

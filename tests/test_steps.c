@@ -1,8 +1,8 @@
 /*
- * Sequences against a plain model: arrays of what was fed. Thousands of random operations on a
- * few sequences of one cache; after each, everything that can be asked must answer as the model
- * does, what was stored must stay bit for bit, and be within its type's bound of what was fed.
- * Then the promises of truncate, abort, commit and positions one by one.
+ * Sequences against a reference model: arrays of the input. Thousands of random operations on a few
+ * sequences of one cache; after each, all queries must agree with the model, stored values must not
+ * change by a bit, and must be within their type's bound of the input. Then the guarantees of
+ * truncate, abort, commit and positions one by one.
  */
 #include "support.h"
 
@@ -61,7 +61,7 @@ static void open_world(world *w, kvt_type k_type, kvt_type v_type, uint32_t flag
 
 typedef struct layer_model {
     float fed[2][MAX_TOKENS * MAX_ROW];
-    float stored[2][MAX_TOKENS * MAX_ROW]; /* as first read back: may never change */
+    float stored[2][MAX_TOKENS * MAX_ROW]; /* as first read back: must not change */
     size_t n;                              /* tokens that it holds, pending ones included */
 } layer_model;
 
@@ -89,7 +89,7 @@ static double norm(const float *x, size_t n)
     return sqrt(sum);
 }
 
-/* The error of one row of one head is within what its type may make of it. */
+/* The error of one row of one head is within the bound of its type. */
 static int within_bound(const world *w, uint32_t layer, int side, const float *fed,
                         const float *got)
 {
@@ -248,7 +248,7 @@ static void append_layer(world *w, seq_model *m, uint32_t layer)
         expect(w->cache, KVT_ERR_STATE, kvt_append(m->seq, layer, &k, &v));
         return;
     }
-    if (rng_below(&w->r, 16) == 0) { /* a refused append first; it leaves nothing behind */
+    if (rng_below(&w->r, 16) == 0) { /* a rejected append first; it must leave no trace */
         float *last = l->fed[1] + (m->length + m->pending) * row_of(w, layer, 1) - 1, saved = *last;
         *last = NAN;
         expect(w->cache, KVT_ERR_VALUE, kvt_append(m->seq, layer, &k, &v));
@@ -436,7 +436,7 @@ static void random_operations(void **state)
                     for (int s = 0; s < SEQS; s++)
                         expect_model(&w, &models[s], what);
                     expect_layer(&w, m, rng_below(&w.r, LAYERS), what);
-                    if (i % 8 == 0) /* and what another sequence's operations left of these */
+                    if (i % 8 == 0) /* and layers of other sequences */
                         for (uint32_t layer = 0; layer < LAYERS; layer++)
                             expect_layer(&w, &models[rng_below(&w.r, SEQS)], layer, what);
                     reached[0] += m->length == MAX_TOKENS;
@@ -554,9 +554,9 @@ static void truncated_parts_leave_no_trace(void **state)
 }
 
 /*
- * Inside a block the offset is kept: what was cut off and comes again, however it is cut into
- * appends, has the same bits as the first time. (Up to the block's end: the next block begins
- * anew.)
+ * Inside a block the offset is kept: truncated tokens that are appended again, in any division into
+ * appends, have the same bits as before. (Up to the block's end: the next block has an offset of
+ * its own.)
  */
 static void truncating_inside_a_block_keeps_its_offset(void **state)
 {
@@ -578,7 +578,7 @@ static void truncating_inside_a_block_keeps_its_offset(void **state)
             }
 }
 
-/* At a boundary the offset is discarded: the same tokens in other cuts are then other bits. */
+/* At a boundary the offset is discarded: another division into appends then gives other bits. */
 static void truncating_to_a_boundary_discards_the_offset(void **state)
 {
     pair p;
@@ -586,7 +586,7 @@ static void truncating_to_a_boundary_discards_the_offset(void **state)
     (void)state;
     open_pair(&p, KVT_TYPE_I8, 300);
     for (size_t i = 0; i < 300 * 2 * 40; i++)
-        p.t.k[i] += 3; /* a mean that an offset of zero misses */
+        p.t.k[i] += 3; /* a mean far from an offset of zero */
     append_all(p.cache, p.a, &p.group, &p.t, 0, 64, 1);
     by_one = seq_hash(p.a, &p.group);
     expect_ok(p.cache, kvt_seq_truncate(p.a, 0));
@@ -598,7 +598,7 @@ static void truncating_to_a_boundary_discards_the_offset(void **state)
     close_pair(&p);
 }
 
-/* f32 and f16 do not depend on how appends are cut; i8 V neither. */
+/* f32, f16 and i8 V do not depend on the division into appends. */
 static void cuts_do_not_matter(void **state)
 {
     (void)state;
@@ -608,7 +608,7 @@ static void cuts_do_not_matter(void **state)
             open_pair(&p, (kvt_type)type, 150);
             append_step(p.cache, p.a, &p.group, &p.t, 0, 150);
             append_all(p.cache, p.b, &p.group, &p.t, 0, 150, step);
-            /* Ids count the same in both. */
+            /* Ids are equal in both. */
             expect_same(&p, "step", 150, step);
             close_pair(&p);
         }
@@ -623,7 +623,7 @@ static void begin_and_append(const pair *p, kvt_seq *seq, const tokens *t, size_
         expect_ok(p->cache, kvt_append(seq, layer, &k, &v));
 }
 
-/* An aborted step leaves no trace: not in the contents, not in what follows. */
+/* An aborted step leaves no trace: neither in the contents nor in later steps. */
 static void aborted_steps_leave_no_trace(void **state)
 {
     (void)state;
@@ -652,7 +652,7 @@ static void aborted_steps_leave_no_trace(void **state)
                 }
 }
 
-/* Attend sees pending tokens of a layer that has them, and only there. */
+/* Pending tokens are visible to attend on layers that have them, and only there. */
 static void attend_sees_pending_tokens(void **state)
 {
     (void)state;
