@@ -168,7 +168,7 @@ static inline size_t kvt_packed_bytes(size_t rows, size_t dims_p)
     X(void, logits, (float *s, size_t n, float add, float scale, float softcap))                   \
     /* s[t] -= slope * |position - positions[t]| for t < n, as above. */                           \
     X(void, alibi, (float *s, size_t n, const int32_t *positions, int32_t position, float slope))  \
-    /* One block of online softmax for rows that see n tokens of it. In: logits (s[r * 64 + */     \
+    /* One block of online softmax, n tokens visible to all rows. In: logits (s[r * 64 + */        \
     /* t] + add[r]) * scale for t < n (-inf: masked; add NULL: zero), m[r] the running */          \
     /* maximum (-inf at first), l[r] the running sum. Out: s = exp(logit - new m), 0 from n */     \
     /* to 63, m, l updated; alpha[r] = exp(old m - new m), the factor for the accumulators */      \

@@ -8,7 +8,7 @@
 #include <stdio.h>
 #include <unistd.h>
 
-/* ---- malloc itself, counted where the C library lets us ---- */
+/* ---- calls of malloc, where the C library allows interposition ---- */
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 #define HAS_SANITIZER 1

@@ -454,7 +454,7 @@ static void random_operations(void **state)
         assert_true(reached[0] > 10 && reached[1] > 10 && reached[2] > 10);
 }
 
-/* ---- the promises one by one: one group, hashes ---- */
+/* ---- guarantees one by one: one group, hashes ---- */
 
 typedef struct pair {
     kvt_group_config group;
