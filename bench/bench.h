@@ -14,8 +14,8 @@
  *   bench_rival.c           ggml-style q8_0, for comparison
  *   kvt_bench.c             flags and cases
  *
- * All of it sees kvtile's public header only. A measuring program has no use for going on after
- * a failure: bench_fail prints one line and exits.
+ * All of it includes kvtile's public header only. Errors are not propagated: bench_fail prints one
+ * line and exits.
  *
  * Exit codes: 0 done; 1 a call, a check or a bar failed; 2 the command line is wrong.
  */
@@ -167,7 +167,7 @@ typedef struct bench_column {
     int width;               /* negative: to the left */
 } bench_column;
 
-/* The title line of a table; nothing when it is JSON that is asked for. */
+/* The title line of a table; nothing for JSON output. */
 void bench_table_begin(const bench_options *options, const char *title, const bench_column *columns,
                        size_t n_columns);
 /* One line of either kind. */
@@ -181,7 +181,7 @@ void bench_note(const bench_options *options, const char *format, ...) BENCH_PRI
 const char *bench_cpu_name(void);
 const char *bench_compiler(void);
 const char *bench_commit(void);
-uint64_t bench_preemptions(void);      /* of this process by now; 0 where unknown */
+uint64_t bench_preemptions(void);      /* of this process so far; 0 where unknown */
 uint64_t bench_cache_bytes(int level); /* data or unified; 0 where unknown */
 unsigned bench_processors(void);       /* that this process may use */
 uint64_t bench_llc_bytes(void);
@@ -189,8 +189,8 @@ uint64_t bench_llc_bytes(void);
 uint64_t bench_available_bytes(void);     /* of memory; UINT64_MAX where unknown */
 
 /*
- * The allocator that caches are given, and that the read bandwidth's memory comes from: both see
- * the same kind of pages. It counts, and remembers how large most of the memory's pieces are.
+ * The allocator of the caches and of the read bandwidth's memory, so that both have the same kind
+ * of pages. It counts allocations, and records which size holds the most bytes.
  */
 typedef struct bench_heap {
     struct {
@@ -201,10 +201,10 @@ typedef struct bench_heap {
 } bench_heap;
 
 kvt_allocator bench_heap_hook(bench_heap *heap);
-/* The size of allocation that holds the most bytes by now. */
+/* The size of allocation that holds the most bytes so far. */
 size_t bench_heap_main_size(const bench_heap *heap);
 
-/* Threads that stay; worker 0 is the caller. */
+/* Persistent threads; worker 0 is the caller. */
 typedef struct bench_team bench_team;
 
 bench_team *bench_team_create(unsigned n_threads);
@@ -272,13 +272,14 @@ typedef struct bench_cache {
                   */
 } bench_cache;
 
-/* Bytes of codes, scales and offsets of n tokens of one layer, no padding: what a formula says. */
+/* Bytes of codes, scales and offsets of n tokens of one layer, without padding: the byte formula.
+ */
 double bench_kv_bytes(const bench_case *c, uint64_t n_tokens);
 extern const char bench_kv_formula[];
 
 /*
- * Layers and sequences of n_tokens that make at least `bytes`. layers 0: chosen, 64 at most; a
- * number stays, and sequences make up for what is missing.
+ * Layers and sequences of n_tokens that hold at least `bytes`. layers 0: chosen here, 64 at most;
+ * else fixed, and only the number of sequences is chosen.
  */
 void bench_plan_layers(const bench_case *c, uint64_t n_tokens, uint64_t bytes, size_t layers,
                        size_t *n_layers, size_t *n_seqs);
@@ -298,7 +299,7 @@ void bench_cache_fill(bench_cache *b, uint64_t n_tokens);
 size_t bench_source_offset(const bench_cache *b, size_t seq, size_t layer, uint64_t first);
 
 /* softmax(q K^T / sqrt(k_dim)) V in double. k [n][kv_heads][k_dim], v likewise, q
-   [n_q][q_heads][k_dim], out [n_q][q_heads][v_dim]. All queries see all tokens. Where V is in K
+   [n_q][q_heads][k_dim], out [n_q][q_heads][v_dim]. All tokens are visible. Where V is in K
    it is taken from there and v is not read. */
 void bench_attend_double(const bench_case *c, const float *q, size_t n_q, const float *k,
                          const float *v, uint64_t n, double *out);
@@ -315,15 +316,15 @@ void bench_attend_layer(bench_cache *b, size_t seq, size_t layer, uint32_t flags
 void bench_read_layer(const bench_cache *b, size_t seq, size_t layer, uint64_t n, float *k,
                       float *v);
 
-/* Some of the outputs that n_queries queries should have, in double. Keeps q and out. */
+/* Reference outputs, in double, of some of n_queries queries. Keeps q and out. */
 typedef struct bench_reference bench_reference;
 
 bench_reference *bench_reference_create(bench_cache *b, const float *q, float *out,
                                         size_t n_queries);
 void bench_reference_destroy(bench_reference *r);
 uint64_t bench_reference_bytes(const bench_case *c); /* of memory, while it is made */
-/* Attend, and exit where an error is beyond its limit. Relative L2, against what the cache holds
-   and against what went into it. */
+/* Attend, and exit where an error is beyond its limit. Relative L2, against attention over the
+   cache's contents and over its input. */
 void bench_reference_check(bench_reference *r, bench_mode mode, double *error, double *error_input);
 double bench_error_limit(const bench_case *c, bench_mode mode);
 

@@ -2,18 +2,17 @@
  * append: keys and values of 1 or 512 tokens a step into every layer, and the step's begin and
  * commit, beside memcpy of the same input bytes.
  *
- * An engine has just computed what it appends, so the input (one step's tokens, the same for
- * every layer) is where that leaves it: in the processor's caches as far as it fits. The memory
- * it goes to is larger than the last-level cache four times, here and for memcpy, and both get
- * it from the same allocator:
- *   fresh     never written before: the system's work for a new page is in the time
+ * An engine has just computed what it appends, so the input (one step's tokens, the same for every
+ * layer) is in the processor's caches as far as it fits. The destination is four times the
+ * last-level cache, here and for memcpy, and both get it from the same allocator:
+ *   fresh     never written before: the time includes page faults
  *   recycled  blocks of a cleared sequence; for memcpy, memory that was written before
  *
  * One measurement appends ctx tokens to all layers (tokens a call: 1, then 256 of them, on top
  * of a sequence of ctx). Each is paired with a memcpy of as many bytes in the same pieces, and
- * with a run of the read loop. GB/s count the input once, as memcpy's count what it copied.
+ * with a run of the read loop. GB/s count the input once, as memcpy's count the bytes copied.
  *
- * What was stored is compared with what was given before anything is timed.
+ * Stored keys and values are compared with the input before anything is timed.
  */
 #include "bench.h"
 
@@ -84,7 +83,7 @@ static void step(append *a, size_t seq)
     bench_require(kvt_seq_commit(s, NULL), a->b.cache, "kvt_seq_commit");
 }
 
-/* Seconds for all steps of all sequences. The state before is made outside of the time. */
+/* Seconds for all steps of all sequences. Preparing the sequences is not timed. */
 static double measure(append *a, bool fresh)
 {
     for (size_t s = 0; s < a->b.n_seqs; s++)
@@ -116,8 +115,7 @@ static void make_targets(append *a)
     }
 }
 
-/* The thread's share of what copy_all copies: every n-th call's input. No place is written twice.
- */
+/* A thread's share of copy_all: the input of every n-th call, to addresses not written before. */
 static void copy_share(void *arg, unsigned worker)
 {
     append *a = arg;
@@ -144,7 +142,7 @@ static double copy_all(append *a, bool fresh)
     return bench_seconds() - start;
 }
 
-/* K and V of the last step of the last layer against what was given. */
+/* K and V of the last step of the last layer against the input. */
 static void check(append *a)
 {
     const bench_case *c = &a->b.shape;
@@ -244,8 +242,8 @@ static void run_one(const bench_options *options, const bench_case *c, uint64_t 
     }
     uint64_t appended = a.steps * tokens;
     bench_plan_layers(c, appended, set_bytes, options->layers, &n_layers, &n_seqs);
-    /* Single tokens: a step's cost counts, not a sweep beyond the cache, which 256 tokens of a
-     * few layers are not. What they are written to was last touched a round ago in any case. */
+    /* Single tokens measure the cost of a step; 256 tokens of a few layers need not exceed the
+     * last-level cache. The memory written was last touched one round before in any case. */
     if (tokens == 1 && n_seqs > 4)
         n_seqs = 4;
 
@@ -292,7 +290,7 @@ static int run(const bench_options *options, const bench_case *c)
 int bench_append(const bench_options *options)
 {
 #if defined(__GLIBC__)
-    /* Or it would, after the first free, keep freed blocks: nothing would be fresh any more. */
+    /* Fixed, as malloc else raises it after a free and then reuses freed blocks as "fresh" ones. */
     mallopt(M_MMAP_THRESHOLD, 64 * 1024);
 #endif
     bench_table_begin(options, "append: a step's keys and values into every layer", columns,

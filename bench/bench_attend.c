@@ -1,7 +1,6 @@
 /*
- * Attend calls of decode and prefill, and the check that comes before any time is taken: a few
- * queries' outputs against attention in double over what the cache holds (kvt_read) and over what
- * went into it.
+ * Attend calls of decode and prefill, and the check before timing: a few queries' outputs against
+ * attention in double over the cache's contents (kvt_read) and over its input.
  */
 #include "bench.h"
 
@@ -38,8 +37,7 @@ void bench_attend_layer(bench_cache *b, size_t seq, size_t layer, uint32_t flags
 }
 
 /*
- * What one layer was given, in order. Only this and the reference need the tokens as f32 all at
- * once.
+ * The input of one layer, in order. Only this and the reference hold all tokens as f32 at once.
  */
 static void gather_input(const bench_cache *b, size_t seq, size_t layer, float *k, float *v)
 {
@@ -87,7 +85,7 @@ static size_t layer_of(const bench_reference *r, size_t place)
     return place ? r->b->n_layers - 1 : 0;
 }
 
-/* q row i over the tokens that it sees. */
+/* q row i over the tokens visible to it. */
 static void expect(const bench_reference *r, const float *k, const float *v, double *result)
 {
     const bench_case *c = &r->b->shape;
@@ -140,9 +138,9 @@ void bench_reference_destroy(bench_reference *r)
 }
 
 /*
- * Far above what any sound kernel does, far below what a wrong one does. Only fast has an error
- * that is of the size of the storage type's own. V in K needs no wider limits, though what an
- * error of q does to the weights does not average out there: docs/numerics.md.
+ * Limits far above the error of a correct kernel and far below that of a wrong one. Only fast mode
+ * adds an error as large as the storage type's own. V in K needs no wider limits, although errors
+ * of q do not average out there: docs/numerics.md.
  */
 double bench_error_limit(const bench_case *c, bench_mode mode)
 {
@@ -163,7 +161,8 @@ void bench_reference_check(bench_reference *r, bench_mode mode, double *error, d
     const bench_case *c = &b->shape;
     *error = *error_input = 0.0;
     for (size_t place = 0; place < r->places; place++) {
-        memset(r->out, 0xff, r->n_queries * r->n_out * sizeof *r->out); /* NaN: gaps show */
+        /* NaN, so that elements that are not written are detected. */
+        memset(r->out, 0xff, r->n_queries * r->n_out * sizeof *r->out);
         bench_attend_layer(r->b, seq_of(r, place), layer_of(r, place),
                            bench_mode_flags(mode) | (r->n_queries > 1 ? KVT_ATTEND_CAUSAL : 0),
                            r->n_queries, r->q, r->out);

@@ -1,10 +1,10 @@
 /*
- * Caches filled with random tokens, how many bytes of keys and values they hold, and what
- * attention over them should give.
+ * Caches filled with random tokens, the bytes of keys and values that they hold, and reference
+ * attention over them in double.
  *
  * Tokens are N(0,1), and so are queries: with the scale 1 / sqrt(k_dim) the logits then have a
- * deviation of one. A source of 1024 tokens serves all layers and steps, each from another
- * place in it: making normal numbers costs more than storing them.
+ * deviation of one. All layers and steps take their tokens from one source of 1024, at different
+ * offsets: generating normal numbers costs more than storing them.
  */
 #include "bench.h"
 
@@ -13,7 +13,7 @@
 #include <stdlib.h>
 
 enum { SOURCE_TOKENS = 1024, STEP_TOKENS = 512, MAX_AUTO_LAYERS = 64 };
-#define HUGE_SET 2.5e9 /* bytes of a cache that is made larger than it has to be */
+#define HUGE_SET 2.5e9 /* bytes up to which a cache is enlarged for huge pages */
 
 const char *bench_type_name(kvt_type type)
 {
@@ -72,8 +72,8 @@ void bench_plan_layers(const bench_case *c, uint64_t n_tokens, uint64_t bytes, s
     double one = bench_kv_bytes(c, n_tokens);
     double need = ceil((double)bytes / one);
     /*
-     * A model has enough layers for a block of 64 tokens to be megabytes, which the library asks
-     * huge pages for. So do these, unless that is more memory than a measurement should take.
+     * With a real model's layers a block of 64 tokens is megabytes, for which the library requests
+     * huge pages. So blocks are that large here, unless the measurement would need too much memory.
      */
     double block = one / (double)n_tokens * 64.0, fill = ceil(1.02 * BENCH_HUGE_PAGE / block);
     if (bytes >= 2 * BENCH_HUGE_PAGE && fill > need && fill * one <= HUGE_SET)

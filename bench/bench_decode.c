@@ -2,19 +2,18 @@
  * decode: attention of one new token over ctx tokens, one layer a call, as a decoding engine
  * makes it.
  *
- * A real step reads each layer's keys and values once and then the next layer's, so none of
- * them is still in a cache of the processor when its turn comes again. Here as many layers (and
- * sequences) as exceed the last-level cache four times are attended in turn; one measurement is
+ * A real step reads each layer's keys and values once and then the next layer's, so they have been
+ * evicted from all processor caches before they are read again. Here so many layers (and sequences)
+ * are attended in rotation that they exceed the last-level cache four times; one measurement is
  * one round over all of them, and a call's time is the round's over the number of calls.
  *
- * Every round is paired with a run of the read loop over other memory of the same kind, the two
- * in alternating order, and the ratio is the median of the pairs' ratios. The arithmetic's peaks
- * and the clock are measured between the pairs: with several query heads a kv head it is they
- * that limit, and `bound` is the ratio at which they would.
+ * Every round is paired with a run of the read loop over other memory from the same allocator, the
+ * two in alternating order, and the ratio is the median of the pairs' ratios. The peaks of
+ * arithmetic and the clock are measured between the pairs: with several query heads a kv head
+ * arithmetic is the limit, and `bound` is the ratio at that limit.
  *
- * Other programs disturb both: preemptions counts how often the system took a processor away
- * during the pairs (a quiet machine has few), and ratio_best is the fastest round over the fastest
- * read.
+ * Other processes disturb both: preemptions counts involuntary context switches during the pairs
+ * (few on a quiet machine), and ratio_best is the fastest round over the fastest read.
  *
  * Before anything is timed, outputs are checked (bench_attend.c).
  */

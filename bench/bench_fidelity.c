@@ -3,20 +3,20 @@
  * double over the exact keys and values, relative L2 over all queries and heads.
  *
  * Keys, values and queries are N(0,1). The harder variants add a constant of 10, 30 or 120 to
- * 4 of 128 channels of every key: large models have such channels, and because the constant is the
- * same for every token it changes no softmax, only what quantization makes of the key.
+ * 4 of 128 channels of every key: large models have such channels. The constant is the same for
+ * every token, so exact attention does not change; only the quantization error does.
  *
  *   f32, f16, i8   the library's types, K and V alike
  *   R1             K and V through ggml-style q8_0 and back, attention in f32
  *   R2             the queries through q8_0 as well, as ggml's attention does
  *
- * i8 is measured twice, as its offset depends on how appends were cut: "prompt" appends the first
- * half in chunks of 256 and the rest token by token, as a conversation does; "single" appends
- * token by token from the start, which is the offset's hard case. The types without an offset
- * do not depend on it.
+ * i8 is measured twice, as its offset depends on the sizes of the appends: "prompt" appends the
+ * first half in chunks of 256 and the rest token by token, as in a conversation; "single" appends
+ * token by token from the start, where the offset is the mean of the fewest tokens. The types
+ * without an offset do not depend on it.
  *
- * error_cache is the error against attention in double over the dequantized cache, so what the
- * kernels add; error_read the error that is in the stored numbers alone.
+ * error_cache is the error against attention in double over the dequantized cache, that is the
+ * kernels' part; error_read is the error of the stored numbers alone.
  */
 #include "bench.h"
 
@@ -49,7 +49,7 @@ enum { QUERIES = 16, CHUNK = 256 };
 typedef struct method {
     const char *name, *cut, *type_name;
     kvt_type type;
-    bool quantize_kv, quantize_q; /* by q8_0, before the cache sees it */
+    bool quantize_kv, quantize_q; /* by q8_0, before append */
 } method;
 
 static const method methods[] = {
@@ -89,7 +89,7 @@ static void make_data(data *d, const bench_case *c, double offset, uint64_t seed
     for (size_t h = 0; h < c->kv_heads; h++) {
         for (size_t i = 0; i < outliers; i++) {
             uint64_t bits = bench_random_bits(&random);
-            /* one in each part of the dims, so that they are different channels */
+            /* one in each of as many parts of the dims, so that the channels are distinct */
             size_t part = c->k_dim / outliers, at = i * part + (size_t)(bits >> 1) % part;
             float add = (float)(bits & 1 ? offset : -offset);
             for (size_t t = 0; t < d->n; t++)

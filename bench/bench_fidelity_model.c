@@ -3,8 +3,8 @@
  * not f32.
  *
  * Texts go through the model once with an f32 cache, the reference, and once with each of the
- * others; what is compared is every token's prediction: KL(reference || other), the perplexity,
- * the most likely token, the answers to questions whose facts were stated earlier.
+ * others. Compared are every token's prediction: KL(reference || other), the perplexity, the most
+ * likely token, and the answers to questions whose facts were stated earlier.
  *
  *   f16, i8   the library's types
  *   R1        K and V through ggml-style q8_0 and back, attention in f32
@@ -16,14 +16,14 @@
  * output stays; the f32 rows of these variants show how far it does in f32. All variants are
  * compared with the one reference, without a bias.
  *
- * i8 depends on how appends were cut: "prompt" is the first half in chunks of 256 and the rest
- * token by token, "single" all of it token by token. The others are the same either way and
- * run in chunks of 256 throughout.
+ * i8 depends on the sizes of the appends: "prompt" is the first half in chunks of 256 and the rest
+ * token by token, "single" all of it token by token. The others do not, and run in chunks of 256
+ * throughout.
  *
  * A standard error is over texts, whose tokens are not independent of each other; that of a
  * quotient of two methods, which err on the same texts, is the jackknife's (one text left out). The
- * mean KL hangs on the few predictions that are on the brink, so with 48 stories i8 over R1 still
- * has an error of about a tenth; the typical quotient (geometric mean over texts) has half of that.
+ * mean KL is dominated by the few predictions that are nearly tied, so with 48 stories the quotient
+ * i8 / R1 still has an error of about a tenth; its geometric mean over texts has half of that.
  */
 #include "bench.h"
 
@@ -62,7 +62,7 @@ typedef struct filter {
     tl_kv inner;
     const tl_config *config;
     bool quantize_kv, quantize_q;
-    double *sum, *sum2; /* [n_layers][kv_dim] of K; NULL: not asked for */
+    double *sum, *sum2; /* [n_layers][kv_dim] of K; NULL: not collected */
     size_t seen;        /* tokens of layer 0 */
     float *a, *b;       /* [CHUNK][dim] */
 } filter;
@@ -147,7 +147,7 @@ static const method methods[N_METHODS] = {
     {"i8", "single", "i8", KVT_TYPE_I8, false, false},
 };
 
-/* One method on one variant: a session over its own cache, and what it got, by text. */
+/* One method on one variant: a session over its own cache, and its results by text. */
 typedef struct subject {
     const method *method;
     double bias;
@@ -300,8 +300,8 @@ static double quotient(const double *a, const double *b, size_t n, double *error
 }
 
 /*
- * exp of the mean over texts of ln(a / b), and its standard error. The mean KL hangs on few
- * predictions that flip; this says how the two compare on a usual text.
+ * exp of the mean over texts of ln(a / b), and its standard error. The mean KL is dominated by few
+ * predictions that flip; this compares the two on a typical text.
  */
 static double typical_quotient(const double *a, const double *b, size_t n, double *error)
 {
@@ -424,7 +424,7 @@ static int report(setup *s, const subject *row, const subject *x, const subject 
     double vs_r2 = quotient(x->kl, row[M_R2].kl, n, &r2_se);
     double nll = sum_of(x->nll, n) / tokens, nll_reference = sum_of(reference->nll, n) / tokens;
 
-    /* The bars are i8's, as a conversation appends. */
+    /* The bars apply to i8 with the appends of a conversation ("prompt"). */
     char bar[64];
     double limit = x->bias == 0.0 ? 1.1 : 0.25, limit_r2 = x->bias == 0.0 ? 1.0 : INFINITY;
     bool has_bar = x->method == &methods[M_I8];

@@ -1,6 +1,6 @@
 /*
- * The machine: what it is called, how large its last-level cache is, memory through a hook, and
- * a team of threads pinned to processors.
+ * The machine: its name, the size of its last-level cache, memory through an allocator hook, and a
+ * team of threads pinned to processors.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE /* affinity */
@@ -87,8 +87,8 @@ uint64_t bench_cache_bytes(int level)
 }
 
 /*
- * Linux first: glibc's sysconf multiplies the size by a processor count that a virtual machine
- * makes up.
+ * sysfs before sysconf: glibc's sysconf multiplies the size by a processor count that is wrong in
+ * virtual machines.
  */
 uint64_t bench_llc_bytes(void)
 {
@@ -147,8 +147,7 @@ static void *heap_alloc(void *user, size_t bytes, size_t alignment)
     void *p;
     if (alignment < sizeof(void *))
         alignment = sizeof(void *);
-    /* As the library's own allocator does: memory of megabytes in huge pages, where there are any.
-     */
+    /* As the library's default allocator does: huge pages for megabytes, where available. */
     if (bytes >= BENCH_HUGE_PAGE)
         alignment = BENCH_HUGE_PAGE;
     if (posix_memalign(&p, alignment, bytes ? bytes : 1) != 0)
@@ -178,7 +177,7 @@ static void heap_free(void *user, void *memory, size_t bytes)
     free(memory);
 }
 
-/* The lists are not locked: bench makes and fills caches from one thread. */
+/* The lists are not locked: caches are created and filled from one thread. */
 kvt_allocator bench_heap_hook(bench_heap *heap)
 {
     kvt_allocator a = {heap, heap_alloc, heap_free};
@@ -200,9 +199,9 @@ size_t bench_heap_main_size(const bench_heap *heap)
 /* ---- threads ---- */
 
 /*
- * A job is announced by a new generation. Workers look at it for a while before they sleep, so
- * that calls in close succession do not pay for waking them; where there are more threads than
- * processors they sleep at once.
+ * A job is published by a new generation number. Workers spin on it for a while before they sleep,
+ * so that calls in close succession avoid the wake-up latency; with more threads than processors
+ * they sleep at once.
  */
 struct bench_team {
     unsigned n, n_started;

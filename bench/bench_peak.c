@@ -1,14 +1,13 @@
 /*
- * What the processor's arithmetic reaches: f32 multiply-adds and integer dot products a second,
- * with the instructions that the kernels in use have, and the clock.
+ * Peaks of arithmetic: f32 multiply-adds and integer dot products a second, with the instructions
+ * of the kernels in use, and the clock.
  *
- * A loop has as many independent sums as hide the instruction's latency (at most 5 cycles times
- * two a cycle on x86, 4 times four on ARM) and touches no memory. It is the most that any kernel
- * can reach whose products are this instruction's, and no kernel does: codes have to be loaded,
- * digits taken apart, scales applied.
+ * A loop has as many independent accumulators as hide the instruction's latency (at most 5 cycles
+ * times two a cycle on x86, 4 times four on ARM) and no memory accesses. It is an upper bound for
+ * kernels built on this instruction, which also load codes, split digits and apply scales.
  *
- * The clock is a chain of dependent additions, one a cycle on every processor in question. Both
- * operands are registers: some processors add constants for nothing while renaming.
+ * The clock is measured by a chain of dependent additions, one a cycle on every supported
+ * processor. Both operands are registers: some processors fold immediate additions at rename.
  */
 #include "bench.h"
 
@@ -228,7 +227,7 @@ static double run_loop(const bench_peaks *p, const peak_loop *loop, size_t steps
     return bench_seconds() - start;
 }
 
-/* Steps that take half a millisecond or more: a thread's start is lost in that. */
+/* Steps that take half a millisecond or more, so that a thread's start is negligible. */
 static size_t enough_steps(const bench_peaks *p, const peak_loop *loop)
 {
     size_t steps = 256;
@@ -237,7 +236,7 @@ static size_t enough_steps(const bench_peaks *p, const peak_loop *loop)
     return steps;
 }
 
-/* Operations a second of all threads, 1e9: the best of three, for what disturbs only slows. */
+/* Operations a second of all threads, 1e9: the best of three, as disturbances only slow down. */
 static double rate(const bench_peaks *p, const peak_loop *loop, size_t steps)
 {
     double best = INFINITY;

@@ -2,15 +2,15 @@
  * prefill: causal attention of the last --queries tokens (default 512) of a cache of ctx tokens
  * (default 8192, the queries' own included), one layer a call.
  *
- * Work is counted as 2 * k_dim + 2 * v_dim operations for each query head and each key that the
- * query sees; what a kernel computes beyond (masked keys, padding, a second digit) is its own
- * loss. The yardstick is the f32 multiply-add peak of the instruction set in use, measured with
- * the same threads before and after each call: the ratio is the median over the calls of its
- * GFLOP/s to the mean of its two neighbours. Integer products can take it above 1; `bound` is
- * where the measured dot-product peak ends.
+ * Work is counted as 2 * k_dim + 2 * v_dim operations for each query head and each key visible to
+ * the query; additional work of a kernel (masked keys, padding, a second digit) is not counted. The
+ * reference is the f32 multiply-add peak of the instruction set in use, measured with the same
+ * threads before and after each call: the ratio is the median over the calls of a call's GFLOP/s to
+ * the mean of the two peaks around it. Integer products can exceed 1; `bound` is the ratio at the
+ * measured dot-product peak.
  *
- * One layer is attended again and again: 512 queries read it 16 times or more, so where it lies at
- * first counts for little (17 MB as i8, 2 ms of memory, in a call that takes hundreds).
+ * The same layer is attended in every call: 512 queries read it 16 times or more, so it matters
+ * little whether it is cached at first (17 MB as i8, 2 ms from memory, in a call of hundreds).
  *
  * Before anything is timed, outputs are checked (bench_attend.c).
  */
@@ -71,7 +71,7 @@ static void run_mode(const bench_options *options, prefill *p, bench_mode mode)
     size_t n = options->runs;
     double *time = bench_alloc(n, sizeof *time), *ratio = bench_alloc(n, sizeof *ratio);
     bench_peak *peaks = bench_alloc(n + 1, sizeof *peaks);
-    /* Query i sees all but the last n_queries - 1 - i. */
+    /* Visible to query i are all tokens but the last n_queries - 1 - i. */
     double pairs = (double)c->q_heads * (double)p->n_queries *
                    ((double)c->ctx - 0.5 * ((double)p->n_queries - 1.0));
     double gflop = 2e-9 * pairs * (c->k_dim + c->v_dim), best_peak = 0.0;

@@ -1,12 +1,12 @@
 /*
- * Streaming-read bandwidth: what a loop that does nothing but read reaches, and so the bound of
- * a decode step, which reads every byte of the cache once.
+ * Streaming-read bandwidth: the bandwidth of a loop that only reads, and so the bound of a decode
+ * step, which reads every byte of the cache once.
  *
- * The memory comes from the cache's allocator in pieces of the size of its blocks, so both see
- * the same pages. Every instruction set that the processor has is tried (also those wider than
- * the kernels in use), with 1, 4 and 8 streams a thread, without prefetch and with prefetch a
- * near and a far distance ahead; the fastest of all is the loop that is timed from then on.
- * A processor's own prefetchers follow a few streams; which number suits them differs.
+ * The memory comes from the cache's allocator in pieces of the size of its blocks, so both have the
+ * same kind of pages. Every instruction set of the processor is tried (also those wider than the
+ * kernels in use), with 1, 4 and 8 streams a thread, without prefetch and with prefetch at a near
+ * and a far distance; the fastest loop is the one that is timed from then on. Hardware prefetchers
+ * track a few streams, and the best number differs between processors.
  *
  * Each thread has its own share of the memory, and each stream its own share of that.
  */
@@ -36,9 +36,9 @@ typedef uint64_t read_loop(const unsigned char *const *p, size_t bytes);
 #endif
 
 /*
- * The body of all loops: a step of 256 bytes from each stream in turn, into one accumulator a
- * stream. streams and ahead are constants wherever it is inlined. A prefetch never faults, so it
- * may run past the end.
+ * The body of all loops: 256 bytes from each stream an iteration, into one accumulator a stream.
+ * streams and ahead are constants wherever it is inlined. A prefetch never faults, so it may run
+ * past the end.
  */
 #define READ_BODY(vector, zero, load, combine, width)                                              \
     vector sum[MAX_STREAMS];                                                                       \
@@ -204,7 +204,7 @@ const char *bench_read_loop(const bench_read *r)
     return r->name;
 }
 
-/* All loops in turn, three rounds: the one with the least time of all. */
+/* Three rounds over all loops; the loop with the least time. */
 static void choose_loop(bench_read *r)
 {
     double best = 1e300;
@@ -239,7 +239,7 @@ bench_read *bench_read_create(bench_heap *heap, bench_team *team, size_t chunk_b
     r->team = team;
     r->chunk_bytes = chunk_bytes;
 
-    /* A block's first bytes belong to the library; from the next multiple of 64 on it is ours. */
+    /* As much data as a block of the cache has: 64 bytes less, for its header. */
     size_t usable = (chunk_bytes - 64) / STEP * STEP;
     size_t per_chunk = (usable + PIECE - 1) / PIECE;
     r->piece_bytes = usable / per_chunk / STEP * STEP;
@@ -253,7 +253,8 @@ bench_read *bench_read_create(bench_heap *heap, bench_team *team, size_t chunk_b
         r->chunks[i] = r->memory.alloc(r->memory.user, chunk_bytes, 64);
         if (!r->chunks[i])
             bench_fail(1, "no memory to measure the read bandwidth");
-        memset(r->chunks[i], 0x5a, chunk_bytes); /* or all pages would be the one zero page */
+        /* Untouched pages would all map to the zero page. */
+        memset(r->chunks[i], 0x5a, chunk_bytes);
     }
     for (size_t i = 0; i < r->n_pieces; i++)
         r->pieces[i] = r->chunks[i / per_chunk] + i % per_chunk * r->piece_bytes;

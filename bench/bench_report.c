@@ -1,6 +1,6 @@
 /*
- * One record of results, as a JSON line or as a row of a table. Values are turned into JSON
- * text when they are added; a table shows the same text without the quotes.
+ * One record of results, as a JSON line or as a row of a table. Values are formatted as JSON when
+ * they are added; a table shows the same text without the quotes.
  */
 #include "bench.h"
 
@@ -141,7 +141,7 @@ static void print_cell(const bench_record *r, const bench_column *column)
             snprintf(text, sizeof text, "%.*s", (int)length - 2, value + 1);
         else if (strcmp(value, "null") != 0)
             snprintf(text, sizeof text, "%s", value);
-        /* six digits are for machines */
+        /* shorter than JSON's six digits */
         double number;
         char rest;
         if (value[0] != '"' && strchr(value, '.') && sscanf(value, "%lf%c", &number, &rest) == 1)

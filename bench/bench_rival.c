@@ -1,8 +1,8 @@
 /*
- * The rival that i8 is held against: ggml's q8_0 as its public description has it. 32 values
- * share a scale, which is their largest magnitude over 127 and is kept as f16; a code is the
- * value times the reciprocal of the scale (before its rounding to f16), rounded to nearest with
- * halves away from zero. 34 bytes for 32 values: 8.5 bits each.
+ * The baseline that i8 is compared with: ggml's q8_0 from its public description. 32 values share a
+ * scale, which is their largest magnitude over 127 and is stored as f16; a code is the value times
+ * the reciprocal of the scale (before its rounding to f16), rounded to nearest with halves away
+ * from zero. 34 bytes for 32 values: 8.5 bits each.
  */
 #include "bench.h"
 

@@ -2,13 +2,13 @@
  * snapshot: save and load of one sequence, through memory and through a file, compressed and
  * raw, beside memcpy (memory) or plain fwrite and fread (file) of as many bytes.
  *
- * bytes are the keys and values of all layers as decode counts them, not the stored ones: so
- * compression shows in the time as well as in the size. Files are written with and without
- * waiting for the disk, the plain ones too; they are read back from the system's page cache.
- * The keys are random: real ones compress a little better.
+ * bytes are the keys and values of all layers as decode counts them, not the stored ones, so the
+ * rates include the effect of compression. Files, the plain ones too, are written with and without
+ * fsync; they are read back from the page cache. The keys are random: real ones compress a little
+ * better.
  *
- * What was loaded is compared with what was saved (every dequantized number of the first and
- * the last layer) before anything is timed.
+ * Loaded and saved state are compared (every dequantized number of the first and the last layer)
+ * before anything is timed.
  */
 #include "bench.h"
 
@@ -32,7 +32,7 @@ static const bench_column columns[] = {{"isa", NULL, -8},           {"k_type", "
                                        {"compression", "compr.", 7}};
 enum { N_COLUMNS = sizeof columns / sizeof columns[0] };
 
-/* A growing buffer with a place to read from. */
+/* A growing buffer with a read position. */
 typedef struct buffer {
     unsigned char *data;
     size_t n, capacity, at;
@@ -72,7 +72,7 @@ typedef struct snapshot {
     bool fsync;
 } snapshot;
 
-/* Files that must not survive a failure. */
+/* Files that are removed also when the program fails. */
 static char file_path[512], plain_path[512];
 
 static void remove_files(void)
@@ -291,7 +291,7 @@ static int run(const bench_options *options, const bench_case *c)
     bench_cache_fill(&s.b, c->ctx);
     s.b.n_seqs = 2;
 
-    /* Other random bytes: file systems and disks may be clever with zeros. */
+    /* Random bytes: file systems and disks may compress zeros. */
     s.plain = bench_alloc(s.bytes, 1);
     s.copy = bench_alloc(s.bytes, 1);
     bench_random_seed(&random, options->seed + 2);

@@ -1,13 +1,13 @@
 /*
  * step: one decoding step of a small model: begin one token, append and attend every layer,
- * commit. What it shows beyond decode is what the library does around its kernels: plans,
- * checks, tables, locks. step_overhead.sh counts that in instructions; here it is time.
+ * commit. Beyond decode it includes the library's work around its kernels: plans, checks, tables,
+ * locks. step_overhead.sh counts that in instructions; here it is time.
  *
- * As many sequences as make four times the last-level cache take their steps in turn, so that a
- * step finds none of its keys and values in a cache. A measurement is --steps steps (default 64,
- * one block) of each of them from ctx tokens on; before each the sequences are cut back to ctx.
+ * So many sequences are stepped in rotation that they make four times the last-level cache, and a
+ * step's keys and values are not cached. A measurement is --steps steps (default 64, one block) of
+ * each sequence from ctx tokens on; before each the sequences are truncated to ctx.
  *
- * The first steps of all, to blocks that nobody has used, are not timed: their allocations are
+ * The very first steps, which write to newly allocated blocks, are not timed: their allocations are
  * counted through the allocator hook, those of steps that begin a block apart from the others.
  *
  * Their last output is checked against attention in double over what the cache then holds.
@@ -56,8 +56,8 @@ typedef struct step {
 } step;
 
 /*
- * One token of one sequence. Not static and not inlined: step_overhead.sh finds it by its name.
- * parts: seconds are added to its four; NULL: no clock is read.
+ * One token of one sequence. Not static and not inlined: step_overhead.sh selects it by name.
+ * parts: four sums that seconds are added to; NULL: no clock is read.
  */
 void bench_step_once(step *s, size_t seq, size_t token, double *parts);
 

@@ -1,5 +1,5 @@
 /*
- * machine: what the other commands' ratios are ratios to. For each number of threads the read
+ * machine: the denominators of the other commands' ratios. For each number of threads the read
  * bandwidth, for each instruction set that has kernels the peaks of its arithmetic.
  */
 #include "bench.h"

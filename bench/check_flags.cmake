@@ -1,4 +1,4 @@
-# Every wrong command line is answered with exit code 2 and one line that says why.
+# Every wrong command line exits with code 2 and one line with the reason.
 foreach(line
     "foo" "decode extra" "decode --k" "decode --k q8" "decode --k i8,,f16" "decode --k i8 --k f16"
     "decode --heads 32" "decode --heads 32:5" "decode --heads 0:0" "decode --heads 2048:1"

@@ -1,5 +1,5 @@
-# Write kvt_bench_commit.h into OUT when the commit of SOURCE is another than it says. Runs at every
-# build: a figure that names the wrong commit is worse than one that names none.
+# Write kvt_bench_commit.h into OUT when the commit of SOURCE differs from the one in it. Runs at
+# every build, so that reported figures never name a commit that was not measured.
 find_program(GIT git)
 set(commit "unknown")
 if(GIT)

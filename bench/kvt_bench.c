@@ -1,6 +1,6 @@
 /*
- * kvt-bench: the command line. Every flag knows the commands it belongs to; anything it cannot
- * make sense of is named on stderr and the exit code is 2.
+ * kvt-bench: the command line. The table of flags has the commands that take each; an argument
+ * that cannot be parsed is named on stderr and the exit code is 2.
  */
 #include "bench.h"
 
@@ -411,7 +411,7 @@ static void parse_flags(bench_options *o, int command, const char *command_name,
         bench_fail(2, "--model: one --ctx and one --threads");
 }
 
-/* What was not given. */
+/* Defaults of the flags that were not given. */
 static void set_defaults(bench_options *o, int command)
 {
     const char *tmp = getenv("TMPDIR");
@@ -494,7 +494,7 @@ static void set_defaults(bench_options *o, int command)
         o->dir = tmp && *tmp ? tmp : "/tmp";
 }
 
-/* Before any case is measured, what some case would be refused for. */
+/* Check all cases before any is measured. */
 static void check_v_in_k(const bench_options *o)
 {
     for (size_t k = 0; k < o->n_k_types; k++)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """
 Cycles per byte of K or V of the NEON kernels' inner loops, as llvm-mca predicts them: a bound that
-can be had without the processors, and without the noise of a shared machine.
+needs neither the processors nor a quiet machine.
 
     python3 bench/mca.py [FILE ...] [--cc COMPILER] [--flag=FLAG ...] [--mca LLVM-MCA]
                          [--cpu NAME ...] [--rows N ...]
@@ -11,20 +11,20 @@ takes of each function of a block of rows (qk_KIND_ROWS, pv_KIND_ROWS) the inner
 most multiplications. For each processor, or `-` where it lacks the instructions:
 
     c/B     cycles an iteration over the bytes of codes it consumes
-    mul     the same for nothing but its multiplications and one load for every 16 bytes of codes, if
-            nothing ever waited: what the ports take
-    min     the same with what the format forces besides: the widening of codes to the multiplier's
-            type, or their transposition for smmla. Not counted: loads of weights, a second
-            instruction where one could do, pointers, branches
+    mul     the same for its multiplications and one load for every 16 bytes of codes alone, without
+            stalls: the throughput of the ports
+    min     the same with the instructions that the storage format requires: the widening of codes to
+            the multiplier's type, or their transpose for smmla. Not counted: loads of weights, a
+            second instruction where one would suffice, pointers, branches
     over    c/B over min
-    block   c/B over what the ports take for the loop's own mix of instructions
+    block   c/B over the ports' throughput for the loop's own mix of instructions
     spills  loads and stores of vectors on the stack in the loop: should be none
 
-What mca knows of a processor is LLVM's model of it. Up to LLVM 14 the Cortex-A76 and the Neoverse
-N1 are the Cortex-A57's, with one load a cycle where they have two; LLVM 19 models the N1, whose core
-is the A76's, and the Neoverse V1, which has i8mm.
+llvm-mca uses LLVM's scheduling models. Up to LLVM 14 the Cortex-A76 and the Neoverse N1 have the
+Cortex-A57's, with one load a cycle instead of two; LLVM 19 models the N1, whose core is the A76's,
+and the Neoverse V1, which has i8mm.
 
-Of Debian 12 it takes gcc-aarch64-linux-gnu (or clang: --cc clang), libc6-dev-arm64-cross and llvm-14.
+On Debian 12 it needs gcc-aarch64-linux-gnu (or clang: --cc clang), libc6-dev-arm64-cross and llvm-14.
 """
 import argparse
 import os
@@ -42,21 +42,21 @@ FLAGS = {
 }
 # Products of one instruction, by its name.
 PRODUCTS = {"sdot": 16, "udot": 16, "smmla": 32, "smlal": 4, "smlal2": 4, "smull": 8, "smull2": 8, "fmla": 4}
-# Who has no such instructions, whatever mca would say of them.
+# Processors without the instructions, which llvm-mca does not check.
 LACKING = {"dotprod.c": ["cortex-a53"], "i8mm.c": ["cortex-a53", "cortex-a76", "neoverse-n1"]}
-# What a kind multiplies: bytes of an element, instructions' products for each element and row.
+# Of each kind: bytes of an element, instructions' products for each element and row.
 KINDS = {"F32": (4, 1), "F16": (2, 1), "I8": (1, 1), "near": (1, None), "fast": (1, None)}
 DIGITS = {("dotprod.c", "near"): 2, ("i8mm.c", "near"): 2}
-# What the format forces: an instruction for every so many bytes of codes. A code as f32 is isolated
-# and converted, by two instructions at least for four of them.
+# What the storage format requires: an instruction for every so many bytes of codes. As f32, four
+# codes are isolated and converted by at least two instructions.
 FORCED = {
     ("neon_near.c", "near"): [("sshll\tv0.8h, v1.8b, #0", 8)],
     ("neon.c", "F16"): [("fcvtl\tv0.4s, v1.4h", 8)],
     ("neon.c", "I8"): [("shl\tv0.4s, v1.4s, #24", 4), ("scvtf\tv0.4s, v1.4s, #24", 4)],
     ("i8mm.c", "near"): [("trn1\tv0.4s, v1.4s, v2.4s", 16)],
 }
-# The ports of vector instructions by the names of LLVM's models: what is bound to one of them, and
-# what is bound to none, add up.
+# The ports of vector instructions by the names of LLVM's models. An instruction is bound to one of
+# them or to none, so their pressures are added up.
 VECTOR_PORTS = r"A57Unit[WX]|[NV]\d+UnitV\d+"
 
 

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# What part of a decoding step's instructions the library spends outside of its kernels.
+# The share of a decoding step's instructions that the library spends outside of its kernels.
 #
 #   bench/step_overhead.sh [BUILD] [FLAGS of kvt-bench step]
 #
 # Runs `kvt-bench step --count` under callgrind, which collects inside bench_step_once only. Kernels are
 # the functions of the objects made from simd/, and all of SLEEF. The bench's own functions are left
 # out of the sum. Everything else counts as overhead: src/, the C library's memcpy and memset,
-# locks. A function name that occurs both in simd/ and in src/ is counted as overhead and named.
-# valgrind runs no AVX-512: --isa avx2 is the default, of --mode near,f32, --ctx 4090 and --steps 8
-# too, so that one step begins a block. BUILD (default build/overhead) is made where it does not
-# exist. Minutes. Needs valgrind.
+# locks. A function name that occurs both in simd/ and in src/ is counted as overhead and reported.
+# valgrind has no AVX-512. Defaults: --isa avx2, --mode near,f32, --ctx 4090 and --steps 8, so that
+# one step begins a block. BUILD (default build/overhead) is configured if it does not exist. Takes
+# minutes. Needs valgrind.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 build=build/overhead

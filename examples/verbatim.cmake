@@ -1,4 +1,4 @@
-# Fail unless the whole of PROGRAM stands in README.
+# Fail unless README contains the whole of PROGRAM.
 file(READ ${README} readme)
 file(READ ${PROGRAM} program)
 string(FIND "${readme}" "${program}" at)

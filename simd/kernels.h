@@ -9,9 +9,9 @@
  * environment (to nearest, no flush to zero), which the callers in src/ set.
  *
  * Rules that the checker holds them to:
- *  - put_*, mean_*, seal_*, center, add_rows, rotate, unrotate, load_*, store_*, turn_*: the bytes
- * of scalar. docs/numerics.md specifies them.
- *  - qk_*, pv_*, dot_*, logits, alibi, softmax, add_scaled, merge, finish: within a bound of
+ *  - put_*, get_*, mean_*, seal_*, center, add_rows, rotate, unrotate, load_*, store_*,
+ *    transpose_*: the bytes of scalar. docs/numerics.md specifies them.
+ *  - qk_*, pv_*, dots_*, logits, alibi, softmax, add_scaled, merge, finish: within a bound of
  *    scalar.
  *  - In qk_*, pv_*, softmax and add_scaled the result of a row depends on nothing but that row: not
  *    on how many rows there are, nor on their order. (So a query's result does not depend on its
@@ -23,18 +23,18 @@
  *                           15 bits or more
  *   qk_i8_fast, pv_i8_fast  the same with 7 bits and a sign (q), 7 bits (p), or more where that
  *                           costs nothing
- * q is packed for the integer ones once a unit. Only the table whose pack_q_ wrote them knows what
- * packed rows look like: a table has both a pack_q_ and its qk_, or neither.
+ * q is packed for the integer ones once a work unit. The packed layout is private to a table, so a
+ * table defines both a pack_q_ and its qk_, or neither.
  *
  * Parameters that recur:
  *   dims       head dims; dims_p: padded to a multiple of 16
  *   codes      a head's codes of one block, 64-byte aligned, laid out as tile.h says
  *   scales     [64] f16, the head's scales of that side; unused (NULL) for f32 and f16
  *   slot       a token's place in its block, 0 .. 63
- *   n_tokens   how many tokens of the block are alive, 1 .. 64
+ *   n_tokens   live tokens of the block, 1 .. 64; the slots beyond them are dead and may hold NaN
  *   rows       query rows of one kv head (queries times group), >= 1
- *   next       memory that the next product will read, about as many bytes as this one: worth
- *              asking for, spread over the call. A hint; NULL or beyond the end is fine.
+ *   next       memory that the next product will read, about as many bytes as this one: to be
+ *              prefetched, spread over the call. A hint; NULL or beyond the end is fine.
  */
 #ifndef KVT_KERNELS_H
 #define KVT_KERNELS_H
@@ -183,7 +183,7 @@ static inline size_t kvt_packed_bytes(size_t rows, size_t dims_p)
     X(void, logits, (float *s, size_t n, float add, float scale, float softcap))                   \
     /* s[t] -= slope * |position - positions[t]| for t < n, as above. */                           \
     X(void, alibi, (float *s, size_t n, const int32_t *positions, int32_t position, float slope))  \
-    /* One block of online softmax for rows that see n tokens of it. In: logits (s[r * 64 + */     \
+    /* One block of online softmax, n tokens visible to all rows. In: logits (s[r * 64 + */        \
     /* t] + add[r]) * scale for t < n (-inf: masked; add NULL: zero), m[r] the running */          \
     /* maximum (-inf at first), l[r] the running sum. Out: s = exp(logit - new m), 0 from n */     \
     /* to 63, m, l updated; alpha[r] = exp(old m - new m), the factor for the accumulators */      \
@@ -215,8 +215,8 @@ typedef struct kvt_kernels {
 } kvt_kernels;
 
 /*
- * One table an ISA; only src/dispatch.c and the checker name them. KVT_HAVE_ says which of them
- * this build has: what the compiler cannot target is left out.
+ * One table an ISA; only src/dispatch.c and the checker name them. KVT_HAVE_NAME is defined for
+ * those in this build: an ISA that the compiler cannot target is left out.
  */
 extern const kvt_kernels kvt_kernels_scalar;
 #if defined(KVT_HAVE_AVX2)

@@ -142,7 +142,7 @@ static inline int put_i8(const float *x, size_t ldx, size_t n, size_t dims, size
     int good = 1;
     for (size_t i = 0; i < n; i++) {
         const float *row = x + i * ldx;
-        uint32_t absmax = 0; /* as bits, which order like magnitudes and keep a NaN on top */
+        uint32_t absmax = 0; /* as bits: ordered as the magnitudes are, NaNs above infinity */
         for (size_t d = 0; d < dims; d++) {
             uint32_t a = kvt_f32_bits(row[d]) & 0x7fffffffu;
             absmax = a > absmax ? a : absmax;
@@ -521,7 +521,7 @@ static void dots_f16(const float *q, size_t ldq, size_t rows, const uint16_t *b,
 /* The largest code of a packed q and of a weight: 15 bits, so that 1024 dims fit an int32. */
 #define Q_MAX 16383
 #define P_MAX 65535
-/* Least magnitude that a row of q is rounded to a fraction of: its reciprocal is a number. */
+/* Lower bound of a row's largest magnitude, so that its reciprocal is finite. */
 #define Q_LEAST 0x1p-100f
 
 /* To nearest, ties to even, for |x| < 2^22. */
@@ -603,7 +603,7 @@ static void pv_i8_near(const float *p, size_t rows, const void *codes, const uin
     }
 }
 
-/* Fewer bits would save nothing here. */
+/* int32 arithmetic costs the same with fewer bits, so fast is near. */
 
 static void pack_q_fast(const float *q, size_t ldq, size_t rows, size_t dims_p, void *packed)
 {
@@ -644,7 +644,7 @@ static void transpose_f16(const void *codes, size_t dims_p, size_t v_dims_p, voi
             v[kvt_vw_index(t, d, v_dims_p)] = k[kvt_kw_index(t, d, dims_p)];
 }
 
-/* Four tokens by four dims lie together on both sides, one order the transpose of the other. */
+/* Both layouts keep 4 tokens by 4 dims in 16 consecutive bytes, each the other's transpose. */
 static void transpose_i8(const void *codes, size_t dims_p, size_t v_dims_p, void *out)
 {
     for (size_t t = 0; t < KVT_TOKENS; t += 4)

@@ -116,7 +116,7 @@ static inline uint16_t kvt_f32_to_f16_round(float x, int up)
         }
         shift = 126u - exponent; /* 14 at 2^-15 */
         if (shift > 31)
-            shift = 31; /* only rounding sees these bits, and all of them are below half */
+            shift = 31; /* value is 0, and the rest below half: rounding only */
         magnitude = (magnitude & 0x7fffffu) | 0x800000u;
         value = magnitude >> shift;
     } else {

@@ -1,14 +1,13 @@
 /*
  * The library's AMX kernels on a processor without AMX: its tile instructions are undefined there,
- * and a handler of SIGILL carries them out. So the checker runs the very code that ships, with its
- * encodings and the compiler's order of stores. As a table its name is `amx_emulated`.
+ * and a handler of SIGILL emulates them. So the checker runs the shipped object code, with its
+ * encodings and the compiler's order of stores. The table's name is `amx_emulated`.
  *
  * The tiles follow the operation sections of Intel's manual (Software Developer's Manual,
  * volume 2: LDTILECFG, TILELOADD, TILESTORED, TILEZERO, TDPBSSD, TDPBUSD, TILERELEASE): palette 1,
  * sums that wrap, bytes and rows beyond a tile's shape zeroed by loads and dot products, memory
- * touched in the rows' bytes only. What faults there aborts here, and so does what is legal but
- * wrong for a kernel: tiles that a call left configured, or that are used before anything was put
- * into them.
+ * accessed in the rows' bytes only. Where the manual has a fault, this aborts; so do uses that are
+ * legal but wrong in a kernel: tiles left configured after a call, or read before they are written.
  */
 #define _GNU_SOURCE /* names of registers in a signal's context */
 #include "check.h"
@@ -140,7 +139,7 @@ static void tile_dot(unsigned number, unsigned number_a, unsigned number_b, int 
 
 /*
  * All are VEX-coded with three bytes of prefix: c4 | R X B (inverted), map | W, vvvv (inverted), L,
- * pp | opcode | mod, reg, rm | sib | displacement. pp tells apart what shares an opcode.
+ * pp | opcode | mod, reg, rm | sib | displacement. pp distinguishes instructions of one opcode.
  */
 enum { PP_NONE, PP_66, PP_F3, PP_F2 };
 enum { OPCODE_STATE = 0x49, OPCODE_MOVE = 0x4b, OPCODE_DOT = 0x5e };

@@ -1,9 +1,9 @@
 # The ARM64 kernels on a machine of another kind: a build of its own with the cross compiler, run
 # under QEMU on processors with and without dot and matrix products. Included by
-# tests/CMakeLists.txt; cmake/aarch64-linux-gnu.cmake says what to install.
+# tests/CMakeLists.txt; cmake/aarch64-linux-gnu.cmake lists the packages to install.
 #
-# Each instruction set is checked in full on the least processor that has it, where an instruction
-# too many would be an illegal one; on those beyond, in part.
+# Each instruction set is checked in full on the oldest processor that has it, where instructions
+# of a newer set are illegal; on newer processors in part.
 set(missing)
 foreach(tool aarch64-linux-gnu-gcc qemu-aarch64)
   string(MAKE_C_IDENTIFIER KVTILE_ARM64_${tool} variable)
@@ -65,11 +65,11 @@ kvtile_arm64_test(numerics max test_numerics)
 kvtile_arm64_test(steps max test_steps)
 kvtile_arm64_test(snapshot_golden max test_snapshot_golden ${golden})
 kvtile_arm64_test(attention max test_attention)
-# The kernels that a cache gets are the widest that the processor has.
+# A cache uses the widest instruction set of the processor.
 foreach(cpu cortex-a53 cortex-a76 max)
   kvtile_arm64_test(api_${cpu} ${cpu} test_api)
 endforeach()
-# What it has not, it does not get: the checker skips it.
+# An instruction set that the processor lacks is skipped by the checker.
 foreach(lacking cortex-a53:dotprod cortex-a53:i8mm cortex-a76:i8mm)
   string(REPLACE ":" ";" lacking ${lacking})
   list(GET lacking 0 cpu)

@@ -24,7 +24,7 @@
 /* Half an ulp of f32, relative: the error of one operation. */
 #define CHECK_EPS 0x1p-24
 
-/* A guarded buffer: inaccessible pages around it, canaries in what lies between. */
+/* A guarded buffer: inaccessible pages around it, canaries in the gaps. */
 typedef struct check_slot {
     unsigned char *base;
     unsigned char *data; /* NULL: not in use */
@@ -32,7 +32,7 @@ typedef struct check_slot {
 } check_slot;
 
 typedef struct check {
-    const kvt_kernels *table; /* that the kernel is of: packed q needs two of its entries */
+    const kvt_kernels *table; /* the kernel's table: packed q needs two of its entries */
     const char *isa, *kernel;
     uint64_t random;
     unsigned long failures, calls;
@@ -46,7 +46,10 @@ typedef struct check {
 KVT_KERNEL_LIST(CHECK_PROTOTYPE)
 #undef CHECK_PROTOTYPE
 
-/* amx_emulated.c: AMX's kernels where there is no AMX, and whether they can run. Call it first. */
+/*
+ * amx_emulated.c: AMX's kernels on processors without AMX. check_amx_emulated returns whether they
+ * can run; it has to be called before them.
+ */
 extern kvt_kernels check_amx_emulated_table;
 int check_amx_emulated(void);
 
@@ -86,7 +89,7 @@ size_t check_dims(size_t index);
 
 /* `bytes` bytes whose last is followed by an inaccessible page, up to `align`. */
 void *check_buffer(check *c, size_t slot, size_t bytes, size_t align);
-/* Whether something was written beside a buffer in use. */
+/* Whether a canary of a buffer in use was overwritten. */
 void check_canaries(check *c);
 
 /* ---- references ---- */
@@ -104,7 +107,7 @@ int check_same_bits(const float *a, const float *b, size_t n);
 
 double check_now_ns(void);
 
-/* In a check: if timing is asked for, time `call`, which moves `moved` bytes, and return. */
+/* In a check: with --bench, time `call`, which moves `moved` bytes, and return. */
 #define CHECK_BENCH(c, moved, call)                                                                \
     do {                                                                                           \
         if ((c)->bench) {                                                                          \

@@ -8,10 +8,10 @@
 
 #define SCALAR kvt_kernels_scalar
 
-/* What underflow may lose of a sum of n terms: half of the least subnormal each. */
+/* Underflow error of a sum of n terms: half of the least subnormal each. */
 #define UNDERFLOW(n) (0x1p-149 * (double)(n))
 
-/* Root mean square error of sums of N(0,1) data, relative: the accuracy that issues ask for. */
+/* Bound of the relative root mean square error of sums of N(0,1) data. */
 #define RMS_BOUND 5e-7
 
 typedef enum type { F32, F16, I8 } type;
@@ -21,13 +21,13 @@ static size_t element_bytes(type t)
     return t == F32 ? 4 : t == F16 ? 2 : 1;
 }
 
-/* One head's codes and scales: random, alive below n_tokens, NaN patterns from there on. */
+/* One head's codes and scales: random in live slots, NaN patterns from n_tokens on. */
 static void fill_block(check *c, type t, int is_k, size_t n_tokens, size_t dims, size_t dims_p,
                        unsigned char *codes, uint16_t *scales, double *values)
 {
     memset(codes, 0, KVT_TOKENS * dims_p * element_bytes(t));
     for (size_t token = 0; token < KVT_TOKENS; token++) {
-        /* 2^-10 to 2^5, so that a scale that is mixed up shows. */
+        /* 2^-10 to 2^5, so that exchanged scales are detected. */
         scales[token] = (uint16_t)(0x1400u + check_below(c, 0x3c00u));
         if (token >= n_tokens)
             scales[token] = (uint16_t)(0x7c01u + check_below(c, 0x300u));
@@ -68,7 +68,7 @@ static double values[KVT_TOKENS * CHECK_MAX_DIMS];
 typedef void qk_function(const float *, size_t, size_t, const void *, const uint16_t *, size_t,
                          size_t, const void *, float *);
 
-/* What may be prefetched: nothing, what is there, or an address that cannot be read. */
+/* Values of `next`: NULL, readable memory, or an address that cannot be read. */
 static const void *next_of(check *c, const unsigned char *codes)
 {
     switch (check_below(c, 3)) {
@@ -78,7 +78,7 @@ static const void *next_of(check *c, const unsigned char *codes)
     }
 }
 
-/* The same rows one by one, and in another company: the same bits. */
+/* The same rows one by one, and among other rows: the same bits. */
 static void check_qk_alone(check *c, qk_function *kernel, const float *q, size_t ldq, size_t rows,
                            const unsigned char *codes, const uint16_t *scales, size_t n_tokens,
                            size_t dims_p, const float *s)
@@ -135,8 +135,8 @@ static void check_qk(check *c, qk_function *kernel, type t)
                     sum += term;
                     size += fabs(term);
                 }
-                /* A product and a sum a dim within a chunk (of 64 at most), a sum a chunk (of 16
-                 * at least), two products with the scale. */
+                /* A product and a sum a dim within a chunk (of at most 64), a sum a chunk (of at
+                 * least 16), two products with the scale. */
                 bound = (64 + 1 + (double)dims_p / 16 + 2) * CHECK_EPS * size +
                         UNDERFLOW(2 * dims_p) * (t == I8 ? 32 : 1);
                 if (!(fabs(x - sum) <= bound))
@@ -170,7 +170,7 @@ void check_qk_i8(check *c, qk_function *kernel)
 
 /* ---- scores by integer dot products ---- */
 
-/* To how many parts of its largest element a row of q, or of weights, is rounded at least. */
+/* The least number of steps from 0 to the largest element that q, or weights, are rounded to. */
 #define STEPS_NEAR 16000
 #define STEPS_NEAR_P 32000
 #define STEPS_FAST 120
@@ -268,8 +268,8 @@ static void check_packed(check *c, pack_function *pack, qk_packed_function *kern
                 norm += sum * sum;
             }
         }
-        /* Of normal data the largest element is some 3 to 5 times the usual one; scales let few
-         * tokens decide. */
+        /* In normal data the largest element is some 3 to 5 times the typical one; with scales of
+         * different size few tokens dominate. */
         if (kind == CHECK_NORMAL && i % 10 != 9 && (rows - first) * n_tokens >= 64 &&
             error > norm * (4 / steps) * (4 / steps))
             check_fail(c, "mean error %g: dims %zu", sqrt(error / norm), dims);
@@ -323,7 +323,7 @@ static void check_pv_alone(check *c, pv_function *kernel, const float *p, size_t
     }
 }
 
-/* steps: to how many parts of a row's largest weight p may be rounded; 0: not at all. */
+/* steps: p may be rounded to 1 / steps of the row's largest weight; 0: not rounded. */
 static void check_pv(check *c, pv_function *kernel, type t, double steps)
 {
     static float before[KVT_ROWS_MAX * (CHECK_MAX_DIMS + 32)];
@@ -370,7 +370,7 @@ static void check_pv(check *c, pv_function *kernel, type t, double steps)
                 double sum = 0, size = 0, old = (double)before[at] * alpha[r], bound;
                 double largest = 0, codes_size = 0;
                 if (d >= dims) {
-                    /* Padding sums up zeros; what lies between the rows is not to be touched. */
+                    /* Padding dims are sums of zeros; the gaps between rows must not be written. */
                     float expected = d < dims_p ? before[at] * alpha[r] : before[at];
                     if (acc[at] != expected)
                         check_fail(c, "dim %zu of %zu (%zu) is %a", d, dims, dims_p,
@@ -389,7 +389,7 @@ static void check_pv(check *c, pv_function *kernel, type t, double steps)
                 /* 64 sums, a product each, two more for the scale; then a product, a sum. */
                 bound = (64 + 1 + 2 + 1) * CHECK_EPS * size + 2 * CHECK_EPS * fabs(old) +
                         UNDERFLOW(3 * KVT_TOKENS) * (t == I8 ? 128 : 4);
-                /* Half a step a weight, and p below 2^-100 is nothing. */
+                /* Half a step a weight; p below 2^-100 may become zero. */
                 if (steps > 0)
                     bound += codes_size * (0.501 * (largest + 0x1p-100) / steps);
                 if (!(fabs(acc[at] - (old + sum)) <= bound))
@@ -630,7 +630,7 @@ void check_merge(check *c,
         size_t n = kvt_round_up(check_dims(i), 16);
         float *acc = check_buffer(c, 0, n * 4, 4), *acc2 = check_buffer(c, 1, n * 4, 4);
         float in[CHECK_MAX_DIMS];
-        /* Empty: as a range of tokens that are all masked leaves it. */
+        /* Empty: the state after a range of tokens that are all masked. */
         int empty = i / 10 % 4 == 1 || i / 10 % 4 == 3, empty2 = i / 10 % 4 >= 2;
         float m = empty ? -INFINITY : check_normal(c) * 9, l = empty ? 0 : 1 + check_normal(c) / 9;
         float m2 = empty2 ? -INFINITY : check_normal(c) * 9;

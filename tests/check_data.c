@@ -195,7 +195,7 @@ uint16_t check_to_bf16(float x)
 
 int check_same_bits(const float *a, const float *b, size_t n)
 {
-    for (size_t i = 0; i < n; i++) /* all NaNs are one: their signs and payloads are nobody's */
+    for (size_t i = 0; i < n; i++) /* NaNs compare equal: signs and payloads are not specified */
         if (kvt_f32_bits(a[i]) != kvt_f32_bits(b[i]) && !(isnan(a[i]) && isnan(b[i])))
             return 0;
     return 1;

@@ -23,7 +23,7 @@
 
 #define SKIPPED 77
 
-/* AVX-VNNI's source in AVX-512's form of the instruction: its logic runs on more machines. */
+/* AVX-VNNI's source with AVX-512's encoding of the instruction, which more machines can run. */
 #if defined(CHECK_AVXVNNI_EVEX)
 extern const kvt_kernels kvt_kernels_avxvnni_evex;
 #endif
@@ -72,7 +72,7 @@ typedef struct options {
     int bench;
 } options;
 
-/* The seed of a kernel's check: its own, so that --kernel repeats what a full run did. */
+/* The seed of a kernel's check: one a kernel, so that --kernel reproduces a full run. */
 static uint64_t seed_of(uint64_t seed, const char *kernel)
 {
     for (; *kernel; kernel++)

@@ -1,7 +1,7 @@
 /*
  * Checks of the kernels whose result is specified to the bit: conversions, rotation, put, get,
- * mean. The reference is the scalar table; what only scalar itself could get wrong is held to the
- * formats' definitions in check_data.c, or to a property.
+ * mean. The reference is the scalar table; scalar itself is checked against the formats'
+ * definitions in check_data.c, or by properties.
  */
 #include "check.h"
 
@@ -138,7 +138,7 @@ static void check_store_16(check *c, store_function *kernel, const float *values
                        expected(values[i]));
 }
 
-/* All values of the type, all ties between them, and the neighbours of both; then at random. */
+/* All values of the type, all ties between them, and the adjacent f32 of both; then at random. */
 static void check_store_type(check *c, store_function *kernel, uint32_t infinity,
                              float (*value)(uint16_t), uint16_t (*expected)(float))
 {
@@ -177,7 +177,7 @@ static void check_store_type(check *c, store_function *kernel, uint32_t infinity
 
 void check_store_f16(check *c, store_function *kernel)
 {
-    /* The conversion upward, which scales use, has no kernel of its own. */
+    /* The conversion toward +infinity, which scales use, has no kernel of its own. */
     for (uint32_t h = 0; h < 0x7c00u && !c->bench; h++) {
         float low = kvt_f16_to_f32((uint16_t)h), high = kvt_f16_to_f32((uint16_t)(h + 1));
         const float points[] = {low, nextafterf(low, INFINITY), (low + high) * 0.5f,
@@ -273,7 +273,7 @@ void check_unrotate(check *c, rotate_function *kernel)
 typedef int put_function(const float *, size_t, size_t, size_t, size_t, void *, uint16_t *, size_t);
 typedef void get_function(const void *, const uint16_t *, size_t, size_t, size_t, float *);
 
-/* A side and a type: where an element lies, and the largest that can be stored. */
+/* A side and a type: the index of an element, and the largest value that can be stored. */
 typedef struct storage {
     size_t (*index)(size_t token, size_t dim, size_t dims);
     size_t element;
@@ -285,7 +285,7 @@ static const storage k_f16 = {kvt_kw_index, 2, 65519.0f}, v_f16 = {kvt_vw_index,
 static const storage k_i8 = {kvt_k8_index, 1, 127 * 65504.0f};
 static const storage v_i8 = {kvt_v8_index, 1, 127 * 65504.0f};
 
-/* Random codes as they may stand in a block: padding zero, all elements finite. */
+/* Random codes of a valid block: padding zero, all elements finite. */
 static void fill_codes(check *c, const storage *s, unsigned char *codes, size_t dims, size_t dims_p)
 {
     memset(codes, 0, KVT_TOKENS * dims_p * s->element);
@@ -301,7 +301,7 @@ static void fill_codes(check *c, const storage *s, unsigned char *codes, size_t 
         }
 }
 
-/* The rows as they lie in `codes` must be x: exactly, rounded, or within half a code. */
+/* The rows stored in `codes` must be x: exactly, rounded, or within half a code. */
 static void check_stored(check *c, const storage *s, const float *x, size_t ldx, size_t n,
                          size_t dims, size_t dims_p, const unsigned char *codes,
                          const uint16_t *scales, size_t slot)
@@ -341,7 +341,7 @@ static void fill_ties(check *c, float *x, size_t dims)
         x[d] = ldexpf((float)check_below(c, 252) - 125.5f, exponent);
     x[check_below(c, dims)] = ldexpf(127.0f, exponent);
     if (check_below(c, 2)) {
-        /* Below the largest scale: just above that one, the row is refused. */
+        /* Up to the largest scale; just above it the row is rejected. */
         float most = 127.0f * kvt_f16_to_f32((uint16_t)(1 + check_below(c, 0x7bfe)));
         size_t side = check_below(c, 3);
         x[check_below(c, dims)] = side ? nextafterf(most, side == 1 ? 0.0f : 1e38f) : most;
@@ -394,7 +394,7 @@ static void check_put(check *c, put_function *kernel, put_function *scalar, cons
         if (answer != (bad_token == n) || answer != expected_answer)
             check_fail(c, "answers %d, scalar %d: dims %zu, slot %zu, n %zu", answer,
                        expected_answer, dims, slot, n);
-        if (!answer) { /* the slots themselves are unspecified: take them over */
+        if (!answer) { /* the slots themselves are unspecified: copy them */
             for (size_t t = slot; t < slot + n; t++) {
                 expected_scales[t] = scales[t];
                 for (size_t d = 0; d < dims; d++) {

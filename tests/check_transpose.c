@@ -1,12 +1,12 @@
 /*
- * Checks of the kernels for a V that is the first dims of K: the turned codes, element by element
- * as tile.h places them, and the offset's part of a weighted sum.
+ * Checks of the kernels for a V that is the first dims of K: the transposed codes, element by
+ * element by tile.h's index functions, and the offset's part of a weighted sum.
  */
 #include "check.h"
 
 typedef void transpose_function(const void *, size_t, size_t, void *);
 
-/* K's dims and V's: of DeepSeek-style models, all of K, and whatever is padded. */
+/* K's and V's dims: those of DeepSeek-style models, V as wide as K, and padded ones. */
 static void transpose_dims(check *c, size_t i, size_t *dims_p, size_t *v_dims_p)
 {
     *dims_p = kvt_round_up(check_dims(i), 16);
@@ -32,7 +32,7 @@ static void check_transpose(check *c, transpose_function *kernel, size_t element
         n = KVT_TOKENS * dims_p * element;
         codes = check_buffer(c, 0, n, 64);
         out = check_buffer(c, 1, KVT_TOKENS * v_dims_p * element, 64);
-        /* Any bytes: what lies in dead slots is to be copied, not to be a number. */
+        /* Any bytes: dead slots are copied as they are, also NaN patterns. */
         for (size_t j = 0; j < n; j += 8) {
             uint64_t x = check_random(c);
             memcpy(codes + j, &x, 8);

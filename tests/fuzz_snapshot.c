@@ -1,7 +1,7 @@
 /*
- * Fuzz the snapshot reader: any bytes may be refused, none may harm, and a refused load changes
- * nothing. Built with KVT_FUZZING (checksums hold whatever they are) it gets behind them; what
- * is taken then must be a state that saves, loads again and can be attended over.
+ * Fuzz the snapshot reader: any input may be rejected, none may cause undefined behaviour, and a
+ * rejected load changes nothing. With KVT_FUZZING checksums are not verified, so that the parsers
+ * behind them are reached; a state that loads must save, load again and attend.
  *
  *   clang -std=c11 -D_POSIX_C_SOURCE=200809L -O1 -g -DKVT_STATIC -DKVT_FUZZING -Iinclude \
  *     -ffp-contract=off -fsanitize=fuzzer,address,undefined -mavx2 -mfma -mf16c \

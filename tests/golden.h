@@ -1,6 +1,6 @@
 /*
- * The golden snapshots: what is in them. Shared by the program that made them, the test that
- * loads them, and the program that dumps one for tests/read_snapshot.py.
+ * The contents of the golden snapshots. Shared by the program that made them, the test that loads
+ * them, and the program that dumps one for tests/read_snapshot.py.
  */
 #ifndef KVT_TEST_GOLDEN_H
 #define KVT_TEST_GOLDEN_H
@@ -69,8 +69,8 @@ static inline kvt_cache *golden_cache(const golden *g)
 }
 
 /*
- * A multiple of 1/64 in about -8 .. 8, keys of some dims moved by 12; values of layer 0 repeat
- * every 7 tokens, so that a writer has a reason for each filter.
+ * A multiple of 1/64 in about -8 .. 8, keys of some dims offset by 12; values of layer 0 repeat
+ * every 7 tokens, so that each filter is the best one somewhere.
  */
 static inline float golden_value(uint32_t layer, uint32_t token, uint32_t i, int is_k)
 {

@@ -9,7 +9,7 @@ foreach(name snapshot snapshot_damage snapshot_files seal)
   set_tests_properties(${name} PROPERTIES TIMEOUT 1200)
 endforeach()
 
-# A unit test of one file: it needs the library's inside.
+# A unit test of one file: it includes internal headers.
 add_executable(test_snapshot_codec test_snapshot_codec.c)
 target_include_directories(test_snapshot_codec PRIVATE ${PROJECT_SOURCE_DIR})
 target_link_libraries(test_snapshot_codec PRIVATE test_support kvtile_warnings kvtile_static)
@@ -24,11 +24,11 @@ add_executable(test_snapshot_golden test_snapshot_golden.c)
 target_link_libraries(test_snapshot_golden PRIVATE test_support kvtile_warnings)
 add_test(NAME snapshot_golden COMMAND test_snapshot_golden ${golden})
 
-# Makes the files in golden/; run by hand, once for a version of the format.
+# Writes the files in golden/; run by hand, once for each version of the format.
 add_executable(make_golden EXCLUDE_FROM_ALL make_golden.c)
 target_link_libraries(make_golden PRIVATE kvtile::kvtile kvtile_warnings)
 
-# The format's page, read by somebody else.
+# An independent reader, written from docs/format.md alone.
 add_executable(dump_golden dump_golden.c)
 target_link_libraries(dump_golden PRIVATE kvtile::kvtile kvtile_warnings)
 find_package(Python3 COMPONENTS Interpreter)
@@ -56,7 +56,7 @@ else()
   set_tests_properties(snapshot_second_reader_needs_python3 PROPERTIES DISABLED TRUE)
 endif()
 
-# Replays the golden files and whatever corpus there is; fuzzing itself needs clang's libFuzzer and
+# Replays the golden files and the corpus, if any; fuzzing itself needs clang's libFuzzer and
 # sources built with KVT_FUZZING, see the head of fuzz_snapshot.c.
 add_executable(fuzz_snapshot fuzz_snapshot.c)
 target_compile_definitions(fuzz_snapshot PRIVATE KVT_FUZZ_MAIN)

@@ -311,7 +311,7 @@ size_t section_payload(const unsigned char *data, size_t n, uint32_t type, unsig
     return 0;
 }
 
-/* Streams and table of a stream set. Where its streams begin is returned. */
+/* Streams and table of a stream set. Returns the offset of its first stream. */
 static size_t resign_set(unsigned char *set)
 {
     size_t n = get32(set), at = 8 + n * 24 + 8;

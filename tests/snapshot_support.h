@@ -1,7 +1,7 @@
 /*
- * What the tests of snapshots share: models of any geometry, filled with numbers that depend on
- * (layer, token) alone, snapshots in memory, and a re-signer that makes a damaged snapshot's
- * checksums right again. On the public header and xxHash.
+ * What the tests of snapshots share: caches of any geometry, filled with numbers that depend on
+ * (layer, token) alone, snapshots in memory, and functions that recompute the checksums of a
+ * modified snapshot. Includes the public header and xxHash.
  */
 #ifndef KVT_TEST_SNAPSHOT_SUPPORT_H
 #define KVT_TEST_SNAPSHOT_SUPPORT_H
@@ -38,7 +38,7 @@ typedef struct bytes {
     unsigned char *data;
     size_t n, room, at;
     long fail_at; /* the write call that fails, < 0: none */
-    size_t most;  /* most bytes that one read gives, 0: all */
+    size_t most;  /* most bytes that one read returns, 0: all */
 } bytes;
 
 kvt_writer bytes_writer(bytes *b);

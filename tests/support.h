@@ -1,6 +1,6 @@
 /*
- * What the tests share: random numbers, caches by a few words, and attention in double.
- * On the public header alone.
+ * What the tests share: random numbers, creation of caches, and attention in double. Includes the
+ * public header only.
  */
 #ifndef KVT_TEST_SUPPORT_H
 #define KVT_TEST_SUPPORT_H
@@ -36,8 +36,8 @@ void expect_status(const kvt_cache *cache, kvt_status expected, kvt_status got, 
     expect_status(cache, expected, call, __FILE__ ":" TEXT(__LINE__) ": " #call)
 #define expect_ok(cache, call) expect(cache, KVT_OK, call)
 
-/* One group, the rest as config_init leaves it. The group lives in static memory until the next
- * call. */
+/* One group, the rest with config_init's defaults. The group is static, valid until the next call.
+ */
 kvt_group_config group_of(uint32_t layers, uint32_t q_heads, uint32_t kv_heads, uint32_t k_dim,
                           uint32_t v_dim, kvt_type k_type, kvt_type v_type);
 kvt_cache *cache_of(const kvt_group_config *group, uint64_t max_tokens, uint32_t n_threads,
@@ -59,8 +59,8 @@ void append_all(kvt_cache *cache, kvt_seq *seq, const kvt_group_config *group, c
                 size_t first, size_t n, size_t step);
 
 /*
- * Attention of one row in double: out[v_dim], returns the lse. sees[t] says which of the n tokens
- * are visible (NULL: all). positions NULL: no ALiBi. sink -INFINITY: none.
+ * Attention of one row in double: out[v_dim], returns the lse. Token t of n is visible if sees[t]
+ * (NULL: all are). positions NULL: no ALiBi. sink -INFINITY: none.
  */
 double reference_row(const float *q, const float *k, const float *v, size_t n, size_t kv_heads,
                      size_t kv_head, size_t k_dim, size_t v_dim, double scale, double softcap,
@@ -71,20 +71,20 @@ double reference_row(const float *q, const float *k, const float *v, size_t n, s
 double relative_l2(const float *a, const double *b, size_t n);
 
 /*
- * An allocator that keeps accounts: bytes and blocks alive, calls, and sizes that come back
- * wrong. It hands out memory full of 0xff (NaNs), refuses alignments but 64, and can be told to
- * fail. Safe from any thread.
+ * An allocator that counts bytes and blocks in use, calls, and frees with a wrong size. Memory is
+ * filled with 0xff (NaNs), alignments other than 64 fail, and failures can be injected.
+ * Thread-safe.
  */
 typedef struct ledger {
     pthread_mutex_t lock;
     size_t live_bytes, live, calls;
     size_t most_bytes; /* a request beyond this fails; 0: no bound */
     long countdown;    /* calls that still succeed; negative: all */
-    size_t mistakes;   /* frees of another size, alignments but 64 */
+    size_t mistakes;   /* frees with another size, alignments other than 64 */
 } ledger;
 
 void ledger_init(ledger *l);
-/* Assert that all memory came back, with the right sizes. */
+/* Assert that all memory was freed, with the right sizes. */
 void ledger_close(ledger *l);
 kvt_allocator ledger_allocator(ledger *l);
 

@@ -1,8 +1,8 @@
 /*
- * The edge of the API: every public function with arguments and in states that it has to refuse.
- * Each answers the status that the header documents, leaves the sequence and the memory as they
- * were, writes no out-pointer, and keeps a text that names the cause. And what looks odd but is
- * allowed is taken.
+ * Argument checks of the API: every public function with invalid arguments and in invalid states.
+ * Each returns the status that the header documents, changes neither the sequence nor the memory,
+ * writes no out-pointer, and sets an error text that names the cause. Unusual but valid arguments
+ * are accepted.
  */
 #include "support.h"
 
@@ -101,13 +101,13 @@ static void expect_mark(const fixture *f, mark before, const char *where)
                  now.next, before.hash == now.hash ? "same" : "other");
 }
 
-/* Leave a text on the cache that no refusal of a test contains. */
+/* Set an error text on the cache that no call of a test produces. */
 static void stale_text(const fixture *f)
 {
     expect(f->cache, KVT_ERR_ARG, kvt_seq_token_ids(f->seq, UINT64_MAX, 1, NULL));
 }
 
-/* The call is refused with a status and a text, and nothing changes. */
+/* The call fails with a status and a text, and nothing changes. */
 #define refused(f, status, text, call)                                                             \
     do {                                                                                           \
         mark before_ = mark_of(f);                                                                 \
@@ -117,7 +117,7 @@ static void stale_text(const fixture *f)
         expect_mark(f, before_, __FILE__ ":" TEXT(__LINE__) ": " #call);                           \
     } while (0)
 
-/* The same where no cache is known that could keep a text. */
+/* The same where the arguments lead to no cache that could keep a text. */
 #define refused_silently(f, status, call)                                                          \
     do {                                                                                           \
         mark before_ = mark_of(f);                                                                 \
@@ -168,7 +168,7 @@ static void isa_names(void **state)
     kvt_cache_destroy(cache);
 }
 
-/* What takes NULL as a question answers nothing, what destroys takes it. */
+/* Queries return zero for NULL, and destroy functions accept it. */
 static void null_handles(void **state)
 {
     kvt_cache *cache = NULL;
@@ -227,7 +227,7 @@ static void error_texts(void **state)
     expect_ok(f.cache, kvt_cache_error(f.cache, cut, sizeof cut - 1));
     assert_true(strlen(cut) == sizeof cut - 2 && !strncmp(cut, text, sizeof cut - 2));
     assert_true(cut[sizeof cut - 1] == 'x');
-    /* A call that succeeds leaves the text of the last failure. */
+    /* A call that succeeds keeps the text of the last failure. */
     expect_ok(f.cache, kvt_seq_clear(f.seq));
     expect_error_text(f.cache, "12345", "a later success");
     close_fixture(&f);
@@ -235,7 +235,7 @@ static void error_texts(void **state)
 
 /* ---- configurations ---- */
 
-/* Creation and forecast refuse it alike, write nothing out and free all they took. */
+/* Creation and forecast reject it alike, write no result and free all their memory. */
 static void expect_refused(kvt_config config, kvt_status expected, const char *fragment, int line)
 {
     char text[200];
@@ -278,7 +278,7 @@ static void expect_refused(kvt_config config, kvt_status expected, const char *f
     ledger_close(&memory);
 }
 
-/* One change to a good configuration of two groups makes it bad. c: the config, g: its groups. */
+/* One change to a valid configuration of two groups invalidates it. c: config, g: its groups. */
 #define config_case(expected, fragment, change)                                                    \
     do {                                                                                           \
         kvt_group_config g[2] = {group_of(2, 4, 2, 16, 24, KVT_TYPE_I8, KVT_TYPE_F16),             \
@@ -413,7 +413,7 @@ static void forecasts_that_overflow(void **state)
     assert_true(bytes > (uint64_t)1 << 62);
 }
 
-/* The largest geometry is taken; what then has no memory says so. */
+/* The largest geometry is valid; creation then fails for memory. */
 static void largest_config(void **state)
 {
     kvt_group_config g = group_of(128, 1024, 1024, 1024, 1024, KVT_TYPE_F32, KVT_TYPE_F32);
@@ -448,7 +448,7 @@ static void largest_config(void **state)
     ledger_close(&memory);
 }
 
-/* Configurations that look odd and are good. */
+/* Unusual configurations that are valid. */
 static void good_configs(void **state)
 {
     static const uint32_t even[] = {0, 2, 4}, odd[] = {1, 3};
@@ -679,7 +679,7 @@ static void exotic_strides(void **state)
         expect_ok(cache, kvt_seq_create(cache, &strided));
         append_step(cache, dense, &g, &t, 0, n);
         for (size_t i = 0; i < sizeof buffer / sizeof *buffer; i++)
-            buffer[i] = NAN; /* between the rows nothing is looked at */
+            buffer[i] = NAN; /* gaps between the rows are not read */
         for (size_t i = 0; i < n; i++)
             for (size_t h = 0; h < heads; h++)
                 memcpy(buffer + i * token + h * head, t.k + (i * heads + h) * K_DIM,
@@ -777,7 +777,7 @@ static void bad_append_plans(void **state)
     close_fixture(&f);
 }
 
-/* A task that is run twice does not stand for one that was not run. */
+/* A task that ran twice does not count for one that did not run. */
 static void a_task_twice_is_not_two_tasks(void **state)
 {
     fixture f;
@@ -978,7 +978,7 @@ static int all_unwritten(const float *x, size_t n)
     return 1;
 }
 
-/* One change to good arguments: both forms refuse it, out and lse stay as they are. */
+/* One change to valid arguments: both forms reject it, out and lse are not written. */
 #define attend_case(status, text, change)                                                          \
     do {                                                                                           \
         kvt_attend_args a = good;                                                                  \
@@ -1097,7 +1097,7 @@ static void bad_attend_arguments(void **state)
     attend_case(KVT_ERR_ARG, "q: ",
                 (item[0].n_queries = KVT_MAX_TOKENS, a.q.token_stride = INT64_MAX / 1024 / 4 * 4));
 
-    /* Good after all; and an item without any tokens. */
+    /* Valid arguments; and an item without any tokens. */
     items[1].seq = empty;
     expect_ok(f.cache, kvt_attend(f.cache, &good));
     assert_true(lse[N_LSE - 1] == -INFINITY && out[N_OUT - 1] == 0 && lse[N_LSE] == 4321.0f);
@@ -1142,7 +1142,8 @@ static void bad_queries_and_plans(void **state)
             q[places[i]] = saved;
         }
 
-    /* The same by plan: tasks and finish answer it; the scratch's place is checked. */
+    /* The same by plan: tasks and finish return it; the scratch's alignment and range are checked.
+     */
     memset(&zero, 0, sizeof zero);
     args.n_threads = 4;
     expect_ok(f.cache, kvt_attend_plan_init(&plan, f.cache, &args));

@@ -1,13 +1,13 @@
 /*
- * Attention against a double-precision reference: every type, dim and ratio, the options, and
- * the promise of the same bits for any threads and batch.
+ * Attention against a double-precision reference: every type, dim and ratio, the options, and the
+ * guarantee of the same bits for any number of threads and any batch.
  */
 #include "support.h"
 
 #include <math.h>
 #include <stdio.h>
 
-/* What one configuration gave: largest relative L2 over its heads. */
+/* Results of one configuration: largest relative L2 over its heads. */
 typedef struct errors {
     double logit;   /* largest magnitude */
     double all;     /* of the output against the exact attention, all heads together */
@@ -21,7 +21,7 @@ typedef struct setup {
     double q_deviation;
     const char *isa;
     uint32_t flags;
-    float shift; /* of some dims of all keys: what an offset takes out */
+    float shift; /* added to some dims of all keys, to be removed by an offset */
 } setup;
 
 static errors attend_once(const setup *s, uint64_t seed)
@@ -112,16 +112,16 @@ static const uint32_t lengths[] = {1,   2,   15,   16,   17,   63,   64,  65,
                                    127, 640, 1023, 1024, 1025, 3000, 8192};
 
 /*
- * Bounds by type: f32 1e-6, f16 1e-3, i8 1.02 times the dequantized cache's own error. What
- * integer products add to that error: 2% of it, in fast mode 1.5 times. With V in K half a step of
- * q's largest element beside it: an error of q moves the weights along V and stays, while the
- * errors of the tokens average out.
+ * Bounds by type: f32 1e-6, f16 1e-3, i8 1.02 times the dequantized cache's own error. Integer
+ * products may add 2% of that error, in fast mode 1.5 times. With V in K half a step of q's largest
+ * element is added: an error of q shifts the weights along V and does not average out, as the
+ * errors of the tokens do.
  */
 static void check_errors(const setup *s, errors e, double factor)
 {
     kvt_type worst = s->group.k_type > s->group.v_type ? s->group.k_type : s->group.v_type;
     int fast = (s->flags & KVT_ATTEND_FAST) != 0;
-    /* Of few tokens or dims either error can be small by chance, and logits have longer tails. */
+    /* With few tokens or dims either error can be small by chance, and logits vary more. */
     int few = s->n < 64 || s->group.k_dim < 64 || s->group.v_dim < 64;
     double one_digit = s->n < 1024 || s->group.k_dim < 128 || s->group.v_dim < 128 ? 4 : 1.5;
     double bound = worst == KVT_TYPE_F32 ? 1e-6 * factor
@@ -455,7 +455,7 @@ static void nothing_visible(void **state)
     kvt_cache_destroy(cache);
 }
 
-/* Finite input whose result is not: refused, never answered with NaN or a wrong "nothing". */
+/* Finite input whose result is not finite: an error, not NaN and not the result of no tokens. */
 static void overflow_is_refused(void **state)
 {
     (void)state;
@@ -496,7 +496,7 @@ static void overflow_is_refused(void **state)
         }
 }
 
-/* What lies in the slots of truncated tokens changes no bit, not even at the edge of f32. */
+/* The bytes in slots of truncated tokens change no bit of a result, even near f32's range. */
 static void dead_tokens_change_nothing(void **state)
 {
     (void)state;

@@ -1,7 +1,6 @@
 /*
- * Memory: exact to the byte and foretold to the byte, bounded by the budget, given back with the
- * sizes it was taken, no leak whichever allocation fails, and none at all where the header
- * promises none.
+ * Memory: the forecast is exact to the byte, the budget is a bound, every free has the size of its
+ * allocation, no leak whichever allocation fails, and no allocation where the header rules it out.
  */
 #include "support.h"
 
@@ -9,7 +8,7 @@
 #include <stdio.h>
 #include <unistd.h>
 
-/* ---- malloc itself, counted where the C library lets us ---- */
+/* ---- calls of malloc, where the C library allows interposition ---- */
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 #define HAS_SANITIZER 1
@@ -22,7 +21,7 @@
 
 static volatile size_t malloc_calls;
 
-/* The C library's allocator under the names of its own. Valgrind replaces these, too. */
+/* Interposed allocator of the C library. Valgrind replaces these functions, too. */
 #if defined(__GLIBC__) && !defined(HAS_SANITIZER)
 void *__libc_malloc(size_t bytes);
 void *__libc_calloc(size_t n, size_t bytes);
@@ -223,7 +222,7 @@ static void the_forecast_is_exact(void **state)
     }
 }
 
-/* The budget refuses, the state stays, and within it everything goes on. */
+/* A call beyond the budget fails and changes nothing; calls within it still succeed. */
 static void the_budget_is_kept(void **state)
 {
     kvt_group_config g = group_of(2, 4, 2, 64, 64, KVT_TYPE_I8, KVT_TYPE_I8);
@@ -266,7 +265,7 @@ static void the_budget_is_kept(void **state)
     append_step(cache, seq, &g, &t, 300, 19);
     assert_true(kvt_seq_length(seq) == 319 && memory.live_bytes == budget);
 
-    /* What is given back can be used again. */
+    /* Freed memory can be used again. */
     expect_ok(cache, kvt_seq_truncate(seq, 200));
     before = kvt_cache_memory_bytes(cache);
     assert_true(before == budget);
@@ -281,7 +280,7 @@ static void the_budget_is_kept(void **state)
     ledger_close(&memory);
 }
 
-/* A begin that fails has taken nothing: neither memory nor capacity. */
+/* A begin that fails reserves nothing: neither memory nor capacity. */
 static void a_failed_begin_gives_back_what_it_took(void **state)
 {
     (void)state;
@@ -330,8 +329,8 @@ static int count_visits(void *user, const kvt_token_view *token)
 }
 
 /*
- * A call under an allocator that fails at its countdown. When it fails: the status, the text and
- * the state are checked, and it is done again with memory.
+ * A call under an allocator that fails at its countdown. After a failure the status, the text and
+ * the state are checked, and the call is repeated with memory.
  */
 #define with_failures(call, may_be_text)                                                           \
     do {                                                                                           \
@@ -452,7 +451,7 @@ static void clear_keeps_and_trim_gives_back(void **state)
     assert_true(kvt_cache_memory_bytes(cache) == full && kvt_seq_memory_bytes(seq) == own);
     assert_true(kvt_seq_capacity(seq) == 192);
 
-    /* The free blocks are there for any sequence; nothing is allocated up to the capacity. */
+    /* Free blocks are shared by all sequences; nothing is allocated up to the capacity. */
     expect_ok(cache, kvt_seq_begin(seq, 192, NULL));
     expect_ok(cache, kvt_seq_abort(seq));
     for (uint64_t n = 1; n <= 192; n += 17) {
@@ -716,7 +715,7 @@ static void attend_append_and_commit_never_allocate(void **state)
         }
 }
 
-/* Without an allocator of the caller's the C library serves, and the count is the same. */
+/* Without a caller's allocator the C library's is used, with the same counts. */
 static void the_c_library_as_allocator(void **state)
 {
     kvt_group_config g = group_of(2, 12, 2, 80, 64, KVT_TYPE_I8, KVT_TYPE_F16);
@@ -751,7 +750,7 @@ static uint64_t resident_bytes(void)
     return (uint64_t)pages * (uint64_t)sysconf(_SC_PAGESIZE);
 }
 
-/* Blocks beyond 2 MiB come in huge pages: no larger, zeroed, and gone when they are trimmed. */
+/* Blocks beyond 2 MiB use huge pages: no more memory, zeroed, and unmapped by trim. */
 static void blocks_of_megabytes(void **state)
 {
     enum { LAYERS = 17, HEADS = 5, TOKENS = 8 * 64 };
@@ -779,7 +778,7 @@ static void blocks_of_megabytes(void **state)
         append_all(cache, seq, &g, &t, 0, TOKENS, round == 1 ? 64 : TOKENS);
         assert_true(kvt_cache_memory_bytes(cache) == full);
         used = resident_bytes();
-        if (before) /* no part of a huge page beyond a block's end: that would be 1.3 MiB each */
+        if (before) /* a block's tail must not occupy a huge page: 1.3 MiB each */
             assert_in_range(used - before, blocks * (block - (1 << 18)),
                             blocks * (block + (1 << 20)));
         expect_ok(cache, kvt_read(seq, LAYERS - 1, KVT_SIDE_V, 0, TOKENS, &out));

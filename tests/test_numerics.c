@@ -1,7 +1,7 @@
 /*
- * docs/numerics.md, implemented a second time from its text and compared bit for bit with what
- * kvt_read gives: conversions, scales, codes, offset, rotation; on every instruction set and
- * under a hostile floating-point environment.
+ * An independent implementation of docs/numerics.md, compared bit for bit with kvt_read:
+ * conversions, scales, codes, offset, rotation; on every instruction set and under another
+ * floating-point environment (rounding upward, flush to zero).
  */
 #include "support.h"
 

@@ -1,8 +1,8 @@
 /*
- * What integer products add to the error of i8 storage, at long contexts and on unkind data: V of
- * mean 1, where errors of the weights do not cancel, and K with channels 10 to 20 times larger
- * than the others. The yardstick is the quantization error itself: the distance of attention in
- * double over the dequantized cache from attention in double over what went in.
+ * The error that integer products add to that of i8 storage, at long contexts and on adverse data:
+ * V of mean 1, where errors of the weights do not cancel, and K with channels 10 to 20 times larger
+ * than the others. It is measured relative to the quantization error: the distance of attention in
+ * double over the dequantized cache from attention in double over the input.
  */
 #include "support.h"
 

@@ -1,5 +1,5 @@
 /*
- * Snapshots: what was saved comes back, bit for bit, and goes on as if nothing had happened.
+ * Snapshots: a loaded sequence equals the saved one bit for bit, also in all later operations.
  */
 #include "snapshot_support.h"
 
@@ -99,7 +99,7 @@ static void test_dims(void **state)
         }
 }
 
-/* V in K: no V goes into the file, and the rest as always. */
+/* V in K: the file holds no V; the rest is the same. */
 static void test_v_in_k(void **state)
 {
     (void)state;
@@ -120,7 +120,7 @@ static void test_v_in_k(void **state)
                 model_append(i ? &plain : &m, caches[i], seqs[i], 67, 67);
                 files[i] = saved(caches[i], seqs[i], KVT_CODEC_RAW);
             }
-            /* And an entry in each table of streams, of 2 layers and 2 blocks; all padded to 8. */
+            /* And an entry in each table of streams for 2 layers and 2 blocks, padded to 8. */
             assert_in_range(files[1].n - files[0].n, v_bytes + 4 * 24 - 4 * 8,
                             v_bytes + 4 * 24 + 4 * 8);
             for (int i = 0; i < 2; i++) {
@@ -171,7 +171,7 @@ static void test_small_reads(void **state)
     kvt_cache_destroy(cache);
 }
 
-/* Two snapshots in one stream: each load stops right behind its own. */
+/* Two snapshots in one stream: each load reads exactly its own bytes. */
 static void test_stream_position(void **state)
 {
     model m = model_of(1, 1, 16, 16, KVT_TYPE_I8, KVT_TYPE_F16);
@@ -199,7 +199,7 @@ static void test_stream_position(void **state)
     kvt_cache_destroy(cache);
 }
 
-/* The same tokens in a cache with another history: the same bytes. None of the history shows. */
+/* The same tokens in a cache with another history give the same bytes. */
 static void test_determinism(void **state)
 {
     (void)state;
@@ -231,7 +231,7 @@ static void test_determinism(void **state)
         }
 }
 
-/* Truncated tokens, too, leave nothing behind: f32 keys of one known value are searched for. */
+/* Truncated tokens are not in the file: f32 keys of one known value are searched for. */
 static void test_no_leak(void **state)
 {
     model m = model_of(1, 1, 8, 8, KVT_TYPE_F32, KVT_TYPE_F32);
@@ -276,7 +276,7 @@ static void test_prefix(void **state)
 
     model_append(&m, cache, seq, 100, 100);
     expect_ok(cache, kvt_seq_token_ids(seq, 0, 100, ids));
-    assert_int_equal(ids[3], KVT_TOKEN_NONE); /* so far the prefix goes at most */
+    assert_int_equal(ids[3], KVT_TOKEN_NONE); /* upper bound of the common prefix */
     memset(&options, 0, sizeof options);
     options.struct_size = sizeof options;
     options.prompt = prompt;

@@ -1,7 +1,7 @@
 /*
- * The filters of snapshots against their formulas in docs/format.md, element by element, and what
- * the decoder answers to frames that are wrong. A unit test of src/snapshot/codec.c: it sees the
- * library's inside and links the static library.
+ * The filters of snapshots against their formulas in docs/format.md, element by element, and the
+ * decoder's status for invalid frames. A unit test of src/snapshot/codec.c: it includes internal
+ * headers and links the static library.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -16,7 +16,7 @@
 
 enum { HEADS = 2 };
 
-/* Place of (head, token, dim) in native order and in the token-major one. */
+/* Index of (head, token, dim) in native and in token-major order. */
 static size_t native_at(const kvt_snap_shape *s, size_t h, size_t t, size_t d)
 {
     if (s->kind == KVT_SNAP_KIND_K) {
@@ -129,7 +129,7 @@ static void test_planes(void **state)
     }
 }
 
-/* What the encoder makes, for data that makes it choose each filter, comes back. */
+/* Round trip of data for which the encoder chooses each of the filters. */
 static void test_choice(void **state)
 {
     (void)state;

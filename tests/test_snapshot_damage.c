@@ -1,12 +1,12 @@
 /*
- * Snapshots that must be refused, and failures while saving and loading: each answers a status
- * and leaves the sequence as it was, byte for byte.
+ * Snapshots that must be rejected, and failures while saving and loading: each returns a status and
+ * leaves the sequence unchanged, byte for byte.
  */
 #include "snapshot_support.h"
 
 #include <stdio.h>
 
-/* A sequence with something in it, to see that it stays. */
+/* A sequence with contents that must not change. */
 typedef struct victim {
     model m;
     kvt_cache *cache;
@@ -328,7 +328,7 @@ static void test_contradictions(void **state)
 
     assert_non_null(before);
     memcpy(before, good.data, good.n);
-    resign(good.data, good.n); /* does the re-signer agree with the writer? */
+    resign(good.data, good.n); /* recomputed checksums must equal the writer's */
     assert_memory_equal(good.data, before, good.n);
     for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) {
         memcpy(good.data, before, good.n);
@@ -339,7 +339,7 @@ static void test_contradictions(void **state)
         must_refuse(&v, good.data, good.n, all[i].name, 0);
         victim_check(&v);
     }
-    /* A harmless change, re-signed, is taken: it is the contents that were refused above. */
+    /* A valid change with recomputed checksums loads: above, the contents were rejected. */
     memcpy(good.data, before, good.n);
     stream_at(&good, 5, 0, 0)[0] = stream_at(&good, 5, 0, 0)[0] == 5 ? 6 : 5;
     resign(good.data, good.n);
@@ -349,7 +349,7 @@ static void test_contradictions(void **state)
     victim_destroy(&v);
 }
 
-/* Checksums that hold over ids, or sizes, that are wrong. */
+/* Valid checksums over wrong ids or sizes. */
 static void test_ids(void **state)
 {
     model m = model_of(1, 1, 64, 64, KVT_TYPE_F16, KVT_TYPE_F16);
@@ -401,8 +401,8 @@ static void test_wide_values(void **state)
 }
 
 /*
- * V in K, or not: the flag turned over, requirements that do not hold, streams that there are
- * not. In the header's group, flags are at 28, v_dim at 16, v_type at 24.
+ * V in K, or not: the flag inverted, requirements of the flag violated, streams that must not
+ * exist. In the header's group, flags are at 28, v_dim at 16, v_type at 24.
  */
 static void test_v_in_k(void **state)
 {

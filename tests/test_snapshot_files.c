@@ -1,5 +1,5 @@
 /*
- * Snapshot files: whole or not at all, whatever happens on the way. Runs in a folder of its own
+ * Snapshot files are written completely or not at all, whatever fails. Runs in a folder of its own
  * under the current one.
  */
 #ifndef _XOPEN_SOURCE
@@ -151,7 +151,7 @@ static void test_file(void **state)
     assert_non_null(strstr(text, "offset"));
     assert_int_equal(kvt_snapshot_inspect(in_folder("bad"), 0, &info, text, sizeof text), KVT_OK);
     file.data[file.n / 2] ^= 1;
-    file.data[file.n] = 'x'; /* something behind the end */
+    file.data[file.n] = 'x'; /* bytes after the end */
     spill(in_folder("bad"), file.data, file.n + 1);
     expect(f.cache, KVT_ERR_CORRUPT, kvt_seq_load(f.seq, in_folder("bad"), NULL, NULL));
     assert_int_equal(kvt_snapshot_inspect(in_folder("bad"), 1, &info, text, sizeof text),
@@ -165,7 +165,7 @@ static void test_file(void **state)
     bytes_free(&stream);
     assert_int_equal(unlink(in_folder("bad")), 0);
 
-    /* Replacing keeps the permissions; a link stays a link. */
+    /* Replacing keeps the permissions; a symbolic link is followed, not replaced. */
     assert_int_equal(chmod(in_folder("a"), 0640), 0);
     assert_int_equal(symlink("a", in_folder("link")), 0);
     expect_ok(f.cache, kvt_seq_truncate(f.seq, 50));
@@ -212,7 +212,7 @@ static void test_bad_paths(void **state)
     expect_said(&f, strerror(EISDIR));
     expect(f.cache, KVT_ERR_IO, kvt_seq_save(f.seq, in_folder("no/such/folder"), NULL));
     expect_said(&f, strerror(ENOENT));
-    /* A pipe stands for devices: no real one, which a failing test would replace. */
+    /* A pipe in place of a device, which a failing test would replace. */
     assert_int_equal(mkfifo(in_folder("pipe"), 0600), 0);
     expect(f.cache, KVT_ERR_IO, kvt_seq_save(f.seq, in_folder("pipe"), NULL));
     expect_said(&f, "not a regular file");
@@ -231,7 +231,7 @@ static void test_bad_paths(void **state)
     unmake(&f);
 }
 
-/* No room: the limit on a file's size stands for a full disk. The old file stays. */
+/* A limit on the file size in place of a full disk. The old file is kept. */
 static void test_full_disk(void **state)
 {
     fixture f = make(200);
@@ -355,7 +355,7 @@ static void test_allocations(void **state)
     }
 }
 
-/* A process is killed while it saves, again and again: the file is always a whole one. */
+/* A process is killed while it saves, repeatedly: the file is always complete. */
 static void test_kill(void **state)
 {
     fixture f = make(500);

@@ -1,5 +1,5 @@
 /*
- * Snapshots of the first version load for ever, and hold what they held.
+ * Snapshots of the first version still load, with the same contents.
  *
  * test_snapshot_golden FOLDER: FOLDER/HASHES lists the files and the hashes of their contents.
  */

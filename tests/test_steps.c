@@ -1,8 +1,8 @@
 /*
- * Sequences against a plain model: arrays of what was fed. Thousands of random operations on a
- * few sequences of one cache; after each, everything that can be asked must answer as the model
- * does, what was stored must stay bit for bit, and be within its type's bound of what was fed.
- * Then the promises of truncate, abort, commit and positions one by one.
+ * Sequences against a reference model: arrays of the input. Thousands of random operations on a few
+ * sequences of one cache; after each, all queries must agree with the model, stored values must not
+ * change by a bit, and must be within their type's bound of the input. Then the guarantees of
+ * truncate, abort, commit and positions one by one.
  */
 #include "support.h"
 
@@ -90,7 +90,7 @@ static double norm(const float *x, size_t n)
     return sqrt(sum);
 }
 
-/* The error of one row of one head is within what its type may make of it. */
+/* The error of one row of one head is within the bound of its type. */
 static int within_bound(const world *w, uint32_t layer, int side, const float *fed,
                         const float *got)
 {
@@ -466,7 +466,7 @@ static void random_operations(void **state)
                     for (int s = 0; s < SEQS; s++)
                         expect_model(&w, &models[s], what);
                     expect_layer(&w, m, rng_below(&w.r, LAYERS), what);
-                    if (i % 8 == 0) /* and what another sequence's operations left of these */
+                    if (i % 8 == 0) /* and layers of other sequences */
                         for (uint32_t layer = 0; layer < LAYERS; layer++)
                             expect_layer(&w, &models[rng_below(&w.r, SEQS)], layer, what);
                     reached[0] += m->length == MAX_TOKENS;
@@ -484,7 +484,7 @@ static void random_operations(void **state)
         assert_true(reached[0] > 10 && reached[1] > 10 && reached[2] > 10);
 }
 
-/* ---- the promises one by one: one group, hashes ---- */
+/* ---- guarantees one by one: one group, hashes ---- */
 
 typedef struct pair {
     kvt_group_config group;
@@ -618,7 +618,7 @@ static void cuts_do_not_matter(void **state)
             open_pair(&p, (kvt_type)type, 150);
             append_step(p.cache, p.a, &p.group, &p.t, 0, 150);
             append_all(p.cache, p.b, &p.group, &p.t, 0, 150, step);
-            /* Ids count the same in both. */
+            /* Ids are equal in both. */
             expect_same(&p, "step", 150, step);
             close_pair(&p);
         }
@@ -633,7 +633,7 @@ static void begin_and_append(const pair *p, kvt_seq *seq, const tokens *t, size_
         expect_ok(p->cache, kvt_append(seq, layer, &k, &v));
 }
 
-/* An aborted step leaves no trace: not in the contents, not in what follows. */
+/* An aborted step leaves no trace: neither in the contents nor in later steps. */
 static void aborted_steps_leave_no_trace(void **state)
 {
     (void)state;
@@ -662,7 +662,7 @@ static void aborted_steps_leave_no_trace(void **state)
                 }
 }
 
-/* Attend sees pending tokens of a layer that has them, and only there. */
+/* Pending tokens are visible to attend on layers that have them, and only there. */
 static void attend_sees_pending_tokens(void **state)
 {
     (void)state;

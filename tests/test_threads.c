@@ -1,7 +1,7 @@
 /*
- * Threads: the same bits whoever runs the tasks, sequences of one cache used at once, several
- * threads over one sequence, failures at once, and a floating-point environment of the caller
- * that neither matters nor changes. To be run under the thread sanitizer as well.
+ * Threads: the same bits for any assignment of tasks to threads, concurrent use of sequences of one
+ * cache, several threads on one sequence, concurrent failures, and independence of the caller's
+ * floating-point environment, which is not changed. Also run under the thread sanitizer.
  */
 #include "support.h"
 
@@ -15,8 +15,8 @@
 #endif
 
 /*
- * pthreadpool synchronizes by futexes in a library that the thread sanitizer did not compile: it
- * would report every hand-over. The test's own executor stands in for it there.
+ * pthreadpool synchronizes by futexes in a library that is not instrumented, so the thread
+ * sanitizer would report every hand-over as a race. There the test's own executor replaces it.
  */
 #if defined(__SANITIZE_THREAD__)
 #define HAS_THREAD_SANITIZER 1
@@ -26,7 +26,7 @@
 #endif
 #endif
 
-/* Storage of the tests: the three types, and i8 with V in K. v_dim has to suit the last. */
+/* Storage of the tests: the three types, and i8 with V in K, for which v_dim <= k_dim. */
 enum { STORAGES = 4, V_IN_K = 3 };
 
 static kvt_group_config stored_as(int storage, uint32_t layers, uint32_t q_heads, uint32_t kv_heads,
@@ -107,7 +107,7 @@ static void *crew_member(void *user)
     size_t i;
     if (c->crew->hostile)
         set_environment(FE_UPWARD, 1);
-    /* Last first: no order is promised. */
+    /* Last first: the order of tasks is not specified. */
     while ((i = __atomic_fetch_add(&c->next, 1, __ATOMIC_RELAXED)) < c->n)
         c->task(c->arg, c->n - 1 - i);
     return NULL;
@@ -236,7 +236,7 @@ static void same_bits_for_every_executor(void **state)
         kvt_cache_destroy(cache);
 #if !defined(HAS_THREAD_SANITIZER)
         for (size_t i = 0; i < 3; i++) {
-            /* Its threads spin, which valgrind turns into minutes. */
+            /* Its threads spin, which takes minutes under valgrind. */
             cache = is_quick() && pools[i] > 1 ? NULL : open_cache(&g, n, pools[i], NULL, NULL);
             if (!cache)
                 continue;
@@ -339,7 +339,7 @@ typedef struct worker {
     size_t operations;
 } worker;
 
-/* A thread's own sequence through random operations; all that it reads goes into the result. */
+/* Random operations on a thread's own sequence; the result is a hash of everything it reads. */
 static void *work(void *user)
 {
     worker *w = user;
@@ -432,7 +432,7 @@ static void sequences_at_once(void **state)
         }
 }
 
-/* The last of the sequences frees the cache, whichever thread has it. */
+/* Destroying the last sequence frees the cache, on any thread. */
 static void *destroy_seq(void *seq)
 {
     kvt_seq_destroy(seq);
@@ -464,7 +464,7 @@ static void destroyed_at_once(void **state)
     }
 }
 
-/* The budget holds whoever asks at once. */
+/* The budget is not exceeded by concurrent allocations. */
 static void *take_memory(void *user)
 {
     kvt_cache *cache = user;
@@ -668,7 +668,7 @@ static void make_extreme(tokens *t)
             t->v[i] *= 1e-39f;
 }
 
-/* The whole of a sequence's life under an environment; a hash of all that came out. */
+/* All operations on a sequence under a floating-point environment; a hash of all results. */
 static uint64_t live_under(const kvt_group_config *g, const tokens *t, const float *q, int rounding,
                            int flush, const char *isa)
 {
@@ -787,7 +787,7 @@ static void creation_under_an_environment(void **state)
     kvt_cache_destroy(other);
 }
 
-/* Numbers that only flushing makes zero are refused all the same. */
+/* Values that flush-to-zero would make zero are rejected as well. */
 static void refusals_under_an_environment(void **state)
 {
     kvt_group_config g = group_of(1, 1, 1, 8, 8, KVT_TYPE_F32, KVT_TYPE_F32);
@@ -819,7 +819,7 @@ static void refusals_under_an_environment(void **state)
     kvt_cache_destroy(cache);
 }
 
-/* Sticky flags of the caller stay raised. */
+/* The caller's sticky exception flags are kept. */
 static void sticky_flags_stay(void **state)
 {
     kvt_group_config g = group_of(1, 1, 1, 8, 8, KVT_TYPE_I8, KVT_TYPE_I8);

@@ -4,7 +4,7 @@ tool=$1 golden=$2 work=$3
 rm -rf "$work" && mkdir -p "$work" || exit 1
 failures=0
 
-# run CODE ARGUMENTS...: the tool has to answer CODE. Output is in $work/out and $work/err.
+# run CODE ARGUMENTS...: the tool has to exit with CODE. Output is in $work/out and $work/err.
 run() {
     want=$1
     shift
@@ -97,7 +97,7 @@ fi
 (cd "$work" && cp "$golden/empty.kvt" ./--json && "$tool" verify -- --json >/dev/null) ||
     { echo "-- does not end the options"; failures=$((failures + 1)); }
 
-# A full disk is no success.
+# A write error on a full disk is an error of the tool.
 if [ -c /dev/full ] && [ -w /dev/full ]; then
     "$tool" info "$golden/i8.kvt" >/dev/full 2>/dev/null
     [ $? -eq 3 ] || { echo "a full disk was not noticed"; failures=$((failures + 1)); }

@@ -1,8 +1,8 @@
 /*
- * V as the first dims of K (KVT_GROUP_V_IN_K): configurations that are refused, append, reading
- * back, what it costs, and a twin: a cache without the flag that is given the same keys, and their
- * first dims as values, through the same life. Its K is to be the same bit for bit, and where V
- * is stored as K is, so is its attention. How exact attention is: test_attention.
+ * V as the first dims of K (KVT_GROUP_V_IN_K): invalid configurations, append, reading back, memory
+ * use, and comparison with a cache without the flag that gets the same keys, and their first dims
+ * as values, in the same operations. Its K must be the same bit for bit, and where V is stored as K
+ * is, so must its attention. The accuracy of attention is in test_attention.
  */
 #include "support.h"
 
@@ -37,7 +37,7 @@ static void configs(void **state)
         uint32_t k_dim, v_dim;
         kvt_type k_type, v_type;
         uint32_t flags;
-        const char *fault; /* NULL: taken */
+        const char *fault; /* NULL: valid */
     } all[] = {
         {576, 512, KVT_TYPE_I8, KVT_TYPE_I8, 0, NULL},
         {64, 64, KVT_TYPE_I8, KVT_TYPE_I8, 0, NULL},
@@ -137,7 +137,7 @@ static void v_is_refused(void **state)
     expect(cache, KVT_ERR_ARG, kvt_append(seq, 1, &k, NULL));
     expect_error_text(cache, "v is NULL", "no v where there is one");
 
-    /* A task a head, all of them K's; a value that is refused, then the same layer again. */
+    /* A task a head, all of them K's; a value that is rejected, then the same layer again. */
     expect_ok(cache, kvt_append_plan_init(&plan, seq, 0, &k, NULL));
     assert_int_equal(plan.n_tasks, 3);
     saved = t.k[5 * 3 * 80 + 2 * 80 + 7];
@@ -286,7 +286,7 @@ static void live(const kvt_group_config *g, const char *isa, int same, uint64_t 
             for (int i = 0; i < 2; i++)
                 expect_ok(caches[i], kvt_seq_truncate(seqs[i], kept));
             break;
-        case 1: /* a step that is dropped leaves other bytes in dead slots */
+        case 1: /* an aborted step leaves other bytes in dead slots */
             for (int i = 0; i < 2 && n; i++) {
                 kvt_tensor k = kvt_tensor_f32(t.k + (MAX - n) * k_row);
                 kvt_tensor v = kvt_tensor_f32(t.v + (MAX - n) * v_row);
@@ -341,7 +341,8 @@ static void the_twin(void **state)
             g = mla(1, 4, 2, 24, 8, (kvt_type)type, 0);
             live(&g, name, 1, seed++);
         }
-        /* i8: a row has one scale, so V is as K is only where it is all of it, and not moved. */
+        /* i8: a row has one scale, so V equals K's codes only if it is all of K and has no offset.
+         */
         kvt_group_config g = mla(1, 40, 1, 72, 72, KVT_TYPE_I8, plain);
         live(&g, name, 1, seed++);
         for (uint32_t flags = 0; flags < 4; flags++) {
@@ -354,8 +355,8 @@ static void the_twin(void **state)
 /* ---- prefill ---- */
 
 /*
- * Causal queries over their own tokens, in every mode, against double on what kvt_read gives; and
- * the last queries alone: the same bits, though other rows share the block that was turned.
+ * Causal queries over their own tokens, in every mode, against double over kvt_read's values; and
+ * the last queries alone: the same bits, whatever other rows share the transposed block.
  */
 static void prefill(void **state)
 {
@@ -417,7 +418,7 @@ static void prefill(void **state)
 
 /* ---- nothing visible, and the edge of f32 ---- */
 
-/* Zeros without a sign, though the row is rotated back. */
+/* +0, not -0, also after the inverse rotation. */
 static void nothing_visible(void **state)
 {
     kvt_group_config g = mla(1, 2, 1, 64, 64, KVT_TYPE_I8, 0);
@@ -435,7 +436,7 @@ static void nothing_visible(void **state)
     kvt_cache_destroy(cache);
 }
 
-/* The largest keys that i8 takes: sums and the way back from the rotation stay in f32. */
+/* The largest keys that i8 stores: sums and the inverse rotation must not overflow f32. */
 static void large_values(void **state)
 {
     (void)state;

@@ -1,5 +1,5 @@
 /*
- * kvtile: look at snapshots from the command line.
+ * kvtile: inspect and verify snapshots from the command line.
  *
  *   kvtile info [--quick] [--json] FILE...     what a snapshot holds, and what it costs
  *   kvtile verify [--json] FILE...             read all of it and check everything
@@ -57,7 +57,7 @@ static int is_v_in_k(const kvt_snapshot_group *group)
     return (group->flags & KVT_GROUP_V_IN_K) != 0;
 }
 
-/* Elements of K and V that a snapshot holds; a V that is in K is not there a second time. */
+/* Elements of K and V in a snapshot; a V that is in K is not stored a second time. */
 static double elements(const kvt_snapshot_info *info)
 {
     double sum = 0;
@@ -105,7 +105,7 @@ static void print_json_string(const char *text)
             n = 3;
         for (i = 1; i <= n && (p[i] & 0xc0) == 0x80; i++)
             continue;
-        /* overlong forms, surrogates and what is beyond U+10FFFF show in the second byte */
+        /* overlong forms, surrogates and code points beyond U+10FFFF: by the second byte */
         if (n == 0 || i <= n || (p[0] == 0xe0 && p[1] < 0xa0) || (p[0] == 0xed && p[1] > 0x9f) ||
             (p[0] == 0xf0 && p[1] < 0x90) || (p[0] == 0xf4 && p[1] > 0x8f)) {
             printf("\\ufffd");
@@ -254,7 +254,7 @@ int main(int argc, char **argv)
     o.verify = strcmp(argv[1], "verify") == 0;
     if (!o.verify && strcmp(argv[1], "info") != 0)
         return usage("unknown command ", argv[1]);
-    for (i = 2; i < argc; i++) { /* options may stand anywhere before "--" */
+    for (i = 2; i < argc; i++) { /* options may be anywhere before "--" */
         if (strcmp(argv[i], "--") == 0)
             break;
         if (strcmp(argv[i], "--json") == 0)

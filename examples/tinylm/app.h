@@ -59,7 +59,7 @@ void dialog_close(dialog *d);
 int dialog_load(dialog *d, const char *path, tl_error *err);
 int dialog_save(dialog *d, const char *path, tl_error *err);
 
-/* Types of a snapshot, for options that leave them open. */
+/* Types of a snapshot, for options that do not set them. */
 int snapshot_types(options *o, tl_error *err);
 
 /*
@@ -71,7 +71,7 @@ int dialog_turn(dialog *d, const char *prompt, size_t n, tl_error *err);
 /* One row of the table that eval and demo print. */
 typedef struct table_row {
     const char *name;
-    double bytes_per_token; /* what the sequence holds: its blocks and table, over its length */
+    double bytes_per_token; /* memory of the sequence, its blocks and table, over its length */
     const tl_score *score;
     double snapshot_bytes, attend_tokens_per_s; /* 0: not measured */
 } table_row;

@@ -1,9 +1,9 @@
 /*
- * The demo: what kvtile is for, seen on a real model in a minute.
+ * The demo: save, load and storage types on a real model, in a minute.
  *
- * First the proof: a conversation is saved, this program starts itself again, the second process
- * takes the conversation up, and its tokens are compared with those of the first process, which
- * went on without interruption. Then the price: one table over the storage types.
+ * First, a conversation is saved, this program starts itself again, the second process loads and
+ * continues the conversation, and its tokens are compared with those of the first process, which
+ * continued without interruption. Then a table of memory, speed and quality over the storage types.
  */
 #include "app.h"
 #include "stories.h"
@@ -89,8 +89,8 @@ static void print_tokens(const engine *e, const int32_t *tokens, size_t from, si
 }
 
 /*
- * Save after the story's beginning, go on here, go on in a second process, compare. *bytes is
- * the snapshot's size. Returns 1 when the continuations differ.
+ * Save after the story's beginning, continue here and in a second process, compare. *bytes is the
+ * snapshot's size. Returns 1 when the continuations differ.
  */
 static int prove(const options *o, const engine *e, const char *prompt, kvt_type type,
                  const char *file, double *bytes, tl_error *err)
@@ -242,7 +242,7 @@ int cmd_demo(const options *o, tl_error *err)
     snprintf(file, sizeof file, "%s/conversation.kvt", folder);
     if (engine_open(&e, o, err))
         goto done;
-    /* Half of the context is a story of the generator's, so that there is something to remember. */
+    /* Half of the context is a generated story, whose facts the continuation can recall. */
     if (story_make(&s, HELD_OUT_SEED + o->seed, e.model.config.seq_len / 2)) {
         tl_fail(err, "no memory for a story");
         goto closed;

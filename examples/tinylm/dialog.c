@@ -2,9 +2,9 @@
  * A conversation: turns of prompt and answer over one kvtile sequence.
  *
  * Between turns every token is in the cache, so a snapshot is the whole conversation. A turn
- * without a prompt needs the logits of the last token, which are not in the snapshot: the
- * sequence is shortened by that token and it is run again. Restored or not, both do the same, and
- * since the last token always was a step of its own, running it again stores the same bytes.
+ * without a prompt needs the logits of the last token, which are not in the snapshot: the sequence
+ * is truncated by that token and it is run again, whether the conversation was loaded or not. As
+ * the last token always was a step of its own, running it again stores the same bytes.
  */
 #include "app.h"
 

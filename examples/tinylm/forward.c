@@ -1,9 +1,9 @@
 /*
- * The forward pass of llama2.c's architecture for a chunk of tokens: RMSNorm, RoPE on neighbouring
- * pairs, grouped-query attention, SwiGLU. Keys and values go to the session's store and
- * attention comes back from it; everything else is here.
+ * The forward pass of llama2.c's architecture for a chunk of tokens: RMSNorm, RoPE on adjacent
+ * pairs, grouped-query attention, SwiGLU. The session's store appends keys and values and computes
+ * attention; everything else is here.
  *
- * No result depends on how tokens are cut into chunks, except through the store.
+ * No result depends on the division of tokens into chunks, except through the store.
  */
 #include "tinylm.h"
 
@@ -104,7 +104,7 @@ static void rope(float *x, const float *angles, size_t n, uint32_t n_heads, uint
     }
 }
 
-/* The activations are many and expf is slow: tokens are shared out over the threads. */
+/* One expf for each activation is slow enough to distribute the tokens over the threads. */
 typedef struct silu_task {
     float *gate;
     const float *up;

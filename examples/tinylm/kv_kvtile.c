@@ -1,9 +1,9 @@
 /*
- * kvtile behind tl_kv: what an engine has to write to keep its K and V in the library.
+ * kvtile behind tl_kv: the code an engine needs to keep its K and V in the library.
  *
- * One cache with one sequence. A step of the forward pass is a step of kvtile; attention sees
- * the step's tokens before they are committed. The threads are the engine's own: kvtile is
- * handed its parallel-for.
+ * One cache with one sequence. A step of the forward pass is a step of kvtile; attention includes
+ * the step's tokens before they are committed. The threads are the engine's own: its parallel-for
+ * is kvtile's executor.
  */
 #include "tinylm.h"
 
@@ -25,7 +25,7 @@ static int check(tl_kvtile *kv, kvt_status status)
 static int kv_begin(void *self, size_t n)
 {
     tl_kvtile *kv = self;
-    /* A forward pass that failed may have left its step. */
+    /* A forward pass that failed may have left its step pending. */
     if (kvt_seq_pending(kv->seq))
         kvt_seq_abort(kv->seq);
     return check(kv, kvt_seq_begin(kv->seq, n, NULL));

@@ -1,11 +1,11 @@
 /*
  * Matrix products for the forward pass.
  *
- * The simple form: for every token i and row r, sum over c of w[r][c] * x[i][c]. Rows lie in
- * panels of 16 (tl_matrix), so 16 sums run side by side in vectors and each of them adds its
- * products in the order of c. Six tokens share the panel's loads when there are that many. The
- * order within a sum is the same in every shape of the loop, so a token's result has the same
- * bits alone, in a chunk, and on any number of threads: prefill and decode agree.
+ * The simple form: for every token i and row r, sum over c of w[r][c] * x[i][c]. Rows are stored in
+ * panels of 16 (tl_matrix), so vectors hold 16 accumulators, each of which adds its products in the
+ * order of c. Up to six tokens share the panel's loads. The order within a sum is the same in every
+ * shape of the loop, so a token's result has the same bits alone, in a chunk, and on any number of
+ * threads: prefill and decode agree.
  */
 #include "tinylm.h"
 
@@ -92,7 +92,7 @@ void tl_matmul(tl_work *work, const tl_matrix *w, const float *x, float *y, size
         p.run = panels_avx2;
 #endif
     size_t tasks = (p.n_panels + PANELS_PER_TASK - 1) / PANELS_PER_TASK;
-    /* Waking a thread costs more than a small product takes: decode runs on the caller's. */
+    /* Waking a thread takes longer than a small product: decode runs on the caller's thread. */
     if (n * w->rows * w->cols < (1u << 20))
         for (size_t i = 0; i < tasks; i++)
             product_task(&p, i);

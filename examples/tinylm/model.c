@@ -9,8 +9,8 @@
  *   [classifier, only when vocab_size is negative in the file]
  *
  * The f16 file begins with "TLM1" before the integers and has f16 instead of f32 weights. All is
- * little-endian. The header decides the file's size to the byte: a file of another size is
- * refused before anything is allocated for it.
+ * little-endian. The header determines the file's size to the byte: a file of another size is
+ * rejected before anything is allocated for it.
  */
 #include "tinylm.h"
 
@@ -123,8 +123,8 @@ static int parse_config(tl_config *c, const uint8_t *p, const char *path, tl_err
 }
 
 /*
- * Numbers in the file after the header. With the limits above every product of two sizes is
- * below 2^44 and a layer below 2^45, so a thousand of them stay far from 2^64.
+ * Numbers in the file after the header. With the limits above every product of two sizes is below
+ * 2^44 and a layer below 2^45, so the sum over a thousand layers does not overflow 64 bits.
  */
 static uint64_t count_weights(const tl_config *c, bool has_tables)
 {
@@ -140,7 +140,7 @@ static uint64_t count_weights(const tl_config *c, bool has_tables)
 
 /* ---- weights ---- */
 
-/* A cursor over the file's weights. The total was checked, so taking never passes the end. */
+/* A cursor over the file's weights. The total was checked, so no read passes the end. */
 typedef struct source {
     const uint8_t *p;
     size_t width; /* 2 or 4 bytes a weight */
@@ -156,7 +156,7 @@ static void take(source *s, float *out, size_t n)
             uint32_t bits = load_u32(s->p);
             memcpy(&out[i], &bits, sizeof out[i]);
         }
-        /* isfinite, but not removed by -ffinite-math-only in somebody's flags */
+        /* isfinite, but not removed by -ffinite-math-only in a user's CFLAGS */
         uint32_t bits;
         memcpy(&bits, &out[i], sizeof bits);
         if ((bits & 0x7F800000) == 0x7F800000)

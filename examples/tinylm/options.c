@@ -1,6 +1,6 @@
 /*
- * The command line: one table of flags, each with its range and the commands that take it, from
- * which parsing, refusing and help are made.
+ * The command line: one table of flags, each with its range and the commands that take it, which
+ * drives parsing, error messages and help.
  */
 #include "app.h"
 

@@ -4,7 +4,7 @@
 #include <math.h>
 #include <stdlib.h>
 
-/* splitmix64's finalizer over seed and position: see tl_sample in tinylm.h for why no state. */
+/* splitmix64's finalizer over seed and position; tinylm.h (tl_sample) has the reason. */
 static float coin(uint64_t seed, size_t position)
 {
     uint64_t z = seed * UINT64_C(0x9E3779B97F4A7C15) + (uint64_t)position;

@@ -1,6 +1,6 @@
 /*
- * What a cache costs: the same text goes through several sessions that differ only in their
- * store, and every prediction is compared with the first session's.
+ * The quality of a cache: the same text is fed to several sessions that differ only in their store,
+ * and every prediction is compared with the first session's.
  *
  * Recall is the share of answers all of whose tokens are the most likely ones, given the text
  * before them, by the distance from the stated value to the answer.

@@ -2,10 +2,10 @@
  * The story generator: see stories.h for what a story is.
  *
  * A story is planned, then written. The plan is a list of events on a clock that counts words:
- * each fact has a time at which it is stated and a later one at which it is asked. The
- * writer fills the time up to the next event with narrative and then writes the event. Half of
- * the facts are stated in the opening eighth and a third of the questions follow their fact
- * soon, so every distance up to the whole story is well filled.
+ * each fact has a time of its statement and a later one of its question. The writer fills the time
+ * up to the next event with narrative and then writes the event. Half of the facts are stated in
+ * the first eighth and a third of the questions follow their fact soon, so all distances up to the
+ * length of the story are frequent.
  */
 #include "stories.h"
 
@@ -53,8 +53,8 @@ static const char *const months[] = {"Monday", "Tuesday", "May",    "June",   "J
                                      "spring", "summer",  "dawn",   "noon",   "dusk",   "night"};
 
 /*
- * The fact's wording comes back word for word in the answer, up to the answer itself: this is
- * what lets a model of two million weights learn to look it up.
+ * The answer repeats the fact's statement word for word up to the value, so that a model of two
+ * million weights can learn to look the value up.
  */
 static const struct {
     const char *thing; /* "The <thing> of <name> is <lead>" */
@@ -76,8 +76,8 @@ enum { N_KINDS = COUNT(kinds), MAX_FACTS = N_NAMES * N_KINDS };
 
 /*
  * Narrative. %A and %B are the scene's people, %a and %b their pronouns, %P its place, %T its
- * thing, %Q its quality, %W the weather, %C anyone else; [x|y] is a free choice. The scene's
- * words stay for some sentences: what is common in a scene is what a bigram model cannot see.
+ * thing, %Q its quality, %W the weather, %C anyone else; [x|y] is a free choice. The scene's words
+ * are the same for some sentences, a dependency that a bigram model cannot use.
  */
 static const char *const places[] = {"park",   "market", "river", "forest", "beach", "school",
                                      "garden", "farm",   "hill",  "lake",   "shop",  "barn"};
@@ -351,8 +351,8 @@ static void shuffle(writer *w, uint32_t *v, uint32_t n)
 }
 
 /*
- * Values of one kind are dealt like cards, so that two people share one only in long stories.
- * A short story keeps to few kinds: with one fact of a kind the name would be of no use.
+ * Values of one kind are drawn without replacement, so that two people share one only in long
+ * stories. A short story uses few kinds: with one fact of a kind the name would not be needed.
  */
 static void deal_facts(writer *w, fact *facts, size_t n)
 {
@@ -404,7 +404,7 @@ int story_make(story *out, uint64_t seed, size_t n_words)
     if (n_words > STORY_MAX_WORDS)
         n_words = STORY_MAX_WORDS;
     writer w = {.rng = seed, .last_filler = COUNT(fillers)};
-    /* The seed is stirred once: neighbouring seeds must not share a stream that is shifted. */
+    /* The seed is hashed: adjacent seeds must not give the same stream shifted. */
     w.rng = rng_next(&w.rng) ^ (uint64_t)n_words;
 
     /* Between two fifths and nearly all of the story are facts and questions. */

@@ -1,11 +1,11 @@
 /*
- * Stories that ask for what they have told: the text of tinylm's training and evaluation.
+ * Stories with questions about their own facts: the text of tinylm's training and evaluation.
  *
- * A story states facts ("The hat of Lily is red.") and asks for them later in a fixed form
- * ("Question: What is the hat of Lily? Answer: The hat of Lily is red."). Each fact is asked at
- * most once, so the distance from the statement to the answer is exactly how far back the model
- * must look. Several people have a fact of each kind, so the answer cannot be guessed from the
- * kind. Between them runs small narrative: scenes with two people, a place and a thing.
+ * A story states facts ("The hat of Lily is red.") and later has questions about them in a fixed
+ * form ("Question: What is the hat of Lily? Answer: The hat of Lily is red."). There is at most one
+ * question for a fact, so the distance from the statement to the answer is the distance over which
+ * the model must attend. Several people have a fact of each kind, so the answer cannot be guessed
+ * from the kind. In between is narrative: scenes with two people, a place and a thing.
  *
  * The same seed and length give the same bytes on every machine.
  */

@@ -1,7 +1,7 @@
 /*
- * tinylm_core without a trained model's help: files that are damaged in every way are refused,
- * both file formats give the same model, encoding equals llama2.c's plain algorithm, products do
- * not depend on how they are cut, stories say where their answers are.
+ * tinylm_core without a trained model: damaged files are rejected, both file formats give the same
+ * model, encoding equals llama2.c's plain algorithm, matrix products do not depend on their
+ * division into chunks, the offsets that stories report are right.
  *
  * usage: test_tinylm MODEL TOKENIZER
  */
@@ -186,7 +186,7 @@ static void test_formats_agree(void)
             CHECK(tl_model_load(&m, path, &err) == 0);
             CHECK(m.config.shared_classifier == (bool)shared && m.config.head_dim == DIM / HEADS);
             run_model(&m, work, NULL, out[ours], N);
-            /* A bias of the keys is invisible to softmax. */
+            /* A constant added to all keys does not change the softmax. */
             float bias[LAYERS * DIM / HEADS * KV_HEADS];
             for (size_t i = 0; i < sizeof bias / sizeof *bias; i++)
                 bias[i] = i % 3 ? 0 : 2;
@@ -264,7 +264,7 @@ static void test_bad_tokenizers(const char *good, uint32_t vocab)
     free(data);
 }
 
-/* llama2.c's encoding as it stands there, a full walk for each merge. */
+/* llama2.c's encoding, a full pass over the text for each merge. */
 static size_t encode_plainly(char **tokens, const float *scores, size_t vocab, const char *text,
                              int32_t *out)
 {

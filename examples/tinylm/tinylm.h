@@ -1,8 +1,8 @@
 /*
- * tinylm_core: a small transformer, llama2.c's architecture, with its keys and values held by
- * whoever the caller says.
+ * tinylm_core: a small transformer, llama2.c's architecture, with its keys and values in a store
+ * that the caller provides.
  *
- * The pieces, none of which knows the ones below it in this list:
+ * The parts, none of which depends on the ones below it in this list:
  *   tl_work       threads: one parallel-for, shared by the matrix products and by kvtile
  *   tl_model      weights from a llama2.c checkpoint or from tinylm's own f16 file
  *   tl_tokenizer  llama2.c's tokenizer.bin
@@ -11,8 +11,8 @@
  *   tl_sample     the next token from the logits
  *   tl_score      perplexity, divergence and recall of several tl_kv side by side
  *
- * Functions that can fail return 0 or -1 and leave one line in a tl_error. Bad files are refused,
- * never trusted: every size is checked against the file before anything is allocated.
+ * Functions that can fail return 0 or -1 and write one line into a tl_error. Every size in a file
+ * is checked against the file's length before anything is allocated.
  */
 #ifndef TINYLM_H
 #define TINYLM_H
@@ -44,7 +44,7 @@ void tl_work_run(tl_work *work, void (*task)(void *arg, size_t i), void *arg, si
 
 /* ---- model ---- */
 
-/* llama2.c's header, with the sign of vocab_size turned into a flag. */
+/* llama2.c's header, with the sign of vocab_size as a flag. */
 typedef struct tl_config {
     uint32_t dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size, seq_len;
     bool shared_classifier;
@@ -113,8 +113,8 @@ const char *tl_decode(tl_tokenizer *t, int32_t previous, int32_t token, size_t *
 
 /*
  * A store of one sequence. Tokens enter in steps: begin(n), then append and attend for each
- * layer, then commit. attend sees the step's tokens, causally. Each function returns 0, or -1
- * with error() naming the reason.
+ * layer, then commit. attend includes the step's tokens, causally. Each function returns 0, or -1
+ * with the reason in error().
  *
  * k, v: [n][n_kv_heads][head_dim]; q, out: [n][n_heads][head_dim]; all f32, dense; k and q after
  * RoPE.
@@ -133,7 +133,7 @@ typedef struct tl_kv {
     void *self;
 } tl_kv;
 
-/* kvtile as a store. cache and seq are kvtile's own handles, for what only it can do. */
+/* kvtile as a store. cache and seq are its handles, for calls that tl_kv does not have. */
 typedef struct tl_kvtile {
     kvt_cache *cache;
     kvt_seq *seq;
@@ -182,8 +182,8 @@ typedef struct tl_sampler {
 
 /*
  * The token for `position`, from its logits, which are overwritten. The random number is a hash of
- * seed and position, not of a running state: a conversation that is put away and taken up
- * again needs nothing but its seed to go on as if nothing had happened.
+ * seed and position, without a state: a conversation that is saved and loaded needs only its seed
+ * to continue identically.
  *
  * order is the caller's scratch of n entries.
  */

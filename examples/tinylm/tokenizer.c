@@ -4,11 +4,11 @@
  * File, little-endian: int32 max_token_length; for each token f32 score, int32 length, bytes.
  * Ids 0, 1, 2 are <unk>, BOS, EOS; byte b without a token of its own is id 3 + b.
  *
- * The simple form of encoding: cut the text into characters, then again and again join the
- * neighbours whose joint string is the best-scored token, the leftmost of equals, until no
- * pair is a token. That walks the whole text once per merge. Here the pairs that are tokens wait
- * in a heap, best first; a merge makes at most two new pairs, and pairs whose parts have changed
- * meanwhile are dropped when they come up. The result is the same, token for token.
+ * The simple form of encoding: split the text into characters, then repeatedly merge the adjacent
+ * pair whose joint string is the best-scored token, the leftmost of equals, until no pair is a
+ * token. That is a pass over the whole text for each merge. Here the pairs that are tokens are in a
+ * heap, best first; a merge adds at most two new pairs, and pairs whose parts have changed since
+ * are dropped when popped. The result is the same, token for token.
  */
 #include "tinylm.h"
 
@@ -141,7 +141,7 @@ void tl_tokenizer_free(tl_tokenizer *t)
 
 /* ---- encoding ---- */
 
-/* A symbol of the text under work: a doubly linked list in an array. id < 0: joined away. */
+/* A symbol of the text: a doubly linked list in an array. id < 0: merged into its left one. */
 typedef struct symbol {
     int32_t id;
     uint32_t previous, next;
@@ -201,7 +201,7 @@ static void offer(const tl_tokenizer *t, heap *h, const symbol *s, uint32_t left
     const symbol *l = &s[left], *r = &s[l->next];
     const entry *a = &t->entries[l->id], *b = &t->entries[r->id];
     int32_t joint = find2(t, a->bytes, a->n_bytes, b->bytes, b->n_bytes);
-    /* llama2.c begins its search for the best score at -1e10: keep the floor. */
+    /* llama2.c begins its search for the best score at -1e10: the same lower bound. */
     if (joint >= 0 && t->entries[joint].score > -1e10f)
         heap_push(h, (pair){t->entries[joint].score, left, l->id, r->id, joint});
 }
@@ -230,7 +230,7 @@ static size_t merge(const tl_tokenizer *t, symbol *s, size_t n, heap *h)
     return left;
 }
 
-/* Length of the UTF-8 character at s as llama2.c cuts it: a byte and up to three continuations. */
+/* Length of the UTF-8 character at s as in llama2.c: a byte and up to three continuation bytes. */
 static size_t char_bytes(const char *s, size_t n)
 {
     size_t k = 1;

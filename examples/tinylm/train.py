@@ -202,37 +202,37 @@ class Model(torch.nn.Module):
     @torch.no_grad()
     def prime(self):
         """
-        Start with an induction circuit instead of waiting for one (Olsson et al. 2022, arXiv
-        2209.11895). A feature that is the same for all tokens gives the first layer's four heads a
-        fixed view: 1, 2, 3 and 4 tokens back, each writing what it sees into a subspace of its
-        own. The second layer's first group asks with the tokens 1, 2, 3 back and answers
-        with the tokens 2, 3, 4 back of a candidate, in the slowly turning dims of RoPE,
-        and copies the candidate. From here on all of it is trained like anything else.
+        Initialize with an induction circuit instead of training until one forms (Olsson et al.
+        2022, arXiv 2209.11895). With a feature that is the same for all tokens the first layer's
+        four heads attend 1, 2, 3 and 4 tokens back, each writing its output into a subspace of its
+        own. In the second layer's first group the query is the tokens 1, 2, 3 back and the key the
+        tokens 2, 3, 4 back of a candidate, in the low-frequency dims of RoPE; its value copies the
+        candidate. All of it is trained afterwards like the other weights.
         """
         self.embed[:, 0] = 0.5
         level = 0.5 / math.sqrt(0.04 ** 2 + 0.5 ** 2 / DIM)  # of that feature after the norm
         m, n = self.layers[0], self.layers[1]
         freq = 10000.0 ** (-torch.arange(0, HEAD_DIM, 2).float() / HEAD_DIM)
-        sharp = 12  # pairs that turn fast enough to tell neighbours apart
+        sharp = 12  # RoPE pairs whose frequency separates adjacent positions
         c = math.sqrt(8 * 4.0) / level
-        m.w2.mul_(0.1)  # or its noise would drown what the heads write
+        m.w2.mul_(0.1)  # else its noise exceeds the heads' output
         m.wq.mul_(0.3)
         m.wk.mul_(0.3)
         for g in range(KV_HEADS):
             m.wk[g * HEAD_DIM:g * HEAD_DIM + 2 * sharp:2, 0] = c
-        m.wv[:, 0] = 0  # the feature itself is not worth writing
+        m.wv[:, 0] = 0  # the constant feature is not copied
         m.wv[HEAD_DIM:] = m.wv[:HEAD_DIM]
         space = torch.linalg.qr(torch.randn(DIM, DIM))[0]
         space[0] = 0
         for h in range(HEADS):
-            # q turned so that it meets k after h + 1 steps: angle(q) + p*f = angle(k) + (p-h-1)*f
+            # q rotated to align with k h + 1 positions back: angle(q) + p*f = angle(k) + (p-h-1)*f
             rows = m.wq[h * HEAD_DIM:(h + 1) * HEAD_DIM]
             angle = -(h + 1) * freq[:sharp]
             rows[0:2 * sharp:2, 0] = c * angle.cos()
             rows[1:2 * sharp:2, 0] = c * angle.sin()
             m.wo[:, h * HEAD_DIM:(h + 1) * HEAD_DIM] = \
                 0.1 * space[:, h * HEAD_DIM:(h + 1) * HEAD_DIM]
-        slow = HEAD_DIM // 2  # dims from here on turn little over the context
+        slow = HEAD_DIM // 2  # dims from here on rotate little over the context
         q = torch.zeros(HEAD_DIM, DIM)
         k = torch.zeros(HEAD_DIM, DIM)
         for j in range(3):

@@ -1,10 +1,10 @@
 /*
  * A parallel-for over a fixed set of threads.
  *
- * A run is announced by a new generation number; every thread, the caller too, then draws task
+ * A run is published by a new generation number; every thread, the caller too, then takes task
  * numbers from one counter under the lock until none is left, and the last to finish wakes the
  * caller. Tasks here are slices of matrix products and of attention, some tens of microseconds
- * each, so one lock per task is not seen in the time.
+ * each, so the cost of one lock per task is negligible.
  */
 #include "tinylm.h"
 
@@ -37,7 +37,7 @@ int tl_fail(tl_error *err, const char *format, ...)
     return -1;
 }
 
-/* Draw tasks until none is left. The lock is held on entry and on return. */
+/* Take tasks until none is left. The lock is held on entry and on return. */
 static void drain(tl_work *w)
 {
     w->running++;

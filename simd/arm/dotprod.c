@@ -2,30 +2,30 @@
  * NEON with dot products (armv8.2-a+dotprod): the integer kernels of i8.
  *
  * `sdot` adds to each 32-bit lane the dot product of its four bytes and four bytes of weights,
- * which may be any 32-bit lane of a register ("by element"). A tile's register is four lanes of
- * four summands, so it is multiplied as it lies, and one 16-byte load of weights serves 16
- * summands.
+ * which may be any 32-bit lane of a register ("by element"). A register of a tile is four lanes of
+ * four summands, so no shuffle is needed, and one 16-byte load of weights serves 16 summands.
  *
  * Near: a code of q or p is two signed digits, 256 * high + low with low in -128 .. 127, each a
  * dot product of its own. P_MOST is the largest code that has such digits: 127 * 256 + 127.
- * Fast: one digit. p is not negative, so that its digit has 8 bits: then V has to be unsigned as
- * well (`udot`), which it is with its top bit turned over. That adds 128 to each code and 128 times
- * the sum of the weights to a total, which is taken off at the end. An instruction for every 16
- * bytes halves the error that p adds, which would else be larger than the cache's own.
+ * Fast: one digit. p is not negative, so its digit can have 8 unsigned bits; then V has to be
+ * unsigned as well (`udot`), which flipping its top bit does. That adds 128 to each code, so 128
+ * times the sum of the weights is subtracted from each total. This costs one instruction for every
+ * 16 bytes and halves p's rounding error, which with 7 bits would exceed V's quantization error.
  *
- * Shapes. A Cortex-A76 starts two sdot a cycle and can use a sum again after two, so 4 sums must be
- * under way; it loads two registers a cycle. Codes are loaded once for all rows of a block, weights
- * once for all quads of it:
+ * Shapes. A Cortex-A76 issues two sdot a cycle and can accumulate into the same register after two
+ * cycles, so 4 accumulators hide the latency; it loads two registers a cycle. Codes are loaded once
+ * for all rows of a block, weights once for all quads of it:
  *
  *     near, of 8 summands:  2 * quads + rows loads for 4 * rows * quads products
  *     registers:            2 * rows * quads sums, 2 * quads codes, rows weights: up to 29
  *
- * One row has all quads of a tile; 6, 7 and 8 rows one quad, where the loads are still fewer than
- * the products by three to one.
+ * One row takes all quads of a tile; 6, 7 and 8 rows one quad, where there are still three products
+ * a load.
  *
- * Overflow. Codes are at most 128 in magnitude (127 but for dead slots, whose sums nobody reads),
- * so a sum of digit products grows by at most 2^14 a summand: 2^24 for 1024 dims. The total 256 *
- * high + low is at most 1024 * 127 * 16383 < 2^31 for q, and 64 * 127 * 32639 < 2^28 for p.
+ * Overflow. Codes are at most 128 in magnitude (127 but for slots beyond n_tokens, whose sums are
+ * ignored), so a sum of digit products grows by at most 2^14 a summand: 2^24 for 1024 dims. The
+ * total 256 * high + low is at most 1024 * 127 * 16383 < 2^31 for q, and 64 * 127 * 32639 < 2^28
+ * for p.
  */
 #include "simd/arm/neon_i8.h"
 
@@ -54,8 +54,8 @@ KVT_INLINE void store_near(int16x8x2_t x, unsigned char *to)
 
 /*
  * Sum i is of row i / quads and quad i % quads. Of 8 summands a[] and b[] are the two groups of
- * each quad, w[] the rows' digits: high of a, low of a, high of b, low of b. In this order a sum is
- * used again as late as can be.
+ * each quad, w[] the rows' digits: high of a, low of a, high of b, low of b. This order maximizes
+ * the distance between two uses of an accumulator.
  */
 #define MULTIPLY(i, sum, codes_of, digits)                                                         \
     if ((i) < rows * quads)                                                                        \
@@ -66,7 +66,8 @@ KVT_INLINE void product_near(int side, size_t rows, size_t quads, const unsigned
                              uintptr_t ahead, int32x4_t *total)
 {
     (void)side; /* signed digits serve both */
-    /* Twice in an iteration, pointers step half as often. Some shapes gain nothing, or spill. */
+    /* Unrolled by two where that is faster: it halves the pointer increments, but some shapes
+     * spill. */
     const size_t halves = rows < 3 || rows == 5 ? 1 : 2;
     int32x4_t high[16], low[16];
 #define ZERO(i)                                                                                    \

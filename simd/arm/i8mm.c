@@ -8,10 +8,10 @@
  *     even: lanes 0 and 2    [ lane 0 . high   lane 0 . low   lane 2 . high   lane 2 . low ]
  *     odd:  lanes 1 and 3    likewise
  *
- * A lane's 8 summands lie in two groups; a transpose brings them together, for all rows of a block
- * at once, and another at the end parts high from low. For 32 bytes of codes and r rows that is
- * 2 + 2r instructions where dotprod.c has 4r: the same for one row, 1.6 times fewer for four, 1.8
- * for eight.
+ * A lane's 8 summands are in two groups of 4, 64 bytes apart or more; a transpose joins them, once
+ * for all rows of a block, and another at the end separates high from low. For 32 bytes of codes
+ * and r rows that is 2 + 2r instructions where dotprod.c has 4r: the same for one row, 1.6 times
+ * fewer for four, 1.8 for eight.
  *
  * Fast is inherited from dotprod.c: one digit by `sdot` is 2r instructions.
  *

@@ -1,29 +1,30 @@
 /*
- * NEON (armv8-a): the products of attention as f32, and the table, where they meet the kernels of
- * the other files: neon_near.c (integer products), neon_softmax.c (between the products),
- * neon_rows.c, neon_append.c.
+ * NEON (armv8-a): the products of attention as f32, and the table, which also lists the kernels of
+ * neon_near.c (integer products), neon_softmax.c, neon_rows.c and neon_append.c.
  *
- * As f32, the two products of attention are one loop (avx2.c has the same). A score sums over dims
- * and has a token in each lane, a weighted sum of V sums over tokens and has a dim in each lane:
+ * As f32, QK and PV are the same loop, as in avx2.c. QK sums over dims and has a token in each
+ * lane, PV sums over tokens and has a dim in each lane:
  *
  *     for each summand i:  for each vector v:  for each row r:
  *         sum[r][v] += weight[r][i] * lanes(i, v)
  *
  * From the simple form to the fast one:
  *  1. Blocks of up to 4 rows share the loads and conversions of lanes(i, v). 4 rows by 4 vectors
- *     are 16 sums; with the weights of 4 summands for each row and the vectors of a summand they
- *     are 24 of the 32 registers, and conversions take a few more.
+ *     are 16 accumulators; with the weights of 4 summands for each row and the vectors of a summand
+ *     they take 24 of the 32 registers, and conversions a few more.
  *  2. `fmla` takes its weight from any lane of a register, so that a load of weights serves 4
  *     summands and nothing is broadcast.
- *  3. The vectors of a summand are loaded before its multiplications, and not before: compilers
+ *  3. The vectors of a summand are loaded right before its multiplications, by a barrier: compilers
  *     would load all four summands first and spill.
- *  4. A sum can be used again after 4 cycles (Cortex-A76) or up to 10 (A53), and two or one of
- *     them start in a cycle: one row takes 8 vectors, and so do two of f32 or f16.
- *  5. f32 and f16 have loops in an order that suits cores that issue in order (neon_float.h). What
- *     they leave of the summands, and blocks of few vectors, is done as compilers order it.
+ *  4. fmla has a latency of 4 cycles (Cortex-A76) or up to 10 (A53), and two or one are issued a
+ *     cycle: one row takes 8 vectors, and so do two of f32 or f16.
+ *  5. Blocks with 4 vectors (8 where point 4 has 8) run in loops scheduled by hand for in-order
+ *     cores (neon_float.h). The remaining summands, and narrower blocks, are scheduled by the
+ *     compiler.
  *
- * A lane adds up its summands in ascending order whatever the shape of the block, so a row's
- * result cannot depend on its neighbours. Chains are of 64 at most, see avx2.c for what they lose.
+ * A lane adds its summands in ascending order whatever the shape of the block, so a row's result
+ * does not depend on the other rows of the call. Chains of additions have at most 64 summands;
+ * avx2.c has the rounding error of that.
  */
 #include "simd/arm/neon_float.h"
 
@@ -46,8 +47,8 @@ KVT_INLINE size_t lane_summands(int type)
 }
 
 /*
- * Element e of each lane's four codes. The byte goes to the top of its lane, where its sign is the
- * lane's sign, and the conversion takes the lane as a fraction with 24 bits behind the point.
+ * Element e of each lane's four codes: shifted to the top byte of the lane, where its sign is the
+ * lane's, and converted as a fixed-point number with 24 fraction bits.
  */
 KVT_INLINE float32x4_t code_lanes(const unsigned char *from, int e)
 {
@@ -74,7 +75,7 @@ KVT_INLINE float32x4_t load_lanes(int type, const unsigned char *codes, size_t s
     from += (size_t)e * step;
     if (type == F32)
         return vreinterpretq_f32_u8(vld1q_u8(from + v % 4 * 16));
-    /* Of two vectors in a load: the compiler makes the two loads one. */
+    /* Two vectors of f16 are one load: the compiler merges the loads of v and v + 1. */
     float16x8_t pair = vreinterpretq_f16_u8(vld1q_u8(from + v % 4 / 2 * 16));
     return v % 2 ? vcvt_high_f32_f16(pair) : vcvt_f32_f16(vget_low_f16(pair));
 }
@@ -148,7 +149,7 @@ KVT_INLINE void product(int type, int side, size_t rows, size_t vectors, const u
         KVT_EACH_16(MULTIPLY_3)
         codes += 4 / lane_summands(type) * step;
     }
-    /* The tokens of V that are left: those behind them may be NaN. */
+    /* The last n % 4 tokens of V one by one: slots beyond them may hold NaN. */
     for (; type != I8 && i < n; i++) {
         float32x4_t w[ROWS_BLOCK], x[VECTORS_MAX];
 #define LOAD(r)                                                                                    \
@@ -221,9 +222,9 @@ KVT_INLINE void qk_block(int type, size_t rows, size_t vectors, const qk_call *c
     }
 
 /*
- * A span of tokens is done for all rows before the next: K comes from memory once. The span holds
- * the tokens of every shape. The last one may reach beyond n_tokens; what is computed there is
- * nobody's.
+ * Loop order: spans of tokens outside, blocks of rows inside, so that K is read from memory once. A
+ * span is a multiple of every block's width. The last one may extend beyond n_tokens; those scores
+ * are ignored.
  */
 #define QK_SPAN 32
 #define QK_KERNEL(type)                                                                            \
@@ -307,7 +308,7 @@ KVT_INLINE void pv_block(int type, size_t rows, size_t vectors, const pv_call *c
 #undef ADD
 }
 
-/* The wide shape as far as it goes, the rest of the dims 16 at a time. */
+/* As many dims as the wide block divides, the rest 16 at a time. */
 #define PV_BLOCK(type, rows, vectors)                                                              \
     KVT_BLOCK_OF_ROWS void pv_##type##_##rows(const pv_call *call, size_t row, size_t dim,         \
                                               size_t end, uintptr_t ahead)                         \
@@ -318,7 +319,7 @@ KVT_INLINE void pv_block(int type, size_t rows, size_t vectors, const pv_call *c
             pv_block(type, rows, 4, call, row, dim, ahead);                                        \
     }
 
-/* Columns of dims, all rows before the next: a column stays in the first-level cache. */
+/* Columns of dims outside, rows inside: a column of V stays in L1. */
 #define PV_KERNEL(type)                                                                            \
     PV_BLOCK(type, 1, 8)                                                                           \
     PV_BLOCK(type, 2, (type) == I8 ? 4 : 8)                                                        \
@@ -358,7 +359,7 @@ static void pv_f16(const float *p, size_t rows, const void *codes, const uint16_
     pv_rows_F16(&call, rows, next);
 }
 
-/* A token's scale goes into its weight, once a row instead of once a dim. */
+/* A token's scale is multiplied into its weight, once a row instead of once a dim. */
 static void pv_i8(const float *p, size_t rows, const void *codes, const uint16_t *scales,
                   size_t n_tokens, size_t dims_p, const float *alpha, const void *next, float *acc,
                   size_t ldacc)
@@ -373,7 +374,7 @@ static void pv_i8(const float *p, size_t rows, const void *codes, const uint16_t
     pv_rows_I8(&call, rows, next);
 }
 
-/* What is missing is inherited: plain copies, which a vector does not make faster. */
+/* Missing entries are inherited from scalar: plain copies, which the compiler vectorizes. */
 /* clang-format off */
 const kvt_kernels kvt_kernels_neon = {
     .isa = "neon",

@@ -1,6 +1,6 @@
 /*
- * What the NEON files share: the compiler's dialect, loads, the cutting of rows into blocks, and
- * the kernels of the other files that the table in neon.c names.
+ * What the NEON files share: compiler attributes, loads, the size of blocks of rows, and the
+ * prototypes of the kernels that the table in neon.c lists.
  */
 #ifndef KVT_NEON_H
 #define KVT_NEON_H
@@ -12,8 +12,9 @@
 #define KVT_INLINE static inline __attribute__((always_inline))
 
 /*
- * A block of rows, compiled by itself. Nobody is to insert calls into one: those of neon_steps.h
- * hold values in registers that no call preserves, and coverage for a fuzzer calls at every branch.
+ * A block of rows, compiled as a function of its own. Instrumentation must not insert calls into
+ * it: the statements of neon_steps.h keep values in registers that a call clobbers, and a fuzzer's
+ * coverage instrumentation calls at every branch.
  */
 #if defined(__clang__)
 #define KVT_BLOCK_OF_ROWS                                                                          \
@@ -36,14 +37,14 @@ enum { KVT_K, KVT_V };
 #endif
 
 /*
- * The sums of a block of rows are arrays that never exist: every index is made a constant by these
- * macros. (Left to loops, clang 14 keeps such arrays in memory.)
+ * The accumulators of a block of rows are arrays that live in registers only: these macros make
+ * every index a constant. (With loops, clang 14 keeps such arrays in memory.)
  */
 #define KVT_EACH_8(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7)
 #define KVT_EACH_16(X) KVT_EACH_8(X) X(8) X(9) X(10) X(11) X(12) X(13) X(14) X(15)
 /*
- * Loads stay on their side of this. A block loads what it multiplies and then multiplies: compilers
- * would move loads up until registers run out, or down to their use, where in-order cores wait.
+ * A compiler barrier for loads. A block loads its operands and then multiplies: compilers would
+ * hoist loads until registers run out, or sink them to their use, where in-order cores stall.
  */
 #define KVT_LOADED() __asm__ volatile("" ::: "memory")
 
@@ -68,22 +69,23 @@ KVT_INLINE uint16x8_t kvt_to_f16(float32x4_t low, float32x4_t high)
     return vreinterpretq_u16_f16(vcvt_high_f16_f32(vcvt_f16_f32(low), high));
 }
 
-/* Ask for what lies `ahead` bytes from here: in the block that the next product reads. */
+/* Prefetch the line `ahead` bytes from here: it is in the block that the next product reads. */
 KVT_INLINE void kvt_prefetch(const void *here, uintptr_t ahead)
 {
     __builtin_prefetch((const void *)((uintptr_t)here + ahead));
 }
 
 /*
- * `ahead` for a call whose codes are at `codes`. Zero asks for the line that is being read anyway,
- * which costs a slot and no traffic: passes over lines that have been asked for already take it.
+ * `ahead` for a call whose codes are at `codes`. Zero prefetches the line that is being read, which
+ * costs an issue slot and no memory traffic: it is used by later passes over lines whose successors
+ * have been prefetched already.
  */
 KVT_INLINE uintptr_t kvt_ahead(const void *codes, const void *next)
 {
     return next ? (uintptr_t)next - (uintptr_t)codes : 0;
 }
 
-/* How many rows the next block takes when `left` are left: equal blocks, none above `most`. */
+/* Rows of the next block when `left` remain: blocks of equal size, none above `most`. */
 KVT_INLINE size_t kvt_rows_of_block(size_t left, size_t most)
 {
     size_t blocks = (left + most - 1) / most;
@@ -105,8 +107,8 @@ KVT_INLINE float32x4_t kvt_and_f32(float32x4_t x, uint32x4_t mask)
 }
 
 /*
- * The scales of V's tokens as f32, zero from n_tokens on: a dead token's scale may be a NaN, which
- * a weight of zero would not undo. As many as the next multiple of 16.
+ * The scales of V's tokens as f32, zero from n_tokens on: there the stored scale may be a NaN, and
+ * 0 * NaN is NaN. Writes up to the next multiple of 16.
  */
 KVT_INLINE void kvt_live_scales(const uint16_t *scales, size_t n_tokens, float *out)
 {
@@ -127,7 +129,10 @@ KVT_INLINE void kvt_live_scales(const uint16_t *scales, size_t n_tokens, float *
 #define KVT_NEON_SOFTMAX_LIST(X) X(dots_f16) X(logits) X(alibi) X(softmax) X(merge) X(finish)
 /* clang-format on */
 
-/* Their prototypes, and those of kernels that nobody defines: a name is checked by its use. */
+/*
+ * Prototypes of the whole list, also of kernels that have no NEON definition: naming one of those
+ * in the table fails at link time.
+ */
 #define KVT_KERNEL_PROTOTYPE(result, name, parameters) result kvt_neon_##name parameters;
 KVT_KERNEL_LIST(KVT_KERNEL_PROTOTYPE)
 #undef KVT_KERNEL_PROTOTYPE

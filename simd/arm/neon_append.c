@@ -1,22 +1,21 @@
 /*
  * NEON kernels (armv8-a): storing into tiles, reading back, and the mean of a block.
  *
- * All of it gives the bytes that scalar.c gives, so each operation here is the same f32 operation
- * on the same operands in the same order, 4 at a time: a product and a sum stay two roundings. What
- * may differ is only what cannot be told apart: a conversion to integer (nearest even) for the
- * addition of 1.5 * 2^23.
+ * Results are scalar.c's bit for bit: each operation is the same f32 operation on the same operands
+ * in the same order, 4 at a time, and a product and a sum stay two roundings. Only exact identities
+ * are used, such as fcvtns (nearest even) for the addition of 1.5 * 2^23.
  *
- * Tiles are written in two ways. Decode appends one token, whose elements lie 64 bytes apart: a
- * vector quantizes, and then each element or group is a store of its own. Prefill fills a tile of
- * 16 tokens, which is transposed in registers, 4 or 8 tokens at a time.
+ * Tiles are written in two ways. Decode appends one token, whose elements are 64 bytes apart in a
+ * tile: it is quantized by vectors and scattered, one store for each element or group of four.
+ * Prefill fills a tile of 16 tokens, which is transposed in registers, 4 or 8 tokens at a time.
  */
 #include "simd/arm/neon.h"
 
 /* ---- transposes ---- */
 
 /*
- * Rows of four 4-byte elements: x[i] becomes column i. Integers, though it serves f32 as well:
- * groups of four codes are moved as one element.
+ * Rows of four 4-byte elements: x[i] becomes column i. The type is integer, but the permutations
+ * are the same for f32, and four i8 codes are moved as one element.
  */
 KVT_INLINE void transpose_4x4(uint32x4_t x[4])
 {
@@ -51,8 +50,8 @@ KVT_INLINE void transpose_8x8(uint16x8_t x[8])
 /* ---- storing 32 and 16 bits ---- */
 
 /*
- * K's f32 and f16 tiles are the transpose of the rows: [dim][16 tokens]. Tokens that are no whole
- * square are scattered one element at a time, as each lies in a line of its own.
+ * K's f32 and f16 tiles are the transpose of the rows: [dim][16 tokens]. Tokens that do not fill a
+ * square are scattered one element at a time, as each element is in another line.
  */
 int kvt_neon_put_k_f32(const float *x, size_t ldx, size_t n, size_t dims, size_t dims_p,
                        void *codes, uint16_t *scales, size_t slot)
@@ -82,7 +81,7 @@ int kvt_neon_put_k_f32(const float *x, size_t ldx, size_t n, size_t dims, size_t
     return 1;
 }
 
-/* 8 elements to f16, their magnitudes collected: one is infinite where a value did not fit. */
+/* 8 elements to f16. largest: maximum of the magnitudes so far, infinity after an overflow. */
 KVT_INLINE uint16x8_t to_f16_checked(const float *x, uint16x8_t *largest)
 {
     uint16x8_t y = kvt_to_f16(vld1q_f32(x), vld1q_f32(x + 4));
@@ -148,10 +147,10 @@ int kvt_neon_put_v_f16(const float *x, size_t ldx, size_t n, size_t dims, size_t
 /* ---- storing 8 bits ---- */
 
 /*
- * The scale of a row, and its reciprocal. 0 when the scale is beyond f16. Two divisions a row, and
- * the functions of tile.h for the rounding: their cost is lost in that of the row's elements, and
- * they cannot differ from scalar.c's. Magnitudes as integers order as the numbers do, and a NaN,
- * above all, is refused.
+ * The scale of a row, and its reciprocal. 0 when the scale is beyond f16. Two scalar divisions and
+ * the rounding of tile.h are cheap beside the row's elements, and identical to scalar.c's.
+ * Magnitudes are compared as integers, which have the order of the floats; a NaN compares above
+ * infinity and is rejected.
  */
 KVT_INLINE int scale_of(const float *row, size_t dims, uint16_t *scale, float *reciprocal)
 {
@@ -172,7 +171,7 @@ KVT_INLINE int scale_of(const float *row, size_t dims, uint16_t *scale, float *r
     return (*scale & 0x7c00u) != 0x7c00u;
 }
 
-/* All scales first: a row that is refused leaves the tile alone. */
+/* All scales are computed first, so that a rejected row leaves the tile unchanged. */
 KVT_INLINE int scales_of(const float *x, size_t ldx, size_t n, size_t dims, uint16_t *scales,
                          float *reciprocal)
 {
@@ -217,8 +216,8 @@ KVT_INLINE void put_column(const float *x, size_t d, size_t dims, float reciproc
 }
 
 /*
- * Four tokens by 16 dims are 4 x 4 groups of four dims. The dims that are left (of 24 or 40, say),
- * and the tokens, go column by column.
+ * Four tokens by 16 dims are 4 x 4 groups of four dims. The remaining dims (of 24 or 40, say), and
+ * the remaining tokens, are stored column by column.
  */
 int kvt_neon_put_k_i8(const float *x, size_t ldx, size_t n, size_t dims, size_t dims_p, void *codes,
                       uint16_t *scales, size_t slot)
@@ -251,7 +250,7 @@ int kvt_neon_put_k_i8(const float *x, size_t ldx, size_t n, size_t dims, size_t 
 
 /*
  * V's tile has four tokens in a 4-byte lane. Four tokens at once are interleaved by the store; a
- * lone one is put into its byte of the lanes, the other bytes written back as they were.
+ * single one is merged into its byte of the lanes by read-modify-write.
  */
 KVT_INLINE size_t put_lanes_4(const float *x, size_t ldx, size_t dims, const float *reciprocal,
                               uint8_t *to)
@@ -267,8 +266,8 @@ KVT_INLINE size_t put_lanes_4(const float *x, size_t ldx, size_t dims, const flo
 }
 
 /*
- * Writing the neighbours back is no race: all tokens of a tile are one head's, and a head is
- * appended to by one task. Their bytes, alive or dead, stay what they are.
+ * Rewriting the other tokens' bytes is no race: all tokens of a tile belong to one head, and a head
+ * is appended to by one task at a time.
  */
 KVT_INLINE size_t put_lanes_1(const float *x, size_t dims, float reciprocal, size_t byte,
                               uint8_t *to)
@@ -340,8 +339,8 @@ void kvt_neon_get_v_f16(const void *codes, const uint16_t *scales, size_t slot, 
 }
 
 /*
- * Byte `byte` of each lane, times 2^24 and back: at the top of the lane, where its sign is the
- * lane's, it is converted with 24 bits behind the point.
+ * One byte of each lane: shifted to the top byte of the lane, where its sign is the lane's, and
+ * converted as a fixed-point number with 24 fraction bits.
  */
 KVT_INLINE float32x4_t code_of_lanes(const int8_t *from, int32x4_t to_top)
 {
@@ -352,7 +351,7 @@ KVT_INLINE float32x4_t code_of_lanes(const int8_t *from, int32x4_t to_top)
 
 /*
  * One token of V: its byte of each lane. The product with the scale is exact (7 by 11 bits), so
- * that scalar and vector cannot round apart.
+ * there is no rounding to match.
  */
 void kvt_neon_get_v_i8(const void *codes, const uint16_t *scales, size_t slot, size_t dims,
                        size_t dims_p, float *x)
@@ -370,8 +369,8 @@ void kvt_neon_get_v_i8(const void *codes, const uint16_t *scales, size_t slot, s
 /* ---- the mean of a block ---- */
 
 /*
- * Sums of one dim over the tiles, folded 8 and 4 lanes apart. The first tile is taken as it is, not
- * added to zero: that would lose the sign of a negative zero, and with it a bit.
+ * Sums of one dim over the tiles, lanes added 8 and 4 apart. The first tile initializes the sum
+ * instead of being added to zero, as 0 + -0 is +0 and the result must match scalar.c bit for bit.
  */
 KVT_INLINE float32x4_t sum_of_dim(const int8_t *group, size_t tile_bytes, const float *scale,
                                   int32_t e)
@@ -397,7 +396,7 @@ KVT_INLINE float32x4_t fold_2(float32x4_t a, float32x4_t b)
                      vcombine_f32(vget_high_f32(a), vget_high_f32(b)));
 }
 
-/* Lane j adds its token of each tile, then lanes fold 8, 4, 2, 1 apart; 4 dims fold together. */
+/* Lane j sums its token of each tile, then lanes are added 8, 4, 2, 1 apart; 4 dims at once. */
 void kvt_neon_mean_k_i8(const void *codes, const uint16_t *scales, size_t dims_p, float *mean)
 {
     const int8_t *from = codes;

@@ -1,14 +1,16 @@
 /*
- * The inner loops of neon.c in the order of neon_steps.h. Included by neon.c only.
+ * The inner loops of the f32 products, scheduled for in-order cores by the statements of
+ * neon_steps.h. Macros and constants without a prefix, so only one file can include it.
  *
- * On llvm-mca's Cortex-A53 a product (10 cycles, one a cycle) holds up what follows: a load of four
- * registers by 2 slots, a conversion (6 cycles, on a pipe of its own) by 3, the branch by 8. So f32
- * is loaded by 16 lanes, a summand ahead; f16 and i8 are converted by groups, as large as registers
- * allow, and loaded behind conversions; weights are loaded and pointers step where a loop begins
- * and ends. A sum is used again after 12 or 16 products, or after 8 and two loads.
+ * In llvm-mca's model of the Cortex-A53 a product (latency 10 cycles, one issued a cycle) delays
+ * what follows it: a load of four registers by 2 slots, a conversion (6 cycles, on a pipe of its
+ * own) by 3, the branch by 8. So f32 is loaded 16 lanes at a time, one summand ahead; f16 and i8
+ * are converted in groups as large as registers allow, and loaded after conversions; weights are
+ * loaded and pointers incremented where a loop begins and ends. An accumulator is used again after
+ * 12 or 16 products, or after 8 and two loads.
  *
- * Each load of 16 lanes of f32 excludes products from 2 slots, so that r rows take 4r + 2 at least;
- * f16 takes a slot for each conversion, 4r + 4.
+ * Each load of 16 lanes of f32 takes 2 issue slots from the products, so r rows need at least
+ * 4r + 2 slots a summand; f16 needs a slot for each conversion, 4r + 4.
  */
 #ifndef KVT_NEON_FLOAT_H
 #define KVT_NEON_FLOAT_H
@@ -257,9 +259,9 @@ enum { F32, F16, I8 };
     MULTIPLY_4(4, 5, 6, 7, 20, 21, 22, 23, 24, 3)
 
 /*
- * Codes as f32: element e of each lane's four goes to its top, what is left below it is cleared (of
- * element 1 that is one byte), and the lane is converted as a fraction with 24 bits behind the
- * point.
+ * Codes as f32: element e of each lane's four is shifted to the top byte, the bytes below it are
+ * cleared (after element 1's shift that is one byte), and the lane is converted as a fixed-point
+ * number with 24 fraction bits.
  */
 #define SHIFT_4(x0, x1, x2, x3, from0, from1, from2, from3, bits)                                  \
     __asm__ volatile("shl %0.4s, %4.4s, #" #bits "\n\tshl %1.4s, %5.4s, #" #bits                   \
@@ -388,8 +390,8 @@ enum { F32, F16, I8 };
     MULTIPLY_4(4, 5, 6, 7, 12, 13, 14, 15, 24, 3)
 
 /*
- * All sums of a block over n summands, from zero: as many as go into the loops above, 4 or 8 at a
- * time. Returns how many that were.
+ * All sums of a block, from zero, over as many of n summands as the loops above do, 4 or 8 at a
+ * time. Returns how many were done.
  */
 KVT_INLINE size_t kvt_product_in_order(int type, int side, size_t rows, size_t vectors,
                                        const unsigned char *codes, size_t group, size_t step,

@@ -1,7 +1,7 @@
 /*
- * i8 as integer dot products, for the NEON instruction sets. neon_near.c, dotprod.c and
- * i8mm.c each say how summands are multiplied and how weights are laid out for that; all the rest
- * is here: rounding q and p, walking the tiles in blocks of rows, applying the scales.
+ * i8 as integer dot products, for the NEON instruction sets. neon_near.c, dotprod.c and i8mm.c each
+ * define the inner product and the layout of its weights; the rest is here: rounding q and p,
+ * the loops over tiles and blocks of rows, applying the scales.
  *
  * K and V are one product. K's 64 bytes of a group are [16 tokens][4 dims], V's [16 dims][4
  * tokens]: 16 lanes of 4 summands, four lanes (a quad) to a register. Weights are q's codes or p's:
@@ -11,14 +11,14 @@
  * A kind of product (near, fast) is, in the file that includes this one,
  *
  *   product_KIND  rows by quads totals of a side, from zero, over n summands (a multiple of 16).
- *                 Groups of 4 summands are `step` bytes apart; it asks for what is `ahead` of the
- *                 first quad.
- *   store_KIND    16 codes as product_KIND wants them, BYTES_KIND bytes for each
+ *                 Groups of 4 summands are `step` bytes apart; it prefetches the lines `ahead` of
+ *                 the first quad.
+ *   store_KIND    16 codes in the layout that product_KIND reads, BYTES_KIND bytes for each
  *   Q_MOST_KIND, P_MOST_KIND  the largest codes
- *   SHARES_KIND   1 if product_KIND asks for its share of what is ahead, quads in 4 groups, from
- *                 the first on; 0 if it asks for all
+ *   SHARES_KIND   1 if product_KIND prefetches its share only: the lines of `quads` of every 4
+ *                 groups, from the first on; 0 if it prefetches all lines
  *
- * and KVT_I8_KERNELS makes its three kernels. Integer sums are exact, so a row's result cannot
+ * and KVT_I8_KERNELS defines its three kernels. Integer sums are exact, so a row's result does not
  * depend on how rows are cut into blocks.
  */
 #ifndef KVT_NEON_I8_H
@@ -26,9 +26,9 @@
 
 #include "simd/arm/neon.h"
 
-/* Least magnitude that a row is rounded to a fraction of: its reciprocal is a number. */
+/* Lower bound of a row's largest magnitude, so that its reciprocal is finite. */
 #define KVT_LEAST 0x1p-100f
-/* What a packed row begins with: its scale, the rest for alignment. */
+/* The header of a packed row: its scale, padded for alignment. */
 #define KVT_ROW_HEAD 64
 
 /* ---- rounding ---- */
@@ -114,9 +114,10 @@ KVT_INLINE void kvt_i8_add(const kvt_i8_pv *call, size_t row, size_t dim, int32x
 }
 
 /*
- * Where the block of 4 * quads lanes from `lane` on asks. Lines are of 16 lanes: the first block
- * asks for all, or each for its share, one group after the last block's. For who has nothing to
- * ask for it is zero, see kvt_ahead.
+ * `ahead` for the block of 4 * quads lanes from `lane` on. A line is 16 lanes, so several blocks
+ * read each line: either the first block of a line prefetches all lines and the others none (zero,
+ * see kvt_ahead), or, with shares, each prefetches its share, offset by one group from the block
+ * before.
  */
 KVT_INLINE uintptr_t kvt_i8_ahead(int shares, size_t quads, size_t lane, size_t step,
                                   uintptr_t ahead)
@@ -129,7 +130,7 @@ KVT_INLINE uintptr_t kvt_i8_ahead(int shares, size_t quads, size_t lane, size_t 
 
 /*
  * The kernels of a kind for blocks of `rows` rows and 4 * `quads` lanes. A line of 16 lanes is
- * asked for when its quads are multiplied, by the first block of rows only.
+ * prefetched while its quads are multiplied, by the first block of rows only.
  */
 #define KVT_I8_BLOCK(kind, rows, quads)                                                            \
     KVT_BLOCK_OF_ROWS void qk_##kind##_##rows(const kvt_i8_qk *call, size_t row, size_t token,     \
@@ -180,9 +181,9 @@ KVT_INLINE uintptr_t kvt_i8_ahead(int shares, size_t quads, size_t lane, size_t 
     KVT_I8_TOTAL(15, call_of, rows, quads, lane)
 
 /*
- * The kernels of a kind, of that linkage and prefix, from blocks of up to `most` rows that have
- * been made by KVT_I8_BLOCK; the rest are the tables of these blocks, by rows. All rows of a call
- * are done for a tile (a column of 16 dims) before the next: it comes from memory once.
+ * The kernels of a kind, of that linkage and prefix, from blocks of up to `most` rows that were
+ * defined by KVT_I8_BLOCK; QK_BLOCKS and PV_BLOCKS are the tables of these blocks, by rows. Tiles
+ * (columns of 16 dims) outside, rows inside: a tile is read from memory once.
  */
 #define KVT_I8_KERNELS(linkage, prefix, kind, most, QK_BLOCKS, PV_BLOCKS)                          \
     linkage void prefix##pack_q_##kind(const float *q, size_t ldq, size_t rows, size_t dims_p,     \

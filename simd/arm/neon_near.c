@@ -1,8 +1,7 @@
 /*
  * NEON (armv8-a): i8 as integers. Codes are multiplied by weights of 16 bits: neon_i8.h, and
- * product_near below. Fast is the same. (Products of bytes, two of them added up in 16 bits, would
- * take half of the multiplications, but leave p 7 bits, which adds more to the error than fast mode
- * may.)
+ * product_near below. Fast is the same. (8-bit products with 16-bit sums of two would halve the
+ * multiplications, but leave 7 bits for p, whose error is above the bound of fast mode.)
  */
 #include "simd/arm/neon_i8.h"
 #include "simd/arm/neon_steps.h"
@@ -24,20 +23,20 @@ KVT_INLINE void store_near(int16x8x2_t x, unsigned char *to)
  *
  *     low:   A0 A1 A2 A3  B0 B1 B2 B3        high:  C0 C1 C2 C3  D0 D1 D2 D3
  *
- * With a group's 4 weights in both halves of a register (ld2r and ld4r load them so), smlal
- * multiplies A and C, smlal2 B and D, to four sums of each lane that are folded at the end. What is
- * paid for a row is the multiplications, 4 products each; for a block two widenings for every 16
- * bytes. (A transpose of two groups would let a load of weights serve twice as many summands, and
+ * With a group's 4 weights in both halves of a register (as ld2r and ld4r load them), smlal
+ * multiplies A and C, smlal2 B and D, into four sums of each lane that are added at the end. The
+ * cost of a row is its multiplications, 4 products each; that of a block two widenings for every 16
+ * bytes. (A transpose of two groups would use a load of weights for twice as many summands, but
  * costs every block two more instructions for 32 bytes.)
  *
- * The order is for cores that issue in order (neon_steps.h): registers are loaded by two and four,
- * while others are multiplied; pointers step behind loads; there are 12 sums at least.
+ * The order is for in-order cores (neon_steps.h): registers are loaded by two and four while others
+ * are multiplied; pointers are incremented after loads; there are at least 12 accumulators.
  *
  * Overflow: the four sums of a lane together are at most 1024 * 127 * 16383 < 2^31 for q, and
- * 64 * 127 * 32767 < 2^28 for p. Dead lanes may wrap.
+ * 64 * 127 * 32767 < 2^28 for p. Lanes beyond n_tokens may wrap.
  */
 
-/* Weights of one group to a register; a pointer's step is free behind a load. */
+/* Weights of one group to a register; a pointer increment is free after a load. */
 #define WEIGHTS_2(a, b, from)                                                                      \
     __asm__ volatile("ld2r {%0.2d, %1.2d}, [%2]\n\tadd %2, %2, #32"                                \
                      : "=w"(KVT_R(a)), "=w"(KVT_R(b)), "+r"(from)                                  \
@@ -183,8 +182,8 @@ KVT_INLINE void product_near(int side, size_t rows, size_t quads, const unsigned
     const unsigned char *half = weight + 16, *half_1 = half + ldw, *half_2 = half_1 + ldw;
     const unsigned char *half_3 = half_2 + ldw;
     size_t zero = 0, step_2 = 2 * step, step_3 = 3 * step, step_4 = 4 * step;
-    uintptr_t behind = ahead - step_4; /* codes have moved on when they are asked for */
-    /* Registers all of them: the addition for an address would cost slots. */
+    uintptr_t behind = ahead - step_4; /* codes was incremented before its prefetch */
+    /* Keep all of them in registers: recomputing them for an address would cost issue slots. */
     __asm__("" : "+r"(zero), "+r"(step), "+r"(step_2), "+r"(step_3), "+r"(step_4));
     KVT_EACH_16(KVT_ZERO)
     while (n > 0) {
@@ -194,18 +193,18 @@ KVT_INLINE void product_near(int side, size_t rows, size_t quads, const unsigned
             KVT_PREFETCH_STEP(group_1, ahead, step_4);
             KVT_PREFETCH_STEP(group_2, ahead, step_4);
             KVT_PREFETCH_STEP(group_3, ahead, step_4);
-            KVT_ASK(codes, behind);
+            KVT_PREFETCH(codes, behind);
         } else if (rows == 2) {
             PRODUCT_2;
             KVT_PREFETCH_STEP(group_2, ahead, step_4);
-            KVT_ASK(codes, behind);
+            KVT_PREFETCH(codes, behind);
             KVT_STEP(group_3, step_4);
         } else if (rows == 3) {
             PRODUCT_3;
-            KVT_ASK(codes, behind);
+            KVT_PREFETCH(codes, behind);
         } else {
             PRODUCT_4;
-            KVT_ASK(codes, behind);
+            KVT_PREFETCH(codes, behind);
         }
     }
     KVT_EACH_16(KVT_TAKE)

@@ -1,18 +1,19 @@
 /*
- * NEON kernels (armv8-a): rows of f32 on their way into tiles. Conversions and the rotation.
+ * NEON kernels (armv8-a) on rows of f32, before they are stored into tiles: conversions and the
+ * rotation.
  *
- * All of it gives the bytes that scalar.c gives, so each operation here is the same f32 operation
- * on the same operands in the same order, 4 at a time: a product and a sum stay two roundings.
+ * Results are scalar.c's bit for bit: each operation is the same f32 operation on the same operands
+ * in the same order, 4 at a time. A product and a sum stay two roundings.
  */
 #include "simd/arm/neon.h"
 
 /* ---- conversions ---- */
 
 /*
- * Finite or not is a matter of the largest magnitude: as integers, infinities and NaNs are above
- * all numbers. The loads test what they read in passing: append validates every element anyway, and
- * a second pass over it would cost as much as the conversion. Rows may begin at any element, and
- * end right before an inaccessible page: no access goes beyond n.
+ * All elements are finite if the largest magnitude is: as integers, infinities and NaNs compare
+ * above all finite numbers. The loads do this test as well: append validates every element, and a
+ * second pass would cost as much as the conversion. Rows may begin at any element and may end at an
+ * inaccessible page: no access goes beyond n.
  */
 int kvt_neon_load_f32(const void *src, float *dst, size_t n)
 {
@@ -87,9 +88,9 @@ void kvt_neon_store_f16(const float *src, void *dst, size_t n)
 }
 
 /*
- * Adding 0x7fff and the lowest kept bit carries into that bit exactly when the dropped half rounds
- * up: above the tie, or on it from an odd number. The carry would turn some NaNs into infinity, so
- * those keep their upper half, made quiet.
+ * Adding 0x7fff plus the lowest kept bit carries into the kept half exactly where nearest-even
+ * rounds up: above the tie, or at the tie if the kept half is odd. For some NaNs the carry would
+ * give infinity, so a NaN keeps its upper half with the quiet bit set.
  */
 KVT_INLINE uint32x4_t to_bf16(float32x4_t x)
 {
@@ -114,8 +115,8 @@ void kvt_neon_store_bf16(const float *src, void *dst, size_t n)
 /* ---- rotation ---- */
 
 /*
- * Butterflies 1, 2 and 4 apart of 8 elements. Each takes the partners apart (uzp), and after three
- * of them the elements are back in their places:
+ * Butterflies 1, 2 and 4 apart of 8 elements. Each step separates first and second operands (uzp);
+ * after three steps the elements are in order again:
  *
  *     0 1 2 3 | 4 5 6 7 -> 0 2 4 6 | 1 3 5 7 -> 0 4 1 5 | 2 6 3 7 -> 0 1 2 3 | 4 5 6 7
  */
@@ -130,9 +131,9 @@ KVT_INLINE void hadamard_8(float32x4_t *x, float32x4_t *y)
 }
 
 /*
- * Butterflies h and 2 h apart (h >= 8) in one pass over memory. The two levels are done in full,
- * one after the other, on four registers: the operations and their order are those of two passes,
- * half of the loads and stores are not.
+ * Butterflies h and 2 h apart (h >= 8) in one pass over memory: two levels on four registers, one
+ * after the other. The operations and their order are those of two passes, with half of the loads
+ * and stores.
  */
 KVT_INLINE void hadamard_pass_4(float *x, size_t dims, size_t h)
 {

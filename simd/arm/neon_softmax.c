@@ -1,6 +1,6 @@
 /*
- * NEON (armv8-a): what attention does between its products and after them. The table that names
- * these kernels is in neon.c. Exponentials, tangents and logarithms are SLEEF's.
+ * NEON (armv8-a): logits, softmax, merge and the final division. The table that lists these kernels
+ * is in neon.c. exp, tanh and log are SLEEF's.
  */
 #include <math.h>
 #include <sleef.h>
@@ -61,14 +61,14 @@ static float softmax_row(float *s, size_t n, float add, float scale, float *m, f
 
     for (size_t t = 0; t < n; t += 4) {
         float32x4_t x = vmulq_n_f32(vaddq_f32(vld1q_f32(s + t), adds), scale);
-        /* The dead lanes of the last vector become -inf: no maximum, and exp makes them zero. */
+        /* Lanes beyond n become -inf: neutral for the maximum, and exp gives zero. */
         if (n - t < 4)
             x = vbslq_f32(kvt_lanes_below(t, n), x, lowest);
         maxima = vmaxnmq_f32(maxima, x);
         vst1q_f32(s + t, x);
     }
     maximum = vmaxnmvq_f32(maxima);
-    if (maximum == -INFINITY) { /* all masked so far: -inf minus -inf would be NaN */
+    if (maximum == -INFINITY) { /* all masked so far: -inf - -inf would be NaN */
         memset(s, 0, KVT_TOKENS * sizeof *s);
         return 1.0f;
     }
@@ -80,7 +80,7 @@ static float softmax_row(float *s, size_t n, float add, float scale, float *m, f
     }
     for (size_t t = kvt_round_up(n, 4); t < KVT_TOKENS; t += 4)
         vst1q_f32(s + t, vdupq_n_f32(0.0f));
-    /* Most blocks bring no new maximum: exp(0). */
+    /* Most blocks do not raise the maximum; then the factor is exp(0) = 1 without a call. */
     alpha = *m == maximum ? 1.0f : Sleef_expf_u10(*m - maximum);
     *l = *l * alpha + vaddvq_f32(sum);
     *m = maximum;

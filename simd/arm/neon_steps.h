@@ -1,20 +1,21 @@
 /*
- * Steps of inner loops in an order that compilers keep, for cores that issue in order.
+ * Instructions of inner loops as volatile asm, whose order compilers keep, for in-order cores.
  *
- * Such a core does what comes next or waits, and its results come in order as well: by llvm-mca's
- * Cortex-A53 what would be ready before the result of an earlier instruction waits. A load of one
- * register takes 4 cycles, of two 5, of four 7, an addition 3, a branch 1; a product of integers or
- * a widening 6, a product of f32 10. So behind an integer product a load of one register costs a
- * slot and one of several none; behind one of f32 a load of four registers costs 2, of one 5.
- * Pointers step for nothing behind loads and at the end of a loop, where the branch waits anyway.
+ * Such a core issues instructions in program order and, in llvm-mca's model of the Cortex-A53, also
+ * retires their results in order: an instruction whose result would be ready before that of an
+ * earlier one is delayed. Latencies in cycles: a load of one register 4, of two 5, of four 7; an
+ * integer addition 3; a branch 1; an integer product or a widening 6; an f32 product 10. So after
+ * an integer product a load of one register costs one issue slot and a load of several none; after
+ * an f32 product a load of four registers costs 2 slots, of one 5. Pointer increments are free
+ * after loads and at the end of a loop, where the branch is delayed anyway.
  *
- * Compilers undo the order of intrinsics. These statements they keep, and their operands are
- * registers by number: loads of two and four want neighbours, and no copy finds its way between.
+ * Compilers reorder intrinsics but not these statements. Their operands are registers by number,
+ * since ld1 of two and four registers takes consecutive ones, and the compiler inserts no copies.
  *
- * From one statement to the next such a register keeps its value only if nobody is called, and who
- * calls need not be the source: sanitizers do at every access to memory. So sums begin with
- * KVT_ZERO and end with KVT_TAKE, which no access passes, and nothing but these statements and
- * arithmetic of integers stands between.
+ * Such a register keeps its value between statements only if no function is called, and calls can
+ * be inserted by the compiler: sanitizers call at every access to memory. So accumulators begin
+ * with KVT_ZERO and end with KVT_TAKE, both barriers for memory accesses, and between them are only
+ * these statements and integer arithmetic.
  */
 #ifndef KVT_NEON_STEPS_H
 #define KVT_NEON_STEPS_H
@@ -28,8 +29,8 @@
     KVT_REGISTER(n)                                                                                \
     __asm__ volatile("movi %0.2d, #0" : "=w"(KVT_R(n)) : : "memory");
 /*
- * Its value at the end, in a variable like any other. (Not as one statement that ties the two:
- * clang 14 forgets the tie where a register has a number.)
+ * Its value at the end, in an ordinary variable. (A copy and a barrier, not one statement with a
+ * matching constraint: clang 14 ignores that for variables bound to a register.)
  */
 #define KVT_TAKEN(n) kvt_taken##n
 #define KVT_TAKE(n)                                                                                \
@@ -38,7 +39,7 @@
 #define KVT_EACH_FROM_16(X)                                                                        \
     X(16) X(17) X(18) X(19) X(20) X(21) X(22) X(23) X(24) X(25) X(26) X(27) X(28) X(29) X(30) X(31)
 
-/* Loads of neighbours. */
+/* Loads of consecutive registers. */
 #define KVT_LOAD_2(a, b, from)                                                                     \
     __asm__ volatile("ld1 {%0.16b, %1.16b}, [%2]"                                                  \
                      : "=w"(KVT_R(a)), "=w"(KVT_R(b))                                              \
@@ -49,7 +50,7 @@
                      : "=w"(KVT_R(a)), "=w"(KVT_R(b)), "=w"(KVT_R(c)), "=w"(KVT_R(d))              \
                      : "r"(from)                                                                   \
                      : "memory")
-/* One register, one or two by a pointer that steps on. */
+/* A load of one register at an offset; of one or two with a pointer increment. */
 #define KVT_LOAD_AT(a, from, offset)                                                               \
     __asm__ volatile("ldr %q0, [%1, %2]" : "=w"(KVT_R(a)) : "r"(from), "r"(offset) : "memory")
 #define KVT_LOAD_NEXT(a, from)                                                                     \
@@ -61,8 +62,11 @@
                      : "memory")
 #define KVT_STEP(pointer, bytes)                                                                   \
     __asm__ volatile("add %0, %0, %1" : "+r"(pointer) : "r"(bytes) : "memory")
-/* kvt_prefetch, whose sum some compilers make before it, and a step behind it. */
-#define KVT_ASK(pointer, ahead)                                                                    \
+/*
+ * kvt_prefetch with the address in the instruction, where some compilers form the sum by a separate
+ * one; and the same followed by a pointer increment.
+ */
+#define KVT_PREFETCH(pointer, ahead)                                                               \
     __asm__ volatile("prfm pldl1keep, [%0, %1]" : : "r"(pointer), "r"(ahead) : "memory")
 #define KVT_PREFETCH_STEP(pointer, ahead, bytes)                                                   \
     __asm__ volatile("prfm pldl1keep, [%0, %1]\n\tadd %0, %0, %2"                                  \

@@ -2,42 +2,43 @@
  * AMX int8: products of whole tiles for i8 attention.
  *
  * A tile register holds 16 rows of 64 bytes, and one instruction adds the products of 16 rows of
- * A with 16 columns of B, 64 bytes deep, to 16 x 16 sums of 32 bits. B are codes as they lie
- * (tile.h): 64 dims of K's 16 tokens are 16 rows of 64 bytes, one after the other; 64 tokens of
- * V's 16 dims are 16 rows at a stride of 4 * dims. So nothing is shuffled, and a token of K, or
- * a dim of V, is a column. A are the query's digits, or the weights':
+ * A with 16 columns of B, 64 bytes deep, to 16 x 16 sums of 32 bits. B are codes in their stored
+ * layout (tile.h): 64 dims of K's 16 tokens are 16 consecutive rows of 64 bytes; 64 tokens of V's
+ * 16 dims are 16 rows at a stride of 4 * dims. So nothing is shuffled, and a token of K, or a dim
+ * of V, is a column. A are the digits of q, or of the weights:
  *
  *   near  two digits a value, value = 256 * high + low: two rows of A, one after the other.
  *         q: low in -128 .. 127, high in -127 .. 127, both signed. p: both 0 .. 255, unsigned.
  *         8 rows of q or p make a tile ("group") of A.
  *   fast  one digit a value; 16 rows make a group.
  *
- * Both digits in one tile cost as much as digits in tiles of their own, but few rows fill fewer
- * tiles: the 4 or 8 heads of a group take one. The pairs of sums meet in f32.
+ * Both digits in one tile cost as much as a tile for each digit, but few rows need fewer tiles: a
+ * GQA group of 4 or 8 query heads takes one. The two digits' sums are combined in f32.
  *
  * From the simple form to the fast one:
  *  1. One product needs a load of A and one of B, of 8 cycles each (Sapphire Rapids), and takes
- *     16. Two groups by two columns' tiles share their loads: one load a product.
- *  2. One group has nobody to share B with, but four columns' tiles with four sums: a product's
- *     latency (52 cycles) is hidden by three others.
- *  3. Sums leave the tiles through memory. While the products of the next sums are under way, the
- *     vector units turn the stored ones into scores or add them to the accumulators.
- * For 32 rows, 64 tokens and 128 dims the tiles are busy for 512 cycles, where f32 would take 8192.
- * The vector units are busy for some 320 (K) and 1200 (V, whose weights become digits each time,
- * and whose results are twice as many and read as well as written), counted on two ports.
+ *     16. Two groups by two column tiles share their loads: one load a product.
+ *  2. A single group cannot share a load of B; it uses four column tiles with four accumulator
+ *     tiles, so that a product's latency (52 cycles) overlaps three others.
+ *  3. Sums can leave tile registers through memory only. While the products of the next block run,
+ *     the vector units convert the stored sums to scores or add them to the accumulators.
+ * For 32 rows, 64 tokens and 128 dims the tile unit is busy for 512 cycles, where f32 would take
+ * 8192. The vector units are busy for some 320 (K) and 1200 (V, whose weights are split into digits
+ * in each call, and whose results are twice as many and are read as well as written), on two ports.
  *
- * Few rows do not take another way (VNNI): K at 128 dims is 8 tiles, that is 128 cycles for 1 to 8
- * rows, where VNNI takes 128 for each, and memory some 2000.
+ * Few rows use the same path, not VNNI: K at 128 dims is 8 tiles, that is 128 cycles for 1 to 8
+ * rows, where VNNI takes 128 for each, and reading the codes from memory takes some 2000.
  *
- * dims are a multiple of 16, tiles 64 deep. The last chunk of K's dims overlaps the one before
- * it, where A has zeros for what was counted: all tiles have one shape, so that they are configured
- * once, and no load leaves the tile of 16 tokens. Below 64 dims the tiles are less deep.
+ * dims are a multiple of 16, tiles 64 deep. The last chunk of K's dims overlaps the one before it,
+ * and A has zeros for the dims that were already summed: all tiles have one shape, so that they are
+ * configured once a call, and no load leaves the tile of 16 tokens. Below 64 dims the tiles have
+ * fewer rows.
  *
  * Sums: 64 * 255 * 127 (V) and 1024 * 128 * 127 (K) are below 2^24. So no int32 overflows, and each
  * digit's sum is exact as f32.
  *
- * Tiles are configured and released in each call: a thread that has live tiles pays for them at
- * each context switch, and no caller's code may see ours.
+ * Tiles are configured and released in each call: live tile state (8 KiB) is saved at each context
+ * switch, and the caller's thread must not be left with our configuration.
  */
 #include "simd/kernels.h"
 
@@ -59,7 +60,7 @@
 #define DEPTH_MAX ((size_t)64) /* bytes of a tile's row */
 #define TILE_BYTES (SIDE * DEPTH_MAX)
 
-/* Least magnitude that a row is rounded to a fraction of: its reciprocal is a number. */
+/* Lower bound of a row's largest magnitude, so that its reciprocal is finite. */
 #define LEAST 0x1p-100f
 /* The largest q of two digits, and of one; the largest p. */
 #define Q_MAX_NEAR 32639.0f
@@ -90,7 +91,7 @@ typedef struct product {
     size_t ld_out;
 } product;
 
-/* What four tiles of sums hold: two groups by two column tiles, or one group by four. */
+/* The position of a block of four sum tiles: two groups by two column tiles, or one by four. */
 typedef struct block {
     size_t group, groups, column, columns;
 } block;
@@ -115,7 +116,7 @@ INLINE void configure(size_t a_rows, size_t depth)
     KVT_TILE_CONFIGURE(&config);
 }
 
-/* The lines of `next` that lie as those of a tile of B do. */
+/* Prefetch the lines of `next` at the same offsets as a tile of B. */
 INLINE void prefetch(const product *x, const unsigned char *tile)
 {
     uintptr_t line = (uintptr_t)x->next + (uintptr_t)(tile - x->b);
@@ -165,14 +166,14 @@ INLINE void multiply(int side, const product *x, const block *w)
                 DOT(SUM_3, A_0, B_1);
             }
         }
-        /* The first groups read B from memory; the others find it in the cache. */
+        /* Prefetch with the first groups only: they pass over all of B once. */
         if (x->next && w->group == x->first_group)
             for (size_t j = 0; j < w->columns; j++)
                 prefetch(x, tile + j * x->column_bytes);
     }
 }
 
-/* All four: only the last columns of few shapes leave one idle, which then is zero. */
+/* Stores all four: some are unused (zero) only at the last columns of few shapes. */
 INLINE void store_sums(int32_t *sums)
 {
     KVT_TILE_STORE(SUM_0, sums, 64);
@@ -181,7 +182,7 @@ INLINE void store_sums(int32_t *sums)
     KVT_TILE_STORE(SUM_3, sums + 3 * SIDE * SIDE, 64);
 }
 
-/* ---- what becomes of the sums ---- */
+/* ---- results ---- */
 
 /* 16 sums of a row: of its two digits, rounded once. */
 INLINE __m512 sum_of(size_t digits, const int32_t *sums)
@@ -258,11 +259,11 @@ INLINE void run(int side, size_t digits, const product *x)
     _Alignas(64) int32_t sums[4 * SIDE * SIDE];
     const size_t groups = (x->rows * digits + SIDE - 1) / SIDE;
     const size_t a_rows = (x->rows - x->first_group * (SIDE / digits)) * digits;
-    /* Behind the last column of no groups: the next block is the first. */
+    /* Zero groups at the end of a row of columns: next_block moves to the first block. */
     block now = {x->first_group, 0, x->columns, 0}, stored = now;
     int more = next_block(x, groups, &now);
 
-    /* The last of several groups may be part empty, but has whole tiles. */
+    /* The last of several groups may have unused rows, but its tiles have all 16. */
     configure(a_rows < SIDE ? a_rows : SIDE, x->depth);
     for (;;) {
         if (more)
@@ -286,7 +287,7 @@ INLINE void run(int side, size_t digits, const product *x)
  */
 INLINE void put_digits(int side, size_t digits, const __m512 *x, unsigned char *to)
 {
-    /* Packs put 32-bit lanes of their four sources in this order. */
+    /* Undoes the order of 32-bit lanes that two levels of 128-bit packs leave. */
     const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     const __m512i c0 = _mm512_cvtps_epi32(x[0]), c1 = _mm512_cvtps_epi32(x[1]);
     const __m512i c2 = _mm512_cvtps_epi32(x[2]), c3 = _mm512_cvtps_epi32(x[3]);
@@ -299,7 +300,7 @@ INLINE void put_digits(int side, size_t digits, const __m512 *x, unsigned char *
         back = _mm512_packus_epi32(c2, c3);
     }
     if (digits == 2) {
-        if (side == KEYS) { /* a low byte of 128 or more is negative: 256 less, one high more */
+        if (side == KEYS) { /* a low byte of 128 or more is negative as int8: high is one more */
             const __m512i half = _mm512_set1_epi16(128);
             bytes = _mm512_packs_epi16(_mm512_srai_epi16(_mm512_add_epi16(front, half), 8),
                                        _mm512_srai_epi16(_mm512_add_epi16(back, half), 8));
@@ -343,7 +344,7 @@ INLINE void pack_q(size_t digits, float q_max, const float *q, size_t ldq, size_
         reciprocal = _mm512_set1_ps(q_max / top);
         ((float *)(void *)group)[r % a_group] = top / q_max;
         for (size_t c = 0; c < chunks; c++, row += TILE_BYTES) {
-            /* The chunk begins so many dims early, which the one before it counts. */
+            /* The last chunk overlaps the one before by so many dims, zero in this one. */
             size_t early = dims_p < (c + 1) * DEPTH_MAX && c ? (c + 1) * DEPTH_MAX - dims_p : 0;
             const float *from = q + c * DEPTH_MAX - early;
             __m512 x[4];
@@ -354,7 +355,7 @@ INLINE void pack_q(size_t digits, float q_max, const float *q, size_t ldq, size_
             put_digits(KEYS, digits, x, row);
         }
     }
-    /* Tiles are multiplied whole. */
+    /* Unused rows of the last group are multiplied, too: zero them. */
     for (size_t r = rows; r % a_group; r++)
         for (size_t c = 0; c < chunks; c++)
             memset((unsigned char *)packed + r / a_group * group_bytes + SCALES_BYTES +
@@ -397,12 +398,12 @@ typedef struct weights {
     unsigned char tile[16][64];
 } weights;
 
-/* The weights of 16 tokens. Those of dead tokens are zero: their scale can be a NaN. */
+/* The weights of 16 tokens; zero beyond n_tokens, where the stored scale can be a NaN. */
 #define WEIGHTS(p, t) _mm512_mul_ps(_mm512_loadu_ps((p) + (t)), scale[(t) / 16])
 
 /*
- * The weights of all rows as digits. Two passes over the rows: the largest weight of each, and
- * from there on 16 divisions are one.
+ * The weights of all rows as digits. Two passes over the rows: the first finds the maxima, so that
+ * 16 divisions are one vector instruction.
  */
 INLINE void pack_p(size_t digits, float p_max, const float *p, size_t rows, const uint16_t *scales,
                    size_t n_tokens, weights *groups)
@@ -420,7 +421,7 @@ INLINE void pack_p(size_t digits, float p_max, const float *p, size_t rows, cons
         _mm512_store_ps(largest + i, _mm512_set1_ps(LEAST));
     for (size_t r = 0; r < rows; r++) {
         const float *row = p + r * KVT_TOKENS;
-        /* The second operand wins over a NaN (of logits beyond f32), whose digits are 0 below. */
+        /* vmaxps returns its second operand for a NaN (of logits beyond f32); its digits are 0. */
         __m512 top = _mm512_max_ps(WEIGHTS(row, 0), _mm512_set1_ps(LEAST));
         top = _mm512_max_ps(WEIGHTS(row, 16), top);
         top = _mm512_max_ps(WEIGHTS(row, 32), top);
@@ -444,7 +445,7 @@ INLINE void pack_p(size_t digits, float p_max, const float *p, size_t rows, cons
         groups[r / a_group].scales[r % a_group] = unit[r];
         put_digits(VALUES, digits, x, groups[r / a_group].tile[r % a_group * digits]);
     }
-    for (size_t r = rows; r % a_group; r++) /* tiles are multiplied whole */
+    for (size_t r = rows; r % a_group; r++) /* unused rows, as in pack_q */
         memset(groups[r / a_group].tile[r % a_group * digits], 0, digits * DEPTH_MAX);
 }
 

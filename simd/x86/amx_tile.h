@@ -1,10 +1,10 @@
 /*
- * The AMX instructions that amx.c is written over: macros over the intrinsics, because tile numbers
- * have to be literals.
+ * The AMX instructions that amx.c uses: macros over the intrinsics, because tile numbers have to be
+ * literals.
  *
- * gcc 12's intrinsics do not say that ldtilecfg reads 64 bytes (its operand is a pointer's eight)
- * nor that tileloadd reads memory at all, so what was just stored there might be stored too late,
- * or never. KVT_TILE_WRITTEN has the compiler finish all stores before; it emits nothing.
+ * gcc 12's intrinsics declare that ldtilecfg reads 8 bytes (a pointer's size, not 64), and that
+ * tileloadd reads no memory, so the compiler may delay or drop stores to these operands.
+ * KVT_TILE_WRITTEN is a compiler barrier before the read; it emits no instruction.
  */
 #ifndef KVT_AMX_TILE_H
 #define KVT_AMX_TILE_H

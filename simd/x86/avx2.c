@@ -3,33 +3,34 @@
  * of the other files: avx2_i8.c (integer products), avx2_softmax.c (between the products),
  * avx2_rows.c, avx2_append.c, avx2_seal.c, avx2_transpose.c.
  *
- * The two products of attention are one loop. A score sums over dims and has a token in each
- * lane; a weighted sum of V sums over tokens and has a dim in each lane; the tiles are laid out
- * so that a vector load yields 8 lanes of one summand either way:
+ * QK and PV are the same loop. QK sums over dims and has a token in each lane; PV sums over tokens
+ * and has a dim in each lane; the tiles are laid out so that a vector load yields 8 lanes of one
+ * summand either way:
  *
  *     for each summand i:  for each vector v:  for each row r:
  *         sum[r][v] += weight[r][i] * lanes(i, v)
  *
  * From the simple form to the fast one:
  *  1. Blocks of up to 6 rows share the loads and the conversion of lanes(i, v), which cost more
- *     than the FMA. 6 rows by 2 vectors are 12 sums; with 2 vectors of lanes, a weight and a
- *     constant they are the 16 registers there are.
- *  2. An FMA has a latency of 4 and two can start a cycle, so 8 sums must be under way: blocks of
- *     fewer rows take more vectors, one row 8 of them (all 64 tokens, or 64 dims, at once).
- *  3. More than 6 rows are cut into equal blocks (7 = 4 + 3), as a block of one row would convert
- *     everything for a single FMA.
+ *     than the FMA. 6 rows by 2 vectors are 12 accumulators; with 2 vectors of lanes, a weight and
+ *     a constant they take all 16 registers.
+ *  2. An FMA has a latency of 4 cycles and two are issued a cycle, so 8 independent accumulators
+ *     hide the latency: blocks of fewer rows take more vectors, one row 8 of them (all 64 tokens,
+ *     or 64 dims, at once).
+ *  3. More than 6 rows are cut into blocks of equal size (7 = 4 + 3), as a block of one row would
+ *     pay the whole conversion for a single FMA.
  *
- * A lane adds up its summands in ascending order whatever the shape of the block, so a row's
- * result cannot depend on its neighbours. Chains are short: 64 tokens, or 64 dims and then the
- * sum of these chunks. Rounding errors of a chain of n grow with sqrt(n / 3) * 2^-25 of the sum:
- * 64 give 1.4e-7.
+ * A lane adds its summands in ascending order whatever the shape of the block, so a row's result
+ * does not depend on the other rows of the call. Chains of additions are short: 64 tokens, or 64
+ * dims and then the sum of these chunks. The rounding error of a chain of n grows as
+ * sqrt(n / 3) * 2^-25 of the sum: 1.4e-7 for 64.
  *
- * Everything a kernel may not read as a number (dead slots, whose bytes can be a NaN) either
- * stays in the lanes of a dead token, or is not loaded at all.
+ * Slots beyond n_tokens may hold NaN patterns. They either stay in the lanes of those tokens (QK),
+ * or are not loaded (PV).
  */
 #include "avx2_product.h"
 
-/* Dims that are summed up before they are added to the score. */
+/* Dims of a chunk: summed from zero, then added to the score. */
 #define CHUNK_DIMS 64
 
 enum { F32, F16, I8 };
@@ -99,7 +100,7 @@ KVT_INLINE void multiply_pair(int type, size_t rows, size_t vectors, size_t v,
     const unsigned char *pair = codes + v / 2 * pair_bytes;
     if (v >= vectors)
         return;
-    /* Else compilers keep the weights of all pairs in registers, and spill them. */
+    /* Else compilers hoist the weights of all pairs into registers, and spill them. */
     KVT_RELOAD();
     multiply(type, rows, vectors, v, 0, pair, weight, ldw, sum);
     if (type == I8) {
@@ -151,9 +152,10 @@ typedef struct qk_call {
 } qk_call;
 
 /*
- * Codes times 2^24 leave the range of f32 where a sum passes 2^104, plain ones at 2^128 only.
- * No sensible score is as large, but infinity would become NaN in the softmax: the lanes where
- * it happened are formed again, slowly. Only those: a dead lane must not change a live one.
+ * Codes are scaled by 2^24, so a sum above 2^104 overflows f32, where unscaled codes would reach
+ * 2^128. Such a score is legal input and must not become infinity, which softmax would make NaN:
+ * the lanes that overflowed are recomputed in double. Only those, so that the bytes of slots beyond
+ * n_tokens cannot change the result of a live token.
  */
 static __attribute__((cold, noinline)) void qk_large(const float *q, const signed char *tile,
                                                      const uint16_t *scales, size_t dims_p,
@@ -175,7 +177,7 @@ KVT_INLINE void qk_scale(const qk_call *call, const float *q, const unsigned cha
 {
     const __m256 unit = _mm256_set1_ps(CODE_UNIT);
     __m256 a = _mm256_loadu_ps(s), b = _mm256_loadu_ps(s + 8);
-    /* x - x is zero, but for infinity and NaN, where it is NaN. */
+    /* x - x is NaN for infinity and NaN, else zero. */
     __m256 zero_a = _mm256_sub_ps(a, a), zero_b = _mm256_sub_ps(b, b);
     int large = _mm256_movemask_ps(_mm256_cmp_ps(zero_a, zero_a, _CMP_UNORD_Q)) |
                 _mm256_movemask_ps(_mm256_cmp_ps(zero_b, zero_b, _CMP_UNORD_Q)) << 8;
@@ -229,9 +231,9 @@ KVT_INLINE void qk_block(int type, size_t rows, size_t vectors, const qk_call *c
     }
 
 /*
- * A span of tokens is done for all rows before the next: K comes from memory once, whatever it
- * measures. The span holds the tokens of every shape, so 32 (and 64 for a lone row). The last one
- * may reach beyond n_tokens; what is computed there is nobody's.
+ * Loop order: spans of tokens outside, blocks of rows inside, so that K is read from memory once
+ * and the span stays in L1. A span is a multiple of every block's width: 32 tokens (64 for one
+ * row). The last one may extend beyond n_tokens; those scores are ignored.
  */
 #define QK_KERNEL(type, name)                                                                      \
     QK_BLOCK(type, 1, 8)                                                                           \
@@ -297,7 +299,7 @@ KVT_INLINE void pv_block(int type, size_t rows, size_t vectors, const pv_call *c
 #undef ADD
 }
 
-/* The wide shape as far as it goes, the rest of the dims 16 at a time. */
+/* As many dims as the wide block divides, the rest 16 at a time. */
 #define PV_BLOCK(type, rows, vectors)                                                              \
     static __attribute__((noinline)) void pv_##type##_##rows(const pv_call *call, size_t row,      \
                                                              size_t dim, size_t end)               \
@@ -308,7 +310,7 @@ KVT_INLINE void pv_block(int type, size_t rows, size_t vectors, const pv_call *c
             pv_block(type, rows, 2, call, row, dim);                                               \
     }
 
-/* Columns of dims, all rows before the next: a column stays in the first-level cache. */
+/* Columns of dims outside, rows inside: a column of V stays in L1. */
 #define PV_KERNEL(type, name)                                                                      \
     PV_BLOCK(type, 1, 8)                                                                           \
     PV_BLOCK(type, 2, 4)                                                                           \
@@ -356,9 +358,9 @@ static void pv_f16(const float *p, size_t rows, const void *codes, const uint16_
 }
 
 /*
- * A token's scale goes into its weight, once a row instead of once a dim. Dead tokens: p is zero
- * there, but the scale may be a NaN, so the product is masked. No overflow: p * scale * 127 * 2^24
- * is below 2^48 for p <= 1.
+ * A token's scale is multiplied into its weight, once a row instead of once a dim. Beyond n_tokens
+ * p is zero, but the scale may be a NaN, so the product is masked. No overflow: p * scale * 127 *
+ * 2^24 is below 2^48 for p <= 1.
  */
 static void pv_i8(const float *p, size_t rows, const void *codes, const uint16_t *scales,
                   size_t n_tokens, size_t dims_p, const float *alpha, const void *next, float *acc,
@@ -380,7 +382,7 @@ static void pv_i8(const float *p, size_t rows, const void *codes, const uint16_t
     pv_rows_i8(&call, rows);
 }
 
-/* What is missing is inherited: plain copies, which a vector does not make faster. */
+/* Missing entries are inherited from scalar: plain copies, which the compiler vectorizes. */
 /* clang-format off */
 const kvt_kernels kvt_kernels_avx2 = {
     .isa = "avx2",
@@ -389,12 +391,12 @@ const kvt_kernels kvt_kernels_avx2 = {
     KVT_AVX2_SEAL_LIST(ENTRY)
     KVT_AVX2_I8_LIST(ENTRY)
     KVT_AVX2_SOFTMAX_LIST(ENTRY)
-    KVT_AVX2_TURN_LIST(ENTRY)
+    KVT_AVX2_TRANSPOSE_LIST(ENTRY)
 #undef ENTRY
     .qk_f32 = qk_f32,
     .qk_f16 = qk_f16,
     .qk_i8 = qk_i8,
-    /* Fewer bits are not faster: avx2_i8.c. */
+    /* Fast is near: fewer bits are not faster (avx2_i8.c). */
     .pack_q_fast = kvt_avx2_pack_q_near,
     .qk_i8_fast = kvt_avx2_qk_i8_near,
     .pv_i8_fast = kvt_avx2_pv_i8_near,

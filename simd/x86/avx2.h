@@ -18,7 +18,7 @@
 #define KVT_UNROLL _Pragma("GCC unroll 16")
 #endif
 
-/* What memory holds is to be loaded again, not kept in a register that is not there. */
+/* Forces loads to be repeated from here on, where keeping their values in registers would spill. */
 #define KVT_RELOAD() __asm__ volatile("" ::: "memory")
 
 /* Unaligned access to typed arrays, without a cast at each use. */
@@ -45,8 +45,8 @@ KVT_INLINE void kvt_store_128(void *to, __m128i x)
 /* ---- f16 and finite numbers ---- */
 
 /*
- * Finite or not is a matter of the largest magnitude: as integers, infinities and NaNs are above
- * all numbers. The sign is masked off, so that a signed comparison does.
+ * All elements are finite if the largest magnitude is: as integers, infinities and NaNs compare
+ * above all finite numbers. The sign is masked off, so that a signed comparison is correct.
  */
 KVT_INLINE int kvt_is_below_32(__m256i magnitudes, int32_t bound)
 {
@@ -61,8 +61,8 @@ KVT_INLINE int kvt_is_below_16(__m128i magnitudes, int16_t bound)
 }
 
 /*
- * The hardware's conversion with the rounding in the instruction. It handles subnormal results
- * whatever MXCSR says of flushing, as tile.h does.
+ * The hardware's conversion with the rounding mode in the instruction. It produces subnormal
+ * results whatever MXCSR's flush bits are, as tile.h does.
  */
 KVT_INLINE __m128i kvt_to_f16(__m256 x)
 {
@@ -72,8 +72,8 @@ KVT_INLINE __m128i kvt_to_f16(__m256 x)
 /* ---- transposes ---- */
 
 /*
- * Rows of eight 4-byte elements: x[i] becomes column i. Integers, though it serves f32 as well:
- * the shuffles are the same, and groups of four codes are moved as one element.
+ * Rows of eight 4-byte elements: x[i] becomes column i. The type is integer, but the shuffles are
+ * the same for f32, and four i8 codes are moved as one element.
  */
 KVT_INLINE void kvt_transpose_8x8(__m256i x[8])
 {
@@ -131,10 +131,13 @@ KVT_INLINE void kvt_transpose_8x8_16(__m128i x[8])
 /* And those of avx2_i8.c, avx2_softmax.c and avx2_transpose.c. */
 #define KVT_AVX2_SOFTMAX_LIST(X) X(dots_f16) X(logits) X(alibi) X(softmax) X(merge) X(finish)
 #define KVT_AVX2_I8_LIST(X) X(pack_q_near) X(qk_i8_near) X(pv_i8_near)
-#define KVT_AVX2_TURN_LIST(X) X(transpose_f32) X(transpose_f16) X(transpose_i8) X(add_scaled)
+#define KVT_AVX2_TRANSPOSE_LIST(X) X(transpose_f32) X(transpose_f16) X(transpose_i8) X(add_scaled)
 /* clang-format on */
 
-/* Their prototypes, and those of kernels that nobody defines: a name is checked by its use. */
+/*
+ * Prototypes of the whole list, also of kernels that have no AVX2 definition: naming one of those
+ * in the table fails at link time.
+ */
 #define KVT_KERNEL_PROTOTYPE(result, name, parameters) result kvt_avx2_##name parameters;
 KVT_KERNEL_LIST(KVT_KERNEL_PROTOTYPE)
 #undef KVT_KERNEL_PROTOTYPE

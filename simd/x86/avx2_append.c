@@ -1,20 +1,20 @@
 /*
- * AVX2 + FMA + F16C kernels: storing into tiles, reading back, and the mean of a block. What comes
- * before is in avx2_rows.c; the bytes are scalar.c's here as well, so that what may differ is only
- * what cannot be told apart: a conversion to integer (nearest even) for the addition of 1.5 * 2^23.
+ * AVX2 + FMA + F16C kernels: storing into tiles, reading back, and the mean of a block. The steps
+ * before (conversion, rotation, offset) are in avx2_rows.c. Results are scalar.c's bit for bit:
+ * only exact identities are used, such as cvtps2dq (nearest even) for the addition of 1.5 * 2^23.
  *
- * Tiles are written in two ways. Decode appends one token, whose elements lie 64 bytes apart: a
- * vector quantizes, and then each element or group is a store of its own. Prefill fills a tile of
- * 16 tokens, which is transposed in registers and written in whole lines.
+ * Tiles are written in two ways. Decode appends one token, whose elements are 64 bytes apart in a
+ * tile: it is quantized by vectors and scattered, one store for each element or group of four.
+ * Prefill fills a tile of 16 tokens, which is transposed in registers and written in whole lines.
  */
 #include "avx2.h"
 
 /* ---- storing 32 and 16 bits ---- */
 
 /*
- * K's f32 and f16 tiles are the transpose of the rows: [dim][16 tokens]. Only a full tile (or half
- * of one, for f16) is worth a transpose; fewer tokens are scattered one element at a time, as
- * each lies in a line of its own.
+ * K's f32 and f16 tiles are the transpose of the rows: [dim][16 tokens]. A full tile (or half of
+ * one, for f16) is transposed in registers; fewer tokens are scattered one element at a time, as
+ * each element is in another line.
  */
 int kvt_avx2_put_k_f32(const float *x, size_t ldx, size_t n, size_t dims, size_t dims_p,
                        void *codes, uint16_t *scales, size_t slot)
@@ -40,7 +40,7 @@ int kvt_avx2_put_k_f32(const float *x, size_t ldx, size_t n, size_t dims, size_t
     return 1;
 }
 
-/* 8 elements to f16, their magnitudes collected: one is infinite where a value did not fit. */
+/* 8 elements to f16. largest: maximum of the magnitudes so far, infinity after an overflow. */
 KVT_INLINE __m128i to_f16_checked(const float *x, __m128i *largest)
 {
     __m128i y = kvt_to_f16(_mm256_loadu_ps(x));
@@ -118,8 +118,8 @@ int kvt_avx2_put_v_f16(const float *x, size_t ldx, size_t n, size_t dims, size_t
 /* ---- storing 8 bits ---- */
 
 /*
- * The scales of four rows, and their reciprocals, from the largest magnitudes. The hardware rounds
- * upward as tile.h does, subnormals and all.
+ * The scales of four rows, and their reciprocals, from the largest magnitudes. vcvtps2ph rounds
+ * toward +infinity as kvt_f32_to_f16_round does, subnormal results included.
  */
 KVT_INLINE __m128i scales_of(__m128i most, __m128 *reciprocals)
 {
@@ -131,8 +131,8 @@ KVT_INLINE __m128i scales_of(__m128i most, __m128 *reciprocals)
 }
 
 /*
- * Magnitudes are compared as integers: they order as the numbers do, and a NaN, above all, becomes
- * a scale that is refused.
+ * Magnitudes are compared as integers, which have the order of the floats. A NaN compares above
+ * infinity and yields a scale that is not finite, so the row is rejected.
  */
 KVT_INLINE __m256i largest_of(__m256i largest, const float *x)
 {
@@ -239,9 +239,9 @@ KVT_INLINE void put_column(const float *x, size_t d, size_t dims, float reciproc
 }
 
 /*
- * All scales first: a row that is refused leaves the tile alone. The full tile is done in squares
- * of 8 tokens by 32 dims; the dims that are left (of 48 or 80, say), and all dims of fewer tokens,
- * go column by column.
+ * All scales are computed first, so that a rejected row leaves the tile unchanged. A full tile is
+ * done in squares of 8 tokens by 32 dims; the remaining dims (of 48 or 80, say), and all dims of
+ * fewer tokens, are stored column by column.
  */
 int kvt_avx2_put_k_i8(const float *x, size_t ldx, size_t n, size_t dims, size_t dims_p, void *codes,
                       uint16_t *scales, size_t slot)
@@ -271,13 +271,13 @@ int kvt_avx2_put_k_i8(const float *x, size_t ldx, size_t n, size_t dims, size_t 
 }
 
 /*
- * V's tile has four tokens in a 4-byte lane. Four tokens at once fill the lanes; a lone one is
- * put into its byte of them, the other bytes written back as they were.
+ * V's tile has four tokens in a 4-byte lane. Four tokens at once fill whole lanes; a single one is
+ * merged into its byte of the lanes by read-modify-write.
  */
 KVT_INLINE size_t put_lanes_4(const float *x, size_t ldx, size_t dims, const float *reciprocal,
                               uint8_t *to)
 {
-    /* The packs leave 4 dims of each token in each half; the order makes it 4 tokens a dim. */
+    /* The packs leave 4 dims of each token in each 128-bit half; the shuffle interleaves tokens. */
     const __m256i order = _mm256_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15, 0,
                                            4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     size_t d = 0;
@@ -294,8 +294,8 @@ KVT_INLINE size_t put_lanes_4(const float *x, size_t ldx, size_t dims, const flo
 }
 
 /*
- * Writing the neighbours back is no race: all tokens of a tile are one head's, and a head is
- * appended to by one task. Their bytes, alive or dead, stay what they are.
+ * Rewriting the other tokens' bytes is no race: all tokens of a tile belong to one head, and a head
+ * is appended to by one task at a time.
  */
 KVT_INLINE size_t put_lanes_1(const float *x, size_t dims, float reciprocal, size_t byte,
                               uint8_t *to)
@@ -313,8 +313,8 @@ KVT_INLINE size_t put_lanes_1(const float *x, size_t dims, float reciprocal, siz
 }
 
 /*
- * Four rows at a time are scaled and stored before the next: rows lie where the caller has them,
- * perhaps a power of two apart, where 16 of them would drive each other out of a cache's sets.
+ * Four rows at a time are scaled and stored before the next: the caller's rows may be a power of
+ * two apart, where 16 of them exceed the associativity of L1 and evict each other.
  */
 int kvt_avx2_put_v_i8(const float *x, size_t ldx, size_t n, size_t dims, size_t dims_p, void *codes,
                       uint16_t *scales, size_t slot)
@@ -372,8 +372,8 @@ void kvt_avx2_get_v_f16(const void *codes, const uint16_t *scales, size_t slot, 
 }
 
 /*
- * One token of V: its byte of each lane is brought to the top and back down with its sign. The
- * product with the scale is exact (7 by 11 bits), so that scalar and vector cannot round apart.
+ * One token of V: its byte of each lane is shifted to the top and back down with sign extension.
+ * The product with the scale is exact (7 by 11 bits), so there is no rounding to match.
  */
 void kvt_avx2_get_v_i8(const void *codes, const uint16_t *scales, size_t slot, size_t dims,
                        size_t dims_p, float *x)
@@ -394,9 +394,9 @@ void kvt_avx2_get_v_i8(const void *codes, const uint16_t *scales, size_t slot, s
 
 /*
  * Sums of one dim over the tiles, with lane j + 8 already added to lane j, for scales times 2^-24:
- * a code is taken at the top of its 4-byte lane, times 2^24, which saves shifting it down and
- * changes no bit of the product. The first tile is taken as it is, not added to zero: that would
- * lose the sign of a negative zero, and with it a bit.
+ * a code is converted at the top of its 4-byte lane, as code * 2^24, which saves the shift down and
+ * changes no bit of the product. The first tile initializes the sum instead of being added to zero,
+ * as 0 + -0 is +0 and the result must match scalar.c bit for bit.
  */
 KVT_INLINE __m256 code_at_top(const int8_t *from, int e)
 {
@@ -422,7 +422,7 @@ KVT_INLINE __m256 sum_of_dim(const int8_t *group, size_t tile_bytes, const __m25
     return _mm256_add_ps(low, high);
 }
 
-/* Lane j adds its token of each tile, then lanes fold 8, 4, 2, 1 apart; 8 dims fold together. */
+/* Lane j sums its token of each tile, then lanes are added 8, 4, 2, 1 apart; 8 dims at once. */
 void kvt_avx2_mean_k_i8(const void *codes, const uint16_t *scales, size_t dims_p, float *mean)
 {
     const int8_t *from = codes;

@@ -3,29 +3,29 @@
  * avx2.c.
  *
  * vpmaddwd multiplies pairs of int16 and adds the two products: 16 products an instruction where
- * an f32 FMA makes 8, at the same rate. Codes are bytes, four summands to a 32-bit lane, so they
- * are widened where they lie: bytes 0 and 2 of a lane by a shift up and a shift down, bytes 1 and 3
- * by a shift down. Weights (a row's packed q, or its rounded p) are kept as int16 in that order, 0
- * 2 1 3, and a pair of them is broadcast:
+ * an f32 FMA has 8, at the same throughput. Codes are bytes, four summands to a 32-bit lane, and
+ * are widened in their lanes: bytes 0 and 2 by a left and an arithmetic right shift, bytes 1 and 3
+ * by a right shift. Weights (a row's packed q, or its rounded p) are stored as int16 in that order,
+ * 0 2 1 3, and a pair of them is broadcast:
  *
  *     for each group of 4 summands:  for each half h of it:
  *         for each vector v:  for each row r:
  *             sum[r][v] += vpmaddwd(widened(codes(v), h), weights(r, h))
  *
  * From the simple form to the fast one:
- *  1. Blocks of up to 6 rows by 2 vectors share the widening. 12 sums, 2 vectors of codes, a
- *     pair of weights and a product are the 16 registers there are. The codes are loaded again for
- *     the second half, as no register is left to keep them in.
- *  2. One or two rows keep the weights instead and pass over 4 vectors, which widens each vector
- *     once and broadcasts half as often.
- *  3. More than 6 rows are cut into equal blocks: 7 = 4 + 3.
+ *  1. Blocks of up to 6 rows by 2 vectors share the widening. 12 accumulators, 2 vectors of codes,
+ *     a pair of weights and a product take all 16 registers. The codes are loaded again for the
+ *     second half, as no register is free for them.
+ *  2. One or two rows keep the weights in registers instead and pass over 4 vectors, which widens
+ *     each vector once and halves the broadcasts.
+ *  3. More than 6 rows are cut into blocks of equal size: 7 = 4 + 3.
  *
- * Sums are exact, so the order and the shape of a block cannot be seen in a result.
+ * Integer sums are exact, so a result does not depend on the order or on the shape of a block.
  *
- * Fewer bits are not faster. vpmaddubsw multiplies bytes without widening, but takes only one of
- * its operands signed, and its sums of two products must fit an int16: q needs a vpsignb a row and
- * vector, and is slower so; p, with 7 bits, gains a fifth of its product in cache, nothing from
- * memory, and adds an error as large as V's own. Fast is this as well.
+ * Fewer bits are not faster. vpmaddubsw multiplies bytes without widening, but only one of its
+ * operands is signed, and its sums of two products saturate at int16. QK would need a vpsignb for
+ * each row and vector, and was slower; PV with 7-bit weights was a fifth faster in cache, no faster
+ * from memory, and its error is as large as V's quantization error. So fast uses these kernels too.
  */
 #include "avx2_product.h"
 
@@ -33,7 +33,7 @@
 #define Q_MAX 16383.0f
 /* Of a weight: 64 tokens * 127 * 32767 < 2^28. */
 #define P_MAX 32767.0f
-/* Least magnitude that a row is rounded to a fraction of: its reciprocal is a number. */
+/* Lower bound of a row's largest magnitude, so that its reciprocal is finite. */
 #define LEAST 0x1p-100f
 
 /* ---- the product ---- */
@@ -96,8 +96,8 @@ KVT_INLINE void multiply_few(size_t rows, size_t vectors, const unsigned char *c
 }
 
 /*
- * All sums of a block over n groups of 4 summands, from zero: sum[r * vectors + v], an array that
- * never exists (avx2_product.h says why macros). Pairs of vectors are pair_bytes apart; a group is
+ * All sums of a block over n groups of 4 summands, from zero: sum[r * vectors + v], in registers
+ * (avx2_product.h has the reason for the macros). Pairs of vectors are pair_bytes apart; a group is
  * step bytes after the last.
  */
 KVT_INLINE void product(size_t rows, size_t vectors, const unsigned char *codes, size_t pair_bytes,
@@ -108,7 +108,7 @@ KVT_INLINE void product(size_t rows, size_t vectors, const unsigned char *codes,
 #define ZERO(i) sum[i] = _mm256_setzero_si256();
     KVT_EACH_SUM(ZERO)
 #undef ZERO
-    do { /* there is one at least */
+    do { /* n >= 1 */
         kvt_prefetch_bytes(&prefetch, codes, pair_bytes, vectors * 32);
         if (rows <= 2) {
             multiply_few(rows, vectors, codes, pair_bytes, weight, ldw, sum);
@@ -170,19 +170,19 @@ void kvt_avx2_pack_q_near(const float *q, size_t ldq, size_t rows, size_t dims_p
     }
 }
 
-/* The weights of all rows of a block of tokens, as the product takes them. */
+/* The weights of all rows for the tokens of a block, in the product's order. */
 typedef struct weights {
     _Alignas(32) int32_t codes[KVT_ROWS_MAX * KVT_TOKENS / 2];
     float scale[KVT_ROWS_MAX];
 } weights;
 
 /*
- * A token's scale goes into its weight, once a row instead of once a dim. Dead tokens: p is zero
- * there, but the scale may be a NaN, so it is masked. A weight that is NaN (logits beyond f32) does
- * not become the largest, and fits int16 like any other.
+ * A token's scale is multiplied into its weight, once a row instead of once a dim. Beyond n_tokens
+ * p is zero, but the scale may be a NaN, so it is masked. A weight that is NaN (logits beyond f32)
+ * never becomes the maximum, and its conversion saturates within int16.
  */
-KVT_INLINE void weigh(const float *p, size_t rows, const uint16_t *scales, size_t n_tokens,
-                      weights *w)
+KVT_INLINE void round_weights(const float *p, size_t rows, const uint16_t *scales, size_t n_tokens,
+                              weights *w)
 {
     const size_t n = kvt_round_up(n_tokens, 16);
     float factors[KVT_TOKENS];
@@ -263,7 +263,7 @@ QK_BLOCK(4)
 QK_BLOCK(5)
 QK_BLOCK(6)
 
-/* 32 tokens, the widest shape, for all rows before the next: they stay in the first-level cache. */
+/* 32 tokens (the widest block) outside, rows inside: the codes stay in L1. */
 void kvt_avx2_qk_i8_near(const void *packed, size_t first, size_t rows, const void *codes,
                          const uint16_t *scales, size_t n_tokens, size_t dims_p, const void *next,
                          float *s)
@@ -319,7 +319,7 @@ KVT_INLINE void pv_block(size_t rows, size_t vectors, const pv_call *call, size_
 #undef ADD
 }
 
-/* The wide shape as far as it goes, the rest of the dims 16 at a time. */
+/* As many dims as the wide block divides, the rest 16 at a time. */
 #define PV_BLOCK(rows)                                                                             \
     static __attribute__((noinline)) void pv_##rows(const pv_call *call, size_t row, size_t dim,   \
                                                     size_t end)                                    \
@@ -336,8 +336,7 @@ PV_BLOCK(4)
 PV_BLOCK(5)
 PV_BLOCK(6)
 
-/* 128 dims of all tokens, 8 KiB, for all rows before the next: they stay in the first-level cache.
- */
+/* 128 dims of all tokens, 8 KiB, outside, rows inside: the codes stay in L1. */
 void kvt_avx2_pv_i8_near(const float *p, size_t rows, const void *codes, const uint16_t *scales,
                          size_t n_tokens, size_t dims_p, const float *alpha, const void *next,
                          float *acc, size_t ldacc)
@@ -347,7 +346,7 @@ void kvt_avx2_pv_i8_near(const float *p, size_t rows, const void *codes, const u
     weights w;
     const kvt_sides sides = {next, codes, KVT_TOKENS * dims_p};
     const pv_call call = {&w, codes, n_tokens, dims_p, alpha, sides, acc, ldacc};
-    weigh(p, rows, scales, n_tokens, &w);
+    round_weights(p, rows, scales, n_tokens, &w);
     kvt_prefetch_behind_k(next, KVT_TOKENS * dims_p);
     for (size_t dim = 0; dim < dims_p; dim += 128) {
         size_t left = dims_p - dim, end = dim + (left < 128 ? left : 128);

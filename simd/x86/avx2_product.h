@@ -1,6 +1,6 @@
 /*
- * What products of 256-bit vectors share (avx2.c, avx2_i8.c, avxvnni.c): blocks of rows,
- * prefetching, folds and masks of a register.
+ * What products of 256-bit vectors share (avx2.c, avx2_i8.c, avxvnni.c): register blocking,
+ * prefetch, horizontal reductions and tail masks.
  */
 #ifndef KVT_AVX2_PRODUCT_H
 #define KVT_AVX2_PRODUCT_H
@@ -11,18 +11,18 @@
 /* ---- blocks ---- */
 
 /*
- * Products are formed in blocks of rows by vectors of 8 lanes. The sums of a block are
- * sum[r * vectors + v], an array that never exists: rows and vectors are constants of the outermost
- * callers, and every index is made one by these two macros. (Left to loops, clang 14 keeps the
- * array in memory and stores each FMA.) 12 sums, 2 vectors of codes, a weight and a constant or a
- * product are the 16 registers there are.
+ * Register blocking: rows by vectors of 8 lanes. The accumulators of a block are
+ * sum[r * vectors + v], an array that lives in registers only: rows and vectors are constants of
+ * the outermost callers, and these two macros make every index a constant. (With loops, clang 14
+ * keeps the array in memory and stores each FMA's result.) 12 accumulators, 2 vectors of codes, a
+ * weight, and a constant or a product take all 16 registers.
  */
 #define KVT_ROWS_BLOCK 6
 #define KVT_SUMS_MAX 12
 #define KVT_EACH_ROW(X) X(0) X(1) X(2) X(3) X(4) X(5)
 #define KVT_EACH_SUM(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11)
 
-/* How many rows the next block takes when `left` are left: equal blocks, none above the limit. */
+/* Rows of the next block when `left` remain: blocks of equal size, none above the limit. */
 KVT_INLINE size_t kvt_rows_of_block(size_t left)
 {
     size_t blocks = (left + KVT_ROWS_BLOCK - 1) / KVT_ROWS_BLOCK;
@@ -30,20 +30,21 @@ KVT_INLINE size_t kvt_rows_of_block(size_t left)
 }
 
 /*
- * x stays in the register where it is, and is formed before what comes next. Additions of integers
- * may be reordered, and compilers do: they multiply all first and add then, and spill what waits;
- * or gcc 12 copies each sum around its loop, and spills the copies.
+ * An optimization barrier on one register: x is computed before what follows, and stays in place.
+ * Without it compilers reorder the integer additions (which is exact): they form all products first
+ * and spill them before adding; or gcc 12 copies each accumulator once an iteration and spills the
+ * copies.
  */
 #define KVT_KEEP(x) __asm__("" : "+x"(x))
 
 /* ---- prefetch ---- */
 
 /*
- * Asking for the memory of `next` (kernels.h, prefetch.h), as many bytes as are read, in ascending
- * order whatever the order of the product: only then does the hardware's prefetch, which has more
- * lines under way than a core has misses, join in (1.4 to 1.7 times the bandwidth of asking in the
- * product's order). Only the first rows that pass over the codes ask; the others ask for a line
- * that is there.
+ * Prefetch of `next` (kernels.h, prefetch.h), as many bytes as are read, in ascending order
+ * whatever the order of the product: ascending accesses train the hardware prefetcher, which keeps
+ * more lines in flight than a core has fill buffers (1.4 to 1.7 times the bandwidth of prefetching
+ * in the product's order). Only the first block of rows that passes over the codes prefetches; in
+ * the others the step is 0 and the prefetch hits the cache.
  */
 typedef struct kvt_prefetch_state {
     uintptr_t at, again;
@@ -51,15 +52,15 @@ typedef struct kvt_prefetch_state {
     size_t cycles;
 } kvt_prefetch_state;
 
-/* What all blocks of rows of one product ask for. */
+/* What the blocks of rows of one product prefetch. */
 typedef struct kvt_sides {
     const void *next, *codes; /* as much as is read, and what is read: side_bytes */
     size_t side_bytes;
 } kvt_sides;
 
 /*
- * A block of rows from `row` on that begins `offset` bytes behind the codes' first. work: vectors
- * multiplied for each line; two of them take a cycle.
+ * The state for a block of rows from `row` on whose first codes are `offset` bytes from the start.
+ * work: vector multiplications for each line; two are issued a cycle.
  */
 KVT_INLINE kvt_prefetch_state kvt_prefetch_begin(const kvt_sides *sides, size_t row, size_t offset,
                                                  size_t work)
@@ -86,8 +87,8 @@ KVT_INLINE void kvt_prefetch_bytes(kvt_prefetch_state *prefetch, const unsigned 
 }
 
 /*
- * Behind K's codes of i8 lie its scales and offset (tile.h, a head's record). They are asked for
- * with the codes: scores would wait for them.
+ * K's scales and offset follow its i8 codes (tile.h, a head's record). They are prefetched with the
+ * codes: applying them would otherwise miss at the start of the next block.
  */
 KVT_INLINE void kvt_prefetch_behind_k(const void *next, size_t codes_bytes)
 {
@@ -98,7 +99,7 @@ KVT_INLINE void kvt_prefetch_behind_k(const void *next, size_t codes_bytes)
 
 /* ---- folds and masks ---- */
 
-/* Fold 4, 2, 1 lanes apart. */
+/* Pairwise reduction: lanes 4, 2, 1 apart. */
 KVT_INLINE float kvt_sum_lanes(__m256 x)
 {
     __m128 y = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));

@@ -1,19 +1,19 @@
 /*
- * AVX2 + FMA + F16C kernels: rows of f32 on their way into tiles. Conversions, the offset and its
- * mean, the rotation.
+ * AVX2 + FMA + F16C kernels on rows of f32, before they are stored into tiles: conversions, the
+ * offset and its sums, the rotation.
  *
- * All of it gives the bytes that scalar.c gives, so each operation here is the same f32 operation
- * on the same operands in the same order, 8 at a time: a product and a sum stay two roundings, no
- * FMA. What may differ is only what cannot be told apart, such as a - b for a + (-b).
+ * Results are scalar.c's bit for bit: each operation is the same f32 operation on the same operands
+ * in the same order, 8 at a time. A product and a sum stay two roundings, no FMA. Only exact
+ * identities are used, such as a - b for a + (-b).
  */
 #include "avx2.h"
 
 /* ---- conversions ---- */
 
 /*
- * The loads test what they read in passing: append validates every element anyway, and a second
- * pass over it would cost as much as the conversion. Rows may begin at any element, and end right
- * before an inaccessible page: no access goes beyond n.
+ * The loads also test for infinity and NaN: append validates every element, and a second pass
+ * would cost as much as the conversion. Rows may begin at any element and may end at an
+ * inaccessible page: no access goes beyond n.
  */
 int kvt_avx2_load_f32(const void *src, float *dst, size_t n)
 {
@@ -79,7 +79,7 @@ void kvt_avx2_store_f16(const float *src, void *dst, size_t n)
     size_t i = 0;
     for (; i + 8 <= n; i += 8) {
         __m256 x = _mm256_loadu_ps(src + i);
-        x = _mm256_max_ps(least, _mm256_min_ps(most, x)); /* this order lets a NaN through */
+        x = _mm256_max_ps(least, _mm256_min_ps(most, x)); /* this operand order keeps a NaN */
         kvt_store_128(to + i, kvt_to_f16(x));
     }
     for (; i < n; i++) {
@@ -89,9 +89,9 @@ void kvt_avx2_store_f16(const float *src, void *dst, size_t n)
 }
 
 /*
- * There is no instruction for bf16 here. Adding 0x7fff and the lowest kept bit carries into that
- * bit exactly when the dropped half rounds up: above the tie, or on it from an odd number. The
- * carry would turn some NaNs into infinity, so those keep their upper half, made quiet.
+ * AVX2 has no conversion to bf16. Adding 0x7fff plus the lowest kept bit carries into the kept half
+ * exactly where nearest-even rounds up: above the tie, or at the tie if the kept half is odd. For
+ * some NaNs the carry would give infinity, so a NaN keeps its upper half with the quiet bit set.
  */
 void kvt_avx2_store_bf16(const float *src, void *dst, size_t n)
 {
@@ -126,7 +126,7 @@ void kvt_avx2_center(const float *x, const float *mu, size_t n, float *y)
         y[i] = x[i] - mu[i];
 }
 
-/* A sum is a chain of additions, 3 or 4 cycles each, two of which can start in one: 8 sums. */
+/* Additions have a latency of 3 or 4 cycles and two are issued a cycle: 8 accumulators. */
 void kvt_avx2_add_rows(const float *x, size_t ldx, size_t n, size_t dims, float *sum)
 {
     size_t d = 0;
@@ -186,10 +186,10 @@ KVT_INLINE void butterflies(__m256 *x, size_t n, size_t apart)
 }
 
 /*
- * One pass over memory: `vectors` registers, `stride` dims apart, take all butterflies between
- * them, and in the first pass, where they are adjacent, those within them. Level by level, so the
- * operations and their order are those of a pass for each. The first pass applies `before`, the
- * last one scale and `after`: factors by dim, or NULL.
+ * One pass over memory does all butterflies between `vectors` registers that are `stride` dims
+ * apart, and in the first pass, where the registers are adjacent, also those within them. It goes
+ * level by level, so the operations and their order are those of one pass a level. The first pass
+ * applies `before`, the last one scale and `after`: factors by dim, or NULL.
  */
 KVT_INLINE void hadamard_pass(float *x, size_t vectors, size_t stride, const float *before,
                               int is_first, int is_last, float scale, const float *after)
@@ -221,7 +221,7 @@ KVT_INLINE void hadamard_pass(float *x, size_t vectors, size_t stride, const flo
     }
 }
 
-/* The pass over all dims that takes a block from `from` dims transformed to `to`. */
+/* A pass over all dims: from transformed sub-blocks of `from` dims to ones of vectors * from. */
 KVT_INLINE void hadamard_dims(float *x, size_t dims, size_t from, size_t vectors, int is_last,
                               float scale, const float *after)
 {

@@ -1,17 +1,17 @@
 /*
- * AVX2 + FMA + F16C: what attention does between its products and after them. The table that names
- * these kernels is in avx2.c. Exponentials, tangents and logarithms are SLEEF's.
+ * AVX2 + FMA + F16C: logits, softmax, merge and the final division. The table that lists these
+ * kernels is in avx2.c. exp, tanh and log are SLEEF's.
  *
- * A call into SLEEF keeps no vector register, and one exponential is a chain of some 60 cycles of
- * which a core could do four at once: so loops over calls carry nothing from one to the next, and
- * what is summed up is summed up afterwards.
+ * A call into SLEEF clobbers all vector registers, and an exponential is a dependency chain of some
+ * 60 cycles, four of which a core could overlap: so the loops over calls carry no value from one
+ * iteration to the next, and sums are formed in a pass of their own.
  */
 #include <math.h>
 #include <sleef.h>
 
 #include "avx2_product.h"
 
-/* b is converted once for up to 4 rows; a row's two chains are the same in any company. */
+/* b is converted once for up to 4 rows; a row's two accumulators do not depend on their number. */
 KVT_INLINE void dots_of(size_t rows, const float *q, size_t ldq, const uint16_t *b, size_t n,
                         float *out)
 {
@@ -85,8 +85,8 @@ void kvt_avx2_alibi(float *s, size_t n, const int32_t *positions, int32_t positi
 }
 
 /*
- * Fold 8 vectors to one, lane i from vector i: 21 instructions, where folding each alone takes 48.
- * A row's sum is formed in the same order whichever rows there are.
+ * Reduce 8 vectors to one, lane i from vector i: 21 instructions, where 8 single reductions take
+ * 48. A row's sum is formed in the same order whatever the other rows are.
  */
 #define FOLD_8(name, fold)                                                                         \
     KVT_INLINE __m256 name(const float *x)                                                         \
@@ -109,12 +109,12 @@ void kvt_avx2_alibi(float *s, size_t n, const int32_t *positions, int32_t positi
 FOLD_8(fold_max, _mm256_max_ps)
 FOLD_8(fold_sum, _mm256_add_ps)
 
-/* Eight lanes of logits' maxima, before add and scale: rounding keeps the order of numbers. */
+/* Maxima of the raw scores in 8 lanes: add and scale (> 0) are monotonic, also after rounding. */
 KVT_INLINE __m256 maxima_of(const float *s, size_t n)
 {
     __m256 maxima = _mm256_set1_ps(-INFINITY);
     size_t t = 0;
-    /* The second operand is the result where the first is a NaN (of logits beyond f32). */
+    /* vmaxps returns its second operand where the first is a NaN (of logits beyond f32). */
     for (; t + 8 <= n; t += 8)
         maxima = _mm256_max_ps(_mm256_loadu_ps(s + t), maxima);
     if (t < n) {
@@ -141,7 +141,7 @@ KVT_INLINE void exponentials(float *s, size_t n, float add, float scale, float s
         _mm256_storeu_ps(s + t, _mm256_setzero_ps());
 }
 
-/* The first n lanes; a masked store is a program of its own on some processors. */
+/* Stores the first n lanes one by one; vmaskmovps stores are microcoded on some processors. */
 KVT_INLINE void store_first(float *to, size_t n, __m256 x)
 {
     _Alignas(32) float lanes[8];
@@ -155,8 +155,8 @@ KVT_INLINE void store_first(float *to, size_t n, __m256 x)
 }
 
 /*
- * Up to 8 rows, a lane of m, l and alpha each. Passes over all rows, none of which keeps a vector
- * across a call: the calls do not depend on each other, and a core overlaps them.
+ * Up to 8 rows, a lane of m, l and alpha each. Separate passes over all rows, none of which keeps a
+ * vector across a call, so that consecutive calls are independent and overlap.
  */
 static void softmax_rows(float *s, size_t rows, size_t n, const float *add, float scale, float *m,
                          float *l, float *alpha)
@@ -166,7 +166,7 @@ static void softmax_rows(float *s, size_t rows, size_t n, const float *add, floa
     _Alignas(32) float lanes[64], shift[8], old[8], now[8];
     __m256 maxima, sums, shifts, factor = one;
 
-    for (size_t r = 0; r < 8; r++) /* rows that are not there fold to anything: nobody's */
+    for (size_t r = 0; r < 8; r++) /* lanes of rows beyond `rows` are never stored */
         _mm256_store_ps(lanes + r * 8, r < rows ? maxima_of(s + r * KVT_TOKENS, n) : lowest);
     maxima = fold_max(lanes);
     if (add)
@@ -174,7 +174,7 @@ static void softmax_rows(float *s, size_t rows, size_t n, const float *add, floa
     maxima = _mm256_mul_ps(maxima, _mm256_set1_ps(scale));
     _mm256_store_ps(old, _mm256_maskload_ps(m, alive));
     maxima = _mm256_max_ps(maxima, _mm256_load_ps(old));
-    /* All masked so far: -inf minus -inf would be NaN, -inf minus 0 makes zeros of all. */
+    /* All masked so far: -inf - -inf would be NaN; with a shift of 0 every exp(-inf) is 0. */
     shifts = _mm256_andnot_ps(_mm256_cmp_ps(maxima, lowest, _CMP_EQ_OQ), maxima);
     _mm256_store_ps(shift, shifts);
     _mm256_store_ps(now, maxima);
@@ -183,7 +183,7 @@ static void softmax_rows(float *s, size_t rows, size_t n, const float *add, floa
     for (size_t r = 0; r < rows; r++)
         exponentials(s + r * KVT_TOKENS, n, add ? add[r] : 0.0f, scale, shift[r]);
 
-    /* Most blocks bring no new maximum: exp(0). */
+    /* Most blocks do not raise any maximum; then the factor is exp(0) = 1 without a call. */
     maxima = _mm256_load_ps(now);
     if (_mm256_movemask_ps(_mm256_cmp_ps(maxima, _mm256_load_ps(old), _CMP_NEQ_UQ)))
         factor = Sleef_expf8_u10avx2(_mm256_sub_ps(_mm256_load_ps(old), _mm256_load_ps(shift)));

@@ -1,12 +1,12 @@
 /*
- * AVX2 kernels for a V that is the first dims of K: K's tiles in V's order, and what the offset
- * adds to a weighted sum.
+ * AVX2 kernels for a V that is the first dims of K: K's tiles transposed into V's layout, and the
+ * offset's part of the weighted sum.
  *
- * K lies so that a vector holds one dim (or four) of many tokens, V so that it holds one token (or
- * four) of many dims. The products are written for these orders, and a turned block serves up to
- * 32 rows of queries: 32 * 64 products for each element that is copied once. So the copy is made
- * for a whole block, in memory that stays in the first or second cache, and costs a few percent of
- * what it feeds (with one row it would cost as much).
+ * A vector of K holds one dim (or four) of many tokens, a vector of V one token (or four) of many
+ * dims. PV is written for V's layout, and a transposed block is used by up to 32 rows of queries:
+ * each element is copied once and multiplied up to 32 times. So a whole block is transposed into a
+ * buffer that stays in L1 or L2, at a few percent of the time of the products that read it (with
+ * one row it would cost as much as the product).
  *
  * All loads end inside K's dims: v_dims_p is a multiple of 16, as dims_p is.
  */
@@ -50,10 +50,10 @@ void kvt_avx2_transpose_f16(const void *codes, size_t dims_p, size_t v_dims_p, v
 }
 
 /*
- * 16 bytes of K are 4 tokens of 4 dims, 16 bytes of V the same 4 dims of 4 tokens: one shuffle of
- * bytes turns one into the other. What is beside them differs: in K the next 4 tokens, in V the
- * next 4 dims, which a load into the upper half fetches from K's next line. 16 dims at a time read
- * four lines of K whole and write one line of each of the tile's four groups of tokens.
+ * 16 bytes of K are 4 tokens by 4 dims, 16 bytes of V the same 4 dims by 4 tokens: one byte shuffle
+ * transposes them. The adjacent 16 bytes are the next 4 tokens in K but the next 4 dims in V, which
+ * a load into the upper half takes from K's next line. 16 dims at a time read four whole lines of K
+ * and write one line of each of the tile's four groups of tokens.
  */
 void kvt_avx2_transpose_i8(const void *codes, size_t dims_p, size_t v_dims_p, void *out)
 {
@@ -75,7 +75,7 @@ void kvt_avx2_transpose_i8(const void *codes, size_t dims_p, size_t v_dims_p, vo
         }
 }
 
-/* One product and sum an element: bound by the stores to acc, whatever is kept in registers. */
+/* One FMA an element: bound by the stores to acc, so there is nothing to block for. */
 void kvt_avx2_add_scaled(float *acc, size_t ldacc, size_t rows, const float *coefficients,
                          const float *x, size_t n)
 {

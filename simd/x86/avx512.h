@@ -29,12 +29,15 @@
     X(dots_f16) X(logits) X(softmax) X(merge) X(finish)
 /* clang-format on */
 
-/* Their prototypes, and those of kernels that nobody defines: a name is checked by its use. */
+/*
+ * Prototypes of the whole list, also of kernels that have no AVX-512 definition: naming one of
+ * those in the table fails at link time.
+ */
 #define KVT_KERNEL_PROTOTYPE(result, name, parameters) result kvt_avx512_##name parameters;
 KVT_KERNEL_LIST(KVT_KERNEL_PROTOTYPE)
 #undef KVT_KERNEL_PROTOTYPE
 
-/* How many rows the next block takes when `left` are left: equal blocks, none above `most`. */
+/* Rows of the next block when `left` remain: blocks of equal size, none above `most`. */
 KVT_INLINE size_t kvt_rows_of_block(size_t left, size_t most)
 {
     size_t blocks = (left + most - 1) / most;

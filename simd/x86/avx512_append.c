@@ -1,11 +1,11 @@
 /*
- * AVX-512 (F, BW, DQ, VL) kernels: what append and reading back need, as far as a processor that
- * halves 64-byte operations (Zen 4) does it faster than by AVX2: conversions, the rotation, and
- * storing into tiles.
+ * AVX-512 (F, BW, DQ, VL) kernels of append and reading back: conversions, the rotation, and
+ * storing into tiles. Only kernels that beat AVX2 also on processors that split 512-bit operations
+ * into two (Zen 4).
  *
- * The bytes are scalar.c's, as avx2_rows.c explains; tiles are written by lone tokens or by all 16,
- * as avx2_append.c explains. Here 16 tokens or dims are one register, a line of every tile, and the
- * ends of rows are loaded under a mask: lanes that are off are not accessed.
+ * The bytes are scalar.c's, as avx2_rows.c explains; tiles are written by single tokens or by all
+ * 16, as avx2_append.c explains. Here 16 tokens or dims are one register, a line of every tile, and
+ * tails of rows are loaded under a mask: masked-off lanes are not accessed.
  */
 #include "avx512.h"
 
@@ -21,7 +21,7 @@ KVT_INLINE void store_256(void *to, __m256i x)
 
 /* ---- conversions ---- */
 
-/* The larger magnitudes, as integers: infinities and NaNs are above all numbers. */
+/* The larger magnitudes, as integers: infinities and NaNs compare above all finite numbers. */
 KVT_INLINE __m512i largest_of(__m512i largest, __m512i x)
 {
     return _mm512_max_epi32(largest, _mm512_and_si512(x, _mm512_set1_epi32(0x7fffffff)));
@@ -37,7 +37,7 @@ KVT_INLINE int is_below_16(__m256i magnitudes, int16_t bound)
     return _mm256_cmpge_epi16_mask(magnitudes, _mm256_set1_epi16(bound)) == 0;
 }
 
-/* Rows may begin at any element, and end right before an inaccessible page. */
+/* Rows may begin at any element and may end at an inaccessible page. */
 int kvt_avx512_load_f32(const void *src, float *dst, size_t n)
 {
     const unsigned char *from = src;
@@ -94,7 +94,7 @@ KVT_INLINE __m256i to_f16(__m512 x)
     return _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
 
-/* As avx2_rows.c explains. */
+/* The rounding of avx2_rows.c's store_bf16. */
 KVT_INLINE __m256i to_bf16(__m512 x)
 {
     __m512i bits = _mm512_castps_si512(x), high = _mm512_srli_epi32(bits, 16);
@@ -146,7 +146,7 @@ KVT_INLINE void butterflies(__m512 *x, size_t n, size_t apart)
         }
 }
 
-/* One pass over memory: see avx2_rows.c. */
+/* One pass over memory, as hadamard_pass of avx2_rows.c. */
 KVT_INLINE void hadamard_pass(float *x, size_t vectors, size_t stride, const float *before,
                               int is_first, int is_last, float scale, const float *after)
 {
@@ -177,7 +177,7 @@ KVT_INLINE void hadamard_pass(float *x, size_t vectors, size_t stride, const flo
     }
 }
 
-/* Blocks below 32 dims lie in one register: a butterfly's difference is formed in its lane. */
+/* Blocks below 32 dims are inside one register: the difference is formed in its own lane. */
 KVT_INLINE void transform_small(float *x, const float *before, size_t dims, size_t block,
                                 float scale, const float *after)
 {
@@ -209,8 +209,7 @@ KVT_INLINE void transform_small(float *x, const float *before, size_t dims, size
     }
 }
 
-/* before and after: factors by dim, or NULL. 128 dims, the most usual, are 8 registers: one pass.
- */
+/* before and after: factors by dim, or NULL. Blocks of 128 dims are 8 registers: one pass. */
 KVT_INLINE void transform(float *x, const float *before, size_t dims, size_t block, float scale,
                           const float *after)
 {
@@ -313,7 +312,7 @@ KVT_INLINE void transpose_16x16_16(__m256i x[16])
 
 /* ---- storing 16 bits ---- */
 
-/* Up to 16 elements to f16, their magnitudes collected: one is infinite where it did not fit. */
+/* Up to 16 elements to f16. largest: maximum of the magnitudes so far, infinity on overflow. */
 KVT_INLINE __m256i to_f16_checked(__m512 x, __m256i *largest)
 {
     __m256i y = to_f16(x);
@@ -382,8 +381,9 @@ KVT_INLINE __m512i load_row(const float *x, size_t left)
 }
 
 /*
- * The scales of four rows, and their reciprocals, from the largest magnitudes. The hardware rounds
- * upward as tile.h does, subnormals and all. What is not finite becomes a scale that is refused.
+ * The scales of four rows, and their reciprocals, from the largest magnitudes. vcvtps2ph rounds
+ * toward +infinity as kvt_f32_to_f16_round does, subnormal results included. A row that is not
+ * finite yields a scale that is not finite, and is rejected.
  */
 KVT_INLINE __m128i scales_of(__m128i most, __m128 *reciprocals)
 {
@@ -515,9 +515,9 @@ KVT_INLINE void put_column(const float *x, size_t left, float reciprocal, uint8_
 }
 
 /*
- * All scales first: a row that is refused leaves the tile alone. A full tile is done in squares of
- * 16 tokens by 64 dims, which are 16 by 16 groups of four dims; fewer tokens go column by column,
- * as four dims are 4 bytes of a line.
+ * All scales are computed first, so that a rejected row leaves the tile unchanged. A full tile is
+ * done in squares of 16 tokens by 64 dims, which are 16 by 16 groups of four dims; fewer tokens are
+ * stored column by column, four dims (4 bytes of a line) at a time.
  */
 int kvt_avx512_put_k_i8(const float *x, size_t ldx, size_t n, size_t dims, size_t dims_p,
                         void *codes, uint16_t *scales, size_t slot)
@@ -554,14 +554,14 @@ void kvt_avx512_get_v_f16(const void *codes, const uint16_t *scales, size_t slot
     (void)scales;
     for (; d + 16 <= dims; d += 16)
         _mm512_storeu_ps(x + d, _mm512_cvtph_ps(load_256(from + d)));
-    if (d < dims) /* the padding is there to be read */
+    if (d < dims) /* rows of a tile are padded to dims_p, so whole vectors can be read */
         _mm512_mask_storeu_ps(x + d, kvt_lanes_below(0, dims - d),
                               _mm512_cvtph_ps(load_256(from + d)));
 }
 
 /*
- * One token of V: its byte of each lane is brought to the top and back down with its sign. The
- * product with the scale is exact (7 by 11 bits), so that scalar and vector cannot round apart.
+ * One token of V: its byte of each lane is shifted to the top and back down with sign extension.
+ * The product with the scale is exact (7 by 11 bits), so there is no rounding to match.
  */
 void kvt_avx512_get_v_i8(const void *codes, const uint16_t *scales, size_t slot, size_t dims,
                          size_t dims_p, float *x)

@@ -1,6 +1,6 @@
 /*
- * AVX-512 kernels of attention that work in f32: the products of f32 and f16 (and of i8, where
- * the caller asks for f32), softmax, and what lies between. The table is in avx512vnni.c.
+ * AVX-512 kernels of attention that work in f32: the products of f32 and f16 (and of i8 in f32
+ * mode), logits, softmax and merge. The table is in avx512vnni.c.
  *
  * The products are one loop, as in avx2.c with 16 lanes for 8:
  *
@@ -8,10 +8,10 @@
  *         sum[r][v] += weight[r][i] * lanes(i, v)
  *
  * K: a summand is a dim, a lane a token. V: a summand is a token, a lane a dim. A block of rows
- * shares the loads and conversions of lanes(i, v); up to 24 sums are under way, which leaves 8
- * registers for lanes and a weight. One FMA can start each cycle and takes 4, so 4 sums are
- * enough to keep it busy. A lane adds its summands in ascending order, in chains of 64, whatever
- * the shape of the block: a row's result does not depend on its neighbours.
+ * shares the loads and conversions of lanes(i, v); up to 24 accumulators leave 8 registers for
+ * lanes and a weight. At least one FMA is issued a cycle with a latency of 4, so 4 accumulators
+ * suffice to hide it. A lane adds its summands in ascending order, in chains of 64, whatever the
+ * shape of the block: a row's result does not depend on the other rows of the call.
  */
 #include <math.h>
 #include <sleef.h>
@@ -20,13 +20,13 @@
 #include "avx512.h"
 
 /*
- * Rows of a register block, and its sums. f16 in blocks of 4 + 3 and 4 + 4 is 3 to 8% faster than
- * in one of 7 or 8, which has half the vectors.
+ * Rows of a register block, and its accumulators. For f16, 7 and 8 rows are 3 to 8% faster as
+ * blocks of 4 + 3 and 4 + 4 than as one block, which has half the vectors.
  */
 #define ROWS_BLOCK 8
 #define ROWS_BLOCK_F16 6
 #define SUMS_MAX 24
-/* Dims that are summed up before they are added to the score. */
+/* Dims of a chunk: summed from zero, then added to the score. */
 #define CHUNK_DIMS 64
 
 enum { F32, F16, I8 };
@@ -74,9 +74,10 @@ typedef struct lines {
 } lines;
 
 /*
- * What a product asks for meanwhile (prefetch.h). What comes next in ascending order, whatever the
- * order of the product: the hardware's own prefetch then joins in. And again, first the codes that
- * it reads half a product later, from summand `wrap` on what was asked for `back` bytes before.
+ * The two prefetch streams of a product (prefetch.h). next: the next product's memory in ascending
+ * order, whatever the order of this product, which trains the hardware prefetcher. again: the
+ * second prefetch, half a product before the read: at first this product's own codes of its second
+ * half, from summand `wrap` on the lines that `next` passed `back` bytes before.
  */
 typedef struct prefetch_lines {
     lines next, again;
@@ -139,9 +140,10 @@ typedef struct qk_call {
 } qk_call;
 
 /*
- * Codes times 2^24 leave the range of f32 where a sum passes 2^104, plain ones at 2^128 only.
- * No sensible score is as large, but infinity would become NaN in the softmax: the lanes where
- * it happened are formed again, slowly. Only those: a dead lane must not change a live one.
+ * Codes are scaled by 2^24, so a sum above 2^104 overflows f32, where unscaled codes would reach
+ * 2^128. Such a score is legal input and must not become infinity, which softmax would make NaN:
+ * the lanes that overflowed are recomputed in double. Only those, so that the bytes of slots beyond
+ * n_tokens cannot change the result of a live token.
  */
 static __attribute__((cold, noinline)) void qk_large(const float *q, const signed char *tile,
                                                      const uint16_t *scales, size_t dims_p,
@@ -162,7 +164,7 @@ KVT_INLINE void qk_scale(const qk_call *call, const float *q, const unsigned cha
                          size_t token, float *s)
 {
     __m512 x = _mm512_load_ps(s);
-    /* x - x is zero, but for infinity and NaN, where it is NaN. */
+    /* x - x is NaN for infinity and NaN, else zero. */
     __m512 zero = _mm512_sub_ps(x, x);
     unsigned large = _mm512_cmp_ps_mask(zero, zero, _CMP_UNORD_Q);
     __m512 scale =
@@ -217,7 +219,7 @@ KVT_INLINE void qk_block(int type, size_t rows, size_t vectors, const qk_call *c
         qk_block(type, rows, vectors, call, row, next);                                            \
     }
 
-/* All tokens for one block of rows before the next: the codes stay in the second-level cache. */
+/* Blocks of rows outside, all tokens inside: the codes of a block of tokens fit L2. */
 #define QK_KERNEL(type, name, most, ...)                                                           \
     QK_BLOCK(type, 1, 4)                                                                           \
     QK_BLOCK(type, 2, 4)                                                                           \
@@ -237,7 +239,7 @@ KVT_INLINE void qk_block(int type, size_t rows, size_t vectors, const qk_call *c
         for (size_t row = 0, n; row < rows; row += n) {                                            \
             n = kvt_rows_of_block(rows - row, most);                                               \
             blocks[n](&call, row, prefetch);                                                       \
-            prefetch = (uintptr_t)codes; /* once; what is there already costs nothing */           \
+            prefetch = (uintptr_t)codes; /* once; later blocks prefetch lines that are cached */   \
         }                                                                                          \
     }
 
@@ -283,7 +285,7 @@ KVT_INLINE void pv_columns(int type, size_t rows, size_t vectors, const pv_call 
     }
 }
 
-/* The wide shape as far as it goes, then half of it, down to 16 dims at a time. */
+/* As many dims as the wide block divides, then narrower blocks, down to 16 dims. */
 #define PV_BLOCK(type, rows, vectors)                                                              \
     static __attribute__((noinline)) void pv_##type##_##rows(const pv_call *call, size_t row,      \
                                                              uintptr_t prefetch)                   \
@@ -346,9 +348,9 @@ void kvt_avx512_pv_f16(const float *p, size_t rows, const void *codes, const uin
 }
 
 /*
- * A token's scale goes into its weight, once a row instead of once a dim. Dead tokens: p is zero
- * there, but the scale may be a NaN, so it is masked. No overflow: p * scale * 127 * 2^24 is below
- * 2^48 for p <= 1.
+ * A token's scale is multiplied into its weight, once a row instead of once a dim. Beyond n_tokens
+ * p is zero, but the scale may be a NaN, so it is masked. No overflow: p * scale * 127 * 2^24 is
+ * below 2^48 for p <= 1.
  */
 void kvt_avx512_pv_i8(const float *p, size_t rows, const void *codes, const uint16_t *scales,
                       size_t n_tokens, size_t dims_p, const float *alpha, const void *next,
@@ -369,7 +371,7 @@ void kvt_avx512_pv_i8(const float *p, size_t rows, const void *codes, const uint
 
 /* ---- the small kernels between the products ---- */
 
-/* Blocks of up to 4 rows share the conversions. Two chains a row, of even and odd vectors. */
+/* Up to 4 rows share the conversions. Two accumulators a row, of even and odd vectors. */
 KVT_INLINE void dots_block(const float *q, size_t ldq, size_t rows, const uint16_t *b, size_t n,
                            float *out)
 {
@@ -424,8 +426,8 @@ void kvt_avx512_logits(float *s, size_t n, float add, float scale, float softcap
 }
 
 /*
- * Three passes over a few rows, each a run of independent work: the exponentials are calls, and
- * no register survives them. Sums and maxima of a row are of its lanes, then folded.
+ * Three passes over a few rows, each of independent iterations: an exponential is a call that
+ * clobbers all vector registers. Sums and maxima are formed in lanes, then reduced.
  */
 void kvt_avx512_softmax(float *s, size_t rows, size_t n, const float *add, float scale, float *m,
                         float *l, float *alpha)
@@ -441,13 +443,13 @@ void kvt_avx512_softmax(float *s, size_t rows, size_t n, const float *add, float
         KVT_UNROLL
         for (size_t v = 0; v < 4; v++) {
             x[v] = _mm512_mul_ps(_mm512_add_ps(_mm512_load_ps(row + 16 * v), adds), scales);
-            /* Dead lanes become -inf: no maximum, and exp makes them zero. */
+            /* Lanes beyond n become -inf: neutral for the maximum, and exp gives zero. */
             if (v + 1 >= n_vectors)
                 x[v] = _mm512_mask_mov_ps(lowest, v + 1 == n_vectors ? last : 0, x[v]);
             maxima = _mm512_max_ps(maxima, x[v]);
         }
         m[r] = _mm512_reduce_max_ps(_mm512_max_ps(maxima, _mm512_set1_ps(old)));
-        /* All masked so far: -inf minus -inf would be NaN, -inf minus 0 makes exp 0. */
+        /* All masked so far: -inf - -inf would be NaN; -inf - 0 gives exp(-inf) = 0. */
         maximum = _mm512_set1_ps(m[r] == -INFINITY ? 0.0f : m[r]);
         KVT_UNROLL
         for (size_t v = 0; v < 4; v++)
@@ -463,7 +465,7 @@ void kvt_avx512_softmax(float *s, size_t rows, size_t n, const float *add, float
         __m512 sum =
             _mm512_add_ps(_mm512_add_ps(_mm512_load_ps(row), _mm512_load_ps(row + 16)),
                           _mm512_add_ps(_mm512_load_ps(row + 32), _mm512_load_ps(row + 48)));
-        /* Most blocks bring no new maximum: exp(0). */
+        /* Most blocks do not raise any maximum; then the factor is exp(0) = 1 without a call. */
         alpha[r] = alpha[r] == m[r] ? 1.0f : Sleef_expf_u10(alpha[r] - m[r]);
         l[r] = l[r] * alpha[r] + _mm512_reduce_add_ps(sum);
     }

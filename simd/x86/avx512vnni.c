@@ -1,6 +1,6 @@
 /*
- * AVX-512 VNNI kernels: the integer products of attention (vpdpbusd), and the table. What is
- * multiplied as f32, and softmax, is in avx512_float.c.
+ * AVX-512 VNNI kernels: the integer products of attention (vpdpbusd), and the table. The f32
+ * products and softmax are in avx512_float.c.
  *
  * vpdpbusd adds four products of an unsigned and a signed byte to each of 16 int32 lanes. A lane
  * is a token (K) or a dim (V), its four bytes are dims or tokens: tile.h's layout is this
@@ -12,10 +12,10 @@
  *
  * From the simple form to the fast one:
  *  1. A vector of codes is loaded once for a block of rows; a row's digits of four dims (tokens)
- *     are one broadcast. Rows x digits x vectors (of V) or chains (of K) sums are under way,
+ *     are one broadcast. There are rows x digits x vectors (of V) or chains (of K) accumulators,
  *     up to 28 of the 32 registers: two loads a cycle then keep up with one vpdpbusd a cycle.
- *  2. q is packed so that what a block broadcasts lies in the order in which it is read.
- *  3. p is rounded and split by whole vectors.
+ *  2. q is packed in the order in which a block broadcasts it, so that loads are sequential.
+ *  3. p is rounded and split into digits by whole vectors.
  *
  * Overflow: a digit is at most 255 (p) or 128 (q), a code 127 or, with the XOR, 255: a sum over
  * 1024 dims stays below 2^26. The digits' sums are joined as high * 256 + low in int32: p up to
@@ -31,7 +31,7 @@
 #define Q_MAX_FAST 127
 #define P_MAX 65535
 #define P_MAX_FAST 255
-/* Least magnitude that a row is rounded to a fraction of: its reciprocal is a number. */
+/* Lower bound of a row's largest magnitude, so that its reciprocal is finite. */
 #define LEAST 0x1p-100f
 
 /* Rows of a register block at most. */
@@ -45,8 +45,8 @@ static size_t rows_most(size_t digits)
 }
 
 /*
- * sum += the four products of each lane. Written out, because of the compilers' intrinsic gcc 12
- * copies the sum to another register and back, and then runs out of registers.
+ * sum += the four products of each lane. Inline assembly, because for the intrinsic gcc 12 copies
+ * the accumulator to another register and back, and then spills.
  */
 KVT_INLINE __m512i dot(__m512i sum, __m512i unsigned_bytes, __m512i signed_bytes)
 {
@@ -65,8 +65,8 @@ KVT_INLINE __m512i broadcast(const unsigned char *four)
 /* ---- packed q ---- */
 
 /*
- * For rows rounded up to 16: their scales (f32), where their sums begin (int32: -128 * sum of a
- * digit, high and low), each [rows]; then, from digits_at on, the digits of each block of rows as
+ * For rows rounded up to 16: their scales (f32) and the initial values of their sums (int32: -128 *
+ * sum of a digit, high and low), each [rows]; then, from digits_at on, the digits of each block as
  * [dims_p / 4][row of the block][digit][4].
  */
 static size_t digits_at(size_t rows)
@@ -84,7 +84,7 @@ KVT_INLINE const int32_t *starts_of(const void *packed, size_t rows, size_t digi
     return (const int32_t *)packed + kvt_round_up(rows, 16) * (1 + digit);
 }
 
-/* One row into its place among `together` rows of a block. */
+/* One row into its position in a block of `together` rows. */
 static void pack_row(const float *q, size_t dims_p, size_t digits, int32_t most, size_t together,
                      unsigned char *to, float *scale, int32_t *starts, size_t ld_starts)
 {
@@ -98,7 +98,7 @@ static void pack_row(const float *q, size_t dims_p, size_t digits, int32_t most,
     reciprocal = _mm512_set1_ps((float)most / max);
     for (size_t d = 0; d < dims_p; d += 16) {
         __m512i x = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_load_ps(q + d), reciprocal));
-        /* The low digit is signed: what it takes too much of, the high one gets back. */
+        /* The low digit is signed; where it is negative, the high one is larger by one. */
         __m512i low = _mm512_srai_epi32(_mm512_slli_epi32(x, 24), 24);
         __m512i high = _mm512_srai_epi32(_mm512_sub_epi32(x, low), 8);
         unsigned char bytes[2][16];
@@ -152,10 +152,11 @@ typedef struct qk_call {
 } qk_call;
 
 /*
- * Scores of `rows` rows from `row` on, a tile after the other, then their scales: memory is read in
- * one run, and nothing waits for what comes last in it. A sum is formed in `chains`, so that few
- * rows too keep the multiplier busy. digits, rows and chains are constants of the callers: the sums
- * are registers. ask: what to ask for meanwhile (prefetch.h), as much as is read.
+ * Scores of `rows` rows from `row` on, tile by tile, and only then the scales: codes are read in
+ * ascending order, and no product waits for the scales, which follow them in memory. A sum is
+ * formed in `chains` independent accumulators, so that few rows also hide the latency. digits, rows
+ * and chains are constants of the callers, so that the accumulators are registers. prefetch: the
+ * memory to prefetch (prefetch.h), as many bytes as are read.
  */
 KVT_INLINE void qk_block(size_t digits, size_t rows, size_t chains, const qk_call *call, size_t row,
                          const unsigned char *weights, uintptr_t prefetch)
@@ -251,7 +252,7 @@ KVT_INLINE void qk_rows(size_t digits, qk_block_function *const *blocks, const q
         n = kvt_rows_of_block(call->rows - row, rows_most(digits));
         if (row + n > first) {
             blocks[n](call, row, weights, prefetch);
-            prefetch = (uintptr_t)call->codes; /* once; what is there already costs nothing */
+            prefetch = (uintptr_t)call->codes; /* once; later blocks prefetch lines that hit L1 */
         }
         weights += n * call->dims_p * digits;
     }
@@ -285,8 +286,8 @@ typedef struct pv_row {
 } pv_row;
 
 /*
- * Weights p * scale of one row rounded to multiples of the largest: returns the multiple. scale:
- * zero for dead tokens, whose bytes may be a NaN's.
+ * The weights p * scale of one row as integer multiples of largest / most, which is returned.
+ * scale: zero beyond n_tokens, where the stored bytes may be a NaN.
  */
 KVT_INLINE float round_weights(size_t digits, const float *p, const __m512 *scale, pv_row *row)
 {
@@ -307,7 +308,7 @@ KVT_INLINE float round_weights(size_t digits, const float *p, const __m512 *scal
     KVT_UNROLL
     for (size_t v = 0; v < 4; v++)
         x[v] = _mm512_cvtps_epi32(_mm512_mul_ps(w[v], reciprocal));
-    /* Saturation keeps a product of just above `most` in its digits. */
+    /* A product that rounds to just above `most` saturates. */
     x[0] = _mm512_packus_epi32(x[0], x[1]);
     x[1] = _mm512_packus_epi32(x[2], x[3]);
     if (digits == 2) {
@@ -372,7 +373,7 @@ KVT_INLINE void pv_columns(size_t digits, size_t rows, size_t vectors, const pv_
     KVT_UNROLL
     for (size_t r = 0; r < rows; r++) {
         __m512 alpha = _mm512_set1_ps(call->alpha[row + r]);
-        __m512 worth = _mm512_set1_ps(call->steps[row + r]);
+        __m512 unit = _mm512_set1_ps(call->steps[row + r]);
         float *acc = call->acc + (row + r) * call->ldacc + dim;
         KVT_UNROLL
         for (size_t v = 0; v < vectors; v++) {
@@ -380,13 +381,13 @@ KVT_INLINE void pv_columns(size_t digits, size_t rows, size_t vectors, const pv_
             if (digits == 2)
                 x = _mm512_add_epi32(_mm512_slli_epi32(x, 8), sum[(r * digits + 1) * vectors + v]);
             _mm512_storeu_ps(acc + 16 * v,
-                             _mm512_fmadd_ps(_mm512_cvtepi32_ps(x), worth,
+                             _mm512_fmadd_ps(_mm512_cvtepi32_ps(x), unit,
                                              _mm512_mul_ps(_mm512_loadu_ps(acc + 16 * v), alpha)));
         }
     }
 }
 
-/* The wide shape as far as it goes, then half of it, down to 16 dims at a time. */
+/* As many dims as the wide block divides, then narrower blocks, down to 16 dims. */
 #define PV_BLOCK(digits, rows, vectors)                                                            \
     static __attribute__((noinline)) void pv_##digits##_##rows(const pv_call *call, size_t row,    \
                                                                uintptr_t prefetch)                 \

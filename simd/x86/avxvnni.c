@@ -1,24 +1,25 @@
 /*
- * AVX-VNNI: attention over i8 by integer dot products of 256 bits. What is not here is inherited
+ * AVX-VNNI: attention over i8 by integer dot products of 256 bits. The other kernels are inherited
  * from AVX2.
  *
- * vpdpbusd multiplies four unsigned bytes of each lane with four signed ones and adds the products
- * to the lane: 32 products an instruction, and codes are used as they lie.
+ * vpdpbusd multiplies four unsigned bytes of each 32-bit lane with four signed ones and adds the
+ * products to the lane: 32 products an instruction, and tile.h's layout needs no shuffle.
  *
  *   K  the code is made unsigned by adding 128 (flipping its top bit), a digit of q is signed; what
  *      128 adds, 128 times the sum of q, is subtracted at the end
  *   V  a digit of the weight is unsigned, the code signed
  *
- * Near: two digits of 8 bits. A block passes over its codes twice, with the high digits and, its
- * sums shifted by 8 bits, with the low ones. That takes as many instructions as sums of their own
- * for either digit, half of the registers, and one addition less. Fast: one digit, one pass.
+ * Near: two digits of 8 bits. A block passes over its codes twice, with the high digits and then,
+ * its accumulators shifted left by 8 bits, with the low ones. Against separate accumulators for
+ * each digit that is the same number of multiplications, half of the registers and one addition
+ * less. Fast: one digit, one pass.
  *
- * Blocks are those of avx2.c. A vpdpbusd has a latency of 4 or 5 and two start a cycle, so 8 sums
- * or more are under way wherever there are registers for them. Sums are exact, so the order and the
- * shape of a block cannot be seen in a result.
+ * Blocks are those of avx2.c. A vpdpbusd has a latency of 4 or 5 cycles and two are issued a cycle,
+ * so there are 8 independent accumulators or more where registers allow. Integer sums are exact, so
+ * a result does not depend on the order or on the shape of a block.
  *
- * KVT_AVXVNNI_EVEX compiles the same for AVX-512's form of the instruction, which the checker runs
- * where this one is missing.
+ * KVT_AVXVNNI_EVEX compiles the same source for AVX-512's encoding of the instruction, which the
+ * checker runs on processors without the VEX one.
  */
 #include "avx2_product.h"
 
@@ -34,7 +35,7 @@
 /* Of a weight: 64 tokens * 127 * 65535 < 2^30. */
 #define P_MAX_NEAR 65535.0f
 #define P_MAX_FAST 255.0f
-/* Least magnitude that a row is rounded to a fraction of: its reciprocal is a number. */
+/* Lower bound of a row's largest magnitude, so that its reciprocal is finite. */
 #define LEAST 0x1p-100f
 
 enum { K, V };
@@ -70,7 +71,7 @@ KVT_INLINE void multiply_pair(int side, size_t rows, size_t vectors, size_t v,
     }
     KVT_EACH_ROW(MULTIPLY)
 #undef MULTIPLY
-    /* Else compilers keep the weights of all pairs in registers, and spill them. */
+    /* Else compilers hoist the weights of all pairs into registers, and spill them. */
     KVT_RELOAD();
 }
 
@@ -88,7 +89,7 @@ KVT_INLINE void pass(int side, size_t rows, size_t vectors, const operands *o,
                      const unsigned char *weight, kvt_prefetch_state *prefetch, __m256i *sum)
 {
     const unsigned char *codes = o->codes, *end = weight + 4 * o->n;
-    do { /* there is one at least */
+    do { /* n >= 1 */
         if (prefetch)
             kvt_prefetch_bytes(prefetch, codes, o->pair_bytes, vectors * 32);
         multiply_pair(side, rows, vectors, 0, codes, o->pair_bytes, weight, o->ldw, sum);
@@ -202,12 +203,12 @@ typedef struct weights {
 } weights;
 
 /*
- * A token's scale goes into its weight, once a row instead of once a dim. Dead tokens: p is zero
- * there, but the scale may be a NaN, so it is masked. A weight that is NaN (logits beyond f32) does
- * not become the largest, and saturates like any other.
+ * A token's scale is multiplied into its weight, once a row instead of once a dim. Beyond n_tokens
+ * p is zero, but the scale may be a NaN, so it is masked. A weight that is NaN (logits beyond f32)
+ * never becomes the maximum, and its conversion saturates.
  */
-KVT_INLINE void weigh(int digits, const float *p, size_t rows, const uint16_t *scales,
-                      size_t n_tokens, weights *w)
+KVT_INLINE void round_weights(int digits, const float *p, size_t rows, const uint16_t *scales,
+                              size_t n_tokens, weights *w)
 {
     const float limit = digits == NEAR ? P_MAX_NEAR : P_MAX_FAST;
     const __m256i low_byte = _mm256_set1_epi32(255);
@@ -299,7 +300,7 @@ typedef void qk_rows(const qk_call *call, size_t row, size_t token, size_t end);
 EACH_BLOCK(QK_BLOCK, NEAR)
 EACH_BLOCK(QK_BLOCK, FAST)
 
-/* A span of tokens for all rows before the next: it stays in the first-level cache. */
+/* Spans of tokens outside, rows inside: the codes of a span stay in L1. */
 KVT_INLINE void qk(qk_rows *const *blocks, const qk_call *call, size_t rows, size_t n_tokens)
 {
     const size_t span = rows == 1 ? KVT_TOKENS : 32;
@@ -375,7 +376,7 @@ KVT_INLINE void pv_block(int digits, size_t rows, size_t vectors, const pv_call 
 
 typedef void pv_rows(const pv_call *call, size_t row, size_t dim, size_t end);
 
-/* The wide shape as far as it goes, the rest of the dims 16 at a time. */
+/* As many dims as the wide block divides, the rest 16 at a time. */
 #define PV_BLOCK(form, rows)                                                                       \
     static __attribute__((noinline)) void pv_##form##_##rows(const pv_call *call, size_t row,      \
                                                              size_t dim, size_t end)               \
@@ -388,7 +389,7 @@ typedef void pv_rows(const pv_call *call, size_t row, size_t dim, size_t end);
 EACH_BLOCK(PV_BLOCK, NEAR)
 EACH_BLOCK(PV_BLOCK, FAST)
 
-/* 128 dims, 8 KiB, for all rows before the next: they stay in the first-level cache. */
+/* 128 dims, 8 KiB, outside, rows inside: the codes stay in L1. */
 KVT_INLINE void pv(pv_rows *const *blocks, const pv_call *call, size_t rows)
 {
     kvt_prefetch_behind_k(call->sides.next, KVT_TOKENS * call->dims_p);
@@ -412,7 +413,7 @@ KVT_INLINE void pv(pv_rows *const *blocks, const pv_call *call, size_t rows)
         weights w;                                                                                 \
         const kvt_sides sides = {next, codes, KVT_TOKENS * dims_p};                                \
         const pv_call call = {&w, codes, n_tokens, dims_p, alpha, sides, acc, ldacc};              \
-        weigh(form, p, rows, scales, n_tokens, &w);                                                \
+        round_weights(form, p, rows, scales, n_tokens, &w);                                        \
         pv(blocks, &call, rows);                                                                   \
     }
 PV_KERNEL(NEAR, pv_i8_near)

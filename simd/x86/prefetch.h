@@ -1,14 +1,15 @@
 /*
- * Asking memory for what will be read (kernels.h, "next"), on x86.
+ * Software prefetch of what will be read next (kernels.h, "next"), on x86.
  *
- * A prefetch is a wish: a core that has too many under way forgets it, and the product later waits
- * for that line for the whole latency of memory. So a product that can keep up with memory asks for
- * a line twice, a product and half a product before it is read.
+ * A prefetch is dropped when all line fill buffers are in use, and the later load then misses with
+ * the full latency of memory. So a product that is bound by memory prefetches each line twice: one
+ * product and half a product before it is read.
  *
- * And an out-of-order core asks in bursts: while one line of codes is on its way it runs on through
- * the loop, and asks for all the lines that its window holds. So where memory is the slower one,
- * the first request waits for a line that the product reads now: requests go out as lines come in.
- * A product that multiplies for longer needs neither, and would only be delayed.
+ * An out-of-order core also issues prefetches in bursts: while a load of codes misses, it runs
+ * ahead in the loop and issues the prefetches of its whole reorder window at once. So where memory
+ * is the bottleneck, the address of the first prefetch is made to depend on a load of the current
+ * codes: prefetches are issued at the rate at which lines arrive. A product that is bound by
+ * arithmetic needs neither, and the dependency would only delay it.
  */
 #ifndef KVT_PREFETCH_H
 #define KVT_PREFETCH_H
@@ -18,14 +19,17 @@
 #include <stdint.h>
 #include <string.h>
 
-/* Cycles of multiplication for each line of codes up to which requests wait, and are made twice. */
+/*
+ * Up to so many cycles of multiplication a line of codes, a prefetch depends on the current load
+ * (WAITS), and is issued a second time (TWICE).
+ */
 #define KVT_PREFETCH_WAITS 4
 #define KVT_PREFETCH_TWICE 8
 
 /*
  * cycles: of multiplication for each line, a constant. here: codes that are read now. next: the
- * line to ask for. again: one that was asked for before. To the second level, as the codes of two
- * sides need not fit the first.
+ * line to prefetch. again: one that was prefetched before. Into L2 (T1), as the codes of two sides
+ * may exceed L1.
  */
 static inline __attribute__((always_inline)) void kvt_prefetch_line(size_t cycles, const void *here,
                                                                     uintptr_t next, uintptr_t again)
@@ -33,7 +37,8 @@ static inline __attribute__((always_inline)) void kvt_prefetch_line(size_t cycle
     if (cycles <= KVT_PREFETCH_WAITS) {
         uint32_t zero;
         memcpy(&zero, here, sizeof zero);
-        __asm__("andl $0, %0" : "+r"(zero) : : "cc"); /* the compiler must not know that it is 0 */
+        /* 0, opaque to the compiler, so that the dependency stays. */
+        __asm__("andl $0, %0" : "+r"(zero) : : "cc");
         next += zero;
     }
     _mm_prefetch((const char *)next, _MM_HINT_T1);
