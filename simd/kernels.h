@@ -47,6 +47,10 @@
 /* Most rows that one qk_ or pv_ call is given. */
 #define KVT_ROWS_MAX 32
 
+/* seal_k_i8: least squared norm, in steps, and largest share of a code that is taken out of it. */
+#define KVT_SHAPE_NORM 16129.0f
+#define KVT_SHAPE_MAX 0x1.f8p-9f /* times 127: 0.488 */
+
 /*
  * Room for a packed row of q: two bytes a dim, for instruction sets that take dims in groups of up
  * to 64, and 64 bytes of what belongs to the row (scale, sums). Rows are packed in groups of up to
@@ -117,9 +121,10 @@ static inline size_t kvt_packed_bytes(size_t rows, size_t dims_p)
     /* 16 times the median (outliers.h). docs/numerics.md has the order. */                        \
     X(void, mean_k_f16, (const void *open, const uint16_t *open_scales, size_t dims_p,             \
                          float *mean))                                                             \
-    /* As put_k_i8 and put_v_i8 of all 64 tokens: codes and scales of x + delta[d] (K; delta */    \
-    /* [dims_p], zero in the padding; NULL: nothing is added) or x (V). The scales must fit f16. */ \
-    /* codes must not overlap open. */                                                             \
+    /* Codes and scales of all 64 tokens of x + delta[d] (K; delta [dims_p], zero in the */        \
+    /* padding; NULL: nothing is added) or x (V). Scales as put_i8's, which must fit f16. V's */   \
+    /* codes are put_v_i8's; K's are rounded so that a row's error along itself cancels. codes */  \
+    /* must not overlap open. */                                                                   \
     X(void, seal_k_i8, (const void *open, const uint16_t *open_scales, const float *delta,         \
                         size_t dims_p, void *codes, uint16_t *scales))                             \
     X(void, seal_v_i8, (const void *open, const uint16_t *open_scales, size_t dims_p,              \

@@ -332,33 +332,72 @@ static void mean_k_f16(const void *open, const uint16_t *open_scales, size_t dim
     mean_of_kept(in, scale, dims_p, left_out, kept, mean);
 }
 
-/* Token by token as f32, stored by put_i8. That all scales fit is the caller's promise. */
-static inline void seal_i8(const uint16_t *open, const uint16_t *open_scales, const float *delta,
-                           size_t dims_p, void *codes, uint16_t *scales, index_function *index_open,
-                           index_function *index)
+/*
+ * Codes of a row whose scale is known, rounded so that the error along the row itself cancels: the
+ * projection of the errors so far onto the row is taken out of the elements to come, each by its
+ * share of the row's squared norm times 8 (a decay of the projection, as of a first-order
+ * filter), but by no more than 0.49 of a step. docs/numerics.md, "Sealed rows", says why.
+ */
+static void shaped_codes(const float *w, uint16_t scale, size_t dims_p, int8_t *codes, size_t token)
 {
+    const float reciprocal = scale ? 1.0f / kvt_f16_to_f32(scale) : 0.0f;
+    float norm = 0.0f, projection = 0.0f, gain;
+    for (size_t d = 0; d < dims_p; d++) {
+        float v = w[d] * reciprocal;
+        norm = fmaf(v, v, norm);
+    }
+    norm *= 0.125f;
+    gain = 1.0f / (norm > KVT_SHAPE_NORM ? norm : KVT_SHAPE_NORM);
+    for (size_t d = 0; d < dims_p; d++) {
+        float v = w[d] * reciprocal, part = projection * gain, rounded;
+        part = part > KVT_SHAPE_MAX ? KVT_SHAPE_MAX : part;
+        part = part < -KVT_SHAPE_MAX ? -KVT_SHAPE_MAX : part;
+        rounded = fmaf(-v, part, v) + 12582912.0f;
+        codes[kvt_k8_index(token, d, dims_p)] =
+            (int8_t)(int32_t)(kvt_f32_bits(rounded) - 0x4b400000u);
+        projection = fmaf((rounded - 12582912.0f) - v, v, projection);
+    }
+}
+
+static uint16_t scale_of(const float *w, size_t n)
+{
+    uint32_t absmax = 0;
+    for (size_t d = 0; d < n; d++) {
+        uint32_t a = kvt_f32_bits(w[d]) & 0x7fffffffu;
+        absmax = a > absmax ? a : absmax;
+    }
+    return kvt_f32_to_f16_round(kvt_bits_f32(absmax) / 127.0f, 1);
+}
+
+/* Token by token as f32. That all scales fit is the caller's promise. */
+static void seal_k_i8(const void *open, const uint16_t *open_scales, const float *delta,
+                      size_t dims_p, void *codes, uint16_t *scales)
+{
+    const uint16_t *in = open;
     float scale[KVT_TOKENS], row[SEAL_DIMS];
     load_scales(open_scales, scale);
     for (size_t t = 0; t < KVT_TOKENS; t++) {
         for (size_t d = 0; d < dims_p; d++) {
-            row[d] = kvt_f16_to_f32(open[index_open(t, d, dims_p)]) * scale[t];
+            row[d] = kvt_f16_to_f32(in[kvt_kw_index(t, d, dims_p)]) * scale[t];
             if (delta)
                 row[d] += delta[d];
         }
-        put_i8(row, dims_p, 1, dims_p, dims_p, codes, scales, t, index);
+        scales[t] = scale_of(row, dims_p);
+        shaped_codes(row, scales[t], dims_p, codes, t);
     }
-}
-
-static void seal_k_i8(const void *open, const uint16_t *open_scales, const float *delta,
-                      size_t dims_p, void *codes, uint16_t *scales)
-{
-    seal_i8(open, open_scales, delta, dims_p, codes, scales, kvt_kw_index, kvt_k8_index);
 }
 
 static void seal_v_i8(const void *open, const uint16_t *open_scales, size_t dims_p, void *codes,
                       uint16_t *scales)
 {
-    seal_i8(open, open_scales, NULL, dims_p, codes, scales, kvt_vw_index, kvt_v8_index);
+    const uint16_t *in = open;
+    float scale[KVT_TOKENS], row[SEAL_DIMS];
+    load_scales(open_scales, scale);
+    for (size_t t = 0; t < KVT_TOKENS; t++) {
+        for (size_t d = 0; d < dims_p; d++)
+            row[d] = kvt_f16_to_f32(in[kvt_vw_index(t, d, dims_p)]) * scale[t];
+        put_i8(row, dims_p, 1, dims_p, dims_p, codes, scales, t, kvt_v8_index);
+    }
 }
 
 /* ---- rows of the caller ---- */
