@@ -113,8 +113,8 @@ static const uint16_t *halves(const unsigned char *memory)
 }
 
 /*
- * The scales of n tokens of an open side, powers of two; NULL where all are 1, as they are unless
- * a value is beyond f16, and where the side has none.
+ * The scales of n tokens of an open side, powers of two, negative where a row of K has no offset;
+ * NULL where all are 1, as they are but for a few rows, and where the side has none.
  */
 static const uint16_t *open_scales(const head_block *b, kvt_type type, size_t scale_bytes,
                                    size_t scales_at, size_t n)
@@ -132,10 +132,18 @@ static const uint16_t *open_scales(const head_block *b, kvt_type type, size_t sc
 static void scale_tokens(const kvt_unit *u, size_t from, const uint16_t *scales, size_t n)
 {
     for (size_t t = 0; t < n; t++) {
-        float scale = kvt_f16_to_f32(scales[t]);
+        float scale = kvt_f16_to_f32(scales[t] & 0x7fffu);
         for (size_t r = from; r < u->rows; r++)
             u->scores[r * KVT_TOKENS + t] *= scale;
     }
+}
+
+/* x[r * 64 + t] -= add[r] where token t has no offset: what is added to all scores of a row. */
+static void take_offset(const kvt_unit *u, size_t from, const uint16_t *scales, size_t n)
+{
+    for (size_t t = 0; t < n; t++)
+        for (size_t r = from; scales[t] >> 15 && r < u->rows; r++)
+            u->scores[r * KVT_TOKENS + t] -= u->add[r];
 }
 
 /* Scores of the rows from `from` on. */
@@ -219,8 +227,12 @@ static void accumulate_values(const kvt_unit *u, size_t from, const head_block *
 
     if (group->v_in_k)
         transpose_values(u, b);
-    for (size_t r = from; adds && r < u->rows; r++)
+    for (size_t r = from; adds && r < u->rows; r++) {
         u->weights[r] = sum_of(u->scores + r * KVT_TOKENS);
+        for (size_t t = 0; scales && t < n; t++) /* those without an offset */
+            if (scales[t] >> 15)
+                u->weights[r] -= u->scores[r * KVT_TOKENS + t];
+    }
     if (scales)
         scale_tokens(u, from, scales, n);
     (is_integer(u, type)    ? (is_fast(u) ? k->pv_i8_fast : k->pv_i8_near)
@@ -272,6 +284,12 @@ static void softmax_rows(const kvt_unit *u, size_t from, size_t block_row, size_
                     halves(b->record + layout->k_offset), layout->k_dims, u->add + from);
     else if (adjusts)
         memset(u->add, 0, u->rows * sizeof *u->add);
+    if (adds) {
+        const uint16_t *scales =
+            open_scales(b, layout->k_type, layout->k_scale_bytes, layout->k_scales, n);
+        if (scales)
+            take_offset(u, from, scales, n);
+    }
     /* Runs of rows that see the same number of tokens: a query's, or all of them. */
     for (size_t r = from, end; r < u->rows; r = end) {
         size_t n_row = row_tokens(u, r, first_token, n);

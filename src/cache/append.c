@@ -169,10 +169,8 @@ static int put_open(const append_side *s, size_t row, uint64_t i, size_t n, cons
             base_offset(s, row, buffer, to->offset);
         if (s->has_offset && !has_base)
             has_base = kernels->load_f16(to->offset, base, s->dims);
-        if (s->has_offset)
-            center_rows(s, part, base, buffer);
         if (!kvt_open_put(kernels, &s->job->group->layouts[KVT_OPEN], s->side, buffer, part,
-                          s->dims, to, slot))
+                          s->dims, s->has_offset ? base : NULL, to, slot))
             return 0;
         slot += part;
         i += part;

@@ -63,9 +63,13 @@ static void read_side(const reader *r, kvt_side side, uint64_t token, size_t hea
 
     get_of(k, side, type)(record.codes, record.scales, slot, dims,
                           is_k ? layout->k_dims : layout->v_dims, x);
-    if (record.scales && type == KVT_TYPE_F16) /* an open row's power of two */
+    if (record.scales && type == KVT_TYPE_F16) { /* an open row's power of two */
+        float scale = kvt_f16_to_f32(record.scales[slot]);
+        if (scale < 0.0f) /* which says that the row has no offset */
+            record.offset = NULL;
         for (size_t d = 0; d < dims; d++)
-            x[d] *= kvt_f16_to_f32(record.scales[slot]);
+            x[d] *= scale < 0.0f ? -scale : scale;
+    }
     for (size_t d = 0; record.offset && d < dims; d++)
         x[d] += kvt_f16_to_f32(record.offset[d]);
     if (rotation->block)

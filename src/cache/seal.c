@@ -27,6 +27,8 @@ kvt_record kvt_record_of(const kvt_group *group, const kvt_block *block, kvt_sid
 
 /* ---- open rows ---- */
 
+#define F16_MINUS 0x8000u
+
 /*
  * Scale a row so that it fits f16: the scale is the least power of two, from 1 on, that leaves no
  * magnitude that rounds beyond 65504. 0: a magnitude is above KVT_I8_MAX or not a number.
@@ -46,16 +48,50 @@ static int scale_row(float *x, size_t dims, uint16_t *scale)
     }
     for (size_t d = 0; d < dims; d++)
         x[d] *= down;
-    *scale = kvt_f32_to_f16(up);
+    *scale = (uint16_t)(kvt_f32_to_f16(up) | (*scale & F16_MINUS));
     return 1;
 }
 
+static float largest_of(const float *x, size_t dims)
+{
+    float largest = 0.0f;
+    for (size_t d = 0; d < dims; d++)
+        largest = fabsf(x[d]) > largest ? fabsf(x[d]) : largest;
+    return largest;
+}
+
+/*
+ * Whether a row is stored without the offset: its own magnitude is below an eighth of what the
+ * offset would leave of it. (In block 0 the offset is the first key, which may be an outlier.)
+ * bound: a seventh of the offset's largest magnitude; a row that reaches it is not, since
+ * |y - a| <= |y| + |a|.
+ */
+static int is_alone(const float *y, const float *offset, float bound, size_t dims)
+{
+    float with = 0.0f;
+    size_t d = 0;
+    while (d < dims && !(fabsf(y[d]) >= bound))
+        d++;
+    if (d < dims)
+        return 0;
+    for (d = 0; d < dims; d++)
+        with = fabsf(y[d] - offset[d]) > with ? fabsf(y[d] - offset[d]) : with;
+    return 8.0f * largest_of(y, dims) < with;
+}
+
 int kvt_open_put(const kvt_kernels *kernels, const kvt_layout *open, kvt_side side, float *x,
-                 size_t n, size_t dims, const kvt_record *to, size_t slot)
+                 size_t n, size_t dims, const float *offset, const kvt_record *to, size_t slot)
 {
     size_t dims_p = side == KVT_SIDE_K ? open->k_dims : open->v_dims;
-    for (size_t i = 0; i < n; i++)
+    float bound = offset ? largest_of(offset, dims) / 7.0f : 0.0f;
+    for (size_t i = 0; i < n; i++) {
+        float *row = x + i * dims;
         to->scales[slot + i] = F16_ONE;
+        if (offset && is_alone(row, offset, bound, dims))
+            to->scales[slot + i] |= F16_MINUS;
+        else if (offset)
+            kernels->center(row, offset, dims, row);
+    }
     if ((side == KVT_SIDE_K ? kernels->put_k_f16 : kernels->put_v_f16)(x, dims, n, dims, dims_p,
                                                                        to->codes, NULL, slot))
         return 1;
@@ -68,37 +104,102 @@ int kvt_open_put(const kvt_kernels *kernels, const kvt_layout *open, kvt_side si
 
 /* ---- sealing ---- */
 
-/* mean: of the open rows, which lack the open record's offset. */
-static void store_offset(const kvt_kernels *kernels, size_t dims_p, const uint16_t *base,
-                         float *mean, uint16_t *offset)
+/*
+ * Which rows of an open record of K have the same base, the record's offset or (a negative scale)
+ * none: nearly always all. The rows of the base that fewer have, `few`, count as zero in the mean
+ * and get their codes by a pass of their own.
+ */
+typedef struct bases {
+    uint16_t magnitude[KVT_TOKENS]; /* scales without their sign */
+    uint16_t of_many[KVT_TOKENS];   /* zero for those that are few */
+    uint64_t few;                   /* a bit a token */
+    int many_without;               /* most rows have no offset */
+} bases;
+
+static void find_bases(const kvt_record *open, bases *b)
 {
-    for (size_t d = 0; d < dims_p; d++)
-        mean[d] += kvt_f16_to_f32(base[d]);
+    uint64_t without = 0;
+    for (size_t t = 0; t < KVT_TOKENS; t++) {
+        without |= (uint64_t)(open->scales[t] >> 15) << t;
+        b->magnitude[t] = open->scales[t] & (uint16_t)~F16_MINUS;
+    }
+    b->many_without = __builtin_popcountll(without) > KVT_TOKENS / 2;
+    b->few = b->many_without ? ~without : without;
+    for (size_t t = 0; t < KVT_TOKENS; t++)
+        b->of_many[t] = b->few >> t & 1 ? 0 : b->magnitude[t];
+}
+
+static void offset_of(const kvt_kernels *kernels, size_t dims_p, const kvt_record *open,
+                      const bases *b, uint16_t *offset)
+{
+    float mean[KVT_MAX_DIM];
+    kernels->mean_k_f16(open->codes, b->of_many, dims_p, mean);
+    for (size_t d = 0; !b->many_without && d < dims_p; d++)
+        mean[d] += kvt_f16_to_f32(open->offset[d]);
     kernels->store_f16(mean, offset, dims_p); /* saturates at +-65504 */
 }
 
 void kvt_seal_offset(const kvt_kernels *kernels, const kvt_layout *open, const kvt_record *record,
                      uint16_t *offset)
 {
-    float mean[KVT_MAX_DIM];
-    kernels->mean_k_f16(record->codes, record->scales, open->k_dims, mean);
-    store_offset(kernels, open->k_dims, record->offset, mean, offset);
+    bases b;
+    find_bases(record, &b);
+    offset_of(kernels, open->k_dims, record, &b, offset);
+}
+
+/* delta = base - offset; base NULL: zero. */
+static void make_delta(const kvt_kernels *kernels, size_t dims_p, const uint16_t *base,
+                       const uint16_t *offset, float *delta)
+{
+    float from[KVT_MAX_DIM];
+    (void)kernels->load_f16(offset, delta, dims_p);
+    if (base)
+        (void)kernels->load_f16(base, from, dims_p);
+    else
+        memset(from, 0, dims_p * sizeof *from);
+    kernels->center(from, delta, dims_p, delta);
+}
+
+#if defined(__GNUC__)
+__attribute__((noinline)) /* its memory on the stack is needed seldom */
+#endif
+static void
+seal_few(const kvt_kernels *kernels, size_t dims_p, const kvt_record *open, const bases *b,
+         const kvt_record *sealed)
+{
+    _Alignas(64) uint8_t codes[KVT_MAX_DIM * KVT_TOKENS];
+    uint8_t *to = sealed->codes;
+    uint16_t scales[KVT_TOKENS];
+    float delta[KVT_MAX_DIM];
+
+    make_delta(kernels, dims_p, b->many_without ? open->offset : NULL, sealed->offset, delta);
+    kernels->seal_k_i8(open->codes, b->magnitude, delta, dims_p, codes, scales);
+    for (size_t t = 0; t < KVT_TOKENS; t++) {
+        if (!(b->few >> t & 1))
+            continue;
+        sealed->scales[t] = scales[t];
+        for (size_t d = 0; d < dims_p; d += 4)
+            memcpy(to + kvt_k8_index(t, d, dims_p), codes + kvt_k8_index(t, d, dims_p), 4);
+    }
 }
 
 static void seal_k(const kvt_kernels *kernels, const kvt_group *group, const kvt_record *open,
                    const kvt_record *sealed)
 {
-    const kvt_layout *layout = &group->layouts[KVT_OPEN];
-    float delta[KVT_MAX_DIM], base[KVT_MAX_DIM];
+    size_t dims_p = group->layouts[KVT_OPEN].k_dims;
+    float delta[KVT_MAX_DIM];
+    bases b;
 
-    if (group->offsets) { /* the rows are key - base, and become key - offset */
-        kvt_seal_offset(kernels, layout, open, sealed->offset);
-        (void)kernels->load_f16(open->offset, base, layout->k_dims);
-        (void)kernels->load_f16(sealed->offset, delta, layout->k_dims);
-        kernels->center(base, delta, layout->k_dims, delta);
+    if (!group->offsets) {
+        kernels->seal_k_i8(open->codes, open->scales, NULL, dims_p, sealed->codes, sealed->scales);
+        return;
     }
-    kernels->seal_k_i8(open->codes, open->scales, group->offsets ? delta : NULL, layout->k_dims,
-                       sealed->codes, sealed->scales);
+    find_bases(open, &b);
+    offset_of(kernels, dims_p, open, &b, sealed->offset);
+    make_delta(kernels, dims_p, b.many_without ? NULL : open->offset, sealed->offset, delta);
+    kernels->seal_k_i8(open->codes, b.magnitude, delta, dims_p, sealed->codes, sealed->scales);
+    if (b.few)
+        seal_few(kernels, dims_p, open, &b, sealed);
 }
 
 void kvt_seal(const kvt_kernels *kernels, const kvt_group *group, kvt_side side,

@@ -409,26 +409,27 @@ static size_t step_open_rows(const kvt_group *group)
                     (group->residual_tokens + KVT_DRAFT_TOKENS + 2 * KVT_TOKENS - 2) / KVT_TOKENS);
 }
 
-/* Rows that a group can hold with free blocks have[class], in steps of one token. */
-static size_t reachable_rows(const kvt_seq *seq, uint32_t g, const size_t *have)
+/* Tokens that a group can hold with free blocks have[class], in steps of one token. */
+static uint64_t reachable(const kvt_seq *seq, uint32_t g, const size_t *have)
 {
     const kvt_group *group = &seq->cache->groups[g];
     const kvt_seq_group *state = &seq->groups[g];
-    size_t kept = state->n_sealed - state->n_final, sealed, open;
+    size_t open = seq->n_rows - state->n_final + have[kvt_class_of(seq->cache, g, KVT_OPEN)];
+    uint64_t now = (uint64_t)seq->n_rows * KVT_TOKENS, most;
     if (!group->seals)
-        return seq->n_rows + have[g];
-    open = seq->n_rows - state->n_sealed + kept + have[kvt_class_of(seq->cache, g, KVT_OPEN)];
+        return (seq->n_rows + have[g]) * (uint64_t)KVT_TOKENS;
     if (open < open_rows(group)) /* never enough to seal a row and go on */
-        return seq->n_rows > state->n_sealed + open ? seq->n_rows : state->n_sealed + open;
-    sealed = state->n_sealed + have[g] +
-             (size_t)((group->residual_tokens + KVT_TOKENS - 1) / KVT_TOKENS);
-    return sealed > seq->n_rows ? sealed : seq->n_rows;
+        most = (state->n_final + open) * (uint64_t)KVT_TOKENS;
+    else /* one token before the next row would be sealed */
+        most = (state->n_sealed + have[g] + 1) * (uint64_t)KVT_TOKENS + group->residual_tokens - 1;
+    return most > now ? most : now;
 }
 
 uint64_t kvt_seq_capacity(const kvt_seq *seq)
 {
     kvt_cache *cache;
-    size_t have[KVT_MAX_CLASSES], rows;
+    size_t have[KVT_MAX_CLASSES];
+    uint64_t most;
     if (!seq)
         return 0;
     cache = seq->cache;
@@ -436,12 +437,12 @@ uint64_t kvt_seq_capacity(const kvt_seq *seq)
     for (uint32_t c = 0; c < cache->n_classes; c++)
         have[c] = cache->n_free_blocks[c] + seq->n_spare[c];
     pthread_mutex_unlock(&cache->lock);
-    rows = seq->n_rows + have[cache->n_groups];
+    most = (seq->n_rows + have[cache->n_groups]) * (uint64_t)KVT_TOKENS;
     for (uint32_t g = 0; g < cache->n_groups; g++) {
-        size_t reach = reachable_rows(seq, g, have);
-        rows = reach < rows ? reach : rows;
+        uint64_t reach = reachable(seq, g, have);
+        most = reach < most ? reach : most;
     }
-    return rows >= cache->max_rows ? cache->max_tokens : (uint64_t)rows * KVT_TOKENS;
+    return most < cache->max_tokens ? most : cache->max_tokens;
 }
 
 uint64_t kvt_seq_memory_bytes(const kvt_seq *seq)

@@ -65,6 +65,8 @@ uint32_t kvt_snap_shapes(const kvt_snapshot_group *group, uint32_t form, uint32_
         small->element = 2;
         small->plain = n_scales;
         small->powers = form == KVT_OPEN;
+        if (form == KVT_OPEN && has_offset(group))
+            small->signs = group->n_kv_heads * tokens;
         small->bytes = n_small * 2;
     }
     return n;
@@ -277,7 +279,7 @@ ALL_SOUND(all_finite32, has_infinite32)
 ALL_SOUND(none_negative16, has_negative16)
 ALL_SOUND(none_negative32, has_negative32)
 
-/* 1 when all f16 are powers of two from 1 to 2^15: scales of an open block. */
+/* 1 when the magnitudes of all f16 are powers of two from 1 to 2^15: scales of an open block. */
 static int all_powers16(const unsigned char *p, size_t bytes)
 {
     uint32_t bad = 0;
@@ -285,6 +287,7 @@ static int all_powers16(const unsigned char *p, size_t bytes)
 
     for (i = 0; i < bytes; i += 2) {
         uint32_t x = p[i] | (uint32_t)p[i + 1] << 8;
+        x &= 0x7fffu;
         bad |= (x & 0x3ffu) | (x - 0x3c00u > 15u * 0x400u);
     }
     return !bad;
@@ -331,7 +334,8 @@ const char *kvt_snap_check(const kvt_snap_shape *shape, const unsigned char *str
     case KVT_SNAP_KIND_POSITIONS:
         return none_negative32(stream, bytes) ? NULL : "a negative position";
     case KVT_SNAP_KIND_SCALES:
-        if (!none_negative16(stream, shape->plain * (size_t)2))
+        if (!none_negative16(stream + shape->signs * (size_t)2,
+                             (shape->plain - shape->signs) * (size_t)2))
             return "a negative scale";
         if (shape->powers && !all_powers16(stream, shape->plain * (size_t)2))
             return "an open block's scale that is no power of two from 1 to 32768";
