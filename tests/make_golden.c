@@ -1,9 +1,9 @@
 /*
  * Make the golden snapshots: make_golden FOLDER writes them, one of each storage.
  *
- * They were made once, with the first version of the format, and have to load for ever; a test
- * compares what they load to with the hashes in tests/golden/HASHES, which this program prints.
- * Values are made of integers, so that they are the same on every machine.
+ * They are made once for a version of the format and from its release on have to load for ever; a
+ * test compares what they load to with the hashes in tests/golden/HASHES, which this program
+ * prints. Values are made of integers, so that they are the same on every machine.
  */
 #include <kvtile/kvtile.h>
 
