@@ -21,7 +21,7 @@ static const golden *find(const char *path)
 
 int main(int argc, char **argv)
 {
-    static int32_t ints[256];
+    static int32_t ints[GOLDEN_MOST];
     static float x[256 * 256];
     kvt_tensor view = kvt_tensor_f32(x);
     const golden *g = argc == 2 ? find(argv[1]) : NULL;

@@ -10,7 +10,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define GOLDEN_COUNT 6
+#define GOLDEN_COUNT 7
+#define GOLDEN_MOST 512 /* tokens */
 #define GOLDEN_LAYERS 3
 
 typedef struct golden {
@@ -18,16 +19,25 @@ typedef struct golden {
     kvt_type k_type, v_type;
     uint32_t flags, n_groups; /* 2: a second group holds layer 1 */
     uint32_t kv_heads, k_dim, v_dim;
-    uint32_t n_tokens, step;
+    uint32_t residual;                     /* of the first group; the second's is 100 */
+    uint32_t step, peak, cut_at, n_tokens; /* to peak in steps, truncated, in steps to n_tokens */
+    uint32_t large; /* 1: open rows with scales above 1, and K of a token in 70 far away */
 } golden;
 
 static const golden golden_all[GOLDEN_COUNT] = {
-    {"i8", KVT_TYPE_I8, KVT_TYPE_I8, 0, 1, 2, 48, 40, 75, 20},
-    {"i8-plain", KVT_TYPE_I8, KVT_TYPE_I8, 3, 1, 1, 24, 8, 17, 17},
-    {"f16-f32", KVT_TYPE_F16, KVT_TYPE_F32, 0, 1, 1, 8, 24, 66, 66},
-    {"groups", KVT_TYPE_I8, KVT_TYPE_F16, 1, 2, 1, 16, 32, 70, 9},
-    {"empty", KVT_TYPE_I8, KVT_TYPE_I8, 0, 1, 2, 64, 64, 0, 1},
-    {"v-in-k", KVT_TYPE_I8, KVT_TYPE_I8, KVT_GROUP_V_IN_K, 1, 2, 48, 32, 70, 30},
+    /* Sealed, open and partial blocks. */
+    {"i8", KVT_TYPE_I8, KVT_TYPE_I8, 0, 1, 2, 24, 16, 0, 20, 300, 300, 300, 0},
+    /* Nothing but sealed blocks, the last one truncated. */
+    {"i8-plain", KVT_TYPE_I8, KVT_TYPE_I8, 11, 1, 1, 24, 8, 100, 17, 310, 170, 180, 0},
+    {"i8-large", KVT_TYPE_I8, KVT_TYPE_I8, 0, 1, 1, 16, 32, KVT_RESIDUAL_NONE, 31, 150, 150, 150,
+     1},
+    {"f16-f32", KVT_TYPE_F16, KVT_TYPE_F32, 0, 1, 1, 8, 24, 0, 66, 66, 66, 66, 0},
+    /* The groups differ in which blocks are open. */
+    {"groups", KVT_TYPE_I8, KVT_TYPE_F16, 1, 2, 1, 16, 32, 0, 9, 200, 200, 200, 0},
+    {"empty", KVT_TYPE_I8, KVT_TYPE_I8, 0, 1, 2, 64, 64, 0, 1, 0, 0, 0, 0},
+    /* A sealed block that was truncated and filled up, then an open one. */
+    {"v-in-k", KVT_TYPE_I8, KVT_TYPE_I8, KVT_GROUP_V_IN_K, 1, 2, 48, 32, KVT_RESIDUAL_NONE, 30, 200,
+     100, 160, 0},
 };
 
 /* k_dim, v_dim, kv heads of a group. */
@@ -59,10 +69,11 @@ static inline kvt_cache *golden_cache(const golden *g)
         groups[i].flags = i ? 0 : g->flags;
         groups[i].layers = g->n_groups == 1 ? NULL : split[i];
         groups[i].rotation_seed = 2026;
+        groups[i].residual_tokens = i ? 100 : g->residual;
     }
     config.groups = groups;
     config.n_groups = g->n_groups;
-    config.max_tokens = 256;
+    config.max_tokens = GOLDEN_MOST;
     config.fingerprint = "golden";
     config.fingerprint_bytes = 6;
     return kvt_cache_create(&config, &cache) == KVT_OK ? cache : NULL;
@@ -88,16 +99,21 @@ static inline uint32_t golden_layer_group(const golden *g, uint32_t layer)
     return g->n_groups == 2 && layer == 1;
 }
 
-/* 0 when all went well. */
-static inline int golden_fill(const golden *g, kvt_seq *seq)
+static inline float golden_size(const golden *g, uint32_t token, int is_k)
 {
-    static float k[256 * 256], v[256 * 256];
-    kvt_tensor k_view = kvt_tensor_f32(k), v_view = kvt_tensor_f32(v);
-    uint32_t first, layer, t, i, dims[3];
-    int32_t ids[256], positions[256];
+    return !g->large ? 1.0f : is_k && token % 70 == 0 ? 8.0f * 16384.0f : 16384.0f;
+}
 
-    for (first = 0; first < g->n_tokens; first += g->step) {
-        uint32_t n = g->n_tokens - first < g->step ? g->n_tokens - first : g->step;
+/* Tokens first .. end - 1, in steps. 0 when all went well. */
+static inline int golden_append(const golden *g, kvt_seq *seq, uint32_t first, uint32_t end)
+{
+    static float k[128 * 256], v[128 * 256];
+    kvt_tensor k_view = kvt_tensor_f32(k), v_view = kvt_tensor_f32(v);
+    uint32_t layer, t, i, n, dims[3];
+    int32_t ids[GOLDEN_MOST], positions[GOLDEN_MOST];
+
+    for (; first < end; first += n) {
+        n = end - first < g->step ? end - first : g->step;
         for (t = 0; t < n; t++) {
             ids[t] = (first + t) % 5 ? (int32_t)((first + t) * 37 % 500) : KVT_TOKEN_NONE;
             positions[t] = (int32_t)(first + t + (first + t) / 10);
@@ -108,9 +124,11 @@ static inline int golden_fill(const golden *g, kvt_seq *seq)
             golden_group_of(g, golden_layer_group(g, layer), dims);
             for (t = 0; t < n; t++) {
                 for (i = 0; i < dims[2] * dims[0]; i++)
-                    k[t * dims[2] * dims[0] + i] = golden_value(layer, first + t, i, 1);
+                    k[t * dims[2] * dims[0] + i] =
+                        golden_value(layer, first + t, i, 1) * golden_size(g, first + t, 1);
                 for (i = 0; i < dims[2] * dims[1]; i++)
-                    v[t * dims[2] * dims[1] + i] = golden_value(layer, first + t, i, 0);
+                    v[t * dims[2] * dims[1] + i] =
+                        golden_value(layer, first + t, i, 0) * golden_size(g, first + t, 0);
             }
             if (kvt_append(seq, layer, &k_view, g->flags & KVT_GROUP_V_IN_K ? NULL : &v_view) !=
                 KVT_OK)
@@ -120,6 +138,13 @@ static inline int golden_fill(const golden *g, kvt_seq *seq)
             return 1;
     }
     return 0;
+}
+
+/* 0 when all went well. */
+static inline int golden_fill(const golden *g, kvt_seq *seq)
+{
+    return golden_append(g, seq, 0, g->peak) || kvt_seq_truncate(seq, g->cut_at) != KVT_OK ||
+           golden_append(g, seq, g->cut_at, g->n_tokens);
 }
 
 /* FNV-1a over ids, positions and all of K and V as f32. */
@@ -134,7 +159,7 @@ static inline uint64_t golden_mix(uint64_t hash, const void *data, size_t n)
 static inline uint64_t golden_hash(const golden *g, const kvt_seq *seq)
 {
     static float x[256 * 256];
-    static int32_t ints[256];
+    static int32_t ints[GOLDEN_MOST];
     kvt_tensor view = kvt_tensor_f32(x);
     uint64_t hash = 14695981039346656037u, n = kvt_seq_length(seq);
     uint32_t layer, dims[3];

@@ -1,9 +1,9 @@
 /*
  * Make the golden snapshots: make_golden FOLDER writes them, one of each storage.
  *
- * They were made with the first version of the format, and every later version has to load them; a
- * test compares the loaded contents with the hashes in tests/golden/HASHES, which this program
- * prints. Values are computed from integers, so that they are the same on every machine.
+ * They are made once for a version of the format and from its release on have to load for ever; a
+ * test compares what they load to with the hashes in tests/golden/HASHES, which this program
+ * prints. Values are made of integers, so that they are the same on every machine.
  */
 #include <kvtile/kvtile.h>
 

@@ -10,6 +10,7 @@ Exit code 77: numpy, libxxhash or libzstd is missing.
 """
 import ctypes
 import ctypes.util
+import functools
 import struct
 import subprocess
 import sys
@@ -70,6 +71,7 @@ def up8(n):
 
 
 F32, F16, I8 = 0, 1, 2
+SEALED, OPEN = 0, 1
 ELEMENT = {F32: 4, F16: 2, I8: 1}
 NUMPY = {F32: "<f4", F16: "<f2", I8: "i1"}
 
@@ -78,7 +80,7 @@ class Group:
     def __init__(self, data):
         (self.n_layers, self.q_heads, self.heads, self.k_dim, self.v_dim, self.k_type, self.v_type,
          self.flags, self.seed, zero) = struct.unpack("<8IQQ", data)
-        need(zero == 0 and self.flags < 8, "group: reserved")
+        need(zero == 0 and self.flags < 16, "group: reserved")
         need(1 <= self.n_layers <= 1024 and 1 <= self.heads <= 1024, "group: counts")
         need(1 <= self.q_heads <= 1024 and self.q_heads % self.heads == 0, "group: n_q_heads")
         for dim in (self.k_dim, self.v_dim):
@@ -87,62 +89,81 @@ class Group:
         self.rotates = self.k_type == I8 and not self.flags & 1
         self.offsets = self.k_type == I8 and not self.flags & 2
         self.v_in_k = bool(self.flags & 4)
+        self.v_rotates = self.v_type == I8 and not self.flags & 8 and not self.v_in_k
+        self.form = SEALED  # of the last block read
+        self.seals = I8 in (self.k_type, self.v_type)
         if self.v_in_k:
             need(self.v_dim <= self.k_dim and self.v_type == self.k_type, "group: V in K")
             need(not self.rotates or self.v_dim % (self.k_dim & -self.k_dim) == 0, "group: V in K")
 
-    def sizes(self, n):
+    def types(self, form):
+        """How K and V lie in a block: f16 instead of i8 in an open one."""
+        return [F16 if form == OPEN and t == I8 else t for t in (self.k_type, self.v_type)]
+
+    def sizes(self, n, form):
         """Native sizes of kinds 3, 4, 5."""
         tiles, quads = (n + 15) // 16, (n + 3) // 4
-        k = self.heads * tiles * 16 * self.k_dim * ELEMENT[self.k_type]
-        v = self.heads * (quads * 4 if self.v_type == I8 else n) * self.v_dim * ELEMENT[self.v_type]
+        k_type, v_type = self.types(form)
+        k = self.heads * tiles * 16 * self.k_dim * ELEMENT[k_type]
+        v = self.heads * (quads * 4 if v_type == I8 else n) * self.v_dim * ELEMENT[v_type]
         scales = (self.k_type == I8) + (self.v_type == I8)
         if self.v_in_k:
             v, scales = 0, self.k_type == I8
         return {3: k, 4: v, 5: 2 * self.heads * (scales * n + self.offsets * self.k_dim)}
 
-    def signs(self):
-        mask, words, signs = 2**64 - 1, (self.k_dim + 63) // 64, np.ones((self.heads, self.k_dim), "f4")
+    def shapes(self, n, form):
+        """See Reader.unfilter."""
+        k_type, v_type = self.types(form)
+        return {3: (ELEMENT[k_type], self.heads, (n + 15) // 16 * 16, self.k_dim, True),
+                4: (ELEMENT[v_type], self.heads, (n + 3) // 4 * 4, self.v_dim, False),
+                5: (2, 0, 0, 0, 0)}
+
+    @functools.lru_cache(maxsize=None)
+    def signs(self, dim, first):
+        mask, words, signs = 2**64 - 1, (dim + 63) // 64, np.ones((self.heads, dim), "f4")
         for h in range(self.heads):
-            for d in range(self.k_dim):
-                z = (self.seed + (h * words + d // 64 + 1) * 0x9E3779B97F4A7C15) & mask
+            for d in range(dim):
+                z = (self.seed + (first + h * words + d // 64 + 1) * 0x9E3779B97F4A7C15) & mask
                 z = ((z ^ z >> 30) * 0xBF58476D1CE4E5B9) & mask
                 z = ((z ^ z >> 27) * 0x94D049BB133111EB) & mask
                 if (z ^ z >> 31) >> d % 64 & 1:
                     signs[h, d] = -1
         return signs
 
-    def unrotate(self, x):
+    def unrotate(self, x, first):
         """x[head][token][dim], f32 throughout, in the order of numerics.md."""
-        log2 = (self.k_dim & -self.k_dim).bit_length() - 1
+        dim = x.shape[2]
+        log2 = (dim & -dim).bit_length() - 1
         h = 1
         while h < 1 << log2:
             y = x.reshape(x.shape[0], x.shape[1], -1, 2, h)
             x = np.stack([y[..., 0, :] + y[..., 1, :], y[..., 0, :] - y[..., 1, :]], axis=-2)
             x = x.reshape(y.shape[0], y.shape[1], -1)
             h *= 2
-        return x * np.float32(2.0 ** -((log2 + 1) // 2)) * self.signs()[:, None, :]
+        return x * np.float32(2.0 ** -((log2 + 1) // 2)) * self.signs(dim, first)[:, None, :]
 
-    def values(self, n, streams):
+    def values(self, n, form, streams):
         """K and V of a layer as f32 [token][head][dim]."""
         heads, tiles, quads = self.heads, (n + 15) // 16, (n + 3) // 4
-        k = np.frombuffer(streams[3], NUMPY[self.k_type])
-        if self.k_type == I8:
+        k_type, v_type = self.types(form)
+        k = np.frombuffer(streams[3], NUMPY[k_type])
+        if k_type == I8:
             need(not (k == -128).any(), "a code of -128")
             k = k.reshape(heads, tiles, self.k_dim // 4, 16, 4).transpose(0, 1, 3, 2, 4)
         else:
             k = k.reshape(heads, tiles, self.k_dim, 16).transpose(0, 1, 3, 2)
         k = k.reshape(heads, tiles * 16, self.k_dim)
-        v = np.frombuffer(streams.get(4, b""), NUMPY[self.v_type])
+        v = np.frombuffer(streams.get(4, b""), NUMPY[v_type])
         if self.v_in_k:
-            v = np.zeros((heads, n, 0), NUMPY[self.v_type])
-        elif self.v_type == I8:
+            v = np.zeros((heads, n, 0), NUMPY[v_type])
+        elif v_type == I8:
             need(not (v == -128).any(), "a code of -128")
             v = v.reshape(heads, quads, self.v_dim, 4).transpose(0, 1, 3, 2)
             v = v.reshape(heads, quads * 4, self.v_dim)
         else:
             v = v.reshape(heads, n, self.v_dim)
-        need(not k[:, n:].any() and not v[:, n:].any(), "a value where there is no token")
+        for x in (k[:, n:], v[:, n:]):  # also a zero with a sign is none
+            need(not any(x.tobytes()), "a value where there is no token")
         k, v = k[:, :n].astype("f4"), v[:, :n].astype("f4")
         small, at = np.frombuffer(streams.get(5, b""), "<f2").astype("f4"), 0
         need(np.isfinite(k).all() and np.isfinite(v).all() and np.isfinite(small).all(), "not finite")
@@ -151,14 +172,17 @@ class Group:
                 scale = small[at:at + heads * n].reshape(heads, n, 1)
                 at += heads * n
                 need(not np.signbit(scale).any(), "a negative scale")
+                need(form != OPEN or np.isin(scale, 2.0 ** np.arange(16)).all(), "an open scale")
                 if side == 0:
                     k = k * scale
                 else:
                     v = v * scale
-        if self.rotates:
-            k = self.unrotate(k)
         if self.offsets:
             k = k + small[at:].reshape(heads, 1, self.k_dim)
+        if self.rotates:
+            k = self.unrotate(k, 0)
+        if self.v_rotates:
+            v = self.unrotate(v, 2**32)
         if self.v_in_k:
             v = k[..., :self.v_dim]
         return k.transpose(1, 0, 2), v.transpose(1, 0, 2)
@@ -204,7 +228,8 @@ class Reader:
         self.fingerprint = rest[at:at + fingerprint]
         need(not any(rest[at + fingerprint:-8]), "padding")
         need(self.n_blocks == (self.n_tokens + 63) // 64 * n_groups, "n_blocks")
-        need(largest == max(sum(g.sizes(64).values()) for g in self.groups), "largest layer")
+        need(largest == max(sum(g.sizes(64, form).values()) for g in self.groups for form in
+                            ((SEALED, OPEN) if g.seals else (SEALED,))), "largest layer")
 
     def section(self, want, want_value):
         while True:
@@ -285,25 +310,27 @@ class Reader:
         need(len(table) == 32 * self.n_blocks + 8, "block table size")
         need(struct.unpack("<Q", table[-8:])[0] == xxh64(table[:-8]), "block table checksum")
         self.note(3, 0, start)
-        self.k, self.v = {}, {}
+        self.k, self.v, self.forms = {}, {}, []
         for b in range(self.n_blocks):
             g, row = b % len(self.groups), b // len(self.groups)
             group, n = self.groups[g], min(64, self.n_tokens - 64 * row)
             entry = table[32 * b:32 * b + 32]
-            need(struct.unpack("<IIII", entry[16:]) == (g, row, n, 0), "block table entry")
+            need(struct.unpack("<III", entry[16:28]) == (g, row, n), "block table entry")
+            form = struct.unpack("<I", entry[28:])[0]
+            need(form in (SEALED, OPEN), "representation")
+            need(form == SEALED or group.seals, "an open block without i8")
+            need(form >= group.form, "a sealed block after an open one")
+            group.form = form
+            self.forms.append(form)
             start, payload = self.section(4, b)
             need(len(payload) == 48 and payload[:32] == entry, "block")
             need(struct.unpack("<IIQ", payload[32:]) == (group.n_layers, 0, xxh64(payload[:40])), "block")
             digests = entry[24:]
-            tiles, quads = (n + 15) // 16 * 16, (n + 3) // 4 * 4
-            shapes = {3: (ELEMENT[group.k_type], group.heads, tiles, group.k_dim, True),
-                      4: (ELEMENT[group.v_type], group.heads, quads, group.v_dim, False),
-                      5: (2, 0, 0, 0, 0)}
             for i, layer in enumerate(group.layers):
                 _, payload = self.section(5, i)
-                streams = self.streams(payload, group.sizes(n), shapes)
+                streams = self.streams(payload, group.sizes(n, form), group.shapes(n, form))
                 digests += xxh128(b"".join(streams[kind] for kind in sorted(streams)))
-                k, v = group.values(n, streams)
+                k, v = group.values(n, form, streams)
                 self.k.setdefault(layer, []).append(k)
                 self.v.setdefault(layer, []).append(v)
             need(entry[:16] == xxh128(digests), "block id")
@@ -328,14 +355,14 @@ class Reader:
 
 
 def damage(data):
-    """Every 7th byte changed, cut at every 11th length."""
-    for i in range(0, len(data), 7):
+    """Every 7th byte changed, cut at every 11th length; of long files about 2500 and 1500 in all."""
+    for i in range(0, len(data), max(7, len(data) // 2500)):
         try:
             Reader(data[:i] + bytes([data[i] ^ 0x40]) + data[i + 1:])
         except Refused:
             continue
         sys.exit("damage at %d was not found" % i)
-    for i in range(0, len(data), 11):
+    for i in range(0, len(data), max(11, len(data) // 1500)):
         try:
             Reader(data[:i])
         except Refused:
@@ -359,8 +386,8 @@ def main(arguments):
                 sys.exit("%s: the library reads other values" % path)
         if damages:
             damage(data)
-        print("%s: %d tokens, %d layers%s" % (path, reader.n_tokens,
-              sum(g.n_layers for g in reader.groups), ", as the library reads it" if program else ""))
+        print("%s: %d tokens, %d layers, %d of %d blocks open%s" % (path, reader.n_tokens,
+              sum(g.n_layers for g in reader.groups), sum(reader.forms), reader.n_blocks, ", as the library reads it" if program else ""))
 
 
 if __name__ == "__main__":

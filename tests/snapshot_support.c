@@ -105,7 +105,7 @@ void model_append(const model *m, kvt_cache *cache, kvt_seq *seq, size_t n, size
         assert_non_null(ids);
         assert_non_null(positions);
         for (size_t i = 0; i < here; i++) {
-            ids[i] = i % 7 == 3 ? KVT_TOKEN_NONE : (int32_t)((first + i) * 11 % 1000);
+            ids[i] = (first + i) % 7 == 3 ? KVT_TOKEN_NONE : (int32_t)((first + i) * 11 % 1000);
             positions[i] = (int32_t)(first + i) * 2 + 1;
         }
         expect_ok(cache, kvt_seq_begin(seq, here, positions));

@@ -1,7 +1,7 @@
 /*
- * An independent implementation of docs/numerics.md, compared bit for bit with kvt_read:
- * conversions, scales, codes, offset, rotation; on every instruction set and under another
- * floating-point environment (rounding upward, flush to zero).
+ * docs/numerics.md, implemented a second time from its text and compared bit for bit with what
+ * kvt_read gives: conversions, open and sealed rows, offsets, rotations, truncation; on every
+ * instruction set and under a hostile floating-point environment.
  */
 #include "support.h"
 
@@ -44,10 +44,11 @@ static uint64_t splitmix(uint64_t seed, uint64_t i)
     return z ^ z >> 31;
 }
 
-static float sign_of(uint64_t seed, size_t dim, size_t head, size_t d)
+/* first: where the side's signs begin in the stream. */
+static float sign_of(uint64_t seed, uint64_t first, size_t dim, size_t head, size_t d)
 {
     size_t words = (dim + 63) / 64;
-    return splitmix(seed, head * words + d / 64) >> d % 64 & 1 ? -1.0f : 1.0f;
+    return splitmix(seed, first + head * words + d / 64) >> d % 64 & 1 ? -1.0f : 1.0f;
 }
 
 static int log2_block(size_t dim)
@@ -74,110 +75,238 @@ static void butterflies(float *x, size_t dim)
 
 /* ---- the model of one head's K or V ---- */
 
+enum { MAX_DIM = 1024, MAX_BLOCKS = 12, MAX_ROWS = 64 * MAX_BLOCKS };
+
 typedef struct model {
-    size_t dim, head;
+    size_t dim, head, window;
+    kvt_type type;
     int rotates, offsets;
-    uint64_t seed;
-    float mu[2048 / 64][576];
-    float stored[2048][576]; /* code * scale, in the stored domain */
+    uint64_t seed, first_sign;
+    float sign[MAX_DIM];
     size_t length;
+    /* Of a block: */
+    int sealed[MAX_BLOCKS];
+    int fresh[MAX_BLOCKS]; /* sealed by the last commit's last 64 tokens; none has begun since */
+    float a[MAX_BLOCKS][MAX_DIM], offset[MAX_BLOCKS][MAX_DIM];
+    /* Of a row, in the stored domain: */
+    float open[MAX_ROWS][MAX_DIM]; /* f16 * s; where nothing is sealed, the row as stored */
+    float row[MAX_ROWS][MAX_DIM];  /* code * scale */
 } model;
 
-static void quantize(const float *x, size_t dim, float *stored)
+static float add(float x, float y)
 {
-    float absmax = 0, scale, reciprocal;
-    for (size_t d = 0; d < dim; d++)
-        absmax = fabsf(x[d]) > absmax ? fabsf(x[d]) : absmax;
-    {
-        volatile float quotient = absmax / 127.0f;
-        scale = (float)to_f16((double)quotient, 1);
-    }
-    {
-        volatile float one_over = scale > 0 ? 1.0f / scale : 0.0f;
-        reciprocal = one_over;
-    }
-    for (size_t d = 0; d < dim; d++) {
-        volatile float product = x[d] * reciprocal;
-        double code = nearbyint((double)product);
-        assert_true(code >= -127 && code <= 127);
-        stored[d] = (float)(code * (double)scale);
-    }
+    volatile float sum = x + y;
+    return sum;
 }
 
-static void unrotated(const model *m, const float *stored, float *x)
+static float times(float x, float y)
+{
+    volatile float product = x * y;
+    return product;
+}
+
+static float over(float x, float y)
+{
+    volatile float quotient = x / y;
+    return quotient;
+}
+
+static void model_init(model *m, const kvt_group_config *g, int is_v, size_t head)
+{
+    memset(m, 0, sizeof *m);
+    m->dim = is_v ? g->v_dim : g->k_dim;
+    m->type = is_v ? g->v_type : g->k_type;
+    m->head = head;
+    m->window = g->residual_tokens == KVT_RESIDUAL_NONE ? 0
+                : g->residual_tokens == 0               ? KVT_RESIDUAL_TOKENS
+                                                        : g->residual_tokens;
+    m->rotates = m->type == KVT_TYPE_I8 &&
+                 !(g->flags & (is_v ? KVT_GROUP_NO_V_ROTATION : KVT_GROUP_NO_ROTATION));
+    m->offsets = m->type == KVT_TYPE_I8 && !is_v && !(g->flags & KVT_GROUP_NO_OFFSET);
+    m->seed = g->rotation_seed;
+    for (size_t d = 0; d < m->dim; d++)
+        m->sign[d] = sign_of(m->seed, is_v ? (uint64_t)1 << 32 : 0, m->dim, head, d);
+}
+
+static void rotate(const model *m, const float *x, float *y)
 {
     int log2 = log2_block(m->dim);
-    memcpy(x, stored, m->dim * sizeof *x);
+    memcpy(y, x, m->dim * sizeof *y);
+    if (!m->rotates)
+        return;
+    for (size_t d = 0; d < m->dim; d++)
+        y[d] = y[d] * m->sign[d];
+    butterflies(y, m->dim);
+    for (size_t d = 0; d < m->dim; d++)
+        y[d] = times(y[d], ldexpf(1.0f, -(log2 / 2)));
+}
+
+static void unrotate(const model *m, float *x)
+{
+    int log2 = log2_block(m->dim);
     if (!m->rotates)
         return;
     butterflies(x, m->dim);
     for (size_t d = 0; d < m->dim; d++)
-        x[d] = x[d] * ldexpf(1.0f, -(log2 - log2 / 2)) * sign_of(m->seed, m->dim, m->head, d);
+        x[d] = times(x[d], ldexpf(1.0f, -(log2 - log2 / 2))) * m->sign[d];
 }
 
-static void fix_offset(model *m, size_t block, const float *rows, size_t stride, size_t n)
+/* "Sealed rows" */
+static void quantize(const float *w, size_t dim, float *stored)
 {
-    float mean[576] = {0};
-    if (n == 64 || (block == 0 && n >= 16)) {
-        for (size_t i = 0; i < n; i++)
-            for (size_t d = 0; d < m->dim; d++) {
-                volatile float sum = mean[d] + rows[i * stride + d];
-                mean[d] = sum;
-            }
-        for (size_t d = 0; d < m->dim; d++)
-            mean[d] /= (float)n;
-    } else if (block > 0) {
-        const float(*y)[576] = (const float(*)[576]) & m->stored[(block - 1) * 64];
-        float stored_mean[576];
-        for (size_t d = 0; d < m->dim; d++) {
-            volatile float lane[16];
-            for (size_t j = 0; j < 16; j++) {
-                lane[j] = y[j][d] + y[16 + j][d];
-                lane[j] = lane[j] + y[32 + j][d];
-                lane[j] = lane[j] + y[48 + j][d];
-            }
-            for (size_t h = 8; h; h /= 2)
-                for (size_t j = 0; j < h; j++)
-                    lane[j] = lane[j] + lane[j + h];
-            stored_mean[d] = lane[0] / 64;
-        }
-        unrotated(m, stored_mean, mean);
-        for (size_t d = 0; d < m->dim; d++)
-            mean[d] += m->mu[block - 1][d];
+    float absmax = 0, scale, reciprocal;
+    for (size_t d = 0; d < dim; d++)
+        absmax = fabsf(w[d]) > absmax ? fabsf(w[d]) : absmax;
+    scale = (float)to_f16((double)over(absmax, 127.0f), 1);
+    assert_true(scale <= 65504);
+    reciprocal = scale > 0 ? over(1.0f, scale) : 0.0f;
+    for (size_t d = 0; d < dim; d++) {
+        int code = (int)nearbyint((double)times(w[d], reciprocal));
+        assert_in_range(code + 127, 0, 254);
+        stored[d] = (float)code * scale;
     }
-    for (size_t d = 0; d < m->dim; d++)
-        m->mu[block][d] = saturate((double)mean[d]);
 }
 
-/* One append of n rows. */
-static void model_append(model *m, const float *rows, size_t stride, size_t n)
+/* The sum of the rows of a full block that are not left out, dim d, divided by their number. */
+static float mean_of(const model *m, size_t block, size_t d, const int *out, int n)
 {
+    float lane[16], x[64];
+    for (size_t t = 0; t < 64; t++)
+        x[t] = out && out[t] ? 0 : m->open[64 * block + t][d];
+    for (size_t j = 0; j < 16; j++)
+        lane[j] = add(add(add(x[j], x[16 + j]), x[32 + j]), x[48 + j]);
+    for (size_t h = 8; h; h /= 2)
+        for (size_t j = 0; j < h; j++)
+            lane[j] = add(lane[j], lane[j + h]);
+    return over(lane[0], (float)n);
+}
+
+/* "Sealing", steps 1 to 5: the offset that a full open block gets. How many are left out. */
+static int sealed_offset(const model *m, size_t block, float *offset)
+{
+    float mean[MAX_DIM], dist[64], sorted[64];
+    int out[64], left = 0;
+    for (size_t d = 0; d < m->dim; d++)
+        mean[d] = mean_of(m, block, d, NULL, 64);
+    for (size_t t = 0; t < 64; t++) {
+        dist[t] = 0;
+        for (size_t d = 0; d < m->dim; d++) {
+            float away = add(m->open[64 * block + t][d], -mean[d]);
+            dist[t] = add(dist[t], times(away, away));
+        }
+        sorted[t] = dist[t];
+    }
+    for (size_t i = 1; i < 64; i++)
+        for (size_t j = i; j && sorted[j - 1] > sorted[j]; j--) {
+            float swap = sorted[j];
+            sorted[j] = sorted[j - 1];
+            sorted[j - 1] = swap;
+        }
+    for (size_t t = 0; t < 64; t++)
+        left += out[t] = dist[t] > times(16.0f, sorted[31]);
+    for (size_t d = 0; d < m->dim; d++) {
+        if (left)
+            mean[d] = mean_of(m, block, d, out, 64 - left);
+        offset[d] = saturate((double)add(mean[d], m->a[block][d]));
+    }
+    return left;
+}
+
+static int most_left_out; /* over all that a test has sealed */
+
+static void seal(model *m, size_t block)
+{
+    float w[MAX_DIM];
+    if (m->offsets) {
+        int left = sealed_offset(m, block, m->offset[block]);
+        most_left_out = left > most_left_out ? left : most_left_out;
+    }
+    for (size_t t = 64 * block; t < 64 * block + 64; t++) {
+        for (size_t d = 0; d < m->dim; d++)
+            w[d] = m->offsets ? add(m->open[t][d], add(m->a[block][d], -m->offset[block][d]))
+                              : m->open[t][d];
+        quantize(w, m->dim, m->row[t]);
+    }
+    m->sealed[block] = 1;
+}
+
+/* "Open rows" */
+static void open_row(const float *z, size_t dim, float *x)
+{
+    float most = 0, s = 1;
+    for (size_t d = 0; d < dim; d++)
+        most = fabsf(z[d]) > most ? fabsf(z[d]) : most;
+    while (most / s >= 65520)
+        s *= 2;
+    for (size_t d = 0; d < dim; d++)
+        x[d] = (float)to_f16((double)over(z[d], s), 0) * s;
+}
+
+/* What a row is less its offset, as it would be appended now. Sets the block's offset. */
+static void model_centre(model *m, size_t token, const float *x, float *z)
+{
+    size_t block = token / 64;
+    if (token % 64 == 0)
+        m->sealed[block] = 0;
+    rotate(m, x, z);
+    if (!m->offsets)
+        return;
+    if (token == 0)
+        for (size_t d = 0; d < m->dim; d++)
+            m->a[0][d] = saturate((double)z[d]);
+    else if (token % 64 == 0 && m->sealed[0])
+        memcpy(m->a[block], m->offset[0], sizeof m->offset[0]);
+    else if (token % 64 == 0)
+        (void)sealed_offset(m, 0, m->a[block]);
+    for (size_t d = 0; d < m->dim; d++)
+        z[d] = add(z[d], m->sealed[block] ? -m->offset[block][d] : -m->a[block][d]);
+}
+
+/* One step of n rows: begin, append, commit. */
+static void model_step(model *m, const float *rows, size_t stride, size_t n)
+{
+    memset(m->fresh, 0, sizeof m->fresh);
     for (size_t i = 0; i < n; i++) {
         size_t token = m->length + i, block = token / 64;
-        float x[576];
-        if (m->offsets && token % 64 == 0)
-            fix_offset(m, block, rows + i * stride, stride, n - i < 64 ? n - i : 64);
-        for (size_t d = 0; d < m->dim; d++)
-            x[d] = m->offsets ? rows[i * stride + d] - m->mu[block][d] : rows[i * stride + d];
-        if (m->rotates) {
-            int log2 = log2_block(m->dim);
+        const float *x = rows + i * stride;
+        float z[MAX_DIM];
+        if (m->type != KVT_TYPE_I8) {
             for (size_t d = 0; d < m->dim; d++)
-                x[d] *= sign_of(m->seed, m->dim, m->head, d);
-            butterflies(x, m->dim);
-            for (size_t d = 0; d < m->dim; d++)
-                x[d] *= ldexpf(1.0f, -(log2 / 2));
+                m->open[token][d] = m->type == KVT_TYPE_F32 ? x[d] : (float)to_f16((double)x[d], 0);
+            continue;
         }
-        quantize(x, m->dim, m->stored[token]);
+        model_centre(m, token, x, z);
+        if (m->sealed[block])
+            quantize(z, m->dim, m->row[token]);
+        else
+            open_row(z, m->dim, m->open[token]);
     }
     m->length += n;
+    for (size_t block = 0; 64 * (block + 1) + m->window <= m->length; block++)
+        if (m->type == KVT_TYPE_I8 && !m->sealed[block]) {
+            seal(m, block);
+            m->fresh[block] = 64 * (block + 1) + m->window + 64 > m->length;
+        }
+}
+
+static void model_truncate(model *m, size_t n)
+{
+    for (size_t block = 0; block < MAX_BLOCKS; block++)
+        if (m->fresh[block] && 64 * (block + 1) + m->window > n)
+            m->sealed[block] = m->fresh[block] = 0;
+    m->length = n;
 }
 
 static void model_read(const model *m, size_t token, float *x)
 {
-    unrotated(m, m->stored[token], x);
-    if (m->offsets)
-        for (size_t d = 0; d < m->dim; d++)
-            x[d] += m->mu[token / 64][d];
+    size_t block = token / 64;
+    const float *y = m->sealed[block] ? m->row[token] : m->open[token];
+    for (size_t d = 0; d < m->dim; d++) {
+        x[d] = y[d];
+        if (m->offsets)
+            x[d] = add(x[d], m->sealed[block] ? m->offset[block][d] : m->a[block][d]);
+    }
+    unrotate(m, x);
 }
 
 /* ---- the comparison ---- */
@@ -204,84 +333,328 @@ static void restore_environment(unsigned saved)
 #endif
 }
 
-static void check_i8(const char *isa, uint32_t dim, uint32_t flags, int hostile, double size,
-                     double outlier, uint64_t seed)
-{
-    enum { HEADS = 2 };
-    static model k_model, v_model;
-    rng r = {seed};
-    kvt_group_config g = group_of(1, HEADS, HEADS, dim, dim, KVT_TYPE_I8, KVT_TYPE_I8);
-    kvt_cache *cache;
-    kvt_seq *seq = NULL;
-    size_t total = 64 + rng_below(&r, 300);
-    tokens t;
-    float *read = malloc(total * HEADS * dim * sizeof *read);
-    kvt_tensor out = kvt_tensor_f32(read);
-    g.flags = flags;
-    g.rotation_seed = rng_next(&r);
-    cache = cache_of(&g, total, 1, isa);
-    t = tokens_make(&r, total, &g);
-    for (size_t i = 0; i < total * HEADS * dim; i++) {
-        double bias = i % dim % 17 == 3 ? outlier : 0;
-        t.k[i] = (float)(((double)t.k[i] + bias) * size);
-        t.v[i] = (float)((double)t.v[i] * size);
-    }
-    memset(t.v, 0, dim * sizeof *t.v); /* a row of zeros */
+/* ---- one sequence and its models ---- */
 
-    expect_ok(cache, kvt_seq_create(cache, &seq));
-    for (size_t head = 0; head < HEADS; head++) {
-        memset(&k_model, 0, sizeof k_model);
-        memset(&v_model, 0, sizeof v_model);
-        k_model.dim = v_model.dim = dim;
-        k_model.head = head;
-        k_model.rotates = !(flags & KVT_GROUP_NO_ROTATION);
-        k_model.offsets = !(flags & KVT_GROUP_NO_OFFSET);
-        k_model.seed = g.rotation_seed;
-        for (size_t first = 0, n; first < total; first += n) {
-            rng cut = {seed * 31 + first};
-            size_t choice = rng_below(&cut, 4);
-            n = choice == 0 ? 1 : choice == 1 ? 1 + rng_below(&cut, 40) : 1 + rng_below(&cut, 200);
-            n = n > total - first ? total - first : n;
-            if (head == 0) {
-                unsigned saved = hostile ? set_hostile_environment() : 0;
-                append_step(cache, seq, &g, &t, first, n);
-                if (hostile)
-                    restore_environment(saved);
+enum { HEADS = 2, N_KINDS = 6 };
+
+static model models[2][HEADS]; /* [is V] */
+
+typedef struct subject {
+    const char *isa;
+    kvt_group_config g;
+    kvt_cache *cache;
+    kvt_seq *seq;
+    tokens t;
+    float *read;
+    int hostile;
+} subject;
+
+/* What the rows are like: see kind. */
+static void make_rows(subject *s, rng *r, size_t n, int kind, double size)
+{
+    size_t dims[2] = {s->g.k_dim, s->g.v_dim};
+    s->t = tokens_make(r, n, &s->g);
+    for (int side = 0; side < 2; side++) {
+        float *rows = side ? s->t.v : s->t.k;
+        size_t dim = dims[side];
+        for (size_t i = 0; i < n * HEADS; i++)
+            for (size_t d = 0; d < dim; d++) {
+                size_t t = i / HEADS;
+                double x = (double)rows[i * dim + d];
+                if (kind >= 1 && side == 0 && d % 17 == 3)
+                    x += 30; /* channels with an offset */
+                if (kind == 2 && (t == 0 || t % 23 == 7))
+                    x *= 40;   /* tokens far away */
+                if (kind == 3) /* half of a block far away, on both sides of the mean */
+                    x = t % 2 ? x * 0.01 : t % 4 ? 50 + x : -50 - x;
+                if (kind == 4 && t % 9) /* most tokens are alike */
+                    x = (double)(d % 5);
+                if (kind == 5) /* about the threshold of being left out */
+                    x *= t % 8 == 3 ? 3.9 + 0.05 * (double)(t % 64 / 8) : 1;
+                rows[i * dim + d] = (float)(x * size);
             }
-            model_append(&k_model, t.k + (first * HEADS + head) * dim, HEADS * dim, n);
-            model_append(&v_model, t.v + (first * HEADS + head) * dim, HEADS * dim, n);
+    }
+    memset(s->t.v, 0, dims[1] * sizeof *s->t.v); /* a row of zeros */
+    for (size_t i = 0; i < n * HEADS && s->g.flags & KVT_GROUP_V_IN_K; i++)
+        memcpy(s->t.v + i * dims[1], s->t.k + i * dims[0], dims[1] * sizeof *s->t.v);
+}
+
+static void subject_open(subject *s, size_t max_tokens)
+{
+    size_t dim = s->g.k_dim > s->g.v_dim ? s->g.k_dim : s->g.v_dim;
+    s->cache = cache_of(&s->g, max_tokens, 1, s->isa);
+    s->seq = NULL;
+    expect_ok(s->cache, kvt_seq_create(s->cache, &s->seq));
+    s->read = malloc(max_tokens * HEADS * dim * sizeof *s->read);
+    assert_non_null(s->read);
+    for (int side = 0; side < 2; side++)
+        for (size_t head = 0; head < HEADS; head++)
+            model_init(&models[side][head], &s->g, side, head);
+}
+
+static void subject_close(subject *s)
+{
+    free(s->read);
+    tokens_free(&s->t);
+    kvt_seq_destroy(s->seq);
+    kvt_cache_destroy(s->cache);
+}
+
+static void subject_step(subject *s, size_t first, size_t n)
+{
+    unsigned saved = s->hostile ? set_hostile_environment() : 0;
+    append_step(s->cache, s->seq, &s->g, &s->t, first, n);
+    if (s->hostile)
+        restore_environment(saved);
+    for (int side = 0; side < 2; side++)
+        for (size_t head = 0; head < HEADS; head++) {
+            model *m = &models[side][head];
+            const float *rows = side ? s->t.v : s->t.k;
+            if (side == 0 || !(s->g.flags & KVT_GROUP_V_IN_K))
+                model_step(m, rows + (first * HEADS + head) * m->dim, HEADS * m->dim, n);
         }
-        for (int side = 0; side < 2; side++) {
-            expect_ok(cache, kvt_read(seq, 0, side ? KVT_SIDE_V : KVT_SIDE_K, 0, total, &out));
-            for (size_t i = 0; i < total; i++) {
-                float x[576];
-                const float *got = read + (i * HEADS + head) * dim;
-                model_read(side ? &v_model : &k_model, i, x);
+}
+
+static void subject_truncate(subject *s, size_t n)
+{
+    expect_ok(s->cache, kvt_seq_truncate(s->seq, n));
+    for (int side = 0; side < 2; side++)
+        for (size_t head = 0; head < HEADS; head++)
+            model_truncate(&models[side][head], n);
+}
+
+static void subject_check(const subject *s)
+{
+    size_t length = (size_t)kvt_seq_length(s->seq);
+    kvt_tensor out = kvt_tensor_f32(s->read);
+    assert_int_equal(length, models[0][0].length);
+    for (int side = 0; side < 2 && length; side++) {
+        int in_k = side && s->g.flags & KVT_GROUP_V_IN_K;
+        size_t dim = side ? s->g.v_dim : s->g.k_dim;
+        unsigned saved = s->hostile ? set_hostile_environment() : 0;
+        kvt_status status = kvt_read(s->seq, 0, side ? KVT_SIDE_V : KVT_SIDE_K, 0, length, &out);
+        if (s->hostile)
+            restore_environment(saved);
+        expect_ok(s->cache, status);
+        for (size_t i = 0; i < length * HEADS; i++) {
+            float x[MAX_DIM];
+            const float *got = s->read + i * dim;
+            const model *m = &models[in_k ? 0 : side][i % HEADS];
+            model_read(m, i / HEADS, x);
+            if (memcmp(x, got, dim * sizeof *x) != 0)
                 for (size_t d = 0; d < dim; d++)
-                    if (memcmp(&x[d], &got[d], sizeof x[d]) != 0 && !(x[d] == 0 && got[d] == 0))
-                        fail_msg("isa %s dim %u flags %u side %d token %zu dim %zu: model %a, "
-                                 "library %a",
-                                 isa, dim, flags, side, i, d, (double)x[d], (double)got[d]);
-            }
+                    if (memcmp(&x[d], &got[d], sizeof x[d]) != 0)
+                        fail_msg("isa %s dims %u %u types %d %d flags %u window %zu length %zu, "
+                                 "side %d token %zu (%s) head %zu dim %zu: model %a, library %a",
+                                 s->isa, s->g.k_dim, s->g.v_dim, (int)s->g.k_type, (int)s->g.v_type,
+                                 s->g.flags, m->window, length, side, i / HEADS,
+                                 m->sealed[i / HEADS / 64] ? "sealed" : "open", i % HEADS, d,
+                                 (double)x[d], (double)got[d]);
         }
     }
-    free(read);
-    tokens_free(&t);
-    kvt_seq_destroy(seq);
-    kvt_cache_destroy(cache);
+}
+
+/* Appends and truncates of any cut; what is read back is compared after some of them. */
+static void check_cuts(const char *isa, const kvt_group_config *g, int hostile, int kind,
+                       double size, uint64_t seed)
+{
+    rng r = {seed};
+    size_t total = 200 + rng_below(&r, 260);
+    subject s = {.isa = isa, .g = *g, .hostile = hostile};
+    s.g.rotation_seed = rng_next(&r);
+    subject_open(&s, total);
+    make_rows(&s, &r, total, kind, size);
+    for (size_t at = 0; at < total;) {
+        size_t choice = rng_below(&r, 4), n;
+        n = choice == 0 ? 1 : choice == 1 ? 1 + rng_below(&r, 40) : 1 + rng_below(&r, 200);
+        n = n > total - at ? total - at : n;
+        subject_step(&s, at, n);
+        at += n;
+        if (rng_below(&r, 3) == 0)
+            subject_check(&s);
+        if (rng_below(&r, 4) == 0) { /* the same tokens come again, or what they store differs */
+            at -= rng_below(&r, 1 + (uint32_t)(at < 150 ? at : 150));
+            subject_truncate(&s, at);
+            subject_check(&s);
+        }
+    }
+    subject_check(&s);
+    subject_close(&s);
+}
+
+static const uint32_t windows[] = {0, KVT_RESIDUAL_NONE, 100, 1, 192};
+static const double sizes[] = {1, 1e-3, 3e-6, 1e-9, 1e-41, 30, 2e3};
+
+static kvt_group_config any_group(rng *r, uint32_t k_dim, uint32_t v_dim, kvt_type k, kvt_type v)
+{
+    kvt_group_config g = group_of(1, HEADS, HEADS, k_dim, v_dim, k, v);
+    g.residual_tokens = windows[rng_below(r, 5)];
+    return g;
 }
 
 static void i8_as_specified(void **state)
 {
     const uint32_t dims[] = {8, 48, 64, 80, 96, 128, 192, 256, 512, 576};
-    const double sizes[] = {1, 1e-3, 3e-6, 1e-9, 1e-41, 3e4};
+    const uint32_t flags[] = {0, 1, 2, 3, 8, 9, 11};
     rng r = {11};
     (void)state;
+    most_left_out = 0;
     for (uint32_t isa = 0; kvt_isa_name(isa); isa++)
         for (size_t d = 0; d < sizeof dims / sizeof *dims; d++)
-            for (uint32_t flags = 0; flags < 4; flags++)
-                check_i8(kvt_isa_name(isa), dims[d], flags, (int)rng_below(&r, 2),
-                         sizes[rng_below(&r, 6)], rng_below(&r, 2) ? 30 : 0, rng_next(&r));
+            for (size_t f = 0; f < sizeof flags / sizeof *flags; f++) {
+                uint32_t other = dims[rng_below(&r, 10)];
+                kvt_group_config g = any_group(&r, dims[d], other, KVT_TYPE_I8, KVT_TYPE_I8);
+                g.flags = flags[f];
+                check_cuts(kvt_isa_name(isa), &g, (int)rng_below(&r, 2),
+                           (int)rng_below(&r, N_KINDS), sizes[rng_below(&r, 7)], rng_next(&r));
+            }
+    assert_int_equal(most_left_out, 32); /* that many there can be */
+}
+
+/* One side i8, the other wider; V in K. */
+static void mixed_types(void **state)
+{
+    rng r = {12};
+    (void)state;
+    for (uint32_t isa = 0; kvt_isa_name(isa); isa++) {
+        for (int types = 0; types < 9; types++)
+            for (int i = 0; i < 2; i++) {
+                kvt_group_config g = any_group(&r, i ? 40 : 128, i ? 64 : 24, (kvt_type)(types / 3),
+                                               (kvt_type)(types % 3));
+                check_cuts(kvt_isa_name(isa), &g, i, (int)rng_below(&r, N_KINDS), i ? 1 : 30,
+                           rng_next(&r));
+            }
+        for (int type = 0; type <= KVT_TYPE_I8; type++)
+            for (uint32_t flags = 0; flags < 4; flags++) {
+                kvt_group_config g = any_group(&r, 576, 512, (kvt_type)type, (kvt_type)type);
+                g.flags = KVT_GROUP_V_IN_K | flags;
+                check_cuts(kvt_isa_name(isa), &g, (int)flags & 1, (int)rng_below(&r, N_KINDS), 1,
+                           rng_next(&r));
+            }
+    }
+}
+
+/* ---- what is refused ---- */
+
+static float largest_of(model *m, const float *x)
+{
+    float z[MAX_DIM], most = 0;
+    model_centre(m, m->length, x, z);
+    for (size_t d = 0; d < m->dim; d++)
+        most = fabsf(z[d]) > most ? fabsf(z[d]) : most;
+    return most;
+}
+
+/* The next token's row of one head as large as may be, and a step larger. */
+static void check_limit(subject *s, rng *r, int side)
+{
+    size_t head = rng_below(r, HEADS), at = models[0][0].length;
+    model *m = &models[side][head];
+    float *row = (side ? s->t.v : s->t.k) + (at * HEADS + head) * m->dim;
+    float *was = malloc(m->dim * sizeof *was), *way = rng_normals(r, m->dim);
+    kvt_tensor k = kvt_tensor_f32(s->t.k + at * HEADS * s->g.k_dim);
+    kvt_tensor v = kvt_tensor_f32(s->t.v + at * HEADS * s->g.v_dim);
+    float fits = 1, high = 1e10f;
+    assert_non_null(was);
+    memcpy(was, row, m->dim * sizeof *was);
+    while (nextafterf(fits, high) < high) {
+        float middle = fits + (high - fits) / 2;
+        for (size_t d = 0; d < m->dim; d++)
+            row[d] = times(way[d], middle);
+        *(largest_of(m, row) <= 8e6f ? &fits : &high) = middle;
+    }
+    for (size_t d = 0; d < m->dim; d++)
+        row[d] = times(way[d], high);
+    expect_ok(s->cache, kvt_seq_begin(s->seq, 1, NULL));
+    expect(s->cache, KVT_ERR_VALUE, kvt_append(s->seq, 0, &k, &v));
+    for (size_t d = 0; d < m->dim; d++)
+        row[d] = times(way[d], fits);
+    expect_ok(s->cache, kvt_append(s->seq, 0, &k, &v));
+    expect_ok(s->cache, kvt_seq_abort(s->seq));
+    for (int i = 0; i < 2; i++)
+        for (size_t h = 0; h < HEADS; h++) /* what a begin ends */
+            memset(models[i][h].fresh, 0, sizeof models[i][h].fresh);
+    subject_check(s);
+    subject_step(s, at, 1);
+    subject_check(s);
+    subject_truncate(s, at);
+    memcpy(row, was, m->dim * sizeof *was);
+    free(was), free(way);
+}
+
+static void refusals(void **state)
+{
+    const uint32_t dims[] = {8, 64, 96, 512, 1024};
+    const uint32_t flags[] = {0, 2, 9, 11};
+    rng r = {13};
+    (void)state;
+    for (uint32_t isa = 0; kvt_isa_name(isa); isa++)
+        for (size_t d = 0; d < 5; d++)
+            for (size_t f = 0; f < 4; f++) {
+                subject s = {.isa = kvt_isa_name(isa)};
+                s.g = group_of(1, HEADS, HEADS, dims[d], dims[4 - d], KVT_TYPE_I8, KVT_TYPE_I8);
+                s.g.flags = flags[f];
+                s.g.residual_tokens = KVT_RESIDUAL_NONE;
+                subject_open(&s, 200);
+                make_rows(&s, &r, 200, 1, 1);
+                for (int side = 0; side < 2; side++) { /* tokens of open blocks */
+                    check_limit(&s, &r, side);
+                    subject_step(&s, 0, 30);
+                    check_limit(&s, &r, side);
+                    subject_step(&s, 30, 34);
+                    check_limit(&s, &r, side);
+                    subject_step(&s, 64, 36);
+                    check_limit(&s, &r, side);
+                    subject_step(&s, 100, 40); /* and of a sealed one */
+                    subject_truncate(&s, 70);
+                    check_limit(&s, &r, side);
+                    subject_truncate(&s, 0);
+                }
+                subject_close(&s);
+            }
+}
+
+/* Magnitudes of 240 000 always fit, with the signs that add up in the rotation, too. */
+static void always_fits(void **state)
+{
+    const uint32_t dims[] = {8, 96, 128, 512, 576, 1024};
+    rng r = {14};
+    (void)state;
+    for (uint32_t isa = 0; kvt_isa_name(isa); isa++)
+        for (size_t d = 0; d < 6; d++)
+            for (uint32_t flags = 0; flags < 3; flags += 2) {
+                subject s = {.isa = kvt_isa_name(isa)};
+                float most = 0;
+                s.g = group_of(1, HEADS, HEADS, dims[d], dims[d], KVT_TYPE_I8, KVT_TYPE_I8);
+                s.g.flags = flags;
+                subject_open(&s, 200);
+                make_rows(&s, &r, 200, 0, 1);
+                for (int side = 0; side < 2; side++)
+                    for (size_t i = 0; i < 200 * HEADS; i++)
+                        for (size_t x = 0; x < dims[d]; x++) {
+                            float *at = (side ? s.t.v : s.t.k) + i * dims[d] + x;
+                            size_t t = i / HEADS, walsh = (t / 4) & x, odd = 0;
+                            for (; walsh; walsh &= walsh - 1)
+                                odd ^= 1;
+                            *at = t % 4 == 3 ? (*at < 0 ? -240000.0f : 240000.0f)
+                                             : (odd ^ (t & 1) ? -240000.0f : 240000.0f) *
+                                                   models[side][i % HEADS].sign[x];
+                        }
+                for (int side = 0; side < 2; side++)
+                    for (size_t head = 0; head < HEADS; head++) {
+                        float y[MAX_DIM];
+                        model *m = &models[side][head];
+                        rotate(m, (side ? s.t.v : s.t.k) + head * dims[d], y);
+                        for (size_t x = 0; x < dims[d]; x++)
+                            most = fabsf(y[x]) > most ? fabsf(y[x]) : most;
+                    }
+                if (dims[d] == 512 || dims[d] == 1024)
+                    assert_true(most == 240000.0f * 32);
+                subject_step(&s, 0, 61);
+                subject_step(&s, 61, 139);
+                subject_check(&s);
+                subject_close(&s);
+            }
 }
 
 /* f16 storage: every representable value, every tie between two, and the edge of the range. */
@@ -340,7 +713,8 @@ static void f16_as_specified(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(i8_as_specified),
+        cmocka_unit_test(i8_as_specified),  cmocka_unit_test(mixed_types),
+        cmocka_unit_test(refusals),         cmocka_unit_test(always_fits),
         cmocka_unit_test(f16_as_specified),
     };
     return cmocka_run_group_tests_name("numerics", tests, NULL, NULL);

@@ -120,8 +120,70 @@ static void added_errors(void **state)
             check(lengths[l], (data)kind);
 }
 
+/*
+ * What is read back and appended again, over and over, drifts: slowly without offsets, where the
+ * codes' grids stay where they are, and by about 0.001 a round with them.
+ */
+static void drift_of(data kind, uint32_t flags)
+{
+    enum { TOKENS = 300 };
+    const int rounds[] = {1, 20, 200};
+    /* Of K, whose offsets move a little each time and with them the grids of codes; of V. */
+    const double bounds[3][2] = {{0.02, 0.008}, {0.05, 0.013}, {0.45, 0.025}};
+    rng r = {5 + kind};
+    kvt_group_config group = group_of(1, 1, 1, DIMS, DIMS, KVT_TYPE_I8, KVT_TYPE_I8);
+    tokens t = make(&r, TOKENS, &group, kind), now = {TOKENS, 1, DIMS, DIMS, NULL, NULL};
+    double *k = malloc(TOKENS * DIMS * sizeof *k), *v = malloc(TOKENS * DIMS * sizeof *v);
+    kvt_cache *cache;
+    int round = 0;
+
+    group.flags = flags;
+    cache = cache_of(&group, TOKENS, 1, NULL);
+    now.k = malloc(TOKENS * DIMS * sizeof *now.k);
+    now.v = malloc(TOKENS * DIMS * sizeof *now.v);
+    assert_true(k && v && now.k && now.v);
+    for (size_t i = 0; i < TOKENS * DIMS; i++) {
+        t.k[i] += i % DIMS % 16 == 3 ? 8.0f : 0.0f;
+        now.k[i] = t.k[i];
+        now.v[i] = t.v[i];
+        k[i] = (double)t.k[i];
+        v[i] = (double)t.v[i];
+    }
+    for (size_t stage = 0; stage < (is_quick() ? 2 : 3); stage++) {
+        double errors[2];
+        for (; round < rounds[stage]; round++) {
+            kvt_tensor kt = kvt_tensor_f32(now.k), vt = kvt_tensor_f32(now.v);
+            kvt_seq *seq = NULL;
+            expect_ok(cache, kvt_seq_create(cache, &seq));
+            append_all(cache, seq, &group, &now, 0, TOKENS, STEP);
+            expect_ok(cache, kvt_read(seq, 0, KVT_SIDE_K, 0, TOKENS, &kt));
+            expect_ok(cache, kvt_read(seq, 0, KVT_SIDE_V, 0, TOKENS, &vt));
+            kvt_seq_destroy(seq);
+        }
+        errors[0] = relative_l2(now.k, k, TOKENS * DIMS);
+        errors[1] = relative_l2(now.v, v, TOKENS * DIMS);
+        printf("%-20s flags %2u, read back and appended %3d times: K is off by %.5f, V by %.5f\n",
+               data_names[kind], flags, round, errors[0], errors[1]);
+        for (int side = 0; side < 2; side++)
+            if (!(errors[side] < bounds[stage][side]))
+                fail_msg("beyond %.4f", bounds[stage][side]);
+    }
+    free(k), free(v);
+    tokens_free(&t);
+    tokens_free(&now);
+    kvt_cache_destroy(cache);
+}
+
+static void drift(void **state)
+{
+    (void)state;
+    for (int kind = 0; kind < N_DATA; kind++)
+        for (size_t i = 0; i < 3; i++)
+            drift_of((data)kind, (const uint32_t[]){0, 9, 11}[i]);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(added_errors)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(drift), cmocka_unit_test(added_errors)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

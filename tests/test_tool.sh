@@ -45,19 +45,19 @@ run 2 info --loud "$golden/i8.kvt"
 run 2 verify --quick "$golden/i8.kvt"
 
 run 0 info "$golden/i8.kvt"
-says out 'tokens  *75 in 2 blocks'
+says out 'tokens  *300 in 5 blocks'
 says out 'fingerprint  *676f6c64656e'
-says out ' 0  *3  *4  *2  *48  *40  *i8  *i8  *rotated, with offset'
+says out ' 0  *3  *4  *2  *24  *16  *i8  *i8  *rotated, with offset'
 says out 'bits per element'
 silent err
 run 0 info --quick "$golden/groups.kvt"
 says out ' 1  *1  *4  *2  *8  *16  *f32  *i8'
 run 0 info "$golden/empty.kvt"
 run 0 verify "$golden"/*.kvt
-says out 'i8.kvt: sound, 75 tokens'
+says out 'i8.kvt: sound, 300 tokens'
 run 0 info --json "$golden"/*.kvt
-[ "$(wc -l <"$work/out")" -eq 6 ] || { echo "not a line a file"; failures=$((failures + 1)); }
-says out '"n_tokens":75,'
+[ "$(wc -l <"$work/out")" -eq 7 ] || { echo "not a line a file"; failures=$((failures + 1)); }
+says out '"n_tokens":300,'
 says out '"k_type":"f16"'
 says out '"v_in_k":true'
 run 0 info "$golden/v-in-k.kvt"
