@@ -9,8 +9,8 @@
  * environment (to nearest, no flush to zero), which the callers in src/ set.
  *
  * Rules that the checker holds them to:
- *  - put_*, mean_*, center, add_rows, rotate, unrotate, load_*, store_*, turn_*: the bytes of
- *    scalar. docs/numerics.md specifies them.
+ *  - put_*, mean_*, center, add_rows, rotate, unrotate, load_*, store_*, transpose_*: the bytes
+ *    of scalar. docs/numerics.md specifies them.
  *  - qk_*, pv_*, dot_*, logits, alibi, softmax, add_scaled, merge, finish: within a bound of
  *    scalar.
  *  - In qk_*, pv_*, softmax and add_scaled the result of a row depends on nothing but that row: not

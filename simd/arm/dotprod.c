@@ -24,8 +24,8 @@
  * the products by three to one.
  *
  * Overflow. Codes are at most 128 in magnitude (127 but for dead slots, whose sums nobody reads),
- * so a sum of digit products grows by at most 2^14 a summand: 2^24 for 1024 dims. The total 256 *
- * high + low is at most 1024 * 127 * 16383 < 2^31 for q, and 64 * 127 * 32639 < 2^28 for p.
+ * so a sum of digit products grows by at most 2^14 a summand: 2^24 for 1024 dims. The total
+ * 256 * high + low is at most 1024 * 127 * 16383 < 2^31 for q, and 64 * 127 * 32639 < 2^28 for p.
  */
 #include "simd/arm/neon_i8.h"
 

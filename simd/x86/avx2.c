@@ -1,7 +1,7 @@
 /*
  * AVX2 + FMA + F16C kernels: the products of attention in f32, and the table, where they meet those
  * of the other files: avx2_i8.c (integer products), avx2_softmax.c (between the products),
- * avx2_rows.c, avx2_append.c, avx2_turn.c.
+ * avx2_rows.c, avx2_append.c, avx2_transpose.c.
  *
  * The two products of attention are one loop. A score sums over dims and has a token in each
  * lane; a weighted sum of V sums over tokens and has a dim in each lane; the tiles are laid out

@@ -5,8 +5,8 @@
  * vpmaddwd multiplies pairs of int16 and adds the two products: 16 products an instruction where
  * an f32 FMA makes 8, at the same rate. Codes are bytes, four summands to a 32-bit lane, so they
  * are widened where they lie: bytes 0 and 2 of a lane by a shift up and a shift down, bytes 1 and 3
- * by a shift down. Weights (a row's packed q, or its rounded p) are kept as int16 in that order, 0
- * 2 1 3, and a pair of them is broadcast:
+ * by a shift down. Weights (a row's packed q, or its rounded p) are kept as int16 in that order,
+ * 0 2 1 3, and a pair of them is broadcast:
  *
  *     for each group of 4 summands:  for each half h of it:
  *         for each vector v:  for each row r:
