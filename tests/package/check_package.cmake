@@ -54,7 +54,7 @@ function(configure_and_use name kind language)
   if(language STREQUAL "CXX")
     set(compiler ${CXX_COMPILER})
   endif()
-  set(build ${folder}/build-${kind}-${language})
+  set(build ${folder}/${name}-${kind}-${language})
   check(${CMAKE_COMMAND} -S ${here}/${name} -B ${build} -G ${GENERATOR}
     -DCMAKE_MAKE_PROGRAM=${MAKE_PROGRAM} -DCMAKE_${language}_COMPILER=${compiler}
     -DCMAKE_C_COMPILER=${C_COMPILER} -DLANGUAGE=${language} -DCMAKE_BUILD_TYPE=Debug
@@ -196,7 +196,7 @@ else()
 endif()
 
 if(STEP MATCHES "^(add_subdirectory|FetchContent)$")
-  file(GLOB build ${folder}/build-*)
+  file(GLOB build ${folder}/subproject-*)
   check(${CMAKE_COMMAND} --install ${build} --config Debug --prefix ${prefix})
   file(GLOB_RECURSE installed ${prefix}/*)
   if(STEP STREQUAL "FetchContent") # which wants it
