@@ -1,55 +1,51 @@
-# SLEEF, Zstandard and xxHash are needed, pthreadpool is optional. A missing one is named.
-find_package(Threads REQUIRED)
+# What the library is linked with: SLEEF, Zstandard, xxHash, and pthreadpool where it is wanted.
+# Included by the build and, installed beside it, by the package config, for whoever links the
+# static library. Targets, functions and cache variables have names of our own, so that they meet
+# no finder of the project around.
 
-find_package(SLEEF QUIET)
-if(NOT SLEEF_FOUND)
-  message(FATAL_ERROR "kvtile needs SLEEF: install libsleef-dev.")
-endif()
-
-# Zstandard's own CMake config, else pkg-config. Distributions name its targets differently.
-find_package(zstd CONFIG QUIET)
-if(NOT TARGET zstd::libzstd)
-  foreach(candidate zstd::libzstd_shared zstd::libzstd_static)
-    if(TARGET ${candidate} AND NOT TARGET zstd::libzstd)
-      add_library(zstd::libzstd INTERFACE IMPORTED)
-      target_link_libraries(zstd::libzstd INTERFACE ${candidate})
+# kvtile_find_library(MISSING NAME HEADER LIBRARY PACKAGE [TARGETS ...]): the target kvtile::NAME.
+# TARGETS are names under which the project around may have the library already: two copies in one
+# program would be one too many. PACKAGE is pkg-config's name, of which the folders are taken as a
+# hint. Appends to MISSING what was not found.
+function(kvtile_find_library missing name header library package)
+  if(TARGET kvtile::${name})
+    return()
+  endif()
+  foreach(target IN LISTS ARGN)
+    if(TARGET ${target})
+      add_library(kvtile::${name} INTERFACE IMPORTED)
+      set_property(TARGET kvtile::${name} PROPERTY INTERFACE_LINK_LIBRARIES ${target})
+      return()
     endif()
   endforeach()
-endif()
-find_package(PkgConfig QUIET)
-if(NOT TARGET zstd::libzstd AND PkgConfig_FOUND)
-  pkg_check_modules(KVTILE_ZSTD QUIET IMPORTED_TARGET libzstd)
-  if(KVTILE_ZSTD_FOUND)
-    add_library(zstd::libzstd INTERFACE IMPORTED)
-    target_link_libraries(zstd::libzstd INTERFACE PkgConfig::KVTILE_ZSTD)
+  string(TOUPPER ${name} upper)
+  find_package(PkgConfig QUIET)
+  if(PKG_CONFIG_FOUND)
+    pkg_check_modules(KVTILE_PC_${upper} QUIET ${package})
   endif()
-endif()
-if(NOT TARGET zstd::libzstd)
-  message(FATAL_ERROR "kvtile needs Zstandard: install libzstd-dev.")
-endif()
-
-find_path(XXHASH_INCLUDE_DIR xxhash.h)
-find_library(XXHASH_LIBRARY xxhash)
-mark_as_advanced(XXHASH_INCLUDE_DIR XXHASH_LIBRARY)
-if(NOT XXHASH_INCLUDE_DIR OR NOT XXHASH_LIBRARY)
-  message(FATAL_ERROR "kvtile needs xxHash: install libxxhash-dev.")
-endif()
-add_library(xxHash::xxHash UNKNOWN IMPORTED)
-set_target_properties(xxHash::xxHash PROPERTIES IMPORTED_LOCATION ${XXHASH_LIBRARY}
-  INTERFACE_INCLUDE_DIRECTORIES ${XXHASH_INCLUDE_DIR})
-
-set(pthreadpool_FOUND FALSE)
-if(KVTILE_PTHREADPOOL)
-  find_path(PTHREADPOOL_INCLUDE_DIR pthreadpool.h)
-  find_library(PTHREADPOOL_LIBRARY pthreadpool)
-  mark_as_advanced(PTHREADPOOL_INCLUDE_DIR PTHREADPOOL_LIBRARY)
-  if(PTHREADPOOL_INCLUDE_DIR AND PTHREADPOOL_LIBRARY)
-    set(pthreadpool_FOUND TRUE)
-    add_library(pthreadpool::pthreadpool UNKNOWN IMPORTED)
-    set_target_properties(pthreadpool::pthreadpool PROPERTIES
-      IMPORTED_LOCATION ${PTHREADPOOL_LIBRARY}
-      INTERFACE_INCLUDE_DIRECTORIES ${PTHREADPOOL_INCLUDE_DIR})
+  find_path(KVTILE_${upper}_INCLUDE_DIR ${header} HINTS ${KVTILE_PC_${upper}_INCLUDE_DIRS})
+  find_library(KVTILE_${upper}_LIBRARY ${library} HINTS ${KVTILE_PC_${upper}_LIBRARY_DIRS})
+  mark_as_advanced(KVTILE_${upper}_INCLUDE_DIR KVTILE_${upper}_LIBRARY)
+  if(KVTILE_${upper}_INCLUDE_DIR AND KVTILE_${upper}_LIBRARY)
+    add_library(kvtile::${name} UNKNOWN IMPORTED)
+    set_target_properties(kvtile::${name} PROPERTIES
+      IMPORTED_LOCATION "${KVTILE_${upper}_LIBRARY}"
+      INTERFACE_INCLUDE_DIRECTORIES "${KVTILE_${upper}_INCLUDE_DIR}")
   else()
-    message(STATUS "pthreadpool (libpthreadpool-dev) not found: n_threads > 1 needs an executor")
+    set(${missing} ${${missing}} "lib${library}-dev" PARENT_SCOPE)
   endif()
-endif()
+endfunction()
+
+# kvtile_find_dependencies(MISSING): the needed ones; MISSING: Debian's packages that lack.
+macro(kvtile_find_dependencies missing)
+  set(${missing})
+  kvtile_find_library(${missing} sleef sleef.h sleef sleef sleef::sleef)
+  kvtile_find_library(${missing} zstd zstd.h zstd libzstd
+    zstd::libzstd zstd::libzstd_shared zstd::libzstd_static)
+  kvtile_find_library(${missing} xxhash xxhash.h xxhash libxxhash xxHash::xxhash)
+endmacro()
+
+# Likewise, the optional one.
+macro(kvtile_find_pthreadpool missing)
+  kvtile_find_library(${missing} pthreadpool pthreadpool.h pthreadpool libpthreadpool)
+endmacro()

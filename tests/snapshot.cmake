@@ -1,6 +1,6 @@
 # Tests of snapshots and of the command line; included by tests/CMakeLists.txt.
 add_library(snapshot_support STATIC snapshot_support.c)
-target_link_libraries(snapshot_support PUBLIC test_support PRIVATE kvtile_warnings xxHash::xxHash)
+target_link_libraries(snapshot_support PUBLIC test_support PRIVATE kvtile_warnings kvtile::xxhash)
 
 foreach(name snapshot snapshot_damage snapshot_files seal)
   add_executable(test_${name} test_${name}.c)

@@ -408,16 +408,18 @@ KVT_API kvt_status kvt_seq_begin(kvt_seq *seq, uint64_t n_tokens, const int32_t 
 /*
  * Append the pending step's keys and values to one layer of a sequence.
  *
- * k: [n_tokens][n_kv_heads][k_dim], keys after RoPE; v: [n_tokens][n_kv_heads][v_dim], NULL for a
- *    group with KVT_GROUP_V_IN_K; f32, f16 or bf16, any token and head stride; copied. n_tokens is
- *    the step's.
+ * k: [n_tokens][n_kv_heads][k_dim], keys after RoPE
+ * v: [n_tokens][n_kv_heads][v_dim], NULL for a group with KVT_GROUP_V_IN_K
+ * Both f32, f16 or bf16, any token and head stride; copied. n_tokens is the step's.
  *
  * KVT_OK          all tokens appended; attend on this layer sees them
  * KVT_ERR_STATE   no step is pending, or this layer has its tokens already
  * KVT_ERR_ARG     no such layer, a NULL pointer, a v where V is in K, an unknown dtype, strides
- * that overlap KVT_ERR_VALUE   a value is not finite, or beyond f16 for f16 storage, or a row of i8
- * whose scale would be beyond f16: V beyond 8e6, K by what its rotation makes of it, but never up
- * to 1e5; the layer can be appended again On any error the sequence is unchanged.
+ *                 that overlap
+ * KVT_ERR_VALUE   a value is not finite, or beyond f16 for f16 storage, or a row of i8 whose scale
+ *                 would be beyond f16: V beyond 8e6, K by what its rotation makes of it, but never
+ *                 up to 1e5; the layer can be appended again
+ * On any error the sequence is unchanged.
  *
  * K stored as i8 depends on how appends were cut: see "offset" in docs/numerics.md.
  */

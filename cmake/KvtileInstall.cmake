@@ -1,0 +1,62 @@
+# What is installed: the header, both libraries, and what finds them for CMake (find_package) and
+# for pkg-config. Nothing of it names a folder of this machine, so that the prefix can be moved.
+include(GNUInstallDirs)
+include(CMakePackageConfigHelpers)
+
+# An export each: who wants the shared library need not have what the static one is linked with.
+foreach(kind shared static)
+  target_include_directories(kvtile_${kind}
+    INTERFACE $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>)
+  install(TARGETS kvtile_${kind} EXPORT kvtile_${kind}
+    LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR} ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR}
+    RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
+  install(EXPORT kvtile_${kind} NAMESPACE kvtile:: FILE kvtile-${kind}-targets.cmake
+    DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/kvtile)
+endforeach()
+install(FILES include/kvtile/kvtile.h DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/kvtile)
+
+set(package ${CMAKE_CURRENT_BINARY_DIR}/package)
+configure_package_config_file(cmake/kvtile-config.cmake.in ${package}/kvtile-config.cmake
+  INSTALL_DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/kvtile NO_SET_AND_CHECK_MACRO)
+write_basic_package_version_file(${package}/kvtile-config-version.cmake
+  COMPATIBILITY SameMinorVersion)
+install(FILES ${package}/kvtile-config.cmake ${package}/kvtile-config-version.cmake
+  cmake/KvtileDependencies.cmake DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/kvtile)
+
+# The prefix as seen from where kvtile.pc lies, unless the folders are absolute ones.
+if(IS_ABSOLUTE "${CMAKE_INSTALL_LIBDIR}")
+  set(pc_prefix ${CMAKE_INSTALL_PREFIX})
+else()
+  file(RELATIVE_PATH pc_prefix /prefix/${CMAKE_INSTALL_LIBDIR}/pkgconfig /prefix)
+  string(REGEX REPLACE "/$" "" pc_prefix "\${pcfiledir}/${pc_prefix}")
+endif()
+foreach(dir LIBDIR INCLUDEDIR)
+  set(pc_${dir} ${CMAKE_INSTALL_${dir}})
+  if(NOT IS_ABSOLUTE "${pc_${dir}}")
+    set(pc_${dir} "\${prefix}/${pc_${dir}}")
+  endif()
+endforeach()
+set(pc_requires)
+set(pc_libs)
+foreach(dependency SLEEF:sleef:sleef ZSTD:libzstd:zstd XXHASH:libxxhash:xxhash
+    PTHREADPOOL:libpthreadpool:pthreadpool)
+  string(REPLACE ":" ";" dependency ${dependency})
+  list(GET dependency 0 upper)
+  list(GET dependency 1 module)
+  list(GET dependency 2 library)
+  if(upper STREQUAL "PTHREADPOOL" AND NOT KVTILE_HAVE_PTHREADPOOL)
+    continue()
+  elseif(KVTILE_PC_${upper}_FOUND)
+    string(APPEND pc_requires " ${module}")
+  else()
+    string(APPEND pc_libs " -l${library}")
+  endif()
+endforeach()
+configure_file(cmake/kvtile.pc.in ${package}/kvtile.pc @ONLY)
+install(FILES ${package}/kvtile.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
+
+if(PROJECT_IS_TOP_LEVEL)
+  add_custom_target(uninstall VERBATIM COMMAND ${CMAKE_COMMAND}
+    -DMANIFEST=${CMAKE_BINARY_DIR}/install_manifest.txt
+    -P ${CMAKE_CURRENT_SOURCE_DIR}/cmake/KvtileUninstall.cmake)
+endif()

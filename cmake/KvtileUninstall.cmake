@@ -1,0 +1,17 @@
+# Remove what MANIFEST (install_manifest.txt) lists, from $DESTDIR where that is set, and the
+# folders that are kvtile's alone.
+if(NOT EXISTS ${MANIFEST})
+  message(FATAL_ERROR "Nothing to remove: ${MANIFEST} does not exist.")
+endif()
+file(STRINGS ${MANIFEST} files)
+foreach(file IN LISTS files)
+  set(file "$ENV{DESTDIR}${file}")
+  message(STATUS "Removing ${file}")
+  file(REMOVE "${file}")
+  get_filename_component(folder "${file}" DIRECTORY)
+  file(GLOB left LIST_DIRECTORIES TRUE "${folder}/*")
+  if(folder MATCHES "/kvtile$" AND NOT left)
+    file(REMOVE_RECURSE "${folder}")
+  endif()
+endforeach()
+file(REMOVE ${MANIFEST})
