@@ -9,10 +9,11 @@
 /* The first member of struct kvt_cache, so that a cache is known here by its heap alone. */
 typedef struct kvt_heap {
     kvt_report report;
-    pthread_mutex_t lock; /* guards bytes */
+    pthread_mutex_t lock; /* guards bytes and working_bytes */
     kvt_allocator allocator;
-    uint64_t bytes;        /* allocated now */
-    uint64_t budget_bytes; /* UINT64_MAX: none */
+    uint64_t bytes;         /* allocated now */
+    uint64_t working_bytes; /* of these: working memory, which the budget leaves out */
+    uint64_t budget_bytes;  /* UINT64_MAX: none */
 } kvt_heap;
 
 /*
@@ -22,6 +23,14 @@ typedef struct kvt_heap {
 kvt_status kvt_mem_alloc(kvt_cache *cache, size_t bytes, const char *what, void **memory);
 /* Give it back, with the same size; NULL is fine. */
 void kvt_mem_free(kvt_cache *cache, void *memory, size_t bytes);
+
+/*
+ * The same for what one call (save, load, visit) holds only while it runs: counted in
+ * kvt_mem_bytes, but not against the budget, neither by this call nor by others meanwhile. So a
+ * sequence can be saved when the budget is used up. Never KVT_ERR_BUDGET.
+ */
+kvt_status kvt_mem_alloc_working(kvt_cache *cache, size_t bytes, const char *what, void **memory);
+void kvt_mem_free_working(kvt_cache *cache, void *memory, size_t bytes);
 
 /* The same without a cache: neither counted nor bounded. NULL: out of memory. */
 void *kvt_mem_raw_alloc(const kvt_allocator *allocator, size_t bytes);

@@ -29,7 +29,6 @@
 #define PATH_MAX 4096
 #endif
 
-#define AHEAD_BYTES ((size_t)1 << 18)
 #define TEMPORARIES 1000             /* numbers that are tried when others exist */
 #define PART_BYTES ((size_t)1 << 30) /* of one system call: some refuse more than 2 GiB */
 
@@ -87,9 +86,9 @@ static int64_t file_read(void *user, void *data, size_t bytes)
 
     if (file->begin == file->end) {
         int64_t n;
-        if (bytes >= AHEAD_BYTES)
+        if (bytes >= KVT_SNAP_AHEAD_BYTES)
             return read_once(file, data, bytes);
-        n = read_once(file, file->ahead.data, AHEAD_BYTES);
+        n = read_once(file, file->ahead.data, KVT_SNAP_AHEAD_BYTES);
         if (n <= 0)
             return n;
         file->begin = 0;
@@ -118,7 +117,7 @@ kvt_status kvt_snap_file_open(const kvt_snap_context *context, const char *path,
     file->bytes = S_ISREG(status.st_mode) ? (uint64_t)status.st_size : UINT64_MAX;
     reader->user = file;
     reader->read = file_read;
-    return kvt_snap_reserve(context, &file->ahead, 0, AHEAD_BYTES, "a file's buffer");
+    return kvt_snap_reserve(context, &file->ahead, 0, KVT_SNAP_AHEAD_BYTES, "a file's buffer");
 }
 
 kvt_status kvt_snap_file_expect_end(kvt_snap_file *file, const char *path)

@@ -143,7 +143,7 @@ kvt_status kvt_snap_fail(const kvt_snap_context *context, kvt_status status, con
 #endif
     ;
 
-/* As kvt_mem_alloc and kvt_mem_free. */
+/* As kvt_mem_alloc_working and kvt_mem_free_working. */
 kvt_status kvt_snap_alloc(const kvt_snap_context *context, size_t bytes, const char *what,
                           void **memory);
 void kvt_snap_free(const kvt_snap_context *context, void *memory, size_t bytes);
@@ -158,6 +158,12 @@ kvt_status kvt_snap_reserve(const kvt_snap_context *context, kvt_snap_buffer *bu
                             size_t bytes, const char *what);
 void kvt_snap_release(const kvt_snap_context *context, kvt_snap_buffer *buffer);
 
+/* What an allocation of `bytes` counts as: see src/memory.c. */
+static inline uint64_t kvt_snap_counted(uint64_t bytes)
+{
+    return (bytes + 63) / 64 * 64;
+}
+
 /* ---- snapshot_header.c ---- */
 
 typedef struct kvt_snap_header {
@@ -170,6 +176,7 @@ typedef struct kvt_snap_header {
     uint32_t fingerprint_bytes;
 } kvt_snap_header;
 
+/* The cache may be one that is only planned: then header->layers stay 0. */
 void kvt_snap_header_make(const kvt_cache *cache, uint64_t n_tokens, kvt_snap_header *header);
 /* Bytes on disk, checksum included. */
 size_t kvt_snap_header_bytes(const kvt_snap_header *header);
@@ -247,6 +254,12 @@ kvt_status kvt_snap_encode(kvt_snap_codec *codec, const kvt_snap_shape *shape,
 kvt_status kvt_snap_decode(kvt_snap_codec *codec, const kvt_snap_shape *shape,
                            const kvt_snap_stream *stream, const unsigned char *stored,
                            unsigned char *native);
+/*
+ * Most working memory that coding (zstd's level 1), or decoding, the streams of such a snapshot
+ * takes. Of the header the groups and n_tokens count.
+ */
+uint64_t kvt_snap_encode_bytes(const kvt_snap_header *header);
+uint64_t kvt_snap_decode_bytes(const kvt_snap_header *header);
 /* Whether a filter is defined for a stream. */
 int kvt_snap_filter_known(const kvt_snap_shape *shape, uint32_t filter);
 
@@ -277,7 +290,17 @@ kvt_status kvt_snap_read(const kvt_snap_context *context, const kvt_reader *read
                          uint64_t remaining, int header_only, const kvt_snap_sink *sink,
                          kvt_snap_header *header, kvt_snap_counts *counts);
 
+/*
+ * Most working memory of kvt_snap_read, of a whole load from a file (blocks apart) and of a whole
+ * save to one, for snapshots of up to header->n_tokens tokens of the header's groups.
+ */
+uint64_t kvt_snap_read_bytes(const kvt_snap_header *header);
+uint64_t kvt_snap_load_bytes(const kvt_snap_header *header);
+uint64_t kvt_snap_save_bytes(const kvt_snap_header *header);
+
 /* ---- snapshot_file.c ---- */
+
+#define KVT_SNAP_AHEAD_BYTES ((size_t)1 << 18) /* read at once */
 
 /* A file being read or written. */
 typedef struct kvt_snap_file {

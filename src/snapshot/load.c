@@ -7,6 +7,8 @@
  */
 #include "src/snapshot/format.h"
 
+#define STAGE_ROWS 64u /* first size of the table */
+
 typedef struct stage {
     const kvt_snap_context *context;
     kvt_seq *seq;
@@ -25,6 +27,19 @@ static kvt_status on_header(void *user, const kvt_snap_header *header)
     return kvt_snap_header_match(st->seq->cache, header);
 }
 
+uint64_t kvt_snap_load_bytes(const kvt_snap_header *header)
+{
+    uint64_t row_bytes = (header->n_groups + 1) * (uint64_t)sizeof(kvt_block *);
+    uint64_t rows = STAGE_ROWS;
+
+    while (rows < kvt_rows(header->n_tokens))
+        rows *= 2; /* and half of it as the table grows the last time */
+    return kvt_snap_counted(rows * row_bytes) +
+           (rows > STAGE_ROWS ? kvt_snap_counted(rows / 2 * row_bytes) : 0) +
+           kvt_snap_counted(sizeof *header) + kvt_snap_counted(KVT_SNAP_AHEAD_BYTES) +
+           kvt_snap_read_bytes(header);
+}
+
 /* One more row, with its block of positions and ids. */
 static kvt_status add_row(stage *st)
 {
@@ -35,7 +50,7 @@ static kvt_status add_row(stage *st)
     uint32_t c;
 
     if (have + row_bytes > st->table.bytes) {
-        size_t more = st->table.bytes ? 2 * st->table.bytes : 64 * row_bytes;
+        size_t more = st->table.bytes ? 2 * st->table.bytes : STAGE_ROWS * row_bytes;
         status = kvt_snap_reserve(st->context, &st->table, have, more, "a snapshot's staging");
         if (status != KVT_OK)
             return status;
