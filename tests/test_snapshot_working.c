@@ -273,7 +273,7 @@ static void test_forecast_random(void **state)
 
 static void test_forecast_arguments(void **state)
 {
-    model m = geometry(6);
+    model m = model_of_two();
     kvt_group_config groups[2];
     kvt_config config = model_config(&m, groups);
     uint64_t answer = 77;

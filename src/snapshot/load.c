@@ -32,12 +32,11 @@ uint64_t kvt_snap_load_bytes(const kvt_snap_header *header)
     uint64_t row_bytes = (header->n_groups + 1) * (uint64_t)sizeof(kvt_block *);
     uint64_t rows = STAGE_ROWS;
 
+    /* Old and new at once while it grows, but then the index, which is larger, is not there. */
     while (rows < kvt_rows(header->n_tokens))
-        rows *= 2; /* and half of it as the table grows the last time */
-    return kvt_snap_counted(rows * row_bytes) +
-           (rows > STAGE_ROWS ? kvt_snap_counted(rows / 2 * row_bytes) : 0) +
-           kvt_snap_counted(sizeof *header) + kvt_snap_counted(KVT_SNAP_AHEAD_BYTES) +
-           kvt_snap_read_bytes(header);
+        rows *= 2;
+    return kvt_snap_counted(rows * row_bytes) + kvt_snap_counted(sizeof *header) +
+           kvt_snap_counted(KVT_SNAP_AHEAD_BYTES) + kvt_snap_read_bytes(header);
 }
 
 /* One more row, with its block of positions and ids. */
