@@ -1307,7 +1307,7 @@ static void bad_snapshot_arguments(void **state)
     kvt_reader reader = {&calls, read_never}, no_read = {&calls, NULL};
     const kvt_save_options save = {.struct_size = sizeof save};
     const kvt_load_options load = {.struct_size = sizeof load};
-    kvt_load_result result = {77, 77};
+    kvt_load_result result = {77, 77, 77};
     kvt_snapshot_info info;
     char text[100] = "";
     (void)state;
@@ -1347,7 +1347,7 @@ static void bad_snapshot_arguments(void **state)
     load_case(o.struct_size--);
     load_case(o.n_prompt = 3);
     assert_int_equal(calls, 0);
-    assert_true(result.n_tokens == 77 && result.prefix_tokens == 77);
+    assert_true(result.n_tokens == 77 && result.prefix_tokens == 77 && result.reuse_tokens == 77);
     expect_ok(f.cache, kvt_seq_begin(f.seq, 1, NULL));
     refused(&f, KVT_ERR_STATE, "", kvt_seq_save_stream(f.seq, &writer, NULL));
     refused(&f, KVT_ERR_STATE, "", kvt_seq_load_stream(f.seq, &reader, NULL, &result));

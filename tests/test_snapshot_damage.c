@@ -58,7 +58,7 @@ static bytes snapshot_of(const model *m, size_t n, uint32_t codec)
 static void must_refuse(const victim *v, const unsigned char *data, size_t n, const char *what,
                         size_t where)
 {
-    kvt_load_result result = {77, 77};
+    kvt_load_result result = {77, 77, 77};
     kvt_status status = load_bytes(v->seq, data, n, &result);
     if (status != KVT_ERR_CORRUPT && status != KVT_ERR_FORMAT)
         fail_msg("%s %zu of %zu: status %d", what, where, n, (int)status);

@@ -631,14 +631,20 @@ KVT_API kvt_status kvt_seq_save_stream(const kvt_seq *seq, const kvt_writer *wri
 /* Zero the struct but for struct_size for the defaults. */
 typedef struct kvt_load_options {
     size_t struct_size;    /* sizeof(kvt_load_options) */
-    const int32_t *prompt; /* [n_prompt] the token ids that are to be computed next, or NULL */
+    const int32_t *prompt; /* [n_prompt] the whole prompt's token ids, from token 0 on, or NULL */
     uint64_t n_prompt;
 } kvt_load_options;
 
+/*
+ * How to go on with a prompt: truncate to reuse_tokens, then compute prompt[reuse_tokens] ..
+ * prompt[n_prompt - 1]. That is never nothing: a cache holds keys and values, not logits, and the
+ * next token is chosen by the logits of the prompt's last token, so that token has to be computed
+ * even where the snapshot has it.
+ */
 typedef struct kvt_load_result {
     uint64_t n_tokens;      /* restored */
-    uint64_t prefix_tokens; /* how many of them equal the beginning of options.prompt: truncate
-                               to this and compute the rest */
+    uint64_t prefix_tokens; /* how many of them equal the beginning of options.prompt */
+    uint64_t reuse_tokens;  /* the smaller of prefix_tokens and n_prompt - 1; 0 without a prompt */
 } kvt_load_result;
 
 /*

@@ -184,6 +184,9 @@ static kvt_status load(kvt_seq *seq, const kvt_snap_context *context, const kvt_
         if (result) {
             result->n_tokens = seq->length;
             result->prefix_tokens = common_prefix(seq, options);
+            result->reuse_tokens = result->prefix_tokens;
+            if (options->n_prompt && result->reuse_tokens == options->n_prompt)
+                result->reuse_tokens--;
         }
     } else {
         drop(&st);
