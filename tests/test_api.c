@@ -1330,7 +1330,7 @@ static void bad_snapshot_arguments(void **state)
     save_case(o.zstd_level = 20);
     save_case(o.zstd_level = -8);
     save_case(o.zstd_level = INT32_MIN);
-    save_case(o.reserved = 1);
+    save_case(o.in_place = 2);
 
     refused_silently(&f, KVT_ERR_ARG, kvt_seq_load(NULL, "x", NULL, &result));
     refused(&f, KVT_ERR_ARG, "", kvt_seq_load(f.seq, NULL, NULL, &result));

@@ -652,7 +652,7 @@ static void test_arguments(void **state)
     BAD_SAVE(struct_size, 3);
     BAD_SAVE(codec, 2);
     BAD_SAVE(no_fsync, 2);
-    BAD_SAVE(reserved, 1);
+    BAD_SAVE(in_place, 2);
     BAD_SAVE(zstd_level, 20);
     BAD_SAVE(zstd_level, -8);
     assert_int_equal(b.n, 0);

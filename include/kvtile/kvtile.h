@@ -608,7 +608,7 @@ typedef struct kvt_save_options {
     uint32_t codec;     /* KVT_CODEC_ */
     uint32_t no_fsync;  /* 1: do not wait for the disk (files only) */
     int32_t zstd_level; /* 0 stands for 1; else -7 to 19 */
-    uint32_t reserved;  /* 0 */
+    uint32_t in_place;  /* 1: write over the file itself (files only); see kvt_seq_save */
 } kvt_save_options;
 
 #define KVT_CODEC_ZSTD 0u /* each stream zstd where it saves at least 2%, else raw */
@@ -616,7 +616,15 @@ typedef struct kvt_save_options {
 
 /*
  * Save a sequence. The file appears under its name whole or not at all: it is written beside
- * it, synced and renamed over it. options NULL: the defaults.
+ * it, synced and renamed over it. options NULL: the defaults. Temporaries that saves of the same
+ * file have left in the folder because their process died are removed (docs/format.md, "Files").
+ *
+ * in_place: for a file that cannot be renamed over, as one that is mounted by itself into a
+ * container, or whose folder cannot be written. The file is emptied and written anew, then synced.
+ * That is not atomic: a crash or a failure on the way leaves a part of the new file, which loading
+ * refuses, and the old one is lost; keep other readers and writers of the file away meanwhile.
+ *
+ * No signal reaches the caller: a passed limit on the size of files (ulimit -f) is KVT_ERR_IO.
  *
  * KVT_ERR_STATE   a step is pending
  * KVT_ERR_IO      the text names the file, the call and the system's reason; the old file is in

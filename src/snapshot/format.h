@@ -13,6 +13,8 @@
 
 #include "src/cache/cache.h"
 
+#include <limits.h>
+
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "kvtile snapshots hold blocks as they lie in memory: little-endian hosts only"
 #endif
@@ -301,16 +303,25 @@ uint64_t kvt_snap_save_bytes(const kvt_snap_header *header);
 /* ---- snapshot_file.c ---- */
 
 #define KVT_SNAP_AHEAD_BYTES ((size_t)1 << 18) /* read at once */
+#ifdef PATH_MAX
+#define KVT_SNAP_PATH_BYTES PATH_MAX /* what realpath writes */
+#else
+#define KVT_SNAP_PATH_BYTES 4096
+#endif
 
 /* A file being read or written. */
 typedef struct kvt_snap_file {
     const kvt_snap_context *context;
     int fd, folder; /* -1: none */
+    int lock;       /* keeps the temporary locked, -1: none */
     int error;      /* errno of the call below that failed */
     const char *call;
-    kvt_snap_buffer target; /* name that the file is to get */
-    kvt_snap_buffer temporary;
-    uint32_t exists;       /* the temporary does */
+    char target[KVT_SNAP_PATH_BYTES]; /* name that the file is to get */
+    char temporary[KVT_SNAP_PATH_BYTES];
+    int exists;            /* the temporary does */
+    int in_place;          /* there is none, the target is written */
+    int truncates;         /* at the first write */
+    int syncs;             /* the file and its folder */
     uint64_t bytes;        /* reading: size, UINT64_MAX where it has none */
     kvt_snap_buffer ahead; /* reading: [begin, end) is read already */
     size_t begin, end;
@@ -320,10 +331,12 @@ kvt_status kvt_snap_file_open(const kvt_snap_context *context, const char *path,
                               kvt_snap_file *file, kvt_reader *reader);
 /* KVT_ERR_CORRUPT when there are bytes that nobody has read. */
 kvt_status kvt_snap_file_expect_end(kvt_snap_file *file, const char *path);
+/* Of the options no_fsync and in_place count. */
 kvt_status kvt_snap_file_create(const kvt_snap_context *context, const char *path,
-                                kvt_snap_file *file, kvt_writer *writer);
+                                const kvt_save_options *options, kvt_snap_file *file,
+                                kvt_writer *writer);
 /* Sync, rename over the target, sync the folder. */
-kvt_status kvt_snap_file_commit(kvt_snap_file *file, int no_fsync);
+kvt_status kvt_snap_file_commit(kvt_snap_file *file);
 /* The failed read or write as a status with a text; KVT_OK when none has failed. */
 kvt_status kvt_snap_file_failure(const kvt_snap_file *file, const char *path);
 /* Close, and remove a temporary that was not renamed. */

@@ -384,10 +384,10 @@ static kvt_status admit(const kvt_seq *seq, const kvt_save_options *options, kvt
     if (options) {
         if (!kvt_copy_struct(copy, options, sizeof *copy))
             return kvt_fail(seq->cache, KVT_ERR_ARG, "save options: unknown struct_size");
-        if (copy->codec > KVT_CODEC_RAW || copy->no_fsync > 1 || copy->reserved)
+        if (copy->codec > KVT_CODEC_RAW || copy->no_fsync > 1 || copy->in_place > 1)
             return kvt_fail(seq->cache, KVT_ERR_ARG,
-                            "save options: codec %u, no_fsync %u or reserved %u", copy->codec,
-                            copy->no_fsync, copy->reserved);
+                            "save options: codec %u, no_fsync %u or in_place %u", copy->codec,
+                            copy->no_fsync, copy->in_place);
         if (copy->zstd_level < -7 || copy->zstd_level > 19)
             return kvt_fail(seq->cache, KVT_ERR_ARG, "save options: zstd_level %d is not -7 to 19",
                             (int)copy->zstd_level);
@@ -433,7 +433,7 @@ kvt_status kvt_seq_save(const kvt_seq *seq, const char *path, const kvt_save_opt
         return status;
     memset(&context, 0, sizeof context);
     context.cache = seq->cache;
-    status = kvt_snap_file_create(&context, path, &file, &writer);
+    status = kvt_snap_file_create(&context, path, &copy, &file, &writer);
     if (status == KVT_OK)
         status = save(seq, &context, &writer, &copy);
     if (status == KVT_ERR_IO) {
@@ -441,7 +441,7 @@ kvt_status kvt_seq_save(const kvt_seq *seq, const char *path, const kvt_save_opt
         status = failure != KVT_OK ? failure : status;
     }
     if (status == KVT_OK) {
-        status = kvt_snap_file_commit(&file, (int)copy.no_fsync);
+        status = kvt_snap_file_commit(&file);
         if (status != KVT_OK)
             status = kvt_snap_file_failure(&file, path);
     }
