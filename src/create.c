@@ -3,7 +3,7 @@
  *
  * Creation first plans (config -> a kvt_cache on the stack, every check, no allocation), then
  * builds. The forecast is the same plan plus arithmetic; a test holds the two together. The only
- * file above both cache/ and attention/.
+ * file above cache/, attention/ and snapshot/.
  */
 #include <stdarg.h>
 #include <stdio.h>
@@ -11,6 +11,7 @@
 #include "src/attention/attention.h"
 #include "src/cache/cache.h"
 #include "src/dispatch.h"
+#include "src/snapshot/format.h"
 
 /* Failure before a cache exists: the text goes where the config says. */
 static kvt_status refuse(const kvt_config *config, kvt_status status, const char *format, ...)
@@ -292,5 +293,27 @@ kvt_status kvt_memory_forecast(const kvt_config *config_in, uint64_t n_sequences
         kvt_mul_overflows(sequence, n_sequences, &total) || kvt_add_overflows(total, own, &total))
         return refuse(&config, KVT_ERR_LIMIT, "the sum overflows");
     *bytes = total;
+    return KVT_OK;
+}
+
+kvt_status kvt_working_forecast(const kvt_config *config_in, uint64_t n_tokens, uint64_t *bytes)
+{
+    kvt_config config;
+    kvt_cache plan;
+    kvt_snap_header header;
+    kvt_status status;
+    uint64_t save, load;
+
+    if (!config_in || !bytes || !kvt_copy_struct(&config, config_in, sizeof config))
+        return KVT_ERR_ARG;
+    status = plan_cache(&config, &plan);
+    if (status != KVT_OK)
+        return status;
+    if (n_tokens > plan.max_tokens)
+        return refuse(&config, KVT_ERR_LIMIT, "n_tokens is above max_tokens");
+    kvt_snap_header_make(&plan, n_tokens, &header);
+    save = kvt_snap_save_bytes(&header);
+    load = kvt_snap_load_bytes(&header);
+    *bytes = save > load ? save : load;
     return KVT_OK;
 }

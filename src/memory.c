@@ -132,7 +132,17 @@ static int is_within_budget(const kvt_heap *heap, uint64_t bytes)
     return bytes <= heap->exempt_bytes || bytes - heap->exempt_bytes <= heap->budget_bytes;
 }
 
-kvt_status kvt_mem_alloc(kvt_cache *cache, size_t bytes, const char *what, void **memory)
+static void uncount(kvt_heap *heap, size_t bytes, int is_working)
+{
+    uint64_t counted = kvt_round_up(bytes, ALIGNMENT);
+    pthread_mutex_lock(&heap->lock);
+    heap->bytes -= counted;
+    heap->exempt_bytes -= is_working ? counted : 0;
+    pthread_mutex_unlock(&heap->lock);
+}
+
+static kvt_status allocate(kvt_cache *cache, size_t bytes, int is_working, const char *what,
+                           void **memory)
 {
     kvt_heap *heap = heap_of(cache);
     uint64_t counted, total;
@@ -144,9 +154,12 @@ kvt_status kvt_mem_alloc(kvt_cache *cache, size_t bytes, const char *what, void 
 
     /* Counted before it is allocated, so that threads cannot pass the budget together. */
     pthread_mutex_lock(&heap->lock);
-    fits = !kvt_add_overflows(heap->bytes, counted, &total) && is_within_budget(heap, total);
-    if (fits)
+    fits = !kvt_add_overflows(heap->bytes, counted, &total) &&
+           (is_working || is_within_budget(heap, total));
+    if (fits) {
         heap->bytes = total;
+        heap->exempt_bytes += is_working ? counted : 0;
+    }
     pthread_mutex_unlock(&heap->lock);
     if (!fits)
         return kvt_fail(cache, KVT_ERR_BUDGET,
@@ -156,22 +169,37 @@ kvt_status kvt_mem_alloc(kvt_cache *cache, size_t bytes, const char *what, void 
     *memory = kvt_mem_raw_alloc(&heap->allocator, bytes);
     if (*memory)
         return KVT_OK;
-    pthread_mutex_lock(&heap->lock);
-    heap->bytes -= counted;
-    pthread_mutex_unlock(&heap->lock);
+    uncount(heap, bytes, is_working);
     return kvt_fail(cache, KVT_ERR_MEMORY, "the allocator has no %llu bytes for %s",
                     (unsigned long long)counted, what);
 }
 
-void kvt_mem_free(kvt_cache *cache, void *memory, size_t bytes)
+static void give_back(kvt_cache *cache, void *memory, size_t bytes, int is_working)
 {
-    kvt_heap *heap = heap_of(cache);
     if (!memory)
         return;
-    kvt_mem_raw_free(&heap->allocator, memory, bytes);
-    pthread_mutex_lock(&heap->lock);
-    heap->bytes -= kvt_round_up(bytes, ALIGNMENT);
-    pthread_mutex_unlock(&heap->lock);
+    kvt_mem_raw_free(&heap_of(cache)->allocator, memory, bytes);
+    uncount(heap_of(cache), bytes, is_working);
+}
+
+kvt_status kvt_mem_alloc(kvt_cache *cache, size_t bytes, const char *what, void **memory)
+{
+    return allocate(cache, bytes, 0, what, memory);
+}
+
+void kvt_mem_free(kvt_cache *cache, void *memory, size_t bytes)
+{
+    give_back(cache, memory, bytes, 0);
+}
+
+kvt_status kvt_mem_alloc_working(kvt_cache *cache, size_t bytes, const char *what, void **memory)
+{
+    return allocate(cache, bytes, 1, what, memory);
+}
+
+void kvt_mem_free_working(kvt_cache *cache, void *memory, size_t bytes)
+{
+    give_back(cache, memory, bytes, 1);
 }
 
 void kvt_mem_exempt(kvt_cache *cache, uint64_t more, uint64_t less)

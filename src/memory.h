@@ -24,6 +24,14 @@ kvt_status kvt_mem_alloc(kvt_cache *cache, size_t bytes, const char *what, void 
 /* Give it back, with the same size; NULL is fine. */
 void kvt_mem_free(kvt_cache *cache, void *memory, size_t bytes);
 
+/*
+ * The same for what one call (save, load, visit) holds only while it runs: counted in
+ * kvt_mem_bytes, but not against the budget, neither by this call nor by others meanwhile. So a
+ * sequence can be saved when the budget is used up. Never KVT_ERR_BUDGET.
+ */
+kvt_status kvt_mem_alloc_working(kvt_cache *cache, size_t bytes, const char *what, void **memory);
+void kvt_mem_free_working(kvt_cache *cache, void *memory, size_t bytes);
+
 /* The same without a cache: neither counted nor bounded. NULL: out of memory. */
 void *kvt_mem_raw_alloc(const kvt_allocator *allocator, size_t bytes);
 void kvt_mem_raw_free(const kvt_allocator *allocator, void *memory, size_t bytes);

@@ -2,12 +2,20 @@
 add_library(snapshot_support STATIC snapshot_support.c)
 target_link_libraries(snapshot_support PUBLIC test_support PRIVATE kvtile_warnings kvtile::xxhash)
 
-foreach(name snapshot snapshot_damage snapshot_files seal)
+foreach(name snapshot snapshot_damage snapshot_files snapshot_working seal)
   add_executable(test_${name} test_${name}.c)
   target_link_libraries(test_${name} PRIVATE snapshot_support kvtile_warnings)
   add_test(NAME ${name} COMMAND test_${name})
   set_tests_properties(${name} PROPERTIES TIMEOUT 1200)
 endforeach()
+
+# The system calls of a save, taken by the linker: in the static library, which is named first.
+add_executable(test_snapshot_calls test_snapshot_calls.c)
+target_link_libraries(test_snapshot_calls PRIVATE kvtile_static snapshot_support kvtile_warnings)
+foreach(call open read write fsync close rename unlink ftruncate fchmod flock fcntl getrandom)
+  target_link_options(test_snapshot_calls PRIVATE -Wl,--wrap=${call})
+endforeach()
+add_test(NAME snapshot_calls COMMAND test_snapshot_calls)
 
 # A unit test of one file: it includes internal headers.
 add_executable(test_snapshot_codec test_snapshot_codec.c)

@@ -52,27 +52,39 @@ model model_of_two(void)
     return m;
 }
 
-kvt_cache *model_cache(const model *m)
+kvt_config model_config(const model *m, kvt_group_config *groups)
 {
-    kvt_group_config groups[2] = {m->groups[0], m->groups[1]};
     kvt_config config = kvt_config_init();
-    kvt_cache *cache = NULL;
-    char text[256] = "";
 
-    for (uint32_t g = 0; g < m->n_groups; g++)
+    for (uint32_t g = 0; g < m->n_groups; g++) {
+        groups[g] = m->groups[g];
         groups[g].layers = m->layers[g];
+    }
     config.groups = groups;
     config.n_groups = m->n_groups;
     config.max_tokens = m->max_tokens;
     config.fingerprint = m->fingerprint;
     config.fingerprint_bytes = strlen(m->fingerprint);
-    config.error_text = text;
-    config.error_text_bytes = sizeof text;
+    config.memory_budget_bytes = m->budget_bytes;
+    if (m->ledger)
+        config.allocator = ledger_allocator(m->ledger);
     if (m->counter) {
         config.allocator.user = m->counter;
         config.allocator.alloc = counter_alloc;
         config.allocator.free = counter_free;
     }
+    return config;
+}
+
+kvt_cache *model_cache(const model *m)
+{
+    kvt_group_config groups[2];
+    kvt_config config = model_config(m, groups);
+    kvt_cache *cache = NULL;
+    char text[256] = "";
+
+    config.error_text = text;
+    config.error_text_bytes = sizeof text;
     if (kvt_cache_create(&config, &cache) != KVT_OK)
         fail_msg("kvt_cache_create: %s", text);
     return cache;

@@ -20,8 +20,13 @@ typedef struct model {
     uint32_t n_groups;
     uint64_t max_tokens;
     const char *fingerprint;
-    counter *counter; /* NULL: the C library */
+    counter *counter;      /* NULL: the ledger */
+    ledger *ledger;        /* NULL: the C library */
+    uint64_t budget_bytes; /* 0: none */
 } model;
+
+/* The config of a model; its groups are in groups[2]. */
+kvt_config model_config(const model *m, kvt_group_config *groups);
 
 /* One group of `layers` layers, numbered from 0. */
 model model_of(uint32_t layers, uint32_t kv_heads, uint32_t k_dim, uint32_t v_dim, kvt_type k_type,

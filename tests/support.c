@@ -227,6 +227,8 @@ static void *ledger_alloc(void *user, size_t bytes, size_t alignment)
     pthread_mutex_lock(&l->lock);
     l->live++;
     l->live_bytes += bytes;
+    if (l->live_bytes > l->peak_bytes)
+        l->peak_bytes = l->live_bytes;
     pthread_mutex_unlock(&l->lock);
     return memory + LEDGER_HEAD;
 }

@@ -78,6 +78,7 @@ double relative_l2(const float *a, const double *b, size_t n);
 typedef struct ledger {
     pthread_mutex_t lock;
     size_t live_bytes, live, calls;
+    size_t peak_bytes; /* the most alive at once; set it down to live_bytes to begin anew */
     size_t most_bytes; /* a request beyond this fails; 0: no bound */
     long countdown;    /* calls that still succeed; negative: all */
     size_t mistakes;   /* frees with another size, alignments other than 64 */

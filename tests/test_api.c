@@ -1310,7 +1310,7 @@ static void bad_snapshot_arguments(void **state)
     kvt_reader reader = {&calls, read_never}, no_read = {&calls, NULL};
     const kvt_save_options save = {.struct_size = sizeof save};
     const kvt_load_options load = {.struct_size = sizeof load};
-    kvt_load_result result = {77, 77};
+    kvt_load_result result = {77, 77, 77};
     kvt_snapshot_info info;
     char text[100] = "";
     (void)state;
@@ -1333,7 +1333,7 @@ static void bad_snapshot_arguments(void **state)
     save_case(o.zstd_level = 20);
     save_case(o.zstd_level = -8);
     save_case(o.zstd_level = INT32_MIN);
-    save_case(o.reserved = 1);
+    save_case(o.in_place = 2);
 
     refused_silently(&f, KVT_ERR_ARG, kvt_seq_load(NULL, "x", NULL, &result));
     refused(&f, KVT_ERR_ARG, "", kvt_seq_load(f.seq, NULL, NULL, &result));
@@ -1350,7 +1350,7 @@ static void bad_snapshot_arguments(void **state)
     load_case(o.struct_size--);
     load_case(o.n_prompt = 3);
     assert_int_equal(calls, 0);
-    assert_true(result.n_tokens == 77 && result.prefix_tokens == 77);
+    assert_true(result.n_tokens == 77 && result.prefix_tokens == 77 && result.reuse_tokens == 77);
     expect_ok(f.cache, kvt_seq_begin(f.seq, 1, NULL));
     refused(&f, KVT_ERR_STATE, "", kvt_seq_save_stream(f.seq, &writer, NULL));
     refused(&f, KVT_ERR_STATE, "", kvt_seq_load_stream(f.seq, &reader, NULL, &result));

@@ -48,7 +48,7 @@ static void round_trip(const model *m, size_t n, size_t step, uint32_t codec)
 {
     kvt_cache *here = model_cache(m), *there = model_cache(m);
     kvt_seq *a = model_seq(here), *b = model_seq(there);
-    kvt_load_result result = {99, 99};
+    kvt_load_result result = {99, 99, 99};
     bytes first;
 
     model_append(m, here, a, n, step);
@@ -57,6 +57,7 @@ static void round_trip(const model *m, size_t n, size_t step, uint32_t codec)
     expect_ok(there, load_bytes(b, first.data, first.n, &result));
     assert_int_equal(result.n_tokens, n);
     assert_int_equal(result.prefix_tokens, 0);
+    assert_int_equal(result.reuse_tokens, 0);
     assert_int_equal(kvt_seq_length(b), n);
     assert_true(state_hash(m, here, a) == state_hash(m, there, b));
     bytes_free(&first);
@@ -431,7 +432,9 @@ static void test_prefix(void **state)
             prompt[same] = 5555;
             options.n_prompt = n;
             expect_ok(cache, kvt_seq_load_stream(seq, &reader, &options, &result));
-            assert_int_equal(result.prefix_tokens, want < 3 ? want : 3);
+            want = want < 3 ? want : 3;
+            assert_int_equal(result.prefix_tokens, want);
+            assert_int_equal(result.reuse_tokens, n && want == n ? n - 1 : want);
             assert_int_equal(result.n_tokens, 100);
         }
     }
@@ -453,6 +456,29 @@ static void test_prefix(void **state)
         expect_ok(cache, kvt_seq_load_stream(seq, &reader, &options, &result));
     }
     assert_int_equal(result.prefix_tokens, 77);
+    assert_int_equal(result.reuse_tokens, 77);
+    /* The recipe leaves at least one token to compute, whichever of the two is longer. */
+    for (int i = 0; i < 150; i++)
+        prompt[i] = i;
+    for (uint64_t n = 0; n <= 150; n++) {
+        kvt_reader reader = bytes_reader(&file);
+        uint64_t all = n < 90 ? n : 90;
+        file.at = 0;
+        options.n_prompt = n;
+        options.prompt = n ? prompt : NULL;
+        expect_ok(cache, kvt_seq_load_stream(seq, &reader, &options, &result));
+        assert_int_equal(result.n_tokens, 90);
+        assert_int_equal(result.prefix_tokens, all);
+        assert_int_equal(result.reuse_tokens, n == 0 ? 0 : n <= 90 ? n - 1 : 90);
+        expect_ok(cache, kvt_seq_truncate(seq, result.reuse_tokens));
+        assert_true(n == 0 || kvt_seq_length(seq) < n);
+    }
+    {
+        kvt_reader reader = bytes_reader(&file);
+        file.at = 0;
+        expect_ok(cache, kvt_seq_load_stream(seq, &reader, NULL, &result));
+        assert_true(result.prefix_tokens == 0 && result.reuse_tokens == 0);
+    }
     bytes_free(&file);
     kvt_seq_destroy(seq);
     kvt_cache_destroy(cache);

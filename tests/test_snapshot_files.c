@@ -2,6 +2,9 @@
  * Snapshot files are written completely or not at all, whatever fails. Runs in a folder of its own
  * under the current one.
  */
+#if defined(__linux__)
+#define _GNU_SOURCE /* unshare */
+#endif
 #ifndef _XOPEN_SOURCE
 #define _XOPEN_SOURCE 700
 #endif
@@ -13,6 +16,10 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
+#if defined(__linux__)
+#include <sched.h>
+#include <sys/mount.h>
+#endif
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -231,7 +238,10 @@ static void test_bad_paths(void **state)
     unmake(&f);
 }
 
-/* A limit on the file size in place of a full disk. The old file is kept. */
+/*
+ * No room: the limit on a file's size stands for a full disk. The old file stays, and so does this
+ * process: the signal of that limit would end it.
+ */
 static void test_full_disk(void **state)
 {
     fixture f = make(200);
@@ -242,7 +252,6 @@ static void test_full_disk(void **state)
     expect_ok(f.cache, kvt_seq_save(f.seq, in_folder("a"), NULL));
     before = slurp(in_folder("a"));
     model_append(&f.m, f.cache, f.seq, 10, 10);
-    (void)signal(SIGXFSZ, SIG_IGN);
     assert_int_equal(getrlimit(RLIMIT_FSIZE, &old), 0);
     for (size_t at = 0; at < before.n; at += before.n / 7) {
         kvt_status status;
@@ -263,6 +272,458 @@ static void test_full_disk(void **state)
     bytes_free(&before);
     assert_int_equal(unlink(in_folder("a")), 0);
     unmake(&f);
+}
+
+/* In a child: leave with another status than 0, and say where. */
+#define require(condition)                                                                         \
+    do {                                                                                           \
+        if (!(condition)) {                                                                        \
+            (void)fprintf(stderr, "child, line %d: %s\n", __LINE__, #condition);                   \
+            _exit(1);                                                                              \
+        }                                                                                          \
+    } while (0)
+
+static void expect_exit(pid_t child, int expected)
+{
+    int status;
+    assert_int_equal(waitpid(child, &status, 0), child);
+    if (!WIFEXITED(status) || WEXITSTATUS(status) != expected)
+        fail_msg("the child has ended with wait status %#x", (unsigned)status);
+}
+
+static volatile sig_atomic_t handled;
+
+static void handle(int number)
+{
+    (void)number;
+    handled++;
+}
+
+static int is_pending(void)
+{
+    sigset_t set;
+    return sigpending(&set) == 0 && sigismember(&set, SIGXFSZ) == 1;
+}
+
+/*
+ * The signal of the limit on a file's size, whatever the process does with it: default, ignored,
+ * handled, blocked, blocked and pending. Neither that nor what is pending changes, no handler is
+ * called, and a save goes well once there is room.
+ */
+static void test_size_limit(void **state)
+{
+    (void)state;
+    for (int in_place = 0; in_place < 2; in_place++)
+        for (int how = 0; how < 5; how++) {
+            pid_t child = fork();
+            assert_true(child >= 0);
+            if (child == 0) {
+                fixture f = make(300);
+                struct rlimit limit, old;
+                struct sigaction action, after;
+                sigset_t set, mask;
+                kvt_save_options options;
+
+                memset(&options, 0, sizeof options);
+                options.struct_size = sizeof options;
+                options.in_place = (uint32_t)in_place;
+                memset(&action, 0, sizeof action);
+                action.sa_handler = how == 1 ? SIG_IGN : how == 2 ? handle : SIG_DFL;
+                require(sigaction(SIGXFSZ, &action, NULL) == 0);
+                (void)sigemptyset(&set);
+                (void)sigaddset(&set, SIGXFSZ);
+                if (how >= 3)
+                    require(sigprocmask(SIG_BLOCK, &set, NULL) == 0);
+                if (how == 4)
+                    require(raise(SIGXFSZ) == 0);
+                require(getrlimit(RLIMIT_FSIZE, &old) == 0);
+                limit = old;
+                limit.rlim_cur = 20000;
+                require(setrlimit(RLIMIT_FSIZE, &limit) == 0);
+                for (int again = 0; again < 2; again++) {
+                    char text[256];
+                    require(kvt_seq_save(f.seq, in_folder("a"), &options) == KVT_ERR_IO);
+                    require(kvt_cache_error(f.cache, text, sizeof text) == KVT_OK);
+                    require(strstr(text, "write failed"));
+                    require(strstr(text, strerror(EFBIG)));
+                }
+                require(setrlimit(RLIMIT_FSIZE, &old) == 0);
+                require(count_entries(folder) == 0);
+                require(handled == 0);
+                require(is_pending() == (how == 4));
+                require(sigaction(SIGXFSZ, NULL, &after) == 0);
+                require(after.sa_handler == action.sa_handler);
+                require(sigprocmask(SIG_BLOCK, NULL, &mask) == 0);
+                require(sigismember(&mask, SIGXFSZ) == (how >= 3));
+                require(kvt_seq_save(f.seq, in_folder("a"), &options) == KVT_OK);
+                require(kvt_seq_load(f.seq, in_folder("a"), NULL, NULL) == KVT_OK);
+                unmake(&f);
+                require(unlink(in_folder("a")) == 0);
+                _exit(0);
+            }
+            expect_exit(child, 0);
+        }
+}
+
+/* ---- temporaries of others ---- */
+
+static int count_temporaries(void)
+{
+    DIR *dir = opendir(folder);
+    struct dirent *entry;
+    int n = 0;
+    assert_non_null(dir);
+    while ((entry = readdir(dir)) != NULL)
+        n += strncmp(entry->d_name, ".kvtile-", 8) == 0;
+    (void)closedir(dir);
+    return n;
+}
+
+/*
+ * An allocator that does something in the middle of a save: at the first allocation that finds
+ * its temporary there.
+ */
+typedef struct interruption {
+    void (*act)(void *user);
+    void *user;
+    int armed;
+} interruption;
+
+static void *interrupted_alloc(void *user, size_t n, size_t alignment)
+{
+    interruption *i = user;
+    if (i->armed && count_temporaries() == i->armed) {
+        i->armed = 0;
+        i->act(i->user);
+    }
+    return aligned_alloc(alignment, (n + alignment - 1) / alignment * alignment);
+}
+
+static void interrupted_free(void *user, void *memory, size_t n)
+{
+    (void)user, (void)n;
+    free(memory);
+}
+
+static fixture make_interrupted(size_t n, interruption *i)
+{
+    fixture f;
+    kvt_group_config groups[2];
+    kvt_config config;
+
+    f.m = model_of(2, 2, 64, 64, KVT_TYPE_I8, KVT_TYPE_I8);
+    config = model_config(&f.m, groups);
+    config.allocator.user = i;
+    config.allocator.alloc = interrupted_alloc;
+    config.allocator.free = interrupted_free;
+    f.cache = NULL;
+    expect_ok(NULL, kvt_cache_create(&config, &f.cache));
+    f.seq = model_seq(f.cache);
+    model_append(&f.m, f.cache, f.seq, n, 64);
+    f.hash = state_hash(&f.m, f.cache, f.seq);
+    return f;
+}
+
+static void die(void *user)
+{
+    (void)user;
+    (void)raise(SIGKILL);
+}
+
+/* A process dies in a save of a file, when there are so many temporaries. */
+static void die_in_save(const char *name, int temporaries)
+{
+    int status;
+    pid_t child = fork();
+    assert_true(child >= 0);
+    if (child == 0) {
+        interruption i = {die, NULL, 0};
+        fixture f = make_interrupted(100, &i);
+        i.armed = temporaries;
+        (void)kvt_seq_save(f.seq, in_folder(name), NULL);
+        _exit(1);
+    }
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_true(WIFSIGNALED(status));
+    assert_int_equal(count_temporaries(), temporaries);
+}
+
+/* The next save of that file removes what it has left. */
+static void test_stale(void **state)
+{
+    static const char *const others[] = {
+        ".kvtile-1-0.tmp", ".kvtile-0123456789abcdef-0123456789abcdef.tmp", ".kvtile-.tmp",
+        ".kvtile-0123456789abcdef-0123456789abcdef.txt", "a.tmp"};
+    fixture f = make(60);
+    (void)state;
+
+    expect_ok(f.cache, kvt_seq_save(f.seq, in_folder("a"), NULL));
+    die_in_save("b", 1);
+    die_in_save("b", 1); /* in place of the first */
+    die_in_save("a", 2);
+    expect_ok(f.cache, kvt_seq_load(f.seq, in_folder("a"), NULL, NULL));
+    check(&f);
+    expect_ok(f.cache, kvt_seq_save(f.seq, in_folder("a"), NULL));
+    assert_int_equal(count_temporaries(), 1); /* that of b is not its own */
+    expect_ok(f.cache, kvt_seq_save(f.seq, in_folder("b"), NULL));
+    assert_int_equal(count_temporaries(), 0);
+    die_in_save("b", 1);
+    { /* through a link: the name is that of the file */
+        assert_int_equal(symlink("b", in_folder("link")), 0);
+        expect_ok(f.cache, kvt_seq_save(f.seq, in_folder("link"), NULL));
+        assert_int_equal(count_temporaries(), 0);
+        assert_int_equal(unlink(in_folder("link")), 0);
+    }
+    for (size_t i = 0; i < sizeof others / sizeof others[0]; i++)
+        spill(in_folder(others[i]), "", 0);
+    expect_ok(f.cache, kvt_seq_save(f.seq, in_folder("a"), NULL));
+    for (size_t i = 0; i < sizeof others / sizeof others[0]; i++)
+        assert_int_equal(unlink(in_folder(others[i])), 0);
+    assert_int_equal(count_entries(folder), 2);
+    assert_int_equal(unlink(in_folder("a")), 0);
+    assert_int_equal(unlink(in_folder("b")), 0);
+    unmake(&f);
+}
+
+/* Names that a process with this id could have taken, by the thousand, are in nobody's way. */
+static void test_taken_names(void **state)
+{
+    fixture f = make(20);
+    char name[64];
+    (void)state;
+    for (int i = 0; i < 2000; i++) {
+        (void)snprintf(name, sizeof name, ".kvtile-%ld-%d.tmp", (long)getpid(), i);
+        spill(in_folder(name), "", 0);
+    }
+    expect_ok(f.cache, kvt_seq_save(f.seq, in_folder("a"), NULL));
+    for (int i = 0; i < 2000; i++) {
+        (void)snprintf(name, sizeof name, ".kvtile-%ld-%d.tmp", (long)getpid(), i);
+        assert_int_equal(unlink(in_folder(name)), 0);
+    }
+    assert_int_equal(unlink(in_folder("a")), 0);
+    assert_int_equal(count_entries(folder), 0);
+    unmake(&f);
+}
+
+static void save_again(void *user)
+{
+    fixture *f = user;
+    expect_ok(f->cache, kvt_seq_save(f->seq, in_folder("a"), NULL));
+    assert_int_equal(count_temporaries(), 1); /* that of the save around this one */
+}
+
+/* Two saves of a file at once in one process: the later rename wins, both are whole. */
+static void test_live_here(void **state)
+{
+    fixture inner = make(60);
+    interruption i = {save_again, &inner, 0};
+    fixture outer = make_interrupted(100, &i);
+    (void)state;
+
+    i.armed = 1;
+    expect_ok(outer.cache, kvt_seq_save(outer.seq, in_folder("a"), NULL));
+    assert_int_equal(i.armed, 0);
+    assert_int_equal(count_entries(folder), 1);
+    expect_ok(outer.cache, kvt_seq_load(outer.seq, in_folder("a"), NULL, NULL));
+    check(&outer);
+    assert_int_equal(unlink(in_folder("a")), 0);
+    unmake(&inner);
+    unmake(&outer);
+}
+
+static void wait_for_parent(void *user)
+{
+    int *pipes = user; /* to the parent, from the parent */
+    char byte = 'x';
+    require(write(pipes[0], &byte, 1) == 1);
+    require(read(pipes[1], &byte, 1) == 1);
+}
+
+/* The same with another process, which has another process id's view where the system lets it. */
+static void test_live_elsewhere(void **state)
+{
+    fixture f = make(60);
+    int up[2], down[2];
+    char byte = 0;
+    pid_t child;
+    (void)state;
+
+    assert_true(pipe(up) == 0 && pipe(down) == 0);
+    child = fork();
+    assert_true(child >= 0);
+    if (child == 0) {
+        int pipes[2] = {up[1], down[0]};
+        interruption i = {wait_for_parent, pipes, 0};
+        fixture g;
+#if defined(__linux__)
+        if (unshare(CLONE_NEWPID) == 0) { /* for the next child: it has id 1 */
+            int status;
+            pid_t inner = fork();
+            require(inner >= 0);
+            if (inner > 0) {
+                require(waitpid(inner, &status, 0) == inner);
+                _exit(WIFEXITED(status) ? WEXITSTATUS(status) : 2);
+            }
+        }
+#endif
+        g = make_interrupted(100, &i);
+        i.armed = 1;
+        require(kvt_seq_save(g.seq, in_folder("a"), NULL) == KVT_OK);
+        require(i.armed == 0);
+        unmake(&g);
+        _exit(0);
+    }
+    assert_int_equal(close(up[1]), 0);
+    assert_int_equal(read(up[0], &byte, 1), 1);
+    assert_int_equal(count_temporaries(), 1);
+    expect_ok(f.cache, kvt_seq_save(f.seq, in_folder("a"), NULL));
+    assert_int_equal(count_temporaries(), 1);
+    expect_ok(f.cache, kvt_seq_load(f.seq, in_folder("a"), NULL, NULL));
+    check(&f);
+    assert_int_equal(write(down[1], &byte, 1), 1);
+    expect_exit(child, 0);
+    assert_int_equal(count_entries(folder), 1);
+    expect_ok(f.cache, kvt_seq_load(f.seq, in_folder("a"), NULL, NULL));
+    assert_int_equal(kvt_seq_length(f.seq), 100);
+    (void)close(up[0]);
+    (void)close(down[0]);
+    (void)close(down[1]);
+    assert_int_equal(unlink(in_folder("a")), 0);
+    unmake(&f);
+}
+
+/* ---- in place ---- */
+
+static kvt_save_options in_place(void)
+{
+    kvt_save_options options;
+    memset(&options, 0, sizeof options);
+    options.struct_size = sizeof options;
+    options.in_place = 1;
+    return options;
+}
+
+static void test_in_place(void **state)
+{
+    fixture f = make(100);
+    kvt_save_options options = in_place();
+    struct stat before, after;
+    bytes file, stream;
+    (void)state;
+
+    expect_ok(f.cache, kvt_seq_save(f.seq, in_folder("a"), &options));
+    assert_int_equal(chmod(in_folder("a"), 0604), 0);
+    assert_int_equal(link(in_folder("a"), in_folder("b")), 0);
+    assert_int_equal(symlink("b", in_folder("link")), 0);
+    assert_int_equal(stat(in_folder("a"), &before), 0);
+    expect_ok(f.cache, kvt_seq_truncate(f.seq, 50));
+    f.hash = state_hash(&f.m, f.cache, f.seq);
+    expect_ok(f.cache, kvt_seq_save(f.seq, in_folder("link"), &options));
+    assert_int_equal(stat(in_folder("a"), &after), 0);
+    assert_true(before.st_ino == after.st_ino && after.st_nlink == 2);
+    assert_int_equal(after.st_mode & 0777, 0604);
+    file = slurp(in_folder("a"));
+    stream = saved(f.cache, f.seq, KVT_CODEC_ZSTD);
+    assert_int_equal(file.n, stream.n);
+    assert_memory_equal(file.data, stream.data, file.n);
+    bytes_free(&file);
+    bytes_free(&stream);
+    assert_int_equal(unlink(in_folder("a")), 0);
+    assert_int_equal(unlink(in_folder("b")), 0);
+    assert_int_equal(unlink(in_folder("link")), 0);
+
+    expect(f.cache, KVT_ERR_IO, kvt_seq_save(f.seq, folder, &options));
+    expect_said(&f, strerror(EISDIR));
+    assert_int_equal(mkfifo(in_folder("pipe"), 0600), 0);
+    expect(f.cache, KVT_ERR_IO, kvt_seq_save(f.seq, in_folder("pipe"), &options));
+    expect_said(&f, "not a regular file");
+    assert_int_equal(unlink(in_folder("pipe")), 0);
+    expect(f.cache, KVT_ERR_IO, kvt_seq_save(f.seq, in_folder("no/folder"), &options));
+    expect_said(&f, strerror(ENOENT));
+    check(&f);
+    assert_int_equal(count_entries(folder), 0);
+    unmake(&f);
+}
+
+/* Out of memory before the first byte: the old contents are still there. */
+static void test_in_place_memory(void **state)
+{
+    counter c = {0, -1};
+    model m = model_of(1, 1, 16, 16, KVT_TYPE_I8, KVT_TYPE_F16);
+    kvt_save_options options = in_place();
+    kvt_cache *cache;
+    kvt_seq *seq;
+    (void)state;
+
+    m.counter = &c;
+    cache = model_cache(&m);
+    seq = model_seq(cache);
+    model_append(&m, cache, seq, 70, 70);
+    expect_ok(cache, kvt_seq_save(seq, in_folder("a"), &options));
+    for (long n = 0;; n++) {
+        kvt_status status;
+        c.countdown = n;
+        status = kvt_seq_save(seq, in_folder("a"), &options);
+        c.countdown = -1;
+        if (status == KVT_OK)
+            break;
+        expect(cache, KVT_ERR_MEMORY, status);
+        expect_ok(cache, kvt_seq_load(seq, in_folder("a"), NULL, NULL));
+        assert_int_equal(kvt_seq_length(seq), 70);
+    }
+    assert_int_equal(unlink(in_folder("a")), 0);
+    kvt_seq_destroy(seq);
+    kvt_cache_destroy(cache);
+    assert_int_equal(c.live, 0);
+}
+
+/* A file that is mounted by itself, as containers have it. */
+static void test_mounted_file(void **state)
+{
+    pid_t child;
+    int status = 77 << 8;
+    (void)state;
+    child = fork();
+    assert_true(child >= 0);
+    if (child == 0) {
+#if defined(__linux__)
+        fixture f = make(100);
+        kvt_save_options options = in_place();
+        char text[256];
+
+        require(kvt_seq_save(f.seq, in_folder("a"), NULL) == KVT_OK);
+        require(kvt_seq_save(f.seq, in_folder("outside"), NULL) == KVT_OK);
+        if ((unshare(CLONE_NEWNS) != 0 && unshare(CLONE_NEWUSER | CLONE_NEWNS) != 0) ||
+            mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) != 0 ||
+            mount(in_folder("outside"), in_folder("a"), NULL, MS_BIND, NULL) != 0)
+            _exit(77);
+        require(kvt_seq_truncate(f.seq, 50) == KVT_OK);
+        require(kvt_seq_save(f.seq, in_folder("a"), NULL) == KVT_ERR_IO);
+        require(kvt_cache_error(f.cache, text, sizeof text) == KVT_OK);
+        require(strstr(text, strerror(EBUSY)));
+        require(strstr(text, "in_place"));
+        require(count_temporaries() == 0);
+        require(kvt_seq_load(f.seq, in_folder("a"), NULL, NULL) == KVT_OK);
+        require(kvt_seq_length(f.seq) == 100);
+        require(kvt_seq_truncate(f.seq, 50) == KVT_OK);
+        require(kvt_seq_save(f.seq, in_folder("a"), &options) == KVT_OK);
+        require(kvt_seq_load(f.seq, in_folder("outside"), NULL, NULL) == KVT_OK);
+        require(kvt_seq_length(f.seq) == 50);
+        unmake(&f);
+        _exit(0);
+#else
+        _exit(77);
+#endif
+    }
+    assert_int_equal(waitpid(child, &status, 0), child);
+    (void)unlink(in_folder("a"));
+    (void)unlink(in_folder("outside"));
+    assert_true(WIFEXITED(status));
+    if (WEXITSTATUS(status) == 77) {
+        print_message("no mounts for this user\n");
+        skip();
+    }
+    assert_int_equal(WEXITSTATUS(status), 0);
 }
 
 static int full_write(void *user, const void *data, size_t n)
@@ -391,6 +852,8 @@ static void test_kill(void **state)
     }
     assert_int_equal(finished, 0);
     assert_true(killed > 0);
+    expect_ok(f.cache, kvt_seq_save(f.seq, in_folder("a"), NULL));
+    assert_int_equal(count_entries(folder), 1); /* and what the killed have left is gone */
     unmake(&f);
 }
 
@@ -417,9 +880,20 @@ static int teardown(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_file),        cmocka_unit_test(test_bad_paths),
-        cmocka_unit_test(test_full_disk),   cmocka_unit_test(test_dev_full),
-        cmocka_unit_test(test_descriptors), cmocka_unit_test(test_allocations),
+        cmocka_unit_test(test_file),
+        cmocka_unit_test(test_bad_paths),
+        cmocka_unit_test(test_full_disk),
+        cmocka_unit_test(test_dev_full),
+        cmocka_unit_test(test_descriptors),
+        cmocka_unit_test(test_allocations),
+        cmocka_unit_test(test_size_limit),
+        cmocka_unit_test(test_stale),
+        cmocka_unit_test(test_taken_names),
+        cmocka_unit_test(test_live_here),
+        cmocka_unit_test(test_live_elsewhere),
+        cmocka_unit_test(test_in_place),
+        cmocka_unit_test(test_in_place_memory),
+        cmocka_unit_test(test_mounted_file),
         cmocka_unit_test(test_kill),
     };
     return cmocka_run_group_tests(tests, setup, teardown);

@@ -204,7 +204,9 @@ typedef struct kvt_config {
                             executor's, or 1. Above 1 needs a build with pthreadpool, or an
                             executor */
     uint64_t max_tokens; /* of one sequence, 1 to KVT_MAX_TOKENS */
-    uint64_t memory_budget_bytes; /* of everything the cache allocates; 0: no bound */
+    uint64_t memory_budget_bytes; /* of what the cache keeps: itself, sequences, blocks; 0: no
+                                     bound. What a save, load or visit holds for itself while it
+                                     runs is not held against it: kvt_working_forecast */
     const void *fingerprint;      /* identifies the model's weights, e.g. a hash; in snapshots;
                                      loading one with another fingerprint is refused */
     size_t fingerprint_bytes;     /* 0 to KVT_MAX_FINGERPRINT, copied */
@@ -288,8 +290,9 @@ KVT_API const char *kvt_cache_isa(const kvt_cache *cache);
 
 /*
  * Bytes that the cache holds from its allocator now: all of them, its own structures, free
- * blocks kept for reuse and its sequences included. 0 for NULL. (A thread pool made by the
- * pthreadpool library is outside: it allocates for itself.) Safe at any time.
+ * blocks kept for reuse, its sequences and the working memory of saves, loads and visits that run
+ * included. 0 for NULL. (A thread pool made by the pthreadpool library is outside: it allocates for
+ * itself. So is what the C library takes to read a folder.) Safe at any time.
  */
 KVT_API uint64_t kvt_cache_memory_bytes(const kvt_cache *cache);
 
@@ -303,6 +306,19 @@ KVT_API uint64_t kvt_cache_memory_bytes(const kvt_cache *cache);
  */
 KVT_API kvt_status kvt_memory_forecast(const kvt_config *config, uint64_t n_sequences,
                                        uint64_t n_tokens, uint64_t *bytes);
+
+/*
+ * The most that one kvt_seq_save (zstd_level up to 1) or one kvt_seq_load of a sequence of up to
+ * n_tokens tokens holds for itself while it runs: buffers, tables, zstd. From the allocator, counted
+ * in kvt_cache_memory_bytes, given back before the call returns, and not held against the budget,
+ * so that a sequence can be put away just when the budget is used up. It comes on top: once for each
+ * such call that runs at the same time. The blocks that a load fills are not in it; they are held
+ * against the budget. kvt_visit takes less. Levels of zstd above 1 take more, level 19 up to 83 MiB.
+ *
+ * An upper bound, at most about twice what is used from 64 tokens on. Errors as kvt_memory_forecast.
+ */
+KVT_API kvt_status kvt_working_forecast(const kvt_config *config, uint64_t n_tokens,
+                                        uint64_t *bytes);
 
 /*
  * Bytes of codes, scales and offsets that one token adds to the cache, over all layers and
@@ -591,7 +607,7 @@ typedef struct kvt_token_view {
  * until it returns non-zero. stopped_at (may be NULL): the index at which it did, or first + n.
  * The visitor may read the sequence but not change it.
  *
- * KVT_ERR_ARG: as kvt_read. KVT_ERR_MEMORY, KVT_ERR_BUDGET: no room for one token as f32.
+ * KVT_ERR_ARG: as kvt_read. KVT_ERR_MEMORY: no room for one token as f32.
  */
 KVT_API kvt_status kvt_visit(const kvt_seq *seq, uint32_t layer, uint64_t first, uint64_t n,
                              int (*visitor)(void *user, const kvt_token_view *token), void *user,
@@ -619,7 +635,7 @@ typedef struct kvt_save_options {
     uint32_t codec;     /* KVT_CODEC_ */
     uint32_t no_fsync;  /* 1: do not wait for the disk (files only) */
     int32_t zstd_level; /* 0 stands for 1; else -7 to 19 */
-    uint32_t reserved;  /* 0 */
+    uint32_t in_place;  /* 1: write over the file itself (files only); see kvt_seq_save */
 } kvt_save_options;
 
 #define KVT_CODEC_ZSTD 0u /* each stream zstd where it saves at least 2%, else raw */
@@ -627,12 +643,20 @@ typedef struct kvt_save_options {
 
 /*
  * Save a sequence. The file appears under its name whole or not at all: it is written beside
- * it, synced and renamed over it. options NULL: the defaults.
+ * it, synced and renamed over it. options NULL: the defaults. Temporaries that saves of the same
+ * file have left in the folder because their process died are removed (docs/format.md, "Files").
+ *
+ * in_place: for a file that cannot be renamed over, as one that is mounted by itself into a
+ * container, or whose folder cannot be written. The file is emptied and written anew, then synced.
+ * That is not atomic: a crash or a failure on the way leaves a part of the new file, which loading
+ * refuses, and the old one is lost; keep other readers and writers of the file away meanwhile.
+ *
+ * No signal reaches the caller: a passed limit on the size of files (ulimit -f) is KVT_ERR_IO.
  *
  * KVT_ERR_STATE   a step is pending
  * KVT_ERR_IO      the text names the file, the call and the system's reason; the old file is in
  *                 place (the new one, where only the sync of the folder has failed)
- * KVT_ERR_ARG, KVT_ERR_MEMORY, KVT_ERR_BUDGET
+ * KVT_ERR_ARG, KVT_ERR_MEMORY
  */
 KVT_API kvt_status kvt_seq_save(const kvt_seq *seq, const char *path,
                                 const kvt_save_options *options);
@@ -642,20 +666,27 @@ KVT_API kvt_status kvt_seq_save_stream(const kvt_seq *seq, const kvt_writer *wri
 /* Zero the struct but for struct_size for the defaults. */
 typedef struct kvt_load_options {
     size_t struct_size;    /* sizeof(kvt_load_options) */
-    const int32_t *prompt; /* [n_prompt] the token ids that are to be computed next, or NULL */
+    const int32_t *prompt; /* [n_prompt] the whole prompt's token ids, from token 0 on, or NULL */
     uint64_t n_prompt;
 } kvt_load_options;
 
+/*
+ * How to go on with a prompt: truncate to reuse_tokens, then compute prompt[reuse_tokens] ..
+ * prompt[n_prompt - 1]. That is never nothing: a cache holds keys and values, not logits, and the
+ * next token is chosen by the logits of the prompt's last token, so that token has to be computed
+ * even where the snapshot has it.
+ */
 typedef struct kvt_load_result {
     uint64_t n_tokens;      /* restored */
-    uint64_t prefix_tokens; /* how many of them equal the beginning of options.prompt: truncate
-                               to this and compute the rest */
+    uint64_t prefix_tokens; /* how many of them equal the beginning of options.prompt */
+    uint64_t reuse_tokens;  /* the smaller of prefix_tokens and n_prompt - 1; 0 without a prompt */
 } kvt_load_result;
 
 /*
  * Replace the contents of a sequence by a snapshot. Everything is read and verified into
- * new blocks before the sequence changes: on any error it is as it was. Needs memory for
- * both meanwhile; clear first where that is too much. options and result may be NULL.
+ * new blocks before the sequence changes: on any error it is as it was. Needs blocks for
+ * both meanwhile, within the budget; clear first where that is too much. options and result may be
+ * NULL.
  *
  * KVT_ERR_STATE     a step is pending
  * KVT_ERR_IO        cannot be opened or read

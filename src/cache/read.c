@@ -142,7 +142,7 @@ kvt_status kvt_visit(const kvt_seq *seq, uint32_t layer, uint64_t first, uint64_
     heads = r.group->config.n_kv_heads;
     k_floats = heads * r.group->config.k_dim;
     bytes = (k_floats + heads * r.group->config.v_dim) * sizeof(float);
-    status = kvt_mem_alloc(seq->cache, bytes, "a visited token", &memory);
+    status = kvt_mem_alloc_working(seq->cache, bytes, "a visited token", &memory);
     if (status != KVT_OK)
         return status;
     k = memory;
@@ -160,7 +160,7 @@ kvt_status kvt_visit(const kvt_seq *seq, uint32_t layer, uint64_t first, uint64_
         if (visitor(user, &token))
             break;
     }
-    kvt_mem_free(seq->cache, memory, bytes);
+    kvt_mem_free_working(seq->cache, memory, bytes);
     if (stopped_at)
         *stopped_at = i;
     return KVT_OK;

@@ -331,6 +331,55 @@ static kvt_status compress(kvt_snap_codec *codec, const unsigned char *from, siz
     return KVT_OK;
 }
 
+/* The largest stream: of a layer with 64 tokens, or of ids. */
+static size_t largest_stream(const kvt_snap_header *header)
+{
+    uint64_t n =
+        header->n_tokens < KVT_SNAP_CHUNK_TOKENS ? header->n_tokens : KVT_SNAP_CHUNK_TOKENS;
+    size_t most = (size_t)n * 4, sum;
+    kvt_snap_shape shapes[KVT_SNAP_MAX_STREAMS];
+    uint32_t g, i, streams;
+
+    for (g = 0; g < header->n_groups; g++) {
+        streams = kvt_snap_shapes(&header->groups[g], KVT_TOKENS, shapes, &sum);
+        for (i = 0; i < streams; i++)
+            most = shapes[i].bytes > most ? shapes[i].bytes : most;
+    }
+    return most;
+}
+
+uint64_t kvt_snap_encode_bytes(const kvt_snap_header *header)
+{
+    size_t largest = largest_stream(header), part = 1, again = 0, most = 0, sum;
+    kvt_snap_shape shapes[KVT_SNAP_MAX_STREAMS];
+    uint32_t g, i, streams;
+
+    /* zstd's parameters follow from the power of two that a part's size is rounded up to, and the
+     * context does not always grow with it: it comes to be that of the size that takes most. */
+    for (;;) {
+        size_t bytes = ZSTD_estimateCCtxSize_usingCParams(ZSTD_getCParams(1, part, 0));
+        if (!ZSTD_isError(bytes) && bytes > most)
+            most = bytes;
+        if (part >= largest)
+            break;
+        part = part > largest / 2 ? largest : 2 * part;
+    }
+    for (g = 0; g < header->n_groups; g++) { /* codec.attempt: of V, where it is in layer 0 */
+        streams = kvt_snap_shapes(&header->groups[g], KVT_TOKENS, shapes, &sum);
+        for (i = 0; i < streams; i++)
+            if (shapes[i].kind == KVT_SNAP_KIND_V && shapes[i].element == 1)
+                again = shapes[i].bytes > again ? shapes[i].bytes : again;
+    }
+    return kvt_snap_counted(most) + 4 * SIZE_FIELD + kvt_snap_counted(largest) +
+           kvt_snap_counted(again);
+}
+
+uint64_t kvt_snap_decode_bytes(const kvt_snap_header *header)
+{
+    return kvt_snap_counted(ZSTD_estimateDCtxSize()) + SIZE_FIELD +
+           kvt_snap_counted(largest_stream(header));
+}
+
 static void stream_raw(const kvt_snap_shape *shape, const unsigned char *native, unsigned char *to,
                        kvt_snap_stream *stream)
 {

@@ -1,6 +1,6 @@
 /*
  * Memory and error texts of the snapshot code, which runs with a cache (save, load: everything
- * through its allocator and budget) or without one (inspection: the C library).
+ * through its allocator, as working memory) or without one (inspection: the C library).
  */
 #include "src/snapshot/format.h"
 
@@ -28,7 +28,7 @@ kvt_status kvt_snap_alloc(const kvt_snap_context *context, size_t bytes, const c
                           void **memory)
 {
     if (context->cache)
-        return kvt_mem_alloc(context->cache, bytes, what, memory);
+        return kvt_mem_alloc_working(context->cache, bytes, what, memory);
     *memory = malloc(bytes ? bytes : 1);
     if (!*memory)
         return kvt_snap_fail(context, KVT_ERR_MEMORY, "no memory for %s: %zu bytes", what, bytes);
@@ -38,7 +38,7 @@ kvt_status kvt_snap_alloc(const kvt_snap_context *context, size_t bytes, const c
 void kvt_snap_free(const kvt_snap_context *context, void *memory, size_t bytes)
 {
     if (context->cache)
-        kvt_mem_free(context->cache, memory, bytes);
+        kvt_mem_free_working(context->cache, memory, bytes);
     else
         free(memory);
 }

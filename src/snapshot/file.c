@@ -2,35 +2,50 @@
  * Files: whole or not at all.
  *
  * Writing goes to a temporary in the folder of the target (the same file system, so that rename is
- * atomic), named .kvtile-<process>-<number>.tmp and opened with O_EXCL; then fsync, rename over the
- * target, fsync of the folder. A process that dies in between leaves the temporary behind and
- * the target as it was. A symbolic link is followed: the file that it points to is replaced, the
- * link stays. A target that is no regular file (a device, a folder) is refused, since rename
- * would put a file in its place. The permissions of a replaced file are kept.
+ * atomic); then fsync, rename over the target, fsync of the folder. A process that dies in between
+ * leaves the temporary behind and the target as it was. A symbolic link is followed: the file that
+ * it points to is replaced, the link stays. A target that is no regular file (a device, a folder)
+ * is refused, since rename would put a file in its place. The permissions of a replaced file are
+ * kept.
+ *
+ * The temporary is named .kvtile-<XXH64 of the target's name>-<random number>.tmp, opened with
+ * O_EXCL, and locked (flock) from its creation until it is renamed or removed. The kernel drops the
+ * lock when its process ends, however that ends, so one beside the target that can be locked has
+ * no writer, whatever process ids say (they are no guide: in containers most are 1). A save removes
+ * those of its own target. Between open and flock a temporary looks as if it had no writer: who
+ * makes one checks after flock that it is still there, and makes another if not. Where a file
+ * system has no locks none is removed.
+ *
+ * A file that is a mount point cannot be renamed over (EBUSY). Only where the caller wants it the
+ * target is written in place, which is not atomic.
  *
  * Reading goes through a buffer, which a caller's stream must not have: nothing behind a
  * snapshot's end is taken from a stream.
  */
+#if defined(__linux__)
+#define _DEFAULT_SOURCE /* flock, getrandom */
+#endif
 #ifndef _XOPEN_SOURCE
 #define _XOPEN_SOURCE 700 /* realpath */
 #endif
 
 #include "src/snapshot/format.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <limits.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/file.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
-
-#ifndef PATH_MAX
-#define PATH_MAX 4096
+#if defined(__linux__)
+#include <sys/random.h>
 #endif
 
-#define AHEAD_BYTES ((size_t)1 << 18)
-#define TEMPORARIES 1000             /* numbers that are tried when others exist */
+#define TEMPORARIES 100              /* names that are tried when others exist */
 #define PART_BYTES ((size_t)1 << 30) /* of one system call: some refuse more than 2 GiB */
 
 static void file_init(kvt_snap_file *file, const kvt_snap_context *context)
@@ -39,12 +54,21 @@ static void file_init(kvt_snap_file *file, const kvt_snap_context *context)
     file->context = context;
     file->fd = -1;
     file->folder = -1;
+    file->lock = -1;
+}
+
+/* advice: what to do about it, or "". Before the path, which may be cut. */
+static kvt_status io_fail_with(const kvt_snap_context *context, const char *call, int error,
+                               const char *advice, const char *path)
+{
+    return kvt_snap_fail(context, KVT_ERR_IO, "%s failed: %s%s: %s", call, strerror(error), advice,
+                         path);
 }
 
 static kvt_status io_fail(const kvt_snap_context *context, const char *call, int error,
                           const char *path)
 {
-    return kvt_snap_fail(context, KVT_ERR_IO, "%s failed: %s: %s", call, strerror(error), path);
+    return io_fail_with(context, call, error, "", path);
 }
 
 static int open_again(const char *path, int flags, mode_t mode)
@@ -58,7 +82,15 @@ static int open_again(const char *path, int flags, mode_t mode)
 
 kvt_status kvt_snap_file_failure(const kvt_snap_file *file, const char *path)
 {
-    return file->call ? io_fail(file->context, file->call, file->error, path) : KVT_OK;
+    int is_mount = file->call && file->error == EBUSY && strcmp(file->call, "rename") == 0;
+
+    return !file->call
+               ? KVT_OK
+               : io_fail_with(file->context, file->call, file->error,
+                              is_mount ? " (the file is a mount point, which cannot be "
+                                         "replaced: mount its folder, or save with in_place)"
+                                       : "",
+                              path);
 }
 
 static void failed(kvt_snap_file *file, const char *call)
@@ -87,9 +119,9 @@ static int64_t file_read(void *user, void *data, size_t bytes)
 
     if (file->begin == file->end) {
         int64_t n;
-        if (bytes >= AHEAD_BYTES)
+        if (bytes >= KVT_SNAP_AHEAD_BYTES)
             return read_once(file, data, bytes);
-        n = read_once(file, file->ahead.data, AHEAD_BYTES);
+        n = read_once(file, file->ahead.data, KVT_SNAP_AHEAD_BYTES);
         if (n <= 0)
             return n;
         file->begin = 0;
@@ -118,7 +150,7 @@ kvt_status kvt_snap_file_open(const kvt_snap_context *context, const char *path,
     file->bytes = S_ISREG(status.st_mode) ? (uint64_t)status.st_size : UINT64_MAX;
     reader->user = file;
     reader->read = file_read;
-    return kvt_snap_reserve(context, &file->ahead, 0, AHEAD_BYTES, "a file's buffer");
+    return kvt_snap_reserve(context, &file->ahead, 0, KVT_SNAP_AHEAD_BYTES, "a file's buffer");
 }
 
 kvt_status kvt_snap_file_expect_end(kvt_snap_file *file, const char *path)
@@ -136,13 +168,50 @@ kvt_status kvt_snap_file_expect_end(kvt_snap_file *file, const char *path)
 
 /* ---- writing ---- */
 
+/*
+ * write, without the signal that a passed limit on the size of files (RLIMIT_FSIZE) sends: it would
+ * end the process, or call a handler of the caller's. It is blocked in this thread meanwhile and,
+ * since the kernel sends it to the thread that writes, taken back there; the process's disposition
+ * stays. One that was pending before is the caller's and stays too.
+ */
+static ssize_t write_unsignalled(int fd, const void *data, size_t bytes)
+{
+    static const struct timespec no_time = {0, 0};
+    sigset_t limit, before, pending;
+    int was_pending = 0, error;
+    ssize_t n;
+
+    (void)sigemptyset(&limit);
+    (void)sigaddset(&limit, SIGXFSZ);
+    (void)pthread_sigmask(SIG_BLOCK, &limit, &before);
+    if (sigismember(&before, SIGXFSZ) == 1 && sigpending(&pending) == 0)
+        was_pending = sigismember(&pending, SIGXFSZ) == 1;
+    n = write(fd, data, bytes);
+    error = errno;
+    if (n < 0 && error == EFBIG && !was_pending)
+        while (sigtimedwait(&limit, NULL, &no_time) < 0 && errno == EINTR)
+            ;
+    (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
+    errno = error;
+    return n;
+}
+
 static int file_write(void *user, const void *data, size_t bytes)
 {
     kvt_snap_file *file = user;
     const unsigned char *at = data;
 
+    /* In place: the old contents stay until there is something to write. */
+    while (file->truncates) {
+        if (ftruncate(file->fd, 0) == 0) {
+            file->truncates = 0;
+        } else if (errno != EINTR) {
+            failed(file, "ftruncate");
+            return -1;
+        }
+    }
     while (bytes) {
-        ssize_t n = write(file->fd, at, bytes < PART_BYTES ? bytes : PART_BYTES);
+        ssize_t n = write_unsignalled(file->fd, at, bytes < PART_BYTES ? bytes : PART_BYTES);
         if (n < 0 && errno == EINTR)
             continue;
         if (n <= 0) {
@@ -160,78 +229,228 @@ static int file_write(void *user, const void *data, size_t bytes)
 /* The file that is to be replaced or made: path, or what the link at path points to. */
 static kvt_status set_target(kvt_snap_file *file, const char *path)
 {
-    char resolved[PATH_MAX];
-    const char *target = path;
     struct stat status;
-    kvt_status answer;
-    size_t n;
 
-    if (lstat(path, &status) == 0 && S_ISLNK(status.st_mode)) {
-        if (!realpath(path, resolved))
-            return io_fail(file->context, "following the link", errno, path);
-        target = resolved;
-    }
-    n = strlen(target) + 1;
-    answer = kvt_snap_reserve(file->context, &file->target, 0, n, "a file's name");
-    if (answer == KVT_OK)
-        memcpy(file->target.data, target, n);
+    if (strlen(path) >= sizeof file->target)
+        return io_fail(file->context, "open", ENAMETOOLONG, path);
+    memcpy(file->target, path, strlen(path) + 1);
+    if (lstat(path, &status) == 0 && S_ISLNK(status.st_mode) && !realpath(path, file->target))
+        return io_fail(file->context, "following the link", errno, path);
+    return KVT_OK;
+}
+
+/* Bytes of the target's folder, the slash included; 0: the current one. */
+static size_t folder_bytes(const kvt_snap_file *file)
+{
+    const char *slash = strrchr(file->target, '/');
+    return slash ? (size_t)(slash - file->target) + 1 : 0;
+}
+
+/*
+ * Open the target's folder, to sync it in the end. A folder that can be written but not read
+ * cannot be synced: then it is left to the system.
+ */
+static kvt_status open_folder(kvt_snap_file *file, const char *path)
+{
+    size_t n = folder_bytes(file);
+    char name[KVT_SNAP_PATH_BYTES + 1];
+
+    memcpy(name, file->target, n);
+    memcpy(name + n, ".", 2);
+    file->folder = open_again(name, O_RDONLY | O_DIRECTORY, 0);
+    if (file->folder < 0 && errno != EACCES)
+        return io_fail(file->context, "opening its folder", errno, path);
+    return KVT_OK;
+}
+
+/* Nobody can foretell it, and no two callers get the same: O_EXCL sees to what is left of that. */
+static uint64_t random_number(int attempt)
+{
+    struct {
+        uint64_t random;
+        struct timespec now;
+        const void *place; /* differs from thread to thread */
+        long process, attempt;
+    } seed;
+
+    memset(&seed, 0, sizeof seed);
+#if defined(__linux__)
+    if (getrandom(&seed.random, sizeof seed.random, GRND_NONBLOCK) == (ssize_t)sizeof seed.random)
+        return seed.random;
+#endif
+    (void)clock_gettime(CLOCK_REALTIME, &seed.now);
+    seed.place = &seed;
+    seed.process = (long)getpid();
+    seed.attempt = attempt;
+    return kvt_snap_sum(&seed, sizeof seed);
+}
+
+#define KEY_FORMAT ".kvtile-%016llx-"
+#define KEY_BYTES 25 /* of a temporary's name: the part that names the target */
+#define NAME_BYTES (KEY_BYTES + 20)
+
+static void make_key(const kvt_snap_file *file, char *key)
+{
+    const char *name = file->target + folder_bytes(file);
+    (void)snprintf(key, KEY_BYTES + 1, KEY_FORMAT,
+                   (unsigned long long)kvt_snap_sum(name, strlen(name)));
+}
+
+static int lock_again(int fd)
+{
+    int answer;
+    do
+        answer = flock(fd, LOCK_EX | LOCK_NB);
+    while (answer != 0 && errno == EINTR);
     return answer;
 }
 
-/* Make the temporary beside the target. */
-static kvt_status make_temporary(kvt_snap_file *file, const char *path, mode_t mode)
+/* Lock a new temporary. 0: another save has taken it for one without a writer and removes it. */
+static int claim(int fd)
 {
-    const char *target = (const char *)file->target.data, *slash = strrchr(target, '/');
-    size_t folder = slash ? (size_t)(slash - target) + 1 : 0, room = folder + 64;
-    char *name;
-    int number;
-    kvt_status answer =
-        kvt_snap_reserve(file->context, &file->temporary, 0, room, "a file's temporary name");
+    struct stat status;
+    if (lock_again(fd) != 0 && errno == EWOULDBLOCK)
+        return 0; /* other errors: no locks here, and nobody removes what he cannot lock */
+    return fstat(fd, &status) != 0 || status.st_nlink > 0;
+}
 
-    if (answer != KVT_OK)
-        return answer;
-    name = (char *)file->temporary.data;
-    memcpy(name, target, folder);
-    memcpy(name + folder, ".", 2);
-    file->folder =
-        open_again(name, O_RDONLY | O_DIRECTORY, 0); /* may fail: then it is not synced */
-    for (number = 0; number < TEMPORARIES; number++) {
-        (void)snprintf(name + folder, room - folder, ".kvtile-%ld-%d.tmp", (long)getpid(), number);
-        file->fd = open_again(name, O_WRONLY | O_CREAT | O_EXCL, mode);
-        if (file->fd >= 0) {
-            file->exists = 1;
-            return KVT_OK;
-        }
-        if (errno != EEXIST)
+/* Make the temporary beside the target. */
+static kvt_status make_temporary(kvt_snap_file *file, const char *path, mode_t mode, int replaces)
+{
+    size_t folder = folder_bytes(file);
+    char *name = file->temporary + folder, key[KEY_BYTES + 1];
+    int attempt;
+
+    if (folder + NAME_BYTES >= sizeof file->temporary)
+        return io_fail(file->context, "creating a file in its folder", ENAMETOOLONG, path);
+    memcpy(file->temporary, file->target, folder);
+    make_key(file, key);
+    for (attempt = 0; attempt < TEMPORARIES; attempt++) {
+        (void)snprintf(name, NAME_BYTES + 1, "%s%016llx.tmp", key,
+                       (unsigned long long)random_number(attempt));
+        file->fd = open_again(file->temporary, O_WRONLY | O_CREAT | O_EXCL, mode);
+        if (file->fd < 0 && errno != EEXIST)
             break;
+        if (file->fd < 0)
+            continue;
+        file->exists = 1;
+        if (claim(file->fd)) {
+            /* A second descriptor keeps the lock: the first is closed before the rename. */
+            file->lock = fcntl(file->fd, F_DUPFD_CLOEXEC, 0);
+            return file->lock < 0 ? io_fail(file->context, "fcntl", errno, path) : KVT_OK;
+        }
+        (void)close(file->fd);
+        (void)unlink(file->temporary);
+        file->fd = -1;
+        file->exists = 0;
+        errno = EEXIST;
     }
-    return io_fail(file->context, "creating a file in its folder", errno, path);
+    return io_fail_with(file->context, "creating a file in its folder", errno,
+                        replaces && (errno == EACCES || errno == EROFS || errno == EPERM)
+                            ? " (make the folder writable, or save with in_place)"
+                            : "",
+                        path);
+}
+
+/* Remove a temporary if no process has it locked. */
+static void remove_if_stale(const char *name)
+{
+    int flags = O_NOFOLLOW | O_NONBLOCK | O_NOCTTY, fd;
+    struct stat status;
+
+    if (lstat(name, &status) != 0 || !S_ISREG(status.st_mode))
+        return;
+    fd = open_again(name, O_RDWR | flags, 0); /* NFS locks only what can be written */
+    if (fd < 0 && errno == EACCES)
+        fd = open_again(name, O_RDONLY | flags, 0);
+    if (fd < 0)
+        return;
+    if (lock_again(fd) == 0)
+        (void)unlink(name);
+    (void)close(fd);
+}
+
+/* The temporaries of this target whose writers have died. What cannot be seen or removed stays. */
+static void remove_stale(const kvt_snap_file *file)
+{
+    size_t folder = folder_bytes(file);
+    char name[KVT_SNAP_PATH_BYTES], key[KEY_BYTES + 1];
+    struct dirent *entry;
+    DIR *dir;
+
+    memcpy(name, file->target, folder);
+    memcpy(name + folder, ".", 2);
+    dir = opendir(name);
+    if (!dir)
+        return;
+    make_key(file, key);
+    while ((entry = readdir(dir)) != NULL) {
+        const char *end = entry->d_name + NAME_BYTES - 4;
+        if (strlen(entry->d_name) == NAME_BYTES && memcmp(entry->d_name, key, KEY_BYTES) == 0 &&
+            strcmp(end, ".tmp") == 0) {
+            memcpy(name + folder, entry->d_name, NAME_BYTES + 1);
+            if (strcmp(name, file->temporary) != 0)
+                remove_if_stale(name);
+        }
+    }
+    (void)closedir(dir);
+}
+
+/* Open the target itself. A new one is removed again if the save fails. */
+static kvt_status open_in_place(kvt_snap_file *file, const char *path, int replaces)
+{
+    int flags = O_WRONLY | O_NONBLOCK | O_NOCTTY;
+    struct stat status;
+
+    file->in_place = 1;
+    if (!replaces)
+        flags |= O_CREAT | O_EXCL;
+    file->fd = open_again(file->target, flags, 0666);
+    if (file->fd < 0)
+        return io_fail(file->context, "open", errno, path);
+    file->exists = !replaces;
+    file->truncates = replaces;
+    memcpy(file->temporary, file->target, sizeof file->temporary);
+    if (fstat(file->fd, &status) != 0)
+        return io_fail(file->context, "fstat", errno, path);
+    if (!S_ISREG(status.st_mode)) /* it has been exchanged meanwhile */
+        return kvt_snap_fail(file->context, KVT_ERR_IO, "not a regular file: %s", path);
+    return KVT_OK;
 }
 
 kvt_status kvt_snap_file_create(const kvt_snap_context *context, const char *path,
-                                kvt_snap_file *file, kvt_writer *writer)
+                                const kvt_save_options *options, kvt_snap_file *file,
+                                kvt_writer *writer)
 {
     struct stat status;
     kvt_status answer;
     int replaces;
 
     file_init(file, context);
+    writer->user = file;
+    writer->write = file_write;
+    file->syncs = !options->no_fsync;
     answer = set_target(file, path);
     if (answer != KVT_OK)
         return answer;
-    replaces = stat((const char *)file->target.data, &status) == 0;
+    replaces = stat(file->target, &status) == 0;
     if (replaces && !S_ISREG(status.st_mode)) {
         if (S_ISDIR(status.st_mode))
             return io_fail(context, "open", EISDIR, path);
         return kvt_snap_fail(context, KVT_ERR_IO,
                              "not a regular file, which a save would replace: %s", path);
     }
+    if (file->syncs && !(options->in_place && replaces)) /* else its entries stay as they are */
+        answer = open_folder(file, path);
+    if (answer == KVT_OK && options->in_place)
+        return open_in_place(file, path, replaces);
     /* Never wider than what it replaces, not even for a moment; fchmod undoes the umask. */
-    answer = make_temporary(file, path, replaces ? status.st_mode & 0777 : 0666);
+    if (answer == KVT_OK)
+        answer = make_temporary(file, path, replaces ? status.st_mode & 0777 : 0666, replaces);
     if (answer == KVT_OK && replaces && fchmod(file->fd, status.st_mode & 0777) != 0)
         answer = io_fail(context, "fchmod", errno, path);
-    writer->user = file;
-    writer->write = file_write;
+    if (answer == KVT_OK)
+        remove_stale(file); /* before the writing: they may take the room that it needs */
     return answer;
 }
 
@@ -244,11 +463,17 @@ static int sync_again(int fd)
     return answer;
 }
 
-kvt_status kvt_snap_file_commit(kvt_snap_file *file, int no_fsync)
+/* Some file systems cannot sync a folder, and say so in one of these ways. */
+static int is_no_sync(int error)
+{
+    return error == EINVAL || error == EBADF || error == ENOSYS || error == EOPNOTSUPP;
+}
+
+kvt_status kvt_snap_file_commit(kvt_snap_file *file)
 {
     int fd = file->fd;
 
-    if (!no_fsync && sync_again(fd) != 0) {
+    if (file->syncs && sync_again(fd) != 0) {
         failed(file, "fsync");
         return KVT_ERR_IO;
     }
@@ -257,13 +482,13 @@ kvt_status kvt_snap_file_commit(kvt_snap_file *file, int no_fsync)
         failed(file, "close");
         return KVT_ERR_IO;
     }
-    if (rename((const char *)file->temporary.data, (const char *)file->target.data) != 0) {
+    if (!file->in_place && rename(file->temporary, file->target) != 0) {
         failed(file, "rename");
         return KVT_ERR_IO;
     }
     file->exists = 0;
-    /* The new file is in place and sound. Some file systems cannot sync a folder: EINVAL. */
-    if (!no_fsync && file->folder >= 0 && sync_again(file->folder) != 0 && errno == EIO) {
+    /* The new file is in place and sound. */
+    if (file->folder >= 0 && sync_again(file->folder) != 0 && !is_no_sync(errno)) {
         failed(file, "fsync of the folder");
         return KVT_ERR_IO;
     }
@@ -277,10 +502,10 @@ void kvt_snap_file_close(kvt_snap_file *file)
     if (file->folder >= 0)
         (void)close(file->folder);
     if (file->exists)
-        (void)unlink((const char *)file->temporary.data);
-    kvt_snap_release(file->context, &file->target);
-    kvt_snap_release(file->context, &file->temporary);
+        (void)unlink(file->temporary);
+    if (file->lock >= 0) /* only now: no save may take the temporary for one without a writer */
+        (void)close(file->lock);
     kvt_snap_release(file->context, &file->ahead);
-    file->fd = file->folder = -1;
+    file->fd = file->folder = file->lock = -1;
     file->exists = 0;
 }

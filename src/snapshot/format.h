@@ -13,6 +13,8 @@
 
 #include "src/cache/cache.h"
 
+#include <limits.h>
+
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "kvtile snapshots hold blocks as they lie in memory: little-endian hosts only"
 #endif
@@ -143,7 +145,7 @@ kvt_status kvt_snap_fail(const kvt_snap_context *context, kvt_status status, con
 #endif
     ;
 
-/* As kvt_mem_alloc and kvt_mem_free. */
+/* As kvt_mem_alloc_working and kvt_mem_free_working. */
 kvt_status kvt_snap_alloc(const kvt_snap_context *context, size_t bytes, const char *what,
                           void **memory);
 void kvt_snap_free(const kvt_snap_context *context, void *memory, size_t bytes);
@@ -158,6 +160,12 @@ kvt_status kvt_snap_reserve(const kvt_snap_context *context, kvt_snap_buffer *bu
                             size_t bytes, const char *what);
 void kvt_snap_release(const kvt_snap_context *context, kvt_snap_buffer *buffer);
 
+/* What an allocation of `bytes` counts as: see src/memory.c. */
+static inline uint64_t kvt_snap_counted(uint64_t bytes)
+{
+    return (bytes + 63) / 64 * 64;
+}
+
 /* ---- snapshot_header.c ---- */
 
 typedef struct kvt_snap_header {
@@ -170,6 +178,7 @@ typedef struct kvt_snap_header {
     uint32_t fingerprint_bytes;
 } kvt_snap_header;
 
+/* The cache may be one that is only planned: then header->layers stay 0. */
 void kvt_snap_header_make(const kvt_cache *cache, uint64_t n_tokens, kvt_snap_header *header);
 /* Bytes on disk, checksum included. */
 size_t kvt_snap_header_bytes(const kvt_snap_header *header);
@@ -251,6 +260,12 @@ kvt_status kvt_snap_encode(kvt_snap_codec *codec, const kvt_snap_shape *shape,
 kvt_status kvt_snap_decode(kvt_snap_codec *codec, const kvt_snap_shape *shape,
                            const kvt_snap_stream *stream, const unsigned char *stored,
                            unsigned char *native);
+/*
+ * Most working memory that coding (zstd's level 1), or decoding, the streams of such a snapshot
+ * takes. Of the header the groups and n_tokens count.
+ */
+uint64_t kvt_snap_encode_bytes(const kvt_snap_header *header);
+uint64_t kvt_snap_decode_bytes(const kvt_snap_header *header);
 /* Whether a filter is defined for a stream. */
 int kvt_snap_filter_known(const kvt_snap_shape *shape, uint32_t filter);
 
@@ -281,17 +296,36 @@ kvt_status kvt_snap_read(const kvt_snap_context *context, const kvt_reader *read
                          uint64_t remaining, int header_only, const kvt_snap_sink *sink,
                          kvt_snap_header *header, kvt_snap_counts *counts);
 
+/*
+ * Most working memory of kvt_snap_read, of a whole load from a file (blocks apart) and of a whole
+ * save to one, for snapshots of up to header->n_tokens tokens of the header's groups.
+ */
+uint64_t kvt_snap_read_bytes(const kvt_snap_header *header);
+uint64_t kvt_snap_load_bytes(const kvt_snap_header *header);
+uint64_t kvt_snap_save_bytes(const kvt_snap_header *header);
+
 /* ---- snapshot_file.c ---- */
+
+#define KVT_SNAP_AHEAD_BYTES ((size_t)1 << 18) /* read at once */
+#ifdef PATH_MAX
+#define KVT_SNAP_PATH_BYTES PATH_MAX /* what realpath writes */
+#else
+#define KVT_SNAP_PATH_BYTES 4096
+#endif
 
 /* A file being read or written. */
 typedef struct kvt_snap_file {
     const kvt_snap_context *context;
     int fd, folder; /* -1: none */
+    int lock;       /* keeps the temporary locked, -1: none */
     int error;      /* errno of the call below that failed */
     const char *call;
-    kvt_snap_buffer target; /* name that the file is to get */
-    kvt_snap_buffer temporary;
-    uint32_t exists;       /* the temporary does */
+    char target[KVT_SNAP_PATH_BYTES]; /* name that the file is to get */
+    char temporary[KVT_SNAP_PATH_BYTES];
+    int exists;            /* the temporary does */
+    int in_place;          /* there is none, the target is written */
+    int truncates;         /* at the first write */
+    int syncs;             /* the file and its folder */
     uint64_t bytes;        /* reading: size, UINT64_MAX where it has none */
     kvt_snap_buffer ahead; /* reading: [begin, end) is read already */
     size_t begin, end;
@@ -301,10 +335,12 @@ kvt_status kvt_snap_file_open(const kvt_snap_context *context, const char *path,
                               kvt_snap_file *file, kvt_reader *reader);
 /* KVT_ERR_CORRUPT when there are bytes that nobody has read. */
 kvt_status kvt_snap_file_expect_end(kvt_snap_file *file, const char *path);
+/* Of the options no_fsync and in_place count. */
 kvt_status kvt_snap_file_create(const kvt_snap_context *context, const char *path,
-                                kvt_snap_file *file, kvt_writer *writer);
+                                const kvt_save_options *options, kvt_snap_file *file,
+                                kvt_writer *writer);
 /* Sync, rename over the target, sync the folder. */
-kvt_status kvt_snap_file_commit(kvt_snap_file *file, int no_fsync);
+kvt_status kvt_snap_file_commit(kvt_snap_file *file);
 /* The failed read or write as a status with a text; KVT_OK when none has failed. */
 kvt_status kvt_snap_file_failure(const kvt_snap_file *file, const char *path);
 /* Close, and remove a temporary that was not renamed. */

@@ -35,7 +35,7 @@ void kvt_snap_header_make(const kvt_cache *cache, uint64_t n_tokens, kvt_snap_he
         group->v_type = config->v_type;
         group->flags = config->flags;
         group->rotation_seed = config->rotation_seed;
-        for (layer = 0; layer < cache->n_layers; layer++)
+        for (layer = 0; cache->layers && layer < cache->n_layers; layer++)
             if (cache->layers[layer].group == g)
                 header->layers[n++] = layer;
     }

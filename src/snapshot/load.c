@@ -7,6 +7,8 @@
  */
 #include "src/snapshot/format.h"
 
+#define STAGE_ROWS 64u /* first size of the table */
+
 typedef struct stage {
     const kvt_snap_context *context;
     kvt_seq *seq;
@@ -25,6 +27,18 @@ static kvt_status on_header(void *user, const kvt_snap_header *header)
     return kvt_snap_header_match(st->seq->cache, header);
 }
 
+uint64_t kvt_snap_load_bytes(const kvt_snap_header *header)
+{
+    uint64_t row_bytes = (header->n_groups + 1) * (uint64_t)sizeof(kvt_block *);
+    uint64_t rows = STAGE_ROWS;
+
+    /* Old and new at once while it grows, but then the index, which is larger, is not there. */
+    while (rows < kvt_rows(header->n_tokens))
+        rows *= 2;
+    return kvt_snap_counted(rows * row_bytes) + kvt_snap_counted(sizeof *header) +
+           kvt_snap_counted(KVT_SNAP_AHEAD_BYTES) + kvt_snap_read_bytes(header);
+}
+
 /* One more row, with its block of positions and ids. */
 static kvt_status add_row(stage *st)
 {
@@ -35,7 +49,7 @@ static kvt_status add_row(stage *st)
     uint32_t c;
 
     if (have + row_bytes > st->table.bytes) {
-        size_t more = st->table.bytes ? 2 * st->table.bytes : 64 * row_bytes;
+        size_t more = st->table.bytes ? 2 * st->table.bytes : STAGE_ROWS * row_bytes;
         status = kvt_snap_reserve(st->context, &st->table, have, more, "a snapshot's staging");
         if (status != KVT_OK)
             return status;
@@ -165,6 +179,9 @@ static kvt_status load(kvt_seq *seq, const kvt_snap_context *context, const kvt_
         if (result) {
             result->n_tokens = seq->length;
             result->prefix_tokens = common_prefix(seq, options);
+            result->reuse_tokens = result->prefix_tokens;
+            if (options->n_prompt && result->reuse_tokens == options->n_prompt)
+                result->reuse_tokens--;
         }
     } else {
         drop(&st);

@@ -16,6 +16,7 @@
 #include <stdio.h>
 
 #define STEP_BYTES ((size_t)1 << 20) /* first size of a buffer that grows with the data */
+#define INDEX_BYTES ((size_t)4096)   /* first size of the index */
 
 typedef struct section {
     uint32_t type, flags;
@@ -94,6 +95,47 @@ static kvt_status read_growing(parser *p, kvt_snap_buffer *buffer, size_t have, 
         bytes -= part;
     }
     return KVT_OK;
+}
+
+/*
+ * Buffers that grow hold old and new at once for a moment, one of them at a time: what that adds
+ * at most to a buffer of `bytes`. One that is filled again may have any smaller size before.
+ */
+static uint64_t growth(uint64_t bytes, int refilled)
+{
+    uint64_t step = STEP_BYTES;
+
+    if (bytes <= STEP_BYTES)
+        return 0;
+    if (refilled)
+        return bytes;
+    while (step < bytes - step)
+        step *= 2;
+    return step;
+}
+
+uint64_t kvt_snap_read_bytes(const kvt_snap_header *header)
+{
+    uint64_t chunks = (header->n_tokens + KVT_SNAP_CHUNK_TOKENS - 1) / KVT_SNAP_CHUNK_TOKENS;
+    uint64_t native = kvt_snap_layer_bytes(header), ids = KVT_SNAP_CHUNK_TOKENS;
+    uint64_t table = header->n_blocks * KVT_SNAP_ENTRY_BYTES, payload, index = INDEX_BYTES, extra;
+
+    if (header->n_tokens < ids)
+        ids = header->n_tokens;
+    if (native < 4 * ids)
+        native = 4 * ids;
+    payload = KVT_SNAP_SET_BYTES + KVT_SNAP_MAX_STREAMS * KVT_SNAP_STREAM_BYTES +
+              KVT_SNAP_SUM_BYTES + native + 7;
+    while (index < (2 * chunks + 1 + header->n_blocks) * KVT_SNAP_ENTRY_BYTES)
+        index *= 2;
+    extra = index > INDEX_BYTES ? index / 2 : 0;
+    if (growth(table, 0) > extra)
+        extra = growth(table, 0);
+    if (growth(payload, 1) > extra)
+        extra = growth(payload, 1);
+    return kvt_snap_counted(payload) + kvt_snap_counted(native) + kvt_snap_counted(table) + index +
+           kvt_snap_counted(KVT_SNAP_ID_HEAD + header->n_layers * (uint64_t)KVT_SNAP_ID_BYTES) +
+           kvt_snap_counted(extra) + kvt_snap_decode_bytes(header);
 }
 
 /* ---- sections ---- */
@@ -189,7 +231,7 @@ static kvt_status note(parser *p, const section *s)
     unsigned char *entry;
 
     if (need > p->index.bytes) {
-        size_t more = p->index.bytes ? 2 * p->index.bytes : 4096;
+        size_t more = p->index.bytes ? 2 * p->index.bytes : INDEX_BYTES;
         status =
             kvt_snap_reserve(p->context, &p->index, p->index_bytes, more, "a snapshot's index");
     }

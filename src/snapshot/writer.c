@@ -286,38 +286,50 @@ static kvt_status put_index_and_end(saver *s)
     return status == KVT_OK ? flush(s) : status;
 }
 
+typedef struct saver_sizes {
+    size_t native, stored, digests, table, index;
+} saver_sizes;
+
+static saver_sizes sizes_of(const kvt_snap_header *header)
+{
+    uint64_t chunks = (header->n_tokens + KVT_SNAP_CHUNK_TOKENS - 1) / KVT_SNAP_CHUNK_TOKENS;
+    saver_sizes z;
+
+    z.native = kvt_snap_layer_bytes(header);
+    if (z.native < KVT_SNAP_CHUNK_TOKENS * (size_t)4)
+        z.native = KVT_SNAP_CHUNK_TOKENS * (size_t)4;
+    z.stored = KVT_SNAP_SECTION_BYTES + KVT_SNAP_SET_BYTES +
+               KVT_SNAP_MAX_STREAMS * KVT_SNAP_STREAM_BYTES + KVT_SNAP_SUM_BYTES + z.native + 8;
+    z.digests = KVT_SNAP_ID_HEAD + header->n_layers * (size_t)KVT_SNAP_ID_BYTES;
+    z.table = (size_t)header->n_blocks * KVT_SNAP_ENTRY_BYTES;
+    z.index = (size_t)(2 * chunks + 1 + header->n_blocks) * KVT_SNAP_ENTRY_BYTES;
+    return z;
+}
+
+uint64_t kvt_snap_save_bytes(const kvt_snap_header *header)
+{
+    saver_sizes z = sizes_of(header);
+    return kvt_snap_counted(sizeof *header) + kvt_snap_counted(OUT_BYTES) +
+           kvt_snap_counted(z.native) + kvt_snap_counted(z.stored) + kvt_snap_counted(z.digests) +
+           kvt_snap_counted(z.table) + kvt_snap_counted(z.index) + kvt_snap_encode_bytes(header);
+}
+
 /* All memory but the compressor's, so that little is left to fail once bytes have gone out. */
 static kvt_status prepare(saver *s)
 {
-    const kvt_snap_header *header = s->header;
-    size_t native = kvt_snap_layer_bytes(header), layers = header->n_layers;
-    uint64_t chunks = (header->n_tokens + KVT_SNAP_CHUNK_TOKENS - 1) / KVT_SNAP_CHUNK_TOKENS;
-    kvt_status status;
+    saver_sizes z = sizes_of(s->header);
+    kvt_status status = kvt_snap_reserve(s->context, &s->out, 0, OUT_BYTES, "a snapshot's output");
 
-    if (native < KVT_SNAP_CHUNK_TOKENS * (size_t)4)
-        native = KVT_SNAP_CHUNK_TOKENS * (size_t)4;
-    status = kvt_snap_reserve(s->context, &s->out, 0, OUT_BYTES, "a snapshot's output");
     if (status == KVT_OK)
-        status = kvt_snap_reserve(s->context, &s->native, 0, native, "a snapshot's streams");
+        status = kvt_snap_reserve(s->context, &s->native, 0, z.native, "a snapshot's streams");
     if (status == KVT_OK)
-        status = kvt_snap_reserve(s->context, &s->stored, 0,
-                                  KVT_SNAP_SECTION_BYTES + KVT_SNAP_SET_BYTES +
-                                      KVT_SNAP_MAX_STREAMS * KVT_SNAP_STREAM_BYTES +
-                                      KVT_SNAP_SUM_BYTES + native + 8,
-                                  "a snapshot's section");
+        status = kvt_snap_reserve(s->context, &s->stored, 0, z.stored, "a snapshot's section");
     if (status == KVT_OK)
-        status =
-            kvt_snap_reserve(s->context, &s->digests, 0,
-                             KVT_SNAP_ID_HEAD + layers * KVT_SNAP_ID_BYTES, "a snapshot's digests");
+        status = kvt_snap_reserve(s->context, &s->digests, 0, z.digests, "a snapshot's digests");
     if (status == KVT_OK)
-        status = kvt_snap_reserve(s->context, &s->table, 0,
-                                  (size_t)header->n_blocks * KVT_SNAP_ENTRY_BYTES,
-                                  "a snapshot's block table");
+        status = kvt_snap_reserve(s->context, &s->table, 0, z.table, "a snapshot's block table");
     if (status == KVT_OK)
-        status =
-            kvt_snap_reserve(s->context, &s->index, 0,
-                             (size_t)(2 * chunks + 1 + header->n_blocks) * KVT_SNAP_ENTRY_BYTES,
-                             "a snapshot's index");
+        status = kvt_snap_reserve(s->context, &s->index, 0, z.index, "a snapshot's index");
     return status;
 }
 
@@ -372,10 +384,10 @@ static kvt_status admit(const kvt_seq *seq, const kvt_save_options *options, kvt
     if (options) {
         if (!kvt_copy_struct(copy, options, sizeof *copy))
             return kvt_fail(seq->cache, KVT_ERR_ARG, "save options: unknown struct_size");
-        if (copy->codec > KVT_CODEC_RAW || copy->no_fsync > 1 || copy->reserved)
+        if (copy->codec > KVT_CODEC_RAW || copy->no_fsync > 1 || copy->in_place > 1)
             return kvt_fail(seq->cache, KVT_ERR_ARG,
-                            "save options: codec %u, no_fsync %u or reserved %u", copy->codec,
-                            copy->no_fsync, copy->reserved);
+                            "save options: codec %u, no_fsync %u or in_place %u", copy->codec,
+                            copy->no_fsync, copy->in_place);
         if (copy->zstd_level < -7 || copy->zstd_level > 19)
             return kvt_fail(seq->cache, KVT_ERR_ARG, "save options: zstd_level %d is not -7 to 19",
                             (int)copy->zstd_level);
@@ -421,7 +433,7 @@ kvt_status kvt_seq_save(const kvt_seq *seq, const char *path, const kvt_save_opt
         return status;
     memset(&context, 0, sizeof context);
     context.cache = seq->cache;
-    status = kvt_snap_file_create(&context, path, &file, &writer);
+    status = kvt_snap_file_create(&context, path, &copy, &file, &writer);
     if (status == KVT_OK)
         status = save(seq, &context, &writer, &copy);
     if (status == KVT_ERR_IO) {
@@ -429,7 +441,7 @@ kvt_status kvt_seq_save(const kvt_seq *seq, const char *path, const kvt_save_opt
         status = failure != KVT_OK ? failure : status;
     }
     if (status == KVT_OK) {
-        status = kvt_snap_file_commit(&file, (int)copy.no_fsync);
+        status = kvt_snap_file_commit(&file);
         if (status != KVT_OK)
             status = kvt_snap_file_failure(&file, path);
     }

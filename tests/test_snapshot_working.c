@@ -1,0 +1,314 @@
+/*
+ * The working memory of saves, loads and visits: outside the budget, foretold by
+ * kvt_working_forecast, and gone when the call has returned.
+ */
+#ifndef _XOPEN_SOURCE
+#define _XOPEN_SOURCE 700
+#endif
+
+#include "snapshot_support.h"
+
+#include <stdio.h>
+#include <unistd.h>
+
+static char path[64];
+
+static uint64_t forecast_of(const model *m, uint64_t n_sequences, uint64_t n_tokens)
+{
+    kvt_group_config groups[2];
+    kvt_config config = model_config(m, groups);
+    uint64_t answer = 0;
+    expect_ok(NULL, kvt_memory_forecast(&config, n_sequences, n_tokens, &answer));
+    return answer;
+}
+
+static uint64_t working_of(const model *m, uint64_t n_tokens)
+{
+    kvt_group_config groups[2];
+    kvt_config config = model_config(m, groups);
+    uint64_t answer = 0;
+    expect_ok(NULL, kvt_working_forecast(&config, n_tokens, &answer));
+    return answer;
+}
+
+static kvt_save_options codec_of(uint32_t codec)
+{
+    kvt_save_options options;
+    memset(&options, 0, sizeof options);
+    options.struct_size = sizeof options;
+    options.codec = codec;
+    options.no_fsync = 1;
+    return options;
+}
+
+static int visit_nothing(void *user, const kvt_token_view *token)
+{
+    *(uint64_t *)user += token->index < UINT64_MAX;
+    return 0;
+}
+
+static const kvt_type types[] = {KVT_TYPE_I8, KVT_TYPE_F16, KVT_TYPE_F32};
+
+/* Geometries that make different parts the largest: streams, tables, zstd, the file's buffers. */
+static model geometry(size_t i)
+{
+    model m;
+    switch (i) {
+    case 0: m = model_of(1, 1, 8, 8, KVT_TYPE_I8, KVT_TYPE_I8); break;
+    case 1: m = model_of(2, 32, 128, 128, KVT_TYPE_I8, KVT_TYPE_I8); break;
+    case 2: m = model_of(1, 64, 256, 64, KVT_TYPE_F32, KVT_TYPE_F16); break;
+    case 3: m = model_of(2, 8, 64, 128, KVT_TYPE_I8, KVT_TYPE_F16); break;
+    case 4:
+        m = model_of(2, 1, 576, 512, KVT_TYPE_I8, KVT_TYPE_I8);
+        m.groups[0].flags = KVT_GROUP_V_IN_K;
+        break;
+    case 5: m = model_of(4, 2, 64, 64, KVT_TYPE_F16, KVT_TYPE_F16); break;
+    default: m = model_of_two(); break;
+    }
+    return m;
+}
+#define N_GEOMETRIES 7
+
+/* ---- the budget ---- */
+
+/* The budget is what the sequences need and not a byte more; they are full. */
+static void test_full_budget(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < N_GEOMETRIES; i++)
+        for (uint32_t codec = KVT_CODEC_ZSTD; codec <= KVT_CODEC_RAW; codec++) {
+            model m = geometry(i);
+            kvt_save_options options = codec_of(codec);
+            bytes stream;
+            kvt_reader reader;
+            kvt_load_result result;
+            kvt_cache *cache;
+            kvt_seq *seq, *more = NULL;
+            uint64_t hash, visits = 0;
+            ledger l;
+
+            ledger_init(&l);
+            m.ledger = &l;
+            m.max_tokens = 256;
+            m.budget_bytes = forecast_of(&m, 1, 192);
+            cache = model_cache(&m);
+            seq = model_seq(cache);
+            model_append(&m, cache, seq, 192, 64);
+            assert_true(kvt_cache_memory_bytes(cache) == m.budget_bytes);
+            hash = state_hash(&m, cache, seq);
+
+            expect_ok(cache, kvt_seq_save(seq, path, &options));
+            stream = saved(cache, seq, codec);
+            expect_ok(cache, kvt_visit(seq, 0, 0, 192, visit_nothing, &visits, NULL));
+            assert_int_equal(visits, 192);
+            assert_true(kvt_cache_memory_bytes(cache) == m.budget_bytes);
+
+            /* Blocks are held to the budget as before: there is none for a second copy. */
+            expect(cache, KVT_ERR_BUDGET, kvt_seq_load(seq, path, NULL, NULL));
+            assert_true(state_hash(&m, cache, seq) == hash);
+            expect_ok(cache, kvt_seq_clear(seq));
+            expect_ok(cache, kvt_seq_load(seq, path, NULL, &result));
+            assert_int_equal(result.n_tokens, 192);
+            assert_true(state_hash(&m, cache, seq) == hash);
+            expect_ok(cache, kvt_seq_clear(seq));
+            reader = bytes_reader(&stream);
+            expect_ok(cache, kvt_seq_load_stream(seq, &reader, NULL, NULL));
+            assert_true(state_hash(&m, cache, seq) == hash);
+            bytes_free(&stream);
+
+            /* What the calls have held does not count for those that follow. */
+            expect(cache, KVT_ERR_BUDGET, kvt_seq_begin(seq, 1, NULL));
+            expect(cache, KVT_ERR_BUDGET, kvt_seq_create(cache, &more));
+            assert_true(kvt_cache_memory_bytes(cache) == m.budget_bytes);
+            kvt_seq_destroy(seq);
+            kvt_cache_destroy(cache);
+            ledger_close(&l);
+            assert_int_equal(unlink(path), 0);
+        }
+}
+
+/* Calls of others while a save holds its working memory: they have the whole budget, no more. */
+typedef struct meanwhile {
+    kvt_cache *cache;
+    kvt_seq *second, *third;
+    uint64_t kept, most;
+    kvt_status created, refused;
+} meanwhile;
+
+static int write_meanwhile(void *user, const void *data, size_t n)
+{
+    meanwhile *w = user;
+    (void)data, (void)n;
+    if (!w->second) {
+        w->most = kvt_cache_memory_bytes(w->cache);
+        w->created = kvt_seq_create(w->cache, &w->second);
+        w->refused = kvt_seq_create(w->cache, &w->third);
+    }
+    return 0;
+}
+
+static int visit_meanwhile(void *user, const kvt_token_view *token)
+{
+    return write_meanwhile(user, token, 0);
+}
+
+static void test_others_meanwhile(void **state)
+{
+    (void)state;
+    for (int visits = 0; visits < 2; visits++) {
+        model m = model_of(2, 8, 64, 64, KVT_TYPE_I8, KVT_TYPE_I8);
+        meanwhile w = {NULL, NULL, NULL, 0, 0, KVT_ERR_ARG, KVT_ERR_ARG};
+        kvt_writer writer = {&w, write_meanwhile};
+        kvt_seq *seq;
+
+        m.budget_bytes = forecast_of(&m, 1, 192) + forecast_of(&m, 1, 0) - forecast_of(&m, 0, 0);
+        w.cache = model_cache(&m);
+        seq = model_seq(w.cache);
+        model_append(&m, w.cache, seq, 192, 64);
+        w.kept = kvt_cache_memory_bytes(w.cache);
+        if (visits)
+            expect_ok(w.cache, kvt_visit(seq, 0, 0, 10, visit_meanwhile, &w, NULL));
+        else
+            expect_ok(w.cache, kvt_seq_save_stream(seq, &writer, NULL));
+        expect_ok(w.cache, w.created);
+        assert_int_equal(w.refused, KVT_ERR_BUDGET);
+        assert_true(w.most > w.kept); /* counted while it lasts */
+        assert_true(kvt_cache_memory_bytes(w.cache) == m.budget_bytes);
+        kvt_seq_destroy(seq);
+        kvt_seq_destroy(w.second);
+        kvt_cache_destroy(w.cache);
+    }
+}
+
+/* ---- the forecast ---- */
+
+/* Most bytes beyond what is kept that a save, or a load into an empty sequence, has held. */
+static uint64_t peak_of(const model *m, uint64_t n, uint32_t codec)
+{
+    kvt_save_options options = codec_of(codec);
+    kvt_cache *cache = model_cache(m);
+    kvt_seq *seq = model_seq(cache);
+    uint64_t most = 0, visits = 0;
+    size_t before;
+
+    model_append(m, cache, seq, n, 2048);
+    before = m->ledger->live_bytes;
+    assert_true(before == kvt_cache_memory_bytes(cache));
+    m->ledger->peak_bytes = before;
+    expect_ok(cache, kvt_seq_save(seq, path, &options));
+    most = m->ledger->peak_bytes - before;
+    m->ledger->peak_bytes = before;
+    expect_ok(cache, kvt_visit(seq, 0, 0, n, visit_nothing, &visits, NULL));
+    assert_true(m->ledger->peak_bytes - before <= most);
+    expect_ok(cache, kvt_seq_clear(seq));
+    m->ledger->peak_bytes = before;
+    expect_ok(cache, kvt_seq_load(seq, path, NULL, NULL)); /* the blocks are there already */
+    if (m->ledger->peak_bytes - before > most)
+        most = m->ledger->peak_bytes - before;
+    assert_int_equal(m->ledger->live_bytes, before);
+    kvt_seq_destroy(seq);
+    kvt_cache_destroy(cache);
+    assert_int_equal(unlink(path), 0);
+    return most;
+}
+
+static void test_forecast(void **state)
+{
+    static const uint64_t lengths[] = {0, 1, 64, 65, 300, 17000, 140000};
+    (void)state;
+    for (size_t i = 0; i < N_GEOMETRIES; i++) {
+        uint64_t before = 0;
+        for (size_t j = 0; j < sizeof lengths / sizeof lengths[0]; j++) {
+            model m = geometry(i);
+            uint64_t n = lengths[j], peak = 0, forecast;
+            ledger l;
+
+            if (n > 300 && (i > 0 || is_quick())) /* long: the geometry of the least bytes */
+                break;
+            ledger_init(&l);
+            m.ledger = &l;
+            m.max_tokens = 150000;
+            for (uint32_t codec = KVT_CODEC_ZSTD; codec <= KVT_CODEC_RAW; codec++) {
+                uint64_t one = peak_of(&m, n, codec);
+                peak = one > peak ? one : peak;
+            }
+            ledger_close(&l);
+            forecast = working_of(&m, n);
+            if (getenv("KVT_TEST_VERBOSE"))
+                printf("geometry %zu, %llu tokens: peak %llu, forecast %llu\n", i,
+                       (unsigned long long)n, (unsigned long long)peak,
+                       (unsigned long long)forecast);
+            if (peak > forecast || (n >= 64 && forecast > 2 * peak))
+                fail_msg("geometry %zu, %llu tokens: %llu bytes foretold, %llu used", i,
+                         (unsigned long long)n, (unsigned long long)forecast,
+                         (unsigned long long)peak);
+            assert_true(forecast >= before); /* "up to n_tokens" */
+            before = forecast;
+        }
+    }
+}
+
+/* Types and head counts at random, few tokens: the bound holds for any of them. */
+static void test_forecast_random(void **state)
+{
+    rng r = {7};
+    (void)state;
+    for (int round = 0; round < (is_quick() ? 10 : 150); round++) {
+        model m =
+            model_of(1 + rng_below(&r, 3), 1 + rng_below(&r, 40), 8 * (1 + rng_below(&r, 32)),
+                     8 * (1 + rng_below(&r, 32)), types[rng_below(&r, 3)], types[rng_below(&r, 3)]);
+        uint64_t n = 1 + rng_below(&r, 130), peak, forecast;
+        ledger l;
+
+        ledger_init(&l);
+        m.ledger = &l;
+        peak = peak_of(&m, n, round % 2 ? KVT_CODEC_RAW : KVT_CODEC_ZSTD);
+        forecast = working_of(&m, n);
+        if (peak > forecast)
+            fail_msg("round %d: %llu bytes foretold, %llu used", round,
+                     (unsigned long long)forecast, (unsigned long long)peak);
+        ledger_close(&l);
+    }
+}
+
+static void test_forecast_arguments(void **state)
+{
+    model m = model_of_two();
+    kvt_group_config groups[2];
+    kvt_config config = model_config(&m, groups);
+    uint64_t answer = 77;
+    char text[256] = "";
+    (void)state;
+
+    config.error_text = text;
+    config.error_text_bytes = sizeof text;
+    expect(NULL, KVT_ERR_ARG, kvt_working_forecast(NULL, 1, &answer));
+    expect(NULL, KVT_ERR_ARG, kvt_working_forecast(&config, 1, NULL));
+    expect(NULL, KVT_ERR_LIMIT, kvt_working_forecast(&config, m.max_tokens + 1, &answer));
+    assert_non_null(strstr(text, "max_tokens"));
+    config.n_groups = 0;
+    expect(NULL, KVT_ERR_ARG, kvt_working_forecast(&config, 1, &answer));
+    config.struct_size = 1;
+    expect(NULL, KVT_ERR_ARG, kvt_working_forecast(&config, 1, &answer));
+    assert_int_equal(answer, 77);
+
+    /* The largest configuration there is does not overflow. */
+    config = model_config(&m, groups);
+    config.n_groups = 1;
+    groups[0] = group_of(KVT_MAX_LAYERS, KVT_MAX_HEADS, KVT_MAX_HEADS, KVT_MAX_DIM, KVT_MAX_DIM,
+                         KVT_TYPE_F32, KVT_TYPE_F32);
+    config.max_tokens = KVT_MAX_TOKENS;
+    expect_ok(NULL, kvt_working_forecast(&config, KVT_MAX_TOKENS, &answer));
+    assert_true(answer > (uint64_t)1 << 30 && answer < (uint64_t)1 << 33);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_full_budget),        cmocka_unit_test(test_others_meanwhile),
+        cmocka_unit_test(test_forecast),           cmocka_unit_test(test_forecast_random),
+        cmocka_unit_test(test_forecast_arguments),
+    };
+    (void)snprintf(path, sizeof path, "test_snapshot_working-%ld.kvt", (long)getpid());
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
