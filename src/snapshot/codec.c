@@ -338,13 +338,14 @@ static size_t largest_stream(const kvt_snap_header *header)
         header->n_tokens < KVT_SNAP_CHUNK_TOKENS ? header->n_tokens : KVT_SNAP_CHUNK_TOKENS;
     size_t most = (size_t)n * 4, sum;
     kvt_snap_shape shapes[KVT_SNAP_MAX_STREAMS];
-    uint32_t g, i, streams;
+    uint32_t g, i, streams, form;
 
-    for (g = 0; g < header->n_groups; g++) {
-        streams = kvt_snap_shapes(&header->groups[g], KVT_TOKENS, shapes, &sum);
-        for (i = 0; i < streams; i++)
-            most = shapes[i].bytes > most ? shapes[i].bytes : most;
-    }
+    for (g = 0; g < header->n_groups; g++)
+        for (form = KVT_SEALED; form <= KVT_OPEN; form++) {
+            streams = kvt_snap_shapes(&header->groups[g], form, KVT_TOKENS, shapes, &sum);
+            for (i = 0; i < streams; i++)
+                most = shapes[i].bytes > most ? shapes[i].bytes : most;
+        }
     return most;
 }
 
@@ -365,7 +366,7 @@ uint64_t kvt_snap_encode_bytes(const kvt_snap_header *header)
         part = part > largest / 2 ? largest : 2 * part;
     }
     for (g = 0; g < header->n_groups; g++) { /* codec.attempt: of V, where it is in layer 0 */
-        streams = kvt_snap_shapes(&header->groups[g], KVT_TOKENS, shapes, &sum);
+        streams = kvt_snap_shapes(&header->groups[g], KVT_SEALED, KVT_TOKENS, shapes, &sum);
         for (i = 0; i < streams; i++)
             if (shapes[i].kind == KVT_SNAP_KIND_V && shapes[i].element == 1)
                 again = shapes[i].bytes > again ? shapes[i].bytes : again;
