@@ -66,7 +66,7 @@ endfunction()
 # run(PROGRAM KIND)
 function(run program kind)
   if(NOT EXISTS ${program}) # a generator of several configurations
-    string(REPLACE "/use" "/Debug/use" program ${program})
+    string(REGEX REPLACE "/use$" "/Debug/use" program ${program})
   endif()
   check(${program})
   file(STRINGS ${program} needed REGEX "libkvtile\\.so")
