@@ -147,8 +147,9 @@ static void test_file(void **state)
         assert_memory_equal(info.fingerprint, "test model", 10);
     }
     assert_int_equal(info.file_bytes, file.n);
-    /* 100 tokens: 64 and 36 live ones of codes and scales, one offset a block */
-    assert_int_equal(info.native_bytes, 2 * 2 * ((64 + 48) * 64 + 100 * 64 + 100 * 4 + 2 * 64 * 2));
+    /* 100 tokens: 64 and 36 live ones of open codes and scales, one offset a block */
+    assert_int_equal(info.native_bytes,
+                     2 * 2 * (2 * (64 + 48) * 64 + 2 * 100 * 64 + 100 * 4 + 2 * 64 * 2));
     assert_true(info.stored_bytes < info.native_bytes && info.stored_bytes > 10000);
 
     file.data[file.n / 2] ^= 1;
