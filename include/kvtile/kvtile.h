@@ -78,7 +78,7 @@ typedef enum kvt_status {
 typedef enum kvt_type {
     KVT_TYPE_F32 = 0, /* 32 */
     KVT_TYPE_F16 = 1, /* 16 */
-    KVT_TYPE_I8 = 2   /* K 8.375, V 8.125 */
+    KVT_TYPE_I8 = 2   /* K 8.375, V 8.125; the newest tokens f16: residual_tokens */
 } kvt_type;
 
 /* Element type of the caller's tensors. */
@@ -298,7 +298,15 @@ KVT_API uint64_t kvt_cache_memory_bytes(const kvt_cache *cache);
 
 /*
  * What kvt_cache_memory_bytes would answer for a cache of this config with n_sequences
- * sequences of n_tokens tokens each; exact. A cache with this as its budget can hold them.
+ * sequences of n_tokens tokens each; exact where each had them in one step. In other steps they
+ * take as much, or an open block less for each group and sequence, where n_tokens is no multiple
+ * of KVT_BLOCK_TOKENS. A cache with this as its budget can hold them, whatever the steps.
+ *
+ * Not held against the budget are open blocks (f16) that have their sealed form (i8) beside them:
+ * those that a pending step seals, and after the commit those whose sealing a truncate may take
+ * back, until the next begin. For each sequence and group with an i8 side that is at most
+ * residual_tokens / 64 + 3 open blocks while a step is pending, else one; an open block has
+ * twice a sealed one's bytes.
  *
  * KVT_ERR_ARG, KVT_ERR_LIMIT, KVT_ERR_UNSUPPORTED as kvt_cache_create; KVT_ERR_LIMIT also when
  * n_tokens is above max_tokens or the sum overflows. The cache's own part includes the scratch of
@@ -372,8 +380,9 @@ KVT_API uint64_t kvt_seq_pending(const kvt_seq *seq);
 KVT_API int32_t kvt_seq_next_position(const kvt_seq *seq);
 
 /*
- * Length that the sequence can reach without allocating: what its own blocks hold, and the
- * cache's free blocks (which are there for any sequence of it). At most max_tokens.
+ * Length that the sequence can reach in steps of one token without allocating: with its own blocks,
+ * reserved ones included, and the cache's free blocks (which are there for any sequence of it). At
+ * most max_tokens.
  */
 KVT_API uint64_t kvt_seq_capacity(const kvt_seq *seq);
 
@@ -400,6 +409,12 @@ KVT_API kvt_status kvt_seq_clear(kvt_seq *seq);
 
 /*
  * Shorten the sequence to its first n_tokens (speculative rollback). Never allocates.
+ *
+ * Up to 64 tokens of the last step, taken back before the next begin, leave no trace: the sequence
+ * is as if it had never had them, bit for bit. Farther back, blocks that are sealed (i8) stay so,
+ * which shows in the tokens that become part of the residual window again; up to
+ * residual_tokens back the sequence is the same again once it has its old length. A cut
+ * inside a sealed block leaves what is before it untouched, and what is appended there is i8 at once.
  *
  * KVT_ERR_ARG    NULL, or n_tokens above the length
  * KVT_ERR_STATE  a step is pending
@@ -432,12 +447,15 @@ KVT_API kvt_status kvt_seq_begin(kvt_seq *seq, uint64_t n_tokens, const int32_t 
  * KVT_ERR_STATE   no step is pending, or this layer has its tokens already
  * KVT_ERR_ARG     no such layer, a NULL pointer, a v where V is in K, an unknown dtype, strides
  *                 that overlap
- * KVT_ERR_VALUE   a value is not finite, or beyond f16 for f16 storage, or a row of i8 whose scale
- *                 would be beyond f16: V beyond 8e6, K by what its rotation makes of it, but never
- *                 up to 1e5; the layer can be appended again
+ * KVT_ERR_VALUE   a value is not finite, or beyond f16 for f16 storage, or a row of an i8 side has
+ *                 an element beyond 8e6 after its rotation, which magnitudes up to 240,000 never
+ *                 have; the layer can be appended again
  * On any error the sequence is unchanged.
  *
- * K stored as i8 depends on how appends were cut: see "offset" in docs/numerics.md.
+ * What is stored depends on the tokens' K and V alone, not on the steps they come in. Tokens of i8
+ * sides are f16 first; the append of a later step turns blocks that have become old into i8
+ * (residual_tokens). Tasks use up to 150 KiB of stack, and up to 260 KiB where a head has
+ * more than 256 dims.
  */
 KVT_API kvt_status kvt_append(kvt_seq *seq, uint32_t layer, const kvt_tensor *k,
                               const kvt_tensor *v);
