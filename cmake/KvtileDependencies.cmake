@@ -1,4 +1,4 @@
-# SLEEF, Zstandard and xxHash are needed, pthreadpool is optional. A missing one is named.
+# SLEEF, Zstandard and xxHash are needed. A missing one is named.
 find_package(Threads REQUIRED)
 
 find_package(SLEEF QUIET)
@@ -37,19 +37,3 @@ endif()
 add_library(xxHash::xxHash UNKNOWN IMPORTED)
 set_target_properties(xxHash::xxHash PROPERTIES IMPORTED_LOCATION ${XXHASH_LIBRARY}
   INTERFACE_INCLUDE_DIRECTORIES ${XXHASH_INCLUDE_DIR})
-
-set(pthreadpool_FOUND FALSE)
-if(KVTILE_PTHREADPOOL)
-  find_path(PTHREADPOOL_INCLUDE_DIR pthreadpool.h)
-  find_library(PTHREADPOOL_LIBRARY pthreadpool)
-  mark_as_advanced(PTHREADPOOL_INCLUDE_DIR PTHREADPOOL_LIBRARY)
-  if(PTHREADPOOL_INCLUDE_DIR AND PTHREADPOOL_LIBRARY)
-    set(pthreadpool_FOUND TRUE)
-    add_library(pthreadpool::pthreadpool UNKNOWN IMPORTED)
-    set_target_properties(pthreadpool::pthreadpool PROPERTIES
-      IMPORTED_LOCATION ${PTHREADPOOL_LIBRARY}
-      INTERFACE_INCLUDE_DIRECTORIES ${PTHREADPOOL_INCLUDE_DIR})
-  else()
-    message(STATUS "pthreadpool (libpthreadpool-dev) not found: n_threads > 1 needs an executor")
-  endif()
-endif()

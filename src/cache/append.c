@@ -445,6 +445,8 @@ kvt_status kvt_append(kvt_seq *seq, uint32_t layer, const kvt_tensor *k, const k
     kvt_append_plan plan;
     kvt_append_job job;
     kvt_status status;
+    uint64_t elements;
+    uint32_t n_threads = 1;
 
     if (!seq)
         return KVT_ERR_ARG;
@@ -452,12 +454,14 @@ kvt_status kvt_append(kvt_seq *seq, uint32_t layer, const kvt_tensor *k, const k
     if (status != KVT_OK)
         return status;
     config = &job.group->config;
-    if (seq->pending * config->n_kv_heads * (config->k_dim + (v ? config->v_dim : 0)) <
-        PARALLEL_FROM)
+    elements = seq->pending * config->n_kv_heads * (config->k_dim + (v ? config->v_dim : 0));
+    if (elements >= PARALLEL_FROM) /* about a nanosecond an element */
+        n_threads = kvt_parallel_threads(&seq->cache->parallel, elements);
+    if (n_threads == 1)
         return append_inline(&job, layer);
     status = kvt_append_plan_init(&plan, seq, layer, k, v);
     if (status != KVT_OK)
         return status;
-    kvt_parallel_run(&seq->cache->parallel, run_task, &plan, plan.n_tasks);
+    kvt_parallel_run(&seq->cache->parallel, run_task, &plan, plan.n_tasks, n_threads);
     return kvt_append_finish(&plan);
 }
