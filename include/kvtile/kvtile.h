@@ -534,12 +534,13 @@ typedef struct kvt_attend_plan {
     kvt_attend_args args_;
     size_t units_;       /* (item, kv head, chunk of rows) */
     size_t slice_bytes_; /* scratch of one task */
-    size_t ranges_;      /* 0: a task walks all ranges of its units; else one task a range */
+    uint64_t work_;      /* of all tasks: tokens times rows, about */
+    uint64_t split_;     /* units of more work than this may be cut at ranges */
     uint64_t id_;        /* marks the slices that its tasks have filled */
     int32_t status_;
     uint32_t flags_;
     size_t bundle_; /* units that a task walks together */
-    uint64_t reserved_[3];
+    uint64_t reserved_[2];
 } kvt_attend_plan;
 
 KVT_API kvt_status kvt_attend_plan_init(kvt_attend_plan *plan, kvt_cache *cache,
