@@ -1,4 +1,4 @@
-# What the library is linked with: SLEEF, Zstandard, xxHash, and pthreadpool where it is wanted.
+# What the library is linked with: SLEEF, Zstandard and xxHash.
 # Included by the build and, installed beside it, by the package config, for whoever links the
 # static library. Targets, functions and cache variables have names of our own, so that they meet
 # no finder of the project around.
@@ -43,9 +43,4 @@ macro(kvtile_find_dependencies missing)
   kvtile_find_library(${missing} zstd zstd.h zstd libzstd
     zstd::libzstd zstd::libzstd_shared zstd::libzstd_static)
   kvtile_find_library(${missing} xxhash xxhash.h xxhash libxxhash xxHash::xxhash)
-endmacro()
-
-# Likewise, the optional one.
-macro(kvtile_find_pthreadpool missing)
-  kvtile_find_library(${missing} pthreadpool pthreadpool.h pthreadpool libpthreadpool)
 endmacro()

@@ -5,8 +5,6 @@
 #   apt-get install gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user libsleef-dev:arm64 \
 #     libzstd-dev:arm64 libxxhash-dev:arm64 libcmocka-dev:arm64
 #   cmake -S . -B build/arm64 -G Ninja --toolchain cmake/aarch64-linux-gnu.cmake
-#
-# libpthreadpool-dev of two architectures cannot be installed side by side on Debian 12.
 set(CMAKE_SYSTEM_NAME Linux)
 set(CMAKE_SYSTEM_PROCESSOR aarch64)
 set(CMAKE_LIBRARY_ARCHITECTURE aarch64-linux-gnu)

@@ -132,7 +132,7 @@ static kvt_status plan_cache(const kvt_config *config, kvt_cache *cache)
         return refuse(config, KVT_ERR_LIMIT, "more than %d threads", KVT_MAX_THREADS);
     if (config_threads(config) > 1 && !config->executor.run && !kvt_parallel_has_pool())
         return refuse(config, KVT_ERR_UNSUPPORTED,
-                      "n_threads is %u, but this build has no pthreadpool: give an executor",
+                      "n_threads is %u, but this build has no thread pool: give an executor",
                       config->n_threads);
     if (!kvt_dispatch(config->isa, &cache->kernels))
         return refuse(config, KVT_ERR_UNSUPPORTED, "isa \"%.20s\" is not in this build or CPU",

@@ -42,7 +42,7 @@ if(CMAKE_C_COMPILER_ID MATCHES "Clang") # which is every target's compiler
 endif()
 add_test(NAME arm64_configure COMMAND ${CMAKE_COMMAND} -S ${PROJECT_SOURCE_DIR} -B ${arm64}
   -G ${CMAKE_GENERATOR} --toolchain ${PROJECT_SOURCE_DIR}/cmake/aarch64-linux-gnu.cmake
-  -DCMAKE_BUILD_TYPE=Release -DKVTILE_WERROR=${KVTILE_WERROR} -DKVTILE_PTHREADPOOL=OFF
+  -DCMAKE_BUILD_TYPE=Release -DKVTILE_WERROR=${KVTILE_WERROR}
   -DKVTILE_TOOLS=OFF -DKVTILE_EXAMPLES=OFF -DKVTILE_BENCH=OFF ${arm64_compiler})
 add_test(NAME arm64_build COMMAND ${CMAKE_COMMAND} --build ${arm64} --target ${arm64_programs})
 set_tests_properties(arm64_configure PROPERTIES FIXTURES_SETUP arm64_configured COST 1000)

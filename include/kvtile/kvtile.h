@@ -14,6 +14,17 @@
  *  - A text that names the cause of the last failure is kept on the cache: kvt_cache_error.
  *  - Threads: calls on different sequences of one cache may run at the same time. On one
  *    sequence only calls that take it as const may, unless a comment says otherwise.
+ *  - With n_threads above 1 and no executor a cache has threads of its own. With the caller's they
+ *    are at most as many as the CPUs that the creating thread may use at creation (affinity mask,
+ *    and the control group's CPU quota rounded down); a later mask or quota is not seen. A call
+ *    too short to gain by them (about 0.1 ms where it is alone) stays on the caller's thread.
+ *    Between calls they sleep; they spin before, for 50 microseconds, only where calls
+ *    follow each other within that time. They keep off the caller's CPU, block all signals, and
+ *    serve one call of the cache at a time: another that comes meanwhile runs on its own thread.
+ *    An engine with threads of its own has those run the tasks instead, by kvt_executor or by
+ *    kvt_attend_plan and kvt_append_plan, so that no two sets of threads share the CPUs.
+ *  - fork: in the child the caches of the parent work, on the caller's thread alone; no other
+ *    thread may be inside a call on them at the fork. The child's own caches have threads.
  *  - The caller's floating-point rounding mode and flush-to-zero flags have no influence.
  *
  * What the stored bytes are is specified in docs/numerics.md, the file in docs/format.md.
@@ -201,8 +212,8 @@ typedef struct kvt_config {
                                        they number the layers 0 .. n-1, each once */
     uint32_t n_groups;
     uint32_t n_threads;  /* threads of one-call attend and append, the caller's included; 0: the
-                            executor's, or 1. Above 1 needs a build with pthreadpool, or an
-                            executor */
+                            executor's, or 1. Above 1 needs an executor, or a build with a pool
+                            (KVTILE_POOL). How many run: see "Rules", above */
     uint64_t max_tokens; /* of one sequence, 1 to KVT_MAX_TOKENS */
     uint64_t memory_budget_bytes; /* of what the cache keeps: itself, sequences, blocks; 0: no
                                      bound. What a save, load or visit holds for itself while it
@@ -211,7 +222,7 @@ typedef struct kvt_config {
                                      loading one with another fingerprint is refused */
     size_t fingerprint_bytes;     /* 0 to KVT_MAX_FINGERPRINT, copied */
     kvt_allocator allocator;      /* alloc NULL: the C library */
-    kvt_executor executor;        /* run NULL: pthreadpool, or inline for one thread */
+    kvt_executor executor;        /* run NULL: threads of the cache's own, or inline */
     const char *isa;              /* a name from kvt_isa_name to force; NULL: the widest */
     char *error_text;             /* where creation and forecast say why they failed; may be NULL */
     size_t error_text_bytes;
@@ -291,8 +302,8 @@ KVT_API const char *kvt_cache_isa(const kvt_cache *cache);
 /*
  * Bytes that the cache holds from its allocator now: all of them, its own structures, free
  * blocks kept for reuse, its sequences and the working memory of saves, loads and visits that run
- * included. 0 for NULL. (A thread pool made by the pthreadpool library is outside: it allocates for
- * itself. So is what the C library takes to read a folder.) Safe at any time.
+ * included. 0 for NULL. (The stacks of its threads are the system's, and so is what the C library
+ * takes to read a folder.) Safe at any time.
  */
 KVT_API uint64_t kvt_cache_memory_bytes(const kvt_cache *cache);
 
@@ -584,12 +595,14 @@ typedef struct kvt_attend_plan {
     kvt_attend_args args_;
     size_t units_;       /* (item, kv head, chunk of rows) */
     size_t slice_bytes_; /* scratch of one task */
-    size_t ranges_;      /* 0: a task walks all ranges of its units; else one task a range */
+    uint64_t work_;      /* of all tasks: tokens times rows, about */
+    uint64_t split_;     /* units of more work than this may be cut at ranges */
     uint64_t id_;        /* marks the slices that its tasks have filled */
     int32_t status_;
     uint32_t flags_;
     size_t bundle_; /* units that a task walks together */
-    uint64_t reserved_[3];
+    size_t rows_;   /* of a unit at most */
+    uint64_t reserved_[1];
 } kvt_attend_plan;
 
 KVT_API kvt_status kvt_attend_plan_init(kvt_attend_plan *plan, kvt_cache *cache,

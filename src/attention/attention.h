@@ -18,6 +18,27 @@ static inline size_t kvt_group_size(const kvt_group *group)
     return group->config.n_q_heads / group->config.n_kv_heads;
 }
 
+/* Rows of a chunk: whole queries, or a part of one query's group. */
+static inline size_t kvt_chunk_rows(size_t group)
+{
+    return group < KVT_ROWS_MAX ? KVT_ROWS_MAX / group * group : KVT_ROWS_MAX;
+}
+
+/* Rows of a unit of this item at most. */
+static inline size_t kvt_item_rows(const kvt_attend_item *item, size_t group)
+{
+    size_t chunk = kvt_chunk_rows(group);
+    return item->n_queries < chunk / group + 1 && item->n_queries * group < chunk
+               ? (size_t)item->n_queries * group
+               : chunk;
+}
+
+static inline size_t kvt_item_chunks(const kvt_attend_item *item, size_t group)
+{
+    size_t chunk = kvt_chunk_rows(group);
+    return (size_t)((item->n_queries * group + chunk - 1) / chunk);
+}
+
 /* Result of a range, or of all: accumulators, maxima and sums of a unit's rows. */
 typedef struct kvt_part {
     float *acc; /* [rows][v_dims] */
@@ -66,6 +87,46 @@ void kvt_units_range(const kvt_unit *units, size_t n_units, size_t range, const 
 void kvt_unit_merge(const kvt_unit *u, kvt_part into, kvt_part from);
 /* Divide, add the sinks, and hand the rows to the caller. 0: a row has left the range of f32. */
 int kvt_unit_store(const kvt_unit *u, kvt_part result, const kvt_view *out);
+
+/* ---- cut.c ---- */
+
+/* What a call has to do. Work is in tokens times rows, about. */
+typedef struct kvt_work {
+    size_t rows;      /* of the largest unit */
+    size_t units;     /* (item, kv head, chunk) */
+    size_t ranges;    /* of all units, or some more */
+    uint64_t sum;     /* work of all units */
+    uint64_t longest; /* of one unit, at most */
+    uint64_t piece;   /* of one range, at most */
+    int one_chunk;    /* every item's rows of a kv head are one unit */
+} kvt_work;
+
+/* 0: more work than can be counted. */
+int kvt_work_measure(const kvt_cache *cache, const kvt_attend_args *args, kvt_work *work);
+/* The same for one query of all heads over n_tokens tokens. */
+kvt_work kvt_work_one_query(const kvt_group *group, uint64_t n_tokens);
+
+/*
+ * Where a task begins: a unit, the first of a bundle, and a range of it. ranges: how many the unit
+ * has; 0 for a range 0 that is an earlier unit's end.
+ */
+typedef struct kvt_cut {
+    size_t unit, range, ranges;
+} kvt_cut;
+
+/* Finds cuts of a plan in ascending order. */
+typedef struct kvt_cutter {
+    const kvt_attend_plan *plan;
+    size_t item, first_unit;
+    uint64_t work; /* of the items before */
+} kvt_cutter;
+
+kvt_cutter kvt_cutter_begin(const kvt_attend_plan *plan);
+/* Where task i begins, and task i - 1 ends; i up to n_tasks. */
+kvt_cut kvt_cutter_next(kvt_cutter *cutter, size_t i);
+/* Ranges that a task has of a unit which an earlier task began: finish merges them. */
+size_t kvt_cut_tail(kvt_cut from, kvt_cut to);
+size_t kvt_cut_longest_tail(const kvt_attend_plan *plan);
 
 /* ---- plan.c ---- */
 

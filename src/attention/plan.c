@@ -1,11 +1,11 @@
 /*
  * Attention over the cache, in place: the plan, its tasks, and the call that does it all.
  *
- * For each range of KVT_RANGE_TOKENS tokens a unit (attend_unit.h) runs an online softmax over the
- * range's blocks from scratch; the ranges are merged in ascending order. That order, and
- * nothing else, fixes the bits: a task may walk all ranges of its units and merge as it goes
- * (plan->ranges_ 0), or walk ranges_ ranges of one unit and leave their results for finish to
- * merge.
+ * For each range of KVT_RANGE_TOKENS tokens a unit (attention.h) runs an online softmax over the
+ * range's blocks from scratch; the ranges are merged in ascending order. That order, and nothing
+ * else, fixes the bits. A task is a stretch of all units' ranges (cut.c): it merges as it walks and
+ * stores what it has whole. Of a unit that begins in one task and goes on in others, the first
+ * leaves its merged result, the others one result for each range, and finish merges those.
  */
 #include <math.h>
 
@@ -20,27 +20,6 @@
 static const kvt_group *group_of(const kvt_cache *cache, uint32_t layer)
 {
     return &cache->groups[cache->layers[layer].group];
-}
-
-/* Rows of a chunk: whole queries, or a part of one query's group. */
-static size_t chunk_rows(size_t group)
-{
-    return group < KVT_ROWS_MAX ? KVT_ROWS_MAX / group * group : KVT_ROWS_MAX;
-}
-
-/* Rows of a unit of this item at most. */
-static size_t item_rows(const kvt_attend_item *item, size_t group)
-{
-    size_t chunk = chunk_rows(group);
-    return item->n_queries < chunk / group + 1 && item->n_queries * group < chunk
-               ? (size_t)item->n_queries * group
-               : chunk;
-}
-
-static size_t item_chunks(const kvt_attend_item *item, size_t group)
-{
-    size_t chunk = chunk_rows(group);
-    return (size_t)((item->n_queries * group + chunk - 1) / chunk);
 }
 
 static size_t n_ranges(uint64_t n_tokens)
@@ -159,86 +138,88 @@ static size_t whole_floats(const kvt_layout *layout, size_t rows)
     return work_floats(layout, rows) + 2 * part_floats(layout, rows);
 }
 
-/* Bytes of scratch of a task that walks whole units, a bundle at a time, or ranges of one. */
-static size_t whole_bytes(const kvt_layout *layout, size_t rows, size_t bundle)
+/* Bytes of scratch of a task: for each unit of a bundle also the results of some ranges. */
+static size_t slice_bytes(const kvt_layout *layout, size_t rows, size_t bundle, size_t tail)
 {
-    return MARK_BYTES + sizeof(float) * bundle * whole_floats(layout, rows);
+    return MARK_BYTES +
+           sizeof(float) * bundle * (whole_floats(layout, rows) + tail * part_floats(layout, rows));
 }
 
-static size_t ranges_bytes(const kvt_layout *layout, size_t rows, size_t n)
-{
-    return MARK_BYTES + sizeof(float) * (work_floats(layout, rows) + n * part_floats(layout, rows));
-}
-
-/* Tasks for n threads: enough to even out what threads and units differ in. */
-static size_t wanted_tasks(size_t n_threads)
-{
-    return n_threads > 1 ? 4 * n_threads : 1;
-}
-
-/* What a plan is made of; one_chunk: every item's rows of a kv head are one unit. */
-typedef struct plan_shape {
-    size_t rows, units, ranges;
-    int one_chunk;
-} plan_shape;
+/* Tasks a thread: enough to even out what threads, and the estimate of work, differ in. */
+#define TASKS_A_THREAD 6
 
 /*
  * How many kv heads are walked together: with one or two rows a head, reading in the order of
  * memory is worth more (one row: 15%) than what the heads take from each other in the first-level
- * cache; from four rows on it is not. Leaves two bundles to each thread. A divisor of the number of
- * heads, so that a bundle does not cross items.
+ * cache; from four rows on it is not. piece: work of what of a unit cannot be cut; a bundle's is
+ * no more than `share`. A divisor of the number of heads, so that a bundle does not cross items.
  */
-static size_t bundle_of(const kvt_group *group, plan_shape shape, size_t n_threads)
+static size_t bundle_of(const kvt_group *group, const kvt_work *work, uint64_t piece,
+                        uint64_t share)
 {
-    size_t bundle = BUNDLE_MAX / shape.rows;
-    size_t most = n_threads > 1 ? shape.units / (2 * n_threads) : shape.units;
-    if (!shape.one_chunk || shape.rows > 2)
+    size_t bundle = BUNDLE_MAX / work->rows;
+    if (!work->one_chunk || work->rows > 2)
         return 1;
-    bundle = bundle < most ? bundle : most;
-    while (bundle > 1 && group->config.n_kv_heads % bundle)
+    while (bundle > 1 && (group->config.n_kv_heads % bundle || bundle * piece > share))
         bundle--;
-    return bundle ? bundle : 1;
+    return bundle;
 }
 
-/*
- * Choose how units are spread over tasks, and the scratch of each. A split that needs more than
- * the limit is not made, and whole units go to fewer tasks.
- */
-static void size_plan(kvt_attend_plan *plan, const kvt_group *group, plan_shape shape,
-                      size_t n_threads, size_t limit)
+static void set_tasks(kvt_attend_plan *plan, const kvt_work *work, size_t n_tasks)
 {
-    const kvt_layout *layout = scratch_layout(group);
-    size_t wanted = wanted_tasks(n_threads), most, bundles;
+    size_t most = work->ranges / plan->bundle_;
+    plan->n_tasks = n_tasks < most ? n_tasks : most;
+}
 
-    plan->bundle_ = 1;
-    if (n_threads > 1 && shape.units < 2 * n_threads && shape.ranges > 1) {
-        size_t parts = (wanted + shape.units - 1) / shape.units;
-        parts = parts < shape.ranges ? parts : shape.ranges;
-        plan->ranges_ = (shape.ranges + parts - 1) / parts;
-        plan->n_tasks = shape.units * ((shape.ranges + plan->ranges_ - 1) / plan->ranges_);
-        plan->slice_bytes_ = ranges_bytes(layout, shape.rows, plan->ranges_);
-        plan->scratch_bytes = plan->n_tasks * plan->slice_bytes_;
-        if (plan->scratch_bytes <= limit)
-            return;
-    }
-    plan->ranges_ = 0;
-    plan->bundle_ = bundle_of(group, shape, n_threads);
-    plan->slice_bytes_ = whole_bytes(layout, shape.rows, plan->bundle_);
-    if (plan->slice_bytes_ > limit) {
-        plan->bundle_ = 1;
-        plan->slice_bytes_ = whole_bytes(layout, shape.rows, 1);
-    }
-    most = limit / plan->slice_bytes_; /* at least 1: see kvt_attend_scratch_bytes */
-    wanted = wanted < most ? wanted : most;
-    bundles = shape.units / plan->bundle_;
-    plan->n_tasks = bundles < wanted ? bundles : wanted;
+static void set_slices(kvt_attend_plan *plan, const kvt_group *group, const kvt_work *work,
+                       size_t tail)
+{
+    plan->slice_bytes_ = slice_bytes(scratch_layout(group), work->rows, plan->bundle_, tail);
     plan->scratch_bytes = plan->n_tasks * plan->slice_bytes_;
 }
 
 /*
+ * Choose how many tasks there are, and in which units they may begin and end. Room for the results
+ * of ranges grows with the units that are cut: where it passes the limit, fewer and longer ones
+ * are, in the end none. work_, units_ and args_ are set.
+ */
+static void size_plan(kvt_attend_plan *plan, const kvt_group *group, const kvt_work *work,
+                      size_t n_threads, size_t limit)
+{
+    uint64_t share = n_threads > 1 ? work->sum / (TASKS_A_THREAD * n_threads) : UINT64_MAX;
+    size_t most;
+
+    plan->bundle_ = bundle_of(group, work, work->piece, share);
+    /* Units up to 1/4 of a task stay whole, then those up to a task. */
+    for (uint64_t part = n_threads > 1 ? 4 : 0; part > 0; part = part == 4)
+        for (size_t tasks = TASKS_A_THREAD; tasks >= 2; tasks--) {
+            set_tasks(plan, work, tasks * n_threads);
+            plan->split_ = work->sum / plan->n_tasks / part;
+            set_slices(plan, group, work, kvt_cut_longest_tail(plan));
+            if (plan->scratch_bytes <= limit)
+                return;
+        }
+    plan->split_ = UINT64_MAX;
+    plan->bundle_ = bundle_of(group, work, work->longest, share);
+    if (slice_bytes(scratch_layout(group), work->rows, plan->bundle_, 0) > limit)
+        plan->bundle_ = 1;
+    set_tasks(plan, work, n_threads > 1 ? TASKS_A_THREAD * n_threads : 1);
+    set_slices(plan, group, work, 0);
+    if (plan->n_tasks > work->units / plan->bundle_) {
+        plan->n_tasks = work->units / plan->bundle_;
+        set_slices(plan, group, work, 0);
+    }
+    most = limit / plan->slice_bytes_; /* at least 1: see kvt_attend_scratch_bytes */
+    if (plan->n_tasks > most) {
+        plan->n_tasks = most;
+        set_slices(plan, group, work, 0);
+    }
+}
+
+/*
  * Enough for two tasks a thread that walk chunks of KVT_ROWS_MAX rows (more tasks where chunks are
- * smaller), and for one query of all heads, bundled or split over every range of max_tokens, but no
- * more than of a million tokens: beyond, long sequences go to tasks by whole units.
+ * smaller), and for one query of all heads, bundled or cut at ranges, of max_tokens but no
+ * more than a million: beyond, sequences are cut into fewer tasks, or not.
  */
 #define SPLIT_TOKENS ((uint64_t)1 << 20)
 
@@ -247,23 +228,54 @@ size_t kvt_attend_scratch_bytes(const kvt_group *groups, uint32_t n_groups, uint
 {
     size_t most = 0;
     for (uint32_t g = 0; g < n_groups; g++) {
+        const kvt_group *group = &groups[g];
         size_t bytes = (n_threads > 1 ? 2 * (size_t)n_threads : 1) *
-                       whole_bytes(scratch_layout(&groups[g]), KVT_ROWS_MAX, 1);
-        size_t group = kvt_group_size(&groups[g]);
-        size_t rows = group < KVT_ROWS_MAX ? group : KVT_ROWS_MAX;
-        size_t chunks = (group + rows - 1) / rows;
-        plan_shape shape = {rows, groups[g].config.n_kv_heads * chunks,
-                            n_ranges(max_tokens < SPLIT_TOKENS ? max_tokens : SPLIT_TOKENS),
-                            chunks == 1};
-        kvt_attend_plan one_query;
-        size_plan(&one_query, &groups[g], shape, n_threads, SIZE_MAX);
+                       slice_bytes(scratch_layout(group), KVT_ROWS_MAX, 1, 0);
+        kvt_work work =
+            kvt_work_one_query(group, max_tokens < SPLIT_TOKENS ? max_tokens : SPLIT_TOKENS);
+        size_t tasks = n_threads > 1 ? TASKS_A_THREAD * (size_t)n_threads : 1, tail = 0;
+        uint64_t share = n_threads > 1 ? work.sum / tasks : UINT64_MAX;
+        kvt_attend_plan one_query = {.bundle_ = bundle_of(group, &work, work.piece, share)};
+        set_tasks(&one_query, &work, tasks);
+        if (n_threads > 1) { /* an end is moved by half a range at most */
+            size_t all = work.ranges / work.units - 1;
+            tail = (size_t)(work.sum / one_query.n_tasks / (work.piece * one_query.bundle_)) + 1;
+            tail = tail < all ? tail : all;
+        }
+        set_slices(&one_query, group, &work, tail);
         bytes = one_query.scratch_bytes > bytes ? one_query.scratch_bytes : bytes;
         most = bytes > most ? bytes : most;
     }
     return most;
 }
 
-/* scratch_limit: SIZE_MAX for none. */
+/*
+ * About how long one thread takes: picoseconds for a row's token (its softmax), for reading an
+ * element of K or V, and for multiplying it for a row. Measured with i8 on AVX-512 VNNI; where
+ * kernels are slower, calls that take longer by as much stay on one thread.
+ */
+#define PICOSECONDS_TOKEN 3000
+#define PICOSECONDS_READ 8
+#define PICOSECONDS_ROW 4
+
+static uint64_t estimate_nanoseconds(const kvt_cache *cache, const kvt_attend_args *args)
+{
+    const kvt_group *group = group_of(cache, args->layer);
+    const kvt_layout *layout = scratch_layout(group);
+    double picoseconds = 0, dims = (double)(layout->k_dims + layout->v_dims);
+    for (size_t i = 0; i < args->n_items; i++) {
+        const kvt_attend_item *item = &args->items[i];
+        double tokens = (double)kvt_seq_visible(item->seq, args->layer);
+        double rows = (double)item->n_queries * (double)kvt_group_size(group);
+        double reads = (double)kvt_item_chunks(item, kvt_group_size(group));
+        picoseconds += tokens * (rows * PICOSECONDS_TOKEN +
+                                 dims * (reads * PICOSECONDS_READ + rows * PICOSECONDS_ROW));
+    }
+    picoseconds *= group->config.n_kv_heads;
+    return picoseconds < 1e15 ? (uint64_t)(picoseconds / 1000) : (uint64_t)1e12;
+}
+
+/* scratch_limit: SIZE_MAX for none, else the one-call form's, which decides about threads. */
 static kvt_status make_plan(kvt_attend_plan *plan, kvt_cache *cache, const kvt_attend_args *args_in,
                             size_t scratch_limit)
 {
@@ -271,7 +283,7 @@ static kvt_status make_plan(kvt_attend_plan *plan, kvt_cache *cache, const kvt_a
     const kvt_group *group;
     kvt_view view;
     uint64_t queries = 0;
-    plan_shape shape = {0, 0, 0, 1};
+    kvt_work work;
     size_t n_threads;
     kvt_fpenv saved;
     kvt_status status;
@@ -293,20 +305,11 @@ static kvt_status make_plan(kvt_attend_plan *plan, kvt_cache *cache, const kvt_a
         return kvt_fail(cache, KVT_ERR_ARG, "kvt_attend: no items");
     group = group_of(cache, args.layer);
     for (size_t i = 0; i < args.n_items; i++) {
-        size_t r, chunks;
-        uint64_t n_tokens;
         status = check_item(cache, &args, i, group);
         if (status != KVT_OK)
             return status;
         if (kvt_add_overflows(queries, args.items[i].n_queries, &queries))
             return kvt_fail(cache, KVT_ERR_ARG, "kvt_attend: the number of queries overflows");
-        n_tokens = kvt_seq_visible(args.items[i].seq, args.layer);
-        shape.ranges = n_ranges(n_tokens) > shape.ranges ? n_ranges(n_tokens) : shape.ranges;
-        r = item_rows(&args.items[i], kvt_group_size(group));
-        shape.rows = r > shape.rows ? r : shape.rows;
-        chunks = item_chunks(&args.items[i], kvt_group_size(group));
-        shape.one_chunk &= chunks == 1;
-        shape.units += chunks * group->config.n_kv_heads;
     }
     saved = kvt_fpenv_enter();
     status = check_numbers(cache, &args, group);
@@ -322,18 +325,28 @@ static kvt_status make_plan(kvt_attend_plan *plan, kvt_cache *cache, const kvt_a
     if ((uintptr_t)args.lse % sizeof(float))
         return kvt_fail(cache, KVT_ERR_ARG, "kvt_attend: lse is not aligned");
 
+    if (!kvt_work_measure(cache, &args, &work))
+        return kvt_fail(cache, KVT_ERR_LIMIT, "kvt_attend: the work overflows");
+
     plan->cache_ = cache;
     plan->args_ = args;
-    plan->units_ = shape.units;
+    plan->units_ = work.units;
+    plan->work_ = work.sum;
+    plan->rows_ = work.rows;
     plan->status_ = KVT_OK;
     plan->flags_ = 0;
     memset(plan->reserved_, 0, sizeof plan->reserved_);
     pthread_mutex_lock(&cache->lock);
     plan->id_ = ++cache->n_plans;
     pthread_mutex_unlock(&cache->lock);
-    n_threads = args.n_threads ? args.n_threads : cache->parallel.executor.n_threads;
+    if (scratch_limit != SIZE_MAX)
+        plan->args_.n_threads =
+            kvt_parallel_threads(&cache->parallel, estimate_nanoseconds(cache, &args));
+    else if (args.n_threads == 0)
+        plan->args_.n_threads = cache->parallel.executor.n_threads;
+    n_threads = plan->args_.n_threads;
     n_threads = n_threads < KVT_MAX_THREADS ? n_threads : KVT_MAX_THREADS;
-    size_plan(plan, group, shape, n_threads, scratch_limit);
+    size_plan(plan, group, &work, n_threads, scratch_limit);
     return KVT_OK;
 }
 
@@ -359,7 +372,7 @@ static void unit_at(const kvt_attend_plan *plan, size_t i, float *slice, kvt_uni
     const kvt_layout *layout = scratch_layout(group);
 
     u->first_query = 0;
-    while (i >= (chunks = item_chunks(item, group_rows)) * heads) {
+    while (i >= (chunks = kvt_item_chunks(item, group_rows)) * heads) {
         i -= chunks * heads;
         u->first_query += (size_t)item->n_queries;
         item++;
@@ -371,11 +384,11 @@ static void unit_at(const kvt_attend_plan *plan, size_t i, float *slice, kvt_uni
     u->group_index = plan->cache_->layers[args->layer].group;
     u->layer_index = plan->cache_->layers[args->layer].index;
     u->kv_head = i / chunks;
-    u->first_row = i % chunks * chunk_rows(group_rows);
+    u->first_row = i % chunks * kvt_chunk_rows(group_rows);
     all_rows = (size_t)item->n_queries * group_rows;
     u->rows = all_rows - u->first_row;
-    if (u->rows > chunk_rows(group_rows))
-        u->rows = chunk_rows(group_rows);
+    if (u->rows > kvt_chunk_rows(group_rows))
+        u->rows = kvt_chunk_rows(group_rows);
     u->n_tokens = kvt_seq_visible(item->seq, args->layer);
     u->least = kvt_unit_visible(u, 0);
     u->most = kvt_unit_visible(u, u->rows - 1);
@@ -390,24 +403,23 @@ static void unit_at(const kvt_attend_plan *plan, size_t i, float *slice, kvt_uni
     u->weights = u->offset + layout->v_dims;
 }
 
-/* The j-th result in a unit's slice: they lie behind its working memory. */
+static kvt_part part_at(const kvt_unit *u, float *memory)
+{
+    size_t floats = u->rows * scratch_layout(u->group)->v_dims;
+    return (kvt_part){memory, memory + floats, memory + floats + u->rows};
+}
+
+/* The total of a unit (0) and a range's result (1): they lie behind its working memory. */
 static kvt_part result_at(const kvt_unit *u, float *slice, size_t j)
 {
     const kvt_layout *layout = scratch_layout(u->group);
-    float *memory = slice + work_floats(layout, u->rows) + j * part_floats(layout, u->rows);
-    return (kvt_part){memory, memory + u->rows * layout->v_dims,
-                      memory + u->rows * layout->v_dims + u->rows};
+    return part_at(u, slice + work_floats(layout, u->rows) + j * part_floats(layout, u->rows));
 }
 
 /* Where the working memory of task i begins: behind its mark. */
 static float *slice_at(const kvt_attend_plan *plan, void *scratch, size_t i)
 {
     return (float *)(void *)((unsigned char *)scratch + i * plan->slice_bytes_ + MARK_BYTES);
-}
-
-static size_t parts_of(const kvt_attend_plan *plan)
-{
-    return plan->ranges_ ? plan->n_tasks / plan->units_ : 1;
 }
 
 static void make_views(const kvt_attend_plan *plan, kvt_view *q, kvt_view *out)
@@ -420,85 +432,95 @@ static void make_views(const kvt_attend_plan *plan, kvt_view *q, kvt_view *out)
     kvt_view_make(plan->cache_, &plan->args_.out, "out", n, config->n_q_heads, config->v_dim, out);
 }
 
-static kvt_outcome run_bundle(const kvt_attend_plan *plan, float *slice, size_t first,
+/* Of a bundle's slice, the i-th unit's part. */
+static float *unit_slice(const kvt_attend_plan *plan, float *slice, size_t i)
+{
+    return slice + i * ((plan->slice_bytes_ - MARK_BYTES) / sizeof(float) / plan->bundle_);
+}
+
+/*
+ * Where a task leaves the result of its j-th range of a unit that an earlier task began: behind all
+ * that a unit of any size needs, since the task's later units come to the same slice.
+ */
+static kvt_part tail_at(const kvt_attend_plan *plan, const kvt_unit *u, float *slice, size_t j)
+{
+    const kvt_layout *layout = scratch_layout(u->group);
+    return part_at(u, slice + whole_floats(layout, plan->rows_) +
+                          j * part_floats(layout, plan->rows_));
+}
+
+/* Ranges from.range to end of a bundle; what an earlier task began is left for finish. */
+static kvt_outcome run_bundle(const kvt_attend_plan *plan, float *slice, kvt_cut from, size_t end,
                               const kvt_view *q, const kvt_view *out)
 {
     kvt_unit units[BUNDLE_MAX];
     kvt_part totals[BUNDLE_MAX], parts[BUNDLE_MAX];
-    size_t n = plan->bundle_, floats = (plan->slice_bytes_ - MARK_BYTES) / sizeof(float) / n;
-    size_t ranges, i = 0;
+    size_t n = plan->bundle_, ranges, i = 0;
 
     do {
+        float *own = unit_slice(plan, slice, i);
         kvt_outcome loaded;
-        unit_at(plan, first + i, slice + i * floats, &units[i]);
-        totals[i] = result_at(&units[i], slice + i * floats, 0);
-        parts[i] = result_at(&units[i], slice + i * floats, 1);
+        unit_at(plan, from.unit + i, own, &units[i]);
+        totals[i] = result_at(&units[i], own, 0);
+        parts[i] = result_at(&units[i], own, 1);
         loaded = kvt_unit_load(&units[i], q);
         if (loaded != KVT_UNIT_DONE)
             return loaded;
     } while (++i < n);
     ranges = n_ranges(units[0].most);
+    if (from.range > 0) {
+        for (size_t range = from.range; range < ranges && range < end; range++) {
+            for (i = 0; i < n; i++)
+                parts[i] = tail_at(plan, &units[i], unit_slice(plan, slice, i), range - from.range);
+            kvt_units_range(units, n, range, parts);
+        }
+        return KVT_UNIT_DONE;
+    }
     kvt_units_range(units, n, 0, totals);
-    for (size_t range = 1; range < ranges; range++) {
+    for (size_t range = 1; range < ranges && range < end; range++) {
         kvt_units_range(units, n, range, parts);
         for (i = 0; i < n; i++)
             kvt_unit_merge(&units[i], totals[i], parts[i]);
     }
+    if (end < ranges)
+        return KVT_UNIT_DONE;
     for (i = 0; i < n; i++)
         if (!kvt_unit_store(&units[i], totals[i], out))
             return KVT_UNIT_OVERFLOWED;
     return KVT_UNIT_DONE;
 }
 
-static kvt_outcome run_whole_units(const kvt_attend_plan *plan, float *slice, size_t task,
-                                   const kvt_view *q, const kvt_view *out)
+static kvt_outcome run_cut(const kvt_attend_plan *plan, float *slice, kvt_cut from, kvt_cut to,
+                           const kvt_view *q, const kvt_view *out)
 {
-    size_t bundles = plan->units_ / plan->bundle_;
-    /* Strided, so that the long units at the end of a causal prefill spread. */
-    for (size_t i = task; i < bundles; i += plan->n_tasks) {
-        kvt_outcome what = run_bundle(plan, slice, i * plan->bundle_, q, out);
-        if (what != KVT_UNIT_DONE)
-            return what;
+    kvt_outcome what = KVT_UNIT_DONE;
+    while (what == KVT_UNIT_DONE && from.unit < to.unit) {
+        what = run_bundle(plan, slice, from, SIZE_MAX, q, out);
+        from = (kvt_cut){from.unit + plan->bundle_, 0, 0};
     }
-    return KVT_UNIT_DONE;
+    if (what == KVT_UNIT_DONE && from.unit == to.unit && from.range < to.range)
+        what = run_bundle(plan, slice, from, to.range, q, out);
+    return what;
 }
 
-static kvt_outcome run_ranges(const kvt_attend_plan *plan, float *slice, size_t task,
-                              const kvt_view *q)
+/* Merge what a task has of a bundle that task `head` began; the last of them stores it. */
+static kvt_outcome merge_tail(const kvt_attend_plan *plan, unsigned char *scratch, size_t head,
+                              size_t task, kvt_cut from, kvt_cut to, const kvt_view *out)
 {
-    size_t parts = parts_of(plan), first = task % parts * plan->ranges_;
-    kvt_outcome loaded;
-    kvt_unit u;
-    unit_at(plan, task / parts, slice, &u);
-    loaded = kvt_unit_load(&u, q);
-    if (loaded != KVT_UNIT_DONE)
-        return loaded;
-    for (size_t j = 0; j < plan->ranges_; j++) {
-        kvt_part part = result_at(&u, slice, j);
-        kvt_units_range(&u, 1, first + j, &part);
+    size_t n = kvt_cut_tail(from, to);
+    for (size_t i = 0; i < plan->bundle_; i++) {
+        float *slice = unit_slice(plan, slice_at(plan, scratch, head), i);
+        float *other = unit_slice(plan, slice_at(plan, scratch, task), i);
+        kvt_part total;
+        kvt_unit u;
+        unit_at(plan, from.unit + i, slice, &u);
+        total = result_at(&u, slice, 0);
+        for (size_t j = 0; j < n; j++)
+            kvt_unit_merge(&u, total, tail_at(plan, &u, other, j));
+        if (from.range + n == from.ranges && !kvt_unit_store(&u, total, out))
+            return KVT_UNIT_OVERFLOWED;
     }
     return KVT_UNIT_DONE;
-}
-
-static kvt_outcome merge_unit(const kvt_attend_plan *plan, unsigned char *scratch, size_t i,
-                              const kvt_view *out)
-{
-    size_t parts = parts_of(plan), range = 0, ranges;
-    kvt_part total = {0};
-    kvt_unit u;
-    do {
-        size_t task = i * parts + range / plan->ranges_;
-        kvt_part one;
-        float *slice = slice_at(plan, scratch, task);
-        unit_at(plan, i, slice, &u);
-        ranges = n_ranges(u.most);
-        one = result_at(&u, slice, range % plan->ranges_);
-        if (range == 0)
-            total = one;
-        else
-            kvt_unit_merge(&u, total, one);
-    } while (++range < ranges);
-    return kvt_unit_store(&u, total, out) ? KVT_UNIT_DONE : KVT_UNIT_OVERFLOWED;
 }
 
 static kvt_status check_plan(const kvt_attend_plan *plan, const void *scratch, const char *call)
@@ -524,9 +546,10 @@ kvt_status kvt_attend_task(kvt_attend_plan *plan, void *scratch, size_t i)
 {
     kvt_status status = check_plan(plan, scratch, "kvt_attend_task");
     kvt_view q, out;
+    kvt_cutter cutter;
+    kvt_cut from, to;
     kvt_fpenv saved;
     kvt_outcome what;
-    float *slice;
 
     if (status != KVT_OK)
         return status;
@@ -534,10 +557,11 @@ kvt_status kvt_attend_task(kvt_attend_plan *plan, void *scratch, size_t i)
         return kvt_fail(plan->cache_, KVT_ERR_ARG, "kvt_attend_task: task %zu of %zu", i,
                         plan->n_tasks);
     make_views(plan, &q, &out);
-    slice = slice_at(plan, scratch, i);
+    cutter = kvt_cutter_begin(plan);
+    from = kvt_cutter_next(&cutter, i);
+    to = kvt_cutter_next(&cutter, i + 1);
     saved = kvt_fpenv_enter();
-    what =
-        plan->ranges_ ? run_ranges(plan, slice, i, &q) : run_whole_units(plan, slice, i, &q, &out);
+    what = run_cut(plan, slice_at(plan, scratch, i), from, to, &q, &out);
     kvt_fpenv_leave(saved);
     if (what != KVT_UNIT_DONE)
         __atomic_store_n(&plan->status_, KVT_ERR_VALUE, __ATOMIC_RELAXED);
@@ -549,8 +573,11 @@ kvt_status kvt_attend_finish(kvt_attend_plan *plan, void *scratch)
 {
     kvt_status status = check_plan(plan, scratch, "kvt_attend_finish");
     kvt_outcome what = KVT_UNIT_DONE;
+    kvt_cutter cutter;
+    kvt_cut from, to;
     kvt_fpenv saved;
     kvt_view q, out;
+    size_t head = 0;
 
     if (status != KVT_OK)
         return status;
@@ -562,12 +589,19 @@ kvt_status kvt_attend_finish(kvt_attend_plan *plan, void *scratch)
                             plan->n_tasks);
     if (plan->status_ != KVT_OK)
         return (kvt_status)plan->status_;
-    if (!plan->ranges_)
+    if (plan->split_ == UINT64_MAX)
         return KVT_OK;
     make_views(plan, &q, &out);
+    cutter = kvt_cutter_begin(plan);
+    from = kvt_cutter_next(&cutter, 0);
     saved = kvt_fpenv_enter();
-    for (size_t i = 0; i < plan->units_ && what == KVT_UNIT_DONE; i++)
-        what = merge_unit(plan, scratch, i, &out);
+    for (size_t i = 0; i < plan->n_tasks && what == KVT_UNIT_DONE; i++, from = to) {
+        to = kvt_cutter_next(&cutter, i + 1);
+        if (from.range > 0)
+            what = merge_tail(plan, scratch, head, i, from, to, &out);
+        if (from.unit != to.unit || from.range == 0)
+            head = i; /* a unit that the next task ends in begins here */
+    }
     kvt_fpenv_leave(saved);
     return report(plan, what);
 }
@@ -583,20 +617,15 @@ static void run_task(void *arg, size_t i)
 kvt_status kvt_attend(kvt_cache *cache, const kvt_attend_args *args)
 {
     kvt_attend_plan plan;
-    kvt_attend_args own;
     kvt_status status;
 
     if (!cache)
         return KVT_ERR_ARG;
-    if (!args || !kvt_copy_struct(&own, args, sizeof own))
-        return kvt_fail(cache, KVT_ERR_ARG,
-                        "kvt_attend: args is NULL, or struct_size is not this version's");
-    own.n_threads = 0; /* the scratch is sized for the cache's own threads */
-    status = make_plan(&plan, cache, &own, cache->scratch_bytes);
+    status = make_plan(&plan, cache, args, cache->scratch_bytes);
     if (status != KVT_OK)
         return status;
     pthread_mutex_lock(&cache->scratch_lock);
-    kvt_parallel_run(&cache->parallel, run_task, &plan, plan.n_tasks);
+    kvt_parallel_run(&cache->parallel, run_task, &plan, plan.n_tasks, plan.args_.n_threads);
     status = kvt_attend_finish(&plan, cache->scratch);
     pthread_mutex_unlock(&cache->scratch_lock);
     return status;

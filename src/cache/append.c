@@ -537,10 +537,11 @@ kvt_status kvt_append(kvt_seq *seq, uint32_t layer, const kvt_tensor *k, const k
 {
     const kvt_group_config *config;
     const kvt_seq_group *state;
-    uint64_t tokens;
     kvt_append_plan plan;
     kvt_append_job job;
     kvt_status status;
+    uint64_t elements;
+    uint32_t n_threads = 1;
 
     if (!seq)
         return KVT_ERR_ARG;
@@ -549,12 +550,15 @@ kvt_status kvt_append(kvt_seq *seq, uint32_t layer, const kvt_tensor *k, const k
         return status;
     config = &job.group->config;
     state = &seq->groups[job.group_index];
-    tokens = seq->pending + (state->seal_end - state->n_sealed) * (uint64_t)KVT_TOKENS;
-    if (tokens * config->n_kv_heads * (config->k_dim + (v ? config->v_dim : 0)) < PARALLEL_FROM)
+    elements = (seq->pending + (state->seal_end - state->n_sealed) * (uint64_t)KVT_TOKENS) *
+               config->n_kv_heads * (config->k_dim + (v ? config->v_dim : 0));
+    if (elements >= PARALLEL_FROM) /* about a nanosecond an element */
+        n_threads = kvt_parallel_threads(&seq->cache->parallel, elements);
+    if (n_threads == 1)
         return append_inline(&job, layer);
     status = kvt_append_plan_init(&plan, seq, layer, k, v);
     if (status != KVT_OK)
         return status;
-    kvt_parallel_run(&seq->cache->parallel, run_task, &plan, plan.n_tasks);
+    kvt_parallel_run(&seq->cache->parallel, run_task, &plan, plan.n_tasks, n_threads);
     return kvt_append_finish(&plan);
 }

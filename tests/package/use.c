@@ -42,7 +42,7 @@ static int use(uint32_t n_threads)
     config.max_tokens = 4096;
     status = kvt_cache_create(&config, &cache);
     if (n_threads > 1 && status == KVT_ERR_UNSUPPORTED)
-        return 0; /* built without pthreadpool */
+        return 0; /* built without a pool */
     CHECK(status == KVT_OK);
     CHECK(kvt_seq_create(cache, &seq) == KVT_OK);
     CHECK(kvt_seq_begin(seq, 100, NULL) == KVT_OK);

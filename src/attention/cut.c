@@ -1,0 +1,206 @@
+/*
+ * How a call's work is cut into tasks.
+ *
+ * All units of a plan in their order, each a run of ranges, make one line; a unit's length on it is
+ * its tokens times what its rows cost. n tasks are n equal pieces of that line, each end moved to
+ * the nearest end of a range, or, in units that are short beside a task, of the unit. So one long
+ * sequence among many short ones, and the last queries of a causal prefill, are shared out by
+ * their work, not by their number.
+ *
+ * A plan holds no memory: who needs a cut walks the items up to it. Lengths are a model. What the
+ * results rest on is only that all walks of a plan find the same cuts, and in order: the arithmetic
+ * is of integers.
+ */
+#include "src/attention/attention.h"
+
+/* What a unit costs beyond its tokens, in tokens: its queries are loaded, its results stored. */
+#define START_TOKENS 64
+/* Rows that cost as much as reading K and V. */
+#define READ_ROWS 2
+/* Work of a call, of which sums and doubles are formed. */
+#define WORK_MAX 4e18
+
+static uint64_t weight_of(size_t rows)
+{
+    return rows + READ_ROWS;
+}
+
+static int is_causal(const kvt_attend_args *args, const kvt_attend_item *item)
+{
+    return (args->flags & KVT_ATTEND_CAUSAL) && !item->mask;
+}
+
+/* An item as its kv heads see it. */
+typedef struct strip {
+    const kvt_attend_args *args;
+    const kvt_attend_item *item;
+    size_t group; /* query heads of a kv head */
+    size_t chunks, rows;
+    uint64_t n_tokens;
+} strip;
+
+static strip strip_of(const kvt_cache *cache, const kvt_attend_args *args, size_t i)
+{
+    const kvt_group *group = &cache->groups[cache->layers[args->layer].group];
+    const kvt_attend_item *item = &args->items[i];
+    size_t size = kvt_group_size(group);
+    return (strip){args,
+                   item,
+                   size,
+                   kvt_item_chunks(item, size),
+                   kvt_item_rows(item, size),
+                   kvt_seq_visible(item->seq, args->layer)};
+}
+
+/* Work of the first n chunks of a kv head; chunk c of a causal call sees c chunks' queries more. */
+static uint64_t work_of(const strip *s, size_t n)
+{
+    uint64_t tokens = s->n_tokens + START_TOKENS, queries = 0;
+    if (s->chunks > 1 && is_causal(s->args, s->item)) {
+        tokens -= s->item->n_queries;
+        queries = (uint64_t)s->rows * n / s->group;
+    }
+    return weight_of(s->rows) * (n * tokens + queries * (n + 1) / 2);
+}
+
+/* Ranges that a chunk sees; 1 where it sees nothing. */
+static size_t ranges_of(const strip *s, size_t chunk)
+{
+    uint64_t most = s->n_tokens, n = s->item->n_queries;
+    if (is_causal(s->args, s->item)) {
+        uint64_t rows = ((uint64_t)chunk + 1) * s->rows;
+        uint64_t last = (rows < n * s->group ? rows - 1 : n * s->group - 1) / s->group;
+        most -= n - 1 - last;
+    }
+    return most > KVT_RANGE_TOKENS ? (size_t)((most + KVT_RANGE_TOKENS - 1) / KVT_RANGE_TOKENS) : 1;
+}
+
+int kvt_work_measure(const kvt_cache *cache, const kvt_attend_args *args, kvt_work *work)
+{
+    size_t heads = cache->groups[cache->layers[args->layer].group].config.n_kv_heads;
+    double sum = 0;
+
+    *work = (kvt_work){.one_chunk = 1};
+    for (size_t i = 0; i < args->n_items; i++) {
+        strip s = strip_of(cache, args, i);
+        size_t ranges = ranges_of(&s, s.chunks - 1);
+        uint64_t tokens = s.n_tokens + START_TOKENS, longest = weight_of(s.rows) * tokens;
+        uint64_t piece = weight_of(s.rows) *
+                         (tokens < KVT_RANGE_TOKENS ? tokens : KVT_RANGE_TOKENS + START_TOKENS);
+        sum += (double)heads * (double)s.chunks * (double)longest;
+        if (sum > WORK_MAX)
+            return 0;
+        work->sum += heads * work_of(&s, s.chunks);
+        work->longest = longest > work->longest ? longest : work->longest;
+        work->piece = piece > work->piece ? piece : work->piece;
+        work->rows = s.rows > work->rows ? s.rows : work->rows;
+        work->units += heads * s.chunks;
+        work->ranges += heads * s.chunks * ranges;
+        work->one_chunk &= s.chunks == 1;
+    }
+    return 1;
+}
+
+kvt_work kvt_work_one_query(const kvt_group *group, uint64_t n_tokens)
+{
+    size_t size = kvt_group_size(group), rows = size < KVT_ROWS_MAX ? size : KVT_ROWS_MAX;
+    size_t chunks = (size + rows - 1) / rows, heads = group->config.n_kv_heads;
+    size_t ranges = (size_t)((n_tokens + KVT_RANGE_TOKENS - 1) / KVT_RANGE_TOKENS);
+    kvt_work work = {.rows = rows, .units = heads * chunks, .one_chunk = chunks == 1};
+    uint64_t start = weight_of(rows) * START_TOKENS;
+    work.longest = weight_of(rows) * n_tokens + start;
+    work.piece = ranges > 1 ? weight_of(rows) * KVT_RANGE_TOKENS + start : work.longest;
+    work.ranges = work.units * ranges;
+    work.sum = work.units * work.longest;
+    return work;
+}
+
+/* ---- cuts ---- */
+
+kvt_cutter kvt_cutter_begin(const kvt_attend_plan *plan)
+{
+    return (kvt_cutter){plan, 0, 0, 0};
+}
+
+/* The chunk in which a head's work reaches `at`: the last that begins at or before it. */
+static size_t chunk_at(const strip *s, uint64_t at)
+{
+    size_t low = 0, high = s->chunks;
+    while (high - low > 1) {
+        size_t middle = low + (high - low) / 2;
+        if (work_of(s, middle) <= at)
+            low = middle;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+/* The end of a range, or of the unit, that is nearest to `at` of a unit's work `length`. */
+static size_t nearest_range(const kvt_attend_plan *plan, uint64_t at, uint64_t length,
+                            uint64_t weight, size_t ranges)
+{
+    uint64_t tokens = at / weight;
+    size_t range;
+    if (ranges == 1 || length <= plan->split_)
+        return 2 * at >= length ? ranges : 0;
+    tokens = tokens > START_TOKENS ? tokens - START_TOKENS : 0;
+    range = (size_t)((tokens + KVT_RANGE_TOKENS / 2) / KVT_RANGE_TOKENS);
+    return range < ranges ? range : ranges;
+}
+
+kvt_cut kvt_cutter_next(kvt_cutter *cutter, size_t i)
+{
+    const kvt_attend_plan *plan = cutter->plan;
+    const kvt_attend_args *args = &plan->args_;
+    const kvt_cache *cache = plan->cache_;
+    size_t heads = cache->groups[cache->layers[args->layer].group].config.n_kv_heads;
+    uint64_t share = plan->work_ / plan->n_tasks, rest = plan->work_ % plan->n_tasks;
+    uint64_t at = share * i + (i < rest ? i : rest);
+
+    /* A task for each bundle: units of unlike work would leave tasks empty, and others with two. */
+    if (plan->split_ == UINT64_MAX && plan->n_tasks * plan->bundle_ == plan->units_)
+        return (kvt_cut){i * plan->bundle_, 0, 0};
+    for (; cutter->item < args->n_items; cutter->item++) {
+        strip s = strip_of(cache, args, cutter->item);
+        uint64_t head = work_of(&s, s.chunks), offset, before, length;
+        size_t unit = cutter->first_unit, chunk, ranges, range;
+        if (at - cutter->work >= head * heads) {
+            cutter->work += head * heads;
+            cutter->first_unit += heads * s.chunks;
+            continue;
+        }
+        offset = (at - cutter->work) % (head * plan->bundle_);
+        unit += (size_t)((at - cutter->work) / (head * plan->bundle_)) * plan->bundle_ * s.chunks;
+        chunk = plan->bundle_ > 1 ? 0 : chunk_at(&s, offset); /* bundles: one chunk a head */
+        before = work_of(&s, chunk);
+        length = (work_of(&s, chunk + 1) - before) * plan->bundle_;
+        ranges = ranges_of(&s, chunk);
+        range =
+            nearest_range(plan, offset - before, length, weight_of(s.rows) * plan->bundle_, ranges);
+        unit += chunk;
+        return range < ranges ? (kvt_cut){unit, range, ranges}
+                              : (kvt_cut){unit + plan->bundle_, 0, 0};
+    }
+    return (kvt_cut){plan->units_, 0, 0};
+}
+
+size_t kvt_cut_tail(kvt_cut from, kvt_cut to)
+{
+    if (from.range == 0)
+        return 0;
+    return (to.unit == from.unit ? to.range : from.ranges) - from.range;
+}
+
+size_t kvt_cut_longest_tail(const kvt_attend_plan *plan)
+{
+    kvt_cutter cutter = kvt_cutter_begin(plan);
+    kvt_cut from = kvt_cutter_next(&cutter, 0), to;
+    size_t most = 0, tail;
+    for (size_t i = 0; i < plan->n_tasks; i++, from = to) {
+        to = kvt_cutter_next(&cutter, i + 1);
+        tail = kvt_cut_tail(from, to);
+        most = tail > most ? tail : most;
+    }
+    return most;
+}
