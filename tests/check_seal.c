@@ -1,8 +1,9 @@
 /*
  * Checks of the kernels that seal a block: the mean of its keys without outliers, and the codes and
  * scales that take the place of f16. All are specified to the bit. The references are plain
- * loops here: the mean as it is defined, with a sort, and for the codes scalar's put_, which
- * check_store.c holds to the format, on rows of f32.
+ * loops here: the mean as it is defined, with a sort; for scales and for V's codes scalar's put_,
+ * which check_store.c holds to the format, on rows of f32; for K's codes docs/numerics.md, "Sealed
+ * rows", and what this rounding is for: the error of a row along itself.
  */
 #include "check.h"
 
@@ -279,19 +280,97 @@ void check_mean_k_f16(check *c, mean_function *kernel)
 
 typedef int put_function(const float *, size_t, size_t, size_t, size_t, void *, uint16_t *, size_t);
 
-/* Rows of w, as scalar's put_ stores them. It leaves out the padding, which is to be zero. */
-static void check_sealed(check *c, put_function *put, const float *w, size_t dims_p,
-                         const unsigned char *codes, const uint16_t *scales, int kind)
+/*
+ * K's codes of a row, by the formulas of docs/numerics.md. w * reciprocal has a magnitude of at
+ * most 127 and an ulp of it, as the scale is rounded up.
+ */
+static void code_row(const float *w, uint16_t scale, size_t dims_p, signed char *codes)
 {
-    static unsigned char expected[KVT_TOKENS * MAX_DIMS];
-    uint16_t expected_scales[KVT_TOKENS];
+    const float most = 0x1.f8p-9f;
+    const float reciprocal = scale ? 1.0f / kvt_f16_to_f32(scale) : 0.0f;
+    float n = 0.0f, p = 0.0f, gain, v[MAX_DIMS];
+    for (size_t d = 0; d < dims_p; d++) {
+        v[d] = w[d] * reciprocal;
+        n = fmaf(v[d], v[d], n);
+    }
+    gain = 1.0f / fmaxf(n / 8.0f, 16129.0f);
+    for (size_t d = 0; d < dims_p; d++) {
+        float q = fminf(fmaxf(p * gain, -most), most);
+        float code = rintf(fmaf(-v[d], q, v[d]));
+        p = fmaf(code - v[d], v[d], p);
+        codes[d] = (signed char)code;
+    }
+}
+
+/* Rows of w, whose scales are those of scalar's put_. The padding is zero. */
+static void check_scales(check *c, put_function *put, const float *w, size_t dims_p,
+                         unsigned char *plain, const uint16_t *scales, int kind)
+{
+    uint16_t expected[KVT_TOKENS];
     for (size_t t = 0; t < KVT_TOKENS; t += 16)
-        if (!put(w + t * dims_p, dims_p, 16, dims_p, dims_p, expected, expected_scales, t))
+        if (!put(w + t * dims_p, dims_p, 16, dims_p, dims_p, plain, expected, t))
             check_fail(c, "the data is beyond f16 scales");
-    if (memcmp(scales, expected_scales, sizeof expected_scales) != 0)
+    if (memcmp(scales, expected, sizeof expected) != 0)
         check_fail(c, "scales differ: dims_p %zu, kind %d", dims_p, kind);
-    if (memcmp(codes, expected, KVT_TOKENS * dims_p) != 0)
+}
+
+static void check_sealed_v(check *c, const float *w, size_t dims_p, const unsigned char *codes,
+                           const uint16_t *scales, int kind)
+{
+    static unsigned char plain[KVT_TOKENS * MAX_DIMS];
+    check_scales(c, SCALAR.put_v_i8, w, dims_p, plain, scales, kind);
+    if (memcmp(codes, plain, KVT_TOKENS * dims_p) != 0)
         check_fail(c, "codes differ: dims_p %zu, kind %d", dims_p, kind);
+    check_canaries(c);
+}
+
+/* Errors in steps: along the rows, and in all directions, with codes of K and with plain ones. */
+typedef struct row_errors {
+    double along, total, plain_along, plain_total;
+} row_errors;
+
+static void add_errors(const float *w, double scale, size_t dims_p, const signed char *codes,
+                       size_t token, double *along, double *total)
+{
+    double product = 0.0, norm = 0.0;
+    for (size_t d = 0; d < dims_p; d++) {
+        double v = w[d] / scale, error = codes[kvt_k8_index(token, d, dims_p)] - v;
+        product += error * v;
+        norm += v * v;
+        *total += error * error;
+    }
+    *along += norm > 0.0 ? product * product / norm : 0.0;
+}
+
+static void check_sealed_k(check *c, const float *w, size_t dims_p, const unsigned char *codes,
+                           const uint16_t *scales, int kind, row_errors *errors)
+{
+    static unsigned char plain[KVT_TOKENS * MAX_DIMS];
+    const signed char *of_plain = (const signed char *)plain, *of = (const signed char *)codes;
+    check_scales(c, SCALAR.put_k_i8, w, dims_p, plain, scales, kind);
+    for (size_t t = 0; t < KVT_TOKENS; t++) {
+        const double scale = scales[t] ? (double)kvt_f16_to_f32(scales[t]) : 1.0;
+        const float *row = w + t * dims_p;
+        signed char expected[MAX_DIMS];
+        code_row(row, scales[t], dims_p, expected);
+        for (size_t d = 0; d < dims_p; d++) {
+            signed char code = of[kvt_k8_index(t, d, dims_p)];
+            if (code != expected[d]) {
+                check_fail(c, "codes differ: dims_p %zu, kind %d, token %zu, dim %zu: %d for %d",
+                           dims_p, kind, t, d, code, expected[d]);
+                break;
+            }
+            if (code == -128 || (scales[t] && fabs(code - row[d] / scale) > 1.0)) {
+                check_fail(c, "beyond a step: dims_p %zu, kind %d, token %zu, dim %zu: %d for %.9g",
+                           dims_p, kind, t, d, code, row[d] / scale);
+                break;
+            }
+        }
+        if (errors) {
+            add_errors(row, scale, dims_p, of, t, &errors->along, &errors->total);
+            add_errors(row, scale, dims_p, of_plain, t, &errors->plain_along, &errors->plain_total);
+        }
+    }
     check_canaries(c);
 }
 
@@ -328,8 +407,100 @@ static void fill_delta(check *c, float *delta, const uint16_t *open, const uint1
     }
 }
 
-void check_seal_k_i8(check *c, void (*kernel)(const void *, const uint16_t *, const float *, size_t,
-                                              void *, uint16_t *))
+typedef void seal_k_function(const void *, const uint16_t *, const float *, size_t, void *,
+                             uint16_t *);
+
+/* Rows in units of the largest element / 127. */
+typedef enum row_kind {
+    ROW_DOMINANT,    /* one element of 127, the others below 1 */
+    ROW_EQUAL,       /* all elements are one */
+    ROW_ALTERNATING, /* the same with alternating signs */
+    ROW_NEAR_HALF,   /* .49 or .51 of a step off, of one sign, and one element of 127 */
+    ROW_HALF,        /* ties, and one element of 127: not a step is taken if P is zero */
+    ROW_LARGE,       /* all near 127, of which the correction takes most */
+    ROW_ZERO,
+    ROW_KINDS
+} row_kind;
+
+static void fill_row(check *c, float *row, size_t dims, row_kind kind)
+{
+    const size_t large = check_below(c, dims);
+    const float value = check_normal(c) * 10.0f, sign = copysignf(1.0f, value);
+    const float whole = (float)check_below(c, 8), part = check_below(c, 2) ? 0.49f : 0.51f;
+    for (size_t d = 0; d < dims; d++) {
+        float x = check_normal(c);
+        switch (kind) {
+        case ROW_DOMINANT:
+            row[d] = d == large ? 127.0f : fmaxf(fminf(x * 0.3f, 1.0f), -1.0f);
+            break;
+        case ROW_EQUAL: row[d] = value; break;
+        case ROW_ALTERNATING: row[d] = d % 2 ? value : -value; break;
+        case ROW_NEAR_HALF: row[d] = d == large ? 127.0f : sign * (whole + part); break;
+        case ROW_HALF:
+            row[d] = d == large ? 127.0f : copysignf((float)check_below(c, 100) + 0.5f, x);
+            break;
+        case ROW_LARGE: row[d] = copysignf(126.0f + (float)check_below(c, 17) / 16.0f, sign); break;
+        default: row[d] = 0.0f; break;
+        }
+    }
+}
+
+/* Rows of all these kinds. `exponent`: of the open scales; at 2^-24 a step is 2^-24, subnormal. */
+static void check_special_rows(check *c, seal_k_function *kernel, size_t dims_p, int exponent)
+{
+    static float w[KVT_TOKENS * MAX_DIMS];
+    size_t dims = dims_p - check_below(c, 2) * 8;
+    uint16_t *open = check_buffer(c, 0, KVT_TOKENS * dims_p * 2, 64);
+    uint16_t *open_scales = check_buffer(c, 1, KVT_TOKENS * 2, 2);
+    unsigned char *codes = check_buffer(c, 3, KVT_TOKENS * dims_p, 64);
+    uint16_t *scales = check_buffer(c, 4, KVT_TOKENS * 2, 2);
+    memset(open, 0, KVT_TOKENS * dims_p * 2);
+    for (size_t t = 0; t < KVT_TOKENS; t++) {
+        /* Below 1 the largest element is fewer than 127 steps of a subnormal scale. */
+        float row[MAX_DIMS],
+            factor = exponent < -20 ? 1.0f / (float)(1 + check_below(c, 64)) : 1.0f;
+        fill_row(c, row, dims, (row_kind)check_below(c, ROW_KINDS));
+        for (size_t d = 0; d < dims; d++)
+            open[kvt_kw_index(t, d, dims_p)] = code_of(row[d] * factor);
+        open_scales[t] = check_to_f16(ldexpf(1.0f, exponent), 0);
+    }
+    rows_of(open, open_scales, NULL, dims_p, kvt_kw_index, w);
+    check_fill_nan(codes, KVT_TOKENS * dims_p);
+    check_fill_nan(scales, KVT_TOKENS * 2);
+    kernel(open, open_scales, NULL, dims_p, codes, scales);
+    check_sealed_k(c, w, dims_p, codes, scales, 100, NULL);
+}
+
+/*
+ * What the rounding is for: over random rows the error along a row is less than a third of plain
+ * rounding's (rms), and the error in all directions hardly more.
+ */
+static void check_projections(check *c, seal_k_function *kernel, size_t dims_p)
+{
+    static float w[KVT_TOKENS * MAX_DIMS];
+    row_errors errors = {0};
+    for (size_t i = 0; i < 40; i++) {
+        uint16_t *open = check_buffer(c, 0, KVT_TOKENS * dims_p * 2, 64);
+        uint16_t *open_scales = check_buffer(c, 1, KVT_TOKENS * 2, 2);
+        unsigned char *codes = check_buffer(c, 3, KVT_TOKENS * dims_p, 64);
+        uint16_t *scales = check_buffer(c, 4, KVT_TOKENS * 2, 2);
+        for (size_t j = 0; j < KVT_TOKENS * dims_p; j++)
+            open[j] = code_of(check_normal(c));
+        for (size_t t = 0; t < KVT_TOKENS; t++)
+            open_scales[t] = 0x3c00u;
+        rows_of(open, open_scales, NULL, dims_p, kvt_kw_index, w);
+        kernel(open, open_scales, NULL, dims_p, codes, scales);
+        check_sealed_k(c, w, dims_p, codes, scales, 200, &errors);
+    }
+    if (!(errors.along * 9.0 <= errors.plain_along))
+        check_fail(c, "dims_p %zu: errors along the rows are %.3g of plain rounding's (rms)",
+                   dims_p, sqrt(errors.along / errors.plain_along));
+    if (!(errors.total <= 1.15 * errors.plain_total))
+        check_fail(c, "dims_p %zu: squared errors are %.3g of plain rounding's", dims_p,
+                   errors.total / errors.plain_total);
+}
+
+void check_seal_k_i8(check *c, seal_k_function *kernel)
 {
     static float w[KVT_TOKENS * MAX_DIMS];
     if (c->bench) {
@@ -356,8 +527,14 @@ void check_seal_k_i8(check *c, void (*kernel)(const void *, const uint16_t *, co
         check_fill_nan(codes, KVT_TOKENS * dims_p);
         check_fill_nan(scales, KVT_TOKENS * 2);
         kernel(open, open_scales, delta, dims_p, codes, scales);
-        check_sealed(c, SCALAR.put_k_i8, w, dims_p, codes, scales, (int)kind);
+        check_sealed_k(c, w, dims_p, codes, scales, (int)kind, NULL);
     }
+    for (size_t i = 0; i < 8 * N_DIMS; i++) {
+        check_special_rows(c, kernel, padded_dims(i), 0);
+        check_special_rows(c, kernel, padded_dims(i), -24);
+    }
+    check_projections(c, kernel, 64);
+    check_projections(c, kernel, 128);
 }
 
 void check_seal_v_i8(check *c,
@@ -383,6 +560,6 @@ void check_seal_v_i8(check *c,
         check_fill_nan(codes, KVT_TOKENS * dims_p);
         check_fill_nan(scales, KVT_TOKENS * 2);
         kernel(open, open_scales, dims_p, codes, scales);
-        check_sealed(c, SCALAR.put_v_i8, w, dims_p, codes, scales, (int)kind);
+        check_sealed_v(c, w, dims_p, codes, scales, (int)kind);
     }
 }

@@ -5,14 +5,17 @@
  * The bytes are scalar.c's: the same f32 operations in the same order, 4 tokens (K) or dims (V) at
  * a time. An element is code * scale with a power of two for a scale, so that the product is exact:
  * an FMA of code and scale rounds once, as the addition by itself does, and spares the
- * multiplication. Nothing else is fused. For V, without an offset, the product of the open scale
- * and the reciprocal of the sealed one is exact as well, and one multiplication an element remains.
+ * multiplication. Nothing else is fused but what docs/numerics.md says is. For V, without an
+ * offset, the product of the open scale and the reciprocal of the sealed one is exact as well, and
+ * one multiplication an element remains.
  */
 #include "simd/arm/neon.h"
 
 #include "simd/outliers.h"
 
 #define TILES (KVT_TOKENS / KVT_TILE_TOKENS)
+/* Floats that seal_k_i8 keeps: 32 tokens of up to 576 dims, 16 of 1152. */
+#define BUFFER (32 * 576)
 
 /* ---- the mean ---- */
 
@@ -149,14 +152,15 @@ KVT_INLINE float32x4_t open_plus(const uint16_t *from, float32x4_t scale, const 
     return delta ? vfmaq_f32(vld1q_dup_f32(delta), x, scale) : vmulq_f32(x, scale);
 }
 
-/* The tokens of a tile are the lanes: their magnitudes and codes need no other lane. */
-KVT_INLINE void seal_tile(const uint16_t *from, const uint16_t *open_scales, const float *delta,
-                          size_t dims_p, uint8_t *to, uint16_t *scales)
+/*
+ * K's tokens are the lanes, 4 a register: no operation needs another lane. w of a tile goes to a
+ * buffer, four registers a dim, `stride` floats from one dim to the next.
+ */
+KVT_INLINE void widen_tile(const uint16_t *from, const uint16_t *open_scales, const float *delta,
+                           size_t dims_p, size_t stride, float *w, uint16_t *scales,
+                           float *reciprocals)
 {
-    /* Four dims of a token together. */
-    static const uint8_t index[16] = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
-    const uint8x16_t order = vld1q_u8(index);
-    float most[KVT_TILE_TOKENS], reciprocals[KVT_TILE_TOKENS];
+    float most[KVT_TILE_TOKENS];
     float32x4_t scale[4], largest[4];
     KVT_UNROLL
     for (size_t j = 0; j < 4; j++) {
@@ -166,39 +170,142 @@ KVT_INLINE void seal_tile(const uint16_t *from, const uint16_t *open_scales, con
     for (size_t d = 0; d < dims_p; d++) {
         KVT_UNROLL
         for (size_t j = 0; j < 4; j++) {
-            float32x4_t w = open_plus(from + d * 16 + 4 * j, scale[j], delta ? delta + d : NULL);
-            largest[j] = vmaxq_f32(largest[j], vabsq_f32(w));
+            float32x4_t x = open_plus(from + d * 16 + 4 * j, scale[j], delta ? delta + d : NULL);
+            vst1q_f32(w + d * stride + 4 * j, x);
+            largest[j] = vmaxq_f32(largest[j], vabsq_f32(x));
         }
     }
     KVT_UNROLL
     for (size_t j = 0; j < 4; j++)
         vst1q_f32(most + 4 * j, largest[j]);
     scales_of(most, KVT_TILE_TOKENS, scales, reciprocals);
+}
+
+/* w of a tile becomes v = w * reciprocal, and its squared norm gives the tokens' gains. */
+KVT_INLINE void normalize(size_t dims_p, size_t stride, const float *reciprocals, float *v,
+                          float *gain)
+{
+    float32x4_t r[4], norm[4];
+    KVT_UNROLL
     for (size_t j = 0; j < 4; j++) {
-        const float32x4_t r = vld1q_f32(reciprocals + 4 * j), s = scale[j];
-        const uint16_t *column = from + 4 * j;
-        for (size_t d = 0; d < dims_p; d += 4) {
-            float32x4_t x[4];
-            KVT_UNROLL
-            for (size_t e = 0; e < 4; e++)
-                x[e] =
-                    vmulq_f32(open_plus(column + (d + e) * 16, s, delta ? delta + d + e : NULL), r);
-            vst1q_u8(to + d * 16 + 16 * j, vqtbl1q_u8(codes_of(x), order));
+        r[j] = vld1q_f32(reciprocals + 4 * j);
+        norm[j] = vdupq_n_f32(0.0f);
+    }
+    for (size_t d = 0; d < dims_p; d++) {
+        KVT_UNROLL
+        for (size_t j = 0; j < 4; j++) {
+            float32x4_t x = vmulq_f32(vld1q_f32(v + d * stride + 4 * j), r[j]);
+            vst1q_f32(v + d * stride + 4 * j, x);
+            norm[j] = vfmaq_f32(norm[j], x, x);
         }
     }
+    KVT_UNROLL
+    for (size_t j = 0; j < 4; j++) {
+        float32x4_t part =
+            vmaxq_f32(vmulq_f32(norm[j], vdupq_n_f32(0.125f)), vdupq_n_f32(KVT_SHAPE_NORM));
+        vst1q_f32(gain + 4 * j, vdivq_f32(vdupq_n_f32(1.0f), part));
+    }
+}
+
+/* A dim of four registers, each operation for all of them before the next. v becomes the codes. */
+KVT_INLINE void shape_four(float *v, const float32x4_t *gain, float32x4_t *projection)
+{
+    const float32x4_t most = vdupq_n_f32(KVT_SHAPE_MAX), least = vdupq_n_f32(-KVT_SHAPE_MAX);
+    float32x4_t x[4], y[4];
+    KVT_UNROLL
+    for (size_t i = 0; i < 4; i++) {
+        x[i] = vld1q_f32(v + 4 * i);
+        y[i] = vmulq_f32(projection[i], gain[i]);
+    }
+    KVT_UNROLL
+    for (size_t i = 0; i < 4; i++)
+        y[i] = vminq_f32(y[i], most);
+    KVT_UNROLL
+    for (size_t i = 0; i < 4; i++)
+        y[i] = vmaxq_f32(y[i], least);
+    KVT_UNROLL
+    for (size_t i = 0; i < 4; i++)
+        y[i] = vfmsq_f32(x[i], x[i], y[i]);
+    KVT_UNROLL
+    for (size_t i = 0; i < 4; i++)
+        y[i] = vrndnq_f32(y[i]);
+    KVT_UNROLL
+    for (size_t i = 0; i < 4; i++) {
+        vst1q_f32(v + 4 * i, y[i]);
+        y[i] = vsubq_f32(y[i], x[i]);
+    }
+    KVT_UNROLL
+    for (size_t i = 0; i < 4; i++)
+        projection[i] = vfmaq_f32(projection[i], y[i], x[i]);
+}
+
+/*
+ * Codes of n (4 or 8) registers of tokens. From one dim of a token to the next it is seven
+ * operations, each of which needs the one before: 20 cycles or more. So the registers go side by
+ * side; 16 of them, the whole block, would leave none for their gains.
+ */
+KVT_INLINE void shape(size_t n, size_t dims_p, float *v, const float *gains, uint8_t *codes)
+{
+    /* Four dims of a token together. */
+    static const uint8_t index[16] = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
+    const uint8x16_t order = vld1q_u8(index);
+    float32x4_t projection[8], gain[8];
+    KVT_UNROLL
+    for (size_t i = 0; i < n; i++) {
+        projection[i] = vdupq_n_f32(0.0f);
+        gain[i] = vld1q_f32(gains + 4 * i);
+    }
+    for (size_t d = 0; d < dims_p; d += 4) {
+        float *four = v + d * n * 4;
+        KVT_UNROLL
+        for (size_t e = 0; e < 4; e++) {
+            KVT_UNROLL
+            for (size_t i = 0; i < n; i += 4)
+                shape_four(four + (e * n + i) * 4, gain + i, projection + i);
+        }
+        KVT_UNROLL
+        for (size_t i = 0; i < n; i++) {
+            const float32x4_t x[4] = {vld1q_f32(four + i * 4), vld1q_f32(four + (n + i) * 4),
+                                      vld1q_f32(four + (2 * n + i) * 4),
+                                      vld1q_f32(four + (3 * n + i) * 4)};
+            vst1q_u8(codes + kvt_k8_index(i * 4, d, dims_p), vqtbl1q_u8(codes_of(x), order));
+        }
+    }
+}
+
+KVT_INLINE void seal_k(size_t n, const uint16_t *open, const uint16_t *open_scales,
+                       const float *delta, size_t dims_p, float *v, uint8_t *codes,
+                       uint16_t *scales)
+{
+    float reciprocals[KVT_TILE_TOKENS], gains[32];
+    for (size_t i = 0; i < n; i += 4) {
+        const uint16_t *from = open + i * 4 * dims_p;
+        float *to = v + i * 4;
+        if (delta)
+            widen_tile(from, open_scales + i * 4, delta, dims_p, n * 4, to, scales + i * 4,
+                       reciprocals);
+        else
+            widen_tile(from, open_scales + i * 4, NULL, dims_p, n * 4, to, scales + i * 4,
+                       reciprocals);
+        normalize(dims_p, n * 4, reciprocals, to, gains + i * 4);
+    }
+    shape(n, dims_p, v, gains, codes);
 }
 
 void kvt_neon_seal_k_i8(const void *open, const uint16_t *open_scales, const float *delta,
                         size_t dims_p, void *codes, uint16_t *scales)
 {
-    for (size_t t = 0; t < KVT_TOKENS; t += KVT_TILE_TOKENS) {
-        const uint16_t *from = (const uint16_t *)open + t * dims_p;
-        uint8_t *to = (uint8_t *)codes + t * dims_p;
-        if (delta)
-            seal_tile(from, open_scales + t, delta, dims_p, to, scales + t);
-        else
-            seal_tile(from, open_scales + t, NULL, dims_p, to, scales + t);
-    }
+    const uint16_t *from = open;
+    uint8_t *to = codes;
+    _Alignas(64) float v[BUFFER];
+    if (dims_p * 32 <= BUFFER)
+        for (size_t t = 0; t < KVT_TOKENS; t += 32)
+            seal_k(8, from + t * dims_p, open_scales + t, delta, dims_p, v, to + t * dims_p,
+                   scales + t);
+    else
+        for (size_t t = 0; t < KVT_TOKENS; t += 16)
+            seal_k(4, from + t * dims_p, open_scales + t, delta, dims_p, v, to + t * dims_p,
+                   scales + t);
 }
 
 /* The largest magnitude of a row of f16. As integers, they order as the numbers do. */

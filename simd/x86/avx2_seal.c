@@ -5,19 +5,22 @@
  * The bytes are scalar.c's: the same f32 operations in the same order, 8 tokens (K) or dims (V) at
  * a time. An element is code * scale with a power of two for a scale, so that the product is exact:
  * an FMA of code and scale rounds once, as the addition by itself does, and spares the
- * multiplication. Nothing else is fused. For V, without an offset, the product of the open scale
- * and the reciprocal of the sealed one is exact as well, and one multiplication an element remains.
+ * multiplication. Nothing else is fused but what docs/numerics.md says is. For V, without an
+ * offset, the product of the open scale and the reciprocal of the sealed one is exact as well, and
+ * one multiplication an element remains.
  *
  * AVX-512 inherits these. On Zen 4, which halves 64-byte operations, a 64-byte conversion from f16
- * costs a third more than two of 32 bytes, and all of it a third (0.69, 0.47 and 0.57 us here,
- * 0.91, 0.63 and 0.85 there, for seal_k_i8, seal_v_i8 and mean_k_f16 of 128 dims).
+ * costs a third more than two of 32 bytes, and all of it a third (0.47 and 0.57 us here, 0.63 and
+ * 0.85 there, for seal_v_i8 and mean_k_f16 of 128 dims). seal_k_i8 is a chain of operations, which
+ * 64-byte registers do not shorten: 1.64 us here, 1.60 there.
  */
 #include "avx2.h"
 
 #include "simd/outliers.h"
 
 #define TILES (KVT_TOKENS / KVT_TILE_TOKENS)
-#define MAX_DIMS 1024
+/* Floats that seal_k_i8 keeps: 64 tokens of up to 288 dims, 32 of 576, 16 of 1152. */
+#define BUFFER (32 * 576)
 
 KVT_INLINE __m256 load_f16(const uint16_t *from)
 {
@@ -162,56 +165,179 @@ KVT_INLINE __m256i codes_of(const __m256 x[4])
 }
 
 /*
- * 8 tokens of a tile, which are the lanes: their magnitudes and codes need no other lane. The
- * numbers are kept between the two passes: that is less work than to convert twice.
+ * K's tokens are the lanes, 8 a register: no operation needs another lane. w of a tile goes to a
+ * buffer, two registers a dim, `stride` floats from one dim to the next.
  */
-KVT_INLINE void seal_k_8(const uint16_t *from, __m256 scale, const float *delta, size_t dims_p,
-                         uint8_t *to, uint16_t *scales)
+KVT_INLINE void widen_tile(const uint16_t *from, const uint16_t *open_scales, const float *delta,
+                           size_t dims_p, size_t stride, float *w, uint16_t *scales,
+                           __m256 reciprocals[2])
 {
     const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
-    _Alignas(32) float w[MAX_DIMS * 8];
-    __m256i most[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
-    __m256 reciprocals;
-    __m128i rounded;
-
-    for (size_t d = 0; d < dims_p; d += 4) {
+    __m256 scale[2];
+    __m256i most[2];
+    KVT_UNROLL
+    for (size_t i = 0; i < 2; i++) {
+        scale[i] = load_f16(open_scales + 8 * i);
+        most[i] = _mm256_setzero_si256();
+    }
+    for (size_t d = 0; d < dims_p; d++) {
         KVT_UNROLL
-        for (size_t e = 0; e < 4; e++) {
-            __m256 x = load_f16(from + (d + e) * 16);
-            x = delta ? _mm256_fmadd_ps(x, scale, _mm256_broadcast_ss(delta + d + e))
-                      : _mm256_mul_ps(x, scale);
-            _mm256_store_ps(w + (d + e) * 8, x);
-            most[e % 2] =
-                _mm256_max_epi32(most[e % 2], _mm256_and_si256(_mm256_castps_si256(x), magnitude));
+        for (size_t i = 0; i < 2; i++) {
+            __m256 x = load_f16(from + d * 16 + 8 * i);
+            x = delta ? _mm256_fmadd_ps(x, scale[i], _mm256_broadcast_ss(delta + d))
+                      : _mm256_mul_ps(x, scale[i]);
+            _mm256_store_ps(w + d * stride + 8 * i, x);
+            most[i] =
+                _mm256_max_epi32(most[i], _mm256_and_si256(_mm256_castps_si256(x), magnitude));
         }
     }
-    rounded = scales_of(_mm256_castsi256_ps(_mm256_max_epi32(most[0], most[1])));
-    reciprocals = reciprocals_of(rounded);
-    kvt_store_128(scales, rounded);
-    for (size_t d = 0; d < dims_p; d += 4) {
-        __m256 x[4];
-        KVT_UNROLL
-        for (size_t e = 0; e < 4; e++)
-            x[e] = _mm256_mul_ps(_mm256_load_ps(w + (d + e) * 8), reciprocals);
-        kvt_store_256(to + d * 16, codes_of(x));
+    KVT_UNROLL
+    for (size_t i = 0; i < 2; i++) {
+        __m128i rounded = scales_of(_mm256_castsi256_ps(most[i]));
+        kvt_store_128(scales + 8 * i, rounded);
+        reciprocals[i] = reciprocals_of(rounded);
     }
 }
 
-KVT_INLINE void seal_k(const uint16_t *open, const uint16_t *open_scales, const float *delta,
-                       size_t dims_p, uint8_t *codes, uint16_t *scales)
+/* w becomes v = w * reciprocal, and its squared norm gives the tokens' gains. */
+KVT_INLINE void normalize(size_t n, size_t dims_p, const __m256 *reciprocals, float *v,
+                          __m256 *gain)
 {
-    for (size_t t = 0; t < KVT_TOKENS; t += 8)
-        seal_k_8(open + kvt_kw_index(t, 0, dims_p), load_f16(open_scales + t), delta, dims_p,
-                 codes + kvt_k8_index(t, 0, dims_p), scales + t);
+    __m256 norm[8];
+    KVT_UNROLL
+    for (size_t i = 0; i < n; i++)
+        norm[i] = _mm256_setzero_ps();
+    for (size_t d = 0; d < dims_p; d++) {
+        KVT_UNROLL
+        for (size_t i = 0; i < n; i++) {
+            float *at = v + (d * n + i) * 8;
+            __m256 x = _mm256_mul_ps(_mm256_load_ps(at), reciprocals[i]);
+            _mm256_store_ps(at, x);
+            norm[i] = _mm256_fmadd_ps(x, x, norm[i]);
+        }
+    }
+    KVT_UNROLL
+    for (size_t i = 0; i < n; i++)
+        gain[i] = _mm256_div_ps(_mm256_set1_ps(1.0f),
+                                _mm256_max_ps(_mm256_mul_ps(norm[i], _mm256_set1_ps(0.125f)),
+                                              _mm256_set1_ps(KVT_SHAPE_NORM)));
 }
 
+/* Rounded numbers of four dims, of up to 8 registers of tokens. */
+typedef struct four_dims {
+    _Alignas(32) float of[4][8][8];
+} four_dims;
+
+/*
+ * A dim of a pair of registers, each operation for both before the next. The clamp compares floats
+ * as integers, signed for the upper bound, which leaves negative numbers as they are, and unsigned
+ * for the lower one, which leaves positive ones: of a float minimum, Zen 4 forms half as many a
+ * cycle, on the ports of the multiplications.
+ */
+KVT_INLINE void shape_pair(const float *v, const __m256 *gain, __m256 *projection,
+                           float (*rounded)[8])
+{
+    const __m256i most = _mm256_castps_si256(_mm256_set1_ps(KVT_SHAPE_MAX));
+    const __m256i least = _mm256_castps_si256(_mm256_set1_ps(-KVT_SHAPE_MAX));
+    __m256 x[2];
+    KVT_UNROLL
+    for (size_t i = 0; i < 2; i++)
+        x[i] = _mm256_mul_ps(projection[i], gain[i]);
+    KVT_UNROLL
+    for (size_t i = 0; i < 2; i++)
+        x[i] = _mm256_castsi256_ps(_mm256_min_epi32(_mm256_castps_si256(x[i]), most));
+    KVT_UNROLL
+    for (size_t i = 0; i < 2; i++)
+        x[i] = _mm256_castsi256_ps(_mm256_min_epu32(_mm256_castps_si256(x[i]), least));
+    KVT_UNROLL
+    for (size_t i = 0; i < 2; i++)
+        x[i] = _mm256_fnmadd_ps(_mm256_load_ps(v + i * 8), x[i], _mm256_load_ps(v + i * 8));
+    KVT_UNROLL
+    for (size_t i = 0; i < 2; i++) {
+        x[i] = _mm256_round_ps(x[i], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+        _mm256_store_ps(rounded[i], x[i]);
+    }
+    KVT_UNROLL
+    for (size_t i = 0; i < 2; i++)
+        x[i] = _mm256_sub_ps(x[i], _mm256_load_ps(v + i * 8));
+    KVT_UNROLL
+    for (size_t i = 0; i < 2; i++)
+        projection[i] = _mm256_fmadd_ps(x[i], _mm256_load_ps(v + i * 8), projection[i]);
+}
+
+/* Codes of register i, dims d .. d + 3. */
+KVT_INLINE void store_codes(const four_dims *rounded, size_t i, size_t d, size_t dims_p,
+                            uint8_t *codes)
+{
+    const __m256 x[4] = {_mm256_load_ps(rounded->of[0][i]), _mm256_load_ps(rounded->of[1][i]),
+                         _mm256_load_ps(rounded->of[2][i]), _mm256_load_ps(rounded->of[3][i])};
+    kvt_store_256(codes + kvt_k8_index(i * 8, d, dims_p), codes_of(x));
+}
+
+/*
+ * Codes of n registers of tokens. From one dim of a token to the next it is seven operations, each
+ * of which needs the one before: 19 cycles (Zen 4). So all registers go side by side. The codes of
+ * four dims are packed during the next four: all at once would keep the next step from its ports.
+ */
+KVT_INLINE void shape(size_t n, size_t dims_p, const float *v, const __m256 *gain, uint8_t *codes)
+{
+    __m256 projection[8];
+    four_dims rounded[2];
+    KVT_UNROLL
+    for (size_t i = 0; i < n; i++)
+        projection[i] = _mm256_setzero_ps();
+    for (size_t d = 0; d < dims_p; d += 4) {
+        four_dims *now = &rounded[d / 4 % 2], *before = &rounded[1 - d / 4 % 2];
+        KVT_UNROLL
+        for (size_t e = 0; e < 4; e++) {
+            KVT_UNROLL
+            for (size_t i = 0; i < n; i += 2) {
+                shape_pair(v + ((d + e) * n + i) * 8, gain + i, projection + i, now->of[e] + i);
+                if (d && (e * n + i) % 4 == 2) /* n times in four dims */
+                    store_codes(before, (e * n + i) / 4, d - 4, dims_p, codes);
+            }
+        }
+    }
+    KVT_UNROLL
+    for (size_t i = 0; i < n; i++)
+        store_codes(&rounded[(dims_p / 4 - 1) % 2], i, dims_p - 4, dims_p, codes);
+}
+
+KVT_INLINE void seal_k(size_t n, const uint16_t *open, const uint16_t *open_scales,
+                       const float *delta, size_t dims_p, float *v, uint8_t *codes,
+                       uint16_t *scales)
+{
+    __m256 reciprocals[8], gain[8];
+    for (size_t i = 0; i < n; i += 2) {
+        const uint16_t *from = open + i * 8 * dims_p;
+        if (delta)
+            widen_tile(from, open_scales + i * 8, delta, dims_p, n * 8, v + i * 8, scales + i * 8,
+                       reciprocals + i);
+        else
+            widen_tile(from, open_scales + i * 8, NULL, dims_p, n * 8, v + i * 8, scales + i * 8,
+                       reciprocals + i);
+    }
+    normalize(n, dims_p, reciprocals, v, gain);
+    shape(n, dims_p, v, gain, codes);
+}
+
+/* As many tokens at a time as the buffer has room for. */
 void kvt_avx2_seal_k_i8(const void *open, const uint16_t *open_scales, const float *delta,
                         size_t dims_p, void *codes, uint16_t *scales)
 {
-    if (delta)
-        seal_k(open, open_scales, delta, dims_p, codes, scales);
+    const uint16_t *from = open;
+    uint8_t *to = codes;
+    _Alignas(64) float v[BUFFER];
+    if (dims_p * 64 <= BUFFER)
+        seal_k(8, from, open_scales, delta, dims_p, v, to, scales);
+    else if (dims_p * 32 <= BUFFER)
+        for (size_t t = 0; t < KVT_TOKENS; t += 32)
+            seal_k(4, from + t * dims_p, open_scales + t, delta, dims_p, v, to + t * dims_p,
+                   scales + t);
     else
-        seal_k(open, open_scales, NULL, dims_p, codes, scales);
+        for (size_t t = 0; t < KVT_TOKENS; t += 16)
+            seal_k(2, from + t * dims_p, open_scales + t, delta, dims_p, v, to + t * dims_p,
+                   scales + t);
 }
 
 /*
