@@ -129,7 +129,76 @@ static void test_planes(void **state)
     }
 }
 
-/* Round trip of data for which the encoder chooses each of the filters. */
+/*
+ * Shapes of both forms of a group, sizes by docs/format.md; K and V of open blocks are f16, whose
+ * only filter is by planes; only open scales have to be powers of two.
+ */
+static void test_forms(void **state)
+{
+    kvt_snapshot_group g;
+    kvt_snap_shape s[KVT_SNAP_MAX_STREAMS];
+    size_t bytes;
+    uint16_t scales[2 * 2 * 21 + 2 * 24]; /* the shape's: K scales, V scales, K offsets */
+    (void)state;
+
+    memset(&g, 0, sizeof g);
+    g.n_layers = 1;
+    g.n_q_heads = g.n_kv_heads = HEADS;
+    g.k_dim = 24;
+    g.v_dim = 40;
+    g.k_type = g.v_type = KVT_TYPE_F16;
+    assert_false(kvt_snap_seals(&g));
+    g.k_type = KVT_TYPE_I8;
+    assert_true(kvt_snap_seals(&g));
+    g.v_type = KVT_TYPE_I8;
+    assert_int_equal(kvt_snap_shapes(&g, KVT_SEALED, 21, s, &bytes), 3);
+    assert_int_equal(s[0].bytes, 16 * HEADS * 2 * 24);
+    assert_int_equal(s[1].bytes, 4 * HEADS * 6 * 40);
+    assert_int_equal(s[2].bytes, sizeof scales);
+    assert_true(kvt_snap_filter_known(&s[0], KVT_SNAP_TOKEN_MAJOR));
+    assert_true(kvt_snap_filter_known(&s[1], KVT_SNAP_DELTA));
+    assert_false(kvt_snap_filter_known(&s[0], KVT_SNAP_PLANES));
+    for (size_t i = 0; i < sizeof scales / sizeof *scales; i++)
+        scales[i] = 0x4200; /* 3 */
+    assert_null(kvt_snap_check(&s[2], (unsigned char *)scales));
+
+    assert_int_equal(kvt_snap_shapes(&g, KVT_OPEN, 21, s, &bytes), 3);
+    assert_int_equal(s[0].bytes, 32 * HEADS * 2 * 24);
+    assert_int_equal(s[1].bytes, 2 * HEADS * 21 * 40);
+    assert_int_equal(s[2].bytes, sizeof scales);
+    assert_int_equal(bytes, s[0].bytes + s[1].bytes + s[2].bytes);
+    for (int i = 0; i < 3; i++) {
+        assert_int_equal(s[i].element, 2);
+        assert_false(kvt_snap_filter_known(&s[i], KVT_SNAP_TOKEN_MAJOR));
+        assert_false(kvt_snap_filter_known(&s[i], KVT_SNAP_DELTA));
+        assert_true(kvt_snap_filter_known(&s[i], KVT_SNAP_PLANES));
+        assert_true(kvt_snap_filter_known(&s[i], KVT_SNAP_NATIVE));
+    }
+    for (size_t i = 0; i < 2 * HEADS * 21; i++)
+        scales[i] = (uint16_t)(0x3c00 + 0x400 * (i % 16));       /* 1 .. 32768 */
+    assert_null(kvt_snap_check(&s[2], (unsigned char *)scales)); /* offsets of 3 */
+    for (uint32_t x = 0; x < 0x10000; x++) {
+        int power = x >= 0x3c00 && x <= 0x7800 && (x & 0x3ff) == 0;
+        scales[(x * 7) % (2 * HEADS * 21)] = (uint16_t)x;
+        assert_true((kvt_snap_check(&s[2], (unsigned char *)scales) == NULL) == power);
+        scales[(x * 7) % (2 * HEADS * 21)] = 0x3c00;
+    }
+    scales[2 * HEADS * 21] = 0x7c00; /* an offset */
+    assert_non_null(kvt_snap_check(&s[2], (unsigned char *)scales));
+
+    g.v_type = KVT_TYPE_F32; /* the other side stays what it is */
+    assert_int_equal(kvt_snap_shapes(&g, KVT_OPEN, 21, s, &bytes), 3);
+    assert_int_equal(s[0].bytes, 32 * HEADS * 2 * 24);
+    assert_int_equal(s[1].bytes, 4 * HEADS * 21 * 40);
+    assert_int_equal(s[2].bytes, 2 * HEADS * (21 + 24));
+    g.v_type = KVT_TYPE_I8;
+    g.flags = KVT_GROUP_V_IN_K | KVT_GROUP_NO_OFFSET;
+    assert_int_equal(kvt_snap_shapes(&g, KVT_OPEN, 21, s, &bytes), 2);
+    assert_int_equal(s[0].bytes, 32 * HEADS * 2 * 24);
+    assert_int_equal(s[1].bytes, 2 * HEADS * 21);
+}
+
+/* What the encoder makes, for data that makes it choose each filter, comes back. */
 static void test_choice(void **state)
 {
     (void)state;
@@ -194,6 +263,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_i8),
         cmocka_unit_test(test_planes),
+        cmocka_unit_test(test_forms),
         cmocka_unit_test(test_choice),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
