@@ -280,24 +280,40 @@ void check_mean_k_f16(check *c, mean_function *kernel)
 
 typedef int put_function(const float *, size_t, size_t, size_t, size_t, void *, uint16_t *, size_t);
 
+/* Multiplication and addition of K's rounding that a kernel could fuse or not. */
+typedef enum unfused {
+    NONE_UNFUSED,
+    NORM_UNFUSED,
+    VALUE_UNFUSED,
+    SUM_UNFUSED,
+    UNFUSED_KINDS
+} unfused;
+
+static float fma_or_not(float a, float b, float c, int is_fused)
+{
+    float product = a * b;
+    return is_fused ? fmaf(a, b, c) : product + c;
+}
+
 /*
  * K's codes of a row, by the formulas of docs/numerics.md. w * reciprocal has a magnitude of at
- * most 127 and an ulp of it, as the scale is rounded up.
+ * most 127 and an ulp of it, as the scale is rounded up. `wrong`: one of the FMAs is left out.
  */
-static void code_row(const float *w, uint16_t scale, size_t dims_p, signed char *codes)
+static void code_row(const float *w, uint16_t scale, size_t dims_p, unfused wrong,
+                     signed char *codes)
 {
     const float most = 0x1.f8p-9f;
     const float reciprocal = scale ? 1.0f / kvt_f16_to_f32(scale) : 0.0f;
     float n = 0.0f, p = 0.0f, gain, v[MAX_DIMS];
     for (size_t d = 0; d < dims_p; d++) {
         v[d] = w[d] * reciprocal;
-        n = fmaf(v[d], v[d], n);
+        n = fma_or_not(v[d], v[d], n, wrong != NORM_UNFUSED);
     }
     gain = 1.0f / fmaxf(n / 8.0f, 16129.0f);
     for (size_t d = 0; d < dims_p; d++) {
         float q = fminf(fmaxf(p * gain, -most), most);
-        float code = rintf(fmaf(-v[d], q, v[d]));
-        p = fmaf(code - v[d], v[d], p);
+        float code = rintf(fma_or_not(-v[d], q, v[d], wrong != VALUE_UNFUSED));
+        p = fma_or_not(code - v[d], v[d], p, wrong != SUM_UNFUSED);
         codes[d] = (signed char)code;
     }
 }
@@ -352,7 +368,7 @@ static void check_sealed_k(check *c, const float *w, size_t dims_p, const unsign
         const double scale = scales[t] ? (double)kvt_f16_to_f32(scales[t]) : 1.0;
         const float *row = w + t * dims_p;
         signed char expected[MAX_DIMS];
-        code_row(row, scales[t], dims_p, expected);
+        code_row(row, scales[t], dims_p, NONE_UNFUSED, expected);
         for (size_t d = 0; d < dims_p; d++) {
             signed char code = of[kvt_k8_index(t, d, dims_p)];
             if (code != expected[d]) {
@@ -472,6 +488,65 @@ static void check_special_rows(check *c, seal_k_function *kernel, size_t dims_p,
 }
 
 /*
+ * Rows whose codes differ if an FMA is left out, searched for: random elements, and a last one that
+ * the correction takes to just about a half. They come from the offset, as the numbers of 11 bits
+ * that a block holds are multiplied without rounding. All rows of the block are the same.
+ */
+static void check_fused(check *c, seal_k_function *kernel)
+{
+    enum { DIMS = 64 };
+    static float w[KVT_TOKENS * DIMS];
+    size_t found[UNFUSED_KINDS] = {0};
+    for (size_t tries = 0; tries < 60000; tries++) {
+        const unfused wrong = (unfused)(1 + tries % (UNFUSED_KINDS - 1));
+        /* The norm counts where it is large, and P where q is not clamped. */
+        const float size = wrong == NORM_UNFUSED ? 60.0f : 20.0f;
+        float row[DIMS], n = 0.0f, p = 0.0f, gain, q;
+        signed char codes[DIMS], others[DIMS];
+        if (found[wrong] == 3)
+            continue;
+        for (size_t d = 0; d < DIMS - 1; d++)
+            row[d] = fminf(fmaxf(check_normal(c) * size, -127.0f), 127.0f);
+        row[check_below(c, DIMS - 1)] = 127.0f; /* the scale is 1 */
+        for (size_t d = 0; d < DIMS - 1; d++)
+            n = fmaf(row[d], row[d], n);
+        row[DIMS - 1] = (float)check_below(c, 100) + 0.5f;
+        gain = 1.0f / fmaxf(fmaf(row[DIMS - 1], row[DIMS - 1], n) / 8.0f, 16129.0f);
+        for (size_t d = 0; d < DIMS - 1; d++) {
+            q = fminf(fmaxf(p * gain, -0x1.f8p-9f), 0x1.f8p-9f);
+            p = fmaf(rintf(fmaf(-row[d], q, row[d])) - row[d], row[d], p);
+        }
+        q = fminf(fmaxf(p * gain, -0x1.f8p-9f), 0x1.f8p-9f);
+        row[DIMS - 1] /= 1.0f - q;
+        for (size_t i = 0; i < 4; i++)
+            row[DIMS - 1] = nextafterf(row[DIMS - 1], 0.0f);
+        for (size_t i = 0; i < 9; i++, row[DIMS - 1] = nextafterf(row[DIMS - 1], 1000.0f)) {
+            uint16_t *open, *open_scales, *scales;
+            unsigned char *sealed;
+            code_row(row, 0x3c00u, DIMS, NONE_UNFUSED, codes);
+            code_row(row, 0x3c00u, DIMS, wrong, others);
+            if (memcmp(codes, others, DIMS) == 0)
+                continue;
+            found[wrong]++;
+            open = check_buffer(c, 0, KVT_TOKENS * DIMS * 2, 64);
+            open_scales = check_buffer(c, 1, KVT_TOKENS * 2, 2);
+            sealed = check_buffer(c, 3, KVT_TOKENS * DIMS, 64);
+            scales = check_buffer(c, 4, KVT_TOKENS * 2, 2);
+            memset(open, 0, KVT_TOKENS * DIMS * 2);
+            for (size_t t = 0; t < KVT_TOKENS; t++)
+                open_scales[t] = 0x3c00u;
+            rows_of(open, open_scales, row, DIMS, kvt_kw_index, w);
+            kernel(open, open_scales, row, DIMS, sealed, scales);
+            check_sealed_k(c, w, DIMS, sealed, scales, 300 + (int)wrong, NULL);
+            break;
+        }
+    }
+    for (size_t i = 1; i < UNFUSED_KINDS; i++)
+        if (found[i] == 0)
+            check_fail(c, "no row shows whether FMA %zu is one", i);
+}
+
+/*
  * What the rounding is for: over random rows the error along a row is less than a third of plain
  * rounding's (rms), and the error in all directions hardly more.
  */
@@ -479,7 +554,7 @@ static void check_projections(check *c, seal_k_function *kernel, size_t dims_p)
 {
     static float w[KVT_TOKENS * MAX_DIMS];
     row_errors errors = {0};
-    for (size_t i = 0; i < 40; i++) {
+    for (size_t i = 0; i < 100; i++) {
         uint16_t *open = check_buffer(c, 0, KVT_TOKENS * dims_p * 2, 64);
         uint16_t *open_scales = check_buffer(c, 1, KVT_TOKENS * 2, 2);
         unsigned char *codes = check_buffer(c, 3, KVT_TOKENS * dims_p, 64);
@@ -533,6 +608,7 @@ void check_seal_k_i8(check *c, seal_k_function *kernel)
         check_special_rows(c, kernel, padded_dims(i), 0);
         check_special_rows(c, kernel, padded_dims(i), -24);
     }
+    check_fused(c, kernel);
     check_projections(c, kernel, 64);
     check_projections(c, kernel, 128);
 }

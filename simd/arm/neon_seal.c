@@ -257,8 +257,7 @@ KVT_INLINE void shape(size_t n, size_t dims_p, float *v, const float *gains, uin
     }
     for (size_t d = 0; d < dims_p; d += 4) {
         float *four = v + d * n * 4;
-        KVT_UNROLL
-        for (size_t e = 0; e < 4; e++) {
+        for (size_t e = 0; e < 4; e++) { /* unrolled, GCC 12 spills */
             KVT_UNROLL
             for (size_t i = 0; i < n; i += 4)
                 shape_four(four + (e * n + i) * 4, gain + i, projection + i);
