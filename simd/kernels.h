@@ -118,7 +118,7 @@ static inline size_t kvt_packed_bytes(size_t rows, size_t dims_p)
     /* positive powers of two. An element is x = code * scale, which f32 holds exactly. */         \
     /* The mean of K's tokens without outliers, mean[dims_p]: sums in lanes of tokens 16 apart, */ \
     /* folded; left out are the tokens whose squared distance from the plain mean is more than */  \
-    /* 16 times the median (outliers.h). docs/numerics.md has the order. */                        \
+    /* 16 times the median (outliers.h). scalar.c has the order. */                                \
     X(void, mean_k_f16, (const void *open, const uint16_t *open_scales, size_t dims_p,             \
                          float *mean))                                                             \
     /* Codes and scales of all 64 tokens of x + delta[d] (K; delta [dims_p], zero in the */        \
