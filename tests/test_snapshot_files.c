@@ -163,6 +163,15 @@ static void test_file(void **state)
     expect(f.cache, KVT_ERR_CORRUPT, kvt_seq_load(f.seq, in_folder("bad"), NULL, NULL));
     assert_int_equal(kvt_snapshot_inspect(in_folder("bad"), 1, &info, text, sizeof text),
                      KVT_ERR_CORRUPT);
+    { /* cut in a section: of a file it is known before the section is read */
+        size_t payload, at = section_payload(file.data, file.n, 5, 1, &payload);
+        char want[64];
+        spill(in_folder("bad"), file.data, at + payload / 2);
+        expect(f.cache, KVT_ERR_CORRUPT, kvt_seq_load(f.seq, in_folder("bad"), NULL, NULL));
+        (void)snprintf(want, sizeof want, "a section of %zu bytes, %zu are left", payload,
+                       payload / 2);
+        expect_said(&f, want);
+    }
     spill(in_folder("bad"), file.data, 0);
     expect(f.cache, KVT_ERR_CORRUPT, kvt_seq_load(f.seq, in_folder("bad"), NULL, NULL));
     spill(in_folder("bad"), "no snapshot at all", 18);
