@@ -164,6 +164,15 @@ static void test_file(void **state)
     expect(f.cache, KVT_ERR_CORRUPT, kvt_seq_load(f.seq, in_folder("bad"), NULL, NULL));
     assert_int_equal(kvt_snapshot_inspect(in_folder("bad"), 1, &info, text, sizeof text),
                      KVT_ERR_CORRUPT);
+    { /* cut in a section: of a file it is known before the section is read */
+        size_t payload, at = section_payload(file.data, file.n, 5, 1, &payload);
+        char want[64];
+        spill(in_folder("bad"), file.data, at + payload / 2);
+        expect(f.cache, KVT_ERR_CORRUPT, kvt_seq_load(f.seq, in_folder("bad"), NULL, NULL));
+        (void)snprintf(want, sizeof want, "a section of %zu bytes, %zu are left", payload,
+                       payload / 2);
+        expect_said(&f, want);
+    }
     spill(in_folder("bad"), file.data, 0);
     expect(f.cache, KVT_ERR_CORRUPT, kvt_seq_load(f.seq, in_folder("bad"), NULL, NULL));
     spill(in_folder("bad"), "no snapshot at all", 18);
@@ -556,12 +565,14 @@ static void test_live_elsewhere(void **state)
         int pipes[2] = {up[1], down[0]};
         interruption i = {wait_for_parent, pipes, 0};
         fixture g;
+        require(close(up[0]) == 0 && close(down[1]) == 0); /* it ends when the parent does */
 #if defined(__linux__)
         if (unshare(CLONE_NEWPID) == 0) { /* for the next child: it has id 1 */
             int status;
             pid_t inner = fork();
             require(inner >= 0);
             if (inner > 0) {
+                require(close(up[1]) == 0 && close(down[0]) == 0);
                 require(waitpid(inner, &status, 0) == inner);
                 _exit(WIFEXITED(status) ? WEXITSTATUS(status) : 2);
             }
@@ -574,7 +585,7 @@ static void test_live_elsewhere(void **state)
         unmake(&g);
         _exit(0);
     }
-    assert_int_equal(close(up[1]), 0);
+    assert_true(close(up[1]) == 0 && close(down[0]) == 0);
     assert_int_equal(read(up[0], &byte, 1), 1);
     assert_int_equal(count_temporaries(), 1);
     expect_ok(f.cache, kvt_seq_save(f.seq, in_folder("a"), NULL));
@@ -587,7 +598,6 @@ static void test_live_elsewhere(void **state)
     expect_ok(f.cache, kvt_seq_load(f.seq, in_folder("a"), NULL, NULL));
     assert_int_equal(kvt_seq_length(f.seq), 100);
     (void)close(up[0]);
-    (void)close(down[0]);
     (void)close(down[1]);
     assert_int_equal(unlink(in_folder("a")), 0);
     unmake(&f);

@@ -182,6 +182,72 @@ static void test_others_meanwhile(void **state)
     }
 }
 
+/* Calls that run out of memory on the way leave the budget as it was, too. */
+static void test_failures(void **state)
+{
+    model m = model_of(2, 8, 64, 64, KVT_TYPE_I8, KVT_TYPE_I8);
+    kvt_cache *cache;
+    kvt_seq *seq;
+    ledger l;
+    (void)state;
+
+    ledger_init(&l);
+    m.ledger = &l;
+    m.budget_bytes = forecast_of(&m, 1, 128);
+    cache = model_cache(&m);
+    seq = model_seq(cache);
+    model_append(&m, cache, seq, 128, 64);
+    for (long n = 0;; n++) {
+        kvt_seq *more = NULL;
+        kvt_status status;
+        l.countdown = n;
+        status = kvt_seq_save(seq, path, NULL);
+        l.countdown = -1;
+        expect(cache, KVT_ERR_BUDGET, kvt_seq_create(cache, &more));
+        expect(cache, KVT_ERR_BUDGET, kvt_seq_begin(seq, 1, NULL));
+        assert_true(kvt_cache_memory_bytes(cache) == m.budget_bytes);
+        if (status == KVT_OK)
+            break;
+        expect(cache, KVT_ERR_MEMORY, status);
+    }
+    kvt_seq_destroy(seq);
+    kvt_cache_destroy(cache);
+    ledger_close(&l);
+    assert_int_equal(unlink(path), 0);
+}
+
+/* A section that says it is large, in a stream that ends: memory grows with what has arrived. */
+static void test_cut_section(void **state)
+{
+    model m = geometry(2); /* a layer of 4.5 MiB */
+    kvt_cache *cache;
+    kvt_seq *seq;
+    bytes file;
+    size_t at, payload, before;
+    ledger l;
+    (void)state;
+
+    ledger_init(&l);
+    m.ledger = &l;
+    cache = model_cache(&m);
+    seq = model_seq(cache);
+    model_append(&m, cache, seq, 64, 64);
+    file = saved(cache, seq, KVT_CODEC_RAW);
+    at = section_payload(file.data, file.n, 5, 0, &payload);
+    assert_true(payload > 4000000);
+    before = l.live_bytes;
+    for (size_t have = 0; have < payload; have += have < 1000000 ? 999999 : 1500000) {
+        l.peak_bytes = before;
+        expect(cache, KVT_ERR_CORRUPT, load_bytes(seq, file.data, at + have, NULL));
+        /* at most twice what the buffer has had to be, and what is small */
+        assert_true(l.peak_bytes - before < 3 * have + ((size_t)1 << 20) + 200000);
+    }
+    bytes_free(&file);
+    kvt_seq_destroy(seq);
+    kvt_cache_destroy(cache);
+    ledger_close(&l);
+}
+
 /* ---- the forecast ---- */
 
 /* Most bytes beyond what is kept that a save, or a load into an empty sequence, has held. */
@@ -308,6 +374,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_full_budget),        cmocka_unit_test(test_others_meanwhile),
+        cmocka_unit_test(test_failures),           cmocka_unit_test(test_cut_section),
         cmocka_unit_test(test_forecast),           cmocka_unit_test(test_forecast_random),
         cmocka_unit_test(test_forecast_arguments),
     };
