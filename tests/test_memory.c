@@ -489,6 +489,41 @@ static void clear_keeps_and_trim_gives_back(void **state)
     ledger_close(&memory);
 }
 
+/* A truncate keeps the blocks that its tokens need and no more, at borders of blocks as well. */
+static void a_truncate_keeps_what_it_needs(void **state)
+{
+    static const uint64_t lengths[] = {0, 1, 63, 64, 65, 127, 128, 129, 192, 256, 320, 383, 384};
+    (void)state;
+    for (int type = 0; type < 3; type++)
+        for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) {
+            kvt_group_config g = group_of(1, 2, 1, 8, 8, (kvt_type)type, (kvt_type)type);
+            kvt_cache *cache;
+            kvt_seq *seq = NULL, *other = NULL;
+            uint64_t n = lengths[i], rows = (n + 63) / 64, empty, row, all;
+            rng r = {1};
+            tokens t = tokens_make(&r, 384, &g);
+            g.residual_tokens = 1000; /* i8: all are open */
+            cache = cache_of(&g, 384, 1, NULL);
+            expect_ok(cache, kvt_seq_create(cache, &seq));
+            expect_ok(cache, kvt_seq_create(cache, &other));
+            empty = kvt_seq_memory_bytes(seq);
+            append_step(cache, seq, &g, &t, 0, 1);
+            row = kvt_seq_memory_bytes(seq) - empty;
+            append_step(cache, seq, &g, &t, 1, 383);
+            all = kvt_cache_memory_bytes(cache);
+            expect_ok(cache, kvt_seq_truncate(seq, n));
+            assert_int_equal(kvt_seq_memory_bytes(seq), empty + rows * row);
+            /* The others are there for another sequence: nothing is allocated for it. */
+            if (rows < 6)
+                expect_ok(cache, kvt_seq_begin(other, (6 - rows) * 64, NULL));
+            assert_true(kvt_cache_memory_bytes(cache) == all);
+            kvt_seq_destroy(other);
+            kvt_seq_destroy(seq);
+            kvt_cache_destroy(cache);
+            tokens_free(&t);
+        }
+}
+
 static void a_cache_outlived_by_its_sequences(void **state)
 {
     kvt_group_config g = group_of(2, 2, 1, 32, 32, KVT_TYPE_I8, KVT_TYPE_I8);
@@ -805,6 +840,7 @@ int main(void)
         cmocka_unit_test(a_failed_begin_gives_back_what_it_took),
         cmocka_unit_test(every_allocation_fails_in_turn),
         cmocka_unit_test(clear_keeps_and_trim_gives_back),
+        cmocka_unit_test(a_truncate_keeps_what_it_needs),
         cmocka_unit_test(a_cache_outlived_by_its_sequences),
         cmocka_unit_test(i8_bits_per_element),
         cmocka_unit_test(scratch_does_not_follow_max_tokens_without_end),

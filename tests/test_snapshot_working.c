@@ -185,7 +185,7 @@ static void test_others_meanwhile(void **state)
 /* Calls that run out of memory on the way leave the budget as it was, too. */
 static void test_failures(void **state)
 {
-    model m = model_of(2, 8, 64, 64, KVT_TYPE_I8, KVT_TYPE_I8);
+    model m = model_of(2, 8, 64, 64, KVT_TYPE_F16, KVT_TYPE_F16);
     kvt_cache *cache;
     kvt_seq *seq;
     ledger l;
