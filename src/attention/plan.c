@@ -126,6 +126,68 @@ static kvt_status check_numbers(const kvt_cache *cache, const kvt_attend_args *a
     return KVT_OK;
 }
 
+/*
+ * Logits are f32: a bias of this size leaves them 2^-13. The nearest token that a query sees has to
+ * have no larger one; those of tokens further away differ from it by what f32 holds, or are weights
+ * of 0.
+ */
+#define ALIBI_BIAS_MAX 4096.0
+
+static int32_t position_of_token(const kvt_seq *seq, uint64_t token)
+{
+    return kvt_seq_meta(seq, (size_t)(token / KVT_TOKENS))->positions[token % KVT_TOKENS];
+}
+
+/* Whether a query sees a token, or none, whose bias f32 can hold. From the last on: the nearest. */
+static int has_near_token(const kvt_attend_args *args, const kvt_attend_item *item,
+                          uint64_t n_tokens, uint64_t query, double slope)
+{
+    uint64_t n = n_tokens, first_bit = n_tokens - item->mask_tokens, seen = 0;
+    int64_t position;
+    if (item->query_positions)
+        position = item->query_positions[query];
+    else
+        position = position_of_token(item->seq, n_tokens - item->n_queries + query);
+    if ((args->flags & KVT_ATTEND_CAUSAL) && !item->mask)
+        n -= item->n_queries - 1 - query;
+    while (n-- > 0) {
+        int64_t distance;
+        if (item->mask && n >= first_bit) {
+            uint64_t bit = n - first_bit;
+            if (!(item->mask[query * item->mask_stride + bit / 8] >> bit % 8 & 1))
+                continue;
+        }
+        seen++;
+        distance = position - position_of_token(item->seq, n);
+        if (slope * (double)(distance < 0 ? -distance : distance) <= ALIBI_BIAS_MAX)
+            return 1;
+    }
+    return seen == 0;
+}
+
+/* ALiBi's biases; without positions and masks every query sees its own token. */
+static kvt_status check_biases(const kvt_cache *cache, const kvt_attend_args *args,
+                               const kvt_group *group)
+{
+    double slope = 0;
+    if (!args->alibi_slopes)
+        return KVT_OK;
+    for (uint32_t h = 0; h < group->config.n_q_heads; h++)
+        slope = fabs((double)args->alibi_slopes[h]) > slope ? fabs((double)args->alibi_slopes[h])
+                                                            : slope;
+    for (size_t i = 0; i < args->n_items; i++) {
+        const kvt_attend_item *item = &args->items[i];
+        uint64_t n_tokens = kvt_seq_visible(item->seq, args->layer);
+        for (uint64_t j = 0; (item->query_positions || item->mask) && j < item->n_queries; j++)
+            if (!has_near_token(args, item, n_tokens, j, slope))
+                return kvt_fail(cache, KVT_ERR_VALUE,
+                                "kvt_attend: item %zu: query %llu is so far from all tokens that "
+                                "ALiBi's bias, slope %g, is beyond %g: f32 would lose the logits",
+                                i, (unsigned long long)j, slope, ALIBI_BIAS_MAX);
+    }
+    return KVT_OK;
+}
+
 /* Floats of scratch of a unit that is walked whole: the total so far, and the range's result. */
 static size_t whole_floats(const kvt_layout *layout, size_t rows)
 {
@@ -306,6 +368,8 @@ static kvt_status make_plan(kvt_attend_plan *plan, kvt_cache *cache, const kvt_a
     }
     saved = kvt_fpenv_enter();
     status = check_numbers(cache, &args, group);
+    if (status == KVT_OK)
+        status = check_biases(cache, &args, group);
     kvt_fpenv_leave(saved);
     if (status == KVT_OK)
         status = kvt_view_make(cache, &args.q, "q", queries, group->config.n_q_heads,
