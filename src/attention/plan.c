@@ -485,16 +485,23 @@ static void make_views(const kvt_attend_plan *plan, kvt_view *q, kvt_view *out)
     kvt_view_make(plan->cache_, &plan->args_.out, "out", n, config->n_q_heads, config->v_dim, out);
 }
 
-/* Of a bundle's slice, the i-th unit's part. */
-static float *unit_slice(const kvt_attend_plan *plan, float *slice, size_t i)
+/* Floats of a slice that are one unit's of a bundle. */
+static size_t unit_floats(const kvt_attend_plan *plan)
 {
-    return slice + i * ((plan->slice_bytes_ - MARK_BYTES) / sizeof(float) / plan->bundle_);
+    return (plan->slice_bytes_ - MARK_BYTES) / sizeof(float) / plan->bundle_;
 }
 
-/* Where a task leaves the result of its j-th range of a unit that an earlier task began. */
-static kvt_part tail_at(const kvt_unit *u, float *slice, size_t j)
+/*
+ * Where a task leaves the result of its j-th range of a unit that an earlier task began: from the
+ * end of the unit's part of the slice on, where no later unit of the task, though it have more
+ * rows, comes.
+ */
+static kvt_part tail_at(const kvt_attend_plan *plan, const kvt_unit *u, float *slice, size_t j)
 {
-    return result_at(u, slice, 2 + j);
+    const kvt_layout *layout = &u->group->layout;
+    float *memory = slice + unit_floats(plan) - (j + 1) * part_floats(layout, u->rows);
+    return (kvt_part){memory, memory + u->rows * layout->v_dims,
+                      memory + u->rows * layout->v_dims + u->rows};
 }
 
 /* Ranges from.range to end of a bundle; what an earlier task began is left for finish. */
@@ -506,7 +513,7 @@ static kvt_outcome run_bundle(const kvt_attend_plan *plan, float *slice, kvt_cut
     size_t n = plan->bundle_, ranges, i = 0;
 
     do {
-        float *own = unit_slice(plan, slice, i);
+        float *own = slice + i * unit_floats(plan);
         kvt_outcome loaded;
         unit_at(plan, from.unit + i, own, &units[i]);
         totals[i] = result_at(&units[i], own, 0);
@@ -519,7 +526,8 @@ static kvt_outcome run_bundle(const kvt_attend_plan *plan, float *slice, kvt_cut
     if (from.range > 0) {
         for (size_t range = from.range; range < ranges && range < end; range++) {
             for (i = 0; i < n; i++)
-                parts[i] = tail_at(&units[i], unit_slice(plan, slice, i), range - from.range);
+                parts[i] =
+                    tail_at(plan, &units[i], slice + i * unit_floats(plan), range - from.range);
             kvt_units_range(units, n, range, parts);
         }
         return KVT_UNIT_DONE;
@@ -557,14 +565,14 @@ static kvt_outcome merge_tail(const kvt_attend_plan *plan, unsigned char *scratc
 {
     size_t n = kvt_cut_tail(from, to);
     for (size_t i = 0; i < plan->bundle_; i++) {
-        float *slice = unit_slice(plan, slice_at(plan, scratch, head), i);
-        float *other = unit_slice(plan, slice_at(plan, scratch, task), i);
+        float *slice = slice_at(plan, scratch, head) + i * unit_floats(plan);
+        float *other = slice_at(plan, scratch, task) + i * unit_floats(plan);
         kvt_part total;
         kvt_unit u;
         unit_at(plan, from.unit + i, slice, &u);
         total = result_at(&u, slice, 0);
         for (size_t j = 0; j < n; j++)
-            kvt_unit_merge(&u, total, tail_at(&u, other, j));
+            kvt_unit_merge(&u, total, tail_at(plan, &u, other, j));
         if (from.range + n == from.ranges && !kvt_unit_store(&u, total, out))
             return KVT_UNIT_OVERFLOWED;
     }
