@@ -869,6 +869,93 @@ static void same_bits_for_threads_batches_and_plans(void **state)
     }
 }
 
+/* By plan, in scratch with a guard behind it. */
+static void attend_by_plan(kvt_cache *cache, kvt_attend_args *args, uint32_t n_threads)
+{
+    kvt_attend_plan plan;
+    unsigned char *scratch;
+    args->n_threads = n_threads;
+    expect_ok(cache, kvt_attend_plan_init(&plan, cache, args));
+    scratch = aligned_alloc(64, plan.scratch_bytes + 64);
+    assert_non_null(scratch);
+    memset(scratch, 0xff, plan.scratch_bytes + 64);
+    for (size_t i = plan.n_tasks; i-- > 0;)
+        expect_ok(cache, kvt_attend_task(&plan, scratch, i));
+    expect_ok(cache, kvt_attend_finish(&plan, scratch));
+    for (size_t i = 0; i < 64; i++)
+        assert_int_equal(scratch[plan.scratch_bytes + i], 0xff);
+    free(scratch);
+    args->n_threads = 0;
+}
+
+/* Batches of any lengths and numbers of queries, cut for any number of threads: the same bits. */
+static void random_batches(void **state)
+{
+    enum { SEQS = 8, ITEMS = 12, DIM = 16 };
+    static const uint32_t shapes[][2] = {{8, 8}, {4, 4}, {6, 3}, {12, 2}, {40, 1}, {71, 1}};
+    static const size_t lengths_of[SEQS] = {1, 60, 100, 1024, 1500, 2048, 4000, 9000};
+    rng r = {2024};
+    (void)state;
+    for (size_t shape = 0; shape < sizeof shapes / sizeof *shapes; shape++)
+        for (int round = 0; round < (quick() ? 2 : 12); round++) {
+            uint32_t n_threads = 2 + rng_below(&r, 12), n_heads = shapes[shape][0];
+            kvt_type type = (kvt_type)rng_below(&r, 3);
+            kvt_group_config g = group_of(1, n_heads, shapes[shape][1], DIM, DIM, type, type);
+            size_t calls = 0, n_items = 1 + rng_below(&r, ITEMS), n_queries = 0, n_out;
+            kvt_config config = kvt_config_init();
+            kvt_attend_args args = kvt_attend_args_init();
+            kvt_attend_item items[ITEMS];
+            kvt_seq *seqs[SEQS];
+            kvt_cache *cache = NULL;
+            float *q, *out, *expected;
+            tokens t;
+            config.groups = &g;
+            config.n_groups = 1;
+            config.max_tokens = 9000;
+            config.executor = (kvt_executor){&calls, run_backwards, n_threads};
+            expect_ok(NULL, kvt_cache_create(&config, &cache));
+            t = tokens_make(&r, 9000, &g);
+            for (int i = 0; i < SEQS; i++) {
+                expect_ok(cache, kvt_seq_create(cache, &seqs[i]));
+                append_step(cache, seqs[i], &g, &t, 0, lengths_of[i]);
+            }
+            memset(items, 0, sizeof items);
+            args.flags = rng_below(&r, 2) ? KVT_ATTEND_CAUSAL : 0;
+            for (size_t i = 0; i < n_items; i++) {
+                size_t s = rng_below(&r, SEQS), most = lengths_of[s] < 70 ? lengths_of[s] : 70;
+                items[i].seq = seqs[s];
+                items[i].n_queries = round % 3 == 0 ? 1 : 1 + rng_below(&r, (uint32_t)most);
+                n_queries += items[i].n_queries;
+            }
+            n_out = n_queries * n_heads * DIM;
+            q = rng_normals(&r, n_out);
+            out = malloc(n_out * sizeof *out);
+            expected = malloc(n_out * sizeof *expected);
+            assert_true(out && expected);
+            args.items = items;
+            args.n_items = n_items;
+            args.q = kvt_tensor_f32(q);
+            args.out = kvt_tensor_f32(expected);
+            attend_by_plan(cache, &args, 1);
+            args.out = kvt_tensor_f32(out);
+            for (uint32_t threads = 0; threads < 60; threads = threads * 2 + 1 + rng_below(&r, 3)) {
+                memset(out, 0xff, n_out * sizeof *out);
+                if (threads)
+                    attend_by_plan(cache, &args, threads);
+                else
+                    expect_ok(cache, kvt_attend(cache, &args));
+                if (memcmp(out, expected, n_out * sizeof *out) != 0)
+                    fail_msg("heads %u:%u type %d round %d: %u threads: other bits", n_heads,
+                             shapes[shape][1], (int)type, round, threads);
+            }
+            free(q), free(out), free(expected);
+            tokens_free(&t);
+            for (int i = 0; i < SEQS; i++)
+                kvt_seq_destroy(seqs[i]);
+            kvt_cache_destroy(cache);
+        }
+}
+
 /* ---- the caller's layouts and formats ---- */
 
 static uint16_t to_bf16(float x)
@@ -963,6 +1050,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_sink_above_all),
         cmocka_unit_test(alibi_from_far),
         cmocka_unit_test(same_bits_for_threads_batches_and_plans),
+        cmocka_unit_test(random_batches),
         cmocka_unit_test(strides_and_dtypes),
     };
     if (argc > 1)
