@@ -10,8 +10,7 @@
  * while calls follow each other closely. There are no more threads than CPUs that this process may
  * use: threads that share a CPU win nothing. Schedulers that wake a thread on the CPU of the one
  * that wakes it, or that fill one CPU before the next, would make them share it all the same: a
- * worker may run on every CPU that its creator could but the one where the
- * caller is.
+ * worker may run on every CPU that its creator could but the one where the caller is.
  *
  * (pthreadpool offers neither: its workers spin for 1,000,000 pauses, some 20 ms, or not at all,
  * every call waits for every worker to have come, and its threads are not fewer than asked for.)

@@ -545,6 +545,214 @@ static void dead_tokens_change_nothing(void **state)
             }
 }
 
+/*
+ * Tokens that a query does not see change no bit of its result, however large their keys and values
+ * are: no step of rounding, maximum or sum. They are masked, or come later. Through the offset of a
+ * block (what is stored of K) they do matter: so there is none where they share a block with
+ * others (same_block), or they have a block of their own.
+ */
+static void unseen_tokens_change_nothing(void **state)
+{
+    enum { N = 192, HEADS = 4, DIM = 64, QUERIES = 3 };
+    static const uint32_t modes[] = {0, KVT_ATTEND_F32, KVT_ATTEND_FAST};
+    (void)state;
+    for (uint32_t isa = 0; kvt_isa_name(isa); isa++)
+        for (int bits = 0; bits < 64; bits += quick() ? 7 : 1)
+            for (int type = 0; type < 3; type++)
+                for (int mode = 0; mode < (type == KVT_TYPE_I8 ? 3 : 1); mode++) {
+                    int masked = bits & 1, softcap = bits >> 1 & 1, same_block = bits >> 2 & 1;
+                    int alibi = bits >> 3 & 1, sink = bits >> 4 & 1, v_in_k = bits >> 5 & 1;
+                    kvt_group_config g =
+                        group_of(1, 2 * HEADS, HEADS, DIM, DIM, (kvt_type)type, (kvt_type)type);
+                    float *out[2], lse[2][QUERIES * 2 * HEADS], slopes[2 * HEADS], sinks[2 * HEADS];
+                    rng r = {(uint64_t)bits + 1};
+                    tokens t;
+                    float *q = rng_normals(&r, QUERIES * 2 * HEADS * DIM);
+                    uint8_t mask[QUERIES][N / 8];
+                    kvt_cache *cache;
+                    g.flags =
+                        (same_block ? KVT_GROUP_NO_OFFSET : 0) | (v_in_k ? KVT_GROUP_V_IN_K : 0);
+                    cache = cache_of(&g, N + QUERIES, 1, kvt_isa_name(isa));
+                    t = tokens_make(&r, N + QUERIES, &g);
+                    memset(mask, 0xff, sizeof mask);
+                    for (int h = 0; h < 2 * HEADS; h++) {
+                        slopes[h] = 0.03f * (float)h;
+                        sinks[h] = 1;
+                    }
+                    for (int loud = 0; loud < 2; loud++) {
+                        kvt_seq *seq = NULL;
+                        kvt_attend_item item = {.n_queries = QUERIES};
+                        kvt_attend_args args = kvt_attend_args_init();
+                        /* Causal: query j sees all but the last QUERIES - 1 - j tokens, and the
+                         * first one's result is compared. */
+                        size_t n = masked ? N : same_block ? 68 : 64 + QUERIES - 1;
+                        for (size_t i = 0; i < n; i++) {
+                            int hidden = !masked      ? i > n - QUERIES
+                                         : same_block ? i % 5 == 2
+                                                      : i / 64 == 1;
+                            if (!hidden)
+                                continue;
+                            for (size_t j = 0; j < QUERIES; j++)
+                                mask[j][i / 8] &= (uint8_t) ~(1u << i % 8);
+                            for (size_t d = 0; d < HEADS * DIM; d++) {
+                                float sign = (i + d) % 3 ? 1.0f : -1.0f;
+                                t.k[i * HEADS * DIM + d] = loud ? 6e4f * sign : 0.5f * sign;
+                                t.v[i * HEADS * DIM + d] = loud ? 6e4f : 0.5f * sign;
+                                if (v_in_k)
+                                    t.v[i * HEADS * DIM + d] = t.k[i * HEADS * DIM + d];
+                            }
+                        }
+                        out[loud] = malloc(QUERIES * 2 * HEADS * DIM * sizeof(float));
+                        expect_ok(cache, kvt_seq_create(cache, &seq));
+                        append_step(cache, seq, &g, &t, 0, n);
+                        item.seq = seq;
+                        if (masked) {
+                            item.mask = mask[0];
+                            item.mask_stride = N / 8;
+                            item.mask_tokens = N;
+                        }
+                        args.items = &item;
+                        args.n_items = 1;
+                        args.flags = modes[mode] | (masked ? 0 : KVT_ATTEND_CAUSAL);
+                        args.q = kvt_tensor_f32(q);
+                        args.out = kvt_tensor_f32(out[loud]);
+                        args.lse = lse[loud];
+                        args.softcap = softcap ? 20 : 0;
+                        args.alibi_slopes = alibi ? slopes : NULL;
+                        args.sink_logits = sink ? sinks : NULL;
+                        expect_ok(cache, kvt_attend(cache, &args));
+                        kvt_seq_destroy(seq);
+                        expect_ok(cache, kvt_cache_trim(cache));
+                    }
+                    {
+                        size_t rows = (masked ? QUERIES : 1) * 2 * HEADS;
+                        if ((memcmp(out[0], out[1], rows * DIM * sizeof(float)) != 0 ||
+                             memcmp(lse[0], lse[1], rows * sizeof(float)) != 0))
+                            fail_msg("isa %s type %d mode %d: masked %d softcap %d same block %d "
+                                     "alibi %d sink %d v in k %d: unseen tokens matter",
+                                     kvt_isa_name(isa), type, mode, masked, softcap, same_block,
+                                     alibi, sink, v_in_k);
+                    }
+                    free(out[0]), free(out[1]), free(q);
+                    tokens_free(&t);
+                    kvt_cache_destroy(cache);
+                }
+}
+
+/*
+ * ALiBi of a query far behind all that it sees: right up to the border where f32 would lose the
+ * logits, refused beyond. Tokens that are near but not seen do not help.
+ */
+static void alibi_from_far(void **state)
+{
+    enum { N = 70, DIM = 16, FAR = 8192 }; /* 8192 * 0.5 is the largest bias */
+    (void)state;
+    for (uint32_t isa = 0; kvt_isa_name(isa); isa++)
+        for (int hidden = 0; hidden < 3; hidden++) { /* 1: later tokens are near; 2: masked ones */
+            kvt_group_config g = group_of(1, 2, 1, DIM, DIM, KVT_TYPE_F32, KVT_TYPE_F32);
+            kvt_cache *cache = cache_of(&g, N, 1, kvt_isa_name(isa));
+            kvt_seq *seq = NULL;
+            rng r = {4};
+            tokens t = tokens_make(&r, N, &g);
+            float *q = rng_normals(&r, 2 * 2 * DIM), out[2 * 2 * DIM];
+            float slopes[2] = {0.001f, 0.5f};
+            int32_t positions[N], query_positions[2];
+            uint8_t mask[2][2] = {{0xff, 0x7f}, {0xff, 0xff}};
+            size_t seen = hidden ? N - 1 : N;
+            kvt_tensor k = kvt_tensor_f32(t.k), v = kvt_tensor_f32(t.v);
+            kvt_attend_item item = {.n_queries = 2, .query_positions = query_positions};
+            kvt_attend_args args = kvt_attend_args_init();
+            for (int i = 0; i < N; i++)
+                positions[i] = 3 * i;
+            if (hidden)
+                positions[N - 1] = positions[N - 2] + FAR + 1;
+            expect_ok(cache, kvt_seq_create(cache, &seq));
+            expect_ok(cache, kvt_seq_begin(seq, N, positions));
+            expect_ok(cache, kvt_append(seq, 0, &k, &v));
+            expect_ok(cache, kvt_seq_commit(seq, NULL));
+            item.seq = seq;
+            if (hidden == 2) {
+                item.mask = mask[0];
+                item.mask_stride = 2;
+                item.mask_tokens = 16;
+            }
+            args.items = &item;
+            args.n_items = 1;
+            args.flags = hidden == 1 ? KVT_ATTEND_CAUSAL : 0;
+            args.q = kvt_tensor_f32(q);
+            args.out = kvt_tensor_f32(out);
+            args.alibi_slopes = slopes;
+            for (int beyond = 0; beyond < 3; beyond++) {
+                double expected[DIM];
+                query_positions[0] = beyond == 2 ? INT32_MAX : positions[seen - 1] + FAR + beyond;
+                query_positions[1] = positions[N - 1];
+                expect(cache, beyond ? KVT_ERR_VALUE : KVT_OK, kvt_attend(cache, &args));
+                if (beyond) {
+                    expect_error_text(cache, "ALiBi", "from far");
+                    continue;
+                }
+                for (size_t h = 0; h < 2; h++) {
+                    reference_row(q + h * DIM, t.k, t.v, seen, 1, 0, DIM, DIM, 0.25, 0, NULL,
+                                  positions, query_positions[0], (double)slopes[h], -INFINITY,
+                                  expected);
+                    assert_true(relative_l2(out + h * DIM, expected, DIM) < 3e-4);
+                }
+            }
+            free(q);
+            tokens_free(&t);
+            kvt_seq_destroy(seq);
+            kvt_cache_destroy(cache);
+        }
+}
+
+/* A sink whose logit is far above all others takes all the weight, and nothing overflows. */
+static void a_sink_above_all(void **state)
+{
+    enum { N = 70, DIM = 16 };
+    static const float sinks_of[] = {-300, 0, 40, 90, 120, 1000, 1e30f};
+    (void)state;
+    for (uint32_t isa = 0; kvt_isa_name(isa); isa++)
+        for (int type = 0; type < 3; type++)
+            for (size_t i = 0; i < sizeof sinks_of / sizeof *sinks_of; i++) {
+                kvt_group_config g = group_of(1, 2, 1, DIM, DIM, (kvt_type)type, (kvt_type)type);
+                kvt_cache *cache = cache_of(&g, N, 1, kvt_isa_name(isa));
+                kvt_seq *seq = NULL;
+                rng r = {4};
+                tokens t = tokens_make(&r, N, &g);
+                float *q = rng_normals(&r, 2 * DIM), out[2 * DIM], lse[2], plain[2 * DIM],
+                      plain_lse[2];
+                float sinks[2] = {sinks_of[i], -20};
+                kvt_attend_item item = {.n_queries = 1};
+                kvt_attend_args args = kvt_attend_args_init();
+                expect_ok(cache, kvt_seq_create(cache, &seq));
+                append_step(cache, seq, &g, &t, 0, N);
+                item.seq = seq;
+                args.items = &item;
+                args.n_items = 1;
+                args.q = kvt_tensor_f32(q);
+                args.out = kvt_tensor_f32(plain);
+                args.lse = plain_lse;
+                expect_ok(cache, kvt_attend(cache, &args));
+                args.out = kvt_tensor_f32(out);
+                args.lse = lse;
+                args.sink_logits = sinks;
+                expect_ok(cache, kvt_attend(cache, &args));
+                {
+                    double a = (double)plain_lse[0], b = (double)sinks[0], top = a > b ? a : b;
+                    double expected = top + log(exp(a - top) + exp(b - top));
+                    assert_true(fabs((double)lse[0] - expected) <= 1e-5 * (1 + fabs(expected)));
+                    for (int d = 0; d < DIM; d++) {
+                        double share = (double)plain[d] * exp(a - expected);
+                        assert_true(fabs((double)out[d] - share) <= 2e-5 * fabs(share) + 1e-37);
+                    }
+                }
+                free(q);
+                tokens_free(&t);
+                kvt_seq_destroy(seq);
+                kvt_cache_destroy(cache);
+            }
+}
+
 /* ---- the same bits ---- */
 
 /* Runs tasks on the caller's thread, last first. */
@@ -661,6 +869,93 @@ static void same_bits_for_threads_batches_and_plans(void **state)
     }
 }
 
+/* By plan, in scratch with a guard behind it. */
+static void attend_by_plan(kvt_cache *cache, kvt_attend_args *args, uint32_t n_threads)
+{
+    kvt_attend_plan plan;
+    unsigned char *scratch;
+    args->n_threads = n_threads;
+    expect_ok(cache, kvt_attend_plan_init(&plan, cache, args));
+    scratch = aligned_alloc(64, plan.scratch_bytes + 64);
+    assert_non_null(scratch);
+    memset(scratch, 0xff, plan.scratch_bytes + 64);
+    for (size_t i = plan.n_tasks; i-- > 0;)
+        expect_ok(cache, kvt_attend_task(&plan, scratch, i));
+    expect_ok(cache, kvt_attend_finish(&plan, scratch));
+    for (size_t i = 0; i < 64; i++)
+        assert_int_equal(scratch[plan.scratch_bytes + i], 0xff);
+    free(scratch);
+    args->n_threads = 0;
+}
+
+/* Batches of any lengths and numbers of queries, cut for any number of threads: the same bits. */
+static void random_batches(void **state)
+{
+    enum { SEQS = 8, ITEMS = 12, DIM = 16 };
+    static const uint32_t shapes[][2] = {{8, 8}, {4, 4}, {6, 3}, {12, 2}, {40, 1}, {71, 1}};
+    static const size_t lengths_of[SEQS] = {1, 60, 100, 1024, 1500, 2048, 4000, 9000};
+    rng r = {2024};
+    (void)state;
+    for (size_t shape = 0; shape < sizeof shapes / sizeof *shapes; shape++)
+        for (int round = 0; round < (quick() ? 2 : 12); round++) {
+            uint32_t n_threads = 2 + rng_below(&r, 12), n_heads = shapes[shape][0];
+            kvt_type type = (kvt_type)rng_below(&r, 3);
+            kvt_group_config g = group_of(1, n_heads, shapes[shape][1], DIM, DIM, type, type);
+            size_t calls = 0, n_items = 1 + rng_below(&r, ITEMS), n_queries = 0, n_out;
+            kvt_config config = kvt_config_init();
+            kvt_attend_args args = kvt_attend_args_init();
+            kvt_attend_item items[ITEMS];
+            kvt_seq *seqs[SEQS];
+            kvt_cache *cache = NULL;
+            float *q, *out, *expected;
+            tokens t;
+            config.groups = &g;
+            config.n_groups = 1;
+            config.max_tokens = 9000;
+            config.executor = (kvt_executor){&calls, run_backwards, n_threads};
+            expect_ok(NULL, kvt_cache_create(&config, &cache));
+            t = tokens_make(&r, 9000, &g);
+            for (int i = 0; i < SEQS; i++) {
+                expect_ok(cache, kvt_seq_create(cache, &seqs[i]));
+                append_step(cache, seqs[i], &g, &t, 0, lengths_of[i]);
+            }
+            memset(items, 0, sizeof items);
+            args.flags = rng_below(&r, 2) ? KVT_ATTEND_CAUSAL : 0;
+            for (size_t i = 0; i < n_items; i++) {
+                size_t s = rng_below(&r, SEQS), most = lengths_of[s] < 70 ? lengths_of[s] : 70;
+                items[i].seq = seqs[s];
+                items[i].n_queries = round % 3 == 0 ? 1 : 1 + rng_below(&r, (uint32_t)most);
+                n_queries += items[i].n_queries;
+            }
+            n_out = n_queries * n_heads * DIM;
+            q = rng_normals(&r, n_out);
+            out = malloc(n_out * sizeof *out);
+            expected = malloc(n_out * sizeof *expected);
+            assert_true(out && expected);
+            args.items = items;
+            args.n_items = n_items;
+            args.q = kvt_tensor_f32(q);
+            args.out = kvt_tensor_f32(expected);
+            attend_by_plan(cache, &args, 1);
+            args.out = kvt_tensor_f32(out);
+            for (uint32_t threads = 0; threads < 60; threads = threads * 2 + 1 + rng_below(&r, 3)) {
+                memset(out, 0xff, n_out * sizeof *out);
+                if (threads)
+                    attend_by_plan(cache, &args, threads);
+                else
+                    expect_ok(cache, kvt_attend(cache, &args));
+                if (memcmp(out, expected, n_out * sizeof *out) != 0)
+                    fail_msg("heads %u:%u type %d round %d: %u threads: other bits", n_heads,
+                             shapes[shape][1], (int)type, round, threads);
+            }
+            free(q), free(out), free(expected);
+            tokens_free(&t);
+            for (int i = 0; i < SEQS; i++)
+                kvt_seq_destroy(seqs[i]);
+            kvt_cache_destroy(cache);
+        }
+}
+
 /* ---- the caller's layouts and formats ---- */
 
 static uint16_t to_bf16(float x)
@@ -740,7 +1035,7 @@ static void strides_and_dtypes(void **state)
     kvt_cache_destroy(cache);
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_type_dim_ratio_and_length),
@@ -751,8 +1046,14 @@ int main(void)
         cmocka_unit_test(nothing_visible),
         cmocka_unit_test(overflow_is_refused),
         cmocka_unit_test(dead_tokens_change_nothing),
+        cmocka_unit_test(unseen_tokens_change_nothing),
+        cmocka_unit_test(a_sink_above_all),
+        cmocka_unit_test(alibi_from_far),
         cmocka_unit_test(same_bits_for_threads_batches_and_plans),
+        cmocka_unit_test(random_batches),
         cmocka_unit_test(strides_and_dtypes),
     };
+    if (argc > 1)
+        cmocka_set_test_filter(argv[1]);
     return cmocka_run_group_tests_name("attention", tests, NULL, NULL);
 }

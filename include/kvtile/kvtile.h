@@ -546,7 +546,9 @@ typedef struct kvt_attend_args {
     float scale;    /* > 0 and finite; 0 stands for 1 / sqrt(k_dim) */
     float softcap;  /* > 0 and finite; 0: none */
     const float *sink_logits;  /* [n_q_heads] an extra logit without a value (finite); NULL: none */
-    const float *alibi_slopes; /* [n_q_heads] magnitudes up to 1e28; NULL: none */
+    const float *alibi_slopes; /* [n_q_heads] magnitudes up to 1e28; NULL: none. The bias
+                                  slope * distance of the nearest token that a query sees is at
+                                  most 4096: beyond, f32 would lose the logits */
     uint32_t n_threads;        /* for kvt_attend_plan_init: how many threads will run tasks;
                                   0: as the config's. No result depends on it */
 } kvt_attend_args;
@@ -574,7 +576,8 @@ static inline kvt_attend_args kvt_attend_args_init(void)
  *                overlaps, causal with more queries than tokens, a mask beyond the tokens, an
  *                unknown flag or dtype
  * KVT_ERR_VALUE  q, scale, softcap, a sink or a slope is not finite or negative where it may not
- *                be, or logits or sums leave the range of f32; out is then unspecified
+ *                be; a query is too far from all tokens for its slopes (see alibi_slopes); or
+ *                logits or sums leave the range of f32; out is then unspecified
  *
  * Source: softmax in ranges, Milakov and Gimelshein 2018 (arXiv 1805.02867) and Rabe and Staats
  * 2021 (arXiv 2112.05682); sink logits, Xiao et al. 2023 (arXiv 2309.17453); ALiBi, Press et al.
@@ -601,8 +604,7 @@ typedef struct kvt_attend_plan {
     int32_t status_;
     uint32_t flags_;
     size_t bundle_; /* units that a task walks together */
-    size_t rows_;   /* of a unit at most */
-    uint64_t reserved_[1];
+    uint64_t reserved_[2];
 } kvt_attend_plan;
 
 KVT_API kvt_status kvt_attend_plan_init(kvt_attend_plan *plan, kvt_cache *cache,

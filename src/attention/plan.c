@@ -132,6 +132,68 @@ static kvt_status check_numbers(const kvt_cache *cache, const kvt_attend_args *a
     return KVT_OK;
 }
 
+/*
+ * Logits are f32: a bias of this size leaves them 2^-13. The nearest token that a query sees has to
+ * have no larger one; those of tokens further away differ from it by what f32 holds, or are weights
+ * of 0.
+ */
+#define ALIBI_BIAS_MAX 4096.0
+
+static int32_t position_of_token(const kvt_seq *seq, uint64_t token)
+{
+    return kvt_seq_meta(seq, (size_t)(token / KVT_TOKENS))->positions[token % KVT_TOKENS];
+}
+
+/* Whether a query sees a token, or none, whose bias f32 can hold. From the last on: the nearest. */
+static int has_near_token(const kvt_attend_args *args, const kvt_attend_item *item,
+                          uint64_t n_tokens, uint64_t query, double slope)
+{
+    uint64_t n = n_tokens, first_bit = n_tokens - item->mask_tokens, seen = 0;
+    int64_t position;
+    if (item->query_positions)
+        position = item->query_positions[query];
+    else
+        position = position_of_token(item->seq, n_tokens - item->n_queries + query);
+    if ((args->flags & KVT_ATTEND_CAUSAL) && !item->mask)
+        n -= item->n_queries - 1 - query;
+    while (n-- > 0) {
+        int64_t distance;
+        if (item->mask && n >= first_bit) {
+            uint64_t bit = n - first_bit;
+            if (!(item->mask[query * item->mask_stride + bit / 8] >> bit % 8 & 1))
+                continue;
+        }
+        seen++;
+        distance = position - position_of_token(item->seq, n);
+        if (slope * (double)(distance < 0 ? -distance : distance) <= ALIBI_BIAS_MAX)
+            return 1;
+    }
+    return seen == 0;
+}
+
+/* ALiBi's biases; without positions and masks every query sees its own token. */
+static kvt_status check_biases(const kvt_cache *cache, const kvt_attend_args *args,
+                               const kvt_group *group)
+{
+    double slope = 0;
+    if (!args->alibi_slopes)
+        return KVT_OK;
+    for (uint32_t h = 0; h < group->config.n_q_heads; h++)
+        slope = fabs((double)args->alibi_slopes[h]) > slope ? fabs((double)args->alibi_slopes[h])
+                                                            : slope;
+    for (size_t i = 0; i < args->n_items; i++) {
+        const kvt_attend_item *item = &args->items[i];
+        uint64_t n_tokens = kvt_seq_visible(item->seq, args->layer);
+        for (uint64_t j = 0; (item->query_positions || item->mask) && j < item->n_queries; j++)
+            if (!has_near_token(args, item, n_tokens, j, slope))
+                return kvt_fail(cache, KVT_ERR_VALUE,
+                                "kvt_attend: item %zu: query %llu is so far from all tokens that "
+                                "ALiBi's bias, slope %g, is beyond %g: f32 would lose the logits",
+                                i, (unsigned long long)j, slope, ALIBI_BIAS_MAX);
+    }
+    return KVT_OK;
+}
+
 /* Floats of scratch of a unit that is walked whole: the total so far, and the range's result. */
 static size_t whole_floats(const kvt_layout *layout, size_t rows)
 {
@@ -313,6 +375,8 @@ static kvt_status make_plan(kvt_attend_plan *plan, kvt_cache *cache, const kvt_a
     }
     saved = kvt_fpenv_enter();
     status = check_numbers(cache, &args, group);
+    if (status == KVT_OK)
+        status = check_biases(cache, &args, group);
     kvt_fpenv_leave(saved);
     if (status == KVT_OK)
         status = kvt_view_make(cache, &args.q, "q", queries, group->config.n_q_heads,
@@ -332,7 +396,6 @@ static kvt_status make_plan(kvt_attend_plan *plan, kvt_cache *cache, const kvt_a
     plan->args_ = args;
     plan->units_ = work.units;
     plan->work_ = work.sum;
-    plan->rows_ = work.rows;
     plan->status_ = KVT_OK;
     plan->flags_ = 0;
     memset(plan->reserved_, 0, sizeof plan->reserved_);
@@ -432,21 +495,21 @@ static void make_views(const kvt_attend_plan *plan, kvt_view *q, kvt_view *out)
     kvt_view_make(plan->cache_, &plan->args_.out, "out", n, config->n_q_heads, config->v_dim, out);
 }
 
-/* Of a bundle's slice, the i-th unit's part. */
-static float *unit_slice(const kvt_attend_plan *plan, float *slice, size_t i)
+/* Floats of a slice that are one unit's of a bundle. */
+static size_t unit_floats(const kvt_attend_plan *plan)
 {
-    return slice + i * ((plan->slice_bytes_ - MARK_BYTES) / sizeof(float) / plan->bundle_);
+    return (plan->slice_bytes_ - MARK_BYTES) / sizeof(float) / plan->bundle_;
 }
 
 /*
- * Where a task leaves the result of its j-th range of a unit that an earlier task began: behind all
- * that a unit of any size needs, since the task's later units come to the same slice.
+ * Where a task leaves the result of its j-th range of a unit that an earlier task began: from the
+ * end of the unit's part of the slice on, where no later unit of the task, though it have more
+ * rows, comes.
  */
 static kvt_part tail_at(const kvt_attend_plan *plan, const kvt_unit *u, float *slice, size_t j)
 {
-    const kvt_layout *layout = scratch_layout(u->group);
-    return part_at(u, slice + whole_floats(layout, plan->rows_) +
-                          j * part_floats(layout, plan->rows_));
+    size_t floats = part_floats(scratch_layout(u->group), u->rows);
+    return part_at(u, slice + unit_floats(plan) - (j + 1) * floats);
 }
 
 /* Ranges from.range to end of a bundle; what an earlier task began is left for finish. */
@@ -458,7 +521,7 @@ static kvt_outcome run_bundle(const kvt_attend_plan *plan, float *slice, kvt_cut
     size_t n = plan->bundle_, ranges, i = 0;
 
     do {
-        float *own = unit_slice(plan, slice, i);
+        float *own = slice + i * unit_floats(plan);
         kvt_outcome loaded;
         unit_at(plan, from.unit + i, own, &units[i]);
         totals[i] = result_at(&units[i], own, 0);
@@ -471,7 +534,8 @@ static kvt_outcome run_bundle(const kvt_attend_plan *plan, float *slice, kvt_cut
     if (from.range > 0) {
         for (size_t range = from.range; range < ranges && range < end; range++) {
             for (i = 0; i < n; i++)
-                parts[i] = tail_at(plan, &units[i], unit_slice(plan, slice, i), range - from.range);
+                parts[i] =
+                    tail_at(plan, &units[i], slice + i * unit_floats(plan), range - from.range);
             kvt_units_range(units, n, range, parts);
         }
         return KVT_UNIT_DONE;
@@ -509,8 +573,8 @@ static kvt_outcome merge_tail(const kvt_attend_plan *plan, unsigned char *scratc
 {
     size_t n = kvt_cut_tail(from, to);
     for (size_t i = 0; i < plan->bundle_; i++) {
-        float *slice = unit_slice(plan, slice_at(plan, scratch, head), i);
-        float *other = unit_slice(plan, slice_at(plan, scratch, task), i);
+        float *slice = slice_at(plan, scratch, head) + i * unit_floats(plan);
+        float *other = slice_at(plan, scratch, task) + i * unit_floats(plan);
         kvt_part total;
         kvt_unit u;
         unit_at(plan, from.unit + i, slice, &u);
