@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define GOLDEN_COUNT 7
+#define GOLDEN_COUNT 8
 #define GOLDEN_MOST 512 /* tokens */
 #define GOLDEN_LAYERS 3
 
@@ -21,7 +21,8 @@ typedef struct golden {
     uint32_t kv_heads, k_dim, v_dim;
     uint32_t residual;                     /* of the first group; the second's is 100 */
     uint32_t step, peak, cut_at, n_tokens; /* to peak in steps, truncated, in steps to n_tokens */
-    uint32_t large; /* 1: open rows with scales above 1, and K of a token in 70 far away */
+    /* 1: open rows with scales above 1, and K of a token in 70 far away; 2: see golden_sink. */
+    uint32_t large;
 } golden;
 
 static const golden golden_all[GOLDEN_COUNT] = {
@@ -31,6 +32,8 @@ static const golden golden_all[GOLDEN_COUNT] = {
     {"i8-plain", KVT_TYPE_I8, KVT_TYPE_I8, 11, 1, 1, 24, 8, 100, 17, 310, 170, 180, 0},
     {"i8-large", KVT_TYPE_I8, KVT_TYPE_I8, 0, 1, 1, 16, 32, KVT_RESIDUAL_NONE, 31, 150, 150, 150,
      1},
+    /* Rows without the offset: in the sealed block, and in the open one of layer 0. */
+    {"i8-sink", KVT_TYPE_I8, KVT_TYPE_I8, 0, 1, 1, 16, 8, KVT_RESIDUAL_NONE, 31, 90, 90, 90, 2},
     {"f16-f32", KVT_TYPE_F16, KVT_TYPE_F32, 0, 1, 1, 8, 24, 0, 66, 66, 66, 66, 0},
     /* The groups differ in which blocks are open. */
     {"groups", KVT_TYPE_I8, KVT_TYPE_F16, 1, 2, 1, 16, 32, 0, 9, 200, 200, 200, 0},
@@ -99,9 +102,27 @@ static inline uint32_t golden_layer_group(const golden *g, uint32_t layer)
     return g->n_groups == 2 && layer == 1;
 }
 
-static inline float golden_size(const golden *g, uint32_t token, int is_k)
+/*
+ * A first key that is an attention sink. Of the others of its block, 20, 40 or 63, by the layer, are
+ * so small beside it that they have no offset; the rest are about as large as it, so are some
+ * behind the block.
+ */
+static inline float golden_sink(uint32_t layer, uint32_t token, uint32_t i)
 {
-    return !g->large ? 1.0f : is_k && token % 70 == 0 ? 8.0f * 16384.0f : 16384.0f;
+    static const uint32_t small[GOLDEN_LAYERS] = {20, 40, 63};
+    float x = golden_value(layer, token, i, 1);
+    if (token == 0 || token * 37 % 64 < 64 - small[layer])
+        x += 99.0f * golden_value(layer, 0, i, 1);
+    return x;
+}
+
+static inline float golden_sized(const golden *g, uint32_t layer, uint32_t token, uint32_t i,
+                                 int is_k)
+{
+    float size = is_k && token % 70 == 0 ? 8.0f * 16384.0f : 16384.0f;
+    if (g->large == 2 && is_k)
+        return golden_sink(layer, token, i);
+    return golden_value(layer, token, i, is_k) * (g->large == 1 ? size : 1.0f);
 }
 
 /* Tokens first .. end - 1, in steps. 0 when all went well. */
@@ -124,11 +145,9 @@ static inline int golden_append(const golden *g, kvt_seq *seq, uint32_t first, u
             golden_group_of(g, golden_layer_group(g, layer), dims);
             for (t = 0; t < n; t++) {
                 for (i = 0; i < dims[2] * dims[0]; i++)
-                    k[t * dims[2] * dims[0] + i] =
-                        golden_value(layer, first + t, i, 1) * golden_size(g, first + t, 1);
+                    k[t * dims[2] * dims[0] + i] = golden_sized(g, layer, first + t, i, 1);
                 for (i = 0; i < dims[2] * dims[1]; i++)
-                    v[t * dims[2] * dims[1] + i] =
-                        golden_value(layer, first + t, i, 0) * golden_size(g, first + t, 0);
+                    v[t * dims[2] * dims[1] + i] = golden_sized(g, layer, first + t, i, 0);
             }
             if (kvt_append(seq, layer, &k_view, g->flags & KVT_GROUP_V_IN_K ? NULL : &v_view) !=
                 KVT_OK)

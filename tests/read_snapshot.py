@@ -91,6 +91,7 @@ class Group:
         self.v_in_k = bool(self.flags & 4)
         self.v_rotates = self.v_type == I8 and not self.flags & 8 and not self.v_in_k
         self.form = SEALED  # of the last block read
+        self.bare = 0  # open rows of K without the offset
         self.seals = I8 in (self.k_type, self.v_type)
         if self.v_in_k:
             need(self.v_dim <= self.k_dim and self.v_type == self.k_type, "group: V in K")
@@ -171,14 +172,18 @@ class Group:
             if (self.k_type, self.v_type)[side] == I8 and not (side == 1 and self.v_in_k):
                 scale = small[at:at + heads * n].reshape(heads, n, 1)
                 at += heads * n
-                need(not np.signbit(scale).any(), "a negative scale")
+                bare = np.signbit(scale)  # open rows of K without the offset
+                need(form == OPEN and side == 0 and self.offsets or not bare.any(), "a negative scale")
+                scale = np.abs(scale)
                 need(form != OPEN or np.isin(scale, 2.0 ** np.arange(16)).all(), "an open scale")
-                if side == 0:
-                    k = k * scale
-                else:
+                if side == 1:
                     v = v * scale
-        if self.offsets:
-            k = k + small[at:].reshape(heads, 1, self.k_dim)
+                elif self.offsets:
+                    offset = small[-heads * self.k_dim:].reshape(heads, 1, self.k_dim)
+                    k = np.where(bare, k * scale, k * scale + offset)
+                    self.bare += bare.sum()
+                else:
+                    k = k * scale
         if self.rotates:
             k = self.unrotate(k, 0)
         if self.v_rotates:
@@ -310,7 +315,7 @@ class Reader:
         need(len(table) == 32 * self.n_blocks + 8, "block table size")
         need(struct.unpack("<Q", table[-8:])[0] == xxh64(table[:-8]), "block table checksum")
         self.note(3, 0, start)
-        self.k, self.v, self.forms = {}, {}, []
+        self.k, self.v, self.forms, self.layers = {}, {}, [], []
         for b in range(self.n_blocks):
             g, row = b % len(self.groups), b // len(self.groups)
             group, n = self.groups[g], min(64, self.n_tokens - 64 * row)
@@ -331,6 +336,7 @@ class Reader:
                 streams = self.streams(payload, group.sizes(n, form), group.shapes(n, form))
                 digests += xxh128(b"".join(streams[kind] for kind in sorted(streams)))
                 k, v = group.values(n, form, streams)
+                self.layers.append((group, n, form, streams))
                 self.k.setdefault(layer, []).append(k)
                 self.v.setdefault(layer, []).append(v)
             need(entry[:16] == xxh128(digests), "block id")
@@ -352,6 +358,22 @@ class Reader:
             parts += [np.concatenate(self.k[layer]).astype("<f4").tobytes(),
                       np.concatenate(self.v[layer]).astype("<f4").tobytes()]
         return b"".join(parts)
+
+
+def damage_signs(reader):
+    """A sign on a scale is refused, except on K's in an open block that has an offset."""
+    for group, n, form, streams in reader.layers:
+        scales = (len(streams.get(5, b"")) // 2 - group.offsets * group.heads * group.k_dim)
+        for i in range(scales):
+            small = np.frombuffer(streams[5], "<u2").copy()
+            small[i] |= 0x8000
+            refused, fine = False, form == OPEN and group.offsets and i < group.heads * n
+            try:
+                group.values(n, form, {**streams, 5: small.tobytes()})
+            except Refused:
+                refused = True
+            if refused == fine:
+                sys.exit("a sign on scale %d, form %d: %s" % (i, form, "refused" if refused else "taken"))
 
 
 def damage(data):
@@ -384,10 +406,13 @@ def main(arguments):
             theirs = subprocess.run([program, path], check=True, stdout=subprocess.PIPE).stdout
             if theirs != reader.dump():
                 sys.exit("%s: the library reads other values" % path)
+        bare = sum(g.bare for g in reader.groups)
         if damages:
             damage(data)
-        print("%s: %d tokens, %d layers, %d of %d blocks open%s" % (path, reader.n_tokens,
-              sum(g.n_layers for g in reader.groups), sum(reader.forms), reader.n_blocks, ", as the library reads it" if program else ""))
+            damage_signs(reader)
+        print("%s: %d tokens, %d layers, %d of %d blocks open, %d rows without offset%s" % (
+            path, reader.n_tokens, sum(g.n_layers for g in reader.groups), sum(reader.forms), reader.n_blocks,
+            bare, ", as the library reads it" if program else ""))
 
 
 if __name__ == "__main__":

@@ -131,7 +131,7 @@ static void test_planes(void **state)
 
 /*
  * Shapes of both forms of a group, sizes by docs/format.md; K and V of open blocks are f16, whose
- * only filter is by planes; only open scales have to be powers of two.
+ * only filter is by planes; only open scales have to be powers of two, and only those of K beside an offset may be negative.
  */
 static void test_forms(void **state)
 {
@@ -178,11 +178,28 @@ static void test_forms(void **state)
         scales[i] = (uint16_t)(0x3c00 + 0x400 * (i % 16));       /* 1 .. 32768 */
     assert_null(kvt_snap_check(&s[2], (unsigned char *)scales)); /* offsets of 3 */
     for (uint32_t x = 0; x < 0x10000; x++) {
-        int power = x >= 0x3c00 && x <= 0x7800 && (x & 0x3ff) == 0;
-        scales[(x * 7) % (2 * HEADS * 21)] = (uint16_t)x;
-        assert_true((kvt_snap_check(&s[2], (unsigned char *)scales) == NULL) == power);
-        scales[(x * 7) % (2 * HEADS * 21)] = 0x3c00;
+        uint32_t at = x * 7 % (2 * HEADS * 21), magnitude = x & 0x7fff;
+        int power = magnitude >= 0x3c00 && magnitude <= 0x7800 && (x & 0x3ff) == 0;
+        scales[at] = (uint16_t)x; /* signs on K's only: such a row has no offset */
+        assert_true((kvt_snap_check(&s[2], (unsigned char *)scales) == NULL) ==
+                    (power && (x < 0x8000 || at < HEADS * 21)));
+        scales[at] = 0x3c00;
     }
+    for (uint32_t at = 0; at < 2 * HEADS * 21; at++) { /* each place, for every form */
+        for (int i = 0; i < 3; i++) {
+            kvt_snap_shape form[KVT_SNAP_MAX_STREAMS];
+            g.flags = i == 1 ? KVT_GROUP_NO_OFFSET : 0;
+            (void)kvt_snap_shapes(&g, i == 2 ? KVT_SEALED : KVT_OPEN, 21, form, &bytes);
+            scales[at] = 0xbc00;
+            assert_true((kvt_snap_check(&form[2], (unsigned char *)scales) == NULL) ==
+                        (i == 0 && at < HEADS * 21));
+            scales[at] = 0x3c00;
+            assert_null(kvt_snap_check(&form[2], (unsigned char *)scales));
+        }
+    }
+    g.flags = 0;
+    scales[2 * HEADS * 21] = 0xbc00; /* an offset may have one */
+    assert_null(kvt_snap_check(&s[2], (unsigned char *)scales));
     scales[2 * HEADS * 21] = 0x7c00; /* an offset */
     assert_non_null(kvt_snap_check(&s[2], (unsigned char *)scales));
 
@@ -196,6 +213,19 @@ static void test_forms(void **state)
     assert_int_equal(kvt_snap_shapes(&g, KVT_OPEN, 21, s, &bytes), 2);
     assert_int_equal(s[0].bytes, 32 * HEADS * 2 * 24);
     assert_int_equal(s[1].bytes, 2 * HEADS * 21);
+    scales[2 * HEADS * 21] = 0x4200;
+    for (int offset = 0; offset < 2; offset++) { /* V in K */
+        g.flags = KVT_GROUP_V_IN_K | (offset ? 0 : KVT_GROUP_NO_OFFSET);
+        (void)kvt_snap_shapes(&g, KVT_OPEN, 21, s, &bytes);
+        scales[HEADS * 21 - 1] = 0xc000;
+        assert_true((kvt_snap_check(&s[1], (unsigned char *)scales) == NULL) == offset);
+        scales[HEADS * 21 - 1] = 0x3c00;
+    }
+    g.flags = 0;
+    g.k_type = KVT_TYPE_F16;
+    (void)kvt_snap_shapes(&g, KVT_OPEN, 21, s, &bytes);
+    scales[0] = 0xbc00;
+    assert_non_null(kvt_snap_check(&s[2], (unsigned char *)scales));
 }
 
 /* What the encoder makes, for data that makes it choose each filter, comes back. */

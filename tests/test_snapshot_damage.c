@@ -319,9 +319,34 @@ static void open_scale_inf(bytes *f) /* where 65536 would be */
 {
     put16(f, 2, 3, 0x7c00);
 }
+/* Of K in an open block with offset, a sign is sound. */
 static void open_scale_minus(bytes *f)
 {
     put16(f, 2, 3, 0xbc00);
+}
+static void open_v_scale_minus(bytes *f)
+{
+    put16(f, 2, 5, 0xbc00);
+}
+static void open_v_last_scale_minus(bytes *f)
+{
+    put16(f, 2, 9, 0xbc00);
+}
+static void open_scale_minus_3(bytes *f)
+{
+    put16(f, 2, 4, 0xc200);
+}
+static void open_scale_minus_half(bytes *f)
+{
+    put16(f, 2, 0, 0xb800);
+}
+static void open_scale_minus_zero(bytes *f)
+{
+    put16(f, 2, 2, 0x8000);
+}
+static void open_scale_minus_inf(bytes *f)
+{
+    put16(f, 2, 3, 0xfc00);
 }
 static void open_scale_denormal(bytes *f) /* a power of two, too */
 {
@@ -435,7 +460,7 @@ static void bad_padding(bytes *f) /* 5 ids are 20 bytes: 4 of padding */
 }
 
 /* Files to damage. */
-enum { SEALED, OPEN, TWO, WIDE, N_FILES };
+enum { SEALED, OPEN, PLAIN, TWO, WIDE, N_FILES }; /* PLAIN: open without offset */
 #define IN(file) (1u << (file))
 
 static const struct {
@@ -453,7 +478,7 @@ static const struct {
     DAMAGE(bad_v_code, IN(SEALED), KVT_OK, ""),
     DAMAGE(bad_k_lane, IN(SEALED), KVT_OK, ""),
     DAMAGE(bad_v_lane, IN(SEALED), KVT_OK, ""),
-    DAMAGE(bad_scale_sign, IN(SEALED) | IN(OPEN), KVT_OK, ""),
+    DAMAGE(bad_scale_sign, IN(SEALED) | IN(PLAIN), KVT_ERR_CORRUPT, "negative scale"),
     DAMAGE(bad_scale_inf, IN(SEALED), KVT_OK, ""),
     DAMAGE(bad_v_scale, IN(SEALED) | IN(OPEN), KVT_OK, ""),
     DAMAGE(bad_offset, IN(SEALED) | IN(OPEN), KVT_OK, ""),
@@ -498,17 +523,25 @@ static const struct {
     DAMAGE(turned_form, IN(WIDE), KVT_ERR_CORRUPT, "no i8"),
     DAMAGE(bad_form_order, IN(TWO), KVT_ERR_CORRUPT, "sealed, behind an open one"),
     DAMAGE(bad_last_form, IN(TWO), KVT_ERR_CORRUPT, "layer 0"),
-    DAMAGE(open_scale_3, IN(OPEN), KVT_ERR_CORRUPT, "no power of two"),
+    DAMAGE(open_scale_3, IN(OPEN) | IN(PLAIN), KVT_ERR_CORRUPT, "no power of two"),
     DAMAGE(open_scale_65504, IN(OPEN), KVT_ERR_CORRUPT, "no power of two"),
-    DAMAGE(open_scale_half, IN(OPEN), KVT_ERR_CORRUPT, "no power of two"),
-    DAMAGE(open_scale_zero, IN(OPEN), KVT_ERR_CORRUPT, "no power of two"),
+    DAMAGE(open_scale_half, IN(OPEN) | IN(PLAIN), KVT_ERR_CORRUPT, "no power of two"),
+    DAMAGE(open_scale_zero, IN(OPEN) | IN(PLAIN), KVT_ERR_CORRUPT, "no power of two"),
     DAMAGE(open_scale_denormal, IN(OPEN), KVT_ERR_CORRUPT, "no power of two"),
-    DAMAGE(open_v_scale_3, IN(OPEN), KVT_ERR_CORRUPT, "no power of two"),
+    DAMAGE(open_v_scale_3, IN(OPEN) | IN(PLAIN), KVT_ERR_CORRUPT, "no power of two"),
     DAMAGE(open_v_scale_65504, IN(OPEN), KVT_ERR_CORRUPT, "no power of two"),
     DAMAGE(open_v_scale_half, IN(OPEN), KVT_ERR_CORRUPT, "no power of two"),
-    DAMAGE(open_v_scale_near, IN(OPEN), KVT_ERR_CORRUPT, "no power of two"),
+    DAMAGE(open_v_scale_near, IN(OPEN) | IN(PLAIN), KVT_ERR_CORRUPT, "no power of two"),
     DAMAGE(open_scale_inf, IN(OPEN), KVT_ERR_CORRUPT, ""),
-    DAMAGE(open_scale_minus, IN(OPEN), KVT_ERR_CORRUPT, "negative scale"),
+    DAMAGE(open_scale_minus, IN(SEALED) | IN(PLAIN), KVT_ERR_CORRUPT, "negative scale"),
+    DAMAGE(open_v_scale_minus, IN(SEALED) | IN(OPEN) | IN(PLAIN), KVT_ERR_CORRUPT,
+           "negative scale"),
+    DAMAGE(open_v_last_scale_minus, IN(SEALED) | IN(OPEN) | IN(PLAIN), KVT_ERR_CORRUPT,
+           "negative scale"),
+    DAMAGE(open_scale_minus_3, IN(OPEN), KVT_ERR_CORRUPT, "no power of two"),
+    DAMAGE(open_scale_minus_half, IN(OPEN), KVT_ERR_CORRUPT, "no power of two"),
+    DAMAGE(open_scale_minus_zero, IN(OPEN), KVT_ERR_CORRUPT, "no power of two"),
+    DAMAGE(open_scale_minus_inf, IN(OPEN), KVT_ERR_CORRUPT, ""),
     DAMAGE(open_offset, IN(SEALED) | IN(OPEN), KVT_ERR_CORRUPT, "not finite"),
     DAMAGE(open_k_inf, IN(OPEN), KVT_ERR_CORRUPT, "not finite"),
     DAMAGE(open_k_lane, IN(OPEN), KVT_ERR_CORRUPT, "no token"),
@@ -530,11 +563,13 @@ static void contradictions_in(int which)
 
     if (which == TWO)
         m.groups[0].residual_tokens = KVT_RESIDUAL_NONE;
+    if (which == PLAIN)
+        m.groups[0].flags = KVT_GROUP_NO_OFFSET;
     v = victim_make(&m);
     good = which == SEALED ? sealed_snapshot_of(&m)
                            : snapshot_of(&m, which == TWO ? 67 : 5, KVT_CODEC_RAW);
     table = section_payload(good.data, good.n, 3, 0, &size);
-    assert_int_equal(get32(good.data + table + 28), which == OPEN);
+    assert_int_equal(get32(good.data + table + 28), which == OPEN || which == PLAIN);
     if (which == TWO)
         assert_int_equal(get32(good.data + table + 32 + 28), 1);
     before = malloc(good.n);
@@ -561,7 +596,7 @@ static void contradictions_in(int which)
     /* A valid change with recomputed checksums loads: above, the contents were rejected. */
     memcpy(good.data, before, good.n);
     stream_at(&good, 5, 0, 0)[0] = stream_at(&good, 5, 0, 0)[0] == 5 ? 6 : 5;
-    if (which == OPEN)
+    if (which == OPEN || which == PLAIN)
         for (unsigned i = 0; i < 10; i++) /* scales: 1 .. 32768 */
             put16(&good, 2, i, 0x3c00 + 0x400 * (i + (i > 4 ? 6 : 0)));
     resign(good.data, good.n);
@@ -576,6 +611,45 @@ static void test_contradictions(void **state)
     (void)state;
     for (int which = 0; which < N_FILES; which++)
         contradictions_in(which);
+}
+
+/*
+ * Scales -1 to -32768 of K in an open block: such rows have no offset, the others have it. Codes
+ * are 1.5, offsets 2; also as V in K.
+ */
+static void test_signed_scales(void **state)
+{
+    (void)state;
+    for (int in_k = 0; in_k < 2; in_k++) {
+        model m = model_of(2, 1, 8, 8, KVT_TYPE_I8, KVT_TYPE_I8);
+        unsigned n = 32, small = in_k ? 1 : 2;
+        bytes file;
+        float x[32 * 8];
+        kvt_tensor out = kvt_tensor_f32(x);
+        victim v;
+        m.groups[0].flags = KVT_GROUP_NO_ROTATION | (in_k ? KVT_GROUP_V_IN_K : 0);
+        v = victim_make(&m);
+        file = snapshot_of(&m, n, KVT_CODEC_RAW);
+        for (unsigned i = 0; i < 8 * n; i++)
+            put16(&file, 0, i, 0x3e00);
+        for (unsigned t = 0; t < n; t++)
+            put16(&file, small, t, (0x3c00 + 0x400 * (t % 16)) | (t < 16 ? 0x8000 : 0));
+        for (unsigned d = 0; d < 8; d++)
+            put16(&file, small, n * (2 - (unsigned)in_k) + d, 0x4000);
+        resign(file.data, file.n);
+        expect_ok(v.cache, load_bytes(v.seq, file.data, file.n, NULL));
+        for (int side = 0; side <= in_k; side++) {
+            expect_ok(v.cache, kvt_read(v.seq, 1, (kvt_side)side, 0, n, &out));
+            for (unsigned i = 0; i < 8 * n; i++)
+                assert_true(x[i] == 1.5f * (float)(1u << i / 8 % 16) + (i < 16 * 8 ? 0.0f : 2.0f));
+        }
+        bytes_free(&v.before); /* and comes back as it was */
+        v.before = saved(v.cache, v.seq, KVT_CODEC_RAW);
+        assert_int_equal(v.before.n, file.n);
+        assert_memory_equal(v.before.data, file.data, file.n);
+        bytes_free(&file);
+        victim_destroy(&v);
+    }
 }
 
 /* Checksums that hold over ids, or sizes, that are wrong. */
@@ -906,12 +980,12 @@ static void test_arguments(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_every_byte),  cmocka_unit_test(test_contradictions),
-        cmocka_unit_test(test_ids),         cmocka_unit_test(test_wide_values),
-        cmocka_unit_test(test_v_in_k),      cmocka_unit_test(test_unknown_sections),
-        cmocka_unit_test(test_mismatch),    cmocka_unit_test(test_too_long),
-        cmocka_unit_test(test_allocations), cmocka_unit_test(test_failing_writer),
-        cmocka_unit_test(test_arguments),
+        cmocka_unit_test(test_every_byte),       cmocka_unit_test(test_contradictions),
+        cmocka_unit_test(test_signed_scales),    cmocka_unit_test(test_ids),
+        cmocka_unit_test(test_wide_values),      cmocka_unit_test(test_v_in_k),
+        cmocka_unit_test(test_unknown_sections), cmocka_unit_test(test_mismatch),
+        cmocka_unit_test(test_too_long),         cmocka_unit_test(test_allocations),
+        cmocka_unit_test(test_failing_writer),   cmocka_unit_test(test_arguments),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

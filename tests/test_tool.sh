@@ -47,21 +47,31 @@ run 2 verify --quick "$golden/i8.kvt"
 run 0 info "$golden/i8.kvt"
 says out 'tokens  *300 in 5 blocks'
 says out 'fingerprint  *676f6c64656e'
-says out ' 0  *3  *4  *2  *24  *16  *i8  *i8  *rotated, with offset'
+says out ' 0  *3  *4  *2  *24  *16  *i8  *i8  *rotated, with offset  *rotated$'
 says out 'bits per element'
 silent err
 run 0 info --quick "$golden/groups.kvt"
-says out ' 1  *1  *4  *2  *8  *16  *f32  *i8'
+says out ' 1  *1  *4  *2  *8  *16  *f32  *i8  *as it is  *rotated$'
+says out ' 0  *2  *2  *1  *16  *32  *i8  *f16  *with offset  *as it is$'
+run 0 info "$golden/i8-plain.kvt" # all flags are set
+says out ' *i8  *i8  *as it is  *as it is$'
+run 0 info --json "$golden/i8-plain.kvt"
+says out '"rotation":false,"offset":false,"v_rotation":false,"v_in_k":false,'
+run 0 info --json "$golden/v-in-k.kvt"
+says out '"rotation":true,"offset":true,"v_rotation":false,"v_in_k":true,'
+run 0 info --json "$golden/groups.kvt"
+says out '"v_type":"f16","rotation":false,"offset":true,"v_rotation":false,'
+says out '"v_type":"i8","rotation":false,"offset":false,"v_rotation":true,'
 run 0 info "$golden/empty.kvt"
 run 0 verify "$golden"/*.kvt
 says out 'i8.kvt: sound, 300 tokens'
 run 0 info --json "$golden"/*.kvt
-[ "$(wc -l <"$work/out")" -eq 7 ] || { echo "not a line a file"; failures=$((failures + 1)); }
+[ "$(wc -l <"$work/out")" -eq "$(ls "$golden"/*.kvt | wc -l)" ] || { echo "not a line a file"; failures=$((failures + 1)); }
 says out '"n_tokens":300,'
 says out '"k_type":"f16"'
 says out '"v_in_k":true'
 run 0 info "$golden/v-in-k.kvt"
-says out ' 0  *3  *4  *2  *48  *32  *i8  *in K  *rotated, with offset'
+says out ' 0  *3  *4  *2  *48  *32  *i8  *in K  *rotated, with offset  *K.s$'
 
 # Damage, and the largest code of several files.
 head -c 1000 "$golden/i8.kvt" >"$work/cut.kvt"

@@ -57,6 +57,12 @@ static int is_v_in_k(const kvt_snapshot_group *group)
     return (group->flags & KVT_GROUP_V_IN_K) != 0;
 }
 
+static int rotates_v(const kvt_snapshot_group *group) /* by itself: V in K is rotated as K is */
+{
+    return group->v_type == KVT_TYPE_I8 && !is_v_in_k(group) &&
+           !(group->flags & KVT_GROUP_NO_V_ROTATION);
+}
+
 /* Elements of K and V in a snapshot; a V that is in K is not stored a second time. */
 static double elements(const kvt_snapshot_info *info)
 {
@@ -141,14 +147,16 @@ static void print_json(const char *path, const options *o, kvt_status status,
         const kvt_snapshot_group *group = &info->groups[g];
         printf("%s{\"n_layers\":%" PRIu32 ",\"n_q_heads\":%" PRIu32 ",\"n_kv_heads\":%" PRIu32
                ",\"k_dim\":%" PRIu32 ",\"v_dim\":%" PRIu32 ",\"k_type\":\"%s\",\"v_type\":\"%s\""
-               ",\"rotation\":%s,\"offset\":%s,\"v_in_k\":%s,\"rotation_seed\":\"%" PRIu64 "\"}",
+               ",\"rotation\":%s,\"offset\":%s,\"v_rotation\":%s,\"v_in_k\":%s,\"rotation_seed\":"
+               "\"%" PRIu64 "\"}",
                g ? "," : "", group->n_layers, group->n_q_heads, group->n_kv_heads, group->k_dim,
                group->v_dim, type_name(group->k_type), type_name(group->v_type),
                group->k_type == KVT_TYPE_I8 && !(group->flags & KVT_GROUP_NO_ROTATION) ? "true"
                                                                                        : "false",
                group->k_type == KVT_TYPE_I8 && !(group->flags & KVT_GROUP_NO_OFFSET) ? "true"
                                                                                      : "false",
-               is_v_in_k(group) ? "true" : "false", group->rotation_seed);
+               rotates_v(group) ? "true" : "false", is_v_in_k(group) ? "true" : "false",
+               group->rotation_seed);
     }
     printf("]");
     if (!o->quick) {
@@ -175,7 +183,8 @@ static void print_table(const char *path, const options *o, const kvt_snapshot_i
         printf("none");
     printf("\n  tokens           %" PRIu64 " in %" PRIu64 " blocks\n", info->n_tokens,
            info->n_blocks);
-    printf("  group  layers  q heads  kv heads  k dim  v dim  K    V     K is\n");
+    printf("  group  layers  q heads  kv heads  k dim  v dim  K    V     K is                  V "
+           "is\n");
     for (g = 0; g < info->n_groups; g++) {
         const kvt_snapshot_group *group = &info->groups[g];
         const char *how = "as it is";
@@ -185,9 +194,12 @@ static void print_table(const char *path, const options *o, const kvt_snapshot_i
             how = hows[group->flags & (KVT_GROUP_NO_ROTATION | KVT_GROUP_NO_OFFSET)];
         }
         printf("  %5" PRIu32 "  %6" PRIu32 "  %7" PRIu32 "  %8" PRIu32 "  %5" PRIu32 "  %5" PRIu32
-               "  %-3s  %-4s  %s\n",
+               "  %-3s  %-4s  %-20s  %s\n",
                g, group->n_layers, group->n_q_heads, group->n_kv_heads, group->k_dim, group->v_dim,
-               type_name(group->k_type), is_v_in_k(group) ? "in K" : type_name(group->v_type), how);
+               type_name(group->k_type), is_v_in_k(group) ? "in K" : type_name(group->v_type), how,
+               is_v_in_k(group)   ? "K's"
+               : rotates_v(group) ? "rotated"
+                                  : "as it is");
     }
     if (o->quick)
         return;
