@@ -145,11 +145,12 @@ static kvt_status allocate(kvt_cache *cache, size_t bytes, int is_working, const
                            void **memory)
 {
     kvt_heap *heap = heap_of(cache);
+    const kvt_cache *where = what ? cache : NULL; /* of the text of a failure */
     uint64_t counted, total;
     int fits;
 
     if (bytes > SIZE_MAX - ALIGNMENT)
-        return kvt_fail(cache, KVT_ERR_LIMIT, "the size of %s overflows", what);
+        return kvt_fail(where, KVT_ERR_LIMIT, "the size of %s overflows", what);
     counted = kvt_round_up(bytes, ALIGNMENT);
 
     /* Counted before it is allocated, so that threads cannot pass the budget together. */
@@ -162,7 +163,7 @@ static kvt_status allocate(kvt_cache *cache, size_t bytes, int is_working, const
     }
     pthread_mutex_unlock(&heap->lock);
     if (!fits)
-        return kvt_fail(cache, KVT_ERR_BUDGET,
+        return kvt_fail(where, KVT_ERR_BUDGET,
                         "%llu bytes for %s would pass the memory budget of %llu",
                         (unsigned long long)counted, what, (unsigned long long)heap->budget_bytes);
 
@@ -170,7 +171,7 @@ static kvt_status allocate(kvt_cache *cache, size_t bytes, int is_working, const
     if (*memory)
         return KVT_OK;
     uncount(heap, bytes, is_working);
-    return kvt_fail(cache, KVT_ERR_MEMORY, "the allocator has no %llu bytes for %s",
+    return kvt_fail(where, KVT_ERR_MEMORY, "the allocator has no %llu bytes for %s",
                     (unsigned long long)counted, what);
 }
 

@@ -18,7 +18,7 @@ typedef struct kvt_heap {
 
 /*
  * Memory of the cache's allocator at a multiple of 64, zeroed. KVT_ERR_MEMORY or
- * KVT_ERR_BUDGET with the text set ("what" names the purpose), else *memory is set.
+ * KVT_ERR_BUDGET with the text set ("what" names the purpose; NULL: no text), else *memory is set.
  */
 kvt_status kvt_mem_alloc(kvt_cache *cache, size_t bytes, const char *what, void **memory);
 /* Give it back, with the same size; NULL is fine. */

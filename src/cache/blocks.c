@@ -27,7 +27,7 @@ kvt_status kvt_block_get(kvt_cache *cache, uint32_t class_index, kvt_block **blo
     }
     pthread_mutex_unlock(&cache->lock);
     if (!found) {
-        status = kvt_mem_alloc(cache, bytes, "a block of 64 tokens", &memory);
+        status = kvt_mem_alloc(cache, bytes, NULL, &memory);
         if (status != KVT_OK) {
             kvt_blocks_trim(cache);
             status = kvt_mem_alloc(cache, bytes, "a block of 64 tokens", &memory);
