@@ -115,14 +115,16 @@ static int within_bound(const world *w, uint32_t layer, int side, const float *f
         (!side && !(flags & KVT_GROUP_NO_OFFSET))) {
         /*
          * In L2: the rotation keeps the norm (but for the power of two that undoing takes back),
-         * an absmax is at most a norm, and each of the dims errs by at most absmax / 254 and what
-         * f16 takes before.
+         * an absmax is at most a norm, and each of the dims errs by at most half a step of
+         * absmax / 127 (K: a whole one) and what f16 takes before.
          */
         double all = norm(fed, dims) + (side ? 0 : 1.1 * largest_norm);
-        return sqrt(error) <= sqrt((double)dims) * all * (1.01 / 254 + 1.0 / 2048) + 1e-6;
+        return sqrt(error) <=
+               sqrt((double)dims) * all * (1.01 / (side ? 254 : 127) + 1.0 / 2048) + 1e-6;
     }
-    for (size_t d = 0; d < dims; d++) /* half a scale, and a scale rounded up to f16 */
-        if (fabs((double)got[d] - (double)fed[d]) > absmax * (1.002 / 254 + 1.0 / 2048) + 0x1p-24)
+    for (size_t d = 0; d < dims; d++) /* half a step, K: one, and a scale rounded up to f16 */
+        if (fabs((double)got[d] - (double)fed[d]) >
+            absmax * (1.002 / (side ? 254 : 127) + 1.0 / 2048) + 0x1p-24)
             return 0;
     return 1;
 }
