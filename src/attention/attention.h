@@ -128,6 +128,11 @@ kvt_cut kvt_cutter_next(kvt_cutter *cutter, size_t i);
 size_t kvt_cut_tail(kvt_cut from, kvt_cut to);
 size_t kvt_cut_longest_tail(const kvt_attend_plan *plan);
 
+/* ---- check.c ---- */
+
+/* Whether a call can be planned: the errors of kvt_attend, with their texts. */
+kvt_status kvt_attend_check(const kvt_cache *cache, const kvt_attend_args *args);
+
 /* ---- plan.c ---- */
 
 /* Scratch that the one-call attend of a cache of this geometry keeps. */
