@@ -9,7 +9,7 @@
  * environment (to nearest, no flush to zero), which the callers in src/ set.
  *
  * Rules that the checker holds them to:
- *  - put_*, get_*, mean_*, seal_*, center, add_rows, rotate, unrotate, load_*, store_*,
+ *  - put_*, get_*, mean_*, seal_*, center, rotate, unrotate, load_*, store_*,
  *    transpose_*: the bytes of scalar. docs/numerics.md specifies them.
  *  - qk_*, pv_*, dots_*, logits, alibi, softmax, add_scaled, merge, finish: within a bound of
  *    scalar.
@@ -111,8 +111,6 @@ static inline size_t kvt_packed_bytes(size_t rows, size_t dims_p)
                         size_t dims_p, float *x))                                                  \
     X(void, get_v_i8, (const void *codes, const uint16_t *scales, size_t slot, size_t dims,        \
                        size_t dims_p, float *x))                                                   \
-    /* Mean over the 64 tokens of a full block of the dequantized K, stored domain: mean[dims_p]. */ \
-    X(void, mean_k_i8, (const void *codes, const uint16_t *scales, size_t dims_p, float *mean))    \
     /* Sealing: a full block whose tokens are f16 becomes i8. open: its 64 tokens as put_k_f16 or */ \
     /* put_v_f16 lay them out, zero in the padding, 64-byte aligned; open_scales: [64] f16, */     \
     /* positive powers of two. An element is x = code * scale, which f32 holds exactly. */         \
@@ -131,8 +129,6 @@ static inline size_t kvt_packed_bytes(size_t rows, size_t dims_p)
                         void *codes, uint16_t *scales))                                            \
     /* y[i] = x[i] - mu[i]; y may be x. */                                                         \
     X(void, center, (const float *x, const float *mu, size_t n, float *y))                         \
-    /* sum[d] += x[i * ldx + d] for each d < dims, in the order i = 0 .. n - 1. */                 \
-    X(void, add_rows, (const float *x, size_t ldx, size_t n, size_t dims, float *sum))             \
     /* s[r * 64 + t] = sum_d q[r * ldq + d] * K[t][d] for r < rows and t < n_tokens. q is */       \
     /* zero in the padding. s beyond n_tokens is unspecified. q, s 64-byte aligned, ldq a */       \
     /* multiple of 16. */                                                                          \

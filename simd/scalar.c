@@ -259,29 +259,6 @@ static void get_v_i8(const void *codes, const uint16_t *scales, size_t slot, siz
         x[d] = (float)in[kvt_v8_index(slot, d, dims_p)] * scale;
 }
 
-/*
- * Lane j adds tokens j, 16 + j, 32 + j, 48 + j; then lanes are folded 8, 4, 2, 1 apart: the order
- * in which a vector of tokens adds up.
- */
-static void mean_k_i8(const void *codes, const uint16_t *scales, size_t dims_p, float *mean)
-{
-    const int8_t *in = codes;
-    float scale[KVT_TOKENS];
-    for (size_t t = 0; t < KVT_TOKENS; t++)
-        scale[t] = kvt_f16_to_f32(scales[t]);
-    for (size_t d = 0; d < dims_p; d++) {
-        float lane[KVT_TILE_TOKENS];
-        for (size_t j = 0; j < KVT_TILE_TOKENS; j++)
-            lane[j] = (float)in[kvt_k8_index(j, d, dims_p)] * scale[j];
-        for (size_t t = KVT_TILE_TOKENS; t < KVT_TOKENS; t++)
-            lane[t % KVT_TILE_TOKENS] += (float)in[kvt_k8_index(t, d, dims_p)] * scale[t];
-        for (size_t h = KVT_TILE_TOKENS / 2; h > 0; h /= 2)
-            for (size_t j = 0; j < h; j++)
-                lane[j] += lane[j + h];
-        mean[d] = lane[0] * (1.0f / KVT_TOKENS);
-    }
-}
-
 /* ---- sealing ---- */
 
 static void load_scales(const uint16_t *scales, float *out)
@@ -406,13 +383,6 @@ static void center(const float *x, const float *mu, size_t n, float *y)
 {
     for (size_t i = 0; i < n; i++)
         y[i] = x[i] - mu[i];
-}
-
-static void add_rows(const float *x, size_t ldx, size_t n, size_t dims, float *sum)
-{
-    for (size_t i = 0; i < n; i++)
-        for (size_t d = 0; d < dims; d++)
-            sum[d] += x[i * ldx + d];
 }
 
 /* ---- scores ---- */

@@ -471,45 +471,6 @@ CHECK_STORAGE(v, f32)
 CHECK_STORAGE(v, f16)
 CHECK_STORAGE(v, i8)
 
-/* ---- the mean of a block ---- */
-
-void check_mean_k_i8(check *c, void (*kernel)(const void *, const uint16_t *, size_t, float *))
-{
-    if (c->bench) {
-        unsigned char *codes = check_buffer(c, 0, 64 * 128, 64);
-        uint16_t *scales = check_buffer(c, 1, 128, 64);
-        float *mean = check_buffer(c, 2, 512, 4);
-        memset(scales, 0, 128);
-        CHECK_BENCH(c, 64 * 128, kernel(codes, scales, 128, mean));
-    }
-    for (size_t i = 0; i < 20 * CHECK_N_DIMS; i++) {
-        size_t dims = check_dims(i), dims_p = kvt_round_up(dims, 16);
-        unsigned char *codes = check_buffer(c, 0, KVT_TOKENS * dims_p, 64);
-        uint16_t *scales = check_buffer(c, 1, 128, 64);
-        float *mean = check_buffer(c, 2, dims_p * 4, 4), expected[CHECK_MAX_DIMS];
-        fill_codes(c, &k_i8, codes, dims, dims_p);
-        for (size_t t = 0; t < KVT_TOKENS; t++)
-            scales[t] = check_finite_f16(c) & 0x7fffu;
-        kernel(codes, scales, dims_p, mean);
-        SCALAR.mean_k_i8(codes, scales, dims_p, expected);
-        if (!check_same_bits(mean, expected, dims_p))
-            check_fail(c, "differs from scalar: dims %zu", dims);
-        for (size_t d = 0; d < dims_p; d++) {
-            double sum = 0, size = 0;
-            for (size_t t = 0; t < KVT_TOKENS; t++) {
-                double x = (signed char)codes[kvt_k8_index(t, d, dims_p)] *
-                           (double)check_f16_value(scales[t]);
-                sum += x / KVT_TOKENS;
-                size += fabs(x) / KVT_TOKENS;
-            }
-            /* A product, 3 sums over the tiles, 4 folds. */
-            if (!(fabs(mean[d] - sum) <= 8 * CHECK_EPS * size))
-                check_fail(c, "dims %zu, dim %zu: %a, not %a", dims, d, (double)mean[d], sum);
-        }
-        check_canaries(c);
-    }
-}
-
 /* ---- rows of the caller ---- */
 
 void check_center(check *c, void (*kernel)(const float *, const float *, size_t, float *))
@@ -530,32 +491,6 @@ void check_center(check *c, void (*kernel)(const float *, const float *, size_t,
         kernel(x, mu, n, y);
         if (!check_same_bits(y, expected, n))
             check_fail(c, "differs, n %zu", n);
-        check_canaries(c);
-    }
-}
-
-void check_add_rows(check *c, void (*kernel)(const float *, size_t, size_t, size_t, float *))
-{
-    static const float bench_x[64 * 128];
-    static float bench_sum[128];
-    CHECK_BENCH(c, 64 * 128 * 4, kernel(bench_x, 128, 64, 128, bench_sum));
-    for (size_t i = 0; i < 1000; i++) {
-        size_t dims = i % 8 ? check_dims(check_below(c, CHECK_N_DIMS)) : i / 8 % 50 + 1;
-        size_t n = i % 64 + 1, ldx = dims + check_below(c, 20);
-        if (((n - 1) * ldx + dims) * 4 > CHECK_SLOT_BYTES / 2)
-            n = 8;
-        float *x = check_buffer(c, 0, ((n - 1) * ldx + dims) * 4, 4);
-        float *sum = check_buffer(c, 1, dims * 4, 4), expected[CHECK_MAX_DIMS];
-        /* SPREAD: another order would round elsewhere. */
-        check_fill(c, x, (n - 1) * ldx + dims, i % 3 ? CHECK_SPREAD : CHECK_TINY, 0);
-        check_fill(c, sum, dims, i % 2 ? CHECK_ZERO : CHECK_SPREAD, 0);
-        memcpy(expected, sum, dims * 4);
-        for (size_t t = 0; t < n; t++)
-            for (size_t d = 0; d < dims; d++)
-                expected[d] += x[t * ldx + d];
-        kernel(x, ldx, n, dims, sum);
-        if (!check_same_bits(sum, expected, dims))
-            check_fail(c, "differs, dims %zu, n %zu", dims, n);
         check_canaries(c);
     }
 }

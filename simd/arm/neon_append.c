@@ -1,5 +1,5 @@
 /*
- * NEON kernels (armv8-a): storing into tiles, reading back, and the mean of a block.
+ * NEON kernels (armv8-a): storing into tiles and reading back.
  *
  * Results are scalar.c's bit for bit: each operation is the same f32 operation on the same operands
  * in the same order, 4 at a time, and a product and a sum stay two roundings. Only exact identities
@@ -364,54 +364,4 @@ void kvt_neon_get_v_i8(const void *codes, const uint16_t *scales, size_t slot, s
         vst1q_f32(x + d, vmulq_n_f32(code_of_lanes(from + d * 4, to_top), scale));
     for (; d < dims; d++)
         x[d] = (float)from[d * 4 + slot % 4] * scale;
-}
-
-/* ---- the mean of a block ---- */
-
-/*
- * Sums of one dim over the tiles, lanes added 8 and 4 apart. The first tile initializes the sum
- * instead of being added to zero, as 0 + -0 is +0 and the result must match scalar.c bit for bit.
- */
-KVT_INLINE float32x4_t sum_of_dim(const int8_t *group, size_t tile_bytes, const float *scale,
-                                  int32_t e)
-{
-    const int32x4_t to_top = vdupq_n_s32(24 - 8 * e);
-    float32x4_t sum[4];
-    for (size_t tile = 0; tile < KVT_TOKENS / KVT_TILE_TOKENS; tile++) {
-        const int8_t *from = group + tile * tile_bytes;
-        KVT_UNROLL
-        for (size_t j = 0; j < 4; j++) {
-            float32x4_t x = vmulq_f32(code_of_lanes(from + 16 * j, to_top),
-                                      vld1q_f32(scale + tile * KVT_TILE_TOKENS + 4 * j));
-            sum[j] = tile ? vaddq_f32(sum[j], x) : x;
-        }
-    }
-    return vaddq_f32(vaddq_f32(sum[0], sum[2]), vaddq_f32(sum[1], sum[3]));
-}
-
-/* Folds the lanes of two dims 2 apart: a0 + a2, a1 + a3, b0 + b2, b1 + b3. */
-KVT_INLINE float32x4_t fold_2(float32x4_t a, float32x4_t b)
-{
-    return vaddq_f32(vcombine_f32(vget_low_f32(a), vget_low_f32(b)),
-                     vcombine_f32(vget_high_f32(a), vget_high_f32(b)));
-}
-
-/* Lane j sums its token of each tile, then lanes are added 8, 4, 2, 1 apart; 4 dims at once. */
-void kvt_neon_mean_k_i8(const void *codes, const uint16_t *scales, size_t dims_p, float *mean)
-{
-    const int8_t *from = codes;
-    const size_t tile_bytes = dims_p * KVT_TILE_TOKENS;
-    float scale[KVT_TOKENS];
-
-    for (size_t t = 0; t < KVT_TOKENS; t += 4)
-        vst1q_f32(scale + t, kvt_load_f16x4(scales + t));
-    for (size_t d = 0; d < dims_p; d += 4) {
-        const int8_t *group = from + d * 16;
-        float32x4_t low = fold_2(sum_of_dim(group, tile_bytes, scale, 0),
-                                 sum_of_dim(group, tile_bytes, scale, 1));
-        float32x4_t high = fold_2(sum_of_dim(group, tile_bytes, scale, 2),
-                                  sum_of_dim(group, tile_bytes, scale, 3));
-        float32x4_t sum = vaddq_f32(vuzp1q_f32(low, high), vuzp2q_f32(low, high));
-        vst1q_f32(mean + d, vmulq_n_f32(sum, 1.0f / KVT_TOKENS));
-    }
 }

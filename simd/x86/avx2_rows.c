@@ -1,6 +1,6 @@
 /*
  * AVX2 + FMA + F16C kernels on rows of f32, before they are stored into tiles: conversions, the
- * offset and its sums, the rotation.
+ * offset, the rotation.
  *
  * Results are scalar.c's bit for bit: each operation is the same f32 operation on the same operands
  * in the same order, 8 at a time. A product and a sum stay two roundings, no FMA. Only exact
@@ -124,35 +124,6 @@ void kvt_avx2_center(const float *x, const float *mu, size_t n, float *y)
         _mm256_storeu_ps(y + i, _mm256_sub_ps(_mm256_loadu_ps(x + i), _mm256_loadu_ps(mu + i)));
     for (; i < n; i++)
         y[i] = x[i] - mu[i];
-}
-
-/* Additions have a latency of 3 or 4 cycles and two are issued a cycle: 8 accumulators. */
-void kvt_avx2_add_rows(const float *x, size_t ldx, size_t n, size_t dims, float *sum)
-{
-    size_t d = 0;
-    for (; d + 64 <= dims; d += 64) {
-        __m256 y[8];
-        KVT_UNROLL
-        for (size_t j = 0; j < 8; j++)
-            y[j] = _mm256_loadu_ps(sum + d + 8 * j);
-        for (size_t i = 0; i < n; i++) {
-            KVT_UNROLL
-            for (size_t j = 0; j < 8; j++)
-                y[j] = _mm256_add_ps(y[j], _mm256_loadu_ps(x + i * ldx + d + 8 * j));
-        }
-        KVT_UNROLL
-        for (size_t j = 0; j < 8; j++)
-            _mm256_storeu_ps(sum + d + 8 * j, y[j]);
-    }
-    for (; d + 8 <= dims; d += 8) {
-        __m256 y = _mm256_loadu_ps(sum + d);
-        for (size_t i = 0; i < n; i++)
-            y = _mm256_add_ps(y, _mm256_loadu_ps(x + i * ldx + d));
-        _mm256_storeu_ps(sum + d, y);
-    }
-    for (; d < dims; d++)
-        for (size_t i = 0; i < n; i++)
-            sum[d] += x[i * ldx + d];
 }
 
 /* ---- rotation ---- */
