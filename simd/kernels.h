@@ -9,7 +9,7 @@
  * environment (to nearest, no flush to zero), which the callers in src/ set.
  *
  * Rules that the checker holds them to:
- *  - put_*, get_*, mean_*, seal_*, center, add_rows, rotate, unrotate, load_*, store_*,
+ *  - put_*, get_*, mean_*, seal_*, center, rotate, unrotate, load_*, store_*,
  *    transpose_*: the bytes of scalar. docs/numerics.md specifies them.
  *  - qk_*, pv_*, dots_*, logits, alibi, softmax, add_scaled, merge, finish: within a bound of
  *    scalar.
@@ -77,9 +77,11 @@ static inline size_t kvt_packed_bytes(size_t rows, size_t dims_p)
     X(void, store_f32, (const float *src, void *dst, size_t n))                                    \
     X(void, store_f16, (const float *src, void *dst, size_t n))                                    \
     X(void, store_bf16, (const float *src, void *dst, size_t n))                                   \
-    /* x[i] *= sign[i] (+-1); fast Walsh-Hadamard transform of each `block` dims (a power of */    \
-    /* two that divides dims); x[i] *= scale (a power of two). Order: docs/numerics.md. */         \
-    X(void, rotate, (float *x, const float *sign, size_t dims, size_t block, float scale))         \
+    /* y[i] = x[i] * sign[i] (+-1); fast Walsh-Hadamard transform of each `block` dims (a power */ \
+    /* of two that divides dims); y[i] *= scale (a power of two). Order: docs/numerics.md. y may */ \
+    /* be x. 1 when all of x are finite, else 0 with y unspecified. */                             \
+    X(int, rotate, (const float *x, const float *sign, size_t dims, size_t block, float scale,     \
+                    float *y))                                                                     \
     /* The inverse for scale = 1 / (rotate's scale * block): transform, scale, signs. */           \
     X(void, unrotate, (float *x, const float *sign, size_t dims, size_t block, float scale))       \
     /* Store tokens slot .. slot + n - 1, all of one tile (slot % 16 + n <= 16), from rows of */   \
@@ -98,6 +100,9 @@ static inline size_t kvt_packed_bytes(size_t rows, size_t dims_p)
                        void *codes, uint16_t *scales, size_t slot))                                \
     X(int, put_v_i8, (const float *x, size_t ldx, size_t n, size_t dims, size_t dims_p,            \
                       void *codes, uint16_t *scales, size_t slot))                                 \
+    /* As put_k_f16, of x[i * ldx + d] - offset[d] (f16, finite): K's rows of an open block. */    \
+    X(int, put_k_open, (const float *x, size_t ldx, size_t n, size_t dims, size_t dims_p,          \
+                        const uint16_t *offset, void *codes, size_t slot))                         \
     /* One token back as f32: code * scale, in the stored domain. */                               \
     X(void, get_k_f32, (const void *codes, const uint16_t *scales, size_t slot, size_t dims,       \
                         size_t dims_p, float *x))                                                  \
@@ -111,8 +116,6 @@ static inline size_t kvt_packed_bytes(size_t rows, size_t dims_p)
                         size_t dims_p, float *x))                                                  \
     X(void, get_v_i8, (const void *codes, const uint16_t *scales, size_t slot, size_t dims,        \
                        size_t dims_p, float *x))                                                   \
-    /* Mean over the 64 tokens of a full block of the dequantized K, stored domain: mean[dims_p]. */ \
-    X(void, mean_k_i8, (const void *codes, const uint16_t *scales, size_t dims_p, float *mean))    \
     /* Sealing: a full block whose tokens are f16 becomes i8. open: its 64 tokens as put_k_f16 or */ \
     /* put_v_f16 lay them out, zero in the padding, 64-byte aligned; open_scales: [64] f16, */     \
     /* positive powers of two. An element is x = code * scale, which f32 holds exactly. */         \
@@ -131,8 +134,6 @@ static inline size_t kvt_packed_bytes(size_t rows, size_t dims_p)
                         void *codes, uint16_t *scales))                                            \
     /* y[i] = x[i] - mu[i]; y may be x. */                                                         \
     X(void, center, (const float *x, const float *mu, size_t n, float *y))                         \
-    /* sum[d] += x[i * ldx + d] for each d < dims, in the order i = 0 .. n - 1. */                 \
-    X(void, add_rows, (const float *x, size_t ldx, size_t n, size_t dims, float *sum))             \
     /* s[r * 64 + t] = sum_d q[r * ldq + d] * K[t][d] for r < rows and t < n_tokens. q is */       \
     /* zero in the padding. s beyond n_tokens is unspecified. q, s 64-byte aligned, ldq a */       \
     /* multiple of 16. */                                                                          \

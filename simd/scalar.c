@@ -83,13 +83,18 @@ static void hadamard(float *x, size_t dims, size_t block)
             }
 }
 
-static void rotate(float *x, const float *sign, size_t dims, size_t block, float scale)
+static int rotate(const float *x, const float *sign, size_t dims, size_t block, float scale,
+                  float *y)
 {
+    uint32_t bad = 0;
+    for (size_t i = 0; i < dims; i++) {
+        bad |= (kvt_f32_bits(x[i]) & 0x7f800000u) == 0x7f800000u;
+        y[i] = x[i] * sign[i];
+    }
+    hadamard(y, dims, block);
     for (size_t i = 0; i < dims; i++)
-        x[i] *= sign[i];
-    hadamard(x, dims, block);
-    for (size_t i = 0; i < dims; i++)
-        x[i] *= scale;
+        y[i] *= scale;
+    return !bad;
 }
 
 static void unrotate(float *x, const float *sign, size_t dims, size_t block, float scale)
@@ -178,6 +183,20 @@ static int put_k_f16(const float *x, size_t ldx, size_t n, size_t dims, size_t d
     return put_f16(x, ldx, n, dims, dims_p, codes, slot, kvt_kw_index);
 }
 
+static int put_k_open(const float *x, size_t ldx, size_t n, size_t dims, size_t dims_p,
+                      const uint16_t *offset, void *codes, size_t slot)
+{
+    uint16_t *out = codes;
+    uint32_t bad = 0;
+    for (size_t i = 0; i < n; i++)
+        for (size_t d = 0; d < dims; d++) {
+            uint16_t y = kvt_f32_to_f16(x[i * ldx + d] - kvt_f16_to_f32(offset[d]));
+            bad |= (y & 0x7c00u) == 0x7c00u;
+            out[kvt_kw_index(slot + i, d, dims_p)] = y;
+        }
+    return !bad;
+}
+
 static int put_k_i8(const float *x, size_t ldx, size_t n, size_t dims, size_t dims_p, void *codes,
                     uint16_t *scales, size_t slot)
 {
@@ -257,29 +276,6 @@ static void get_v_i8(const void *codes, const uint16_t *scales, size_t slot, siz
     float scale = kvt_f16_to_f32(scales[slot]);
     for (size_t d = 0; d < dims; d++)
         x[d] = (float)in[kvt_v8_index(slot, d, dims_p)] * scale;
-}
-
-/*
- * Lane j adds tokens j, 16 + j, 32 + j, 48 + j; then lanes are folded 8, 4, 2, 1 apart: the order
- * in which a vector of tokens adds up.
- */
-static void mean_k_i8(const void *codes, const uint16_t *scales, size_t dims_p, float *mean)
-{
-    const int8_t *in = codes;
-    float scale[KVT_TOKENS];
-    for (size_t t = 0; t < KVT_TOKENS; t++)
-        scale[t] = kvt_f16_to_f32(scales[t]);
-    for (size_t d = 0; d < dims_p; d++) {
-        float lane[KVT_TILE_TOKENS];
-        for (size_t j = 0; j < KVT_TILE_TOKENS; j++)
-            lane[j] = (float)in[kvt_k8_index(j, d, dims_p)] * scale[j];
-        for (size_t t = KVT_TILE_TOKENS; t < KVT_TOKENS; t++)
-            lane[t % KVT_TILE_TOKENS] += (float)in[kvt_k8_index(t, d, dims_p)] * scale[t];
-        for (size_t h = KVT_TILE_TOKENS / 2; h > 0; h /= 2)
-            for (size_t j = 0; j < h; j++)
-                lane[j] += lane[j + h];
-        mean[d] = lane[0] * (1.0f / KVT_TOKENS);
-    }
 }
 
 /* ---- sealing ---- */
@@ -406,13 +402,6 @@ static void center(const float *x, const float *mu, size_t n, float *y)
 {
     for (size_t i = 0; i < n; i++)
         y[i] = x[i] - mu[i];
-}
-
-static void add_rows(const float *x, size_t ldx, size_t n, size_t dims, float *sum)
-{
-    for (size_t i = 0; i < n; i++)
-        for (size_t d = 0; d < dims; d++)
-            sum[d] += x[i * ldx + d];
 }
 
 /* ---- scores ---- */

@@ -205,19 +205,20 @@ void check_store_bf16(check *c, store_function *kernel)
 
 /* ---- rotation ---- */
 
-typedef void rotate_function(float *, const float *, size_t, size_t, float);
+typedef void unrotate_function(float *, const float *, size_t, size_t, float);
+typedef int rotate_function(const float *, const float *, size_t, size_t, float, float *);
 
 /* Rows as append brings them: one does not wait for the other. */
-static void rotate_rows(rotate_function *kernel, float *x, const float *sign, size_t dims)
+static void unrotate_rows(unrotate_function *kernel, float *x, const float *sign, size_t dims)
 {
     for (size_t i = 0; i < 16; i++)
         kernel(x + i * dims, sign, dims, dims, 0.125f);
 }
 
-static void check_rotation(check *c, rotate_function *kernel, rotate_function *scalar)
+static void check_rotation(check *c, unrotate_function *kernel, unrotate_function *scalar)
 {
     static float bench_x[16 * 128], bench_sign[128];
-    CHECK_BENCH(c, 16 * 128 * 8, rotate_rows(kernel, bench_x, bench_sign, 128));
+    CHECK_BENCH(c, 16 * 128 * 8, unrotate_rows(kernel, bench_x, bench_sign, 128));
     for (size_t i = 0; i < 40 * CHECK_N_DIMS; i++) {
         size_t dims = check_dims(i);
         for (size_t block = 1; dims % block == 0; block *= 2) {
@@ -238,12 +239,54 @@ static void check_rotation(check *c, rotate_function *kernel, rotate_function *s
     }
 }
 
-void check_rotate(check *c, rotate_function *kernel)
+static rotate_function *rotate_kernel;
+
+/* In place, as unrotate is. */
+static void rotate_row(float *x, const float *sign, size_t dims, size_t block, float scale)
 {
-    check_rotation(c, kernel, SCALAR.rotate);
+    rotate_kernel(x, sign, dims, block, scale, x);
 }
 
-void check_unrotate(check *c, rotate_function *kernel)
+static void rotate_row_scalar(float *x, const float *sign, size_t dims, size_t block, float scale)
+{
+    SCALAR.rotate(x, sign, dims, block, scale, x);
+}
+
+void check_rotate(check *c, rotate_function *kernel)
+{
+    rotate_kernel = kernel;
+    check_rotation(c, rotate_row, rotate_row_scalar);
+    /* Into another row, and what is not finite. */
+    for (size_t i = 0; i < 10 * CHECK_N_DIMS; i++) {
+        size_t dims = check_dims(i);
+        for (size_t block = 1; dims % block == 0; block *= 2) {
+            float *x = check_buffer(c, 0, dims * 4, 4), *sign = check_buffer(c, 1, dims * 4, 4);
+            float *y = check_buffer(c, 2, dims * 4, 4), kept[CHECK_MAX_DIMS];
+            float expected[CHECK_MAX_DIMS];
+            const float bad[] = {INFINITY, -INFINITY, NAN, -NAN};
+            size_t is_bad = check_below(c, 3) == 0;
+            for (size_t d = 0; d < dims; d++) {
+                x[d] = check_finite(c);
+                sign[d] = check_below(c, 2) ? 1.0f : -1.0f;
+            }
+            if (is_bad)
+                x[check_below(c, dims)] = bad[check_below(c, 4)];
+            memcpy(kept, x, dims * 4);
+            SCALAR.rotate(x, sign, dims, block, 0.5f, expected);
+            if (kernel(x, sign, dims, block, 0.5f, y) == (int)is_bad)
+                check_fail(c, "answers %d, dims %zu, block %zu", (int)is_bad, dims, block);
+            if (!check_same_bits(x, kept, dims))
+                check_fail(c, "writes its input, dims %zu, block %zu", dims, block);
+            for (size_t d = 0; d < dims && !is_bad; d++) /* sums may overflow: any NaN will do */
+                if (!check_same_bits(y + d, expected + d, 1) &&
+                    !(y[d] != y[d] && expected[d] != expected[d]))
+                    check_fail(c, "differs, dims %zu, block %zu, dim %zu", dims, block, d);
+            check_canaries(c);
+        }
+    }
+}
+
+void check_unrotate(check *c, unrotate_function *kernel)
 {
     check_rotation(c, kernel, SCALAR.unrotate);
     /* The two are inverses, and rotate is the transform: its norm grows by sqrt(block). */
@@ -255,7 +298,7 @@ void check_unrotate(check *c, rotate_function *kernel)
         for (size_t d = 0; d < dims; d++)
             sign[d] = check_below(c, 2) ? 1.0f : -1.0f;
         memcpy(y, x, sizeof x);
-        SCALAR.rotate(y, sign, dims, block, 1.0f);
+        SCALAR.rotate(y, sign, dims, block, 1.0f, y);
         for (size_t d = 0; d < dims; d++) {
             before += (double)x[d] * x[d];
             after += (double)y[d] * y[d] / (double)block;
@@ -413,6 +456,57 @@ static void check_put(check *c, put_function *kernel, put_function *scalar, cons
     }
 }
 
+/* The same as put_k_f16 of rows less the offset. */
+void check_put_k_open(check *c, int (*kernel)(const float *, size_t, size_t, size_t, size_t,
+                                              const uint16_t *, void *, size_t))
+{
+    static unsigned char expected[KVT_TOKENS * CHECK_MAX_DIMS * 2];
+    if (c->bench) {
+        float *x = check_buffer(c, 0, 16 * 128 * 4, 4);
+        unsigned char *codes = check_buffer(c, 1, 64 * 128 * 2, 64);
+        uint16_t *offset = check_buffer(c, 2, 256, 64);
+        check_fill(c, x, 16 * 128, CHECK_NORMAL, 0);
+        memset(offset, 0, 256);
+        CHECK_BENCH(c, 16 * 128 * 6, kernel(x, 128, 16, 128, 128, offset, codes, 0));
+    }
+    for (size_t i = 0; i < 100 * 16; i++) {
+        size_t dims = check_dims(check_below(c, CHECK_N_DIMS)), dims_p = kvt_round_up(dims, 16);
+        size_t n = i % 16 + 1, ldx = dims + check_below(c, 20);
+        size_t slot = check_below(c, 4) * 16 + check_below(c, 17 - n);
+        size_t bytes = KVT_TOKENS * dims_p * 2, rows = (n - 1) * ldx + dims;
+        float *x = check_buffer(c, 0, rows * 4, 4), z[CHECK_MAX_DIMS];
+        unsigned char *codes = check_buffer(c, 1, bytes, 64);
+        uint16_t *offset = check_buffer(c, 2, dims * 2, 2);
+        int answer, expected_answer = 1;
+
+        for (size_t d = 0; d < dims; d++)
+            offset[d] = check_finite_f16(c);
+        check_fill(c, x, rows, CHECK_NORMAL, 0);
+        for (size_t j = 0; j < rows; j++) /* rounded before the offset they would differ */
+            x[j] = check_below(c, 2) ? x[j] + kvt_f16_to_f32(offset[j % ldx % dims]) : x[j];
+        if (check_below(c, 4) == 0)
+            x[check_below(c, n) * ldx + check_below(c, dims)] = check_below(c, 2) ? NAN : 140000.0f;
+        fill_codes(c, &k_f16, codes, dims, dims_p);
+        memcpy(expected, codes, bytes);
+        answer = kernel(x, ldx, n, dims, dims_p, offset, codes, slot);
+        for (size_t t = 0; t < n; t++) {
+            for (size_t d = 0; d < dims; d++)
+                z[d] = x[t * ldx + d] - kvt_f16_to_f32(offset[d]);
+            expected_answer &= SCALAR.put_k_f16(z, dims, 1, dims, dims_p, expected, NULL, slot + t);
+        }
+        if (answer != expected_answer)
+            check_fail(c, "answers %d: dims %zu, slot %zu, n %zu", answer, dims, slot, n);
+        for (size_t t = slot; !answer && t < slot + n; t++) /* the slots are unspecified */
+            for (size_t d = 0; d < dims; d++) {
+                size_t at = kvt_kw_index(t, d, dims_p) * 2;
+                memcpy(expected + at, codes + at, 2);
+            }
+        if (memcmp(codes, expected, bytes) != 0)
+            check_fail(c, "differs: dims %zu, slot %zu, n %zu", dims, slot, n);
+        check_canaries(c);
+    }
+}
+
 static void check_get(check *c, get_function *kernel, get_function *scalar, const storage *s)
 {
     if (c->bench) {
@@ -471,45 +565,6 @@ CHECK_STORAGE(v, f32)
 CHECK_STORAGE(v, f16)
 CHECK_STORAGE(v, i8)
 
-/* ---- the mean of a block ---- */
-
-void check_mean_k_i8(check *c, void (*kernel)(const void *, const uint16_t *, size_t, float *))
-{
-    if (c->bench) {
-        unsigned char *codes = check_buffer(c, 0, 64 * 128, 64);
-        uint16_t *scales = check_buffer(c, 1, 128, 64);
-        float *mean = check_buffer(c, 2, 512, 4);
-        memset(scales, 0, 128);
-        CHECK_BENCH(c, 64 * 128, kernel(codes, scales, 128, mean));
-    }
-    for (size_t i = 0; i < 20 * CHECK_N_DIMS; i++) {
-        size_t dims = check_dims(i), dims_p = kvt_round_up(dims, 16);
-        unsigned char *codes = check_buffer(c, 0, KVT_TOKENS * dims_p, 64);
-        uint16_t *scales = check_buffer(c, 1, 128, 64);
-        float *mean = check_buffer(c, 2, dims_p * 4, 4), expected[CHECK_MAX_DIMS];
-        fill_codes(c, &k_i8, codes, dims, dims_p);
-        for (size_t t = 0; t < KVT_TOKENS; t++)
-            scales[t] = check_finite_f16(c) & 0x7fffu;
-        kernel(codes, scales, dims_p, mean);
-        SCALAR.mean_k_i8(codes, scales, dims_p, expected);
-        if (!check_same_bits(mean, expected, dims_p))
-            check_fail(c, "differs from scalar: dims %zu", dims);
-        for (size_t d = 0; d < dims_p; d++) {
-            double sum = 0, size = 0;
-            for (size_t t = 0; t < KVT_TOKENS; t++) {
-                double x = (signed char)codes[kvt_k8_index(t, d, dims_p)] *
-                           (double)check_f16_value(scales[t]);
-                sum += x / KVT_TOKENS;
-                size += fabs(x) / KVT_TOKENS;
-            }
-            /* A product, 3 sums over the tiles, 4 folds. */
-            if (!(fabs(mean[d] - sum) <= 8 * CHECK_EPS * size))
-                check_fail(c, "dims %zu, dim %zu: %a, not %a", dims, d, (double)mean[d], sum);
-        }
-        check_canaries(c);
-    }
-}
-
 /* ---- rows of the caller ---- */
 
 void check_center(check *c, void (*kernel)(const float *, const float *, size_t, float *))
@@ -530,32 +585,6 @@ void check_center(check *c, void (*kernel)(const float *, const float *, size_t,
         kernel(x, mu, n, y);
         if (!check_same_bits(y, expected, n))
             check_fail(c, "differs, n %zu", n);
-        check_canaries(c);
-    }
-}
-
-void check_add_rows(check *c, void (*kernel)(const float *, size_t, size_t, size_t, float *))
-{
-    static const float bench_x[64 * 128];
-    static float bench_sum[128];
-    CHECK_BENCH(c, 64 * 128 * 4, kernel(bench_x, 128, 64, 128, bench_sum));
-    for (size_t i = 0; i < 1000; i++) {
-        size_t dims = i % 8 ? check_dims(check_below(c, CHECK_N_DIMS)) : i / 8 % 50 + 1;
-        size_t n = i % 64 + 1, ldx = dims + check_below(c, 20);
-        if (((n - 1) * ldx + dims) * 4 > CHECK_SLOT_BYTES / 2)
-            n = 8;
-        float *x = check_buffer(c, 0, ((n - 1) * ldx + dims) * 4, 4);
-        float *sum = check_buffer(c, 1, dims * 4, 4), expected[CHECK_MAX_DIMS];
-        /* SPREAD: another order would round elsewhere. */
-        check_fill(c, x, (n - 1) * ldx + dims, i % 3 ? CHECK_SPREAD : CHECK_TINY, 0);
-        check_fill(c, sum, dims, i % 2 ? CHECK_ZERO : CHECK_SPREAD, 0);
-        memcpy(expected, sum, dims * 4);
-        for (size_t t = 0; t < n; t++)
-            for (size_t d = 0; d < dims; d++)
-                expected[d] += x[t * ldx + d];
-        kernel(x, ldx, n, dims, sum);
-        if (!check_same_bits(sum, expected, dims))
-            check_fail(c, "differs, dims %zu, n %zu", dims, n);
         check_canaries(c);
     }
 }

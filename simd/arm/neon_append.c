@@ -1,5 +1,5 @@
 /*
- * NEON kernels (armv8-a): storing into tiles, reading back, and the mean of a block.
+ * NEON kernels (armv8-a): storing into tiles and reading back.
  *
  * Results are scalar.c's bit for bit: each operation is the same f32 operation on the same operands
  * in the same order, 4 at a time, and a product and a sum stay two roundings. Only exact identities
@@ -82,28 +82,39 @@ int kvt_neon_put_k_f32(const float *x, size_t ldx, size_t n, size_t dims, size_t
 }
 
 /* 8 elements to f16. largest: maximum of the magnitudes so far, infinity after an overflow. */
-KVT_INLINE uint16x8_t to_f16_checked(const float *x, uint16x8_t *largest)
+KVT_INLINE uint16x8_t to_f16_largest(float32x4_t low, float32x4_t high, uint16x8_t *largest)
 {
-    uint16x8_t y = kvt_to_f16(vld1q_f32(x), vld1q_f32(x + 4));
+    uint16x8_t y = kvt_to_f16(low, high);
     *largest = vmaxq_u16(*largest, vandq_u16(y, vdupq_n_u16(0x7fff)));
     return y;
 }
 
-int kvt_neon_put_k_f16(const float *x, size_t ldx, size_t n, size_t dims, size_t dims_p,
-                       void *codes, uint16_t *scales, size_t slot)
+KVT_INLINE uint16x8_t to_f16_checked(const float *x, uint16x8_t *largest)
+{
+    return to_f16_largest(vld1q_f32(x), vld1q_f32(x + 4), largest);
+}
+
+/* offset: f16, is subtracted; or NULL. */
+KVT_INLINE int put_k(const float *x, size_t ldx, size_t n, size_t dims, size_t dims_p,
+                     const uint16_t *offset, void *codes, size_t slot)
 {
     uint16_t *to = (uint16_t *)codes + kvt_kw_index(slot, 0, dims_p);
     uint16x8_t largest = vdupq_n_u16(0);
     uint32_t bad = 0;
     size_t d = 0;
-    (void)scales;
     for (; d + 8 <= dims; d += 8) {
+        const float32x4_t low = offset ? kvt_load_f16x4(offset + d) : vdupq_n_f32(0);
+        const float32x4_t high = offset ? kvt_load_f16x4(offset + d + 4) : vdupq_n_f32(0);
         size_t i = 0;
         for (; i + 8 <= n; i += 8) {
             uint16x8_t y[8];
             KVT_UNROLL
-            for (size_t j = 0; j < 8; j++)
-                y[j] = to_f16_checked(x + (i + j) * ldx + d, &largest);
+            for (size_t j = 0; j < 8; j++) {
+                const float *at = x + (i + j) * ldx + d;
+                y[j] = offset ? to_f16_largest(vsubq_f32(vld1q_f32(at), low),
+                                               vsubq_f32(vld1q_f32(at + 4), high), &largest)
+                              : to_f16_checked(at, &largest);
+            }
             transpose_8x8(y);
             KVT_UNROLL
             for (size_t j = 0; j < 8; j++)
@@ -111,18 +122,35 @@ int kvt_neon_put_k_f16(const float *x, size_t ldx, size_t n, size_t dims, size_t
         }
         for (; i < n; i++) {
             uint16_t y[8];
-            vst1q_u16(y, to_f16_checked(x + i * ldx + d, &largest));
+            const float *at = x + i * ldx + d;
+            vst1q_u16(y, offset ? to_f16_largest(vsubq_f32(vld1q_f32(at), low),
+                                                 vsubq_f32(vld1q_f32(at + 4), high), &largest)
+                                : to_f16_checked(at, &largest));
             for (size_t j = 0; j < 8; j++)
                 to[(d + j) * 16 + i] = y[j];
         }
     }
     for (; d < dims; d++)
         for (size_t i = 0; i < n; i++) {
-            uint16_t y = kvt_f32_to_f16(x[i * ldx + d]);
+            float z = x[i * ldx + d];
+            uint16_t y = kvt_f32_to_f16(offset ? z - kvt_f16_to_f32(offset[d]) : z);
             bad |= (y & 0x7c00u) == 0x7c00u;
             to[d * 16 + i] = y;
         }
     return (vmaxvq_u16(largest) < 0x7c00u) & !bad;
+}
+
+int kvt_neon_put_k_f16(const float *x, size_t ldx, size_t n, size_t dims, size_t dims_p,
+                       void *codes, uint16_t *scales, size_t slot)
+{
+    (void)scales;
+    return put_k(x, ldx, n, dims, dims_p, NULL, codes, slot);
+}
+
+int kvt_neon_put_k_open(const float *x, size_t ldx, size_t n, size_t dims, size_t dims_p,
+                        const uint16_t *offset, void *codes, size_t slot)
+{
+    return put_k(x, ldx, n, dims, dims_p, offset, codes, slot);
 }
 
 int kvt_neon_put_v_f16(const float *x, size_t ldx, size_t n, size_t dims, size_t dims_p,
@@ -364,54 +392,4 @@ void kvt_neon_get_v_i8(const void *codes, const uint16_t *scales, size_t slot, s
         vst1q_f32(x + d, vmulq_n_f32(code_of_lanes(from + d * 4, to_top), scale));
     for (; d < dims; d++)
         x[d] = (float)from[d * 4 + slot % 4] * scale;
-}
-
-/* ---- the mean of a block ---- */
-
-/*
- * Sums of one dim over the tiles, lanes added 8 and 4 apart. The first tile initializes the sum
- * instead of being added to zero, as 0 + -0 is +0 and the result must match scalar.c bit for bit.
- */
-KVT_INLINE float32x4_t sum_of_dim(const int8_t *group, size_t tile_bytes, const float *scale,
-                                  int32_t e)
-{
-    const int32x4_t to_top = vdupq_n_s32(24 - 8 * e);
-    float32x4_t sum[4];
-    for (size_t tile = 0; tile < KVT_TOKENS / KVT_TILE_TOKENS; tile++) {
-        const int8_t *from = group + tile * tile_bytes;
-        KVT_UNROLL
-        for (size_t j = 0; j < 4; j++) {
-            float32x4_t x = vmulq_f32(code_of_lanes(from + 16 * j, to_top),
-                                      vld1q_f32(scale + tile * KVT_TILE_TOKENS + 4 * j));
-            sum[j] = tile ? vaddq_f32(sum[j], x) : x;
-        }
-    }
-    return vaddq_f32(vaddq_f32(sum[0], sum[2]), vaddq_f32(sum[1], sum[3]));
-}
-
-/* Folds the lanes of two dims 2 apart: a0 + a2, a1 + a3, b0 + b2, b1 + b3. */
-KVT_INLINE float32x4_t fold_2(float32x4_t a, float32x4_t b)
-{
-    return vaddq_f32(vcombine_f32(vget_low_f32(a), vget_low_f32(b)),
-                     vcombine_f32(vget_high_f32(a), vget_high_f32(b)));
-}
-
-/* Lane j sums its token of each tile, then lanes are added 8, 4, 2, 1 apart; 4 dims at once. */
-void kvt_neon_mean_k_i8(const void *codes, const uint16_t *scales, size_t dims_p, float *mean)
-{
-    const int8_t *from = codes;
-    const size_t tile_bytes = dims_p * KVT_TILE_TOKENS;
-    float scale[KVT_TOKENS];
-
-    for (size_t t = 0; t < KVT_TOKENS; t += 4)
-        vst1q_f32(scale + t, kvt_load_f16x4(scales + t));
-    for (size_t d = 0; d < dims_p; d += 4) {
-        const int8_t *group = from + d * 16;
-        float32x4_t low = fold_2(sum_of_dim(group, tile_bytes, scale, 0),
-                                 sum_of_dim(group, tile_bytes, scale, 1));
-        float32x4_t high = fold_2(sum_of_dim(group, tile_bytes, scale, 2),
-                                  sum_of_dim(group, tile_bytes, scale, 3));
-        float32x4_t sum = vaddq_f32(vuzp1q_f32(low, high), vuzp2q_f32(low, high));
-        vst1q_f32(mean + d, vmulq_n_f32(sum, 1.0f / KVT_TOKENS));
-    }
 }

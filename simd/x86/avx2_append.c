@@ -1,5 +1,5 @@
 /*
- * AVX2 + FMA + F16C kernels: storing into tiles, reading back, and the mean of a block. The steps
+ * AVX2 + FMA + F16C kernels: storing into tiles and reading back. The steps
  * before (conversion, rotation, offset) are in avx2_rows.c. Results are scalar.c's bit for bit:
  * only exact identities are used, such as cvtps2dq (nearest even) for the addition of 1.5 * 2^23.
  *
@@ -41,28 +41,37 @@ int kvt_avx2_put_k_f32(const float *x, size_t ldx, size_t n, size_t dims, size_t
 }
 
 /* 8 elements to f16. largest: maximum of the magnitudes so far, infinity after an overflow. */
-KVT_INLINE __m128i to_f16_checked(const float *x, __m128i *largest)
+KVT_INLINE __m128i to_f16_largest(__m256 x, __m128i *largest)
 {
-    __m128i y = kvt_to_f16(_mm256_loadu_ps(x));
+    __m128i y = kvt_to_f16(x);
     *largest = _mm_max_epi16(*largest, _mm_and_si128(y, _mm_set1_epi16(0x7fff)));
     return y;
 }
 
-int kvt_avx2_put_k_f16(const float *x, size_t ldx, size_t n, size_t dims, size_t dims_p,
-                       void *codes, uint16_t *scales, size_t slot)
+KVT_INLINE __m128i to_f16_checked(const float *x, __m128i *largest)
+{
+    return to_f16_largest(_mm256_loadu_ps(x), largest);
+}
+
+/* offset: f16, is subtracted; or NULL. */
+KVT_INLINE int put_k(const float *x, size_t ldx, size_t n, size_t dims, size_t dims_p,
+                     const uint16_t *offset, void *codes, size_t slot)
 {
     uint16_t *to = (uint16_t *)codes + kvt_kw_index(slot, 0, dims_p);
     __m128i largest = _mm_setzero_si128();
     uint32_t bad = 0;
     size_t d = 0;
-    (void)scales;
     for (; d + 8 <= dims; d += 8) {
+        const __m256 less =
+            offset ? _mm256_cvtph_ps(kvt_load_128(offset + d)) : _mm256_setzero_ps();
         size_t i = 0;
         for (; i + 8 <= n; i += 8) {
             __m128i y[8];
             KVT_UNROLL
-            for (size_t j = 0; j < 8; j++)
-                y[j] = to_f16_checked(x + (i + j) * ldx + d, &largest);
+            for (size_t j = 0; j < 8; j++) {
+                __m256 z = _mm256_loadu_ps(x + (i + j) * ldx + d);
+                y[j] = to_f16_largest(offset ? _mm256_sub_ps(z, less) : z, &largest);
+            }
             kvt_transpose_8x8_16(y);
             KVT_UNROLL
             for (size_t j = 0; j < 8; j++)
@@ -70,7 +79,8 @@ int kvt_avx2_put_k_f16(const float *x, size_t ldx, size_t n, size_t dims, size_t
         }
         for (; i < n; i++) {
             uint16_t y[8];
-            kvt_store_128(y, to_f16_checked(x + i * ldx + d, &largest));
+            __m256 z = _mm256_loadu_ps(x + i * ldx + d);
+            kvt_store_128(y, to_f16_largest(offset ? _mm256_sub_ps(z, less) : z, &largest));
             KVT_UNROLL
             for (size_t j = 0; j < 8; j++)
                 to[(d + j) * 16 + i] = y[j];
@@ -78,11 +88,25 @@ int kvt_avx2_put_k_f16(const float *x, size_t ldx, size_t n, size_t dims, size_t
     }
     for (; d < dims; d++)
         for (size_t i = 0; i < n; i++) {
-            uint16_t y = kvt_f32_to_f16(x[i * ldx + d]);
+            float z = x[i * ldx + d];
+            uint16_t y = kvt_f32_to_f16(offset ? z - kvt_f16_to_f32(offset[d]) : z);
             bad |= (y & 0x7c00u) == 0x7c00u;
             to[d * 16 + i] = y;
         }
     return kvt_is_below_16(largest, 0x7c00) & !bad;
+}
+
+int kvt_avx2_put_k_f16(const float *x, size_t ldx, size_t n, size_t dims, size_t dims_p,
+                       void *codes, uint16_t *scales, size_t slot)
+{
+    (void)scales;
+    return put_k(x, ldx, n, dims, dims_p, NULL, codes, slot);
+}
+
+int kvt_avx2_put_k_open(const float *x, size_t ldx, size_t n, size_t dims, size_t dims_p,
+                        const uint16_t *offset, void *codes, size_t slot)
+{
+    return put_k(x, ldx, n, dims, dims_p, offset, codes, slot);
 }
 
 int kvt_avx2_put_v_f16(const float *x, size_t ldx, size_t n, size_t dims, size_t dims_p,
@@ -388,62 +412,4 @@ void kvt_avx2_get_v_i8(const void *codes, const uint16_t *scales, size_t slot, s
     }
     for (; d < dims; d++)
         x[d] = (float)from[d * 4 + slot % 4] * scale;
-}
-
-/* ---- the mean of a block ---- */
-
-/*
- * Sums of one dim over the tiles, with lane j + 8 already added to lane j, for scales times 2^-24:
- * a code is converted at the top of its 4-byte lane, as code * 2^24, which saves the shift down and
- * changes no bit of the product. The first tile initializes the sum instead of being added to zero,
- * as 0 + -0 is +0 and the result must match scalar.c bit for bit.
- */
-KVT_INLINE __m256 code_at_top(const int8_t *from, int e)
-{
-    __m256i y = kvt_load_256(from);
-    if (e < 3)
-        y = _mm256_slli_epi32(y, 24 - 8 * e);
-    if (e > 0)
-        y = _mm256_and_si256(y, _mm256_set1_epi32((int)0xff000000u));
-    return _mm256_cvtepi32_ps(y);
-}
-
-KVT_INLINE __m256 sum_of_dim(const int8_t *group, size_t tile_bytes, const __m256 *scale, int e)
-{
-    __m256 low = _mm256_setzero_ps(), high = low;
-    KVT_UNROLL
-    for (size_t tile = 0; tile < KVT_TOKENS / KVT_TILE_TOKENS; tile++) {
-        const int8_t *from = group + tile * tile_bytes;
-        __m256 x = _mm256_mul_ps(code_at_top(from, e), scale[2 * tile]);
-        __m256 y = _mm256_mul_ps(code_at_top(from + 32, e), scale[2 * tile + 1]);
-        low = tile ? _mm256_add_ps(low, x) : x;
-        high = tile ? _mm256_add_ps(high, y) : y;
-    }
-    return _mm256_add_ps(low, high);
-}
-
-/* Lane j sums its token of each tile, then lanes are added 8, 4, 2, 1 apart; 8 dims at once. */
-void kvt_avx2_mean_k_i8(const void *codes, const uint16_t *scales, size_t dims_p, float *mean)
-{
-    const int8_t *from = codes;
-    const size_t tile_bytes = dims_p * KVT_TILE_TOKENS;
-    __m256 scale[KVT_TOKENS / 8];
-
-    for (size_t i = 0; i < KVT_TOKENS / 8; i++)
-        scale[i] =
-            _mm256_mul_ps(_mm256_cvtph_ps(kvt_load_128(scales + 8 * i)), _mm256_set1_ps(0x1p-24f));
-    for (size_t d = 0; d < dims_p; d += 8) {
-        __m256 x[8], y[4], a, b;
-        KVT_UNROLL
-        for (int e = 0; e < 8; e++)
-            x[e] = sum_of_dim(from + (d / 4 + (size_t)e / 4) * 64, tile_bytes, scale, e % 4);
-        KVT_UNROLL
-        for (size_t i = 0; i < 4; i++) /* halves: dims i | i + 4 */
-            y[i] = _mm256_add_ps(_mm256_permute2f128_ps(x[i], x[i + 4], 0x20),
-                                 _mm256_permute2f128_ps(x[i], x[i + 4], 0x31));
-        a = _mm256_add_ps(_mm256_shuffle_ps(y[0], y[1], 0x44), _mm256_shuffle_ps(y[0], y[1], 0xee));
-        b = _mm256_add_ps(_mm256_shuffle_ps(y[2], y[3], 0x44), _mm256_shuffle_ps(y[2], y[3], 0xee));
-        a = _mm256_add_ps(_mm256_shuffle_ps(a, b, 0x88), _mm256_shuffle_ps(a, b, 0xdd));
-        _mm256_storeu_ps(mean + d, _mm256_mul_ps(a, _mm256_set1_ps(1.0f / KVT_TOKENS)));
-    }
 }

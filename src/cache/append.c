@@ -100,11 +100,20 @@ static int load_rows(const append_side *s, uint64_t i, size_t n, float *buffer)
 /* The same in the stored domain. */
 static int load_rotated(const append_side *s, uint64_t i, size_t n, float *buffer)
 {
-    if (!load_rows(s, i, n, buffer))
-        return 0;
-    for (size_t j = 0; s->signs && j < n; j++)
-        s->job->kernels->rotate(buffer + j * s->dims, s->signs, s->dims, s->rotation->block,
-                                s->rotation->scale);
+    const kvt_kernels *kernels = s->job->kernels;
+    const kvt_view *view = &s->job->views[s->side];
+    if (!s->signs)
+        return load_rows(s, i, n, buffer);
+    for (size_t j = 0; j < n; j++) {
+        float *row = buffer + j * s->dims;
+        kvt_rows_f32 rows = {row, s->dims};
+        if (!rows_in_place(view, i + j, s->head, &rows) &&
+            !kvt_view_load(kernels, view, i + j, s->head, s->dims, row))
+            return 0;
+        if (!kernels->rotate(rows.x, s->signs, s->dims, s->rotation->block, s->rotation->scale,
+                             row))
+            return 0;
+    }
     return 1;
 }
 
@@ -156,8 +165,7 @@ static int put_open(const append_side *s, size_t row, uint64_t i, size_t n, cons
                     size_t slot)
 {
     const kvt_kernels *kernels = s->job->kernels;
-    float buffer[ROWS_FLOATS], base[KVT_MAX_DIM];
-    int has_base = 0;
+    float buffer[ROWS_FLOATS];
 
     for (size_t end = slot + n; slot < end;) {
         size_t part = KVT_TILE_TOKENS - slot % KVT_TILE_TOKENS;
@@ -167,10 +175,8 @@ static int put_open(const append_side *s, size_t row, uint64_t i, size_t n, cons
             return 0;
         if (s->has_offset && slot == 0)
             base_offset(s, row, buffer, to->offset);
-        if (s->has_offset && !has_base)
-            has_base = kernels->load_f16(to->offset, base, s->dims);
         if (!kvt_open_put(kernels, &s->job->group->layouts[KVT_OPEN], s->side, buffer, part,
-                          s->dims, s->has_offset ? base : NULL, to, slot))
+                          s->dims, to, slot))
             return 0;
         slot += part;
         i += part;
