@@ -363,8 +363,8 @@ class Reader:
 def damage_signs(reader):
     """A sign on a scale is refused, except on K's in an open block that has an offset."""
     for group, n, form, streams in reader.layers:
-        scales = (len(streams.get(5, b"")) // 2 - group.offsets * group.heads * group.k_dim)
-        for i in range(scales):
+        scales = len(streams.get(5, b"")) // 2 - group.offsets * group.heads * group.k_dim
+        for i in sorted(set((0, group.heads * n - 1, group.heads * n, scales - 1)) & set(range(scales))):
             small = np.frombuffer(streams[5], "<u2").copy()
             small[i] |= 0x8000
             refused, fine = False, form == OPEN and group.offsets and i < group.heads * n

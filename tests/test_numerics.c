@@ -422,11 +422,12 @@ static double without_offset(int kind, size_t t, double x0, double x, double p)
     /* How many of block 0, of the blocks behind it; the first key always has the offset. */
     static const unsigned char counts[][3] = {{63, 63, 63}, {1, 33, 62}, {31, 32, 64},
                                               {32, 1, 31},  {33, 0, 1},  {62, 0, 62}};
-    if (kind == N_KINDS - 1) /* at exactly 8 it has one, below it has none; all exact */
+    if (kind == N_KINDS - 1) /* at 8 it has one, below it has none; a few ulps about 9 / 7, too */
         return t == 0       ? 9 * p
                : t % 4 == 1 ? p
                : t % 4 == 2 ? p * (1 - ldexp(1, -12))
-               : t % 4 == 3 ? -p
+               : t % 8 == 3 ? -p
+               : t % 8 == 7 ? -9.0 / 7 * p * (1 + ((double)(t / 8 % 7) - 3) * ldexp(1, -23))
                             : 9 * p + x / 8;
     if (t * 37 % 64 >= 64u - counts[kind - BARE_KIND][t / 64 % 3])
         return t % 5 == 4 ? 0 : x;
