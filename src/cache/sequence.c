@@ -409,20 +409,45 @@ static size_t step_open_rows(const kvt_group *group)
                     (group->residual_tokens + KVT_DRAFT_TOKENS + 2 * KVT_TOKENS - 2) / KVT_TOKENS);
 }
 
+/*
+ * Open blocks that a group has for new rows, of the sequence's own, once a pending step is
+ * committed. Where nothing is reserved, the open form that is kept for a truncate serves the next
+ * begin, if that opens a row, and is freed by it else.
+ */
+static size_t kept_for_rows(const kvt_seq *seq, uint32_t g)
+{
+    const kvt_seq_group *state = &seq->groups[g];
+    uint64_t n_tokens = seq->length + seq->pending;
+    size_t pairs = state->n_sealed - state->n_final, final;
+    if (!seq->reserves && n_tokens % KVT_TOKENS)
+        return 0;
+    final = kvt_rows_older(n_tokens, seq->cache->groups[g].residual_tokens + KVT_DRAFT_TOKENS);
+    for (size_t row = state->n_sealed; row < state->seal_end; row++)
+        pairs += (row >= final || seq->reserves) && kvt_seq_block(seq, row, g)->other;
+    return pairs;
+}
+
 /* Tokens that a group can hold with free blocks have[class], in steps of one token. */
 static uint64_t reachable(const kvt_seq *seq, uint32_t g, const size_t *have)
 {
     const kvt_group *group = &seq->cache->groups[g];
-    const kvt_seq_group *state = &seq->groups[g];
-    size_t open = seq->n_rows - state->n_final + have[kvt_class_of(seq->cache, g, KVT_OPEN)];
-    uint64_t now = (uint64_t)seq->n_rows * KVT_TOKENS, most;
+    size_t sealed = seq->groups[g].seal_end, fresh;
+    uint64_t most, rows;
     if (!group->seals)
         return (seq->n_rows + have[g]) * (uint64_t)KVT_TOKENS;
-    if (open < open_rows(group)) /* never enough to seal a row and go on */
-        most = (state->n_final + open) * (uint64_t)KVT_TOKENS;
-    else /* one token before the next row would be sealed */
-        most = (state->n_sealed + have[g] + 1) * (uint64_t)KVT_TOKENS + group->residual_tokens - 1;
-    return most > now ? most : now;
+    fresh = have[kvt_class_of(seq->cache, g, KVT_OPEN)] + kept_for_rows(seq, g);
+    /* One token before the next row would be sealed. */
+    most = (sealed + have[g] + 1) * (uint64_t)KVT_TOKENS + group->residual_tokens - 1;
+    /*
+     * A row that is sealed leaves its open block to the row that the next step opens. It opens
+     * none where rows are sealed in the midst of another; and no row is sealed where there are too
+     * few open blocks to get so far.
+     */
+    rows = (seq->n_rows + fresh) * (uint64_t)KVT_TOKENS;
+    if (rows < most && (seq->n_rows - sealed + fresh < open_rows(group) ||
+                        (!seq->reserves && group->residual_tokens % KVT_TOKENS)))
+        most = rows;
+    return most > seq->length + seq->pending ? most : seq->length + seq->pending;
 }
 
 uint64_t kvt_seq_capacity(const kvt_seq *seq)
