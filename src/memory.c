@@ -212,16 +212,22 @@ void kvt_mem_exempt(kvt_cache *cache, uint64_t more, uint64_t less)
     pthread_mutex_unlock(&heap->lock);
 }
 
-kvt_status kvt_mem_check(kvt_cache *cache)
+int kvt_mem_fits(kvt_cache *cache)
 {
     kvt_heap *heap = heap_of(cache);
     int fits;
     pthread_mutex_lock(&heap->lock);
     fits = is_within_budget(heap, heap->bytes);
     pthread_mutex_unlock(&heap->lock);
-    return fits ? KVT_OK
-                : kvt_fail(cache, KVT_ERR_BUDGET, "the memory budget of %llu would be passed",
-                           (unsigned long long)heap->budget_bytes);
+    return fits;
+}
+
+kvt_status kvt_mem_check(kvt_cache *cache)
+{
+    if (kvt_mem_fits(cache))
+        return KVT_OK;
+    return kvt_fail(cache, KVT_ERR_BUDGET, "the memory budget of %llu would be passed",
+                    (unsigned long long)heap_of(cache)->budget_bytes);
 }
 
 uint64_t kvt_mem_bytes(const kvt_cache *cache)

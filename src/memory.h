@@ -42,7 +42,9 @@ void kvt_mem_raw_free(const kvt_allocator *allocator, void *memory, size_t bytes
  */
 void kvt_mem_exempt(kvt_cache *cache, uint64_t more, uint64_t less);
 
-/* KVT_ERR_BUDGET, with the text set, where more is held than the budget admits; else KVT_OK. */
+/* Whether no more is held than the budget admits. */
+int kvt_mem_fits(kvt_cache *cache);
+/* KVT_OK where it fits; else KVT_ERR_BUDGET with the text set. */
 kvt_status kvt_mem_check(kvt_cache *cache);
 
 /* Bytes allocated now. */

@@ -317,7 +317,8 @@ KVT_API uint64_t kvt_cache_memory_bytes(const kvt_cache *cache);
  * those that a pending step seals, and after the commit those whose sealing a truncate may take
  * back, until the next begin. For each sequence and group with an i8 side that is at most
  * residual_tokens / 64 + 3 open blocks while a step is pending, else one; an open block has
- * twice a sealed one's bytes.
+ * twice a sealed one's bytes. Those of a sequence with a reserve (kvt_seq_reserve) are held against
+ * it.
  *
  * KVT_ERR_ARG, KVT_ERR_LIMIT, KVT_ERR_UNSUPPORTED as kvt_cache_create; KVT_ERR_LIMIT also when
  * n_tokens is above max_tokens or the sum overflows. The cache's own part includes the scratch of
@@ -363,7 +364,7 @@ KVT_API kvt_status kvt_seq_create(kvt_cache *cache, kvt_seq **seq);
 /*
  * Take blocks ahead of time, so that the sequence can grow to n_tokens without an allocation,
  * whatever its steps. From then on the blocks that it gives up (truncate, clear, sealing) stay with
- * it until it is destroyed.
+ * it until it is destroyed, and are held against the budget, all of them.
  *
  * KVT_ERR_ARG    NULL
  * KVT_ERR_STATE  a step is pending

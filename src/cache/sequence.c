@@ -80,13 +80,14 @@ static kvt_block *unpair(kvt_block *block)
 
 /*
  * Open blocks that have a sealed form beside them are not held against the budget: bring their
- * number up to date after every change.
+ * number up to date after every change. Those of a sequence that reserves are: they stay with it,
+ * and what another sequence took in their place would be missing when they are open again.
  */
 static void account(kvt_seq *seq)
 {
     kvt_cache *cache = seq->cache;
     uint64_t bytes = 0;
-    for (uint32_t g = 0; g < cache->n_groups; g++) {
+    for (uint32_t g = 0; g < cache->n_groups && !seq->reserves; g++) {
         const kvt_seq_group *group = &seq->groups[g];
         size_t pairs = group->n_sealed - group->n_final;
         for (size_t row = group->n_sealed; row < group->seal_end; row++)
@@ -150,6 +151,16 @@ void kvt_seq_replace(kvt_seq *seq, kvt_block *const *table, size_t n_rows, uint6
 
 /* ---- create, destroy ---- */
 
+/* Memory of the cache; where there is none, once more without free blocks. */
+static kvt_status get_memory(kvt_cache *cache, size_t bytes, const char *what, void **memory)
+{
+    kvt_status status = kvt_mem_alloc(cache, bytes, NULL, memory);
+    if (status == KVT_OK)
+        return KVT_OK;
+    kvt_blocks_trim(cache);
+    return kvt_mem_alloc(cache, bytes, what, memory);
+}
+
 kvt_status kvt_seq_create(kvt_cache *cache, kvt_seq **seq_out)
 {
     void *memory = NULL, *appended = NULL, *table = NULL;
@@ -158,11 +169,11 @@ kvt_status kvt_seq_create(kvt_cache *cache, kvt_seq **seq_out)
 
     if (!cache || !seq_out)
         return kvt_fail(cache, KVT_ERR_ARG, "kvt_seq_create: NULL");
-    status = kvt_mem_alloc(cache, sizeof *seq, "a sequence", &memory);
+    status = get_memory(cache, sizeof *seq, "a sequence", &memory);
     if (status == KVT_OK)
-        status = kvt_mem_alloc(cache, cache->n_layers, "a sequence's layers", &appended);
+        status = get_memory(cache, cache->n_layers, "a sequence's layers", &appended);
     if (status == KVT_OK)
-        status = kvt_mem_alloc(cache, table_bytes(cache), "a sequence's block table", &table);
+        status = get_memory(cache, table_bytes(cache), "a sequence's block table", &table);
     if (status != KVT_OK) {
         kvt_mem_free(cache, appended, cache->n_layers);
         kvt_mem_free(cache, memory, sizeof *seq);
@@ -254,6 +265,28 @@ static void undo_spares(kvt_seq *seq, uint32_t class_index, size_t n)
 }
 
 /*
+ * Hold `exempt` bytes of the sequence not against the budget. Where that passes it, free blocks
+ * are given back. If it still does, and by this sequence, nothing is changed.
+ */
+static kvt_status set_exempt(kvt_seq *seq, uint64_t exempt)
+{
+    kvt_cache *cache = seq->cache;
+    uint64_t before = seq->exempt_bytes;
+    kvt_status status = KVT_OK;
+
+    kvt_mem_exempt(cache, exempt, before);
+    if (!kvt_mem_fits(cache)) {
+        kvt_blocks_trim(cache);
+        status = exempt < before ? kvt_mem_check(cache) : KVT_OK;
+    }
+    if (status == KVT_OK)
+        seq->exempt_bytes = exempt;
+    else
+        kvt_mem_exempt(cache, before, exempt);
+    return status;
+}
+
+/*
  * What may fail of a step's begin: the blocks that it needs, as spare ones. Open forms that were
  * kept for a truncate serve as open blocks of new rows.
  */
@@ -261,7 +294,7 @@ static kvt_status reserve_step(kvt_seq *seq, const group_plan *plans, size_t n_r
 {
     kvt_cache *cache = seq->cache;
     size_t want[KVT_MAX_CLASSES] = {0}, added[KVT_MAX_CLASSES] = {0};
-    uint64_t exempt = 0;
+    uint64_t exempt = 0, before = seq->exempt_bytes;
     kvt_status status;
 
     want[cache->n_groups] = n_rows > seq->n_rows ? n_rows - seq->n_rows : 0;
@@ -273,14 +306,17 @@ static kvt_status reserve_step(kvt_seq *seq, const group_plan *plans, size_t n_r
         exempt += (plans[g].pairs + kept - used) *
                   kvt_block_bytes(cache, kvt_class_of(cache, g, KVT_OPEN));
     }
-    kvt_mem_exempt(cache, exempt, seq->exempt_bytes);
-    status = kvt_mem_check(cache);
+    status = set_exempt(seq, seq->reserves ? 0 : exempt);
+    if (status != KVT_OK)
+        return status;
     for (uint32_t c = 0; status == KVT_OK && c < cache->n_classes; c++)
         status = add_spares(seq, c, want[c], &added[c]);
-    kvt_mem_exempt(cache, seq->exempt_bytes, exempt);
-    if (status != KVT_OK)
-        for (uint32_t c = 0; c < cache->n_classes; c++)
-            undo_spares(seq, c, added[c]);
+    if (status == KVT_OK)
+        return KVT_OK;
+    for (uint32_t c = 0; c < cache->n_classes; c++)
+        undo_spares(seq, c, added[c]);
+    kvt_mem_exempt(cache, before, seq->exempt_bytes);
+    seq->exempt_bytes = before;
     return status;
 }
 
@@ -409,20 +445,45 @@ static size_t step_open_rows(const kvt_group *group)
                     (group->residual_tokens + KVT_DRAFT_TOKENS + 2 * KVT_TOKENS - 2) / KVT_TOKENS);
 }
 
+/*
+ * Open blocks that a group has for new rows, of the sequence's own, once a pending step is
+ * committed. Where nothing is reserved, the open form that is kept for a truncate serves the next
+ * begin, if that opens a row, and is freed by it else.
+ */
+static size_t kept_for_rows(const kvt_seq *seq, uint32_t g)
+{
+    const kvt_seq_group *state = &seq->groups[g];
+    uint64_t n_tokens = seq->length + seq->pending;
+    size_t pairs = state->n_sealed - state->n_final, final;
+    if (!seq->reserves && n_tokens % KVT_TOKENS)
+        return 0;
+    final = kvt_rows_older(n_tokens, seq->cache->groups[g].residual_tokens + KVT_DRAFT_TOKENS);
+    for (size_t row = state->n_sealed; row < state->seal_end; row++)
+        pairs += (row >= final || seq->reserves) && kvt_seq_block(seq, row, g)->other;
+    return pairs;
+}
+
 /* Tokens that a group can hold with free blocks have[class], in steps of one token. */
 static uint64_t reachable(const kvt_seq *seq, uint32_t g, const size_t *have)
 {
     const kvt_group *group = &seq->cache->groups[g];
-    const kvt_seq_group *state = &seq->groups[g];
-    size_t open = seq->n_rows - state->n_final + have[kvt_class_of(seq->cache, g, KVT_OPEN)];
-    uint64_t now = (uint64_t)seq->n_rows * KVT_TOKENS, most;
+    size_t sealed = seq->groups[g].seal_end, fresh;
+    uint64_t most, rows;
     if (!group->seals)
         return (seq->n_rows + have[g]) * (uint64_t)KVT_TOKENS;
-    if (open < open_rows(group)) /* never enough to seal a row and go on */
-        most = (state->n_final + open) * (uint64_t)KVT_TOKENS;
-    else /* one token before the next row would be sealed */
-        most = (state->n_sealed + have[g] + 1) * (uint64_t)KVT_TOKENS + group->residual_tokens - 1;
-    return most > now ? most : now;
+    fresh = have[kvt_class_of(seq->cache, g, KVT_OPEN)] + kept_for_rows(seq, g);
+    /* One token before the next row would be sealed. */
+    most = (sealed + have[g] + 1) * (uint64_t)KVT_TOKENS + group->residual_tokens - 1;
+    /*
+     * A row that is sealed leaves its open block to the row that the next step opens. It opens
+     * none where rows are sealed in the midst of another; and no row is sealed where there are too
+     * few open blocks to get so far.
+     */
+    rows = (seq->n_rows + fresh) * (uint64_t)KVT_TOKENS;
+    if (rows < most && (seq->n_rows - sealed + fresh < open_rows(group) ||
+                        (!seq->reserves && group->residual_tokens % KVT_TOKENS)))
+        most = rows;
+    return most > seq->length + seq->pending ? most : seq->length + seq->pending;
 }
 
 uint64_t kvt_seq_capacity(const kvt_seq *seq)
@@ -643,6 +704,8 @@ kvt_status kvt_seq_reserve(kvt_seq *seq, uint64_t n_tokens)
     }
     for (uint32_t c = 0; status == KVT_OK && c < cache->n_classes; c++)
         status = add_spares(seq, c, want[c], &added[c]);
+    if (status == KVT_OK)
+        status = set_exempt(seq, 0);
     if (status != KVT_OK) {
         for (uint32_t c = 0; c < cache->n_classes; c++)
             undo_spares(seq, c, added[c]);
