@@ -3,8 +3,8 @@
  * the files of this folder offer. attention/ and snapshot/ read them; nothing here knows of those.
  *
  * Files, each of which may use those before it: geometry.c (layouts, rotation), blocks.c (blocks
- * and their free lists), cache.c (the handle), sequence.c (block table, steps), seal.c (rows into
- * open and sealed blocks), append.c and read.c. src/create.c makes a cache.
+ * and their free lists), cache.c (the handle), rows.c (a sequence's block table), sequence.c (steps),
+ * seal.c (tokens into open and sealed blocks), append.c and read.c. src/create.c makes a cache.
  */
 #ifndef KVT_CACHE_H
 #define KVT_CACHE_H
@@ -257,15 +257,29 @@ void kvt_cache_release(kvt_cache *cache);
 /* Free a cache, complete or not, and all that it holds. */
 void kvt_cache_free(kvt_cache *cache);
 
+/* ---- rows.c: the rows of a sequence's block table ---- */
+
+/*
+ * Blocks for a step of n_tokens tokens: rows for them, and sealed blocks for those that become old
+ * with it. All of them, or none and an error: KVT_ERR_MEMORY, KVT_ERR_BUDGET.
+ */
+kvt_status kvt_rows_begin(kvt_seq *seq, uint64_t n_tokens);
+/* The step has been committed, and seq->length says so: what it has sealed is in force. */
+void kvt_rows_commit(kvt_seq *seq);
+/* Before a truncate to n_tokens: blocks that would not be sealed at that length are open again. */
+void kvt_rows_revert(kvt_seq *seq, uint64_t n_tokens);
+/* Give back the rows from n_rows on, and what a pending step was to seal. */
+void kvt_rows_shrink(kvt_seq *seq, size_t n_rows);
+/* Give up all that the sequence has, and take n_rows rows of blocks, [n_rows][n_columns]. */
+void kvt_rows_replace(kvt_seq *seq, kvt_block *const *table, size_t n_rows, uint64_t n_tokens);
+/* Give up all blocks, reserved ones included. */
+void kvt_rows_release(kvt_seq *seq);
+
 /* ---- sequence.c ---- */
 
 /* Bytes of an empty sequence. Uses the geometry only. */
 uint64_t kvt_seq_own_bytes(const kvt_cache *cache);
 
-/* Give back the rows from n_rows on, and what a pending step was to seal. */
-void kvt_seq_shrink(kvt_seq *seq, size_t n_rows);
-/* Give up all that the sequence has, and take n_rows rows of blocks, [n_rows][n_columns]. */
-void kvt_seq_replace(kvt_seq *seq, kvt_block *const *table, size_t n_rows, uint64_t n_tokens);
 /* Tokens that a layer holds: the pending ones count where the layer has them. */
 uint64_t kvt_seq_visible(const kvt_seq *seq, uint32_t layer);
 

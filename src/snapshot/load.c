@@ -175,7 +175,7 @@ static kvt_status load(kvt_seq *seq, const kvt_snap_context *context, const kvt_
     if (status == KVT_OK && file)
         status = kvt_snap_file_expect_end(file, path);
     if (status == KVT_OK) {
-        kvt_seq_replace(seq, (kvt_block **)(void *)st.table.data, st.rows, header->n_tokens);
+        kvt_rows_replace(seq, (kvt_block **)(void *)st.table.data, st.rows, header->n_tokens);
         if (result) {
             result->n_tokens = seq->length;
             result->prefix_tokens = common_prefix(seq, options);
