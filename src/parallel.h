@@ -22,7 +22,7 @@ typedef struct kvt_pool {
     uint32_t sleepers;  /* workers in wake */
     int kept_off;       /* CPU that workers are kept off, -1: none; guarded by busy */
     int open, stop;     /* tasks can be taken; workers are to end */
-    /* The call; written while nobody is inside, next by anybody who is. */
+    /* The call; written while no thread is inside, next by those that are. */
     void (*task)(void *arg, size_t i);
     void *arg;
     size_t n, next;

@@ -103,8 +103,8 @@ static inline uint32_t golden_layer_group(const golden *g, uint32_t layer)
 }
 
 /*
- * A first key that is an attention sink. Of the others of its block, 20, 40 or 63, by the layer, are
- * so small beside it that they have no offset; the rest are about as large as it, so are some
+ * A first key that is an attention sink. Of the others of its block, 20, 40 or 63, by the layer,
+ * are so small beside it that they have no offset; the rest are about as large as it, so are some
  * behind the block.
  */
 static inline float golden_sink(uint32_t layer, uint32_t token, uint32_t i)

@@ -131,7 +131,8 @@ static void test_planes(void **state)
 
 /*
  * Shapes of both forms of a group, sizes by docs/format.md; K and V of open blocks are f16, whose
- * only filter is by planes; only open scales have to be powers of two, and only those of K beside an offset may be negative.
+ * only filter is by planes; only open scales have to be powers of two, and only those of K beside
+ * an offset may be negative.
  */
 static void test_forms(void **state)
 {
@@ -324,11 +325,8 @@ static void test_saving(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_i8),
-        cmocka_unit_test(test_planes),
-        cmocka_unit_test(test_forms),
-        cmocka_unit_test(test_choice),
-        cmocka_unit_test(test_saving),
+        cmocka_unit_test(test_i8),     cmocka_unit_test(test_planes), cmocka_unit_test(test_forms),
+        cmocka_unit_test(test_choice), cmocka_unit_test(test_saving),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -329,13 +329,15 @@ KVT_API kvt_status kvt_memory_forecast(const kvt_config *config, uint64_t n_sequ
 
 /*
  * The most that one kvt_seq_save (zstd_level up to 1) or one kvt_seq_load of a sequence of up to
- * n_tokens tokens holds for itself while it runs: buffers, tables, zstd. From the allocator, counted
- * in kvt_cache_memory_bytes, given back before the call returns, and not held against the budget,
- * so that a sequence can be put away just when the budget is used up. It comes on top: once for each
- * such call that runs at the same time. The blocks that a load fills are not in it; they are held
- * against the budget. kvt_visit takes less. Levels of zstd above 1 take more, level 19 up to 83 MiB.
+ * n_tokens tokens holds for itself while it runs: buffers, tables, zstd. From the allocator,
+ * counted in kvt_cache_memory_bytes, given back before the call returns, and not held against the
+ * budget, so that a sequence can be put away just when the budget is used up. It comes on top: once
+ * for each such call that runs at the same time. The blocks that a load fills are not in it; they
+ * are held against the budget. kvt_visit takes less. Levels of zstd above 1 take more, level 19 up
+ * to 83 MiB.
  *
- * An upper bound, at most about twice what is used from 64 tokens on. Errors as kvt_memory_forecast.
+ * An upper bound, at most about twice what is used from 64 tokens on. Errors as
+ * kvt_memory_forecast.
  */
 KVT_API kvt_status kvt_working_forecast(const kvt_config *config, uint64_t n_tokens,
                                         uint64_t *bytes);
@@ -424,9 +426,9 @@ KVT_API kvt_status kvt_seq_clear(kvt_seq *seq);
  *
  * Up to 64 tokens of the last step, taken back before the next begin, leave no trace: the sequence
  * is as if it had never had them, bit for bit. Farther back, blocks that are sealed (i8) stay so,
- * which shows in the tokens that become part of the residual window again; up to
- * residual_tokens back the sequence is the same again once it has its old length. A cut
- * inside a sealed block leaves what is before it untouched, and what is appended there is i8 at once.
+ * which shows in the tokens that become part of the residual window again; up to residual_tokens
+ * back the sequence is the same again once it has its old length. A cut inside a sealed block
+ * leaves what is before it untouched, and what is appended there is i8 at once.
  *
  * KVT_ERR_ARG    NULL, or n_tokens above the length
  * KVT_ERR_STATE  a step is pending

@@ -1,6 +1,6 @@
 /*
- * What an attend call refuses before anything is computed: arguments that contradict each other or the
- * sequences, and numbers that f32 cannot take.
+ * What an attend call refuses before anything is computed: arguments that contradict each other or
+ * the sequences, and numbers that f32 cannot take.
  */
 #include "src/attention/attention.h"
 

@@ -90,8 +90,8 @@ kvt_outcome kvt_unit_load(const kvt_unit *u, const kvt_view *view)
 
 /*
  * The codes of K and V follow each other in a head's record, and those of the next block are
- * elsewhere. A product asks for what the next one reads while it computes (kernels.h, "next"): the
- * hardware's own prefetch stops at every page and starts late.
+ * elsewhere. A product prefetches what the next one reads while it computes (kernels.h, "next"):
+ * the hardware's own prefetch stops at every page and starts late.
  */
 
 /* A head's record of one block, and the layout of the block's form. */
@@ -305,10 +305,9 @@ static void softmax_rows(const kvt_unit *u, size_t from, size_t block_row, size_
 }
 
 /*
- * Softmax reads nothing of the cache. With one row or two, where memory is the slower one, lines
- * are brought meanwhile, spread over what the next product asks for, so that it has fewer to ask
- * for all along; as many as can be under way. 4 to 8% of decode's time; with four rows it costs as
- * much.
+ * Softmax reads nothing of the cache. With one row or two, where memory is the slower side, some
+ * lines of what the next product will prefetch are prefetched before it, evenly spread: as many as
+ * there are line fill buffers. 4 to 8% of decode's time; with four rows it costs as much.
  */
 #define SPARSE_ROWS 2
 #define SPARSE_LINES 32

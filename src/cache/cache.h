@@ -3,8 +3,9 @@
  * the files of this folder offer. attention/ and snapshot/ read them; nothing here knows of those.
  *
  * Files, each of which may use those before it: geometry.c (layouts, rotation), blocks.c (blocks
- * and their free lists), cache.c (the handle), rows.c (a sequence's block table), sequence.c (steps),
- * seal.c (tokens into open and sealed blocks), append.c and read.c. src/create.c makes a cache.
+ * and their free lists), cache.c (the handle), rows.c (a sequence's block table), sequence.c
+ * (steps), seal.c (tokens into open and sealed blocks), append.c and read.c. src/create.c makes a
+ * cache.
  */
 #ifndef KVT_CACHE_H
 #define KVT_CACHE_H
@@ -300,8 +301,9 @@ kvt_record kvt_record_of(const kvt_group *group, const kvt_block *block, kvt_sid
 #define KVT_I8_MAX 8.0e6f
 
 /*
- * Rows x[i * dims] of a side that is stored as i8, in the stored domain, into slots
- * slot .. slot + n - 1 (one tile) of an open record. The rows may be changed. 0: a magnitude is above KVT_I8_MAX or not a number.
+ * Rows x[i * dims] of a side that is stored as i8, in the stored domain, into slots slot .. slot +
+ * n - 1 (one tile) of an open record. The rows may be changed. 0: a magnitude is above KVT_I8_MAX
+ * or not a number.
  */
 int kvt_open_put(const kvt_kernels *kernels, const kvt_layout *open, kvt_side side, float *x,
                  size_t n, size_t dims, const kvt_record *to, size_t slot);

@@ -1,8 +1,8 @@
 /*
  * The rows of a sequence's block table: which blocks it has, in which form, and which are to come.
  *
- * What may fail is done first: the blocks that a step needs are taken as spare ones, and then placed,
- * which cannot fail. See kvt_seq_group in cache.h for the states of a row.
+ * What may fail is done first: the blocks that a step needs are taken as spare ones, and then
+ * placed, which cannot fail. See kvt_seq_group in cache.h for the states of a row.
  */
 #include "src/cache/cache.h"
 

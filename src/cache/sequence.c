@@ -1,5 +1,6 @@
 /*
- * Sequences: creation, questions, steps, and what changes a sequence as a whole. rows.c has the blocks.
+ * Sequences: creation, questions, steps, and what changes a sequence as a whole. rows.c has the
+ * blocks.
  *
  * Invariants: n_rows covers length + pending and the rows have all their blocks; a step changes
  * nothing that a reader of the committed tokens can see until commit, except that attend and

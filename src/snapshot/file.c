@@ -310,7 +310,7 @@ static int claim(int fd)
 {
     struct stat status;
     if (lock_again(fd) != 0 && errno == EWOULDBLOCK)
-        return 0; /* other errors: no locks here, and nobody removes what he cannot lock */
+        return 0; /* other errors: no locks here, and only what can be locked is removed */
     return fstat(fd, &status) != 0 || status.st_nlink > 0;
 }
 

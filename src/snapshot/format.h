@@ -333,7 +333,7 @@ typedef struct kvt_snap_file {
 
 kvt_status kvt_snap_file_open(const kvt_snap_context *context, const char *path,
                               kvt_snap_file *file, kvt_reader *reader);
-/* KVT_ERR_CORRUPT when there are bytes that nobody has read. */
+/* KVT_ERR_CORRUPT when there are bytes left to read. */
 kvt_status kvt_snap_file_expect_end(kvt_snap_file *file, const char *path);
 /* Of the options no_fsync and in_place count. */
 kvt_status kvt_snap_file_create(const kvt_snap_context *context, const char *path,
