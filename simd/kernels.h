@@ -77,9 +77,11 @@ static inline size_t kvt_packed_bytes(size_t rows, size_t dims_p)
     X(void, store_f32, (const float *src, void *dst, size_t n))                                    \
     X(void, store_f16, (const float *src, void *dst, size_t n))                                    \
     X(void, store_bf16, (const float *src, void *dst, size_t n))                                   \
-    /* x[i] *= sign[i] (+-1); fast Walsh-Hadamard transform of each `block` dims (a power of */    \
-    /* two that divides dims); x[i] *= scale (a power of two). Order: docs/numerics.md. */         \
-    X(void, rotate, (float *x, const float *sign, size_t dims, size_t block, float scale))         \
+    /* y[i] = x[i] * sign[i] (+-1); fast Walsh-Hadamard transform of each `block` dims (a power */ \
+    /* of two that divides dims); y[i] *= scale (a power of two). Order: docs/numerics.md. y may */ \
+    /* be x. */                                                                                    \
+    X(void, rotate, (const float *x, const float *sign, size_t dims, size_t block, float scale,    \
+                     float *y))                                                                    \
     /* The inverse for scale = 1 / (rotate's scale * block): transform, scale, signs. */           \
     X(void, unrotate, (float *x, const float *sign, size_t dims, size_t block, float scale))       \
     /* Store tokens slot .. slot + n - 1, all of one tile (slot % 16 + n <= 16), from rows of */   \
@@ -98,6 +100,9 @@ static inline size_t kvt_packed_bytes(size_t rows, size_t dims_p)
                        void *codes, uint16_t *scales, size_t slot))                                \
     X(int, put_v_i8, (const float *x, size_t ldx, size_t n, size_t dims, size_t dims_p,            \
                       void *codes, uint16_t *scales, size_t slot))                                 \
+    /* As put_k_f16, of x[i * ldx + d] - offset[d] (f16, finite): K's rows of an open block. */    \
+    X(int, put_k_open, (const float *x, size_t ldx, size_t n, size_t dims, size_t dims_p,          \
+                        const uint16_t *offset, void *codes, size_t slot))                         \
     /* One token back as f32: code * scale, in the stored domain. */                               \
     X(void, get_k_f32, (const void *codes, const uint16_t *scales, size_t slot, size_t dims,       \
                         size_t dims_p, float *x))                                                  \

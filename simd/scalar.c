@@ -83,13 +83,14 @@ static void hadamard(float *x, size_t dims, size_t block)
             }
 }
 
-static void rotate(float *x, const float *sign, size_t dims, size_t block, float scale)
+static void rotate(const float *x, const float *sign, size_t dims, size_t block, float scale,
+                   float *y)
 {
     for (size_t i = 0; i < dims; i++)
-        x[i] *= sign[i];
-    hadamard(x, dims, block);
+        y[i] = x[i] * sign[i];
+    hadamard(y, dims, block);
     for (size_t i = 0; i < dims; i++)
-        x[i] *= scale;
+        y[i] *= scale;
 }
 
 static void unrotate(float *x, const float *sign, size_t dims, size_t block, float scale)
@@ -176,6 +177,20 @@ static int put_k_f16(const float *x, size_t ldx, size_t n, size_t dims, size_t d
 {
     (void)scales;
     return put_f16(x, ldx, n, dims, dims_p, codes, slot, kvt_kw_index);
+}
+
+static int put_k_open(const float *x, size_t ldx, size_t n, size_t dims, size_t dims_p,
+                      const uint16_t *offset, void *codes, size_t slot)
+{
+    uint16_t *out = codes;
+    uint32_t bad = 0;
+    for (size_t i = 0; i < n; i++)
+        for (size_t d = 0; d < dims; d++) {
+            uint16_t y = kvt_f32_to_f16(x[i * ldx + d] - kvt_f16_to_f32(offset[d]));
+            bad |= (y & 0x7c00u) == 0x7c00u;
+            out[kvt_kw_index(slot + i, d, dims_p)] = y;
+        }
+    return !bad;
 }
 
 static int put_k_i8(const float *x, size_t ldx, size_t n, size_t dims, size_t dims_p, void *codes,

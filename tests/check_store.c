@@ -205,19 +205,20 @@ void check_store_bf16(check *c, store_function *kernel)
 
 /* ---- rotation ---- */
 
-typedef void rotate_function(float *, const float *, size_t, size_t, float);
+typedef void unrotate_function(float *, const float *, size_t, size_t, float);
+typedef void rotate_function(const float *, const float *, size_t, size_t, float, float *);
 
 /* Rows as append brings them: one does not wait for the other. */
-static void rotate_rows(rotate_function *kernel, float *x, const float *sign, size_t dims)
+static void unrotate_rows(unrotate_function *kernel, float *x, const float *sign, size_t dims)
 {
     for (size_t i = 0; i < 16; i++)
         kernel(x + i * dims, sign, dims, dims, 0.125f);
 }
 
-static void check_rotation(check *c, rotate_function *kernel, rotate_function *scalar)
+static void check_rotation(check *c, unrotate_function *kernel, unrotate_function *scalar)
 {
     static float bench_x[16 * 128], bench_sign[128];
-    CHECK_BENCH(c, 16 * 128 * 8, rotate_rows(kernel, bench_x, bench_sign, 128));
+    CHECK_BENCH(c, 16 * 128 * 8, unrotate_rows(kernel, bench_x, bench_sign, 128));
     for (size_t i = 0; i < 40 * CHECK_N_DIMS; i++) {
         size_t dims = check_dims(i);
         for (size_t block = 1; dims % block == 0; block *= 2) {
@@ -238,12 +239,58 @@ static void check_rotation(check *c, rotate_function *kernel, rotate_function *s
     }
 }
 
-void check_rotate(check *c, rotate_function *kernel)
+static rotate_function *rotate_kernel;
+
+/* In place, as unrotate is. */
+static void rotate_row(float *x, const float *sign, size_t dims, size_t block, float scale)
 {
-    check_rotation(c, kernel, SCALAR.rotate);
+    rotate_kernel(x, sign, dims, block, scale, x);
 }
 
-void check_unrotate(check *c, rotate_function *kernel)
+static void rotate_row_scalar(float *x, const float *sign, size_t dims, size_t block, float scale)
+{
+    SCALAR.rotate(x, sign, dims, block, scale, x);
+}
+
+void check_rotate(check *c, rotate_function *kernel)
+{
+    rotate_kernel = kernel;
+    check_rotation(c, rotate_row, rotate_row_scalar);
+    /* Into another row; and what is not finite makes all of its block so. */
+    for (size_t i = 0; i < 10 * CHECK_N_DIMS; i++) {
+        size_t dims = check_dims(i);
+        for (size_t block = 1; dims % block == 0; block *= 2) {
+            float *x = check_buffer(c, 0, dims * 4, 4), *sign = check_buffer(c, 1, dims * 4, 4);
+            float *y = check_buffer(c, 2, dims * 4, 4), kept[CHECK_MAX_DIMS];
+            float expected[CHECK_MAX_DIMS];
+            const float bad[] = {INFINITY, -INFINITY, NAN, -NAN};
+            size_t first = dims; /* of the block that is not finite */
+            for (size_t d = 0; d < dims; d++) {
+                x[d] = check_below(c, 10) ? check_finite(c) : 1.0f;
+                x[d] = fabsf(x[d]) > 1e30f ? 1.0f : x[d];
+                sign[d] = check_below(c, 2) ? 1.0f : -1.0f;
+            }
+            if (check_below(c, 3) == 0) {
+                first = check_below(c, dims);
+                x[first] = bad[check_below(c, 4)];
+                first = first / block * block;
+            }
+            memcpy(kept, x, dims * 4);
+            SCALAR.rotate(x, sign, dims, block, 0.5f, expected);
+            kernel(x, sign, dims, block, 0.5f, y);
+            if (!check_same_bits(x, kept, dims))
+                check_fail(c, "writes its input, dims %zu, block %zu", dims, block);
+            for (size_t d = 0; d < dims; d++)
+                if (first <= d && d < first + block ? isfinite(y[d]) || isfinite(expected[d])
+                                                    : !check_same_bits(y + d, expected + d, 1))
+                    check_fail(c, "dims %zu, block %zu, dim %zu: %a, not %a", dims, block, d,
+                               (double)y[d], (double)expected[d]);
+            check_canaries(c);
+        }
+    }
+}
+
+void check_unrotate(check *c, unrotate_function *kernel)
 {
     check_rotation(c, kernel, SCALAR.unrotate);
     /* The two are inverses, and rotate is the transform: its norm grows by sqrt(block). */
@@ -255,7 +302,7 @@ void check_unrotate(check *c, rotate_function *kernel)
         for (size_t d = 0; d < dims; d++)
             sign[d] = check_below(c, 2) ? 1.0f : -1.0f;
         memcpy(y, x, sizeof x);
-        SCALAR.rotate(y, sign, dims, block, 1.0f);
+        SCALAR.rotate(y, sign, dims, block, 1.0f, y);
         for (size_t d = 0; d < dims; d++) {
             before += (double)x[d] * x[d];
             after += (double)y[d] * y[d] / (double)block;
@@ -409,6 +456,57 @@ static void check_put(check *c, put_function *kernel, put_function *scalar, cons
             memcmp(scales, expected_scales, sizeof expected_scales) != 0)
             check_fail(c, "differs from scalar: dims %zu, slot %zu, n %zu, kind %d", dims, slot, n,
                        (int)kind);
+        check_canaries(c);
+    }
+}
+
+/* The same as put_k_f16 of rows less the offset. */
+void check_put_k_open(check *c, int (*kernel)(const float *, size_t, size_t, size_t, size_t,
+                                              const uint16_t *, void *, size_t))
+{
+    static unsigned char expected[KVT_TOKENS * CHECK_MAX_DIMS * 2];
+    if (c->bench) {
+        float *x = check_buffer(c, 0, 16 * 128 * 4, 4);
+        unsigned char *codes = check_buffer(c, 1, 64 * 128 * 2, 64);
+        uint16_t *offset = check_buffer(c, 2, 256, 64);
+        check_fill(c, x, 16 * 128, CHECK_NORMAL, 0);
+        memset(offset, 0, 256);
+        CHECK_BENCH(c, 16 * 128 * 6, kernel(x, 128, 16, 128, 128, offset, codes, 0));
+    }
+    for (size_t i = 0; i < 100 * 16; i++) {
+        size_t dims = check_dims(check_below(c, CHECK_N_DIMS)), dims_p = kvt_round_up(dims, 16);
+        size_t n = i % 16 + 1, ldx = dims + check_below(c, 20);
+        size_t slot = check_below(c, 4) * 16 + check_below(c, 17 - n);
+        size_t bytes = KVT_TOKENS * dims_p * 2, rows = (n - 1) * ldx + dims;
+        float *x = check_buffer(c, 0, rows * 4, 4), z[CHECK_MAX_DIMS];
+        unsigned char *codes = check_buffer(c, 1, bytes, 64);
+        uint16_t *offset = check_buffer(c, 2, dims * 2, 2);
+        int answer, expected_answer = 1;
+
+        for (size_t d = 0; d < dims; d++)
+            offset[d] = check_finite_f16(c);
+        check_fill(c, x, rows, CHECK_NORMAL, 0);
+        for (size_t j = 0; j < rows; j++) /* rounded before the offset they would differ */
+            x[j] = check_below(c, 2) ? x[j] + kvt_f16_to_f32(offset[j % ldx % dims]) : x[j];
+        if (check_below(c, 4) == 0)
+            x[check_below(c, n) * ldx + check_below(c, dims)] = check_below(c, 2) ? NAN : 140000.0f;
+        fill_codes(c, &k_f16, codes, dims, dims_p);
+        memcpy(expected, codes, bytes);
+        answer = kernel(x, ldx, n, dims, dims_p, offset, codes, slot);
+        for (size_t t = 0; t < n; t++) {
+            for (size_t d = 0; d < dims; d++)
+                z[d] = x[t * ldx + d] - kvt_f16_to_f32(offset[d]);
+            expected_answer &= SCALAR.put_k_f16(z, dims, 1, dims, dims_p, expected, NULL, slot + t);
+        }
+        if (answer != expected_answer)
+            check_fail(c, "answers %d: dims %zu, slot %zu, n %zu", answer, dims, slot, n);
+        for (size_t t = slot; !answer && t < slot + n; t++) /* the slots are unspecified */
+            for (size_t d = 0; d < dims; d++) {
+                size_t at = kvt_kw_index(t, d, dims_p) * 2;
+                memcpy(expected + at, codes + at, 2);
+            }
+        if (memcmp(codes, expected, bytes) != 0)
+            check_fail(c, "differs: dims %zu, slot %zu, n %zu", dims, slot, n);
         check_canaries(c);
     }
 }

@@ -120,7 +120,7 @@ KVT_INLINE void kvt_live_scales(const uint16_t *scales, size_t n_tokens, float *
 /* The entries of the table that neon_rows.c and neon_append.c define. */
 #define KVT_NEON_APPEND_LIST(X)                                                                    \
     X(load_f32) X(load_f16) X(load_bf16) X(store_f16) X(store_bf16) X(rotate) X(unrotate)          \
-    X(put_k_f32) X(put_k_f16) X(put_k_i8) X(put_v_f16) X(put_v_i8)                                 \
+    X(put_k_f32) X(put_k_f16) X(put_k_open) X(put_k_i8) X(put_v_f16) X(put_v_i8)                                 \
     X(get_k_i8) X(get_v_f16) X(get_v_i8)
 /* Those of neon_seal.c. */
 #define KVT_NEON_SEAL_LIST(X) X(mean_k_f16) X(seal_k_i8) X(seal_v_i8)

@@ -82,28 +82,39 @@ int kvt_neon_put_k_f32(const float *x, size_t ldx, size_t n, size_t dims, size_t
 }
 
 /* 8 elements to f16. largest: maximum of the magnitudes so far, infinity after an overflow. */
-KVT_INLINE uint16x8_t to_f16_checked(const float *x, uint16x8_t *largest)
+KVT_INLINE uint16x8_t to_f16_largest(float32x4_t low, float32x4_t high, uint16x8_t *largest)
 {
-    uint16x8_t y = kvt_to_f16(vld1q_f32(x), vld1q_f32(x + 4));
+    uint16x8_t y = kvt_to_f16(low, high);
     *largest = vmaxq_u16(*largest, vandq_u16(y, vdupq_n_u16(0x7fff)));
     return y;
 }
 
-int kvt_neon_put_k_f16(const float *x, size_t ldx, size_t n, size_t dims, size_t dims_p,
-                       void *codes, uint16_t *scales, size_t slot)
+KVT_INLINE uint16x8_t to_f16_checked(const float *x, uint16x8_t *largest)
+{
+    return to_f16_largest(vld1q_f32(x), vld1q_f32(x + 4), largest);
+}
+
+/* offset: f16, is subtracted; or NULL. */
+KVT_INLINE int put_k(const float *x, size_t ldx, size_t n, size_t dims, size_t dims_p,
+                     const uint16_t *offset, void *codes, size_t slot)
 {
     uint16_t *to = (uint16_t *)codes + kvt_kw_index(slot, 0, dims_p);
     uint16x8_t largest = vdupq_n_u16(0);
     uint32_t bad = 0;
     size_t d = 0;
-    (void)scales;
     for (; d + 8 <= dims; d += 8) {
+        const float32x4_t low = offset ? kvt_load_f16x4(offset + d) : vdupq_n_f32(0);
+        const float32x4_t high = offset ? kvt_load_f16x4(offset + d + 4) : vdupq_n_f32(0);
         size_t i = 0;
         for (; i + 8 <= n; i += 8) {
             uint16x8_t y[8];
             KVT_UNROLL
-            for (size_t j = 0; j < 8; j++)
-                y[j] = to_f16_checked(x + (i + j) * ldx + d, &largest);
+            for (size_t j = 0; j < 8; j++) {
+                const float *at = x + (i + j) * ldx + d;
+                y[j] = offset ? to_f16_largest(vsubq_f32(vld1q_f32(at), low),
+                                               vsubq_f32(vld1q_f32(at + 4), high), &largest)
+                              : to_f16_checked(at, &largest);
+            }
             transpose_8x8(y);
             KVT_UNROLL
             for (size_t j = 0; j < 8; j++)
@@ -111,18 +122,35 @@ int kvt_neon_put_k_f16(const float *x, size_t ldx, size_t n, size_t dims, size_t
         }
         for (; i < n; i++) {
             uint16_t y[8];
-            vst1q_u16(y, to_f16_checked(x + i * ldx + d, &largest));
+            const float *at = x + i * ldx + d;
+            vst1q_u16(y, offset ? to_f16_largest(vsubq_f32(vld1q_f32(at), low),
+                                                 vsubq_f32(vld1q_f32(at + 4), high), &largest)
+                                : to_f16_checked(at, &largest));
             for (size_t j = 0; j < 8; j++)
                 to[(d + j) * 16 + i] = y[j];
         }
     }
     for (; d < dims; d++)
         for (size_t i = 0; i < n; i++) {
-            uint16_t y = kvt_f32_to_f16(x[i * ldx + d]);
+            float z = x[i * ldx + d];
+            uint16_t y = kvt_f32_to_f16(offset ? z - kvt_f16_to_f32(offset[d]) : z);
             bad |= (y & 0x7c00u) == 0x7c00u;
             to[d * 16 + i] = y;
         }
     return (vmaxvq_u16(largest) < 0x7c00u) & !bad;
+}
+
+int kvt_neon_put_k_f16(const float *x, size_t ldx, size_t n, size_t dims, size_t dims_p,
+                       void *codes, uint16_t *scales, size_t slot)
+{
+    (void)scales;
+    return put_k(x, ldx, n, dims, dims_p, NULL, codes, slot);
+}
+
+int kvt_neon_put_k_open(const float *x, size_t ldx, size_t n, size_t dims, size_t dims_p,
+                        const uint16_t *offset, void *codes, size_t slot)
+{
+    return put_k(x, ldx, n, dims, dims_p, offset, codes, slot);
 }
 
 int kvt_neon_put_v_f16(const float *x, size_t ldx, size_t n, size_t dims, size_t dims_p,

@@ -160,14 +160,17 @@ KVT_INLINE void hadamard_pass_2(float *x, size_t dims, size_t h)
         }
 }
 
-/* before and after: factors by dim, or NULL. Blocks below 8 dims are plain loops. */
-KVT_INLINE void transform(float *x, const float *before, size_t dims, size_t block, float scale,
-                          const float *after)
+/*
+ * Row `from` into x, which may be the same. before and after: factors by dim, or NULL. Blocks below
+ * 8 dims are plain loops.
+ */
+KVT_INLINE void transform(const float *from, float *x, const float *before, size_t dims,
+                          size_t block, float scale, const float *after)
 {
     size_t h = 8;
     if (block < 8) {
-        for (size_t i = 0; before && i < dims; i++)
-            x[i] *= before[i];
+        for (size_t i = 0; i < dims; i++)
+            x[i] = before ? from[i] * before[i] : from[i];
         for (h = 1; h < block; h *= 2)
             for (size_t i = 0; i < dims; i++)
                 if (!(i & h)) {
@@ -180,7 +183,7 @@ KVT_INLINE void transform(float *x, const float *before, size_t dims, size_t blo
         return;
     }
     for (size_t i = 0; i < dims; i += 8) {
-        float32x4_t a = vld1q_f32(x + i), b = vld1q_f32(x + i + 4);
+        float32x4_t a = vld1q_f32(from + i), b = vld1q_f32(from + i + 4);
         if (before) {
             a = vmulq_f32(a, vld1q_f32(before + i));
             b = vmulq_f32(b, vld1q_f32(before + i + 4));
@@ -201,12 +204,13 @@ KVT_INLINE void transform(float *x, const float *before, size_t dims, size_t blo
     }
 }
 
-void kvt_neon_rotate(float *x, const float *sign, size_t dims, size_t block, float scale)
+void kvt_neon_rotate(const float *x, const float *sign, size_t dims, size_t block, float scale,
+                     float *y)
 {
-    transform(x, sign, dims, block, scale, NULL);
+    transform(x, y, sign, dims, block, scale, NULL);
 }
 
 void kvt_neon_unrotate(float *x, const float *sign, size_t dims, size_t block, float scale)
 {
-    transform(x, NULL, dims, block, scale, sign);
+    transform(x, x, NULL, dims, block, scale, sign);
 }

@@ -124,7 +124,7 @@ KVT_INLINE void kvt_transpose_8x8_16(__m128i x[8])
 /* The entries of the table that avx2_rows.c and avx2_append.c define. */
 #define KVT_AVX2_APPEND_LIST(X)                                                                    \
     X(load_f32) X(load_f16) X(load_bf16) X(store_f16) X(store_bf16) X(rotate) X(unrotate)          \
-    X(put_k_f32) X(put_k_f16) X(put_k_i8) X(put_v_f16) X(put_v_i8)                                 \
+    X(put_k_f32) X(put_k_f16) X(put_k_open) X(put_k_i8) X(put_v_f16) X(put_v_i8)                                 \
     X(get_k_i8) X(get_v_f16) X(get_v_i8) X(center)
 /* Those of avx2_seal.c. */
 #define KVT_AVX2_SEAL_LIST(X) X(mean_k_f16) X(seal_k_i8) X(seal_v_i8)

@@ -41,28 +41,37 @@ int kvt_avx2_put_k_f32(const float *x, size_t ldx, size_t n, size_t dims, size_t
 }
 
 /* 8 elements to f16. largest: maximum of the magnitudes so far, infinity after an overflow. */
-KVT_INLINE __m128i to_f16_checked(const float *x, __m128i *largest)
+KVT_INLINE __m128i to_f16_largest(__m256 x, __m128i *largest)
 {
-    __m128i y = kvt_to_f16(_mm256_loadu_ps(x));
+    __m128i y = kvt_to_f16(x);
     *largest = _mm_max_epi16(*largest, _mm_and_si128(y, _mm_set1_epi16(0x7fff)));
     return y;
 }
 
-int kvt_avx2_put_k_f16(const float *x, size_t ldx, size_t n, size_t dims, size_t dims_p,
-                       void *codes, uint16_t *scales, size_t slot)
+KVT_INLINE __m128i to_f16_checked(const float *x, __m128i *largest)
+{
+    return to_f16_largest(_mm256_loadu_ps(x), largest);
+}
+
+/* offset: f16, is subtracted; or NULL. */
+KVT_INLINE int put_k(const float *x, size_t ldx, size_t n, size_t dims, size_t dims_p,
+                     const uint16_t *offset, void *codes, size_t slot)
 {
     uint16_t *to = (uint16_t *)codes + kvt_kw_index(slot, 0, dims_p);
     __m128i largest = _mm_setzero_si128();
     uint32_t bad = 0;
     size_t d = 0;
-    (void)scales;
     for (; d + 8 <= dims; d += 8) {
+        const __m256 less =
+            offset ? _mm256_cvtph_ps(kvt_load_128(offset + d)) : _mm256_setzero_ps();
         size_t i = 0;
         for (; i + 8 <= n; i += 8) {
             __m128i y[8];
             KVT_UNROLL
-            for (size_t j = 0; j < 8; j++)
-                y[j] = to_f16_checked(x + (i + j) * ldx + d, &largest);
+            for (size_t j = 0; j < 8; j++) {
+                __m256 z = _mm256_loadu_ps(x + (i + j) * ldx + d);
+                y[j] = to_f16_largest(offset ? _mm256_sub_ps(z, less) : z, &largest);
+            }
             kvt_transpose_8x8_16(y);
             KVT_UNROLL
             for (size_t j = 0; j < 8; j++)
@@ -70,7 +79,8 @@ int kvt_avx2_put_k_f16(const float *x, size_t ldx, size_t n, size_t dims, size_t
         }
         for (; i < n; i++) {
             uint16_t y[8];
-            kvt_store_128(y, to_f16_checked(x + i * ldx + d, &largest));
+            __m256 z = _mm256_loadu_ps(x + i * ldx + d);
+            kvt_store_128(y, to_f16_largest(offset ? _mm256_sub_ps(z, less) : z, &largest));
             KVT_UNROLL
             for (size_t j = 0; j < 8; j++)
                 to[(d + j) * 16 + i] = y[j];
@@ -78,11 +88,25 @@ int kvt_avx2_put_k_f16(const float *x, size_t ldx, size_t n, size_t dims, size_t
     }
     for (; d < dims; d++)
         for (size_t i = 0; i < n; i++) {
-            uint16_t y = kvt_f32_to_f16(x[i * ldx + d]);
+            float z = x[i * ldx + d];
+            uint16_t y = kvt_f32_to_f16(offset ? z - kvt_f16_to_f32(offset[d]) : z);
             bad |= (y & 0x7c00u) == 0x7c00u;
             to[d * 16 + i] = y;
         }
     return kvt_is_below_16(largest, 0x7c00) & !bad;
+}
+
+int kvt_avx2_put_k_f16(const float *x, size_t ldx, size_t n, size_t dims, size_t dims_p,
+                       void *codes, uint16_t *scales, size_t slot)
+{
+    (void)scales;
+    return put_k(x, ldx, n, dims, dims_p, NULL, codes, slot);
+}
+
+int kvt_avx2_put_k_open(const float *x, size_t ldx, size_t n, size_t dims, size_t dims_p,
+                        const uint16_t *offset, void *codes, size_t slot)
+{
+    return put_k(x, ldx, n, dims, dims_p, offset, codes, slot);
 }
 
 int kvt_avx2_put_v_f16(const float *x, size_t ldx, size_t n, size_t dims, size_t dims_p,

@@ -162,13 +162,14 @@ KVT_INLINE void butterflies(__m256 *x, size_t n, size_t apart)
  * level by level, so the operations and their order are those of one pass a level. The first pass
  * applies `before`, the last one scale and `after`: factors by dim, or NULL.
  */
-KVT_INLINE void hadamard_pass(float *x, size_t vectors, size_t stride, const float *before,
-                              int is_first, int is_last, float scale, const float *after)
+KVT_INLINE void hadamard_pass(const float *from, float *x, size_t vectors, size_t stride,
+                              const float *before, int is_first, int is_last, float scale,
+                              const float *after)
 {
     __m256 y[8];
     KVT_UNROLL
     for (size_t i = 0; i < 8 && i < vectors; i++) {
-        y[i] = _mm256_loadu_ps(x + i * stride);
+        y[i] = _mm256_loadu_ps(from + i * stride);
         if (before)
             y[i] = _mm256_mul_ps(y[i], _mm256_loadu_ps(before + i * stride));
     }
@@ -198,18 +199,22 @@ KVT_INLINE void hadamard_dims(float *x, size_t dims, size_t from, size_t vectors
 {
     for (size_t i = 0; i < dims; i += vectors * from)
         for (size_t j = i; j < i + from; j += 8)
-            hadamard_pass(x + j, vectors, from, NULL, 0, is_last, scale, after ? after + j : NULL);
+            hadamard_pass(x + j, x + j, vectors, from, NULL, 0, is_last, scale,
+                          after ? after + j : NULL);
 }
 
-/* before and after: factors by dim, or NULL. Blocks below 16 dims are plain loops. */
-KVT_INLINE void transform(float *x, const float *before, size_t dims, size_t block, float scale,
-                          const float *after)
+/*
+ * Row `from` into x, which may be the same. before and after: factors by dim, or NULL. Blocks below
+ * 16 dims are plain loops.
+ */
+KVT_INLINE void transform(const float *from, float *x, const float *before, size_t dims,
+                          size_t block, float scale, const float *after)
 {
     size_t done = block < 64 ? block : 64;
 
     if (block < 16) {
-        for (size_t i = 0; before && i < dims; i++)
-            x[i] *= before[i];
+        for (size_t i = 0; i < dims; i++)
+            x[i] = before ? from[i] * before[i] : from[i];
         for (size_t h = 1; h < block; h *= 2)
             for (size_t i = 0; i < dims; i++)
                 if (!(i & h)) {
@@ -224,13 +229,13 @@ KVT_INLINE void transform(float *x, const float *before, size_t dims, size_t blo
     for (size_t i = 0; i < dims; i += done) {
         const float *signs = before ? before + i : NULL, *to_signs = after ? after + i : NULL;
         if (block == 16)
-            hadamard_pass(x + i, 2, 8, signs, 1, 1, scale, to_signs);
+            hadamard_pass(from + i, x + i, 2, 8, signs, 1, 1, scale, to_signs);
         else if (block == 32)
-            hadamard_pass(x + i, 4, 8, signs, 1, 1, scale, to_signs);
+            hadamard_pass(from + i, x + i, 4, 8, signs, 1, 1, scale, to_signs);
         else if (block == 64)
-            hadamard_pass(x + i, 8, 8, signs, 1, 1, scale, to_signs);
+            hadamard_pass(from + i, x + i, 8, 8, signs, 1, 1, scale, to_signs);
         else
-            hadamard_pass(x + i, 8, 8, signs, 1, 0, scale, to_signs);
+            hadamard_pass(from + i, x + i, 8, 8, signs, 1, 0, scale, to_signs);
     }
     for (; done * 8 < block; done *= 4)
         hadamard_dims(x, dims, done, 4, 0, scale, after);
@@ -242,12 +247,13 @@ KVT_INLINE void transform(float *x, const float *before, size_t dims, size_t blo
         hadamard_dims(x, dims, done, 2, 1, scale, after);
 }
 
-void kvt_avx2_rotate(float *x, const float *sign, size_t dims, size_t block, float scale)
+void kvt_avx2_rotate(const float *x, const float *sign, size_t dims, size_t block, float scale,
+                     float *y)
 {
-    transform(x, sign, dims, block, scale, NULL);
+    transform(x, y, sign, dims, block, scale, NULL);
 }
 
 void kvt_avx2_unrotate(float *x, const float *sign, size_t dims, size_t block, float scale)
 {
-    transform(x, NULL, dims, block, scale, sign);
+    transform(x, x, NULL, dims, block, scale, sign);
 }

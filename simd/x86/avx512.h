@@ -22,7 +22,7 @@
 /* The entries of the table that avx512_append.c defines. */
 #define KVT_AVX512_APPEND_LIST(X)                                                                  \
     X(load_f32) X(load_f16) X(load_bf16) X(store_bf16) X(rotate) X(unrotate)                       \
-    X(put_k_f16) X(put_k_i8) X(put_v_f16) X(get_v_f16) X(get_v_i8)
+    X(put_k_f16) X(put_k_open) X(put_k_i8) X(put_v_f16) X(get_v_f16) X(get_v_i8)
 /* And those that avx512_float.c defines. */
 #define KVT_AVX512_FLOAT_LIST(X)                                                                   \
     X(qk_f32) X(qk_f16) X(qk_i8) X(pv_f32) X(pv_f16) X(pv_i8)                                      \

@@ -147,13 +147,14 @@ KVT_INLINE void butterflies(__m512 *x, size_t n, size_t apart)
 }
 
 /* One pass over memory, as hadamard_pass of avx2_rows.c. */
-KVT_INLINE void hadamard_pass(float *x, size_t vectors, size_t stride, const float *before,
-                              int is_first, int is_last, float scale, const float *after)
+KVT_INLINE void hadamard_pass(const float *from, float *x, size_t vectors, size_t stride,
+                              const float *before, int is_first, int is_last, float scale,
+                              const float *after)
 {
     __m512 y[8];
     KVT_UNROLL
     for (size_t i = 0; i < 8 && i < vectors; i++) {
-        y[i] = _mm512_loadu_ps(x + i * stride);
+        y[i] = _mm512_loadu_ps(from + i * stride);
         if (before)
             y[i] = _mm512_mul_ps(y[i], _mm512_loadu_ps(before + i * stride));
     }
@@ -178,12 +179,12 @@ KVT_INLINE void hadamard_pass(float *x, size_t vectors, size_t stride, const flo
 }
 
 /* Blocks below 32 dims are inside one register: the difference is formed in its own lane. */
-KVT_INLINE void transform_small(float *x, const float *before, size_t dims, size_t block,
-                                float scale, const float *after)
+KVT_INLINE void transform_small(const float *from, float *x, const float *before, size_t dims,
+                                size_t block, float scale, const float *after)
 {
     for (size_t i = 0; i < dims; i += 16) {
         const __mmask16 alive = kvt_lanes_below(0, dims - i);
-        __m512 y = _mm512_maskz_loadu_ps(alive, x + i), z;
+        __m512 y = _mm512_maskz_loadu_ps(alive, from + i), z;
         if (before)
             y = _mm512_mul_ps(y, _mm512_maskz_loadu_ps(alive, before + i));
         if (block > 1) {
@@ -209,42 +210,46 @@ KVT_INLINE void transform_small(float *x, const float *before, size_t dims, size
     }
 }
 
-/* before and after: factors by dim, or NULL. Blocks of 128 dims are 8 registers: one pass. */
-KVT_INLINE void transform(float *x, const float *before, size_t dims, size_t block, float scale,
-                          const float *after)
+/*
+ * Row `from` into x, which may be the same. before and after: factors by dim, or NULL. Blocks of
+ * 128 dims are 8 registers: one pass.
+ */
+KVT_INLINE void transform(const float *from, float *x, const float *before, size_t dims,
+                          size_t block, float scale, const float *after)
 {
     size_t done = block < 128 ? block : 128;
 
     if (block < 32) {
-        transform_small(x, before, dims, block, scale, after);
+        transform_small(from, x, before, dims, block, scale, after);
         return;
     }
     for (size_t i = 0; i < dims; i += done) {
         const float *signs = before ? before + i : NULL, *to_signs = after ? after + i : NULL;
         if (block == 32)
-            hadamard_pass(x + i, 2, 16, signs, 1, 1, scale, to_signs);
+            hadamard_pass(from + i, x + i, 2, 16, signs, 1, 1, scale, to_signs);
         else if (block == 64)
-            hadamard_pass(x + i, 4, 16, signs, 1, 1, scale, to_signs);
+            hadamard_pass(from + i, x + i, 4, 16, signs, 1, 1, scale, to_signs);
         else if (block == 128)
-            hadamard_pass(x + i, 8, 16, signs, 1, 1, scale, to_signs);
+            hadamard_pass(from + i, x + i, 8, 16, signs, 1, 1, scale, to_signs);
         else
-            hadamard_pass(x + i, 8, 16, signs, 1, 0, scale, to_signs);
+            hadamard_pass(from + i, x + i, 8, 16, signs, 1, 0, scale, to_signs);
     }
     for (; done < block; done *= 2)
         for (size_t i = 0; i < dims; i += 2 * done)
             for (size_t j = i; j < i + done; j += 16)
-                hadamard_pass(x + j, 2, done, NULL, 0, 2 * done == block, scale,
+                hadamard_pass(x + j, x + j, 2, done, NULL, 0, 2 * done == block, scale,
                               after ? after + j : NULL);
 }
 
-void kvt_avx512_rotate(float *x, const float *sign, size_t dims, size_t block, float scale)
+void kvt_avx512_rotate(const float *x, const float *sign, size_t dims, size_t block, float scale,
+                       float *y)
 {
-    transform(x, sign, dims, block, scale, NULL);
+    transform(x, y, sign, dims, block, scale, NULL);
 }
 
 void kvt_avx512_unrotate(float *x, const float *sign, size_t dims, size_t block, float scale)
 {
-    transform(x, NULL, dims, block, scale, sign);
+    transform(x, x, NULL, dims, block, scale, sign);
 }
 
 /* ---- transposes ---- */
@@ -320,35 +325,61 @@ KVT_INLINE __m256i to_f16_checked(__m512 x, __m256i *largest)
     return y;
 }
 
-int kvt_avx512_put_k_f16(const float *x, size_t ldx, size_t n, size_t dims, size_t dims_p,
-                         void *codes, uint16_t *scales, size_t slot)
+/* offset: f16, is subtracted; or NULL. */
+KVT_INLINE int put_k(const float *x, size_t ldx, size_t n, size_t dims, size_t dims_p,
+                     const uint16_t *offset, void *codes, size_t slot)
 {
     uint16_t *to = (uint16_t *)codes + kvt_kw_index(slot, 0, dims_p);
     __m256i largest = _mm256_setzero_si256();
     size_t d = 0;
-    (void)scales;
     if (n == KVT_TILE_TOKENS)
         for (; d + 16 <= dims; d += 16) {
+            const __m512 less =
+                offset ? _mm512_cvtph_ps(load_256(offset + d)) : _mm512_setzero_ps();
             __m256i y[16];
             KVT_UNROLL
-            for (size_t j = 0; j < 16; j++)
-                y[j] = to_f16_checked(_mm512_loadu_ps(x + j * ldx + d), &largest);
+            for (size_t j = 0; j < 16; j++) {
+                __m512 z = _mm512_loadu_ps(x + j * ldx + d);
+                y[j] = to_f16_checked(offset ? _mm512_sub_ps(z, less) : z, &largest);
+            }
             transpose_16x16_16(y);
             KVT_UNROLL
             for (size_t j = 0; j < 16; j++)
                 store_256(to + (d + j) * 16, y[j]);
         }
-    for (; d < dims; d += 16)
+    for (; d < dims; d += 16) {
+        const size_t left = dims - d < 16 ? dims - d : 16;
+        const __mmask16 alive = kvt_lanes_below(0, left);
+        const __m512 less = offset ? _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(alive, offset + d))
+                                   : _mm512_setzero_ps();
         for (size_t i = 0; i < n; i++) {
-            size_t left = dims - d < 16 ? dims - d : 16;
+            __m512 z = _mm512_maskz_loadu_ps(alive, x + i * ldx + d);
             uint16_t y[16];
-            store_256(
-                y, to_f16_checked(_mm512_maskz_loadu_ps(kvt_lanes_below(0, left), x + i * ldx + d),
-                                  &largest));
+            store_256(y, to_f16_checked(offset ? _mm512_sub_ps(z, less) : z, &largest));
+            if (left == 16) {
+                KVT_UNROLL
+                for (size_t j = 0; j < 16; j++)
+                    to[(d + j) * 16 + i] = y[j];
+                continue;
+            }
             for (size_t j = 0; j < left; j++)
                 to[(d + j) * 16 + i] = y[j];
         }
+    }
     return is_below_16(largest, 0x7c00);
+}
+
+int kvt_avx512_put_k_f16(const float *x, size_t ldx, size_t n, size_t dims, size_t dims_p,
+                         void *codes, uint16_t *scales, size_t slot)
+{
+    (void)scales;
+    return put_k(x, ldx, n, dims, dims_p, NULL, codes, slot);
+}
+
+int kvt_avx512_put_k_open(const float *x, size_t ldx, size_t n, size_t dims, size_t dims_p,
+                          const uint16_t *offset, void *codes, size_t slot)
+{
+    return put_k(x, ldx, n, dims, dims_p, offset, codes, slot);
 }
 
 int kvt_avx512_put_v_f16(const float *x, size_t ldx, size_t n, size_t dims, size_t dims_p,

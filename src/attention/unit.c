@@ -78,7 +78,7 @@ kvt_outcome kvt_unit_load(const kvt_unit *u, const kvt_view *view)
         memset(q + dims, 0, (dims_p - dims) * sizeof *q);
         if (rotation->block) {
             k->rotate(q, rotation->signs + u->kv_head * rotation->stride, dims, rotation->block,
-                      rotation->inverse);
+                      rotation->inverse, q);
             if (!is_finite_row(q, dims))
                 return KVT_UNIT_OVERFLOWED;
         }

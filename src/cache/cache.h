@@ -287,11 +287,10 @@ kvt_record kvt_record_of(const kvt_group *group, const kvt_block *block, kvt_sid
 
 /*
  * Rows x[i * dims] of a side that is stored as i8, in the stored domain, into slots
- * slot .. slot + n - 1 (one tile) of an open record. offset: the record's, as f32, or NULL where it
- * has none. The rows are changed. 0: a magnitude is above KVT_I8_MAX or not a number.
+ * slot .. slot + n - 1 (one tile) of an open record. The rows may be changed. 0: a magnitude is above KVT_I8_MAX or not a number.
  */
 int kvt_open_put(const kvt_kernels *kernels, const kvt_layout *open, kvt_side side, float *x,
-                 size_t n, size_t dims, const float *offset, const kvt_record *to, size_t slot);
+                 size_t n, size_t dims, const kvt_record *to, size_t slot);
 
 /* One side of a full open record into a sealed one. */
 void kvt_seal(const kvt_kernels *kernels, const kvt_group *group, kvt_side side,

@@ -52,49 +52,94 @@ static int scale_row(float *x, size_t dims, uint16_t *scale)
     return 1;
 }
 
-static float largest_of(const float *x, size_t dims)
+/* The offset's largest magnitude. f16 without its sign orders as integers do. */
+static float largest_of(const uint16_t *offset, size_t dims)
 {
-    float largest = 0.0f;
-    for (size_t d = 0; d < dims; d++)
-        largest = fabsf(x[d]) > largest ? fabsf(x[d]) : largest;
-    return largest;
+    int16_t largest = 0;
+    for (size_t d = 0; d < dims; d++) {
+        int16_t a = (int16_t)(offset[d] & 0x7fff);
+        largest = a > largest ? a : largest;
+    }
+    return kvt_f16_to_f32((uint16_t)largest);
+}
+
+/* Whether a magnitude is at least `bound`; as integers, which order alike. Mostly one is soon. */
+static int reaches(const float *x, size_t dims, float bound)
+{
+    const int32_t below = (int32_t)kvt_f32_bits(bound) - 1;
+    int32_t found = 0;
+    size_t d = 0;
+    for (; d + 16 <= dims && !found; d += 16)
+        for (size_t i = 0; i < 16; i++)
+            found |= (int32_t)(kvt_f32_bits(x[d + i]) & 0x7fffffffu) > below;
+    for (; d < dims && !found; d++)
+        found = (int32_t)(kvt_f32_bits(x[d]) & 0x7fffffffu) > below;
+    return found;
 }
 
 /*
  * Whether a row is stored without the offset: its own magnitude is below an eighth of what the
  * offset would leave of it. (In block 0 the offset is the first key, which may be an outlier.)
- * bound: a seventh of the offset's largest magnitude; a row that reaches it is not, since
- * |y - a| <= |y| + |a|.
  */
-static int is_alone(const float *y, const float *offset, float bound, size_t dims)
+static int is_alone(const float *y, const uint16_t *offset, size_t dims)
 {
-    float with = 0.0f;
-    size_t d = 0;
-    while (d < dims && !(fabsf(y[d]) >= bound))
-        d++;
-    if (d < dims)
-        return 0;
-    for (d = 0; d < dims; d++)
-        with = fabsf(y[d] - offset[d]) > with ? fabsf(y[d] - offset[d]) : with;
-    return 8.0f * largest_of(y, dims) < with;
+    float with = 0.0f, without = 0.0f;
+    for (size_t d = 0; d < dims; d++) {
+        float a = fabsf(y[d]), b = fabsf(y[d] - kvt_f16_to_f32(offset[d]));
+        without = a > without ? a : without;
+        with = b > with ? b : with;
+    }
+    return 8.0f * without < with;
+}
+
+static void center_rows(const kvt_kernels *kernels, float *x, size_t n, size_t dims,
+                        const uint16_t *offset, const uint16_t *scales)
+{
+    float from[KVT_MAX_DIM];
+    (void)kernels->load_f16(offset, from, dims);
+    for (size_t i = 0; i < n; i++)
+        if (!(scales[i] & F16_MINUS))
+            kernels->center(x + i * dims, from, dims, x + i * dims);
+}
+
+/*
+ * Rows of K into a record that has an offset. A row that is stored without it has no magnitude
+ * above a seventh of the offset's largest, since |y - a| <= |y| + |a|; so few are looked at in
+ * full. (A bound of some ulps more allows for the roundings.) centered: the rows are, on return.
+ */
+static int put_less(const kvt_kernels *kernels, float *x, size_t n, size_t dims, size_t dims_p,
+                    const kvt_record *to, size_t slot, int *centered)
+{
+    float bound = largest_of(to->offset, dims) / 7.0f * 1.000001f;
+    uint16_t *scales = to->scales + slot;
+    *centered = 0;
+    for (size_t i = 0; i < n; i++)
+        if (!reaches(x + i * dims, dims, bound) && is_alone(x + i * dims, to->offset, dims)) {
+            scales[i] |= F16_MINUS;
+            *centered = 1;
+        }
+    if (!*centered)
+        return kernels->put_k_open(x, dims, n, dims, dims_p, to->offset, to->codes, slot);
+    center_rows(kernels, x, n, dims, to->offset, scales);
+    return kernels->put_k_f16(x, dims, n, dims, dims_p, to->codes, NULL, slot);
 }
 
 int kvt_open_put(const kvt_kernels *kernels, const kvt_layout *open, kvt_side side, float *x,
-                 size_t n, size_t dims, const float *offset, const kvt_record *to, size_t slot)
+                 size_t n, size_t dims, const kvt_record *to, size_t slot)
 {
     size_t dims_p = side == KVT_SIDE_K ? open->k_dims : open->v_dims;
-    float bound = offset ? largest_of(offset, dims) / 7.0f : 0.0f;
-    for (size_t i = 0; i < n; i++) {
-        float *row = x + i * dims;
+    int centered = 1, stored;
+    for (size_t i = 0; i < n; i++)
         to->scales[slot + i] = F16_ONE;
-        if (offset && is_alone(row, offset, bound, dims))
-            to->scales[slot + i] |= F16_MINUS;
-        else if (offset)
-            kernels->center(row, offset, dims, row);
-    }
-    if ((side == KVT_SIDE_K ? kernels->put_k_f16 : kernels->put_v_f16)(x, dims, n, dims, dims_p,
-                                                                       to->codes, NULL, slot))
+    if (to->offset)
+        stored = put_less(kernels, x, n, dims, dims_p, to, slot, &centered);
+    else
+        stored = (side == KVT_SIDE_K ? kernels->put_k_f16 : kernels->put_v_f16)(
+            x, dims, n, dims, dims_p, to->codes, NULL, slot);
+    if (stored)
         return 1;
+    if (!centered)
+        center_rows(kernels, x, n, dims, to->offset, to->scales + slot);
     for (size_t i = 0; i < n; i++)
         if (!scale_row(x + i * dims, dims, &to->scales[slot + i]))
             return 0;
@@ -110,32 +155,46 @@ int kvt_open_put(const kvt_kernels *kernels, const kvt_layout *open, kvt_side si
  * and get their codes by a pass of their own.
  */
 typedef struct bases {
-    uint16_t magnitude[KVT_TOKENS]; /* scales without their sign */
-    uint16_t of_many[KVT_TOKENS];   /* zero for those that are few */
-    uint64_t few;                   /* a bit a token */
-    int many_without;               /* most rows have no offset */
+    const uint16_t *magnitude; /* scales without their sign */
+    const uint16_t *of_many;   /* zero for those that are few */
+    uint64_t few;              /* a bit a token */
+    int many_without;          /* most rows have no offset */
+    uint16_t memory[2][KVT_TOKENS];
 } bases;
 
 static void find_bases(const kvt_record *open, bases *b)
 {
     uint64_t without = 0;
+    uint16_t signs = 0;
+    for (size_t t = 0; t < KVT_TOKENS; t++)
+        signs |= open->scales[t];
+    b->magnitude = b->of_many = open->scales;
+    b->few = 0;
+    b->many_without = 0;
+    if (!(signs & F16_MINUS))
+        return;
     for (size_t t = 0; t < KVT_TOKENS; t++) {
         without |= (uint64_t)(open->scales[t] >> 15) << t;
-        b->magnitude[t] = open->scales[t] & (uint16_t)~F16_MINUS;
+        b->memory[0][t] = open->scales[t] & (uint16_t)~F16_MINUS;
     }
     b->many_without = __builtin_popcountll(without) > KVT_TOKENS / 2;
     b->few = b->many_without ? ~without : without;
     for (size_t t = 0; t < KVT_TOKENS; t++)
-        b->of_many[t] = b->few >> t & 1 ? 0 : b->magnitude[t];
+        b->memory[1][t] = b->few >> t & 1 ? 0 : b->memory[0][t];
+    b->magnitude = b->memory[0];
+    b->of_many = b->memory[1];
 }
 
 static void offset_of(const kvt_kernels *kernels, size_t dims_p, const kvt_record *open,
                       const bases *b, uint16_t *offset)
 {
-    float mean[KVT_MAX_DIM];
+    float mean[KVT_MAX_DIM], base[KVT_MAX_DIM];
     kernels->mean_k_f16(open->codes, b->of_many, dims_p, mean);
-    for (size_t d = 0; !b->many_without && d < dims_p; d++)
-        mean[d] += kvt_f16_to_f32(open->offset[d]);
+    if (!b->many_without) {
+        (void)kernels->load_f16(open->offset, base, dims_p);
+        for (size_t d = 0; d < dims_p; d++)
+            mean[d] += base[d];
+    }
     kernels->store_f16(mean, offset, dims_p); /* saturates at +-65504 */
 }
 
