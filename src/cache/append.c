@@ -274,7 +274,7 @@ static int put_direct_by(const append_side *s, size_t row, uint64_t i, const kvt
     }
     if (!put_open(s, row, i, KVT_TOKENS, &open, 0))
         return 0;
-    kvt_seal(s->job->kernels, s->job->group, s->side, &open, sealed);
+    kvt_seal(s->job->kernels, s->job->group, s->side, &open, NULL, sealed);
     return 1;
 }
 
@@ -320,6 +320,19 @@ static int append_row(const append_side *s, size_t row, size_t slot, uint64_t i,
     return (s->dims_p <= DIRECT_DIMS ? put_direct_small : put_direct_large)(s, row, i, &record);
 }
 
+/* The codes that follow a side's in a block: those of the head's V, or of the next head's K. */
+static const void *after(const append_side *s, const kvt_block *block)
+{
+    const kvt_group *group = s->job->group;
+    const kvt_layout *layout = kvt_block_layout(group, block);
+    const int is_v = s->side == KVT_SIDE_K && !group->v_in_k;
+    const size_t head = is_v ? s->head : s->head + 1;
+    if (head == group->config.n_kv_heads)
+        return NULL;
+    return kvt_head_record(group, block, s->job->layer_index, head) +
+           (is_v ? layout->v_codes : layout->k_codes);
+}
+
 /* Seal a row that has both forms. */
 static void seal_row(const append_side *s, size_t row)
 {
@@ -329,7 +342,7 @@ static void seal_row(const append_side *s, size_t row)
         return;
     open = record_of(s, block);
     sealed = record_of(s, block->other);
-    kvt_seal(s->job->kernels, s->job->group, s->side, &open, &sealed);
+    kvt_seal(s->job->kernels, s->job->group, s->side, &open, after(s, block), &sealed);
 }
 
 /* All of the step's tokens of one head's K or V. 0: a value cannot be stored. */
