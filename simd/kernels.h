@@ -33,7 +33,7 @@
  *   slot       a token's place in its block, 0 .. 63
  *   n_tokens   live tokens of the block, 1 .. 64; the slots beyond them are dead and may hold NaN
  *   rows       query rows of one kv head (queries times group), >= 1
- *   next       memory that the next product will read, about as many bytes as this one: to be
+ *   next       memory that the next product or sealing will read, about as many bytes as this one: to be
  *              prefetched, spread over the call. A hint; NULL or beyond the end is fine.
  */
 #ifndef KVT_KERNELS_H
@@ -79,9 +79,9 @@ static inline size_t kvt_packed_bytes(size_t rows, size_t dims_p)
     X(void, store_bf16, (const float *src, void *dst, size_t n))                                   \
     /* y[i] = x[i] * sign[i] (+-1); fast Walsh-Hadamard transform of each `block` dims (a power */ \
     /* of two that divides dims); y[i] *= scale (a power of two). Order: docs/numerics.md. y may */ \
-    /* be x. 1 when all of x are finite, else 0 with y unspecified. */                             \
-    X(int, rotate, (const float *x, const float *sign, size_t dims, size_t block, float scale,     \
-                    float *y))                                                                     \
+    /* be x. */                                                                                    \
+    X(void, rotate, (const float *x, const float *sign, size_t dims, size_t block, float scale,    \
+                     float *y))                                                                    \
     /* The inverse for scale = 1 / (rotate's scale * block): transform, scale, signs. */           \
     X(void, unrotate, (float *x, const float *sign, size_t dims, size_t block, float scale))       \
     /* Store tokens slot .. slot + n - 1, all of one tile (slot % 16 + n <= 16), from rows of */   \
@@ -129,9 +129,9 @@ static inline size_t kvt_packed_bytes(size_t rows, size_t dims_p)
     /* codes are put_v_i8's; K's are rounded so that a row's error along itself cancels. codes */  \
     /* must not overlap open. */                                                                   \
     X(void, seal_k_i8, (const void *open, const uint16_t *open_scales, const float *delta,         \
-                        size_t dims_p, void *codes, uint16_t *scales))                             \
+                        size_t dims_p, const void *next, void *codes, uint16_t *scales))           \
     X(void, seal_v_i8, (const void *open, const uint16_t *open_scales, size_t dims_p,              \
-                        void *codes, uint16_t *scales))                                            \
+                        const void *next, void *codes, uint16_t *scales))                          \
     /* y[i] = x[i] - mu[i]; y may be x. */                                                         \
     X(void, center, (const float *x, const float *mu, size_t n, float *y))                         \
     /* s[r * 64 + t] = sum_d q[r * ldq + d] * K[t][d] for r < rows and t < n_tokens. q is */       \

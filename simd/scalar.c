@@ -83,18 +83,14 @@ static void hadamard(float *x, size_t dims, size_t block)
             }
 }
 
-static int rotate(const float *x, const float *sign, size_t dims, size_t block, float scale,
-                  float *y)
+static void rotate(const float *x, const float *sign, size_t dims, size_t block, float scale,
+                   float *y)
 {
-    uint32_t bad = 0;
-    for (size_t i = 0; i < dims; i++) {
-        bad |= (kvt_f32_bits(x[i]) & 0x7f800000u) == 0x7f800000u;
+    for (size_t i = 0; i < dims; i++)
         y[i] = x[i] * sign[i];
-    }
     hadamard(y, dims, block);
     for (size_t i = 0; i < dims; i++)
         y[i] *= scale;
-    return !bad;
 }
 
 static void unrotate(float *x, const float *sign, size_t dims, size_t block, float scale)
@@ -367,10 +363,11 @@ static uint16_t scale_of(const float *w, size_t n)
 
 /* Token by token as f32. That all scales fit is the caller's promise. */
 static void seal_k_i8(const void *open, const uint16_t *open_scales, const float *delta,
-                      size_t dims_p, void *codes, uint16_t *scales)
+                      size_t dims_p, const void *next, void *codes, uint16_t *scales)
 {
     const uint16_t *in = open;
     float scale[KVT_TOKENS], row[SEAL_DIMS];
+    (void)next;
     load_scales(open_scales, scale);
     for (size_t t = 0; t < KVT_TOKENS; t++) {
         for (size_t d = 0; d < dims_p; d++) {
@@ -383,11 +380,12 @@ static void seal_k_i8(const void *open, const uint16_t *open_scales, const float
     }
 }
 
-static void seal_v_i8(const void *open, const uint16_t *open_scales, size_t dims_p, void *codes,
-                      uint16_t *scales)
+static void seal_v_i8(const void *open, const uint16_t *open_scales, size_t dims_p,
+                      const void *next, void *codes, uint16_t *scales)
 {
     const uint16_t *in = open;
     float scale[KVT_TOKENS], row[SEAL_DIMS];
+    (void)next;
     load_scales(open_scales, scale);
     for (size_t t = 0; t < KVT_TOKENS; t++) {
         for (size_t d = 0; d < dims_p; d++)

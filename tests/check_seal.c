@@ -423,8 +423,8 @@ static void fill_delta(check *c, float *delta, const uint16_t *open, const uint1
     }
 }
 
-typedef void seal_k_function(const void *, const uint16_t *, const float *, size_t, void *,
-                             uint16_t *);
+typedef void seal_k_function(const void *, const uint16_t *, const float *, size_t, const void *,
+                             void *, uint16_t *);
 
 /* Rows in units of the largest element / 127. */
 typedef enum row_kind {
@@ -483,7 +483,7 @@ static void check_special_rows(check *c, seal_k_function *kernel, size_t dims_p,
     rows_of(open, open_scales, NULL, dims_p, kvt_kw_index, w);
     check_fill_nan(codes, KVT_TOKENS * dims_p);
     check_fill_nan(scales, KVT_TOKENS * 2);
-    kernel(open, open_scales, NULL, dims_p, codes, scales);
+    kernel(open, open_scales, NULL, dims_p, NULL, codes, scales);
     check_sealed_k(c, w, dims_p, codes, scales, 100, NULL);
 }
 
@@ -536,7 +536,7 @@ static void check_fused(check *c, seal_k_function *kernel)
             for (size_t t = 0; t < KVT_TOKENS; t++)
                 open_scales[t] = 0x3c00u;
             rows_of(open, open_scales, row, DIMS, kvt_kw_index, w);
-            kernel(open, open_scales, row, DIMS, sealed, scales);
+            kernel(open, open_scales, row, DIMS, NULL, sealed, scales);
             check_sealed_k(c, w, DIMS, sealed, scales, 300 + (int)wrong, NULL);
             break;
         }
@@ -564,7 +564,7 @@ static void check_projections(check *c, seal_k_function *kernel, size_t dims_p)
         for (size_t t = 0; t < KVT_TOKENS; t++)
             open_scales[t] = 0x3c00u;
         rows_of(open, open_scales, NULL, dims_p, kvt_kw_index, w);
-        kernel(open, open_scales, NULL, dims_p, codes, scales);
+        kernel(open, open_scales, NULL, dims_p, NULL, codes, scales);
         check_sealed_k(c, w, dims_p, codes, scales, 200, &errors);
     }
     if (!(errors.along * 9.0 <= errors.plain_along))
@@ -584,7 +584,7 @@ void check_seal_k_i8(check *c, seal_k_function *kernel)
         unsigned char *codes = check_buffer(c, 3, KVT_TOKENS * 128, 64);
         uint16_t *scales = check_buffer(c, 4, KVT_TOKENS * 2, 64);
         check_fill(c, delta, 128, CHECK_NORMAL, 0);
-        CHECK_BENCH(c, 64 * 128 * 3, kernel(open, open_scales, delta, 128, codes, scales));
+        CHECK_BENCH(c, 64 * 128 * 3, kernel(open, open_scales, delta, 128, NULL, codes, scales));
     }
     for (size_t i = 0; i < 12 * N_DIMS * OPEN_KINDS; i++) {
         size_t dims_p = padded_dims(i), dims = dims_p - check_below(c, 2) * 8;
@@ -601,7 +601,7 @@ void check_seal_k_i8(check *c, seal_k_function *kernel)
         rows_of(open, open_scales, delta, dims_p, kvt_kw_index, w);
         check_fill_nan(codes, KVT_TOKENS * dims_p);
         check_fill_nan(scales, KVT_TOKENS * 2);
-        kernel(open, open_scales, delta, dims_p, codes, scales);
+        kernel(open, open_scales, delta, dims_p, i % 2 ? codes : NULL, codes, scales);
         check_sealed_k(c, w, dims_p, codes, scales, (int)kind, NULL);
     }
     for (size_t i = 0; i < 8 * N_DIMS; i++) {
@@ -613,15 +613,15 @@ void check_seal_k_i8(check *c, seal_k_function *kernel)
     check_projections(c, kernel, 128);
 }
 
-void check_seal_v_i8(check *c,
-                     void (*kernel)(const void *, const uint16_t *, size_t, void *, uint16_t *))
+void check_seal_v_i8(check *c, void (*kernel)(const void *, const uint16_t *, size_t, const void *,
+                                              void *, uint16_t *))
 {
     static float w[KVT_TOKENS * MAX_DIMS];
     if (c->bench) {
         uint16_t *open = bench_open(c, 0, kvt_vw_index), *open_scales = bench_scales(c, 1);
         unsigned char *codes = check_buffer(c, 3, KVT_TOKENS * 128, 64);
         uint16_t *scales = check_buffer(c, 4, KVT_TOKENS * 2, 64);
-        CHECK_BENCH(c, 64 * 128 * 3, kernel(open, open_scales, 128, codes, scales));
+        CHECK_BENCH(c, 64 * 128 * 3, kernel(open, open_scales, 128, NULL, codes, scales));
     }
     for (size_t i = 0; i < 12 * N_DIMS * OPEN_KINDS; i++) {
         size_t dims_p = padded_dims(i), dims = dims_p - check_below(c, 2) * 8;
@@ -635,7 +635,7 @@ void check_seal_v_i8(check *c,
         rows_of(open, open_scales, NULL, dims_p, kvt_vw_index, w);
         check_fill_nan(codes, KVT_TOKENS * dims_p);
         check_fill_nan(scales, KVT_TOKENS * 2);
-        kernel(open, open_scales, dims_p, codes, scales);
+        kernel(open, open_scales, dims_p, i % 2 ? codes : NULL, codes, scales);
         check_sealed_v(c, w, dims_p, codes, scales, (int)kind);
     }
 }

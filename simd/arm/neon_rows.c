@@ -161,20 +161,16 @@ KVT_INLINE void hadamard_pass_2(float *x, size_t dims, size_t h)
 }
 
 /*
- * Rows `from` into x, which may be the same. before and after: factors by dim, or NULL. largest: of
- * the magnitudes before it all, or NULL. Blocks below 8 dims are plain loops.
+ * Row `from` into x, which may be the same. before and after: factors by dim, or NULL. Blocks below
+ * 8 dims are plain loops.
  */
 KVT_INLINE void transform(const float *from, float *x, const float *before, size_t dims,
-                          size_t block, float scale, const float *after, uint32x4_t *largest)
+                          size_t block, float scale, const float *after)
 {
-    const uint32x4_t magnitude = vdupq_n_u32(KVT_MAGNITUDE);
     size_t h = 8;
     if (block < 8) {
-        for (size_t i = 0; i < dims; i++) {
-            if (largest)
-                *largest = vmaxq_u32(*largest, vdupq_n_u32(kvt_f32_bits(from[i]) & KVT_MAGNITUDE));
+        for (size_t i = 0; i < dims; i++)
             x[i] = before ? from[i] * before[i] : from[i];
-        }
         for (h = 1; h < block; h *= 2)
             for (size_t i = 0; i < dims; i++)
                 if (!(i & h)) {
@@ -188,11 +184,6 @@ KVT_INLINE void transform(const float *from, float *x, const float *before, size
     }
     for (size_t i = 0; i < dims; i += 8) {
         float32x4_t a = vld1q_f32(from + i), b = vld1q_f32(from + i + 4);
-        if (largest) {
-            uint32x4_t c = vandq_u32(vreinterpretq_u32_f32(a), magnitude);
-            uint32x4_t d = vandq_u32(vreinterpretq_u32_f32(b), magnitude);
-            *largest = vmaxq_u32(*largest, vmaxq_u32(c, d));
-        }
         if (before) {
             a = vmulq_f32(a, vld1q_f32(before + i));
             b = vmulq_f32(b, vld1q_f32(before + i + 4));
@@ -213,15 +204,13 @@ KVT_INLINE void transform(const float *from, float *x, const float *before, size
     }
 }
 
-int kvt_neon_rotate(const float *x, const float *sign, size_t dims, size_t block, float scale,
-                    float *y)
+void kvt_neon_rotate(const float *x, const float *sign, size_t dims, size_t block, float scale,
+                     float *y)
 {
-    uint32x4_t largest = vdupq_n_u32(0);
-    transform(x, y, sign, dims, block, scale, NULL, &largest);
-    return vmaxvq_u32(largest) < 0x7f800000u;
+    transform(x, y, sign, dims, block, scale, NULL);
 }
 
 void kvt_neon_unrotate(float *x, const float *sign, size_t dims, size_t block, float scale)
 {
-    transform(x, x, NULL, dims, block, scale, sign, NULL);
+    transform(x, x, NULL, dims, block, scale, sign);
 }

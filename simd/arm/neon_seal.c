@@ -292,11 +292,12 @@ KVT_INLINE void seal_k(size_t n, const uint16_t *open, const uint16_t *open_scal
 }
 
 void kvt_neon_seal_k_i8(const void *open, const uint16_t *open_scales, const float *delta,
-                        size_t dims_p, void *codes, uint16_t *scales)
+                        size_t dims_p, const void *next, void *codes, uint16_t *scales)
 {
     const uint16_t *from = open;
     uint8_t *to = codes;
     _Alignas(64) float v[BUFFER];
+    (void)next;
     if (dims_p * 32 <= BUFFER)
         for (size_t t = 0; t < KVT_TOKENS; t += 32)
             seal_k(8, from + t * dims_p, open_scales + t, delta, dims_p, v, to + t * dims_p,
@@ -320,9 +321,10 @@ KVT_INLINE uint16_t most_of_row(const uint16_t *row, size_t dims_p)
 }
 
 /* Codes are formed 4 tokens by 16 dims at a time: the store interleaves the tokens. */
-void kvt_neon_seal_v_i8(const void *open, const uint16_t *open_scales, size_t dims_p, void *codes,
-                        uint16_t *scales)
+void kvt_neon_seal_v_i8(const void *open, const uint16_t *open_scales, size_t dims_p,
+                        const void *next, void *codes, uint16_t *scales)
 {
+    (void)next;
     for (size_t t = 0; t < KVT_TOKENS; t += 4) {
         const uint16_t *from = (const uint16_t *)open + t * dims_p;
         uint8_t *to = (uint8_t *)codes + t * dims_p;

@@ -156,30 +156,20 @@ KVT_INLINE void butterflies(__m256 *x, size_t n, size_t apart)
         }
 }
 
-/* The larger magnitudes, as integers: infinities and NaNs compare above all finite numbers. */
-KVT_INLINE __m256i largest_of(__m256i largest, __m256 x)
-{
-    return _mm256_max_epi32(
-        largest, _mm256_and_si256(_mm256_castps_si256(x), _mm256_set1_epi32(0x7fffffff)));
-}
-
 /*
  * One pass over memory does all butterflies between `vectors` registers that are `stride` dims
  * apart, and in the first pass, where the registers are adjacent, also those within them. It goes
  * level by level, so the operations and their order are those of one pass a level. The first pass
- * applies `before`, the last one scale and `after`: factors by dim, or NULL. largest: of the
- * magnitudes before it all, or NULL.
+ * applies `before`, the last one scale and `after`: factors by dim, or NULL.
  */
 KVT_INLINE void hadamard_pass(const float *from, float *x, size_t vectors, size_t stride,
                               const float *before, int is_first, int is_last, float scale,
-                              const float *after, __m256i *largest)
+                              const float *after)
 {
     __m256 y[8];
     KVT_UNROLL
     for (size_t i = 0; i < 8 && i < vectors; i++) {
         y[i] = _mm256_loadu_ps(from + i * stride);
-        if (largest)
-            *largest = largest_of(*largest, y[i]);
         if (before)
             y[i] = _mm256_mul_ps(y[i], _mm256_loadu_ps(before + i * stride));
     }
@@ -210,24 +200,21 @@ KVT_INLINE void hadamard_dims(float *x, size_t dims, size_t from, size_t vectors
     for (size_t i = 0; i < dims; i += vectors * from)
         for (size_t j = i; j < i + from; j += 8)
             hadamard_pass(x + j, x + j, vectors, from, NULL, 0, is_last, scale,
-                          after ? after + j : NULL, NULL);
+                          after ? after + j : NULL);
 }
 
 /*
- * Rows `from` into x, which may be the same. before and after: factors by dim, or NULL. largest: as
- * above. Blocks below 16 dims are plain loops.
+ * Row `from` into x, which may be the same. before and after: factors by dim, or NULL. Blocks below
+ * 16 dims are plain loops.
  */
 KVT_INLINE void transform(const float *from, float *x, const float *before, size_t dims,
-                          size_t block, float scale, const float *after, __m256i *largest)
+                          size_t block, float scale, const float *after)
 {
     size_t done = block < 64 ? block : 64;
 
     if (block < 16) {
-        for (size_t i = 0; i < dims; i++) {
-            if (largest)
-                *largest = largest_of(*largest, _mm256_set1_ps(from[i]));
+        for (size_t i = 0; i < dims; i++)
             x[i] = before ? from[i] * before[i] : from[i];
-        }
         for (size_t h = 1; h < block; h *= 2)
             for (size_t i = 0; i < dims; i++)
                 if (!(i & h)) {
@@ -242,13 +229,13 @@ KVT_INLINE void transform(const float *from, float *x, const float *before, size
     for (size_t i = 0; i < dims; i += done) {
         const float *signs = before ? before + i : NULL, *to_signs = after ? after + i : NULL;
         if (block == 16)
-            hadamard_pass(from + i, x + i, 2, 8, signs, 1, 1, scale, to_signs, largest);
+            hadamard_pass(from + i, x + i, 2, 8, signs, 1, 1, scale, to_signs);
         else if (block == 32)
-            hadamard_pass(from + i, x + i, 4, 8, signs, 1, 1, scale, to_signs, largest);
+            hadamard_pass(from + i, x + i, 4, 8, signs, 1, 1, scale, to_signs);
         else if (block == 64)
-            hadamard_pass(from + i, x + i, 8, 8, signs, 1, 1, scale, to_signs, largest);
+            hadamard_pass(from + i, x + i, 8, 8, signs, 1, 1, scale, to_signs);
         else
-            hadamard_pass(from + i, x + i, 8, 8, signs, 1, 0, scale, to_signs, largest);
+            hadamard_pass(from + i, x + i, 8, 8, signs, 1, 0, scale, to_signs);
     }
     for (; done * 8 < block; done *= 4)
         hadamard_dims(x, dims, done, 4, 0, scale, after);
@@ -260,15 +247,13 @@ KVT_INLINE void transform(const float *from, float *x, const float *before, size
         hadamard_dims(x, dims, done, 2, 1, scale, after);
 }
 
-int kvt_avx2_rotate(const float *x, const float *sign, size_t dims, size_t block, float scale,
-                    float *y)
+void kvt_avx2_rotate(const float *x, const float *sign, size_t dims, size_t block, float scale,
+                     float *y)
 {
-    __m256i largest = _mm256_setzero_si256();
-    transform(x, y, sign, dims, block, scale, NULL, &largest);
-    return kvt_is_below_32(largest, 0x7f800000);
+    transform(x, y, sign, dims, block, scale, NULL);
 }
 
 void kvt_avx2_unrotate(float *x, const float *sign, size_t dims, size_t block, float scale)
 {
-    transform(x, x, NULL, dims, block, scale, sign, NULL);
+    transform(x, x, NULL, dims, block, scale, sign);
 }

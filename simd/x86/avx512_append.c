@@ -149,14 +149,12 @@ KVT_INLINE void butterflies(__m512 *x, size_t n, size_t apart)
 /* One pass over memory, as hadamard_pass of avx2_rows.c. */
 KVT_INLINE void hadamard_pass(const float *from, float *x, size_t vectors, size_t stride,
                               const float *before, int is_first, int is_last, float scale,
-                              const float *after, __m512i *largest)
+                              const float *after)
 {
     __m512 y[8];
     KVT_UNROLL
     for (size_t i = 0; i < 8 && i < vectors; i++) {
         y[i] = _mm512_loadu_ps(from + i * stride);
-        if (largest)
-            *largest = largest_of(*largest, _mm512_castps_si512(y[i]));
         if (before)
             y[i] = _mm512_mul_ps(y[i], _mm512_loadu_ps(before + i * stride));
     }
@@ -182,13 +180,11 @@ KVT_INLINE void hadamard_pass(const float *from, float *x, size_t vectors, size_
 
 /* Blocks below 32 dims are inside one register: the difference is formed in its own lane. */
 KVT_INLINE void transform_small(const float *from, float *x, const float *before, size_t dims,
-                                size_t block, float scale, const float *after, __m512i *largest)
+                                size_t block, float scale, const float *after)
 {
     for (size_t i = 0; i < dims; i += 16) {
         const __mmask16 alive = kvt_lanes_below(0, dims - i);
         __m512 y = _mm512_maskz_loadu_ps(alive, from + i), z;
-        if (largest)
-            *largest = largest_of(*largest, _mm512_castps_si512(y));
         if (before)
             y = _mm512_mul_ps(y, _mm512_maskz_loadu_ps(alive, before + i));
         if (block > 1) {
@@ -215,47 +211,45 @@ KVT_INLINE void transform_small(const float *from, float *x, const float *before
 }
 
 /*
- * Rows `from` into x, which may be the same. before and after: factors by dim, or NULL. largest: as
- * above, or NULL. Blocks of 128 dims are 8 registers: one pass.
+ * Row `from` into x, which may be the same. before and after: factors by dim, or NULL. Blocks of
+ * 128 dims are 8 registers: one pass.
  */
 KVT_INLINE void transform(const float *from, float *x, const float *before, size_t dims,
-                          size_t block, float scale, const float *after, __m512i *largest)
+                          size_t block, float scale, const float *after)
 {
     size_t done = block < 128 ? block : 128;
 
     if (block < 32) {
-        transform_small(from, x, before, dims, block, scale, after, largest);
+        transform_small(from, x, before, dims, block, scale, after);
         return;
     }
     for (size_t i = 0; i < dims; i += done) {
         const float *signs = before ? before + i : NULL, *to_signs = after ? after + i : NULL;
         if (block == 32)
-            hadamard_pass(from + i, x + i, 2, 16, signs, 1, 1, scale, to_signs, largest);
+            hadamard_pass(from + i, x + i, 2, 16, signs, 1, 1, scale, to_signs);
         else if (block == 64)
-            hadamard_pass(from + i, x + i, 4, 16, signs, 1, 1, scale, to_signs, largest);
+            hadamard_pass(from + i, x + i, 4, 16, signs, 1, 1, scale, to_signs);
         else if (block == 128)
-            hadamard_pass(from + i, x + i, 8, 16, signs, 1, 1, scale, to_signs, largest);
+            hadamard_pass(from + i, x + i, 8, 16, signs, 1, 1, scale, to_signs);
         else
-            hadamard_pass(from + i, x + i, 8, 16, signs, 1, 0, scale, to_signs, largest);
+            hadamard_pass(from + i, x + i, 8, 16, signs, 1, 0, scale, to_signs);
     }
     for (; done < block; done *= 2)
         for (size_t i = 0; i < dims; i += 2 * done)
             for (size_t j = i; j < i + done; j += 16)
                 hadamard_pass(x + j, x + j, 2, done, NULL, 0, 2 * done == block, scale,
-                              after ? after + j : NULL, NULL);
+                              after ? after + j : NULL);
 }
 
-int kvt_avx512_rotate(const float *x, const float *sign, size_t dims, size_t block, float scale,
-                      float *y)
+void kvt_avx512_rotate(const float *x, const float *sign, size_t dims, size_t block, float scale,
+                       float *y)
 {
-    __m512i largest = _mm512_setzero_si512();
-    transform(x, y, sign, dims, block, scale, NULL, &largest);
-    return _mm512_cmpge_epi32_mask(largest, _mm512_set1_epi32(0x7f800000)) == 0;
+    transform(x, y, sign, dims, block, scale, NULL);
 }
 
 void kvt_avx512_unrotate(float *x, const float *sign, size_t dims, size_t block, float scale)
 {
-    transform(x, x, NULL, dims, block, scale, sign, NULL);
+    transform(x, x, NULL, dims, block, scale, sign);
 }
 
 /* ---- transposes ---- */

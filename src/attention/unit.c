@@ -77,8 +77,8 @@ kvt_outcome kvt_unit_load(const kvt_unit *u, const kvt_view *view)
             return KVT_UNIT_BAD_QUERY;
         memset(q + dims, 0, (dims_p - dims) * sizeof *q);
         if (rotation->block) {
-            (void)k->rotate(q, rotation->signs + u->kv_head * rotation->stride, dims,
-                            rotation->block, rotation->inverse, q);
+            k->rotate(q, rotation->signs + u->kv_head * rotation->stride, dims, rotation->block,
+                      rotation->inverse, q);
             if (!is_finite_row(q, dims))
                 return KVT_UNIT_OVERFLOWED;
         }

@@ -14,6 +14,8 @@
 #include "src/tensor.h"
 
 #define ROWS_FLOATS 8192 /* the buffer of f32 rows: 16 rows of 512 dims */
+/* Rows prefetched ahead of the one rotated: few, as rows whole pages apart share 8 ways of L1. */
+#define ROWS_AHEAD 2
 
 typedef struct kvt_append_job {
     const kvt_kernels *kernels;
@@ -97,7 +99,25 @@ static int load_rows(const append_side *s, uint64_t i, size_t n, float *buffer)
     return 1;
 }
 
-/* The same in the stored domain. */
+/*
+ * Prefetch the step's i-th token, if there is one. A token's rows of all heads lie between two of
+ * a head, often whole pages, which hardware prefetchers do not cross.
+ */
+static void prefetch_row(const append_side *s, uint64_t i)
+{
+    const kvt_view *view = &s->job->views[s->side];
+    const size_t bytes = s->dims * (view->dtype == KVT_F32 ? 4 : 2);
+    const unsigned char *row = view->data + (size_t)i * view->token_stride;
+    if (i >= s->job->seq->pending)
+        return;
+    for (size_t at = 0; at < bytes; at += 64)
+        __builtin_prefetch(row + s->head * view->head_stride + at);
+}
+
+/*
+ * The same in the stored domain. Rows of f32 are rotated as they are: what is not finite makes all
+ * of its block so, which no put takes.
+ */
 static int load_rotated(const append_side *s, uint64_t i, size_t n, float *buffer)
 {
     const kvt_kernels *kernels = s->job->kernels;
@@ -107,12 +127,11 @@ static int load_rotated(const append_side *s, uint64_t i, size_t n, float *buffe
     for (size_t j = 0; j < n; j++) {
         float *row = buffer + j * s->dims;
         kvt_rows_f32 rows = {row, s->dims};
+        prefetch_row(s, i + j + ROWS_AHEAD);
         if (!rows_in_place(view, i + j, s->head, &rows) &&
             !kvt_view_load(kernels, view, i + j, s->head, s->dims, row))
             return 0;
-        if (!kernels->rotate(rows.x, s->signs, s->dims, s->rotation->block, s->rotation->scale,
-                             row))
-            return 0;
+        kernels->rotate(rows.x, s->signs, s->dims, s->rotation->block, s->rotation->scale, row);
     }
     return 1;
 }
@@ -255,7 +274,7 @@ static int put_direct_by(const append_side *s, size_t row, uint64_t i, const kvt
     }
     if (!put_open(s, row, i, KVT_TOKENS, &open, 0))
         return 0;
-    kvt_seal(s->job->kernels, s->job->group, s->side, &open, sealed);
+    kvt_seal(s->job->kernels, s->job->group, s->side, &open, NULL, sealed);
     return 1;
 }
 
@@ -301,6 +320,19 @@ static int append_row(const append_side *s, size_t row, size_t slot, uint64_t i,
     return (s->dims_p <= DIRECT_DIMS ? put_direct_small : put_direct_large)(s, row, i, &record);
 }
 
+/* The codes that follow a side's in a block: those of the head's V, or of the next head's K. */
+static const void *after(const append_side *s, const kvt_block *block)
+{
+    const kvt_group *group = s->job->group;
+    const kvt_layout *layout = kvt_block_layout(group, block);
+    const int is_v = s->side == KVT_SIDE_K && !group->v_in_k;
+    const size_t head = is_v ? s->head : s->head + 1;
+    if (head == group->config.n_kv_heads)
+        return NULL;
+    return kvt_head_record(group, block, s->job->layer_index, head) +
+           (is_v ? layout->v_codes : layout->k_codes);
+}
+
 /* Seal a row that has both forms. */
 static void seal_row(const append_side *s, size_t row)
 {
@@ -310,7 +342,7 @@ static void seal_row(const append_side *s, size_t row)
         return;
     open = record_of(s, block);
     sealed = record_of(s, block->other);
-    kvt_seal(s->job->kernels, s->job->group, s->side, &open, &sealed);
+    kvt_seal(s->job->kernels, s->job->group, s->side, &open, after(s, block), &sealed);
 }
 
 /* All of the step's tokens of one head's K or V. 0: a value cannot be stored. */

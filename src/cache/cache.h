@@ -308,9 +308,12 @@ kvt_record kvt_record_of(const kvt_group *group, const kvt_block *block, kvt_sid
 int kvt_open_put(const kvt_kernels *kernels, const kvt_layout *open, kvt_side side, float *x,
                  size_t n, size_t dims, const kvt_record *to, size_t slot);
 
-/* One side of a full open record into a sealed one. */
+/*
+ * One side of a full open record into a sealed one. next: codes of the open record that is to be
+ * sealed next, to be prefetched, or NULL.
+ */
 void kvt_seal(const kvt_kernels *kernels, const kvt_group *group, kvt_side side,
-              const kvt_record *open, const kvt_record *sealed);
+              const kvt_record *open, const void *next, const kvt_record *sealed);
 
 /* The offset that a sealed form of an open record of K would have: f16, k_dims of them. */
 void kvt_seal_offset(const kvt_kernels *kernels, const kvt_layout *open, const kvt_record *record,

@@ -232,7 +232,7 @@ seal_few(const kvt_kernels *kernels, size_t dims_p, const kvt_record *open, cons
     float delta[KVT_MAX_DIM];
 
     make_delta(kernels, dims_p, b->many_without ? open->offset : NULL, sealed->offset, delta);
-    kernels->seal_k_i8(open->codes, b->magnitude, delta, dims_p, codes, scales);
+    kernels->seal_k_i8(open->codes, b->magnitude, delta, dims_p, NULL, codes, scales);
     for (size_t t = 0; t < KVT_TOKENS; t++) {
         if (!(b->few >> t & 1))
             continue;
@@ -243,26 +243,28 @@ seal_few(const kvt_kernels *kernels, size_t dims_p, const kvt_record *open, cons
 }
 
 static void seal_k(const kvt_kernels *kernels, const kvt_group *group, const kvt_record *open,
-                   const kvt_record *sealed)
+                   const void *next, const kvt_record *sealed)
 {
     size_t dims_p = group->layouts[KVT_OPEN].k_dims;
     float delta[KVT_MAX_DIM];
     bases b;
 
     if (!group->offsets) {
-        kernels->seal_k_i8(open->codes, open->scales, NULL, dims_p, sealed->codes, sealed->scales);
+        kernels->seal_k_i8(open->codes, open->scales, NULL, dims_p, next, sealed->codes,
+                           sealed->scales);
         return;
     }
     find_bases(open, &b);
     offset_of(kernels, dims_p, open, &b, sealed->offset);
     make_delta(kernels, dims_p, b.many_without ? NULL : open->offset, sealed->offset, delta);
-    kernels->seal_k_i8(open->codes, b.magnitude, delta, dims_p, sealed->codes, sealed->scales);
+    kernels->seal_k_i8(open->codes, b.magnitude, delta, dims_p, next, sealed->codes,
+                       sealed->scales);
     if (b.few)
         seal_few(kernels, dims_p, open, &b, sealed);
 }
 
 void kvt_seal(const kvt_kernels *kernels, const kvt_group *group, kvt_side side,
-              const kvt_record *open, const kvt_record *sealed)
+              const kvt_record *open, const void *next, const kvt_record *sealed)
 {
     const kvt_layout *layout = &group->layouts[KVT_OPEN];
     kvt_type type = side == KVT_SIDE_K ? group->config.k_type : group->config.v_type;
@@ -271,8 +273,8 @@ void kvt_seal(const kvt_kernels *kernels, const kvt_group *group, kvt_side side,
         memcpy(sealed->codes, open->codes,
                side == KVT_SIDE_K ? layout->k_code_bytes : layout->v_code_bytes);
     else if (side == KVT_SIDE_K)
-        seal_k(kernels, group, open, sealed);
+        seal_k(kernels, group, open, next, sealed);
     else
-        kernels->seal_v_i8(open->codes, open->scales, layout->v_dims, sealed->codes,
+        kernels->seal_v_i8(open->codes, open->scales, layout->v_dims, next, sealed->codes,
                            sealed->scales);
 }
