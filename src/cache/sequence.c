@@ -436,13 +436,15 @@ static size_t open_rows(const kvt_group *group)
 }
 
 /*
- * The same in steps of any size: those of the last residual_tokens to residual_tokens + 63 tokens,
- * and those that a step leaves behind, which are up to KVT_DRAFT_TOKENS more.
+ * The same in steps of any size: those of the last residual_tokens to residual_tokens + 63 tokens
+ * (or what is open now: a snapshot may have more), and those that a step leaves behind, which are
+ * up to KVT_DRAFT_TOKENS more.
  */
-static size_t step_open_rows(const kvt_group *group)
+static size_t step_open_rows(const kvt_group *group, size_t open_now)
 {
-    return (size_t)((group->residual_tokens + 2 * KVT_TOKENS - 2) / KVT_TOKENS +
-                    (group->residual_tokens + KVT_DRAFT_TOKENS + 2 * KVT_TOKENS - 2) / KVT_TOKENS);
+    size_t open = (size_t)((group->residual_tokens + 2 * KVT_TOKENS - 2) / KVT_TOKENS);
+    return (open > open_now ? open : open_now) +
+           (size_t)((group->residual_tokens + KVT_DRAFT_TOKENS + 2 * KVT_TOKENS - 2) / KVT_TOKENS);
 }
 
 /*
@@ -693,7 +695,7 @@ kvt_status kvt_seq_reserve(kvt_seq *seq, uint64_t n_tokens)
         size_t sealed = rows, open = 0, have, have_open = seq->n_rows - state->n_final;
         if (group->seals) {
             sealed = kvt_rows_older(n_tokens, group->residual_tokens);
-            open = step_open_rows(group);
+            open = step_open_rows(group, seq->n_rows - state->n_sealed);
             open = open < rows ? open : rows;
         } else {
             have_open = 0;
