@@ -503,6 +503,57 @@ static void a_reserve_pays_for_what_is_exempt(void **state)
     }
 }
 
+/* A reserve takes what the steps need and no more, also where an open block is kept already. */
+static void a_reserve_takes_no_more(void **state)
+{
+    uint64_t forecast, full;
+    kvt_seq *fresh = NULL;
+    world w;
+    member *m = &w.members[0];
+    (void)state;
+    open_world(&w, 0);
+    expect_ok(NULL, kvt_memory_forecast(&w.config, 1, 1, &forecast));
+    expect_ok(w.cache, kvt_seq_create(w.cache, &fresh));
+    expect_ok(w.cache, kvt_seq_reserve(fresh, 1));
+    assert_true(kvt_cache_memory_bytes(w.cache) == forecast);
+    expect_ok(w.cache, kvt_seq_reserve(fresh, MOST));
+    full = kvt_seq_memory_bytes(fresh);
+    expect_ok(w.cache, kvt_seq_create(w.cache, &m->seq));
+    step(&w, m, 128);
+    expect_ok(w.cache, kvt_seq_reserve(m->seq, MOST));
+    assert_true(kvt_seq_memory_bytes(m->seq) == full);
+    kvt_seq_destroy(fresh);
+    kvt_seq_destroy(m->seq);
+    kvt_cache_destroy(w.cache);
+    ledger_close(&w.memory);
+}
+
+/* What a pending step holds beside is exempt until its commit, and no longer. */
+static void a_commit_ends_the_exemption(void **state)
+{
+    uint64_t budget = 0;
+    (void)state;
+    for (int round = 0; round < 2; round++) {
+        world w;
+        member *m = &w.members[0], *other = &w.members[1];
+        open_world(&w, budget);
+        expect_ok(w.cache, kvt_seq_create(w.cache, &m->seq));
+        expect_ok(w.cache, kvt_seq_create(w.cache, &other->seq));
+        step(&w, m, 250);
+        step(&w, m, MOST - 250); /* has more than one row in both forms */
+        if (round == 0) {
+            expect_ok(w.cache, kvt_seq_begin(other->seq, 1, NULL));
+            budget = kvt_cache_memory_bytes(w.cache) - open_bytes(&w, 0) - open_bytes(&w, 1) - 1;
+        } else {
+            expect(w.cache, KVT_ERR_BUDGET, kvt_seq_begin(other->seq, 1, NULL));
+        }
+        kvt_seq_destroy(m->seq);
+        kvt_seq_destroy(other->seq);
+        kvt_cache_destroy(w.cache);
+        ledger_close(&w.memory);
+    }
+}
+
 /* A snapshot may hold more open blocks than the window: a reserve counts on them no longer. */
 static void a_reserve_after_a_load(void **state)
 {
@@ -546,6 +597,8 @@ int main(void)
         cmocka_unit_test(free_blocks_do_not_use_up_the_budget),
         cmocka_unit_test(a_reserve_is_held),
         cmocka_unit_test(a_reserve_pays_for_what_is_exempt),
+        cmocka_unit_test(a_reserve_takes_no_more),
+        cmocka_unit_test(a_commit_ends_the_exemption),
         cmocka_unit_test(a_reserve_after_a_load),
     };
     return cmocka_run_group_tests_name("accounting", tests, NULL, NULL);

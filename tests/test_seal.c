@@ -292,6 +292,28 @@ static void run_drafts(uint64_t seed)
     close_subject(&s);
 }
 
+/* The most that a truncate takes back, at every place of a block. */
+static void drafts_of_64_tokens(void **state)
+{
+    rng r = {5};
+    kvt_group_config g = group_of(1, 1, 1, 8, 8, KVT_TYPE_I8, KVT_TYPE_I8);
+    subject s;
+    (void)state;
+    open_subject(&s, &g, 1, &r);
+    open_cache(&s, NULL);
+    for (size_t n = 64; n < 200; n++) {
+        kvt_seq *plain = seq_of(&s), *drafted = seq_of(&s);
+        grow(&s, plain, n);
+        grow(&s, drafted, n);
+        step_of(&s, drafted, MOST - 64, 64);
+        expect_ok(s.cache, kvt_seq_truncate(drafted, n));
+        expect_equal(&s, plain, drafted, "64 drafts", n);
+        kvt_seq_destroy(plain);
+        kvt_seq_destroy(drafted);
+    }
+    close_subject(&s);
+}
+
 static void drafts_leave_no_trace(void **state)
 {
     const uint64_t runs = is_quick() ? 30 : 1000;
@@ -456,7 +478,7 @@ static void outliers_do_not_harm_the_others(void **state)
 /* No allocation in steps of any size up to what is reserved, sealing included. */
 static void a_reserve_suffices(void **state)
 {
-    static const uint32_t residuals[] = {0, KVT_RESIDUAL_NONE, 1, 63, 65, 128};
+    static const uint32_t residuals[] = {0, KVT_RESIDUAL_NONE, 1, 2, 63, 65, 66, 128};
     (void)state;
     for (uint64_t seed = 0; seed < (is_quick() ? 20 : 300); seed++) {
         rng r = {seed};
@@ -467,7 +489,7 @@ static void a_reserve_suffices(void **state)
         kvt_seq *seq;
         uint64_t held, length;
         size_t calls;
-        g[0].residual_tokens = residuals[rng_below(&r, 6)];
+        g[0].residual_tokens = residuals[rng_below(&r, 8)];
         open_subject(&s, g, 2, &r);
         ledger_init(&memory);
         s.config = kvt_config_init();
@@ -554,6 +576,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(stored_bytes_do_not_depend_on_cuts),
         cmocka_unit_test(drafts_leave_no_trace),
+        cmocka_unit_test(drafts_of_64_tokens),
         cmocka_unit_test(the_newest_tokens_are_f16),
         cmocka_unit_test(survivors_never_change),
         cmocka_unit_test(outliers_do_not_harm_the_others),
