@@ -338,12 +338,15 @@ static void expect_whole_budget(world *w)
 
 static size_t run(uint64_t seed, size_t operations)
 {
+    static const uint32_t any[] = {64, 200, 0, 1, 2, 66, 128, KVT_RESIDUAL_NONE};
     world w;
     memset(&w, 0, sizeof w);
     w.r.state = seed;
     ledger_init(&w.memory);
     config_of(&w);
     w.is_tight = seed % 2;
+    for (uint32_t g = 0; g < 2 && !w.is_tight; g++)
+        w.groups[g].residual_tokens = any[(seed / 2 + g * 3) % 8];
     w.config.memory_budget_bytes = w.is_tight ? least_budget(&w, SEQS) : 0;
     expect_ok(NULL, kvt_cache_create(&w.config, &w.cache));
     w.own = kvt_cache_memory_bytes(w.cache);

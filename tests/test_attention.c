@@ -1035,6 +1035,43 @@ static void strides_and_dtypes(void **state)
     kvt_cache_destroy(cache);
 }
 
+/* The newest token alone is so large that its open row has a scale other than 1. */
+static void only_the_last_token_has_a_scale(void **state)
+{
+    kvt_group_config g = group_of(1, 1, 1, 16, 16, KVT_TYPE_I8, KVT_TYPE_I8);
+    (void)state;
+    for (size_t n = 1; n < 70; n++) {
+        rng r = {n};
+        kvt_cache *cache = cache_of(&g, 100, 1, NULL);
+        kvt_seq *seq = NULL;
+        tokens t = tokens_make(&r, n, &g);
+        float *q = rng_normals(&r, 16), out[16];
+        double expected[16];
+        kvt_attend_item item = {.n_queries = 1};
+        kvt_attend_args args = kvt_attend_args_init();
+        for (size_t d = 0; d < 16; d++) {
+            t.k[(n - 1) * 16 + d] *= 2e5f;
+            t.v[(n - 1) * 16 + d] *= 2e5f;
+            q[d] *= 1e-5f;
+        }
+        expect_ok(cache, kvt_seq_create(cache, &seq));
+        append_step(cache, seq, &g, &t, 0, n);
+        item.seq = seq;
+        args.items = &item;
+        args.n_items = 1;
+        args.q = kvt_tensor_f32(q);
+        args.out = kvt_tensor_f32(out);
+        expect_ok(cache, kvt_attend(cache, &args));
+        reference_row(q, t.k, t.v, n, 1, 0, 16, 16, 0.25, 0, NULL, NULL, 0, 0, -INFINITY, expected);
+        if (!(relative_l2(out, expected, 16) < 0.02))
+            fail_msg("%zu tokens: error %g", n, relative_l2(out, expected, 16));
+        kvt_seq_destroy(seq);
+        kvt_cache_destroy(cache);
+        tokens_free(&t);
+        free(q);
+    }
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
@@ -1052,6 +1089,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(same_bits_for_threads_batches_and_plans),
         cmocka_unit_test(random_batches),
         cmocka_unit_test(strides_and_dtypes),
+        cmocka_unit_test(only_the_last_token_has_a_scale),
     };
     if (argc > 1)
         cmocka_set_test_filter(argv[1]);
