@@ -316,9 +316,10 @@ KVT_API uint64_t kvt_cache_memory_bytes(const kvt_cache *cache);
  * Not held against the budget are open blocks (f16) that have their sealed form (i8) beside them:
  * those that a pending step seals, and after the commit those whose sealing a truncate may take
  * back, until the next begin. For each sequence and group with an i8 side that is at most
- * residual_tokens / 64 + 3 open blocks while a step is pending, else one; an open block has
- * twice a sealed one's bytes. Those of a sequence with a reserve (kvt_seq_reserve) are held against
- * it.
+ * residual_tokens / 64 + 3 open blocks while a step is pending (until a sequence loaded from a
+ * snapshot of a larger window has sealed what is beyond its own, of that window), else one; an open
+ * block has twice a sealed one's bytes. Those of a sequence with a reserve (kvt_seq_reserve) are
+ * held against it.
  *
  * KVT_ERR_ARG, KVT_ERR_LIMIT, KVT_ERR_UNSUPPORTED as kvt_cache_create; KVT_ERR_LIMIT also when
  * n_tokens is above max_tokens or the sum overflows. The cache's own part includes the scratch of
