@@ -140,9 +140,8 @@ void kvt_rows_replace(kvt_seq *seq, kvt_block *const *table, size_t n_rows, uint
 
 /* What a step that ends with n_tokens adds to a group. */
 typedef struct group_plan {
-    size_t seal_end; /* rows n_sealed .. seal_end - 1 are sealed by it */
-    size_t
-        open_begin; /* new rows from here on get an open block, those before are sealed at once */
+    size_t seal_end;     /* rows n_sealed .. seal_end - 1 are sealed by it */
+    size_t open_begin;   /* new rows before it are sealed at once, those from it on are open */
     size_t sealed, open; /* blocks to be added */
     size_t pairs;        /* rows that have both forms while the step is pending */
 } group_plan;
