@@ -61,11 +61,11 @@ extern "C" {
 #define KVT_MAX_FINGERPRINT 64    /* bytes */
 #define KVT_MAX_THREADS 256
 
-#define KVT_BLOCK_TOKENS 64   /* the unit of allocation and of the snapshot */
-#define KVT_RANGE_TOKENS 1024 /* the unit in which attention is merged: see kvt_attend */
-#define KVT_RESIDUAL_TOKENS 64
-#define KVT_RESIDUAL_NONE UINT32_MAX
-#define KVT_TOKEN_NONE (-1) /* the token id of a token that was committed without one */
+#define KVT_BLOCK_TOKENS 64          /* the unit of allocation and of the snapshot */
+#define KVT_RANGE_TOKENS 1024        /* the unit in which attention is merged: see kvt_attend */
+#define KVT_RESIDUAL_TOKENS 64       /* the default of residual_tokens */
+#define KVT_RESIDUAL_NONE UINT32_MAX /* residual_tokens: only the block being filled */
+#define KVT_TOKEN_NONE (-1)          /* the token id of a token that was committed without one */
 
 /* ---- enums: values are pinned, they are part of the ABI and of the file format ---- */
 
