@@ -535,6 +535,47 @@ static void a_reserve_suffices(void **state)
     }
 }
 
+/* Likewise with the open blocks of two steps, of all sizes: old ones that are sealed, and new ones. */
+static void a_reserve_suffices_for_any_two_steps(void **state)
+{
+    static const uint32_t residuals[] = {1, 2, 3, 62, 63, 64, 65, 66, 127, 128, 129, 130};
+    (void)state;
+    for (size_t i = 0; i < sizeof residuals / sizeof *residuals; i++) {
+        rng r = {i};
+        kvt_group_config g = group_of(1, 1, 1, 8, 8, KVT_TYPE_I8, KVT_TYPE_I8);
+        ledger memory;
+        subject s;
+        kvt_seq *seq;
+        size_t calls;
+        g.residual_tokens = residuals[i];
+        open_subject(&s, &g, 1, &r);
+        ledger_init(&memory);
+        s.config = kvt_config_init();
+        s.config.groups = s.groups;
+        s.config.n_groups = 1;
+        s.config.max_tokens = MOST;
+        s.config.allocator = ledger_allocator(&memory);
+        expect_ok(NULL, kvt_cache_create(&s.config, &s.cache));
+        seq = seq_of(&s);
+        expect_ok(s.cache, kvt_seq_reserve(seq, MOST));
+        calls = memory.calls;
+        for (size_t first = 1; first <= 200; first++) {
+            grow(&s, seq, first);
+            for (size_t n = 1; n <= 300; n++) {
+                expect_ok(s.cache, kvt_seq_begin(seq, n, NULL));
+                if (memory.calls != calls)
+                    fail_msg("window %u: an allocation at %u + %u tokens", residuals[i],
+                             (unsigned)first, (unsigned)n);
+                expect_ok(s.cache, kvt_seq_abort(seq));
+            }
+            expect_ok(s.cache, kvt_seq_clear(seq));
+        }
+        kvt_seq_destroy(seq);
+        close_subject(&s);
+        ledger_close(&memory);
+    }
+}
+
 static void reserve_refuses(void **state)
 {
     kvt_group_config g = group_of(1, 1, 1, 8, 8, KVT_TYPE_I8, KVT_TYPE_I8);
@@ -581,6 +622,7 @@ int main(void)
         cmocka_unit_test(survivors_never_change),
         cmocka_unit_test(outliers_do_not_harm_the_others),
         cmocka_unit_test(a_reserve_suffices),
+        cmocka_unit_test(a_reserve_suffices_for_any_two_steps),
         cmocka_unit_test(reserve_refuses),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
