@@ -601,13 +601,15 @@ static void i8_as_specified(void **state)
                 uint32_t other = dims[rng_below(&r, 10)];
                 int kind = (int)rng_below(&r, N_KINDS);
                 kvt_group_config g = any_group(&r, dims[d], other, KVT_TYPE_I8, KVT_TYPE_I8);
+                if (is_quick() && (d + f + isa) % 3)
+                    continue;
                 g.flags = flags[f];
                 check_cuts(kvt_isa_name(isa), &g, (int)rng_below(&r, 2), kind,
                            kind == 6 || kind == 7 ? 1 : sizes[rng_below(&r, 7)], rng_next(&r));
             }
     /* The edges, on each. */
     for (uint32_t isa = 0; kvt_isa_name(isa); isa++)
-        for (size_t d = 0; d < sizeof dims / sizeof *dims; d++) {
+        for (size_t d = 0; d < sizeof dims / sizeof *dims; d += is_quick() ? 3 : 1) {
             kvt_group_config g = any_group(&r, dims[d], dims[d], KVT_TYPE_I8, KVT_TYPE_I8);
             g.residual_tokens = 1;
             check_cuts(kvt_isa_name(isa), &g, 0, 6, 1, rng_next(&r));
