@@ -66,6 +66,9 @@ kvtile_arm64_test(steps max test_steps)
 kvtile_arm64_test(seal max test_seal)
 kvtile_arm64_test(snapshot_golden max test_snapshot_golden ${golden})
 kvtile_arm64_test(attention max test_attention)
+foreach(long attention numerics seal steps) # minutes: not last, when nothing else is left to run
+  set_tests_properties(arm64_${long} PROPERTIES COST 900)
+endforeach()
 # A cache uses the widest instruction set of the processor.
 foreach(cpu cortex-a53 cortex-a76 max)
   kvtile_arm64_test(api_${cpu} ${cpu} test_api)
