@@ -535,7 +535,7 @@ static void a_reserve_suffices(void **state)
     }
 }
 
-/* Likewise with the open blocks of two steps, of all sizes: old ones that are sealed, and new ones. */
+/* Likewise with the open blocks of any two steps: old ones, to be sealed, and new ones. */
 static void a_reserve_suffices_for_any_two_steps(void **state)
 {
     static const uint32_t residuals[] = {1, 2, 3, 62, 63, 64, 65, 66, 127, 128, 129, 130};
