@@ -308,6 +308,29 @@ KVT_API const char *kvt_cache_isa(const kvt_cache *cache);
 KVT_API uint64_t kvt_cache_memory_bytes(const kvt_cache *cache);
 
 /*
+ * What a cache's blocks are used for. A block is 64 tokens of one group's keys and values. Set
+ * struct_size to sizeof(kvt_cache_stats) before the call.
+ */
+typedef struct kvt_cache_stats {
+    size_t struct_size;
+    uint64_t bytes;           /* as kvt_cache_memory_bytes */
+    uint64_t blocks_free;     /* kept by the cache for reuse: kvt_cache_trim gives them back */
+    uint64_t blocks_reserved; /* kept by sequences for steps to come: kvt_seq_reserve */
+    uint64_t blocks_used;     /* that hold tokens of a sequence, each counted once */
+    uint64_t blocks_shared;   /* of blocks_used: of several sequences (kvt_seq_fork) */
+    uint64_t blocks_sealed;   /* of blocks_used: i8, where the group has open blocks as well */
+    /* The same in bytes, with the blocks of positions and token ids that belong to them. */
+    uint64_t bytes_free, bytes_reserved, bytes_used, bytes_shared;
+    uint64_t reserved[8]; /* 0 */
+} kvt_cache_stats;
+
+/*
+ * Exact when no other thread is inside a call on the cache. KVT_ERR_ARG: NULL, a struct_size that
+ * is not this version's. Safe at any time.
+ */
+KVT_API kvt_status kvt_cache_get_stats(const kvt_cache *cache, kvt_cache_stats *stats);
+
+/*
  * What kvt_cache_memory_bytes would answer for a cache of this config with n_sequences
  * sequences of n_tokens tokens each; exact where each had them in one step. In other steps they
  * take as much, or an open block less for each group and sequence, where n_tokens is no multiple
@@ -359,8 +382,8 @@ KVT_API kvt_status kvt_cache_trim(kvt_cache *cache);
 /* ---- sequences ---- */
 
 /*
- * Add an empty sequence. Allocates its block table: 8 * (n_groups + 1) bytes for each 64 of
- * max_tokens. KVT_ERR_ARG, KVT_ERR_MEMORY, KVT_ERR_BUDGET. Safe at any time.
+ * Add an empty sequence. Allocates its block table: 8 * (2 * n_groups + 1) bytes for each 64
+ * of max_tokens. KVT_ERR_ARG, KVT_ERR_MEMORY, KVT_ERR_BUDGET. Safe at any time.
  */
 KVT_API kvt_status kvt_seq_create(kvt_cache *cache, kvt_seq **seq);
 
@@ -376,7 +399,26 @@ KVT_API kvt_status kvt_seq_create(kvt_cache *cache, kvt_seq **seq);
  */
 KVT_API kvt_status kvt_seq_reserve(kvt_seq *seq, uint64_t n_tokens);
 
-/* Release a sequence, a pending step included; its blocks go to the cache. NULL is fine. */
+/*
+ * Make a sequence of the first n_tokens committed tokens of another one: many conversations on one
+ * prompt, beams, a draft that may be dropped. No keys and values are copied: both have the same
+ * blocks, which the memory budget counts once, and go their own ways from there. Of a block that is
+ * not full, the first step of either makes a copy (its begin, of the filled part), while it is
+ * shared. The copy is as the other would be after a truncate to n_tokens; it keeps the cache alive
+ * as any sequence, and either is destroyed before the other.
+ *
+ * A pending step stays with seq alone. What seq has reserved (kvt_seq_reserve) suffices no more
+ * where blocks are shared: reserve again.
+ *
+ * KVT_ERR_ARG  NULL, n_tokens above the length
+ * KVT_ERR_MEMORY, KVT_ERR_BUDGET
+ */
+KVT_API kvt_status kvt_seq_fork(kvt_seq *seq, uint64_t n_tokens, kvt_seq **copy);
+
+/*
+ * Release a sequence, a pending step included; blocks that no other sequence has go to the cache.
+ * NULL is fine.
+ */
 KVT_API void kvt_seq_destroy(kvt_seq *seq);
 
 /* Tokens committed. 0 for NULL, as the other counts below. */
@@ -404,8 +446,19 @@ KVT_API uint64_t kvt_seq_capacity(const kvt_seq *seq);
 /* max_tokens of the config. */
 KVT_API uint64_t kvt_seq_max_tokens(const kvt_seq *seq);
 
-/* Bytes of this sequence: its blocks and table. */
+/* Bytes of this sequence: its blocks and table; what it shares with others counts in full. */
 KVT_API uint64_t kvt_seq_memory_bytes(const kvt_seq *seq);
+
+/* Set struct_size to sizeof(kvt_seq_stats) before the call. */
+typedef struct kvt_seq_stats {
+    size_t struct_size;
+    uint64_t own_bytes;    /* that only this sequence has: they go with it */
+    uint64_t shared_bytes; /* of blocks that other sequences have as well */
+    uint64_t reserved[4];  /* 0 */
+} kvt_seq_stats;
+
+/* KVT_ERR_ARG: NULL, a struct_size that is not this version's. */
+KVT_API kvt_status kvt_seq_get_stats(const kvt_seq *seq, kvt_seq_stats *stats);
 
 /*
  * Token ids, or positions, of tokens first .. first + n - 1. ids without a value are

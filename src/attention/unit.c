@@ -363,7 +363,7 @@ static void prefetch_block(const kvt_unit *u, size_t block_row)
 {
     const kvt_seq *seq = u->item->seq;
     if (block_row + 8 < seq->n_rows)
-        __builtin_prefetch(&seq->table[(block_row + 8) * seq->cache->n_columns]);
+        __builtin_prefetch(&seq->table[(block_row + 8) * seq->cache->n_classes]);
     if (block_row + 2 < seq->n_rows)
         __builtin_prefetch(kvt_seq_block(seq, block_row + 2, u->group_index));
 }

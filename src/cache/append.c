@@ -70,6 +70,15 @@ static kvt_block *block_of(const append_side *s, size_t row)
     return kvt_seq_block(s->job->seq, row, s->job->group_index);
 }
 
+/* The sealed form that this step makes of an open row, or NULL. */
+static kvt_block *sealed_of(const append_side *s, size_t row)
+{
+    const kvt_seq *seq = s->job->seq;
+    if (block_of(s, row)->form == KVT_SEALED)
+        return NULL;
+    return kvt_seq_block(seq, row, kvt_beside(seq->cache, s->job->group_index));
+}
+
 /* ---- the caller's rows ---- */
 
 /* Rows of f32, ldx floats apart. */
@@ -168,8 +177,8 @@ static void base_offset(const append_side *s, size_t row, const float *first, ui
         job->kernels->store_f16(first, offset, s->dims); /* saturates at +-65504 */
         return;
     }
-    if (block->form == KVT_OPEN && block->other) /* sealed by this step, before this row */
-        block = block->other;
+    if (sealed_of(s, 0)) /* sealed by this step, before this row */
+        block = sealed_of(s, 0);
     if (block->form == KVT_OPEN && row > 1)
         block = block_of(s, row - 1); /* open as well: it has the same */
     record = record_of(s, block);
@@ -336,12 +345,12 @@ static const void *after(const append_side *s, const kvt_block *block)
 /* Seal a row that has both forms. */
 static void seal_row(const append_side *s, size_t row)
 {
-    const kvt_block *block = block_of(s, row);
+    const kvt_block *block = block_of(s, row), *to = sealed_of(s, row);
     kvt_record open, sealed;
-    if (block->form == KVT_SEALED || !block->other) /* was sealed as it came */
+    if (!to || to->twin) /* was sealed as it came, or by another sequence that has the block */
         return;
     open = record_of(s, block);
-    sealed = record_of(s, block->other);
+    sealed = record_of(s, to);
     kvt_seal(s->job->kernels, s->job->group, s->side, &open, after(s, block), &sealed);
 }
 

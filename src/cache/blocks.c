@@ -4,6 +4,10 @@
  * A block is zeroed when it is new. That costs at most one pass over memory whose pages must be
  * touched anyway, keeps the padding of tiles zero for good, and never shows the heap's old bytes. A
  * recycled block keeps its bytes: everything that reads a block masks by the sequence's length.
+ *
+ * A block is used by as many entries of block tables as it has references. All changes of them are
+ * made under the cache's lock. One that is a sequence's alone stays so until that sequence itself is
+ * forked, so that what has been asked once holds through a call.
  */
 #include "src/cache/cache.h"
 
@@ -24,6 +28,9 @@ kvt_status kvt_block_get(kvt_cache *cache, uint32_t class_index, kvt_block **blo
     if (found) {
         cache->free_blocks[class_index] = found->next;
         cache->n_free_blocks[class_index]--;
+        cache->n_used_blocks[class_index]++;
+        found->references = 1;
+        found->next = NULL;
     }
     pthread_mutex_unlock(&cache->lock);
     if (!found) {
@@ -39,11 +46,60 @@ kvt_status kvt_block_get(kvt_cache *cache, uint32_t class_index, kvt_block **blo
         found->class_index = class_index;
         found->form = class_index > cache->n_groups ? KVT_OPEN : KVT_SEALED;
         found->is_new = 1;
+        found->references = 1;
+        pthread_mutex_lock(&cache->lock);
+        cache->n_used_blocks[class_index]++;
+        pthread_mutex_unlock(&cache->lock);
     }
-    found->next = NULL;
-    found->other = NULL;
     *block = found;
     return KVT_OK;
+}
+
+/* ---- references ---- */
+
+void kvt_block_refer_locked(kvt_cache *cache, kvt_block *block)
+{
+    assert(block->references > 0);
+    if (++block->references == 2)
+        cache->n_shared_blocks[block->class_index]++;
+}
+
+void kvt_block_part_locked(kvt_block *block)
+{
+    if (block->twin)
+        block->twin = block->twin->twin = NULL;
+}
+
+/* One reference less. 1: it was the last one, and the block is nobody's now. */
+static int drop_locked(kvt_cache *cache, kvt_block *block)
+{
+    assert(block->references > 0);
+    if (--block->references > 0) {
+        cache->n_shared_blocks[block->class_index] -= block->references == 1;
+        return 0;
+    }
+    kvt_block_part_locked(block);
+    cache->n_used_blocks[block->class_index]--;
+    return 1;
+}
+
+void kvt_block_put_locked(kvt_cache *cache, kvt_block *block)
+{
+    if (!drop_locked(cache, block))
+        return;
+    block->is_new = 0;
+    block->next = cache->free_blocks[block->class_index];
+    cache->free_blocks[block->class_index] = block;
+    cache->n_free_blocks[block->class_index]++;
+}
+
+int kvt_block_is_own(kvt_cache *cache, const kvt_block *block)
+{
+    int own;
+    pthread_mutex_lock(&cache->lock);
+    own = block->references == 1;
+    pthread_mutex_unlock(&cache->lock);
+    return own;
 }
 
 void kvt_block_put(kvt_cache *cache, kvt_block *block)
@@ -51,17 +107,25 @@ void kvt_block_put(kvt_cache *cache, kvt_block *block)
     if (!block)
         return;
     pthread_mutex_lock(&cache->lock);
-    block->is_new = 0;
-    block->next = cache->free_blocks[block->class_index];
-    cache->free_blocks[block->class_index] = block;
-    cache->n_free_blocks[block->class_index]++;
+    kvt_block_put_locked(cache, block);
     pthread_mutex_unlock(&cache->lock);
+}
+
+static void free_memory(kvt_cache *cache, kvt_block *block)
+{
+    kvt_mem_free(cache, block, kvt_block_bytes(cache, block->class_index));
 }
 
 void kvt_block_free(kvt_cache *cache, kvt_block *block)
 {
-    if (block)
-        kvt_mem_free(cache, block, kvt_block_bytes(cache, block->class_index));
+    int last;
+    if (!block)
+        return;
+    pthread_mutex_lock(&cache->lock);
+    last = drop_locked(cache, block);
+    pthread_mutex_unlock(&cache->lock);
+    if (last)
+        free_memory(cache, block);
 }
 
 void kvt_block_undo(kvt_cache *cache, kvt_block *block)
@@ -83,7 +147,7 @@ void kvt_blocks_trim(kvt_cache *cache)
         pthread_mutex_unlock(&cache->lock);
         while (block) {
             kvt_block *next = block->next;
-            kvt_block_free(cache, block);
+            free_memory(cache, block);
             block = next;
         }
     }

@@ -51,6 +51,40 @@ uint64_t kvt_cache_memory_bytes(const kvt_cache *cache)
     return cache ? kvt_mem_bytes(cache) : 0;
 }
 
+kvt_status kvt_cache_get_stats(const kvt_cache *cache_in, kvt_cache_stats *stats)
+{
+    kvt_cache *cache = (kvt_cache *)(uintptr_t)cache_in; /* its lock alone is changed */
+    kvt_cache_stats found;
+    if (!cache)
+        return KVT_ERR_ARG;
+    if (!stats || stats->struct_size != sizeof found)
+        return kvt_fail(cache, KVT_ERR_ARG,
+                        "kvt_cache_get_stats: stats is NULL, or struct_size is not this version's");
+    memset(&found, 0, sizeof found);
+    found.struct_size = sizeof found;
+    pthread_mutex_lock(&cache->lock);
+    for (uint32_t c = 0; c < cache->n_classes; c++) {
+        uint64_t bytes = kvt_block_bytes(cache, c);
+        uint64_t spare = __atomic_load_n(&cache->n_spare_blocks[c], __ATOMIC_RELAXED);
+        uint64_t used = cache->n_used_blocks[c] - spare;
+        found.bytes_free += cache->n_free_blocks[c] * bytes;
+        found.bytes_reserved += spare * bytes;
+        found.bytes_used += used * bytes;
+        found.bytes_shared += cache->n_shared_blocks[c] * bytes;
+        if (c == cache->n_groups) /* positions and token ids */
+            continue;
+        found.blocks_free += cache->n_free_blocks[c];
+        found.blocks_reserved += spare;
+        found.blocks_used += used;
+        found.blocks_shared += cache->n_shared_blocks[c];
+        found.blocks_sealed += c < cache->n_groups && cache->groups[c].seals ? used : 0;
+    }
+    pthread_mutex_unlock(&cache->lock);
+    found.bytes = kvt_mem_bytes(cache);
+    *stats = found;
+    return KVT_OK;
+}
+
 double kvt_cache_bytes_per_token(const kvt_cache *cache)
 {
     double bytes = 0;

@@ -4,7 +4,7 @@
  *
  * Files, each of which may use those before it: geometry.c (layouts, rotation), blocks.c (blocks
  * and their free lists), cache.c (the handle), rows.c (a sequence's block table), sequence.c
- * (steps), seal.c (tokens into open and sealed blocks), append.c and read.c. src/create.c makes a
+ * (steps), fork.c (sequences that share blocks), seal.c (tokens into open and sealed blocks), append.c and read.c. src/create.c makes a
  * cache.
  */
 #ifndef KVT_CACHE_H
@@ -76,12 +76,17 @@ typedef struct kvt_layer {
  */
 typedef struct kvt_block {
     unsigned char *data;
-    struct kvt_block *next;  /* in a list of free blocks */
-    struct kvt_block *other; /* the same 64 tokens in the other form, or NULL: see kvt_seq_group */
+    struct kvt_block *next; /* in a list of free blocks */
+    /*
+     * Open: the sealed form of its 64 tokens, if a sequence has one in force; sealed: the open
+     * block that it is the sealed form of. Neither is a reference. Guarded by the cache's lock.
+     */
+    struct kvt_block *twin;
     uint32_t class_index;
-    uint32_t form;   /* KVT_SEALED or KVT_OPEN */
-    uint32_t is_new; /* has never been in a free list */
-    uint32_t reserved[7];
+    uint32_t form;       /* KVT_SEALED or KVT_OPEN */
+    uint32_t is_new;     /* has never been in a free list */
+    uint32_t references; /* of block tables, under the cache's lock; 0 in a free list */
+    uint32_t reserved[6];
 } kvt_block;
 
 _Static_assert(sizeof(kvt_block) == 64, "a block's data begins at a multiple of 64 bytes");
@@ -97,20 +102,23 @@ typedef struct kvt_meta {
 
 struct kvt_cache {
     kvt_heap heap;        /* the first member: see memory.h */
-    pthread_mutex_t lock; /* guards references, n_plans and the free lists; held shortly */
+    pthread_mutex_t lock; /* guards references (also of blocks, and their twins), n_plans, the
+                             free lists and the numbers of blocks; held shortly */
     uint64_t references;  /* the handle and the sequences */
     uint64_t n_plans;     /* ids given to attend plans */
 
     uint64_t max_tokens;
     size_t max_rows; /* blocks of max_tokens */
     uint32_t n_groups, n_layers;
-    uint32_t n_columns; /* of a block table: n_groups + 1 */
-    uint32_t n_classes; /* 2 * n_groups + 1 */
+    uint32_t n_classes; /* 2 * n_groups + 1: of blocks, and columns of a block table */
     kvt_group groups[KVT_MAX_GROUPS];
     kvt_layer *layers;                   /* [n_layers] */
     size_t class_bytes[KVT_MAX_CLASSES]; /* of a block's data */
     kvt_block *free_blocks[KVT_MAX_CLASSES];
     size_t n_free_blocks[KVT_MAX_CLASSES];
+    size_t n_used_blocks[KVT_MAX_CLASSES];   /* that sequences have, spare ones included */
+    size_t n_shared_blocks[KVT_MAX_CLASSES]; /* of these: with several references */
+    size_t n_spare_blocks[KVT_MAX_CLASSES];  /* of n_used_blocks; atomic */
 
     kvt_kernels kernels;
     kvt_parallel parallel;
@@ -130,9 +138,9 @@ _Static_assert(offsetof(struct kvt_cache, heap) == 0, "memory.c and status.c tak
  * The forms of a sequence's blocks of one group that seals. Rows (blocks of 64 tokens) in order:
  *
  *   0 .. n_final - 1           sealed, for good
- *   n_final .. n_sealed - 1    sealed; `other` is the open form, until the next begin
- *   n_sealed .. seal_end - 1   a step is pending that seals them: open with the sealed form in
- *                              `other`, or, where no truncate to come can need it, sealed at once
+ *   n_final .. n_sealed - 1    sealed; the open form is kept beside, until the next begin
+ *   n_sealed .. seal_end - 1   a step is pending that seals them: open, with the sealed form
+ *                              beside, or, where no truncate to come can need it, sealed at once
  *   from seal_end on           open
  *
  * A row is sealed by the step with which all its tokens become older than the last
@@ -154,9 +162,14 @@ static inline size_t kvt_rows_older(uint64_t n_tokens, uint64_t residual)
 #define KVT_DRAFT_TOKENS 64
 
 /*
- * Row r of the table holds tokens 64 r .. 64 r + 63, one block a column: the groups', then that of
- * the positions. Rows 0 .. n_rows - 1 have all their blocks, the others none. n_rows covers
- * length + pending.
+ * Row r of the table holds tokens 64 r .. 64 r + 63. It has a column for each class of blocks:
+ * column g is what is in force of group g, sealed or open; column n_groups the positions; column
+ * n_groups + 1 + g the other form of group g's block, where it is kept beside (kvt_seq_group), else
+ * NULL. Rows 0 .. n_rows - 1 have their blocks in force, the others none. n_rows covers length +
+ * pending.
+ *
+ * Each entry is a reference to its block. A block with one reference belongs to the sequence; one
+ * with more is never written: begin copies the row that it writes into (fork.c).
  */
 struct kvt_seq {
     kvt_cache *cache;
@@ -167,7 +180,7 @@ struct kvt_seq {
     uint32_t reserves;   /* kvt_seq_reserve was called: blocks stay with the sequence */
     uint8_t *appended;   /* [n_layers] */
     size_t n_rows;
-    kvt_block **table; /* [max_rows][n_columns] */
+    kvt_block **table; /* [max_rows][n_classes] */
     kvt_seq_group groups[KVT_MAX_GROUPS];
     kvt_block *spare[KVT_MAX_CLASSES]; /* reserved, and not in use */
     size_t n_spare[KVT_MAX_CLASSES];
@@ -176,8 +189,8 @@ struct kvt_seq {
 
 static inline kvt_block **kvt_seq_entry(const kvt_seq *seq, size_t row, uint32_t column)
 {
-    assert(column < seq->cache->n_columns);
-    return &seq->table[row * seq->cache->n_columns + column];
+    assert(column < seq->cache->n_classes);
+    return &seq->table[row * seq->cache->n_classes + column];
 }
 
 static inline kvt_block *kvt_seq_block(const kvt_seq *seq, size_t row, uint32_t column)
@@ -189,6 +202,12 @@ static inline kvt_block *kvt_seq_block(const kvt_seq *seq, size_t row, uint32_t 
 static inline kvt_meta *kvt_seq_meta(const kvt_seq *seq, size_t row)
 {
     return (kvt_meta *)(void *)kvt_seq_block(seq, row, seq->cache->n_groups)->data;
+}
+
+/* The column of the form that a row has beside the one in force. */
+static inline uint32_t kvt_beside(const kvt_cache *cache, uint32_t group)
+{
+    return cache->n_groups + 1 + group;
 }
 
 /* The layout of a group's block. */
@@ -237,17 +256,26 @@ void kvt_group_fill_signs(kvt_group *group, float *signs);
 /* Bytes of one block of a class, its header included. */
 size_t kvt_block_bytes(const kvt_cache *cache, uint32_t class_index);
 /*
- * One block of a class, from the free list or new. A recycled block holds old bytes. Where the
- * budget or the allocator refuses, the free blocks of all classes are given back and it is tried
- * once more.
+ * One block of a class with one reference, from the free list or new. A recycled block holds old
+ * bytes. Where the budget or the allocator refuses, the free blocks of all classes are given back
+ * and it is tried once more.
  */
 kvt_status kvt_block_get(kvt_cache *cache, uint32_t class_index, kvt_block **block);
-/* To the free list. NULL is fine. */
+/* Drop a reference; the last one puts the block into the free list. NULL is fine. */
 void kvt_block_put(kvt_cache *cache, kvt_block *block);
-/* Back to the allocator. NULL is fine. */
+/* Drop a reference; the last one gives the block back to the allocator. NULL is fine. */
 void kvt_block_free(kvt_cache *cache, kvt_block *block);
-/* Undo a kvt_block_get: to where it came from, the free list or the allocator. */
+/* Undo a kvt_block_get: to where it came from, the free list or the allocator. NULL is fine. */
 void kvt_block_undo(kvt_cache *cache, kvt_block *block);
+
+/* With the cache's lock held: one more reference; one less (kvt_block_put). */
+void kvt_block_refer_locked(kvt_cache *cache, kvt_block *block);
+void kvt_block_put_locked(kvt_cache *cache, kvt_block *block);
+/* With the cache's lock held: a block is about to be written, and is its twin's form no longer. */
+void kvt_block_part_locked(kvt_block *block);
+/* Whether a block has no reference but the caller's, which then nobody else can change. */
+int kvt_block_is_own(kvt_cache *cache, const kvt_block *block);
+
 /* Free every block in the free lists. */
 void kvt_blocks_trim(kvt_cache *cache);
 
@@ -271,10 +299,22 @@ void kvt_rows_commit(kvt_seq *seq);
 void kvt_rows_revert(kvt_seq *seq, uint64_t n_tokens);
 /* Give back the rows from n_rows on, and what a pending step was to seal. */
 void kvt_rows_shrink(kvt_seq *seq, size_t n_rows);
-/* Give up all that the sequence has, and take n_rows rows of blocks, [n_rows][n_columns]. */
+/* Give up all that the sequence has, and take n_rows rows of blocks, [n_rows][n_classes]. */
 void kvt_rows_replace(kvt_seq *seq, kvt_block *const *table, size_t n_rows, uint64_t n_tokens);
+/*
+ * An empty sequence gets the first n_tokens committed tokens of another one, all its blocks shared.
+ * KVT_ERR_BUDGET: it has them, but open blocks that were not held against the budget now would be.
+ */
+kvt_status kvt_rows_share(kvt_seq *from, uint64_t n_tokens, kvt_seq *to);
+/* Copy the blocks of the last row, where it is not full, that are shared. KVT_ERR_ of memory. */
+kvt_status kvt_rows_own_last(kvt_seq *seq);
 /* Give up all blocks, reserved ones included. */
 void kvt_rows_release(kvt_seq *seq);
+
+/* ---- fork.c ---- */
+
+/* The first n_tokens tokens of a block, of all layers, into a block of the same class. */
+void kvt_block_copy(kvt_cache *cache, const kvt_block *from, size_t n_tokens, kvt_block *to);
 
 /* ---- sequence.c ---- */
 

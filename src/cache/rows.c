@@ -15,25 +15,40 @@ static kvt_block *take_spare(kvt_seq *seq, uint32_t class_index)
     if (block) {
         seq->spare[class_index] = block->next;
         seq->n_spare[class_index]--;
-        block->next = block->other = NULL;
+        __atomic_fetch_sub(&seq->cache->n_spare_blocks[class_index], 1, __ATOMIC_RELAXED);
+        block->next = NULL;
     }
     return block;
 }
 
+/* A block of the sequence's own, without a twin. */
 static void put_spare(kvt_seq *seq, kvt_block *block)
 {
     block->next = seq->spare[block->class_index];
-    block->other = NULL;
     seq->spare[block->class_index] = block;
     seq->n_spare[block->class_index]++;
+    __atomic_fetch_add(&seq->cache->n_spare_blocks[block->class_index], 1, __ATOMIC_RELAXED);
+}
+
+/* Make a block a spare one, if it is the sequence's own. */
+static int reclaim(kvt_seq *seq, kvt_block *block)
+{
+    kvt_cache *cache = seq->cache;
+    int own;
+    pthread_mutex_lock(&cache->lock);
+    own = block->references == 1;
+    if (own)
+        kvt_block_part_locked(block);
+    pthread_mutex_unlock(&cache->lock);
+    if (own)
+        put_spare(seq, block);
+    return own;
 }
 
 /* A block that the sequence needs no more: it stays with it, or with the cache. */
 static void put_block(kvt_seq *seq, kvt_block *block)
 {
-    if (block && seq->reserves)
-        put_spare(seq, block);
-    else
+    if (!block || !seq->reserves || !reclaim(seq, block))
         kvt_block_put(seq->cache, block);
 }
 
@@ -43,45 +58,69 @@ static void put_block(kvt_seq *seq, kvt_block *block)
  */
 static void free_open(kvt_seq *seq, kvt_block *block)
 {
-    if (block && seq->reserves)
-        put_spare(seq, block);
-    else
+    if (!block || !seq->reserves || !reclaim(seq, block))
         kvt_block_free(seq->cache, block);
 }
 
-/* Make two blocks the forms of the same tokens. */
-static void pair(kvt_block *open, kvt_block *sealed)
+/* The form of a row's block that is beside the one in force, or NULL. */
+static kvt_block **beside(const kvt_seq *seq, size_t row, uint32_t g)
 {
-    open->other = sealed;
-    sealed->other = open;
+    return kvt_seq_entry(seq, row, kvt_beside(seq->cache, g));
 }
 
-/* Undo that; the block's other form is returned, or NULL. */
-static kvt_block *unpair(kvt_block *block)
+/* Take a block out of the table. */
+static kvt_block *take_out(kvt_block **entry)
 {
-    kvt_block *other = block->other;
-    if (other)
-        block->other = other->other = NULL;
-    return other;
+    kvt_block *block = *entry;
+    *entry = NULL;
+    return block;
+}
+
+/* Open blocks of rows from .. to - 1, in a column, that are the sequence's own. */
+static size_t own_open(const kvt_seq *seq, size_t from, size_t to, uint32_t column)
+{
+    size_t n = 0;
+    pthread_mutex_lock(&seq->cache->lock);
+    for (size_t row = from; row < to; row++) {
+        const kvt_block *block = *kvt_seq_entry(seq, row, column);
+        n += block && block->form == KVT_OPEN && block->references == 1;
+    }
+    pthread_mutex_unlock(&seq->cache->lock);
+    return n;
+}
+
+/* Open blocks of a group that are kept beside their sealed form for a truncate. */
+static size_t own_kept(const kvt_seq *seq, uint32_t g)
+{
+    const kvt_seq_group *group = &seq->groups[g];
+    return own_open(seq, group->n_final, group->n_sealed, kvt_beside(seq->cache, g));
 }
 
 /*
- * Open blocks that have a sealed form beside them are not held against the budget: bring their
- * number up to date after every change. Those of a sequence that reserves are: they stay with it,
- * and what another sequence took in their place would be missing when they are open again.
+ * Open blocks of the sequence's own that have a sealed form beside them are not held against the
+ * budget: bring their number up to date after every change. Those of a sequence that reserves are:
+ * they stay with it, and what another sequence took in their place would be missing when they are
+ * open again. Those that are shared are too, since the others may need them.
  */
-static void account(kvt_seq *seq)
+static uint64_t exemption(const kvt_seq *seq)
 {
-    kvt_cache *cache = seq->cache;
+    const kvt_cache *cache = seq->cache;
     uint64_t bytes = 0;
     for (uint32_t g = 0; g < cache->n_groups && !seq->reserves; g++) {
         const kvt_seq_group *group = &seq->groups[g];
-        size_t pairs = group->n_sealed - group->n_final;
+        size_t pairs = own_kept(seq, g);
         for (size_t row = group->n_sealed; row < group->seal_end; row++)
-            pairs += kvt_seq_block(seq, row, g)->other != NULL;
+            if (*beside(seq, row, g))
+                pairs += own_open(seq, row, row + 1, g);
         bytes += pairs * kvt_block_bytes(cache, kvt_class_of(cache, g, KVT_OPEN));
     }
-    kvt_mem_exempt(cache, bytes, seq->exempt_bytes);
+    return bytes;
+}
+
+static void account(kvt_seq *seq)
+{
+    uint64_t bytes = exemption(seq);
+    kvt_mem_exempt(seq->cache, bytes, seq->exempt_bytes);
     seq->exempt_bytes = bytes;
 }
 
@@ -93,23 +132,49 @@ static void drop_sealing(kvt_seq *seq)
     for (uint32_t g = 0; g < seq->cache->n_groups; g++) {
         kvt_seq_group *group = &seq->groups[g];
         for (size_t row = group->n_sealed; row < group->seal_end; row++)
-            put_block(seq, unpair(kvt_seq_block(seq, row, g)));
+            put_block(seq, take_out(beside(seq, row, g)));
         group->seal_end = group->n_sealed;
     }
+}
+
+/* Rows ahead of the one that is worked on whose blocks' heads are prefetched. */
+#define ROWS_AHEAD 16
+
+static void prefetch_row(const kvt_seq *seq, size_t row)
+{
+    for (uint32_t c = 0; c < seq->cache->n_classes; c++)
+        if (*kvt_seq_entry(seq, row, c))
+            __builtin_prefetch(*kvt_seq_entry(seq, row, c), 1);
+}
+
+/* Give back rows from .. to - 1, the last first, which is taken again first. */
+static void put_rows(kvt_seq *seq, size_t from, size_t to)
+{
+    kvt_cache *cache = seq->cache;
+    if (seq->reserves) {
+        for (size_t row = to; row-- > from;)
+            for (uint32_t c = 0; c < cache->n_classes; c++)
+                put_block(seq, take_out(kvt_seq_entry(seq, row, c)));
+        return;
+    }
+    pthread_mutex_lock(&cache->lock); /* once: there may be thousands */
+    for (size_t row = to; row-- > from;) {
+        if (row >= from + ROWS_AHEAD)
+            prefetch_row(seq, row - ROWS_AHEAD);
+        for (uint32_t c = 0; c < cache->n_classes; c++)
+            if (*kvt_seq_entry(seq, row, c))
+                kvt_block_put_locked(cache, take_out(kvt_seq_entry(seq, row, c)));
+    }
+    pthread_mutex_unlock(&cache->lock);
 }
 
 void kvt_rows_shrink(kvt_seq *seq, size_t n_rows)
 {
     kvt_cache *cache = seq->cache;
     drop_sealing(seq);
-    while (seq->n_rows > n_rows) {
-        seq->n_rows--;
-        for (uint32_t c = 0; c < cache->n_columns; c++) {
-            kvt_block **entry = kvt_seq_entry(seq, seq->n_rows, c);
-            put_block(seq, unpair(*entry));
-            put_block(seq, *entry);
-            *entry = NULL;
-        }
+    if (seq->n_rows > n_rows) {
+        put_rows(seq, n_rows, seq->n_rows);
+        seq->n_rows = n_rows;
     }
     for (uint32_t g = 0; g < cache->n_groups; g++) {
         kvt_seq_group *group = &seq->groups[g];
@@ -124,7 +189,7 @@ void kvt_rows_replace(kvt_seq *seq, kvt_block *const *table, size_t n_rows, uint
 {
     kvt_rows_shrink(seq, 0);
     if (n_rows)
-        memcpy(seq->table, table, n_rows * seq->cache->n_columns * sizeof *table);
+        memcpy(seq->table, table, n_rows * seq->cache->n_classes * sizeof *table);
     seq->n_rows = n_rows;
     seq->length = n_tokens;
     for (uint32_t g = 0; g < seq->cache->n_groups; g++) {
@@ -136,6 +201,62 @@ void kvt_rows_replace(kvt_seq *seq, kvt_block *const *table, size_t n_rows, uint
     }
 }
 
+/*
+ * Hold `exempt` bytes of the sequence not against the budget. Where that passes it, free blocks
+ * are given back. If it still does, and by this sequence, nothing is changed.
+ */
+static kvt_status set_exempt(kvt_seq *seq, uint64_t exempt)
+{
+    kvt_cache *cache = seq->cache;
+    uint64_t before = seq->exempt_bytes;
+    kvt_status status = KVT_OK;
+
+    kvt_mem_exempt(cache, exempt, before);
+    if (!kvt_mem_fits(cache)) {
+        kvt_blocks_trim(cache);
+        status = exempt < before ? kvt_mem_check(cache) : KVT_OK;
+    }
+    if (status == KVT_OK)
+        seq->exempt_bytes = exempt;
+    else
+        kvt_mem_exempt(cache, before, exempt);
+    return status;
+}
+
+kvt_status kvt_rows_share(kvt_seq *from, uint64_t n_tokens, kvt_seq *to)
+{
+    kvt_cache *cache = from->cache;
+    size_t n_rows = kvt_rows(n_tokens);
+
+    pthread_mutex_lock(&cache->lock);
+    for (size_t row = 0; row < n_rows; row++) {
+        if (row + ROWS_AHEAD < n_rows)
+            prefetch_row(from, row + ROWS_AHEAD);
+        for (uint32_t c = 0; c < cache->n_classes; c++) {
+            kvt_block *block = *kvt_seq_entry(from, row, c);
+            /* What the pending step of `from` seals is its own until it commits. */
+            if (c > cache->n_groups && row >= from->groups[c - cache->n_groups - 1].n_sealed)
+                block = NULL;
+            if (block)
+                kvt_block_refer_locked(cache, block);
+            *kvt_seq_entry(to, row, c) = block;
+        }
+    }
+    pthread_mutex_unlock(&cache->lock);
+    to->n_rows = n_rows;
+    to->length = n_tokens;
+    for (uint32_t g = 0; g < cache->n_groups; g++) {
+        kvt_seq_group *group = &to->groups[g];
+        *group = from->groups[g];
+        group->n_sealed = group->n_sealed < n_rows ? group->n_sealed : n_rows;
+        group->n_final = group->n_final < group->n_sealed ? group->n_final : group->n_sealed;
+        group->seal_end = group->n_sealed;
+    }
+    kvt_rows_revert(to, n_tokens);
+    /* Open blocks that were exempt are shared now. */
+    return set_exempt(from, exemption(from));
+}
+
 /* ---- a step's blocks ---- */
 
 /* What a step that ends with n_tokens adds to a group. */
@@ -143,13 +264,13 @@ typedef struct group_plan {
     size_t seal_end;     /* rows n_sealed .. seal_end - 1 are sealed by it */
     size_t open_begin;   /* new rows before it are sealed at once, those from it on are open */
     size_t sealed, open; /* blocks to be added */
-    size_t pairs;        /* rows that have both forms while the step is pending */
+    size_t pairs;        /* rows that will have both forms, the open one the sequence's own */
 } group_plan;
 
 static group_plan plan_group(const kvt_seq *seq, uint32_t g, uint64_t n_tokens)
 {
     const kvt_group *group = &seq->cache->groups[g];
-    size_t n_rows = kvt_rows(n_tokens), n_sealed = seq->groups[g].n_sealed, direct;
+    size_t n_rows = kvt_rows(n_tokens), n_sealed = seq->groups[g].n_sealed, direct, old_end;
     group_plan plan = {n_sealed, n_rows, 0, 0, 0};
 
     if (!group->seals) {
@@ -163,7 +284,10 @@ static group_plan plan_group(const kvt_seq *seq, uint32_t g, uint64_t n_tokens)
     plan.open_begin = direct > seq->n_rows ? direct : seq->n_rows;
     plan.sealed = plan.seal_end - n_sealed;
     plan.open = n_rows - plan.open_begin;
-    plan.pairs = plan.sealed - (plan.open_begin - seq->n_rows);
+    old_end = plan.seal_end < seq->n_rows ? plan.seal_end : seq->n_rows;
+    plan.pairs = own_open(seq, n_sealed, old_end, g);
+    if (plan.seal_end > plan.open_begin)
+        plan.pairs += plan.seal_end - plan.open_begin;
     return plan;
 }
 
@@ -193,32 +317,55 @@ static void undo_spares(kvt_seq *seq, uint32_t class_index, size_t n)
 }
 
 /*
- * Hold `exempt` bytes of the sequence not against the budget. Where that passes it, free blocks
- * are given back. If it still does, and by this sequence, nothing is changed.
+ * The block that a step writes its first tokens into, of one column, if it is shared: begin has to
+ * copy it.
  */
-static kvt_status set_exempt(kvt_seq *seq, uint64_t exempt)
+static kvt_block *shared_block(const kvt_seq *seq, uint32_t column)
+{
+    kvt_block *block;
+    if (seq->length % KVT_TOKENS == 0)
+        return NULL;
+    block = kvt_seq_block(seq, seq->n_rows - 1, column);
+    return kvt_block_is_own(seq->cache, block) ? NULL : block;
+}
+
+/* Give up what adopt has taken. */
+static void unadopt(kvt_seq *seq, const group_plan *plans)
+{
+    for (uint32_t g = 0; g < seq->cache->n_groups; g++)
+        for (size_t row = seq->groups[g].n_sealed; row < plans[g].seal_end && row < seq->n_rows;
+             row++)
+            kvt_block_put(seq->cache, take_out(beside(seq, row, g)));
+}
+
+/*
+ * Rows to be sealed whose open block has been sealed by another sequence that shares it: its form
+ * is taken. Returns how many.
+ */
+static size_t adopt(kvt_seq *seq, uint32_t g, size_t seal_end)
 {
     kvt_cache *cache = seq->cache;
-    uint64_t before = seq->exempt_bytes;
-    kvt_status status = KVT_OK;
-
-    kvt_mem_exempt(cache, exempt, before);
-    if (!kvt_mem_fits(cache)) {
-        kvt_blocks_trim(cache);
-        status = exempt < before ? kvt_mem_check(cache) : KVT_OK;
+    size_t n = 0;
+    pthread_mutex_lock(&cache->lock);
+    for (size_t row = seq->groups[g].n_sealed; row < seal_end && row < seq->n_rows; row++) {
+        kvt_block *twin = kvt_seq_block(seq, row, g)->twin;
+        if (!twin)
+            continue;
+        kvt_block_refer_locked(cache, twin);
+        *beside(seq, row, g) = twin;
+        n++;
     }
-    if (status == KVT_OK)
-        seq->exempt_bytes = exempt;
-    else
-        kvt_mem_exempt(cache, before, exempt);
-    return status;
+    pthread_mutex_unlock(&cache->lock);
+    return n;
 }
 
 /*
  * What may fail of a step's begin: the blocks that it needs, as spare ones. Open forms that were
- * kept for a truncate serve as open blocks of new rows.
+ * kept for a truncate serve as open blocks of new rows. copies: the shared blocks, by columns, that
+ * are to be copied.
  */
-static kvt_status reserve_step(kvt_seq *seq, const group_plan *plans, size_t n_rows)
+static kvt_status reserve_step(kvt_seq *seq, const group_plan *plans, kvt_block *const *copies,
+                               size_t n_rows)
 {
     kvt_cache *cache = seq->cache;
     size_t want[KVT_MAX_CLASSES] = {0}, added[KVT_MAX_CLASSES] = {0};
@@ -227,41 +374,61 @@ static kvt_status reserve_step(kvt_seq *seq, const group_plan *plans, size_t n_r
 
     want[cache->n_groups] = n_rows > seq->n_rows ? n_rows - seq->n_rows : 0;
     for (uint32_t g = 0; g < cache->n_groups; g++) {
-        size_t kept = seq->groups[g].n_sealed - seq->groups[g].n_final, used = plans[g].open;
+        size_t kept = own_kept(seq, g), used = plans[g].open;
         used = used < kept ? used : kept;
-        want[g] = plans[g].sealed;
+        want[g] = plans[g].sealed - adopt(seq, g, plans[g].seal_end);
         want[kvt_class_of(cache, g, KVT_OPEN)] = plans[g].open - used;
         exempt += (plans[g].pairs + kept - used) *
                   kvt_block_bytes(cache, kvt_class_of(cache, g, KVT_OPEN));
     }
+    for (uint32_t c = 0; c <= cache->n_groups; c++)
+        if (copies[c])
+            want[copies[c]->class_index]++;
     status = set_exempt(seq, seq->reserves ? 0 : exempt);
-    if (status != KVT_OK)
-        return status;
     for (uint32_t c = 0; status == KVT_OK && c < cache->n_classes; c++)
         status = add_spares(seq, c, want[c], &added[c]);
     if (status == KVT_OK)
         return KVT_OK;
     for (uint32_t c = 0; c < cache->n_classes; c++)
         undo_spares(seq, c, added[c]);
+    unadopt(seq, plans);
     kvt_mem_exempt(cache, before, seq->exempt_bytes);
     seq->exempt_bytes = before;
     return status;
 }
 
-/* The open forms that were kept for a truncate become spare blocks. */
+/* The open forms that were kept for a truncate become spare blocks, where nobody shares them. */
 static void release_kept(kvt_seq *seq, uint32_t g)
 {
     kvt_seq_group *group = &seq->groups[g];
-    for (; group->n_final < group->n_sealed; group->n_final++)
-        put_spare(seq, unpair(kvt_seq_block(seq, group->n_final, g)));
+    for (; group->n_final < group->n_sealed; group->n_final++) {
+        kvt_block *open = take_out(beside(seq, group->n_final, g));
+        if (open && !reclaim(seq, open))
+            kvt_block_free(seq->cache, open);
+    }
 }
 
 /* Take the spare blocks of reserve_step into the table. Cannot fail. */
-static void place_step(kvt_seq *seq, const group_plan *plans, size_t n_rows)
+static void place_step(kvt_seq *seq, const group_plan *plans, kvt_block *const *copies,
+                       size_t n_rows)
 {
     kvt_cache *cache = seq->cache;
     size_t first_new = seq->n_rows;
 
+    for (uint32_t c = 0; c <= cache->n_groups; c++)
+        if (copies[c]) {
+            kvt_block **entry = kvt_seq_entry(seq, first_new - 1, c);
+            *entry = take_spare(seq, copies[c]->class_index);
+            kvt_block_copy(cache, copies[c], (size_t)(seq->length % KVT_TOKENS), *entry);
+            if (copies[c]->form == KVT_OPEN)
+                kvt_block_free(cache, copies[c]);
+            else
+                kvt_block_put(cache, copies[c]);
+        } else if (seq->length % KVT_TOKENS) {
+            pthread_mutex_lock(&cache->lock);
+            kvt_block_part_locked(kvt_seq_block(seq, first_new - 1, c));
+            pthread_mutex_unlock(&cache->lock);
+        }
     if (n_rows > first_new)
         seq->n_rows = n_rows;
     for (size_t row = first_new; row < n_rows; row++)
@@ -273,13 +440,32 @@ static void place_step(kvt_seq *seq, const group_plan *plans, size_t n_rows)
         for (size_t row = first_new; row < n_rows; row++)
             *kvt_seq_entry(seq, row, g) = take_spare(seq, row < plan->open_begin ? g : open_class);
         for (size_t row = seq->groups[g].n_sealed; row < plan->seal_end; row++)
-            if (kvt_seq_block(seq, row, g)->form == KVT_OPEN)
-                pair(kvt_seq_block(seq, row, g), take_spare(seq, g));
+            if (kvt_seq_block(seq, row, g)->form == KVT_OPEN && !*beside(seq, row, g))
+                *beside(seq, row, g) = take_spare(seq, g);
         seq->groups[g].seal_end = plan->seal_end;
         while (!seq->reserves && seq->spare[open_class])
             kvt_block_free(cache, take_spare(seq, open_class));
     }
     account(seq);
+}
+
+/*
+ * The step has sealed a row. Its sealed form becomes that of the open block for all sequences that
+ * share it; where another sequence came first, that one's is taken. Returns the sealed form.
+ */
+static kvt_block *publish(kvt_cache *cache, kvt_block *open, kvt_block *sealed)
+{
+    pthread_mutex_lock(&cache->lock);
+    if (!open->twin) {
+        open->twin = sealed;
+        sealed->twin = open;
+    } else if (open->twin != sealed) {
+        kvt_block_refer_locked(cache, open->twin);
+        kvt_block_put_locked(cache, sealed);
+        sealed = open->twin;
+    }
+    pthread_mutex_unlock(&cache->lock);
+    return sealed;
 }
 
 /* What a commit puts in force: rows that the step has sealed. */
@@ -293,9 +479,10 @@ void kvt_rows_commit(kvt_seq *seq)
             kvt_block **entry = kvt_seq_entry(seq, row, g), *open = *entry;
             if (open->form == KVT_SEALED)
                 continue;
-            *entry = open->other;
+            *entry = publish(seq->cache, open, *beside(seq, row, g));
+            *beside(seq, row, g) = open;
             if (row < final)
-                free_open(seq, unpair(*entry));
+                free_open(seq, take_out(beside(seq, row, g)));
         }
         final = final < group->seal_end ? final : group->seal_end;
         group->n_final = final > group->n_final ? final : group->n_final;
@@ -312,24 +499,45 @@ void kvt_rows_revert(kvt_seq *seq, uint64_t n_tokens)
         size_t older = kvt_rows_older(n_tokens, seq->cache->groups[g].residual_tokens);
         while (group->n_sealed > group->n_final && group->n_sealed > older) {
             kvt_block **entry = kvt_seq_entry(seq, --group->n_sealed, g), *sealed = *entry;
-            *entry = unpair(sealed);
+            *entry = take_out(beside(seq, group->n_sealed, g));
             put_block(seq, sealed);
         }
         group->seal_end = group->n_sealed;
     }
 }
 
+kvt_status kvt_rows_own_last(kvt_seq *seq)
+{
+    kvt_cache *cache = seq->cache;
+    for (uint32_t c = 0; c <= cache->n_groups; c++) {
+        kvt_block *shared = shared_block(seq, c), *copy;
+        kvt_status status;
+        if (!shared)
+            continue;
+        status = kvt_block_get(cache, shared->class_index, &copy);
+        if (status != KVT_OK)
+            return status;
+        kvt_block_copy(cache, shared, (size_t)(seq->length % KVT_TOKENS), copy);
+        *kvt_seq_entry(seq, seq->n_rows - 1, c) = copy;
+        kvt_block_put(cache, shared);
+    }
+    return KVT_OK;
+}
+
 kvt_status kvt_rows_begin(kvt_seq *seq, uint64_t n_tokens)
 {
     group_plan plans[KVT_MAX_GROUPS];
+    kvt_block *copies[KVT_MAX_GROUPS + 1];
     size_t n_rows = kvt_rows(seq->length + n_tokens);
     kvt_status status;
 
     for (uint32_t g = 0; g < seq->cache->n_groups; g++)
         plans[g] = plan_group(seq, g, seq->length + n_tokens);
-    status = reserve_step(seq, plans, n_rows);
+    for (uint32_t c = 0; c <= seq->cache->n_groups; c++)
+        copies[c] = shared_block(seq, c);
+    status = reserve_step(seq, plans, copies, n_rows);
     if (status == KVT_OK)
-        place_step(seq, plans, n_rows);
+        place_step(seq, plans, copies, n_rows);
     return status;
 }
 
@@ -371,12 +579,14 @@ static size_t kept_for_rows(const kvt_seq *seq, uint32_t g)
 {
     const kvt_seq_group *state = &seq->groups[g];
     uint64_t n_tokens = seq->length + seq->pending;
-    size_t pairs = state->n_sealed - state->n_final, final;
+    size_t pairs, final;
     if (!seq->reserves && n_tokens % KVT_TOKENS)
         return 0;
+    pairs = own_kept(seq, g);
     final = kvt_rows_older(n_tokens, seq->cache->groups[g].residual_tokens + KVT_DRAFT_TOKENS);
     for (size_t row = state->n_sealed; row < state->seal_end; row++)
-        pairs += (row >= final || seq->reserves) && kvt_seq_block(seq, row, g)->other;
+        if ((row >= final || seq->reserves) && *beside(seq, row, g))
+            pairs += own_open(seq, row, row + 1, g);
     return pairs;
 }
 
@@ -415,6 +625,11 @@ uint64_t kvt_seq_capacity(const kvt_seq *seq)
     for (uint32_t c = 0; c < cache->n_classes; c++)
         have[c] = cache->n_free_blocks[c] + seq->n_spare[c];
     pthread_mutex_unlock(&cache->lock);
+    for (uint32_t c = 0; !seq->pending && c <= cache->n_groups; c++) {
+        const kvt_block *copied = shared_block(seq, c);
+        if (copied && have[copied->class_index]-- == 0)
+            return seq->length;
+    }
     most = (seq->n_rows + have[cache->n_groups]) * (uint64_t)KVT_TOKENS;
     for (uint32_t g = 0; g < cache->n_groups; g++) {
         uint64_t reach = reachable(seq, g, have);
@@ -423,24 +638,40 @@ uint64_t kvt_seq_capacity(const kvt_seq *seq)
     return most < cache->max_tokens ? most : cache->max_tokens;
 }
 
-uint64_t kvt_seq_memory_bytes(const kvt_seq *seq)
+kvt_status kvt_seq_get_stats(const kvt_seq *seq, kvt_seq_stats *stats)
 {
     const kvt_cache *cache;
-    uint64_t bytes;
+    kvt_seq_stats found;
     if (!seq)
-        return 0;
+        return KVT_ERR_ARG;
     cache = seq->cache;
-    bytes = kvt_seq_own_bytes(cache);
-    for (size_t row = 0; row < seq->n_rows; row++)
-        for (uint32_t c = 0; c < cache->n_columns; c++) {
-            const kvt_block *block = kvt_seq_block(seq, row, c);
-            bytes += kvt_block_bytes(cache, block->class_index);
-            if (block->other)
-                bytes += kvt_block_bytes(cache, block->other->class_index);
-        }
+    if (!stats || stats->struct_size != sizeof found)
+        return kvt_fail(cache, KVT_ERR_ARG,
+                        "kvt_seq_get_stats: stats is NULL, or struct_size is not this version's");
+    memset(&found, 0, sizeof found);
+    found.struct_size = sizeof found;
+    found.own_bytes = kvt_seq_own_bytes(cache);
     for (uint32_t c = 0; c < cache->n_classes; c++)
-        bytes += seq->n_spare[c] * kvt_block_bytes(cache, c);
-    return bytes;
+        found.own_bytes += seq->n_spare[c] * kvt_block_bytes(cache, c);
+    pthread_mutex_lock(&seq->cache->lock);
+    for (size_t row = 0; row < seq->n_rows; row++)
+        for (uint32_t c = 0; c < cache->n_classes; c++) {
+            const kvt_block *block = *kvt_seq_entry(seq, row, c);
+            uint64_t bytes = block ? kvt_block_bytes(cache, block->class_index) : 0;
+            if (block && block->references > 1)
+                found.shared_bytes += bytes;
+            else
+                found.own_bytes += bytes;
+        }
+    pthread_mutex_unlock(&seq->cache->lock);
+    *stats = found;
+    return KVT_OK;
+}
+
+uint64_t kvt_seq_memory_bytes(const kvt_seq *seq)
+{
+    kvt_seq_stats stats = {.struct_size = sizeof stats};
+    return kvt_seq_get_stats(seq, &stats) == KVT_OK ? stats.own_bytes + stats.shared_bytes : 0;
 }
 
 kvt_status kvt_seq_reserve(kvt_seq *seq, uint64_t n_tokens)
@@ -462,17 +693,16 @@ kvt_status kvt_seq_reserve(kvt_seq *seq, uint64_t n_tokens)
     for (uint32_t g = 0; g < cache->n_groups; g++) {
         const kvt_group *group = &cache->groups[g];
         const kvt_seq_group *state = &seq->groups[g];
-        size_t sealed = rows, open = 0, have, have_open = seq->n_rows - state->n_final;
+        size_t sealed = rows, open = 0, have, have_open = 0;
         if (group->seals) {
+            have_open = own_open(seq, state->n_sealed, seq->n_rows, g) + own_kept(seq, g);
             sealed = kvt_rows_older(n_tokens, group->residual_tokens);
             open = step_open_rows(group, seq->n_rows - state->n_sealed);
             open = open < rows ? open : rows;
-        } else {
-            have_open = 0;
         }
         have = group->seals ? state->n_sealed : seq->n_rows;
         want[g] = sealed > have ? sealed - have : 0;
-        want[kvt_class_of(cache, g, KVT_OPEN)] = open > have_open ? open - have_open : 0;
+        want[kvt_class_of(cache, g, KVT_OPEN)] += open > have_open ? open - have_open : 0;
     }
     for (uint32_t c = 0; status == KVT_OK && c < cache->n_classes; c++)
         status = add_spares(seq, c, want[c], &added[c]);

@@ -12,13 +12,13 @@
 typedef struct stage {
     const kvt_snap_context *context;
     kvt_seq *seq;
-    kvt_snap_buffer table; /* kvt_block *[rows][n_columns]; NULL where there is none yet */
+    kvt_snap_buffer table; /* kvt_block *[rows][n_classes]; NULL where there is none yet */
     size_t rows;           /* begun: they have a block of positions and ids */
 } stage;
 
 static kvt_block **staged(const stage *st, size_t row)
 {
-    return (kvt_block **)(void *)st->table.data + row * st->seq->cache->n_columns;
+    return (kvt_block **)(void *)st->table.data + row * st->seq->cache->n_classes;
 }
 
 static kvt_status on_header(void *user, const kvt_snap_header *header)
@@ -29,7 +29,7 @@ static kvt_status on_header(void *user, const kvt_snap_header *header)
 
 uint64_t kvt_snap_load_bytes(const kvt_snap_header *header)
 {
-    uint64_t row_bytes = (header->n_groups + 1) * (uint64_t)sizeof(kvt_block *);
+    uint64_t row_bytes = (2 * header->n_groups + 1) * (uint64_t)sizeof(kvt_block *);
     uint64_t rows = STAGE_ROWS;
 
     /* Old and new at once while it grows, but then the index, which is larger, is not there. */
@@ -43,7 +43,7 @@ uint64_t kvt_snap_load_bytes(const kvt_snap_header *header)
 static kvt_status add_row(stage *st)
 {
     kvt_cache *cache = st->seq->cache;
-    size_t row_bytes = cache->n_columns * sizeof(kvt_block *), have = st->rows * row_bytes;
+    size_t row_bytes = cache->n_classes * sizeof(kvt_block *), have = st->rows * row_bytes;
     kvt_block *block;
     kvt_status status;
     uint32_t c;
@@ -57,7 +57,7 @@ static kvt_status add_row(stage *st)
     status = kvt_block_get(cache, cache->n_groups, &block);
     if (status != KVT_OK)
         return status;
-    for (c = 0; c < cache->n_groups; c++)
+    for (c = 0; c < cache->n_classes; c++)
         staged(st, st->rows)[c] = NULL;
     staged(st, st->rows)[cache->n_groups] = block;
     st->rows++;
@@ -112,7 +112,7 @@ static void drop(stage *st)
     uint32_t c;
 
     for (row = 0; row < st->rows; row++)
-        for (c = 0; c < cache->n_columns; c++)
+        for (c = 0; c < cache->n_classes; c++)
             kvt_block_undo(cache, staged(st, row)[c]);
     st->rows = 0;
 }
