@@ -340,14 +340,14 @@ static void unadopt(kvt_seq *seq, const group_plan *plans)
 
 /*
  * Rows to be sealed whose open block has been sealed by another sequence that shares it: its form
- * is taken. Returns how many.
+ * is taken. Full rows only: the last one, where it is not, gets other tokens. Returns how many.
  */
 static size_t adopt(kvt_seq *seq, uint32_t g, size_t seal_end)
 {
     kvt_cache *cache = seq->cache;
-    size_t n = 0;
+    size_t n = 0, full = (size_t)(seq->length / KVT_TOKENS);
     pthread_mutex_lock(&cache->lock);
-    for (size_t row = seq->groups[g].n_sealed; row < seal_end && row < seq->n_rows; row++) {
+    for (size_t row = seq->groups[g].n_sealed; row < seal_end && row < full; row++) {
         kvt_block *twin = kvt_seq_block(seq, row, g)->twin;
         if (!twin)
             continue;
@@ -702,7 +702,13 @@ kvt_status kvt_seq_reserve(kvt_seq *seq, uint64_t n_tokens)
         }
         have = group->seals ? state->n_sealed : seq->n_rows;
         want[g] = sealed > have ? sealed - have : 0;
-        want[kvt_class_of(cache, g, KVT_OPEN)] += open > have_open ? open - have_open : 0;
+        want[kvt_class_of(cache, g, KVT_OPEN)] = open > have_open ? open - have_open : 0;
+    }
+    for (uint32_t c = 0; c <= cache->n_groups;
+         c++) { /* shared open ones are no part of have_open */
+        const kvt_block *copied = shared_block(seq, c);
+        if (copied && copied->form != KVT_OPEN)
+            want[copied->class_index]++;
     }
     for (uint32_t c = 0; status == KVT_OK && c < cache->n_classes; c++)
         status = add_spares(seq, c, want[c], &added[c]);
