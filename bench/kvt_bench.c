@@ -18,8 +18,9 @@ enum {
     SNAPSHOT = 16,
     FIDELITY = 32,
     MACHINE = 64,
+    FORK = 128,
     ATTEND = DECODE | PREFILL | STEP,
-    CACHE = ATTEND | APPEND | SNAPSHOT,
+    CACHE = ATTEND | APPEND | SNAPSHOT | FORK,
     MODEL = CACHE | FIDELITY,
     TIMED = CACHE | MACHINE,
     ALL = MODEL | MACHINE
@@ -32,6 +33,7 @@ static const char usage[] =
     "  prefill   attention of many tokens over a long context, beside the f32 peak\n"
     "  step      a whole decoding step of a small model, and its allocations\n"
     "  append    keys and values into the cache, beside memcpy\n"
+    "  fork      a sequence that shares another one's blocks, and its first step\n"
     "  snapshot  save and load, beside memcpy, fwrite and fread\n"
     "  fidelity  what quantization costs, beside ggml-style q8_0: on random tokens, or with\n"
     "            --model on a real model\n"
@@ -47,7 +49,7 @@ static const char usage[] =
     "  --threads LIST      (default 1)\n"
     "  --isa LIST          kernels by name, or all                         (default: the widest)\n"
     "  --layers N          layers of the cache     (default: enough for 4 times the last-level\n"
-    "                      cache; prefill 1)                               not fidelity\n"
+    "                      cache; prefill 1; fork 32)                      not fidelity\n"
     "  --runs N            pairs of measurements, 9 or more                (default 15)\n"
     "  --llc-mib N         size of the last-level cache                    (default: as reported)\n"
     "  --seed N            of all random numbers                           (default 1)\n"
@@ -447,11 +449,11 @@ static void set_defaults(bench_options *o, int command)
         }
     }
     if (o->n_ctx == 0 && !o->model)
-        o->ctx[o->n_ctx++] = o->quick              ? 512
-                             : command == FIDELITY ? 2048
-                             : command == DECODE   ? 32768
-                             : command == PREFILL  ? 8192
-                                                   : 4096;
+        o->ctx[o->n_ctx++] = o->quick                               ? 512
+                             : command == FIDELITY                  ? 2048
+                             : command == DECODE || command == FORK ? 32768
+                             : command == PREFILL                   ? 8192
+                                                                    : 4096;
     if (o->n_threads == 0) {
         o->threads[o->n_threads++] = 1;
         if (command == MACHINE && bench_processors() > 1)
@@ -549,6 +551,7 @@ int main(int argc, char **argv)
                     {"prefill", PREFILL, bench_prefill},
                     {"step", STEP, bench_step},
                     {"append", APPEND, bench_append},
+                    {"fork", FORK, bench_fork},
                     {"snapshot", SNAPSHOT, bench_snapshot},
                     {"fidelity", FIDELITY, bench_fidelity},
                     {"machine", MACHINE, bench_machine}};
