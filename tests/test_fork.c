@@ -444,6 +444,95 @@ static void a_forks_capacity_holds(void **state)
     }
 }
 
+/* ---- tags and the next position ---- */
+
+static void a_tag_is_inherited(void **state)
+{
+    rng r = {22};
+    unsigned char tag[KVT_MAX_TAG + 1], got[KVT_MAX_TAG];
+    kvt_seq *seq, *copy;
+    size_t n = 1;
+    subject s;
+    (void)state;
+    memset(tag, 7, sizeof tag);
+    open_two(&s, &r, 0);
+    open_cache(&s, NULL);
+    seq = seq_of(&s);
+    expect_ok(s.cache, kvt_seq_tag(seq, NULL, 0, &n));
+    assert_true(n == 0);
+    assert_true(kvt_seq_set_tag(NULL, tag, 1) == KVT_ERR_ARG);
+    expect(s.cache, KVT_ERR_ARG, kvt_seq_set_tag(seq, NULL, 1));
+    expect(s.cache, KVT_ERR_LIMIT, kvt_seq_set_tag(seq, tag, sizeof tag));
+    expect_ok(s.cache, kvt_seq_set_tag(seq, tag, KVT_MAX_TAG));
+    expect_ok(s.cache, kvt_seq_set_tag(seq, NULL, 0));
+    expect_ok(s.cache, kvt_seq_set_tag(seq, "lora 3", 6));
+    expect_ok(s.cache, kvt_seq_begin(seq, 1, NULL));
+    expect(s.cache, KVT_ERR_STATE, kvt_seq_set_tag(seq, tag, 1));
+    expect_ok(s.cache, kvt_seq_abort(seq));
+    grow(&s, seq, 5);
+    expect(s.cache, KVT_ERR_STATE, kvt_seq_set_tag(seq, tag, 1));
+    copy = fork_of(&s, seq, 3);
+    kvt_seq_destroy(seq);
+    memset(got, 0, sizeof got);
+    expect_ok(s.cache, kvt_seq_tag(copy, got, 4, &n));
+    assert_true(n == 6 && memcmp(got, "lora\0", 5) == 0);
+    expect_ok(s.cache, kvt_seq_tag(copy, got, sizeof got, &n));
+    assert_memory_equal(got, "lora 3", 6);
+    expect_ok(s.cache, kvt_seq_clear(copy));
+    expect_ok(s.cache, kvt_seq_tag(copy, NULL, 0, &n));
+    assert_true(n == 6);
+    assert_true(kvt_seq_tag(NULL, got, 1, &n) == KVT_ERR_ARG);
+    expect(s.cache, KVT_ERR_ARG, kvt_seq_tag(copy, NULL, 1, &n));
+    expect(s.cache, KVT_ERR_ARG, kvt_seq_tag(copy, got, 1, NULL));
+    kvt_seq_destroy(copy);
+    close_subject(&s);
+}
+
+static void the_next_position_can_be_set(void **state)
+{
+    rng r = {23};
+    int32_t positions[6];
+    kvt_seq *seq, *copy, *shorter;
+    subject s;
+    (void)state;
+    open_two(&s, &r, 0);
+    open_cache(&s, NULL);
+    seq = seq_of(&s);
+    assert_true(kvt_seq_set_next_position(NULL, 1) == KVT_ERR_ARG);
+    expect(s.cache, KVT_ERR_ARG, kvt_seq_set_next_position(seq, -1));
+    expect_ok(s.cache, kvt_seq_set_next_position(seq, 100));
+    assert_true(kvt_seq_next_position(seq) == 100);
+    expect_ok(s.cache, kvt_seq_begin(seq, 2, NULL));
+    expect(s.cache, KVT_ERR_STATE, kvt_seq_set_next_position(seq, 3));
+    expect_ok(s.cache, kvt_seq_abort(seq));
+    assert_true(kvt_seq_next_position(seq) == 100); /* for the step that comes again */
+    grow(&s, seq, 3);
+    assert_true(kvt_seq_next_position(seq) == 103);
+    expect_ok(s.cache, kvt_seq_set_next_position(seq, 50)); /* behind an image */
+    copy = fork_of(&s, seq, 3);
+    shorter = fork_of(&s, seq, 2);
+    assert_true(kvt_seq_next_position(copy) == 50);
+    assert_true(kvt_seq_next_position(shorter) == 102);
+    expect_ok(s.cache, kvt_seq_truncate(seq, 3)); /* takes nothing away */
+    assert_true(kvt_seq_next_position(seq) == 50);
+    grow(&s, copy, 3);
+    expect_ok(s.cache, kvt_seq_positions(copy, 0, 6, positions));
+    assert_true(positions[0] == 100 && positions[2] == 102);
+    assert_true(positions[3] == 50 && positions[5] == 52);
+    assert_true(kvt_seq_next_position(copy) == 53);
+    expect_ok(s.cache, kvt_seq_truncate(seq, 2));
+    assert_true(kvt_seq_next_position(seq) == 102);
+    expect_ok(s.cache, kvt_seq_set_next_position(seq, 50));
+    expect_ok(s.cache, kvt_seq_clear(seq));
+    assert_true(kvt_seq_next_position(seq) == 0);
+    expect_ok(s.cache, kvt_seq_set_next_position(seq, INT32_MAX));
+    expect(s.cache, KVT_ERR_ARG, kvt_seq_begin(seq, 2, NULL));
+    kvt_seq_destroy(seq);
+    kvt_seq_destroy(copy);
+    kvt_seq_destroy(shorter);
+    close_subject(&s);
+}
+
 /* ---- errors ---- */
 
 static void wrong_arguments_are_refused(void **state)
@@ -548,6 +637,8 @@ int main(void)
         cmocka_unit_test(a_shared_open_block_is_not_exempt),
         cmocka_unit_test(a_fork_can_reserve),
         cmocka_unit_test(a_forks_capacity_holds),
+        cmocka_unit_test(a_tag_is_inherited),
+        cmocka_unit_test(the_next_position_can_be_set),
         cmocka_unit_test(wrong_arguments_are_refused),
         cmocka_unit_test(failing_allocations_change_nothing),
     };

@@ -59,6 +59,7 @@ extern "C" {
 #define KVT_MAX_GROUPS 8          /* layer groups */
 #define KVT_MAX_TOKENS 1073741824 /* tokens of one sequence, 2^30 */
 #define KVT_MAX_FINGERPRINT 64    /* bytes */
+#define KVT_MAX_TAG 256           /* bytes */
 #define KVT_MAX_THREADS 256
 
 #define KVT_BLOCK_TOKENS 64          /* the unit of allocation and of the snapshot */
@@ -431,10 +432,38 @@ KVT_API int kvt_seq_is_empty(const kvt_seq *seq);
 KVT_API uint64_t kvt_seq_pending(const kvt_seq *seq);
 
 /*
- * The RoPE position of the next token: the last committed token's position + 1, or 0 when there
- * is none. INT32_MAX where that would pass it.
+ * The RoPE position of the next token: what kvt_seq_set_next_position has said, else the last
+ * committed token's position + 1, or 0 when there is none. INT32_MAX where that would pass it.
  */
 KVT_API int32_t kvt_seq_next_position(const kvt_seq *seq);
+
+/*
+ * Set it: where positions do not count tokens, as behind an image in M-RoPE (Qwen2-VL, arXiv
+ * 2409.12191), whose patches share positions. Holds for the next begin without positions; a commit,
+ * a truncate that takes tokens away, and clear end it. A fork at the full length has it too.
+ *
+ * KVT_ERR_ARG    NULL, a negative position
+ * KVT_ERR_STATE  a step is pending
+ */
+KVT_API kvt_status kvt_seq_set_next_position(kvt_seq *seq, int32_t position);
+
+/*
+ * Bytes that say what, besides the model's weights (kvt_config.fingerprint) and the tokens, the
+ * keys and values depend on: a LoRA adapter, a template, a tenant's salt. Forks have the tag of
+ * their source. Sequences of different tags may be in one attend call. An empty sequence has none
+ * (0 bytes) until it is set; kvt_seq_clear keeps it.
+ *
+ * KVT_ERR_ARG    NULL
+ * KVT_ERR_LIMIT  bytes is above KVT_MAX_TAG
+ * KVT_ERR_STATE  the sequence has tokens, or a step is pending: they were computed under its tag
+ */
+KVT_API kvt_status kvt_seq_set_tag(kvt_seq *seq, const void *tag, size_t bytes);
+
+/*
+ * Copy the tag: *bytes is its size, and up to `room` bytes of it are in buffer (which may be NULL
+ * where room is 0). KVT_ERR_ARG: NULL.
+ */
+KVT_API kvt_status kvt_seq_tag(const kvt_seq *seq, void *buffer, size_t room, size_t *bytes);
 
 /*
  * Length that the sequence can reach in steps of one token without allocating: with its own blocks,

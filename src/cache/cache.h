@@ -185,6 +185,9 @@ struct kvt_seq {
     kvt_block *spare[KVT_MAX_CLASSES]; /* reserved, and not in use */
     size_t n_spare[KVT_MAX_CLASSES];
     uint64_t exempt_bytes; /* of its open blocks: see account() */
+    int32_t next_position; /* of the next token where the caller has set it, else -1 */
+    uint32_t tag_bytes;
+    unsigned char tag[KVT_MAX_TAG];
 };
 
 static inline kvt_block **kvt_seq_entry(const kvt_seq *seq, size_t row, uint32_t column)

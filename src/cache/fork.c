@@ -64,6 +64,10 @@ kvt_status kvt_seq_fork(kvt_seq *seq, uint64_t n_tokens, kvt_seq **copy_out)
     status = kvt_seq_create(seq->cache, &copy);
     if (status != KVT_OK)
         return status;
+    copy->tag_bytes = seq->tag_bytes;
+    memcpy(copy->tag, seq->tag, seq->tag_bytes);
+    if (n_tokens == seq->length)
+        copy->next_position = seq->next_position;
     status = kvt_rows_share(seq, n_tokens, copy);
     /* A pending step writes behind the committed tokens of the last block, which is its own. */
     if (status == KVT_OK && seq->pending && copy->n_rows == kvt_rows(seq->length))

@@ -192,6 +192,7 @@ void kvt_rows_replace(kvt_seq *seq, kvt_block *const *table, size_t n_rows, uint
         memcpy(seq->table, table, n_rows * seq->cache->n_classes * sizeof *table);
     seq->n_rows = n_rows;
     seq->length = n_tokens;
+    seq->next_position = -1;
     for (uint32_t g = 0; g < seq->cache->n_groups; g++) {
         kvt_seq_group *group = &seq->groups[g];
         while (seq->cache->groups[g].seals && group->n_sealed < n_rows &&

@@ -54,6 +54,7 @@ kvt_status kvt_seq_create(kvt_cache *cache, kvt_seq **seq_out)
     seq->cache = cache;
     seq->appended = appended;
     seq->table = table;
+    seq->next_position = -1;
     pthread_mutex_lock(&cache->lock);
     cache->references++;
     pthread_mutex_unlock(&cache->lock);
@@ -100,6 +101,8 @@ uint64_t kvt_seq_max_tokens(const kvt_seq *seq)
 static int64_t next_position(const kvt_seq *seq)
 {
     size_t last;
+    if (seq && seq->next_position >= 0)
+        return seq->next_position;
     if (!seq || seq->length == 0)
         return 0;
     last = (size_t)(seq->length - 1);
@@ -110,6 +113,50 @@ int32_t kvt_seq_next_position(const kvt_seq *seq)
 {
     int64_t next = next_position(seq);
     return next > INT32_MAX ? INT32_MAX : (int32_t)next;
+}
+
+kvt_status kvt_seq_set_next_position(kvt_seq *seq, int32_t position)
+{
+    if (!seq)
+        return KVT_ERR_ARG;
+    if (seq->pending)
+        return kvt_fail(seq->cache, KVT_ERR_STATE, "kvt_seq_set_next_position: a step is pending");
+    if (position < 0)
+        return kvt_fail(seq->cache, KVT_ERR_ARG, "kvt_seq_set_next_position: %ld", (long)position);
+    seq->next_position = position;
+    return KVT_OK;
+}
+
+kvt_status kvt_seq_set_tag(kvt_seq *seq, const void *tag, size_t bytes)
+{
+    if (!seq)
+        return KVT_ERR_ARG;
+    if (!tag && bytes)
+        return kvt_fail(seq->cache, KVT_ERR_ARG, "kvt_seq_set_tag: tag is NULL");
+    if (bytes > KVT_MAX_TAG)
+        return kvt_fail(seq->cache, KVT_ERR_LIMIT, "kvt_seq_set_tag: %zu bytes, at most %d", bytes,
+                        KVT_MAX_TAG);
+    if (seq->length || seq->pending)
+        return kvt_fail(seq->cache, KVT_ERR_STATE,
+                        "kvt_seq_set_tag: the sequence has tokens, which another tag may change");
+    seq->tag_bytes = (uint32_t)bytes;
+    if (bytes)
+        memcpy(seq->tag, tag, bytes);
+    return KVT_OK;
+}
+
+kvt_status kvt_seq_tag(const kvt_seq *seq, void *buffer, size_t room, size_t *bytes)
+{
+    if (!seq)
+        return KVT_ERR_ARG;
+    if (!bytes || (!buffer && room))
+        return kvt_fail(seq->cache, KVT_ERR_ARG, "kvt_seq_tag: NULL");
+    if (room > seq->tag_bytes)
+        room = seq->tag_bytes;
+    if (room)
+        memcpy(buffer, seq->tag, room);
+    *bytes = seq->tag_bytes;
+    return KVT_OK;
 }
 
 uint64_t kvt_seq_visible(const kvt_seq *seq, uint32_t layer)
@@ -223,6 +270,7 @@ kvt_status kvt_seq_commit(kvt_seq *seq, const int32_t *token_ids)
     }
     seq->length += seq->pending;
     seq->pending = 0;
+    seq->next_position = -1;
     kvt_rows_commit(seq);
     return KVT_OK;
 }
@@ -246,6 +294,8 @@ kvt_status kvt_seq_truncate(kvt_seq *seq, uint64_t n_tokens)
         return kvt_fail(seq->cache, KVT_ERR_ARG, "kvt_seq_truncate: to %llu of %llu tokens",
                         (unsigned long long)n_tokens, (unsigned long long)seq->length);
     kvt_rows_revert(seq, n_tokens);
+    if (n_tokens < seq->length)
+        seq->next_position = -1;
     seq->length = n_tokens;
     kvt_rows_shrink(seq, kvt_rows(n_tokens));
     return KVT_OK;
@@ -257,6 +307,7 @@ kvt_status kvt_seq_clear(kvt_seq *seq)
         return KVT_ERR_ARG;
     seq->length = 0;
     seq->pending = 0;
+    seq->next_position = -1;
     kvt_rows_shrink(seq, 0);
     return KVT_OK;
 }
