@@ -64,7 +64,7 @@ static uint64_t open_bytes(const world *w, uint32_t g)
     c.n_groups = 1;
     expect_ok(NULL, kvt_memory_forecast(&c, 1, 0, &empty));
     expect_ok(NULL, kvt_memory_forecast(&c, 1, 1, &one));
-    return one - empty - 576; /* without positions and ids */
+    return one - empty - 640; /* without positions and ids */
 }
 
 /* What a sequence of MOST tokens keeps; its open blocks beside sealed ones, one a group, not. */

@@ -151,7 +151,7 @@ static uint64_t paired_bytes(const shape *s, uint64_t n_tokens)
         group.residual_tokens = 1000; /* so that a token's block is open */
         expect_ok(NULL, kvt_memory_forecast(&c, 1, 0, &empty));
         expect_ok(NULL, kvt_memory_forecast(&c, 1, 1, &one));
-        sum += pairs * (one - empty - 576); /* without positions and ids */
+        sum += pairs * (one - empty - 640); /* without positions and ids */
     }
     return sum;
 }

@@ -91,9 +91,17 @@ typedef struct kvt_block {
 
 _Static_assert(sizeof(kvt_block) == 64, "a block's data begins at a multiple of 64 bytes");
 
+/*
+ * Positions and token ids of a row's tokens, and bounds, by which attention with a window leaves
+ * rows out. The bounds are exact where all 64 tokens are there; after a truncate or an abort those
+ * of the last row may cover tokens that are no longer there.
+ */
 typedef struct kvt_meta {
     int32_t positions[KVT_TOKENS];
     int32_t token_ids[KVT_TOKENS];
+    int32_t lowest, highest; /* of the row's positions */
+    int32_t reach;           /* the highest position in this row and those before it */
+    int32_t reserved;
 } kvt_meta;
 
 #define KVT_MAX_CLASSES (2 * KVT_MAX_GROUPS + 1)
@@ -326,6 +334,9 @@ uint64_t kvt_seq_own_bytes(const kvt_cache *cache);
 
 /* Tokens that a layer holds: the pending ones count where the layer has them. */
 uint64_t kvt_seq_visible(const kvt_seq *seq, uint32_t layer);
+
+/* Set the bounds of a row of n tokens (1 to 64). before: the row before it; NULL for row 0. */
+void kvt_meta_bound(kvt_meta *meta, size_t n, const kvt_meta *before);
 
 /* ---- seal.c ---- */
 

@@ -198,6 +198,19 @@ kvt_status kvt_seq_positions(const kvt_seq *seq, uint64_t first, uint64_t n, int
     return copy_meta(seq, first, n, positions, 0, "kvt_seq_positions");
 }
 
+void kvt_meta_bound(kvt_meta *meta, size_t n, const kvt_meta *before)
+{
+    int32_t lowest = meta->positions[0], highest = lowest;
+    assert(n > 0 && n <= KVT_TOKENS);
+    for (size_t t = 1; t < n; t++) {
+        lowest = meta->positions[t] < lowest ? meta->positions[t] : lowest;
+        highest = meta->positions[t] > highest ? meta->positions[t] : highest;
+    }
+    meta->lowest = lowest;
+    meta->highest = highest;
+    meta->reach = before && before->reach > highest ? before->reach : highest;
+}
+
 /* ---- steps ---- */
 
 kvt_status kvt_seq_begin(kvt_seq *seq, uint64_t n_tokens, const int32_t *positions)
@@ -237,6 +250,9 @@ kvt_status kvt_seq_begin(kvt_seq *seq, uint64_t n_tokens, const int32_t *positio
         meta->positions[token % KVT_TOKENS] =
             positions ? positions[i] : (int32_t)(next + (int64_t)i);
         meta->token_ids[token % KVT_TOKENS] = KVT_TOKEN_NONE;
+        if (token % KVT_TOKENS == KVT_TOKENS - 1 || i == n_tokens - 1)
+            kvt_meta_bound(meta, token % KVT_TOKENS + 1,
+                           token < KVT_TOKENS ? NULL : kvt_seq_meta(seq, token / KVT_TOKENS - 1));
     }
     seq->pending = n_tokens;
     seq->step++;

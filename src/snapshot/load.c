@@ -21,6 +21,11 @@ static kvt_block **staged(const stage *st, size_t row)
     return (kvt_block **)(void *)st->table.data + row * st->seq->cache->n_classes;
 }
 
+static kvt_meta *staged_meta(const stage *st, size_t row)
+{
+    return (kvt_meta *)(void *)staged(st, row)[st->seq->cache->n_groups]->data;
+}
+
 static kvt_status on_header(void *user, const kvt_snap_header *header)
 {
     const stage *st = user;
@@ -80,9 +85,11 @@ static kvt_status on_tokens(void *user, uint32_t kind, uint64_t first, uint32_t 
             if (status != KVT_OK)
                 return status;
         }
-        meta = (kvt_meta *)(void *)staged(st, row)[st->seq->cache->n_groups]->data;
+        meta = staged_meta(st, row);
         memcpy(kind == KVT_SNAP_KIND_POSITIONS ? meta->positions : meta->token_ids,
                values + i * (size_t)4, here * 4);
+        if (kind == KVT_SNAP_KIND_POSITIONS)
+            kvt_meta_bound(meta, here, row > 0 ? staged_meta(st, row - 1) : NULL);
     }
     return KVT_OK;
 }
