@@ -62,6 +62,10 @@ static kvt_status check_group(const kvt_config *config, uint32_t g, const kvt_gr
     if (group->residual_tokens > KVT_MAX_TOKENS && group->residual_tokens != KVT_RESIDUAL_NONE)
         return refuse(config, KVT_ERR_LIMIT, "group %u: residual_tokens %u is above %d", g,
                       group->residual_tokens, KVT_MAX_TOKENS);
+    if (group->sink_tokens && !group->window_tokens)
+        return refuse(config, KVT_ERR_ARG,
+                      "group %u: sink_tokens is %u, but without window_tokens there is no window",
+                      g, group->sink_tokens);
     if (group->reserved)
         return refuse(config, KVT_ERR_ARG, "group %u: reserved is not 0", g);
     fault =

@@ -203,6 +203,20 @@ typedef struct kvt_group_config {
      * depend on it.
      */
     uint32_t residual_tokens;
+    /*
+     * The sliding window of the group's layers: a query at position p sees a token at position x
+     * only where p - x < window_tokens: its own position and the window_tokens - 1 before it, and
+     * those after it as far as the causal rule or a mask allows, which hold as without a window.
+     * By positions, whatever they are, not by indices. 0: no window. Attention reads only blocks of
+     * 64 tokens that have a token in sight. What is stored does not depend on it. Source:
+     * Longformer (arXiv 2004.05150); Mistral 7B (arXiv 2310.06825), whose sliding_window it is.
+     */
+    uint32_t window_tokens;
+    /*
+     * Attention sinks: the first sink_tokens tokens of a sequence, by index, are seen from beyond
+     * the window too. Needs a window. Source: StreamingLLM (arXiv 2309.17453).
+     */
+    uint32_t sink_tokens;
     uint32_t reserved; /* 0 */
 } kvt_group_config;
 
@@ -277,7 +291,8 @@ KVT_API const char *kvt_isa_name(uint32_t index);
  * KVT_OK               *cache is set; release it with kvt_cache_destroy
  * KVT_ERR_ARG          NULL, a wrong struct_size, a zero where a number is needed, a dim that is
  *                      no multiple of 8, heads that do not divide, unknown type or flag, a V
- *                      that cannot be a part of K, layers numbered twice or not at all
+ *                      that cannot be a part of K, sinks without a window, layers numbered twice
+ *                      or not at all
  * KVT_ERR_LIMIT        beyond a KVT_MAX_ limit, or a size overflows
  * KVT_ERR_UNSUPPORTED  isa is not in kvt_isa_name's list; n_threads > 1 without a pool
  * KVT_ERR_MEMORY, KVT_ERR_BUDGET
@@ -602,11 +617,12 @@ KVT_API kvt_status kvt_seq_abort(kvt_seq *seq);
 typedef struct kvt_attend_item {
     const kvt_seq *seq;
     uint64_t n_queries;             /* >= 1 */
-    const int32_t *query_positions; /* [n_queries] for ALiBi; NULL: those of the last n_queries
-                                       tokens (which must then exist) */
+    const int32_t *query_positions; /* [n_queries] for ALiBi and the group's window; NULL: those
+                                       of the last n_queries tokens (which must then exist) */
     const uint8_t *mask;  /* [n_queries][mask_stride]: bit j of query i, (row[j / 8] >> j % 8) & 1,
                              says whether it sees the j-th of the last mask_tokens tokens; all
-                             earlier ones it sees. Replaces the causal rule. NULL: no mask */
+                             earlier ones it sees. Replaces the causal rule, not the group's
+                             window. NULL: no mask */
     size_t mask_stride;   /* bytes, at least mask_tokens / 8 rounded up */
     uint64_t mask_tokens; /* at most the tokens that the layer holds */
     uint64_t reserved[2]; /* 0 */
@@ -617,7 +633,8 @@ typedef struct kvt_attend_item {
  *
  * out[i][h] = sum over visible tokens t of softmax(logit)[t] * V[t], where
  * logit[t] = cap(scale * dot(q[i][h], K[t])) - alibi_slopes[h] * |query position - position(t)|
- * and cap(x) = softcap * tanh(x / softcap).
+ * and cap(x) = softcap * tanh(x / softcap). Visible are the tokens that the causal rule or the mask
+ * shows and that are in the group's window or among its sinks (kvt_group_config).
  */
 typedef struct kvt_attend_args {
     size_t struct_size; /* sizeof(kvt_attend_args) */
@@ -659,8 +676,8 @@ static inline kvt_attend_args kvt_attend_args_init(void)
  *
  * KVT_OK         out (and lse) written
  * KVT_ERR_ARG    NULL, no such layer, sequences of different caches, n_queries 0, a stride that
- *                overlaps, causal with more queries than tokens, a mask beyond the tokens, an
- *                unknown flag or dtype
+ *                overlaps, causal with more queries than tokens, a mask beyond the tokens, ALiBi
+ *                or a window without positions for the queries, an unknown flag or dtype
  * KVT_ERR_VALUE  q, scale, softcap, a sink or a slope is not finite or negative where it may not
  *                be; a query is too far from all tokens for its slopes (see alibi_slopes); or
  *                logits or sums leave the range of f32; out is then unspecified

@@ -39,6 +39,53 @@ static inline size_t kvt_item_chunks(const kvt_attend_item *item, size_t group)
     return (size_t)((item->n_queries * group + chunk - 1) / chunk);
 }
 
+/* ---- sight.c ---- */
+
+/* What of a row (a block of 64 tokens) the rows of a unit see; causal rule and masks apart. */
+typedef enum kvt_sees {
+    KVT_SEES_NONE,
+    KVT_SEES_SOME, /* some row does not see some token: scores are masked */
+    KVT_SEES_ALL
+} kvt_sees;
+
+/*
+ * What a sliding window leaves of a sequence for consecutive queries of an item. Rows of the block
+ * table that may be in sight: 0 .. sink_rows - 1, then first_row .. end_row - 1. The ranges that
+ * these are in are numbered 0 .. ranges - 1: those of the sinks, then those from first_range on.
+ */
+typedef struct kvt_sight {
+    const kvt_seq *seq;
+    int64_t behind;                          /* no query sees positions up to this one, */
+    int64_t ahead;                           /* and every query those above this one; sinks apart */
+    uint64_t sink_tokens, most;              /* most: what the causal rule leaves the last query */
+    size_t sink_rows, first_row, end_row;    /* first_row is sink_rows or more */
+    size_t sink_ranges, first_range, ranges; /* ranges: at least 1 */
+} kvt_sight;
+
+/* The position of a query of an item over n_tokens tokens: given, or its token's. */
+int32_t kvt_query_position(const kvt_attend_item *item, uint64_t n_tokens, uint64_t query);
+/* Of queries first to last of an item over n_tokens tokens, of which the last sees `most`. */
+kvt_sight kvt_sight_of(const kvt_group *group, const kvt_attend_item *item, uint64_t n_tokens,
+                       uint64_t first, uint64_t last, uint64_t most);
+/* Of a row below end_row. */
+kvt_sees kvt_sight_sees(const kvt_sight *sight, size_t row);
+/* The first row from `row` on that is in sight; end_row: there is none. */
+size_t kvt_sight_next(const kvt_sight *sight, size_t row);
+
+/* KVT_RANGE_TOKENS' number of a range in sight. */
+static inline size_t kvt_sight_range(const kvt_sight *sight, size_t range)
+{
+    return range < sight->sink_ranges ? range : range - sight->sink_ranges + sight->first_range;
+}
+
+/* Whether a query at `position` has a token in its window or among the sinks. */
+static inline int kvt_in_window(const kvt_group *group, int32_t position, uint64_t token,
+                                int32_t token_position)
+{
+    return token < group->sink_tokens || group->window_tokens == UINT64_MAX ||
+           (int64_t)position - token_position < (int64_t)group->window_tokens;
+}
+
 /* Result of a range, or of all: accumulators, maxima and sums of a unit's rows. */
 typedef struct kvt_part {
     float *acc; /* [rows][v_dims] */
@@ -57,6 +104,7 @@ typedef struct kvt_unit {
     size_t first_row, rows;
     uint64_t n_tokens;    /* that the layer holds */
     uint64_t least, most; /* tokens that its first row and its last row see */
+    kvt_sight sight;
     float scale;
     float *q, *scores;  /* [rows][k_dims] in the stored domain, [rows][64] */
     float *alpha, *add; /* [rows] each */
@@ -81,6 +129,7 @@ kvt_outcome kvt_unit_load(const kvt_unit *u, const kvt_view *q);
 /*
  * A softmax of its own over the tokens of one range, for a bundle of units: consecutive kv heads
  * for the same queries of the same item. A block is walked head by head, in the order of memory.
+ * range: of those in sight.
  */
 void kvt_units_range(const kvt_unit *units, size_t n_units, size_t range, const kvt_part *outs);
 /* Merge the result of a later range into that of the earlier ones. */
@@ -105,10 +154,12 @@ typedef struct kvt_work {
 int kvt_work_measure(const kvt_cache *cache, const kvt_attend_args *args, kvt_work *work);
 /* The same for one query of all heads over n_tokens tokens. */
 kvt_work kvt_work_one_query(const kvt_group *group, uint64_t n_tokens);
+/* Tokens of an item that a unit reads, on average over its chunks. */
+uint64_t kvt_work_tokens(const kvt_cache *cache, const kvt_attend_args *args, size_t item);
 
 /*
- * Where a task begins: a unit, the first of a bundle, and a range of it. ranges: how many the unit
- * has; 0 for a range 0 that is an earlier unit's end.
+ * Where a task begins: a unit, the first of a bundle, and a range of it, of those in sight. ranges:
+ * how many the unit has; 0 for a range 0 that is an earlier unit's end.
  */
 typedef struct kvt_cut {
     size_t unit, range, ranges;

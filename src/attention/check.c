@@ -43,6 +43,11 @@ static kvt_status check_item(const kvt_cache *cache, const kvt_attend_args *args
                         "kvt_attend: item %zu: ALiBi needs query_positions for "
                         "%llu queries over %llu tokens",
                         i, (unsigned long long)item->n_queries, (unsigned long long)n_tokens);
+    if (group->window_tokens != UINT64_MAX && !item->query_positions && item->n_queries > n_tokens)
+        return kvt_fail(cache, KVT_ERR_ARG,
+                        "kvt_attend: item %zu: a window needs query_positions for "
+                        "%llu queries over %llu tokens",
+                        i, (unsigned long long)item->n_queries, (unsigned long long)n_tokens);
     if (item->query_positions)
         for (uint64_t j = 0; j < item->n_queries; j++)
             if (item->query_positions[j] < 0)
@@ -88,25 +93,23 @@ static int32_t position_of_token(const kvt_seq *seq, uint64_t token)
 
 /* Whether a query sees a token, or none, whose bias f32 can hold. From the last on: the nearest. */
 static int has_near_token(const kvt_attend_args *args, const kvt_attend_item *item,
-                          uint64_t n_tokens, uint64_t query, double slope)
+                          const kvt_group *group, uint64_t n_tokens, uint64_t query, double slope)
 {
     uint64_t n = n_tokens, first_bit = n_tokens - item->mask_tokens, seen = 0;
-    int64_t position;
-    if (item->query_positions)
-        position = item->query_positions[query];
-    else
-        position = position_of_token(item->seq, n_tokens - item->n_queries + query);
+    int32_t position = kvt_query_position(item, n_tokens, query);
     if ((args->flags & KVT_ATTEND_CAUSAL) && !item->mask)
         n -= item->n_queries - 1 - query;
     while (n-- > 0) {
-        int64_t distance;
+        int32_t there = position_of_token(item->seq, n);
+        int64_t distance = (int64_t)position - there;
         if (item->mask && n >= first_bit) {
             uint64_t bit = n - first_bit;
             if (!(item->mask[query * item->mask_stride + bit / 8] >> bit % 8 & 1))
                 continue;
         }
+        if (!kvt_in_window(group, position, n, there))
+            continue;
         seen++;
-        distance = position - position_of_token(item->seq, n);
         if (slope * (double)(distance < 0 ? -distance : distance) <= ALIBI_BIAS_MAX)
             return 1;
     }
@@ -127,7 +130,7 @@ static kvt_status check_biases(const kvt_cache *cache, const kvt_attend_args *ar
         const kvt_attend_item *item = &args->items[i];
         uint64_t n_tokens = kvt_seq_visible(item->seq, args->layer);
         for (uint64_t j = 0; (item->query_positions || item->mask) && j < item->n_queries; j++)
-            if (!has_near_token(args, item, n_tokens, j, slope))
+            if (!has_near_token(args, item, group, n_tokens, j, slope))
                 return kvt_fail(cache, KVT_ERR_VALUE,
                                 "kvt_attend: item %zu: query %llu is so far from all tokens that "
                                 "ALiBi's bias, slope %g, is beyond %g: f32 would lose the logits",

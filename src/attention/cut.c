@@ -32,28 +32,57 @@ static int is_causal(const kvt_attend_args *args, const kvt_attend_item *item)
 
 /* An item as its kv heads see it. */
 typedef struct strip {
+    const kvt_group *geometry;
     const kvt_attend_args *args;
     const kvt_attend_item *item;
     size_t group; /* query heads of a kv head */
     size_t chunks, rows;
     uint64_t n_tokens;
+    /* A window: tokens that it hides from the last chunk, and chunks from which it hides none. */
+    uint64_t hidden;
+    size_t whole;
 } strip;
+
+/* What a chunk's window shows; only its ranges where there is none. */
+static kvt_sight sight_of(const strip *s, size_t chunk)
+{
+    uint64_t n = s->item->n_queries, most = s->n_tokens;
+    uint64_t first = (uint64_t)chunk * s->rows / s->group;
+    uint64_t rows = ((uint64_t)chunk + 1) * s->rows;
+    uint64_t last = (rows < n * s->group ? rows - 1 : n * s->group - 1) / s->group;
+    if (is_causal(s->args, s->item))
+        most -= n - 1 - last;
+    return kvt_sight_of(s->geometry, s->item, s->n_tokens, first, last, most);
+}
 
 static strip strip_of(const kvt_cache *cache, const kvt_attend_args *args, size_t i)
 {
     const kvt_group *group = &cache->groups[cache->layers[args->layer].group];
     const kvt_attend_item *item = &args->items[i];
     size_t size = kvt_group_size(group);
-    return (strip){args,
-                   item,
-                   size,
-                   kvt_item_chunks(item, size),
-                   kvt_item_rows(item, size),
-                   kvt_seq_visible(item->seq, args->layer)};
+    strip s = {group,
+               args,
+               item,
+               size,
+               kvt_item_chunks(item, size),
+               kvt_item_rows(item, size),
+               kvt_seq_visible(item->seq, args->layer),
+               0,
+               0};
+    s.whole = s.chunks;
+    if (group->window_tokens != UINT64_MAX) {
+        kvt_sight last = sight_of(&s, s.chunks - 1);
+        uint64_t hides;
+        s.hidden = (uint64_t)(last.first_row - last.sink_rows) * KVT_TOKENS;
+        s.hidden = s.hidden < s.n_tokens ? s.hidden : s.n_tokens;
+        hides = (s.hidden * s.group + s.rows - 1) / s.rows;
+        s.whole = hides < s.chunks ? s.chunks - (size_t)hides : 0;
+    }
+    return s;
 }
 
-/* Work of the first n chunks of a kv head; chunk c of a causal call sees c chunks' queries more. */
-static uint64_t work_of(const strip *s, size_t n)
+/* The same without a window; chunk c of a causal call sees c chunks' queries more. */
+static uint64_t work_unhidden(const strip *s, size_t n)
 {
     uint64_t tokens = s->n_tokens + START_TOKENS, queries = 0;
     if (s->chunks > 1 && is_causal(s->args, s->item)) {
@@ -63,16 +92,49 @@ static uint64_t work_of(const strip *s, size_t n)
     return weight_of(s->rows) * (n * tokens + queries * (n + 1) / 2);
 }
 
-/* Ranges that a chunk sees; 1 where it sees nothing. */
-static size_t ranges_of(const strip *s, size_t chunk)
+/*
+ * Work of the first n chunks of a kv head. With a window, from chunk `whole` on each chunk has its
+ * queries more hidden than the one before, so that causal ones see the same number of tokens, and
+ * others ever fewer. That takes the queries' positions to ascend with the tokens'.
+ */
+static uint64_t work_of(const strip *s, size_t n)
 {
-    uint64_t most = s->n_tokens, n = s->item->n_queries;
-    if (is_causal(s->args, s->item)) {
-        uint64_t rows = ((uint64_t)chunk + 1) * s->rows;
-        uint64_t last = (rows < n * s->group ? rows - 1 : n * s->group - 1) / s->group;
-        most -= n - 1 - last;
+    uint64_t later, least, chunks;
+    if (n <= s->whole)
+        return work_unhidden(s, n);
+    later = n - s->whole;
+    least = later * (s->n_tokens - s->hidden + START_TOKENS);
+    if (s->chunks > 1 && !is_causal(s->args, s->item)) {
+        /* Chunk c sees the tokens of chunks - 1 - c chunks more than the last. */
+        chunks = later * (2 * (uint64_t)s->chunks - s->whole - n - 1) / 2;
+        least += chunks / s->group * s->rows + chunks % s->group * s->rows / s->group;
     }
-    return most > KVT_RANGE_TOKENS ? (size_t)((most + KVT_RANGE_TOKENS - 1) / KVT_RANGE_TOKENS) : 1;
+    return work_unhidden(s, s->whole) + weight_of(s->rows) * least;
+}
+
+/* Tokens of the chunk that has most, about. */
+static uint64_t longest_of(const strip *s)
+{
+    uint64_t more = 0;
+    if (!is_causal(s->args, s->item))
+        more = ((uint64_t)s->chunks - 1) * s->rows / s->group;
+    return s->hidden > more ? s->n_tokens - s->hidden + more : s->n_tokens;
+}
+
+uint64_t kvt_work_tokens(const kvt_cache *cache, const kvt_attend_args *args, size_t item)
+{
+    strip s = strip_of(cache, args, item);
+    return s.hidden ? work_of(&s, s.chunks) / weight_of(s.rows) / s.chunks - START_TOKENS
+                    : s.n_tokens;
+}
+
+/* Ranges that a chunk has at most, or some more. */
+static size_t most_ranges(const strip *s)
+{
+    size_t last = sight_of(s, s->chunks - 1).ranges;
+    size_t most =
+        (size_t)(longest_of(s) / KVT_RANGE_TOKENS) + 3; /* sinks, and parts at both ends */
+    return s->chunks == 1 || !s->hidden || last > most ? last : most;
 }
 
 int kvt_work_measure(const kvt_cache *cache, const kvt_attend_args *args, kvt_work *work)
@@ -83,11 +145,12 @@ int kvt_work_measure(const kvt_cache *cache, const kvt_attend_args *args, kvt_wo
     *work = (kvt_work){.one_chunk = 1};
     for (size_t i = 0; i < args->n_items; i++) {
         strip s = strip_of(cache, args, i);
-        size_t ranges = ranges_of(&s, s.chunks - 1);
-        uint64_t tokens = s.n_tokens + START_TOKENS, longest = weight_of(s.rows) * tokens;
+        size_t ranges = most_ranges(&s);
+        uint64_t tokens = longest_of(&s) + START_TOKENS, longest = weight_of(s.rows) * tokens;
         uint64_t piece = weight_of(s.rows) *
                          (tokens < KVT_RANGE_TOKENS ? tokens : KVT_RANGE_TOKENS + START_TOKENS);
-        sum += (double)heads * (double)s.chunks * (double)longest;
+        sum += (double)heads * (double)s.chunks * (double)weight_of(s.rows) *
+               (double)(s.n_tokens + START_TOKENS);
         if (sum > WORK_MAX)
             return 0;
         work->sum += heads * work_of(&s, s.chunks);
@@ -101,13 +164,25 @@ int kvt_work_measure(const kvt_cache *cache, const kvt_attend_args *args, kvt_wo
     return 1;
 }
 
+/* Rounded up to a multiple of a range. */
+static uint64_t whole_ranges(uint64_t n_tokens)
+{
+    return (n_tokens + KVT_RANGE_TOKENS - 1) / KVT_RANGE_TOKENS * KVT_RANGE_TOKENS;
+}
+
 kvt_work kvt_work_one_query(const kvt_group *group, uint64_t n_tokens)
 {
     size_t size = kvt_group_size(group), rows = size < KVT_ROWS_MAX ? size : KVT_ROWS_MAX;
     size_t chunks = (size + rows - 1) / rows, heads = group->config.n_kv_heads;
-    size_t ranges = (size_t)((n_tokens + KVT_RANGE_TOKENS - 1) / KVT_RANGE_TOKENS);
+    size_t ranges;
     kvt_work work = {.rows = rows, .units = heads * chunks, .one_chunk = chunks == 1};
-    uint64_t start = weight_of(rows) * START_TOKENS;
+    uint64_t start = weight_of(rows) * START_TOKENS, sight = whole_ranges(group->sink_tokens);
+    /* A window that begins and ends inside ranges, and the sinks' ranges. */
+    if (group->window_tokens < n_tokens && sight < n_tokens) {
+        sight += whole_ranges(group->window_tokens) + KVT_RANGE_TOKENS;
+        n_tokens = sight < n_tokens ? sight : n_tokens;
+    }
+    ranges = (size_t)(whole_ranges(n_tokens) / KVT_RANGE_TOKENS);
     work.longest = weight_of(rows) * n_tokens + start;
     work.piece = ranges > 1 ? weight_of(rows) * KVT_RANGE_TOKENS + start : work.longest;
     work.ranges = work.units * ranges;
@@ -136,17 +211,32 @@ static size_t chunk_at(const strip *s, uint64_t at)
     return low;
 }
 
+/* Tokens in sight before a range. */
+static uint64_t tokens_before(const kvt_sight *sight, size_t range)
+{
+    size_t row = kvt_sight_range(sight, range) * (KVT_RANGE_TOKENS / KVT_TOKENS);
+    size_t rows = row < sight->sink_rows ? row : sight->sink_rows;
+    rows += row > sight->first_row ? row - sight->first_row : 0;
+    return (uint64_t)rows * KVT_TOKENS;
+}
+
 /* The end of a range, or of the unit, that is nearest to `at` of a unit's work `length`. */
 static size_t nearest_range(const kvt_attend_plan *plan, uint64_t at, uint64_t length,
-                            uint64_t weight, size_t ranges)
+                            uint64_t weight, const kvt_sight *sight)
 {
     uint64_t tokens = at / weight;
-    size_t range;
-    if (ranges == 1 || length <= plan->split_)
-        return 2 * at >= length ? ranges : 0;
+    size_t low = 0, high = sight->ranges;
+    if (high == 1 || length <= plan->split_)
+        return 2 * at >= length ? high : 0;
     tokens = tokens > START_TOKENS ? tokens - START_TOKENS : 0;
-    range = (size_t)((tokens + KVT_RANGE_TOKENS / 2) / KVT_RANGE_TOKENS);
-    return range < ranges ? range : ranges;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        if (2 * tokens >= tokens_before(sight, middle) + tokens_before(sight, middle + 1))
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
 }
 
 kvt_cut kvt_cutter_next(kvt_cutter *cutter, size_t i)
@@ -164,7 +254,8 @@ kvt_cut kvt_cutter_next(kvt_cutter *cutter, size_t i)
     for (; cutter->item < args->n_items; cutter->item++) {
         strip s = strip_of(cache, args, cutter->item);
         uint64_t head = work_of(&s, s.chunks), offset, before, length;
-        size_t unit = cutter->first_unit, chunk, ranges, range;
+        size_t unit = cutter->first_unit, chunk, range;
+        kvt_sight sight;
         if (at - cutter->work >= head * heads) {
             cutter->work += head * heads;
             cutter->first_unit += heads * s.chunks;
@@ -175,12 +266,12 @@ kvt_cut kvt_cutter_next(kvt_cutter *cutter, size_t i)
         chunk = plan->bundle_ > 1 ? 0 : chunk_at(&s, offset); /* bundles: one chunk a head */
         before = work_of(&s, chunk);
         length = (work_of(&s, chunk + 1) - before) * plan->bundle_;
-        ranges = ranges_of(&s, chunk);
+        sight = sight_of(&s, chunk);
         range =
-            nearest_range(plan, offset - before, length, weight_of(s.rows) * plan->bundle_, ranges);
+            nearest_range(plan, offset - before, length, weight_of(s.rows) * plan->bundle_, &sight);
         unit += chunk;
-        return range < ranges ? (kvt_cut){unit, range, ranges}
-                              : (kvt_cut){unit + plan->bundle_, 0, 0};
+        return range < sight.ranges ? (kvt_cut){unit, range, sight.ranges}
+                                    : (kvt_cut){unit + plan->bundle_, 0, 0};
     }
     return (kvt_cut){plan->units_, 0, 0};
 }

@@ -22,11 +22,6 @@ static const kvt_group *group_of(const kvt_cache *cache, uint32_t layer)
     return &cache->groups[cache->layers[layer].group];
 }
 
-static size_t n_ranges(uint64_t n_tokens)
-{
-    return (size_t)((n_tokens + KVT_RANGE_TOKENS - 1) / KVT_RANGE_TOKENS);
-}
-
 /* ---- scratch of a task ---- */
 
 /* The form whose scratch serves both: they differ in a transposed block of V alone. */
@@ -199,7 +194,7 @@ static uint64_t estimate_nanoseconds(const kvt_cache *cache, const kvt_attend_ar
     double picoseconds = 0, dims = (double)(layout->k_dims + layout->v_dims);
     for (size_t i = 0; i < args->n_items; i++) {
         const kvt_attend_item *item = &args->items[i];
-        double tokens = (double)kvt_seq_visible(item->seq, args->layer);
+        double tokens = (double)kvt_work_tokens(cache, args, i);
         double rows = (double)item->n_queries * (double)kvt_group_size(group);
         double reads = (double)kvt_item_chunks(item, kvt_group_size(group));
         picoseconds += tokens * (rows * PICOSECONDS_TOKEN +
@@ -294,6 +289,8 @@ static void unit_at(const kvt_attend_plan *plan, size_t i, float *slice, kvt_uni
     u->n_tokens = kvt_seq_visible(item->seq, args->layer);
     u->least = kvt_unit_visible(u, 0);
     u->most = kvt_unit_visible(u, u->rows - 1);
+    u->sight = kvt_sight_of(group, item, u->n_tokens, u->first_row / group_rows,
+                            (u->first_row + u->rows - 1) / group_rows, u->most);
     u->scale = args->scale > 0.0f ? args->scale : 1.0f / sqrtf((float)group->config.k_dim);
     u->q = slice;
     u->scores = u->q + u->rows * layout->k_dims;
@@ -369,7 +366,7 @@ static kvt_outcome run_bundle(const kvt_attend_plan *plan, float *slice, kvt_cut
         if (loaded != KVT_UNIT_DONE)
             return loaded;
     } while (++i < n);
-    ranges = n_ranges(units[0].most);
+    ranges = units[0].sight.ranges;
     if (from.range > 0) {
         for (size_t range = from.range; range < ranges && range < end; range++) {
             for (i = 0; i < n; i++)

@@ -25,13 +25,9 @@ uint64_t kvt_unit_visible(const kvt_unit *u, size_t row)
     return u->n_tokens;
 }
 
-static int32_t position_of(const kvt_unit *u, uint64_t query)
+static int32_t position_of(const kvt_unit *u, size_t row)
 {
-    uint64_t token;
-    if (u->item->query_positions)
-        return u->item->query_positions[query];
-    token = u->n_tokens - u->item->n_queries + query;
-    return kvt_seq_meta(u->item->seq, (size_t)(token / KVT_TOKENS))->positions[token % KVT_TOKENS];
+    return kvt_query_position(u->item, u->n_tokens, query_of(u, row));
 }
 
 static void mask_scores(const kvt_unit *u, size_t row, uint64_t first_token, size_t n,
@@ -45,6 +41,16 @@ static void mask_scores(const kvt_unit *u, size_t row, uint64_t first_token, siz
         if (!(bits[bit / 8] >> bit % 8 & 1))
             scores[t] = -INFINITY;
     }
+}
+
+/* The window, for a row that sees n tokens of a block. */
+static void mask_window(const kvt_unit *u, size_t row, size_t block_row, size_t n, float *scores)
+{
+    const int32_t *positions = kvt_seq_meta(u->item->seq, block_row)->positions;
+    int64_t behind = (int64_t)position_of(u, row) - (int64_t)u->group->window_tokens;
+    uint64_t first_token = (uint64_t)block_row * KVT_TOKENS, sinks = u->group->sink_tokens;
+    for (size_t t = sinks > first_token ? (size_t)(sinks - first_token) : 0; t < n; t++)
+        scores[t] = positions[t] <= behind ? -INFINITY : scores[t];
 }
 
 /* Whether K is multiplied as integers, and V. */
@@ -246,17 +252,19 @@ static void accumulate_values(const kvt_unit *u, size_t from, const head_block *
 }
 
 /* What softmax does not do: soft-cap, ALiBi and masks, for one row that sees n tokens. */
-static void adjust_logits(const kvt_unit *u, size_t row, size_t block_row, size_t n)
+static void adjust_logits(const kvt_unit *u, size_t row, size_t block_row, size_t n, kvt_sees sees)
 {
     const kvt_kernels *k = &u->cache->kernels;
     const kvt_attend_args *args = u->args;
     float *s = u->scores + row * KVT_TOKENS;
     k->logits(s, n, u->add[row], u->scale, args->softcap);
     if (args->alibi_slopes)
-        k->alibi(s, n, kvt_seq_meta(u->item->seq, block_row)->positions,
-                 position_of(u, query_of(u, row)), args->alibi_slopes[head_of(u, row)]);
+        k->alibi(s, n, kvt_seq_meta(u->item->seq, block_row)->positions, position_of(u, row),
+                 args->alibi_slopes[head_of(u, row)]);
     if (u->item->mask)
         mask_scores(u, row, (uint64_t)block_row * KVT_TOKENS, n, s);
+    if (sees == KVT_SEES_SOME)
+        mask_window(u, row, block_row, n, s);
 }
 
 /* Tokens that a row sees of the n of a block. */
@@ -271,12 +279,13 @@ static size_t row_tokens(const kvt_unit *u, size_t row, uint64_t first_token, si
 
 /* Online softmax of the rows from `from` on, n being what the last row sees of the block. */
 static void softmax_rows(const kvt_unit *u, size_t from, size_t block_row, size_t n,
-                         const head_block *b, kvt_part out)
+                         const head_block *b, kvt_sees sees, kvt_part out)
 {
     const kvt_kernels *k = &u->cache->kernels;
     const kvt_layout *layout = b->layout;
     uint64_t first_token = (uint64_t)block_row * KVT_TOKENS;
-    int adjusts = u->args->softcap > 0.0f || u->args->alibi_slopes || u->item->mask;
+    int adjusts =
+        u->args->softcap > 0.0f || u->args->alibi_slopes || u->item->mask || sees == KVT_SEES_SOME;
     int adds = u->group->offsets != 0;
 
     if (adds)
@@ -298,7 +307,7 @@ static void softmax_rows(const kvt_unit *u, size_t from, size_t block_row, size_
             end++;
         if (adjusts)
             for (size_t i = r; i < end; i++)
-                adjust_logits(u, i, block_row, n_row);
+                adjust_logits(u, i, block_row, n_row, sees);
         k->softmax(u->scores + r * KVT_TOKENS, end - r, n_row, adds && !adjusts ? u->add + r : NULL,
                    adjusts ? 1.0f : u->scale, out.m + r, out.l + r, u->alpha + r);
     }
@@ -322,9 +331,11 @@ static void prefetch_sparsely(const unsigned char *codes, size_t bytes)
 /*
  * One block: scores, softmax, weighted sum. Rows see ever more tokens in ascending order, so
  * those that see anything of the block are the last ones. next: the head's block that is read
- * after this one; NULL: nothing is to be prefetched.
+ * after this one; NULL: nothing is to be prefetched. sees: what the window shows of the block, at
+ * least some.
  */
-static void attend_block(const kvt_unit *u, size_t block_row, const head_block *next, kvt_part out)
+static void attend_block(const kvt_unit *u, size_t block_row, kvt_sees sees, const head_block *next,
+                         kvt_part out)
 {
     const head_block b = head_block_of(u, block_row);
     const kvt_layout *layout = b.layout;
@@ -340,7 +351,7 @@ static void attend_block(const kvt_unit *u, size_t block_row, const head_block *
             from++;
     if (u->group->v_in_k) { /* V is there already: the next product reads the next record */
         scores_of(u, from, &b, n, next_codes);
-        softmax_rows(u, from, block_row, n, &b, out);
+        softmax_rows(u, from, block_row, n, &b, sees, out);
         accumulate_values(u, from, &b, n, NULL, out.acc);
         return;
     }
@@ -351,28 +362,51 @@ static void attend_block(const kvt_unit *u, size_t block_row, const head_block *
             __builtin_prefetch(b.record + i, 0, 2);
     if (next && u->rows - from <= SPARSE_ROWS)
         prefetch_sparsely(next_codes, next->layout->k_code_bytes);
-    softmax_rows(u, from, block_row, n, &b, out);
+    softmax_rows(u, from, block_row, n, &b, sees, out);
     accumulate_values(u, from, &b, n, next_codes, out.acc);
 }
 
 /*
  * A block's address is found through the sequence's table and a record of the block, which the
- * stream of codes has driven out of the caches since they were read last.
+ * stream of codes has driven out of the caches since they were read last. With a window, a block is
+ * there for certain only where its bounds say that it is in sight; they are prefetched before.
  */
 static void prefetch_block(const kvt_unit *u, size_t block_row)
 {
     const kvt_seq *seq = u->item->seq;
-    if (block_row + 8 < seq->n_rows)
+    size_t end = u->group->window_tokens == UINT64_MAX ? seq->n_rows : u->sight.end_row;
+    if (block_row + 8 < end)
         __builtin_prefetch(&seq->table[(block_row + 8) * seq->cache->n_classes]);
-    if (block_row + 2 < seq->n_rows)
+    if (block_row + 2 >= end)
+        return;
+    if (u->group->window_tokens == UINT64_MAX) {
         __builtin_prefetch(kvt_seq_block(seq, block_row + 2, u->group_index));
+        return;
+    }
+    if (block_row + 6 < end)
+        __builtin_prefetch(kvt_seq_block(seq, block_row + 6, seq->cache->n_groups));
+    if (block_row + 4 < end)
+        __builtin_prefetch(&kvt_seq_meta(seq, block_row + 4)->lowest);
+    if (kvt_sight_sees(&u->sight, block_row + 2) != KVT_SEES_NONE)
+        __builtin_prefetch(kvt_seq_block(seq, block_row + 2, u->group_index));
+}
+
+/* The row whose block a unit reads after that of `row`, in this range or later; SIZE_MAX: none. */
+static size_t row_after(const kvt_unit *u, size_t row)
+{
+    size_t next = row + 1;
+    if (u->group->window_tokens == UINT64_MAX)
+        return next < u->item->seq->n_rows ? next : SIZE_MAX;
+    next = kvt_sight_next(&u->sight, next);
+    return next < u->sight.end_row ? next : SIZE_MAX;
 }
 
 void kvt_units_range(const kvt_unit *units, size_t n_units, size_t range, const kvt_part *outs)
 {
     const kvt_unit *u = &units[0];
     const size_t rows_a_range = KVT_RANGE_TOKENS / KVT_TOKENS;
-    size_t end = kvt_rows(u->most);
+    size_t begin = kvt_sight_range(&u->sight, range) * rows_a_range;
+    size_t end = u->sight.end_row;
 
     for (size_t i = 0; i < n_units; i++) {
         memset(outs[i].acc, 0,
@@ -382,20 +416,22 @@ void kvt_units_range(const kvt_unit *units, size_t n_units, size_t range, const 
             outs[i].l[r] = 0.0f;
         }
     }
-    if (end > (range + 1) * rows_a_range)
-        end = (range + 1) * rows_a_range;
-    for (size_t row = range * rows_a_range; row < end; row++) {
+    if (end > begin + rows_a_range)
+        end = begin + rows_a_range;
+    for (size_t row = kvt_sight_next(&u->sight, begin), after; row < end; row = after) {
+        kvt_sees sees = kvt_sight_sees(&u->sight, row);
+        after = row_after(u, row);
         prefetch_block(u, row);
         for (size_t i = 0; i < n_units; i++) {
             head_block next;
             int has_next = 1;
             if (i + 1 < n_units)
                 next = head_block_of(&units[i + 1], row);
-            else if (row + 1 < u->item->seq->n_rows)
-                next = head_block_of(&units[0], row + 1);
+            else if (after != SIZE_MAX)
+                next = head_block_of(&units[0], after);
             else
                 has_next = 0;
-            attend_block(&units[i], row, has_next ? &next : NULL, outs[i]);
+            attend_block(&units[i], row, sees, has_next ? &next : NULL, outs[i]);
         }
     }
 }
@@ -411,9 +447,23 @@ void kvt_unit_merge(const kvt_unit *u, kvt_part into, kvt_part from)
 /* What finish and the unit know of a row. */
 typedef struct unit_row {
     float m, lse;
-    uint64_t visible;
-    int masked;
+    int may_see; /* no mask is in the way, and a token is visible */
 } unit_row;
+
+/* Whether a row of an item without a mask sees a token: without one is what a window may leave. */
+static int sees_any(const kvt_unit *u, size_t row)
+{
+    uint64_t n = kvt_unit_visible(u, row);
+    const kvt_sight *sight = &u->sight;
+    if (u->group->window_tokens == UINT64_MAX)
+        return n > 0;
+    for (size_t r = kvt_sight_next(sight, 0); r < kvt_rows(n); r = kvt_sight_next(sight, r + 1))
+        for (uint64_t t = (uint64_t)r * KVT_TOKENS; t < n && t / KVT_TOKENS == r; t++)
+            if (kvt_in_window(u->group, position_of(u, row), t,
+                              kvt_seq_meta(sight->seq, r)->positions[t % KVT_TOKENS]))
+                return 1;
+    return 0;
+}
 
 /*
  * Whether a row's result can be trusted. Overflow in a logit leaves infinity or NaN in the
@@ -425,7 +475,7 @@ static int is_sound(const unit_row *row, const float *acc, size_t dims)
     for (size_t d = 0; d < dims; d++)
         bad |= (kvt_f32_bits(acc[d]) & 0x7f800000u) == 0x7f800000u;
     if (row->m == -INFINITY)
-        return !bad && (row->masked || row->visible == 0);
+        return !bad && !row->may_see;
     return !bad && isfinite(row->lse);
 }
 
@@ -441,7 +491,9 @@ int kvt_unit_store(const kvt_unit *u, kvt_part result, const kvt_view *out)
         float *acc = result.acc + r * dims;
         float sink = u->args->sink_logits ? u->args->sink_logits[head] : -INFINITY;
         float lse = k->finish(acc, dims, result.m[r], result.l[r], sink);
-        unit_row row = {result.m[r], lse, kvt_unit_visible(u, r), u->item->mask != NULL};
+        unit_row row = {result.m[r], lse, 0};
+        if (row.m == -INFINITY)
+            row.may_see = !u->item->mask && sees_any(u, r);
         /* Where nothing is visible the zeros stay zeros, none of them negative. */
         if (rotation->block && row.m != -INFINITY)
             k->unrotate(acc, rotation->signs + u->kv_head * rotation->stride,

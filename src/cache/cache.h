@@ -58,6 +58,8 @@ typedef struct kvt_group {
     uint32_t offsets;        /* K is i8 and has an offset */
     uint32_t v_in_k;         /* V is K's first dims: there are no V codes and scales */
     uint64_t residual_tokens;
+    uint64_t window_tokens; /* UINT64_MAX: no window */
+    uint64_t sink_tokens;
     kvt_rotation rotation_k, rotation_v; /* V in K: v's is k's */
 } kvt_group;
 

@@ -96,6 +96,8 @@ void kvt_group_make(const kvt_group_config *config, kvt_group *group)
                              : config->residual_tokens == KVT_RESIDUAL_NONE
                                  ? 0
                                  : config->residual_tokens;
+    group->window_tokens = config->window_tokens ? config->window_tokens : UINT64_MAX;
+    group->sink_tokens = config->sink_tokens;
     make_layout(config, KVT_SEALED, (int)group->offsets, &group->layouts[KVT_SEALED]);
     make_layout(config, KVT_OPEN, (int)group->offsets, &group->layouts[KVT_OPEN]);
     if (is_i8(config->k_type) && !(config->flags & KVT_GROUP_NO_ROTATION))
