@@ -105,6 +105,7 @@ typedef struct bench_options {
     bench_mode modes[BENCH_LIST];
     size_t n_modes;
     uint64_t queries; /* prefill */
+    uint64_t window;  /* decode; 0: none */
     uint64_t steps;   /* step: of a measurement */
     bool count;       /* step: nothing is timed */
 
@@ -128,7 +129,14 @@ typedef struct bench_case {
     uint32_t q_heads, kv_heads, k_dim, v_dim, threads;
     bool v_in_k; /* v_type is k_type then */
     uint64_t ctx;
+    uint32_t window; /* 0: none */
 } bench_case;
+
+/* Tokens that the last token's query sees. */
+static inline uint64_t bench_tokens_seen(const bench_case *c)
+{
+    return c->window && c->window < c->ctx ? c->window : c->ctx;
+}
 
 const char *bench_type_name(kvt_type type);
 /* V's type; for people (not in JSON, which has a key for it) "in K" where it is K's first dims. */

@@ -90,9 +90,11 @@ static void expect(const bench_reference *r, const float *k, const float *v, dou
 {
     const bench_case *c = &r->b->shape;
     for (size_t i = 0; i < r->queries; i++) {
-        size_t query = r->chosen[i];
-        bench_attend_double(c, r->q + query * c->q_heads * c->k_dim, 1, k, v,
-                            r->b->ctx - (r->n_queries - 1 - query), result + i * r->n_out);
+        size_t query = r->chosen[i], end = (size_t)r->b->ctx - (r->n_queries - 1 - query);
+        size_t begin = c->window && c->window < end ? end - c->window : 0;
+        bench_attend_double(c, r->q + query * c->q_heads * c->k_dim, 1,
+                            k + begin * r->b->source.k_width, v + begin * r->b->source.v_width,
+                            end - begin, result + i * r->n_out);
     }
 }
 

@@ -115,6 +115,7 @@ void bench_cache_create(bench_cache *b, const bench_case *c, size_t n_layers, si
     group.k_type = c->k_type;
     group.v_type = c->v_type;
     group.flags |= c->v_in_k ? KVT_GROUP_V_IN_K : 0;
+    group.window_tokens = c->window;
     config.groups = &group;
     config.n_groups = 1;
     config.max_tokens = n_tokens;

@@ -60,6 +60,8 @@ static const char usage[] =
     "  --v-in-k            V is the first dims of K and not stored, as in multi-head latent\n"
     "                      attention; --v as --k                (default --heads 128:1,16:1\n"
     "                      --dim 576:512)\n"
+    "decode:\n"
+    "  --window N          a sliding window of N tokens, also as 4k        (default none)\n"
     "prefill:\n"
     "  --queries N         the last so many of ctx tokens                  (default 512)\n"
     "step: (default --heads 14:2 --dim 64 --ctx 4k --layers 24)\n"
@@ -248,6 +250,11 @@ static void set_v_in_k(bench_options *o, size_t i, const char *f, const char *x)
     (void)i, (void)f, (void)x;
     o->v_in_k = true;
 }
+static void set_window(bench_options *o, size_t i, const char *f, const char *x)
+{
+    (void)i;
+    o->window = parse_count(f, x, 1, KVT_MAX_TOKENS);
+}
 static void set_queries(bench_options *o, size_t i, const char *f, const char *x)
 {
     (void)i;
@@ -338,6 +345,7 @@ static const struct flag {
     {"--quick", SWITCH, ALL, false, set_quick},
     {"--mode", LIST, ATTEND, false, set_mode},
     {"--v-in-k", SWITCH, ATTEND, false, set_v_in_k},
+    {"--window", ONE, DECODE, false, set_window},
     {"--queries", ONE, PREFILL, false, set_queries},
     {"--steps", ONE, STEP, false, set_steps},
     {"--count", SWITCH, STEP, false, set_count},
@@ -527,6 +535,7 @@ int bench_each_case(const bench_options *o, int (*run)(const bench_options *o, c
         c.k_dim = o->dims[at[4]].first;
         c.v_dim = o->dims[at[4]].second;
         c.v_in_k = o->v_in_k;
+        c.window = (uint32_t)o->window;
         c.q_heads = o->heads[at[5]].first;
         c.kv_heads = o->heads[at[5]].second;
         c.ctx = o->ctx[at[6]];
