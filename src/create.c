@@ -260,6 +260,7 @@ static int blocks_overflow(const kvt_cache *plan, uint64_t n_tokens, uint64_t *b
             sealed = kvt_rows_older(n_tokens, group->residual_tokens);
             open = rows - kvt_rows_older(n_tokens, group->residual_tokens + KVT_DRAFT_TOKENS);
         }
+        sealed -= kvt_window_released(group, n_tokens);
         if (kvt_mul_overflows(sealed, kvt_block_bytes(plan, kvt_class_of(plan, g, KVT_SEALED)),
                               &part) ||
             kvt_add_overflows(*bytes, part, bytes) ||

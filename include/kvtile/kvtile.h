@@ -208,8 +208,16 @@ typedef struct kvt_group_config {
      * only where p - x < window_tokens: its own position and the window_tokens - 1 before it, and
      * those after it as far as the causal rule or a mask allows, which hold as without a window.
      * By positions, whatever they are, not by indices. 0: no window. Attention reads only blocks of
-     * 64 tokens that have a token in sight. What is stored does not depend on it. Source:
-     * Longformer (arXiv 2004.05150); Mistral 7B (arXiv 2310.06825), whose sliding_window it is.
+     * 64 tokens that have a token in sight. What is stored does not depend on it.
+     *
+     * A commit releases the blocks of the group that no query can see whose position is at least
+     * that of the next token, or was it up to 64 tokens before: the group's memory does not grow
+     * with the length. Such tokens of the group can no longer be read or attended over, and
+     * kvt_seq_truncate says how far back a sequence can go. A step of n tokens has n more until its
+     * commit. Released blocks are kept for the next steps (kvt_cache_trim).
+     *
+     * Source: Longformer (arXiv 2004.05150); Mistral 7B (arXiv 2310.06825), whose sliding_window
+     * it is.
      */
     uint32_t window_tokens;
     /*
@@ -333,8 +341,9 @@ typedef struct kvt_cache_stats {
     uint64_t blocks_free;     /* kept by the cache for reuse: kvt_cache_trim gives them back */
     uint64_t blocks_reserved; /* kept by sequences for steps to come: kvt_seq_reserve */
     uint64_t blocks_used;     /* that hold tokens of a sequence, each counted once */
-    uint64_t blocks_shared;   /* of blocks_used: of several sequences (kvt_seq_fork) */
-    uint64_t blocks_sealed;   /* of blocks_used: i8, where the group has open blocks as well */
+    uint64_t blocks_shared; /* of blocks_used: with several references, of sequences (kvt_seq_fork)
+                                 or their checkpoints */
+    uint64_t blocks_sealed; /* of blocks_used: i8, where the group has open blocks as well */
     /* The same in bytes, with the blocks of positions and token ids that belong to them. */
     uint64_t bytes_free, bytes_reserved, bytes_used, bytes_shared;
     uint64_t reserved[8]; /* 0 */
@@ -426,7 +435,8 @@ KVT_API kvt_status kvt_seq_reserve(kvt_seq *seq, uint64_t n_tokens);
  * A pending step stays with seq alone. What seq has reserved (kvt_seq_reserve) suffices no more
  * where blocks are shared: reserve again.
  *
- * KVT_ERR_ARG  NULL, n_tokens above the length
+ * KVT_ERR_ARG    NULL, n_tokens above the length
+ * KVT_ERR_STATE  a window has released what n_tokens tokens need: kvt_seq_reachable
  * KVT_ERR_MEMORY, KVT_ERR_BUDGET
  */
 KVT_API kvt_status kvt_seq_fork(kvt_seq *seq, uint64_t n_tokens, kvt_seq **copy);
@@ -490,14 +500,17 @@ KVT_API uint64_t kvt_seq_capacity(const kvt_seq *seq);
 /* max_tokens of the config. */
 KVT_API uint64_t kvt_seq_max_tokens(const kvt_seq *seq);
 
-/* Bytes of this sequence: its blocks and table; what it shares with others counts in full. */
+/*
+ * Bytes of this sequence: its blocks, table and checkpoints; what it shares with others counts in
+ * full.
+ */
 KVT_API uint64_t kvt_seq_memory_bytes(const kvt_seq *seq);
 
 /* Set struct_size to sizeof(kvt_seq_stats) before the call. */
 typedef struct kvt_seq_stats {
     size_t struct_size;
-    uint64_t own_bytes;    /* that only this sequence has: they go with it */
-    uint64_t shared_bytes; /* of blocks that other sequences have as well */
+    uint64_t own_bytes;    /* that only this sequence has, checkpoints included: they go with it */
+    uint64_t shared_bytes; /* of blocks and checkpoints that other sequences have as well */
     uint64_t reserved[4];  /* 0 */
 } kvt_seq_stats;
 
@@ -528,10 +541,58 @@ KVT_API kvt_status kvt_seq_clear(kvt_seq *seq);
  * back the sequence is the same again once it has its old length. A cut inside a sealed block
  * leaves what is before it untouched, and what is appended there is i8 at once.
  *
+ * To a checkpoint (kvt_seq_checkpoint) however far back the sequence is exactly what it was there.
+ * Checkpoints behind n_tokens are dropped.
+ *
  * KVT_ERR_ARG    NULL, or n_tokens above the length
- * KVT_ERR_STATE  a step is pending
+ * KVT_ERR_STATE  a step is pending, or a window has released what n_tokens tokens need; the text
+ *                says what can be reached: kvt_seq_reachable
  */
 KVT_API kvt_status kvt_seq_truncate(kvt_seq *seq, uint64_t n_tokens);
+
+/*
+ * The largest number of tokens, at most n_tokens, to which the sequence can be truncated: n_tokens
+ * (or the length), but where windows have released blocks what is still there, which is the newest
+ * 64 tokens and more, or the nearest checkpoint before. 0 is always possible.
+ */
+KVT_API uint64_t kvt_seq_reachable(const kvt_seq *seq, uint64_t n_tokens);
+
+/* ---- checkpoints ---- */
+
+/*
+ * Mark the length that the sequence has now as one that it can be truncated to, or forked at,
+ * exactly: as if nothing had come behind, whatever a window has released and whatever has been
+ * sealed since. blob: `bytes` bytes of the caller's, copied, that stay with it: the state of
+ * recurrent layers (which cannot be truncated), a sampler's, the position in an image. One that is
+ * there already is replaced. Forks have the checkpoints of their source up to their own length.
+ *
+ * It has references to the blocks that a step would change or a window release: for each group the
+ * window's, and the one to three open blocks. No keys and values are copied but for the block that
+ * is not full, by the next begin.
+ *
+ * KVT_ERR_ARG    NULL
+ * KVT_ERR_STATE  a step is pending
+ * KVT_ERR_LIMIT  bytes overflows
+ * KVT_ERR_MEMORY, KVT_ERR_BUDGET: an earlier checkpoint of this length stays
+ */
+KVT_API kvt_status kvt_seq_checkpoint(kvt_seq *seq, const void *blob, size_t bytes);
+
+/*
+ * The lengths at which there are checkpoints, ascending: *n of them, the first `room` in tokens
+ * (which may be NULL where room is 0). KVT_ERR_ARG: NULL.
+ */
+KVT_API kvt_status kvt_seq_checkpoints(const kvt_seq *seq, uint64_t *tokens, size_t room,
+                                       size_t *n);
+
+/*
+ * Copy the blob of the checkpoint at n_tokens: *bytes is its size, and up to `room` bytes of it are
+ * in buffer (which may be NULL where room is 0). KVT_ERR_ARG: NULL, no checkpoint there.
+ */
+KVT_API kvt_status kvt_seq_checkpoint_read(const kvt_seq *seq, uint64_t n_tokens, void *buffer,
+                                           size_t room, size_t *bytes);
+
+/* Drop the checkpoint at n_tokens. KVT_ERR_ARG: NULL, no checkpoint there. */
+KVT_API kvt_status kvt_seq_checkpoint_drop(kvt_seq *seq, uint64_t n_tokens);
 
 /* ---- steps ---- */
 
@@ -678,6 +739,8 @@ static inline kvt_attend_args kvt_attend_args_init(void)
  * KVT_ERR_ARG    NULL, no such layer, sequences of different caches, n_queries 0, a stride that
  *                overlaps, causal with more queries than tokens, a mask beyond the tokens, ALiBi
  *                or a window without positions for the queries, an unknown flag or dtype
+ * KVT_ERR_STATE  a query's position is so far back that its window has tokens which have been
+ *                released: see kvt_group_config.window_tokens
  * KVT_ERR_VALUE  q, scale, softcap, a sink or a slope is not finite or negative where it may not
  *                be; a query is too far from all tokens for its slopes (see alibi_slopes); or
  *                logits or sums leave the range of f32; out is then unspecified
@@ -724,7 +787,8 @@ KVT_API kvt_status kvt_attend_finish(kvt_attend_plan *plan, void *scratch);
  *
  * out: [n][n_kv_heads][k_dim or v_dim], f32, f16 (saturated) or bf16, any strides.
  *
- * KVT_ERR_ARG: NULL, no such layer or side, a range beyond the tokens, strides that overlap.
+ * KVT_ERR_ARG    NULL, no such layer or side, a range beyond the tokens, strides that overlap
+ * KVT_ERR_STATE  the window of the layer's group has released some of the tokens
  */
 KVT_API kvt_status kvt_read(const kvt_seq *seq, uint32_t layer, kvt_side side, uint64_t first,
                             uint64_t n, const kvt_tensor *out);
@@ -743,7 +807,7 @@ typedef struct kvt_token_view {
  * until it returns non-zero. stopped_at (may be NULL): the index at which it did, or first + n.
  * The visitor may read the sequence but not change it.
  *
- * KVT_ERR_ARG: as kvt_read. KVT_ERR_MEMORY: no room for one token as f32.
+ * KVT_ERR_ARG, KVT_ERR_STATE: as kvt_read. KVT_ERR_MEMORY: no room for one token as f32.
  */
 KVT_API kvt_status kvt_visit(const kvt_seq *seq, uint32_t layer, uint64_t first, uint64_t n,
                              int (*visitor)(void *user, const kvt_token_view *token), void *user,

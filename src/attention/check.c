@@ -13,6 +13,7 @@ static kvt_status check_item(const kvt_cache *cache, const kvt_attend_args *args
 {
     const kvt_attend_item *item = &args->items[i];
     uint64_t n_tokens, rows;
+    size_t released;
 
     if (!item->seq || item->seq->cache != cache)
         return kvt_fail(cache, KVT_ERR_ARG, "kvt_attend: item %zu: seq is NULL or of another cache",
@@ -55,6 +56,15 @@ static kvt_status check_item(const kvt_cache *cache, const kvt_attend_args *args
                                 "kvt_attend: item %zu: query_positions[%llu] "
                                 "is negative",
                                 i, (unsigned long long)j);
+    released = item->seq->groups[cache->layers[args->layer].group].first;
+    if (released) {
+        kvt_sight sight = kvt_sight_of(group, item, n_tokens, 0, item->n_queries - 1, n_tokens);
+        if (sight.first_row < released && sight.first_row < sight.end_row)
+            return kvt_fail(cache, KVT_ERR_STATE,
+                            "kvt_attend: item %zu: a query's window begins in tokens before %llu, "
+                            "which have been released",
+                            i, (unsigned long long)released * KVT_TOKENS);
+    }
     return KVT_OK;
 }
 

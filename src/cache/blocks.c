@@ -16,6 +16,15 @@ size_t kvt_block_bytes(const kvt_cache *cache, uint32_t class_index)
     return kvt_round_up(sizeof(kvt_block) + cache->class_bytes[class_index], 64);
 }
 
+kvt_status kvt_block_memory(kvt_cache *cache, size_t bytes, const char *what, void **memory)
+{
+    kvt_status status = kvt_mem_alloc(cache, bytes, NULL, memory);
+    if (status == KVT_OK)
+        return KVT_OK;
+    kvt_blocks_trim(cache);
+    return kvt_mem_alloc(cache, bytes, what, memory);
+}
+
 kvt_status kvt_block_get(kvt_cache *cache, uint32_t class_index, kvt_block **block)
 {
     size_t bytes = kvt_block_bytes(cache, class_index);
@@ -34,11 +43,7 @@ kvt_status kvt_block_get(kvt_cache *cache, uint32_t class_index, kvt_block **blo
     }
     pthread_mutex_unlock(&cache->lock);
     if (!found) {
-        status = kvt_mem_alloc(cache, bytes, NULL, &memory);
-        if (status != KVT_OK) {
-            kvt_blocks_trim(cache);
-            status = kvt_mem_alloc(cache, bytes, "a block of 64 tokens", &memory);
-        }
+        status = kvt_block_memory(cache, bytes, "a block of 64 tokens", &memory);
         if (status != KVT_OK)
             return status;
         found = memory;

@@ -4,7 +4,7 @@
  *
  * Files, each of which may use those before it: geometry.c (layouts, rotation), blocks.c (blocks
  * and their free lists), cache.c (the handle), rows.c (a sequence's block table), sequence.c
- * (steps), fork.c (sequences that share blocks), seal.c (tokens into open and sealed blocks), append.c and read.c. src/create.c makes a
+ * (steps), fork.c (sequences that share blocks), window.c (what is out of sight), checkpoint.c, seal.c (tokens into open and sealed blocks), append.c and read.c. src/create.c makes a
  * cache.
  */
 #ifndef KVT_CACHE_H
@@ -87,8 +87,10 @@ typedef struct kvt_block {
     uint32_t class_index;
     uint32_t form;       /* KVT_SEALED or KVT_OPEN */
     uint32_t is_new;     /* has never been in a free list */
-    uint32_t references; /* of block tables, under the cache's lock; 0 in a free list */
-    uint32_t reserved[6];
+    uint32_t references; /* of block tables and checkpoints; 0 in a free list */
+    uint32_t seen;       /* of them, by kvt_seq_get_stats; all three under the cache's lock */
+    uint64_t visit;
+    uint32_t reserved[2];
 } kvt_block;
 
 _Static_assert(sizeof(kvt_block) == 64, "a block's data begins at a multiple of 64 bytes");
@@ -115,6 +117,7 @@ struct kvt_cache {
     pthread_mutex_t lock; /* guards references (also of blocks, and their twins), n_plans, the
                              free lists and the numbers of blocks; held shortly */
     uint64_t references;  /* the handle and the sequences */
+    uint64_t n_visits;    /* calls of kvt_seq_get_stats */
     uint64_t n_plans;     /* ids given to attend plans */
 
     uint64_t max_tokens;
@@ -160,7 +163,24 @@ _Static_assert(offsetof(struct kvt_cache, heap) == 0, "memory.c and status.c tak
  */
 typedef struct kvt_seq_group {
     size_t n_final, n_sealed, seal_end;
+    /*
+     * With a window: rows kvt_sink_rows .. first - 1 have no block of the group, because no query to
+     * come can see them. Any other group, or nothing released: 0.
+     */
+    size_t first;
 } kvt_seq_group;
+
+/* Rows that a window leaves: those of the sinks, and row 0, whose offset later rows take. */
+static inline size_t kvt_sink_rows(const kvt_group *group)
+{
+    uint64_t rows = (group->sink_tokens + KVT_TOKENS - 1) / KVT_TOKENS;
+    return rows == 0 && group->offsets ? 1 : (size_t)rows;
+}
+
+static inline int kvt_has_window(const kvt_group *group)
+{
+    return group->window_tokens != UINT64_MAX;
+}
 
 /* How many rows are full of tokens older than the last `residual` of n_tokens. */
 static inline size_t kvt_rows_older(uint64_t n_tokens, uint64_t residual)
@@ -172,11 +192,17 @@ static inline size_t kvt_rows_older(uint64_t n_tokens, uint64_t residual)
 #define KVT_DRAFT_TOKENS 64
 
 /*
+ * A sequence as it was when it had n_tokens tokens, as far as its table may have lost it since:
+ * checkpoint.c. Never changed once made; forks share it.
+ */
+typedef struct kvt_checkpoint kvt_checkpoint;
+
+/*
  * Row r of the table holds tokens 64 r .. 64 r + 63. It has a column for each class of blocks:
  * column g is what is in force of group g, sealed or open; column n_groups the positions; column
  * n_groups + 1 + g the other form of group g's block, where it is kept beside (kvt_seq_group), else
- * NULL. Rows 0 .. n_rows - 1 have their blocks in force, the others none. n_rows covers length +
- * pending.
+ * NULL. Rows 0 .. n_rows - 1 have their blocks in force, but for those that a window has released
+ * (kvt_seq_group.first); the others have none. n_rows covers length + pending.
  *
  * Each entry is a reference to its block. A block with one reference belongs to the sequence; one
  * with more is never written: begin copies the row that it writes into (fork.c).
@@ -194,7 +220,9 @@ struct kvt_seq {
     kvt_seq_group groups[KVT_MAX_GROUPS];
     kvt_block *spare[KVT_MAX_CLASSES]; /* reserved, and not in use */
     size_t n_spare[KVT_MAX_CLASSES];
-    uint64_t exempt_bytes; /* of its open blocks: see account() */
+    uint64_t exempt_bytes;        /* of its open blocks: see account() */
+    kvt_checkpoint **checkpoints; /* [checkpoint_room], n_checkpoints of them, by tokens */
+    size_t n_checkpoints, checkpoint_room;
     int32_t next_position; /* of the next token where the caller has set it, else -1 */
     uint32_t tag_bytes;
     unsigned char tag[KVT_MAX_TAG];
@@ -289,6 +317,8 @@ void kvt_block_part_locked(kvt_block *block);
 /* Whether a block has no reference but the caller's, which then nobody else can change. */
 int kvt_block_is_own(kvt_cache *cache, const kvt_block *block);
 
+/* Memory of the cache; where there is none, once more without free blocks. */
+kvt_status kvt_block_memory(kvt_cache *cache, size_t bytes, const char *what, void **memory);
 /* Free every block in the free lists. */
 void kvt_blocks_trim(kvt_cache *cache);
 
@@ -315,10 +345,16 @@ void kvt_rows_shrink(kvt_seq *seq, size_t n_rows);
 /* Give up all that the sequence has, and take n_rows rows of blocks, [n_rows][n_classes]. */
 void kvt_rows_replace(kvt_seq *seq, kvt_block *const *table, size_t n_rows, uint64_t n_tokens);
 /*
- * An empty sequence gets the first n_tokens committed tokens of another one, all its blocks shared.
- * KVT_ERR_BUDGET: it has them, but open blocks that were not held against the budget now would be.
+ * An empty sequence gets the first n_tokens committed tokens of another one, all its blocks shared;
+ * kvt_rows_charge has to follow.
  */
-kvt_status kvt_rows_share(kvt_seq *from, uint64_t n_tokens, kvt_seq *to);
+void kvt_rows_share(const kvt_seq *from, uint64_t n_tokens, kvt_seq *to);
+/* Give back the blocks of a group in rows from .. to - 1, which are sealed for good. */
+void kvt_rows_drop(kvt_seq *seq, uint32_t g, size_t from, size_t to);
+/* The sequence becomes what the checkpoint has kept; the tokens before that are there. */
+void kvt_rows_restore(kvt_seq *seq, const kvt_checkpoint *checkpoint);
+/* Hold open blocks that are no longer the sequence's alone against the budget: KVT_ERR_BUDGET. */
+kvt_status kvt_rows_charge(kvt_seq *seq);
 /* Copy the blocks of the last row, where it is not full, that are shared. KVT_ERR_ of memory. */
 kvt_status kvt_rows_own_last(kvt_seq *seq);
 /* Give up all blocks, reserved ones included. */
@@ -328,6 +364,42 @@ void kvt_rows_release(kvt_seq *seq);
 
 /* The first n_tokens tokens of a block, of all layers, into a block of the same class. */
 void kvt_block_copy(kvt_cache *cache, const kvt_block *from, size_t n_tokens, kvt_block *to);
+
+/* ---- window.c ---- */
+
+/* Whether all that a sequence of its first n_tokens tokens needs is in its table. */
+int kvt_window_reaches(const kvt_seq *seq, uint64_t n_tokens);
+/* Give back what no query to come can see, nor one after a truncate by KVT_DRAFT_TOKENS. */
+void kvt_window_release(kvt_seq *seq);
+/* Rows of a group that are released at n_tokens tokens with the positions 0, 1, 2, ... */
+uint64_t kvt_window_released(const kvt_group *group, uint64_t n_tokens);
+
+/* ---- checkpoint.c ---- */
+
+struct kvt_checkpoint {
+    uint64_t references; /* of sequences; under the cache's lock */
+    uint64_t n_tokens;
+    size_t bytes; /* of this structure, blocks and blob included */
+    size_t blob_bytes;
+    size_t n_blocks;
+    int32_t next_position;
+    kvt_seq_group groups[KVT_MAX_GROUPS];
+    size_t from[KVT_MAX_GROUPS + 1]; /* by column: rows from here on are kept */
+    /*
+     * By columns: of rows from[c] .. kvt_rows(n_tokens) - 1 the blocks in force, then (groups only)
+     * those beside. Then the blob.
+     */
+    kvt_block *blocks[];
+};
+
+/* The blocks of a column in a checkpoint: in force, and as many beside behind them. */
+kvt_block *const *kvt_checkpoint_blocks(const kvt_checkpoint *checkpoint, uint32_t column);
+/* The checkpoint at n_tokens, or NULL. */
+const kvt_checkpoint *kvt_checkpoint_at(const kvt_seq *seq, uint64_t n_tokens);
+/* Drop those at n_tokens tokens and behind. */
+void kvt_checkpoints_drop_from(kvt_seq *seq, uint64_t n_tokens);
+/* A new sequence gets those of another one up to n_tokens. */
+kvt_status kvt_checkpoints_share(const kvt_seq *from, uint64_t n_tokens, kvt_seq *to);
 
 /* ---- sequence.c ---- */
 

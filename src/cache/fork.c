@@ -51,6 +51,7 @@ void kvt_block_copy(kvt_cache *cache, const kvt_block *from, size_t n_tokens, kv
 
 kvt_status kvt_seq_fork(kvt_seq *seq, uint64_t n_tokens, kvt_seq **copy_out)
 {
+    const kvt_checkpoint *checkpoint;
     kvt_seq *copy;
     kvt_status status;
 
@@ -61,6 +62,13 @@ kvt_status kvt_seq_fork(kvt_seq *seq, uint64_t n_tokens, kvt_seq **copy_out)
     if (n_tokens > seq->length)
         return kvt_fail(seq->cache, KVT_ERR_ARG, "kvt_seq_fork: %llu of %llu tokens",
                         (unsigned long long)n_tokens, (unsigned long long)seq->length);
+    checkpoint = kvt_checkpoint_at(seq, n_tokens);
+    if (!checkpoint && !kvt_window_reaches(seq, n_tokens))
+        return kvt_fail(seq->cache, KVT_ERR_STATE,
+                        "kvt_seq_fork: at %llu tokens: a window has released what they need; the "
+                        "next that can be reached is %llu",
+                        (unsigned long long)n_tokens,
+                        (unsigned long long)kvt_seq_reachable(seq, n_tokens));
     status = kvt_seq_create(seq->cache, &copy);
     if (status != KVT_OK)
         return status;
@@ -68,7 +76,12 @@ kvt_status kvt_seq_fork(kvt_seq *seq, uint64_t n_tokens, kvt_seq **copy_out)
     memcpy(copy->tag, seq->tag, seq->tag_bytes);
     if (n_tokens == seq->length)
         copy->next_position = seq->next_position;
-    status = kvt_rows_share(seq, n_tokens, copy);
+    kvt_rows_share(seq, n_tokens, copy);
+    if (checkpoint && n_tokens < seq->length)
+        kvt_rows_restore(copy, checkpoint);
+    status = kvt_checkpoints_share(seq, n_tokens, copy);
+    if (status == KVT_OK)
+        status = kvt_rows_charge(seq);
     /* A pending step writes behind the committed tokens of the last block, which is its own. */
     if (status == KVT_OK && seq->pending && copy->n_rows == kvt_rows(seq->length))
         status = kvt_rows_own_last(copy);

@@ -16,7 +16,7 @@ static kvt_status make_reader(const kvt_seq *seq, uint32_t layer, uint64_t first
                               const char *call, reader *r)
 {
     const kvt_cache *cache;
-    uint64_t visible;
+    uint64_t visible, released, sinks;
     if (!seq)
         return KVT_ERR_ARG;
     cache = seq->cache;
@@ -32,6 +32,12 @@ static kvt_status make_reader(const kvt_seq *seq, uint32_t layer, uint64_t first
     r->group_index = cache->layers[layer].group;
     r->layer_index = cache->layers[layer].index;
     r->group = &cache->groups[r->group_index];
+    released = seq->groups[r->group_index].first * (uint64_t)KVT_TOKENS;
+    sinks = kvt_sink_rows(r->group) * (uint64_t)KVT_TOKENS;
+    if (n && first < released && first + n > sinks)
+        return kvt_fail(cache, KVT_ERR_STATE,
+                        "%s: the window of layer %u has released tokens %llu to %llu", call, layer,
+                        (unsigned long long)sinks, (unsigned long long)released - 1);
     return KVT_OK;
 }
 

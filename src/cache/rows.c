@@ -181,12 +181,56 @@ void kvt_rows_shrink(kvt_seq *seq, size_t n_rows)
         group->n_sealed = group->n_sealed < n_rows ? group->n_sealed : n_rows;
         group->n_final = group->n_final < group->n_sealed ? group->n_final : group->n_sealed;
         group->seal_end = group->n_sealed;
+        if (n_rows <= kvt_sink_rows(&cache->groups[g]))
+            group->first = 0;
     }
+    account(seq);
+}
+
+void kvt_rows_drop(kvt_seq *seq, uint32_t g, size_t from, size_t to)
+{
+    for (size_t row = from; row < to; row++)
+        put_block(seq, take_out(kvt_seq_entry(seq, row, g)));
+}
+
+/* Put another block, or none, into an entry, whose block is given back. */
+static void exchange(kvt_seq *seq, kvt_block **entry, kvt_block *block)
+{
+    kvt_block *old = *entry;
+    if (block) {
+        pthread_mutex_lock(&seq->cache->lock);
+        kvt_block_refer_locked(seq->cache, block);
+        pthread_mutex_unlock(&seq->cache->lock);
+    }
+    *entry = block;
+    put_block(seq, old);
+}
+
+void kvt_rows_restore(kvt_seq *seq, const kvt_checkpoint *checkpoint)
+{
+    kvt_cache *cache = seq->cache;
+    size_t n_rows = kvt_rows(checkpoint->n_tokens);
+
+    put_rows(seq, n_rows, seq->n_rows);
+    seq->n_rows = n_rows;
+    for (uint32_t c = 0; c <= cache->n_groups; c++) {
+        kvt_block *const *blocks = kvt_checkpoint_blocks(checkpoint, c);
+        size_t from = checkpoint->from[c];
+        for (size_t row = from; row < n_rows; row++) {
+            exchange(seq, kvt_seq_entry(seq, row, c), blocks[row - from]);
+            if (c < cache->n_groups)
+                exchange(seq, beside(seq, row, c), blocks[n_rows - from + row - from]);
+        }
+    }
+    memcpy(seq->groups, checkpoint->groups, sizeof seq->groups);
+    seq->length = checkpoint->n_tokens;
+    seq->next_position = checkpoint->next_position;
     account(seq);
 }
 
 void kvt_rows_replace(kvt_seq *seq, kvt_block *const *table, size_t n_rows, uint64_t n_tokens)
 {
+    kvt_checkpoints_drop_from(seq, 0);
     kvt_rows_shrink(seq, 0);
     if (n_rows)
         memcpy(seq->table, table, n_rows * seq->cache->n_classes * sizeof *table);
@@ -224,7 +268,7 @@ static kvt_status set_exempt(kvt_seq *seq, uint64_t exempt)
     return status;
 }
 
-kvt_status kvt_rows_share(kvt_seq *from, uint64_t n_tokens, kvt_seq *to)
+void kvt_rows_share(const kvt_seq *from, uint64_t n_tokens, kvt_seq *to)
 {
     kvt_cache *cache = from->cache;
     size_t n_rows = kvt_rows(n_tokens);
@@ -252,10 +296,15 @@ kvt_status kvt_rows_share(kvt_seq *from, uint64_t n_tokens, kvt_seq *to)
         group->n_sealed = group->n_sealed < n_rows ? group->n_sealed : n_rows;
         group->n_final = group->n_final < group->n_sealed ? group->n_final : group->n_sealed;
         group->seal_end = group->n_sealed;
+        if (n_rows <= kvt_sink_rows(&cache->groups[g]))
+            group->first = 0;
     }
     kvt_rows_revert(to, n_tokens);
-    /* Open blocks that were exempt are shared now. */
-    return set_exempt(from, exemption(from));
+}
+
+kvt_status kvt_rows_charge(kvt_seq *seq)
+{
+    return set_exempt(seq, exemption(seq));
 }
 
 /* ---- a step's blocks ---- */
@@ -639,9 +688,48 @@ uint64_t kvt_seq_capacity(const kvt_seq *seq)
     return most < cache->max_tokens ? most : cache->max_tokens;
 }
 
+/*
+ * Every reference of a sequence and of its checkpoints. own: not of a checkpoint that other
+ * sequences have too.
+ */
+static void each_block(const kvt_seq *seq,
+                       void (*visit)(const kvt_cache *cache, kvt_block *block, uint32_t own,
+                                     kvt_seq_stats *stats),
+                       kvt_seq_stats *stats)
+{
+    const kvt_cache *cache = seq->cache;
+    for (size_t i = 0; i < seq->n_rows * cache->n_classes; i++)
+        if (seq->table[i])
+            visit(cache, seq->table[i], 1, stats);
+    for (size_t i = 0; i < seq->n_checkpoints; i++) {
+        const kvt_checkpoint *checkpoint = seq->checkpoints[i];
+        for (size_t j = 0; j < checkpoint->n_blocks; j++)
+            if (checkpoint->blocks[j])
+                visit(cache, checkpoint->blocks[j], checkpoint->references == 1, stats);
+    }
+}
+
+static void see_block(const kvt_cache *cache, kvt_block *block, uint32_t own, kvt_seq_stats *stats)
+{
+    (void)stats;
+    block->seen = block->visit == cache->n_visits ? block->seen + own : own;
+    block->visit = cache->n_visits;
+}
+
+/* Once a block: it is the sequence's own where all its references are. */
+static void count_block(const kvt_cache *cache, kvt_block *block, uint32_t own,
+                        kvt_seq_stats *stats)
+{
+    uint64_t bytes = kvt_block_bytes(cache, block->class_index);
+    (void)own;
+    if (block->visit == cache->n_visits)
+        *(block->seen < block->references ? &stats->shared_bytes : &stats->own_bytes) += bytes;
+    block->visit = 0;
+}
+
 kvt_status kvt_seq_get_stats(const kvt_seq *seq, kvt_seq_stats *stats)
 {
-    const kvt_cache *cache;
+    kvt_cache *cache;
     kvt_seq_stats found;
     if (!seq)
         return KVT_ERR_ARG;
@@ -651,20 +739,20 @@ kvt_status kvt_seq_get_stats(const kvt_seq *seq, kvt_seq_stats *stats)
                         "kvt_seq_get_stats: stats is NULL, or struct_size is not this version's");
     memset(&found, 0, sizeof found);
     found.struct_size = sizeof found;
-    found.own_bytes = kvt_seq_own_bytes(cache);
+    found.own_bytes = kvt_seq_own_bytes(cache) +
+                      kvt_round_up(seq->checkpoint_room * sizeof *seq->checkpoints, 64);
     for (uint32_t c = 0; c < cache->n_classes; c++)
         found.own_bytes += seq->n_spare[c] * kvt_block_bytes(cache, c);
-    pthread_mutex_lock(&seq->cache->lock);
-    for (size_t row = 0; row < seq->n_rows; row++)
-        for (uint32_t c = 0; c < cache->n_classes; c++) {
-            const kvt_block *block = *kvt_seq_entry(seq, row, c);
-            uint64_t bytes = block ? kvt_block_bytes(cache, block->class_index) : 0;
-            if (block && block->references > 1)
-                found.shared_bytes += bytes;
-            else
-                found.own_bytes += bytes;
-        }
-    pthread_mutex_unlock(&seq->cache->lock);
+    pthread_mutex_lock(&cache->lock);
+    cache->n_visits++;
+    each_block(seq, see_block, &found);
+    each_block(seq, count_block, &found);
+    for (size_t i = 0; i < seq->n_checkpoints; i++) {
+        const kvt_checkpoint *checkpoint = seq->checkpoints[i];
+        uint64_t bytes = kvt_round_up(checkpoint->bytes, 64);
+        *(checkpoint->references > 1 ? &found.shared_bytes : &found.own_bytes) += bytes;
+    }
+    pthread_mutex_unlock(&cache->lock);
     *stats = found;
     return KVT_OK;
 }

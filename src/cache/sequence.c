@@ -22,16 +22,6 @@ uint64_t kvt_seq_own_bytes(const kvt_cache *cache)
 
 /* ---- create, destroy ---- */
 
-/* Memory of the cache; where there is none, once more without free blocks. */
-static kvt_status get_memory(kvt_cache *cache, size_t bytes, const char *what, void **memory)
-{
-    kvt_status status = kvt_mem_alloc(cache, bytes, NULL, memory);
-    if (status == KVT_OK)
-        return KVT_OK;
-    kvt_blocks_trim(cache);
-    return kvt_mem_alloc(cache, bytes, what, memory);
-}
-
 kvt_status kvt_seq_create(kvt_cache *cache, kvt_seq **seq_out)
 {
     void *memory = NULL, *appended = NULL, *table = NULL;
@@ -40,11 +30,11 @@ kvt_status kvt_seq_create(kvt_cache *cache, kvt_seq **seq_out)
 
     if (!cache || !seq_out)
         return kvt_fail(cache, KVT_ERR_ARG, "kvt_seq_create: NULL");
-    status = get_memory(cache, sizeof *seq, "a sequence", &memory);
+    status = kvt_block_memory(cache, sizeof *seq, "a sequence", &memory);
     if (status == KVT_OK)
-        status = get_memory(cache, cache->n_layers, "a sequence's layers", &appended);
+        status = kvt_block_memory(cache, cache->n_layers, "a sequence's layers", &appended);
     if (status == KVT_OK)
-        status = get_memory(cache, table_bytes(cache), "a sequence's block table", &table);
+        status = kvt_block_memory(cache, table_bytes(cache), "a sequence's block table", &table);
     if (status != KVT_OK) {
         kvt_mem_free(cache, appended, cache->n_layers);
         kvt_mem_free(cache, memory, sizeof *seq);
@@ -68,6 +58,7 @@ void kvt_seq_destroy(kvt_seq *seq)
     if (!seq)
         return;
     cache = seq->cache;
+    kvt_checkpoints_drop_from(seq, 0);
     kvt_rows_release(seq);
     kvt_mem_free(cache, seq->table, table_bytes(cache));
     kvt_mem_free(cache, seq->appended, cache->n_layers);
@@ -288,6 +279,7 @@ kvt_status kvt_seq_commit(kvt_seq *seq, const int32_t *token_ids)
     seq->pending = 0;
     seq->next_position = -1;
     kvt_rows_commit(seq);
+    kvt_window_release(seq);
     return KVT_OK;
 }
 
@@ -302,6 +294,7 @@ kvt_status kvt_seq_abort(kvt_seq *seq)
 
 kvt_status kvt_seq_truncate(kvt_seq *seq, uint64_t n_tokens)
 {
+    const kvt_checkpoint *checkpoint;
     if (!seq)
         return KVT_ERR_ARG;
     if (seq->pending)
@@ -309,11 +302,24 @@ kvt_status kvt_seq_truncate(kvt_seq *seq, uint64_t n_tokens)
     if (n_tokens > seq->length)
         return kvt_fail(seq->cache, KVT_ERR_ARG, "kvt_seq_truncate: to %llu of %llu tokens",
                         (unsigned long long)n_tokens, (unsigned long long)seq->length);
-    kvt_rows_revert(seq, n_tokens);
-    if (n_tokens < seq->length)
+    checkpoint = kvt_checkpoint_at(seq, n_tokens);
+    if (!checkpoint && !kvt_window_reaches(seq, n_tokens))
+        return kvt_fail(seq->cache, KVT_ERR_STATE,
+                        "kvt_seq_truncate: to %llu tokens: a window has released what they need; "
+                        "the next that can be reached is %llu",
+                        (unsigned long long)n_tokens,
+                        (unsigned long long)kvt_seq_reachable(seq, n_tokens));
+    if (n_tokens == seq->length)
+        return KVT_OK;
+    if (checkpoint) {
+        kvt_rows_restore(seq, checkpoint);
+    } else {
+        kvt_rows_revert(seq, n_tokens);
+        seq->length = n_tokens;
         seq->next_position = -1;
-    seq->length = n_tokens;
-    kvt_rows_shrink(seq, kvt_rows(n_tokens));
+        kvt_rows_shrink(seq, kvt_rows(n_tokens));
+    }
+    kvt_checkpoints_drop_from(seq, n_tokens + 1);
     return KVT_OK;
 }
 
@@ -324,6 +330,7 @@ kvt_status kvt_seq_clear(kvt_seq *seq)
     seq->length = 0;
     seq->pending = 0;
     seq->next_position = -1;
+    kvt_checkpoints_drop_from(seq, 0);
     kvt_rows_shrink(seq, 0);
     return KVT_OK;
 }

@@ -1,0 +1,123 @@
+/*
+ * Sliding windows: which blocks of a group a sequence needs, and the release of the others.
+ *
+ * A query at position p sees what is above p - window_tokens, so that a sequence of n tokens, whose
+ * next query stands at position(n - 1) + 1, needs the rows from the first on that reaches that far:
+ * kvt_meta.reach, which does not fall from row to row, is searched for it. The positions and token
+ * ids of all rows stay.
+ *
+ * A commit releases what is out of sight for every length down to KVT_DRAFT_TOKENS tokens before
+ * the one that it leads to, so that rejected drafts can be taken back, and blocks that are not
+ * sealed for good stay. The rows of the sinks stay, and row 0, whose offset open rows take.
+ */
+#include "src/cache/cache.h"
+
+static int32_t reach_of(const kvt_seq *seq, size_t row)
+{
+    return kvt_seq_meta(seq, row)->reach;
+}
+
+/* The first row behind the sinks and below n_rows that reaches beyond `position`, or n_rows. */
+static size_t first_beyond(const kvt_seq *seq, const kvt_group *group, size_t n_rows,
+                           int64_t position)
+{
+    size_t low = kvt_sink_rows(group), high = n_rows;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        if (reach_of(seq, middle) > position)
+            high = middle;
+        else
+            low = middle + 1;
+    }
+    return low;
+}
+
+static int64_t position_of(const kvt_seq *seq, uint64_t token)
+{
+    return kvt_seq_meta(seq, (size_t)(token / KVT_TOKENS))->positions[token % KVT_TOKENS];
+}
+
+int kvt_window_reaches(const kvt_seq *seq, uint64_t n_tokens)
+{
+    for (uint32_t g = 0; g < seq->cache->n_groups; g++) {
+        const kvt_group *group = &seq->cache->groups[g];
+        size_t n_rows = kvt_rows(n_tokens), first = seq->groups[g].first;
+        int64_t behind;
+        if (first == 0 || n_rows <= kvt_sink_rows(group))
+            continue;
+        if (n_rows <= first)
+            return 0;
+        behind = position_of(seq, n_tokens - 1) + 1 - (int64_t)group->window_tokens;
+        if (first_beyond(seq, group, n_rows, behind) < first)
+            return 0;
+    }
+    return 1;
+}
+
+/* The lowest position of a query to come, after a truncate by up to KVT_DRAFT_TOKENS at most. */
+static int64_t lowest_query(const kvt_seq *seq)
+{
+    int64_t lowest = INT64_MAX;
+    for (uint64_t i = 0; i <= KVT_DRAFT_TOKENS; i++) {
+        int64_t next = position_of(seq, seq->length - 1 - i) + 1;
+        lowest = next < lowest ? next : lowest;
+    }
+    return lowest;
+}
+
+void kvt_window_release(kvt_seq *seq)
+{
+    for (uint32_t g = 0; g < seq->cache->n_groups; g++) {
+        const kvt_group *group = &seq->cache->groups[g];
+        kvt_seq_group *state = &seq->groups[g];
+        size_t first, end;
+        if (!kvt_has_window(group) || seq->length <= KVT_DRAFT_TOKENS)
+            continue;
+        end =
+            group->seals ? state->n_final : (size_t)((seq->length - KVT_DRAFT_TOKENS) / KVT_TOKENS);
+        first = first_beyond(seq, group, end, lowest_query(seq) - (int64_t)group->window_tokens);
+        if (first <= state->first || first <= kvt_sink_rows(group))
+            continue;
+        kvt_rows_drop(seq, g, state->first ? state->first : kvt_sink_rows(group), first);
+        state->first = first;
+    }
+}
+
+uint64_t kvt_window_released(const kvt_group *group, uint64_t n_tokens)
+{
+    uint64_t most, rows, sinks = kvt_sink_rows(group);
+    if (!kvt_has_window(group) || n_tokens <= KVT_DRAFT_TOKENS)
+        return 0;
+    n_tokens -= KVT_DRAFT_TOKENS; /* the query's position, and the next row's first token */
+    most = group->seals ? kvt_rows_older(n_tokens, group->residual_tokens) : n_tokens / KVT_TOKENS;
+    rows = n_tokens + 1 > group->window_tokens ? (n_tokens + 1 - group->window_tokens) / KVT_TOKENS
+                                               : 0;
+    rows = rows < most ? rows : most;
+    return rows > sinks ? rows - sinks : 0;
+}
+
+uint64_t kvt_seq_reachable(const kvt_seq *seq, uint64_t n_tokens)
+{
+    uint64_t lowest = 0; /* no shorter length within the window can be reached */
+    if (!seq)
+        return 0;
+    if (n_tokens > seq->length)
+        n_tokens = seq->length;
+    for (uint32_t g = 0; g < seq->cache->n_groups; g++)
+        if (seq->groups[g].first * (uint64_t)KVT_TOKENS > lowest)
+            lowest = seq->groups[g].first * (uint64_t)KVT_TOKENS;
+    for (; n_tokens > lowest; n_tokens--)
+        if (kvt_checkpoint_at(seq, n_tokens) || kvt_window_reaches(seq, n_tokens))
+            return n_tokens;
+    /* Checkpoints, and what lies in the rows of the sinks of all groups that have released any. */
+    for (uint32_t g = 0; g < seq->cache->n_groups; g++)
+        if (seq->groups[g].first) {
+            uint64_t sinks = kvt_sink_rows(&seq->cache->groups[g]) * (uint64_t)KVT_TOKENS;
+            lowest = sinks < lowest ? sinks : lowest;
+        }
+    lowest = lowest < n_tokens ? lowest : n_tokens;
+    for (size_t i = seq->n_checkpoints; i-- > 0;)
+        if (seq->checkpoints[i]->n_tokens <= n_tokens && seq->checkpoints[i]->n_tokens > lowest)
+            return seq->checkpoints[i]->n_tokens;
+    return lowest;
+}

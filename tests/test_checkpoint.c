@@ -1,0 +1,531 @@
+/*
+ * Windows that release blocks, and checkpoints: outputs are those of a cache that keeps everything
+ * and masks; memory does not grow; what can be truncated to is said and holds; a checkpoint is bit
+ * for bit what the sequence was there.
+ */
+#include "subject.h"
+
+#include <math.h>
+#include <stdio.h>
+
+/* ---- caches ---- */
+
+/* Two groups, of which the first has a window. */
+static void windowed_groups(kvt_group_config *g, uint32_t window, uint32_t sinks, kvt_type type)
+{
+    g[0] = group_of(1, 2, 1, 16, 16, type, type);
+    g[1] = group_of(1, 2, 1, 16, 8, KVT_TYPE_I8, KVT_TYPE_I8);
+    g[0].window_tokens = window;
+    g[0].sink_tokens = sinks;
+}
+
+/* Attention of the last query over one layer. seen: how many of the last tokens; 0: all. */
+static void attend_layer(const subject *s, const kvt_seq *seq, uint32_t layer, const uint8_t *mask,
+                         float *out)
+{
+    float q[32];
+    kvt_attend_item item = {.seq = seq, .n_queries = 1};
+    kvt_attend_args args = kvt_attend_args_init();
+    for (size_t i = 0; i < 32; i++)
+        q[i] = (float)(i % 7) * 0.1f - 0.3f;
+    if (mask) {
+        item.mask = mask;
+        item.mask_tokens = kvt_seq_length(seq);
+        item.mask_stride = (MOST + 7) / 8;
+    }
+    args.layer = layer;
+    args.items = &item;
+    args.n_items = 1;
+    args.q = kvt_tensor_f32(q);
+    args.out = kvt_tensor_f32(out);
+    expect_ok(s->cache, kvt_attend(s->cache, &args));
+}
+
+/* One output of a sequence with a window equals that of one without, under a mask. */
+static void expect_masked(const subject *w, const kvt_seq *seq, const subject *all,
+                          const kvt_seq *whole)
+{
+    uint64_t n = kvt_seq_length(seq);
+    uint8_t mask[(MOST + 7) / 8] = {0};
+    float a[32], b[32];
+    for (uint64_t t = 0; t < n; t++)
+        if (n - 1 - t < w->groups[0].window_tokens || t < w->groups[0].sink_tokens)
+            mask[t / 8] |= (uint8_t)(1u << t % 8);
+    attend_layer(w, seq, 0, NULL, a);
+    attend_layer(all, whole, 0, mask, b);
+    assert_memory_equal(a, b, 2 * w->groups[0].v_dim * sizeof *a);
+    attend_layer(w, seq, 1, NULL, a);
+    attend_layer(all, whole, 1, NULL, b);
+    assert_memory_equal(a, b, 2 * w->groups[1].v_dim * sizeof *a);
+}
+
+/* ---- windows ---- */
+
+/* Steps of all sizes, drafts that are taken back, at every length. */
+static void outputs_are_those_of_a_mask(void **state)
+{
+    static const uint32_t windows[] = {1, 30, 64, 100, 200};
+    static const uint32_t sinks[] = {0, 4, 64, 100, 0};
+    rng r = {31};
+    (void)state;
+    for (size_t i = 0; i < 15; i++) {
+        kvt_group_config g[2];
+        subject w, all;
+        kvt_seq *seq, *whole;
+        windowed_groups(g, windows[i % 5], sinks[rng_below(&r, 5)],
+                        i % 3 == 0   ? KVT_TYPE_F16
+                        : i % 3 == 1 ? KVT_TYPE_I8
+                                     : KVT_TYPE_F32);
+        if (i % 4 == 1)
+            g[0].residual_tokens = KVT_RESIDUAL_NONE;
+        open_subject(&w, g, 2, &r);
+        all = w;
+        all.groups[0].window_tokens = all.groups[0].sink_tokens = 0;
+        open_cache(&w, NULL);
+        open_cache(&all, NULL);
+        seq = seq_of(&w);
+        whole = seq_of(&all);
+        while (kvt_seq_length(seq) < 640) {
+            size_t n = 1 + rng_below(&r, rng_below(&r, 2) ? 3 : 70), drafts = rng_below(&r, 65);
+            uint64_t length = kvt_seq_length(seq);
+            n = length + n > 640 ? (size_t)(640 - length) : n;
+            if (drafts && length) {
+                step_of(&w, seq, MOST - 64, drafts);
+                expect_ok(w.cache, kvt_seq_truncate(seq, length));
+            }
+            grow(&w, seq, n);
+            grow(&all, whole, n);
+            expect_masked(&w, seq, &all, whole);
+        }
+        kvt_seq_destroy(seq);
+        kvt_seq_destroy(whole);
+        kvt_cache_destroy(all.cache);
+        close_subject(&w);
+    }
+}
+
+/* At 1,000,000 tokens as at 10,000, to the block; and what the forecast says. */
+static void memory_does_not_grow(void **state)
+{
+    const uint64_t most = is_quick() ? 60032 : 1000000, early = 10048;
+    static const kvt_type types[] = {KVT_TYPE_I8, KVT_TYPE_F16};
+    rng r = {32};
+    (void)state;
+    for (size_t i = 0; i < 2; i++) {
+        kvt_group_config g = group_of(1, 1, 1, 8, 8, types[i], types[i]);
+        kvt_cache_stats stats = {.struct_size = sizeof stats};
+        uint64_t blocks = 0, held = 0, forecast;
+        tokens t;
+        kvt_config config = kvt_config_init();
+        kvt_cache *cache;
+        kvt_seq *seq;
+        g.window_tokens = 1000;
+        g.sink_tokens = 4;
+        t = tokens_make(&r, 64, &g);
+        config.groups = &g;
+        config.n_groups = 1;
+        config.max_tokens = 1 << 20;
+        expect_ok(NULL, kvt_cache_create(&config, &cache));
+        expect_ok(cache, kvt_seq_create(cache, &seq));
+        while (kvt_seq_length(seq) < most) {
+            append_step(cache, seq, &g, &t, 0, 32);
+            if (kvt_seq_length(seq) != early && kvt_seq_length(seq) != most / 64 * 64)
+                continue;
+            expect_ok(cache, kvt_cache_trim(cache));
+            expect_ok(cache, kvt_cache_get_stats(cache, &stats));
+            if (kvt_seq_length(seq) == early) {
+                blocks = stats.blocks_used;
+                held = stats.bytes;
+            }
+            expect_ok(NULL, kvt_memory_forecast(&config, 1, kvt_seq_length(seq), &forecast));
+            assert_true(stats.bytes == forecast);
+        }
+        /* The window, the drafts' 64 tokens and the open blocks; then the sinks. */
+        assert_true(stats.blocks_used == blocks);
+        assert_true(blocks <= (1000 + 64) / 64 + 2 + 2 + 1);
+        /* Positions of all tokens stay. */
+        assert_true(stats.bytes - held <= (kvt_seq_length(seq) - early) / 64 * (64 * 8 + 64 + 64));
+        kvt_seq_destroy(seq);
+        kvt_cache_destroy(cache);
+        tokens_free(&t);
+    }
+}
+
+/* Every length that kvt_seq_reachable names can be truncated to, and no other. */
+static void what_can_be_reached_is_said(void **state)
+{
+    rng r = {33};
+    (void)state;
+    for (size_t i = 0; i < 6; i++) {
+        kvt_group_config g[2];
+        subject w, all;
+        kvt_seq *seq, *whole;
+        uint64_t deepest;
+        float x[64 * 16];
+        kvt_tensor out = kvt_tensor_f32(x);
+        windowed_groups(g, 100, i % 2 ? 70 : 0, i % 3 ? KVT_TYPE_I8 : KVT_TYPE_F16);
+        open_subject(&w, g, 2, &r);
+        all = w;
+        all.groups[0].window_tokens = all.groups[0].sink_tokens = 0;
+        open_cache(&w, NULL);
+        open_cache(&all, NULL);
+        seq = seq_of(&w);
+        whole = seq_of(&all);
+        while (kvt_seq_length(seq) < 600 + i) {
+            grow(&w, seq, 1);
+            grow(&all, whole, 1);
+        }
+        deepest = 600 + i;
+        while (kvt_seq_reachable(seq, deepest - 1) == deepest - 1)
+            deepest--;
+        assert_true(deepest <= 600 + i - 64 && deepest >= 600 + i - 64 - 128);
+        for (uint64_t n = 0; n <= 600 + i; n++) {
+            uint64_t reachable = kvt_seq_reachable(seq, n);
+            kvt_seq *copy = NULL;
+            assert_true(reachable <= n);
+            if (reachable == n) {
+                expect_ok(w.cache, kvt_seq_fork(seq, n, &copy));
+                kvt_seq_destroy(copy);
+                continue;
+            }
+            expect(w.cache, KVT_ERR_STATE, kvt_seq_fork(seq, n, &copy));
+            expect(w.cache, KVT_ERR_STATE, kvt_seq_truncate(seq, n));
+            expect_error_text(w.cache, "can be reached is", "truncate");
+            assert_true(kvt_seq_length(seq) == 600 + i);
+            assert_true(n < deepest);
+            assert_true(reachable <= kvt_seq_reachable(seq, n + 1));
+        }
+        assert_true(kvt_seq_reachable(seq, UINT64_MAX) == 600 + i);
+        assert_true(kvt_seq_reachable(NULL, 1) == 0);
+        /* Sinks are whole rows: as long as nothing behind them is needed. */
+        assert_true(kvt_seq_reachable(seq, 300) == (i % 2 ? 128u : i % 3 ? 64u : 0u));
+        expect(w.cache, KVT_ERR_STATE, kvt_read(seq, 0, KVT_SIDE_K, 200, 3, &out));
+        expect_ok(w.cache, kvt_read(seq, 1, KVT_SIDE_K, 200, 3, &out));
+        expect_ok(w.cache, kvt_read(seq, 0, KVT_SIDE_K, 600 - 100, 64, &out));
+        expect_ok(w.cache, kvt_seq_truncate(seq, deepest));
+        expect_ok(all.cache, kvt_seq_truncate(whole, deepest));
+        while (kvt_seq_length(seq) < 700) {
+            size_t n = 1 + rng_below(&r, 30);
+            n = n < 700 - kvt_seq_length(seq) ? n : (size_t)(700 - kvt_seq_length(seq));
+            if (kvt_seq_length(seq) > 600 + i)
+                expect_masked(&w, seq, &all, whole);
+            grow(&w, seq, n);
+            grow(&all, whole, n);
+        }
+        expect_masked(&w, seq, &all, whole);
+        if (i % 2) {
+            expect_ok(w.cache, kvt_seq_truncate(seq, 100)); /* within the sinks */
+            grow(&w, seq, 500);
+        }
+        kvt_seq_destroy(seq);
+        kvt_seq_destroy(whole);
+        kvt_cache_destroy(all.cache);
+        close_subject(&w);
+    }
+}
+
+/* A query farther back than what is there is refused, not answered with less. */
+static void a_query_before_the_window_is_refused(void **state)
+{
+    rng r = {34};
+    kvt_group_config g[2];
+    float q[32 * 200], out[32 * 200];
+    kvt_attend_item item = {0};
+    kvt_attend_args args = kvt_attend_args_init();
+    int32_t position;
+    subject w;
+    (void)state;
+    memset(q, 0, sizeof q);
+    windowed_groups(g, 100, 0, KVT_TYPE_I8);
+    open_subject(&w, g, 2, &r);
+    open_cache(&w, NULL);
+    item.seq = seq_of(&w);
+    for (size_t i = 0; i < 600; i++)
+        grow(&w, (kvt_seq *)(uintptr_t)item.seq, 1);
+    args.items = &item;
+    args.n_items = 1;
+    args.q = kvt_tensor_f32(q);
+    args.out = kvt_tensor_f32(out);
+    args.flags = KVT_ATTEND_CAUSAL;
+    item.n_queries = 64;
+    expect_ok(w.cache, kvt_attend(w.cache, &args));
+    item.n_queries = 200;
+    expect(w.cache, KVT_ERR_STATE, kvt_attend(w.cache, &args));
+    expect_error_text(w.cache, "released", "attend");
+    args.layer = 1;
+    expect_ok(w.cache, kvt_attend(w.cache, &args));
+    args.layer = 0;
+    item.n_queries = 1;
+    item.query_positions = &position;
+    position = 300;
+    expect(w.cache, KVT_ERR_STATE, kvt_attend(w.cache, &args));
+    position = 10000; /* sees nothing */
+    expect_ok(w.cache, kvt_attend(w.cache, &args));
+    kvt_seq_destroy((kvt_seq *)(uintptr_t)item.seq);
+    close_subject(&w);
+}
+
+/* ---- checkpoints ---- */
+
+/*
+ * A sequence of a model with a window goes on behind its checkpoint, in steps, with drafts and
+ * forks, and comes back: bit for bit the one that has never gone on, whatever follows.
+ */
+static void check_return(uint64_t seed, size_t at, size_t more)
+{
+    rng r = {seed};
+    kvt_group_config g[2];
+    kvt_seq *seq, *stayed, *copy = NULL;
+    subject s;
+    windowed_groups(g, 1 + rng_below(&r, 150), rng_below(&r, 2) * rng_below(&r, 100),
+                    rng_below(&r, 3) ? KVT_TYPE_I8 : KVT_TYPE_F16);
+    g[0].residual_tokens = rng_below(&r, 2) ? 0 : KVT_RESIDUAL_NONE;
+    open_subject(&s, g, 2, &r);
+    open_cache(&s, NULL);
+    seq = seq_of(&s);
+    stayed = seq_of(&s);
+    while (kvt_seq_length(seq) < at) {
+        size_t n = 1 + rng_below(&r, 60), left = at - (size_t)kvt_seq_length(seq);
+        n = n < left ? n : left;
+        grow(&s, seq, n);
+        grow(&s, stayed, n);
+    }
+    if (rng_below(&r, 2)) /* at the length that drafts were taken back to */
+        for (int i = 0; i < 2; i++) {
+            step_of(&s, i ? seq : stayed, MOST - 64, 40);
+            expect_ok(s.cache, kvt_seq_truncate(i ? seq : stayed, at));
+        }
+    expect_ok(s.cache, kvt_seq_set_next_position(seq, (int32_t)at + 5));
+    expect_ok(s.cache, kvt_seq_set_next_position(stayed, (int32_t)at + 5));
+    expect_ok(s.cache, kvt_seq_checkpoint(seq, "state", 5));
+    expect_equal(&s, seq, stayed, "a checkpoint", at);
+    for (int round = 0; round < 2; round++) {
+        size_t end = at + more;
+        while (kvt_seq_length(seq) < end) {
+            size_t n = 1 + rng_below(&r, 60), left = end - (size_t)kvt_seq_length(seq);
+            step_of(&s, seq, MOST - 80, n < left ? n : left);
+        }
+        if (rng_below(&r, 2)) {
+            expect_ok(s.cache, kvt_seq_fork(seq, round ? at : end, &copy));
+            if (round == 0)
+                expect_ok(s.cache, kvt_seq_truncate(copy, at));
+            expect_equal(&s, copy, stayed, "a fork at a checkpoint", at);
+            assert_true(kvt_seq_next_position(copy) == (int32_t)at + 5);
+            grow(&s, copy, 3);
+            kvt_seq_destroy(copy);
+        }
+        expect_ok(s.cache, kvt_seq_truncate(seq, at));
+        assert_true(kvt_seq_next_position(seq) == (int32_t)at + 5);
+        expect_equal(&s, seq, stayed, "back at a checkpoint", at);
+    }
+    while (kvt_seq_length(seq) + 80 < MOST - 80 && kvt_seq_length(seq) < at + 300) {
+        size_t n = 1 + rng_below(&r, 40);
+        grow(&s, seq, n);
+        grow(&s, stayed, n);
+        expect_equal(&s, seq, stayed, "behind a checkpoint", at);
+    }
+    kvt_seq_destroy(stayed);
+    kvt_seq_destroy(seq);
+    close_subject(&s);
+}
+
+static void a_checkpoint_is_what_was_there(void **state)
+{
+    rng r = {35};
+    (void)state;
+    for (uint64_t i = 0; i < (is_quick() ? 20 : 150); i++)
+        check_return(i + 1, 1 + rng_below(&r, i % 2 ? 250 : 130), 1 + rng_below(&r, 300));
+}
+
+static size_t list(const subject *s, const kvt_seq *seq, uint64_t *at)
+{
+    size_t n = 0, all = 0;
+    expect_ok(s->cache, kvt_seq_checkpoints(seq, NULL, 0, &all));
+    expect_ok(s->cache, kvt_seq_checkpoints(seq, at, 16, &n));
+    assert_true(n == all);
+    return n;
+}
+
+static void checkpoints_are_listed_read_and_dropped(void **state)
+{
+    rng r = {36};
+    kvt_group_config g[2];
+    uint64_t at[16], before;
+    char blob[32];
+    kvt_seq *seq, *copy;
+    size_t n;
+    ledger memory;
+    subject s;
+    (void)state;
+    ledger_init(&memory);
+    windowed_groups(g, 60, 0, KVT_TYPE_I8);
+    open_subject(&s, g, 2, &r);
+    s.ledger = &memory;
+    open_cache(&s, NULL);
+    seq = seq_of(&s);
+    assert_true(list(&s, seq, at) == 0);
+    expect_ok(s.cache, kvt_seq_checkpoint(seq, NULL, 0)); /* the empty sequence */
+    for (int i = 1; i <= 5; i++) {
+        grow(&s, seq, 90);
+        blob[0] = (char)i;
+        expect_ok(s.cache, kvt_seq_checkpoint(seq, blob, (size_t)i));
+    }
+    assert_true(list(&s, seq, at) == 6 && at[0] == 0 && at[1] == 90 && at[5] == 450);
+    assert_true(kvt_seq_reachable(seq, 300) == 270);
+    assert_true(kvt_seq_reachable(seq, 270) == 270);
+    assert_true(kvt_seq_reachable(seq, 269) == 180);
+    expect(s.cache, KVT_ERR_STATE, kvt_seq_truncate(seq, 300));
+    expect_error_text(s.cache, "270", "truncate");
+    blob[0] = 77;
+    expect_ok(s.cache, kvt_seq_checkpoint(seq, blob, 7)); /* in place of the last */
+    assert_true(list(&s, seq, at) == 6);
+    expect_ok(s.cache, kvt_seq_checkpoint_read(seq, 450, NULL, 0, &n));
+    assert_true(n == 7);
+    memset(blob, 0, sizeof blob);
+    expect_ok(s.cache, kvt_seq_checkpoint_read(seq, 450, blob, sizeof blob, &n));
+    assert_true(n == 7 && blob[0] == 77);
+    expect_ok(s.cache, kvt_seq_checkpoint_read(seq, 0, blob, sizeof blob, &n));
+    assert_true(n == 0);
+    copy = NULL;
+    expect_ok(s.cache, kvt_seq_fork(seq, 270, &copy));
+    assert_true(list(&s, copy, at) == 4 && at[3] == 270);
+    expect_ok(s.cache, kvt_seq_checkpoint_read(copy, 270, blob, sizeof blob, &n));
+    assert_true(n == 3 && blob[0] == 3);
+    expect_ok(s.cache, kvt_seq_checkpoint_drop(seq, 270));
+    assert_true(list(&s, seq, at) == 5 && list(&s, copy, at) == 4);
+    assert_true(kvt_seq_reachable(seq, 300) == 180);
+    expect_ok(s.cache, kvt_seq_truncate(seq, 360));
+    assert_true(list(&s, seq, at) == 4 && at[3] == 360);
+    expect_ok(s.cache, kvt_seq_truncate(seq, 90));
+    assert_true(list(&s, seq, at) == 2);
+    expect_ok(s.cache, kvt_seq_clear(seq));
+    assert_true(list(&s, seq, at) == 0);
+    before = kvt_seq_memory_bytes(seq);
+    expect_ok(s.cache, kvt_seq_checkpoint(seq, blob, 20));
+    assert_true(kvt_seq_memory_bytes(seq) > before);
+    expect_ok(s.cache, kvt_seq_checkpoint_drop(seq, 0));
+    assert_true(kvt_seq_memory_bytes(seq) == before);
+    kvt_seq_destroy(seq);
+    assert_true(kvt_cache_memory_bytes(s.cache) == memory.live_bytes);
+    kvt_seq_destroy(copy);
+    close_subject(&s);
+    ledger_close(&memory);
+}
+
+/* Bytes are counted once, however many checkpoints have a block. */
+static void figures_count_what_is_pinned(void **state)
+{
+    rng r = {37};
+    kvt_group_config g[2];
+    kvt_cache_stats stats = {.struct_size = sizeof stats};
+    kvt_seq_stats seq_stats = {.struct_size = sizeof seq_stats};
+    kvt_seq *seq, *copy = NULL;
+    uint64_t empty;
+    subject s;
+    (void)state;
+    windowed_groups(g, 100, 0, KVT_TYPE_I8);
+    open_subject(&s, g, 2, &r);
+    open_cache(&s, NULL);
+    empty = kvt_cache_memory_bytes(s.cache);
+    seq = seq_of(&s);
+    for (int i = 0; i < 6; i++) {
+        grow(&s, seq, 100);
+        expect_ok(s.cache, kvt_seq_checkpoint(seq, &r, sizeof r));
+    }
+    expect_ok(s.cache, kvt_cache_trim(s.cache));
+    expect_ok(s.cache, kvt_seq_get_stats(seq, &seq_stats));
+    expect_ok(s.cache, kvt_cache_get_stats(s.cache, &stats));
+    assert_true(seq_stats.shared_bytes == 0);
+    assert_true(seq_stats.own_bytes == stats.bytes - empty);
+    expect_ok(s.cache, kvt_seq_fork(seq, 600, &copy));
+    expect_ok(s.cache, kvt_cache_get_stats(s.cache, &stats));
+    expect_ok(s.cache, kvt_seq_get_stats(seq, &seq_stats));
+    assert_true(2 * seq_stats.own_bytes + seq_stats.shared_bytes == stats.bytes - empty);
+    kvt_seq_destroy(copy);
+    expect_ok(s.cache, kvt_seq_get_stats(seq, &seq_stats));
+    assert_true(seq_stats.shared_bytes == 0);
+    /* Without the checkpoints it is what it was without them. */
+    while (kvt_seq_length(seq) < 601)
+        grow(&s, seq, 1);
+    for (uint64_t at = 100; at <= 600; at += 100)
+        expect_ok(s.cache, kvt_seq_checkpoint_drop(seq, at));
+    expect_ok(s.cache, kvt_cache_trim(s.cache));
+    copy = seq_of(&s);
+    grow(&s, copy, 601);
+    expect_ok(s.cache, kvt_cache_trim(s.cache));
+    assert_true(kvt_seq_memory_bytes(seq) <= kvt_seq_memory_bytes(copy));
+    kvt_seq_destroy(seq);
+    kvt_seq_destroy(copy);
+    close_subject(&s);
+}
+
+static void errors_change_nothing(void **state)
+{
+    rng r = {38};
+    kvt_group_config g[2];
+    uint64_t at[16];
+    size_t n;
+    kvt_seq *seq;
+    char blob[8];
+    ledger memory;
+    subject s;
+    (void)state;
+    ledger_init(&memory);
+    windowed_groups(g, 60, 0, KVT_TYPE_I8);
+    open_subject(&s, g, 2, &r);
+    s.ledger = &memory;
+    open_cache(&s, NULL);
+    seq = seq_of(&s);
+    grow(&s, seq, 200);
+    assert_true(kvt_seq_checkpoint(NULL, NULL, 0) == KVT_ERR_ARG);
+    expect(s.cache, KVT_ERR_ARG, kvt_seq_checkpoint(seq, NULL, 1));
+    expect(s.cache, KVT_ERR_LIMIT, kvt_seq_checkpoint(seq, blob, SIZE_MAX - 8));
+    expect_ok(s.cache, kvt_seq_begin(seq, 1, NULL));
+    expect(s.cache, KVT_ERR_STATE, kvt_seq_checkpoint(seq, blob, 1));
+    expect_ok(s.cache, kvt_seq_abort(seq));
+    assert_true(kvt_seq_checkpoints(NULL, at, 1, &n) == KVT_ERR_ARG);
+    expect(s.cache, KVT_ERR_ARG, kvt_seq_checkpoints(seq, NULL, 1, &n));
+    expect(s.cache, KVT_ERR_ARG, kvt_seq_checkpoints(seq, at, 1, NULL));
+    assert_true(kvt_seq_checkpoint_read(NULL, 1, blob, 1, &n) == KVT_ERR_ARG);
+    expect(s.cache, KVT_ERR_ARG, kvt_seq_checkpoint_read(seq, 200, blob, 1, &n));
+    expect_error_text(s.cache, "no checkpoint at 200", "read");
+    expect(s.cache, KVT_ERR_ARG, kvt_seq_checkpoint_read(seq, 200, NULL, 1, &n));
+    expect(s.cache, KVT_ERR_ARG, kvt_seq_checkpoint_drop(seq, 200));
+    assert_true(kvt_seq_checkpoint_drop(NULL, 0) == KVT_ERR_ARG);
+    assert_true(list(&s, seq, at) == 0);
+    for (int round = 0; round < 12; round++) {
+        uint64_t before = file_hash(&s, seq);
+        size_t live = memory.live_bytes;
+        for (long fail = 0;; fail++) {
+            kvt_status status;
+            memory.countdown = fail;
+            status = kvt_seq_checkpoint(seq, blob, sizeof blob);
+            memory.countdown = -1;
+            if (status == KVT_OK)
+                break;
+            assert_true(status == KVT_ERR_MEMORY);
+            assert_true(list(&s, seq, at) == (size_t)round);
+            assert_true(round || memory.live_bytes <= live); /* the list may have grown */
+            assert_true(file_hash(&s, seq) == before);
+        }
+        grow(&s, seq, 20);
+    }
+    kvt_seq_destroy(seq);
+    close_subject(&s);
+    ledger_close(&memory);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(outputs_are_those_of_a_mask),
+        cmocka_unit_test(memory_does_not_grow),
+        cmocka_unit_test(what_can_be_reached_is_said),
+        cmocka_unit_test(a_query_before_the_window_is_refused),
+        cmocka_unit_test(a_checkpoint_is_what_was_there),
+        cmocka_unit_test(checkpoints_are_listed_read_and_dropped),
+        cmocka_unit_test(figures_count_what_is_pinned),
+        cmocka_unit_test(errors_change_nothing),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
