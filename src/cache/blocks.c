@@ -6,8 +6,9 @@
  * recycled block keeps its bytes: everything that reads a block masks by the sequence's length.
  *
  * A block is used by as many entries of block tables as it has references. All changes of them are
- * made under the cache's lock. One that is a sequence's alone stays so until that sequence itself is
- * forked, so that what has been asked once holds through a call.
+ * made under the cache's lock. One that is a sequence's alone and has no twin stays so until that
+ * sequence itself is forked, so that what has been asked once holds through a call. A sealed block
+ * with a twin may get a reference at any time, from a sequence that has the twin.
  */
 #include "src/cache/cache.h"
 

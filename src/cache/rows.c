@@ -379,6 +379,25 @@ static kvt_block *shared_block(const kvt_seq *seq, uint32_t column)
     return kvt_block_is_own(seq->cache, block) ? NULL : block;
 }
 
+/*
+ * The same, for a step that begins. A block that is the sequence's own is about to be written: it
+ * parts from its twin under the same lock, so that no other sequence takes it meanwhile.
+ */
+static kvt_block *block_to_copy(const kvt_seq *seq, uint32_t column)
+{
+    kvt_block *block;
+    int own;
+    if (seq->length % KVT_TOKENS == 0)
+        return NULL;
+    block = kvt_seq_block(seq, seq->n_rows - 1, column);
+    pthread_mutex_lock(&seq->cache->lock);
+    own = block->references == 1;
+    if (own)
+        kvt_block_part_locked(block);
+    pthread_mutex_unlock(&seq->cache->lock);
+    return own ? NULL : block;
+}
+
 /* Give up what adopt has taken. */
 static void unadopt(kvt_seq *seq, const group_plan *plans)
 {
@@ -474,10 +493,6 @@ static void place_step(kvt_seq *seq, const group_plan *plans, kvt_block *const *
                 kvt_block_free(cache, copies[c]);
             else
                 kvt_block_put(cache, copies[c]);
-        } else if (seq->length % KVT_TOKENS) {
-            pthread_mutex_lock(&cache->lock);
-            kvt_block_part_locked(kvt_seq_block(seq, first_new - 1, c));
-            pthread_mutex_unlock(&cache->lock);
         }
     if (n_rows > first_new)
         seq->n_rows = n_rows;
@@ -584,7 +599,7 @@ kvt_status kvt_rows_begin(kvt_seq *seq, uint64_t n_tokens)
     for (uint32_t g = 0; g < seq->cache->n_groups; g++)
         plans[g] = plan_group(seq, g, seq->length + n_tokens);
     for (uint32_t c = 0; c <= seq->cache->n_groups; c++)
-        copies[c] = shared_block(seq, c);
+        copies[c] = block_to_copy(seq, c);
     status = reserve_step(seq, plans, copies, n_rows);
     if (status == KVT_OK)
         place_step(seq, plans, copies, n_rows);
