@@ -659,7 +659,8 @@ static size_t kept_for_rows(const kvt_seq *seq, uint32_t g)
 static uint64_t reachable(const kvt_seq *seq, uint32_t g, const size_t *have)
 {
     const kvt_group *group = &seq->cache->groups[g];
-    size_t sealed = seq->groups[g].seal_end, fresh;
+    size_t sealed = seq->groups[g].seal_end, fresh, own;
+    const kvt_block *copied;
     uint64_t most, rows;
     if (!group->seals)
         return (seq->n_rows + have[g]) * (uint64_t)KVT_TOKENS;
@@ -667,13 +668,16 @@ static uint64_t reachable(const kvt_seq *seq, uint32_t g, const size_t *have)
     /* One token before the next row would be sealed. */
     most = (sealed + have[g] + 1) * (uint64_t)KVT_TOKENS + group->residual_tokens - 1;
     /*
-     * A row that is sealed leaves its open block to the row that the next step opens. It opens
-     * none where rows are sealed in the midst of another; and no row is sealed where there are too
-     * few open blocks to get so far.
+     * A row that is sealed leaves its open block, if that is not shared, to the row that the next
+     * step opens. It opens none where rows are sealed in the midst of another; and no row is sealed
+     * where there are too few open blocks to get so far.
      */
+    own = own_open(seq, sealed, seq->n_rows, g);
+    copied = seq->pending ? NULL : shared_block(seq, g); /* by the next begin, which makes it own */
+    own += copied && copied->form == KVT_OPEN;
     rows = (seq->n_rows + fresh) * (uint64_t)KVT_TOKENS;
-    if (rows < most && (seq->n_rows - sealed + fresh < open_rows(group) ||
-                        (!seq->reserves && group->residual_tokens % KVT_TOKENS)))
+    if (rows < most &&
+        (own + fresh < open_rows(group) || (!seq->reserves && group->residual_tokens % KVT_TOKENS)))
         most = rows;
     return most > seq->length + seq->pending ? most : seq->length + seq->pending;
 }
