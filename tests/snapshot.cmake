@@ -2,12 +2,14 @@
 add_library(snapshot_support STATIC snapshot_support.c subject.c)
 target_link_libraries(snapshot_support PUBLIC test_support PRIVATE kvtile_warnings kvtile::xxhash)
 
-foreach(name snapshot snapshot_damage snapshot_files snapshot_working seal fork accounting)
+foreach(name snapshot snapshot_damage snapshot_files snapshot_working seal fork accounting operations)
   add_executable(test_${name} test_${name}.c)
   target_link_libraries(test_${name} PRIVATE snapshot_support kvtile_warnings)
   add_test(NAME ${name} COMMAND test_${name})
   set_tests_properties(${name} PROPERTIES TIMEOUT 1200)
 endforeach()
+target_link_libraries(test_operations PRIVATE Threads::Threads)
+set_tests_properties(operations PROPERTIES LABELS threads)
 
 # The system calls of a save, taken by the linker: in the static library, which is named first.
 add_executable(test_snapshot_calls test_snapshot_calls.c)
