@@ -529,6 +529,12 @@ static void expect_bytes(const actor *a)
         check(a, all.bytes - all.bytes_free <= w->config.memory_budget_bytes + exempt);
 }
 
+/* Calls of the allocator so far, where no other thread makes any. */
+static size_t calls_of(const world *w)
+{
+    return w->is_shared ? 0 : w->memory.calls;
+}
+
 /* ---- operations: what may be refused ---- */
 
 static void arm(const actor *a)
@@ -604,8 +610,8 @@ static size_t some_length(actor *a, size_t length)
     return n < length ? n : length;
 }
 
-/* A fork of n tokens, in `copy`, where there is no sequence. 0: it was refused. */
-static int fork_tokens(actor *a, member *m, size_t n, member *copy)
+/* A fork of n tokens in `copy`, a vacant member of `to`. 0: it was refused. */
+static int fork_tokens(actor *a, member *m, size_t n, const actor *to, member *copy)
 {
     kvt_seq *seq = NULL;
     arm(a);
@@ -624,8 +630,8 @@ static int fork_tokens(actor *a, member *m, size_t n, member *copy)
     copy->length = n;
     copy->pending = copy->appended = 0;
     copy->reserves = 0;
-    copy->mirror = replay(a, &copy->log);
-    expect_mirrored(a, copy);
+    copy->mirror = replay(to, &copy->log);
+    expect_mirrored(to, copy);
     return 1;
 }
 
@@ -633,7 +639,7 @@ static void fork_seq(actor *a, member *m)
 {
     member *copy = vacancy(a);
     if (copy)
-        fork_tokens(a, m, some_length(a, m->length), copy);
+        fork_tokens(a, m, some_length(a, m->length), a, copy);
 }
 
 static size_t some_step(actor *a, const member *m)
@@ -815,7 +821,7 @@ static void trim(actor *a, member *m)
 static void grow_to_capacity(actor *a, member *m)
 {
     uint64_t capacity = kvt_seq_capacity(m->seq);
-    size_t calls = a->w->memory.calls, most = m->length + 70;
+    size_t calls = calls_of(a->w), most = m->length + 70;
     int injects = a->w->injects;
     if (a->w->is_shared || a->w->config.memory_budget_bytes || m->pending)
         return;
@@ -824,7 +830,7 @@ static void grow_to_capacity(actor *a, member *m)
     while (m->length < capacity && m->length < most) {
         begin_tokens(a, m, 1, 0);
         commit(a, m);
-        check(a, a->w->memory.calls == calls);
+        check(a, calls_of(a->w) == calls);
     }
     a->w->injects = injects;
 }
@@ -929,7 +935,7 @@ static void attend(actor *a, member *m)
     const kvt_group_config *g = &a->w->groups[a->w->group_of_layer[t.layer]];
     kvt_attend_item items[SEQS];
     member *of[SEQS];
-    size_t n_items = 0, n = 0, at = 0, calls = a->w->memory.calls;
+    size_t n_items = 0, n = 0, at = 0, calls = calls_of(a->w);
     float *q, *out, *alone, *lse, lse_alone[QUERIES * 4];
     int by_plan = (int)rng_below(&a->r, 2);
 
@@ -957,7 +963,7 @@ static void attend(actor *a, member *m)
     alone = room(QUERIES * t.out_row * sizeof *alone);
     lse = room(n * g->n_q_heads * sizeof *lse);
     attend_all(&t, a->w->cache, items, n_items, q, out, lse, by_plan);
-    check(a, a->w->is_shared || a->w->memory.calls == calls);
+    check(a, calls_of(a->w) == calls);
     for (size_t i = 0; i < n_items; i++) {
         size_t queries = (size_t)items[i].n_queries;
         kvt_attend_item item = items[i];
@@ -1204,26 +1210,25 @@ static void *act(void *user)
     return NULL;
 }
 
-/* Each thread's first sequences are forks of one that all have; its tokens are common. */
-static void share_out(actor *actors, member *common, rng *r)
+/* The first sequences of each thread are forks of one that has a step pending now and then. */
+static void share_out(actor *source, actor *actors, rng *r)
 {
+    member *common = &source->members[0];
+    create(source, NULL);
+    for (size_t steps = 1 + rng_below(r, 6); steps > 0; steps--)
+        whole_step(source, common);
+    if (rng_below(r, 2))
+        begin(source, common);
     for (size_t i = 0; i < ACTORS; i++)
         for (size_t j = 0; j < 3; j++) {
-            member *m = &actors[i].members[j];
             size_t n = j ? rng_below(r, (uint32_t)common->length + 1) : common->length;
-            *m = *common;
-            m->log = log_copy(&common->log);
-            log_add(&m->log, TRUNCATE, n, NULL);
-            m->length = n;
-            forms_truncate(actors->w, m->forms, n);
-            m->mirror = replay(&actors[i], &m->log);
-            must(actors, kvt_seq_fork(common->seq, n, &m->seq));
+            fork_tokens(source, common, n, &actors[i], &actors[i].members[j]);
         }
 }
 
 /*
- * Threads that operate on sequences of their own, which are forks of common ones: blocks that
- * several share are copied, sealed and given up at the same time.
+ * Threads that operate on sequences of their own, which are forks of a common one, and on that one:
+ * blocks that several share are copied, sealed and given up at the same time.
  */
 static void operations_in_threads(void **state)
 {
@@ -1234,22 +1239,18 @@ static void operations_in_threads(void **state)
     for (uint64_t seed = first; seed < first + n; seed++) {
         rng r = {seed * 1000003};
         actor *actors = room((ACTORS + 1) * sizeof *actors), *source = &actors[ACTORS];
-        pthread_t threads[ACTORS];
+        pthread_t threads[ACTORS + 1];
         world w;
         random_world(&w, seed, &r, 1);
         for (size_t i = 0; i <= ACTORS; i++) {
             open_actor(&actors[i], &w, rng_next(&r));
             actors[i].next_content = (uint32_t)i << 20;
         }
-        create(source, NULL);
-        for (size_t steps = 1 + rng_below(&r, 6); steps > 0; steps--)
-            whole_step(source, &source->members[0]);
-        share_out(actors, &source->members[0], &r);
-        for (size_t i = 0; i < ACTORS; i++)
+        share_out(source, actors, &r);
+        for (size_t i = 0; i <= ACTORS; i++)
             assert_int_equal(pthread_create(&threads[i], NULL, act, &actors[i]), 0);
-        for (size_t i = 0; i < ACTORS; i++)
+        for (size_t i = 0; i <= ACTORS; i++)
             assert_int_equal(pthread_join(threads[i], NULL), 0);
-        expect_all(source);
         for (size_t i = 0; i <= ACTORS; i++)
             close_actor(&actors[i]);
         free(actors);
@@ -1309,7 +1310,7 @@ static void a_cut_block_takes_no_sealed_form(void **state)
         config_pair(&p);
         open_pair(&p, "a cut block");
         step_of(a, m, 127);
-        check(a, fork_tokens(a, m, 64, b));
+        check(a, fork_tokens(a, m, 64, a, b));
         step_of(a, m, 1);
         if (alone) /* the open block is B's alone */
             step_of(a, m, 1);
@@ -1368,7 +1369,7 @@ static void a_block_about_to_be_written_is_not_taken(void **state)
     p.w.config.allocator = (kvt_allocator){&between, interposed_alloc, interposed_free};
     open_pair(&p, "a block about to be written");
     step_of(a, m, 127);
-    check(a, fork_tokens(a, m, 64, b));
+    check(a, fork_tokens(a, m, 64, a, b));
     step_of(a, m, 2);
     step_of(a, m, 1); /* the open form is B's alone */
     truncate_to(a, m, 32);
@@ -1404,7 +1405,7 @@ static void shared_open_blocks_are_held_against_the_budget(void **state)
         open_pair(&p, "a budget");
         step_of(a, m, 128);
         before = kvt_cache_memory_bytes(p.w.cache);
-        check(a, fork_tokens(a, m, 128, b) == !less);
+        check(a, fork_tokens(a, m, 128, a, b) == !less);
         check(a, kvt_cache_memory_bytes(p.w.cache) == before + (less ? 0 : p.w.seq_bytes));
         /* The refused fork holds nothing: another sequence fits, to the byte. */
         if (less)
