@@ -25,7 +25,7 @@
 
 enum { SEQS = 6, MOST = 720, GROUPS = 2, LAYERS = 4, MAX_DIM = 64, MAX_HEADS = 2, ACTORS = 3 };
 
-#define META_BYTES 576 /* a block of positions and ids */
+#define META_BYTES 640 /* a block of positions, ids and bounds */
 
 #if defined(__SANITIZE_THREAD__)
 #define HAS_THREAD_SANITIZER 1
