@@ -5,6 +5,7 @@
  * builds. The forecast is the same plan plus arithmetic; a test holds the two together. The only
  * file above cache/, attention/ and snapshot/.
  */
+#include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
 
@@ -31,9 +32,40 @@ static kvt_status refuse(const kvt_config *config, kvt_status status, const char
     return status;
 }
 
+static kvt_status check_rope(const kvt_config *config, uint32_t g, const kvt_group_config *group)
+{
+    int turns =
+        group->rope_pairing == KVT_ROPE_HALVES || group->rope_pairing == KVT_ROPE_NEIGHBOURS;
+    if ((unsigned)group->rope_pairing > KVT_ROPE_NONE)
+        return refuse(config, KVT_ERR_ARG, "group %u: unknown rope_pairing %d", g,
+                      (int)group->rope_pairing);
+    if (!turns && (group->rope_first_dim || group->rope_dims || group->rope_inverse_frequencies))
+        return refuse(config, KVT_ERR_ARG, "group %u: RoPE's dims without a pairing", g);
+    if (turns &&
+        (group->rope_dims == 0 || group->rope_dims % 2 || group->rope_dims > group->k_dim ||
+         group->rope_first_dim > group->k_dim - group->rope_dims))
+        return refuse(
+            config, KVT_ERR_ARG,
+            "group %u: rope_dims %u from rope_first_dim %u: an even number of the %u dims "
+            "of K needed",
+            g, group->rope_dims, group->rope_first_dim, group->k_dim);
+    if (turns && (group->flags & KVT_GROUP_V_IN_K) && group->rope_first_dim < group->v_dim)
+        return refuse(config, KVT_ERR_ARG,
+                      "group %u: RoPE turns dims from %u on, which are V's: V is in K", g,
+                      group->rope_first_dim);
+    if (turns && !group->rope_inverse_frequencies)
+        return refuse(config, KVT_ERR_ARG, "group %u: rope_inverse_frequencies is NULL", g);
+    for (uint32_t i = 0; i < group->rope_dims / 2; i++)
+        if (!isfinite(group->rope_inverse_frequencies[i]))
+            return refuse(config, KVT_ERR_VALUE,
+                          "group %u: rope_inverse_frequencies[%u] is not finite", g, i);
+    return KVT_OK;
+}
+
 static kvt_status check_group(const kvt_config *config, uint32_t g, const kvt_group_config *group)
 {
     const char *fault;
+    kvt_status status;
 
     if (group->n_layers == 0 || group->n_q_heads == 0 || group->n_kv_heads == 0)
         return refuse(config, KVT_ERR_ARG, "group %u: n_layers, n_q_heads or n_kv_heads is 0", g);
@@ -66,8 +98,11 @@ static kvt_status check_group(const kvt_config *config, uint32_t g, const kvt_gr
         return refuse(config, KVT_ERR_ARG,
                       "group %u: sink_tokens is %u, but without window_tokens there is no window",
                       g, group->sink_tokens);
-    if (group->reserved)
+    if (group->reserved[0] || group->reserved[1])
         return refuse(config, KVT_ERR_ARG, "group %u: reserved is not 0", g);
+    status = check_rope(config, g, group);
+    if (status != KVT_OK)
+        return status;
     fault =
         kvt_v_in_k_fault(group->flags, group->k_dim, group->v_dim, group->k_type, group->v_type);
     if (fault)
@@ -155,12 +190,17 @@ static kvt_status plan_cache(const kvt_config *config, kvt_cache *cache)
         if (cache->n_layers + group.n_layers > KVT_MAX_LAYERS)
             return refuse(config, KVT_ERR_LIMIT, "more than %d layers", KVT_MAX_LAYERS);
         cache->n_layers += group.n_layers;
+        if (g > 0 && cache->moves != (group.rope_pairing != KVT_ROPE_UNKNOWN))
+            return refuse(config, KVT_ERR_ARG,
+                          "group %u: RoPE is described for some groups and not for others", g);
+        cache->moves = group.rope_pairing != KVT_ROPE_UNKNOWN;
         kvt_group_make(&group, &cache->groups[g]);
         for (uint32_t form = KVT_SEALED; form <= KVT_OPEN; form++)
             cache->class_bytes[kvt_class_of(cache, g, form)] =
                 cache->groups[g].layouts[form].block_bytes;
     }
-    cache->class_bytes[cache->n_groups] = sizeof(kvt_meta);
+    cache->class_bytes[cache->n_groups] =
+        cache->moves ? sizeof(kvt_meta) : offsetof(kvt_meta, shifts);
     status = number_layers(config, cache->n_layers, NULL);
     if (status != KVT_OK)
         return status;
@@ -223,6 +263,17 @@ kvt_status kvt_cache_create(const kvt_config *config_in, kvt_cache **cache_out)
             if (status != KVT_OK)
                 goto fail;
             kvt_group_fill_signs(&cache->groups[g], memory);
+        }
+    for (uint32_t g = 0; g < cache->n_groups; g++)
+        if (kvt_group_rope_bytes(&cache->groups[g])) {
+            kvt_group_config group;
+            status = kvt_mem_alloc(cache, kvt_group_rope_bytes(&cache->groups[g]),
+                                   "RoPE's frequencies", &memory);
+            if (status != KVT_OK)
+                goto fail;
+            kvt_copy_struct(&group, &config.groups[g], sizeof group);
+            memcpy(memory, group.rope_inverse_frequencies, kvt_group_rope_bytes(&cache->groups[g]));
+            cache->groups[g].rope_frequencies = memory;
         }
     status = kvt_mem_alloc(cache, cache->scratch_bytes, "attention's scratch", &cache->scratch);
     if (status == KVT_OK)
@@ -291,7 +342,8 @@ kvt_status kvt_memory_forecast(const kvt_config *config_in, uint64_t n_sequences
     own = kvt_round_up(sizeof plan, 64) + kvt_round_up(plan.n_layers * sizeof *plan.layers, 64) +
           kvt_round_up(plan.scratch_bytes, 64);
     for (uint32_t g = 0; g < plan.n_groups; g++)
-        own += kvt_round_up(kvt_group_signs_bytes(&plan.groups[g]), 64);
+        own += kvt_round_up(kvt_group_signs_bytes(&plan.groups[g]), 64) +
+               kvt_round_up(kvt_group_rope_bytes(&plan.groups[g]), 64);
     if (blocks_overflow(&plan, n_tokens, &sequence) ||
         kvt_add_overflows(sequence, kvt_seq_own_bytes(&plan), &sequence) ||
         kvt_mul_overflows(sequence, n_sequences, &total) || kvt_add_overflows(total, own, &total))

@@ -114,6 +114,17 @@ typedef enum kvt_side { KVT_SIDE_K = 0, KVT_SIDE_V = 1 } kvt_side;
  */
 #define KVT_GROUP_V_IN_K 4u
 
+/*
+ * kvt_group_config.rope_pairing: which dims of q and K rotary position embedding turns together
+ * (RoFormer, arXiv 2104.09864). Needed by kvt_seq_remove alone, to move tokens' positions.
+ */
+typedef enum kvt_rope {
+    KVT_ROPE_UNKNOWN = 0,    /* not described: positions of stored keys cannot move */
+    KVT_ROPE_HALVES = 1,     /* dim i with i + rope_dims / 2: GPT-NeoX, and transformers' Llama */
+    KVT_ROPE_NEIGHBOURS = 2, /* dims 2i and 2i + 1: RoFormer, GPT-J, Meta's Llama */
+    KVT_ROPE_NONE = 3        /* keys do not depend on positions: layers without RoPE */
+} kvt_rope;
+
 /* kvt_attend_args.flags */
 #define KVT_ATTEND_CAUSAL 1u /* query i of n sees all tokens but the last n - 1 - i */
 /*
@@ -225,7 +236,17 @@ typedef struct kvt_group_config {
      * the window too. Needs a window. Source: StreamingLLM (arXiv 2309.17453).
      */
     uint32_t sink_tokens;
-    uint32_t reserved; /* 0 */
+    /*
+     * How the group's keys depend on their positions, for kvt_seq_remove: dims rope_first_dim ..
+     * rope_first_dim + rope_dims - 1 of q and K are turned by position * inverse frequency radians,
+     * pair i of them by rope_inverse_frequencies[i] (as the model has them in the end: with NTK,
+     * YaRN or Llama 3's scaling in them). All groups of a cache are described, or none.
+     */
+    kvt_rope rope_pairing;
+    uint32_t rope_first_dim;
+    uint32_t rope_dims;                    /* even; 0 where the pairing is UNKNOWN or NONE */
+    const float *rope_inverse_frequencies; /* [rope_dims / 2], copied */
+    uint32_t reserved[2];                  /* 0 */
 } kvt_group_config;
 
 /* Make one with kvt_config_init, then set groups, n_groups and max_tokens. */
@@ -556,6 +577,30 @@ KVT_API kvt_status kvt_seq_truncate(kvt_seq *seq, uint64_t n_tokens);
  * 64 tokens and more, or the nearest checkpoint before. 0 is always possible.
  */
 KVT_API uint64_t kvt_seq_reachable(const kvt_seq *seq, uint64_t n_tokens);
+
+/*
+ * Take tokens first .. first + n - 1 out of a sequence, whose later tokens move up: a conversation
+ * that outlives its context loses its oldest turns. n and first are multiples of 64, or the
+ * tokens lie behind all that is sealed: among the newest residual_tokens to residual_tokens + 63.
+ *
+ * Where the groups' RoPE is described (kvt_group_config.rope_pairing), the later tokens' positions
+ * move too, by what the first of them stood behind the first one taken out, so that no gap is left.
+ * No stored key changes: attention turns q by as much as a key has moved, which is exact however
+ * often it moves. Without a description positions stay as they are, with a gap.
+ *
+ * Checkpoints behind `first` are dropped. Blocks that are shared stay as they are for the others.
+ * Taking out the last tokens is kvt_seq_truncate.
+ *
+ * KVT_ERR_ARG          NULL, n 0, tokens beyond the length
+ * KVT_ERR_STATE        a step is pending; or tokens before `first`, which a window has released,
+ *                      would come into sight; or the sinks of a group that has released tokens
+ * KVT_ERR_UNSUPPORTED  neither whole blocks nor among the open ones; or block 0 of a group of i8
+ *                      keys with KVT_RESIDUAL_NONE
+ * KVT_ERR_MEMORY, KVT_ERR_BUDGET
+ *
+ * Source: the shift of StreamingLLM's cache (arXiv 2309.17453), by rotating q instead of K.
+ */
+KVT_API kvt_status kvt_seq_remove(kvt_seq *seq, uint64_t first, uint64_t n);
 
 /* ---- checkpoints ---- */
 

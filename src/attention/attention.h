@@ -106,9 +106,12 @@ typedef struct kvt_unit {
     uint64_t least, most; /* tokens that its first row and its last row see */
     kvt_sight sight;
     float scale;
-    float *q, *scores;  /* [rows][k_dims] in the stored domain, [rows][64] */
-    float *alpha, *add; /* [rows] each */
-    void *packed;       /* q as the integer kernels take it */
+    const kvt_view *view; /* the caller's q */
+    int32_t shift;        /* q is turned for keys that have moved by so much */
+    int unsound;          /* turning q left the range of f32 */
+    float *q, *scores;    /* [rows][k_dims] in the stored domain, [rows][64] */
+    float *alpha, *add;   /* [rows] each */
+    void *packed;         /* q as the integer kernels take it */
     /* V in K only: a block's V, its offset in the stored domain, and the rows' sums of weights */
     void *transposed;
     float *offset; /* [v_dims] */
@@ -125,13 +128,13 @@ typedef enum kvt_outcome {
 /* Tokens from the first on that a row sees; a mask takes some of them out again. */
 uint64_t kvt_unit_visible(const kvt_unit *u, size_t row);
 /* q of the unit's rows, in the stored domain, and packed for integer products. */
-kvt_outcome kvt_unit_load(const kvt_unit *u, const kvt_view *q);
+kvt_outcome kvt_unit_load(kvt_unit *u, const kvt_view *q);
 /*
  * A softmax of its own over the tokens of one range, for a bundle of units: consecutive kv heads
  * for the same queries of the same item. A block is walked head by head, in the order of memory.
  * range: of those in sight.
  */
-void kvt_units_range(const kvt_unit *units, size_t n_units, size_t range, const kvt_part *outs);
+void kvt_units_range(kvt_unit *units, size_t n_units, size_t range, const kvt_part *outs);
 /* Merge the result of a later range into that of the earlier ones. */
 void kvt_unit_merge(const kvt_unit *u, kvt_part into, kvt_part from);
 /* Divide, add the sinks, and hand the rows to the caller. 0: a row has left the range of f32. */

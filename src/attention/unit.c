@@ -72,26 +72,78 @@ static int is_finite_row(const float *x, size_t n)
     return !bad;
 }
 
-kvt_outcome kvt_unit_load(const kvt_unit *u, const kvt_view *view)
+/*
+ * Turn q as RoPE would by `shift` positions (src/cache/remove.c): pairs (a, b) of dims by the cosine
+ * c and sine s of their angles become (a c - b s, a s + b c).
+ */
+static void turn_row(const kvt_unit *u, float *q)
+{
+    const kvt_group_config *config = &u->group->config;
+    size_t pairs = config->rope_dims / 2;
+    size_t apart = config->rope_pairing == KVT_ROPE_HALVES ? pairs : 1;
+    size_t step = config->rope_pairing == KVT_ROPE_HALVES ? 1 : 2;
+    const float *c, *s;
+    if (pairs == 0)
+        return;
+    c = kvt_turn_of(u->item->seq->turns, u->group_index, u->shift);
+    s = c + pairs;
+    q += config->rope_first_dim;
+    for (size_t i = 0; i < pairs; i++, q += step) {
+        float a = q[0], b = q[apart];
+        q[0] = a * c[i] - b * s[i];
+        q[apart] = a * s[i] + b * c[i];
+    }
+}
+
+/* q for keys that have moved by u->shift. */
+static kvt_outcome load_rows(const kvt_unit *u)
 {
     const kvt_kernels *k = &u->cache->kernels;
     size_t dims = u->group->config.k_dim, dims_p = u->group->layouts[KVT_SEALED].k_dims;
     const kvt_rotation *rotation = &u->group->rotation_k;
     for (size_t r = 0; r < u->rows; r++) {
         float *q = u->q + r * dims_p;
-        if (!kvt_view_load(k, view, u->first_query + query_of(u, r), head_of(u, r), dims, q))
+        if (!kvt_view_load(k, u->view, u->first_query + query_of(u, r), head_of(u, r), dims, q))
             return KVT_UNIT_BAD_QUERY;
         memset(q + dims, 0, (dims_p - dims) * sizeof *q);
-        if (rotation->block) {
+        if (u->shift)
+            turn_row(u, q);
+        if (rotation->block)
             k->rotate(q, rotation->signs + u->kv_head * rotation->stride, dims, rotation->block,
                       rotation->inverse, q);
-            if (!is_finite_row(q, dims))
-                return KVT_UNIT_OVERFLOWED;
-        }
+        if ((u->shift || rotation->block) && !is_finite_row(q, dims))
+            return KVT_UNIT_OVERFLOWED;
     }
     if (is_integer(u, u->group->config.k_type))
         (is_fast(u) ? k->pack_q_fast : k->pack_q_near)(u->q, dims_p, u->rows, dims_p, u->packed);
     return KVT_UNIT_DONE;
+}
+
+kvt_outcome kvt_unit_load(kvt_unit *u, const kvt_view *view)
+{
+    u->view = view;
+    u->shift = 0;
+    u->unsound = 0;
+    return load_rows(u);
+}
+
+static void turn_to(kvt_unit *u, int32_t shift)
+{
+    if (u->shift == shift)
+        return;
+    u->shift = shift;
+    u->unsound |= load_rows(u) != KVT_UNIT_DONE;
+}
+
+/* The shift of a row's first n keys; KVT_SHIFT_MIXED: they differ. */
+static int32_t shift_of(const kvt_meta *meta, size_t n)
+{
+    if (meta->shift != KVT_SHIFT_MIXED)
+        return meta->shift;
+    for (size_t t = 1; t < n; t++)
+        if (meta->shifts[t] != meta->shifts[0])
+            return KVT_SHIFT_MIXED;
+    return meta->shifts[0];
 }
 
 /*
@@ -277,28 +329,89 @@ static size_t row_tokens(const kvt_unit *u, size_t row, uint64_t first_token, si
     return sees < n ? (size_t)sees : n;
 }
 
-/* Online softmax of the rows from `from` on, n being what the last row sees of the block. */
+/* What is added to a block's scores for its offset: u->add, and what of it not all tokens have. */
+static void add_offsets(const kvt_unit *u, size_t from, const head_block *b, size_t n)
+{
+    const kvt_layout *layout = b->layout;
+    const uint16_t *scales =
+        open_scales(b, layout->k_type, layout->k_scale_bytes, layout->k_scales, n);
+    u->cache->kernels.dots_f16(u->q + from * layout->k_dims, layout->k_dims, u->rows - from,
+                               halves(b->record + layout->k_offset), layout->k_dims, u->add + from);
+    if (scales)
+        take_offset(u, from, scales, n);
+}
+
+/*
+ * Scores of a block whose keys have moved by different shifts: those of each shift are computed for
+ * all of its keys, with the offset in them, and taken for the ones that have it.
+ */
+#if defined(__GNUC__)
+__attribute__((noinline)) /* its memory on the stack is needed seldom */
+#endif
+static void
+mixed_scores(kvt_unit *u, size_t from, const head_block *b, size_t n, const kvt_meta *meta,
+             const void *next)
+{
+    float mixed[KVT_ROWS_MAX * KVT_TOKENS];
+    uint64_t left = n < 64 ? ((uint64_t)1 << n) - 1 : UINT64_MAX;
+    while (left) {
+        int32_t shift = meta->shifts[__builtin_ctzll(left)];
+        turn_to(u, shift);
+        scores_of(u, from, b, n, next);
+        if (u->group->offsets)
+            add_offsets(u, from, b, n);
+        for (size_t t = 0; t < n; t++) {
+            if (meta->shifts[t] != shift)
+                continue;
+            left &= ~((uint64_t)1 << t);
+            for (size_t r = from; r < u->rows; r++)
+                mixed[r * KVT_TOKENS + t] =
+                    u->scores[r * KVT_TOKENS + t] + (u->group->offsets ? u->add[r] : 0.0f);
+        }
+        next = NULL;
+    }
+    for (size_t r = from; r < u->rows; r++)
+        memcpy(u->scores + r * KVT_TOKENS, mixed + r * KVT_TOKENS, n * sizeof *mixed);
+}
+
+/*
+ * Scores of a block's keys, q turned for those that have moved. 1: the offset is in them, which it
+ * is not otherwise.
+ */
+static int block_scores(kvt_unit *u, size_t from, size_t block_row, const head_block *b, size_t n,
+                        const void *next)
+{
+    const kvt_seq *seq = u->item->seq;
+    if (seq->turns) {
+        const kvt_meta *meta = kvt_seq_meta(seq, block_row);
+        int32_t shift = shift_of(meta, n);
+        if (shift == KVT_SHIFT_MIXED) {
+            mixed_scores(u, from, b, n, meta, next);
+            return 1;
+        }
+        turn_to(u, shift);
+    }
+    scores_of(u, from, b, n, next);
+    return 0;
+}
+
+/*
+ * Online softmax of the rows from `from` on, n being what the last row sees of the block. mixed: the
+ * scores have their offset in them.
+ */
 static void softmax_rows(const kvt_unit *u, size_t from, size_t block_row, size_t n,
-                         const head_block *b, kvt_sees sees, kvt_part out)
+                         const head_block *b, kvt_sees sees, int mixed, kvt_part out)
 {
     const kvt_kernels *k = &u->cache->kernels;
-    const kvt_layout *layout = b->layout;
     uint64_t first_token = (uint64_t)block_row * KVT_TOKENS;
     int adjusts =
         u->args->softcap > 0.0f || u->args->alibi_slopes || u->item->mask || sees == KVT_SEES_SOME;
-    int adds = u->group->offsets != 0;
+    int adds = u->group->offsets && !mixed;
 
     if (adds)
-        k->dots_f16(u->q + from * layout->k_dims, layout->k_dims, u->rows - from,
-                    halves(b->record + layout->k_offset), layout->k_dims, u->add + from);
+        add_offsets(u, from, b, n);
     else if (adjusts)
         memset(u->add, 0, u->rows * sizeof *u->add);
-    if (adds) {
-        const uint16_t *scales =
-            open_scales(b, layout->k_type, layout->k_scale_bytes, layout->k_scales, n);
-        if (scales)
-            take_offset(u, from, scales, n);
-    }
     /* Runs of rows that see the same number of tokens: a query's, or all of them. */
     for (size_t r = from, end; r < u->rows; r = end) {
         size_t n_row = row_tokens(u, r, first_token, n);
@@ -334,7 +447,7 @@ static void prefetch_sparsely(const unsigned char *codes, size_t bytes)
  * after this one; NULL: nothing is to be prefetched. sees: what the window shows of the block, at
  * least some.
  */
-static void attend_block(const kvt_unit *u, size_t block_row, kvt_sees sees, const head_block *next,
+static void attend_block(kvt_unit *u, size_t block_row, kvt_sees sees, const head_block *next,
                          kvt_part out)
 {
     const head_block b = head_block_of(u, block_row);
@@ -345,24 +458,25 @@ static void attend_block(const kvt_unit *u, size_t block_row, kvt_sees sees, con
     uint64_t last = u->most - first_token;
     size_t n = last < KVT_TOKENS ? (size_t)last : KVT_TOKENS;
     size_t from = 0;
+    int mixed;
 
     if (u->least <= first_token)
         while (kvt_unit_visible(u, from) <= first_token)
             from++;
     if (u->group->v_in_k) { /* V is there already: the next product reads the next record */
-        scores_of(u, from, &b, n, next_codes);
-        softmax_rows(u, from, block_row, n, &b, sees, out);
+        mixed = block_scores(u, from, block_row, &b, n, next_codes);
+        softmax_rows(u, from, block_row, n, &b, sees, mixed, out);
         accumulate_values(u, from, &b, n, NULL, out.acc);
         return;
     }
-    scores_of(u, from, &b, n, rest);
+    mixed = block_scores(u, from, block_row, &b, n, rest);
     /* That has prefetched as many bytes as K's codes have: the record's rest has some more. */
     if (rest)
         for (size_t i = layout->k_scales + layout->k_code_bytes; i < layout->head_bytes; i += 64)
             __builtin_prefetch(b.record + i, 0, 2);
     if (next && u->rows - from <= SPARSE_ROWS)
         prefetch_sparsely(next_codes, next->layout->k_code_bytes);
-    softmax_rows(u, from, block_row, n, &b, sees, out);
+    softmax_rows(u, from, block_row, n, &b, sees, mixed, out);
     accumulate_values(u, from, &b, n, next_codes, out.acc);
 }
 
@@ -375,6 +489,10 @@ static void prefetch_block(const kvt_unit *u, size_t block_row)
 {
     const kvt_seq *seq = u->item->seq;
     size_t end = u->group->window_tokens == UINT64_MAX ? seq->n_rows : u->sight.end_row;
+    if (seq->turns && block_row + 6 < seq->n_rows) { /* the bounds have the shift beside them */
+        __builtin_prefetch(kvt_seq_block(seq, block_row + 6, seq->cache->n_groups));
+        __builtin_prefetch(&kvt_seq_meta(seq, block_row + 4)->shift);
+    }
     if (block_row + 8 < end)
         __builtin_prefetch(&seq->table[(block_row + 8) * seq->cache->n_classes]);
     if (block_row + 2 >= end)
@@ -401,7 +519,7 @@ static size_t row_after(const kvt_unit *u, size_t row)
     return next < u->sight.end_row ? next : SIZE_MAX;
 }
 
-void kvt_units_range(const kvt_unit *units, size_t n_units, size_t range, const kvt_part *outs)
+void kvt_units_range(kvt_unit *units, size_t n_units, size_t range, const kvt_part *outs)
 {
     const kvt_unit *u = &units[0];
     const size_t rows_a_range = KVT_RANGE_TOKENS / KVT_TOKENS;
@@ -432,6 +550,8 @@ void kvt_units_range(const kvt_unit *units, size_t n_units, size_t range, const 
             else
                 has_next = 0;
             attend_block(&units[i], row, sees, has_next ? &next : NULL, outs[i]);
+            for (size_t r = 0; units[i].unsound && r < u->rows; r++)
+                outs[i].l[r] = NAN;
         }
     }
 }

@@ -14,6 +14,7 @@ void kvt_cache_free(kvt_cache *cache)
         const kvt_group *group = &cache->groups[g];
         float *signs = group->rotation_k.signs ? group->rotation_k.signs : group->rotation_v.signs;
         kvt_mem_free(cache, signs, kvt_group_signs_bytes(group));
+        kvt_mem_free(cache, group->rope_frequencies, kvt_group_rope_bytes(group));
     }
     kvt_mem_free(cache, cache->layers, cache->n_layers * sizeof *cache->layers);
     pthread_mutex_destroy(&cache->scratch_lock);

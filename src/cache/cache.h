@@ -4,7 +4,7 @@
  *
  * Files, each of which may use those before it: geometry.c (layouts, rotation), blocks.c (blocks
  * and their free lists), cache.c (the handle), rows.c (a sequence's block table), sequence.c
- * (steps), fork.c (sequences that share blocks), window.c (what is out of sight), checkpoint.c, seal.c (tokens into open and sealed blocks), append.c and read.c. src/create.c makes a
+ * (steps), fork.c (sequences that share blocks), window.c (what is out of sight), checkpoint.c, remove.c, seal.c (tokens into open and sealed blocks), append.c and read.c. src/create.c makes a
  * cache.
  */
 #ifndef KVT_CACHE_H
@@ -52,7 +52,7 @@ typedef struct kvt_rotation {
 } kvt_rotation;
 
 typedef struct kvt_group {
-    kvt_group_config config; /* config.layers is NULL: see kvt_cache.layers */
+    kvt_group_config config; /* its pointers are NULL: kvt_cache.layers, rope_frequencies */
     kvt_layout layouts[2];   /* KVT_SEALED, KVT_OPEN */
     uint32_t seals;          /* a side is i8: blocks are open first */
     uint32_t offsets;        /* K is i8 and has an offset */
@@ -61,6 +61,7 @@ typedef struct kvt_group {
     uint64_t window_tokens; /* UINT64_MAX: no window */
     uint64_t sink_tokens;
     kvt_rotation rotation_k, rotation_v; /* V in K: v's is k's */
+    float *rope_frequencies;             /* [config.rope_dims / 2]; config's own pointer is NULL */
 } kvt_group;
 
 /* A layer's group and its place in the group's blocks. */
@@ -105,8 +106,15 @@ typedef struct kvt_meta {
     int32_t token_ids[KVT_TOKENS];
     int32_t lowest, highest; /* of the row's positions */
     int32_t reach;           /* the highest position in this row and those before it */
-    int32_t reserved;
+    /*
+     * By how much the positions were higher when the keys were computed (kvt_seq_remove): of all
+     * tokens, or KVT_SHIFT_MIXED.
+     */
+    int32_t shift;
+    int32_t shifts[KVT_TOKENS]; /* by token; only where the groups' RoPE is described */
 } kvt_meta;
+
+#define KVT_SHIFT_MIXED INT32_MIN
 
 #define KVT_MAX_CLASSES (2 * KVT_MAX_GROUPS + 1)
 
@@ -123,6 +131,7 @@ struct kvt_cache {
     uint64_t max_tokens;
     size_t max_rows; /* blocks of max_tokens */
     uint32_t n_groups, n_layers;
+    uint32_t moves;     /* the groups' RoPE is described: positions can move */
     uint32_t n_classes; /* 2 * n_groups + 1: of blocks, and columns of a block table */
     kvt_group groups[KVT_MAX_GROUPS];
     kvt_layer *layers;                   /* [n_layers] */
@@ -198,6 +207,19 @@ static inline size_t kvt_rows_older(uint64_t n_tokens, uint64_t residual)
 typedef struct kvt_checkpoint kvt_checkpoint;
 
 /*
+ * What q is turned by for the shifts that keys of a sequence have: cosines and sines of shift times
+ * the groups' inverse frequencies. Made by kvt_seq_remove.
+ */
+typedef struct kvt_turns {
+    size_t bytes; /* of this structure and all behind it */
+    size_t n;
+    size_t at[KVT_MAX_GROUPS];     /* in floats[], of a group's first turn */
+    size_t stride[KVT_MAX_GROUPS]; /* from one turn to the next: rope_dims, cosines before sines */
+    int32_t *shifts;               /* [n], ascending */
+    float *floats;
+} kvt_turns;
+
+/*
  * Row r of the table holds tokens 64 r .. 64 r + 63. It has a column for each class of blocks:
  * column g is what is in force of group g, sealed or open; column n_groups the positions; column
  * n_groups + 1 + g the other form of group g's block, where it is kept beside (kvt_seq_group), else
@@ -221,6 +243,7 @@ struct kvt_seq {
     kvt_block *spare[KVT_MAX_CLASSES]; /* reserved, and not in use */
     size_t n_spare[KVT_MAX_CLASSES];
     uint64_t exempt_bytes;        /* of its open blocks: see account() */
+    kvt_turns *turns;             /* NULL: no key has moved */
     kvt_checkpoint **checkpoints; /* [checkpoint_room], n_checkpoints of them, by tokens */
     size_t n_checkpoints, checkpoint_room;
     int32_t next_position; /* of the next token where the caller has set it, else -1 */
@@ -249,6 +272,13 @@ static inline kvt_meta *kvt_seq_meta(const kvt_seq *seq, size_t row)
 static inline uint32_t kvt_beside(const kvt_cache *cache, uint32_t group)
 {
     return cache->n_groups + 1 + group;
+}
+
+/* Tokens of a row, the pending ones included. */
+static inline size_t kvt_row_tokens(const kvt_seq *seq, size_t row)
+{
+    uint64_t n = seq->length + seq->pending - (uint64_t)row * KVT_TOKENS;
+    return n < KVT_TOKENS ? (size_t)n : KVT_TOKENS;
 }
 
 /* The layout of a group's block. */
@@ -288,6 +318,8 @@ const char *kvt_v_in_k_fault(uint32_t flags, uint32_t k_dim, uint32_t v_dim, kvt
 size_t kvt_element_bytes(kvt_type type);
 /* Layout and transforms of a group whose config has been checked. signs is left NULL. */
 void kvt_group_make(const kvt_group_config *config, kvt_group *group);
+/* Bytes of rope_frequencies. */
+size_t kvt_group_rope_bytes(const kvt_group *group);
 /* The rotations' signs: bytes, and their values, given the memory. */
 size_t kvt_group_signs_bytes(const kvt_group *group);
 void kvt_group_fill_signs(kvt_group *group, float *signs);
@@ -349,6 +381,10 @@ void kvt_rows_replace(kvt_seq *seq, kvt_block *const *table, size_t n_rows, uint
  * kvt_rows_charge has to follow.
  */
 void kvt_rows_share(const kvt_seq *from, uint64_t n_tokens, kvt_seq *to);
+/* The blocks of positions of rows from .. on become the sequence's own. KVT_ERR_ of memory. */
+kvt_status kvt_rows_own_meta(kvt_seq *seq, size_t from);
+/* Take rows from .. to - 1 out of the table; those behind move up. Tokens and bounds are not. */
+void kvt_rows_cut(kvt_seq *seq, size_t from, size_t to);
 /* Give back the blocks of a group in rows from .. to - 1, which are sealed for good. */
 void kvt_rows_drop(kvt_seq *seq, uint32_t g, size_t from, size_t to);
 /* The sequence becomes what the checkpoint has kept; the tokens before that are there. */
@@ -369,6 +405,8 @@ void kvt_block_copy(kvt_cache *cache, const kvt_block *from, size_t n_tokens, kv
 
 /* Whether all that a sequence of its first n_tokens tokens needs is in its table. */
 int kvt_window_reaches(const kvt_seq *seq, uint64_t n_tokens);
+/* The lowest position of a query to come, after a truncate by up to KVT_DRAFT_TOKENS at most. */
+int64_t kvt_lowest_query(const kvt_seq *seq);
 /* Give back what no query to come can see, nor one after a truncate by KVT_DRAFT_TOKENS. */
 void kvt_window_release(kvt_seq *seq);
 /* Rows of a group that are released at n_tokens tokens with the positions 0, 1, 2, ... */
@@ -400,6 +438,18 @@ const kvt_checkpoint *kvt_checkpoint_at(const kvt_seq *seq, uint64_t n_tokens);
 void kvt_checkpoints_drop_from(kvt_seq *seq, uint64_t n_tokens);
 /* A new sequence gets those of another one up to n_tokens. */
 kvt_status kvt_checkpoints_share(const kvt_seq *from, uint64_t n_tokens, kvt_seq *to);
+
+/* ---- remove.c ---- */
+
+/* The turn of a shift, for a group: [rope_dims / 2] cosines, then the sines. */
+const float *kvt_turn_of(const kvt_turns *turns, uint32_t group, int32_t shift);
+/*
+ * Turns for all shifts that a sequence's keys have once those of rows from `moved` on are delta
+ * more. NULL where there are none.
+ */
+kvt_status kvt_turns_make(const kvt_seq *seq, size_t moved, int32_t delta, kvt_turns **made);
+kvt_status kvt_turns_copy(kvt_cache *cache, const kvt_turns *turns, kvt_turns **copy);
+void kvt_turns_free(kvt_cache *cache, kvt_turns *turns);
 
 /* ---- sequence.c ---- */
 

@@ -41,7 +41,7 @@ void kvt_block_copy(kvt_cache *cache, const kvt_block *from, size_t n_tokens, kv
     uint32_t g = from->class_index, n_threads;
 
     if (g == cache->n_groups) {
-        memcpy(to->data, from->data, sizeof(kvt_meta));
+        memcpy(to->data, from->data, cache->class_bytes[g]);
         return;
     }
     job.group = &cache->groups[g < cache->n_groups ? g : g - cache->n_groups - 1];
@@ -79,7 +79,9 @@ kvt_status kvt_seq_fork(kvt_seq *seq, uint64_t n_tokens, kvt_seq **copy_out)
     kvt_rows_share(seq, n_tokens, copy);
     if (checkpoint && n_tokens < seq->length)
         kvt_rows_restore(copy, checkpoint);
-    status = kvt_checkpoints_share(seq, n_tokens, copy);
+    status = kvt_turns_copy(seq->cache, seq->turns, &copy->turns);
+    if (status == KVT_OK)
+        status = kvt_checkpoints_share(seq, n_tokens, copy);
     if (status == KVT_OK)
         status = kvt_rows_charge(seq);
     /* A pending step writes behind the committed tokens of the last block, which is its own. */

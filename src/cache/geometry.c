@@ -89,6 +89,7 @@ void kvt_group_make(const kvt_group_config *config, kvt_group *group)
     memset(group, 0, sizeof *group);
     group->config = *config;
     group->config.layers = NULL;
+    group->config.rope_inverse_frequencies = NULL;
     group->seals = is_i8(config->k_type) || is_i8(config->v_type);
     group->offsets = is_i8(config->k_type) && !(config->flags & KVT_GROUP_NO_OFFSET);
     group->v_in_k = (config->flags & KVT_GROUP_V_IN_K) != 0;
@@ -106,6 +107,11 @@ void kvt_group_make(const kvt_group_config *config, kvt_group *group)
         group->rotation_v = group->rotation_k;
     else if (is_i8(config->v_type) && !(config->flags & KVT_GROUP_NO_V_ROTATION))
         group->rotation_v = make_rotation(config->v_dim, config->v_dim);
+}
+
+size_t kvt_group_rope_bytes(const kvt_group *group)
+{
+    return group->config.rope_dims / 2 * sizeof(float);
 }
 
 /* ---- the rotations' signs ---- */

@@ -193,6 +193,31 @@ void kvt_rows_drop(kvt_seq *seq, uint32_t g, size_t from, size_t to)
         put_block(seq, take_out(kvt_seq_entry(seq, row, g)));
 }
 
+/* How many of rows from .. to - 1 are below `end`. */
+static size_t rows_below(size_t from, size_t to, size_t end)
+{
+    to = to < end ? to : end;
+    return to > from ? to - from : 0;
+}
+
+void kvt_rows_cut(kvt_seq *seq, size_t from, size_t to)
+{
+    put_rows(seq, from, to);
+    memmove(kvt_seq_entry(seq, from, 0), kvt_seq_entry(seq, to, 0),
+            (seq->n_rows - to) * seq->cache->n_classes * sizeof *seq->table);
+    memset(kvt_seq_entry(seq, seq->n_rows - (to - from), 0), 0,
+           (to - from) * seq->cache->n_classes * sizeof *seq->table);
+    seq->n_rows -= to - from;
+    for (uint32_t g = 0; g < seq->cache->n_groups; g++) {
+        kvt_seq_group *group = &seq->groups[g];
+        group->first -= rows_below(from, to, group->first);
+        group->n_final -= rows_below(from, to, group->n_final);
+        group->n_sealed -= rows_below(from, to, group->n_sealed);
+        group->seal_end = group->n_sealed;
+    }
+    account(seq);
+}
+
 /* Put another block, or none, into an entry, whose block is given back. */
 static void exchange(kvt_seq *seq, kvt_block **entry, kvt_block *block)
 {
@@ -569,6 +594,24 @@ void kvt_rows_revert(kvt_seq *seq, uint64_t n_tokens)
         }
         group->seal_end = group->n_sealed;
     }
+}
+
+kvt_status kvt_rows_own_meta(kvt_seq *seq, size_t from)
+{
+    kvt_cache *cache = seq->cache;
+    for (size_t row = from; row < seq->n_rows; row++) {
+        kvt_block **entry = kvt_seq_entry(seq, row, cache->n_groups), *shared = *entry, *copy;
+        kvt_status status;
+        if (kvt_block_is_own(cache, shared))
+            continue;
+        status = kvt_block_get(cache, shared->class_index, &copy);
+        if (status != KVT_OK)
+            return status;
+        kvt_block_copy(cache, shared, KVT_TOKENS, copy);
+        *entry = copy;
+        kvt_block_put(cache, shared);
+    }
+    return KVT_OK;
 }
 
 kvt_status kvt_rows_own_last(kvt_seq *seq)

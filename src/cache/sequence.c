@@ -59,6 +59,7 @@ void kvt_seq_destroy(kvt_seq *seq)
         return;
     cache = seq->cache;
     kvt_checkpoints_drop_from(seq, 0);
+    kvt_turns_free(cache, seq->turns);
     kvt_rows_release(seq);
     kvt_mem_free(cache, seq->table, table_bytes(cache));
     kvt_mem_free(cache, seq->appended, cache->n_layers);
@@ -204,6 +205,20 @@ void kvt_meta_bound(kvt_meta *meta, size_t n, const kvt_meta *before)
 
 /* ---- steps ---- */
 
+/* A new token's key has not moved; those before it in its row may have. */
+static void not_moved(kvt_meta *meta, size_t slot)
+{
+    if (slot == 0)
+        meta->shift = 0;
+    if (meta->shift == 0)
+        return;
+    if (meta->shift != KVT_SHIFT_MIXED)
+        for (size_t t = 0; t < slot; t++)
+            meta->shifts[t] = meta->shift;
+    meta->shift = KVT_SHIFT_MIXED;
+    meta->shifts[slot] = 0;
+}
+
 kvt_status kvt_seq_begin(kvt_seq *seq, uint64_t n_tokens, const int32_t *positions)
 {
     int64_t next;
@@ -241,6 +256,7 @@ kvt_status kvt_seq_begin(kvt_seq *seq, uint64_t n_tokens, const int32_t *positio
         meta->positions[token % KVT_TOKENS] =
             positions ? positions[i] : (int32_t)(next + (int64_t)i);
         meta->token_ids[token % KVT_TOKENS] = KVT_TOKEN_NONE;
+        not_moved(meta, token % KVT_TOKENS);
         if (token % KVT_TOKENS == KVT_TOKENS - 1 || i == n_tokens - 1)
             kvt_meta_bound(meta, token % KVT_TOKENS + 1,
                            token < KVT_TOKENS ? NULL : kvt_seq_meta(seq, token / KVT_TOKENS - 1));
@@ -331,6 +347,8 @@ kvt_status kvt_seq_clear(kvt_seq *seq)
     seq->pending = 0;
     seq->next_position = -1;
     kvt_checkpoints_drop_from(seq, 0);
+    kvt_turns_free(seq->cache, seq->turns);
+    seq->turns = NULL;
     kvt_rows_shrink(seq, 0);
     return KVT_OK;
 }

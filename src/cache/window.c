@@ -54,11 +54,10 @@ int kvt_window_reaches(const kvt_seq *seq, uint64_t n_tokens)
     return 1;
 }
 
-/* The lowest position of a query to come, after a truncate by up to KVT_DRAFT_TOKENS at most. */
-static int64_t lowest_query(const kvt_seq *seq)
+int64_t kvt_lowest_query(const kvt_seq *seq)
 {
-    int64_t lowest = INT64_MAX;
-    for (uint64_t i = 0; i <= KVT_DRAFT_TOKENS; i++) {
+    int64_t lowest = seq->length > KVT_DRAFT_TOKENS ? INT64_MAX : 0;
+    for (uint64_t i = 0; i <= KVT_DRAFT_TOKENS && i < seq->length; i++) {
         int64_t next = position_of(seq, seq->length - 1 - i) + 1;
         lowest = next < lowest ? next : lowest;
     }
@@ -75,7 +74,8 @@ void kvt_window_release(kvt_seq *seq)
             continue;
         end =
             group->seals ? state->n_final : (size_t)((seq->length - KVT_DRAFT_TOKENS) / KVT_TOKENS);
-        first = first_beyond(seq, group, end, lowest_query(seq) - (int64_t)group->window_tokens);
+        first =
+            first_beyond(seq, group, end, kvt_lowest_query(seq) - (int64_t)group->window_tokens);
         if (first <= state->first || first <= kvt_sink_rows(group))
             continue;
         kvt_rows_drop(seq, g, state->first ? state->first : kvt_sink_rows(group), first);

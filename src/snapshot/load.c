@@ -65,6 +65,7 @@ static kvt_status add_row(stage *st)
     for (c = 0; c < cache->n_classes; c++)
         staged(st, st->rows)[c] = NULL;
     staged(st, st->rows)[cache->n_groups] = block;
+    staged_meta(st, st->rows)->shift = 0;
     st->rows++;
     return KVT_OK;
 }

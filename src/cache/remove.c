@@ -1,0 +1,308 @@
+/*
+ * Tokens out of the middle of a sequence, and what attention needs where keys have moved.
+ *
+ * With RoPE a key that was computed at position p is R(p) k, R(p) being a rotation of pairs of dims
+ * by p times a frequency. Moved to p - s its product with a query is q . R(-s) R(p) k, which is
+ * (R(s) q) . (R(p) k): q is turned, the key stays as stored. So whole rows leave the table, the
+ * positions of the rows behind are lowered, and each row (kvt_meta) has the sum of what its
+ * positions were lowered by.
+ */
+#include <math.h>
+
+#include "src/cache/cache.h"
+
+/* ---- turns ---- */
+
+const float *kvt_turn_of(const kvt_turns *turns, uint32_t group, int32_t shift)
+{
+    size_t low = 0, high = turns->n - 1;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        if (turns->shifts[middle] < shift)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    assert(turns->shifts[low] == shift);
+    return turns->floats + turns->at[group] + low * turns->stride[group];
+}
+
+/* Room for n turns. */
+static kvt_status alloc_turns(kvt_cache *cache, size_t n, kvt_turns **made)
+{
+    size_t floats = 0, at[KVT_MAX_GROUPS], head, bytes;
+    kvt_turns *turns;
+    kvt_status status;
+    void *memory;
+    for (uint32_t g = 0; g < cache->n_groups; g++) {
+        at[g] = floats;
+        floats += n * cache->groups[g].config.rope_dims;
+    }
+    head = kvt_round_up(sizeof *turns, 64);
+    bytes = head + kvt_round_up(n * sizeof(int32_t), 64) + floats * sizeof(float);
+    status = kvt_block_memory(cache, bytes, "the turns of moved keys", &memory);
+    if (status != KVT_OK)
+        return status;
+    turns = memory;
+    turns->bytes = bytes;
+    turns->n = n;
+    memcpy(turns->at, at, cache->n_groups * sizeof *at);
+    for (uint32_t g = 0; g < cache->n_groups; g++)
+        turns->stride[g] = cache->groups[g].config.rope_dims;
+    turns->shifts = (int32_t *)(void *)((unsigned char *)memory + head);
+    turns->floats =
+        (float *)(void *)((unsigned char *)turns->shifts + kvt_round_up(n * sizeof(int32_t), 64));
+    *made = turns;
+    return KVT_OK;
+}
+
+/* Cosines and sines of shift * frequency, in double: shifts may be large. */
+static void fill_turn(const kvt_group *group, int32_t shift, float *turn)
+{
+    size_t pairs = group->config.rope_dims / 2;
+    for (size_t i = 0; i < pairs; i++) {
+        double angle = (double)shift * (double)group->rope_frequencies[i];
+        turn[i] = (float)cos(angle);
+        turn[pairs + i] = (float)sin(angle);
+    }
+}
+
+static void insert(kvt_turns *turns, int32_t shift)
+{
+    size_t i = turns->n++;
+    for (; i > 0 && turns->shifts[i - 1] > shift; i--)
+        turns->shifts[i] = turns->shifts[i - 1];
+    turns->shifts[i] = shift;
+}
+
+static int has_shift(const int32_t *shifts, size_t n, int32_t shift)
+{
+    for (size_t i = 0; i < n; i++)
+        if (shifts[i] == shift)
+            return 1;
+    return 0;
+}
+
+/* A walk over the shifts of a sequence's tokens; those of rows from `moved` on are delta more. */
+typedef struct shift_walk {
+    size_t moved;
+    int32_t delta, last;
+    size_t n;        /* different ones, at most */
+    kvt_turns *into; /* NULL: they are only counted */
+} shift_walk;
+
+static void visit_shift(shift_walk *walk, int32_t shift)
+{
+    if (shift == 0 || shift == walk->last)
+        return;
+    walk->last = shift;
+    if (!walk->into)
+        walk->n++;
+    else if (!has_shift(walk->into->shifts, walk->into->n, shift))
+        insert(walk->into, shift);
+}
+
+static void walk_shifts(const kvt_seq *seq, shift_walk *walk)
+{
+    for (size_t row = 0; row < seq->n_rows; row++) {
+        const kvt_meta *meta = kvt_seq_meta(seq, row);
+        int32_t delta = row < walk->moved ? 0 : walk->delta;
+        if (meta->shift != KVT_SHIFT_MIXED)
+            visit_shift(walk, meta->shift + delta);
+        else
+            for (size_t t = 0; t < kvt_row_tokens(seq, row); t++)
+                visit_shift(walk, meta->shifts[t] + delta);
+    }
+}
+
+kvt_status kvt_turns_make(const kvt_seq *seq, size_t moved, int32_t delta, kvt_turns **made)
+{
+    shift_walk walk = {moved, delta, 0, 0, NULL};
+    kvt_turns *turns;
+    kvt_status status;
+    *made = NULL;
+    walk_shifts(seq, &walk);
+    if (walk.n == 0)
+        return KVT_OK;
+    status = alloc_turns(seq->cache, walk.n, &turns);
+    if (status != KVT_OK)
+        return status;
+    turns->n = 0;
+    walk.last = 0;
+    walk.into = turns;
+    walk_shifts(seq, &walk);
+    for (uint32_t g = 0; g < seq->cache->n_groups; g++)
+        for (size_t i = 0; i < turns->n; i++)
+            fill_turn(&seq->cache->groups[g], turns->shifts[i],
+                      turns->floats + turns->at[g] + i * turns->stride[g]);
+    *made = turns;
+    return KVT_OK;
+}
+
+kvt_status kvt_turns_copy(kvt_cache *cache, const kvt_turns *turns, kvt_turns **copy)
+{
+    ptrdiff_t shifts, floats;
+    kvt_status status;
+    void *memory;
+    *copy = NULL;
+    if (!turns)
+        return KVT_OK;
+    status = kvt_block_memory(cache, turns->bytes, "the turns of moved keys", &memory);
+    if (status != KVT_OK)
+        return status;
+    shifts = (const unsigned char *)turns->shifts - (const unsigned char *)turns;
+    floats = (const unsigned char *)turns->floats - (const unsigned char *)turns;
+    memcpy(memory, turns, turns->bytes);
+    *copy = memory;
+    (*copy)->shifts = (int32_t *)(void *)((unsigned char *)memory + shifts);
+    (*copy)->floats = (float *)(void *)((unsigned char *)memory + floats);
+    return KVT_OK;
+}
+
+void kvt_turns_free(kvt_cache *cache, kvt_turns *turns)
+{
+    if (turns)
+        kvt_mem_free(cache, turns, turns->bytes);
+}
+
+/* ---- removing ---- */
+
+/* Tokens first .. first + n - 1 are rows from .. to - 1; those behind move by delta positions. */
+typedef struct removal {
+    uint64_t first, n;
+    size_t from, to;
+    int32_t delta;
+} removal;
+
+static int32_t position_of(const kvt_seq *seq, uint64_t token)
+{
+    return kvt_seq_meta(seq, (size_t)(token / KVT_TOKENS))->positions[token % KVT_TOKENS];
+}
+
+/* By how much positions move, and whether what moves stays within bounds. */
+static kvt_status find_delta(const kvt_seq *seq, removal *r)
+{
+    int64_t delta =
+        (int64_t)position_of(seq, r->first + r->n) - (int64_t)position_of(seq, r->first);
+    r->delta = 0;
+    if (!seq->cache->moves)
+        return KVT_OK;
+    for (size_t row = r->to; row < seq->n_rows; row++) {
+        const kvt_meta *meta = kvt_seq_meta(seq, row);
+        for (size_t t = 0; t < kvt_row_tokens(seq, row); t++) {
+            int64_t shift = meta->shift == KVT_SHIFT_MIXED ? meta->shifts[t] : meta->shift;
+            if (meta->positions[t] - delta < 0 || meta->positions[t] - delta > INT32_MAX ||
+                shift + delta > INT32_MAX || shift + delta <= INT32_MIN)
+                return kvt_fail(seq->cache, KVT_ERR_STATE,
+                                "kvt_seq_remove: position %ld of token %llu would move to %lld",
+                                (long)meta->positions[t], (unsigned long long)row * KVT_TOKENS + t,
+                                (long long)(meta->positions[t] - delta));
+        }
+    }
+    if (seq->next_position >= 0 &&
+        (seq->next_position - delta < 0 || seq->next_position - delta > INT32_MAX))
+        return kvt_fail(seq->cache, KVT_ERR_STATE,
+                        "kvt_seq_remove: the next position, %ld, would move to %lld",
+                        (long)seq->next_position, (long long)(seq->next_position - delta));
+    r->delta = (int32_t)delta;
+    return KVT_OK;
+}
+
+/* Windows: what they have released stays out of sight, and they keep their sinks. */
+static kvt_status check_windows(const kvt_seq *seq, const removal *r)
+{
+    for (uint32_t g = 0; g < seq->cache->n_groups; g++) {
+        const kvt_group *group = &seq->cache->groups[g];
+        size_t first = seq->groups[g].first, sinks = kvt_sink_rows(group);
+        size_t before = r->from < first ? r->from : first;
+        if (first == 0)
+            continue;
+        if (r->from < sinks)
+            return kvt_fail(seq->cache, KVT_ERR_STATE,
+                            "kvt_seq_remove: tokens before %llu stay: group %u has a window, and "
+                            "has released what would take the place of its sinks",
+                            (unsigned long long)sinks * KVT_TOKENS, g);
+        if (before > sinks && r->delta &&
+            kvt_seq_meta(seq, before - 1)->reach >
+                kvt_lowest_query(seq) - r->delta - (int64_t)group->window_tokens)
+            return kvt_fail(seq->cache, KVT_ERR_STATE,
+                            "kvt_seq_remove: tokens before %llu, which the window of group %u has "
+                            "released, would come into its sight",
+                            (unsigned long long)before * KVT_TOKENS, g);
+    }
+    return KVT_OK;
+}
+
+/* Whole rows, and what their place in the table means for the rows behind. */
+static kvt_status check_rows(const kvt_seq *seq, const removal *r)
+{
+    if (r->first % KVT_TOKENS || r->n % KVT_TOKENS)
+        return kvt_fail(seq->cache, KVT_ERR_UNSUPPORTED,
+                        "kvt_seq_remove: tokens %llu + %llu are not whole blocks of %d",
+                        (unsigned long long)r->first, (unsigned long long)r->n, KVT_TOKENS);
+    for (uint32_t g = 0; r->from == 0 && g < seq->cache->n_groups; g++)
+        if (seq->cache->groups[g].offsets && seq->cache->groups[g].residual_tokens == 0)
+            return kvt_fail(seq->cache, KVT_ERR_UNSUPPORTED,
+                            "kvt_seq_remove: block 0 of group %u stays: without a residual window "
+                            "the offset of later keys is its own",
+                            g);
+    return KVT_OK;
+}
+
+/* The positions of a row move. The row before it has its bounds already. */
+static void move_row(kvt_seq *seq, size_t row, int32_t delta)
+{
+    kvt_meta *meta = kvt_seq_meta(seq, row);
+    size_t n = kvt_row_tokens(seq, row);
+    for (size_t t = 0; t < n; t++)
+        meta->positions[t] -= delta;
+    if (meta->shift == KVT_SHIFT_MIXED)
+        for (size_t t = 0; t < n; t++)
+            meta->shifts[t] += delta;
+    else
+        meta->shift += delta;
+    kvt_meta_bound(meta, n, row > 0 ? kvt_seq_meta(seq, row - 1) : NULL);
+}
+
+kvt_status kvt_seq_remove(kvt_seq *seq, uint64_t first, uint64_t n)
+{
+    removal r = {first, n, (size_t)(first / KVT_TOKENS), 0, 0};
+    kvt_turns *turns = NULL;
+    kvt_status status;
+
+    if (!seq)
+        return KVT_ERR_ARG;
+    if (seq->pending)
+        return kvt_fail(seq->cache, KVT_ERR_STATE, "kvt_seq_remove: a step is pending");
+    if (n == 0 || first > seq->length || n > seq->length - first)
+        return kvt_fail(seq->cache, KVT_ERR_ARG, "kvt_seq_remove: tokens %llu + %llu of %llu",
+                        (unsigned long long)first, (unsigned long long)n,
+                        (unsigned long long)seq->length);
+    if (first + n == seq->length)
+        return kvt_seq_truncate(seq, first);
+    r.to = (size_t)((first + n) / KVT_TOKENS);
+    status = check_rows(seq, &r);
+    if (status == KVT_OK)
+        status = find_delta(seq, &r);
+    if (status == KVT_OK)
+        status = check_windows(seq, &r);
+    if (status == KVT_OK && seq->cache->moves)
+        status = kvt_turns_make(seq, r.to, r.delta, &turns);
+    /* The bounds of the rows behind change even where their positions stay. */
+    if (status == KVT_OK)
+        status = kvt_rows_own_meta(seq, r.to);
+    if (status != KVT_OK) {
+        kvt_turns_free(seq->cache, turns);
+        return status;
+    }
+    kvt_checkpoints_drop_from(seq, first + 1);
+    kvt_rows_cut(seq, r.from, r.to);
+    seq->length -= n;
+    for (size_t row = r.from; row < seq->n_rows; row++)
+        move_row(seq, row, r.delta);
+    if (seq->next_position >= 0)
+        seq->next_position -= r.delta;
+    kvt_turns_free(seq->cache, seq->turns);
+    seq->turns = turns;
+    return KVT_OK;
+}
