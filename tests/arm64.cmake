@@ -35,7 +35,7 @@ endif()
 
 set(arm64 ${CMAKE_CURRENT_BINARY_DIR}/arm64)
 set(arm64_programs check_kernels test_attention test_api test_numerics test_steps
-  test_seal test_snapshot_golden)
+  test_seal test_window test_snapshot_golden)
 set(arm64_compiler)
 if(CMAKE_C_COMPILER_ID MATCHES "Clang") # which is every target's compiler
   set(arm64_compiler -DCMAKE_C_COMPILER=${CMAKE_C_COMPILER})
@@ -65,6 +65,7 @@ kvtile_arm64_test(numerics max test_numerics)
 kvtile_arm64_test(steps max test_steps)
 kvtile_arm64_test(seal max test_seal)
 kvtile_arm64_test(snapshot_golden max test_snapshot_golden ${golden})
+kvtile_arm64_test(window max test_window)
 kvtile_arm64_test(attention max test_attention)
 foreach(long attention numerics seal steps) # minutes: not last, when nothing else is left to run
   set_tests_properties(arm64_${long} PROPERTIES COST 900)

@@ -264,6 +264,60 @@ static void tasks_have_equal_shares(void **state)
     free(positions), free(q);
 }
 
+/* One unit that is cut at ranges: the tokens in sight of each task, sinks and edges counted. */
+static void ranges_are_shared_out(void **state)
+{
+    enum { N = 40000 };
+    int32_t *positions = malloc(N * sizeof *positions);
+    float q[4 * 16] = {0};
+    (void)state;
+    for (size_t i = 0; i < N; i++)
+        positions[i] = (int32_t)i;
+    for (int trial = 0; trial < 12; trial++) {
+        kvt_group_config g = group_of(1, 4, 1, 16, 16, KVT_TYPE_F16, KVT_TYPE_F16);
+        kvt_cache *cache;
+        kvt_attend_item item = {.n_queries = 1};
+        kvt_attend_args args = kvt_attend_args_init();
+        kvt_attend_plan plan;
+        kvt_cutter cutter;
+        kvt_sight sight;
+        kvt_cut from, to;
+        size_t sum = 0, worst = 0, share;
+        g.window_tokens = 12000 + 700 * (uint32_t)trial;
+        g.sink_tokens = (const uint32_t[]){0, 4, 5000}[trial % 3];
+        cache = cache_of(&g, N, 1, NULL);
+        item.seq = sequence(cache, positions, N, N);
+        args.items = &item;
+        args.n_items = 1;
+        args.q = args.out = kvt_tensor_f32(q);
+        args.n_threads = 2 + (uint32_t)trial % 2;
+        expect_ok(cache, kvt_attend_plan_init(&plan, cache, &args));
+        sight = kvt_sight_of(&cache->groups[0], &item, N, 0, 0, N);
+        cutter = kvt_cutter_begin(&plan);
+        from = kvt_cutter_next(&cutter, 0);
+        for (size_t i = 0; i < plan.n_tasks; i++, from = to) {
+            size_t end;
+            to = kvt_cutter_next(&cutter, i + 1);
+            end = to.unit > 0 ? sight.ranges : to.range;
+            share = 0;
+            for (size_t range = from.range; from.unit == 0 && range < end; range++)
+                for (size_t row = kvt_sight_range(&sight, range) * 16, j = 0; j < 16; j++)
+                    share +=
+                        row + j < sight.end_row && kvt_sight_sees(&sight, row + j) != KVT_SEES_NONE;
+            sum += share;
+            worst = share > worst ? share : worst;
+        }
+        assert_in_range(sum, g.window_tokens / 64, (g.window_tokens + g.sink_tokens) / 64 + 3);
+        share = sum / plan.n_tasks;
+        if (worst > share + 16)
+            fail_msg("trial %d: a task has %zu rows of %zu in %zu tasks", trial, worst, sum,
+                     plan.n_tasks);
+        kvt_seq_destroy((kvt_seq *)(uintptr_t)item.seq);
+        kvt_cache_destroy(cache);
+    }
+    free(positions);
+}
+
 /* One query over many tokens is cut like one over its window, and needs the same scratch. */
 static void one_query_costs_its_window(void **state)
 {
@@ -306,6 +360,7 @@ int main(void)
         cmocka_unit_test(rows_in_sight),
         cmocka_unit_test(blocks_out_of_sight_are_not_touched),
         cmocka_unit_test(tasks_have_equal_shares),
+        cmocka_unit_test(ranges_are_shared_out),
         cmocka_unit_test(one_query_costs_its_window),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -392,7 +392,8 @@ KVT_API kvt_status kvt_cache_get_stats(const kvt_cache *cache, kvt_cache_stats *
  *
  * KVT_ERR_ARG, KVT_ERR_LIMIT, KVT_ERR_UNSUPPORTED as kvt_cache_create; KVT_ERR_LIMIT also when
  * n_tokens is above max_tokens or the sum overflows. The cache's own part includes the scratch of
- * one-call attention, which grows with n_threads and (up to 2^20) with max_tokens.
+ * one-call attention, which grows with n_threads and (up to 2^20, or to about the window of a group
+ * that has one) with max_tokens.
  */
 KVT_API kvt_status kvt_memory_forecast(const kvt_config *config, uint64_t n_sequences,
                                        uint64_t n_tokens, uint64_t *bytes);

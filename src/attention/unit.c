@@ -537,7 +537,7 @@ void kvt_units_range(kvt_unit *units, size_t n_units, size_t range, const kvt_pa
     if (end > begin + rows_a_range)
         end = begin + rows_a_range;
     for (size_t row = kvt_sight_next(&u->sight, begin), after; row < end; row = after) {
-        kvt_sees sees = kvt_sight_sees(&u->sight, row);
+        kvt_sees sees = u->sight.ahead < 0 ? KVT_SEES_ALL : kvt_sight_sees(&u->sight, row);
         after = row_after(u, row);
         prefetch_block(u, row);
         for (size_t i = 0; i < n_units; i++) {
