@@ -273,10 +273,14 @@ static void open_row(const float *z, size_t dim, float *x)
         x[d] = (float)to_f16((double)over(z[d], s), 0) * s;
 }
 
-/* What a row is less its offset, as it would be appended now. Sets the block's offset. */
+/*
+ * What a row is less the offset of open rows, as it would be appended now, into a sealed block too.
+ * Sets the block's offset.
+ */
 static void model_centre(model *m, size_t token, const float *x, float *z)
 {
     size_t block = token / 64;
+    const float *a = m->sealed[block] && token % 64 ? m->offset[0] : m->a[block];
     float most = 0, far = 0;
     if (token % 64 == 0)
         m->sealed[block] = 0;
@@ -291,14 +295,26 @@ static void model_centre(model *m, size_t token, const float *x, float *z)
         memcpy(m->a[block], m->offset[0], sizeof m->offset[0]);
     else if (token % 64 == 0)
         (void)sealed_offset(m, 0, m->a[block]);
-    for (size_t d = 0; d < m->dim && !m->sealed[block]; d++) {
-        float away = fabsf(add(z[d], -m->a[block][d]));
+    for (size_t d = 0; d < m->dim; d++) {
+        float away = fabsf(add(z[d], -a[d]));
         most = fabsf(z[d]) > most ? fabsf(z[d]) : most;
         far = away > far ? away : far;
     }
     m->bare[token] = 8 * most < far;
     for (size_t d = 0; d < m->dim && !m->bare[token]; d++)
-        z[d] = add(z[d], m->sealed[block] ? -m->offset[block][d] : -m->a[block][d]);
+        z[d] = add(z[d], -a[d]);
+}
+
+/* "Tokens behind a cut in a sealed block" */
+static void model_fill(model *m, size_t token)
+{
+    const float *offset = m->offset[token / 64];
+    float w[MAX_DIM];
+    for (size_t d = 0; d < m->dim; d++)
+        w[d] = !m->offsets
+                   ? m->open[token][d]
+                   : add(m->open[token][d], add(m->bare[token] ? 0 : m->offset[0][d], -offset[d]));
+    quantize(w, m->dim, 0, m->row[token]);
 }
 
 /* One step of n rows: begin, append, commit. */
@@ -315,10 +331,9 @@ static void model_step(model *m, const float *rows, size_t stride, size_t n)
             continue;
         }
         model_centre(m, token, x, z);
+        open_row(z, m->dim, m->open[token]);
         if (m->sealed[block])
-            quantize(z, m->dim, 0, m->row[token]);
-        else
-            open_row(z, m->dim, m->open[token]);
+            model_fill(m, token);
     }
     m->length += n;
     for (size_t block = 0; 64 * (block + 1) + m->window <= m->length; block++)

@@ -145,21 +145,6 @@ static int load_rotated(const append_side *s, uint64_t i, size_t n, float *buffe
     return 1;
 }
 
-static void center_rows(const append_side *s, size_t n, const float *offset, float *buffer)
-{
-    for (size_t j = 0; j < n; j++)
-        s->job->kernels->center(buffer + j * s->dims, offset, s->dims, buffer + j * s->dims);
-}
-
-/* Magnitudes compared as integers, which order alike; a NaN is above all numbers. */
-static int within(const float *x, size_t n, float bound)
-{
-    int32_t limit = (int32_t)kvt_f32_bits(bound), outside = 0;
-    for (size_t i = 0; i < n; i++)
-        outside |= (int32_t)(kvt_f32_bits(x[i]) & 0x7fffffffu) > limit;
-    return !outside;
-}
-
 /* ---- rows into records ---- */
 
 /*
@@ -212,26 +197,30 @@ static int put_open(const append_side *s, size_t row, uint64_t i, size_t n, cons
     return 1;
 }
 
-/* Tokens of an i8 side into a sealed record: what was truncated is filled up. */
+/*
+ * Tokens of an i8 side into a sealed record: what was truncated is filled up. They pass through a
+ * tile of an open record, as all others do, so that a token is the same whether it comes into the
+ * sealed block or is moved there from an open one (select.c). Block 0 is sealed, as all before.
+ */
 static int put_sealed(const append_side *s, uint64_t i, size_t n, const kvt_record *to, size_t slot)
 {
     const kvt_kernels *kernels = s->job->kernels;
-    float buffer[ROWS_FLOATS], offset[KVT_MAX_DIM];
+    const kvt_group *group = s->job->group;
+    _Alignas(64) uint16_t codes[KVT_TILE_TOKENS * KVT_MAX_DIM], scales[KVT_TILE_TOKENS];
+    const kvt_record zero = record_of(s, block_of(s, 0)), open = {codes, scales, zero.offset};
+    float buffer[ROWS_FLOATS];
 
-    if (s->has_offset)
-        (void)kernels->load_f16(to->offset, offset, s->dims);
+    if (s->dims != s->dims_p) /* the padding */
+        memset(codes, 0, KVT_TILE_TOKENS * s->dims_p * sizeof *codes);
     for (size_t end = slot + n; slot < end;) {
-        size_t part = KVT_TILE_TOKENS - slot % KVT_TILE_TOKENS;
+        size_t in_tile = slot % KVT_TILE_TOKENS, part = KVT_TILE_TOKENS - in_tile;
         part = part < end - slot ? part : end - slot;
         part = part < s->rows_at_once ? part : s->rows_at_once;
-        if (!load_rotated(s, i, part, buffer))
+        if (!load_rotated(s, i, part, buffer) ||
+            !kvt_open_put(kernels, &group->layouts[KVT_OPEN], s->side, buffer, part, s->dims, &open,
+                          in_tile))
             return 0;
-        if (s->has_offset)
-            center_rows(s, part, offset, buffer);
-        if (!within(buffer, part * s->dims, KVT_I8_MAX) ||
-            !(s->side == KVT_SIDE_K ? kernels->put_k_i8 : kernels->put_v_i8)(
-                buffer, s->dims, part, s->dims, s->dims_p, to->codes, to->scales, slot))
-            return 0;
+        kvt_sealed_put(kernels, group, s->side, &open, in_tile, part, buffer, to, slot);
         slot += part;
         i += part;
     }

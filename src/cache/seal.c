@@ -278,3 +278,37 @@ void kvt_seal(const kvt_kernels *kernels, const kvt_group *group, kvt_side side,
         kernels->seal_v_i8(open->codes, open->scales, layout->v_dims, next, sealed->codes,
                            sealed->scales);
 }
+
+void kvt_sealed_put(const kvt_kernels *kernels, const kvt_group *group, kvt_side side,
+                    const kvt_record *open, size_t from, size_t n, float *x,
+                    const kvt_record *sealed, size_t slot)
+{
+    const kvt_layout *layout = &group->layouts[KVT_OPEN];
+    const int is_k = side == KVT_SIDE_K;
+    const size_t dims = is_k ? group->config.k_dim : group->config.v_dim;
+    const size_t dims_p = is_k ? layout->k_dims : layout->v_dims;
+    float delta[2][KVT_MAX_DIM]; /* of rows with the open record's offset, and without */
+    int has_delta[2] = {0, 0}, stored;
+
+    for (size_t i = 0; i < n; i++) {
+        float *row = x + i * dims;
+        uint16_t scale = open->scales[from + i];
+        const int bare = (scale & F16_MINUS) != 0;
+        (is_k ? kernels->get_k_f16 : kernels->get_v_f16)(open->codes, NULL, from + i, dims, dims_p,
+                                                         row);
+        scale &= (uint16_t)~F16_MINUS;
+        for (size_t d = 0; scale != F16_ONE && d < dims; d++) /* exact */
+            row[d] *= kvt_f16_to_f32(scale);
+        if (!sealed->offset)
+            continue;
+        if (!has_delta[bare])
+            make_delta(kernels, dims_p, bare ? NULL : open->offset, sealed->offset, delta[bare]);
+        has_delta[bare] = 1;
+        for (size_t d = 0; d < dims; d++)
+            row[d] += delta[bare][d];
+    }
+    stored = (is_k ? kernels->put_k_i8 : kernels->put_v_i8)(x, dims, n, dims, dims_p, sealed->codes,
+                                                            sealed->scales, slot);
+    assert(stored); /* KVT_I8_MAX and two offsets of f16 are within 127 times the largest scale */
+    (void)stored;
+}
