@@ -66,6 +66,7 @@ extern "C" {
 #define KVT_RANGE_TOKENS 1024        /* the unit in which attention is merged: see kvt_attend */
 #define KVT_RESIDUAL_TOKENS 64       /* the default of residual_tokens */
 #define KVT_RESIDUAL_NONE UINT32_MAX /* residual_tokens: only the block being filled */
+#define KVT_SELECT_TOKENS 64         /* of a step that kvt_seq_commit_selected selects from */
 #define KVT_TOKEN_NONE (-1)          /* the token id of a token that was committed without one */
 
 /* ---- enums: values are pinned, they are part of the ABI and of the file format ---- */
@@ -437,7 +438,8 @@ KVT_API kvt_status kvt_seq_create(kvt_cache *cache, kvt_seq **seq);
 /*
  * Take blocks ahead of time, so that the sequence can grow to n_tokens without an allocation,
  * whatever its steps. From then on the blocks that it gives up (truncate, clear, sealing) stay with
- * it until it is destroyed, and are held against the budget, all of them.
+ * it until it is destroyed, and are held against the budget, all of them; so is the memory
+ * for keys that kvt_seq_begin tells of, for 63 tokens, where n_tokens is above 64.
  *
  * KVT_ERR_ARG    NULL
  * KVT_ERR_STATE  a step is pending
@@ -648,6 +650,12 @@ KVT_API kvt_status kvt_seq_checkpoint_drop(kvt_seq *seq, uint64_t n_tokens);
  *
  * positions: [n_tokens], or NULL: they count on from kvt_seq_next_position. >= 0. Copied.
  *
+ * A step of 2 to KVT_SELECT_TOKENS tokens that begins before token 64 of the sequence, but not with
+ * an empty one, and goes on behind it also takes memory for the keys of its tokens from there on, in
+ * groups whose i8 K has an offset: 4 * k_dim bytes for each kv head, layer and such token, at most
+ * 63 of them. It is for kvt_seq_commit_selected, is given back when the step ends, and is not held
+ * against the budget.
+ *
  * KVT_ERR_ARG     NULL, n_tokens 0, a negative position, or one that would pass INT32_MAX
  * KVT_ERR_STATE   a step is pending already
  * KVT_ERR_FULL    length + n_tokens is above max_tokens
@@ -712,6 +720,32 @@ KVT_API kvt_status kvt_append_finish(kvt_append_plan *plan);
  * KVT_ERR_ARG    NULL, a token id below -1
  */
 KVT_API kvt_status kvt_seq_commit(kvt_seq *seq, const int32_t *token_ids);
+
+/*
+ * Make some of the pending tokens part of the sequence, in order, and drop the others: the accepted
+ * path of a draft tree, of which all nodes were one step (attended with kvt_attend_item.mask). The
+ * sequence is then, bit for bit, as if the step had had these tokens alone, with their positions.
+ * Never allocates; moves the tokens behind the first one that is left out, and no others.
+ *
+ * indices: [n] of the step's tokens, from 0 on, strictly ascending
+ * n: 0: as kvt_seq_abort. All of the step's: as kvt_seq_commit
+ * token_ids: [n] of the selected tokens, >= 0 or KVT_TOKEN_NONE; NULL: all KVT_TOKEN_NONE
+ *
+ * KVT_ERR_STATE  no step is pending, or a layer was not appended: the error text names it
+ * KVT_ERR_STATE  not all tokens are selected of a step of more than KVT_SELECT_TOKENS tokens, and a
+ *                group has an i8 side: a long step is sealed as it comes
+ * KVT_ERR_ARG    NULL, an index that is not ascending or not below the step's tokens, a token id
+ *                below -1; the step's first token is left out where the sequence is empty and a
+ *                group's K has an offset
+ * KVT_ERR_VALUE  a selected token behind token 64 of the sequence, the step began before that, and
+ *                its key has an element beyond 7.9e6 after its rotation (see kvt_append)
+ * On any error the step stays pending.
+ *
+ * Source: tree verification, SpecInfer (Miao et al. 2023, arXiv 2305.09781) and Medusa (Cai et al.
+ * 2024, arXiv 2401.10774).
+ */
+KVT_API kvt_status kvt_seq_commit_selected(kvt_seq *seq, const uint64_t *indices, uint64_t n,
+                                           const int32_t *token_ids);
 
 /* Drop the pending step, if there is one. Never fails but for NULL. Keeps the blocks. */
 KVT_API kvt_status kvt_seq_abort(kvt_seq *seq);

@@ -36,6 +36,7 @@ typedef struct append_side {
     const kvt_rotation *rotation;
     const float *signs; /* of the head; NULL: not rotated */
     int has_offset;
+    float *border; /* where rows of block 1 are kept: border.c; NULL: they are not */
 } append_side;
 
 static append_side side_of(const kvt_append_job *job, kvt_side side, size_t head)
@@ -52,7 +53,10 @@ static append_side side_of(const kvt_append_job *job, kvt_side side, size_t head
                      0,
                      is_k ? &group->rotation_k : &group->rotation_v,
                      NULL,
-                     is_k && group->offsets};
+                     is_k && group->offsets,
+                     NULL};
+    if (s.has_offset)
+        s.border = kvt_border_keys(job->seq, job->group_index, job->layer_index, head);
     s.rows_at_once =
         ROWS_FLOATS / s.dims < KVT_TILE_TOKENS ? ROWS_FLOATS / s.dims : KVT_TILE_TOKENS;
     if (s.rotation->block)
@@ -148,27 +152,27 @@ static int load_rotated(const append_side *s, uint64_t i, size_t n, float *buffe
 /* ---- rows into records ---- */
 
 /*
- * The offset of an open record whose slot 0 is written: that of block 0, once it is full, and in
- * block 0 the first key.
+ * The offset of an open record whose slot 0 is written: in block 0 the first key, in block 1 the
+ * mean of block 0, in later ones the same. The block before has it, as long as it is open.
  */
 static void base_offset(const append_side *s, size_t row, const float *first, uint16_t *offset)
 {
     const kvt_append_job *job = s->job;
-    const kvt_layout *open = &job->group->layouts[KVT_OPEN];
-    const kvt_block *block = row > 0 ? block_of(s, 0) : NULL;
+    const kvt_block *block;
     kvt_record record;
 
     if (row == 0) {
         job->kernels->store_f16(first, offset, s->dims); /* saturates at +-65504 */
         return;
     }
-    if (sealed_of(s, 0)) /* sealed by this step, before this row */
-        block = sealed_of(s, 0);
-    if (block->form == KVT_OPEN && row > 1)
-        block = block_of(s, row - 1); /* open as well: it has the same */
+    block = block_of(s, row - 1);
+    if (row == 1 || block->form == KVT_SEALED) {
+        block = sealed_of(s, 0); /* by this step, before this row */
+        block = block ? block : block_of(s, 0);
+    }
     record = record_of(s, block);
-    if (block->form == KVT_OPEN && row == 1)
-        kvt_seal_offset(job->kernels, open, &record, offset);
+    if (row == 1 && block->form == KVT_OPEN)
+        kvt_seal_offset(job->kernels, &job->group->layouts[KVT_OPEN], &record, offset);
     else
         memcpy(offset, record.offset, s->dims_p * sizeof *offset);
 }
@@ -186,6 +190,8 @@ static int put_open(const append_side *s, size_t row, uint64_t i, size_t n, cons
         part = part < s->rows_at_once ? part : s->rows_at_once;
         if (!load_rotated(s, i, part, buffer))
             return 0;
+        if (s->border && row > 0)
+            memcpy(s->border + slot * s->dims, buffer, part * s->dims * sizeof *buffer);
         if (s->has_offset && slot == 0)
             base_offset(s, row, buffer, to->offset);
         if (!kvt_open_put(kernels, &s->job->group->layouts[KVT_OPEN], s->side, buffer, part,

@@ -3,9 +3,11 @@
  * the files of this folder offer. attention/ and snapshot/ read them; nothing here knows of those.
  *
  * Files, each of which may use those before it: geometry.c (layouts, rotation), blocks.c (blocks
- * and their free lists), cache.c (the handle), rows.c (a sequence's block table), sequence.c
- * (steps), fork.c (sequences that share blocks), window.c (what is out of sight), checkpoint.c, remove.c, seal.c (tokens into open and sealed blocks), append.c and read.c. src/create.c makes a
- * cache.
+ * and their free lists), cache.c (the handle), border.c (keys of a step that crosses token 64),
+ * rows.c (a sequence's block table), window.c (what is out of sight), checkpoint.c, sequence.c
+ * (steps), fork.c (sequences that share blocks), remove.c (tokens out of the middle), seal.c (tokens
+ * into open and sealed blocks), append.c, select.c (a commit of some of a step's tokens) and read.c.
+ * src/create.c makes a cache.
  */
 #ifndef KVT_CACHE_H
 #define KVT_CACHE_H
@@ -249,6 +251,10 @@ struct kvt_seq {
     int32_t next_position; /* of the next token where the caller has set it, else -1 */
     uint32_t tag_bytes;
     unsigned char tag[KVT_MAX_TAG];
+    float *border; /* [border_bytes] see border.c; NULL: none */
+    size_t border_bytes;
+    uint32_t n_border;       /* tokens of the pending step whose keys are there */
+    uint32_t border_counted; /* of a reserve: held against the budget, and stays */
 };
 
 static inline kvt_block **kvt_seq_entry(const kvt_seq *seq, size_t row, uint32_t column)
@@ -361,6 +367,19 @@ void kvt_cache_release(kvt_cache *cache);
 /* Free a cache, complete or not, and all that it holds. */
 void kvt_cache_free(kvt_cache *cache);
 
+/* ---- border.c: keys of a step that fills block 0 and goes on ---- */
+
+/* Before a step of n_tokens tokens: memory for its keys from token 64 on, where it needs some. */
+kvt_status kvt_border_begin(kvt_seq *seq, uint64_t n_tokens);
+/* The step has ended, or has not begun. */
+void kvt_border_end(kvt_seq *seq);
+/* Memory for any step beyond token 64, which stays; held against the budget. Between steps. */
+kvt_status kvt_border_reserve(kvt_seq *seq);
+/* Give the memory up. */
+void kvt_border_release(kvt_seq *seq);
+/* The pending step's keys of a layer and head from token 64 on: [n_border][k_dim]; NULL: none. */
+float *kvt_border_keys(const kvt_seq *seq, uint32_t group, size_t layer_index, size_t kv_head);
+
 /* ---- rows.c: the rows of a sequence's block table ---- */
 
 /*
@@ -368,6 +387,8 @@ void kvt_cache_free(kvt_cache *cache);
  * with it. All of them, or none and an error: KVT_ERR_MEMORY, KVT_ERR_BUDGET.
  */
 kvt_status kvt_rows_begin(kvt_seq *seq, uint64_t n_tokens);
+/* Fewer of the step's tokens are committed, to n_tokens: what it seals beyond that is given up. */
+void kvt_rows_seal_less(kvt_seq *seq, uint64_t n_tokens);
 /* The step has been committed, and seq->length says so: what it has sealed is in force. */
 void kvt_rows_commit(kvt_seq *seq);
 /* Before a truncate to n_tokens: blocks that would not be sealed at that length are open again. */
@@ -461,6 +482,10 @@ uint64_t kvt_seq_visible(const kvt_seq *seq, uint32_t layer);
 
 /* Set the bounds of a row of n tokens (1 to 64). before: the row before it; NULL for row 0. */
 void kvt_meta_bound(kvt_meta *meta, size_t n, const kvt_meta *before);
+/* The first n tokens of the pending step are committed, and their bounds are set. */
+void kvt_seq_end_step(kvt_seq *seq, uint64_t n);
+/* KVT_OK where a step is pending that all layers have; else KVT_ERR_STATE. */
+kvt_status kvt_seq_check_appended(const kvt_seq *seq, const char *call);
 
 /* ---- seal.c ---- */
 

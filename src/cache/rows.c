@@ -126,15 +126,19 @@ static void account(kvt_seq *seq)
 
 /* ---- the table ---- */
 
-/* Give up what a pending step was to seal. The rows that it added are not touched. */
-static void drop_sealing(kvt_seq *seq)
+/* Give up what a pending step was to seal from a row on. The rows that it added are not touched. */
+static void drop_sealing(kvt_seq *seq, uint32_t g, size_t from)
 {
-    for (uint32_t g = 0; g < seq->cache->n_groups; g++) {
-        kvt_seq_group *group = &seq->groups[g];
-        for (size_t row = group->n_sealed; row < group->seal_end; row++)
-            put_block(seq, take_out(beside(seq, row, g)));
-        group->seal_end = group->n_sealed;
-    }
+    kvt_seq_group *group = &seq->groups[g];
+    from = from > group->n_sealed ? from : group->n_sealed;
+    while (group->seal_end > from)
+        put_block(seq, take_out(beside(seq, --group->seal_end, g)));
+}
+
+void kvt_rows_seal_less(kvt_seq *seq, uint64_t n_tokens)
+{
+    for (uint32_t g = 0; g < seq->cache->n_groups; g++)
+        drop_sealing(seq, g, kvt_rows_older(n_tokens, seq->cache->groups[g].residual_tokens));
 }
 
 /* Rows ahead of the one that is worked on whose blocks' heads are prefetched. */
@@ -171,7 +175,8 @@ static void put_rows(kvt_seq *seq, size_t from, size_t to)
 void kvt_rows_shrink(kvt_seq *seq, size_t n_rows)
 {
     kvt_cache *cache = seq->cache;
-    drop_sealing(seq);
+    for (uint32_t g = 0; g < cache->n_groups; g++)
+        drop_sealing(seq, g, 0);
     if (seq->n_rows > n_rows) {
         put_rows(seq, n_rows, seq->n_rows);
         seq->n_rows = n_rows;
@@ -651,6 +656,7 @@ kvt_status kvt_rows_begin(kvt_seq *seq, uint64_t n_tokens)
 
 void kvt_rows_release(kvt_seq *seq)
 {
+    kvt_border_release(seq);
     seq->reserves = 0;
     kvt_rows_shrink(seq, 0);
     for (uint32_t c = 0; c < seq->cache->n_classes; c++)
@@ -801,8 +807,9 @@ kvt_status kvt_seq_get_stats(const kvt_seq *seq, kvt_seq_stats *stats)
                         "kvt_seq_get_stats: stats is NULL, or struct_size is not this version's");
     memset(&found, 0, sizeof found);
     found.struct_size = sizeof found;
-    found.own_bytes = kvt_seq_own_bytes(cache) +
-                      kvt_round_up(seq->checkpoint_room * sizeof *seq->checkpoints, 64);
+    found.own_bytes = kvt_seq_own_bytes(cache) + kvt_round_up(seq->border_bytes, 64) +
+                      kvt_round_up(seq->checkpoint_room * sizeof *seq->checkpoints, 64) +
+                      kvt_round_up(seq->turns ? seq->turns->bytes : 0, 64);
     for (uint32_t c = 0; c < cache->n_classes; c++)
         found.own_bytes += seq->n_spare[c] * kvt_block_bytes(cache, c);
     pthread_mutex_lock(&cache->lock);
@@ -861,6 +868,8 @@ kvt_status kvt_seq_reserve(kvt_seq *seq, uint64_t n_tokens)
         if (copied && copied->form != KVT_OPEN)
             want[copied->class_index]++;
     }
+    if (n_tokens > KVT_TOKENS)
+        status = kvt_border_reserve(seq);
     for (uint32_t c = 0; status == KVT_OK && c < cache->n_classes; c++)
         status = add_spares(seq, c, want[c], &added[c]);
     if (status == KVT_OK)
@@ -868,6 +877,8 @@ kvt_status kvt_seq_reserve(kvt_seq *seq, uint64_t n_tokens)
     if (status != KVT_OK) {
         for (uint32_t c = 0; c < cache->n_classes; c++)
             undo_spares(seq, c, added[c]);
+        if (!seq->reserves)
+            kvt_border_release(seq);
         return status;
     }
     seq->reserves = 1;

@@ -246,9 +246,13 @@ kvt_status kvt_seq_begin(kvt_seq *seq, uint64_t n_tokens, const int32_t *positio
                             "kvt_seq_begin: position %ld of token %llu is "
                             "negative",
                             (long)positions[i], (unsigned long long)i);
-    status = kvt_rows_begin(seq, n_tokens);
-    if (status != KVT_OK)
+    status = kvt_border_begin(seq, n_tokens);
+    if (status == KVT_OK)
+        status = kvt_rows_begin(seq, n_tokens);
+    if (status != KVT_OK) {
+        kvt_border_end(seq);
         return status;
+    }
 
     for (uint64_t i = 0; i < n_tokens; i++) {
         size_t token = (size_t)(seq->length + i);
@@ -268,21 +272,37 @@ kvt_status kvt_seq_begin(kvt_seq *seq, uint64_t n_tokens, const int32_t *positio
     return KVT_OK;
 }
 
+kvt_status kvt_seq_check_appended(const kvt_seq *seq, const char *call)
+{
+    uint32_t layer = 0;
+    if (!seq->pending)
+        return kvt_fail(seq->cache, KVT_ERR_STATE, "%s: no step is pending", call);
+    if (seq->n_appended == seq->cache->n_layers)
+        return KVT_OK;
+    while (seq->appended[layer])
+        layer++;
+    return kvt_fail(seq->cache, KVT_ERR_STATE, "%s: layer %u was not appended (%u of %u were)",
+                    call, layer, seq->n_appended, seq->cache->n_layers);
+}
+
+void kvt_seq_end_step(kvt_seq *seq, uint64_t n)
+{
+    seq->length += n;
+    seq->pending = 0;
+    seq->next_position = -1;
+    kvt_border_end(seq);
+    kvt_rows_commit(seq);
+    kvt_window_release(seq);
+}
+
 kvt_status kvt_seq_commit(kvt_seq *seq, const int32_t *token_ids)
 {
+    kvt_status status;
     if (!seq)
         return KVT_ERR_ARG;
-    if (!seq->pending)
-        return kvt_fail(seq->cache, KVT_ERR_STATE, "kvt_seq_commit: no step is pending");
-    if (seq->n_appended != seq->cache->n_layers) {
-        uint32_t layer = 0;
-        while (seq->appended[layer])
-            layer++;
-        return kvt_fail(seq->cache, KVT_ERR_STATE,
-                        "kvt_seq_commit: layer %u was not appended "
-                        "(%u of %u were)",
-                        layer, seq->n_appended, seq->cache->n_layers);
-    }
+    status = kvt_seq_check_appended(seq, "kvt_seq_commit");
+    if (status != KVT_OK)
+        return status;
     for (uint64_t i = 0; token_ids && i < seq->pending; i++)
         if (token_ids[i] < KVT_TOKEN_NONE)
             return kvt_fail(seq->cache, KVT_ERR_ARG, "kvt_seq_commit: token id %ld of token %llu",
@@ -291,11 +311,7 @@ kvt_status kvt_seq_commit(kvt_seq *seq, const int32_t *token_ids)
         size_t token = (size_t)(seq->length + i);
         kvt_seq_meta(seq, token / KVT_TOKENS)->token_ids[token % KVT_TOKENS] = token_ids[i];
     }
-    seq->length += seq->pending;
-    seq->pending = 0;
-    seq->next_position = -1;
-    kvt_rows_commit(seq);
-    kvt_window_release(seq);
+    kvt_seq_end_step(seq, seq->pending);
     return KVT_OK;
 }
 
@@ -304,6 +320,7 @@ kvt_status kvt_seq_abort(kvt_seq *seq)
     if (!seq)
         return KVT_ERR_ARG;
     seq->pending = 0;
+    kvt_border_end(seq);
     kvt_rows_shrink(seq, kvt_rows(seq->length));
     return KVT_OK;
 }
@@ -349,6 +366,7 @@ kvt_status kvt_seq_clear(kvt_seq *seq)
     kvt_checkpoints_drop_from(seq, 0);
     kvt_turns_free(seq->cache, seq->turns);
     seq->turns = NULL;
+    kvt_border_end(seq);
     kvt_rows_shrink(seq, 0);
     return KVT_OK;
 }
