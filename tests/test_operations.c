@@ -15,8 +15,8 @@
  * An operation is an entry of operations[]: a function that changes a sequence and its model, and
  * logs what has been done. What the mirror does is in replay_entry.
  *
- * KVT_TEST_OPERATIONS=n makes n runs of random operations (10000: the full count, about 10
- * minutes); KVT_TEST_SEED=n makes the run of that seed alone.
+ * KVT_TEST_OPERATIONS=n makes n runs of random operations, and n / 10 in threads (10000: the full
+ * count, some minutes). A failure prints its seed; KVT_TEST_SEED=n makes the run of that seed alone.
  */
 #include "snapshot_support.h"
 
@@ -1253,10 +1253,10 @@ static size_t run(uint64_t seed, size_t *refused)
     return forks;
 }
 
+/* What one thread does concerns the thread sanitizer little. */
 static uint64_t n_runs(void)
 {
     const char *given = getenv("KVT_TEST_OPERATIONS");
-    /* What one thread does concerns the thread sanitizer little. */
     return given ? strtoull(given, NULL, 10) : is_quick() || HAS_THREAD_SANITIZER ? 40 : 300;
 }
 
@@ -1309,7 +1309,7 @@ static void operations_in_threads(void **state)
 {
     const char *given = getenv("KVT_TEST_SEED");
     uint64_t first = given ? strtoull(given, NULL, 10) : 1;
-    uint64_t n = given ? 1 : is_quick() ? 4 : HAS_THREAD_SANITIZER ? 10 : n_runs() / 10;
+    uint64_t n = given ? 1 : n_runs() / (HAS_THREAD_SANITIZER ? 4 : 10);
     (void)state;
     for (uint64_t seed = first; seed < first + n; seed++) {
         rng r = {seed * 1000003};
