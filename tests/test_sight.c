@@ -8,10 +8,14 @@
 
 #include "src/attention/attention.h"
 
-/* n tokens at these positions in steps of `step`, every third of which is taken back once. */
+/*
+ * n tokens at these positions in steps of `step`, every third of which is taken back once. The
+ * window is put in force behind, so that no commit releases a block.
+ */
 static kvt_seq *sequence(kvt_cache *cache, const int32_t *positions, size_t n, size_t step)
 {
-    const kvt_group *group = &cache->groups[0];
+    kvt_group *group = &cache->groups[0];
+    uint64_t window = group->window_tokens;
     size_t floats = step * group->config.n_kv_heads * (size_t)group->config.k_dim;
     float *rows = malloc(floats * sizeof *rows);
     kvt_tensor t = kvt_tensor_f32(rows);
@@ -19,6 +23,7 @@ static kvt_seq *sequence(kvt_cache *cache, const int32_t *positions, size_t n, s
     rng r = {n};
     for (size_t i = 0; i < floats; i++)
         rows[i] = (float)rng_normal(&r);
+    group->window_tokens = UINT64_MAX;
     expect_ok(cache, kvt_seq_create(cache, &seq));
     for (size_t i = 0, j = 0; i < n; i += step, j++)
         for (int again = j % 3 == 2; again >= 0; again--) {
@@ -29,6 +34,7 @@ static kvt_seq *sequence(kvt_cache *cache, const int32_t *positions, size_t n, s
             if (again)
                 expect_ok(cache, kvt_seq_truncate(seq, i));
         }
+    group->window_tokens = window;
     free(rows);
     return seq;
 }

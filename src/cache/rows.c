@@ -837,6 +837,7 @@ kvt_status kvt_seq_reserve(kvt_seq *seq, uint64_t n_tokens)
     size_t want[KVT_MAX_CLASSES] = {0}, added[KVT_MAX_CLASSES] = {0}, rows;
     kvt_cache *cache;
     kvt_status status = KVT_OK;
+    int had_border;
 
     if (!seq)
         return KVT_ERR_ARG;
@@ -847,6 +848,7 @@ kvt_status kvt_seq_reserve(kvt_seq *seq, uint64_t n_tokens)
         return kvt_fail(cache, KVT_ERR_FULL, "kvt_seq_reserve: %llu tokens, at most %llu",
                         (unsigned long long)n_tokens, (unsigned long long)cache->max_tokens);
     rows = kvt_rows(n_tokens);
+    had_border = seq->border != NULL;
     want[cache->n_groups] = rows > seq->n_rows ? rows - seq->n_rows : 0;
     for (uint32_t g = 0; g < cache->n_groups; g++) {
         const kvt_group *group = &cache->groups[g];
@@ -862,8 +864,8 @@ kvt_status kvt_seq_reserve(kvt_seq *seq, uint64_t n_tokens)
         want[g] = sealed > have ? sealed - have : 0;
         want[kvt_class_of(cache, g, KVT_OPEN)] = open > have_open ? open - have_open : 0;
     }
-    for (uint32_t c = 0; c <= cache->n_groups;
-         c++) { /* shared open ones are no part of have_open */
+    /* Shared open ones are no part of have_open. */
+    for (uint32_t c = 0; c <= cache->n_groups; c++) {
         const kvt_block *copied = shared_block(seq, c);
         if (copied && copied->form != KVT_OPEN)
             want[copied->class_index]++;
@@ -877,7 +879,7 @@ kvt_status kvt_seq_reserve(kvt_seq *seq, uint64_t n_tokens)
     if (status != KVT_OK) {
         for (uint32_t c = 0; c < cache->n_classes; c++)
             undo_spares(seq, c, added[c]);
-        if (!seq->reserves)
+        if (!had_border)
             kvt_border_release(seq);
         return status;
     }
