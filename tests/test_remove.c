@@ -1,0 +1,593 @@
+/*
+ * Tokens taken out of the middle: what is left is attended over at its new positions, exactly,
+ * however often it has moved; nobody else notices; and what cannot be done is refused.
+ */
+#include "subject.h"
+
+#include <math.h>
+#include <stdio.h>
+
+enum { PAIRS_MOST = 64 };
+
+/* ---- RoPE in double ---- */
+
+static void fill_frequencies(float *frequencies, uint32_t dims)
+{
+    for (uint32_t i = 0; i < dims / 2; i++)
+        frequencies[i] = (float)pow(10000.0, -2.0 * i / dims);
+}
+
+/* Turn x[k_dim] by `by` positions, as the group's RoPE is described. */
+static void turn(const kvt_group_config *g, const float *frequencies, double by, double *x)
+{
+    for (uint32_t i = 0; i < g->rope_dims / 2; i++) {
+        size_t a = g->rope_first_dim + (g->rope_pairing == KVT_ROPE_HALVES ? i : 2 * (size_t)i);
+        size_t b = a + (g->rope_pairing == KVT_ROPE_HALVES ? g->rope_dims / 2 : 1);
+        double angle = by * (double)frequencies[i], c = cos(angle), s = sin(angle);
+        double xa = x[a] * c - x[b] * s, xb = x[a] * s + x[b] * c;
+        x[a] = xa;
+        x[b] = xb;
+    }
+}
+
+/* ---- a conversation ---- */
+
+/* What the test knows of each token: its key and value as stored, and where they stood. */
+typedef struct record {
+    float *k, *v; /* [kv_heads][dim] as kvt_read gave them */
+    int32_t stored_at, position;
+} record;
+
+typedef struct conversation {
+    kvt_group_config g;
+    float frequencies[PAIRS_MOST];
+    kvt_cache *cache;
+    kvt_seq *seq;
+    record *records; /* [most] */
+    size_t n, most;
+    rng r;
+} conversation;
+
+static void open_conversation(conversation *c, const kvt_group_config *g, size_t most,
+                              uint64_t seed)
+{
+    memset(c, 0, sizeof *c);
+    c->g = *g;
+    c->most = most;
+    c->r.state = seed;
+    fill_frequencies(c->frequencies, g->rope_dims ? g->rope_dims : 2);
+    if (g->rope_dims)
+        c->g.rope_inverse_frequencies = c->frequencies;
+    c->cache = cache_of(&c->g, most, 1, NULL);
+    expect_ok(c->cache, kvt_seq_create(c->cache, &c->seq));
+    c->records = calloc(most, sizeof *c->records);
+}
+
+static void close_conversation(conversation *c)
+{
+    kvt_seq_destroy(c->seq);
+    kvt_cache_destroy(c->cache);
+    for (size_t i = 0; i < c->n; i++) {
+        free(c->records[i].k);
+        free(c->records[i].v);
+    }
+    free(c->records);
+}
+
+/* Read back what is stored: sealing changes it. */
+static void read_records(conversation *c)
+{
+    for (size_t i = 0; i < c->n; i++) {
+        kvt_tensor k = kvt_tensor_f32(c->records[i].k), v = kvt_tensor_f32(c->records[i].v);
+        expect_ok(c->cache, kvt_read(c->seq, 0, KVT_SIDE_K, i, 1, &k));
+        expect_ok(c->cache, kvt_read(c->seq, 0, KVT_SIDE_V, i, 1, &v));
+    }
+}
+
+static void say(conversation *c, size_t n)
+{
+    size_t k_width = (size_t)c->g.n_kv_heads * c->g.k_dim;
+    size_t v_width = (size_t)c->g.n_kv_heads * c->g.v_dim;
+    float *k = rng_normals(&c->r, n * k_width), *v = rng_normals(&c->r, n * v_width);
+    kvt_tensor kt = kvt_tensor_f32(k), vt = kvt_tensor_f32(v);
+    int32_t next = kvt_seq_next_position(c->seq);
+    for (size_t i = 0; i < n * k_width; i++)
+        k[i] += (float)(i % c->g.k_dim % 5); /* a bias */
+    expect_ok(c->cache, kvt_seq_begin(c->seq, n, NULL));
+    expect_ok(c->cache, kvt_append(c->seq, 0, &kt, c->g.flags & KVT_GROUP_V_IN_K ? NULL : &vt));
+    expect_ok(c->cache, kvt_seq_commit(c->seq, NULL));
+    for (size_t i = 0; i < n; i++) {
+        record *t = &c->records[c->n++];
+        t->k = malloc(k_width * sizeof *t->k);
+        t->v = malloc(v_width * sizeof *t->v);
+        t->stored_at = t->position = next + (int32_t)i;
+    }
+    free(k);
+    free(v);
+}
+
+/* The same in the test's list. */
+static void forget(conversation *c, size_t first, size_t n)
+{
+    int32_t delta = c->g.rope_pairing != KVT_ROPE_UNKNOWN
+                        ? c->records[first + n].position - c->records[first].position
+                        : 0;
+    for (size_t i = first; i < first + n; i++) {
+        free(c->records[i].k);
+        free(c->records[i].v);
+    }
+    memmove(c->records + first, c->records + first + n, (c->n - first - n) * sizeof *c->records);
+    c->n -= n;
+    for (size_t i = first; i < c->n; i++)
+        c->records[i].position -= delta;
+}
+
+static void take_out(conversation *c, size_t first, size_t n)
+{
+    int32_t *positions;
+    expect_ok(c->cache, kvt_seq_remove(c->seq, first, n));
+    forget(c, first, n);
+    assert_true(kvt_seq_length(c->seq) == c->n);
+    positions = malloc(c->n * sizeof *positions);
+    expect_ok(c->cache, kvt_seq_positions(c->seq, 0, c->n, positions));
+    for (size_t i = 0; i < c->n; i++)
+        assert_int_equal(positions[i], c->records[i].position);
+    free(positions);
+    assert_int_equal(kvt_seq_next_position(c->seq), c->records[c->n - 1].position + 1);
+}
+
+/* Relative L2 distance of attention's output from that in double at the tokens' new positions. */
+static double error_of(conversation *c, uint32_t flags, size_t n_queries)
+{
+    const kvt_group_config *g = &c->g;
+    size_t group = g->n_q_heads / g->n_kv_heads, n_out = n_queries * g->n_q_heads * g->v_dim;
+    float *q = rng_normals(&c->r, n_queries * g->n_q_heads * g->k_dim);
+    float *out = malloc(n_out * sizeof *out);
+    double *expected = malloc(n_out * sizeof *expected), *row = malloc(g->v_dim * sizeof *row);
+    float *moved = malloc(c->n * g->n_kv_heads * g->k_dim * sizeof *moved);
+    kvt_attend_item item = {.seq = c->seq, .n_queries = n_queries};
+    kvt_attend_args args = kvt_attend_args_init();
+    double error;
+
+    read_records(c);
+    for (size_t i = 0; i < c->n; i++)
+        for (size_t h = 0; h < g->n_kv_heads; h++) {
+            double x[1024];
+            for (size_t d = 0; d < g->k_dim; d++)
+                x[d] = (double)c->records[i].k[h * g->k_dim + d];
+            turn(g, c->frequencies,
+                 (double)c->records[i].position - (double)c->records[i].stored_at, x);
+            for (size_t d = 0; d < g->k_dim; d++)
+                moved[(i * g->n_kv_heads + h) * g->k_dim + d] = (float)x[d];
+        }
+    args.items = &item;
+    args.n_items = 1;
+    args.flags = flags | KVT_ATTEND_CAUSAL;
+    args.q = kvt_tensor_f32(q);
+    args.out = kvt_tensor_f32(out);
+    expect_ok(c->cache, kvt_attend(c->cache, &args));
+    {
+        float *values = malloc(c->n * g->n_kv_heads * g->v_dim * sizeof *values);
+        for (size_t i = 0; i < c->n; i++)
+            memcpy(values + i * g->n_kv_heads * g->v_dim, c->records[i].v,
+                   g->n_kv_heads * g->v_dim * sizeof *values);
+        for (size_t i = 0; i < n_queries; i++)
+            for (size_t h = 0; h < g->n_q_heads; h++) {
+                reference_row(q + (i * g->n_q_heads + h) * g->k_dim, moved, values,
+                              c->n - (n_queries - 1 - i), g->n_kv_heads, h / group, g->k_dim,
+                              g->v_dim, 1 / sqrt((double)g->k_dim), 0, NULL, NULL, 0, 0, -INFINITY,
+                              row);
+                memcpy(expected + (i * g->n_q_heads + h) * g->v_dim, row, g->v_dim * sizeof *row);
+            }
+        free(values);
+    }
+    error = relative_l2(out, expected, n_out);
+    free(q), free(out), free(expected), free(row), free(moved);
+    return error;
+}
+
+static kvt_group_config roped(uint32_t q_heads, uint32_t kv_heads, uint32_t k_dim, kvt_type type,
+                              kvt_rope pairing, uint32_t first_dim, uint32_t dims)
+{
+    kvt_group_config g = group_of(1, q_heads, kv_heads, k_dim, k_dim, type, type);
+    g.rope_pairing = pairing;
+    g.rope_first_dim = first_dim;
+    g.rope_dims = dims;
+    return g;
+}
+
+/* ---- tests ---- */
+
+/* The bar: 512 of 8192 tokens. */
+static void outputs_are_those_at_the_new_positions(void **state)
+{
+    static const kvt_type types[] = {KVT_TYPE_F32, KVT_TYPE_F16, KVT_TYPE_I8};
+    size_t n = is_quick() ? 1024 : 8192;
+    double worst = 0;
+    (void)state;
+    for (int i = 0; i < 6; i++) {
+        kvt_group_config g =
+            roped(2, 1, 64, types[i % 3], i < 3 ? KVT_ROPE_HALVES : KVT_ROPE_NEIGHBOURS, 0, 64);
+        conversation c;
+        double error;
+        open_conversation(&c, &g, n, (uint64_t)i + 1);
+        say(&c, n - 7);
+        take_out(&c, 64, 512);
+        error = error_of(&c, KVT_ATTEND_F32, 3);
+        worst = error > worst ? error : worst;
+        say(&c, 40); /* behind keys that have moved, in their block too */
+        error = error_of(&c, KVT_ATTEND_F32, 45);
+        worst = error > worst ? error : worst;
+        /* Near-exact adds what it always does. */
+        assert_true(error_of(&c, 0, 3) < 1e-3);
+        assert_true(error_of(&c, KVT_ATTEND_FAST, 3) < 2e-2);
+        close_conversation(&c);
+    }
+    printf("512 of %zu tokens taken out: relative L2 %.2g at most\n", n, worst);
+    assert_true(worst < 1e-5);
+}
+
+/* A conversation that forgets its oldest turns a thousand times. */
+static void a_thousand_shifts_are_as_one(void **state)
+{
+    const int shifts = is_quick() ? 60 : 1000;
+    double first = 0, last = 0;
+    (void)state;
+    for (int i = 0; i < 2; i++) {
+        kvt_group_config g =
+            roped(2, 1, 32, i ? KVT_TYPE_I8 : KVT_TYPE_F32, KVT_ROPE_HALVES, 0, 32);
+        conversation c;
+        open_conversation(&c, &g, 2048, 77);
+        say(&c, 600);
+        for (int j = 1; j <= shifts; j++) {
+            double error;
+            if (c.n > 1024)
+                take_out(&c, 64, 64 * (1 + rng_below(&c.r, 4)));
+            else
+                take_out(&c, 64, 64);
+            say(&c, 10 + rng_below(&c.r, 120)); /* more than 64 on average */
+            if (j != 1 && j != shifts && j % 97)
+                continue;
+            error = error_of(&c, KVT_ATTEND_F32, 2);
+            assert_true(error < 1e-5);
+            *(j == 1 ? &first : &last) = error;
+        }
+        close_conversation(&c);
+    }
+    printf("after one shift %.2g, after %d %.2g\n", first, shifts, last);
+}
+
+/* Part of the dims, several kv heads, V in K, and no rotation at all. */
+static void rope_of_all_shapes(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 12; i++) {
+        kvt_group_config g = i % 4 == 0   ? roped(4, 2, 40, KVT_TYPE_I8, KVT_ROPE_HALVES, 0, 16)
+                             : i % 4 == 1 ? roped(4, 2, 48, KVT_TYPE_I8, KVT_ROPE_NEIGHBOURS, 8, 32)
+                             : i % 4 == 2
+                                 ? roped(8, 1, 96, KVT_TYPE_I8, KVT_ROPE_NEIGHBOURS, 64, 32)
+                                 : roped(2, 1, 16, KVT_TYPE_F16, KVT_ROPE_NONE, 0, 0);
+        conversation c;
+        if (i % 4 == 2) {
+            g.flags |= KVT_GROUP_V_IN_K;
+            g.v_dim = 64;
+        }
+        open_conversation(&c, &g, 1500, 100 + (uint64_t)i);
+        say(&c, 500 + (size_t)i * 3);
+        take_out(&c, i % 3 ? 64 : 0, 128);
+        say(&c, 70);
+        take_out(&c, 128, 64);
+        say(&c, 20);
+        if (!(error_of(&c, KVT_ATTEND_F32, 2) < 1e-5))
+            fail_msg("shape %d: %g", i, error_of(&c, KVT_ATTEND_F32, 2));
+        close_conversation(&c);
+    }
+}
+
+/* Without a description positions stay, with a gap. */
+static void positions_stay_without_a_description(void **state)
+{
+    kvt_group_config g = group_of(1, 2, 1, 32, 32, KVT_TYPE_I8, KVT_TYPE_I8);
+    conversation c;
+    (void)state;
+    open_conversation(&c, &g, 1000, 5);
+    say(&c, 500);
+    take_out(&c, 128, 64);
+    say(&c, 3);
+    assert_int_equal(kvt_seq_next_position(c.seq), 503);
+    assert_true(error_of(&c, KVT_ATTEND_F32, 2) < 1e-5);
+    close_conversation(&c);
+}
+
+/* Positions move by what they stood apart, and a next position with them. */
+static void gaps_are_closed(void **state)
+{
+    kvt_group_config g = roped(1, 1, 16, KVT_TYPE_F32, KVT_ROPE_HALVES, 0, 16);
+    int32_t got[4];
+    conversation c;
+    (void)state;
+    open_conversation(&c, &g, 1000, 6);
+    say(&c, 64);
+    expect_ok(c.cache, kvt_seq_set_next_position(c.seq, 1000));
+    say(&c, 64);
+    expect_ok(c.cache, kvt_seq_set_next_position(c.seq, 3000));
+    say(&c, 64);
+    expect_ok(c.cache, kvt_seq_set_next_position(c.seq, 9000));
+    expect_ok(c.cache, kvt_seq_remove(c.seq, 64, 64));
+    forget(&c, 64, 64);
+    expect_ok(c.cache, kvt_seq_positions(c.seq, 63, 2, got));
+    assert_true(got[0] == 63 && got[1] == 1000);
+    assert_int_equal(kvt_seq_next_position(c.seq), 7000);
+    assert_true(error_of(&c, KVT_ATTEND_F32, 1) < 1e-5);
+    close_conversation(&c);
+}
+
+/* The last tokens: a truncate. All of them: an empty sequence. */
+static void the_end_is_a_truncate(void **state)
+{
+    kvt_group_config g = roped(1, 1, 16, KVT_TYPE_I8, KVT_ROPE_HALVES, 0, 16);
+    conversation c;
+    (void)state;
+    open_conversation(&c, &g, 1000, 7);
+    say(&c, 300);
+    expect_ok(c.cache, kvt_seq_remove(c.seq, 290, 10));
+    assert_true(kvt_seq_length(c.seq) == 290);
+    expect_ok(c.cache, kvt_seq_remove(c.seq, 0, 290));
+    assert_true(kvt_seq_length(c.seq) == 0 && kvt_seq_next_position(c.seq) == 0);
+    close_conversation(&c);
+}
+
+static uint64_t outputs_hash(const conversation *c, const kvt_seq *seq)
+{
+    float q[64], out[64];
+    kvt_attend_item item = {.seq = seq, .n_queries = 1};
+    kvt_attend_args args = kvt_attend_args_init();
+    for (size_t i = 0; i < 64; i++)
+        q[i] = (float)(i % 9) * 0.1f;
+    args.items = &item;
+    args.n_items = 1;
+    args.q = kvt_tensor_f32(q);
+    args.out = kvt_tensor_f32(out);
+    expect_ok(c->cache, kvt_attend(c->cache, &args));
+    return mix(kvt_seq_length(seq), out, c->g.n_q_heads * c->g.v_dim * sizeof *out);
+}
+
+/* Forks keep what they share; a fork of a sequence that has moved goes on like it. */
+static void forks_do_not_notice(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 8; i++) {
+        kvt_group_config g =
+            roped(2, 1, 32, i % 2 ? KVT_TYPE_I8 : KVT_TYPE_F16, KVT_ROPE_NEIGHBOURS, 0, 32);
+        conversation c;
+        kvt_seq *copy = NULL, *late = NULL;
+        uint64_t before, after;
+        open_conversation(&c, &g, 1500, 200 + (uint64_t)i);
+        say(&c, 450 + (size_t)i * 10);
+        expect_ok(c.cache, kvt_seq_fork(c.seq, c.n, &copy));
+        before = outputs_hash(&c, copy);
+        take_out(&c, 64, 192);
+        assert_true(error_of(&c, KVT_ATTEND_F32, 2) < 1e-5);
+        assert_true(outputs_hash(&c, copy) == before);
+        after = outputs_hash(&c, c.seq);
+        expect_ok(c.cache, kvt_seq_fork(c.seq, c.n, &late));
+        assert_true(outputs_hash(&c, late) == after);
+        say(&c, 90);
+        take_out(&c, 64, 64);
+        assert_true(error_of(&c, KVT_ATTEND_F32, 2) < 1e-5);
+        assert_true(outputs_hash(&c, copy) == before);
+        assert_true(outputs_hash(&c, late) == after);
+        kvt_seq_destroy(copy);
+        assert_true(error_of(&c, KVT_ATTEND_F32, 2) < 1e-5);
+        assert_true(outputs_hash(&c, late) == after);
+        kvt_seq_destroy(late);
+        close_conversation(&c);
+    }
+}
+
+/* Drafts behind moved keys leave no trace; a clear leaves none of the shifts. */
+static void drafts_leave_no_trace(void **state)
+{
+    kvt_group_config g = roped(2, 1, 32, KVT_TYPE_I8, KVT_ROPE_HALVES, 0, 32);
+    conversation c;
+    uint64_t before, empty;
+    (void)state;
+    open_conversation(&c, &g, 1500, 9);
+    empty = kvt_seq_memory_bytes(c.seq);
+    say(&c, 480);
+    take_out(&c, 64, 128);
+    before = outputs_hash(&c, c.seq);
+    say(&c, 20);
+    expect_ok(c.cache, kvt_seq_truncate(c.seq, c.n - 20));
+    for (size_t i = 0; i < 20; i++) {
+        c.n--;
+        free(c.records[c.n].k);
+        free(c.records[c.n].v);
+    }
+    assert_true(outputs_hash(&c, c.seq) == before);
+    say(&c, 200);
+    assert_true(error_of(&c, KVT_ATTEND_F32, 2) < 1e-5);
+    expect_ok(c.cache, kvt_seq_clear(c.seq));
+    assert_true(kvt_seq_memory_bytes(c.seq) == empty);
+    close_conversation(&c);
+}
+
+/* Checkpoints before stay, those behind go. */
+static void checkpoints_behind_are_dropped(void **state)
+{
+    kvt_group_config g = roped(2, 1, 32, KVT_TYPE_I8, KVT_ROPE_HALVES, 0, 32);
+    uint64_t at[8], before;
+    conversation c;
+    size_t n;
+    (void)state;
+    open_conversation(&c, &g, 1500, 10);
+    say(&c, 100);
+    expect_ok(c.cache, kvt_seq_checkpoint(c.seq, "a", 1));
+    before = outputs_hash(&c, c.seq);
+    say(&c, 300);
+    expect_ok(c.cache, kvt_seq_checkpoint(c.seq, "b", 1));
+    say(&c, 100);
+    take_out(&c, 128, 64);
+    expect_ok(c.cache, kvt_seq_checkpoints(c.seq, at, 8, &n));
+    assert_true(n == 1 && at[0] == 100);
+    expect_ok(c.cache, kvt_seq_truncate(c.seq, 100));
+    assert_true(outputs_hash(&c, c.seq) == before);
+    while (c.n > 100) {
+        c.n--;
+        free(c.records[c.n].k);
+        free(c.records[c.n].v);
+    }
+    close_conversation(&c);
+}
+
+/* Windows: what they have released cannot come into sight again; else they move like all. */
+static void windows_and_removals(void **state)
+{
+    kvt_group_config g = roped(2, 1, 32, KVT_TYPE_I8, KVT_ROPE_HALVES, 0, 32);
+    conversation c;
+    (void)state;
+    g.window_tokens = 100;
+    g.sink_tokens = 64;
+    open_conversation(&c, &g, 3000, 11);
+    for (size_t i = 0; i < 12; i++)
+        say(&c, 100);
+    /* Of the window itself: tokens that are gone would be in it. */
+    expect(c.cache, KVT_ERR_STATE, kvt_seq_remove(c.seq, 1088, 64));
+    expect_error_text(c.cache, "would come into", "remove");
+    expect(c.cache, KVT_ERR_STATE, kvt_seq_remove(c.seq, 0, 64));
+    /* Of what is released, far behind: positions move up, outputs stay. */
+    expect_ok(c.cache, kvt_seq_remove(c.seq, 64, 512));
+    assert_true(kvt_seq_length(c.seq) == 688);
+    assert_int_equal(kvt_seq_next_position(c.seq), 688);
+    outputs_hash(&c, c.seq);
+    expect_ok(c.cache, kvt_seq_truncate(c.seq, 640));
+    outputs_hash(&c, c.seq);
+    close_conversation(&c);
+}
+
+static void what_cannot_be_done_is_refused(void **state)
+{
+    kvt_group_config g = roped(2, 1, 32, KVT_TYPE_I8, KVT_ROPE_HALVES, 0, 32);
+    kvt_config config = kvt_config_init();
+    kvt_group_config two[2];
+    float bad[2] = {1, INFINITY};
+    kvt_cache *cache = NULL;
+    conversation c;
+    uint64_t before;
+    (void)state;
+    g.residual_tokens = KVT_RESIDUAL_NONE;
+    open_conversation(&c, &g, 1500, 12);
+    say(&c, 500);
+    before = outputs_hash(&c, c.seq);
+    assert_true(kvt_seq_remove(NULL, 0, 64) == KVT_ERR_ARG);
+    expect(c.cache, KVT_ERR_ARG, kvt_seq_remove(c.seq, 0, 0));
+    expect(c.cache, KVT_ERR_ARG, kvt_seq_remove(c.seq, 501, 1));
+    expect(c.cache, KVT_ERR_ARG, kvt_seq_remove(c.seq, 64, 437));
+    expect(c.cache, KVT_ERR_UNSUPPORTED, kvt_seq_remove(c.seq, 64, 63));
+    expect(c.cache, KVT_ERR_UNSUPPORTED, kvt_seq_remove(c.seq, 65, 64));
+    expect(c.cache, KVT_ERR_UNSUPPORTED, kvt_seq_remove(c.seq, 0, 64));
+    expect_ok(c.cache, kvt_seq_begin(c.seq, 1, NULL));
+    expect(c.cache, KVT_ERR_STATE, kvt_seq_remove(c.seq, 64, 64));
+    expect_ok(c.cache, kvt_seq_abort(c.seq));
+    assert_true(outputs_hash(&c, c.seq) == before);
+    close_conversation(&c);
+
+    config.groups = two;
+    config.n_groups = 1;
+    config.max_tokens = 100;
+    two[0] = two[1] = roped(2, 1, 32, KVT_TYPE_I8, KVT_ROPE_HALVES, 0, 4);
+    two[0].rope_inverse_frequencies = two[1].rope_inverse_frequencies = bad;
+    expect(NULL, KVT_ERR_VALUE, kvt_cache_create(&config, &cache));
+    bad[1] = 0;
+    two[0].rope_dims = 3;
+    expect(NULL, KVT_ERR_ARG, kvt_cache_create(&config, &cache));
+    two[0].rope_dims = 4;
+    two[0].rope_first_dim = 30;
+    expect(NULL, KVT_ERR_ARG, kvt_cache_create(&config, &cache));
+    two[0].rope_first_dim = 28;
+    two[0].rope_pairing = (kvt_rope)4;
+    expect(NULL, KVT_ERR_ARG, kvt_cache_create(&config, &cache));
+    two[0].rope_pairing = KVT_ROPE_NONE;
+    expect(NULL, KVT_ERR_ARG, kvt_cache_create(&config, &cache));
+    two[0].rope_pairing = KVT_ROPE_HALVES;
+    two[0].rope_inverse_frequencies = NULL;
+    expect(NULL, KVT_ERR_ARG, kvt_cache_create(&config, &cache));
+    two[0].rope_inverse_frequencies = bad;
+    two[0].flags = KVT_GROUP_V_IN_K;
+    expect(NULL, KVT_ERR_ARG, kvt_cache_create(&config, &cache));
+    two[0].flags = 0;
+    config.n_groups = 2;
+    two[1] = group_of(1, 1, 1, 16, 16, KVT_TYPE_F16, KVT_TYPE_F16);
+    expect(NULL, KVT_ERR_ARG, kvt_cache_create(&config, &cache));
+    two[1].rope_pairing = KVT_ROPE_NONE;
+    expect_ok(NULL, kvt_cache_create(&config, &cache));
+    kvt_cache_destroy(cache);
+}
+
+static void failing_allocations_change_nothing(void **state)
+{
+    kvt_group_config g = roped(2, 1, 32, KVT_TYPE_I8, KVT_ROPE_HALVES, 0, 32);
+    kvt_config config = kvt_config_init();
+    kvt_seq *copy = NULL;
+    uint64_t forecast;
+    ledger memory;
+    conversation c;
+    (void)state;
+    open_conversation(&c, &g, 1500, 13);
+    kvt_seq_destroy(c.seq);
+    kvt_cache_destroy(c.cache);
+    ledger_init(&memory);
+    config.groups = &c.g;
+    config.n_groups = 1;
+    config.max_tokens = 1500;
+    config.allocator = ledger_allocator(&memory);
+    expect_ok(NULL, kvt_cache_create(&config, &c.cache));
+    expect_ok(c.cache, kvt_seq_create(c.cache, &c.seq));
+    say(&c, 300);
+    expect_ok(NULL, kvt_memory_forecast(&config, 1, 300, &forecast));
+    assert_true(forecast == memory.live_bytes);
+    for (int round = 0; round < 2; round++) {
+        uint64_t before = outputs_hash(&c, c.seq);
+        expect_ok(c.cache, kvt_seq_fork(c.seq, c.n, &copy)); /* positions have to be copied */
+        expect_ok(c.cache, kvt_cache_trim(c.cache));
+        for (long fail = 0;; fail++) {
+            kvt_status status;
+            memory.countdown = fail;
+            status = kvt_seq_remove(c.seq, 64, 64);
+            memory.countdown = -1;
+            if (status == KVT_OK)
+                break;
+            assert_true(status == KVT_ERR_MEMORY);
+            assert_true(outputs_hash(&c, c.seq) == before);
+            assert_true(outputs_hash(&c, copy) == before);
+            expect_ok(c.cache, kvt_cache_trim(c.cache));
+        }
+        forget(&c, 64, 64);
+        assert_true(outputs_hash(&c, copy) == before);
+        assert_true(error_of(&c, KVT_ATTEND_F32, 1) < 1e-5);
+        assert_true(kvt_cache_memory_bytes(c.cache) == memory.live_bytes);
+        kvt_seq_destroy(copy);
+        say(&c, 30);
+    }
+    close_conversation(&c);
+    ledger_close(&memory);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(outputs_are_those_at_the_new_positions),
+        cmocka_unit_test(a_thousand_shifts_are_as_one),
+        cmocka_unit_test(rope_of_all_shapes),
+        cmocka_unit_test(positions_stay_without_a_description),
+        cmocka_unit_test(gaps_are_closed),
+        cmocka_unit_test(the_end_is_a_truncate),
+        cmocka_unit_test(forks_do_not_notice),
+        cmocka_unit_test(drafts_leave_no_trace),
+        cmocka_unit_test(checkpoints_behind_are_dropped),
+        cmocka_unit_test(windows_and_removals),
+        cmocka_unit_test(what_cannot_be_done_is_refused),
+        cmocka_unit_test(failing_allocations_change_nothing),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
