@@ -23,7 +23,10 @@ typedef struct selection {
     int32_t positions[HIGHEST]; /* of all pending tokens */
 } selection;
 
-/* Append some of the tokens from `first` on to every layer: those of the indices. */
+/*
+ * Append some of the tokens from `first` on to every layer: those of the indices. Each layer has
+ * others.
+ */
 static void append_chosen(const subject *s, kvt_seq *seq, size_t first, const selection *c)
 {
     uint32_t layer = 0;
@@ -34,13 +37,14 @@ static void append_chosen(const subject *s, kvt_seq *seq, size_t first, const se
         kvt_tensor k_view = kvt_tensor_f32(k), v_view = kvt_tensor_f32(v);
         int v_in_k = (s->groups[g].flags & KVT_GROUP_V_IN_K) != 0;
         assert_true(k && v);
-        for (size_t j = 0; j < c->n; j++) {
-            size_t token = first + (size_t)c->indices[j];
-            memcpy(k + j * k_row, t->k + token * k_row, k_row * sizeof *k);
-            memcpy(v + j * v_row, t->v + token * v_row, v_row * sizeof *v);
-        }
-        for (uint32_t l = 0; l < s->groups[g].n_layers; l++, layer++)
+        for (uint32_t l = 0; l < s->groups[g].n_layers; l++, layer++) {
+            for (size_t j = 0; j < c->n; j++) {
+                size_t token = (first + (size_t)c->indices[j] + 131 * l) % MOST;
+                memcpy(k + j * k_row, t->k + token * k_row, k_row * sizeof *k);
+                memcpy(v + j * v_row, t->v + token * v_row, v_row * sizeof *v);
+            }
             expect_ok(s->cache, kvt_append(seq, layer, &k_view, v_in_k ? NULL : &v_view));
+        }
         free(k);
         free(v);
     }
@@ -56,8 +60,11 @@ static void ids_of(size_t first, const selection *c, int32_t *ids)
 /* Begin a step of a selection's pending tokens, from token `first` of the test's on. */
 static void begin_tree(const subject *s, kvt_seq *seq, size_t first, const selection *c)
 {
+    selection all = {.pending = c->pending, .n = c->pending};
+    for (size_t i = 0; i < c->pending; i++)
+        all.indices[i] = i;
     expect_ok(s->cache, kvt_seq_begin(seq, c->pending, c->positions));
-    append_layers(s, seq, first);
+    append_chosen(s, seq, first, &all);
 }
 
 static kvt_status select_of(kvt_seq *seq, size_t first, const selection *c)
@@ -363,14 +370,16 @@ static void forks_of_a_pending_step(void **state)
     open_cache(&s, NULL);
     for (size_t n = 40; n < 200; n += 13) {
         kvt_seq *tree = seq_of(&s), *plain = seq_of(&s), *before = seq_of(&s), *copy = NULL;
-        selection c;
+        selection c, all = {.pending = 64, .n = 64};
         grow(&s, tree, n);
         grow(&s, plain, n);
         grow(&s, before, n);
         c = random_selection(plain, 64, 0, &r);
+        for (size_t i = 0; i < 64; i++)
+            all.indices[i] = i;
         expect_ok(s.cache, kvt_seq_begin(tree, c.pending, c.positions));
         expect_ok(s.cache, kvt_seq_fork(tree, n, &copy));
-        append_layers(&s, tree, 400);
+        append_chosen(&s, tree, 400, &all);
         grow(&s, copy, 64);
         grow(&s, before, 64);
         expect_ok(s.cache, select_of(tree, 400, &c));
@@ -442,9 +451,9 @@ static void tasks_on_threads(void **state)
         c = random_selection(plain, 64, 0, &r);
         expect_ok(s.cache, kvt_seq_begin(tree, c.pending, c.positions));
         for (uint32_t layer = 0; layer < 3; layer++)
-            append_on_threads(&s, tree, layer, 400);
-        expect_ok(s.cache, select_of(tree, 400, &c));
-        step_chosen(&s, plain, 400, &c);
+            append_on_threads(&s, tree, layer, 390 + 131 * layer);
+        expect_ok(s.cache, select_of(tree, 390, &c));
+        step_chosen(&s, plain, 390, &c);
         expect_equal(&s, tree, plain, "tasks on threads", n);
         kvt_seq_destroy(tree);
         kvt_seq_destroy(plain);
@@ -630,7 +639,7 @@ static void memory_goes_with_the_step(void **state)
     open_bordered(&s, &memory, &r);
     for (int end = 0; end < 6; end++) {
         kvt_seq *seq = seq_of(&s), *plain = seq_of(&s);
-        uint64_t held, before;
+        uint64_t held, before, empty = kvt_seq_memory_bytes(seq);
         selection c;
         size_t live;
         grow(&s, seq, 40);
@@ -659,6 +668,8 @@ static void memory_goes_with_the_step(void **state)
             assert_true(kvt_seq_memory_bytes(seq) == before);
             assert_true(live_trimmed(&s) == live);
         }
+        if (end == 2)
+            assert_true(kvt_seq_memory_bytes(seq) == empty);
         if (end == 3) {
             step_chosen(&s, plain, 300, &c);
             assert_true(kvt_seq_memory_bytes(seq) == kvt_seq_memory_bytes(plain));
@@ -722,7 +733,7 @@ static void failing_allocations_change_nothing(void **state)
     for (size_t n = 20; n < 64; n += 14) {
         kvt_seq *seq = seq_of(&s), *plain = seq_of(&s);
         long failed = 0;
-        selection c;
+        selection c, all = {.pending = 64, .n = 64};
         grow(&s, seq, n);
         grow(&s, plain, n);
         c = random_selection(plain, 64, 0, &r);
@@ -740,7 +751,9 @@ static void failing_allocations_change_nothing(void **state)
             expect_equal(&s, seq, plain, "a begin that failed", n);
         }
         assert_true(failed == 4); /* keys, positions, an open block a group */
-        append_layers(&s, seq, 300);
+        for (size_t i = 0; i < 64; i++)
+            all.indices[i] = i;
+        append_chosen(&s, seq, 300, &all);
         memory.countdown = 0; /* no allocation from here on */
         expect_ok(s.cache, select_of(seq, 300, &c));
         memory.countdown = -1;

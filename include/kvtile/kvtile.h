@@ -388,8 +388,8 @@ KVT_API kvt_status kvt_cache_get_stats(const kvt_cache *cache, kvt_cache_stats *
  * back, until the next begin. For each sequence and group with an i8 side that is at most
  * residual_tokens / 64 + 3 open blocks while a step is pending (until a sequence loaded from a
  * snapshot of a larger window has sealed what is beyond its own, of that window), else one; an open
- * block has twice a sealed one's bytes. Those of a sequence with a reserve (kvt_seq_reserve) are
- * held against it.
+ * block has twice a sealed one's bytes. Nor are the keys that a pending step at token 64 holds
+ * (kvt_seq_begin). Those of a sequence with a reserve (kvt_seq_reserve) are held against it.
  *
  * KVT_ERR_ARG, KVT_ERR_LIMIT, KVT_ERR_UNSUPPORTED as kvt_cache_create; KVT_ERR_LIMIT also when
  * n_tokens is above max_tokens or the sum overflows. The cache's own part includes the scratch of
