@@ -118,6 +118,11 @@ typedef struct kvt_meta {
 
 #define KVT_SHIFT_MIXED INT32_MIN
 
+static inline int32_t kvt_shift_at(const kvt_meta *meta, size_t slot)
+{
+    return meta->shift == KVT_SHIFT_MIXED ? meta->shifts[slot] : meta->shift;
+}
+
 #define KVT_MAX_CLASSES (2 * KVT_MAX_GROUPS + 1)
 
 /* ---- cache ---- */
@@ -402,8 +407,11 @@ void kvt_rows_replace(kvt_seq *seq, kvt_block *const *table, size_t n_rows, uint
  * kvt_rows_charge has to follow.
  */
 void kvt_rows_share(const kvt_seq *from, uint64_t n_tokens, kvt_seq *to);
-/* The blocks of positions of rows from .. on become the sequence's own. KVT_ERR_ of memory. */
-kvt_status kvt_rows_own_meta(kvt_seq *seq, size_t from);
+/*
+ * The blocks in force of rows from .. on become the sequence's own: of one column, all their tokens.
+ * Some may have when it fails, which nobody sees. KVT_ERR_ of memory.
+ */
+kvt_status kvt_rows_own(kvt_seq *seq, uint32_t column, size_t from);
 /* Take rows from .. to - 1 out of the table; those behind move up. Tokens and bounds are not. */
 void kvt_rows_cut(kvt_seq *seq, size_t from, size_t to);
 /* Give back the blocks of a group in rows from .. to - 1, which are sealed for good. */
@@ -460,15 +468,23 @@ void kvt_checkpoints_drop_from(kvt_seq *seq, uint64_t n_tokens);
 /* A new sequence gets those of another one up to n_tokens. */
 kvt_status kvt_checkpoints_share(const kvt_seq *from, uint64_t n_tokens, kvt_seq *to);
 
+/* ---- select.c ---- */
+
+/*
+ * Keys and values of tokens first + gap .. length - 1 move up by `gap`. All rows from first's on are
+ * open, or of groups that do not seal, and the sequence's own.
+ */
+void kvt_rows_move_up(kvt_seq *seq, uint64_t first, uint64_t gap);
+
 /* ---- remove.c ---- */
 
 /* The turn of a shift, for a group: [rope_dims / 2] cosines, then the sines. */
 const float *kvt_turn_of(const kvt_turns *turns, uint32_t group, int32_t shift);
 /*
- * Turns for all shifts that a sequence's keys have once those of rows from `moved` on are delta
- * more. NULL where there are none.
+ * Turns for all shifts that a sequence's keys have once those of tokens from `moved` on are delta
+ * more, or some besides. NULL where there are none.
  */
-kvt_status kvt_turns_make(const kvt_seq *seq, size_t moved, int32_t delta, kvt_turns **made);
+kvt_status kvt_turns_make(const kvt_seq *seq, uint64_t moved, int32_t delta, kvt_turns **made);
 kvt_status kvt_turns_copy(kvt_cache *cache, const kvt_turns *turns, kvt_turns **copy);
 void kvt_turns_free(kvt_cache *cache, kvt_turns *turns);
 

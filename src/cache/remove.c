@@ -83,9 +83,9 @@ static int has_shift(const int32_t *shifts, size_t n, int32_t shift)
     return 0;
 }
 
-/* A walk over the shifts of a sequence's tokens; those of rows from `moved` on are delta more. */
+/* A walk over the shifts of a sequence's tokens; those of tokens from `moved` on are delta more. */
 typedef struct shift_walk {
-    size_t moved;
+    uint64_t moved;
     int32_t delta, last;
     size_t n;        /* different ones, at most */
     kvt_turns *into; /* NULL: they are only counted */
@@ -104,18 +104,18 @@ static void visit_shift(shift_walk *walk, int32_t shift)
 
 static void walk_shifts(const kvt_seq *seq, shift_walk *walk)
 {
-    for (size_t row = 0; row < seq->n_rows; row++) {
-        const kvt_meta *meta = kvt_seq_meta(seq, row);
-        int32_t delta = row < walk->moved ? 0 : walk->delta;
-        if (meta->shift != KVT_SHIFT_MIXED)
-            visit_shift(walk, meta->shift + delta);
-        else
-            for (size_t t = 0; t < kvt_row_tokens(seq, row); t++)
-                visit_shift(walk, meta->shifts[t] + delta);
+    for (uint64_t token = 0; token < seq->length; token++) {
+        const kvt_meta *meta = kvt_seq_meta(seq, (size_t)(token / KVT_TOKENS));
+        visit_shift(walk, kvt_shift_at(meta, token % KVT_TOKENS) +
+                              (token < walk->moved ? 0 : walk->delta));
+        if (meta->shift != KVT_SHIFT_MIXED && token + 1 != walk->moved) { /* to the next change */
+            uint64_t next = (token / KVT_TOKENS + 1) * KVT_TOKENS;
+            token = (token < walk->moved && walk->moved < next ? walk->moved : next) - 1;
+        }
     }
 }
 
-kvt_status kvt_turns_make(const kvt_seq *seq, size_t moved, int32_t delta, kvt_turns **made)
+kvt_status kvt_turns_make(const kvt_seq *seq, uint64_t moved, int32_t delta, kvt_turns **made)
 {
     shift_walk walk = {moved, delta, 0, 0, NULL};
     kvt_turns *turns;
@@ -170,7 +170,8 @@ void kvt_turns_free(kvt_cache *cache, kvt_turns *turns)
 /* Tokens first .. first + n - 1 are rows from .. to - 1; those behind move by delta positions. */
 typedef struct removal {
     uint64_t first, n;
-    size_t from, to;
+    size_t from, to; /* rows, where they are whole ones */
+    int whole;
     int32_t delta;
 } removal;
 
@@ -187,17 +188,14 @@ static kvt_status find_delta(const kvt_seq *seq, removal *r)
     r->delta = 0;
     if (!seq->cache->moves)
         return KVT_OK;
-    for (size_t row = r->to; row < seq->n_rows; row++) {
-        const kvt_meta *meta = kvt_seq_meta(seq, row);
-        for (size_t t = 0; t < kvt_row_tokens(seq, row); t++) {
-            int64_t shift = meta->shift == KVT_SHIFT_MIXED ? meta->shifts[t] : meta->shift;
-            if (meta->positions[t] - delta < 0 || meta->positions[t] - delta > INT32_MAX ||
-                shift + delta > INT32_MAX || shift + delta <= INT32_MIN)
-                return kvt_fail(seq->cache, KVT_ERR_STATE,
-                                "kvt_seq_remove: position %ld of token %llu would move to %lld",
-                                (long)meta->positions[t], (unsigned long long)row * KVT_TOKENS + t,
-                                (long long)(meta->positions[t] - delta));
-        }
+    for (uint64_t token = r->first + r->n; token < seq->length; token++) {
+        const kvt_meta *meta = kvt_seq_meta(seq, (size_t)(token / KVT_TOKENS));
+        int64_t position = meta->positions[token % KVT_TOKENS] - delta;
+        int64_t shift = kvt_shift_at(meta, token % KVT_TOKENS) + delta;
+        if (position < 0 || position > INT32_MAX || shift > INT32_MAX || shift <= INT32_MIN)
+            return kvt_fail(seq->cache, KVT_ERR_STATE,
+                            "kvt_seq_remove: token %llu would move by %lld to position %lld",
+                            (unsigned long long)token, (long long)delta, (long long)position);
     }
     if (seq->next_position >= 0 &&
         (seq->next_position - delta < 0 || seq->next_position - delta > INT32_MAX))
@@ -233,19 +231,40 @@ static kvt_status check_windows(const kvt_seq *seq, const removal *r)
     return KVT_OK;
 }
 
-/* Whole rows, and what their place in the table means for the rows behind. */
-static kvt_status check_rows(const kvt_seq *seq, const removal *r)
+/* Whether every row from first's on is open, or of groups that do not seal: tokens can move. */
+static int is_open(const kvt_seq *seq, uint64_t first)
 {
-    if (r->first % KVT_TOKENS || r->n % KVT_TOKENS)
+    for (uint32_t g = 0; g < seq->cache->n_groups; g++)
+        if (seq->groups[g].n_sealed > first / KVT_TOKENS ||
+            seq->groups[g].first > first / KVT_TOKENS)
+            return 0;
+    return 1;
+}
+
+/* Which rows, or tokens among the open ones, and what their place means for those behind. */
+static kvt_status check_rows(const kvt_seq *seq, removal *r)
+{
+    r->whole = r->first % KVT_TOKENS == 0 && r->n % KVT_TOKENS == 0;
+    if (!r->whole && !is_open(seq, r->first))
         return kvt_fail(seq->cache, KVT_ERR_UNSUPPORTED,
-                        "kvt_seq_remove: tokens %llu + %llu are not whole blocks of %d",
+                        "kvt_seq_remove: tokens %llu + %llu are neither whole blocks of %d nor "
+                        "among the open ones",
                         (unsigned long long)r->first, (unsigned long long)r->n, KVT_TOKENS);
-    for (uint32_t g = 0; r->from == 0 && g < seq->cache->n_groups; g++)
-        if (seq->cache->groups[g].offsets && seq->cache->groups[g].residual_tokens == 0)
+    for (uint32_t g = 0; r->from == 0 && g < seq->cache->n_groups; g++) {
+        const kvt_group *group = &seq->cache->groups[g];
+        if (!group->offsets)
+            continue;
+        if (r->whole && group->residual_tokens == 0)
             return kvt_fail(seq->cache, KVT_ERR_UNSUPPORTED,
                             "kvt_seq_remove: block 0 of group %u stays: without a residual window "
                             "the offset of later keys is its own",
                             g);
+        if (!r->whole && seq->length > KVT_TOKENS)
+            return kvt_fail(seq->cache, KVT_ERR_UNSUPPORTED,
+                            "kvt_seq_remove: keys of group %u behind token %d would move into "
+                            "block 0, whose offset is another one",
+                            g, KVT_TOKENS);
+    }
     return KVT_OK;
 }
 
@@ -264,9 +283,66 @@ static void move_row(kvt_seq *seq, size_t row, int32_t delta)
     kvt_meta_bound(meta, n, row > 0 ? kvt_seq_meta(seq, row - 1) : NULL);
 }
 
+/* A token's shift. There is room for each token's own where positions move at all. */
+static void set_shift(kvt_meta *meta, size_t slot, int32_t shift)
+{
+    if (meta->shift == shift)
+        return;
+    if (meta->shift != KVT_SHIFT_MIXED)
+        for (size_t t = 0; t < KVT_TOKENS; t++)
+            meta->shifts[t] = meta->shift;
+    meta->shift = KVT_SHIFT_MIXED;
+    meta->shifts[slot] = shift;
+}
+
+/* Tokens behind the removed ones move up, one by one: what they have of positions and ids. */
+static void move_tokens(kvt_seq *seq, const removal *r)
+{
+    for (uint64_t token = r->first; token + r->n < seq->length; token++) {
+        const uint64_t source = token + r->n;
+        const kvt_meta *from = kvt_seq_meta(seq, (size_t)(source / KVT_TOKENS));
+        kvt_meta *to = kvt_seq_meta(seq, (size_t)(token / KVT_TOKENS));
+        const size_t at = (size_t)(source % KVT_TOKENS), slot = (size_t)(token % KVT_TOKENS);
+        to->positions[slot] = from->positions[at] - r->delta;
+        to->token_ids[slot] = from->token_ids[at];
+        set_shift(to, slot, kvt_shift_at(from, at) + r->delta);
+    }
+}
+
+static void remove_rows(kvt_seq *seq, const removal *r)
+{
+    kvt_rows_cut(seq, r->from, r->to);
+    seq->length -= r->n;
+    for (size_t row = r->from; row < seq->n_rows; row++)
+        move_row(seq, row, r->delta);
+}
+
+static void remove_tokens(kvt_seq *seq, const removal *r)
+{
+    kvt_rows_move_up(seq, r->first, r->n);
+    move_tokens(seq, r);
+    seq->length -= r->n;
+    kvt_rows_shrink(seq, kvt_rows(seq->length));
+    for (size_t row = r->from; row < seq->n_rows; row++)
+        kvt_meta_bound(kvt_seq_meta(seq, row), kvt_row_tokens(seq, row),
+                       row > 0 ? kvt_seq_meta(seq, row - 1) : NULL);
+}
+
+/*
+ * Blocks that are written become the sequence's own: positions of all rows that move, or whose
+ * bounds change, and where tokens move one by one all that the rows have.
+ */
+static kvt_status own_blocks(kvt_seq *seq, const removal *r)
+{
+    kvt_status status = kvt_rows_own(seq, seq->cache->n_groups, r->whole ? r->to : r->from);
+    for (uint32_t g = 0; status == KVT_OK && !r->whole && g < seq->cache->n_groups; g++)
+        status = kvt_rows_own(seq, g, r->from);
+    return status;
+}
+
 kvt_status kvt_seq_remove(kvt_seq *seq, uint64_t first, uint64_t n)
 {
-    removal r = {first, n, (size_t)(first / KVT_TOKENS), 0, 0};
+    removal r = {first, n, (size_t)(first / KVT_TOKENS), 0, 0, 0};
     kvt_turns *turns = NULL;
     kvt_status status;
 
@@ -287,19 +363,18 @@ kvt_status kvt_seq_remove(kvt_seq *seq, uint64_t first, uint64_t n)
     if (status == KVT_OK)
         status = check_windows(seq, &r);
     if (status == KVT_OK && seq->cache->moves)
-        status = kvt_turns_make(seq, r.to, r.delta, &turns);
-    /* The bounds of the rows behind change even where their positions stay. */
+        status = kvt_turns_make(seq, first + n, r.delta, &turns);
     if (status == KVT_OK)
-        status = kvt_rows_own_meta(seq, r.to);
+        status = own_blocks(seq, &r);
     if (status != KVT_OK) {
         kvt_turns_free(seq->cache, turns);
         return status;
     }
     kvt_checkpoints_drop_from(seq, first + 1);
-    kvt_rows_cut(seq, r.from, r.to);
-    seq->length -= n;
-    for (size_t row = r.from; row < seq->n_rows; row++)
-        move_row(seq, row, r.delta);
+    if (r.whole)
+        remove_rows(seq, &r);
+    else
+        remove_tokens(seq, &r);
     if (seq->next_position >= 0)
         seq->next_position -= r.delta;
     kvt_turns_free(seq->cache, seq->turns);

@@ -601,18 +601,24 @@ void kvt_rows_revert(kvt_seq *seq, uint64_t n_tokens)
     }
 }
 
-kvt_status kvt_rows_own_meta(kvt_seq *seq, size_t from)
+kvt_status kvt_rows_own(kvt_seq *seq, uint32_t column, size_t from)
 {
     kvt_cache *cache = seq->cache;
     for (size_t row = from; row < seq->n_rows; row++) {
-        kvt_block **entry = kvt_seq_entry(seq, row, cache->n_groups), *shared = *entry, *copy;
+        kvt_block **entry = kvt_seq_entry(seq, row, column), *shared = *entry, *copy;
         kvt_status status;
-        if (kvt_block_is_own(cache, shared))
+        int own;
+        pthread_mutex_lock(&cache->lock); /* as block_to_copy */
+        own = shared->references == 1;
+        if (own)
+            kvt_block_part_locked(shared);
+        pthread_mutex_unlock(&cache->lock);
+        if (own)
             continue;
         status = kvt_block_get(cache, shared->class_index, &copy);
         if (status != KVT_OK)
             return status;
-        kvt_block_copy(cache, shared, KVT_TOKENS, copy);
+        kvt_block_copy(cache, shared, kvt_row_tokens(seq, row), copy);
         *entry = copy;
         kvt_block_put(cache, shared);
     }

@@ -22,11 +22,18 @@
 #include "src/cache/cache.h"
 #include "src/fpenv.h"
 
+/* Token base + source(j) goes to base + j, for j from `first` to n - 1. */
 typedef struct select_job {
     kvt_seq *seq;
-    const uint64_t *indices;
-    uint64_t n, first; /* indices[first] is the first that is not its own place */
+    const uint64_t *indices; /* NULL: all are `gap` behind their place */
+    uint64_t n, first;       /* indices[first] is the first that is not its own place */
+    uint64_t base, gap;
 } select_job;
+
+static uint64_t source(const select_job *job, uint64_t j)
+{
+    return job->indices ? job->indices[j] : j + job->gap;
+}
 
 /* One head's K or V. */
 typedef struct select_side {
@@ -126,13 +133,13 @@ static void move_rows(const select_side *s, size_t to_row, size_t from_row, cons
 static void move_tokens(const select_side *s, uint64_t j, uint64_t end)
 {
     const select_job *job = s->job;
-    const uint64_t length = job->seq->length;
+    const uint64_t base = job->base;
     while (j < end) {
-        const size_t to_row = (size_t)((length + j) / KVT_TOKENS);
-        const size_t from_row = (size_t)((length + job->indices[j]) / KVT_TOKENS);
+        const size_t to_row = (size_t)((base + j) / KVT_TOKENS);
+        const size_t from_row = (size_t)((base + source(job, j)) / KVT_TOKENS);
         moves m;
         for (m.n = 0; j < end; j++, m.n++) {
-            const uint64_t to = length + j, from = length + job->indices[j];
+            const uint64_t to = base + j, from = base + source(job, j);
             if (to / KVT_TOKENS != to_row || from / KVT_TOKENS != from_row)
                 break;
             m.to[m.n] = (size_t)(to % KVT_TOKENS);
@@ -298,6 +305,20 @@ static uint64_t cost(const select_job *job)
     return total;
 }
 
+static void run(select_job *job)
+{
+    kvt_parallel *parallel = &job->seq->cache->parallel;
+    kvt_parallel_run(parallel, select_layer, job, job->seq->cache->n_layers,
+                     kvt_parallel_threads(parallel, cost(job)));
+}
+
+void kvt_rows_move_up(kvt_seq *seq, uint64_t first, uint64_t gap)
+{
+    select_job job = {seq, NULL, seq->length - first - gap, 0, first, gap};
+    assert(seq->pending == 0);
+    run(&job);
+}
+
 /* ---- the call ---- */
 
 static kvt_status check_indices(const kvt_seq *seq, const uint64_t *indices, uint64_t n,
@@ -345,11 +366,12 @@ static kvt_status check_forms(const select_job *job)
 kvt_status kvt_seq_commit_selected(kvt_seq *seq, const uint64_t *indices, uint64_t n,
                                    const int32_t *token_ids)
 {
-    select_job job = {seq, indices, n, 0};
+    select_job job = {seq, indices, n, 0, 0, 0};
     kvt_status status;
 
     if (!seq)
         return KVT_ERR_ARG;
+    job.base = seq->length;
     if (n == 0)
         return kvt_seq_abort(seq);
     if (!indices)
@@ -368,11 +390,8 @@ kvt_status kvt_seq_commit_selected(kvt_seq *seq, const uint64_t *indices, uint64
         return status;
 
     kvt_rows_seal_less(seq, seq->length + n);
-    if (job.first < n) {
-        uint32_t n_threads = kvt_parallel_threads(&seq->cache->parallel, cost(&job));
-        kvt_parallel_run(&seq->cache->parallel, select_layer, &job, seq->cache->n_layers,
-                         n_threads);
-    }
+    if (job.first < n)
+        run(&job);
     for (uint64_t j = 0; j < n; j++) {
         const size_t to = (size_t)(seq->length + j), from = (size_t)(seq->length + indices[j]);
         kvt_meta *meta = kvt_seq_meta(seq, to / KVT_TOKENS);
