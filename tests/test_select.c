@@ -88,7 +88,7 @@ static void step_chosen(const subject *s, kvt_seq *seq, size_t first, const sele
     expect_ok(s->cache, kvt_seq_commit(seq, first % 5 ? ids : NULL));
 }
 
-/* Take each of the pending tokens where bit(i) says so. */
+/* A step of `pending` tokens, of which those are selected that takes[i] says. */
 static selection selection_of(const kvt_seq *seq, size_t pending, const unsigned char *takes)
 {
     selection c = {.pending = pending};
@@ -681,7 +681,7 @@ static void memory_goes_with_the_step(void **state)
     ledger_close(&memory);
 }
 
-/* Which steps take it: those of 2 to KVT_SELECT_TOKENS tokens over the border of an open block 0. */
+/* Which steps take it: of up to KVT_SELECT_TOKENS tokens, over the border of an open block 0. */
 static void steps_that_take_memory(void **state)
 {
     static const struct {

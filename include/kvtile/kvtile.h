@@ -525,8 +525,8 @@ KVT_API uint64_t kvt_seq_capacity(const kvt_seq *seq);
 KVT_API uint64_t kvt_seq_max_tokens(const kvt_seq *seq);
 
 /*
- * Bytes of this sequence: its blocks, table and checkpoints; what it shares with others counts in
- * full.
+ * Bytes of this sequence: its blocks, table and checkpoints, and the keys that a pending step holds
+ * (see kvt_seq_begin); what it shares with others counts in full.
  */
 KVT_API uint64_t kvt_seq_memory_bytes(const kvt_seq *seq);
 
@@ -650,11 +650,11 @@ KVT_API kvt_status kvt_seq_checkpoint_drop(kvt_seq *seq, uint64_t n_tokens);
  *
  * positions: [n_tokens], or NULL: they count on from kvt_seq_next_position. >= 0. Copied.
  *
- * A step of 2 to KVT_SELECT_TOKENS tokens that begins before token 64 of the sequence, but not with
- * an empty one, and goes on behind it also takes memory for the keys of its tokens from there on, in
- * groups whose i8 K has an offset: 4 * k_dim bytes for each kv head, layer and such token, at most
- * 63 of them. It is for kvt_seq_commit_selected, is given back when the step ends, and is not held
- * against the budget.
+ * A step of up to KVT_SELECT_TOKENS tokens that begins at token 1 to 63 of the sequence and goes on
+ * beyond token 63 also takes memory for the keys of its tokens from 64 on, in groups whose i8 K has
+ * an offset: 4 * k_dim bytes for each kv head, layer and such token, of which there are at most 63.
+ * It is for kvt_seq_commit_selected, is given back when the step ends, and is not held against the
+ * budget.
  *
  * KVT_ERR_ARG     NULL, n_tokens 0, a negative position, or one that would pass INT32_MAX
  * KVT_ERR_STATE   a step is pending already

@@ -535,9 +535,9 @@ void kvt_seal(const kvt_kernels *kernels, const kvt_group *group, kvt_side side,
               const kvt_record *open, const void *next, const kvt_record *sealed);
 
 /*
- * Tokens from .. from + n - 1 (one tile) of an open record of a side that is stored as i8 into slots
- * slot .. slot + n - 1 (one tile) of a sealed one that has its offset already: tokens that go into
- * a sealed block which was truncated. x: room for n rows. sealed may not be the open record's form.
+ * Tokens from .. from + n - 1 (one tile) of an open record of a side that is stored as i8 into
+ * slots slot .. slot + n - 1 (one tile) of a sealed one that has its offset already: tokens that go
+ * into a sealed block which was truncated. x: room for n rows.
  */
 void kvt_sealed_put(const kvt_kernels *kernels, const kvt_group *group, kvt_side side,
                     const kvt_record *open, size_t from, size_t n, float *x,

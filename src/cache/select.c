@@ -6,18 +6,18 @@
  * places have the same offset:
  *
  *   open to open       all blocks from block 1 on have block 0's mean, and block 0 its first key,
- *                      which stays: rows move, f16 and power of two. But where block 0 is filled by
- *                      the step itself, and with other tokens than before the selection, its mean is
- *                      another one: tokens from 64 on are put again from their keys (border.c)
+ *                      which stays: rows move, f16 and power of two. But where the step itself
+ *                      fills block 0, and the selection with other tokens, that has another mean:
+ *                      tokens from 64 on are put again from their keys (border.c)
  *   sealed to sealed   within the block that the step begins in, if a truncate has cut it: i8 moves
  *   open to sealed     out of the block behind that one: quantized as append would have
  *
- * Moves go to the front, so that they are done in place in ascending order. What the step has sealed
- * of older tokens stays; a block that rows were moved into is sealed again, and what is not old
- * enough at the length that is reached is not sealed at all.
+ * Moves go to the front, so that they are done in place in ascending order. What the step has
+ * sealed of older tokens stays; a block that rows were moved into is sealed again, and what is not
+ * old enough at the length that is reached is not sealed at all.
  *
- * A step of more than KVT_SELECT_TOKENS tokens may have sealed rows without an open form: nothing is
- * moved out of those.
+ * A step of more than KVT_SELECT_TOKENS tokens may have sealed rows without an open form: with an
+ * i8 side nothing is selected from it.
  */
 #include "src/cache/cache.h"
 #include "src/fpenv.h"
