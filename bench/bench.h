@@ -9,7 +9,7 @@
  *   bench_cache.c           caches filled with random tokens, and attention in double
  *   bench_attend.c          attend calls, and the check of their output
  *   bench_survey.c, bench_decode.c, bench_prefill.c, bench_step.c, bench_append.c,
- *   bench_fork.c, bench_snapshot.c, bench_fidelity.c, bench_fidelity_model.c
+ *   bench_fork.c, bench_shift.c, bench_snapshot.c, bench_fidelity.c, bench_fidelity_model.c
  *                           the commands
  *   bench_rival.c           ggml-style q8_0, for comparison
  *   kvt_bench.c             flags and cases
@@ -128,6 +128,7 @@ typedef struct bench_case {
     kvt_type k_type, v_type;
     uint32_t q_heads, kv_heads, k_dim, v_dim, threads;
     bool v_in_k; /* v_type is k_type then */
+    bool rope;   /* the group's RoPE is described: all dims, in halves, base 10000 */
     uint64_t ctx;
     uint32_t window; /* 0: none */
 } bench_case;
@@ -354,6 +355,7 @@ int bench_step(const bench_options *options);
 int bench_machine(const bench_options *options);
 int bench_append(const bench_options *options);
 int bench_fork(const bench_options *options);
+int bench_shift(const bench_options *options);
 int bench_snapshot(const bench_options *options);
 int bench_fidelity(const bench_options *options);
 #if defined(KVT_BENCH_TINYLM)

@@ -98,6 +98,7 @@ void bench_cache_create(bench_cache *b, const bench_case *c, size_t n_layers, si
                         uint64_t n_tokens, uint64_t extra_bytes, uint64_t seed)
 {
     char error[256] = "";
+    float frequencies[KVT_MAX_DIM / 2];
     kvt_group_config group = kvt_group_config_init();
     kvt_config config = kvt_config_init();
 
@@ -115,6 +116,13 @@ void bench_cache_create(bench_cache *b, const bench_case *c, size_t n_layers, si
     group.k_type = c->k_type;
     group.v_type = c->v_type;
     group.flags |= c->v_in_k ? KVT_GROUP_V_IN_K : 0;
+    for (uint32_t i = 0; c->rope && i < c->k_dim / 2; i++)
+        frequencies[i] = (float)pow(10000.0, -2.0 * i / c->k_dim);
+    if (c->rope) {
+        group.rope_pairing = KVT_ROPE_HALVES;
+        group.rope_dims = c->k_dim;
+        group.rope_inverse_frequencies = frequencies;
+    }
     group.window_tokens = c->window;
     config.groups = &group;
     config.n_groups = 1;

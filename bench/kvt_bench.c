@@ -19,8 +19,9 @@ enum {
     FIDELITY = 32,
     MACHINE = 64,
     FORK = 128,
+    SHIFT = 256,
     ATTEND = DECODE | PREFILL | STEP,
-    CACHE = ATTEND | APPEND | SNAPSHOT | FORK,
+    CACHE = ATTEND | APPEND | SNAPSHOT | FORK | SHIFT,
     MODEL = CACHE | FIDELITY,
     TIMED = CACHE | MACHINE,
     ALL = MODEL | MACHINE
@@ -34,6 +35,7 @@ static const char usage[] =
     "  step      a whole decoding step of a small model, and its allocations\n"
     "  append    keys and values into the cache, beside memcpy\n"
     "  fork      a sequence that shares another one's blocks, and its first step\n"
+    "  shift     decode over keys that have moved, beside as many that have not\n"
     "  snapshot  save and load, beside memcpy, fwrite and fread\n"
     "  fidelity  what quantization costs, beside ggml-style q8_0: on random tokens, or with\n"
     "            --model on a real model\n"
@@ -45,7 +47,7 @@ static const char usage[] =
     "                      decode 32:32,32:8,28:4,32:4)\n"
     "  --dim LIST          head dims, or K:V dims, e.g. 128,576:512        (default 128)\n"
     "  --ctx LIST          tokens, also as 32k                             (default 32k;\n"
-    "                      prefill 8k; append, snapshot 4k; fidelity 2k)\n"
+    "                      prefill, shift 8k; append, snapshot 4k; fidelity 2k)\n"
     "  --threads LIST      (default 1)\n"
     "  --isa LIST          kernels by name, or all                         (default: the widest)\n"
     "  --layers N          layers of the cache     (default: enough for 4 times the last-level\n"
@@ -55,7 +57,7 @@ static const char usage[] =
     "  --seed N            of all random numbers                           (default 1)\n"
     "  --json              one JSON object a line\n"
     "  --quick             one pair on a small cache: shows that it runs, measures nothing\n"
-    "decode, prefill, step:\n"
+    "decode, prefill, step, shift:\n"
     "  --mode LIST         how i8 is multiplied: near, f32, fast           (default near)\n"
     "  --v-in-k            V is the first dims of K and not stored, as in multi-head latent\n"
     "                      attention; --v as --k                (default --heads 128:1,16:1\n"
@@ -343,7 +345,7 @@ static const struct flag {
     {"--seed", ONE, ALL, false, set_seed},
     {"--json", SWITCH, ALL, false, set_json},
     {"--quick", SWITCH, ALL, false, set_quick},
-    {"--mode", LIST, ATTEND, false, set_mode},
+    {"--mode", LIST, ATTEND | SHIFT, false, set_mode},
     {"--v-in-k", SWITCH, ATTEND, false, set_v_in_k},
     {"--window", ONE, DECODE, false, set_window},
     {"--queries", ONE, PREFILL, false, set_queries},
@@ -457,11 +459,11 @@ static void set_defaults(bench_options *o, int command)
         }
     }
     if (o->n_ctx == 0 && !o->model)
-        o->ctx[o->n_ctx++] = o->quick                               ? 512
-                             : command == FIDELITY                  ? 2048
-                             : command == DECODE || command == FORK ? 32768
-                             : command == PREFILL                   ? 8192
-                                                                    : 4096;
+        o->ctx[o->n_ctx++] = o->quick                                 ? 512
+                             : command == FIDELITY                    ? 2048
+                             : command == DECODE || command == FORK   ? 32768
+                             : command == PREFILL || command == SHIFT ? 8192
+                                                                      : 4096;
     if (o->n_threads == 0) {
         o->threads[o->n_threads++] = 1;
         if (command == MACHINE && bench_processors() > 1)
@@ -561,6 +563,7 @@ int main(int argc, char **argv)
                     {"step", STEP, bench_step},
                     {"append", APPEND, bench_append},
                     {"fork", FORK, bench_fork},
+                    {"shift", SHIFT, bench_shift},
                     {"snapshot", SNAPSHOT, bench_snapshot},
                     {"fidelity", FIDELITY, bench_fidelity},
                     {"machine", MACHINE, bench_machine}};
