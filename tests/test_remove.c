@@ -451,6 +451,7 @@ static void forks_do_not_notice(void **state)
             roped(2, 1, 32, i % 2 ? KVT_TYPE_I8 : KVT_TYPE_F16, KVT_ROPE_NEIGHBOURS, 0, 32);
         conversation c;
         kvt_seq *copy = NULL, *late = NULL;
+        int32_t positions[600];
         uint64_t before, after;
         open_conversation(&c, &g, 1500, 200 + (uint64_t)i);
         say(&c, 450 + (size_t)i * 10);
@@ -459,6 +460,9 @@ static void forks_do_not_notice(void **state)
         take_out(&c, 64, 192);
         assert_true(error_of(&c, KVT_ATTEND_F32, 2) < 1e-5);
         assert_true(outputs_hash(&c, copy) == before);
+        expect_ok(c.cache, kvt_seq_positions(copy, 0, 450, positions));
+        for (int32_t j = 0; j < 450; j++)
+            assert_int_equal(positions[j], j);
         after = outputs_hash(&c, c.seq);
         expect_ok(c.cache, kvt_seq_fork(c.seq, c.n, &late));
         assert_true(outputs_hash(&c, late) == after);
@@ -475,6 +479,20 @@ static void forks_do_not_notice(void **state)
     }
 }
 
+static void free_last(conversation *c)
+{
+    c->n--;
+    free(c->records[c->n].k);
+    free(c->records[c->n].v);
+}
+
+static void drop_last(conversation *c, size_t n)
+{
+    expect_ok(c->cache, kvt_seq_truncate(c->seq, c->n - n));
+    while (n-- > 0)
+        free_last(c);
+}
+
 /* Drafts behind moved keys leave no trace; a clear leaves none of the shifts. */
 static void drafts_leave_no_trace(void **state)
 {
@@ -488,18 +506,68 @@ static void drafts_leave_no_trace(void **state)
     take_out(&c, 64, 128);
     before = outputs_hash(&c, c.seq);
     say(&c, 20);
-    expect_ok(c.cache, kvt_seq_truncate(c.seq, c.n - 20));
-    for (size_t i = 0; i < 20; i++) {
-        c.n--;
-        free(c.records[c.n].k);
-        free(c.records[c.n].v);
-    }
+    drop_last(&c, 20);
     assert_true(outputs_hash(&c, c.seq) == before);
+    for (int i = 0; i < 8; i++) { /* where the drafts seal a block, too */
+        say(&c, 10);
+        before = outputs_hash(&c, c.seq);
+        say(&c, 64);
+        drop_last(&c, 64);
+        assert_true(outputs_hash(&c, c.seq) == before);
+        if (i % 3 == 0)
+            take_out(&c, 64, 64);
+        before = outputs_hash(&c, c.seq);
+        say(&c, 64);
+        drop_last(&c, 64);
+        assert_true(outputs_hash(&c, c.seq) == before);
+    }
     say(&c, 200);
     assert_true(error_of(&c, KVT_ATTEND_F32, 2) < 1e-5);
     expect_ok(c.cache, kvt_seq_clear(c.seq));
     assert_true(kvt_seq_memory_bytes(c.seq) == empty);
+    while (c.n > 0)
+        free_last(&c);
+    say(&c, 300); /* in blocks that have had shifts */
+    take_out(&c, 64, 64);
+    assert_true(error_of(&c, KVT_ATTEND_F32, 2) < 1e-5);
     close_conversation(&c);
+}
+
+/* Without block 0 the offsets of later keys go on, so that drafts can be selected from. */
+static void selections_without_block_0(void **state)
+{
+    rng r = {51};
+    (void)state;
+    for (size_t n = 190; n < 330; n += 7) {
+        kvt_group_config g = group_of(2, 2, 1, 16, 16, KVT_TYPE_I8, KVT_TYPE_I8);
+        uint64_t odd[20];
+        kvt_seq *selected, *plain;
+        subject s;
+        open_subject(&s, &g, 1, &r);
+        open_cache(&s, NULL);
+        selected = seq_of(&s);
+        plain = seq_of(&s);
+        for (int i = 0; i < 2; i++) {
+            kvt_seq *seq = i ? selected : plain;
+            grow(&s, seq, n);
+            expect_ok(s.cache, kvt_seq_remove(seq, 0, 64));
+        }
+        expect_ok(s.cache, kvt_seq_begin(selected, 40, NULL));
+        append_layers(&s, selected, 400);
+        for (size_t i = 0; i < 20; i++)
+            odd[i] = 2 * i + 1;
+        expect_ok(s.cache, kvt_seq_commit_selected(selected, odd, 20, NULL));
+        for (size_t i = 0; i < 20; i++) {
+            int32_t position = (int32_t)(n + odd[i]);
+            expect_ok(s.cache, kvt_seq_begin(plain, 1, &position));
+            append_layers(&s, plain, 400 + (size_t)odd[i]);
+            expect_ok(s.cache, kvt_seq_commit(plain, NULL));
+        }
+        expect_equal(&s, selected, plain, "a selection without block 0", n);
+        kvt_seq_destroy(selected);
+        kvt_seq_destroy(plain);
+        close_subject(&s);
+    }
 }
 
 /* Checkpoints before stay, those behind go. */
@@ -514,7 +582,9 @@ static void checkpoints_behind_are_dropped(void **state)
     say(&c, 100);
     expect_ok(c.cache, kvt_seq_checkpoint(c.seq, "a", 1));
     before = outputs_hash(&c, c.seq);
-    say(&c, 300);
+    say(&c, 50);
+    expect_ok(c.cache, kvt_seq_checkpoint(c.seq, "in what is taken out", 20));
+    say(&c, 250);
     expect_ok(c.cache, kvt_seq_checkpoint(c.seq, "b", 1));
     say(&c, 100);
     take_out(&c, 128, 64);
@@ -522,11 +592,8 @@ static void checkpoints_behind_are_dropped(void **state)
     assert_true(n == 1 && at[0] == 100);
     expect_ok(c.cache, kvt_seq_truncate(c.seq, 100));
     assert_true(outputs_hash(&c, c.seq) == before);
-    while (c.n > 100) {
-        c.n--;
-        free(c.records[c.n].k);
-        free(c.records[c.n].v);
-    }
+    while (c.n > 100)
+        free_last(&c);
     close_conversation(&c);
 }
 
@@ -576,10 +643,17 @@ static void what_cannot_be_done_is_refused(void **state)
     expect(c.cache, KVT_ERR_UNSUPPORTED, kvt_seq_remove(c.seq, 64, 63));
     expect(c.cache, KVT_ERR_UNSUPPORTED, kvt_seq_remove(c.seq, 65, 64));
     expect(c.cache, KVT_ERR_UNSUPPORTED, kvt_seq_remove(c.seq, 0, 64));
+    expect(c.cache, KVT_ERR_UNSUPPORTED, kvt_seq_remove(c.seq, 440, 20)); /* 448 are sealed */
     expect_ok(c.cache, kvt_seq_begin(c.seq, 1, NULL));
     expect(c.cache, KVT_ERR_STATE, kvt_seq_remove(c.seq, 64, 64));
     expect_ok(c.cache, kvt_seq_abort(c.seq));
     assert_true(outputs_hash(&c, c.seq) == before);
+    close_conversation(&c);
+    g.residual_tokens = 0;
+    open_conversation(&c, &g, 1500, 12);
+    say(&c, 100); /* both blocks open, with offsets of their own */
+    expect(c.cache, KVT_ERR_UNSUPPORTED, kvt_seq_remove(c.seq, 10, 5));
+    expect_error_text(c.cache, "block 0", "remove");
     close_conversation(&c);
 
     config.groups = two;
@@ -676,6 +750,7 @@ int main(void)
         cmocka_unit_test(the_end_is_a_truncate),
         cmocka_unit_test(forks_do_not_notice),
         cmocka_unit_test(drafts_leave_no_trace),
+        cmocka_unit_test(selections_without_block_0),
         cmocka_unit_test(checkpoints_behind_are_dropped),
         cmocka_unit_test(windows_and_removals),
         cmocka_unit_test(what_cannot_be_done_is_refused),
