@@ -1,12 +1,12 @@
 /*
- * The snapshot's records, and what the files of src/snapshot_*.c offer each other.
+ * The snapshot's records, and what the files of src/snapshot/ offer each other.
  *
  * docs/format.md specifies the file; the constants here are its numbers. Every integer in a file
  * is little-endian. Stored K and V go to the file as they lie in memory, so the host has to be
  * little-endian too: no other is supported.
  *
- * Arrows point down: save, load, inspect -> reader -> stream -> codec; block, header, hash and
- * memory below them all.
+ * Arrows point down: writer, load, inspect -> reader -> sections -> codec; streams, header, hash and
+ * context below them all.
  */
 #ifndef KVT_SNAPSHOT_FORMAT_H
 #define KVT_SNAPSHOT_FORMAT_H
@@ -53,7 +53,8 @@ enum { /* section types */
        KVT_SNAP_BLOCK = 4,
        KVT_SNAP_LAYER = 5,
        KVT_SNAP_INDEX = 6,
-       KVT_SNAP_END = 7
+       KVT_SNAP_END = 7,
+       KVT_SNAP_LAST_TYPE = 7
 };
 
 #define KVT_SNAP_REQUIRED 1u /* section flag: a reader that does not know the type must refuse */
@@ -104,7 +105,7 @@ static inline uint64_t kvt_get64(const unsigned char *p)
     return x;
 }
 
-/* ---- snapshot_hash.c: the only file that names xxHash ---- */
+/* ---- hash.c: the only file that names xxHash ---- */
 
 uint64_t kvt_snap_sum(const void *data, size_t bytes); /* XXH64, seed 0 */
 /* XXH64 of the concatenation of pieces. */
@@ -129,7 +130,7 @@ static inline int kvt_snap_same_sum(uint64_t stored, uint64_t computed)
 #endif
 }
 
-/* ---- snapshot_memory.c: memory and texts, with a cache or without ---- */
+/* ---- context.c: memory and texts, with a cache or without ---- */
 
 /* cache NULL (inspection): memory is the C library's, texts go to text. */
 typedef struct kvt_snap_context {
@@ -166,7 +167,7 @@ static inline uint64_t kvt_snap_counted(uint64_t bytes)
     return (bytes + 63) / 64 * 64;
 }
 
-/* ---- snapshot_header.c ---- */
+/* ---- header.c ---- */
 
 typedef struct kvt_snap_header {
     uint64_t n_tokens;
@@ -195,7 +196,7 @@ kvt_status kvt_snap_header_get(const kvt_snap_context *context, const unsigned c
 /* KVT_ERR_MISMATCH, naming the field, unless the header is of this cache's model; KVT_ERR_FULL. */
 kvt_status kvt_snap_header_match(const kvt_cache *cache, const kvt_snap_header *header);
 
-/* ---- snapshot_block.c: a block's layer and its native streams ---- */
+/* ---- streams.c: a block's layer and its native streams ---- */
 
 /* One stream: what the filters and checks have to know of it. */
 typedef struct kvt_snap_shape {
@@ -229,7 +230,7 @@ void kvt_snap_scatter(const kvt_group *group, kvt_block *block, size_t layer_ind
 /* NULL when a native stream holds nothing that append could not have stored, else what. */
 const char *kvt_snap_check(const kvt_snap_shape *shape, const unsigned char *stream);
 
-/* ---- snapshot_codec.c: filters, and the only file that names zstd ---- */
+/* ---- codec.c: filters, and the only file that names zstd ---- */
 
 typedef struct kvt_snap_codec {
     const kvt_snap_context *context;
@@ -269,7 +270,7 @@ uint64_t kvt_snap_decode_bytes(const kvt_snap_header *header);
 /* Whether a filter is defined for a stream. */
 int kvt_snap_filter_known(const kvt_snap_shape *shape, uint32_t filter);
 
-/* ---- snapshot_reader.c: read and verify a snapshot ---- */
+/* ---- reader.c: read and verify a snapshot ---- */
 
 /* Where the verified parts go. Each callback may be NULL. A status other than KVT_OK ends all. */
 typedef struct kvt_snap_sink {
@@ -304,7 +305,7 @@ uint64_t kvt_snap_read_bytes(const kvt_snap_header *header);
 uint64_t kvt_snap_load_bytes(const kvt_snap_header *header);
 uint64_t kvt_snap_save_bytes(const kvt_snap_header *header);
 
-/* ---- snapshot_file.c ---- */
+/* ---- file.c ---- */
 
 #define KVT_SNAP_AHEAD_BYTES ((size_t)1 << 18) /* read at once */
 #ifdef PATH_MAX
