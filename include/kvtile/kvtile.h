@@ -408,8 +408,11 @@ KVT_API kvt_status kvt_memory_forecast(const kvt_config *config, uint64_t n_sequ
  * are held against the budget. kvt_visit takes less. Levels of zstd above 1 take more, level 19 up
  * to 83 MiB.
  *
- * An upper bound, at most about twice what is used from 64 tokens on. Errors as
- * kvt_memory_forecast.
+ * An upper bound, at most about twice what is used from 64 tokens on, for sequences without
+ * checkpoints. With them a save takes up to 200 bytes more for each block that only checkpoints have,
+ * and 8 for each row of a group from a checkpoint's first such one on (4 more for each of the
+ * sequence's rows and groups); a load up to 120 for each such block, and up to three times the
+ * largest blob. Errors as kvt_memory_forecast.
  */
 KVT_API kvt_status kvt_working_forecast(const kvt_config *config, uint64_t n_tokens,
                                         uint64_t *bytes);
@@ -922,7 +925,8 @@ typedef struct kvt_save_options {
 #define KVT_CODEC_RAW 1u  /* no compression */
 
 /*
- * Save a sequence. The file appears under its name whole or not at all: it is written beside
+ * Save a sequence: tokens, keys and values, its tag, its next position where that is set, and its
+ * checkpoints, with what they need that it has no more. The file appears under its name whole or not at all: it is written beside
  * it, synced and renamed over it. options NULL: the defaults. Temporaries that saves of the same
  * file have left in the folder because their process died are removed (docs/format.md, "Files").
  *
@@ -955,24 +959,37 @@ typedef struct kvt_load_options {
  * prompt[n_prompt - 1]. That is never nothing: a cache holds keys and values, not logits, and the
  * next token is chosen by the logits of the prompt's last token, so that token has to be computed
  * even where the snapshot has it.
+ *
+ * A model with recurrent layers, whose state is in the checkpoints' blobs, goes on from
+ * checkpoint_tokens instead: truncate to it, take the state from kvt_seq_checkpoint_read, compute
+ * the prompt from there on. Where there is none, clear and begin anew.
  */
 typedef struct kvt_load_result {
     uint64_t n_tokens;      /* restored */
     uint64_t prefix_tokens; /* how many of them equal the beginning of options.prompt */
-    uint64_t reuse_tokens;  /* the smaller of prefix_tokens and n_prompt - 1; 0 without a prompt */
+    uint64_t reuse_tokens;  /* the deepest length that kvt_seq_truncate can reach at or before the
+                               smaller of prefix_tokens and n_prompt - 1, which it is but where
+                               windows have released blocks; 0 without a prompt */
+    uint64_t checkpoint_tokens; /* the last checkpoint at or before that smaller one, which is 0
+                                   without a prompt; UINT64_MAX: none */
+    uint64_t reserved[4];       /* 0 */
 } kvt_load_result;
 
 /*
- * Replace the contents of a sequence by a snapshot. Everything is read and verified into
- * new blocks before the sequence changes: on any error it is as it was. Needs blocks for
- * both meanwhile, within the budget; clear first where that is too much. options and result may be
- * NULL.
+ * Replace the contents of a sequence by a snapshot, also its checkpoints and next position.
+ * Everything is read and verified into new blocks before the sequence changes: on any error it is as
+ * it was. Needs blocks for both meanwhile, within the budget; clear first where that is too much. The
+ * sequence's tag has to be the snapshot's: kvt_seq_set_tag, on an empty sequence, before the load.
+ * What was saved goes on bit for bit, but that sealings which the last commit before the save
+ * caused are not taken back any more by a truncate, as if another begin had come.
+ * options and result may be NULL.
  *
  * KVT_ERR_STATE     a step is pending
  * KVT_ERR_IO        cannot be opened or read
  * KVT_ERR_FORMAT    not a snapshot, or of a newer version
  * KVT_ERR_CORRUPT   damaged or cut; the text says what and where
- * KVT_ERR_MISMATCH  of another fingerprint, geometry or types; the text names the difference
+ * KVT_ERR_MISMATCH  of another fingerprint, geometry, types, windows or tag; the text names the
+ *                   difference
  * KVT_ERR_FULL      longer than max_tokens
  * KVT_ERR_ARG, KVT_ERR_MEMORY, KVT_ERR_BUDGET
  */
@@ -987,7 +1004,8 @@ typedef struct kvt_snapshot_group {
     kvt_type k_type, v_type;
     uint32_t flags;
     uint64_t rotation_seed;
-    uint64_t reserved[4]; /* 0 */
+    uint32_t window_tokens, sink_tokens;
+    uint64_t reserved[3]; /* 0 */
 } kvt_snapshot_group;
 
 typedef struct kvt_snapshot_info {
@@ -997,17 +1015,25 @@ typedef struct kvt_snapshot_info {
     kvt_snapshot_group groups[KVT_MAX_GROUPS];
     uint8_t fingerprint[KVT_MAX_FINGERPRINT];
     uint32_t fingerprint_bytes;
+    int32_t next_position; /* as kvt_seq_set_next_position has set it; -1: not set */
+    uint8_t tag[KVT_MAX_TAG];
+    uint32_t tag_bytes;
     uint32_t reserved;
     uint64_t n_tokens;
-    uint64_t n_blocks;     /* of all groups */
-    uint64_t file_bytes;   /* read; kvt_snapshot_info reads to the end only with verify */
-    uint64_t stored_bytes; /* of the blocks' streams as stored; with verify, else 0 */
-    uint64_t native_bytes; /* of the same streams decoded; with verify, else 0 */
+    uint64_t n_blocks;      /* of all groups, those that only checkpoints have included */
+    uint64_t n_open_blocks; /* of them: f16, where the group has i8; with verify, else 0 */
+    uint64_t n_checkpoints; /* with verify, else 0 */
+    uint64_t file_bytes;    /* read; kvt_snapshot_info reads to the end only with verify */
+    uint64_t stored_bytes;  /* of the blocks' streams as stored; with verify, else 0 */
+    uint64_t native_bytes;  /* of the same streams decoded; with verify, else 0 */
+    uint64_t n_elements;    /* of K and V in them; with verify, else 0 */
+    uint64_t reserved2[8];  /* 0 */
 } kvt_snapshot_info;
 
 /*
- * Describe a snapshot without a cache. verify 0: the header is read and checked. verify 1: the
- * whole file is read and every checksum, count and stream is checked, as loading would.
+ * Describe a snapshot without a cache. verify 0: the header, and the tag and next position behind
+ * it, are read and checked. verify 1: the whole file is read and every checksum, count and stream
+ * is checked, as loading would, which checks only one thing more: that a window's blocks suffice.
  *
  * error_text (may be NULL): says why on failure. Errors as kvt_seq_load, without MISMATCH.
  */

@@ -400,8 +400,16 @@ void kvt_rows_commit(kvt_seq *seq);
 void kvt_rows_revert(kvt_seq *seq, uint64_t n_tokens);
 /* Give back the rows from n_rows on, and what a pending step was to seal. */
 void kvt_rows_shrink(kvt_seq *seq, size_t n_rows);
-/* Give up all that the sequence has, and take n_rows rows of blocks, [n_rows][n_classes]. */
-void kvt_rows_replace(kvt_seq *seq, kvt_block *const *table, size_t n_rows, uint64_t n_tokens);
+/*
+ * The states of the groups of a table that has only blocks in force, of n_rows rows: what is sealed
+ * is so for good, and a group with a window begins behind the sinks where it has blocks.
+ */
+void kvt_rows_state(kvt_seq *seq);
+/*
+ * Give up all that the sequence has, and take what another one has, which is no handle: length,
+ * table (copied), states, checkpoints, next position.
+ */
+void kvt_rows_replace(kvt_seq *seq, const kvt_seq *with);
 /*
  * An empty sequence gets the first n_tokens committed tokens of another one, all its blocks shared;
  * kvt_rows_charge has to follow.
@@ -459,12 +467,26 @@ struct kvt_checkpoint {
     kvt_block *blocks[];
 };
 
+/*
+ * Memory for a checkpoint of n_tokens tokens with one reference, that keeps the rows from[column]
+ * and those behind; it has no blocks yet, and no blob. KVT_ERR_LIMIT: its size overflows.
+ */
+kvt_status kvt_checkpoint_new(kvt_cache *cache, uint64_t n_tokens, const size_t *from,
+                              uint64_t blob_bytes, kvt_checkpoint **made);
+/* Drop a reference; the last one frees it. NULL is fine. */
+void kvt_checkpoint_put(kvt_cache *cache, kvt_checkpoint *checkpoint);
 /* The blocks of a column in a checkpoint: in force, and as many beside behind them. */
-kvt_block *const *kvt_checkpoint_blocks(const kvt_checkpoint *checkpoint, uint32_t column);
+kvt_block **kvt_checkpoint_blocks(kvt_checkpoint *checkpoint, uint32_t column);
+/* Its blob. */
+unsigned char *kvt_checkpoint_blob(kvt_checkpoint *checkpoint);
+/* Room for one more in a sequence's list. */
+kvt_status kvt_checkpoints_make_room(kvt_seq *seq);
 /* The checkpoint at n_tokens, or NULL. */
 const kvt_checkpoint *kvt_checkpoint_at(const kvt_seq *seq, uint64_t n_tokens);
 /* Drop those at n_tokens tokens and behind. */
 void kvt_checkpoints_drop_from(kvt_seq *seq, uint64_t n_tokens);
+/* The last checkpoint at n_tokens tokens or before, or NULL. */
+const kvt_checkpoint *kvt_checkpoint_before(const kvt_seq *seq, uint64_t n_tokens);
 /* A new sequence gets those of another one up to n_tokens. */
 kvt_status kvt_checkpoints_share(const kvt_seq *from, uint64_t n_tokens, kvt_seq *to);
 

@@ -16,12 +16,17 @@ static size_t kept_rows(const kvt_checkpoint *checkpoint, uint32_t column)
     return kvt_rows(checkpoint->n_tokens) - checkpoint->from[column];
 }
 
-kvt_block *const *kvt_checkpoint_blocks(const kvt_checkpoint *checkpoint, uint32_t column)
+kvt_block **kvt_checkpoint_blocks(kvt_checkpoint *checkpoint, uint32_t column)
 {
     size_t at = 0;
     for (uint32_t c = 0; c < column; c++)
         at += 2 * kept_rows(checkpoint, c);
     return checkpoint->blocks + at;
+}
+
+unsigned char *kvt_checkpoint_blob(kvt_checkpoint *checkpoint)
+{
+    return (unsigned char *)(checkpoint->blocks + checkpoint->n_blocks);
 }
 
 /* ---- the list of a sequence ---- */
@@ -47,8 +52,13 @@ const kvt_checkpoint *kvt_checkpoint_at(const kvt_seq *seq, uint64_t n_tokens)
                                                                                : NULL;
 }
 
-/* Room for one more. */
-static kvt_status make_room(kvt_seq *seq)
+const kvt_checkpoint *kvt_checkpoint_before(const kvt_seq *seq, uint64_t n_tokens)
+{
+    size_t i = place_of(seq, n_tokens + 1);
+    return i ? seq->checkpoints[i - 1] : NULL;
+}
+
+kvt_status kvt_checkpoints_make_room(kvt_seq *seq)
 {
     size_t room = seq->checkpoint_room ? 2 * seq->checkpoint_room : 8;
     kvt_status status;
@@ -67,10 +77,11 @@ static kvt_status make_room(kvt_seq *seq)
     return KVT_OK;
 }
 
-/* Drop a reference; the last one frees it. */
-static void release(kvt_cache *cache, kvt_checkpoint *checkpoint)
+void kvt_checkpoint_put(kvt_cache *cache, kvt_checkpoint *checkpoint)
 {
     uint64_t left;
+    if (!checkpoint)
+        return;
     pthread_mutex_lock(&cache->lock);
     left = --checkpoint->references;
     for (size_t i = 0; left == 0 && i < checkpoint->n_blocks; i++)
@@ -84,7 +95,7 @@ static void release(kvt_cache *cache, kvt_checkpoint *checkpoint)
 void kvt_checkpoints_drop_from(kvt_seq *seq, uint64_t n_tokens)
 {
     while (seq->n_checkpoints && seq->checkpoints[seq->n_checkpoints - 1]->n_tokens >= n_tokens)
-        release(seq->cache, seq->checkpoints[--seq->n_checkpoints]);
+        kvt_checkpoint_put(seq->cache, seq->checkpoints[--seq->n_checkpoints]);
     if (seq->n_checkpoints == 0) {
         kvt_mem_free(seq->cache, seq->checkpoints, seq->checkpoint_room * sizeof *seq->checkpoints);
         seq->checkpoints = NULL;
@@ -95,7 +106,7 @@ void kvt_checkpoints_drop_from(kvt_seq *seq, uint64_t n_tokens)
 kvt_status kvt_checkpoints_share(const kvt_seq *from, uint64_t n_tokens, kvt_seq *to)
 {
     for (size_t i = 0; i < from->n_checkpoints && from->checkpoints[i]->n_tokens <= n_tokens; i++) {
-        kvt_status status = make_room(to);
+        kvt_status status = kvt_checkpoints_make_room(to);
         if (status != KVT_OK)
             return status;
         pthread_mutex_lock(&to->cache->lock);
@@ -126,39 +137,53 @@ static size_t first_kept(const kvt_seq *seq, uint32_t g)
     return from;
 }
 
-/* A checkpoint of the sequence as it is, with one reference. */
-static kvt_status make_checkpoint(const kvt_seq *seq, const void *blob, size_t blob_bytes,
-                                  kvt_checkpoint **made)
+kvt_status kvt_checkpoint_new(kvt_cache *cache, uint64_t n_tokens, const size_t *from,
+                              uint64_t blob_bytes, kvt_checkpoint **made)
 {
-    kvt_cache *cache = seq->cache;
-    size_t n_blocks = 0, n_rows = seq->n_rows, from[KVT_MAX_GROUPS + 1], bytes;
+    size_t n_blocks = 0;
     kvt_checkpoint *checkpoint;
     kvt_status status;
     uint64_t sum;
     void *memory;
 
-    for (uint32_t g = 0; g < cache->n_groups; g++) {
-        from[g] = first_kept(seq, g);
-        n_blocks += 2 * (n_rows - from[g]);
-    }
-    from[cache->n_groups] = (size_t)(seq->length / KVT_TOKENS);
-    n_blocks += 2 * (n_rows - from[cache->n_groups]);
+    for (uint32_t c = 0; c <= cache->n_groups; c++)
+        n_blocks += 2 * (kvt_rows(n_tokens) - from[c]);
     if (kvt_add_overflows(sizeof *checkpoint + n_blocks * sizeof(kvt_block *), blob_bytes, &sum) ||
         sum > SIZE_MAX / 2)
-        return kvt_fail(cache, KVT_ERR_LIMIT, "kvt_seq_checkpoint: %zu bytes", blob_bytes);
-    bytes = (size_t)sum;
-    status = kvt_block_memory(cache, bytes, "a checkpoint", &memory);
+        return kvt_fail(cache, KVT_ERR_LIMIT, "a checkpoint's blob of %llu bytes",
+                        (unsigned long long)blob_bytes);
+    status = kvt_block_memory(cache, (size_t)sum, "a checkpoint", &memory);
     if (status != KVT_OK)
         return status;
     checkpoint = memory;
     checkpoint->references = 1;
-    checkpoint->n_tokens = seq->length;
-    checkpoint->bytes = bytes;
-    checkpoint->blob_bytes = blob_bytes;
+    checkpoint->n_tokens = n_tokens;
+    checkpoint->bytes = (size_t)sum;
+    checkpoint->blob_bytes = (size_t)blob_bytes;
     checkpoint->n_blocks = n_blocks;
+    checkpoint->next_position = -1;
+    memcpy(checkpoint->from, from, sizeof from[0] * (cache->n_groups + 1));
+    *made = checkpoint;
+    return KVT_OK;
+}
+
+/* A checkpoint of the sequence as it is, with one reference. */
+static kvt_status make_checkpoint(const kvt_seq *seq, const void *blob, size_t blob_bytes,
+                                  kvt_checkpoint **made)
+{
+    kvt_cache *cache = seq->cache;
+    size_t n_rows = seq->n_rows, from[KVT_MAX_GROUPS + 1];
+    kvt_checkpoint *checkpoint;
+    kvt_status status;
+
+    for (uint32_t g = 0; g < cache->n_groups; g++)
+        from[g] = first_kept(seq, g);
+    from[cache->n_groups] = (size_t)(seq->length / KVT_TOKENS);
+    status = kvt_checkpoint_new(cache, seq->length, from, blob_bytes, &checkpoint);
+    if (status != KVT_OK)
+        return status;
     checkpoint->next_position = seq->next_position;
     memcpy(checkpoint->groups, seq->groups, sizeof checkpoint->groups);
-    memcpy(checkpoint->from, from, sizeof from[0] * (cache->n_groups + 1));
     pthread_mutex_lock(&cache->lock);
     for (uint32_t c = 0, i = 0; c <= cache->n_groups; c++)
         for (int side = 0; side < 2; side++)
@@ -171,7 +196,7 @@ static kvt_status make_checkpoint(const kvt_seq *seq, const void *blob, size_t b
             }
     pthread_mutex_unlock(&cache->lock);
     if (blob_bytes)
-        memcpy(checkpoint->blocks + n_blocks, blob, blob_bytes);
+        memcpy(kvt_checkpoint_blob(checkpoint), blob, blob_bytes);
     *made = checkpoint;
     return KVT_OK;
 }
@@ -188,13 +213,13 @@ kvt_status kvt_seq_checkpoint(kvt_seq *seq, const void *blob, size_t bytes)
         return kvt_fail(seq->cache, KVT_ERR_ARG, "kvt_seq_checkpoint: blob is NULL");
     if (seq->pending)
         return kvt_fail(seq->cache, KVT_ERR_STATE, "kvt_seq_checkpoint: a step is pending");
-    status = make_room(seq);
+    status = kvt_checkpoints_make_room(seq);
     if (status == KVT_OK)
         status = make_checkpoint(seq, blob, bytes, &made);
     if (status == KVT_OK) {
         status = kvt_rows_charge(seq);
         if (status != KVT_OK)
-            release(seq->cache, made);
+            kvt_checkpoint_put(seq->cache, made);
     }
     if (status != KVT_OK) {
         kvt_checkpoints_drop_from(seq, UINT64_MAX); /* an empty list goes */
@@ -202,7 +227,7 @@ kvt_status kvt_seq_checkpoint(kvt_seq *seq, const void *blob, size_t bytes)
     }
     i = place_of(seq, seq->length);
     if (i < seq->n_checkpoints) /* the last one: none is behind the length */
-        release(seq->cache, seq->checkpoints[i]);
+        kvt_checkpoint_put(seq->cache, seq->checkpoints[i]);
     else
         seq->n_checkpoints++;
     seq->checkpoints[i] = made;
@@ -263,7 +288,7 @@ kvt_status kvt_seq_checkpoint_drop(kvt_seq *seq, uint64_t n_tokens)
     if (status != KVT_OK)
         return status;
     i = place_of(seq, n_tokens);
-    release(seq->cache, seq->checkpoints[i]);
+    kvt_checkpoint_put(seq->cache, seq->checkpoints[i]);
     seq->n_checkpoints--;
     memmove(seq->checkpoints + i, seq->checkpoints + i + 1,
             (seq->n_checkpoints - i) * sizeof *seq->checkpoints);

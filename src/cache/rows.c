@@ -244,7 +244,7 @@ void kvt_rows_restore(kvt_seq *seq, const kvt_checkpoint *checkpoint)
     put_rows(seq, n_rows, seq->n_rows);
     seq->n_rows = n_rows;
     for (uint32_t c = 0; c <= cache->n_groups; c++) {
-        kvt_block *const *blocks = kvt_checkpoint_blocks(checkpoint, c);
+        kvt_block *const *blocks = kvt_checkpoint_blocks((kvt_checkpoint *)checkpoint, c);
         size_t from = checkpoint->from[c];
         for (size_t row = from; row < n_rows; row++) {
             exchange(seq, kvt_seq_entry(seq, row, c), blocks[row - from]);
@@ -258,22 +258,36 @@ void kvt_rows_restore(kvt_seq *seq, const kvt_checkpoint *checkpoint)
     account(seq);
 }
 
-void kvt_rows_replace(kvt_seq *seq, kvt_block *const *table, size_t n_rows, uint64_t n_tokens)
+void kvt_rows_state(kvt_seq *seq)
+{
+    for (uint32_t g = 0; g < seq->cache->n_groups; g++) {
+        kvt_seq_group *state = &seq->groups[g];
+        size_t sinks = kvt_sink_rows(&seq->cache->groups[g]), first = sinks, sealed = 0;
+        while (first < seq->n_rows && !kvt_seq_block(seq, first, g))
+            first++;
+        for (; seq->cache->groups[g].seals && sealed < seq->n_rows; sealed++) {
+            const kvt_block *block = kvt_seq_block(seq, sealed, g);
+            if (block && block->form == KVT_OPEN)
+                break;
+        }
+        state->first = first > sinks ? first : 0;
+        state->n_final = state->n_sealed = state->seal_end = sealed;
+    }
+}
+
+void kvt_rows_replace(kvt_seq *seq, const kvt_seq *with)
 {
     kvt_checkpoints_drop_from(seq, 0);
     kvt_rows_shrink(seq, 0);
-    if (n_rows)
-        memcpy(seq->table, table, n_rows * seq->cache->n_classes * sizeof *table);
-    seq->n_rows = n_rows;
-    seq->length = n_tokens;
-    seq->next_position = -1;
-    for (uint32_t g = 0; g < seq->cache->n_groups; g++) {
-        kvt_seq_group *group = &seq->groups[g];
-        while (seq->cache->groups[g].seals && group->n_sealed < n_rows &&
-               kvt_seq_block(seq, group->n_sealed, g)->form == KVT_SEALED)
-            group->n_sealed++;
-        group->n_final = group->seal_end = group->n_sealed;
-    }
+    if (with->n_rows)
+        memcpy(seq->table, with->table, with->n_rows * seq->cache->n_classes * sizeof *with->table);
+    seq->n_rows = with->n_rows;
+    seq->length = with->length;
+    seq->next_position = with->next_position;
+    memcpy(seq->groups, with->groups, sizeof seq->groups);
+    seq->checkpoints = with->checkpoints;
+    seq->n_checkpoints = with->n_checkpoints;
+    seq->checkpoint_room = with->checkpoint_room;
 }
 
 /*

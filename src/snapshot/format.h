@@ -5,8 +5,8 @@
  * is little-endian. Stored K and V go to the file as they lie in memory, so the host has to be
  * little-endian too: no other is supported.
  *
- * Arrows point down: writer, load, inspect -> reader -> sections -> codec; streams, header, hash and
- * context below them all.
+ * Arrows point down: writer -> checkpoints; load, inspect -> reader -> checkpoints -> sections;
+ * codec, streams, header, hash and context below them all.
  */
 #ifndef KVT_SNAPSHOT_FORMAT_H
 #define KVT_SNAPSHOT_FORMAT_H
@@ -35,11 +35,14 @@
 #define KVT_SNAP_ENTRY_BYTES 32   /* one entry of the block table, and of the index */
 #define KVT_SNAP_BLOCK_BYTES 48   /* payload of a block section */
 #define KVT_SNAP_END_BYTES 32     /* payload of the end section */
+#define KVT_SNAP_STATE_BYTES 8    /* payload of the sequence section before the tag */
+#define KVT_SNAP_POINT_BYTES 16   /* payload of a checkpoint before its blocks */
 #define KVT_SNAP_ID_BYTES 16
 #define KVT_SNAP_ID_HEAD 8 /* an id is the digest of: tokens, representation, layers' digests */
 
 #define KVT_SNAP_CHUNK_TOKENS 16384 /* tokens of a section of ids or positions: 256 blocks */
 #define KVT_SNAP_MAX_STREAMS 3
+#define KVT_SNAP_ABSENT UINT32_MAX /* in a checkpoint: a row without a block, out of its window */
 
 /* Most bytes that a header can have, and an upper bound for its struct on disk. */
 #define KVT_SNAP_HEADER_MAX                                                                        \
@@ -54,7 +57,9 @@ enum { /* section types */
        KVT_SNAP_LAYER = 5,
        KVT_SNAP_INDEX = 6,
        KVT_SNAP_END = 7,
-       KVT_SNAP_LAST_TYPE = 7
+       KVT_SNAP_SEQUENCE = 8,
+       KVT_SNAP_CHECKPOINT = 9,
+       KVT_SNAP_LAST_TYPE = 9
 };
 
 #define KVT_SNAP_REQUIRED 1u /* section flag: a reader that does not know the type must refuse */
@@ -171,7 +176,7 @@ static inline uint64_t kvt_snap_counted(uint64_t bytes)
 
 typedef struct kvt_snap_header {
     uint64_t n_tokens;
-    uint64_t n_blocks; /* kvt_rows(n_tokens) * n_groups */
+    uint64_t n_blocks; /* of the block table */
     uint32_t n_groups, n_layers;
     kvt_snapshot_group groups[KVT_MAX_GROUPS];
     uint32_t layers[KVT_MAX_LAYERS]; /* the groups' layer numbers, one group after the other */
@@ -179,7 +184,10 @@ typedef struct kvt_snap_header {
     uint32_t fingerprint_bytes;
 } kvt_snap_header;
 
-/* The cache may be one that is only planned: then header->layers stay 0. */
+/*
+ * n_blocks: as if every row had a block of each group, and none of a checkpoint's. The cache may be
+ * one that is only planned: then header->layers stay 0.
+ */
 void kvt_snap_header_make(const kvt_cache *cache, uint64_t n_tokens, kvt_snap_header *header);
 /* Bytes on disk, checksum included. */
 size_t kvt_snap_header_bytes(const kvt_snap_header *header);
@@ -195,6 +203,33 @@ kvt_status kvt_snap_header_get(const kvt_snap_context *context, const unsigned c
                                size_t bytes, kvt_snap_header *header);
 /* KVT_ERR_MISMATCH, naming the field, unless the header is of this cache's model; KVT_ERR_FULL. */
 kvt_status kvt_snap_header_match(const kvt_cache *cache, const kvt_snap_header *header);
+
+/* Rows of a group that its window always leaves: as kvt_sink_rows; 0 where it has none. */
+uint64_t kvt_snap_sink_rows(const kvt_snapshot_group *group);
+
+/*
+ * Which rows a sequence has blocks of, by groups: all but sinks .. first - 1, which are none where
+ * the two are equal.
+ */
+typedef struct kvt_snap_runs {
+    uint32_t n_groups;
+    uint64_t sinks[KVT_MAX_GROUPS], first[KVT_MAX_GROUPS];
+} kvt_snap_runs;
+
+static inline int kvt_snap_has_row(const kvt_snap_runs *runs, uint64_t row, uint32_t group)
+{
+    return row < runs->sinks[group] || row >= runs->first[group];
+}
+
+/* The entry of a sequence's own block in the block table: they ascend by (row, group). */
+uint32_t kvt_snap_own_entry(const kvt_snap_runs *runs, uint64_t row, uint32_t group);
+
+/* Tokens of a row of a sequence of n_tokens. */
+static inline uint32_t kvt_snap_row_tokens(uint64_t n_tokens, uint64_t row)
+{
+    uint64_t left = n_tokens - row * KVT_TOKENS;
+    return left < KVT_TOKENS ? (uint32_t)left : KVT_TOKENS;
+}
 
 /* ---- streams.c: a block's layer and its native streams ---- */
 
@@ -272,25 +307,55 @@ int kvt_snap_filter_known(const kvt_snap_shape *shape, uint32_t filter);
 
 /* ---- reader.c: read and verify a snapshot ---- */
 
+typedef struct kvt_snap_block {
+    uint64_t extra; /* 0: the sequence's own; else the how manieth behind those, from 1 */
+    uint64_t row;
+    uint32_t group, form, tokens;
+} kvt_snap_block;
+
+typedef struct kvt_snap_checkpoint {
+    uint64_t n_tokens;
+    int32_t next_position;
+    uint64_t n_own; /* of the block table's entries, before the extras */
+    /*
+     * By groups: rows that are sealed or absent, from 0 on; the first behind the absent ones, 0
+     * where there are none; the first that may ever be another than the sequence's own: see
+     * checkpoint.c of the cache.
+     */
+    uint64_t sealed[KVT_MAX_GROUPS], first[KVT_MAX_GROUPS], kept[KVT_MAX_GROUPS];
+    /* Entries (4 bytes each) of rows from[g] on; the rows before are the sequence's own. */
+    const unsigned char *entries[KVT_MAX_GROUPS];
+    uint64_t from[KVT_MAX_GROUPS];
+    const unsigned char *blob;
+    uint64_t blob_bytes;
+} kvt_snap_checkpoint;
+
 /* Where the verified parts go. Each callback may be NULL. A status other than KVT_OK ends all. */
 typedef struct kvt_snap_sink {
     void *user;
     kvt_status (*header)(void *user, const kvt_snap_header *header);
+    /* Once, behind the header, whether the file has that section or not. */
+    kvt_status (*sequence)(void *user, int32_t next_position, const unsigned char *tag,
+                           uint32_t tag_bytes);
     /* kind: KVT_SNAP_KIND_TOKEN_IDS or _POSITIONS */
     kvt_status (*tokens)(void *user, uint32_t kind, uint64_t first, uint32_t n,
                          const unsigned char *values);
-    kvt_status (*layer)(void *user, uint64_t row, uint32_t group, uint32_t form,
-                        uint32_t layer_index, uint32_t tokens, const unsigned char *streams);
+    kvt_status (*layer)(void *user, const kvt_snap_block *block, uint32_t layer_index,
+                        const unsigned char *streams);
+    kvt_status (*checkpoint)(void *user, const kvt_snap_checkpoint *checkpoint);
 } kvt_snap_sink;
 
 typedef struct kvt_snap_counts {
     uint64_t file_bytes, stored_bytes, native_bytes;
+    uint64_t n_elements; /* of K and V */
+    uint64_t n_open_blocks, n_checkpoints;
 } kvt_snap_counts;
 
 /*
  * Read a snapshot to its end and give its verified parts to the sink, in file order.
  *
- * remaining: bytes that the reader has, UINT64_MAX where unknown. header_only: stop after it.
+ * remaining: bytes that the reader has, UINT64_MAX where unknown. header_only: stop after it and
+ * the sequence section.
  * header: filled in. counts (may be NULL): on success.
  */
 kvt_status kvt_snap_read(const kvt_snap_context *context, const kvt_reader *reader,
@@ -299,7 +364,8 @@ kvt_status kvt_snap_read(const kvt_snap_context *context, const kvt_reader *read
 
 /*
  * Most working memory of kvt_snap_read, of a whole load from a file (blocks apart) and of a whole
- * save to one, for snapshots of up to header->n_tokens tokens of the header's groups.
+ * save to one, for snapshots of up to header->n_tokens tokens of the header's groups, without
+ * checkpoints.
  */
 uint64_t kvt_snap_read_bytes(const kvt_snap_header *header);
 uint64_t kvt_snap_load_bytes(const kvt_snap_header *header);

@@ -35,6 +35,8 @@ void kvt_snap_header_make(const kvt_cache *cache, uint64_t n_tokens, kvt_snap_he
         group->v_type = config->v_type;
         group->flags = config->flags;
         group->rotation_seed = config->rotation_seed;
+        group->window_tokens = config->window_tokens;
+        group->sink_tokens = config->sink_tokens;
         for (layer = 0; cache->layers && layer < cache->n_layers; layer++)
             if (cache->layers[layer].group == g)
                 header->layers[n++] = layer;
@@ -79,6 +81,8 @@ void kvt_snap_header_put(const kvt_snap_header *header, unsigned char *to)
         kvt_put32(p + 24, (uint32_t)group->v_type);
         kvt_put32(p + 28, group->flags);
         kvt_put64(p + 32, group->rotation_seed);
+        kvt_put32(p + 40, group->window_tokens);
+        kvt_put32(p + 44, group->sink_tokens);
     }
     for (i = 0; i < header->n_layers; i++)
         kvt_put32(p + i * (size_t)4, header->layers[i]);
@@ -136,6 +140,8 @@ static const char *group_fault(const kvt_snapshot_group *group)
     if (group->flags &
         ~(KVT_GROUP_NO_ROTATION | KVT_GROUP_NO_OFFSET | KVT_GROUP_V_IN_K | KVT_GROUP_NO_V_ROTATION))
         return "flags";
+    if (group->sink_tokens && !group->window_tokens)
+        return "sink_tokens";
     return kvt_v_in_k_fault(group->flags, group->k_dim, group->v_dim, group->k_type, group->v_type);
 }
 
@@ -159,6 +165,37 @@ static int layers_sound(const kvt_snap_header *header)
     return n == header->n_layers;
 }
 
+uint64_t kvt_snap_sink_rows(const kvt_snapshot_group *group)
+{
+    uint64_t rows = ((uint64_t)group->sink_tokens + KVT_TOKENS - 1) / KVT_TOKENS;
+    if (!group->window_tokens)
+        return 0;
+    return rows == 0 && group->k_type == KVT_TYPE_I8 && !(group->flags & KVT_GROUP_NO_OFFSET)
+               ? 1
+               : rows;
+}
+
+uint32_t kvt_snap_own_entry(const kvt_snap_runs *runs, uint64_t row, uint32_t group)
+{
+    uint64_t before = 0;
+    uint32_t g;
+
+    for (g = 0; g < runs->n_groups; g++) {
+        before += row >= runs->first[g]  ? row - (runs->first[g] - runs->sinks[g])
+                  : row < runs->sinks[g] ? row
+                                         : runs->sinks[g];
+        before += g < group && kvt_snap_has_row(runs, row, g);
+    }
+    return (uint32_t)before;
+}
+
+/* Blocks that a group of a sequence of so many rows has at least. */
+static uint64_t least_blocks(const kvt_snapshot_group *group, uint64_t rows)
+{
+    uint64_t sinks = kvt_snap_sink_rows(group) + 1; /* and the last row */
+    return group->window_tokens && sinks < rows ? sinks : rows;
+}
+
 static int all_zero(const unsigned char *p, size_t bytes)
 {
     unsigned char any = 0;
@@ -174,6 +211,7 @@ kvt_status kvt_snap_header_get(const kvt_snap_context *context, const unsigned c
     const unsigned char *p = from + KVT_SNAP_FIXED_BYTES;
     size_t layers = round_up8(header->n_layers * (size_t)4);
     size_t fingerprint = round_up8(header->fingerprint_bytes);
+    uint64_t least = 0;
     uint32_t g, i;
 
     if (!kvt_snap_same_sum(kvt_get64(from + bytes - KVT_SNAP_SUM_BYTES),
@@ -190,9 +228,6 @@ kvt_status kvt_snap_header_get(const kvt_snap_context *context, const unsigned c
                              "and %u",
                              (unsigned)kvt_get32(from + 16), (unsigned)kvt_get32(from + 20),
                              (unsigned)KVT_BLOCK_TOKENS, (unsigned)KVT_TILE_TOKENS);
-    if (header->n_blocks != (uint64_t)kvt_rows(header->n_tokens) * header->n_groups)
-        return kvt_snap_fail(context, KVT_ERR_CORRUPT,
-                             "snapshot damaged: the header's number of blocks");
     for (g = 0; g < header->n_groups; g++, p += KVT_SNAP_GROUP_BYTES) {
         kvt_snapshot_group *group = &header->groups[g];
         const char *fault;
@@ -213,12 +248,17 @@ kvt_status kvt_snap_header_get(const kvt_snap_context *context, const unsigned c
                                  (unsigned)g, (unsigned)k_type, (unsigned)v_type);
         group->k_type = (kvt_type)k_type;
         group->v_type = (kvt_type)v_type;
+        group->window_tokens = kvt_get32(p + 40);
+        group->sink_tokens = kvt_get32(p + 44);
         fault = group_fault(group);
-        if (fault || !all_zero(p + 40, 8))
+        if (fault)
             return kvt_snap_fail(context, KVT_ERR_CORRUPT,
-                                 "snapshot damaged: the header's group %u: %s", (unsigned)g,
-                                 fault ? fault : "reserved bytes");
+                                 "snapshot damaged: the header's group %u: %s", (unsigned)g, fault);
+        least += least_blocks(group, kvt_rows(header->n_tokens));
     }
+    if (header->n_blocks < least || header->n_blocks >= KVT_SNAP_ABSENT)
+        return kvt_snap_fail(context, KVT_ERR_CORRUPT,
+                             "snapshot damaged: the header's number of blocks");
     for (i = 0; i < header->n_layers; i++)
         header->layers[i] = kvt_get32(p + i * (size_t)4);
     if (!layers_sound(header) ||
@@ -294,6 +334,8 @@ kvt_status kvt_snap_header_match(const kvt_cache *cache, const kvt_snap_header *
                             type_name(config->k_type), type_name(config->v_type));
         KVT_SNAP_COMPARE(flags);
         KVT_SNAP_COMPARE(rotation_seed);
+        KVT_SNAP_COMPARE(window_tokens);
+        KVT_SNAP_COMPARE(sink_tokens);
 #undef KVT_SNAP_COMPARE
         for (i = 0; i < group->n_layers; i++, n++) {
             const kvt_layer *layer = &cache->layers[header->layers[n]];

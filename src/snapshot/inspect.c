@@ -3,12 +3,23 @@
  */
 #include "src/snapshot/format.h"
 
+static kvt_status on_sequence(void *user, int32_t next_position, const unsigned char *tag,
+                              uint32_t tag_bytes)
+{
+    kvt_snapshot_info *info = user;
+    info->next_position = next_position;
+    info->tag_bytes = tag_bytes;
+    memcpy(info->tag, tag, tag_bytes);
+    return KVT_OK;
+}
+
 kvt_status kvt_snapshot_inspect(const char *path, int verify, kvt_snapshot_info *info,
                                 char *error_text, size_t error_text_bytes)
 {
     kvt_snap_context context;
     kvt_snap_header *header = NULL;
     kvt_snap_counts counts;
+    kvt_snapshot_info found;
     kvt_snap_sink sink;
     kvt_snap_file file;
     kvt_reader reader;
@@ -18,6 +29,9 @@ kvt_status kvt_snapshot_inspect(const char *path, int verify, kvt_snapshot_info 
 
     memset(&context, 0, sizeof context);
     memset(&sink, 0, sizeof sink);
+    memset(&found, 0, sizeof found);
+    sink.user = &found;
+    sink.sequence = on_sequence;
     memset(&counts, 0, sizeof counts);
     context.text = error_text;
     context.text_bytes = error_text_bytes;
@@ -44,7 +58,7 @@ kvt_status kvt_snapshot_inspect(const char *path, int verify, kvt_snapshot_info 
         status = kvt_snap_file_expect_end(&file, path);
     if (status != KVT_OK)
         goto fail;
-    memset(info, 0, sizeof *info);
+    *info = found;
     info->struct_size = sizeof *info;
     info->version = KVT_SNAP_VERSION;
     info->n_groups = header->n_groups;
@@ -57,6 +71,9 @@ kvt_status kvt_snapshot_inspect(const char *path, int verify, kvt_snapshot_info 
     info->file_bytes = counts.file_bytes;
     info->stored_bytes = counts.stored_bytes;
     info->native_bytes = counts.native_bytes;
+    info->n_elements = counts.n_elements;
+    info->n_open_blocks = counts.n_open_blocks;
+    info->n_checkpoints = counts.n_checkpoints;
 fail:
     if (header)
         kvt_snap_free(&context, header, sizeof *header);

@@ -1,6 +1,6 @@
 /*
  * What the readers of a snapshot's parts share: a parser, and how it takes bytes, sections and
- * stream sets. sections.c has them; reader.c uses them.
+ * stream sets. sections.c has them; reader.c and checkpoints.c use them.
  */
 #ifndef KVT_SNAPSHOT_PARSER_H
 #define KVT_SNAPSHOT_PARSER_H
@@ -30,6 +30,13 @@ typedef struct kvt_snap_parser {
     size_t index_bytes;
     kvt_snap_section next; /* its head has been read */
     int has_next;
+    kvt_snap_runs runs; /* of the sequence's own blocks, which are n_own entries of the table */
+    uint64_t n_own;
+    uint64_t n_named;  /* extras that a checkpoint has named: in the order of the table */
+    uint64_t n_tokens; /* of the last checkpoint */
+    /* By groups: see kvt_snap_checkpoint; of the sequence, and of the last checkpoint. */
+    uint64_t own_sealed[KVT_MAX_GROUPS];
+    uint64_t sealed[KVT_MAX_GROUPS], first[KVT_MAX_GROUPS];
 } kvt_snap_parser;
 
 /* KVT_ERR_CORRUPT, with a text that says where and what. */
@@ -61,5 +68,8 @@ kvt_status kvt_snap_note(kvt_snap_parser *p, const kvt_snap_section *s);
 kvt_status kvt_snap_take_set(kvt_snap_parser *p, const kvt_snap_section *s,
                              const kvt_snap_shape *shapes, uint32_t n, size_t native_bytes,
                              const unsigned char **native);
+
+/* A checkpoint's section, whose head has been peeked: checkpoints.c. */
+kvt_status kvt_snap_take_checkpoint(kvt_snap_parser *p);
 
 #endif /* KVT_SNAPSHOT_PARSER_H */

@@ -44,7 +44,7 @@ uint64_t kvt_snap_read_bytes(const kvt_snap_header *header)
         native = 4 * ids;
     payload = KVT_SNAP_SET_BYTES + KVT_SNAP_MAX_STREAMS * KVT_SNAP_STREAM_BYTES +
               KVT_SNAP_SUM_BYTES + native + 7;
-    while (index < (2 * chunks + 1 + header->n_blocks) * KVT_SNAP_ENTRY_BYTES)
+    while (index < (2 * chunks + 2 + header->n_blocks) * KVT_SNAP_ENTRY_BYTES)
         index *= 2;
     extra = index > KVT_SNAP_INDEX_BYTES ? index / 2 : 0;
     if (growth(table, 0) > extra)
@@ -82,6 +82,48 @@ static kvt_status read_header(kvt_snap_parser *p)
     return status;
 }
 
+/* The sequence section, if there is one. */
+static kvt_status read_sequence(kvt_snap_parser *p)
+{
+    unsigned char bytes[KVT_SNAP_STATE_BYTES + KVT_MAX_TAG + KVT_SNAP_SUM_BYTES] = {0};
+    int32_t next_position = -1;
+    uint32_t tag_bytes = 0, i;
+    unsigned char any = 0;
+    size_t end;
+    kvt_snap_section s;
+    kvt_status status =
+        kvt_snap_peek(p, p->header->n_tokens ? KVT_SNAP_TOKEN_IDS : KVT_SNAP_BLOCK_TABLE, 0);
+
+    if (status == KVT_OK && p->next.type == KVT_SNAP_SEQUENCE) {
+        status = kvt_snap_expect(p, KVT_SNAP_SEQUENCE, 0, &s);
+        if (status != KVT_OK)
+            return status;
+        if (s.bytes < KVT_SNAP_STATE_BYTES + KVT_SNAP_SUM_BYTES || s.bytes > sizeof bytes ||
+            s.bytes % 8)
+            return kvt_snap_corrupt(p, "its size is %llu", (unsigned long long)s.bytes);
+        status = kvt_snap_take(p, bytes, (size_t)s.bytes);
+        if (status != KVT_OK)
+            return status;
+        end = (size_t)s.bytes - KVT_SNAP_SUM_BYTES;
+        if (!kvt_snap_same_sum(kvt_get64(bytes + end), kvt_snap_sum(bytes, end)))
+            return kvt_snap_corrupt(p, "checksum of its payload");
+        memcpy(&next_position, bytes, 4);
+        tag_bytes = kvt_get32(bytes + 4);
+        if (tag_bytes > KVT_MAX_TAG ||
+            end != kvt_round_up(KVT_SNAP_STATE_BYTES + (size_t)tag_bytes, 8))
+            return kvt_snap_corrupt(p, "a tag of %u bytes", (unsigned)tag_bytes);
+        for (i = KVT_SNAP_STATE_BYTES + tag_bytes; i < end; i++)
+            any |= bytes[i];
+        if (any || next_position < -1 || (next_position == -1 && tag_bytes == 0))
+            return kvt_snap_corrupt(p, "its next position, or padding");
+        status = kvt_snap_note(p, &s);
+    }
+    if (status == KVT_OK && p->sink->sequence)
+        status = p->sink->sequence(p->sink->user, next_position, bytes + KVT_SNAP_STATE_BYTES,
+                                   tag_bytes);
+    return status;
+}
+
 static kvt_status read_tokens(kvt_snap_parser *p, uint32_t type, uint32_t kind)
 {
     uint64_t first;
@@ -110,16 +152,100 @@ static kvt_status read_tokens(kvt_snap_parser *p, uint32_t type, uint32_t kind)
     return KVT_OK;
 }
 
-static uint32_t block_tokens(const kvt_snap_header *header, uint64_t row)
+static unsigned char *entry_at(const kvt_snap_parser *p, uint64_t b)
 {
-    uint64_t left = header->n_tokens - row * KVT_TOKENS;
-    return left < KVT_TOKENS ? (uint32_t)left : KVT_TOKENS;
+    return p->table.data + b * KVT_SNAP_ENTRY_BYTES;
+}
+
+/* What holds for any entry but its place. */
+static kvt_status check_form(kvt_snap_parser *p, uint64_t b, uint32_t group)
+{
+    uint32_t form = kvt_get32(entry_at(p, b) + 28);
+
+    if (form > KVT_OPEN)
+        return kvt_snap_fail(p->context, KVT_ERR_FORMAT,
+                             "snapshot with a block of representation %u, which this build "
+                             "does not know",
+                             (unsigned)form);
+    if (form == KVT_OPEN && !kvt_snap_seals(&p->header->groups[group]))
+        return kvt_snap_corrupt(p, "entry %llu is open, in a group that has no i8",
+                                (unsigned long long)b);
+    p->counts.n_open_blocks += form == KVT_OPEN;
+    return KVT_OK;
+}
+
+/*
+ * The sequence's own entries: every row but those that a window has released, which are one run
+ * behind the sinks and before the last row, all sealed before it.
+ */
+static kvt_status check_own(kvt_snap_parser *p)
+{
+    uint32_t forms[KVT_MAX_GROUPS] = {KVT_SEALED}, n_groups = p->header->n_groups, g;
+    uint64_t rows = kvt_rows(p->header->n_tokens), b = 0, row;
+
+    p->runs.n_groups = n_groups;
+    for (g = 0; g < n_groups; g++)
+        p->runs.sinks[g] = p->runs.first[g] = kvt_snap_sink_rows(&p->header->groups[g]);
+    for (row = 0; row < rows; row++)
+        for (g = 0; g < n_groups; g++) {
+            const unsigned char *entry = entry_at(p, b);
+            kvt_status status;
+            uint32_t form;
+            if (b == p->header->n_blocks || kvt_get32(entry + 16) != g ||
+                kvt_get32(entry + 20) != row) {
+                if (!p->header->groups[g].window_tokens || p->runs.first[g] != row ||
+                    row + 1 == rows || forms[g] == KVT_OPEN)
+                    return kvt_snap_corrupt(p, "entry %llu, row %llu of group %u is missing",
+                                            (unsigned long long)b, (unsigned long long)row,
+                                            (unsigned)g);
+                p->runs.first[g] = row + 1;
+                p->own_sealed[g] = row + 1;
+                continue;
+            }
+            status = check_form(p, b, g);
+            if (status != KVT_OK)
+                return status;
+            form = kvt_get32(entry + 28);
+            if (form < forms[g]) /* open blocks follow the sealed ones */
+                return kvt_snap_corrupt(p, "entry %llu is sealed, behind an open one",
+                                        (unsigned long long)b);
+            forms[g] = form;
+            if (form == KVT_SEALED)
+                p->own_sealed[g] = row + 1;
+            if (kvt_get32(entry + 24) != kvt_snap_row_tokens(p->header->n_tokens, row))
+                return kvt_snap_corrupt(p, "entry %llu", (unsigned long long)b);
+            b++;
+        }
+    p->n_own = b;
+    return KVT_OK;
+}
+
+/* The entries behind them, which checkpoints have. */
+static kvt_status check_extras(kvt_snap_parser *p)
+{
+    uint64_t rows = kvt_rows(p->header->n_tokens), b;
+
+    for (b = p->n_own; b < p->header->n_blocks; b++) {
+        const unsigned char *entry = entry_at(p, b);
+        uint32_t group = kvt_get32(entry + 16), row = kvt_get32(entry + 20);
+        uint32_t tokens = kvt_get32(entry + 24);
+        kvt_status status;
+        if (group >= p->header->n_groups || row >= rows || tokens < 1 || tokens > KVT_TOKENS)
+            return kvt_snap_corrupt(p, "entry %llu", (unsigned long long)b);
+        status = check_form(p, b, group);
+        if (status != KVT_OK)
+            return status;
+        if (kvt_snap_has_row(&p->runs, row, group) &&
+            memcmp(entry, entry_at(p, kvt_snap_own_entry(&p->runs, row, group)),
+                   KVT_SNAP_ENTRY_BYTES) == 0)
+            return kvt_snap_corrupt(p, "entry %llu is there twice", (unsigned long long)b);
+    }
+    return KVT_OK;
 }
 
 static kvt_status read_block_table(kvt_snap_parser *p)
 {
-    uint32_t forms[KVT_MAX_GROUPS] = {KVT_SEALED};
-    uint64_t bytes = p->header->n_blocks * KVT_SNAP_ENTRY_BYTES, b;
+    uint64_t bytes = p->header->n_blocks * KVT_SNAP_ENTRY_BYTES;
     unsigned char sum[KVT_SNAP_SUM_BYTES];
     kvt_snap_section s;
     kvt_status status = kvt_snap_expect(p, KVT_SNAP_BLOCK_TABLE, 0, &s);
@@ -135,42 +261,23 @@ static kvt_status read_block_table(kvt_snap_parser *p)
         return status;
     if (!kvt_snap_same_sum(kvt_get64(sum), kvt_snap_sum(p->table.data, (size_t)bytes)))
         return kvt_snap_corrupt(p, "checksum of its payload");
-    for (b = 0; b < p->header->n_blocks; b++) {
-        const unsigned char *entry = p->table.data + b * KVT_SNAP_ENTRY_BYTES;
-        uint64_t row = b / p->header->n_groups;
-        uint32_t group = (uint32_t)(b % p->header->n_groups), form = kvt_get32(entry + 28);
-        if (form > KVT_OPEN)
-            return kvt_snap_fail(p->context, KVT_ERR_FORMAT,
-                                 "snapshot with a block of representation %u, which this build "
-                                 "does not know",
-                                 (unsigned)form);
-        /* Open blocks follow the sealed ones. */
-        if (form == KVT_OPEN && !kvt_snap_seals(&p->header->groups[group]))
-            return kvt_snap_corrupt(p, "entry %llu is open, in a group that has no i8",
-                                    (unsigned long long)b);
-        if (form < forms[group])
-            return kvt_snap_corrupt(p, "entry %llu is sealed, behind an open one",
-                                    (unsigned long long)b);
-        forms[group] = form;
-        if (kvt_get32(entry + 16) != group || kvt_get32(entry + 20) != row ||
-            kvt_get32(entry + 24) != block_tokens(p->header, row))
-            return kvt_snap_corrupt(p, "entry %llu", (unsigned long long)b);
-    }
-    return kvt_snap_note(p, &s);
+    status = check_own(p);
+    if (status == KVT_OK)
+        status = check_extras(p);
+    return status == KVT_OK ? kvt_snap_note(p, &s) : status;
 }
 
 static kvt_status read_block(kvt_snap_parser *p, uint64_t b)
 {
-    const unsigned char *entry = p->table.data + b * KVT_SNAP_ENTRY_BYTES, *native = NULL;
-    uint32_t group = (uint32_t)(b % p->header->n_groups), layer;
-    uint64_t row = b / p->header->n_groups;
-    uint32_t tokens = block_tokens(p->header, row);
-    const kvt_snapshot_group *geometry = &p->header->groups[group];
+    const unsigned char *entry = entry_at(p, b), *native = NULL;
+    kvt_snap_block at = {b < p->n_own ? 0 : b - p->n_own + 1, kvt_get32(entry + 20),
+                         kvt_get32(entry + 16), kvt_get32(entry + 28), kvt_get32(entry + 24)};
+    const kvt_snapshot_group *geometry = &p->header->groups[at.group];
     unsigned char bytes[KVT_SNAP_BLOCK_BYTES], id[KVT_SNAP_ID_BYTES];
     kvt_snap_shape shapes[KVT_SNAP_MAX_STREAMS];
     size_t native_bytes;
-    uint32_t form = kvt_get32(entry + 28);
-    uint32_t n = kvt_snap_shapes(geometry, form, tokens, shapes, &native_bytes);
+    uint32_t n = kvt_snap_shapes(geometry, at.form, at.tokens, shapes, &native_bytes), layer;
+    uint32_t v_dim = geometry->flags & KVT_GROUP_V_IN_K ? 0 : geometry->v_dim;
     kvt_snap_section block, s;
     kvt_status status = kvt_snap_expect(p, KVT_SNAP_BLOCK, b, &block);
 
@@ -194,15 +301,18 @@ static kvt_status read_block(kvt_snap_parser *p, uint64_t b)
             return status;
         (void)snprintf(p->place, sizeof p->place,
                        "block %llu (group %u, tokens from %llu), layer %u", (unsigned long long)b,
-                       (unsigned)group, (unsigned long long)row * KVT_TOKENS, (unsigned)layer);
+                       (unsigned)at.group, (unsigned long long)at.row * KVT_TOKENS,
+                       (unsigned)layer);
         status = kvt_snap_take_set(p, &s, shapes, n, native_bytes, &native);
         if (status != KVT_OK)
             return status;
         p->counts.native_bytes += native_bytes;
+        p->counts.n_elements +=
+            (uint64_t)geometry->n_kv_heads * (geometry->k_dim + v_dim) * at.tokens;
         kvt_snap_digest(native, native_bytes,
                         p->digests.data + KVT_SNAP_ID_HEAD + layer * (size_t)KVT_SNAP_ID_BYTES);
         if (p->sink->layer)
-            status = p->sink->layer(p->sink->user, row, group, form, layer, tokens, native);
+            status = p->sink->layer(p->sink->user, &at, layer, native);
         if (status != KVT_OK)
             return status;
     }
@@ -214,6 +324,21 @@ static kvt_status read_block(kvt_snap_parser *p, uint64_t b)
         return kvt_snap_corrupt(p, "the block's bytes do not make its id");
 #endif
     return kvt_snap_note(p, &block);
+}
+
+/* Those that there are, and that they name all blocks that are only theirs. */
+static kvt_status read_checkpoints(kvt_snap_parser *p)
+{
+    kvt_status status = kvt_snap_peek(p, KVT_SNAP_INDEX, 0);
+
+    while (status == KVT_OK && p->next.type == KVT_SNAP_CHECKPOINT) {
+        status = kvt_snap_take_checkpoint(p);
+        if (status == KVT_OK)
+            status = kvt_snap_peek(p, KVT_SNAP_INDEX, 0);
+    }
+    if (status == KVT_OK && p->n_own + p->n_named != p->header->n_blocks)
+        return kvt_snap_corrupt(p, "the block table has blocks of no checkpoint");
+    return status;
 }
 
 static kvt_status read_index_and_end(kvt_snap_parser *p)
@@ -277,6 +402,8 @@ static kvt_status read_body(kvt_snap_parser *p)
     for (b = 0; status == KVT_OK && b < p->header->n_blocks; b++)
         status = read_block(p, b);
     if (status == KVT_OK)
+        status = read_checkpoints(p);
+    if (status == KVT_OK)
         status = read_index_and_end(p);
     return status;
 }
@@ -296,6 +423,8 @@ kvt_status kvt_snap_read(const kvt_snap_context *context, const kvt_reader *read
     p.remaining = remaining;
     kvt_snap_codec_init(&p.codec, context);
     status = read_header(&p);
+    if (status == KVT_OK)
+        status = read_sequence(&p);
     if (status == KVT_OK && !header_only)
         status = read_body(&p);
     p.counts.file_bytes = p.offset;

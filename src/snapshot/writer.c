@@ -1,34 +1,20 @@
 /*
  * Save a sequence.
  *
- * Written in one go, never seeking: header, token ids, positions, block table, blocks, index, end.
+ * Written in one go, never seeking: header, tag, token ids, positions, block table, blocks,
+ * checkpoints, index, end.
  * The block table stands before the blocks and carries their ids, so that a reader of a stream
  * knows what will come; the ids are made in a pass of their own, which reads the cache once and
  * writes nothing. A block goes out layer by layer: gathered without what is dead, filtered and
  * compressed, and handed to the writer together with its head.
  */
-#include "src/snapshot/format.h"
+#include "src/snapshot/saver.h"
 
 #define OUT_BYTES ((size_t)1 << 16) /* small pieces are collected up to this before a write */
 
-typedef struct saver {
-    const kvt_snap_context *context;
-    const kvt_seq *seq;
-    const kvt_writer *writer;
-    kvt_snap_header *header;
-    kvt_snap_codec codec;
-    uint64_t offset;     /* bytes put so far */
-    kvt_snap_buffer out; /* collected: out_bytes of it */
-    size_t out_bytes;
-    kvt_snap_buffer native; /* streams of a layer, or ids of a section */
-    kvt_snap_buffer stored; /* the section that is made of them */
-    kvt_snap_buffer table, index, digests;
-    size_t index_bytes;
-} saver;
-
 /* ---- bytes ---- */
 
-static kvt_status write_bytes(saver *s, const void *data, size_t bytes)
+static kvt_status write_bytes(kvt_snap_saver *s, const void *data, size_t bytes)
 {
     int answer = s->writer->write(s->writer->user, data, bytes);
     if (answer)
@@ -38,14 +24,14 @@ static kvt_status write_bytes(saver *s, const void *data, size_t bytes)
     return KVT_OK;
 }
 
-static kvt_status flush(saver *s)
+static kvt_status flush(kvt_snap_saver *s)
 {
     size_t n = s->out_bytes;
     s->out_bytes = 0;
     return n ? write_bytes(s, s->out.data, n) : KVT_OK;
 }
 
-static kvt_status put(saver *s, const void *data, size_t bytes)
+kvt_status kvt_snap_put(kvt_snap_saver *s, const void *data, size_t bytes)
 {
     kvt_status status = KVT_OK;
 
@@ -72,24 +58,23 @@ static void make_head(unsigned char *head, uint32_t type, uint64_t bytes, uint64
     kvt_put64(head + 24, kvt_snap_sum(head, 24));
 }
 
-static kvt_status put_head(saver *s, uint32_t type, uint64_t bytes, uint64_t value)
+kvt_status kvt_snap_put_head(kvt_snap_saver *s, uint32_t type, uint64_t bytes, uint64_t value)
 {
     unsigned char head[KVT_SNAP_SECTION_BYTES];
     make_head(head, type, bytes, value);
-    return put(s, head, sizeof head);
+    return kvt_snap_put(s, head, sizeof head);
 }
 
 /* Payload, and its checksum. */
-static kvt_status put_summed(saver *s, const void *data, size_t bytes)
+static kvt_status put_summed(kvt_snap_saver *s, const void *data, size_t bytes)
 {
     unsigned char sum[KVT_SNAP_SUM_BYTES];
-    kvt_status status = put(s, data, bytes);
+    kvt_status status = kvt_snap_put(s, data, bytes);
     kvt_put64(sum, kvt_snap_sum(data, bytes));
-    return status == KVT_OK ? put(s, sum, sizeof sum) : status;
+    return status == KVT_OK ? kvt_snap_put(s, sum, sizeof sum) : status;
 }
 
-/* Index entry of a section that began at `offset` and has been put. The index has room. */
-static void note(saver *s, uint32_t type, uint64_t value, uint64_t offset)
+void kvt_snap_put_note(kvt_snap_saver *s, uint32_t type, uint64_t value, uint64_t offset)
 {
     unsigned char *entry = s->index.data + s->index_bytes;
     kvt_put32(entry, type);
@@ -101,7 +86,7 @@ static void note(saver *s, uint32_t type, uint64_t value, uint64_t offset)
 }
 
 /* Where the streams of a set of n begin in s->stored. */
-static unsigned char *set_streams(saver *s, uint32_t n)
+static unsigned char *set_streams(kvt_snap_saver *s, uint32_t n)
 {
     return s->stored.data + KVT_SNAP_SECTION_BYTES + KVT_SNAP_SET_BYTES +
            n * (size_t)KVT_SNAP_STREAM_BYTES + KVT_SNAP_SUM_BYTES;
@@ -111,8 +96,8 @@ static unsigned char *set_streams(saver *s, uint32_t n)
  * Code native streams that lie one after the other, and put them as a section. Without
  * compression they may lie at set_streams already.
  */
-static kvt_status put_set(saver *s, uint32_t type, uint64_t value, const kvt_snap_shape *shapes,
-                          uint32_t n, const unsigned char *native)
+static kvt_status put_set(kvt_snap_saver *s, uint32_t type, uint64_t value,
+                          const kvt_snap_shape *shapes, uint32_t n, const unsigned char *native)
 {
     unsigned char *head = s->stored.data, *set = head + KVT_SNAP_SECTION_BYTES;
     unsigned char *entry = set + KVT_SNAP_SET_BYTES;
@@ -142,19 +127,41 @@ static kvt_status put_set(saver *s, uint32_t type, uint64_t value, const kvt_sna
     end = kvt_round_up(at, 8);
     memset(set + at, 0, end - at);
     make_head(head, type, end, value);
-    return put(s, head, KVT_SNAP_SECTION_BYTES + end);
+    return kvt_snap_put(s, head, KVT_SNAP_SECTION_BYTES + end);
 }
 
 /* ---- the parts of a snapshot ---- */
 
-static kvt_status put_header(saver *s)
+static kvt_status put_header(kvt_snap_saver *s)
 {
     unsigned char bytes[KVT_SNAP_HEADER_MAX];
     kvt_snap_header_put(s->header, bytes);
-    return put(s, bytes, kvt_snap_header_bytes(s->header));
+    return kvt_snap_put(s, bytes, kvt_snap_header_bytes(s->header));
 }
 
-static kvt_status put_tokens(saver *s, uint32_t type, uint32_t kind)
+/* What the sequence has besides tokens; there is no section where that is nothing. */
+static kvt_status put_sequence(kvt_snap_saver *s)
+{
+    unsigned char payload[KVT_SNAP_STATE_BYTES + KVT_MAX_TAG];
+    size_t bytes = kvt_round_up(KVT_SNAP_STATE_BYTES + (size_t)s->seq->tag_bytes, 8);
+    uint64_t offset = s->offset;
+    kvt_status status;
+
+    if (s->seq->tag_bytes == 0 && s->seq->next_position < 0)
+        return KVT_OK;
+    memset(payload, 0, sizeof payload);
+    kvt_put32(payload, (uint32_t)s->seq->next_position);
+    kvt_put32(payload + 4, s->seq->tag_bytes);
+    memcpy(payload + KVT_SNAP_STATE_BYTES, s->seq->tag, s->seq->tag_bytes);
+    status = kvt_snap_put_head(s, KVT_SNAP_SEQUENCE, bytes + KVT_SNAP_SUM_BYTES, 0);
+    if (status == KVT_OK)
+        status = put_summed(s, payload, bytes);
+    if (status == KVT_OK)
+        kvt_snap_put_note(s, KVT_SNAP_SEQUENCE, 0, offset);
+    return status;
+}
+
+static kvt_status put_tokens(kvt_snap_saver *s, uint32_t type, uint32_t kind)
 {
     uint64_t first, offset;
 
@@ -178,26 +185,18 @@ static kvt_status put_tokens(saver *s, uint32_t type, uint32_t kind)
         status = put_set(s, type, first, &shape, 1, s->native.data);
         if (status != KVT_OK)
             return status;
-        note(s, type, first, offset);
+        kvt_snap_put_note(s, type, first, offset);
     }
     return KVT_OK;
 }
 
-static uint32_t block_tokens(const saver *s, uint64_t row)
+void kvt_snap_make_entry(kvt_snap_saver *s, const kvt_block *block, uint64_t row, uint32_t group,
+                         uint32_t tokens, unsigned char *entry)
 {
-    uint64_t left = s->header->n_tokens - row * KVT_TOKENS;
-    return left < KVT_TOKENS ? (uint32_t)left : KVT_TOKENS;
-}
-
-/* The block table's entry of block b, its id included. */
-static void make_entry(saver *s, uint64_t b, unsigned char *entry)
-{
-    uint64_t row = b / s->header->n_groups;
-    uint32_t group = (uint32_t)(b % s->header->n_groups), tokens = block_tokens(s, row), layer;
     const kvt_snapshot_group *geometry = &s->header->groups[group];
-    const kvt_block *block = kvt_seq_block(s->seq, (size_t)row, group);
     kvt_snap_shape shapes[KVT_SNAP_MAX_STREAMS];
     size_t bytes;
+    uint32_t layer;
 
     (void)kvt_snap_shapes(geometry, block->form, tokens, shapes, &bytes);
     kvt_put32(entry + 16, group);
@@ -214,28 +213,44 @@ static void make_entry(saver *s, uint64_t b, unsigned char *entry)
                     KVT_SNAP_ID_HEAD + geometry->n_layers * (size_t)KVT_SNAP_ID_BYTES, entry);
 }
 
-static kvt_status put_block_table(saver *s)
+/* The entries of the sequence's own blocks. */
+static void make_own_entries(kvt_snap_saver *s)
+{
+    unsigned char *entry = s->table.data;
+    uint64_t row;
+    uint32_t g;
+
+    for (row = 0; row < kvt_rows(s->header->n_tokens); row++)
+        for (g = 0; g < s->header->n_groups; g++) {
+            const kvt_block *block = kvt_seq_block(s->seq, (size_t)row, g);
+            if (!block)
+                continue;
+            kvt_snap_make_entry(s, block, row, g, kvt_snap_row_tokens(s->header->n_tokens, row),
+                                entry);
+            entry += KVT_SNAP_ENTRY_BYTES;
+        }
+}
+
+static kvt_status put_block_table(kvt_snap_saver *s)
 {
     size_t bytes = (size_t)s->header->n_blocks * KVT_SNAP_ENTRY_BYTES;
-    uint64_t offset = s->offset, b;
-    kvt_status status;
+    uint64_t offset = s->offset;
+    kvt_status status = kvt_snap_put_head(s, KVT_SNAP_BLOCK_TABLE, bytes + KVT_SNAP_SUM_BYTES, 0);
 
-    for (b = 0; b < s->header->n_blocks; b++)
-        make_entry(s, b, s->table.data + b * KVT_SNAP_ENTRY_BYTES);
-    status = put_head(s, KVT_SNAP_BLOCK_TABLE, bytes + KVT_SNAP_SUM_BYTES, 0);
     if (status == KVT_OK)
         status = put_summed(s, s->table.data, bytes);
     if (status == KVT_OK)
-        note(s, KVT_SNAP_BLOCK_TABLE, 0, offset);
+        kvt_snap_put_note(s, KVT_SNAP_BLOCK_TABLE, 0, offset);
     return status;
 }
 
-static kvt_status put_block(saver *s, uint64_t b)
+/* Entry b of the table, which is this block. */
+static kvt_status put_block(kvt_snap_saver *s, uint64_t b, const kvt_block *block)
 {
-    uint64_t row = b / s->header->n_groups, offset = s->offset;
-    uint32_t group = (uint32_t)(b % s->header->n_groups), tokens = block_tokens(s, row), layer, n;
+    const unsigned char *entry = s->table.data + b * KVT_SNAP_ENTRY_BYTES;
+    uint64_t offset = s->offset;
+    uint32_t group = kvt_get32(entry + 16), tokens = kvt_get32(entry + 24), layer, n;
     const kvt_snapshot_group *geometry = &s->header->groups[group];
-    const kvt_block *block = kvt_seq_block(s->seq, (size_t)row, group);
     unsigned char payload[KVT_SNAP_BLOCK_BYTES - KVT_SNAP_SUM_BYTES];
     kvt_snap_shape shapes[KVT_SNAP_MAX_STREAMS];
     const uint32_t *layers = s->header->layers;
@@ -246,10 +261,10 @@ static kvt_status put_block(saver *s, uint64_t b)
 
     for (g = 0; g < group; g++)
         layers += s->header->groups[g].n_layers;
-    memcpy(payload, s->table.data + b * KVT_SNAP_ENTRY_BYTES, KVT_SNAP_ENTRY_BYTES);
+    memcpy(payload, entry, KVT_SNAP_ENTRY_BYTES);
     kvt_put32(payload + 32, geometry->n_layers);
     kvt_put32(payload + 36, 0);
-    status = put_head(s, KVT_SNAP_BLOCK, KVT_SNAP_BLOCK_BYTES, b);
+    status = kvt_snap_put_head(s, KVT_SNAP_BLOCK, KVT_SNAP_BLOCK_BYTES, b);
     if (status == KVT_OK)
         status = put_summed(s, payload, sizeof payload);
     n = kvt_snap_shapes(geometry, block->form, tokens, shapes, &bytes);
@@ -261,28 +276,44 @@ static kvt_status put_block(saver *s, uint64_t b)
         status = put_set(s, KVT_SNAP_LAYER, layer, shapes, n, native);
     }
     if (status == KVT_OK)
-        note(s, KVT_SNAP_BLOCK, b, offset);
+        kvt_snap_put_note(s, KVT_SNAP_BLOCK, b, offset);
     return status;
 }
 
-static kvt_status put_index_and_end(saver *s)
+static kvt_status put_blocks(kvt_snap_saver *s)
+{
+    const kvt_snap_extra *extras = (const kvt_snap_extra *)(void *)s->extras.data;
+    uint64_t row, b = 0;
+    kvt_status status = KVT_OK;
+    uint32_t g, i;
+
+    for (row = 0; row < kvt_rows(s->header->n_tokens); row++)
+        for (g = 0; status == KVT_OK && g < s->header->n_groups; g++)
+            if (kvt_seq_block(s->seq, (size_t)row, g))
+                status = put_block(s, b++, kvt_seq_block(s->seq, (size_t)row, g));
+    for (i = 0; status == KVT_OK && i < s->n_extras; i++)
+        status = put_block(s, b++, extras[i].block);
+    return status;
+}
+
+static kvt_status put_index_and_end(kvt_snap_saver *s)
 {
     unsigned char end[KVT_SNAP_END_BYTES];
     uint64_t offset = s->offset;
     kvt_status status =
-        put_head(s, KVT_SNAP_INDEX, (uint64_t)s->index_bytes + KVT_SNAP_SUM_BYTES, 0);
+        kvt_snap_put_head(s, KVT_SNAP_INDEX, (uint64_t)s->index_bytes + KVT_SNAP_SUM_BYTES, 0);
 
     if (status == KVT_OK)
         status = put_summed(s, s->index.data, s->index_bytes);
     if (status == KVT_OK)
-        status = put_head(s, KVT_SNAP_END, sizeof end, 0);
+        status = kvt_snap_put_head(s, KVT_SNAP_END, sizeof end, 0);
     if (status != KVT_OK)
         return status;
     kvt_put64(end, offset);
     kvt_put64(end + 8, s->offset + sizeof end);
     kvt_put64(end + 16, kvt_snap_sum(end, 16));
     memcpy(end + 24, KVT_SNAP_FOOTER, KVT_SNAP_MAGIC_BYTES);
-    status = put(s, end, sizeof end);
+    status = kvt_snap_put(s, end, sizeof end);
     return status == KVT_OK ? flush(s) : status;
 }
 
@@ -302,7 +333,7 @@ static saver_sizes sizes_of(const kvt_snap_header *header)
                KVT_SNAP_MAX_STREAMS * KVT_SNAP_STREAM_BYTES + KVT_SNAP_SUM_BYTES + z.native + 8;
     z.digests = KVT_SNAP_ID_HEAD + header->n_layers * (size_t)KVT_SNAP_ID_BYTES;
     z.table = (size_t)header->n_blocks * KVT_SNAP_ENTRY_BYTES;
-    z.index = (size_t)(2 * chunks + 1 + header->n_blocks) * KVT_SNAP_ENTRY_BYTES;
+    z.index = (size_t)(2 * chunks + 2 + header->n_blocks) * KVT_SNAP_ENTRY_BYTES;
     return z;
 }
 
@@ -314,8 +345,11 @@ uint64_t kvt_snap_save_bytes(const kvt_snap_header *header)
            kvt_snap_counted(z.table) + kvt_snap_counted(z.index) + kvt_snap_encode_bytes(header);
 }
 
-/* All memory but the compressor's, so that little is left to fail once bytes have gone out. */
-static kvt_status prepare(saver *s)
+/*
+ * All memory but the compressor's, so that little is left to fail once bytes have gone out, and the
+ * block table.
+ */
+static kvt_status prepare(kvt_snap_saver *s)
 {
     saver_sizes z = sizes_of(s->header);
     kvt_status status = kvt_snap_reserve(s->context, &s->out, 0, OUT_BYTES, "a snapshot's output");
@@ -328,17 +362,38 @@ static kvt_status prepare(saver *s)
         status = kvt_snap_reserve(s->context, &s->digests, 0, z.digests, "a snapshot's digests");
     if (status == KVT_OK)
         status = kvt_snap_reserve(s->context, &s->table, 0, z.table, "a snapshot's block table");
+    if (status != KVT_OK)
+        return status;
+    make_own_entries(s);
+    status = kvt_snap_plan_checkpoints(s);
     if (status == KVT_OK)
-        status = kvt_snap_reserve(s->context, &s->index, 0, z.index, "a snapshot's index");
+        status = kvt_snap_reserve(s->context, &s->index, 0,
+                                  sizes_of(s->header).index +
+                                      s->seq->n_checkpoints * KVT_SNAP_ENTRY_BYTES,
+                                  "a snapshot's index");
     return status;
+}
+
+/* Which rows the sequence has blocks of, and how many blocks that makes. */
+static void count_own(kvt_snap_saver *s)
+{
+    uint32_t g;
+
+    s->runs.n_groups = s->header->n_groups;
+    for (g = 0; g < s->header->n_groups; g++) {
+        const kvt_seq_group *state = &s->seq->groups[g];
+        s->runs.sinks[g] = kvt_snap_sink_rows(&s->header->groups[g]);
+        s->runs.first[g] = state->first ? state->first : s->runs.sinks[g];
+        s->n_own += kvt_rows(s->header->n_tokens) - (s->runs.first[g] - s->runs.sinks[g]);
+    }
+    s->header->n_blocks = s->n_own;
 }
 
 static kvt_status save(const kvt_seq *seq, const kvt_snap_context *context,
                        const kvt_writer *writer, const kvt_save_options *options)
 {
-    saver s;
+    kvt_snap_saver s;
     void *memory;
-    uint64_t b;
     kvt_status status;
 
     memset(&s, 0, sizeof s);
@@ -353,20 +408,28 @@ static kvt_status save(const kvt_seq *seq, const kvt_snap_context *context,
         return status;
     s.header = memory;
     kvt_snap_header_make(seq->cache, seq->length, s.header);
+    count_own(&s);
     status = prepare(&s);
     if (status == KVT_OK)
         status = put_header(&s);
+    if (status == KVT_OK)
+        status = put_sequence(&s);
     if (status == KVT_OK)
         status = put_tokens(&s, KVT_SNAP_TOKEN_IDS, KVT_SNAP_KIND_TOKEN_IDS);
     if (status == KVT_OK)
         status = put_tokens(&s, KVT_SNAP_POSITIONS, KVT_SNAP_KIND_POSITIONS);
     if (status == KVT_OK)
         status = put_block_table(&s);
-    for (b = 0; status == KVT_OK && b < s.header->n_blocks; b++)
-        status = put_block(&s, b);
+    if (status == KVT_OK)
+        status = put_blocks(&s);
+    if (status == KVT_OK)
+        status = kvt_snap_put_checkpoints(&s);
     if (status == KVT_OK)
         status = put_index_and_end(&s);
     kvt_snap_release(context, &s.index);
+    kvt_snap_release(context, &s.words);
+    kvt_snap_release(context, &s.extras);
+    kvt_snap_release(context, &s.heads);
     kvt_snap_release(context, &s.table);
     kvt_snap_release(context, &s.digests);
     kvt_snap_release(context, &s.stored);

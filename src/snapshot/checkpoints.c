@@ -1,0 +1,358 @@
+/*
+ * Checkpoints in a snapshot: which blocks they add to its block table, their sections, and what is
+ * checked of one that is read.
+ *
+ * A checkpoint's rows begin as those of the sequence's own table and are others from a row on, by
+ * groups: the sequence has sealed them since, or released them, or filled the last one up. Its
+ * section has the entries from the first on that differs. The blocks that the sequence itself has
+ * no more are further entries of the table, the extras, in the order in which the checkpoints name
+ * them first. Blocks are the same where their contents are (their ids), so that the file depends on
+ * what a checkpoint is and not on how it came to be.
+ *
+ * A loaded sequence takes the rows before that from its table when it goes back, also from a later
+ * checkpoint (rows.c). So those that cannot change any more have to be its own, and from checkpoint
+ * to checkpoint no row may become unsealed, or be there again that was released.
+ */
+#include "src/snapshot/parser.h"
+#include "src/snapshot/saver.h"
+
+#include <stdio.h>
+
+static uint64_t blob_room(uint64_t bytes)
+{
+    return (bytes + 7) / 8 * 8;
+}
+
+/* ---- writing ---- */
+
+static kvt_snap_extra *extra_at(const kvt_snap_saver *s, size_t i)
+{
+    return (kvt_snap_extra *)(void *)s->extras.data + i;
+}
+
+/* Room for `bytes` bytes in a buffer that grows; the first `keep` stay. */
+static kvt_status grow(kvt_snap_saver *s, kvt_snap_buffer *buffer, size_t keep, size_t bytes)
+{
+    size_t more = buffer->bytes ? 2 * buffer->bytes : 4096;
+    return bytes <= buffer->bytes
+               ? KVT_OK
+               : kvt_snap_reserve(s->context, buffer, keep, more > bytes ? more : bytes,
+                                  "a snapshot's checkpoints");
+}
+
+static kvt_status put_word(kvt_snap_saver *s, uint32_t word)
+{
+    kvt_status status = grow(s, &s->words, s->words_bytes, s->words_bytes + 4);
+    if (status != KVT_OK)
+        return status;
+    kvt_put32(s->words.data + s->words_bytes, word);
+    s->words_bytes += 4;
+    return KVT_OK;
+}
+
+/* The entry of a block of a checkpoint; a new one where the table has none. */
+static kvt_status find_entry(kvt_snap_saver *s, const kvt_block *block, uint64_t row,
+                             uint32_t group, uint32_t tokens, uint32_t *entry)
+{
+    unsigned char made[KVT_SNAP_ENTRY_BYTES], *at;
+    uint32_t *head = (uint32_t *)(void *)s->heads.data + row * s->header->n_groups + group, e;
+    const kvt_block *own = kvt_seq_block(s->seq, (size_t)row, group);
+    size_t n = (size_t)s->n_own + s->n_extras;
+    kvt_status status;
+
+    *entry = own ? kvt_snap_own_entry(&s->runs, row, group) : KVT_SNAP_ABSENT;
+    if (own == block && tokens == kvt_snap_row_tokens(s->header->n_tokens, row))
+        return KVT_OK;
+    for (e = *head; e; e = extra_at(s, e - 1)->next)
+        if (extra_at(s, e - 1)->block == block && extra_at(s, e - 1)->tokens == tokens) {
+            *entry = (uint32_t)s->n_own + e - 1;
+            return KVT_OK;
+        }
+    kvt_snap_make_entry(s, block, row, group, tokens, made);
+    if (own && memcmp(s->table.data + (size_t)*entry * sizeof made, made, sizeof made) == 0)
+        return KVT_OK;
+    for (e = *head; e; e = extra_at(s, e - 1)->next) {
+        *entry = (uint32_t)s->n_own + e - 1;
+        if (memcmp(s->table.data + (size_t)*entry * sizeof made, made, sizeof made) == 0)
+            return KVT_OK;
+    }
+    if (n + 1 >= KVT_SNAP_ABSENT)
+        return kvt_snap_fail(s->context, KVT_ERR_LIMIT, "save: too many blocks for a snapshot");
+    status = grow(s, &s->table, n * sizeof made, (n + 1) * sizeof made);
+    if (status == KVT_OK)
+        status = grow(s, &s->extras, s->n_extras * sizeof(kvt_snap_extra),
+                      (s->n_extras + (size_t)1) * sizeof(kvt_snap_extra));
+    if (status != KVT_OK)
+        return status;
+    at = s->table.data + n * sizeof made;
+    memcpy(at, made, sizeof made);
+    extra_at(s, s->n_extras)->block = block;
+    extra_at(s, s->n_extras)->row = (uint32_t)row;
+    extra_at(s, s->n_extras)->group = group;
+    extra_at(s, s->n_extras)->tokens = tokens;
+    extra_at(s, s->n_extras)->next = *head;
+    *head = ++s->n_extras;
+    *entry = (uint32_t)n;
+    return KVT_OK;
+}
+
+/* A group's `from` and entries. */
+static kvt_status plan_group(kvt_snap_saver *s, kvt_checkpoint *checkpoint, uint32_t group)
+{
+    kvt_block *const *blocks = kvt_checkpoint_blocks(checkpoint, group);
+    size_t rows = kvt_rows(checkpoint->n_tokens), row;
+    int differs = 0;
+    kvt_status status = KVT_OK;
+
+    for (row = checkpoint->from[group]; status == KVT_OK && row < rows; row++) {
+        const kvt_block *block = blocks[row - checkpoint->from[group]];
+        uint32_t entry = KVT_SNAP_ABSENT, own = KVT_SNAP_ABSENT;
+        if (block)
+            status = find_entry(s, block, row, group,
+                                kvt_snap_row_tokens(checkpoint->n_tokens, row), &entry);
+        if (kvt_snap_has_row(&s->runs, row, group))
+            own = kvt_snap_own_entry(&s->runs, row, group);
+        if (!differs && entry == own)
+            continue;
+        if (status == KVT_OK && !differs)
+            status = put_word(s, (uint32_t)row);
+        differs = 1;
+        if (status == KVT_OK)
+            status = put_word(s, entry);
+    }
+    return status == KVT_OK && !differs ? put_word(s, (uint32_t)rows) : status;
+}
+
+kvt_status kvt_snap_plan_checkpoints(kvt_snap_saver *s)
+{
+    const kvt_seq *seq = s->seq;
+    size_t heads, i;
+    kvt_status status = KVT_OK;
+    uint32_t g;
+
+    if (seq->n_checkpoints) {
+        heads = kvt_rows(seq->checkpoints[seq->n_checkpoints - 1]->n_tokens) *
+                (size_t)s->header->n_groups * sizeof(uint32_t);
+        status = grow(s, &s->heads, 0, heads);
+        if (status == KVT_OK)
+            memset(s->heads.data, 0, heads);
+    }
+    for (i = 0; i < seq->n_checkpoints; i++)
+        for (g = 0; status == KVT_OK && g < s->header->n_groups; g++)
+            status = plan_group(s, seq->checkpoints[i], g);
+    s->header->n_blocks = s->n_own + s->n_extras;
+    return status;
+}
+
+/* Bytes of a payload, and their checksum so far. */
+static kvt_status put_part(kvt_snap_saver *s, kvt_snap_summer *summer, const void *data,
+                           size_t bytes, size_t room)
+{
+    static const unsigned char zeros[8];
+    kvt_status status = kvt_snap_put(s, data, bytes);
+    if (status == KVT_OK)
+        status = kvt_snap_put(s, zeros, room - bytes);
+    kvt_snap_summer_add(summer, data, bytes);
+    kvt_snap_summer_add(summer, zeros, room - bytes);
+    return status;
+}
+
+kvt_status kvt_snap_put_checkpoints(kvt_snap_saver *s)
+{
+    const unsigned char *words = s->words.data;
+    kvt_status status = KVT_OK;
+    size_t i;
+
+    for (i = 0; status == KVT_OK && i < s->seq->n_checkpoints; i++) {
+        kvt_checkpoint *checkpoint = s->seq->checkpoints[i];
+        unsigned char point[KVT_SNAP_POINT_BYTES], sum[KVT_SNAP_SUM_BYTES];
+        uint64_t rows = kvt_rows(checkpoint->n_tokens), offset = s->offset;
+        size_t bytes = 0, room, blob = (size_t)blob_room(checkpoint->blob_bytes);
+        kvt_snap_summer summer;
+        uint32_t g;
+
+        for (g = 0; g < s->header->n_groups; g++)
+            bytes += 4 * (size_t)(1 + rows - kvt_get32(words + bytes));
+        room = kvt_round_up(bytes, 8);
+        kvt_put32(point, (uint32_t)checkpoint->next_position);
+        kvt_put32(point + 4, 0);
+        kvt_put64(point + 8, checkpoint->blob_bytes);
+        kvt_snap_summer_init(&summer);
+        status = kvt_snap_put_head(s, KVT_SNAP_CHECKPOINT,
+                                   sizeof point + room + blob + KVT_SNAP_SUM_BYTES,
+                                   checkpoint->n_tokens);
+        if (status == KVT_OK)
+            status = put_part(s, &summer, point, sizeof point, sizeof point);
+        if (status == KVT_OK)
+            status = put_part(s, &summer, words, bytes, room);
+        if (status == KVT_OK)
+            status =
+                put_part(s, &summer, kvt_checkpoint_blob(checkpoint), checkpoint->blob_bytes, blob);
+        kvt_put64(sum, kvt_snap_summer_sum(&summer));
+        if (status == KVT_OK)
+            status = kvt_snap_put(s, sum, sizeof sum);
+        if (status == KVT_OK)
+            kvt_snap_put_note(s, KVT_SNAP_CHECKPOINT, checkpoint->n_tokens, offset);
+        words += bytes;
+    }
+    return status;
+}
+
+/* ---- reading ---- */
+
+static const unsigned char *entry_of(const kvt_snap_parser *p, uint64_t i)
+{
+    return p->table.data + i * KVT_SNAP_ENTRY_BYTES;
+}
+
+/* Why an entry cannot be that of a checkpoint's row, NULL when it can. Takes note of extras. */
+static const char *entry_fault(kvt_snap_parser *p, uint64_t index, uint64_t row, uint32_t group,
+                               uint32_t tokens)
+{
+    const unsigned char *entry;
+
+    if (index >= p->header->n_blocks)
+        return "an entry beyond the block table";
+    if (index < p->n_own && (!kvt_snap_has_row(&p->runs, row, group) ||
+                             index != kvt_snap_own_entry(&p->runs, row, group)))
+        return "a block of another row";
+    if (index >= p->n_own && index - p->n_own > p->n_named)
+        return "blocks in another order";
+    entry = entry_of(p, index);
+    if (kvt_get32(entry + 16) != group || kvt_get32(entry + 20) != row)
+        return "a block of another row";
+    if (kvt_get32(entry + 24) != tokens)
+        return "a block of more or fewer tokens";
+    p->n_named += index == p->n_own + p->n_named;
+    return NULL;
+}
+
+/*
+ * Check the rows of one group, of which `from` and the entries are set, and set the rest. NULL, or
+ * what is wrong.
+ */
+static const char *group_fault(kvt_snap_parser *p, kvt_snap_checkpoint *c, uint32_t g)
+{
+    const kvt_snapshot_group *group = &p->header->groups[g];
+    uint64_t rows = kvt_rows(c->n_tokens), sinks = p->runs.sinks[g], from = c->from[g], row;
+    uint64_t sealed = from < p->own_sealed[g] ? from : p->own_sealed[g];
+    uint64_t first = from < p->runs.first[g] ? from : p->runs.first[g];
+    uint32_t form = from > p->own_sealed[g] ? KVT_OPEN : KVT_SEALED; /* of the row before */
+
+    if (first < sinks)
+        first = sinks;
+    if (from == rows && rows > 0 &&
+        (!kvt_snap_has_row(&p->runs, rows - 1, g) ||
+         kvt_snap_row_tokens(c->n_tokens, rows - 1) !=
+             kvt_snap_row_tokens(p->header->n_tokens, rows - 1)))
+        return "its last row is not the sequence's";
+    for (row = from; row < rows; row++) {
+        uint32_t index = kvt_get32(c->entries[g] + 4 * (row - from));
+        int own =
+            index < p->n_own || (index == KVT_SNAP_ABSENT && !kvt_snap_has_row(&p->runs, row, g));
+        const char *fault;
+        if (row == from && own)
+            return "a first row that is the sequence's own";
+        if (index == KVT_SNAP_ABSENT) {
+            if (!group->window_tokens || first != row || row < sinks || row + 1 == rows ||
+                form == KVT_OPEN)
+                return "a row without a block";
+            first = row + 1;
+        } else {
+            fault = entry_fault(p, index, row, g, kvt_snap_row_tokens(c->n_tokens, row));
+            if (fault)
+                return fault;
+            if (kvt_get32(entry_of(p, index) + 28) < form)
+                return "a sealed block behind an open one";
+            form = kvt_get32(entry_of(p, index) + 28);
+        }
+        if (form == KVT_SEALED)
+            sealed = row + 1;
+    }
+    c->sealed[g] = sealed;
+    c->first[g] = first > sinks ? first : 0;
+    if (sealed < p->sealed[g] || sealed > p->own_sealed[g])
+        return "a block is open again";
+    if (c->first[g] < p->first[g] || first > p->runs.first[g])
+        return "a block that was released is there again";
+    c->kept[g] = c->n_tokens / KVT_TOKENS;
+    if (kvt_snap_seals(group) && sealed < c->kept[g])
+        c->kept[g] = sealed;
+    if (group->window_tokens && first < c->kept[g])
+        c->kept[g] = first;
+    return from < c->kept[g] ? "a row that cannot have changed is another" : NULL;
+}
+
+/* Where the groups' entries and the blob are; 0 when the sizes do not fit. */
+static int split(const kvt_snap_parser *p, kvt_snap_checkpoint *c, uint64_t bytes)
+{
+    const unsigned char *data = p->payload.data;
+    uint64_t rows = kvt_rows(c->n_tokens), at = KVT_SNAP_POINT_BYTES, end = bytes;
+    unsigned char any = 0;
+    uint32_t g;
+
+    end -= KVT_SNAP_SUM_BYTES;
+    c->blob_bytes = kvt_get64(data + 8);
+    if (c->blob_bytes > end)
+        return 0;
+    for (g = 0; g < p->header->n_groups; g++) {
+        if (end - at < 4)
+            return 0;
+        c->from[g] = kvt_get32(data + at);
+        at += 4;
+        if (c->from[g] > rows || 4 * (rows - c->from[g]) > end - at)
+            return 0;
+        c->entries[g] = data + at;
+        at += 4 * (rows - c->from[g]);
+    }
+    for (; at % 8; at++)
+        any |= data[at]; /* below end, which is a multiple of 8 */
+    c->blob = data + at;
+    if (end - at != blob_room(c->blob_bytes))
+        return 0;
+    for (at += c->blob_bytes; at < end; at++)
+        any |= data[at];
+    return any == 0 && kvt_get32(data + 4) == 0;
+}
+
+kvt_status kvt_snap_take_checkpoint(kvt_snap_parser *p)
+{
+    kvt_snap_checkpoint c;
+    kvt_snap_section s;
+    size_t bytes;
+    uint32_t g;
+    kvt_status status = kvt_snap_expect(p, KVT_SNAP_CHECKPOINT, p->next.value, &s);
+
+    if (status != KVT_OK)
+        return status;
+    memset(&c, 0, sizeof c);
+    c.n_tokens = s.value;
+    c.n_own = p->n_own;
+    if (s.value > p->header->n_tokens || (p->counts.n_checkpoints && s.value <= p->n_tokens))
+        return kvt_snap_corrupt(p, "checkpoints do not ascend up to the sequence's length");
+    if (s.bytes < KVT_SNAP_POINT_BYTES + KVT_SNAP_SUM_BYTES || s.bytes % 8 ||
+        s.bytes > SIZE_MAX / 2)
+        return kvt_snap_corrupt(p, "its size is %llu", (unsigned long long)s.bytes);
+    bytes = (size_t)s.bytes;
+    status = kvt_snap_take_growing(p, &p->payload, 0, bytes, "a snapshot's checkpoint");
+    if (status != KVT_OK)
+        return status;
+    if (!kvt_snap_same_sum(kvt_get64(p->payload.data + bytes - KVT_SNAP_SUM_BYTES),
+                           kvt_snap_sum(p->payload.data, bytes - KVT_SNAP_SUM_BYTES)))
+        return kvt_snap_corrupt(p, "checksum of its payload");
+    memcpy(&c.next_position, p->payload.data, 4);
+    if (!split(p, &c, s.bytes) || c.next_position < -1)
+        return kvt_snap_corrupt(p, "its sizes, padding or next position");
+    for (g = 0; g < p->header->n_groups; g++) {
+        const char *fault = group_fault(p, &c, g);
+        if (fault)
+            return kvt_snap_corrupt(p, "group %u: %s", (unsigned)g, fault);
+    }
+    if (p->sink->checkpoint)
+        status = p->sink->checkpoint(p->sink->user, &c);
+    memcpy(p->sealed, c.sealed, sizeof p->sealed);
+    memcpy(p->first, c.first, sizeof p->first);
+    p->n_tokens = c.n_tokens;
+    p->counts.n_checkpoints++;
+    return status == KVT_OK ? kvt_snap_note(p, &s) : status;
+}
