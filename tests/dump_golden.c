@@ -1,6 +1,8 @@
 /*
- * dump_golden SNAPSHOT: load a golden snapshot (by its file's name) and write ids, positions, then
- * K and V of each layer as f32 to the standard output. For tests/read_snapshot.py.
+ * dump_golden SNAPSHOT: load a golden snapshot (by its file's name) and write ids, positions, K and
+ * V of each layer as f32, and the next position to the standard output; then, from the last
+ * checkpoint to the first, its length, its blob, and the same of the sequence there. For
+ * tests/read_snapshot.py.
  */
 #include <kvtile/kvtile.h>
 
@@ -19,33 +21,57 @@ static const golden *find(const char *path)
     return NULL;
 }
 
-int main(int argc, char **argv)
+static void put(void *user, const void *data, size_t n)
+{
+    (void)user;
+    (void)fwrite(data, 1, n, stdout);
+}
+
+/* Ids, positions, K and V of each layer, where they are, then the next position. */
+static int dump(const golden *g, const kvt_seq *seq)
 {
     static int32_t ints[GOLDEN_MOST];
-    static float x[256 * 256];
-    kvt_tensor view = kvt_tensor_f32(x);
+    uint64_t n = kvt_seq_length(seq);
+    int32_t next = kvt_seq_next_position(seq);
+    int bad = kvt_seq_token_ids(seq, 0, n, ints) != KVT_OK;
+
+    put(NULL, ints, (size_t)n * 4);
+    bad |= kvt_seq_positions(seq, 0, n, ints) != KVT_OK;
+    put(NULL, ints, (size_t)n * 4);
+    for (uint32_t layer = 0; layer < GOLDEN_LAYERS; layer++)
+        for (int side = 0; side < 2; side++)
+            bad |= golden_each(g, seq, layer, side, put, NULL);
+    put(NULL, &next, sizeof next);
+    return bad;
+}
+
+int main(int argc, char **argv)
+{
     const golden *g = argc == 2 ? find(argv[1]) : NULL;
     kvt_cache *cache = g ? golden_cache(g) : NULL;
     kvt_seq *seq = NULL;
-    uint32_t dims[3];
-    uint64_t n;
+    uint64_t points[GOLDEN_POINTS];
+    unsigned char blob[50];
+    size_t n_points, bytes;
     int bad;
 
     if (!cache)
         return 2;
-    if (kvt_seq_create(cache, &seq) != KVT_OK || kvt_seq_load(seq, argv[1], NULL, NULL) != KVT_OK)
+    if (kvt_seq_create(cache, &seq) != KVT_OK)
         return 1;
-    n = kvt_seq_length(seq);
-    bad = kvt_seq_token_ids(seq, 0, n, ints) != KVT_OK;
-    (void)fwrite(ints, 4, (size_t)n, stdout);
-    bad |= kvt_seq_positions(seq, 0, n, ints) != KVT_OK;
-    (void)fwrite(ints, 4, (size_t)n, stdout);
-    for (uint32_t layer = 0; layer < GOLDEN_LAYERS; layer++)
-        for (int side = 0; side < 2 && n; side++) {
-            golden_group_of(g, golden_layer_group(g, layer), dims);
-            bad |= kvt_read(seq, layer, (kvt_side)side, 0, n, &view) != KVT_OK;
-            (void)fwrite(x, 4, (size_t)n * dims[2] * dims[side], stdout);
-        }
+    if (g->tag && kvt_seq_set_tag(seq, g->tag, strlen(g->tag)) != KVT_OK)
+        return 1;
+    if (kvt_seq_load(seq, argv[1], NULL, NULL) != KVT_OK)
+        return 1;
+    bad = dump(g, seq);
+    bad |= kvt_seq_checkpoints(seq, points, GOLDEN_POINTS, &n_points) != KVT_OK;
+    while (n_points-- > 0) { /* as it is after a truncate to each, the last one first */
+        bad |= kvt_seq_checkpoint_read(seq, points[n_points], blob, sizeof blob, &bytes) != KVT_OK;
+        put(NULL, &points[n_points], sizeof points[n_points]);
+        put(NULL, blob, bytes);
+        bad |= kvt_seq_truncate(seq, points[n_points]) != KVT_OK;
+        bad |= dump(g, seq);
+    }
     kvt_seq_destroy(seq);
     kvt_cache_destroy(cache);
     return bad || fflush(stdout) != 0;

@@ -10,9 +10,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define GOLDEN_COUNT 8
+#define GOLDEN_COUNT 11
 #define GOLDEN_MOST 512 /* tokens */
 #define GOLDEN_LAYERS 3
+#define GOLDEN_POINTS 4
 
 typedef struct golden {
     const char *name;
@@ -23,24 +24,42 @@ typedef struct golden {
     uint32_t step, peak, cut_at, n_tokens; /* to peak in steps, truncated, in steps to n_tokens */
     /* 1: open rows with scales above 1, and K of a token in 70 far away; 2: see golden_sink. */
     uint32_t large;
+    uint32_t window, sinks;         /* of the first group */
+    uint32_t points[GOLDEN_POINTS]; /* checkpoints with a blob; 0: none */
+    const char *tag;
+    int32_t next; /* position; 0: not set */
 } golden;
+
+/* The last fields; plain: neither window, checkpoints, tag nor next position. */
+#define GOLDEN_PLAIN 0, 0, {0}, NULL, 0
+#define GOLDEN_WINDOW 90, 70, {0}, NULL, 0
+#define GOLDEN_CHECKPOINTS 50, 0, {100, 330, 345, 410}, NULL, 0
+#define GOLDEN_TAG 0, 0, {0}, "lora: 7", 77
 
 static const golden golden_all[GOLDEN_COUNT] = {
     /* Sealed, open and partial blocks. */
-    {"i8", KVT_TYPE_I8, KVT_TYPE_I8, 0, 1, 2, 24, 16, 0, 20, 300, 300, 300, 0},
+    {"i8", KVT_TYPE_I8, KVT_TYPE_I8, 0, 1, 2, 24, 16, 0, 20, 300, 300, 300, 0, GOLDEN_PLAIN},
     /* Nothing but sealed blocks, the last one truncated. */
-    {"i8-plain", KVT_TYPE_I8, KVT_TYPE_I8, 11, 1, 1, 24, 8, 100, 17, 310, 170, 180, 0},
-    {"i8-large", KVT_TYPE_I8, KVT_TYPE_I8, 0, 1, 1, 16, 32, KVT_RESIDUAL_NONE, 31, 150, 150, 150,
-     1},
+    {"i8-plain", KVT_TYPE_I8, KVT_TYPE_I8, 11, 1, 1, 24, 8, 100, 17, 310, 170, 180, 0,
+     GOLDEN_PLAIN},
+    {"i8-large", KVT_TYPE_I8, KVT_TYPE_I8, 0, 1, 1, 16, 32, KVT_RESIDUAL_NONE, 31, 150, 150, 150, 1,
+     GOLDEN_PLAIN},
     /* Rows without the offset: in the sealed block, and in the open one of layer 0. */
-    {"i8-sink", KVT_TYPE_I8, KVT_TYPE_I8, 0, 1, 1, 16, 8, KVT_RESIDUAL_NONE, 31, 90, 90, 90, 2},
-    {"f16-f32", KVT_TYPE_F16, KVT_TYPE_F32, 0, 1, 1, 8, 24, 0, 66, 66, 66, 66, 0},
+    {"i8-sink", KVT_TYPE_I8, KVT_TYPE_I8, 0, 1, 1, 16, 8, KVT_RESIDUAL_NONE, 31, 90, 90, 90, 2,
+     GOLDEN_PLAIN},
+    {"f16-f32", KVT_TYPE_F16, KVT_TYPE_F32, 0, 1, 1, 8, 24, 0, 66, 66, 66, 66, 0, GOLDEN_PLAIN},
     /* The groups differ in which blocks are open. */
-    {"groups", KVT_TYPE_I8, KVT_TYPE_F16, 1, 2, 1, 16, 32, 0, 9, 200, 200, 200, 0},
-    {"empty", KVT_TYPE_I8, KVT_TYPE_I8, 0, 1, 2, 64, 64, 0, 1, 0, 0, 0, 0},
+    {"groups", KVT_TYPE_I8, KVT_TYPE_F16, 1, 2, 1, 16, 32, 0, 9, 200, 200, 200, 0, GOLDEN_PLAIN},
+    {"empty", KVT_TYPE_I8, KVT_TYPE_I8, 0, 1, 2, 64, 64, 0, 1, 0, 0, 0, 0, GOLDEN_PLAIN},
     /* A sealed block that was truncated and filled up, then an open one. */
     {"v-in-k", KVT_TYPE_I8, KVT_TYPE_I8, KVT_GROUP_V_IN_K, 1, 2, 48, 32, KVT_RESIDUAL_NONE, 30, 200,
-     100, 160, 0},
+     100, 160, 0, GOLDEN_PLAIN},
+    /* Released blocks between the sinks and the window. */
+    {"window", KVT_TYPE_I8, KVT_TYPE_I8, 0, 1, 1, 24, 8, 0, 20, 400, 400, 400, 0, GOLDEN_WINDOW},
+    /* Checkpoints: of what is released and sealed since, in one row, and at the end. */
+    {"checkpoints", KVT_TYPE_I8, KVT_TYPE_F16, 0, 2, 1, 16, 8, KVT_RESIDUAL_NONE, 25, 420, 390, 410,
+     0, GOLDEN_CHECKPOINTS},
+    {"tag", KVT_TYPE_F16, KVT_TYPE_F16, 0, 1, 1, 8, 8, 0, 7, 30, 30, 30, 0, GOLDEN_TAG},
 };
 
 /* k_dim, v_dim, kv heads of a group. */
@@ -73,6 +92,8 @@ static inline kvt_cache *golden_cache(const golden *g)
         groups[i].layers = g->n_groups == 1 ? NULL : split[i];
         groups[i].rotation_seed = 2026;
         groups[i].residual_tokens = i ? 100 : g->residual;
+        groups[i].window_tokens = i ? 0 : g->window;
+        groups[i].sink_tokens = i ? 0 : g->sinks;
     }
     config.groups = groups;
     config.n_groups = g->n_groups;
@@ -125,7 +146,23 @@ static inline float golden_sized(const golden *g, uint32_t layer, uint32_t token
     return golden_value(layer, token, i, is_k) * (g->large == 1 ? size : 1.0f);
 }
 
-/* Tokens first .. end - 1, in steps. 0 when all went well. */
+/* A checkpoint where there is to be one; its blob is as long as its token's number, modulo 50. */
+static inline int golden_point(const golden *g, kvt_seq *seq, uint32_t n_tokens)
+{
+    unsigned char blob[50];
+    for (uint32_t i = 0; i < sizeof blob; i++)
+        blob[i] = (unsigned char)(n_tokens + i * i);
+    for (uint32_t i = 0; i < GOLDEN_POINTS; i++)
+        if (g->points[i] && g->points[i] == n_tokens) {
+            if (i == 1 && kvt_seq_set_next_position(seq, 1000) != KVT_OK)
+                return 1;
+            if (kvt_seq_checkpoint(seq, blob, n_tokens % 50) != KVT_OK)
+                return 1;
+        }
+    return 0;
+}
+
+/* Tokens first .. end - 1, in steps that end at checkpoints. 0 when all went well. */
 static inline int golden_append(const golden *g, kvt_seq *seq, uint32_t first, uint32_t end)
 {
     static float k[128 * 256], v[128 * 256];
@@ -135,6 +172,9 @@ static inline int golden_append(const golden *g, kvt_seq *seq, uint32_t first, u
 
     for (; first < end; first += n) {
         n = end - first < g->step ? end - first : g->step;
+        for (i = 0; i < GOLDEN_POINTS; i++)
+            if (g->points[i] > first && g->points[i] - first < n)
+                n = g->points[i] - first;
         for (t = 0; t < n; t++) {
             ids[t] = (first + t) % 5 ? (int32_t)((first + t) * 37 % 500) : KVT_TOKEN_NONE;
             positions[t] = (int32_t)(first + t + (first + t) / 10);
@@ -153,7 +193,7 @@ static inline int golden_append(const golden *g, kvt_seq *seq, uint32_t first, u
                 KVT_OK)
                 return 1;
         }
-        if (kvt_seq_commit(seq, ids) != KVT_OK)
+        if (kvt_seq_commit(seq, ids) != KVT_OK || golden_point(g, seq, first + n) != 0)
             return 1;
     }
     return 0;
@@ -162,8 +202,33 @@ static inline int golden_append(const golden *g, kvt_seq *seq, uint32_t first, u
 /* 0 when all went well. */
 static inline int golden_fill(const golden *g, kvt_seq *seq)
 {
-    return golden_append(g, seq, 0, g->peak) || kvt_seq_truncate(seq, g->cut_at) != KVT_OK ||
-           golden_append(g, seq, g->cut_at, g->n_tokens);
+    return (g->tag && kvt_seq_set_tag(seq, g->tag, strlen(g->tag)) != KVT_OK) ||
+           golden_append(g, seq, 0, g->peak) || kvt_seq_truncate(seq, g->cut_at) != KVT_OK ||
+           golden_append(g, seq, g->cut_at, g->n_tokens) ||
+           (g->next && kvt_seq_set_next_position(seq, g->next) != KVT_OK);
+}
+
+/*
+ * What one side of a layer holds, 64 tokens at a time, as f32; those that a window has released are
+ * left out. 0 when all went well.
+ */
+static inline int golden_each(const golden *g, const kvt_seq *seq, uint32_t layer, int side,
+                              void (*take)(void *user, const void *data, size_t n), void *user)
+{
+    static float x[64 * 256];
+    kvt_tensor view = kvt_tensor_f32(x);
+    uint64_t n = kvt_seq_length(seq), first;
+    uint32_t dims[3];
+    golden_group_of(g, golden_layer_group(g, layer), dims);
+    for (first = 0; first < n; first += 64) {
+        uint64_t here = n - first < 64 ? n - first : 64;
+        kvt_status status = kvt_read(seq, layer, (kvt_side)side, first, here, &view);
+        if (status == KVT_OK)
+            take(user, x, (size_t)here * dims[2] * dims[side] * 4);
+        else if (status != KVT_ERR_STATE || !g->window)
+            return 1;
+    }
+    return 0;
 }
 
 /* FNV-1a over ids, positions and all of K and V as f32. */
@@ -175,13 +240,20 @@ static inline uint64_t golden_mix(uint64_t hash, const void *data, size_t n)
     return hash;
 }
 
+static inline void golden_take(void *user, const void *data, size_t n)
+{
+    uint64_t *hash = user;
+    *hash = golden_mix(*hash, data, n);
+}
+
 static inline uint64_t golden_hash(const golden *g, const kvt_seq *seq)
 {
-    static float x[256 * 256];
     static int32_t ints[GOLDEN_MOST];
-    kvt_tensor view = kvt_tensor_f32(x);
-    uint64_t hash = 14695981039346656037u, n = kvt_seq_length(seq);
-    uint32_t layer, dims[3];
+    uint64_t hash = 14695981039346656037u, n = kvt_seq_length(seq), points[GOLDEN_POINTS];
+    unsigned char blob[50];
+    int32_t next = kvt_seq_next_position(seq);
+    size_t n_points, bytes;
+    uint32_t layer;
     int side;
 
     if (kvt_seq_token_ids(seq, 0, n, ints) != KVT_OK)
@@ -191,12 +263,38 @@ static inline uint64_t golden_hash(const golden *g, const kvt_seq *seq)
         return 0;
     hash = golden_mix(hash, ints, (size_t)n * 4);
     for (layer = 0; layer < GOLDEN_LAYERS; layer++)
-        for (side = 0; side < 2 && n; side++) {
-            golden_group_of(g, golden_layer_group(g, layer), dims);
-            if (kvt_read(seq, layer, (kvt_side)side, 0, n, &view) != KVT_OK)
+        for (side = 0; side < 2; side++)
+            if (golden_each(g, seq, layer, side, golden_take, &hash) != 0)
                 return 0;
-            hash = golden_mix(hash, x, (size_t)n * dims[2] * dims[side] * 4);
-        }
+    if (g->next)
+        hash = golden_mix(hash, &next, sizeof next);
+    if (kvt_seq_checkpoints(seq, points, GOLDEN_POINTS, &n_points) != KVT_OK)
+        return 0;
+    for (size_t i = 0; i < n_points && i < GOLDEN_POINTS; i++) {
+        hash = golden_mix(hash, &points[i], sizeof points[i]);
+        if (kvt_seq_checkpoint_read(seq, points[i], blob, sizeof blob, &bytes) != KVT_OK)
+            return 0;
+        hash = golden_mix(hash, blob, bytes < sizeof blob ? bytes : sizeof blob);
+    }
+    return hash;
+}
+
+/*
+ * The same of the sequence at its checkpoints, the last one first, which it is truncated to; of the
+ * sequence itself before.
+ */
+static inline uint64_t golden_deep_hash(const golden *g, kvt_seq *seq)
+{
+    uint64_t hash = golden_hash(g, seq), points[GOLDEN_POINTS], here;
+    size_t n;
+    if (kvt_seq_checkpoints(seq, points, GOLDEN_POINTS, &n) != KVT_OK || n > GOLDEN_POINTS)
+        return 0;
+    while (n-- > 0) {
+        if (kvt_seq_truncate(seq, points[n]) != KVT_OK)
+            return 0;
+        here = golden_hash(g, seq);
+        hash = golden_mix(hash, &here, sizeof here);
+    }
     return hash;
 }
 

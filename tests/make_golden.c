@@ -32,7 +32,7 @@ int main(int argc, char **argv)
             fprintf(stderr, "%s\n", text);
             return 1;
         }
-        printf("%s %016" PRIx64 "\n", g->name, golden_hash(g, seq));
+        printf("%s %016" PRIx64 "\n", g->name, golden_deep_hash(g, seq));
         kvt_seq_destroy(seq);
         kvt_cache_destroy(cache);
     }

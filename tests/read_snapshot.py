@@ -72,6 +72,7 @@ def up8(n):
 
 F32, F16, I8 = 0, 1, 2
 SEALED, OPEN = 0, 1
+ABSENT = 2**32 - 1
 ELEMENT = {F32: 4, F16: 2, I8: 1}
 NUMPY = {F32: "<f4", F16: "<f2", I8: "i1"}
 
@@ -79,8 +80,9 @@ NUMPY = {F32: "<f4", F16: "<f2", I8: "i1"}
 class Group:
     def __init__(self, data):
         (self.n_layers, self.q_heads, self.heads, self.k_dim, self.v_dim, self.k_type, self.v_type,
-         self.flags, self.seed, zero) = struct.unpack("<8IQQ", data)
-        need(zero == 0 and self.flags < 16, "group: reserved")
+         self.flags, self.seed, self.window, self.sinks) = struct.unpack("<8IQII", data)
+        need(self.flags < 16, "group: flags")
+        need(self.window or not self.sinks, "group: sinks without a window")
         need(1 <= self.n_layers <= 1024 and 1 <= self.heads <= 1024, "group: counts")
         need(1 <= self.q_heads <= 1024 and self.q_heads % self.heads == 0, "group: n_q_heads")
         for dim in (self.k_dim, self.v_dim):
@@ -90,7 +92,9 @@ class Group:
         self.offsets = self.k_type == I8 and not self.flags & 2
         self.v_in_k = bool(self.flags & 4)
         self.v_rotates = self.v_type == I8 and not self.flags & 8 and not self.v_in_k
-        self.form = SEALED  # of the last block read
+        # Rows that the window leaves, and the first row behind those that it has released.
+        self.sink_rows = max((self.sinks + 63) // 64, int(self.offsets)) if self.window else 0
+        self.first = self.sink_rows
         self.bare = 0  # open rows of K without the offset
         self.seals = I8 in (self.k_type, self.v_type)
         if self.v_in_k:
@@ -198,10 +202,12 @@ class Reader:
         self.data, self.at = data, 0
         self.index = []
         self.header()
+        self.sequence()
         self.ids = self.ints(1)
         self.positions = self.ints(2)
         need((self.ids >= -1).all() and (self.positions >= 0).all(), "ids or positions")
         self.blocks()
+        self.checkpoints()
         self.end()
 
     def take(self, n):
@@ -232,9 +238,32 @@ class Reader:
         at += up8(4 * n_layers)
         self.fingerprint = rest[at:at + fingerprint]
         need(not any(rest[at + fingerprint:-8]), "padding")
-        need(self.n_blocks == (self.n_tokens + 63) // 64 * n_groups, "n_blocks")
+        self.rows = (self.n_tokens + 63) // 64
+        need(sum(min(self.rows, g.sink_rows + 1) if g.window else self.rows for g in self.groups)
+             <= self.n_blocks < ABSENT, "n_blocks")
         need(largest == max(sum(g.sizes(64, form).values()) for g in self.groups for form in
                             ((SEALED, OPEN) if g.seals else (SEALED,))), "largest layer")
+
+    def peek(self):
+        """Type and value of the next section that is known; those before it are checked."""
+        at = self.at
+        while True:
+            head = self.take(32)
+            kind, _, _, value, check = struct.unpack("<IIQQQ", head)
+            need(check == xxh64(head[:24]), "section checksum")
+            if 1 <= kind <= 9:
+                self.at = at
+                return kind, value
+            self.at -= 32
+            at = self.skip()
+
+    def skip(self):
+        """A section of an unknown type."""
+        _, flags, size, _, _ = struct.unpack("<IIQQQ", self.take(32))
+        need(flags == 0 and size >= 8, "section of unknown type")
+        payload = self.take(size)
+        need(struct.unpack("<Q", payload[-8:])[0] == xxh64(payload[:-8]), "section checksum")
+        return self.at
 
     def section(self, want, want_value):
         while True:
@@ -242,12 +271,12 @@ class Reader:
             head = self.take(32)
             kind, flags, size, value, check = struct.unpack("<IIQQQ", head)
             need(check == xxh64(head[:24]), "section checksum")
-            if 1 <= kind <= 7:
+            if 1 <= kind <= 9:
                 need(flags == 1 and kind == want and value == want_value, "section order")
                 return start, self.take(size)
-            need(flags == 0 and size >= 8 and want != 5, "section of unknown type")
-            payload = self.take(size)
-            need(struct.unpack("<Q", payload[-8:])[0] == xxh64(payload[:-8]), "section checksum")
+            need(want != 5, "section of unknown type")
+            self.at = start
+            self.skip()
 
     def note(self, kind, value, start):
         self.index.append(struct.pack("<IIQQQ", kind, 0, value, start, self.at - start))
@@ -310,37 +339,128 @@ class Reader:
             parts.append(np.frombuffer(data, "<i4"))
         return np.concatenate(parts)
 
+    def sequence(self):
+        self.next_position, self.tag = -1, b""
+        if self.peek()[0] != 8:
+            return
+        start, payload = self.section(8, 0)
+        need(len(payload) >= 16 and struct.unpack("<Q", payload[-8:])[0] == xxh64(payload[:-8]),
+             "sequence checksum")
+        self.next_position, size = struct.unpack("<iI", payload[:8])
+        need(size <= 256 and len(payload) == up8(8 + size) + 8, "tag size")
+        self.tag = payload[8:8 + size]
+        need(not any(payload[8 + size:-8]), "padding")
+        need(self.next_position >= -1 and (self.next_position >= 0 or size), "an empty sequence section")
+        self.note(8, 0, start)
+
+    def row_tokens(self, row, n_tokens):
+        return min(64, n_tokens - 64 * row)
+
     def blocks(self):
         start, table = self.section(3, 0)
         need(len(table) == 32 * self.n_blocks + 8, "block table size")
         need(struct.unpack("<Q", table[-8:])[0] == xxh64(table[:-8]), "block table checksum")
         self.note(3, 0, start)
-        self.k, self.v, self.forms, self.layers = {}, {}, [], []
-        for b in range(self.n_blocks):
-            g, row = b % len(self.groups), b // len(self.groups)
-            group, n = self.groups[g], min(64, self.n_tokens - 64 * row)
+        self.entries = [struct.unpack("<16sIIII", table[32 * b:32 * b + 32]) for b in range(self.n_blocks)]
+        self.own, b = {}, 0  # (group, row): its entry
+        for row in range(self.rows):
+            for g, group in enumerate(self.groups):
+                if b < self.n_blocks and self.entries[b][1:3] == (g, row):
+                    need(self.entries[b][3] == self.row_tokens(row, self.n_tokens), "block table entry")
+                    self.own[g, row] = b
+                    b += 1
+                else:
+                    need(group.window and group.first == row and row + 1 < self.rows, "a row is missing")
+                    group.first = row + 1
+        self.n_own = b
+        for g in range(len(self.groups)):
+            self.check_rows(g, [self.own.get((g, row)) for row in range(self.rows)], self.n_tokens)
+        for entry in self.entries[self.n_own:]:
+            need(entry[1] < len(self.groups) and entry[2] < self.rows and 1 <= entry[3] <= 64,
+                 "entry of a checkpoint's block")
+            need(self.entries.count(entry) == 1, "an entry is there twice")
+        self.values, self.layers = [], []  # of each block: {layer: (K, V)}
+        for b, (name, g, row, n, form) in enumerate(self.entries):
+            group = self.groups[g]
             entry = table[32 * b:32 * b + 32]
-            need(struct.unpack("<III", entry[16:28]) == (g, row, n), "block table entry")
-            form = struct.unpack("<I", entry[28:])[0]
             need(form in (SEALED, OPEN), "representation")
             need(form == SEALED or group.seals, "an open block without i8")
-            need(form >= group.form, "a sealed block after an open one")
-            group.form = form
-            self.forms.append(form)
             start, payload = self.section(4, b)
             need(len(payload) == 48 and payload[:32] == entry, "block")
             need(struct.unpack("<IIQ", payload[32:]) == (group.n_layers, 0, xxh64(payload[:40])), "block")
-            digests = entry[24:]
+            digests, values = entry[24:], {}
             for i, layer in enumerate(group.layers):
                 _, payload = self.section(5, i)
                 streams = self.streams(payload, group.sizes(n, form), group.shapes(n, form))
                 digests += xxh128(b"".join(streams[kind] for kind in sorted(streams)))
-                k, v = group.values(n, form, streams)
+                values[layer] = group.values(n, form, streams)
                 self.layers.append((group, n, form, streams))
-                self.k.setdefault(layer, []).append(k)
-                self.v.setdefault(layer, []).append(v)
-            need(entry[:16] == xxh128(digests), "block id")
+            need(name == xxh128(digests), "block id")
+            self.values.append(values)
             self.note(4, b, start)
+
+    def check_rows(self, g, view, n_tokens):
+        """A sequence's or checkpoint's entries of a group, None where released: leading sealed (or
+        released) rows, and the first row behind the released ones."""
+        group, sealed, first, is_open = self.groups[g], 0, self.groups[g].sink_rows, False
+        for row, b in enumerate(view):
+            if b is None:
+                need(group.window and first == row and row + 1 < len(view) and not is_open, "a released row")
+                first = row + 1
+            else:
+                need(self.entries[b][1:4] == (g, row, self.row_tokens(row, n_tokens)), "a row's block")
+                need(self.entries[b][4] == OPEN or not is_open, "a sealed block after an open one")
+                is_open = self.entries[b][4] == OPEN
+            if not is_open:
+                sealed = row + 1
+        if first > group.sink_rows:  # what the next query sees has to be there
+            see = int(self.positions[n_tokens - 1]) + 1 - group.window
+            need(not (self.positions[:64 * first].reshape(-1, 64)[group.sink_rows:] > see).any(),
+                 "rows that a window needs")
+        return sealed, first
+
+    def checkpoints(self):
+        """points: (tokens, next position, blob, by groups the entries of the rows)."""
+        self.points, named, before = [], 0, [(0, 0)] * len(self.groups)
+        ends = [self.check_rows(g, [self.own.get((g, row)) for row in range(self.rows)], self.n_tokens)
+                for g in range(len(self.groups))]
+        while self.peek()[0] == 9:
+            n_tokens = self.peek()[1]
+            start, payload = self.section(9, n_tokens)
+            need((self.points[-1][0] if self.points else -1) < n_tokens <= self.n_tokens, "checkpoint order")
+            need(len(payload) >= 24 and struct.unpack("<Q", payload[-8:])[0] == xxh64(payload[:-8]),
+                 "checkpoint checksum")
+            next_position, zero, size = struct.unpack("<iIQ", payload[:16])
+            need(next_position >= -1 and zero == 0, "checkpoint")
+            at, end, rows, views = 16, len(payload) - 8, (n_tokens + 63) // 64, []
+            for g, group in enumerate(self.groups):
+                need(at + 4 <= end, "checkpoint size")
+                begin = struct.unpack("<I", payload[at:at + 4])[0]
+                need(begin <= rows and at + 4 + 4 * (rows - begin) <= end, "checkpoint size")
+                words = struct.unpack("<%dI" % (rows - begin), payload[at + 4:at + 4 + 4 * (rows - begin)])
+                at += 4 + 4 * (rows - begin)
+                view = [self.own.get((g, row)) for row in range(begin)]
+                for row, b in enumerate(words, begin):
+                    need(b == ABSENT or b < self.n_blocks, "checkpoint entry")
+                    need(b == ABSENT or b >= self.n_own or b == self.own.get((g, row)), "another row's block")
+                    if b != ABSENT and b >= self.n_own:
+                        need(b <= self.n_own + named, "order of the checkpoints' blocks")
+                        named += b == self.n_own + named
+                    view.append(None if b == ABSENT else b)
+                need(begin == rows or view[begin] != self.own.get((g, begin)), "begins with the sequence's row")
+                sealed, first = self.check_rows(g, view, n_tokens)
+                need(before[g][0] <= sealed <= ends[g][0] and before[g][1] <= first <= ends[g][1],
+                     "rows that are open or there again")
+                before[g] = sealed, first
+                kept = min([n_tokens // 64] + [sealed] * group.seals + [first] * bool(group.window))
+                need(kept <= begin, "a row that cannot have changed")
+                views.append(view)
+            need(size <= end and up8(at) + up8(size) == end, "blob size")
+            blob = payload[up8(at):up8(at) + size]
+            need(not any(payload[at:up8(at)]) and not any(payload[up8(at) + size:end]), "padding")
+            self.points.append((n_tokens, next_position, blob, views))
+            self.note(9, n_tokens, start)
+        need(self.n_own + named == self.n_blocks, "blocks of no checkpoint")
 
     def end(self):
         start, index = self.section(6, 0)
@@ -351,12 +471,23 @@ class Reader:
         need(struct.unpack("<QQQ", end[:24]) == (start, self.at, xxh64(end[:16])), "footer")
         need(self.at == len(self.data), "bytes after the end")
 
+    def dump_rows(self, n_tokens, next_position, views):
+        parts = [self.ids[:n_tokens].tobytes(), self.positions[:n_tokens].tobytes()]
+        where = {layer: g for g, group in enumerate(self.groups) for layer in group.layers}
+        for layer in sorted(where):
+            for side in range(2):
+                parts += [self.values[b][layer][side].astype("<f4").tobytes()
+                          for b in views[where[layer]] if b is not None]
+        if next_position < 0 and n_tokens:
+            next_position = min(int(self.positions[n_tokens - 1]) + 1, 2**31 - 1)
+        return b"".join(parts) + struct.pack("<i", max(next_position, 0))
+
     def dump(self):
-        """As dump_golden.c writes it: ids, positions, then K and V of each layer."""
-        parts = [self.ids.tobytes(), self.positions.tobytes()]
-        for layer in sorted(self.k):
-            parts += [np.concatenate(self.k[layer]).astype("<f4").tobytes(),
-                      np.concatenate(self.v[layer]).astype("<f4").tobytes()]
+        """As dump_golden.c writes it."""
+        own = [[self.own.get((g, row)) for row in range(self.rows)] for g in range(len(self.groups))]
+        parts = [self.dump_rows(self.n_tokens, self.next_position, own)]
+        for n_tokens, next_position, blob, views in reversed(self.points):
+            parts += [struct.pack("<Q", n_tokens), blob, self.dump_rows(n_tokens, next_position, views)]
         return b"".join(parts)
 
 
@@ -410,9 +541,10 @@ def main(arguments):
         if damages:
             damage(data)
             damage_signs(reader)
-        print("%s: %d tokens, %d layers, %d of %d blocks open, %d rows without offset%s" % (
-            path, reader.n_tokens, sum(g.n_layers for g in reader.groups), sum(reader.forms), reader.n_blocks,
-            bare, ", as the library reads it" if program else ""))
+        print("%s: %d tokens, %d layers, %d of %d blocks open, %d rows without offset, %d checkpoints%s" % (
+            path, reader.n_tokens, sum(g.n_layers for g in reader.groups),
+            sum(entry[4] for entry in reader.entries), reader.n_blocks, bare, len(reader.points),
+            ", as the library reads it" if program else ""))
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 add_library(snapshot_support STATIC snapshot_support.c subject.c)
 target_link_libraries(snapshot_support PUBLIC test_support PRIVATE kvtile_warnings kvtile::xxhash)
 
-foreach(name snapshot snapshot_damage snapshot_files snapshot_working seal fork select remove accounting
-    operations)
+foreach(name snapshot snapshot_damage snapshot_files snapshot_working seal fork select remove
+    checkpoint accounting operations)
   add_executable(test_${name} test_${name}.c)
   target_link_libraries(test_${name} PRIVATE snapshot_support kvtile_warnings)
   add_test(NAME ${name} COMMAND test_${name})
@@ -28,7 +28,7 @@ add_test(NAME snapshot_codec COMMAND test_snapshot_codec)
 
 set(golden ${CMAKE_CURRENT_SOURCE_DIR}/golden)
 set(golden_files)
-foreach(name i8 i8-plain i8-large i8-sink f16-f32 groups empty v-in-k)
+foreach(name i8 i8-plain i8-large i8-sink f16-f32 groups empty v-in-k window checkpoints tag)
   list(APPEND golden_files ${golden}/${name}.kvt)
 endforeach()
 add_executable(test_snapshot_golden test_snapshot_golden.c)

@@ -50,11 +50,13 @@ static void test_golden(void **state)
         cache = golden_cache(g);
         assert_non_null(cache);
         assert_int_equal(kvt_seq_create(cache, &seq), KVT_OK);
+        if (g->tag)
+            assert_int_equal(kvt_seq_set_tag(seq, g->tag, strlen(g->tag)), KVT_OK);
         if (kvt_seq_load(seq, path, NULL, NULL) != KVT_OK) {
             (void)kvt_cache_error(cache, text, sizeof text);
             fail_msg("%s: %s", path, text);
         }
-        if (golden_hash(g, seq) != want)
+        if (golden_deep_hash(g, seq) != want)
             fail_msg("%s holds something else than it did", path);
         kvt_seq_destroy(seq);
         kvt_cache_destroy(cache);
