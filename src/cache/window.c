@@ -8,7 +8,8 @@
  *
  * A commit releases what is out of sight for every length down to KVT_DRAFT_TOKENS tokens before
  * the one that it leads to, so that rejected drafts can be taken back, and blocks that are not
- * sealed for good stay. The rows of the sinks stay, and row 0, whose offset open rows take.
+ * sealed for good at all of these stay. So what is released depends on the length, not on the steps
+ * that led there. The rows of the sinks stay, and row 0, whose offset open rows take.
  */
 #include "src/cache/cache.h"
 
@@ -72,8 +73,9 @@ void kvt_window_release(kvt_seq *seq)
         size_t first, end;
         if (!kvt_has_window(group) || seq->length <= KVT_DRAFT_TOKENS)
             continue;
-        end =
-            group->seals ? state->n_final : (size_t)((seq->length - KVT_DRAFT_TOKENS) / KVT_TOKENS);
+        end = kvt_rows_older(seq->length,
+                             KVT_DRAFT_TOKENS + (group->seals ? group->residual_tokens : 0));
+        end = group->seals && state->n_final < end ? state->n_final : end;
         first =
             first_beyond(seq, group, end, kvt_lowest_query(seq) - (int64_t)group->window_tokens);
         if (first <= state->first || first <= kvt_sink_rows(group))
