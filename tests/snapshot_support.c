@@ -378,7 +378,9 @@ static void resign_all(unsigned char *data, size_t n, int ids)
             }
             break;
         }
-        case 6: put64(payload + size - 8, XXH64(payload, size - 8, 0)); break;
+        case 6:
+        case 8:
+        case 9: put64(payload + size - 8, XXH64(payload, size - 8, 0)); break;
         case 7: put64(payload + 16, XXH64(payload, 16, 0)); break;
         default: break;
         }

@@ -115,6 +115,19 @@ uint64_t attend_hash(const subject *s, const kvt_seq *seq)
     return h;
 }
 
+kvt_seq *reloaded(const subject *s, const kvt_seq *seq)
+{
+    bytes file = saved(s->cache, seq, KVT_CODEC_ZSTD);
+    kvt_seq *loaded = seq_of(s);
+    unsigned char tag[KVT_MAX_TAG];
+    size_t n;
+    expect_ok(s->cache, kvt_seq_tag(seq, tag, sizeof tag, &n));
+    expect_ok(s->cache, kvt_seq_set_tag(loaded, tag, n));
+    expect_ok(s->cache, load_bytes(loaded, file.data, file.n, NULL));
+    bytes_free(&file);
+    return loaded;
+}
+
 uint64_t file_hash(const subject *s, const kvt_seq *seq)
 {
     bytes file = saved(s->cache, seq, KVT_CODEC_RAW);

@@ -38,6 +38,8 @@ void grow(const subject *s, kvt_seq *seq, size_t n);
 kvt_seq *seq_of(const subject *s);
 /* What attention of the last query gives, on every layer, in every mode. */
 uint64_t attend_hash(const subject *s, const kvt_seq *seq);
+/* A new sequence, loaded from what another one saves. */
+kvt_seq *reloaded(const subject *s, const kvt_seq *seq);
 /* A raw snapshot. */
 uint64_t file_hash(const subject *s, const kvt_seq *seq);
 /* Two sequences have the same file, and the same attention. */

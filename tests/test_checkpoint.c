@@ -275,7 +275,7 @@ static void check_return(uint64_t seed, size_t at, size_t more)
 {
     rng r = {seed};
     kvt_group_config g[2];
-    kvt_seq *seq, *stayed, *copy = NULL;
+    kvt_seq *seq, *stayed, *loaded, *copy = NULL;
     subject s;
     windowed_groups(g, 1 + rng_below(&r, 150), rng_below(&r, 2) * rng_below(&r, 100),
                     rng_below(&r, 3) ? KVT_TYPE_I8 : KVT_TYPE_F16);
@@ -297,7 +297,9 @@ static void check_return(uint64_t seed, size_t at, size_t more)
         }
     expect_ok(s.cache, kvt_seq_set_next_position(seq, (int32_t)at + 5));
     expect_ok(s.cache, kvt_seq_set_next_position(stayed, (int32_t)at + 5));
+    expect_equal(&s, seq, stayed, "before a checkpoint", at);
     expect_ok(s.cache, kvt_seq_checkpoint(seq, "state", 5));
+    expect_ok(s.cache, kvt_seq_checkpoint(stayed, "state", 5)); /* files have it */
     expect_equal(&s, seq, stayed, "a checkpoint", at);
     for (int round = 0; round < 2; round++) {
         size_t end = at + more;
@@ -305,7 +307,20 @@ static void check_return(uint64_t seed, size_t at, size_t more)
             size_t n = 1 + rng_below(&r, 60), left = end - (size_t)kvt_seq_length(seq);
             step_of(&s, seq, MOST - 80, n < left ? n : left);
         }
+        loaded = reloaded(&s, seq);
+        expect_equal(&s, loaded, seq, "loaded, behind a checkpoint", at);
+        expect_ok(s.cache, kvt_seq_truncate(loaded, at));
+        assert_true(kvt_seq_next_position(loaded) == (int32_t)at + 5);
+        expect_equal(&s, loaded, stayed, "loaded, then back at a checkpoint", at);
+        if (round == 0) {
+            kvt_seq_destroy(seq);
+            seq = loaded;
+        } else {
+            grow(&s, loaded, 70);
+            kvt_seq_destroy(loaded);
+        }
         if (rng_below(&r, 2)) {
+            end = kvt_seq_length(seq);
             expect_ok(s.cache, kvt_seq_fork(seq, round ? at : end, &copy));
             if (round == 0)
                 expect_ok(s.cache, kvt_seq_truncate(copy, at));

@@ -208,9 +208,9 @@ static void bad_block_tokens(bytes *f)
 {
     put32(f->data + 16, 128);
 }
-static void bad_reserved(bytes *f)
+static void bad_sinks(bytes *f) /* without a window */
 {
-    f->data[64 + 40] = 1;
+    f->data[64 + 44] = 1;
 }
 static void bad_layer_number(bytes *f)
 {
@@ -491,7 +491,7 @@ static const struct {
     DAMAGE(bad_n_blocks, IN(SEALED) | IN(OPEN), KVT_OK, ""),
     DAMAGE(bad_header_flags, IN(SEALED) | IN(OPEN), KVT_OK, ""),
     DAMAGE(bad_block_tokens, IN(SEALED) | IN(OPEN), KVT_OK, ""),
-    DAMAGE(bad_reserved, IN(SEALED) | IN(OPEN), KVT_OK, ""),
+    DAMAGE(bad_sinks, IN(SEALED) | IN(OPEN), KVT_ERR_CORRUPT, "sink_tokens"),
     DAMAGE(bad_layer_number, IN(SEALED) | IN(OPEN), KVT_OK, ""),
     DAMAGE(bad_layer_size, IN(SEALED) | IN(OPEN), KVT_OK, ""),
     DAMAGE(bad_section_flag, IN(SEALED) | IN(OPEN), KVT_OK, ""),
@@ -828,6 +828,8 @@ static void test_mismatch(void **state)
     OTHER((m.groups[0].v_dim = 80, m.groups[0].flags = KVT_GROUP_V_IN_K),
           "v_dim of group 0 is 80, the cache's is 96");
     OTHER(m.groups[0].rotation_seed = 7, "rotation_seed of group 0 is 7, the cache's is 42");
+    OTHER(m.groups[1].window_tokens = 9, "window_tokens of group 1 is 9, the cache's is 0");
+    OTHER((m.groups[1].window_tokens = 9, m.groups[1].sink_tokens = 3), "window_tokens of group 1");
     OTHER((m.layers[0][1] = 1, m.layers[1][0] = 2), "layer 1 is in group 0");
     OTHER(m.fingerprint = "test modem", "fingerprint");
     OTHER(m.fingerprint = "", "(0 bytes)");

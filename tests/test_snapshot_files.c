@@ -145,6 +145,11 @@ static void test_file(void **state)
         assert_int_equal(info.groups[0].rotation_seed, 42);
         assert_int_equal(info.fingerprint_bytes, 10);
         assert_memory_equal(info.fingerprint, "test model", 10);
+        assert_int_equal(info.next_position, -1);
+        assert_int_equal(info.tag_bytes, 0);
+        assert_int_equal(info.n_checkpoints, 0);
+        assert_int_equal(info.n_open_blocks, verify ? 2 : 0);
+        assert_true(info.n_elements == (verify ? 2 * 2 * 2 * 100 * 64 : 0));
     }
     assert_int_equal(info.file_bytes, file.n);
     /* 100 tokens: 64 and 36 live ones of open codes and scales, one offset a block */

@@ -45,16 +45,16 @@ run 2 info --loud "$golden/i8.kvt"
 run 2 verify --quick "$golden/i8.kvt"
 
 run 0 info "$golden/i8.kvt"
-says out 'tokens  *300 in 5 blocks'
+says out 'tokens  *300 in 5 blocks, 2 of them open$'
 says out 'fingerprint  *676f6c64656e'
-says out ' 0  *3  *4  *2  *24  *16  *i8  *i8  *rotated, with offset  *rotated$'
+says out ' 0  *3  *4  *2  *24  *16  *i8  *i8  *rotated, with offset  *rotated  *none$'
 says out 'bits per element'
 silent err
 run 0 info --quick "$golden/groups.kvt"
-says out ' 1  *1  *4  *2  *8  *16  *f32  *i8  *as it is  *rotated$'
-says out ' 0  *2  *2  *1  *16  *32  *i8  *f16  *with offset  *as it is$'
+says out ' 1  *1  *4  *2  *8  *16  *f32  *i8  *as it is  *rotated  *none$'
+says out ' 0  *2  *2  *1  *16  *32  *i8  *f16  *with offset  *as it is  *none$'
 run 0 info "$golden/i8-plain.kvt" # all flags are set
-says out ' *i8  *i8  *as it is  *as it is$'
+says out ' *i8  *i8  *as it is  *as it is  *none$'
 run 0 info --json "$golden/i8-plain.kvt"
 says out '"rotation":false,"offset":false,"v_rotation":false,"v_in_k":false,'
 run 0 info --json "$golden/v-in-k.kvt"
@@ -62,6 +62,20 @@ says out '"rotation":true,"offset":true,"v_rotation":false,"v_in_k":true,'
 run 0 info --json "$golden/groups.kvt"
 says out '"v_type":"f16","rotation":false,"offset":true,"v_rotation":false,'
 says out '"v_type":"i8","rotation":false,"offset":false,"v_rotation":true,'
+run 0 info "$golden/window.kvt"
+says out ' 0  *3  *2  *1  *24  *8  *i8  *i8  *rotated, with offset  *rotated  *90 tokens, 70 sinks$'
+run 0 info --json "$golden/window.kvt"
+says out '"window_tokens":90,"sink_tokens":70}'
+run 0 info "$golden/checkpoints.kvt"
+says out 'checkpoints  *4$'
+says out ' 0  *2  .*  *50 tokens$'
+run 0 info --json "$golden/checkpoints.kvt"
+says out '"n_checkpoints":4,'
+run 0 info --quick "$golden/tag.kvt"
+says out 'tag  *"lora: 7"$'
+says out 'next position  *77$'
+run 0 info --json --quick "$golden/tag.kvt"
+says out '"tag":"6c6f72613a2037","next_position":77,'
 run 0 info "$golden/empty.kvt"
 run 0 verify "$golden"/*.kvt
 says out 'i8.kvt: sound, 300 tokens'
@@ -71,7 +85,7 @@ says out '"n_tokens":300,'
 says out '"k_type":"f16"'
 says out '"v_in_k":true'
 run 0 info "$golden/v-in-k.kvt"
-says out ' 0  *3  *4  *2  *48  *32  *i8  *in K  *rotated, with offset  *K.s$'
+says out ' 0  *3  *4  *2  *48  *32  *i8  *in K  *rotated, with offset  *K.s  *none$'
 
 # Damage, and the largest code of several files.
 head -c 1000 "$golden/i8.kvt" >"$work/cut.kvt"

@@ -63,24 +63,23 @@ static int rotates_v(const kvt_snapshot_group *group) /* by itself: V in K is ro
            !(group->flags & KVT_GROUP_NO_V_ROTATION);
 }
 
-/* Elements of K and V in a snapshot; a V that is in K is not stored a second time. */
-static double elements(const kvt_snapshot_info *info)
-{
-    double sum = 0;
-    uint32_t g;
-    for (g = 0; g < info->n_groups; g++) {
-        const kvt_snapshot_group *group = &info->groups[g];
-        sum += (double)group->n_layers * group->n_kv_heads *
-               (group->k_dim + (is_v_in_k(group) ? 0 : group->v_dim));
-    }
-    return sum * (double)info->n_tokens;
-}
-
-static void print_fingerprint(const kvt_snapshot_info *info)
+static void print_hex(const uint8_t *bytes, uint32_t n)
 {
     uint32_t i;
-    for (i = 0; i < info->fingerprint_bytes; i++)
-        printf("%02x", info->fingerprint[i]);
+    for (i = 0; i < n; i++)
+        printf("%02x", bytes[i]);
+}
+
+/* A tag as it is where that is plain text, else as hex digits. */
+static void print_tag(const kvt_snapshot_info *info)
+{
+    uint32_t i;
+    for (i = 0; i < info->tag_bytes; i++)
+        if (info->tag[i] < 0x20 || info->tag[i] > 0x7e || info->tag[i] == '"') {
+            print_hex(info->tag, info->tag_bytes);
+            return;
+        }
+    printf("\"%.*s\"", (int)info->tag_bytes, (const char *)info->tag);
 }
 
 /* A JSON string. Bytes that are no valid UTF-8 (file names may be anything) become U+FFFD. */
@@ -141,14 +140,16 @@ static void print_json(const char *path, const options *o, kvt_status status,
     printf(",\"version\":%" PRIu32 ",\"n_tokens\":%" PRIu64 ",\"n_blocks\":%" PRIu64
            ",\"fingerprint\":\"",
            info->version, info->n_tokens, info->n_blocks);
-    print_fingerprint(info);
-    printf("\",\"groups\":[");
+    print_hex(info->fingerprint, info->fingerprint_bytes);
+    printf("\",\"tag\":\"");
+    print_hex(info->tag, info->tag_bytes);
+    printf("\",\"next_position\":%" PRId32 ",\"groups\":[", info->next_position);
     for (g = 0; g < info->n_groups; g++) {
         const kvt_snapshot_group *group = &info->groups[g];
         printf("%s{\"n_layers\":%" PRIu32 ",\"n_q_heads\":%" PRIu32 ",\"n_kv_heads\":%" PRIu32
                ",\"k_dim\":%" PRIu32 ",\"v_dim\":%" PRIu32 ",\"k_type\":\"%s\",\"v_type\":\"%s\""
                ",\"rotation\":%s,\"offset\":%s,\"v_rotation\":%s,\"v_in_k\":%s,\"rotation_seed\":"
-               "\"%" PRIu64 "\"}",
+               "\"%" PRIu64 "\",\"window_tokens\":%" PRIu32 ",\"sink_tokens\":%" PRIu32 "}",
                g ? "," : "", group->n_layers, group->n_q_heads, group->n_kv_heads, group->k_dim,
                group->v_dim, type_name(group->k_type), type_name(group->v_type),
                group->k_type == KVT_TYPE_I8 && !(group->flags & KVT_GROUP_NO_ROTATION) ? "true"
@@ -156,16 +157,18 @@ static void print_json(const char *path, const options *o, kvt_status status,
                group->k_type == KVT_TYPE_I8 && !(group->flags & KVT_GROUP_NO_OFFSET) ? "true"
                                                                                      : "false",
                rotates_v(group) ? "true" : "false", is_v_in_k(group) ? "true" : "false",
-               group->rotation_seed);
+               group->rotation_seed, group->window_tokens, group->sink_tokens);
     }
     printf("]");
     if (!o->quick) {
+        printf(",\"n_open_blocks\":%" PRIu64 ",\"n_checkpoints\":%" PRIu64, info->n_open_blocks,
+               info->n_checkpoints);
         printf(",\"file_bytes\":%" PRIu64 ",\"stored_bytes\":%" PRIu64 ",\"native_bytes\":%" PRIu64,
                info->file_bytes, info->stored_bytes, info->native_bytes);
         if (info->n_tokens)
             printf(",\"ratio\":%.4f,\"bits_per_element\":%.4f",
                    (double)info->native_bytes / (double)info->stored_bytes,
-                   8.0 * (double)info->stored_bytes / elements(info));
+                   8.0 * (double)info->stored_bytes / (double)info->n_elements);
     }
     printf("}\n");
 }
@@ -178,13 +181,23 @@ static void print_table(const char *path, const options *o, const kvt_snapshot_i
     printf("  format version   %" PRIu32 "\n", info->version);
     printf("  fingerprint      ");
     if (info->fingerprint_bytes)
-        print_fingerprint(info);
+        print_hex(info->fingerprint, info->fingerprint_bytes);
     else
         printf("none");
-    printf("\n  tokens           %" PRIu64 " in %" PRIu64 " blocks\n", info->n_tokens,
+    if (info->tag_bytes) {
+        printf("\n  tag              ");
+        print_tag(info);
+    }
+    printf("\n  tokens           %" PRIu64 " in %" PRIu64 " blocks", info->n_tokens,
            info->n_blocks);
-    printf("  group  layers  q heads  kv heads  k dim  v dim  K    V     K is                  V "
-           "is\n");
+    if (!o->quick)
+        printf(", %" PRIu64 " of them open", info->n_open_blocks);
+    if (info->next_position >= 0)
+        printf("\n  next position    %" PRId32, info->next_position);
+    if (!o->quick && info->n_checkpoints)
+        printf("\n  checkpoints      %" PRIu64, info->n_checkpoints);
+    printf("\n  group  layers  q heads  kv heads  k dim  v dim  K    V     K is                  V "
+           "is      window\n");
     for (g = 0; g < info->n_groups; g++) {
         const kvt_snapshot_group *group = &info->groups[g];
         const char *how = "as it is";
@@ -194,12 +207,19 @@ static void print_table(const char *path, const options *o, const kvt_snapshot_i
             how = hows[group->flags & (KVT_GROUP_NO_ROTATION | KVT_GROUP_NO_OFFSET)];
         }
         printf("  %5" PRIu32 "  %6" PRIu32 "  %7" PRIu32 "  %8" PRIu32 "  %5" PRIu32 "  %5" PRIu32
-               "  %-3s  %-4s  %-20s  %s\n",
+               "  %-3s  %-4s  %-20s  %-8s",
                g, group->n_layers, group->n_q_heads, group->n_kv_heads, group->k_dim, group->v_dim,
                type_name(group->k_type), is_v_in_k(group) ? "in K" : type_name(group->v_type), how,
                is_v_in_k(group)   ? "K's"
                : rotates_v(group) ? "rotated"
                                   : "as it is");
+        if (group->window_tokens)
+            printf("  %" PRIu32 " tokens", group->window_tokens);
+        else
+            printf("  none");
+        if (group->sink_tokens)
+            printf(", %" PRIu32 " sinks", group->sink_tokens);
+        printf("\n");
     }
     if (o->quick)
         return;
@@ -210,8 +230,8 @@ static void print_table(const char *path, const options *o, const kvt_snapshot_i
         printf("  compression      %.3f to 1\n",
                (double)info->native_bytes / (double)info->stored_bytes);
         printf("  bits per element %.3f as stored, %.3f in the cache\n",
-               8.0 * (double)info->stored_bytes / elements(info),
-               8.0 * (double)info->native_bytes / elements(info));
+               8.0 * (double)info->stored_bytes / (double)info->n_elements,
+               8.0 * (double)info->native_bytes / (double)info->n_elements);
     }
 }
 

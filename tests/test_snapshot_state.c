@@ -1,0 +1,902 @@
+/*
+ * Snapshots of what a sequence has besides tokens: windows that have released blocks, checkpoints, a
+ * tag and a next position. A loaded sequence goes on as the saved one, back to its checkpoints too;
+ * equal states save equal files; what is damaged is refused, or harmless.
+ */
+#include "subject.h"
+
+#include <stdio.h>
+
+/* A group with a window and one without. */
+static void make(subject *s, uint32_t window, uint32_t sinks, kvt_type type, uint32_t residual,
+                 rng *r)
+{
+    kvt_group_config g[2];
+    g[0] = group_of(1, 2, 1, 16, 8, type, type);
+    g[1] = group_of(1, 2, 1, 8, 8, KVT_TYPE_I8, KVT_TYPE_F16);
+    g[0].window_tokens = window;
+    g[0].sink_tokens = sinks;
+    g[0].residual_tokens = residual;
+    open_subject(s, g, 2, r);
+    open_cache(s, NULL);
+}
+
+static void checkpoint(const subject *s, kvt_seq *seq)
+{
+    unsigned char blob[80];
+    uint64_t n = kvt_seq_length(seq);
+    for (size_t i = 0; i < sizeof blob; i++)
+        blob[i] = (unsigned char)(n * 7 + i);
+    expect_ok(s->cache, kvt_seq_checkpoint(seq, blob, (size_t)(n % (sizeof blob + 1))));
+}
+
+/* Lengths of the checkpoints; *n of them. */
+static void points_of(const subject *s, const kvt_seq *seq, uint64_t *at, size_t *n)
+{
+    expect_ok(s->cache, kvt_seq_checkpoints(seq, at, MOST, n));
+}
+
+/* Every checkpoint has its blob, as `checkpoint` makes it. */
+static void expect_blobs(const subject *s, const kvt_seq *seq)
+{
+    uint64_t at[MOST];
+    unsigned char blob[80];
+    size_t n, size;
+    points_of(s, seq, at, &n);
+    while (n-- > 0) {
+        expect_ok(s->cache, kvt_seq_checkpoint_read(seq, at[n], blob, sizeof blob, &size));
+        assert_int_equal(size, at[n] % (sizeof blob + 1));
+        for (size_t i = 0; i < size; i++)
+            assert_int_equal(blob[i], (unsigned char)(at[n] * 7 + i));
+    }
+}
+
+static void destroy_all(kvt_seq **seqs, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        kvt_seq_destroy(seqs[i]);
+}
+
+/* ---- going on ---- */
+
+/*
+ * What a user does to one sequence, at random, and the same to another one. after_load: no truncate
+ * may come that takes a sealing back, until a begin has come.
+ */
+static void act(const subject *s, kvt_seq *const *seqs, size_t n_seqs, rng *r, int *fresh)
+{
+    uint64_t length = kvt_seq_length(seqs[0]), at[MOST], to = 0;
+    uint32_t what = rng_below(r, 10), n = 1 + rng_below(r, rng_below(r, 2) ? 90 : 5);
+    uint32_t first = rng_below(r, MOST - 90);
+    size_t n_points;
+    points_of(s, seqs[0], at, &n_points);
+    if (what == 8 && n_points) {
+        to = at[rng_below(r, (uint32_t)n_points)];
+    } else if (what == 9 && !*fresh) {
+        to = kvt_seq_reachable(seqs[0],
+                               length - rng_below(r, length < 200 ? (uint32_t)length + 1 : 200));
+        if (rng_below(r, 4))
+            to = length; /* seldom */
+    } else {
+        to = length;
+    }
+    for (size_t i = 0; i < n_seqs; i++) {
+        kvt_seq *seq = seqs[i];
+        if (what < 5 && length + n <= MOST) {
+            step_of(s, seq, first, n);
+        } else if (what < 7) {
+            checkpoint(s, seq);
+        } else if (what == 7) {
+            expect_ok(s->cache, kvt_seq_set_next_position(seq, (int32_t)(length + n)));
+        } else {
+            expect_ok(s->cache, kvt_seq_truncate(seq, to));
+        }
+    }
+    if (what < 5 && length + n <= MOST)
+        *fresh = 0;
+    else if (what >= 8 && to < length)
+        *fresh = 1; /* a checkpoint may have had open forms beside */
+}
+
+static void check_going_on(uint64_t seed)
+{
+    static const kvt_type types[] = {KVT_TYPE_I8, KVT_TYPE_F16, KVT_TYPE_I8, KVT_TYPE_F32};
+    rng r = {seed};
+    kvt_seq *seqs[2] = {NULL, NULL}, *copy = NULL;
+    int fresh = 0;
+    subject s;
+    make(&s, 1 + rng_below(&r, 150), rng_below(&r, 2) * rng_below(&r, 150), types[rng_below(&r, 4)],
+         rng_below(&r, 2) ? KVT_RESIDUAL_NONE : 1 + rng_below(&r, 100), &r);
+    seqs[0] = seq_of(&s);
+    for (int rounds = 0; rounds < 3; rounds++) {
+        for (uint32_t i = 0, n = rng_below(&r, 25); i < n; i++)
+            act(&s, seqs, 1, &r, &fresh);
+        seqs[1] = reloaded(&s, seqs[0]);
+        fresh = 1;
+        expect_equal(&s, seqs[1], seqs[0], "loaded", (size_t)seed);
+        expect_blobs(&s, seqs[1]);
+        for (uint64_t n = 0; n <= kvt_seq_length(seqs[0]); n++)
+            assert_true(kvt_seq_reachable(seqs[0], n) == kvt_seq_reachable(seqs[1], n));
+        for (uint32_t i = 0, n = rng_below(&r, 12); i < n; i++) {
+            act(&s, seqs, 2, &r, &fresh);
+            expect_equal(&s, seqs[1], seqs[0], "loaded, then gone on", (size_t)seed);
+        }
+        /* Either goes on alone, and may be forked. */
+        if (rng_below(&r, 2)) {
+            kvt_seq *other = seqs[0];
+            seqs[0] = seqs[1];
+            seqs[1] = other;
+        }
+        expect_ok(s.cache, kvt_seq_fork(seqs[0], kvt_seq_length(seqs[0]), &copy));
+        expect_equal(&s, copy, seqs[1], "a fork of one that was loaded", (size_t)seed);
+        destroy_all(seqs, 2);
+        seqs[0] = copy;
+    }
+    kvt_seq_destroy(seqs[0]);
+    close_subject(&s);
+}
+
+static void a_loaded_sequence_goes_on(void **state)
+{
+    (void)state;
+    for (uint64_t seed = 1; seed <= (is_quick() ? 20 : 250); seed++)
+        check_going_on(seed);
+}
+
+/* A checkpoint of what is sealed, released, filled up or nothing of these; at 0 and at the end. */
+static void every_pair_of_lengths(void **state)
+{
+    static const size_t lengths[] = {0, 1, 63, 64, 65, 100, 128, 150, 192, 257};
+    rng r = {11};
+    (void)state;
+    for (size_t i = 0; i < 10; i++)
+        for (size_t j = i; j < 10; j++)
+            for (int k = 0; k < 4; k++) {
+                subject s;
+                kvt_seq *seq, *loaded, *stayed;
+                make(&s, k % 2 ? 20 : 0, k == 3 ? 70 : 0, k == 2 ? KVT_TYPE_F16 : KVT_TYPE_I8,
+                     KVT_RESIDUAL_NONE, &r);
+                seq = seq_of(&s);
+                if (lengths[i])
+                    grow(&s, seq, lengths[i]);
+                checkpoint(&s, seq);
+                stayed = reloaded(&s, seq);
+                if (lengths[j] > lengths[i])
+                    step_of(&s, seq, 400, lengths[j] - lengths[i]);
+                checkpoint(&s, seq);
+                loaded = reloaded(&s, seq);
+                expect_equal(&s, loaded, seq, "loaded", lengths[i]);
+                expect_blobs(&s, loaded);
+                expect_ok(s.cache, kvt_seq_truncate(loaded, lengths[i]));
+                expect_equal(&s, loaded, stayed, "back", lengths[i]);
+                grow(&s, loaded, 130);
+                grow(&s, stayed, 130);
+                expect_equal(&s, loaded, stayed, "on from there", lengths[i]);
+                kvt_seq_destroy(stayed);
+                kvt_seq_destroy(loaded);
+                kvt_seq_destroy(seq);
+                close_subject(&s);
+            }
+}
+
+/* ---- the same state, the same file ---- */
+
+/* Begins that are aborted, drafts that are taken back and forks that go leave no trace in a file. */
+static void what_leaves_no_trace(void **state)
+{
+    rng r = {12};
+    (void)state;
+    for (int i = 0; i < (is_quick() ? 8 : 60); i++) {
+        kvt_seq *plain, *other, *copy = NULL;
+        subject s;
+        uint32_t window = i % 4 < 2 ? 1 + rng_below(&r, 90) : 0;
+        make(&s, window, window ? rng_below(&r, 2) * 10 : 0, i % 2 ? KVT_TYPE_I8 : KVT_TYPE_F16,
+             i % 3 ? KVT_RESIDUAL_NONE : 70, &r);
+        plain = seq_of(&s);
+        other = seq_of(&s);
+        while (kvt_seq_length(plain) < 500) {
+            size_t n = 1 + rng_below(&r, 80);
+            uint64_t length = kvt_seq_length(plain);
+            grow(&s, plain, n);
+            switch (rng_below(&r, 4)) {
+            case 0:
+                expect_ok(s.cache, kvt_seq_begin(other, 1 + rng_below(&r, 80), NULL));
+                expect_ok(s.cache, kvt_seq_abort(other));
+                break;
+            case 1: /* windows release blocks for the length that was there */
+                if (window)
+                    break;
+                step_of(&s, other, 600, 1 + rng_below(&r, 64));
+                expect_ok(s.cache, kvt_seq_truncate(other, length));
+                break;
+            case 2:
+                expect_ok(s.cache, kvt_seq_fork(other, length, &copy));
+                step_of(&s, copy, 600, 100);
+                kvt_seq_destroy(copy);
+                break;
+            default: break;
+            }
+            if (rng_below(&r, 2)) {
+                grow(&s, other, n);
+            } else {
+                grow(&s, other, (n + 1) / 2);
+                if (n / 2)
+                    grow(&s, other, n / 2);
+            }
+            if (rng_below(&r, 2)) {
+                checkpoint(&s, plain);
+                checkpoint(&s, other);
+            }
+            if (rng_below(&r, 4) == 0) { /* the last row of a checkpoint, copied in vain */
+                expect_ok(s.cache, kvt_seq_begin(other, 1, NULL));
+                expect_ok(s.cache, kvt_seq_abort(other));
+            }
+            expect_equal(&s, other, plain, "without a trace", (size_t)i);
+        }
+        kvt_seq_destroy(plain);
+        kvt_seq_destroy(other);
+        close_subject(&s);
+    }
+}
+
+/* Each block is in the file once, however many checkpoints have it; without any nothing is added. */
+static void blocks_are_there_once(void **state)
+{
+    rng r = {13};
+    kvt_seq *seq;
+    subject s;
+    bytes file;
+    size_t n, table, before;
+    (void)state;
+    make(&s, 50, 0, KVT_TYPE_I8, KVT_RESIDUAL_NONE, &r);
+    seq = seq_of(&s);
+    grow(&s, seq, 300);
+    grow(&s, seq, 100); /* rows 0 and 4 .. 6 of the first group, 0 .. 6 of the second */
+    file = saved(s.cache, seq, KVT_CODEC_RAW);
+    before = file.n;
+    (void)section_payload(file.data, file.n, 3, 0, &table);
+    assert_int_equal(table, 8 + 32 * get64(file.data + 48));
+    bytes_free(&file);
+    expect_ok(s.cache, kvt_seq_checkpoint(seq, NULL, 0));
+    file = saved(s.cache, seq, KVT_CODEC_RAW);
+    n = file.n - before; /* its section and its entry in the index */
+    assert_int_equal(n, 32 + 16 + 8 + 8 + 32);
+    bytes_free(&file);
+    for (int i = 0; i < 5; i++) {
+        grow(&s, seq, 1);
+        checkpoint(&s, seq);
+    }
+    file = saved(s.cache, seq, KVT_CODEC_RAW);
+    (void)section_payload(file.data, file.n, 3, 0, &n);
+    assert_int_equal(n, table + 5 * 2 * 32); /* 5 lengths of row 6; the last one is the table's */
+    bytes_free(&file);
+    kvt_seq_destroy(seq);
+    close_subject(&s);
+}
+
+/* ---- answers ---- */
+
+static void load_answers_for_prompts(void **state)
+{
+    rng r = {14};
+    (void)state;
+    for (int with = 0; with < 3; with++) { /* nothing; a window; a window and checkpoints */
+        int32_t ids[MOST];
+        kvt_load_options options = {.struct_size = sizeof options, .prompt = ids};
+        kvt_load_result result;
+        uint64_t at[MOST];
+        kvt_seq *seq, *copy = NULL;
+        subject s;
+        bytes file;
+        size_t n;
+        make(&s, with ? 60 : 0, 0, KVT_TYPE_I8, KVT_RESIDUAL_NONE, &r);
+        seq = seq_of(&s);
+        for (uint64_t i = 0; i < 8; i++) {
+            grow(&s, seq, 50);
+            if (with == 2 && i % 3 == 1)
+                checkpoint(&s, seq);
+        }
+        file = saved(s.cache, seq, KVT_CODEC_RAW);
+        points_of(&s, seq, at, &n);
+        assert_int_equal(n, with == 2 ? 3 : 0);
+        for (uint64_t same = 0; same <= 410; same += 1 + same % 7) {
+            for (uint64_t n_prompt = same; n_prompt <= same + 1; n_prompt++) {
+                uint64_t prefix = same < 400 ? same : 400, bound, last = UINT64_MAX;
+                kvt_reader reader = bytes_reader(&file);
+                for (int32_t i = 0; i < MOST; i++)
+                    ids[i] = (uint64_t)i < same ? i : -7;
+                options.n_prompt = n_prompt;
+                file.at = 0;
+                memset(&result, 0xff, sizeof result);
+                expect_ok(s.cache, kvt_seq_load_stream(seq, &reader, &options, &result));
+                assert_true(result.n_tokens == 400 && result.prefix_tokens == prefix);
+                assert_true(result.reserved[0] == 0 && result.reserved[3] == 0);
+                bound = n_prompt && prefix == n_prompt ? prefix - 1 : prefix;
+                for (size_t i = 0; i < n; i++)
+                    last = at[i] <= bound ? at[i] : last;
+                assert_true(result.checkpoint_tokens == last);
+                assert_true(result.reuse_tokens <= bound);
+                for (uint64_t i = bound; i > result.reuse_tokens; i--)
+                    expect(s.cache, KVT_ERR_STATE, kvt_seq_fork(seq, i, &copy));
+                if (with == 0)
+                    assert_true(result.reuse_tokens == bound);
+                expect_ok(s.cache, kvt_seq_truncate(seq, result.reuse_tokens));
+                grow(&s, seq, 10);
+                assert_true(n_prompt == 0 || result.reuse_tokens < n_prompt);
+            }
+        }
+        file.at = 0;
+        {
+            kvt_reader reader = bytes_reader(&file);
+            expect_ok(s.cache, kvt_seq_load_stream(seq, &reader, NULL, &result));
+        }
+        assert_true(result.reuse_tokens == 0 && result.checkpoint_tokens == UINT64_MAX);
+        bytes_free(&file);
+        kvt_seq_destroy(seq);
+        close_subject(&s);
+    }
+}
+
+/* ---- tag and next position ---- */
+
+static void tags_have_to_be_the_same(void **state)
+{
+    static const struct {
+        const char *stored, *here, *text;
+    } cases[] = {
+        {"lora 7", "", "it is \"lora 7\" (6 bytes), the sequence's is  (0 bytes)"},
+        {"", "lora 7", "it is  (0 bytes), the sequence's is \"lora 7\" (6 bytes)"},
+        {"a", "b", "\"a\" (1 bytes), the sequence's is \"b\""},
+        {"a\x01", "a", "it is 6101 (2 bytes)"},
+        {"a\"b", "a", "it is 612262 (3 bytes)"},
+        {"0123456789012345678901234567890123456789012345678901", "0",
+         "it is \"01234567890123456789012345678901234567"},
+    };
+    rng r = {15};
+    subject s;
+    (void)state;
+    make(&s, 40, 0, KVT_TYPE_I8, 0, &r);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        kvt_seq *seq = seq_of(&s), *other = seq_of(&s);
+        kvt_load_result result = {77, 77, 77, 77, {0}};
+        uint64_t before;
+        bytes file;
+        expect_ok(s.cache, kvt_seq_set_tag(seq, cases[i].stored, strlen(cases[i].stored)));
+        expect_ok(s.cache, kvt_seq_set_tag(other, cases[i].here, strlen(cases[i].here)));
+        grow(&s, seq, 10);
+        grow(&s, other, 5);
+        checkpoint(&s, other);
+        before = file_hash(&s, other);
+        file = saved(s.cache, seq, KVT_CODEC_ZSTD);
+        expect(s.cache, KVT_ERR_MISMATCH, load_bytes(other, file.data, file.n, &result));
+        expect_error_text(s.cache, cases[i].text, "tag");
+        assert_true(file_hash(&s, other) == before && result.n_tokens == 77);
+        kvt_seq_destroy(other);
+        other = seq_of(&s);
+        expect_ok(s.cache, kvt_seq_set_tag(other, cases[i].stored, strlen(cases[i].stored)));
+        expect_ok(s.cache, load_bytes(other, file.data, file.n, &result));
+        expect_equal(&s, seq, other, "with a tag", i);
+        bytes_free(&file);
+        kvt_seq_destroy(seq);
+        kvt_seq_destroy(other);
+    }
+    close_subject(&s);
+}
+
+static void next_positions_come_back(void **state)
+{
+    rng r = {16};
+    subject s;
+    (void)state;
+    make(&s, 40, 0, KVT_TYPE_I8, 0, &r);
+    for (int tag = 0; tag < 3; tag++)
+        for (int32_t next = -1; next < INT32_MAX - 1; next = next < 3 ? next + 1 : INT32_MAX - 1) {
+            kvt_seq *seq = seq_of(&s), *loaded;
+            char text[KVT_MAX_TAG];
+            memset(text, 'x', sizeof text);
+            expect_ok(s.cache, kvt_seq_set_tag(seq, text, tag == 2 ? sizeof text : (size_t)tag));
+            grow(&s, seq, 5);
+            if (next >= 0)
+                expect_ok(s.cache, kvt_seq_set_next_position(seq, next));
+            loaded = reloaded(&s, seq);
+            assert_int_equal(kvt_seq_next_position(loaded), next < 0 ? 5 : next);
+            expect_equal(&s, seq, loaded, "next position", (size_t)tag);
+            grow(&s, seq, 2);
+            grow(&s, loaded, 2);
+            expect_equal(&s, seq, loaded, "behind a next position", (size_t)tag);
+            assert_int_equal(kvt_seq_next_position(loaded), next < 0 ? 7 : next + 2);
+            expect_ok(s.cache, kvt_seq_clear(loaded)); /* an empty sequence has one too */
+            if (next >= 0)
+                expect_ok(s.cache, kvt_seq_set_next_position(loaded, next));
+            kvt_seq_destroy(seq);
+            seq = reloaded(&s, loaded);
+            assert_int_equal(kvt_seq_next_position(seq), next < 0 ? 0 : next);
+            kvt_seq_destroy(seq);
+            kvt_seq_destroy(loaded);
+        }
+    close_subject(&s);
+}
+
+/* ---- failures ---- */
+
+/* A file with everything: released blocks, checkpoints of such, a tag and a next position. */
+static bytes whole_file(const subject *s, uint32_t codec)
+{
+    kvt_seq *seq = seq_of(s);
+    bytes file;
+    expect_ok(s->cache, kvt_seq_set_tag(seq, "tag", 3));
+    grow(s, seq, 30);
+    checkpoint(s, seq);
+    grow(s, seq, 70);
+    expect_ok(s->cache, kvt_seq_set_next_position(seq, 500));
+    checkpoint(s, seq);
+    step_of(s, seq, 100, 100);
+    expect_ok(s->cache, kvt_seq_set_next_position(seq, 1000));
+    file = saved(s->cache, seq, codec);
+    kvt_seq_destroy(seq);
+    return file;
+}
+
+/* A sequence that must not change. */
+static kvt_seq *victim_of(const subject *s)
+{
+    kvt_seq *seq = seq_of(s);
+    expect_ok(s->cache, kvt_seq_set_tag(seq, "tag", 3));
+    grow(s, seq, 80);
+    checkpoint(s, seq);
+    step_of(s, seq, 200, 250);
+    return seq;
+}
+
+static void allocations_fail(void **state)
+{
+    (void)state;
+    for (int loads = 0; loads < 2; loads++) {
+        rng r = {17};
+        ledger memory;
+        kvt_seq *victim;
+        uint64_t before, held;
+        bytes file;
+        subject s;
+        ledger_init(&memory);
+        make(&s, 20, 0, KVT_TYPE_I8, KVT_RESIDUAL_NONE, &r);
+        kvt_cache_destroy(s.cache);
+        s.ledger = &memory;
+        open_cache(&s, NULL);
+        file = whole_file(&s, KVT_CODEC_ZSTD);
+        victim = victim_of(&s);
+        expect_ok(s.cache, kvt_cache_trim(s.cache));
+        before = file_hash(&s, victim);
+        held = kvt_cache_memory_bytes(s.cache);
+        for (long fail = 0;; fail++) {
+            bytes out = {NULL, 0, 0, 0, -1, 0};
+            kvt_writer writer = bytes_writer(&out);
+            kvt_status status;
+            memory.countdown = fail;
+            status = loads ? load_bytes(victim, file.data, file.n, NULL)
+                           : kvt_seq_save_stream(victim, &writer, NULL);
+            memory.countdown = -1;
+            bytes_free(&out);
+            if (status == KVT_OK) {
+                assert_true(fail > 15);
+                break;
+            }
+            expect(s.cache, KVT_ERR_MEMORY, status);
+            assert_true(kvt_cache_memory_bytes(s.cache) == held);
+            assert_true(file_hash(&s, victim) == before);
+        }
+        kvt_seq_destroy(victim);
+        assert_true(kvt_cache_memory_bytes(s.cache) == memory.live_bytes);
+        bytes_free(&file);
+        close_subject(&s);
+        ledger_close(&memory);
+    }
+}
+
+/* What a load keeps is held against the budget, to the byte; checkpoints and their blobs too. */
+static void budgets_hold(void **state)
+{
+    rng r = {18};
+    subject s;
+    bytes file;
+    kvt_seq *seq;
+    uint64_t need;
+    (void)state;
+    make(&s, 20, 0, KVT_TYPE_F16, 0, &r);
+    file = whole_file(&s, KVT_CODEC_RAW);
+    for (int i = 0; i < 3; i++) {
+        kvt_cache_destroy(s.cache);
+        open_cache(&s, NULL);
+        seq = seq_of(&s);
+        expect_ok(s.cache, kvt_seq_set_tag(seq, "tag", 3));
+        expect(s.cache, i == 1 ? KVT_ERR_BUDGET : KVT_OK, load_bytes(seq, file.data, file.n, NULL));
+        need = kvt_cache_memory_bytes(s.cache);
+        kvt_seq_destroy(seq);
+        if (i == 0)
+            s.budget = need - 1;
+        if (i == 1)
+            s.budget++;
+    }
+    bytes_free(&file);
+    close_subject(&s);
+}
+
+/* ---- damage ---- */
+
+/* Status of a load that may go well; then everything works, and nothing else than before. */
+static kvt_status try_load(const subject *s, kvt_seq *victim, uint64_t before, const bytes *file)
+{
+    kvt_seq *seq;
+    uint64_t at[MOST];
+    kvt_status status = load_bytes(victim, file->data, file->n, NULL);
+    size_t n;
+    if (status != KVT_OK) {
+        assert_true(file_hash(s, victim) == before);
+        return status;
+    }
+    seq = reloaded(s, victim);
+    expect_equal(s, seq, victim, "a changed file", 0);
+    points_of(s, seq, at, &n);
+    for (; n-- > 0; grow(s, seq, at[n] + 100 < MOST ? 100 : 1)) {
+        expect_ok(s->cache, kvt_seq_truncate(seq, at[n]));
+        if (at[n]) /* of a crafted file, the last query may see one token too many */
+            (void)file_hash(s, seq);
+        if (kvt_seq_next_position(seq) > 1 << 30)
+            expect_ok(s->cache, kvt_seq_set_next_position(seq, 1));
+    }
+    kvt_seq_destroy(seq);
+    return status;
+}
+
+static void every_byte_of(kvt_type type, uint32_t codec)
+{
+    static const unsigned char patterns[] = {0x01, 0x10, 0x80, 0xff};
+    rng r = {19};
+    kvt_seq *victim;
+    uint64_t before;
+    bytes file;
+    subject s;
+    make(&s, 20, 0, type, KVT_RESIDUAL_NONE, &r);
+    file = whole_file(&s, codec);
+    victim = victim_of(&s);
+    before = file_hash(&s, victim);
+    for (size_t i = 0; i < file.n; i++) {
+        kvt_status status;
+        for (size_t p = 0; p < sizeof patterns; p++) {
+            file.data[i] ^= patterns[p];
+            status = load_bytes(victim, file.data, file.n, NULL);
+            if (status != KVT_ERR_CORRUPT && status != KVT_ERR_FORMAT)
+                fail_msg("byte %zu of %zu changed: status %d", i, file.n, (int)status);
+            file.data[i] ^= patterns[p];
+        }
+        status = load_bytes(victim, file.data, i, NULL);
+        if (status != KVT_ERR_CORRUPT)
+            fail_msg("cut at %zu of %zu: status %d", i, file.n, (int)status);
+        if (i % 256 == 0)
+            assert_true(file_hash(&s, victim) == before);
+    }
+    assert_true(file_hash(&s, victim) == before);
+    expect_ok(s.cache, load_bytes(victim, file.data, file.n, NULL));
+    bytes_free(&file);
+    kvt_seq_destroy(victim);
+    close_subject(&s);
+}
+
+static void every_byte(void **state)
+{
+    (void)state;
+    every_byte_of(KVT_TYPE_F16, KVT_CODEC_ZSTD);
+    if (!is_quick())
+        every_byte_of(KVT_TYPE_I8, KVT_CODEC_RAW);
+}
+
+/* A changed section with sound checksums: what may go well, and what may not. */
+static void signed_section(const subject *s, uint32_t type, unsigned number, size_t first,
+                           size_t end, int may_load)
+{
+    static const unsigned char patterns[] = {0x01, 0x02, 0x04, 0x07, 0x40, 0x80, 0xff};
+    bytes good = whole_file(s, KVT_CODEC_RAW), file = whole_file(s, KVT_CODEC_RAW);
+    kvt_seq *victim = victim_of(s);
+    uint64_t before = file_hash(s, victim);
+    size_t size, at = section_payload(good.data, good.n, type, number, &size);
+    end = end ? end : size - 8;
+    for (size_t i = first; i < end; i++)
+        for (size_t p = 0; p < sizeof patterns; p++) {
+            kvt_status status;
+            memcpy(file.data, good.data, good.n);
+            file.data[at + i] ^= patterns[p];
+            resign_sums(file.data, file.n);
+            status = try_load(s, victim, before, &file);
+            if (status == KVT_OK ? !may_load
+                                 : status != KVT_ERR_CORRUPT && status != KVT_ERR_FORMAT &&
+                                       status != KVT_ERR_MISMATCH)
+                fail_msg("section %u (%u), byte %zu ^ %x: status %d", type, number, i, patterns[p],
+                         (int)status);
+            if (status == KVT_OK) {
+                kvt_seq_destroy(victim);
+                victim = victim_of(s);
+            }
+        }
+    kvt_seq_destroy(victim);
+    bytes_free(&good);
+    bytes_free(&file);
+}
+
+static void signed_sections(void **state)
+{
+    static const kvt_type types[] = {KVT_TYPE_F16, KVT_TYPE_I8};
+    (void)state;
+    for (int i = 0; i < 2; i++) {
+        rng r = {20};
+        subject s;
+        bytes file;
+        size_t size, points = 0, blob;
+        make(&s, 20, 0, types[i], KVT_RESIDUAL_NONE, &r);
+        file = whole_file(&s, KVT_CODEC_RAW);
+        (void)section_payload(file.data, file.n, 8, 0, &size);
+        assert_int_equal(size, 8 + 8 + 8);
+        signed_section(&s, 8, 0, 0, 4, 1);  /* next position: any that is not negative */
+        signed_section(&s, 8, 0, 4, 16, 0); /* tag */
+        signed_section(&s, 3, 0, 0, 0, 0);  /* the block table: ids and places */
+        for (unsigned n = 0; n < 2; n++) {
+            size_t at = section_payload(file.data, file.n, 9, n, &size);
+            blob = (size_t)get64(file.data + at + 8);
+            assert_int_equal(blob, n ? 100 % 81 : 30);
+            points = size - 8 - (blob + 7) / 8 * 8; /* where the blob begins */
+            signed_section(&s, 9, n, 0, 4, 1);
+            signed_section(&s, 9, n, 4, 8, 0);
+            signed_section(&s, 9, n, 8, 16, 1);      /* its size: as far as it is padded */
+            signed_section(&s, 9, n, 16, points, 0); /* rows and entries */
+            signed_section(&s, 9, n, points, points + blob, 1);
+            signed_section(&s, 9, n, points + blob, 0, 0);
+        }
+        bytes_free(&file);
+        close_subject(&s);
+    }
+}
+
+/* ---- contradictions ---- */
+
+static unsigned char *payload(bytes *f, uint32_t type, unsigned i)
+{
+    size_t size;
+    return f->data + section_payload(f->data, f->n, type, i, &size);
+}
+
+/* One field of entry b, in the table and in the block. */
+static void put_entry(bytes *f, unsigned b, size_t field, uint32_t x)
+{
+    put32(payload(f, 3, 0) + 32 * b + field, x);
+    put32(payload(f, 4, b) + field, x);
+}
+
+static void point_order(bytes *f)
+{
+    put64(payload(f, 9, 1) - 16, 30);
+}
+static void point_order_back(bytes *f)
+{
+    put64(payload(f, 9, 1) - 16, 29);
+}
+static void point_beyond(bytes *f)
+{
+    put64(payload(f, 9, 1) - 16, 201);
+}
+static void point_other_length(bytes *f)
+{
+    put64(payload(f, 9, 1) - 16, 101);
+}
+static void point_optional(bytes *f)
+{
+    put32(payload(f, 9, 0) - 28, 0);
+}
+static void point_no_position(bytes *f)
+{
+    put32(payload(f, 9, 0), (uint32_t)-2);
+}
+static void point_from_later(bytes *f) /* the same words: one row less, and padding */
+{
+    put32(payload(f, 9, 0) + 16, 1);
+}
+static void point_own_block(bytes *f)
+{
+    put32(payload(f, 9, 0) + 20, 0);
+}
+static void point_no_window(bytes *f) /* as the sequence, which has released it */
+{
+    put32(payload(f, 9, 0) + 20, UINT32_MAX);
+}
+static void point_no_block(bytes *f) /* of the group without a window */
+{
+    put32(payload(f, 9, 0) + 28, UINT32_MAX);
+}
+static void point_beyond_table(bytes *f)
+{
+    put32(payload(f, 9, 0) + 20, (uint32_t)get64(f->data + 48));
+}
+static void point_huge_blob(bytes *f)
+{
+    put64(payload(f, 9, 0) + 8, UINT64_MAX - 3);
+}
+static void more_blocks(bytes *f)
+{
+    put64(f->data + 48, get64(f->data + 48) + 1);
+}
+static void few_blocks(bytes *f)
+{
+    put64(f->data + 48, 1);
+}
+static void all_blocks(bytes *f)
+{
+    put64(f->data + 48, UINT32_MAX);
+}
+static void sinks_alone(bytes *f)
+{
+    put32(f->data + 64 + 48 + 44, 4);
+}
+static void extra_row(bytes *f)
+{
+    put_entry(f, (unsigned)get64(f->data + 48) - 1, 20, 9);
+}
+static void extra_group(bytes *f)
+{
+    put_entry(f, (unsigned)get64(f->data + 48) - 1, 16, 2);
+}
+static void extra_tokens(bytes *f)
+{
+    put_entry(f, (unsigned)get64(f->data + 48) - 1, 24, 0);
+}
+static void extra_form(bytes *f)
+{
+    put_entry(f, (unsigned)get64(f->data + 48) - 1, 28, 2);
+}
+static void first_row_gone(bytes *f) /* of the group without a window */
+{
+    put_entry(f, 0, 16, 1);
+    put_entry(f, 0, 20, 1);
+}
+static void tag_size(bytes *f)
+{
+    put32(payload(f, 8, 0) + 4, 2);
+}
+static void tag_huge(bytes *f)
+{
+    put32(payload(f, 8, 0) + 4, 257);
+}
+static void sequence_of_nothing(bytes *f)
+{
+    put32(payload(f, 8, 0), (uint32_t)-1);
+    put32(payload(f, 8, 0) + 4, 0);
+}
+static void sequence_value(bytes *f)
+{
+    put64(payload(f, 8, 0) - 16, 1);
+}
+static void next_position_low(bytes *f)
+{
+    put32(payload(f, 8, 0), (uint32_t)-2);
+}
+/* The window grows: blocks that it needs are not there. The cache has that window. */
+static void window_larger(bytes *f)
+{
+    put32(f->data + 64 + 40, 600);
+}
+
+static void contradictions(void **state)
+{
+#define CASE(change, text)                                                                         \
+    {                                                                                              \
+        change, #change, text                                                                      \
+    }
+    static const struct {
+        void (*change)(bytes *f);
+        const char *name, *text;
+    } cases[] = {
+        CASE(point_order, "do not ascend"),
+        CASE(point_order_back, "do not ascend"),
+        CASE(point_beyond, "do not ascend"),
+        CASE(point_other_length, ""),
+        CASE(point_optional, "in its place"),
+        CASE(point_no_position, "next position"),
+        CASE(point_from_later, ""),
+        CASE(point_own_block, ""),
+        CASE(point_no_block, "without a block"),
+        CASE(point_no_window, "the sequence's own"),
+        CASE(point_beyond_table, "beyond the block table"),
+        CASE(point_huge_blob, "sizes"),
+        CASE(more_blocks, "size"),
+        CASE(few_blocks, "number of blocks"),
+        CASE(all_blocks, "number of blocks"),
+        CASE(sinks_alone, "sink_tokens"),
+        CASE(extra_row, "entry"),
+        CASE(extra_group, "entry"),
+        CASE(extra_tokens, "entry"),
+        CASE(extra_form, "representation 2"),
+        CASE(first_row_gone, "missing"),
+        CASE(tag_size, ""),
+        CASE(tag_huge, "tag of 257"),
+        CASE(sequence_of_nothing, ""),
+        CASE(sequence_value, "in its place"),
+        CASE(next_position_low, "next position"),
+        CASE(window_larger, "blocks that"),
+    };
+    (void)state;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        rng r = {21};
+        kvt_seq *victim;
+        uint64_t before;
+        kvt_status status;
+        bytes file;
+        subject s;
+        make(&s, 20, 0, KVT_TYPE_F16, KVT_RESIDUAL_NONE, &r);
+        file = whole_file(&s, KVT_CODEC_RAW);
+        cases[i].change(&file);
+        if (cases[i].change == window_larger) {
+            kvt_cache_destroy(s.cache);
+            s.groups[0].window_tokens = 600;
+            open_cache(&s, NULL);
+        }
+        resign(file.data, file.n);
+        victim = victim_of(&s);
+        before = file_hash(&s, victim);
+        status = load_bytes(victim, file.data, file.n, NULL);
+        if (status != KVT_ERR_CORRUPT && status != KVT_ERR_FORMAT)
+            fail_msg("%s: status %d", cases[i].name, (int)status);
+        expect_error_text(s.cache, cases[i].text, cases[i].name);
+        assert_true(file_hash(&s, victim) == before);
+        bytes_free(&file);
+        kvt_seq_destroy(victim);
+        close_subject(&s);
+    }
+}
+
+static void windows_have_to_be_the_same(void **state)
+{
+    static const char *const texts[] = {
+        "window_tokens of group 0 is 20, the cache's is 21",
+        "sink_tokens of group 0 is 0, the cache's is 4",
+        "window_tokens of group 0 is 20, the cache's is 0",
+    };
+    rng r = {22};
+    subject s;
+    bytes file;
+    (void)state;
+    make(&s, 20, 0, KVT_TYPE_I8, 0, &r);
+    file = whole_file(&s, KVT_CODEC_ZSTD);
+    for (int i = 0; i < 3; i++) {
+        kvt_seq *victim;
+        uint64_t before;
+        kvt_cache_destroy(s.cache);
+        s.groups[0].window_tokens = i == 0 ? 21 : i == 1 ? 20 : 0;
+        s.groups[0].sink_tokens = i == 1 ? 4 : 0;
+        open_cache(&s, NULL);
+        victim = victim_of(&s);
+        before = file_hash(&s, victim);
+        expect(s.cache, KVT_ERR_MISMATCH, load_bytes(victim, file.data, file.n, NULL));
+        expect_error_text(s.cache, texts[i], "window");
+        assert_true(file_hash(&s, victim) == before);
+        kvt_seq_destroy(victim);
+    }
+    bytes_free(&file);
+    close_subject(&s);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_loaded_sequence_goes_on),
+        cmocka_unit_test(every_pair_of_lengths),
+        cmocka_unit_test(what_leaves_no_trace),
+        cmocka_unit_test(blocks_are_there_once),
+        cmocka_unit_test(load_answers_for_prompts),
+        cmocka_unit_test(tags_have_to_be_the_same),
+        cmocka_unit_test(next_positions_come_back),
+        cmocka_unit_test(allocations_fail),
+        cmocka_unit_test(budgets_hold),
+        cmocka_unit_test(every_byte),
+        cmocka_unit_test(signed_sections),
+        cmocka_unit_test(contradictions),
+        cmocka_unit_test(windows_have_to_be_the_same),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
