@@ -521,6 +521,53 @@ static void budgets_hold(void **state)
     close_subject(&s);
 }
 
+/* What the header says of the working memory that checkpoints add. */
+static void working_memory_is_as_said(void **state)
+{
+    static unsigned char blob[3 << 19];
+    rng r = {23};
+    (void)state;
+    for (size_t every = 1; every < 40; every += 19) {
+        ledger memory;
+        kvt_seq *seq, *loaded;
+        uint64_t bound, own, extras;
+        size_t held, size = every == 1 ? 10 : sizeof blob, n = 0;
+        bytes file;
+        subject s;
+        ledger_init(&memory);
+        make(&s, 20, 0, KVT_TYPE_I8, KVT_RESIDUAL_NONE, &r);
+        kvt_cache_destroy(s.cache);
+        s.ledger = &memory;
+        open_cache(&s, NULL);
+        seq = seq_of(&s);
+        while (kvt_seq_length(seq) < 640) {
+            grow(&s, seq, every);
+            expect_ok(s.cache, kvt_seq_checkpoint(seq, blob, n++ == 5 ? size : 3));
+        }
+        expect_ok(NULL, kvt_working_forecast(&s.config, kvt_seq_length(seq), &bound));
+        held = memory.peak_bytes = memory.live_bytes;
+        file = saved(s.cache, seq, KVT_CODEC_RAW);
+        own = 2 * ((kvt_seq_length(seq) + 63) / 64); /* at most */
+        extras = get64(file.data + 48);
+        assert_true(extras > n);
+        assert_true(memory.peak_bytes - held <= bound + 100 * own + 200 * extras + 12 * 8 * n);
+        loaded = seq_of(&s);
+        expect_ok(s.cache, load_bytes(loaded, file.data, file.n, NULL)); /* what it keeps */
+        held = memory.live_bytes;
+        expect_ok(s.cache, kvt_seq_clear(loaded));
+        expect_ok(s.cache, kvt_cache_trim(s.cache));
+        memory.peak_bytes = memory.live_bytes;
+        expect_ok(s.cache, load_bytes(loaded, file.data, file.n, NULL));
+        assert_true(memory.live_bytes <= held);
+        assert_true(memory.peak_bytes - memory.live_bytes <= bound + 150 * extras + 2 * size);
+        bytes_free(&file);
+        kvt_seq_destroy(loaded);
+        kvt_seq_destroy(seq);
+        close_subject(&s);
+        ledger_close(&memory);
+    }
+}
+
 /* ---- damage ---- */
 
 /* Status of a load that may go well; then everything works, and nothing else than before. */
@@ -893,6 +940,7 @@ int main(void)
         cmocka_unit_test(next_positions_come_back),
         cmocka_unit_test(allocations_fail),
         cmocka_unit_test(budgets_hold),
+        cmocka_unit_test(working_memory_is_as_said),
         cmocka_unit_test(every_byte),
         cmocka_unit_test(signed_sections),
         cmocka_unit_test(contradictions),

@@ -409,10 +409,10 @@ KVT_API kvt_status kvt_memory_forecast(const kvt_config *config, uint64_t n_sequ
  * to 83 MiB.
  *
  * An upper bound, at most about twice what is used from 64 tokens on, for sequences without
- * checkpoints. With them a save takes up to 200 bytes more for each block that only checkpoints have,
- * and 8 for each row of a group from a checkpoint's first such one on (4 more for each of the
- * sequence's rows and groups); a load up to 120 for each such block, and up to three times the
- * largest blob. Errors as kvt_memory_forecast.
+ * checkpoints. With them a save takes up to 100 bytes more for each of the sequence's blocks and 200
+ * for each that only checkpoints have, and 12 for each that a checkpoint has other than the sequence; a
+ * load up to 150 for each that only checkpoints have, and up to twice the largest blob. Errors as
+ * kvt_memory_forecast.
  */
 KVT_API kvt_status kvt_working_forecast(const kvt_config *config, uint64_t n_tokens,
                                         uint64_t *bytes);
