@@ -1,7 +1,7 @@
 /*
- * Snapshots of what a sequence has besides tokens: windows that have released blocks, checkpoints, a
- * tag and a next position. A loaded sequence goes on as the saved one, back to its checkpoints too;
- * equal states save equal files; what is damaged is refused, or harmless.
+ * Snapshots of what a sequence has besides tokens: windows that have released blocks, checkpoints,
+ * a tag and a next position. A loaded sequence goes on as the saved one, back to its checkpoints
+ * too; equal states save equal files; what is damaged is refused, or harmless.
  */
 #include "subject.h"
 
@@ -181,7 +181,7 @@ static void every_pair_of_lengths(void **state)
 
 /* ---- the same state, the same file ---- */
 
-/* Begins that are aborted, drafts that are taken back and forks that go leave no trace in a file. */
+/* Begins that are aborted, drafts that are taken back and forks that go leave no trace. */
 static void what_leaves_no_trace(void **state)
 {
     rng r = {12};
@@ -239,7 +239,7 @@ static void what_leaves_no_trace(void **state)
     }
 }
 
-/* Each block is in the file once, however many checkpoints have it; without any nothing is added. */
+/* Each block is in the file once, however many checkpoints have it. */
 static void blocks_are_there_once(void **state)
 {
     rng r = {13};

@@ -409,10 +409,10 @@ KVT_API kvt_status kvt_memory_forecast(const kvt_config *config, uint64_t n_sequ
  * to 83 MiB.
  *
  * An upper bound, at most about twice what is used from 64 tokens on, for sequences without
- * checkpoints. With them a save takes up to 100 bytes more for each of the sequence's blocks and 200
- * for each that only checkpoints have, and 12 for each that a checkpoint has other than the sequence; a
- * load up to 150 for each that only checkpoints have, and up to twice the largest blob. Errors as
- * kvt_memory_forecast.
+ * checkpoints. With them a save takes up to 100 bytes more for each of the sequence's blocks and
+ * 200 for each that only checkpoints have, and 12 for each that a checkpoint has other than the
+ * sequence; a load up to 150 for each that only checkpoints have, and up to twice the largest blob.
+ * Errors as kvt_memory_forecast.
  */
 KVT_API kvt_status kvt_working_forecast(const kvt_config *config, uint64_t n_tokens,
                                         uint64_t *bytes);
@@ -926,9 +926,10 @@ typedef struct kvt_save_options {
 
 /*
  * Save a sequence: tokens, keys and values, its tag, its next position where that is set, and its
- * checkpoints, with what they need that it has no more. The file appears under its name whole or not at all: it is written beside
- * it, synced and renamed over it. options NULL: the defaults. Temporaries that saves of the same
- * file have left in the folder because their process died are removed (docs/format.md, "Files").
+ * checkpoints, with what they need that it has no more. The file appears under its name whole or
+ * not at all: it is written beside it, synced and renamed over it. options NULL: the defaults.
+ * Temporaries that saves of the same file have left in the folder because their process died are
+ * removed (docs/format.md, "Files").
  *
  * in_place: for a file that cannot be renamed over, as one that is mounted by itself into a
  * container, or whose folder cannot be written. The file is emptied and written anew, then synced.
@@ -977,12 +978,12 @@ typedef struct kvt_load_result {
 
 /*
  * Replace the contents of a sequence by a snapshot, also its checkpoints and next position.
- * Everything is read and verified into new blocks before the sequence changes: on any error it is as
- * it was. Needs blocks for both meanwhile, within the budget; clear first where that is too much. The
- * sequence's tag has to be the snapshot's: kvt_seq_set_tag, on an empty sequence, before the load.
- * What was saved goes on bit for bit, but that sealings which the last commit before the save
- * caused are not taken back any more by a truncate, as if another begin had come.
- * options and result may be NULL.
+ * Everything is read and verified into new blocks before the sequence changes: on any error it is
+ * as it was. Needs blocks for both meanwhile, within the budget; clear first where that is too
+ * much. The sequence's tag has to be the snapshot's: kvt_seq_set_tag, on an empty sequence, before
+ * the load. What was saved goes on bit for bit, but that sealings which the last commit before the
+ * save (or a checkpoint) caused are not taken back any more by a truncate, as if another begin had
+ * come. options and result may be NULL.
  *
  * KVT_ERR_STATE     a step is pending
  * KVT_ERR_IO        cannot be opened or read

@@ -134,7 +134,7 @@ kvt_status kvt_snap_plan_checkpoints(kvt_snap_saver *s)
         heads = kvt_rows(seq->checkpoints[seq->n_checkpoints - 1]->n_tokens) *
                 (size_t)s->header->n_groups * sizeof(uint32_t);
         status = grow(s, &s->heads, 0, heads);
-        if (status == KVT_OK)
+        if (status == KVT_OK && heads)
             memset(s->heads.data, 0, heads);
     }
     for (i = 0; i < seq->n_checkpoints; i++)

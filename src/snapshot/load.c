@@ -212,7 +212,7 @@ static kvt_status on_checkpoint(void *user, const kvt_snap_checkpoint *c)
     pthread_mutex_lock(&cache->lock);
     for (g = 0; g <= cache->n_groups; g++)
         for (row = from[g]; row < rows; row++) {
-            /* The last row's positions are those of the sequence: it has the same tokens, and more. */
+            /* The last row's positions are the sequence's: it has the same tokens, and more. */
             kvt_block *block = g < cache->n_groups ? block_of(st, c, g, row) : staged(st, row)[g];
             kvt_checkpoint_blocks(made, g)[row - from[g]] = block;
             if (block)
