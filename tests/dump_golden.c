@@ -1,5 +1,5 @@
 /*
- * dump_golden SNAPSHOT: load a golden snapshot (by its file's name) and write ids, positions, K and
+ * dump_golden SNAPSHOT: load a golden snapshot (by its file's name) and write ids, positions (also those of the keys), K and
  * V of each layer as f32, and the next position to the standard output; then, from the last
  * checkpoint to the first, its length, its blob, and the same of the sequence there. For
  * tests/read_snapshot.py.
@@ -27,7 +27,7 @@ static void put(void *user, const void *data, size_t n)
     (void)fwrite(data, 1, n, stdout);
 }
 
-/* Ids, positions, K and V of each layer, where they are, then the next position. */
+/* Ids, positions, also of the keys, K and V of each layer, where they are, then the next position. */
 static int dump(const golden *g, const kvt_seq *seq)
 {
     static int32_t ints[GOLDEN_MOST];
@@ -37,6 +37,8 @@ static int dump(const golden *g, const kvt_seq *seq)
 
     put(NULL, ints, (size_t)n * 4);
     bad |= kvt_seq_positions(seq, 0, n, ints) != KVT_OK;
+    put(NULL, ints, (size_t)n * 4);
+    bad |= kvt_seq_key_positions(seq, 0, n, ints) != KVT_OK;
     put(NULL, ints, (size_t)n * 4);
     for (uint32_t layer = 0; layer < GOLDEN_LAYERS; layer++)
         for (int side = 0; side < 2; side++)

@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define GOLDEN_COUNT 11
+#define GOLDEN_COUNT 12
 #define GOLDEN_MOST 512 /* tokens */
 #define GOLDEN_LAYERS 3
 #define GOLDEN_POINTS 4
@@ -27,14 +27,16 @@ typedef struct golden {
     uint32_t window, sinks;         /* of the first group */
     uint32_t points[GOLDEN_POINTS]; /* checkpoints with a blob; 0: none */
     const char *tag;
-    int32_t next; /* position; 0: not set */
+    int32_t next;     /* position; 0: not set */
+    uint32_t removed; /* so many tokens from the 64th on, at the end; 20 come behind */
 } golden;
 
 /* The last fields; plain: neither window, checkpoints, tag nor next position. */
-#define GOLDEN_PLAIN 0, 0, {0}, NULL, 0
-#define GOLDEN_WINDOW 90, 70, {0}, NULL, 0
-#define GOLDEN_CHECKPOINTS 50, 0, {100, 330, 345, 410}, NULL, 0
-#define GOLDEN_TAG 0, 0, {0}, "lora: 7", 77
+#define GOLDEN_PLAIN 0, 0, {0}, NULL, 0, 0
+#define GOLDEN_WINDOW 90, 70, {0}, NULL, 0, 0
+#define GOLDEN_CHECKPOINTS 50, 0, {100, 330, 345, 410}, NULL, 0, 0
+#define GOLDEN_TAG 0, 0, {0}, "lora: 7", 77, 0
+#define GOLDEN_MOVED 0, 0, {0}, NULL, 0, 64
 
 static const golden golden_all[GOLDEN_COUNT] = {
     /* Sealed, open and partial blocks. */
@@ -60,6 +62,8 @@ static const golden golden_all[GOLDEN_COUNT] = {
     {"checkpoints", KVT_TYPE_I8, KVT_TYPE_F16, 0, 2, 1, 16, 8, KVT_RESIDUAL_NONE, 25, 420, 390, 410,
      0, GOLDEN_CHECKPOINTS},
     {"tag", KVT_TYPE_F16, KVT_TYPE_F16, 0, 1, 1, 8, 8, 0, 7, 30, 30, 30, 0, GOLDEN_TAG},
+    /* Keys that have moved, and such that have not in the same block. */
+    {"moved", KVT_TYPE_I8, KVT_TYPE_I8, 0, 1, 1, 16, 8, 0, 40, 300, 300, 300, 0, GOLDEN_MOVED},
 };
 
 /* k_dim, v_dim, kv heads of a group. */
@@ -73,6 +77,7 @@ static inline void golden_group_of(const golden *g, uint32_t group, uint32_t *di
 static inline kvt_cache *golden_cache(const golden *g)
 {
     static const uint32_t split[2][GOLDEN_LAYERS] = {{0, 2, 0}, {1, 0, 0}};
+    static const float frequencies[4] = {1.0f, 0.25f, 0.0625f, 0.015625f};
     kvt_group_config groups[2];
     kvt_config config = kvt_config_init();
     kvt_cache *cache = NULL;
@@ -94,6 +99,11 @@ static inline kvt_cache *golden_cache(const golden *g)
         groups[i].residual_tokens = i ? 100 : g->residual;
         groups[i].window_tokens = i ? 0 : g->window;
         groups[i].sink_tokens = i ? 0 : g->sinks;
+        if (g->removed) {
+            groups[i].rope_pairing = KVT_ROPE_NEIGHBOURS;
+            groups[i].rope_dims = 8;
+            groups[i].rope_inverse_frequencies = frequencies;
+        }
     }
     config.groups = groups;
     config.n_groups = g->n_groups;
@@ -205,7 +215,9 @@ static inline int golden_fill(const golden *g, kvt_seq *seq)
     return (g->tag && kvt_seq_set_tag(seq, g->tag, strlen(g->tag)) != KVT_OK) ||
            golden_append(g, seq, 0, g->peak) || kvt_seq_truncate(seq, g->cut_at) != KVT_OK ||
            golden_append(g, seq, g->cut_at, g->n_tokens) ||
-           (g->next && kvt_seq_set_next_position(seq, g->next) != KVT_OK);
+           (g->next && kvt_seq_set_next_position(seq, g->next) != KVT_OK) ||
+           (g->removed && (kvt_seq_remove(seq, 64, g->removed) != KVT_OK ||
+                           golden_append(g, seq, g->n_tokens, g->n_tokens + 20)));
 }
 
 /*
@@ -262,6 +274,10 @@ static inline uint64_t golden_hash(const golden *g, const kvt_seq *seq)
     if (kvt_seq_positions(seq, 0, n, ints) != KVT_OK)
         return 0;
     hash = golden_mix(hash, ints, (size_t)n * 4);
+    if (kvt_seq_key_positions(seq, 0, n, ints) != KVT_OK)
+        return 0;
+    if (g->removed)
+        hash = golden_mix(hash, ints, (size_t)n * 4);
     for (layer = 0; layer < GOLDEN_LAYERS; layer++)
         for (side = 0; side < 2; side++)
             if (golden_each(g, seq, layer, side, golden_take, &hash) != 0)

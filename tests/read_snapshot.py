@@ -206,6 +206,9 @@ class Reader:
         self.ids = self.ints(1)
         self.positions = self.ints(2)
         need((self.ids >= -1).all() and (self.positions >= 0).all(), "ids or positions")
+        shifts = self.ints(10, 7) if self.moved else np.zeros(self.n_tokens, "<i4")
+        need((shifts != -2**31).all(), "shifts")
+        self.key_positions = self.positions + shifts
         self.blocks()
         self.checkpoints()
         self.end()
@@ -220,7 +223,8 @@ class Reader:
         need(fixed[:8] == b"\x89KVT\r\n\x1a\n", "magic")
         (version, size, block, tile, self.n_tokens, n_groups, n_layers, fingerprint, flags, self.n_blocks,
          largest) = struct.unpack("<4IQ4IQQ", fixed[8:])
-        need(version == 1 and block == 64 and tile == 16 and flags == 0, "version")
+        need(version == 1 and block == 64 and tile == 16 and flags < 2, "version")
+        self.moved = flags == 1
         need(self.n_tokens <= 2**30 and 1 <= n_groups <= 8 and 1 <= n_layers <= 1024 and
              fingerprint <= 64, "limits")
         need(size == 64 + 48 * n_groups + up8(4 * n_layers) + up8(fingerprint) + 8, "header size")
@@ -251,7 +255,7 @@ class Reader:
             head = self.take(32)
             kind, _, _, value, check = struct.unpack("<IIQQQ", head)
             need(check == xxh64(head[:24]), "section checksum")
-            if 1 <= kind <= 9:
+            if 1 <= kind <= 10:
                 self.at = at
                 return kind, value
             self.at -= 32
@@ -271,7 +275,7 @@ class Reader:
             head = self.take(32)
             kind, flags, size, value, check = struct.unpack("<IIQQQ", head)
             need(check == xxh64(head[:24]), "section checksum")
-            if 1 <= kind <= 9:
+            if 1 <= kind <= 10:
                 need(flags == 1 and kind == want and value == want_value, "section order")
                 return start, self.take(size)
             need(want != 5, "section of unknown type")
@@ -329,13 +333,14 @@ class Reader:
             y = np.cumsum(rows(x).reshape(heads, tokens, dims), axis=1, dtype="u1")
         return np.ascontiguousarray(native(np.ascontiguousarray(y))).tobytes()
 
-    def ints(self, kind):
+    def ints(self, section, kind=None):
+        kind = kind or section
         parts = [np.zeros(0, "<i4")]
         for first in range(0, self.n_tokens, 16384):
-            start, payload = self.section(kind, first)
+            start, payload = self.section(section, first)
             n = min(16384, self.n_tokens - first)
             data = self.streams(payload, {kind: 4 * n}, {kind: (4, 0, 0, 0, 0)})[kind]
-            self.note(kind, first, start)
+            self.note(section, first, start)
             parts.append(np.frombuffer(data, "<i4"))
         return np.concatenate(parts)
 
@@ -472,7 +477,8 @@ class Reader:
         need(self.at == len(self.data), "bytes after the end")
 
     def dump_rows(self, n_tokens, next_position, views):
-        parts = [self.ids[:n_tokens].tobytes(), self.positions[:n_tokens].tobytes()]
+        parts = [self.ids[:n_tokens].tobytes(), self.positions[:n_tokens].tobytes(),
+                 self.key_positions[:n_tokens].tobytes()]
         where = {layer: g for g, group in enumerate(self.groups) for layer in group.layers}
         for layer in sorted(where):
             for side in range(2):

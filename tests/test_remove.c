@@ -533,6 +533,65 @@ static void drafts_leave_no_trace(void **state)
     close_conversation(&c);
 }
 
+/* What has moved is saved and loaded, and goes on; a cache that could not turn q refuses it. */
+static void moved_keys_are_saved(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 6; i++) {
+        kvt_group_config g =
+            roped(2, 1, 32, i % 2 ? KVT_TYPE_I8 : KVT_TYPE_F16, KVT_ROPE_NEIGHBOURS, 0, 32);
+        kvt_load_result result;
+        int32_t *positions;
+        kvt_cache *other;
+        kvt_seq *loaded = NULL, *refused = NULL, *first;
+        conversation c;
+        bytes file, again;
+        open_conversation(&c, &g, 1500, 400 + (uint64_t)i);
+        say(&c, 450 + (size_t)i * 10);
+        take_out(&c, 64, 192);
+        if (i < 4)
+            say(&c, 30);
+        if (i == 3)
+            take_out(&c, c.n - 20, 5);
+        file = saved(c.cache, c.seq, i % 3 ? KVT_CODEC_ZSTD : KVT_CODEC_RAW);
+        expect_ok(c.cache, kvt_seq_create(c.cache, &loaded));
+        expect_ok(c.cache, load_bytes(loaded, file.data, file.n, &result));
+        assert_true(result.n_tokens == c.n);
+        again = saved(c.cache, loaded, i % 3 ? KVT_CODEC_ZSTD : KVT_CODEC_RAW);
+        assert_true(again.n == file.n && memcmp(again.data, file.data, file.n) == 0);
+        assert_true(outputs_hash(&c, loaded) == outputs_hash(&c, c.seq));
+        positions = malloc(c.n * sizeof *positions);
+        expect_ok(c.cache, kvt_seq_key_positions(loaded, 0, c.n, positions));
+        for (size_t j = 0; j < c.n; j++)
+            assert_int_equal(positions[j], c.records[j].stored_at);
+        free(positions);
+        first = c.seq;
+        c.seq = loaded;
+        say(&c, 150);
+        assert_true(error_of(&c, KVT_ATTEND_F32, 2) < 1e-5);
+        take_out(&c, 64, 64);
+        assert_true(error_of(&c, KVT_ATTEND_F32, 2) < 1e-5);
+        kvt_seq_destroy(first);
+        g.rope_pairing = KVT_ROPE_UNKNOWN;
+        g.rope_dims = 0;
+        other = cache_of(&g, 1500, 1, NULL);
+        expect_ok(other, kvt_seq_create(other, &refused));
+        expect(other, KVT_ERR_MISMATCH, load_bytes(refused, file.data, file.n, NULL));
+        expect_error_text(other, "moved", "load");
+        kvt_seq_destroy(refused);
+        kvt_cache_destroy(other);
+        for (size_t at = 0; at < file.n; at += 1 + file.n / 400) { /* damaged: refused */
+            file.data[at] ^= 0x40;
+            assert_true(load_bytes(c.seq, file.data, file.n, NULL) != KVT_OK);
+            file.data[at] ^= 0x40;
+        }
+        assert_true(error_of(&c, KVT_ATTEND_F32, 1) < 1e-5);
+        bytes_free(&file);
+        bytes_free(&again);
+        close_conversation(&c);
+    }
+}
+
 /* Without block 0 the offsets of later keys go on, so that drafts can be selected from. */
 static void selections_without_block_0(void **state)
 {
@@ -750,6 +809,7 @@ int main(void)
         cmocka_unit_test(the_end_is_a_truncate),
         cmocka_unit_test(forks_do_not_notice),
         cmocka_unit_test(drafts_leave_no_trace),
+        cmocka_unit_test(moved_keys_are_saved),
         cmocka_unit_test(selections_without_block_0),
         cmocka_unit_test(checkpoints_behind_are_dropped),
         cmocka_unit_test(windows_and_removals),

@@ -202,7 +202,7 @@ static void bad_n_blocks(bytes *f)
 }
 static void bad_header_flags(bytes *f)
 {
-    put32(f->data + 44, 1);
+    put32(f->data + 44, 2);
 }
 static void bad_block_tokens(bytes *f)
 {

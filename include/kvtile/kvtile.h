@@ -554,6 +554,13 @@ KVT_API kvt_status kvt_seq_positions(const kvt_seq *seq, uint64_t first, uint64_
                                      int32_t *positions);
 
 /*
+ * The positions at which the keys were computed, which kvt_read gives them for: those of
+ * kvt_seq_positions but where kvt_seq_remove has moved them since. Errors likewise.
+ */
+KVT_API kvt_status kvt_seq_key_positions(const kvt_seq *seq, uint64_t first, uint64_t n,
+                                         int32_t *positions);
+
+/*
  * Forget all tokens and a pending step; the blocks stay with the cache for reuse.
  * KVT_ERR_ARG: NULL.
  */
@@ -865,7 +872,8 @@ KVT_API kvt_status kvt_attend_finish(kvt_attend_plan *plan, void *scratch);
 /* ---- reading back ---- */
 
 /*
- * K or V of tokens first .. first + n - 1 of one layer, dequantized, rotation and offset undone.
+ * K or V of tokens first .. first + n - 1 of one layer, dequantized, rotation and offset undone; keys
+ * as they were appended, for the positions of kvt_seq_key_positions.
  * Sees pending tokens where the layer has them. V that is in K is K's first v_dim dims.
  *
  * out: [n][n_kv_heads][k_dim or v_dim], f32, f16 (saturated) or bf16, any strides.

@@ -507,6 +507,8 @@ const float *kvt_turn_of(const kvt_turns *turns, uint32_t group, int32_t shift);
  * more, or some besides. NULL where there are none.
  */
 kvt_status kvt_turns_make(const kvt_seq *seq, uint64_t moved, int32_t delta, kvt_turns **made);
+/* Whether a key of the sequence has moved. */
+int kvt_turns_needed(const kvt_seq *seq);
 kvt_status kvt_turns_copy(kvt_cache *cache, const kvt_turns *turns, kvt_turns **copy);
 void kvt_turns_free(kvt_cache *cache, kvt_turns *turns);
 

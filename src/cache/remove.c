@@ -139,6 +139,14 @@ kvt_status kvt_turns_make(const kvt_seq *seq, uint64_t moved, int32_t delta, kvt
     return KVT_OK;
 }
 
+int kvt_turns_needed(const kvt_seq *seq)
+{
+    shift_walk walk = {UINT64_MAX, 0, 0, 0, NULL};
+    if (seq->turns)
+        walk_shifts(seq, &walk);
+    return walk.n > 0;
+}
+
 kvt_status kvt_turns_copy(kvt_cache *cache, const kvt_turns *turns, kvt_turns **copy)
 {
     ptrdiff_t shifts, floats;

@@ -288,6 +288,8 @@ void kvt_rows_replace(kvt_seq *seq, const kvt_seq *with)
     seq->checkpoints = with->checkpoints;
     seq->n_checkpoints = with->n_checkpoints;
     seq->checkpoint_room = with->checkpoint_room;
+    kvt_turns_free(seq->cache, seq->turns);
+    seq->turns = with->turns;
 }
 
 /*

@@ -190,6 +190,15 @@ kvt_status kvt_seq_positions(const kvt_seq *seq, uint64_t first, uint64_t n, int
     return copy_meta(seq, first, n, positions, 0, "kvt_seq_positions");
 }
 
+kvt_status kvt_seq_key_positions(const kvt_seq *seq, uint64_t first, uint64_t n, int32_t *positions)
+{
+    kvt_status status = copy_meta(seq, first, n, positions, 0, "kvt_seq_key_positions");
+    for (uint64_t i = 0; status == KVT_OK && i < n; i++)
+        positions[i] += kvt_shift_at(kvt_seq_meta(seq, (size_t)((first + i) / KVT_TOKENS)),
+                                     (size_t)((first + i) % KVT_TOKENS));
+    return status;
+}
+
 void kvt_meta_bound(kvt_meta *meta, size_t n, const kvt_meta *before)
 {
     int32_t lowest = meta->positions[0], highest = lowest;

@@ -59,9 +59,11 @@ enum { /* section types */
        KVT_SNAP_END = 7,
        KVT_SNAP_SEQUENCE = 8,
        KVT_SNAP_CHECKPOINT = 9,
-       KVT_SNAP_LAST_TYPE = 9
+       KVT_SNAP_SHIFTS = 10,
+       KVT_SNAP_LAST_TYPE = 10
 };
 
+#define KVT_SNAP_MOVED 1u    /* header flag: keys have moved, and sections of shifts say so */
 #define KVT_SNAP_REQUIRED 1u /* section flag: a reader that does not know the type must refuse */
 
 enum { /* stream kinds */
@@ -70,7 +72,8 @@ enum { /* stream kinds */
        KVT_SNAP_KIND_K = 3,
        KVT_SNAP_KIND_V = 4,
        KVT_SNAP_KIND_SCALES = 5,
-       KVT_SNAP_KIND_NATIVE = 6 /* reserved: a layer as it lies in memory, to be mapped */
+       KVT_SNAP_KIND_NATIVE = 6, /* reserved: a layer as it lies in memory, to be mapped */
+       KVT_SNAP_KIND_SHIFTS = 7
 };
 
 enum { /* filters */
@@ -182,6 +185,7 @@ typedef struct kvt_snap_header {
     uint32_t layers[KVT_MAX_LAYERS]; /* the groups' layer numbers, one group after the other */
     uint8_t fingerprint[KVT_MAX_FINGERPRINT];
     uint32_t fingerprint_bytes;
+    uint32_t flags; /* KVT_SNAP_MOVED */
 } kvt_snap_header;
 
 /*
@@ -337,7 +341,7 @@ typedef struct kvt_snap_sink {
     /* Once, behind the header, whether the file has that section or not. */
     kvt_status (*sequence)(void *user, int32_t next_position, const unsigned char *tag,
                            uint32_t tag_bytes);
-    /* kind: KVT_SNAP_KIND_TOKEN_IDS or _POSITIONS */
+    /* kind: KVT_SNAP_KIND_TOKEN_IDS, _POSITIONS or _SHIFTS */
     kvt_status (*tokens)(void *user, uint32_t kind, uint64_t first, uint32_t n,
                          const unsigned char *values);
     kvt_status (*layer)(void *user, const kvt_snap_block *block, uint32_t layer_index,

@@ -68,6 +68,7 @@ void kvt_snap_header_put(const kvt_snap_header *header, unsigned char *to)
     kvt_put32(to + 32, header->n_groups);
     kvt_put32(to + 36, header->n_layers);
     kvt_put32(to + 40, header->fingerprint_bytes);
+    kvt_put32(to + 44, header->flags);
     kvt_put64(to + 48, header->n_blocks);
     kvt_put64(to + 56, kvt_snap_layer_bytes(header));
     for (g = 0; g < header->n_groups; g++, p += KVT_SNAP_GROUP_BYTES) {
@@ -218,10 +219,11 @@ kvt_status kvt_snap_header_get(const kvt_snap_context *context, const unsigned c
                            kvt_snap_sum(from, bytes - KVT_SNAP_SUM_BYTES)))
         return kvt_snap_fail(context, KVT_ERR_CORRUPT,
                              "snapshot damaged: checksum of the header, offset 0 to %zu", bytes);
-    if (kvt_get32(from + 44))
+    header->flags = kvt_get32(from + 44);
+    if (header->flags & ~KVT_SNAP_MOVED)
         return kvt_snap_fail(context, KVT_ERR_FORMAT,
                              "snapshot with header flags 0x%x, which this build does not know",
-                             (unsigned)kvt_get32(from + 44));
+                             (unsigned)header->flags);
     if (kvt_get32(from + 16) != KVT_BLOCK_TOKENS || kvt_get32(from + 20) != KVT_TILE_TOKENS)
         return kvt_snap_fail(context, KVT_ERR_FORMAT,
                              "snapshot of blocks of %u and tiles of %u tokens, this build has %u "
@@ -312,6 +314,10 @@ kvt_status kvt_snap_header_match(const kvt_cache *cache, const kvt_snap_header *
         return kvt_fail(cache, KVT_ERR_MISMATCH,
                         "snapshot of another model: n_groups is %u, the cache's is %u",
                         (unsigned)header->n_groups, (unsigned)cache->n_groups);
+    if ((header->flags & KVT_SNAP_MOVED) && !cache->moves)
+        return kvt_fail(cache, KVT_ERR_MISMATCH,
+                        "snapshot of keys that have moved: RoPE of the cache's groups is not "
+                        "described");
     for (g = 0; g < header->n_groups; g++) {
         const kvt_snapshot_group *group = &header->groups[g];
         const kvt_group_config *config = &cache->groups[g].config;

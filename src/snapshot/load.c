@@ -109,6 +109,19 @@ static kvt_status add_row(stage *st)
     return KVT_OK;
 }
 
+/* All of a row's n tokens have the same shift, or each its own. */
+static void give_shifts(kvt_meta *meta, size_t n, const unsigned char *values)
+{
+    size_t t;
+
+    meta->shift = (int32_t)kvt_get32(values);
+    for (t = 0; t < n; t++) {
+        meta->shifts[t] = (int32_t)kvt_get32(values + t * 4);
+        if (meta->shifts[t] != meta->shifts[0])
+            meta->shift = KVT_SHIFT_MIXED;
+    }
+}
+
 static kvt_status on_tokens(void *user, uint32_t kind, uint64_t first, uint32_t n,
                             const unsigned char *values)
 {
@@ -126,6 +139,10 @@ static kvt_status on_tokens(void *user, uint32_t kind, uint64_t first, uint32_t 
                 return status;
         }
         meta = staged_meta(st, row);
+        if (kind == KVT_SNAP_KIND_SHIFTS) {
+            give_shifts(meta, here, values + i * (size_t)4);
+            continue;
+        }
         memcpy(kind == KVT_SNAP_KIND_POSITIONS ? meta->positions : meta->token_ids,
                values + i * (size_t)4, here * 4);
         if (kind == KVT_SNAP_KIND_POSITIONS)
@@ -247,7 +264,9 @@ static kvt_status complete(stage *st, const kvt_snap_header *header)
     if (!kvt_window_reaches(&st->made, header->n_tokens))
         return kvt_fail(st->seq->cache, KVT_ERR_CORRUPT,
                         "snapshot damaged: blocks that a window needs are missing");
-    return KVT_OK;
+    return header->flags & KVT_SNAP_MOVED
+               ? kvt_turns_make(&st->made, UINT64_MAX, 0, &st->made.turns)
+               : KVT_OK;
 }
 
 /* The checkpoints have references to the blocks that are theirs alone. */
@@ -264,6 +283,7 @@ static void drop(stage *st)
     uint32_t c;
 
     kvt_checkpoints_drop_from(&st->made, 0);
+    kvt_turns_free(cache, st->made.turns);
     for (row = 0; row < st->rows; row++)
         for (c = 0; c < cache->n_classes; c++)
             kvt_block_undo(cache, staged(st, row)[c]);

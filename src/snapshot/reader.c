@@ -44,7 +44,7 @@ uint64_t kvt_snap_read_bytes(const kvt_snap_header *header)
         native = 4 * ids;
     payload = KVT_SNAP_SET_BYTES + KVT_SNAP_MAX_STREAMS * KVT_SNAP_STREAM_BYTES +
               KVT_SNAP_SUM_BYTES + native + 7;
-    while (index < (2 * chunks + 2 + header->n_blocks) * KVT_SNAP_ENTRY_BYTES)
+    while (index < (3 * chunks + 2 + header->n_blocks) * KVT_SNAP_ENTRY_BYTES)
         index *= 2;
     extra = index > KVT_SNAP_INDEX_BYTES ? index / 2 : 0;
     if (growth(table, 0) > extra)
@@ -397,6 +397,8 @@ static kvt_status read_body(kvt_snap_parser *p)
         status = read_tokens(p, KVT_SNAP_TOKEN_IDS, KVT_SNAP_KIND_TOKEN_IDS);
     if (status == KVT_OK)
         status = read_tokens(p, KVT_SNAP_POSITIONS, KVT_SNAP_KIND_POSITIONS);
+    if (status == KVT_OK && (p->header->flags & KVT_SNAP_MOVED))
+        status = read_tokens(p, KVT_SNAP_SHIFTS, KVT_SNAP_KIND_SHIFTS);
     if (status == KVT_OK)
         status = read_block_table(p);
     for (b = 0; status == KVT_OK && b < p->header->n_blocks; b++)

@@ -66,9 +66,9 @@ kvt_status kvt_snap_take_growing(kvt_snap_parser *p, kvt_snap_buffer *buffer, si
 
 static const char *section_name(uint32_t type)
 {
-    static const char *const names[] = {"?",        "token ids", "positions", "block table",
-                                        "block",    "layer",     "index",     "end",
-                                        "sequence", "checkpoint"};
+    static const char *const names[] = {"?",        "token ids",  "positions", "block table",
+                                        "block",    "layer",      "index",     "end",
+                                        "sequence", "checkpoint", "shifts"};
     return type <= KVT_SNAP_LAST_TYPE ? names[type] : "?";
 }
 

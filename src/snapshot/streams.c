@@ -333,6 +333,13 @@ const char *kvt_snap_check(const kvt_snap_shape *shape, const unsigned char *str
     }
     case KVT_SNAP_KIND_POSITIONS:
         return none_negative32(stream, bytes) ? NULL : "a negative position";
+    case KVT_SNAP_KIND_SHIFTS: {
+        size_t i;
+        for (i = 0; i < bytes; i += 4)
+            if (kvt_get32(stream + i) == 0x80000000u)
+                return "a shift of -2^31";
+        return NULL;
+    }
     case KVT_SNAP_KIND_SCALES:
         if (!none_negative16(stream + shape->signs * (size_t)2,
                              (shape->plain - shape->signs) * (size_t)2))

@@ -161,6 +161,19 @@ static kvt_status put_sequence(kvt_snap_saver *s)
     return status;
 }
 
+/* n numbers of a row. */
+static void take_tokens(const kvt_meta *meta, uint32_t kind, size_t n, unsigned char *to)
+{
+    size_t t;
+
+    if (kind != KVT_SNAP_KIND_SHIFTS) {
+        memcpy(to, kind == KVT_SNAP_KIND_POSITIONS ? meta->positions : meta->token_ids, n * 4);
+        return;
+    }
+    for (t = 0; t < n; t++)
+        kvt_put32(to + t * 4, (uint32_t)kvt_shift_at(meta, t));
+}
+
 static kvt_status put_tokens(kvt_snap_saver *s, uint32_t type, uint32_t kind)
 {
     uint64_t first, offset;
@@ -178,8 +191,7 @@ static kvt_status put_tokens(kvt_snap_saver *s, uint32_t type, uint32_t kind)
         for (i = 0; i < n; i += KVT_TOKENS) {
             const kvt_meta *meta = kvt_seq_meta(s->seq, (size_t)((first + i) / KVT_TOKENS));
             size_t here = n - i < KVT_TOKENS ? n - i : KVT_TOKENS;
-            memcpy(s->native.data + i * (size_t)4,
-                   kind == KVT_SNAP_KIND_POSITIONS ? meta->positions : meta->token_ids, here * 4);
+            take_tokens(meta, kind, here, s->native.data + i * (size_t)4);
         }
         offset = s->offset;
         status = put_set(s, type, first, &shape, 1, s->native.data);
@@ -333,7 +345,7 @@ static saver_sizes sizes_of(const kvt_snap_header *header)
                KVT_SNAP_MAX_STREAMS * KVT_SNAP_STREAM_BYTES + KVT_SNAP_SUM_BYTES + z.native + 8;
     z.digests = KVT_SNAP_ID_HEAD + header->n_layers * (size_t)KVT_SNAP_ID_BYTES;
     z.table = (size_t)header->n_blocks * KVT_SNAP_ENTRY_BYTES;
-    z.index = (size_t)(2 * chunks + 2 + header->n_blocks) * KVT_SNAP_ENTRY_BYTES;
+    z.index = (size_t)(3 * chunks + 2 + header->n_blocks) * KVT_SNAP_ENTRY_BYTES;
     return z;
 }
 
@@ -408,6 +420,7 @@ static kvt_status save(const kvt_seq *seq, const kvt_snap_context *context,
         return status;
     s.header = memory;
     kvt_snap_header_make(seq->cache, seq->length, s.header);
+    s.header->flags = kvt_turns_needed(seq) ? KVT_SNAP_MOVED : 0;
     count_own(&s);
     status = prepare(&s);
     if (status == KVT_OK)
@@ -418,6 +431,8 @@ static kvt_status save(const kvt_seq *seq, const kvt_snap_context *context,
         status = put_tokens(&s, KVT_SNAP_TOKEN_IDS, KVT_SNAP_KIND_TOKEN_IDS);
     if (status == KVT_OK)
         status = put_tokens(&s, KVT_SNAP_POSITIONS, KVT_SNAP_KIND_POSITIONS);
+    if (status == KVT_OK && (s.header->flags & KVT_SNAP_MOVED))
+        status = put_tokens(&s, KVT_SNAP_SHIFTS, KVT_SNAP_KIND_SHIFTS);
     if (status == KVT_OK)
         status = put_block_table(&s);
     if (status == KVT_OK)
