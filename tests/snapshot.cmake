@@ -2,7 +2,8 @@
 add_library(snapshot_support STATIC snapshot_support.c subject.c)
 target_link_libraries(snapshot_support PUBLIC test_support PRIVATE kvtile_warnings kvtile::xxhash)
 
-foreach(name snapshot snapshot_damage snapshot_files snapshot_state snapshot_working seal fork select remove
+foreach(name snapshot snapshot_damage snapshot_files snapshot_rows snapshot_state
+    snapshot_working seal fork select remove
     checkpoint accounting operations)
   add_executable(test_${name} test_${name}.c)
   target_link_libraries(test_${name} PRIVATE snapshot_support kvtile_warnings)

@@ -1,0 +1,747 @@
+/*
+ * Snapshots with windows, checkpoints and a tag that are damaged, or say other things with sound
+ * checksums: each is refused and leaves the sequence unchanged, or is harmless.
+ */
+#include "snapshot_state.h"
+
+#include <stdio.h>
+
+/* ---- damage ---- */
+
+/* Status of a load that may go well; then everything works, and nothing else than before. */
+static kvt_status try_load(const subject *s, kvt_seq *victim, uint64_t before, const bytes *file)
+{
+    kvt_seq *seq;
+    uint64_t at[MOST];
+    kvt_status status = load_bytes(victim, file->data, file->n, NULL);
+    size_t n;
+    if (status != KVT_OK) {
+        assert_true(file_hash(s, victim) == before);
+        return status;
+    }
+    seq = reloaded(s, victim);
+    expect_equal(s, seq, victim, "a changed file", 0);
+    points_of(s, seq, at, &n);
+    for (; n-- > 0; grow(s, seq, at[n] + 100 < MOST ? 100 : 1)) {
+        expect_ok(s->cache, kvt_seq_truncate(seq, at[n]));
+        if (at[n]) /* of a crafted file, the last query may see one token too many */
+            (void)file_hash(s, seq);
+        if (kvt_seq_next_position(seq) > 1 << 30)
+            expect_ok(s->cache, kvt_seq_set_next_position(seq, 1));
+    }
+    kvt_seq_destroy(seq);
+    return status;
+}
+
+static void every_byte_of(kvt_type type, uint32_t codec)
+{
+    static const unsigned char patterns[] = {0x01, 0x10, 0x80, 0xff};
+    rng r = {19};
+    kvt_seq *victim;
+    uint64_t before;
+    bytes file;
+    subject s;
+    make(&s, 20, 0, type, KVT_RESIDUAL_NONE, &r);
+    file = whole_file(&s, codec);
+    victim = victim_of(&s);
+    before = file_hash(&s, victim);
+    for (size_t i = 0; i < file.n; i++) {
+        kvt_status status;
+        for (size_t p = 0; p < sizeof patterns; p++) {
+            file.data[i] ^= patterns[p];
+            status = load_bytes(victim, file.data, file.n, NULL);
+            if (status != KVT_ERR_CORRUPT && status != KVT_ERR_FORMAT)
+                fail_msg("byte %zu of %zu changed: status %d", i, file.n, (int)status);
+            file.data[i] ^= patterns[p];
+        }
+        status = load_bytes(victim, file.data, i, NULL);
+        if (status != KVT_ERR_CORRUPT)
+            fail_msg("cut at %zu of %zu: status %d", i, file.n, (int)status);
+        if (i % 256 == 0)
+            assert_true(file_hash(&s, victim) == before);
+    }
+    assert_true(file_hash(&s, victim) == before);
+    expect_ok(s.cache, load_bytes(victim, file.data, file.n, NULL));
+    bytes_free(&file);
+    kvt_seq_destroy(victim);
+    close_subject(&s);
+}
+
+static void every_byte(void **state)
+{
+    (void)state;
+    every_byte_of(KVT_TYPE_F16, KVT_CODEC_ZSTD);
+    if (!is_quick())
+        every_byte_of(KVT_TYPE_I8, KVT_CODEC_RAW);
+}
+
+/* A changed section with sound checksums: what may go well, and what may not. */
+static void signed_section(const subject *s, uint32_t type, unsigned number, size_t first,
+                           size_t end, int may_load)
+{
+    static const unsigned char patterns[] = {0x01, 0x02, 0x04, 0x07, 0x40, 0x80, 0xff};
+    bytes good = whole_file(s, KVT_CODEC_RAW), file = whole_file(s, KVT_CODEC_RAW);
+    kvt_seq *victim = victim_of(s);
+    uint64_t before = file_hash(s, victim);
+    size_t size, at = section_payload(good.data, good.n, type, number, &size);
+    end = end ? end : size - 8;
+    for (size_t i = first; i < end; i++)
+        for (size_t p = 0; p < sizeof patterns; p++) {
+            kvt_status status;
+            memcpy(file.data, good.data, good.n);
+            file.data[at + i] ^= patterns[p];
+            resign_sums(file.data, file.n);
+            status = try_load(s, victim, before, &file);
+            if (status == KVT_OK ? !may_load
+                                 : status != KVT_ERR_CORRUPT && status != KVT_ERR_FORMAT &&
+                                       status != KVT_ERR_MISMATCH)
+                fail_msg("section %u (%u), byte %zu ^ %x: status %d", type, number, i, patterns[p],
+                         (int)status);
+            if (status == KVT_OK) {
+                kvt_seq_destroy(victim);
+                victim = victim_of(s);
+            }
+        }
+    kvt_seq_destroy(victim);
+    bytes_free(&good);
+    bytes_free(&file);
+}
+
+static void signed_sections(void **state)
+{
+    static const kvt_type types[] = {KVT_TYPE_F16, KVT_TYPE_I8};
+    (void)state;
+    for (int i = 0; i < 2; i++) {
+        rng r = {20};
+        subject s;
+        bytes file;
+        size_t size, points = 0, blob;
+        make(&s, 20, 0, types[i], KVT_RESIDUAL_NONE, &r);
+        file = whole_file(&s, KVT_CODEC_RAW);
+        (void)section_payload(file.data, file.n, 8, 0, &size);
+        assert_int_equal(size, 8 + 8 + 8);
+        signed_section(&s, 8, 0, 0, 4, 1);  /* next position: any that is not negative */
+        signed_section(&s, 8, 0, 4, 16, 0); /* tag */
+        signed_section(&s, 3, 0, 0, 0, 0);  /* the block table: ids and places */
+        for (unsigned n = 0; n < 2; n++) {
+            size_t at = section_payload(file.data, file.n, 9, n, &size);
+            blob = (size_t)get64(file.data + at + 8);
+            assert_int_equal(blob, n ? 100 % 81 : 30);
+            points = size - 8 - (blob + 7) / 8 * 8; /* where the blob begins */
+            signed_section(&s, 9, n, 0, 4, 1);
+            signed_section(&s, 9, n, 4, 8, 0);
+            signed_section(&s, 9, n, 8, 16, 1);      /* its size: as far as it is padded */
+            signed_section(&s, 9, n, 16, points, 0); /* rows and entries */
+            signed_section(&s, 9, n, points, points + blob, 1);
+            signed_section(&s, 9, n, points + blob, 0, 0);
+        }
+        bytes_free(&file);
+        close_subject(&s);
+    }
+}
+
+/* ---- contradictions ---- */
+
+static unsigned char *payload(bytes *f, uint32_t type, unsigned i)
+{
+    size_t size;
+    return f->data + section_payload(f->data, f->n, type, i, &size);
+}
+
+/* One field of entry b, in the table and in the block. */
+static void put_entry(bytes *f, unsigned b, size_t field, uint32_t x)
+{
+    put32(payload(f, 3, 0) + 32 * b + field, x);
+    put32(payload(f, 4, b) + field, x);
+}
+
+static void point_order(bytes *f)
+{
+    put64(payload(f, 9, 1) - 16, 30);
+}
+static void point_order_back(bytes *f)
+{
+    put64(payload(f, 9, 1) - 16, 29);
+}
+static void point_beyond(bytes *f)
+{
+    put64(payload(f, 9, 1) - 16, 201);
+}
+static void point_other_length(bytes *f)
+{
+    put64(payload(f, 9, 1) - 16, 101);
+}
+static void point_optional(bytes *f)
+{
+    put32(payload(f, 9, 0) - 28, 0);
+}
+static void point_no_position(bytes *f)
+{
+    put32(payload(f, 9, 0), (uint32_t)-2);
+}
+static void point_from_later(bytes *f) /* the same words: one row less, and padding */
+{
+    put32(payload(f, 9, 0) + 16, 1);
+}
+static void point_own_block(bytes *f)
+{
+    put32(payload(f, 9, 0) + 20, 0);
+}
+static void point_no_window(bytes *f) /* as the sequence, which has released it */
+{
+    put32(payload(f, 9, 0) + 20, UINT32_MAX);
+}
+static void point_no_block(bytes *f) /* of the group without a window */
+{
+    put32(payload(f, 9, 0) + 28, UINT32_MAX);
+}
+static void point_beyond_table(bytes *f)
+{
+    put32(payload(f, 9, 0) + 20, (uint32_t)get64(f->data + 48));
+}
+static void point_huge_blob(bytes *f)
+{
+    put64(payload(f, 9, 0) + 8, UINT64_MAX - 3);
+}
+static void more_blocks(bytes *f)
+{
+    put64(f->data + 48, get64(f->data + 48) + 1);
+}
+static void few_blocks(bytes *f)
+{
+    put64(f->data + 48, 1);
+}
+static void all_blocks(bytes *f)
+{
+    put64(f->data + 48, UINT32_MAX);
+}
+static void sinks_alone(bytes *f)
+{
+    put32(f->data + 64 + 48 + 44, 4);
+}
+static void extra_row(bytes *f)
+{
+    put_entry(f, (unsigned)get64(f->data + 48) - 1, 20, 9);
+}
+static void extra_group(bytes *f)
+{
+    put_entry(f, (unsigned)get64(f->data + 48) - 1, 16, 2);
+}
+static void extra_tokens(bytes *f)
+{
+    put_entry(f, (unsigned)get64(f->data + 48) - 1, 24, 0);
+}
+static void extra_form(bytes *f)
+{
+    put_entry(f, (unsigned)get64(f->data + 48) - 1, 28, 2);
+}
+static void first_row_gone(bytes *f) /* of the group without a window */
+{
+    put_entry(f, 0, 16, 1);
+    put_entry(f, 0, 20, 1);
+}
+static void tag_size(bytes *f)
+{
+    put32(payload(f, 8, 0) + 4, 2);
+}
+static void tag_huge(bytes *f)
+{
+    put32(payload(f, 8, 0) + 4, 257);
+}
+static void sequence_of_nothing(bytes *f)
+{
+    put32(payload(f, 8, 0), (uint32_t)-1);
+    put32(payload(f, 8, 0) + 4, 0);
+}
+static void sequence_value(bytes *f)
+{
+    put64(payload(f, 8, 0) - 16, 1);
+}
+static void next_position_low(bytes *f)
+{
+    put32(payload(f, 8, 0), (uint32_t)-2);
+}
+/* The window grows: blocks that it needs are not there. The cache has that window. */
+static void window_larger(bytes *f)
+{
+    put32(f->data + 64 + 40, 600);
+}
+
+static void contradictions(void **state)
+{
+#define CASE(change, text)                                                                         \
+    {                                                                                              \
+        change, #change, text                                                                      \
+    }
+    static const struct {
+        void (*change)(bytes *f);
+        const char *name, *text;
+    } cases[] = {
+        CASE(point_order, "do not ascend"),
+        CASE(point_order_back, "do not ascend"),
+        CASE(point_beyond, "do not ascend"),
+        CASE(point_other_length, ""),
+        CASE(point_optional, "in its place"),
+        CASE(point_no_position, "next position"),
+        CASE(point_from_later, ""),
+        CASE(point_own_block, ""),
+        CASE(point_no_block, "without a block"),
+        CASE(point_no_window, "the sequence's own"),
+        CASE(point_beyond_table, "beyond the block table"),
+        CASE(point_huge_blob, "sizes"),
+        CASE(more_blocks, "size"),
+        CASE(few_blocks, "number of blocks"),
+        CASE(all_blocks, "number of blocks"),
+        CASE(sinks_alone, "sink_tokens"),
+        CASE(extra_row, "entry"),
+        CASE(extra_group, "entry"),
+        CASE(extra_tokens, "entry"),
+        CASE(extra_form, "representation 2"),
+        CASE(first_row_gone, "missing"),
+        CASE(tag_size, ""),
+        CASE(tag_huge, "tag of 257"),
+        CASE(sequence_of_nothing, ""),
+        CASE(sequence_value, "in its place"),
+        CASE(next_position_low, "next position"),
+        CASE(window_larger, "blocks that"),
+    };
+    (void)state;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        rng r = {21};
+        kvt_seq *victim;
+        uint64_t before;
+        kvt_status status;
+        bytes file;
+        subject s;
+        make(&s, 20, 0, KVT_TYPE_F16, KVT_RESIDUAL_NONE, &r);
+        file = whole_file(&s, KVT_CODEC_RAW);
+        cases[i].change(&file);
+        if (cases[i].change == window_larger) {
+            kvt_cache_destroy(s.cache);
+            s.groups[0].window_tokens = 600;
+            open_cache(&s, NULL);
+        }
+        resign(file.data, file.n);
+        victim = victim_of(&s);
+        before = file_hash(&s, victim);
+        status = load_bytes(victim, file.data, file.n, NULL);
+        if (status != KVT_ERR_CORRUPT && status != KVT_ERR_FORMAT)
+            fail_msg("%s: status %d", cases[i].name, (int)status);
+        expect_error_text(s.cache, cases[i].text, cases[i].name);
+        assert_true(file_hash(&s, victim) == before);
+        bytes_free(&file);
+        kvt_seq_destroy(victim);
+        close_subject(&s);
+    }
+}
+
+/* ---- files of other checkpoints ---- */
+
+/* Replace `gone` bytes at an offset by n others. */
+static void splice(bytes *f, size_t at, size_t gone, const void *data, size_t n)
+{
+    unsigned char *joined = malloc(f->n - gone + n + 1);
+    assert_non_null(joined);
+    memcpy(joined, f->data, at);
+    if (n)
+        memcpy(joined + at, data, n);
+    memcpy(joined + at + n, f->data + at + gone, f->n - at - gone);
+    free(f->data);
+    f->data = joined;
+    f->n = f->room = f->n - gone + n;
+}
+
+/* Number the blocks, make the index and the end, and all checksums. */
+static void settle(bytes *f)
+{
+    unsigned char index[200 * 32], end[64] = {7, 0, 0, 0, 1, 0, 0, 0, 32};
+    size_t n = 0, at = get32(f->data + 12), block = SIZE_MAX;
+    uint64_t blocks = 0;
+    for (; get32(f->data + at) != 6; at += 32 + (size_t)get64(f->data + at + 8)) {
+        uint32_t type = get32(f->data + at);
+        uint64_t size = 32 + get64(f->data + at + 8);
+        if (type == 5) {
+            put64(index + block + 24, get64(index + block + 24) + size);
+            continue;
+        }
+        if (type == 4) {
+            block = n;
+            put64(f->data + at + 16, blocks++);
+        }
+        assert_true(n < sizeof index);
+        put32(index + n, type);
+        put32(index + n + 4, 0);
+        put64(index + n + 8, get64(f->data + at + 16));
+        put64(index + n + 16, at);
+        put64(index + n + 24, size);
+        n += 32;
+    }
+    put64(f->data + at + 8, n + 8);
+    splice(f, at + 32, f->n - at - 32, index, n);
+    memset(index, 0, 8);
+    splice(f, f->n, 0, index, 8);
+    put64(end + 32, at);
+    put64(end + 40, f->n + 64);
+    memcpy(end + 56, "KVTE\r\n\x1a\n", 8);
+    splice(f, f->n, 0, end, 64);
+    put64(f->data + 48, blocks);
+    resign(f->data, f->n);
+}
+
+/* The groups' words of a checkpoint. */
+static void set_words(bytes *f, unsigned i, const uint32_t *words, size_t n)
+{
+    size_t size, at = section_payload(f->data, f->n, 9, i, &size);
+    size_t blob = ((size_t)get64(f->data + at + 8) + 7) / 8 * 8, old = size - 16 - 8 - blob;
+    unsigned char put[32 * 4] = {0};
+    for (size_t w = 0; w < n; w++)
+        put32(put + 4 * w, words[w]);
+    n = (n + 1) / 2 * 8;
+    put64(f->data + at - 24, size - old + n);
+    splice(f, at + 16, old, put, n);
+}
+
+static void drop_point(bytes *f, unsigned i)
+{
+    size_t size, at = section_payload(f->data, f->n, 9, i, &size);
+    splice(f, at - 32, size + 32, NULL, 0);
+}
+
+/* A copy of block `from` becomes block `to`; one of its bytes is another one, if other is not 0. */
+static void add_block(bytes *f, unsigned from, unsigned to, unsigned char other)
+{
+    size_t size, begin = section_payload(f->data, f->n, 4, from, &size) - 32, end = begin, at;
+    unsigned char *copy, entry[32];
+    do
+        end += 32 + (size_t)get64(f->data + end + 8);
+    while (get32(f->data + end) == 5);
+    copy = malloc(end - begin);
+    assert_non_null(copy);
+    memcpy(copy, f->data + begin, end - begin);
+    copy[32 + 48 + 32 + 8 + 3 * 24 + 8] ^= other; /* the first code of the first layer */
+    at = section_payload(f->data, f->n, 4, to, &size) - 32;
+    splice(f, at, 0, copy, end - begin);
+    free(copy);
+    at = section_payload(f->data, f->n, 3, 0, &size);
+    memcpy(entry, f->data + at + 32 * from, 32);
+    put64(f->data + at - 24, size + 32);
+    splice(f, at + 32 * to, 0, entry, 32);
+}
+
+/* Block b is gone. */
+static void drop_block(bytes *f, unsigned b)
+{
+    size_t size, begin = section_payload(f->data, f->n, 4, b, &size) - 32, end = begin, at;
+    do
+        end += 32 + (size_t)get64(f->data + end + 8);
+    while (get32(f->data + end) == 5);
+    splice(f, begin, end - begin, NULL, 0);
+    at = section_payload(f->data, f->n, 3, 0, &size);
+    put64(f->data + at - 24, size - 32);
+    splice(f, at + 32 * b, 32, NULL, 0);
+}
+
+/*
+ * Two groups of i8 without windows; checkpoints at 190, 192 and 200, where row 1 is open, then
+ * sealed. Own blocks: 14. Behind: rows 1 and 2 of both groups at 190, row 2 of both at 192, row 3
+ * of both at 200.
+ */
+static bytes sealing_file(const subject *s)
+{
+    kvt_seq *seq = seq_of(s);
+    bytes file;
+    grow(s, seq, 190);
+    checkpoint(s, seq);
+    grow(s, seq, 2);
+    checkpoint(s, seq);
+    grow(s, seq, 8);
+    checkpoint(s, seq);
+    grow(s, seq, 200);
+    file = saved(s->cache, seq, KVT_CODEC_RAW);
+    assert_int_equal(get64(file.data + 48), 22);
+    kvt_seq_destroy(seq);
+    return file;
+}
+
+static void same_words(bytes *f)
+{
+    static const uint32_t a[] = {1, 14, 15, 1, 16, 17}, b[] = {2, 18, 2, 19};
+    static const uint32_t c[] = {2, 18, 20, 2, 19, 21};
+    set_words(f, 0, a, 6);
+    set_words(f, 1, b, 4);
+    set_words(f, 2, c, 6);
+}
+static void open_again(bytes *f)
+{
+    static const uint32_t c[] = {1, 14, 18, 20, 2, 19, 21};
+    set_words(f, 2, c, 7);
+}
+static void sealed_behind_open(bytes *f)
+{
+    static const uint32_t a[] = {1, 14, 2, 1, 16, 17};
+    set_words(f, 0, a, 6);
+}
+static void twice(bytes *f) /* the same block, again, for the last checkpoint */
+{
+    static const uint32_t c[] = {2, 20, 21, 2, 19, 22};
+    add_block(f, 18, 20, 0);
+    set_words(f, 2, c, 6);
+}
+static void changed_for_good(bytes *f) /* row 0, which is sealed */
+{
+    static const uint32_t a[] = {0, 14, 15, 16, 1, 17, 18}, b[] = {2, 19, 2, 20};
+    static const uint32_t c[] = {2, 19, 21, 2, 20, 22};
+    add_block(f, 0, 14, 1);
+    set_words(f, 0, a, 7);
+    set_words(f, 1, b, 4);
+    set_words(f, 2, c, 6);
+}
+static void own_as_extra(bytes *f)
+{
+    add_block(f, 0, 14, 0);
+}
+static void nobodys(bytes *f)
+{
+    drop_point(f, 2);
+}
+static void not_in_order(bytes *f)
+{
+    drop_point(f, 0);
+}
+static void another_group(bytes *f)
+{
+    static const uint32_t a[] = {1, 14, 15, 1, 14, 16};
+    set_words(f, 0, a, 6);
+}
+static void another_row(bytes *f)
+{
+    static const uint32_t c[] = {2, 18, 3, 2, 19, 21};
+    set_words(f, 2, c, 6);
+}
+static void own_of_more_tokens(bytes *f) /* 190 with the sequence's row 2 */
+{
+    static const uint32_t a[] = {1, 14, 4, 1, 16, 17};
+    set_words(f, 0, a, 6);
+}
+static void no_row_differs(bytes *f)
+{
+    static const uint32_t a[] = {3, 1, 16, 17};
+    set_words(f, 0, a, 4);
+}
+static void fewer_tokens(bytes *f) /* row 2 as it was at 190 */
+{
+    static const uint32_t b[] = {2, 15, 2, 18};
+    set_words(f, 1, b, 4);
+}
+static void gap(bytes *f)
+{
+    static const uint32_t a[] = {1, UINT32_MAX, 14, 1, 16, 17};
+    set_words(f, 0, a, 6);
+}
+
+/* The first group has a window: at 200 it has rows 1 .. 3, then 3 and 4, 3 and 4, 3 .. 5, 3 .. 5. */
+static bytes releasing_file(const subject *s)
+{
+    kvt_seq *seq = seq_of(s);
+    bytes file;
+    for (size_t i = 0; kvt_seq_length(seq) < 600;) {
+        static const uint64_t points[] = {200, 300, 310, 325, 330, MOST};
+        grow(s, seq, 5);
+        if (kvt_seq_length(seq) == points[i]) {
+            checkpoint(s, seq);
+            i++;
+        }
+    }
+    file = saved(s->cache, seq, KVT_CODEC_RAW);
+    kvt_seq_destroy(seq);
+    return file;
+}
+
+/* Group 0's words of a checkpoint become these; those of the other group stay. */
+static void set_first_words(bytes *f, unsigned i, const uint32_t *first, size_t n)
+{
+    uint32_t words[32];
+    const unsigned char *p = payload(f, 9, i) + 16;
+    size_t rows = ((size_t)get64(p - 32) + 63) / 64, count;
+    memcpy(words, first, n * sizeof *first);
+    p += 4 * (1 + rows - get32(p));
+    count = 1 + rows - get32(p);
+    for (size_t w = 0; w < count; w++)
+        words[n + w] = get32(p + 4 * w);
+    set_words(f, i, words, n + count);
+}
+
+static uint32_t word(bytes *f, unsigned i, size_t w)
+{
+    return get32(payload(f, 9, i) + 16 + 4 * w);
+}
+
+static void there_again(bytes *f)
+{
+    uint32_t words[] = {2, word(f, 0, 2), word(f, 2, 1), word(f, 2, 2)};
+    assert_true(word(f, 0, 0) == 1 && word(f, 1, 0) == 3 && word(f, 2, 0) == 3);
+    set_first_words(f, 2, words, 4);
+}
+static void window_gap(bytes *f)
+{
+    uint32_t words[] = {1, word(f, 0, 1), UINT32_MAX, word(f, 0, 3)};
+    set_first_words(f, 0, words, 4);
+}
+static void window_no_last(bytes *f)
+{
+    uint32_t words[] = {1, word(f, 0, 1), word(f, 0, 2), UINT32_MAX};
+    set_first_words(f, 0, words, 4);
+}
+static void window_too_short(bytes *f) /* row 4 has 20 tokens that the next query sees */
+{
+    uint32_t words[] = {5, word(f, 4, 3)};
+    assert_true(word(f, 3, 0) == 3 && word(f, 4, 0) == 3);
+    set_first_words(f, 4, words, 2);
+}
+
+static void other_checkpoints(void **state)
+{
+    static const struct {
+        void (*change)(bytes *f);
+        const char *name, *text; /* NULL: sound, and the same as before when it is saved again */
+    } cases[] = {
+        CASE(same_words, NULL),
+        CASE(twice, NULL),
+        CASE(open_again, "open again"),
+        CASE(sealed_behind_open, "another row"),
+        CASE(changed_for_good, "cannot have changed"),
+        CASE(own_as_extra, "there twice"),
+        CASE(nobodys, "of no checkpoint"),
+        CASE(not_in_order, "another order"),
+        CASE(another_group, "another row"),
+        CASE(another_row, "another row"),
+        CASE(own_of_more_tokens, "more or fewer"),
+        CASE(no_row_differs, "last row is not"),
+        CASE(fewer_tokens, "more or fewer"),
+        CASE(gap, "without a block"),
+        CASE(there_again, "there again"),
+        CASE(window_gap, "without a block"),
+        CASE(window_no_last, "without a block"),
+        CASE(window_too_short, "the checkpoint at 330 tokens"),
+    };
+    (void)state;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        rng r = {24};
+        int window = i >= 14;
+        kvt_seq *victim;
+        kvt_status status;
+        bytes file, good;
+        subject s;
+        make(&s, window ? 20 : 0, 0, window ? KVT_TYPE_F16 : KVT_TYPE_I8, 0, &r);
+        file = window ? releasing_file(&s) : sealing_file(&s);
+        good = window ? releasing_file(&s) : sealing_file(&s);
+        settle(&file);
+        assert_int_equal(file.n, good.n);
+        assert_memory_equal(file.data, good.data, good.n);
+        cases[i].change(&file);
+        settle(&file);
+        victim = seq_of(&s);
+        grow(&s, victim, 80);
+        checkpoint(&s, victim);
+        status = load_bytes(victim, file.data, file.n, NULL);
+        if (cases[i].text) {
+            if (status != KVT_ERR_CORRUPT)
+                fail_msg("%s: status %d", cases[i].name, (int)status);
+            expect_error_text(s.cache, cases[i].text, cases[i].name);
+        } else {
+            expect_ok(s.cache, status);
+            bytes_free(&file);
+            file = saved(s.cache, victim, KVT_CODEC_RAW);
+            assert_int_equal(file.n, good.n);
+            assert_memory_equal(file.data, good.data, good.n);
+        }
+        bytes_free(&file);
+        bytes_free(&good);
+        kvt_seq_destroy(victim);
+        close_subject(&s);
+    }
+}
+
+/* Rows that a window may have released, and may not: behind an open one, the last, among others. */
+static void own_rows(void **state)
+{
+    static const struct {
+        unsigned drop[2]; /* blocks: row 2 r of the first group is 2 r; 99: none */
+        uint32_t residual;
+        int sound;
+    } cases[] = {
+        {{99, 99}, KVT_RESIDUAL_NONE, 1}, {{2, 99}, KVT_RESIDUAL_NONE, 1},
+        {{4, 2}, KVT_RESIDUAL_NONE, 0},   {{4, 99}, KVT_RESIDUAL_NONE, 0},
+        {{0, 99}, KVT_RESIDUAL_NONE, 0},  {{3, 99}, KVT_RESIDUAL_NONE, 0},
+        {{8, 99}, KVT_RESIDUAL_NONE, 0},  {{2, 99}, 1000, 0},
+    };
+    (void)state;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        rng r = {25};
+        kvt_seq *seq;
+        bytes file;
+        kvt_status status;
+        subject s;
+        make(&s, 120, 0, KVT_TYPE_I8, cases[i].residual, &r);
+        seq = seq_of(&s);
+        grow(&s, seq, 300);
+        if (cases[i].residual != 1000)
+            grow(&s, seq, 1);
+        file = saved(s.cache, seq, KVT_CODEC_RAW);
+        assert_int_equal(get64(file.data + 48), 10); /* nothing is released yet */
+        for (int d = 0; d < 2; d++)
+            if (cases[i].drop[d] != 99)
+                drop_block(&file, cases[i].drop[d]);
+        settle(&file);
+        status = load_bytes(seq, file.data, file.n, NULL);
+        if (status != (cases[i].sound ? KVT_OK : KVT_ERR_CORRUPT))
+            fail_msg("case %zu: status %d", i, (int)status);
+        if (!cases[i].sound)
+            expect_error_text(s.cache, "missing", "rows");
+        grow(&s, seq, 100);
+        bytes_free(&file);
+        kvt_seq_destroy(seq);
+        close_subject(&s);
+    }
+}
+
+static void windows_have_to_be_the_same(void **state)
+{
+    static const char *const texts[] = {
+        "window_tokens of group 0 is 20, the cache's is 21",
+        "sink_tokens of group 0 is 0, the cache's is 4",
+        "window_tokens of group 0 is 20, the cache's is 0",
+    };
+    rng r = {22};
+    subject s;
+    bytes file;
+    (void)state;
+    make(&s, 20, 0, KVT_TYPE_I8, 0, &r);
+    file = whole_file(&s, KVT_CODEC_ZSTD);
+    for (int i = 0; i < 3; i++) {
+        kvt_seq *victim;
+        uint64_t before;
+        kvt_cache_destroy(s.cache);
+        s.groups[0].window_tokens = i == 0 ? 21 : i == 1 ? 20 : 0;
+        s.groups[0].sink_tokens = i == 1 ? 4 : 0;
+        open_cache(&s, NULL);
+        victim = victim_of(&s);
+        before = file_hash(&s, victim);
+        expect(s.cache, KVT_ERR_MISMATCH, load_bytes(victim, file.data, file.n, NULL));
+        expect_error_text(s.cache, texts[i], "window");
+        assert_true(file_hash(&s, victim) == before);
+        kvt_seq_destroy(victim);
+    }
+    bytes_free(&file);
+    close_subject(&s);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(every_byte),     cmocka_unit_test(signed_sections),
+        cmocka_unit_test(contradictions), cmocka_unit_test(other_checkpoints),
+        cmocka_unit_test(own_rows),       cmocka_unit_test(windows_have_to_be_the_same),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
