@@ -3,9 +3,10 @@
  *
  * The simple form: for every token i and row r, sum over c of w[r][c] * x[i][c]. Rows are stored in
  * panels of 16 (tl_matrix), so vectors hold 16 accumulators, each of which adds its products in the
- * order of c. Up to six tokens share the panel's loads. The order within a sum is the same in every
- * shape of the loop, so a token's result has the same bits alone, in a chunk, and on any number of
- * threads: prefill and decode agree.
+ * order of c. Up to six tokens share the panel's loads: a draft of a few tokens, or a batch of a few
+ * sequences, takes little longer than one token. The order within a sum is the same in every shape
+ * of the loop, so a token's result has the same bits alone, in a chunk, and on any number of
+ * threads: prefill, decode and drafts agree.
  */
 #include "tinylm.h"
 
@@ -44,10 +45,15 @@ panels(const tl_matrix *m, const float *x0, float *y0, size_t n, size_t first, s
             float *y = y0 + i0 * rows + p * PANEL;
             PANEL_BY(TOKENS);
         }
-        for (; i0 < n; i0++) {
-            const float *x = x0 + i0 * cols;
-            float *y = y0 + i0 * rows + p * PANEL;
-            PANEL_BY(1);
+        const float *x = x0 + i0 * cols;
+        float *y = y0 + i0 * rows + p * PANEL;
+        switch (n - i0) {
+        case 1: PANEL_BY(1); break;
+        case 2: PANEL_BY(2); break;
+        case 3: PANEL_BY(3); break;
+        case 4: PANEL_BY(4); break;
+        case 5: PANEL_BY(5); break;
+        default: break;
         }
     }
 }

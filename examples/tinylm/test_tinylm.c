@@ -217,10 +217,12 @@ static void test_products(void)
     tl_matrix w = {panels, ROWS, COLS};
     tl_work *one = tl_work_create(1), *three = tl_work_create(3);
     CHECK(one && three);
-    tl_matmul(three, &w, x, y, N);
     for (size_t i = 0; i < N; i++)
         tl_matmul(one, &w, x + i * COLS, z + i * ROWS, 1);
-    CHECK(memcmp(y, z, sizeof y) == 0);
+    for (size_t n = 1; n <= N; n++) {
+        tl_matmul(three, &w, x, y, n);
+        CHECK(memcmp(y, z, n * ROWS * sizeof *y) == 0);
+    }
     for (size_t i = 0; i < N; i++) {
         for (uint32_t r = 0; r < ROWS; r++) {
             double sum = 0;
