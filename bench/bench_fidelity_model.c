@@ -186,7 +186,8 @@ static void open_subject(setup *s, subject *x, const method *m, double bias, con
     tl_error err;
     x->method = m;
     x->bias = bias;
-    require(tl_kvtile_open(&x->kvtile, &s->model, m->type, m->type, s->work, &err), &err);
+    tl_kv_settings settings = {.k_type = m->type, .v_type = m->type};
+    require(tl_kvtile_open(&x->kvtile, &s->model, &settings, s->work, &err), &err);
     x->filter.inner = tl_kvtile_store(&x->kvtile);
     x->filter.config = &s->model.config;
     x->filter.quantize_kv = m->quantize_kv;

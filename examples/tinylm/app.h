@@ -41,6 +41,7 @@ void progress(const char *what, size_t done, size_t all);
 /* A conversation: the tokens so far and a session that holds all of them but perhaps the last. */
 typedef struct dialog {
     const engine *engine;
+    tl_kv_settings settings;
     tl_kvtile kv;
     tl_session session;
     tl_sampler sampler;

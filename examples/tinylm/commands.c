@@ -155,10 +155,11 @@ static int eval_texts(const options *o, const engine *e, tl_error *err)
     tl_session sessions[2] = {{0}};
     tl_score scores[2] = {{.n = 0}};
     double bytes_per_token[2] = {1, 1};
-    const kvt_type types[2][2] = {{KVT_TYPE_F32, KVT_TYPE_F32}, {o->k_type, o->v_type}};
+    const tl_kv_settings settings[2] = {{.k_type = KVT_TYPE_F32, .v_type = KVT_TYPE_F32},
+                                        {.k_type = o->k_type, .v_type = o->v_type}};
     int status = -1;
     for (int s = 0; s < 2; s++) {
-        if (tl_kvtile_open(&kv[s], &e->model, types[s][0], types[s][1], e->work, err))
+        if (tl_kvtile_open(&kv[s], &e->model, &settings[s], e->work, err))
             goto done;
         if (tl_session_open(&sessions[s], &e->model, tl_kvtile_store(&kv[s]), e->work, chunk, err))
             goto done;

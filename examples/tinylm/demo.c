@@ -186,8 +186,8 @@ static int compare_types(const options *o, const engine *e, const double *snapsh
     float *logits = malloc(e->model.config.vocab_size * sizeof *logits);
     int status = -1;
     for (int i = 0; i < N_TYPES; i++) {
-        kvt_type type = (kvt_type)i;
-        if (tl_kvtile_open(&kv[i], &e->model, type, type, e->work, err))
+        tl_kv_settings settings = {.k_type = (kvt_type)i, .v_type = (kvt_type)i};
+        if (tl_kvtile_open(&kv[i], &e->model, &settings, e->work, err))
             goto done;
         if (tl_session_open(&sessions[i], &e->model, tl_kvtile_store(&kv[i]), e->work,
                             PREFILL_TOKENS, err))

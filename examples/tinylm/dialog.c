@@ -24,7 +24,8 @@ int dialog_open(dialog *d, const engine *e, const options *o, tl_error *err)
         tl_fail(err, "no memory for a conversation");
         goto fail;
     }
-    if (tl_kvtile_open(&d->kv, &e->model, o->k_type, o->v_type, e->work, err))
+    d->settings = (tl_kv_settings){.k_type = o->k_type, .v_type = o->v_type};
+    if (tl_kvtile_open(&d->kv, &e->model, &d->settings, e->work, err))
         goto fail;
     if (tl_session_open(&d->session, &e->model, tl_kvtile_store(&d->kv), e->work, PREFILL_TOKENS,
                         err))
@@ -47,29 +48,19 @@ void dialog_close(dialog *d)
 
 /* ---- putting away, taking up ---- */
 
-static int kvt_failed(dialog *d, kvt_status status, const char *what, tl_error *err)
-{
-    char text[400] = "";
-    kvt_cache_error(d->kv.cache, text, sizeof text);
-    return tl_fail(err, "%s: %s%s%s", what, kvt_status_string(status), *text ? ": " : "", text);
-}
-
 int dialog_save(dialog *d, const char *path, tl_error *err)
 {
-    kvt_status status = kvt_seq_save(d->kv.seq, path, NULL);
-    return status == KVT_OK ? 0 : kvt_failed(d, status, "save", err);
+    return tl_kvt_check(d->kv.cache, kvt_seq_save(d->kv.seq, path, NULL), "save", err);
 }
 
 int dialog_load(dialog *d, const char *path, tl_error *err)
 {
     const tl_config *c = &d->engine->model.config;
-    kvt_status status = kvt_seq_load(d->kv.seq, path, NULL, NULL);
-    if (status != KVT_OK)
-        return kvt_failed(d, status, "load", err);
+    if (tl_kvt_check(d->kv.cache, kvt_seq_load(d->kv.seq, path, NULL, NULL), "load", err))
+        return -1;
     size_t n = (size_t)kvt_seq_length(d->kv.seq); /* at most seq_len: the cache's max_tokens */
-    status = kvt_seq_token_ids(d->kv.seq, 0, n, d->tokens);
-    if (n && status != KVT_OK)
-        return kvt_failed(d, status, "load", err);
+    if (n && tl_kvt_check(d->kv.cache, kvt_seq_token_ids(d->kv.seq, 0, n, d->tokens), "load", err))
+        return -1;
     for (size_t i = 0; i < n; i++)
         if (d->tokens[i] < 0 || (uint32_t)d->tokens[i] >= c->vocab_size)
             return tl_fail(err, "load: %s: token %zu has no id of this model", path, i);
@@ -150,8 +141,8 @@ int dialog_turn(dialog *d, const char *prompt, size_t n, tl_error *err)
             return -1;
     } else if (n > 0) {
         kvt_status status = kvt_seq_truncate(d->kv.seq, d->n_tokens - 1);
-        if (status != KVT_OK)
-            return kvt_failed(d, status, "truncate", err);
+        if (tl_kvt_check(d->kv.cache, status, "truncate", err))
+            return -1;
         d->session.position = d->n_tokens - 1;
     }
     if (feed(d, err))

@@ -78,15 +78,21 @@ static void add(float *x, const float *y, size_t n)
         x[i] += y[i];
 }
 
-/* cos and sin for each token and pair: computed once a chunk, used by all layers and heads. */
-static void fill_angles(float *angles, size_t first, size_t n, uint32_t head_dim)
+float tl_inverse_frequency(const tl_config *config, uint32_t pair)
 {
-    for (uint32_t d = 0; d < head_dim; d += 2) {
-        float freq = 1 / powf(10000.0f, (float)d / (float)head_dim);
+    return 1 / powf(10000.0f, (float)(2 * pair) / (float)config->head_dim);
+}
+
+/* cos and sin for each token and pair: computed once a chunk, used by all layers and heads. */
+static void fill_angles(const tl_session *s, size_t n)
+{
+    const tl_config *c = &s->model->config;
+    for (uint32_t d = 0; d < c->head_dim; d += 2) {
+        float freq = tl_inverse_frequency(c, d / 2);
         for (size_t i = 0; i < n; i++) {
-            float angle = (float)(first + i) * freq;
-            angles[i * head_dim + d] = cosf(angle);
-            angles[i * head_dim + d + 1] = sinf(angle);
+            float angle = (float)(s->position + (s->side_by_side ? 0 : i)) * freq;
+            s->angles[i * c->head_dim + d] = cosf(angle);
+            s->angles[i * c->head_dim + d + 1] = sinf(angle);
         }
     }
 }
@@ -147,14 +153,14 @@ static int attention(tl_session *s, const tl_layer *l, uint32_t layer, size_t n,
     return 0;
 }
 
-int tl_forward(tl_session *s, const int32_t *tokens, size_t n, float *logits, size_t n_logits,
-               tl_error *err)
+int tl_step(tl_session *s, const int32_t *tokens, size_t n, float *logits, size_t n_logits,
+            tl_error *err)
 {
     const tl_model *m = s->model;
     const tl_config *c = &m->config;
     if (n == 0 || n > s->max_tokens || n_logits > n)
         return tl_fail(err, "a step of %zu tokens does not fit the session", n);
-    if (s->position > c->seq_len || n > c->seq_len - s->position)
+    if (s->position > c->seq_len || (s->side_by_side ? 1 : n) > c->seq_len - s->position)
         return tl_fail(err, "the context of %u tokens is full", c->seq_len);
     for (size_t i = 0; i < n; i++) {
         if (tokens[i] < 0 || (uint32_t)tokens[i] >= c->vocab_size)
@@ -164,7 +170,7 @@ int tl_forward(tl_session *s, const int32_t *tokens, size_t n, float *logits, si
     }
     if (s->kv.ops->begin(s->kv.self, n))
         return store_failed(s, "begin", err);
-    fill_angles(s->angles, s->position, n, c->head_dim);
+    fill_angles(s, n);
     for (uint32_t i = 0; i < c->n_layers; i++) {
         const tl_layer *l = &m->layers[i];
         norm(s->h, s->x, l->att_norm, n, c->dim);
@@ -183,8 +189,19 @@ int tl_forward(tl_session *s, const int32_t *tokens, size_t n, float *logits, si
         norm(s->h, x, m->final_norm, n_logits, c->dim);
         tl_matmul(s->work, &m->classifier, s->h, logits, n_logits);
     }
+    return 0;
+}
+
+int tl_keep(tl_session *s, const int32_t *tokens, size_t n, tl_error *err)
+{
     if (s->kv.ops->commit(s->kv.self, tokens, n))
         return store_failed(s, "commit", err);
-    s->position += n;
+    s->position += s->side_by_side ? 1 : n;
     return 0;
+}
+
+int tl_forward(tl_session *s, const int32_t *tokens, size_t n, float *logits, size_t n_logits,
+               tl_error *err)
+{
+    return tl_step(s, tokens, n, logits, n_logits, err) ? -1 : tl_keep(s, tokens, n, err);
 }

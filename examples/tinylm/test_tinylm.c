@@ -150,11 +150,12 @@ static void run_model(const tl_model *m, tl_work *work, const float *key_bias, f
 {
     int32_t tokens[SEQ];
     tl_error err;
+    tl_kv_settings settings = {.k_type = KVT_TYPE_F32, .v_type = KVT_TYPE_F32};
     tl_kvtile kv;
     tl_session s;
     for (size_t i = 0; i < n; i++)
         tokens[i] = (int32_t)(i * 37 % VOCAB);
-    CHECK(tl_kvtile_open(&kv, m, KVT_TYPE_F32, KVT_TYPE_F32, work, &err) == 0);
+    CHECK(tl_kvtile_open(&kv, m, &settings, work, &err) == 0);
     CHECK(tl_session_open(&s, m, tl_kvtile_store(&kv), work, SEQ, &err) == 0);
     s.key_bias = key_bias;
     CHECK(tl_forward(&s, tokens, n, logits, n, &err) == 0);

@@ -6,8 +6,9 @@
  *   tl_work       threads: one parallel-for, shared by the matrix products and by kvtile
  *   tl_model      weights from a llama2.c checkpoint or from tinylm's own f16 file
  *   tl_tokenizer  llama2.c's tokenizer.bin
- *   tl_kv         where K and V live: a table of functions; kvtile's is tl_kvtile_open
+ *   tl_kv         where K and V live: a table of functions; kvtile's are tl_kvtile and tl_batch
  *   tl_session    one forward pass after the other over a tl_kv
+ *   tl_draft      what may come next, looked up in the text so far
  *   tl_sample     the next token from the logits
  *   tl_score      perplexity, divergence and recall of several tl_kv side by side
  *
@@ -113,8 +114,8 @@ const char *tl_decode(tl_tokenizer *t, int32_t previous, int32_t token, size_t *
 
 /*
  * A store of one sequence. Tokens enter in steps: begin(n), then append and attend for each
- * layer, then commit. attend includes the step's tokens, causally. Each function returns 0, or -1
- * with the reason in error().
+ * layer, then commit. attend includes the step's tokens, causally. commit keeps the first n tokens
+ * of the step and drops the others. Each function returns 0, or -1 with the reason in error().
  *
  * k, v: [n][n_kv_heads][head_dim]; q, out: [n][n_heads][head_dim]; all f32, dense; k and q after
  * RoPE.
@@ -133,17 +134,47 @@ typedef struct tl_kv {
     void *self;
 } tl_kv;
 
+/* How kvtile keeps them. What is 0 has its default. */
+typedef struct tl_kv_settings {
+    kvt_type k_type, v_type;
+    uint32_t max_tokens;    /* of a sequence; 0: the model's context */
+    uint32_t window_tokens; /* as in kvt_group_config; 0: every token sees all before it */
+    uint32_t sink_tokens;
+} tl_kv_settings;
+
 /* kvtile as a store. cache and seq are its handles, for calls that tl_kv does not have. */
 typedef struct tl_kvtile {
     kvt_cache *cache;
     kvt_seq *seq;
-    char text[512];
+    tl_error failure;
 } tl_kvtile;
 
-int tl_kvtile_open(tl_kvtile *kv, const tl_model *model, kvt_type k_type, kvt_type v_type,
+int tl_kvtile_open(tl_kvtile *kv, const tl_model *model, const tl_kv_settings *settings,
                    tl_work *work, tl_error *err);
 void tl_kvtile_close(tl_kvtile *kv);
 tl_kv tl_kvtile_store(tl_kvtile *kv);
+
+/* Bytes that a sequence of n_tokens tokens would have; 0 when it cannot be. */
+uint64_t tl_kvtile_forecast(const tl_model *model, const tl_kv_settings *settings, size_t n_tokens);
+
+/* 0 for KVT_OK; else -1, and "what: the status: the cache's reason" in err. */
+int tl_kvt_check(const kvt_cache *cache, kvt_status status, const char *what, tl_error *err);
+
+enum { TL_BATCH = 16 };
+
+/*
+ * Several sequences of one cache side by side as a store: a step of n_seqs tokens is one of each,
+ * and attention is one call for all of them. A session over it has `side_by_side` set.
+ */
+typedef struct tl_batch {
+    kvt_cache *cache;
+    kvt_seq *seqs[TL_BATCH]; /* the caller's; they may change between steps */
+    size_t n_seqs;
+    const tl_config *config;
+    tl_error failure;
+} tl_batch;
+
+tl_kv tl_batch_store(tl_batch *batch);
 
 /* ---- forward ---- */
 
@@ -152,6 +183,7 @@ typedef struct tl_session {
     tl_work *work;
     tl_kv kv;
     size_t position;       /* of the next token; set it after changing kv behind the session */
+    bool side_by_side;     /* a call's tokens are of as many sequences, all of them at `position` */
     const float *key_bias; /* [n_layers][kv_dim] added to K after RoPE, or NULL. A constant added to
                               every key changes no softmax: it makes keys hard to quantize, as
                               the biases of large models do, and leaves the exact output alone */
@@ -171,6 +203,25 @@ void tl_session_close(tl_session *s);
  */
 int tl_forward(tl_session *s, const int32_t *tokens, size_t n, float *logits, size_t n_logits,
                tl_error *err);
+
+/*
+ * The same in two parts, for drafts: tl_step leaves the tokens pending, tl_keep makes the first n of
+ * them part of the sequence and drops the others.
+ */
+int tl_step(tl_session *s, const int32_t *tokens, size_t n, float *logits, size_t n_logits,
+            tl_error *err);
+int tl_keep(tl_session *s, const int32_t *tokens, size_t n, tl_error *err);
+
+/* Radians that RoPE turns dims 2 * pair and 2 * pair + 1 of a head by, for each position. */
+float tl_inverse_frequency(const tl_config *config, uint32_t pair);
+
+/* ---- drafts ---- */
+
+/*
+ * Up to `room` tokens that may come next: those that followed the last place where the text's
+ * longest possible suffix (of 2 to 16 tokens) stood before. Returns how many.
+ */
+size_t tl_draft(const int32_t *tokens, size_t n_tokens, int32_t *draft, size_t room);
 
 /* ---- sampling ---- */
 
