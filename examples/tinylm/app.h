@@ -4,7 +4,14 @@
 
 #include "tinylm.h"
 
-enum { PREFILL_TOKENS = 256 }; /* a step while a prompt is read */
+enum {
+    PREFILL_TOKENS = 256,                 /* a step while a prompt is read */
+    MAX_DRAFT = KVT_SELECT_TOKENS - 1,    /* a step is a token and its draft */
+    DEFAULT_SINKS = 4,                    /* of a window */
+    SHIFT_KEEPS = KVT_BLOCK_TOKENS,       /* tokens at the beginning that no shift leaves out */
+    SHIFT_CONTEXT = 3 * KVT_BLOCK_TOKENS, /* the shortest context that can be shifted */
+    SHIFT_WINDOW = 4 * KVT_BLOCK_TOKENS   /* what it has to have beyond a window */
+};
 
 /* Stories from here on are for evaluation: train.py never trains on them. */
 #define HELD_OUT_SEED (UINT64_C(1) << 40)
@@ -14,9 +21,10 @@ typedef struct options {
     const char *model, *tokenizer;
     const char *prompt, *save, *load, *text;
     kvt_type k_type, v_type;
-    bool k_given, v_given, ids;
+    bool k_given, v_given, ids, shift, sinks_given;
     uint64_t seed;
     uint64_t threads, n, stories, tokens, chunk;
+    uint64_t context, window, sinks, draft; /* 0: not given */
     double temperature, top_p;
 } options;
 
@@ -38,6 +46,13 @@ void engine_close(engine *e);
 /* A line of progress on stderr, overwritten in place on a terminal, else four are shown. */
 void progress(const char *what, size_t done, size_t all);
 
+/* What decoding has done so far, for the line at the end. */
+typedef struct dialog_counts {
+    size_t tokens, steps, drafted, accepted;
+    double seconds;
+    uint64_t most_bytes; /* that the sequence has had after a step */
+} dialog_counts;
+
 /* A conversation: the tokens so far and a session that holds all of them but perhaps the last. */
 typedef struct dialog {
     const engine *engine;
@@ -45,10 +60,13 @@ typedef struct dialog {
     tl_kvtile kv;
     tl_session session;
     tl_sampler sampler;
-    int32_t *tokens; /* [seq_len] */
-    size_t n_tokens;
-    float *logits;
+    int32_t *tokens; /* [context] */
+    size_t n_tokens, context;
+    size_t n_draft; /* the longest draft; 0: plain decoding */
+    bool shift;     /* leave out the oldest tokens when the context is full */
+    float *logits;  /* [1 + n_draft][vocab_size] */
     uint32_t *order;
+    dialog_counts counts;
     bool show_ids;     /* print token ids, one a line, instead of text */
     bool silent, echo; /* nothing is printed; the prompt is printed once it is accepted */
 } dialog;
@@ -68,6 +86,18 @@ int snapshot_types(options *o, tl_error *err);
  * them in the cache afterwards. Ends early when the context is full or the model ends the text.
  */
 int dialog_turn(dialog *d, const char *prompt, size_t n, tl_error *err);
+
+/* Its first half: read the prompt; d->logits[0] are then those of the conversation's last token. */
+int dialog_read(dialog *d, const char *prompt, tl_error *err);
+
+/* Print a token's text, or its id where they are asked for. */
+void dialog_show(const dialog *d, int32_t previous, int32_t token);
+
+/* The model has ended its text. */
+bool is_end(int32_t token);
+
+/* Lines on stderr: what the window has saved, what drafts have gained. */
+void dialog_report(const dialog *d);
 
 /* One row of the table that eval and demo print. */
 typedef struct table_row {

@@ -9,6 +9,27 @@
 
 static const char *const default_prompt = "One morning, Anna and Tom went to the";
 
+/* The turn again without drafts: the same tokens, at another speed. */
+static int compare_with_plain(const dialog *drafted, const char *prompt, const options *o,
+                              tl_error *err)
+{
+    dialog d;
+    options plain = *o;
+    plain.draft = 0;
+    if (dialog_open(&d, drafted->engine, &plain, err))
+        return -1;
+    d.silent = true;
+    int status = dialog_turn(&d, prompt, (size_t)o->n, err);
+    if (status == 0 && (d.n_tokens != drafted->n_tokens ||
+                        memcmp(d.tokens, drafted->tokens, d.n_tokens * sizeof *d.tokens) != 0))
+        status = tl_fail(err, "with drafts the text is another than without");
+    if (status == 0 && d.counts.steps)
+        fprintf(stderr, "[without: the same text, %.0f tokens/s]\n",
+                (double)d.counts.tokens / d.counts.seconds);
+    dialog_close(&d);
+    return status;
+}
+
 int cmd_generate(const options *o, tl_error *err)
 {
     engine e;
@@ -22,6 +43,10 @@ int cmd_generate(const options *o, tl_error *err)
         status = dialog_turn(&d, prompt, (size_t)o->n, err);
         if (!o->ids && status == 0)
             printf("\n");
+        if (status == 0)
+            dialog_report(&d);
+        if (status == 0 && o->draft)
+            status = compare_with_plain(&d, prompt, o, err);
         dialog_close(&d);
     }
     engine_close(&e);
@@ -62,14 +87,14 @@ static int chat_turns(dialog *d, const options *o, tl_error *err)
     int status = 0;
     if (o->prompt) {
         status = dialog_turn(d, o->prompt, (size_t)o->n, err);
-        if (!o->ids)
+        if (!o->ids && status == 0)
             printf("\n");
         return status;
     }
     char *line;
     while (status == 0 && (line = read_line(stdin)) != NULL) {
         status = dialog_turn(d, line, (size_t)o->n, err);
-        if (!o->ids)
+        if (!o->ids && status == 0)
             printf("\n");
         fflush(stdout);
         free(line);
@@ -89,8 +114,10 @@ int cmd_chat(options *o, tl_error *err)
     if (status == 0) {
         if (o->load)
             status = dialog_load(&d, o->load, err);
-        if (status == 0)
+if (status == 0)
             status = chat_turns(&d, o, err);
+        if (status == 0)
+            dialog_report(&d);
         if (status == 0 && o->save)
             status = dialog_save(&d, o->save, err);
         dialog_close(&d);

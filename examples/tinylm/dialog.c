@@ -4,27 +4,58 @@
  * Between turns every token is in the cache, so a snapshot is the whole conversation. A turn
  * without a prompt needs the logits of the last token, which are not in the snapshot: the sequence
  * is truncated by that token and it is run again, whether the conversation was loaded or not. As
- * the last token always was a step of its own, running it again stores the same bytes.
+ * the last token always was a step of its own, running it again stores the same bytes. (A token of
+ * a draft gives what it would give alone: see draft_room.)
  */
 #include "app.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
+
+static double seconds(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* What of the options depends on the model's context. */
+static int check_context(const options *o, uint32_t seq_len, tl_error *err)
+{
+    uint64_t context = o->context ? o->context : seq_len;
+    if (context > seq_len)
+        return tl_fail(err, "--ctx: the model's context has %u tokens", seq_len);
+    if (o->shift && context < SHIFT_CONTEXT)
+        return tl_fail(err, "--shift needs a context of at least %d tokens", SHIFT_CONTEXT);
+    if (o->shift && o->window && context < o->window + SHIFT_WINDOW)
+        return tl_fail(err, "--shift with --window %llu needs a context of at least %llu tokens",
+                       (unsigned long long)o->window, (unsigned long long)o->window + SHIFT_WINDOW);
+    return 0;
+}
 
 int dialog_open(dialog *d, const engine *e, const options *o, tl_error *err)
 {
     const tl_config *c = &e->model.config;
-    *d = (dialog){.engine = e, .show_ids = o->ids};
+    *d = (dialog){.engine = e, .show_ids = o->ids, .shift = o->shift, .n_draft = o->draft};
+    if (check_context(o, c->seq_len, err))
+        return -1;
+    d->context = o->context ? (size_t)o->context : c->seq_len;
     d->sampler = (tl_sampler){(float)o->temperature, (float)o->top_p, o->seed};
-    d->tokens = calloc(c->seq_len, sizeof *d->tokens);
-    d->logits = calloc(c->vocab_size, sizeof *d->logits);
+    d->tokens = calloc(d->context, sizeof *d->tokens);
+    d->logits = calloc((1 + d->n_draft) * (size_t)c->vocab_size, sizeof *d->logits);
     d->order = calloc(c->vocab_size, sizeof *d->order);
     if (!d->tokens || !d->logits || !d->order) {
         tl_fail(err, "no memory for a conversation");
         goto fail;
     }
-    d->settings = (tl_kv_settings){.k_type = o->k_type, .v_type = o->v_type};
+    d->settings = (tl_kv_settings){.k_type = o->k_type,
+                                   .v_type = o->v_type,
+                                   .max_tokens = (uint32_t)d->context,
+                                   .window_tokens = (uint32_t)o->window};
+    if (o->window)
+        d->settings.sink_tokens = o->sinks_given ? (uint32_t)o->sinks : DEFAULT_SINKS;
     if (tl_kvtile_open(&d->kv, &e->model, &d->settings, e->work, err))
         goto fail;
     if (tl_session_open(&d->session, &e->model, tl_kvtile_store(&d->kv), e->work, PREFILL_TOKENS,
@@ -82,9 +113,9 @@ int snapshot_types(options *o, tl_error *err)
     return 0;
 }
 
-/* ---- a turn ---- */
+/* ---- the prompt ---- */
 
-static void show(dialog *d, int32_t previous, int32_t token)
+void dialog_show(const dialog *d, int32_t previous, int32_t token)
 {
     if (d->silent)
         return;
@@ -98,6 +129,42 @@ static void show(dialog *d, int32_t previous, int32_t token)
     fflush(stdout);
 }
 
+static void count_bytes(dialog *d)
+{
+    uint64_t bytes = kvt_seq_memory_bytes(d->kv.seq);
+    if (bytes > d->counts.most_bytes)
+        d->counts.most_bytes = bytes;
+}
+
+/*
+ * Leave out the oldest tokens behind the first block, in whole blocks: half of them, or as many as
+ * `room` tokens need. kvtile moves the others' positions up, so that the next token's is n_tokens
+ * again. The first tokens stay because much of the attention rests on them (arXiv 2309.17453).
+ */
+static int shift(dialog *d, size_t room, tl_error *err)
+{
+    size_t block = KVT_BLOCK_TOKENS, window = d->settings.window_tokens;
+    size_t behind = d->n_tokens > SHIFT_KEEPS ? d->n_tokens - SHIFT_KEEPS : 0;
+    /* What a window has released must not come into its sight again. */
+    size_t stays = window ? window + 2 * block : 1;
+    size_t most = behind > stays ? (behind - stays) / block * block : 0;
+    size_t left = d->context - d->n_tokens, n = behind / 2 / block * block;
+    if (room > left && n < room - left)
+        n = (room - left + block - 1) / block * block;
+    if (n > most && room > left + most)
+        return tl_fail(err, "%zu tokens do not fit: the context has room for %zu", room,
+                       left + most);
+    n = n < most ? n : most;
+    if (tl_kvt_check(d->kv.cache, kvt_seq_remove(d->kv.seq, SHIFT_KEEPS, n), "shift", err))
+        return -1;
+    memmove(d->tokens + SHIFT_KEEPS, d->tokens + SHIFT_KEEPS + n, (behind - n) * sizeof *d->tokens);
+    d->n_tokens -= n;
+    d->session.position = (size_t)kvt_seq_next_position(d->kv.seq);
+    if (!d->silent)
+        fprintf(stderr, "\n[shifted: %zu tokens left out, %zu kept]\n", n, d->n_tokens);
+    return 0;
+}
+
 /* Read the conversation's tokens from the session's position on; logits are those of the last. */
 static int feed(dialog *d, tl_error *err)
 {
@@ -108,6 +175,7 @@ static int feed(dialog *d, tl_error *err)
         size_t n = left == 1 ? 1 : left - 1 < PREFILL_TOKENS ? left - 1 : PREFILL_TOKENS;
         if (tl_forward(&d->session, d->tokens + position, n, d->logits, left == 1, err))
             return -1;
+        count_bytes(d);
         if (d->n_tokens >= 4 * PREFILL_TOKENS && left > 1)
             progress("reading the prompt, tokens", position + n, d->n_tokens);
     }
@@ -117,10 +185,15 @@ static int feed(dialog *d, tl_error *err)
 static int add_prompt(dialog *d, const char *prompt, tl_error *err)
 {
     int32_t *tokens;
-    size_t n, room = d->engine->model.config.seq_len - d->n_tokens;
+    size_t n;
     if (tl_encode(d->engine->tokenizer, prompt, strlen(prompt), d->n_tokens == 0, &tokens, NULL, &n,
                   err))
         return -1;
+    if (n > d->context - d->n_tokens && d->shift && d->n_tokens > 0 && shift(d, n, err)) {
+        free(tokens);
+        return -1;
+    }
+    size_t room = d->context - d->n_tokens;
     if (n > room) {
         free(tokens);
         return tl_fail(err, "the prompt has %zu tokens, the context has room for %zu", n, room);
@@ -133,30 +206,123 @@ static int add_prompt(dialog *d, const char *prompt, tl_error *err)
     return 0;
 }
 
-int dialog_turn(dialog *d, const char *prompt, size_t n, tl_error *err)
+int dialog_read(dialog *d, const char *prompt, tl_error *err)
 {
-    const tl_config *c = &d->engine->model.config;
     if (d->n_tokens == 0 || (prompt && *prompt)) {
         if (add_prompt(d, prompt ? prompt : "", err))
             return -1;
-    } else if (n > 0) {
+    } else {
         kvt_status status = kvt_seq_truncate(d->kv.seq, d->n_tokens - 1);
         if (tl_kvt_check(d->kv.cache, status, "truncate", err))
             return -1;
         d->session.position = d->n_tokens - 1;
     }
-    if (feed(d, err))
-        return -1;
-    for (size_t i = 0; i < n && d->n_tokens < c->seq_len; i++) {
-        int32_t token = tl_sample(&d->sampler, d->logits, d->order, c->vocab_size, d->n_tokens);
-        if (token == TL_BOS || token == TL_EOS)
-            break;
-        d->tokens[d->n_tokens++] = token;
-        show(d, d->tokens[d->n_tokens - 2], token);
-        if (feed(d, err))
+    return feed(d, err);
+}
+
+/* ---- decoding ---- */
+
+bool is_end(int32_t token)
+{
+    return token == TL_BOS || token == TL_EOS;
+}
+
+/* The token behind all others, by row i of the logits. */
+static int32_t next_token(dialog *d, size_t i)
+{
+    uint32_t vocab = d->engine->model.config.vocab_size;
+    return tl_sample(&d->sampler, d->logits + i * vocab, d->order, vocab, d->n_tokens);
+}
+
+static void take(dialog *d, int32_t token)
+{
+    d->tokens[d->n_tokens++] = token;
+    d->counts.tokens++;
+    dialog_show(d, d->tokens[d->n_tokens - 2], token);
+}
+
+/*
+ * How long a draft behind the last token may be. A step must not pass the end of a block of the
+ * cache: blocks turn into i8 when a commit has reached their end, and the tokens of one step all
+ * see them as they were at its begin.
+ */
+static size_t draft_room(const dialog *d, size_t wanted)
+{
+    size_t to_end = (KVT_BLOCK_TOKENS - d->n_tokens % KVT_BLOCK_TOKENS) % KVT_BLOCK_TOKENS;
+    size_t room = d->n_draft < wanted ? d->n_draft : wanted;
+    room = room < to_end ? room : to_end;
+    return room < d->context - d->n_tokens ? room : d->context - d->n_tokens;
+}
+
+/*
+ * Decode n tokens. A step is the token that was chosen last and a draft of those after it, if there
+ * is one: each is then chosen as without a draft, from the logits of the token before it and with
+ * its position's random number, until the draft has another. So the text is that of plain decoding,
+ * whatever the draft, sampling included. The rest of the draft is dropped.
+ */
+static int decode(dialog *d, size_t n, tl_error *err)
+{
+    int32_t token = next_token(d, 0);
+    size_t end = d->counts.tokens + n;
+    while (d->counts.tokens < end && !is_end(token)) {
+        if (d->n_tokens == d->context && (!d->shift || shift(d, 1, err)))
+            return d->shift ? -1 : 0;
+        size_t first = d->n_tokens;
+        take(d, token);
+        const int32_t *step = d->tokens + first;
+        size_t drafted = tl_draft(d->tokens, d->n_tokens, d->tokens + d->n_tokens,
+                                  draft_room(d, end - d->counts.tokens));
+        if (tl_step(&d->session, step, 1 + drafted, d->logits, 1 + drafted, err))
             return -1;
+        for (size_t i = 0;; i++) {
+            token = next_token(d, i);
+            if (i == drafted || token != d->tokens[d->n_tokens] || is_end(token))
+                break;
+            take(d, token);
+        }
+        size_t kept = d->n_tokens - first;
+        if (tl_keep(&d->session, step, kept, err))
+            return -1;
+        count_bytes(d);
+        d->counts.steps++;
+        d->counts.drafted += drafted;
+        d->counts.accepted += kept - 1;
     }
-    if (n > 0 && d->n_tokens == c->seq_len && !d->silent)
-        fprintf(stderr, "\nthe context of %u tokens is full\n", c->seq_len);
     return 0;
+}
+
+int dialog_turn(dialog *d, const char *prompt, size_t n, tl_error *err)
+{
+    if ((n > 0 || d->n_tokens == 0 || (prompt && *prompt)) && dialog_read(d, prompt, err))
+        return -1;
+    if (n == 0)
+        return 0;
+    double start = seconds();
+    if (decode(d, n, err))
+        return -1;
+    d->counts.seconds += seconds() - start;
+    if (d->n_tokens == d->context && !d->shift && !d->silent)
+        fprintf(stderr, "\nthe context of %zu tokens is full\n", d->context);
+    return 0;
+}
+
+void dialog_report(const dialog *d)
+{
+    const dialog_counts *c = &d->counts;
+    size_t n_tokens = (size_t)kvt_seq_length(d->kv.seq);
+    tl_kv_settings whole = d->settings;
+    whole.window_tokens = whole.sink_tokens = 0;
+    if (d->settings.window_tokens)
+        fprintf(stderr,
+                "[window of %u tokens, %u sinks: %zu tokens in %.1f KiB, at most %.1f KiB; without "
+                "a window %.1f KiB]\n",
+                d->settings.window_tokens, d->settings.sink_tokens, n_tokens,
+                (double)kvt_seq_memory_bytes(d->kv.seq) / 1024, (double)c->most_bytes / 1024,
+                (double)tl_kvtile_forecast(&d->engine->model, &whole, n_tokens) / 1024);
+    if (d->n_draft && c->steps)
+        fprintf(stderr,
+                "[drafts: %zu tokens in %zu steps; a step, %.2f of %.2f drafted tokens accepted; "
+                "%.0f tokens/s]\n",
+                c->tokens, c->steps, (double)c->accepted / (double)c->steps,
+                (double)c->drafted / (double)c->steps, (double)c->tokens / c->seconds);
 }

@@ -5,7 +5,8 @@
  * ones; the place with the most of them wins, the latest of equals, and what followed there is the
  * draft. That is what is done here: a few microseconds for thousands of tokens.
  *
- * Source: prompt lookup decoding, Saxena 2023 (https://github.com/apoorvumang/prompt-lookup-decoding).
+ * Source: prompt lookup decoding, Saxena 2023
+ * (https://github.com/apoorvumang/prompt-lookup-decoding).
  */
 #include "tinylm.h"
 

@@ -3,9 +3,9 @@
  *
  * The simple form: for every token i and row r, sum over c of w[r][c] * x[i][c]. Rows are stored in
  * panels of 16 (tl_matrix), so vectors hold 16 accumulators, each of which adds its products in the
- * order of c. Up to six tokens share the panel's loads: a draft of a few tokens, or a batch of a few
- * sequences, takes little longer than one token. The order within a sum is the same in every shape
- * of the loop, so a token's result has the same bits alone, in a chunk, and on any number of
+ * order of c. Up to six tokens share the panel's loads: a draft of a few tokens, or a few sequences
+ * side by side, take little longer than one token. The order within a sum is the same in every
+ * shape of the loop, so a token's result has the same bits alone, in a chunk, and on any number of
  * threads: prefill, decode and drafts agree.
  */
 #include "tinylm.h"

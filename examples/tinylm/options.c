@@ -61,6 +61,16 @@ static const struct flag {
     {"--load", "FILE", "take a conversation up again", STRING, AT(load), 0, 0, CHAT},
     {"--ids", NULL, "print token ids, one a line, instead of text", SWITCH, AT(ids), 0, 0,
      GENERATE | CHAT},
+    {"--ctx", "N", "tokens that the cache has room for; default: the model's context", COUNT,
+     AT(context), 2, 1000000, GENERATE | CHAT},
+    {"--window", "N", "layers see the last N tokens only, and older ones are released", COUNT,
+     AT(window), 1, 1000000, GENERATE | CHAT},
+    {"--sinks", "N", "and the first N tokens; default 4", COUNT, AT(sinks), 0, 1000000,
+     GENERATE | CHAT},
+    {"--draft", "N", "guess N tokens from the text so far and check them in one step", COUNT,
+     AT(draft), 1, MAX_DRAFT, GENERATE | CHAT},
+    {"--shift", NULL, "when the context is full, leave out the oldest tokens and go on", SWITCH,
+     AT(shift), 0, 0, CHAT},
     {"--text", "FILE", "evaluate on this text instead of stories", STRING, AT(text), 0, 0, EVAL},
     {"--stories", "N", "how many stories", COUNT, AT(stories), 1, 1000000, EVAL | DEMO},
     {"--count", "N", "how many stories", COUNT, AT(stories), 1, 1000000, STORIES},
@@ -122,6 +132,20 @@ static int parse_flag(options *o, const struct flag *f, const char *value, tl_er
     if (x != (double)(uint64_t)x)
         return tl_fail(err, "%s: \"%s\" is not whole", f->name, value);
     *(uint64_t *)field = (uint64_t)x;
+    o->sinks_given |= f->offset == offsetof(options, sinks);
+    return 0;
+}
+
+/* Flags that do not go together. */
+static int check_flags(const options *o, tl_error *err)
+{
+    if (o->sinks_given && !o->window)
+        return tl_fail(err, "--sinks needs --window");
+    if (o->save && o->window) /* snapshots are of whole sequences */
+        return tl_fail(err, "--save does not go with --window");
+    if (o->shift && o->sinks_given && o->sinks > SHIFT_KEEPS)
+        return tl_fail(err, "--shift keeps the first %d tokens: --sinks is at most that",
+                       SHIFT_KEEPS);
     return 0;
 }
 
@@ -165,7 +189,7 @@ int options_parse(options *o, int argc, char **argv, bool *help, tl_error *err)
         if (parse_flag(o, f, f->kind == SWITCH ? NULL : argv[++i], err))
             return -1;
     }
-    return 0;
+    return check_flags(o, err);
 }
 
 void options_help(const char *command)

@@ -46,6 +46,17 @@ arguments)
     refused eval --chunk 0
     refused stories --tokens 3
     refused demo --k i8
+    refused generate --shift
+    refused generate --ctx 1
+    refused generate --ctx 2049
+    refused generate --window 0
+    refused generate --sinks 4
+    refused generate --draft 0
+    refused generate --draft 64
+    refused chat --window 64 --save "$dir/x"
+    refused chat --shift --ctx 191 --prompt x
+    refused chat --shift --ctx 512 --window 257 --prompt x
+    refused chat --shift --window 64 --sinks 65 --prompt x
     "$tinylm" --help | grep -q generate || fail "no help"
     "$tinylm" eval --help | grep -q -- --chunk || fail "no help for eval"
     ;;
@@ -125,6 +136,104 @@ chat)
     grep -q full "$dir/err" || fail "a full context is not told"
     "$tinylm" stories --tokens 5000 >"$dir/long"
     refused generate --prompt "$(cat "$dir/long")"
+    ;;
+window)
+    for type in f32 f16 i8; do
+        kv="--k $type --v $type --prompt Once"
+        # As long as all is in sight there is no difference.
+        "$tinylm" generate $kv -n 250 --ids >"$dir/plain" || fail "$type: no text"
+        "$tinylm" generate $kv -n 250 --ids --window 256 >"$dir/window" 2>"$dir/err" ||
+            fail "$type: no window"
+        cmp "$dir/plain" "$dir/window" || fail "$type: a window beyond the text changes it"
+        # Bounded memory, deterministic, on any number of threads.
+        "$tinylm" generate $kv -n 1900 --ids --window 256 >"$dir/a" 2>"$dir/err" || fail "$type: long"
+        "$tinylm" generate $kv -n 1900 --ids --window 256 --sinks 4 --threads 2 >"$dir/b" \
+            2>"$dir/err" || fail "$type: long"
+        cmp "$dir/a" "$dir/b" || fail "$type: not the same again"
+        [ "$(wc -l <"$dir/a")" -eq 1900 ] || fail "$type: not 1900 tokens"
+        # [window of 256 tokens, 4 sinks: N tokens in X KiB, at most Y KiB; without a window Z KiB]
+        awk '/^.window of 256 tokens, 4 sinks/ && $14 <= 1.5 * $10 && $14 < 0.5 * $19 { n++ }
+             END { exit n != 1 }' "$dir/err" || fail "$type: $(cat "$dir/err")"
+    done
+    "$tinylm" generate --prompt Once -n 400 --window 64 --sinks 0 --ids >"$dir/a" 2>"$dir/err"
+    "$tinylm" generate --prompt Once -n 400 --ids >"$dir/b" 2>"$dir/err"
+    cmp -s "$dir/a" "$dir/b" && fail "a window has no effect"
+    "$tinylm" generate --prompt Once -n 400 --ctx 100 --window 64 --ids >"$dir/a" 2>"$dir/err"
+    # "Once" is five tokens with BOS.
+    [ "$(wc -l <"$dir/a")" -eq 95 ] || fail "--ctx is not the limit"
+    grep -q 'context of 100 tokens is full' "$dir/err" || fail "a full context is not told"
+    ;;
+shift)
+    for type in f32 i8; do
+        kv="--k $type --v $type"
+        # Far beyond the context in one turn, with and without a window and drafts.
+        for more in "--ctx 192" "--ctx 500" "" "--ctx 512 --window 128"; do
+            "$tinylm" chat $kv --shift $more --prompt "One day," -n 3000 --ids >"$dir/a" \
+                2>"$dir/err" || fail "$type: $more: $(cat "$dir/err")"
+            "$tinylm" chat $kv --shift $more --prompt "One day," -n 3000 --ids --threads 2 \
+                --draft 5 >"$dir/b" 2>"$dir/err2" || fail "$type: $more: $(cat "$dir/err2")"
+            [ "$(wc -l <"$dir/a")" -eq 3000 ] || fail "$type: $more: not 3000 tokens"
+            cmp "$dir/a" "$dir/b" || fail "$type: $more: not the same again"
+            grep -q '^.shifted: [0-9]* tokens left out, [0-9]* kept.$' "$dir/err" ||
+                fail "$type: $more: not told"
+        done
+        # In turns; a prompt that needs more than half of the context.
+        long=$("$tinylm" stories --seed 79 --tokens 180)
+        line='What did Tom see in the garden when the rain came and the wind was cold?'
+        for i in 1 2 3 4 5 6 7 8; do echo "$line"; done >"$dir/turns"
+        echo "$long" | tr '\n' ' ' >>"$dir/turns"
+        echo >>"$dir/turns"
+        "$tinylm" chat $kv --shift --ctx 256 -n 50 --ids <"$dir/turns" >"$dir/whole" \
+            2>"$dir/err" || fail "$type: $(cat "$dir/err")"
+        [ "$(grep -c shifted "$dir/err")" -ge 3 ] || fail "$type: no shifts"
+        "$tinylm" chat $kv --shift --ctx 256 -n 50 --ids --draft 3 <"$dir/turns" >"$dir/again" \
+            2>"$dir/err" || fail "$type: $(cat "$dir/err")"
+        cmp "$dir/whole" "$dir/again" || fail "$type: turns: other tokens"
+        # A conversation that has not been shifted yet can be put away.
+        "$tinylm" chat $kv --shift --ctx 256 --prompt Once -n 350 --ids >"$dir/whole" 2>"$dir/err"
+        "$tinylm" chat $kv --shift --ctx 256 --prompt Once -n 150 --ids --save "$dir/file" \
+            >"$dir/parts" 2>"$dir/err" || fail "$type: no save"
+        "$tinylm" chat --load "$dir/file" --shift --ctx 256 --prompt "" -n 200 --ids \
+            >>"$dir/parts" 2>"$dir/err" || fail "$type: no load"
+        cmp "$dir/whole" "$dir/parts" || fail "$type: other tokens after a load"
+        "$tinylm" chat $kv --shift --ctx 256 --prompt Once -n 350 --save "$dir/file" \
+            >"$dir/out" 2>"$dir/err" && fail "$type: moved keys saved"
+        grep -q moved "$dir/err" || fail "$type: $(cat "$dir/err")"
+    done
+    # Up to the first shift nothing differs from a chat that ends there.
+    "$tinylm" chat --ctx 192 --prompt "One day," -n 3000 --ids >"$dir/plain" 2>"$dir/err"
+    "$tinylm" chat --ctx 192 --shift --prompt "One day," -n 3000 --ids 2>"$dir/err" |
+        head -n "$(wc -l <"$dir/plain")" >"$dir/shifted"
+    cmp "$dir/plain" "$dir/shifted" || fail "differs before the first shift"
+    refused chat --shift --ctx 192 --prompt "$("$tinylm" stories --tokens 400)"
+    ;;
+draft)
+    for type in f32 f16 i8; do
+        for seed in 81 82; do
+            prompt=$("$tinylm" stories --seed $seed --tokens $((seed * 4)))
+            for how in "--temperature 0" "--temperature 0.3 --seed 4"; do
+                "$tinylm" generate --k $type --v $type --prompt "$prompt" -n 300 --ids $how \
+                    >"$dir/plain" || fail "$type: no text"
+                for n in 1 5 63; do
+                    "$tinylm" generate --k $type --v $type --prompt "$prompt" -n 300 --ids $how \
+                        --draft $n >"$dir/draft" 2>"$dir/err" || fail "$type: $(cat "$dir/err")"
+                    cmp "$dir/plain" "$dir/draft" || fail "$type: --draft $n: another text"
+                done
+            done
+        done
+    done
+    # These stories repeat themselves: drafts must save steps.
+    awk '/^.drafts: 300 tokens in [0-9]* steps/ && $5 < 250 { a++ } /the same text/ { b++ }
+         END { exit !(a && b) }' "$dir/err" || fail "$(cat "$dir/err")"
+    # Turns, and a conversation that is put away: the same as plainly.
+    printf 'The hat of Anna is red.\n\nThe hat of Anna is\n' >"$dir/turns"
+    "$tinylm" chat --k i8 --v i8 -n 100 --ids <"$dir/turns" >"$dir/plain" || fail "no chat"
+    "$tinylm" chat --k i8 --v i8 -n 100 --ids --draft 4 --save "$dir/file" <"$dir/turns" \
+        >"$dir/draft" 2>"$dir/err" || fail "no chat"
+    cmp "$dir/plain" "$dir/draft" || fail "chat: another text"
+    grep -q '^.drafts: 300 tokens' "$dir/err" || fail "chat: $(cat "$dir/err")"
+    "$tinylm" chat --k i8 --v i8 -n 100 --ids --save "$dir/file2" <"$dir/turns" >"$dir/plain"
+    cmp "$dir/file" "$dir/file2" || fail "other bytes in the cache"
     ;;
 recall)
     "$tinylm" eval --k i8 --v i8 --stories 4 --threads 2 >"$dir/out" 2>"$dir/err" || fail "eval failed"

@@ -205,8 +205,8 @@ int tl_forward(tl_session *s, const int32_t *tokens, size_t n, float *logits, si
                tl_error *err);
 
 /*
- * The same in two parts, for drafts: tl_step leaves the tokens pending, tl_keep makes the first n of
- * them part of the sequence and drops the others.
+ * The same in two parts, for drafts: tl_step leaves the tokens pending, tl_keep makes the first n
+ * of them part of the sequence and drops the others.
  */
 int tl_step(tl_session *s, const int32_t *tokens, size_t n, float *logits, size_t n_logits,
             tl_error *err);
