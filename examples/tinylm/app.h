@@ -24,7 +24,7 @@ typedef struct options {
     bool k_given, v_given, ids, shift, sinks_given;
     uint64_t seed;
     uint64_t threads, n, stories, tokens, chunk;
-    uint64_t context, window, sinks, draft; /* 0: not given */
+    uint64_t context, window, sinks, draft, parallel; /* 0: not given */
     double temperature, top_p;
 } options;
 
@@ -98,6 +98,12 @@ bool is_end(int32_t token);
 
 /* Lines on stderr: what the window has saved, what drafts have gained. */
 void dialog_report(const dialog *d);
+
+/*
+ * n_texts continuations of one prompt, of n tokens each, on forks of the conversation; text i is
+ * that of seed + i alone. Prints them and what they take.
+ */
+int dialog_parallel(dialog *d, const char *prompt, size_t n_texts, size_t n, tl_error *err);
 
 /* One row of the table that eval and demo print. */
 typedef struct table_row {

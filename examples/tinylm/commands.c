@@ -114,7 +114,9 @@ int cmd_chat(options *o, tl_error *err)
     if (status == 0) {
         if (o->load)
             status = dialog_load(&d, o->load, err);
-if (status == 0)
+        if (status == 0 && o->parallel)
+            status = dialog_parallel(&d, o->prompt, (size_t)o->parallel, (size_t)o->n, err);
+        else if (status == 0)
             status = chat_turns(&d, o, err);
         if (status == 0)
             dialog_report(&d);

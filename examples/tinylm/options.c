@@ -71,6 +71,8 @@ static const struct flag {
      AT(draft), 1, MAX_DRAFT, GENERATE | CHAT},
     {"--shift", NULL, "when the context is full, leave out the oldest tokens and go on", SWITCH,
      AT(shift), 0, 0, CHAT},
+    {"--parallel", "N", "N continuations of --prompt, with the seeds from --seed on", COUNT,
+     AT(parallel), 2, TL_BATCH, CHAT},
     {"--text", "FILE", "evaluate on this text instead of stories", STRING, AT(text), 0, 0, EVAL},
     {"--stories", "N", "how many stories", COUNT, AT(stories), 1, 1000000, EVAL | DEMO},
     {"--count", "N", "how many stories", COUNT, AT(stories), 1, 1000000, STORIES},
@@ -141,6 +143,13 @@ static int check_flags(const options *o, tl_error *err)
 {
     if (o->sinks_given && !o->window)
         return tl_fail(err, "--sinks needs --window");
+    if (o->parallel && !o->prompt)
+        return tl_fail(err, "--parallel needs --prompt");
+    if (o->parallel && (o->save || o->shift || o->draft))
+        return tl_fail(err, "--parallel does not go with %s",
+                       o->save    ? "--save: which of the texts?"
+                       : o->shift ? "--shift"
+                                  : "--draft");
     if (o->save && o->window) /* snapshots are of whole sequences */
         return tl_fail(err, "--save does not go with --window");
     if (o->shift && o->sinks_given && o->sinks > SHIFT_KEEPS)

@@ -47,12 +47,19 @@ arguments)
     refused stories --tokens 3
     refused demo --k i8
     refused generate --shift
+    refused generate --parallel 2
     refused generate --ctx 1
     refused generate --ctx 2049
     refused generate --window 0
     refused generate --sinks 4
     refused generate --draft 0
     refused generate --draft 64
+    refused chat --parallel 1 --prompt x
+    refused chat --parallel 17 --prompt x
+    refused chat --parallel 2
+    refused chat --parallel 2 --prompt x --save "$dir/x"
+    refused chat --parallel 2 --prompt x --shift
+    refused chat --parallel 2 --prompt x --draft 2
     refused chat --window 64 --save "$dir/x"
     refused chat --shift --ctx 191 --prompt x
     refused chat --shift --ctx 512 --window 257 --prompt x
@@ -136,6 +143,38 @@ chat)
     grep -q full "$dir/err" || fail "a full context is not told"
     "$tinylm" stories --tokens 5000 >"$dir/long"
     refused generate --prompt "$(cat "$dir/long")"
+    ;;
+parallel)
+    prompt=$("$tinylm" stories --seed 78 --tokens 500)
+    for type in f32 i8; do
+        "$tinylm" chat --k $type --v $type --prompt "$prompt" -n 90 --seed 7 --parallel 4 --ids \
+            --threads 2 >"$dir/all" 2>"$dir/bytes" || fail "$type: no texts"
+        for seed in 7 8 9 10; do
+            "$tinylm" chat --k $type --v $type --prompt "$prompt" -n 90 --seed $seed --ids
+            echo
+        done >"$dir/each"
+        cmp "$dir/all" "$dir/each" || fail "$type: other texts than one by one"
+        # The prompt is held once: four caches would take much more.
+        awk '$1 == "seed" && $4 > 0 && $6 > $4 { n++ }
+             /separate caches/ && $4 > 1.5 * $8 { m++ }
+             END { exit !(n == 4 && m == 1) }' "$dir/bytes" || fail "$type: $(cat "$dir/bytes")"
+    done
+    awk 'NF == 0 { n++ } END { exit n != 4 }' "$dir/all" || fail "not four texts"
+    # Of a loaded conversation, and over a window; nothing to decode; a full context.
+    "$tinylm" chat --prompt "$prompt" -n 20 --save "$dir/file" >"$dir/out" || fail "no save"
+    "$tinylm" chat --load "$dir/file" --prompt "" -n 30 --seed 3 --ids >"$dir/one" || fail "no load"
+    "$tinylm" chat --load "$dir/file" --prompt "" -n 30 --seed 3 --ids --parallel 2 2>"$dir/err" |
+        sed '/^$/,$d' >"$dir/first"
+    cmp "$dir/one" "$dir/first" || fail "other text after a load"
+    "$tinylm" chat --prompt "$prompt" -n 30 --window 128 --ids >"$dir/one" 2>"$dir/err" ||
+        fail "no window"
+    "$tinylm" chat --prompt "$prompt" -n 30 --window 128 --ids --parallel 16 2>"$dir/err" |
+        sed '/^$/,$d' >"$dir/first"
+    cmp "$dir/one" "$dir/first" || fail "other text over a window"
+    "$tinylm" chat --prompt "$prompt" -n 0 --parallel 2 >"$dir/out" || fail "no empty texts"
+    "$tinylm" chat --prompt "One day," -n 90 --ctx 50 --parallel 2 >"$dir/out" 2>"$dir/err" ||
+        fail "full context"
+    grep -q full "$dir/err" || fail "a full context is not told"
     ;;
 window)
     for type in f32 f16 i8; do
