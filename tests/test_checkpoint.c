@@ -151,6 +151,45 @@ static void memory_does_not_grow(void **state)
     }
 }
 
+/* The forecast of a length is what a sequence takes that has had it in one step, at every length. */
+static void the_forecast_is_exact(void **state)
+{
+    rng r = {39};
+    (void)state;
+    for (int i = 0; i < 6; i++) {
+        kvt_group_config g[2];
+        subject s;
+        windowed_groups(g, i % 3 ? 100 : 1, i % 2 ? 70 : 0, i < 4 ? KVT_TYPE_I8 : KVT_TYPE_F16);
+        g[0].residual_tokens = i == 1 ? KVT_RESIDUAL_NONE : 0;
+        open_subject(&s, g, 2, &r);
+        open_cache(&s, NULL);
+        for (size_t n = 1; n<460; n += n> 60 && n < 330 ? 1 : 13) {
+            kvt_seq *seq = seq_of(&s);
+            uint64_t forecast;
+            grow(&s, seq, n);
+            expect_ok(s.cache, kvt_cache_trim(s.cache));
+            expect_ok(NULL, kvt_memory_forecast(&s.config, 1, n, &forecast));
+            if (kvt_cache_memory_bytes(s.cache) != forecast)
+                fail_msg("case %d, %zu tokens: %llu bytes, forecast %llu", i, n,
+                         (unsigned long long)kvt_cache_memory_bytes(s.cache),
+                         (unsigned long long)forecast);
+            kvt_seq_destroy(seq);
+        }
+        close_subject(&s);
+    }
+}
+
+/* The first token behind the sinks that the windowed layer still has. */
+static uint64_t first_kept(const subject *s, const kvt_seq *seq, uint64_t sinks)
+{
+    float x[16];
+    kvt_tensor out = kvt_tensor_f32(x);
+    while (sinks < kvt_seq_length(seq) && kvt_read(seq, 0, KVT_SIDE_K, sinks, 1, &out) != KVT_OK)
+        sinks++;
+    (void)s;
+    return sinks;
+}
+
 /* Every length that kvt_seq_reachable names can be truncated to, and no other. */
 static void what_can_be_reached_is_said(void **state)
 {
@@ -178,6 +217,8 @@ static void what_can_be_reached_is_said(void **state)
         deepest = 600 + i;
         while (kvt_seq_reachable(seq, deepest - 1) == deepest - 1)
             deepest--;
+        /* The next query, at position n, sees what is above n - window. */
+        assert_true(deepest == first_kept(&w, seq, i % 2 ? 128 : 64) + 100 - 1);
         assert_true(deepest <= 600 + i - 64 && deepest >= 600 + i - 64 - 128);
         for (uint64_t n = 0; n <= 600 + i; n++) {
             uint64_t reachable = kvt_seq_reachable(seq, n);
@@ -215,7 +256,13 @@ static void what_can_be_reached_is_said(void **state)
         expect_masked(&w, seq, &all, whole);
         if (i % 2) {
             expect_ok(w.cache, kvt_seq_truncate(seq, 100)); /* within the sinks */
-            grow(&w, seq, 500);
+            expect_ok(all.cache, kvt_seq_truncate(whole, 100));
+            expect_masked(&w, seq, &all, whole);
+            for (int step = 0; step < 5; step++) {
+                grow(&w, seq, 90);
+                grow(&all, whole, 90);
+                expect_masked(&w, seq, &all, whole);
+            }
         }
         kvt_seq_destroy(seq);
         kvt_seq_destroy(whole);
@@ -258,6 +305,10 @@ static void a_query_before_the_window_is_refused(void **state)
     item.n_queries = 1;
     item.query_positions = &position;
     position = 300;
+    expect(w.cache, KVT_ERR_STATE, kvt_attend(w.cache, &args));
+    position = (int32_t)first_kept(&w, item.seq, 64) + 99; /* sees what is above position - 100 */
+    expect_ok(w.cache, kvt_attend(w.cache, &args));
+    position--;
     expect(w.cache, KVT_ERR_STATE, kvt_attend(w.cache, &args));
     position = 10000; /* sees nothing */
     expect_ok(w.cache, kvt_attend(w.cache, &args));
@@ -530,16 +581,42 @@ static void errors_change_nothing(void **state)
     ledger_close(&memory);
 }
 
+/* An open block that is kept for a truncate counts from the checkpoint on, which may be refused. */
+static void a_pinned_open_block_is_not_exempt(void **state)
+{
+    rng r = {40};
+    uint64_t most = 0;
+    (void)state;
+    for (int less = -1; less < 2; less++) {
+        kvt_group_config g = group_of(2, 1, 1, 64, 64, KVT_TYPE_I8, KVT_TYPE_I8);
+        kvt_seq *seq;
+        subject s;
+        open_subject(&s, &g, 1, &r);
+        s.budget = less < 0 ? 0 : most - (uint64_t)less;
+        open_cache(&s, NULL);
+        seq = seq_of(&s);
+        for (size_t i = 0; i < 192; i++) /* the last step has sealed tokens 64 .. 127 */
+            grow(&s, seq, 1);
+        expect_ok(s.cache, kvt_cache_trim(s.cache));
+        expect(s.cache, less > 0 ? KVT_ERR_BUDGET : KVT_OK, kvt_seq_checkpoint(seq, &r, 8));
+        most = less < 0 ? kvt_cache_memory_bytes(s.cache) : most;
+        kvt_seq_destroy(seq);
+        close_subject(&s);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(outputs_are_those_of_a_mask),
         cmocka_unit_test(memory_does_not_grow),
+        cmocka_unit_test(the_forecast_is_exact),
         cmocka_unit_test(what_can_be_reached_is_said),
         cmocka_unit_test(a_query_before_the_window_is_refused),
         cmocka_unit_test(a_checkpoint_is_what_was_there),
         cmocka_unit_test(checkpoints_are_listed_read_and_dropped),
         cmocka_unit_test(figures_count_what_is_pinned),
+        cmocka_unit_test(a_pinned_open_block_is_not_exempt),
         cmocka_unit_test(errors_change_nothing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
