@@ -1,5 +1,5 @@
 /*
- * One unit of an attend call: what plan.c plans, and unit.c computes.
+ * One unit of an attend call: what plan.c plans, task.c runs and unit.c computes.
  *
  * The rows of one (item, kv head) are its queries times the heads of the group: row r is query
  * r / group, head r % group. They are cut into chunks of at most KVT_ROWS_MAX rows, whole
