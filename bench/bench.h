@@ -9,7 +9,8 @@
  *   bench_cache.c           caches filled with random tokens, and attention in double
  *   bench_attend.c          attend calls, and the check of their output
  *   bench_survey.c, bench_decode.c, bench_prefill.c, bench_step.c, bench_append.c,
- *   bench_fork.c, bench_shift.c, bench_snapshot.c, bench_fidelity.c, bench_fidelity_model.c
+ *   bench_fork.c, bench_prefix.c, bench_shift.c, bench_snapshot.c, bench_fidelity.c,
+ *   bench_fidelity_model.c
  *                           the commands
  *   bench_rival.c           ggml-style q8_0, for comparison
  *   kvt_bench.c             flags and cases
@@ -107,6 +108,7 @@ typedef struct bench_options {
     uint64_t queries; /* prefill */
     uint64_t window;  /* decode; 0: none */
     uint64_t steps;   /* step: of a measurement */
+    size_t forks;     /* prefix */
     bool count;       /* step: nothing is timed */
 
     uint64_t tokens[BENCH_LIST]; /* append: tokens a call */
@@ -356,6 +358,7 @@ int bench_machine(const bench_options *options);
 int bench_append(const bench_options *options);
 int bench_fork(const bench_options *options);
 int bench_shift(const bench_options *options);
+int bench_prefix(const bench_options *options);
 int bench_snapshot(const bench_options *options);
 int bench_fidelity(const bench_options *options);
 #if defined(KVT_BENCH_TINYLM)

@@ -20,7 +20,8 @@ enum {
     MACHINE = 64,
     FORK = 128,
     SHIFT = 256,
-    ATTEND = DECODE | PREFILL | STEP,
+    PREFIX = 512,
+    ATTEND = DECODE | PREFILL | STEP | PREFIX,
     CACHE = ATTEND | APPEND | SNAPSHOT | FORK | SHIFT,
     MODEL = CACHE | FIDELITY,
     TIMED = CACHE | MACHINE,
@@ -36,6 +37,7 @@ static const char usage[] =
     "  append    keys and values into the cache, beside memcpy\n"
     "  fork      a sequence that shares another one's blocks, and its first step\n"
     "  shift     decode over keys that have moved, beside as many that have not\n"
+    "  prefix    attention of several forks in one call, beside a call for each\n"
     "  snapshot  save and load, beside memcpy, fwrite and fread\n"
     "  fidelity  what quantization costs, beside ggml-style q8_0: on random tokens, or with\n"
     "            --model on a real model\n"
@@ -44,10 +46,10 @@ static const char usage[] =
     "LIST is one value or several with commas between them; every combination is run.\n"
     "  --k LIST, --v LIST  storage types: f32, f16, i8 (default i8; --v: as K)   not fidelity\n"
     "  --heads LIST        query:kv heads, e.g. 32:8,32:32                 (default 32:8;\n"
-    "                      decode 32:32,32:8,28:4,32:4)\n"
+    "                      decode 32:32,32:8,28:4,32:4; prefix 32:32,32:8)\n"
     "  --dim LIST          head dims, or K:V dims, e.g. 128,576:512        (default 128)\n"
     "  --ctx LIST          tokens, also as 32k                             (default 32k;\n"
-    "                      prefill, shift 8k; append, snapshot 4k; fidelity 2k)\n"
+    "                      prefill, shift 8k; append, snapshot 4k; fidelity 2k; prefix 16k)\n"
     "  --threads LIST      (default 1)\n"
     "  --isa LIST          kernels by name, or all                         (default: the widest)\n"
     "  --layers N          layers of the cache     (default: enough for 4 times the last-level\n"
@@ -57,7 +59,7 @@ static const char usage[] =
     "  --seed N            of all random numbers                           (default 1)\n"
     "  --json              one JSON object a line\n"
     "  --quick             one pair on a small cache: shows that it runs, measures nothing\n"
-    "decode, prefill, step, shift:\n"
+    "decode, prefill, step, prefix, shift:\n"
     "  --mode LIST         how i8 is multiplied: near, f32, fast           (default near)\n"
     "  --v-in-k            V is the first dims of K and not stored, as in multi-head latent\n"
     "                      attention; --v as --k                (default --heads 128:1,16:1\n"
@@ -66,6 +68,8 @@ static const char usage[] =
     "  --window N          a sliding window of N tokens, also as 4k        (default none)\n"
     "prefill:\n"
     "  --queries N         the last so many of ctx tokens                  (default 512)\n"
+    "prefix:\n"
+    "  --forks N           of the sequence of ctx tokens                   (default 16)\n"
     "step: (default --heads 14:2 --dim 64 --ctx 4k --layers 24)\n"
     "  --steps N           steps of a measurement                          (default 64)\n"
     "  --count             only the first steps, whose allocations are counted; no time\n"
@@ -267,6 +271,11 @@ static void set_steps(bench_options *o, size_t i, const char *f, const char *x)
     (void)i;
     o->steps = parse_count(f, x, 1, 1 << 16);
 }
+static void set_forks(bench_options *o, size_t i, const char *f, const char *x)
+{
+    (void)i;
+    o->forks = (size_t)parse_count(f, x, 1, 1 << 16);
+}
 static void set_count(bench_options *o, size_t i, const char *f, const char *x)
 {
     (void)i, (void)f, (void)x;
@@ -350,6 +359,7 @@ static const struct flag {
     {"--window", ONE, DECODE, false, set_window},
     {"--queries", ONE, PREFILL, false, set_queries},
     {"--steps", ONE, STEP, false, set_steps},
+    {"--forks", ONE, PREFIX, false, set_forks},
     {"--count", SWITCH, STEP, false, set_count},
     {"--tokens", LIST, APPEND, false, set_tokens},
     {"--dtype", LIST, APPEND, false, set_dtype},
@@ -439,6 +449,9 @@ static void set_defaults(bench_options *o, int command)
             o->heads[o->n_heads++] = (bench_pair){32, 8};
             o->heads[o->n_heads++] = (bench_pair){28, 4};
             o->heads[o->n_heads++] = (bench_pair){32, 4};
+        } else if (command == PREFIX) {
+            o->heads[0] = (bench_pair){32, 32};
+            o->heads[o->n_heads++] = (bench_pair){32, 8};
         } else if (command == STEP) {
             o->heads[0] = (bench_pair){14, 2};
         } else if (command == FIDELITY) {
@@ -462,6 +475,7 @@ static void set_defaults(bench_options *o, int command)
         o->ctx[o->n_ctx++] = o->quick                                 ? 512
                              : command == FIDELITY                    ? 2048
                              : command == DECODE || command == FORK   ? 32768
+                             : command == PREFIX                      ? 16384
                              : command == PREFILL || command == SHIFT ? 8192
                                                                       : 4096;
     if (o->n_threads == 0) {
@@ -477,6 +491,8 @@ static void set_defaults(bench_options *o, int command)
     }
     if (o->steps == 0)
         o->steps = 64;
+    if (o->forks == 0)
+        o->forks = 16;
     if (o->n_modes == 0)
         o->modes[o->n_modes++] = BENCH_NEAR;
     if (o->queries == 0)
@@ -564,6 +580,7 @@ int main(int argc, char **argv)
                     {"append", APPEND, bench_append},
                     {"fork", FORK, bench_fork},
                     {"shift", SHIFT, bench_shift},
+                    {"prefix", PREFIX, bench_prefix},
                     {"snapshot", SNAPSHOT, bench_snapshot},
                     {"fidelity", FIDELITY, bench_fidelity},
                     {"machine", MACHINE, bench_machine}};

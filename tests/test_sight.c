@@ -246,7 +246,7 @@ static void tasks_have_equal_shares(void **state)
         work = malloc(chunks * sizeof *work);
         for (size_t c = 0; c < chunks; c++)
             sum += work[c] = chunk_tokens(&cache->groups[0], N, n_q, queries, c, causal);
-        cutter = kvt_cutter_begin(&plan);
+        kvt_cutter_begin(&cutter, &plan);
         from = kvt_cutter_next(&cutter, 0);
         for (size_t i = 0; i < plan.n_tasks; i++, from = to) {
             double share = 0;
@@ -299,7 +299,7 @@ static void ranges_are_shared_out(void **state)
         args.n_threads = 2 + (uint32_t)trial % 2;
         expect_ok(cache, kvt_attend_plan_init(&plan, cache, &args));
         sight = kvt_sight_of(&cache->groups[0], &item, N, 0, 0, N);
-        cutter = kvt_cutter_begin(&plan);
+        kvt_cutter_begin(&cutter, &plan);
         from = kvt_cutter_next(&cutter, 0);
         for (size_t i = 0; i < plan.n_tasks; i++, from = to) {
             size_t end;

@@ -140,6 +140,58 @@ void kvt_unit_merge(const kvt_unit *u, kvt_part into, kvt_part from);
 /* Divide, add the sinks, and hand the rows to the caller. 0: a row has left the range of f32. */
 int kvt_unit_store(const kvt_unit *u, kvt_part result, const kvt_view *out);
 
+/* ---- prefix.c ---- */
+
+/*
+ * Consecutive items whose tables begin with the same blocks. The first `shared` ranges they attend
+ * over together: a unit for each kv head, whose rows are those of all of them, one item's after the
+ * other's. Then come each item's own ranges, item by item. All of these ranges are the unit's
+ * steps, in this order. shared 0: an item for itself.
+ */
+typedef struct kvt_prefix {
+    size_t shared, n_items, rows;
+    size_t ends[KVT_ROWS_MAX]; /* of each item: its last step, and one more */
+} kvt_prefix;
+
+/* A step: a range of an item of the prefix, or (n_items) of all of them. */
+typedef struct kvt_step {
+    size_t item, range;
+} kvt_step;
+
+/* Whether two neighbours among the items share a range. */
+int kvt_prefix_exists(const kvt_cache *cache, const kvt_attend_args *args);
+/* That begins with this item. */
+void kvt_prefix_find(const kvt_cache *cache, const kvt_attend_args *args, size_t first,
+                     kvt_prefix *prefix);
+kvt_step kvt_prefix_step(const kvt_prefix *prefix, size_t step);
+static inline size_t kvt_prefix_steps(const kvt_prefix *prefix)
+{
+    return prefix->ends[prefix->n_items - 1];
+}
+/*
+ * Room for the results of steps from .. to - 1, in parts of all rows: an item's own ranges lie in
+ * its rows, so that range r of any item is in part r - base.
+ */
+size_t kvt_prefix_base(const kvt_prefix *prefix, size_t from, size_t to);
+size_t kvt_prefix_slots(const kvt_prefix *prefix, size_t from, size_t to);
+
+/* Goes through the items of a call, those with a shared prefix at once. */
+typedef struct kvt_walk {
+    const kvt_cache *cache;
+    const kvt_attend_args *args;
+    int shares;               /* prefixes are looked for */
+    size_t item, unit, query; /* where it is: the first of each */
+    kvt_prefix prefix;        /* shared 0: nothing else of it is set */
+} kvt_walk;
+
+void kvt_walk_begin(kvt_walk *walk, const kvt_cache *cache, const kvt_attend_args *args,
+                    int shares);
+/* Units of where it is. */
+size_t kvt_walk_units(const kvt_walk *walk);
+void kvt_walk_next(kvt_walk *walk);
+/* Forward to where a unit is. */
+void kvt_walk_to(kvt_walk *walk, size_t unit);
+
 /* ---- cut.c ---- */
 
 /* What a call has to do. Work is in tokens times rows, about. */
@@ -150,19 +202,24 @@ typedef struct kvt_work {
     uint64_t sum;     /* work of all units */
     uint64_t longest; /* of one unit, at most */
     uint64_t piece;   /* of one range, at most */
-    int one_chunk;    /* every item's rows of a kv head are one unit */
+    int one_chunk;    /* every item's rows of a kv head are one unit, of this item alone */
 } kvt_work;
 
-/* 0: more work than can be counted. */
-int kvt_work_measure(const kvt_cache *cache, const kvt_attend_args *args, kvt_work *work);
+/* kvt_attend_plan.flags_ */
+#define KVT_PLAN_SHARES 1u /* shared prefixes are attended over together */
+
+/* 0: more work than can be counted. shares: shared prefixes are attended over together. */
+int kvt_work_measure(const kvt_cache *cache, const kvt_attend_args *args, int shares,
+                     kvt_work *work);
 /* The same for one query of all heads over n_tokens tokens. */
 kvt_work kvt_work_one_query(const kvt_group *group, uint64_t n_tokens);
 /* Tokens of an item that a unit reads, on average over its chunks. */
 uint64_t kvt_work_tokens(const kvt_cache *cache, const kvt_attend_args *args, size_t item);
 
 /*
- * Where a task begins: a unit, the first of a bundle, and a range of it, of those in sight. ranges:
- * how many the unit has; 0 for a range 0 that is an earlier unit's end.
+ * Where a task begins: a unit, the first of a bundle, and a range of it, of those in sight (of a
+ * shared prefix: a step). ranges: how many the unit has; 0 for a range 0 that is an earlier unit's
+ * end.
  */
 typedef struct kvt_cut {
     size_t unit, range, ranges;
@@ -171,15 +228,16 @@ typedef struct kvt_cut {
 /* Finds cuts of a plan in ascending order. */
 typedef struct kvt_cutter {
     const kvt_attend_plan *plan;
-    size_t item, first_unit;
+    kvt_walk walk; /* where the last cut was found */
     uint64_t work; /* of the items before */
 } kvt_cutter;
 
-kvt_cutter kvt_cutter_begin(const kvt_attend_plan *plan);
+void kvt_cutter_begin(kvt_cutter *cutter, const kvt_attend_plan *plan);
 /* Where task i begins, and task i - 1 ends; i up to n_tasks. */
 kvt_cut kvt_cutter_next(kvt_cutter *cutter, size_t i);
 /* Ranges that a task has of a unit which an earlier task began: finish merges them. */
 size_t kvt_cut_tail(kvt_cut from, kvt_cut to);
+/* The most parts that a task leaves for finish: one for each range, or as kvt_prefix_slots says. */
 size_t kvt_cut_longest_tail(const kvt_attend_plan *plan);
 
 /* ---- check.c ---- */

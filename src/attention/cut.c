@@ -30,7 +30,7 @@ static int is_causal(const kvt_attend_args *args, const kvt_attend_item *item)
     return (args->flags & KVT_ATTEND_CAUSAL) && !item->mask;
 }
 
-/* An item as its kv heads see it. */
+/* An item as its kv heads see it, or several with a shared prefix. */
 typedef struct strip {
     const kvt_group *geometry;
     const kvt_attend_args *args;
@@ -41,6 +41,9 @@ typedef struct strip {
     /* A window: tokens that it hides from the last chunk, and chunks from which it hides none. */
     uint64_t hidden;
     size_t whole;
+    /* Items with a shared prefix, and the work of a kv head of them; NULL: the item for itself. */
+    const kvt_prefix *prefix;
+    uint64_t prefix_work;
 } strip;
 
 /* What a chunk's window shows; only its ranges where there is none. */
@@ -55,7 +58,25 @@ static kvt_sight sight_of(const strip *s, size_t chunk)
     return kvt_sight_of(s->geometry, s->item, s->n_tokens, first, last, most);
 }
 
-static strip strip_of(const kvt_cache *cache, const kvt_attend_args *args, size_t i)
+/* Work of a shared prefix's own ranges of an item. */
+static uint64_t work_own(const strip *s, size_t i)
+{
+    const kvt_attend_item *item = &s->item[i];
+    uint64_t tokens = kvt_seq_visible(item->seq, s->args->layer);
+    tokens -= (uint64_t)s->prefix->shared * KVT_RANGE_TOKENS;
+    return weight_of(kvt_item_rows(item, s->group)) * (tokens + START_TOKENS);
+}
+
+/* Of the ranges that all of its items attend over together. */
+static uint64_t work_shared(const strip *s)
+{
+    return weight_of(s->prefix->rows) *
+           ((uint64_t)s->prefix->shared * KVT_RANGE_TOKENS + START_TOKENS);
+}
+
+/* prefix: NULL, or that item i begins. */
+static strip strip_of(const kvt_cache *cache, const kvt_attend_args *args, size_t i,
+                      const kvt_prefix *prefix)
 {
     const kvt_group *group = &cache->groups[cache->layers[args->layer].group];
     const kvt_attend_item *item = &args->items[i];
@@ -68,8 +89,18 @@ static strip strip_of(const kvt_cache *cache, const kvt_attend_args *args, size_
                kvt_item_rows(item, size),
                kvt_seq_visible(item->seq, args->layer),
                0,
+               0,
+               NULL,
                0};
     s.whole = s.chunks;
+    if (prefix && prefix->shared) {
+        s.prefix = prefix;
+        s.rows = prefix->rows;
+        s.prefix_work = work_shared(&s);
+        for (size_t j = 0; j < prefix->n_items; j++)
+            s.prefix_work += work_own(&s, j);
+        return s;
+    }
     if (group->window_tokens != UINT64_MAX) {
         kvt_sight last = sight_of(&s, s.chunks - 1);
         uint64_t hides;
@@ -100,6 +131,8 @@ static uint64_t work_unhidden(const strip *s, size_t n)
 static uint64_t work_of(const strip *s, size_t n)
 {
     uint64_t later, least, chunks;
+    if (s->prefix)
+        return n ? s->prefix_work : 0;
     if (n <= s->whole)
         return work_unhidden(s, n);
     later = n - s->whole;
@@ -123,7 +156,7 @@ static uint64_t longest_of(const strip *s)
 
 uint64_t kvt_work_tokens(const kvt_cache *cache, const kvt_attend_args *args, size_t item)
 {
-    strip s = strip_of(cache, args, item);
+    strip s = strip_of(cache, args, item, NULL);
     return s.hidden ? work_of(&s, s.chunks) / weight_of(s.rows) / s.chunks - START_TOKENS
                     : s.n_tokens;
 }
@@ -137,20 +170,36 @@ static size_t most_ranges(const strip *s)
     return s->chunks == 1 || !s->hidden || last > most ? last : most;
 }
 
-int kvt_work_measure(const kvt_cache *cache, const kvt_attend_args *args, kvt_work *work)
+/* What of a strip's unit, at most, is one piece of work, and all of it. */
+static uint64_t piece_of(const strip *s)
+{
+    uint64_t tokens = longest_of(s) + START_TOKENS;
+    if (s->prefix || tokens >= KVT_RANGE_TOKENS)
+        tokens = KVT_RANGE_TOKENS + START_TOKENS;
+    return weight_of(s->rows) * tokens;
+}
+
+static uint64_t unit_work(const strip *s)
+{
+    return s->prefix ? s->prefix_work : weight_of(s->rows) * (longest_of(s) + START_TOKENS);
+}
+
+int kvt_work_measure(const kvt_cache *cache, const kvt_attend_args *args, int shares,
+                     kvt_work *work)
 {
     size_t heads = cache->groups[cache->layers[args->layer].group].config.n_kv_heads;
     double sum = 0;
+    kvt_walk walk;
 
     *work = (kvt_work){.one_chunk = 1};
-    for (size_t i = 0; i < args->n_items; i++) {
-        strip s = strip_of(cache, args, i);
-        size_t ranges = most_ranges(&s);
-        uint64_t tokens = longest_of(&s) + START_TOKENS, longest = weight_of(s.rows) * tokens;
-        uint64_t piece = weight_of(s.rows) *
-                         (tokens < KVT_RANGE_TOKENS ? tokens : KVT_RANGE_TOKENS + START_TOKENS);
-        sum += (double)heads * (double)s.chunks * (double)weight_of(s.rows) *
-               (double)(s.n_tokens + START_TOKENS);
+    for (kvt_walk_begin(&walk, cache, args, shares); walk.item < args->n_items;
+         kvt_walk_next(&walk)) {
+        strip s = strip_of(cache, args, walk.item, &walk.prefix);
+        size_t ranges = s.prefix ? kvt_prefix_steps(s.prefix) : most_ranges(&s);
+        uint64_t longest = unit_work(&s), piece = piece_of(&s);
+        sum += (double)heads * (double)s.chunks *
+               (s.prefix ? (double)s.prefix_work
+                         : (double)weight_of(s.rows) * (double)(s.n_tokens + START_TOKENS));
         if (sum > WORK_MAX)
             return 0;
         work->sum += heads * work_of(&s, s.chunks);
@@ -159,7 +208,7 @@ int kvt_work_measure(const kvt_cache *cache, const kvt_attend_args *args, kvt_wo
         work->rows = s.rows > work->rows ? s.rows : work->rows;
         work->units += heads * s.chunks;
         work->ranges += heads * s.chunks * ranges;
-        work->one_chunk &= s.chunks == 1;
+        work->one_chunk &= s.chunks == 1 && !s.prefix;
     }
     return 1;
 }
@@ -192,9 +241,12 @@ kvt_work kvt_work_one_query(const kvt_group *group, uint64_t n_tokens)
 
 /* ---- cuts ---- */
 
-kvt_cutter kvt_cutter_begin(const kvt_attend_plan *plan)
+void kvt_cutter_begin(kvt_cutter *cutter, const kvt_attend_plan *plan)
 {
-    return (kvt_cutter){plan, 0, 0, 0};
+    cutter->plan = plan;
+    cutter->work = 0;
+    kvt_walk_begin(&cutter->walk, plan->cache_, &plan->args_,
+                   (plan->flags_ & KVT_PLAN_SHARES) != 0);
 }
 
 /* The chunk in which a head's work reaches `at`: the last that begins at or before it. */
@@ -239,6 +291,40 @@ static size_t nearest_range(const kvt_attend_plan *plan, uint64_t at, uint64_t l
     return low;
 }
 
+/* The end of a run of n ranges of a work per token that is nearest to `at` of its work. */
+static size_t nearest_of(uint64_t at, uint64_t weight, uint64_t tokens)
+{
+    uint64_t before = at / weight, ranges = (tokens + KVT_RANGE_TOKENS - 1) / KVT_RANGE_TOKENS;
+    uint64_t range;
+    before = before > START_TOKENS ? before - START_TOKENS : 0;
+    range = before / KVT_RANGE_TOKENS;
+    if (range < ranges) { /* from its middle on its end is nearer */
+        uint64_t begin = range * KVT_RANGE_TOKENS, end = begin + KVT_RANGE_TOKENS;
+        range += 2 * before >= begin + (end < tokens ? end : tokens);
+    }
+    return (size_t)(range < ranges ? range : ranges);
+}
+
+/* The same of the steps of a shared prefix. */
+static size_t nearest_step(const kvt_attend_plan *plan, uint64_t at, const strip *s)
+{
+    const kvt_prefix *prefix = s->prefix;
+    size_t steps = kvt_prefix_steps(prefix), begin = prefix->shared;
+    uint64_t length = work_shared(s);
+    if (s->prefix_work <= plan->split_)
+        return 2 * at >= s->prefix_work ? steps : 0;
+    if (at < length)
+        return nearest_of(at, weight_of(s->rows), (uint64_t)prefix->shared * KVT_RANGE_TOKENS);
+    for (size_t i = 0; i < prefix->n_items; begin = prefix->ends[i++]) {
+        uint64_t weight = weight_of(kvt_item_rows(&s->item[i], s->group));
+        at -= length;
+        length = work_own(s, i);
+        if (at < length)
+            return begin + nearest_of(at, weight, length / weight - START_TOKENS);
+    }
+    return steps;
+}
+
 kvt_cut kvt_cutter_next(kvt_cutter *cutter, size_t i)
 {
     const kvt_attend_plan *plan = cutter->plan;
@@ -251,27 +337,32 @@ kvt_cut kvt_cutter_next(kvt_cutter *cutter, size_t i)
     /* A task for each bundle: units of unlike work would leave tasks empty, and others with two. */
     if (plan->split_ == UINT64_MAX && plan->n_tasks * plan->bundle_ == plan->units_)
         return (kvt_cut){i * plan->bundle_, 0, 0};
-    for (; cutter->item < args->n_items; cutter->item++) {
-        strip s = strip_of(cache, args, cutter->item);
+    for (; cutter->walk.item < args->n_items; kvt_walk_next(&cutter->walk)) {
+        strip s = strip_of(cache, args, cutter->walk.item, &cutter->walk.prefix);
         uint64_t head = work_of(&s, s.chunks), offset, before, length;
-        size_t unit = cutter->first_unit, chunk, range;
-        kvt_sight sight;
+        size_t unit = cutter->walk.unit, chunk, range, ranges;
         if (at - cutter->work >= head * heads) {
             cutter->work += head * heads;
-            cutter->first_unit += heads * s.chunks;
             continue;
         }
         offset = (at - cutter->work) % (head * plan->bundle_);
         unit += (size_t)((at - cutter->work) / (head * plan->bundle_)) * plan->bundle_ * s.chunks;
-        chunk = plan->bundle_ > 1 ? 0 : chunk_at(&s, offset); /* bundles: one chunk a head */
-        before = work_of(&s, chunk);
-        length = (work_of(&s, chunk + 1) - before) * plan->bundle_;
-        sight = sight_of(&s, chunk);
-        range =
-            nearest_range(plan, offset - before, length, weight_of(s.rows) * plan->bundle_, &sight);
-        unit += chunk;
-        return range < sight.ranges ? (kvt_cut){unit, range, sight.ranges}
-                                    : (kvt_cut){unit + plan->bundle_, 0, 0};
+        if (s.prefix) {
+            range = nearest_step(plan, offset, &s);
+            ranges = kvt_prefix_steps(s.prefix);
+        } else {
+            kvt_sight sight;
+            chunk = plan->bundle_ > 1 ? 0 : chunk_at(&s, offset); /* bundles: one chunk a head */
+            before = work_of(&s, chunk);
+            length = (work_of(&s, chunk + 1) - before) * plan->bundle_;
+            sight = sight_of(&s, chunk);
+            ranges = sight.ranges;
+            range = nearest_range(plan, offset - before, length, weight_of(s.rows) * plan->bundle_,
+                                  &sight);
+            unit += chunk;
+        }
+        return range < ranges ? (kvt_cut){unit, range, ranges}
+                              : (kvt_cut){unit + plan->bundle_, 0, 0};
     }
     return (kvt_cut){plan->units_, 0, 0};
 }
@@ -285,12 +376,20 @@ size_t kvt_cut_tail(kvt_cut from, kvt_cut to)
 
 size_t kvt_cut_longest_tail(const kvt_attend_plan *plan)
 {
-    kvt_cutter cutter = kvt_cutter_begin(plan);
-    kvt_cut from = kvt_cutter_next(&cutter, 0), to;
+    kvt_cutter cutter;
+    kvt_cut from, to;
     size_t most = 0, tail;
+    kvt_cutter_begin(&cutter, plan);
+    from = kvt_cutter_next(&cutter, 0);
     for (size_t i = 0; i < plan->n_tasks; i++, from = to) {
+        kvt_prefix prefix;
+        prefix.shared = 0;
+        if (from.range > 0 && cutter.walk.prefix.shared)
+            prefix = cutter.walk.prefix;
         to = kvt_cutter_next(&cutter, i + 1);
         tail = kvt_cut_tail(from, to);
+        if (prefix.shared && tail)
+            tail = kvt_prefix_slots(&prefix, from.range, from.range + tail);
         most = tail > most ? tail : most;
     }
     return most;

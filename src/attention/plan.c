@@ -153,14 +153,66 @@ static uint64_t estimate_nanoseconds(const kvt_cache *cache, const kvt_attend_ar
     return picoseconds < 1e15 ? (uint64_t)(picoseconds / 1000) : (uint64_t)1e12;
 }
 
+/*
+ * The one-call form decides about threads by the time that the call takes: nanoseconds, else 0.
+ */
+static void fit_plan(kvt_attend_plan *plan, const kvt_work *work, uint64_t nanoseconds,
+                     size_t scratch_limit)
+{
+    kvt_cache *cache = plan->cache_;
+    size_t n_threads;
+
+    plan->units_ = work->units;
+    plan->work_ = work->sum;
+    if (scratch_limit != SIZE_MAX)
+        plan->args_.n_threads = kvt_parallel_threads(&cache->parallel, nanoseconds);
+    else if (plan->args_.n_threads == 0)
+        plan->args_.n_threads = cache->parallel.executor.n_threads;
+    n_threads = plan->args_.n_threads;
+    n_threads = n_threads < KVT_MAX_THREADS ? n_threads : KVT_MAX_THREADS;
+    size_plan(plan, kvt_group_of(cache, plan->args_.layer), work, n_threads, scratch_limit);
+}
+
+/* About the work until the last task has ended: the pieces that are not cut come at its end. */
+static double work_to_the_end(const kvt_attend_plan *plan, const kvt_work *work)
+{
+    size_t threads = plan->args_.n_threads < plan->n_tasks ? plan->args_.n_threads : plan->n_tasks;
+    size_t rounds = (plan->n_tasks + threads - 1) / threads;
+    uint64_t piece = plan->split_ == UINT64_MAX ? work->longest : work->piece;
+    double task = (double)work->sum / (double)plan->n_tasks;
+    return (double)rounds * task + (threads > 1 ? (double)piece * (double)plan->bundle_ : 0);
+}
+
+/*
+ * Attending over shared prefixes together saves reading. It costs the order of memory in which kv
+ * heads of one item are walked (bundle_of), and in the one-call form, whose scratch is for few rows
+ * a task, it may leave fewer tasks. So it has to save this part of the work.
+ */
+#define SAVES 0.125
+
+static void share_prefixes(kvt_attend_plan *plan, const kvt_work *work, uint64_t nanoseconds,
+                           size_t scratch_limit)
+{
+    kvt_attend_plan together = *plan;
+    kvt_work less;
+
+    if (!kvt_prefix_exists(plan->cache_, &plan->args_) ||
+        !kvt_work_measure(plan->cache_, &plan->args_, 1, &less))
+        return;
+    together.flags_ |= KVT_PLAN_SHARES;
+    nanoseconds = (uint64_t)((double)nanoseconds * ((double)less.sum / (double)work->sum));
+    fit_plan(&together, &less, nanoseconds, scratch_limit);
+    if (work_to_the_end(&together, &less) <= (1 - SAVES) * work_to_the_end(plan, work))
+        *plan = together;
+}
+
 /* scratch_limit: SIZE_MAX for none, else the one-call form's, which decides about threads. */
 static kvt_status make_plan(kvt_attend_plan *plan, kvt_cache *cache, const kvt_attend_args *args_in,
                             size_t scratch_limit)
 {
     kvt_attend_args args;
-    const kvt_group *group;
     kvt_work work;
-    size_t n_threads;
+    uint64_t nanoseconds;
     kvt_status status;
 
     if (!cache)
@@ -171,28 +223,21 @@ static kvt_status make_plan(kvt_attend_plan *plan, kvt_cache *cache, const kvt_a
     status = kvt_attend_check(cache, &args);
     if (status != KVT_OK)
         return status;
-    group = kvt_group_of(cache, args.layer);
-    if (!kvt_work_measure(cache, &args, &work))
+    if (!kvt_work_measure(cache, &args, 0, &work))
         return kvt_fail(cache, KVT_ERR_LIMIT, "kvt_attend: the work overflows");
 
     plan->cache_ = cache;
     plan->args_ = args;
-    plan->units_ = work.units;
-    plan->work_ = work.sum;
     plan->status_ = KVT_OK;
     plan->flags_ = 0;
     memset(plan->reserved_, 0, sizeof plan->reserved_);
     pthread_mutex_lock(&cache->lock);
     plan->id_ = ++cache->n_plans;
     pthread_mutex_unlock(&cache->lock);
-    if (scratch_limit != SIZE_MAX)
-        plan->args_.n_threads =
-            kvt_parallel_threads(&cache->parallel, estimate_nanoseconds(cache, &args));
-    else if (args.n_threads == 0)
-        plan->args_.n_threads = cache->parallel.executor.n_threads;
-    n_threads = plan->args_.n_threads;
-    n_threads = n_threads < KVT_MAX_THREADS ? n_threads : KVT_MAX_THREADS;
-    size_plan(plan, group, &work, n_threads, scratch_limit);
+    nanoseconds = scratch_limit != SIZE_MAX ? estimate_nanoseconds(cache, &args) : 0;
+    fit_plan(plan, &work, nanoseconds, scratch_limit);
+    if (args.n_items > 1)
+        share_prefixes(plan, &work, nanoseconds, scratch_limit);
     return KVT_OK;
 }
 

@@ -25,9 +25,17 @@ uint64_t kvt_unit_visible(const kvt_unit *u, size_t row)
     return u->n_tokens;
 }
 
+/* Of the row's query; where several items share a prefix, of the item that the query is of. */
 static int32_t position_of(const kvt_unit *u, size_t row)
 {
-    return kvt_query_position(u->item, u->n_tokens, query_of(u, row));
+    const kvt_attend_item *item = u->item;
+    uint64_t query = query_of(u, row), n_tokens = u->n_tokens;
+    while (query >= item->n_queries) {
+        query -= item->n_queries;
+        item++;
+        n_tokens = kvt_seq_visible(item->seq, u->args->layer);
+    }
+    return kvt_query_position(item, n_tokens, query);
 }
 
 static void mask_scores(const kvt_unit *u, size_t row, uint64_t first_token, size_t n,
