@@ -39,22 +39,27 @@ static size_t same_ranges(const kvt_seq *a, const kvt_seq *b, uint32_t group, si
     return n;
 }
 
-int kvt_prefix_exists(const kvt_cache *cache, const kvt_attend_args *args)
+/* Whether item i and the next one share so many ranges. */
+static int next_shares(const kvt_cache *cache, const kvt_attend_args *args, size_t i, size_t n)
 {
     uint32_t g = cache->layers[args->layer].group;
-    const kvt_group *group = &cache->groups[g];
-    for (size_t i = 1; i < args->n_items; i++) {
-        const kvt_attend_item *a = &args->items[i - 1], *b = &args->items[i];
-        if (whole_ranges(args, group, a) && whole_ranges(args, group, b) &&
-            same_ranges(a->seq, b->seq, g, 1))
+    const kvt_attend_item *a = &args->items[i], *b = a + 1;
+    return i + 1 < args->n_items && whole_ranges(args, &cache->groups[g], a) >= n &&
+           whole_ranges(args, &cache->groups[g], b) >= n && same_ranges(a->seq, b->seq, g, n) == n;
+}
+
+int kvt_prefix_exists(const kvt_cache *cache, const kvt_attend_args *args)
+{
+    for (size_t i = 0; i + 1 < args->n_items; i++)
+        if (next_shares(cache, args, i, 1))
             return 1;
-    }
     return 0;
 }
 
 /*
  * From an item on as many as there is room for, but none that would cost the ones before it more
- * than it saves: n items save n - 1 of n readings of what they share.
+ * than it saves: n items save n - 1 of n readings of what they share. Nor one that shares twice as
+ * much with the next: these two alone save as much.
  */
 void kvt_prefix_find(const kvt_cache *cache, const kvt_attend_args *args, size_t first,
                      kvt_prefix *prefix)
@@ -71,7 +76,8 @@ void kvt_prefix_find(const kvt_cache *cache, const kvt_attend_args *args, size_t
         if (n == 0 || prefix->rows + rows > KVT_ROWS_MAX)
             break;
         n = same_ranges(args->items[first].seq, item->seq, g, n < shared ? n : shared);
-        if (n == 0 || n * prefix->n_items < shared * (prefix->n_items - 1))
+        if (n == 0 || n * prefix->n_items < shared * (prefix->n_items - 1) ||
+            next_shares(cache, args, i, 2 * n))
             break;
         shared = n;
         prefix->rows += rows;
