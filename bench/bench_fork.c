@@ -7,9 +7,9 @@
  *             block that both share, append, commit
  *   memcpy    of as many bytes as that block has, from it to memory of the same allocator
  *
- * The last block is nearly full, the most there is to copy: 60 tokens more than a multiple of 64. Fresh: the copy goes to
- * memory never written before, as does memcpy's; recycled: both to memory used before. The step
- * and memcpy are measured in turn.
+ * The last block is nearly full, the most there is to copy: 60 tokens more than a multiple of 64.
+ * Fresh: the copy goes to memory never written before, as does memcpy's; recycled: both to memory
+ * used before. The step and memcpy are measured in turn.
  *
  * The fork is compared with its source before and after: same tokens, same output.
  */

@@ -6,9 +6,9 @@
  *   moved   one that has had 512 tokens more, behind its first 64, which have been taken out: all
  *           later keys have one shift, and q is turned for them
  *
- * Both attend with one new token over all layers, in turn, and the ratio is the median of the pairs'
- * ratios. The layers exceed the last-level cache as those of decode do. remove: the time of taking
- * 64 tokens more out of the moved one.
+ * Both attend with one new token over all layers, in turn, and the ratio is the median of the
+ * pairs' ratios. The layers exceed the last-level cache as those of decode do. remove: the time of
+ * taking 64 tokens more out of the moved one.
  *
  * Before anything is timed: a sequence of the same tokens at the positions that the moved one has
  * now would need other keys, so the check is that 64 tokens taken out at the end of both, and put

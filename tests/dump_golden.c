@@ -1,8 +1,8 @@
 /*
- * dump_golden SNAPSHOT: load a golden snapshot (by its file's name) and write ids, positions (also those of the keys), K and
- * V of each layer as f32, and the next position to the standard output; then, from the last
- * checkpoint to the first, its length, its blob, and the same of the sequence there. For
- * tests/read_snapshot.py.
+ * dump_golden SNAPSHOT: load a golden snapshot (by its file's name) and write ids, positions (also
+ * those of the keys), K and V of each layer as f32, and the next position to the standard output;
+ * then, from the last checkpoint to the first, its length, its blob, and the same of the sequence
+ * there. For tests/read_snapshot.py.
  */
 #include <kvtile/kvtile.h>
 
@@ -27,7 +27,9 @@ static void put(void *user, const void *data, size_t n)
     (void)fwrite(data, 1, n, stdout);
 }
 
-/* Ids, positions, also of the keys, K and V of each layer, where they are, then the next position. */
+/*
+ * Ids, positions, also of the keys, K and V of each layer, where they are, then the next position.
+ */
 static int dump(const golden *g, const kvt_seq *seq)
 {
     static int32_t ints[GOLDEN_MOST];

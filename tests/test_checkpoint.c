@@ -151,7 +151,9 @@ static void memory_does_not_grow(void **state)
     }
 }
 
-/* The forecast of a length is what a sequence takes that has had it in one step, at every length. */
+/*
+ * The forecast of a length is what a sequence takes that has had it in one step, at every length.
+ */
 static void the_forecast_is_exact(void **state)
 {
     rng r = {39};

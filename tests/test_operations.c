@@ -16,7 +16,8 @@
  * logs what has been done. What the mirror does is in replay_entry.
  *
  * KVT_TEST_OPERATIONS=n makes n runs of random operations, and n / 10 in threads (10000: the full
- * count, some minutes). A failure prints its seed; KVT_TEST_SEED=n makes the run of that seed alone.
+ * count, some minutes). A failure prints its seed; KVT_TEST_SEED=n makes the run of that seed
+ * alone.
  */
 #include "snapshot_support.h"
 

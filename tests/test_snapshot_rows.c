@@ -539,7 +539,9 @@ static void gap(bytes *f)
     set_words(f, 0, a, 6);
 }
 
-/* The first group has a window: at 200 it has rows 1 .. 3, then 3 and 4, 3 and 4, 3 .. 5, 3 .. 5. */
+/*
+ * The first group has a window: at 200 it has rows 1 .. 3, then 3 and 4, 3 and 4, 3 .. 5, 3 .. 5.
+ */
 static bytes releasing_file(const subject *s)
 {
     kvt_seq *seq = seq_of(s);

@@ -872,9 +872,9 @@ KVT_API kvt_status kvt_attend_finish(kvt_attend_plan *plan, void *scratch);
 /* ---- reading back ---- */
 
 /*
- * K or V of tokens first .. first + n - 1 of one layer, dequantized, rotation and offset undone; keys
- * as they were appended, for the positions of kvt_seq_key_positions.
- * Sees pending tokens where the layer has them. V that is in K is K's first v_dim dims.
+ * K or V of tokens first .. first + n - 1 of one layer, dequantized, rotation and offset undone;
+ * keys as they were appended, for the positions of kvt_seq_key_positions. Sees pending tokens where
+ * the layer has them. V that is in K is K's first v_dim dims.
  *
  * out: [n][n_kv_heads][k_dim or v_dim], f32, f16 (saturated) or bf16, any strides.
  *

@@ -81,8 +81,8 @@ static int is_finite_row(const float *x, size_t n)
 }
 
 /*
- * Turn q as RoPE would by `shift` positions (src/cache/remove.c): pairs (a, b) of dims by the cosine
- * c and sine s of their angles become (a c - b s, a s + b c).
+ * Turn q as RoPE would by `shift` positions (src/cache/remove.c): pairs (a, b) of dims by the
+ * cosine c and sine s of their angles become (a c - b s, a s + b c).
  */
 static void turn_row(const kvt_unit *u, float *q)
 {
@@ -404,8 +404,8 @@ static int block_scores(kvt_unit *u, size_t from, size_t block_row, const head_b
 }
 
 /*
- * Online softmax of the rows from `from` on, n being what the last row sees of the block. mixed: the
- * scores have their offset in them.
+ * Online softmax of the rows from `from` on, n being what the last row sees of the block. mixed:
+ * the scores have their offset in them.
  */
 static void softmax_rows(const kvt_unit *u, size_t from, size_t block_row, size_t n,
                          const head_block *b, kvt_sees sees, int mixed, kvt_part out)

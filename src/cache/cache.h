@@ -5,9 +5,9 @@
  * Files, each of which may use those before it: geometry.c (layouts, rotation), blocks.c (blocks
  * and their free lists), cache.c (the handle), border.c (keys of a step that crosses token 64),
  * rows.c (a sequence's block table), window.c (what is out of sight), checkpoint.c, sequence.c
- * (steps), fork.c (sequences that share blocks), remove.c (tokens out of the middle), seal.c (tokens
- * into open and sealed blocks), append.c, select.c (a commit of some of a step's tokens) and read.c.
- * src/create.c makes a cache.
+ * (steps), fork.c (sequences that share blocks), remove.c (tokens out of the middle), seal.c
+ * (tokens into open and sealed blocks), append.c, select.c (a commit of some of a step's tokens)
+ * and read.c. src/create.c makes a cache.
  */
 #ifndef KVT_CACHE_H
 #define KVT_CACHE_H
@@ -180,8 +180,8 @@ _Static_assert(offsetof(struct kvt_cache, heap) == 0, "memory.c and status.c tak
 typedef struct kvt_seq_group {
     size_t n_final, n_sealed, seal_end;
     /*
-     * With a window: rows kvt_sink_rows .. first - 1 have no block of the group, because no query to
-     * come can see them. Any other group, or nothing released: 0.
+     * With a window: rows kvt_sink_rows .. first - 1 have no block of the group, because no query
+     * to come can see them. Any other group, or nothing released: 0.
      */
     size_t first;
 } kvt_seq_group;
@@ -416,8 +416,8 @@ void kvt_rows_replace(kvt_seq *seq, const kvt_seq *with);
  */
 void kvt_rows_share(const kvt_seq *from, uint64_t n_tokens, kvt_seq *to);
 /*
- * The blocks in force of rows from .. on become the sequence's own: of one column, all their tokens.
- * Some may have when it fails, which nobody sees. KVT_ERR_ of memory.
+ * The blocks in force of rows from .. on become the sequence's own: of one column, all their
+ * tokens. Some may have when it fails, which nobody sees. KVT_ERR_ of memory.
  */
 kvt_status kvt_rows_own(kvt_seq *seq, uint32_t column, size_t from);
 /* Take rows from .. to - 1 out of the table; those behind move up. Tokens and bounds are not. */
@@ -493,8 +493,8 @@ kvt_status kvt_checkpoints_share(const kvt_seq *from, uint64_t n_tokens, kvt_seq
 /* ---- select.c ---- */
 
 /*
- * Keys and values of tokens first + gap .. length - 1 move up by `gap`. All rows from first's on are
- * open, or of groups that do not seal, and the sequence's own.
+ * Keys and values of tokens first + gap .. length - 1 move up by `gap`. All rows from first's on
+ * are open, or of groups that do not seal, and the sequence's own.
  */
 void kvt_rows_move_up(kvt_seq *seq, uint64_t first, uint64_t gap);
 
