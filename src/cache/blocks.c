@@ -166,3 +166,46 @@ kvt_status kvt_cache_trim(kvt_cache *cache)
     kvt_blocks_trim(cache);
     return KVT_OK;
 }
+
+/* ---- copies ---- */
+
+typedef struct copy_job {
+    const kvt_group *group;
+    const kvt_block *from;
+    kvt_block *to;
+    size_t tiles;
+} copy_job;
+
+/* One layer: tiles, scales and offsets. Records of both sides lie alike, whatever the form. */
+static void copy_layer(void *arg, size_t layer)
+{
+    const copy_job *job = arg;
+    const kvt_layout *layout = kvt_block_layout(job->group, job->from);
+    const size_t tiles_a_block = KVT_TOKENS / KVT_TILE_TOKENS;
+    for (size_t head = 0; head < job->group->config.n_kv_heads; head++) {
+        const unsigned char *from = kvt_head_record(job->group, job->from, layer, head);
+        unsigned char *to = kvt_head_record(job->group, job->to, layer, head);
+        memcpy(to + layout->k_codes, from + layout->k_codes,
+               layout->k_code_bytes / tiles_a_block * job->tiles);
+        memcpy(to + layout->k_scales, from + layout->k_scales, layout->v_codes - layout->k_scales);
+        memcpy(to + layout->v_codes, from + layout->v_codes,
+               layout->v_code_bytes / tiles_a_block * job->tiles);
+    }
+}
+
+/* About what one thread copies in a nanosecond, in bytes. */
+#define COPY_BYTES 8
+
+void kvt_block_copy(kvt_cache *cache, const kvt_block *from, size_t n_tokens, kvt_block *to)
+{
+    copy_job job = {NULL, from, to, (n_tokens + KVT_TILE_TOKENS - 1) / KVT_TILE_TOKENS};
+    uint32_t g = from->class_index, n_threads;
+
+    if (g == cache->n_groups) {
+        memcpy(to->data, from->data, cache->class_bytes[g]);
+        return;
+    }
+    job.group = &cache->groups[g < cache->n_groups ? g : g - cache->n_groups - 1];
+    n_threads = kvt_parallel_threads(&cache->parallel, cache->class_bytes[g] / COPY_BYTES);
+    kvt_parallel_run(&cache->parallel, copy_layer, &job, job.group->config.n_layers, n_threads);
+}

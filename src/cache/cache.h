@@ -362,6 +362,8 @@ int kvt_block_is_own(kvt_cache *cache, const kvt_block *block);
 
 /* Memory of the cache; where there is none, once more without free blocks. */
 kvt_status kvt_block_memory(kvt_cache *cache, size_t bytes, const char *what, void **memory);
+/* The first n_tokens tokens of a block, of all layers, into a block of the same class. */
+void kvt_block_copy(kvt_cache *cache, const kvt_block *from, size_t n_tokens, kvt_block *to);
 /* Free every block in the free lists. */
 void kvt_blocks_trim(kvt_cache *cache);
 
@@ -433,11 +435,6 @@ kvt_status kvt_rows_own_last(kvt_seq *seq);
 /* Give up all blocks, reserved ones included. */
 void kvt_rows_release(kvt_seq *seq);
 
-/* ---- fork.c ---- */
-
-/* The first n_tokens tokens of a block, of all layers, into a block of the same class. */
-void kvt_block_copy(kvt_cache *cache, const kvt_block *from, size_t n_tokens, kvt_block *to);
-
 /* ---- window.c ---- */
 
 /* Whether all that a sequence of its first n_tokens tokens needs is in its table. */
@@ -476,7 +473,14 @@ kvt_status kvt_checkpoint_new(kvt_cache *cache, uint64_t n_tokens, const size_t 
 /* Drop a reference; the last one frees it. NULL is fine. */
 void kvt_checkpoint_put(kvt_cache *cache, kvt_checkpoint *checkpoint);
 /* The blocks of a column in a checkpoint: in force, and as many beside behind them. */
-kvt_block **kvt_checkpoint_blocks(kvt_checkpoint *checkpoint, uint32_t column);
+static inline kvt_block **kvt_checkpoint_blocks(kvt_checkpoint *checkpoint, uint32_t column)
+{
+    size_t at = 0;
+    for (uint32_t c = 0; c < column; c++)
+        at += 2 * (kvt_rows(checkpoint->n_tokens) - checkpoint->from[c]);
+    return checkpoint->blocks + at;
+}
+
 /* Its blob. */
 unsigned char *kvt_checkpoint_blob(kvt_checkpoint *checkpoint);
 /* Room for one more in a sequence's list. */
@@ -498,7 +502,7 @@ kvt_status kvt_checkpoints_share(const kvt_seq *from, uint64_t n_tokens, kvt_seq
  */
 void kvt_rows_move_up(kvt_seq *seq, uint64_t first, uint64_t gap);
 
-/* ---- remove.c ---- */
+/* ---- turns.c ---- */
 
 /* The turn of a shift, for a group: [rope_dims / 2] cosines, then the sines. */
 const float *kvt_turn_of(const kvt_turns *turns, uint32_t group, int32_t shift);

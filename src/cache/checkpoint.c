@@ -10,20 +10,6 @@
  */
 #include "src/cache/cache.h"
 
-/* Rows of a column that a checkpoint of n_rows rows has. */
-static size_t kept_rows(const kvt_checkpoint *checkpoint, uint32_t column)
-{
-    return kvt_rows(checkpoint->n_tokens) - checkpoint->from[column];
-}
-
-kvt_block **kvt_checkpoint_blocks(kvt_checkpoint *checkpoint, uint32_t column)
-{
-    size_t at = 0;
-    for (uint32_t c = 0; c < column; c++)
-        at += 2 * kept_rows(checkpoint, c);
-    return checkpoint->blocks + at;
-}
-
 unsigned char *kvt_checkpoint_blob(kvt_checkpoint *checkpoint)
 {
     return (unsigned char *)(checkpoint->blocks + checkpoint->n_blocks);

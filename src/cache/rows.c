@@ -277,7 +277,7 @@ void kvt_rows_state(kvt_seq *seq)
 
 void kvt_rows_replace(kvt_seq *seq, const kvt_seq *with)
 {
-    kvt_checkpoints_drop_from(seq, 0);
+    assert(seq->n_checkpoints == 0 && !seq->turns);
     kvt_rows_shrink(seq, 0);
     if (with->n_rows)
         memcpy(seq->table, with->table, with->n_rows * seq->cache->n_classes * sizeof *with->table);
@@ -288,7 +288,6 @@ void kvt_rows_replace(kvt_seq *seq, const kvt_seq *with)
     seq->checkpoints = with->checkpoints;
     seq->n_checkpoints = with->n_checkpoints;
     seq->checkpoint_room = with->checkpoint_room;
-    kvt_turns_free(seq->cache, seq->turns);
     seq->turns = with->turns;
 }
 

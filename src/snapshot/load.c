@@ -369,6 +369,9 @@ static kvt_status load(kvt_seq *seq, const kvt_snap_context *context, const kvt_
     if (status == KVT_OK)
         status = complete(&st, header);
     if (status == KVT_OK) {
+        kvt_checkpoints_drop_from(seq, 0);
+        kvt_turns_free(seq->cache, seq->turns);
+        seq->turns = NULL;
         kvt_rows_replace(seq, &st.made);
         if (result)
             answer(seq, options, result);

@@ -1,0 +1,171 @@
+/*
+ * Turns: what q is turned by for keys that have moved (remove.c), one for each shift that a
+ * sequence's keys have.
+ *
+ * With RoPE a key that was computed at position p is R(p) k, R(p) being a rotation of pairs of dims
+ * by p times a frequency. Moved to p - s its product with a query is q . R(-s) R(p) k, which is
+ * (R(s) q) . (R(p) k): q is turned by s, the key stays as stored.
+ */
+#include <math.h>
+
+#include "src/cache/cache.h"
+
+const float *kvt_turn_of(const kvt_turns *turns, uint32_t group, int32_t shift)
+{
+    size_t low = 0, high = turns->n - 1;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        if (turns->shifts[middle] < shift)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    assert(turns->shifts[low] == shift);
+    return turns->floats + turns->at[group] + low * turns->stride[group];
+}
+
+/* Room for n turns. */
+static kvt_status alloc_turns(kvt_cache *cache, size_t n, kvt_turns **made)
+{
+    size_t floats = 0, at[KVT_MAX_GROUPS], head, bytes;
+    kvt_turns *turns;
+    kvt_status status;
+    void *memory;
+    for (uint32_t g = 0; g < cache->n_groups; g++) {
+        at[g] = floats;
+        floats += n * cache->groups[g].config.rope_dims;
+    }
+    head = kvt_round_up(sizeof *turns, 64);
+    bytes = head + kvt_round_up(n * sizeof(int32_t), 64) + floats * sizeof(float);
+    status = kvt_block_memory(cache, bytes, "the turns of moved keys", &memory);
+    if (status != KVT_OK)
+        return status;
+    turns = memory;
+    turns->bytes = bytes;
+    turns->n = n;
+    memcpy(turns->at, at, cache->n_groups * sizeof *at);
+    for (uint32_t g = 0; g < cache->n_groups; g++)
+        turns->stride[g] = cache->groups[g].config.rope_dims;
+    turns->shifts = (int32_t *)(void *)((unsigned char *)memory + head);
+    turns->floats =
+        (float *)(void *)((unsigned char *)turns->shifts + kvt_round_up(n * sizeof(int32_t), 64));
+    *made = turns;
+    return KVT_OK;
+}
+
+/* Cosines and sines of shift * frequency, in double: shifts may be large. */
+static void fill_turn(const kvt_group *group, int32_t shift, float *turn)
+{
+    size_t pairs = group->config.rope_dims / 2;
+    for (size_t i = 0; i < pairs; i++) {
+        double angle = (double)shift * (double)group->rope_frequencies[i];
+        turn[i] = (float)cos(angle);
+        turn[pairs + i] = (float)sin(angle);
+    }
+}
+
+static void insert(kvt_turns *turns, int32_t shift)
+{
+    size_t i = turns->n++;
+    for (; i > 0 && turns->shifts[i - 1] > shift; i--)
+        turns->shifts[i] = turns->shifts[i - 1];
+    turns->shifts[i] = shift;
+}
+
+static int has_shift(const int32_t *shifts, size_t n, int32_t shift)
+{
+    for (size_t i = 0; i < n; i++)
+        if (shifts[i] == shift)
+            return 1;
+    return 0;
+}
+
+/* A walk over the shifts of a sequence's tokens; those of tokens from `moved` on are delta more. */
+typedef struct shift_walk {
+    uint64_t moved;
+    int32_t delta, last;
+    size_t n;        /* different ones, at most */
+    kvt_turns *into; /* NULL: they are only counted */
+} shift_walk;
+
+static void visit_shift(shift_walk *walk, int32_t shift)
+{
+    if (shift == 0 || shift == walk->last)
+        return;
+    walk->last = shift;
+    if (!walk->into)
+        walk->n++;
+    else if (!has_shift(walk->into->shifts, walk->into->n, shift))
+        insert(walk->into, shift);
+}
+
+static void walk_shifts(const kvt_seq *seq, shift_walk *walk)
+{
+    for (uint64_t token = 0; token < seq->length; token++) {
+        const kvt_meta *meta = kvt_seq_meta(seq, (size_t)(token / KVT_TOKENS));
+        visit_shift(walk, kvt_shift_at(meta, token % KVT_TOKENS) +
+                              (token < walk->moved ? 0 : walk->delta));
+        if (meta->shift != KVT_SHIFT_MIXED && token + 1 != walk->moved) { /* to the next change */
+            uint64_t next = (token / KVT_TOKENS + 1) * KVT_TOKENS;
+            token = (token < walk->moved && walk->moved < next ? walk->moved : next) - 1;
+        }
+    }
+}
+
+kvt_status kvt_turns_make(const kvt_seq *seq, uint64_t moved, int32_t delta, kvt_turns **made)
+{
+    shift_walk walk = {moved, delta, 0, 0, NULL};
+    kvt_turns *turns;
+    kvt_status status;
+    *made = NULL;
+    walk_shifts(seq, &walk);
+    if (walk.n == 0)
+        return KVT_OK;
+    status = alloc_turns(seq->cache, walk.n, &turns);
+    if (status != KVT_OK)
+        return status;
+    turns->n = 0;
+    walk.last = 0;
+    walk.into = turns;
+    walk_shifts(seq, &walk);
+    for (uint32_t g = 0; g < seq->cache->n_groups; g++)
+        for (size_t i = 0; i < turns->n; i++)
+            fill_turn(&seq->cache->groups[g], turns->shifts[i],
+                      turns->floats + turns->at[g] + i * turns->stride[g]);
+    *made = turns;
+    return KVT_OK;
+}
+
+int kvt_turns_needed(const kvt_seq *seq)
+{
+    shift_walk walk = {UINT64_MAX, 0, 0, 0, NULL};
+    if (seq->turns)
+        walk_shifts(seq, &walk);
+    return walk.n > 0;
+}
+
+kvt_status kvt_turns_copy(kvt_cache *cache, const kvt_turns *turns, kvt_turns **copy)
+{
+    ptrdiff_t shifts, floats;
+    kvt_status status;
+    void *memory;
+    *copy = NULL;
+    if (!turns)
+        return KVT_OK;
+    status = kvt_block_memory(cache, turns->bytes, "the turns of moved keys", &memory);
+    if (status != KVT_OK)
+        return status;
+    shifts = (const unsigned char *)turns->shifts - (const unsigned char *)turns;
+    floats = (const unsigned char *)turns->floats - (const unsigned char *)turns;
+    memcpy(memory, turns, turns->bytes);
+    *copy = memory;
+    (*copy)->shifts = (int32_t *)(void *)((unsigned char *)memory + shifts);
+    (*copy)->floats = (float *)(void *)((unsigned char *)memory + floats);
+    return KVT_OK;
+}
+
+void kvt_turns_free(kvt_cache *cache, kvt_turns *turns)
+{
+    if (turns)
+        kvt_mem_free(cache, turns, turns->bytes);
+}
