@@ -4,10 +4,10 @@
  *
  * Files, each of which may use those before it: geometry.c (layouts, rotation), blocks.c (blocks
  * and their free lists), cache.c (the handle), border.c (keys of a step that crosses token 64),
- * rows.c (a sequence's block table), window.c (what is out of sight), checkpoint.c, sequence.c
- * (steps), fork.c (sequences that share blocks), remove.c (tokens out of the middle), seal.c
- * (tokens into open and sealed blocks), append.c, select.c (a commit of some of a step's tokens)
- * and read.c. src/create.c makes a cache.
+ * rows.c (a sequence's block table), reserve.c, checkpoint.c, window.c (what is out of sight),
+ * turns.c (keys that have moved), stats.c, sequence.c (steps), fork.c (sequences that share
+ * blocks), seal.c (tokens into open and sealed blocks), append.c, select.c (a commit of some of a
+ * step's tokens), remove.c (tokens out of the middle) and read.c. src/create.c makes a cache.
  */
 #ifndef KVT_CACHE_H
 #define KVT_CACHE_H

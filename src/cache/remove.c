@@ -1,8 +1,8 @@
 /*
  * Tokens out of the middle of a sequence: whole rows of the table, or tokens among the open rows,
  * one by one. The positions of those behind are lowered, where the groups' RoPE is described, and
- * each row (kvt_meta) has the sum of what its positions were lowered by, for which attention turns q
- * (turns.c).
+ * each row (kvt_meta) has the sum of what its positions were lowered by, for which attention turns
+ * q (turns.c).
  */
 #include "src/cache/cache.h"
 

@@ -4,7 +4,7 @@
  * What may fail is done first: the blocks that a step needs are taken as spare ones, and then
  * placed, which cannot fail. See kvt_seq_group in cache.h for the states of a row.
  */
-#include "src/cache/cache.h"
+#include "src/cache/rows.h"
 
 /* ---- blocks of a sequence ---- */
 
@@ -76,8 +76,7 @@ static kvt_block *take_out(kvt_block **entry)
     return block;
 }
 
-/* Open blocks of rows from .. to - 1, in a column, that are the sequence's own. */
-static size_t own_open(const kvt_seq *seq, size_t from, size_t to, uint32_t column)
+size_t kvt_rows_own_open(const kvt_seq *seq, size_t from, size_t to, uint32_t column)
 {
     size_t n = 0;
     pthread_mutex_lock(&seq->cache->lock);
@@ -89,11 +88,10 @@ static size_t own_open(const kvt_seq *seq, size_t from, size_t to, uint32_t colu
     return n;
 }
 
-/* Open blocks of a group that are kept beside their sealed form for a truncate. */
-static size_t own_kept(const kvt_seq *seq, uint32_t g)
+size_t kvt_rows_own_kept(const kvt_seq *seq, uint32_t g)
 {
     const kvt_seq_group *group = &seq->groups[g];
-    return own_open(seq, group->n_final, group->n_sealed, kvt_beside(seq->cache, g));
+    return kvt_rows_own_open(seq, group->n_final, group->n_sealed, kvt_beside(seq->cache, g));
 }
 
 /*
@@ -108,10 +106,10 @@ static uint64_t exemption(const kvt_seq *seq)
     uint64_t bytes = 0;
     for (uint32_t g = 0; g < cache->n_groups && !seq->reserves; g++) {
         const kvt_seq_group *group = &seq->groups[g];
-        size_t pairs = own_kept(seq, g);
+        size_t pairs = kvt_rows_own_kept(seq, g);
         for (size_t row = group->n_sealed; row < group->seal_end; row++)
             if (*beside(seq, row, g))
-                pairs += own_open(seq, row, row + 1, g);
+                pairs += kvt_rows_own_open(seq, row, row + 1, g);
         bytes += pairs * kvt_block_bytes(cache, kvt_class_of(cache, g, KVT_OPEN));
     }
     return bytes;
@@ -291,11 +289,7 @@ void kvt_rows_replace(kvt_seq *seq, const kvt_seq *with)
     seq->turns = with->turns;
 }
 
-/*
- * Hold `exempt` bytes of the sequence not against the budget. Where that passes it, free blocks
- * are given back. If it still does, and by this sequence, nothing is changed.
- */
-static kvt_status set_exempt(kvt_seq *seq, uint64_t exempt)
+kvt_status kvt_rows_set_exempt(kvt_seq *seq, uint64_t exempt)
 {
     kvt_cache *cache = seq->cache;
     uint64_t before = seq->exempt_bytes;
@@ -349,7 +343,7 @@ void kvt_rows_share(const kvt_seq *from, uint64_t n_tokens, kvt_seq *to)
 
 kvt_status kvt_rows_charge(kvt_seq *seq)
 {
-    return set_exempt(seq, exemption(seq));
+    return kvt_rows_set_exempt(seq, exemption(seq));
 }
 
 /* ---- a step's blocks ---- */
@@ -380,17 +374,13 @@ static group_plan plan_group(const kvt_seq *seq, uint32_t g, uint64_t n_tokens)
     plan.sealed = plan.seal_end - n_sealed;
     plan.open = n_rows - plan.open_begin;
     old_end = plan.seal_end < seq->n_rows ? plan.seal_end : seq->n_rows;
-    plan.pairs = own_open(seq, n_sealed, old_end, g);
+    plan.pairs = kvt_rows_own_open(seq, n_sealed, old_end, g);
     if (plan.seal_end > plan.open_begin)
         plan.pairs += plan.seal_end - plan.open_begin;
     return plan;
 }
 
-/*
- * Have at least `want` spare blocks of a class. On an error there are as many as before. *added:
- * how many are new.
- */
-static kvt_status add_spares(kvt_seq *seq, uint32_t class_index, size_t want, size_t *added)
+kvt_status kvt_rows_add_spares(kvt_seq *seq, uint32_t class_index, size_t want, size_t *added)
 {
     *added = 0;
     while (seq->n_spare[class_index] < want) {
@@ -404,18 +394,13 @@ static kvt_status add_spares(kvt_seq *seq, uint32_t class_index, size_t want, si
     return KVT_OK;
 }
 
-/* Give spare blocks back to where they came from. */
-static void undo_spares(kvt_seq *seq, uint32_t class_index, size_t n)
+void kvt_rows_undo_spares(kvt_seq *seq, uint32_t class_index, size_t n)
 {
     while (n-- > 0)
         kvt_block_undo(seq->cache, take_spare(seq, class_index));
 }
 
-/*
- * The block that a step writes its first tokens into, of one column, if it is shared: begin has to
- * copy it.
- */
-static kvt_block *shared_block(const kvt_seq *seq, uint32_t column)
+kvt_block *kvt_rows_shared_block(const kvt_seq *seq, uint32_t column)
 {
     kvt_block *block;
     if (seq->length % KVT_TOKENS == 0)
@@ -488,7 +473,7 @@ static kvt_status reserve_step(kvt_seq *seq, const group_plan *plans, kvt_block 
 
     want[cache->n_groups] = n_rows > seq->n_rows ? n_rows - seq->n_rows : 0;
     for (uint32_t g = 0; g < cache->n_groups; g++) {
-        size_t kept = own_kept(seq, g), used = plans[g].open;
+        size_t kept = kvt_rows_own_kept(seq, g), used = plans[g].open;
         used = used < kept ? used : kept;
         want[g] = plans[g].sealed - adopt(seq, g, plans[g].seal_end);
         want[kvt_class_of(cache, g, KVT_OPEN)] = plans[g].open - used;
@@ -498,13 +483,13 @@ static kvt_status reserve_step(kvt_seq *seq, const group_plan *plans, kvt_block 
     for (uint32_t c = 0; c <= cache->n_groups; c++)
         if (copies[c])
             want[copies[c]->class_index]++;
-    status = set_exempt(seq, seq->reserves ? 0 : exempt);
+    status = kvt_rows_set_exempt(seq, seq->reserves ? 0 : exempt);
     for (uint32_t c = 0; status == KVT_OK && c < cache->n_classes; c++)
-        status = add_spares(seq, c, want[c], &added[c]);
+        status = kvt_rows_add_spares(seq, c, want[c], &added[c]);
     if (status == KVT_OK)
         return KVT_OK;
     for (uint32_t c = 0; c < cache->n_classes; c++)
-        undo_spares(seq, c, added[c]);
+        kvt_rows_undo_spares(seq, c, added[c]);
     unadopt(seq, plans);
     kvt_mem_exempt(cache, before, seq->exempt_bytes);
     seq->exempt_bytes = before;
@@ -644,7 +629,7 @@ kvt_status kvt_rows_own_last(kvt_seq *seq)
 {
     kvt_cache *cache = seq->cache;
     for (uint32_t c = 0; c <= cache->n_groups; c++) {
-        kvt_block *shared = shared_block(seq, c), *copy;
+        kvt_block *shared = kvt_rows_shared_block(seq, c), *copy;
         kvt_status status;
         if (!shared)
             continue;
@@ -683,228 +668,4 @@ void kvt_rows_release(kvt_seq *seq)
     for (uint32_t c = 0; c < seq->cache->n_classes; c++)
         while (seq->spare[c])
             kvt_block_put(seq->cache, take_spare(seq, c));
-}
-
-/* ---- how far the blocks reach ---- */
-
-/* Open blocks that a group needs at most, in steps of one token. */
-static size_t open_rows(const kvt_group *group)
-{
-    return (size_t)((group->residual_tokens + 2 * KVT_TOKENS - 1) / KVT_TOKENS);
-}
-
-/*
- * The same in steps of any size: those of the last residual_tokens to residual_tokens + 63 tokens
- * (or what is open now: a snapshot may have more), and those that a step leaves behind, which are
- * up to KVT_DRAFT_TOKENS more.
- */
-static size_t step_open_rows(const kvt_group *group, size_t open_now)
-{
-    size_t open = (size_t)((group->residual_tokens + 2 * KVT_TOKENS - 2) / KVT_TOKENS);
-    return (open > open_now ? open : open_now) +
-           (size_t)((group->residual_tokens + KVT_DRAFT_TOKENS + 2 * KVT_TOKENS - 2) / KVT_TOKENS);
-}
-
-/*
- * Open blocks that a group has for new rows, of the sequence's own, once a pending step is
- * committed. Where nothing is reserved, the open form that is kept for a truncate serves the next
- * begin, if that opens a row, and is freed by it else.
- */
-static size_t kept_for_rows(const kvt_seq *seq, uint32_t g)
-{
-    const kvt_seq_group *state = &seq->groups[g];
-    uint64_t n_tokens = seq->length + seq->pending;
-    size_t pairs, final;
-    if (!seq->reserves && n_tokens % KVT_TOKENS)
-        return 0;
-    pairs = own_kept(seq, g);
-    final = kvt_rows_older(n_tokens, seq->cache->groups[g].residual_tokens + KVT_DRAFT_TOKENS);
-    for (size_t row = state->n_sealed; row < state->seal_end; row++)
-        if ((row >= final || seq->reserves) && *beside(seq, row, g))
-            pairs += own_open(seq, row, row + 1, g);
-    return pairs;
-}
-
-/* Tokens that a group can hold with free blocks have[class], in steps of one token. */
-static uint64_t reachable(const kvt_seq *seq, uint32_t g, const size_t *have)
-{
-    const kvt_group *group = &seq->cache->groups[g];
-    size_t sealed = seq->groups[g].seal_end, fresh, own;
-    const kvt_block *copied;
-    uint64_t most, rows;
-    if (!group->seals)
-        return (seq->n_rows + have[g]) * (uint64_t)KVT_TOKENS;
-    fresh = have[kvt_class_of(seq->cache, g, KVT_OPEN)] + kept_for_rows(seq, g);
-    /* One token before the next row would be sealed. */
-    most = (sealed + have[g] + 1) * (uint64_t)KVT_TOKENS + group->residual_tokens - 1;
-    /*
-     * A row that is sealed leaves its open block, if that is not shared, to the row that the next
-     * step opens. It opens none where rows are sealed in the midst of another; and no row is sealed
-     * where there are too few open blocks to get so far.
-     */
-    own = own_open(seq, sealed, seq->n_rows, g);
-    copied = seq->pending ? NULL : shared_block(seq, g); /* by the next begin, which makes it own */
-    own += copied && copied->form == KVT_OPEN;
-    rows = (seq->n_rows + fresh) * (uint64_t)KVT_TOKENS;
-    if (rows < most &&
-        (own + fresh < open_rows(group) || (!seq->reserves && group->residual_tokens % KVT_TOKENS)))
-        most = rows;
-    return most > seq->length + seq->pending ? most : seq->length + seq->pending;
-}
-
-uint64_t kvt_seq_capacity(const kvt_seq *seq)
-{
-    kvt_cache *cache;
-    size_t have[KVT_MAX_CLASSES];
-    uint64_t most;
-    if (!seq)
-        return 0;
-    cache = seq->cache;
-    pthread_mutex_lock(&cache->lock);
-    for (uint32_t c = 0; c < cache->n_classes; c++)
-        have[c] = cache->n_free_blocks[c] + seq->n_spare[c];
-    pthread_mutex_unlock(&cache->lock);
-    for (uint32_t c = 0; !seq->pending && c <= cache->n_groups; c++) {
-        const kvt_block *copied = shared_block(seq, c);
-        if (copied && have[copied->class_index]-- == 0)
-            return seq->length;
-    }
-    most = (seq->n_rows + have[cache->n_groups]) * (uint64_t)KVT_TOKENS;
-    for (uint32_t g = 0; g < cache->n_groups; g++) {
-        uint64_t reach = reachable(seq, g, have);
-        most = reach < most ? reach : most;
-    }
-    return most < cache->max_tokens ? most : cache->max_tokens;
-}
-
-/*
- * Every reference of a sequence and of its checkpoints. own: not of a checkpoint that other
- * sequences have too.
- */
-static void each_block(const kvt_seq *seq,
-                       void (*visit)(const kvt_cache *cache, kvt_block *block, uint32_t own,
-                                     kvt_seq_stats *stats),
-                       kvt_seq_stats *stats)
-{
-    const kvt_cache *cache = seq->cache;
-    for (size_t i = 0; i < seq->n_rows * cache->n_classes; i++)
-        if (seq->table[i])
-            visit(cache, seq->table[i], 1, stats);
-    for (size_t i = 0; i < seq->n_checkpoints; i++) {
-        const kvt_checkpoint *checkpoint = seq->checkpoints[i];
-        for (size_t j = 0; j < checkpoint->n_blocks; j++)
-            if (checkpoint->blocks[j])
-                visit(cache, checkpoint->blocks[j], checkpoint->references == 1, stats);
-    }
-}
-
-static void see_block(const kvt_cache *cache, kvt_block *block, uint32_t own, kvt_seq_stats *stats)
-{
-    (void)stats;
-    block->seen = block->visit == cache->n_visits ? block->seen + own : own;
-    block->visit = cache->n_visits;
-}
-
-/* Once a block: it is the sequence's own where all its references are. */
-static void count_block(const kvt_cache *cache, kvt_block *block, uint32_t own,
-                        kvt_seq_stats *stats)
-{
-    uint64_t bytes = kvt_block_bytes(cache, block->class_index);
-    (void)own;
-    if (block->visit == cache->n_visits)
-        *(block->seen < block->references ? &stats->shared_bytes : &stats->own_bytes) += bytes;
-    block->visit = 0;
-}
-
-kvt_status kvt_seq_get_stats(const kvt_seq *seq, kvt_seq_stats *stats)
-{
-    kvt_cache *cache;
-    kvt_seq_stats found;
-    if (!seq)
-        return KVT_ERR_ARG;
-    cache = seq->cache;
-    if (!stats || stats->struct_size != sizeof found)
-        return kvt_fail(cache, KVT_ERR_ARG,
-                        "kvt_seq_get_stats: stats is NULL, or struct_size is not this version's");
-    memset(&found, 0, sizeof found);
-    found.struct_size = sizeof found;
-    found.own_bytes = kvt_seq_own_bytes(cache) + kvt_round_up(seq->border_bytes, 64) +
-                      kvt_round_up(seq->checkpoint_room * sizeof *seq->checkpoints, 64) +
-                      kvt_round_up(seq->turns ? seq->turns->bytes : 0, 64);
-    for (uint32_t c = 0; c < cache->n_classes; c++)
-        found.own_bytes += seq->n_spare[c] * kvt_block_bytes(cache, c);
-    pthread_mutex_lock(&cache->lock);
-    cache->n_visits++;
-    each_block(seq, see_block, &found);
-    each_block(seq, count_block, &found);
-    for (size_t i = 0; i < seq->n_checkpoints; i++) {
-        const kvt_checkpoint *checkpoint = seq->checkpoints[i];
-        uint64_t bytes = kvt_round_up(checkpoint->bytes, 64);
-        *(checkpoint->references > 1 ? &found.shared_bytes : &found.own_bytes) += bytes;
-    }
-    pthread_mutex_unlock(&cache->lock);
-    *stats = found;
-    return KVT_OK;
-}
-
-uint64_t kvt_seq_memory_bytes(const kvt_seq *seq)
-{
-    kvt_seq_stats stats = {.struct_size = sizeof stats};
-    return kvt_seq_get_stats(seq, &stats) == KVT_OK ? stats.own_bytes + stats.shared_bytes : 0;
-}
-
-kvt_status kvt_seq_reserve(kvt_seq *seq, uint64_t n_tokens)
-{
-    size_t want[KVT_MAX_CLASSES] = {0}, added[KVT_MAX_CLASSES] = {0}, rows;
-    kvt_cache *cache;
-    kvt_status status = KVT_OK;
-    int had_border;
-
-    if (!seq)
-        return KVT_ERR_ARG;
-    cache = seq->cache;
-    had_border = seq->border != NULL;
-    if (seq->pending)
-        return kvt_fail(cache, KVT_ERR_STATE, "kvt_seq_reserve: a step is pending");
-    if (n_tokens > cache->max_tokens)
-        return kvt_fail(cache, KVT_ERR_FULL, "kvt_seq_reserve: %llu tokens, at most %llu",
-                        (unsigned long long)n_tokens, (unsigned long long)cache->max_tokens);
-    rows = kvt_rows(n_tokens);
-    had_border = seq->border != NULL;
-    want[cache->n_groups] = rows > seq->n_rows ? rows - seq->n_rows : 0;
-    for (uint32_t g = 0; g < cache->n_groups; g++) {
-        const kvt_group *group = &cache->groups[g];
-        const kvt_seq_group *state = &seq->groups[g];
-        size_t sealed = rows, open = 0, have, have_open = 0;
-        if (group->seals) {
-            have_open = own_open(seq, state->n_sealed, seq->n_rows, g) + own_kept(seq, g);
-            sealed = kvt_rows_older(n_tokens, group->residual_tokens);
-            open = step_open_rows(group, seq->n_rows - state->n_sealed);
-            open = open < rows ? open : rows;
-        }
-        have = group->seals ? state->n_sealed : seq->n_rows;
-        want[g] = sealed > have ? sealed - have : 0;
-        want[kvt_class_of(cache, g, KVT_OPEN)] = open > have_open ? open - have_open : 0;
-    }
-    /* Shared open ones are no part of have_open. */
-    for (uint32_t c = 0; c <= cache->n_groups; c++) {
-        const kvt_block *copied = shared_block(seq, c);
-        if (copied && copied->form != KVT_OPEN)
-            want[copied->class_index]++;
-    }
-    if (n_tokens > KVT_TOKENS)
-        status = kvt_border_reserve(seq);
-    for (uint32_t c = 0; status == KVT_OK && c < cache->n_classes; c++)
-        status = add_spares(seq, c, want[c], &added[c]);
-    if (status == KVT_OK)
-        status = set_exempt(seq, 0);
-    if (status != KVT_OK) {
-        for (uint32_t c = 0; c < cache->n_classes; c++)
-            undo_spares(seq, c, added[c]);
-        if (!had_border)
-            kvt_border_release(seq);
-        return status;
-    }
-    seq->reserves = 1;
-    return KVT_OK;
 }
