@@ -534,7 +534,7 @@ static void errors_change_nothing(void **state)
     uint64_t at[16];
     size_t n;
     kvt_seq *seq;
-    char blob[8];
+    char blob[8] = "seven b";
     ledger memory;
     subject s;
     (void)state;

@@ -45,9 +45,9 @@ static void every_byte_of(kvt_type type, uint32_t codec)
     file = whole_file(&s, codec);
     victim = victim_of(&s);
     before = file_hash(&s, victim);
-    for (size_t i = 0; i < file.n; i++) {
+    for (size_t i = 0; i < file.n; i += is_quick() ? 7 : 1) {
         kvt_status status;
-        for (size_t p = 0; p < sizeof patterns; p++) {
+        for (size_t p = 0; p < (is_quick() ? 1 : sizeof patterns); p++) {
             file.data[i] ^= patterns[p];
             status = load_bytes(victim, file.data, file.n, NULL);
             if (status != KVT_ERR_CORRUPT && status != KVT_ERR_FORMAT)
@@ -57,7 +57,7 @@ static void every_byte_of(kvt_type type, uint32_t codec)
         status = load_bytes(victim, file.data, i, NULL);
         if (status != KVT_ERR_CORRUPT)
             fail_msg("cut at %zu of %zu: status %d", i, file.n, (int)status);
-        if (i % 256 == 0)
+        if (i % 252 == 0)
             assert_true(file_hash(&s, victim) == before);
     }
     assert_true(file_hash(&s, victim) == before);
@@ -86,7 +86,7 @@ static void signed_section(const subject *s, uint32_t type, unsigned number, siz
     size_t size, at = section_payload(good.data, good.n, type, number, &size);
     end = end ? end : size - 8;
     for (size_t i = first; i < end; i++)
-        for (size_t p = 0; p < sizeof patterns; p++) {
+        for (size_t p = is_quick() ? i % 4 : 0; p < sizeof patterns; p += is_quick() ? 4 : 1) {
             kvt_status status;
             memcpy(file.data, good.data, good.n);
             file.data[at + i] ^= patterns[p];

@@ -110,7 +110,7 @@ static void check_going_on(uint64_t seed)
 static void a_loaded_sequence_goes_on(void **state)
 {
     (void)state;
-    for (uint64_t seed = 1; seed <= (is_quick() ? 20 : 250); seed++)
+    for (uint64_t seed = 1; seed <= (is_quick() ? 8 : 250); seed++)
         check_going_on(seed);
 }
 

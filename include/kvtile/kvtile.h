@@ -949,6 +949,7 @@ typedef struct kvt_save_options {
  * KVT_ERR_STATE   a step is pending
  * KVT_ERR_IO      the text names the file, the call and the system's reason; the old file is in
  *                 place (the new one, where only the sync of the folder has failed)
+ * KVT_ERR_LIMIT   2^32 - 1 blocks or more
  * KVT_ERR_ARG, KVT_ERR_MEMORY
  */
 KVT_API kvt_status kvt_seq_save(const kvt_seq *seq, const char *path,

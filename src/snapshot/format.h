@@ -312,7 +312,7 @@ int kvt_snap_filter_known(const kvt_snap_shape *shape, uint32_t filter);
 /* ---- reader.c: read and verify a snapshot ---- */
 
 typedef struct kvt_snap_block {
-    uint64_t extra; /* 0: the sequence's own; else the how manieth behind those, from 1 */
+    uint64_t extra; /* 0: the sequence's own; else its number behind those, from 1 */
     uint64_t row;
     uint32_t group, form, tokens;
 } kvt_snap_block;
