@@ -791,7 +791,15 @@ typedef struct kvt_attend_args {
     size_t struct_size; /* sizeof(kvt_attend_args) */
     uint32_t layer;
     uint32_t flags;               /* KVT_ATTEND_ */
-    const kvt_attend_item *items; /* [n_items] sequences of one cache */
+    /*
+     * [n_items] sequences of one cache. Keys and values that consecutive items share (forks, and
+     * forks of forks: kvt_seq_fork) are read once for all of them, where that saves time: in whole
+     * ranges of KVT_RANGE_TOKENS tokens from token 0 on, and by as many items at once as have 32
+     * query rows a kv head together (n_queries * n_q_heads / n_kv_heads each). Not for items with a
+     * mask, in groups with a window, and of tokens that kvt_seq_remove has moved after the fork.
+     * Forks should stand next to each other; no result depends on it.
+     */
+    const kvt_attend_item *items;
     size_t n_items;
     kvt_tensor q;   /* [n][n_q_heads][k_dim], n: the items' n_queries, one after the other */
     kvt_tensor out; /* [n][n_q_heads][v_dim]; may not overlap q */
@@ -852,7 +860,7 @@ typedef struct kvt_attend_plan {
     size_t scratch_bytes;
     kvt_cache *cache_;
     kvt_attend_args args_;
-    size_t units_;       /* (item, kv head, chunk of rows) */
+    size_t units_;       /* (item or items with a shared prefix, kv head, chunk of rows) */
     size_t slice_bytes_; /* scratch of one task */
     uint64_t work_;      /* of all tasks: tokens times rows, about */
     uint64_t split_;     /* units of more work than this may be cut at ranges */

@@ -181,16 +181,19 @@ typedef struct kvt_walk {
     const kvt_attend_args *args;
     int shares;               /* prefixes are looked for */
     size_t item, unit, query; /* where it is: the first of each */
+    size_t units;             /* how many are there */
     kvt_prefix prefix;        /* shared 0: nothing else of it is set */
 } kvt_walk;
 
 void kvt_walk_begin(kvt_walk *walk, const kvt_cache *cache, const kvt_attend_args *args,
                     int shares);
-/* Units of where it is. */
-size_t kvt_walk_units(const kvt_walk *walk);
 void kvt_walk_next(kvt_walk *walk);
 /* Forward to where a unit is. */
-void kvt_walk_to(kvt_walk *walk, size_t unit);
+static inline void kvt_walk_to(kvt_walk *walk, size_t unit)
+{
+    while (unit >= walk->unit + walk->units)
+        kvt_walk_next(walk);
+}
 
 /* ---- cut.c ---- */
 

@@ -126,10 +126,15 @@ size_t kvt_prefix_slots(const kvt_prefix *prefix, size_t from, size_t to)
 
 static void look(kvt_walk *walk)
 {
-    if (walk->shares && walk->item < walk->args->n_items)
+    const kvt_group *group = &walk->cache->groups[walk->cache->layers[walk->args->layer].group];
+    walk->prefix.shared = 0;
+    walk->units = group->config.n_kv_heads;
+    if (walk->item == walk->args->n_items)
+        return;
+    if (walk->shares)
         kvt_prefix_find(walk->cache, walk->args, walk->item, &walk->prefix);
-    else
-        walk->prefix.shared = 0;
+    if (!walk->prefix.shared)
+        walk->units *= kvt_item_chunks(&walk->args->items[walk->item], kvt_group_size(group));
 }
 
 void kvt_walk_begin(kvt_walk *walk, const kvt_cache *cache, const kvt_attend_args *args, int shares)
@@ -141,26 +146,11 @@ void kvt_walk_begin(kvt_walk *walk, const kvt_cache *cache, const kvt_attend_arg
     look(walk);
 }
 
-size_t kvt_walk_units(const kvt_walk *walk)
-{
-    const kvt_group *group = &walk->cache->groups[walk->cache->layers[walk->args->layer].group];
-    size_t chunks = 1;
-    if (!walk->prefix.shared)
-        chunks = kvt_item_chunks(&walk->args->items[walk->item], kvt_group_size(group));
-    return group->config.n_kv_heads * chunks;
-}
-
 void kvt_walk_next(kvt_walk *walk)
 {
     size_t n = walk->prefix.shared ? walk->prefix.n_items : 1;
-    walk->unit += kvt_walk_units(walk);
+    walk->unit += walk->units;
     for (; n > 0; n--)
         walk->query += (size_t)walk->args->items[walk->item++].n_queries;
     look(walk);
-}
-
-void kvt_walk_to(kvt_walk *walk, size_t unit)
-{
-    while (unit >= walk->unit + kvt_walk_units(walk))
-        kvt_walk_next(walk);
 }
