@@ -394,6 +394,8 @@ int main(int argc, char **argv)
     test_lookup();
     test_removal();
     for (size_t i = 0; i < sizeof types / sizeof types[0]; i++) {
+        if (getenv("KVT_TEST_QUICK") && types[i][1] != KVT_TYPE_I8)
+            continue;
         tl_kv_settings settings = {.k_type = types[i][0], .v_type = types[i][1]};
         test_drafts(settings, &greedy, 1, PROMPT, 4);
         test_drafts(settings, &greedy, 2, 50, 7);
