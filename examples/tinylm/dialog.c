@@ -110,6 +110,11 @@ int snapshot_types(options *o, tl_error *err)
         o->k_type = info.groups[0].k_type;
     if (info.n_groups && !o->v_given)
         o->v_type = info.groups[0].v_type;
+    if (info.n_groups && !o->window) {
+        o->window = info.groups[0].window_tokens;
+        o->sinks = info.groups[0].sink_tokens;
+        o->sinks_given = true;
+    }
     return 0;
 }
 

@@ -150,8 +150,6 @@ static int check_flags(const options *o, tl_error *err)
                        o->save    ? "--save: which of the texts?"
                        : o->shift ? "--shift"
                                   : "--draft");
-    if (o->save && o->window) /* snapshots are of whole sequences */
-        return tl_fail(err, "--save does not go with --window");
     if (o->shift && o->sinks_given && o->sinks > SHIFT_KEEPS)
         return tl_fail(err, "--shift keeps the first %d tokens: --sinks is at most that",
                        SHIFT_KEEPS);
