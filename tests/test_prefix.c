@@ -413,7 +413,9 @@ static void pending_steps(void **state)
     close_family(&f);
 }
 
-/* Lengths around whole ranges: causal queries and masks that leave a part of the last one unseen. */
+/*
+ * Lengths around whole ranges: causal queries and masks that leave a part of the last one unseen.
+ */
 static void ends_of_ranges(void **state)
 {
     size_t shares = 0;

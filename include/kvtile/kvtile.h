@@ -790,7 +790,7 @@ typedef struct kvt_attend_item {
 typedef struct kvt_attend_args {
     size_t struct_size; /* sizeof(kvt_attend_args) */
     uint32_t layer;
-    uint32_t flags;               /* KVT_ATTEND_ */
+    uint32_t flags; /* KVT_ATTEND_ */
     /*
      * [n_items] sequences of one cache. Keys and values that consecutive items share (forks, and
      * forks of forks: kvt_seq_fork) are read once for all of them, where that saves time: in whole
