@@ -61,7 +61,10 @@ static void expect_masked(const subject *w, const kvt_seq *seq, const subject *a
 
 /* ---- windows ---- */
 
-/* Steps of all sizes, drafts that are taken back, at every length. */
+/*
+ * Steps of all sizes, drafts that are taken back, at every length. The file is that of a sequence
+ * that has had no drafts.
+ */
 static void outputs_are_those_of_a_mask(void **state)
 {
     static const uint32_t windows[] = {1, 30, 64, 100, 200};
@@ -71,7 +74,7 @@ static void outputs_are_those_of_a_mask(void **state)
     for (size_t i = 0; i < 15; i++) {
         kvt_group_config g[2];
         subject w, all;
-        kvt_seq *seq, *whole;
+        kvt_seq *seq, *whole, *plain;
         windowed_groups(g, windows[i % 5], sinks[rng_below(&r, 5)],
                         i % 3 == 0   ? KVT_TYPE_F16
                         : i % 3 == 1 ? KVT_TYPE_I8
@@ -85,6 +88,7 @@ static void outputs_are_those_of_a_mask(void **state)
         open_cache(&all, NULL);
         seq = seq_of(&w);
         whole = seq_of(&all);
+        plain = seq_of(&w);
         while (kvt_seq_length(seq) < 640) {
             size_t n = 1 + rng_below(&r, rng_below(&r, 2) ? 3 : 70), drafts = rng_below(&r, 65);
             uint64_t length = kvt_seq_length(seq);
@@ -93,10 +97,15 @@ static void outputs_are_those_of_a_mask(void **state)
                 step_of(&w, seq, MOST - 64, drafts);
                 expect_ok(w.cache, kvt_seq_truncate(seq, length));
             }
+            if (length)
+                expect_equal(&w, seq, plain, "drafts and a window", (size_t)length);
             grow(&w, seq, n);
+            grow(&w, plain, n);
             grow(&all, whole, n);
             expect_masked(&w, seq, &all, whole);
+            expect_equal(&w, seq, plain, "behind drafts and a window", (size_t)length + n);
         }
+        kvt_seq_destroy(plain);
         kvt_seq_destroy(seq);
         kvt_seq_destroy(whole);
         kvt_cache_destroy(all.cache);

@@ -223,10 +223,11 @@ typedef struct kvt_group_config {
      * 64 tokens that have a token in sight. What is stored does not depend on it.
      *
      * A commit releases the blocks of the group that no query can see whose position is at least
-     * that of the next token, or was it up to 64 tokens before: the group's memory does not grow
-     * with the length. Such tokens of the group can no longer be read or attended over, and
-     * kvt_seq_truncate says how far back a sequence can go. A step of n tokens has n more until its
-     * commit. Released blocks are kept for the next steps (kvt_cache_trim).
+     * that of the next token, or was it up to 128 tokens before: the group's memory does not grow
+     * with the length. (Snapshots keep what 64 tokens before may see.) Such tokens of the group can
+     * no longer be read or attended over, and kvt_seq_truncate says how far back a sequence can go.
+     * A step of n tokens has n more until its commit. Released blocks are kept for the next steps
+     * (kvt_cache_trim).
      *
      * Source: Longformer (arXiv 2004.05150); Mistral 7B (arXiv 2310.06825), whose sliding_window
      * it is.
@@ -587,7 +588,7 @@ KVT_API kvt_status kvt_seq_truncate(kvt_seq *seq, uint64_t n_tokens);
 /*
  * The largest number of tokens, at most n_tokens, to which the sequence can be truncated: n_tokens
  * (or the length), but where windows have released blocks what is still there, which is the newest
- * 64 tokens and more, or the nearest checkpoint before. 0 is always possible.
+ * 128 tokens and more (64 after a load), or the nearest checkpoint before. 0 is always possible.
  */
 KVT_API uint64_t kvt_seq_reachable(const kvt_seq *seq, uint64_t n_tokens);
 

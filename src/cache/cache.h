@@ -206,6 +206,8 @@ static inline size_t kvt_rows_older(uint64_t n_tokens, uint64_t residual)
 
 /* Tokens that a truncate may take back without a trace, if it comes before the next begin. */
 #define KVT_DRAFT_TOKENS 64
+/* Tokens that a truncate may take back where a window releases blocks: see window.c. */
+#define KVT_WINDOW_SLACK (2 * KVT_DRAFT_TOKENS)
 
 /*
  * A sequence as it was when it had n_tokens tokens, as far as its table may have lost it since:
@@ -439,9 +441,15 @@ void kvt_rows_release(kvt_seq *seq);
 
 /* Whether all that a sequence of its first n_tokens tokens needs is in its table. */
 int kvt_window_reaches(const kvt_seq *seq, uint64_t n_tokens);
-/* The lowest position of a query to come, after a truncate by up to KVT_DRAFT_TOKENS at most. */
-int64_t kvt_lowest_query(const kvt_seq *seq);
-/* Give back what no query to come can see, nor one after a truncate by KVT_DRAFT_TOKENS. */
+/* The lowest position of a query of a sequence of n_tokens - slack to n_tokens tokens. */
+int64_t kvt_lowest_query(const kvt_seq *seq, uint64_t n_tokens, uint64_t slack);
+/*
+ * kvt_seq_group.first of a group that has been in this state at n_tokens tokens, if only what is in
+ * sight for n_tokens - slack tokens and more is to be there: at least state->first.
+ */
+size_t kvt_window_first(const kvt_seq *seq, uint32_t g, const kvt_seq_group *state,
+                        uint64_t n_tokens, uint64_t slack);
+/* Give back what no query to come can see, nor one after a truncate by KVT_WINDOW_SLACK. */
 void kvt_window_release(kvt_seq *seq);
 /* Rows of a group that are released at n_tokens tokens with the positions 0, 1, 2, ... */
 uint64_t kvt_window_released(const kvt_group *group, uint64_t n_tokens);

@@ -61,7 +61,8 @@ static kvt_status check_windows(const kvt_seq *seq, const removal *r)
                             (unsigned long long)sinks * KVT_TOKENS, g);
         if (before > sinks && r->delta &&
             kvt_seq_meta(seq, before - 1)->reach >
-                kvt_lowest_query(seq) - r->delta - (int64_t)group->window_tokens)
+                kvt_lowest_query(seq, seq->length, KVT_DRAFT_TOKENS) - r->delta -
+                    (int64_t)group->window_tokens)
             return kvt_fail(seq->cache, KVT_ERR_STATE,
                             "kvt_seq_remove: tokens before %llu, which the window of group %u has "
                             "released, would come into its sight",

@@ -6,10 +6,11 @@
  * kvt_meta.reach, which does not fall from row to row, is searched for it. The positions and token
  * ids of all rows stay.
  *
- * A commit releases what is out of sight for every length down to KVT_DRAFT_TOKENS tokens before
- * the one that it leads to, so that rejected drafts can be taken back, and blocks that are not
- * sealed for good at all of these stay. So what is released depends on the length, not on the steps
- * that led there. The rows of the sinks stay, and row 0, whose offset open rows take.
+ * A commit releases what is out of sight for every length down to KVT_WINDOW_SLACK tokens before
+ * the one that it leads to. Rejected drafts can be taken back, up to KVT_DRAFT_TOKENS at once, and
+ * what a sequence then still has covers all lengths down to KVT_DRAFT_TOKENS before its own: that
+ * is what a snapshot keeps, so that it does not depend on the drafts. Blocks that are not sealed
+ * for good stay, the rows of the sinks, and row 0, whose offset open rows take.
  */
 #include "src/cache/cache.h"
 
@@ -55,32 +56,41 @@ int kvt_window_reaches(const kvt_seq *seq, uint64_t n_tokens)
     return 1;
 }
 
-int64_t kvt_lowest_query(const kvt_seq *seq)
+int64_t kvt_lowest_query(const kvt_seq *seq, uint64_t n_tokens, uint64_t slack)
 {
-    int64_t lowest = seq->length > KVT_DRAFT_TOKENS ? INT64_MAX : 0;
-    for (uint64_t i = 0; i <= KVT_DRAFT_TOKENS && i < seq->length; i++) {
-        int64_t next = position_of(seq, seq->length - 1 - i) + 1;
+    int64_t lowest = n_tokens > slack ? INT64_MAX : 0;
+    for (uint64_t i = 0; i <= slack && i < n_tokens; i++) {
+        int64_t next = position_of(seq, n_tokens - 1 - i) + 1;
         lowest = next < lowest ? next : lowest;
     }
     return lowest;
 }
 
+size_t kvt_window_first(const kvt_seq *seq, uint32_t g, const kvt_seq_group *state,
+                        uint64_t n_tokens, uint64_t slack)
+{
+    const kvt_group *group = &seq->cache->groups[g];
+    size_t first, end;
+    if (!kvt_has_window(group) || n_tokens <= slack)
+        return state->first;
+    end = kvt_rows_older(n_tokens, slack + (group->seals ? group->residual_tokens : 0));
+    end = group->seals && state->n_sealed < end ? state->n_sealed : end;
+    first = first_beyond(seq, group, end,
+                         kvt_lowest_query(seq, n_tokens, slack) - (int64_t)group->window_tokens);
+    return first > state->first && first > kvt_sink_rows(group) ? first : state->first;
+}
+
 void kvt_window_release(kvt_seq *seq)
 {
     for (uint32_t g = 0; g < seq->cache->n_groups; g++) {
-        const kvt_group *group = &seq->cache->groups[g];
         kvt_seq_group *state = &seq->groups[g];
-        size_t first, end;
-        if (!kvt_has_window(group) || seq->length <= KVT_DRAFT_TOKENS)
+        size_t sinks = kvt_sink_rows(&seq->cache->groups[g]);
+        size_t first = kvt_window_first(seq, g, state, seq->length, KVT_WINDOW_SLACK);
+        if (seq->cache->groups[g].seals && first > state->n_final)
+            first = state->n_final;
+        if (first <= state->first || first <= sinks)
             continue;
-        end = kvt_rows_older(seq->length,
-                             KVT_DRAFT_TOKENS + (group->seals ? group->residual_tokens : 0));
-        end = group->seals && state->n_final < end ? state->n_final : end;
-        first =
-            first_beyond(seq, group, end, kvt_lowest_query(seq) - (int64_t)group->window_tokens);
-        if (first <= state->first || first <= kvt_sink_rows(group))
-            continue;
-        kvt_rows_drop(seq, g, state->first ? state->first : kvt_sink_rows(group), first);
+        kvt_rows_drop(seq, g, state->first ? state->first : sinks, first);
         state->first = first;
     }
 }
@@ -88,9 +98,9 @@ void kvt_window_release(kvt_seq *seq)
 uint64_t kvt_window_released(const kvt_group *group, uint64_t n_tokens)
 {
     uint64_t most, rows, sinks = kvt_sink_rows(group);
-    if (!kvt_has_window(group) || n_tokens <= KVT_DRAFT_TOKENS)
+    if (!kvt_has_window(group) || n_tokens <= KVT_WINDOW_SLACK)
         return 0;
-    n_tokens -= KVT_DRAFT_TOKENS; /* the query's position, and the next row's first token */
+    n_tokens -= KVT_WINDOW_SLACK; /* the query's position, and the next row's first token */
     most = group->seals ? kvt_rows_older(n_tokens, group->residual_tokens) : n_tokens / KVT_TOKENS;
     rows = n_tokens + 1 > group->window_tokens ? (n_tokens + 1 - group->window_tokens) / KVT_TOKENS
                                                : 0;

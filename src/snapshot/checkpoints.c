@@ -56,7 +56,8 @@ static kvt_status find_entry(kvt_snap_saver *s, const kvt_block *block, uint64_t
 {
     unsigned char made[KVT_SNAP_ENTRY_BYTES], *at;
     uint32_t *head = (uint32_t *)(void *)s->heads.data + row * s->header->n_groups + group, e;
-    const kvt_block *own = kvt_seq_block(s->seq, (size_t)row, group);
+    const kvt_block *own =
+        kvt_snap_has_row(&s->runs, row, group) ? kvt_seq_block(s->seq, (size_t)row, group) : NULL;
     size_t n = (size_t)s->n_own + s->n_extras;
     kvt_status status;
 
@@ -101,13 +102,16 @@ static kvt_status plan_group(kvt_snap_saver *s, kvt_checkpoint *checkpoint, uint
 {
     kvt_block *const *blocks = kvt_checkpoint_blocks(checkpoint, group);
     size_t rows = kvt_rows(checkpoint->n_tokens), row;
+    size_t sinks = s->runs.sinks[group];
+    size_t first = kvt_window_first(s->seq, group, &checkpoint->groups[group], checkpoint->n_tokens,
+                                    KVT_DRAFT_TOKENS);
     int differs = 0;
     kvt_status status = KVT_OK;
 
     for (row = checkpoint->from[group]; status == KVT_OK && row < rows; row++) {
         const kvt_block *block = blocks[row - checkpoint->from[group]];
         uint32_t entry = KVT_SNAP_ABSENT, own = KVT_SNAP_ABSENT;
-        if (block)
+        if (block && (row < sinks || row >= first))
             status = find_entry(s, block, row, group,
                                 kvt_snap_row_tokens(checkpoint->n_tokens, row), &entry);
         if (kvt_snap_has_row(&s->runs, row, group))

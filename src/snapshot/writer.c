@@ -235,7 +235,7 @@ static void make_own_entries(kvt_snap_saver *s)
     for (row = 0; row < kvt_rows(s->header->n_tokens); row++)
         for (g = 0; g < s->header->n_groups; g++) {
             const kvt_block *block = kvt_seq_block(s->seq, (size_t)row, g);
-            if (!block)
+            if (!kvt_snap_has_row(&s->runs, row, g))
                 continue;
             kvt_snap_make_entry(s, block, row, g, kvt_snap_row_tokens(s->header->n_tokens, row),
                                 entry);
@@ -301,7 +301,7 @@ static kvt_status put_blocks(kvt_snap_saver *s)
 
     for (row = 0; row < kvt_rows(s->header->n_tokens); row++)
         for (g = 0; status == KVT_OK && g < s->header->n_groups; g++)
-            if (kvt_seq_block(s->seq, (size_t)row, g))
+            if (kvt_snap_has_row(&s->runs, row, g))
                 status = put_block(s, b++, kvt_seq_block(s->seq, (size_t)row, g));
     for (i = 0; status == KVT_OK && i < s->n_extras; i++)
         status = put_block(s, b++, extras[i].block);
@@ -395,7 +395,10 @@ static void count_own(kvt_snap_saver *s)
     for (g = 0; g < s->header->n_groups; g++) {
         const kvt_seq_group *state = &s->seq->groups[g];
         s->runs.sinks[g] = kvt_snap_sink_rows(&s->header->groups[g]);
-        s->runs.first[g] = state->first ? state->first : s->runs.sinks[g];
+        s->runs.first[g] =
+            kvt_window_first(s->seq, g, state, s->header->n_tokens, KVT_DRAFT_TOKENS);
+        if (s->runs.first[g] == 0)
+            s->runs.first[g] = s->runs.sinks[g];
         s->n_own += kvt_rows(s->header->n_tokens) - (s->runs.first[g] - s->runs.sinks[g]);
     }
     s->header->n_blocks = s->n_own;
