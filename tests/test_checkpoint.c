@@ -414,6 +414,69 @@ static void a_checkpoint_is_what_was_there(void **state)
         check_return(i + 1, 1 + rng_below(&r, i % 2 ? 250 : 130), 1 + rng_below(&r, 300));
 }
 
+/* At the size of a real context: window 1024, a checkpoint at 8192, 4096 tokens more. */
+static void back_over_4096_tokens(void **state)
+{
+    kvt_group_config g[2];
+    kvt_config config = kvt_config_init();
+    kvt_seq *seqs[2];
+    uint64_t hashes[2];
+    tokens t[2];
+    rng r = {42};
+    subject s;
+    (void)state;
+    windowed_groups(g, 1024, 4, KVT_TYPE_I8);
+    memset(&s, 0, sizeof s);
+    memcpy(s.groups, g, sizeof g);
+    s.n_groups = 2;
+    for (int i = 0; i < 2; i++)
+        t[i] = tokens_make(&r, 512, &g[i]);
+    config.groups = g;
+    config.n_groups = 2;
+    config.max_tokens = 16384;
+    expect_ok(NULL, kvt_cache_create(&config, &s.cache));
+    for (int i = 0; i < 2; i++) {
+        uint64_t ends[4] = {8192, 8192 + 4096, 8192 + 700, 0};
+        seqs[i] = seq_of(&s);
+        for (int part = 0; part < 3; part++) {
+            if (part == 1 && i == 0)
+                continue; /* stays */
+            while (kvt_seq_length(seqs[i]) < ends[part]) {
+                size_t at = (size_t)(kvt_seq_length(seqs[i]) * (uint64_t)(part == 1 ? 3 : 1) % 400);
+                expect_ok(s.cache, kvt_seq_begin(seqs[i], 100 + 12 * (part == 2), NULL));
+                for (uint32_t layer = 0; layer < 2; layer++) {
+                    const tokens *of = &t[layer];
+                    kvt_tensor k = kvt_tensor_f32(of->k + at * of->k_dim);
+                    kvt_tensor v = kvt_tensor_f32(of->v + at * of->v_dim);
+                    expect_ok(s.cache, kvt_append(seqs[i], layer, &k, &v));
+                }
+                expect_ok(s.cache, kvt_seq_commit(seqs[i], NULL));
+                if (part < 2 && kvt_seq_length(seqs[i]) > ends[part])
+                    expect_ok(s.cache, kvt_seq_truncate(seqs[i], ends[part]));
+            }
+            if (part == 0)
+                expect_ok(s.cache, kvt_seq_checkpoint(seqs[i], "8192", 4));
+            if (part == 1)
+                expect_ok(s.cache, kvt_seq_truncate(seqs[i], 8192));
+            if (part != 1)
+                hashes[i] = attend_hash(&s, seqs[i]);
+            if (i == 1 && part == 1)
+                assert_true(kvt_seq_length(seqs[1]) == 8192);
+        }
+    }
+    assert_true(kvt_seq_length(seqs[0]) == kvt_seq_length(seqs[1]));
+    assert_true(hashes[0] == hashes[1] && file_hash(&s, seqs[0]) == file_hash(&s, seqs[1]));
+    for (int i = 0; i < 2; i++) {
+        expect_ok(s.cache, kvt_seq_truncate(seqs[i], 8192)); /* once more */
+        hashes[i] = attend_hash(&s, seqs[i]) ^ file_hash(&s, seqs[i]);
+        tokens_free(&t[i]);
+    }
+    assert_true(hashes[0] == hashes[1]);
+    kvt_seq_destroy(seqs[0]);
+    kvt_seq_destroy(seqs[1]);
+    kvt_cache_destroy(s.cache);
+}
+
 static size_t list(const subject *s, const kvt_seq *seq, uint64_t *at)
 {
     size_t n = 0, all = 0;
@@ -625,6 +688,7 @@ int main(void)
         cmocka_unit_test(what_can_be_reached_is_said),
         cmocka_unit_test(a_query_before_the_window_is_refused),
         cmocka_unit_test(a_checkpoint_is_what_was_there),
+        cmocka_unit_test(back_over_4096_tokens),
         cmocka_unit_test(checkpoints_are_listed_read_and_dropped),
         cmocka_unit_test(figures_count_what_is_pinned),
         cmocka_unit_test(a_pinned_open_block_is_not_exempt),
