@@ -19,14 +19,12 @@
  * count, some minutes). A failure prints its seed; KVT_TEST_SEED=n makes the run of that seed
  * alone.
  */
-#include "snapshot_support.h"
+#include "operations_model.h"
 
 #include <math.h>
 #include <stdio.h>
 
-enum { SEQS = 6, MOST = 720, GROUPS = 2, LAYERS = 4, MAX_DIM = 64, MAX_HEADS = 2, ACTORS = 3 };
-
-#define META_BYTES 640 /* a block of positions, ids and bounds */
+enum { ACTORS = 3 };
 
 #if defined(__SANITIZE_THREAD__)
 #define HAS_THREAD_SANITIZER 1
@@ -38,529 +36,6 @@ enum { SEQS = 6, MOST = 720, GROUPS = 2, LAYERS = 4, MAX_DIM = 64, MAX_HEADS = 2
 #ifndef HAS_THREAD_SANITIZER
 #define HAS_THREAD_SANITIZER 0
 #endif
-
-/* ---- the model ---- */
-
-typedef struct token {
-    uint32_t content;
-    int32_t position, id;
-} token;
-
-typedef enum kind {
-    STEP,     /* n tokens, committed */
-    DROPPED,  /* a step that was begun and aborted */
-    TRUNCATE, /* to n tokens */
-    RELOAD    /* saved, and loaded from the file */
-} kind;
-
-typedef struct entry {
-    kind kind;
-    size_t n, first; /* of a step: its tokens in log.tokens */
-} entry;
-
-typedef struct history {
-    entry *entries;
-    token *tokens;
-    size_t n_entries, n_tokens;
-} history;
-
-/*
- * Which blocks of a group are sealed, by the rules of the header (kvt_seq_truncate) and
- * docs/design.md: tells when a sequence equals one that never was longer.
- */
-typedef struct form {
-    size_t sealed; /* blocks */
-    size_t final;  /* of these: no truncate opens them again */
-    size_t marked; /* the first token that was appended to a sealed block; SIZE_MAX: none */
-} form;
-
-typedef struct member {
-    kvt_seq *seq; /* NULL: there is none */
-    kvt_seq *mirror;
-    size_t length, pending;
-    uint32_t appended; /* a bit a layer, of the pending step */
-    int reserves;
-    token tokens[MOST]; /* the pending ones included */
-    form forms[GROUPS];
-    history log;
-} member;
-
-/* A snapshot, and the model of the sequence that it was made of. */
-typedef struct file {
-    bytes bytes;
-    size_t length;
-    token tokens[MOST];
-    form forms[GROUPS];
-    history log;
-} file;
-
-/* Geometry and caches of a run. */
-typedef struct world {
-    uint64_t seed;
-    kvt_group_config groups[GROUPS];
-    uint32_t n_groups, n_layers;
-    uint32_t group_of_layer[LAYERS];
-    uint64_t residual[GROUPS];
-    kvt_config config;
-    kvt_cache *cache;
-    ledger memory;
-    int injects;                     /* some allocations fail */
-    int is_shared;                   /* several threads: nobody can add up bytes */
-    uint64_t cache_bytes, seq_bytes; /* of the cache without sequences; of an empty one */
-    uint64_t open_bytes[GROUPS], sealed_bytes[GROUPS]; /* of a block */
-} world;
-
-/* One thread's sequences. */
-typedef struct actor {
-    world *w;
-    rng r;
-    kvt_cache *mirrors;
-    member members[SEQS];
-    file file;
-    uint32_t next_content;
-    size_t operation;
-    const char *name; /* of the operation */
-    size_t forks, refused;
-} actor;
-
-/* ---- failures ---- */
-
-/* Another thread's assertions end the process without their text, so it is printed first. */
-static void report(const actor *a, const char *where, const char *what)
-{
-    fprintf(stderr, "seed %llu, operation %zu (%s): %s: %s\n", (unsigned long long)a->w->seed,
-            a->operation, a->name, where, what);
-    fail();
-}
-
-static void must_at(const actor *a, const kvt_cache *cache, kvt_status got, const char *where)
-{
-    char text[256] = "";
-    if (got == KVT_OK)
-        return;
-    kvt_cache_error(cache, text, sizeof text);
-    report(a, where, text);
-}
-
-static void check_at(const actor *a, int holds, const char *where)
-{
-    if (!holds)
-        report(a, where, "does not hold");
-}
-
-#define must(a, call) must_at(a, (a)->w->cache, call, TEXT(__LINE__) ": " #call)
-#define must_mirror(a, call) must_at(a, (a)->mirrors, call, TEXT(__LINE__) ": " #call)
-#define check(a, condition) check_at(a, (condition) != 0, TEXT(__LINE__) ": " #condition)
-
-static void *room(size_t n)
-{
-    void *memory = malloc(n ? n : 1);
-    if (!memory)
-        abort();
-    return memory;
-}
-
-/* ---- K and V of a token ---- */
-
-enum { NORMALS = 4096 };
-
-static float normals[NORMALS];
-
-static void make_normals(void)
-{
-    rng r = {20};
-    for (size_t i = 0; i < NORMALS; i++)
-        normals[i] = (float)rng_normal(&r);
-}
-
-/* All heads of one token of a layer: a bias on some dims, and now and then an outlier. */
-static void row_of(const world *w, uint32_t content, uint32_t layer, kvt_side side, float *row)
-{
-    const kvt_group_config *g = &w->groups[w->group_of_layer[layer]];
-    int v_in_k = (g->flags & KVT_GROUP_V_IN_K) != 0;
-    rng r = {(uint64_t)content << 8 ^ layer << 1 ^ (side == KVT_SIDE_V && !v_in_k)};
-    uint32_t dim = side == KVT_SIDE_K ? g->k_dim : g->v_dim;
-    float scale = rng_below(&r, 97) == 0 ? 20.0f : 1.0f;
-    for (uint32_t h = 0; h < g->n_kv_heads; h++) {
-        uint64_t at = rng_next(&r), step = at >> 32 | 1;
-        for (uint32_t d = 0; d < dim; d++)
-            row[h * dim + d] =
-                scale * (normals[(at + d * step) % NORMALS] + (d % 7 == 3 ? 3.0f : 0.5f));
-    }
-}
-
-static size_t row_floats(const world *w, uint32_t layer, kvt_side side)
-{
-    const kvt_group_config *g = &w->groups[w->group_of_layer[layer]];
-    return (size_t)g->n_kv_heads * (side == KVT_SIDE_K ? g->k_dim : g->v_dim);
-}
-
-/* Rows of n tokens, malloc'ed. */
-static float *rows_of(const world *w, const token *fed, size_t n, uint32_t layer, kvt_side side)
-{
-    size_t row = row_floats(w, layer, side);
-    float *x = room(n * row * sizeof *x);
-    for (size_t i = 0; i < n; i++)
-        row_of(w, fed[i].content, layer, side, x + i * row);
-    return x;
-}
-
-/* ---- steps of a sequence, or of its mirror ---- */
-
-static void begin_step(const actor *a, const kvt_cache *cache, kvt_seq *seq, const token *fed,
-                       size_t n)
-{
-    int32_t positions[MOST];
-    for (size_t i = 0; i < n; i++)
-        positions[i] = fed[i].position;
-    must_at(a, cache, kvt_seq_begin(seq, n, positions), "begin");
-}
-
-/* By a call, or a plan whose tasks run in descending order. */
-static void append_layer(const actor *a, const kvt_cache *cache, kvt_seq *seq, const token *fed,
-                         size_t n, uint32_t layer, int by_plan)
-{
-    const kvt_group_config *g = &a->w->groups[a->w->group_of_layer[layer]];
-    float *k = rows_of(a->w, fed, n, layer, KVT_SIDE_K);
-    float *v = rows_of(a->w, fed, n, layer, KVT_SIDE_V);
-    kvt_tensor k_view = kvt_tensor_f32(k), v_view = kvt_tensor_f32(v);
-    const kvt_tensor *v_given = g->flags & KVT_GROUP_V_IN_K ? NULL : &v_view;
-    if (by_plan) {
-        kvt_append_plan plan;
-        must_at(a, cache, kvt_append_plan_init(&plan, seq, layer, &k_view, v_given), "plan");
-        for (size_t i = plan.n_tasks; i-- > 0;)
-            must_at(a, cache, kvt_append_task(&plan, i), "append task");
-        must_at(a, cache, kvt_append_finish(&plan), "append finish");
-    } else {
-        must_at(a, cache, kvt_append(seq, layer, &k_view, v_given), "append");
-    }
-    free(k);
-    free(v);
-}
-
-static void commit_step(const actor *a, const kvt_cache *cache, kvt_seq *seq, const token *fed,
-                        size_t n)
-{
-    int32_t ids[MOST];
-    for (size_t i = 0; i < n; i++)
-        ids[i] = fed[i].id;
-    must_at(a, cache, kvt_seq_commit(seq, ids), "commit");
-}
-
-static bytes save_raw(const actor *a, const kvt_cache *cache, const kvt_seq *seq)
-{
-    bytes b = {NULL, 0, 0, 0, -1, 0};
-    kvt_writer writer = bytes_writer(&b);
-    kvt_save_options options;
-    memset(&options, 0, sizeof options);
-    options.struct_size = sizeof options;
-    options.codec = KVT_CODEC_RAW;
-    must_at(a, cache, kvt_seq_save_stream(seq, &writer, &options), "save");
-    return b;
-}
-
-/* ---- logs and mirrors ---- */
-
-static void log_add(history *l, kind what, size_t n, const token *fed)
-{
-    size_t more = what == STEP ? n : 0;
-    l->entries = realloc(l->entries, (l->n_entries + 1) * sizeof *l->entries);
-    l->tokens = realloc(l->tokens, (l->n_tokens + more + 1) * sizeof *l->tokens);
-    if (!l->entries || !l->tokens)
-        abort();
-    l->entries[l->n_entries++] = (entry){what, n, l->n_tokens};
-    if (more)
-        memcpy(l->tokens + l->n_tokens, fed, more * sizeof *fed);
-    l->n_tokens += more;
-}
-
-static void log_free(history *l)
-{
-    free(l->entries);
-    free(l->tokens);
-    memset(l, 0, sizeof *l);
-}
-
-static history log_copy(const history *from)
-{
-    history l = *from;
-    l.entries = room(from->n_entries * sizeof *l.entries);
-    l.tokens = room(from->n_tokens * sizeof *l.tokens);
-    if (from->n_entries)
-        memcpy(l.entries, from->entries, from->n_entries * sizeof *l.entries);
-    if (from->n_tokens)
-        memcpy(l.tokens, from->tokens, from->n_tokens * sizeof *l.tokens);
-    return l;
-}
-
-static void replay_entry(const actor *a, kvt_seq *seq, const entry *e, const token *fed)
-{
-    static const token none;
-    bytes b;
-    switch (e->kind) {
-    case STEP:
-        begin_step(a, a->mirrors, seq, fed, e->n);
-        for (uint32_t l = 0; l < a->w->n_layers; l++)
-            append_layer(a, a->mirrors, seq, fed, e->n, l, 0);
-        commit_step(a, a->mirrors, seq, fed, e->n);
-        break;
-    case DROPPED: /* how many tokens it had shows nowhere */
-        begin_step(a, a->mirrors, seq, &none, 1);
-        must_mirror(a, kvt_seq_abort(seq));
-        break;
-    case TRUNCATE: must_mirror(a, kvt_seq_truncate(seq, e->n)); break;
-    case RELOAD:
-        b = save_raw(a, a->mirrors, seq);
-        must_mirror(a, load_bytes(seq, b.data, b.n, NULL));
-        bytes_free(&b);
-        break;
-    }
-}
-
-static kvt_seq *replay(const actor *a, const history *l)
-{
-    kvt_seq *seq = NULL;
-    must_mirror(a, kvt_seq_create(a->mirrors, &seq));
-    for (size_t i = 0; i < l->n_entries; i++)
-        replay_entry(a, seq, &l->entries[i], l->tokens + l->entries[i].first);
-    return seq;
-}
-
-/* What was done to a member, into its log and its mirror. */
-static void did(const actor *a, member *m, kind what, size_t n, const token *fed)
-{
-    log_add(&m->log, what, n, fed);
-    replay_entry(a, m->mirror, &m->log.entries[m->log.n_entries - 1], fed);
-}
-
-/* ---- forms ---- */
-
-static int seals(const world *w, uint32_t g)
-{
-    return w->groups[g].k_type == KVT_TYPE_I8 || w->groups[g].v_type == KVT_TYPE_I8;
-}
-
-static size_t older(size_t n_tokens, uint64_t residual)
-{
-    return n_tokens > residual ? (size_t)((n_tokens - residual) / 64) : 0;
-}
-
-/* Any begin: what the commit before it has sealed is sealed for good. */
-static void forms_begin(const world *w, form *forms)
-{
-    for (uint32_t g = 0; g < w->n_groups; g++)
-        forms[g].final = forms[g].sealed;
-}
-
-/* After forms_begin: tokens length .. length + n - 1 are committed. */
-static void forms_commit(const world *w, form *forms, size_t length, size_t n)
-{
-    for (uint32_t g = 0; g < w->n_groups; g++) {
-        form *f = &forms[g];
-        size_t due = older(length + n, w->residual[g]),
-               final = older(length + n, w->residual[g] + 64);
-        if (!seals(w, g))
-            continue;
-        if (length < 64 * f->sealed && length < f->marked)
-            f->marked = length;
-        f->sealed = due > f->sealed ? due : f->sealed;
-        f->final = final > f->final ? final : f->final;
-        f->final = f->final < f->sealed ? f->final : f->sealed;
-    }
-}
-
-static void forms_truncate(const world *w, form *forms, size_t length)
-{
-    for (uint32_t g = 0; g < w->n_groups; g++) {
-        form *f = &forms[g];
-        size_t due = older(length, w->residual[g]), rows = (length + 63) / 64;
-        size_t least = due > f->final ? due : f->final;
-        f->sealed = f->sealed < least ? f->sealed : least;
-        f->sealed = f->sealed < rows ? f->sealed : rows;
-        f->final = f->final < f->sealed ? f->final : f->sealed;
-        if (f->marked >= length)
-            f->marked = SIZE_MAX;
-    }
-}
-
-static void forms_clear(form *forms)
-{
-    for (uint32_t g = 0; g < GROUPS; g++)
-        forms[g] = (form){0, 0, SIZE_MAX};
-}
-
-/* Whether a sequence equals one that got its tokens in one step. */
-static int is_straight(const world *w, const form *forms, size_t length)
-{
-    for (uint32_t g = 0; g < w->n_groups; g++)
-        if (seals(w, g) &&
-            (forms[g].marked < length || forms[g].sealed != older(length, w->residual[g])))
-            return 0;
-    return 1;
-}
-
-/* ---- comparisons ---- */
-
-static size_t visible(const member *m, uint32_t layer)
-{
-    return m->length + (m->appended >> layer & 1 ? m->pending : 0);
-}
-
-static void expect_tokens(const actor *a, const member *m)
-{
-    int32_t values[MOST];
-    check(a, kvt_seq_length(m->seq) == m->length);
-    check(a, kvt_seq_pending(m->seq) == m->pending);
-    must(a, kvt_seq_positions(m->seq, 0, m->length, values));
-    for (size_t i = 0; i < m->length; i++)
-        check(a, values[i] == m->tokens[i].position);
-    must(a, kvt_seq_token_ids(m->seq, 0, m->length, values));
-    for (size_t i = 0; i < m->length; i++)
-        check(a, values[i] == m->tokens[i].id);
-}
-
-/* Tokens first .. first + n - 1 as read back: the mirror's bits, near what was appended. */
-static void expect_read(const actor *a, const member *m, uint32_t layer, kvt_side side,
-                        size_t first, size_t n)
-{
-    const kvt_group_config *g = &a->w->groups[a->w->group_of_layer[layer]];
-    kvt_type type = side == KVT_SIDE_K ? g->k_type : g->v_type;
-    size_t row = row_floats(a->w, layer, side), dim = row / g->n_kv_heads;
-    float *got = room(n * row * sizeof *got), *same = room(n * row * sizeof *same);
-    float *fed = rows_of(a->w, m->tokens + first, n, layer, side);
-    kvt_tensor got_view = kvt_tensor_f32(got), same_view = kvt_tensor_f32(same);
-
-    must(a, kvt_read(m->seq, layer, side, first, n, &got_view));
-    must_mirror(a, kvt_read(m->mirror, layer, side, first, n, &same_view));
-    check(a, memcmp(got, same, n * row * sizeof *got) == 0);
-    for (size_t i = 0; i < n * row; i += dim) {
-        double error = 0, norm = 0, bound;
-        for (size_t d = i; d < i + dim; d++) {
-            error += ((double)got[d] - (double)fed[d]) * ((double)got[d] - (double)fed[d]);
-            norm += (double)fed[d] * (double)fed[d];
-        }
-        /*
-         * i8: a step of the largest element a dim, which is at most the norm of the row less its
-         * offset. The offset is at most about an ordinary row, of mean square 2.3.
-         */
-        bound = type == KVT_TYPE_F32 ? 0
-                : type == KVT_TYPE_F16
-                    ? 0x1p-11 * sqrt(norm) + 1e-6
-                    : sqrt((double)dim) / 127 * (sqrt(norm) + 2 * sqrt(2.3 * (double)dim));
-        check(a, sqrt(error) <= bound);
-    }
-    free(got);
-    free(same);
-    free(fed);
-}
-
-static void expect_same_file(const actor *a, const kvt_cache *cache, const kvt_seq *seq,
-                             const kvt_seq *other, const char *what)
-{
-    bytes x = save_raw(a, cache, seq), y = save_raw(a, a->mirrors, other);
-    if (x.n != y.n || memcmp(x.data, y.data, x.n) != 0)
-        report(a, what, "the files differ");
-    bytes_free(&x);
-    bytes_free(&y);
-}
-
-/* All that a sequence shows is its mirror's. */
-static void expect_mirrored(const actor *a, const member *m)
-{
-    expect_tokens(a, m);
-    if (!m->pending) {
-        expect_same_file(a, a->w->cache, m->seq, m->mirror, "against the mirror");
-        return;
-    }
-    for (uint32_t l = 0; l < a->w->n_layers; l++)
-        for (int side = 0; side < 2; side++)
-            expect_read(a, m, l, (kvt_side)side, 0, visible(m, l));
-}
-
-/* A straight build in the mirrors' cache saves the same file, where it has to. */
-static void expect_straight(const actor *a, const member *m)
-{
-    history straight = {NULL, NULL, 0, 0};
-    kvt_seq *seq;
-    if (m->pending || !m->length || !is_straight(a->w, m->forms, m->length))
-        return;
-    log_add(&straight, STEP, m->length, m->tokens);
-    seq = replay(a, &straight);
-    expect_same_file(a, a->w->cache, m->seq, seq, "against a straight build");
-    kvt_seq_destroy(seq);
-    log_free(&straight);
-}
-
-static void expect_all(const actor *a)
-{
-    for (size_t i = 0; i < SEQS; i++)
-        if (a->members[i].seq)
-            expect_mirrored(a, &a->members[i]);
-}
-
-/* ---- bytes ---- */
-
-/* The most that a sequence's open blocks may be beyond the budget (kvt_memory_forecast). */
-static uint64_t exempt_bytes(const world *w, const member *m)
-{
-    uint64_t sum = 0;
-    for (uint32_t g = 0; g < w->n_groups && !m->reserves; g++)
-        if (seals(w, g))
-            sum += (m->pending ? w->residual[g] / 64 + 3 : 1) * w->open_bytes[g];
-    return sum;
-}
-
-/* Bytes of a sequence that has no step pending and no reserve: its blocks, shared or not. */
-static uint64_t model_bytes(const world *w, const member *m)
-{
-    size_t rows = (m->length + 63) / 64;
-    uint64_t sum = w->seq_bytes + rows * META_BYTES;
-    for (uint32_t g = 0; g < w->n_groups; g++) {
-        const form *f = &m->forms[g];
-        size_t sealed = seals(w, g) ? f->sealed : rows;
-        sum += sealed * w->sealed_bytes[g];
-        sum += (rows - sealed + f->sealed - f->final) * w->open_bytes[g];
-    }
-    return sum;
-}
-
-static void expect_bytes(const actor *a)
-{
-    const world *w = a->w;
-    kvt_cache_stats all = {.struct_size = sizeof all};
-    uint64_t n = 0, own = 0, shared = 0, exempt = 0, border, reserves = 0;
-
-    if (w->is_shared)
-        return;
-    must(a, kvt_cache_get_stats(w->cache, &all));
-    for (size_t i = 0; i < SEQS; i++) {
-        const member *m = &a->members[i];
-        kvt_seq_stats one = {.struct_size = sizeof one};
-        if (!m->seq)
-            continue;
-        must(a, kvt_seq_get_stats(m->seq, &one));
-        check(a, kvt_seq_memory_bytes(m->seq) == one.own_bytes + one.shared_bytes);
-        if (!m->pending && !m->reserves)
-            check(a, one.own_bytes + one.shared_bytes == model_bytes(w, m));
-        n++;
-        own += one.own_bytes;
-        shared += one.shared_bytes;
-        exempt += exempt_bytes(w, m);
-        reserves += (uint64_t)(m->reserves || m->pending);
-    }
-    check(a, all.bytes == w->memory.live_bytes);
-    check(a, all.bytes == kvt_cache_memory_bytes(w->cache));
-    /* The keys for a selection in block 0: of a pending step, or of a reserve. */
-    border = all.bytes - (w->cache_bytes + n * w->seq_bytes + all.bytes_free + all.bytes_reserved +
-                          all.bytes_used);
-    check(a, border == 0 || reserves);
-    check(a, own - border - n * w->seq_bytes + all.bytes_shared ==
-                 all.bytes_used + all.bytes_reserved);
-    check(a, shared >= 2 * all.bytes_shared && shared <= n * all.bytes_shared);
-    check(a, all.blocks_sealed <= all.blocks_used && all.blocks_shared <= all.blocks_used);
-    if (w->config.memory_budget_bytes)
-        check(a, all.bytes - all.bytes_free <= w->config.memory_budget_bytes + exempt);
-}
 
 /* Calls of the allocator so far, where no other thread makes any. */
 static size_t calls_of(const world *w)
@@ -594,6 +69,24 @@ static int succeeded(actor *a, kvt_status status, const member *m)
     return 0;
 }
 
+/* Refused, for a reason that the model knows; nothing has changed. */
+static void refused(actor *a, kvt_status status, kvt_status expected, const member *m)
+{
+    if (status != expected) {
+        must(a, status);
+        report(a, "a call", "was not refused");
+    }
+    a->refused++;
+    expect_mirrored(a, m);
+}
+
+/* arm, undone by a call that made no use of it. */
+static void disarm(const actor *a)
+{
+    if (!a->w->is_shared)
+        a->w->memory.countdown = -1;
+}
+
 static member *vacancy(actor *a)
 {
     for (size_t i = 0; i < SEQS; i++)
@@ -604,6 +97,14 @@ static member *vacancy(actor *a)
 
 /* ---- operations ---- */
 
+static void set_tag(actor *a, member *m, uint32_t number)
+{
+    char tag[32];
+    must(a, kvt_seq_set_tag(m->seq, tag, tag_of(number, tag)));
+    did(a, m, TAG, 0, number);
+    m->tag = number;
+}
+
 static void create(actor *a, member *m)
 {
     (void)m;
@@ -612,11 +113,15 @@ static void create(actor *a, member *m)
         return;
     memset(m, 0, sizeof *m);
     forms_clear(m->forms);
+    m->next_position = -1;
     arm(a);
-    if (succeeded(a, kvt_seq_create(a->w->cache, &m->seq), NULL))
-        must_mirror(a, kvt_seq_create(a->mirrors, &m->mirror));
-    else
+    if (!succeeded(a, kvt_seq_create(a->w->cache, &m->seq), NULL)) {
         m->seq = NULL;
+        return;
+    }
+    must_mirror(a, kvt_seq_create(a->mirrors, &m->mirror));
+    if (rng_below(&a->r, 4) == 0)
+        set_tag(a, m, 1 + rng_below(&a->r, 3));
 }
 
 static void destroy(actor *a, member *m)
@@ -655,11 +160,19 @@ static uint64_t used_bytes(const world *w)
 static void expect_all_shared(const actor *a, const member *m, const kvt_seq *copy, uint64_t used)
 {
     kvt_seq_stats one = {.struct_size = sizeof one};
-    if (m->pending || a->w->is_shared)
+    if (m->pending || a->w->is_shared || m->n_points || m->turned)
         return;
     must(a, kvt_seq_get_stats(copy, &one));
     check(a, one.own_bytes == a->w->seq_bytes);
     check(a, used_bytes(a->w) == used + a->w->seq_bytes);
+}
+
+/* A copy of a model. */
+static void copy_model(member *to, const member *from)
+{
+    *to = *from;
+    to->seq = to->mirror = NULL;
+    to->log = log_copy(&from->log);
 }
 
 /* A fork of n tokens in `copy`, a vacant member of `to`. 0: it was refused. */
@@ -668,20 +181,23 @@ static int fork_tokens(actor *a, member *m, size_t n, const actor *to, member *c
     kvt_seq *seq = NULL;
     uint64_t used = used_bytes(a->w);
     arm(a);
+    if (!model_reaches(a->w, m, n)) {
+        disarm(a);
+        refused(a, kvt_seq_fork(m->seq, n, &seq), KVT_ERR_STATE, m);
+        return 0;
+    }
     if (!succeeded(a, kvt_seq_fork(m->seq, n, &seq), m)) {
         check(a, seq == NULL);
         return 0;
     }
     a->forks++;
     expect_all_shared(a, m, seq, used);
-    *copy = *m;
+    copy_model(copy, m);
     copy->seq = seq;
-    copy->log = log_copy(&m->log);
     if (m->pending) /* its begin has ended the time of drafts */
-        log_add(&copy->log, DROPPED, 0, NULL);
-    log_add(&copy->log, TRUNCATE, n, NULL);
-    forms_truncate(a->w, copy->forms, n);
-    copy->length = n;
+        log_add(&copy->log, DROPPED, 0, 0, NULL);
+    log_add(&copy->log, TRUNCATE, 0, n, NULL);
+    model_truncate(a->w, copy, n);
     copy->pending = copy->appended = 0;
     copy->reserves = 0;
     copy->mirror = replay(to, &copy->log);
@@ -713,6 +229,14 @@ static size_t some_step(actor *a, const member *m)
     }
 }
 
+/* Positions that a caller gives: with gaps, shared ones, and in a wild world any. */
+static int32_t given_position(actor *a, int32_t next, size_t i)
+{
+    if (a->w->is_wild && rng_below(&a->r, 8) == 0)
+        return (int32_t)rng_below(&a->r, 2 * (uint32_t)next + 10);
+    return next + (int32_t)(next % 2 ? 2 * i + 5 : i / 4);
+}
+
 /* Begin a step of n new tokens, positions given or counted on. 0: it was refused. */
 static int begin_tokens(actor *a, member *m, size_t n, int given)
 {
@@ -721,7 +245,7 @@ static int begin_tokens(actor *a, member *m, size_t n, int given)
     for (size_t i = 0; i < n; i++) {
         token *t = &m->tokens[m->length + i];
         t->content = a->next_content++;
-        t->position = next + (int32_t)(given ? 2 * i + 5 : i);
+        t->position = t->key = given ? given_position(a, next, i) : next + (int32_t)i;
         t->id = rng_below(&a->r, 5) ? (int32_t)(t->content % 50000) : KVT_TOKEN_NONE;
         positions[i] = t->position;
     }
@@ -760,29 +284,131 @@ static void abort_step(actor *a, member *m)
     must(a, kvt_seq_abort(m->seq));
     must_mirror(a, kvt_seq_abort(m->mirror));
     if (m->pending)
-        log_add(&m->log, DROPPED, 0, NULL);
+        log_add(&m->log, DROPPED, 0, 0, NULL);
     m->pending = m->appended = 0;
 }
 
-/* What is missing of the step, and its commit. */
-static void commit(actor *a, member *m)
+/* What is missing of the step. */
+static void append_rest(actor *a, member *m)
 {
     const token *fed = m->tokens + m->length;
-    if (!m->pending)
-        return;
     for (uint32_t l = 0; l < a->w->n_layers; l++) {
         if (m->appended >> l & 1)
             continue;
         append_layer(a, a->w->cache, m->seq, fed, m->pending, l, (int)rng_below(&a->r, 2));
         append_layer(a, a->mirrors, m->mirror, fed, m->pending, l, 0);
+        m->appended |= 1u << l;
     }
+}
+
+/* The step's first n tokens are committed, by the sequence and its mirror. */
+static void committed(const actor *a, member *m, size_t n)
+{
+    log_add(&m->log, STEP, 0, n, m->tokens + m->length);
+    forms_commit(a->w, m->forms, m->tokens, m->length, n);
+    m->length += n;
+    m->pending = m->appended = 0;
+    m->next_position = -1;
+}
+
+static void commit(actor *a, member *m)
+{
+    const token *fed = m->tokens + m->length;
+    if (!m->pending)
+        return;
+    append_rest(a, m);
     commit_step(a, a->w->cache, m->seq, fed, m->pending);
     commit_step(a, a->mirrors, m->mirror, fed, m->pending);
-    log_add(&m->log, STEP, m->pending, fed);
-    forms_commit(a->w, m->forms, m->length, m->pending);
-    m->length += m->pending;
-    m->pending = m->appended = 0;
+    committed(a, m, m->pending);
 }
+
+/* ---- operations: selections ---- */
+
+/* Ascending indices of a step's tokens: few, many, a beginning, or all. */
+static size_t some_selection(actor *a, size_t pending, uint64_t *indices)
+{
+    size_t n = 0;
+    uint32_t way = rng_below(&a->r, 5), prefix = rng_below(&a->r, (uint32_t)pending + 1);
+    for (size_t i = 0; i < pending; i++)
+        if (way == 0   ? i < prefix
+            : way == 1 ? rng_below(&a->r, 8) != 0
+            : way == 2 ? i >= prefix
+                       : rng_below(&a->r, 2) != 0)
+            indices[n++] = i;
+    return n;
+}
+
+/* What the call has to answer for ascending indices. */
+static kvt_status selects(const world *w, const member *m, const uint64_t *indices, size_t n)
+{
+    if (n == 0 || n == m->pending)
+        return KVT_OK;
+    for (uint32_t g = 0; g < w->n_groups; g++)
+        if (seals(w, g) && m->pending > KVT_SELECT_TOKENS)
+            return KVT_ERR_STATE;
+    for (uint32_t g = 0; g < w->n_groups; g++)
+        if (has_offset(w, g) && m->length == 0 && indices[0] != 0)
+            return KVT_ERR_ARG;
+    return KVT_OK;
+}
+
+/* The mirror drops the step, and has one of the selected tokens alone. */
+static void mirror_selection(const actor *a, member *m, size_t n)
+{
+    const token *fed = m->tokens + m->length;
+    must_mirror(a, kvt_seq_abort(m->mirror));
+    if (n == 0)
+        return;
+    begin_step(a, a->mirrors, m->mirror, fed, n);
+    for (uint32_t l = 0; l < a->w->n_layers; l++)
+        append_layer(a, a->mirrors, m->mirror, fed, n, l, 0);
+    commit_step(a, a->mirrors, m->mirror, fed, n);
+}
+
+/* Commit some of a pending step, or of a new one. */
+static void select_tokens(actor *a, member *m)
+{
+    uint64_t indices[MOST];
+    int32_t ids[MOST];
+    size_t n, left = MOST - m->length, calls;
+    kvt_status expected;
+    if (!m->pending && left)
+        begin_tokens(a, m, 1 + rng_below(&a->r, (uint32_t)(left < 64 ? left : 64)), 0);
+    if (!m->pending)
+        return;
+    n = some_selection(a, m->pending, indices);
+    for (size_t i = 0; i < n; i++)
+        ids[i] = m->tokens[m->length + indices[i]].id;
+    if (n && m->appended != (1u << a->w->n_layers) - 1)
+        refused(a, kvt_seq_commit_selected(m->seq, indices, n, ids), KVT_ERR_STATE, m);
+    append_rest(a, m);
+    if (n > 1 && rng_below(&a->r, 8) == 0) {
+        uint64_t last = indices[n - 1];
+        indices[n - 1] = rng_below(&a->r, 2) ? indices[n - 2] : m->pending;
+        refused(a, kvt_seq_commit_selected(m->seq, indices, n, ids), KVT_ERR_ARG, m);
+        indices[n - 1] = last;
+    }
+    expected = selects(a->w, m, indices, n);
+    if (expected != KVT_OK) {
+        refused(a, kvt_seq_commit_selected(m->seq, indices, n, ids), expected, m);
+        return;
+    }
+    calls = calls_of(a->w);
+    must(a, kvt_seq_commit_selected(m->seq, indices, n, ids));
+    check(a, calls_of(a->w) == calls);
+    for (size_t i = 0; i < n; i++)
+        m->tokens[m->length + i] = m->tokens[m->length + indices[i]];
+    mirror_selection(a, m, n);
+    a->selected++;
+    if (n)
+        committed(a, m, n);
+    else
+        log_add(&m->log, DROPPED, 0, 0, NULL);
+    m->pending = m->appended = 0;
+    expect_mirrored(a, m);
+}
+
+/* ---- operations: lengths ---- */
 
 static void whole_step(actor *a, member *m)
 {
@@ -792,16 +418,169 @@ static void whole_step(actor *a, member *m)
 
 static void truncate_to(actor *a, member *m, size_t n)
 {
+    if (!model_reaches(a->w, m, n)) {
+        refused(a, kvt_seq_truncate(m->seq, n), KVT_ERR_STATE, m);
+        return;
+    }
+    a->returned += n < m->length && point_at(m, n);
     must(a, kvt_seq_truncate(m->seq, n));
-    did(a, m, TRUNCATE, n, NULL);
-    forms_truncate(a->w, m->forms, n);
-    m->length = n;
+    did(a, m, TRUNCATE, 0, n);
+    model_truncate(a->w, m, n);
 }
 
 static void truncate_seq(actor *a, member *m)
 {
-    if (!m->pending)
+    if (m->pending)
+        refused(a, kvt_seq_truncate(m->seq, m->length), KVT_ERR_STATE, m);
+    else if (m->n_points && rng_below(&a->r, 2))
+        truncate_to(a, m, m->points[rng_below(&a->r, (uint32_t)m->n_points)].n_tokens);
+    else
         truncate_to(a, m, some_length(a, m->length));
+}
+
+/* The largest length up to n that the model reaches. */
+static size_t deepest(const actor *a, const member *m, size_t n)
+{
+    while (!model_reaches(a->w, m, n))
+        n--;
+    return n;
+}
+
+/* What can be reached, at all lengths; and on forks, which are of no account. */
+static void reach(actor *a, member *m)
+{
+    size_t of = 0; /* what the model reaches at most */
+    check(a, kvt_seq_reachable(m->seq, UINT64_MAX) == m->length);
+    for (size_t n = 0; n <= m->length; n++) {
+        of = model_reaches(a->w, m, n) ? n : of;
+        check(a, kvt_seq_reachable(m->seq, n) == of);
+        check(a, kvt_seq_reachable(m->mirror, n) == of);
+    }
+    for (int i = 0; i < 3 && !m->pending; i++) {
+        size_t n = rng_below(&a->r, (uint32_t)m->length + 1);
+        kvt_seq *copy = NULL;
+        arm(a);
+        if (!succeeded(a, kvt_seq_fork(m->seq, m->length, &copy), m))
+            return;
+        of = (size_t)kvt_seq_reachable(copy, n);
+        check(a, of == deepest(a, m, n));
+        check(a, of == n || kvt_seq_truncate(copy, n) == KVT_ERR_STATE);
+        must(a, kvt_seq_truncate(copy, of));
+        check(a, kvt_seq_length(copy) == of);
+        kvt_seq_destroy(copy);
+    }
+}
+
+/* ---- operations: removals ---- */
+
+static void some_removal(actor *a, const member *m, size_t *first, size_t *n)
+{
+    size_t rows = m->length / 64, back = 0;
+    uint32_t most = m->length < 130 ? (uint32_t)m->length : 130;
+    switch (rng_below(&a->r, 4)) {
+    case 0:
+    case 1: /* blocks */
+        *first = 64 * rng_below(&a->r, (uint32_t)rows + 1);
+        *n = 64 * (1 + rng_below(&a->r, 3));
+        break;
+    case 2: /* among the newest */
+        back = rng_below(&a->r, most + 1);
+        *first = m->length - back;
+        *n = rng_below(&a->r, (uint32_t)back / 2 + 2);
+        break;
+    default:
+        *first = rng_below(&a->r, (uint32_t)m->length + 1);
+        *n = rng_below(&a->r, (uint32_t)(m->length - *first) + 2);
+        break;
+    }
+}
+
+static void remove_tokens(actor *a, member *m)
+{
+    size_t first, n;
+    kvt_status expected;
+    some_removal(a, m, &first, &n);
+    expected = model_removes(a->w, m, first, n);
+    if (expected != KVT_OK) {
+        refused(a, kvt_seq_remove(m->seq, first, n), expected, m);
+        return;
+    }
+    arm(a);
+    if (!succeeded(a, kvt_seq_remove(m->seq, first, n), m))
+        return;
+    did(a, m, REMOVE, first, n);
+    a->removed++;
+    if (first + n == m->length)
+        model_truncate(a->w, m, first);
+    else
+        model_remove(a->w, m, first, n);
+    expect_mirrored(a, m);
+}
+
+/* ---- operations: what a sequence has besides tokens ---- */
+
+static void checkpoint(actor *a, member *m)
+{
+    size_t blob = rng_below(&a->r, 1000), n;
+    unsigned char data[BLOB_BYTES];
+    int is_new = !point_at(m, m->length);
+    n = blob_of(blob, data);
+    if (m->pending) {
+        refused(a, kvt_seq_checkpoint(m->seq, data, n), KVT_ERR_STATE, m);
+        return;
+    }
+    if (is_new && m->n_points == POINTS)
+        return;
+    arm(a);
+    if (!succeeded(a, kvt_seq_checkpoint(m->seq, n ? data : NULL, n), m))
+        return;
+    did(a, m, CHECKPOINT, 0, blob);
+    m->n_points += (size_t)is_new;
+    m->points[m->n_points - 1] = (point){m->length, blob, m->next_position, {{0, 0, 0, 0}}};
+    memcpy(m->points[m->n_points - 1].forms, m->forms, sizeof m->forms);
+}
+
+static void drop(actor *a, member *m)
+{
+    size_t at = rng_below(&a->r, (uint32_t)m->length + 1), i, size;
+    if (!point_at(m, at)) {
+        refused(a, kvt_seq_checkpoint_drop(m->seq, at), KVT_ERR_ARG, m);
+        check(a, kvt_seq_checkpoint_read(m->seq, at, NULL, 0, &size) == KVT_ERR_ARG);
+    }
+    if (!m->n_points)
+        return;
+    i = rng_below(&a->r, (uint32_t)m->n_points);
+    at = m->points[i].n_tokens;
+    must(a, kvt_seq_checkpoint_drop(m->seq, at));
+    if (m->pending) { /* its log has no begin yet: the mirror has */
+        must_mirror(a, kvt_seq_checkpoint_drop(m->mirror, at));
+        log_add(&m->log, DROP, 0, at, NULL);
+    } else {
+        did(a, m, DROP, 0, at);
+    }
+    memmove(m->points + i, m->points + i + 1, (--m->n_points - i) * sizeof *m->points);
+}
+
+static void move_next(actor *a, member *m)
+{
+    int32_t next = model_next_position(m);
+    next = a->w->is_wild ? (int32_t)rng_below(&a->r, 2 * (uint32_t)next + 10)
+                         : next + (int32_t)rng_below(&a->r, 30);
+    if (m->pending) {
+        refused(a, kvt_seq_set_next_position(m->seq, next), KVT_ERR_STATE, m);
+        return;
+    }
+    must(a, kvt_seq_set_next_position(m->seq, next));
+    did(a, m, POSITION, 0, (size_t)next);
+    m->next_position = next;
+}
+
+static void tag(actor *a, member *m)
+{
+    if (m->length || m->pending)
+        refused(a, kvt_seq_set_tag(m->seq, "x", 1), KVT_ERR_STATE, m);
+    else
+        set_tag(a, m, rng_below(&a->r, 4));
 }
 
 static void clear(actor *a, member *m)
@@ -809,8 +588,12 @@ static void clear(actor *a, member *m)
     must(a, kvt_seq_clear(m->seq));
     must_mirror(a, kvt_seq_clear(m->mirror));
     log_free(&m->log);
+    log_add(&m->log, TAG, 0, m->tag, NULL);
     forms_clear(m->forms);
     m->length = m->pending = m->appended = 0;
+    m->n_points = 0;
+    m->next_position = -1;
+    m->turned = 0;
 }
 
 static void reserve(actor *a, member *m)
@@ -835,31 +618,97 @@ static void save(actor *a, member *m)
         bytes_free(&b);
         return;
     }
-    bytes_free(&a->file.bytes);
-    log_free(&a->file.log);
-    a->file.bytes = b;
-    a->file.length = m->length;
-    memcpy(a->file.tokens, m->tokens, sizeof m->tokens);
-    memcpy(a->file.forms, m->forms, sizeof m->forms);
-    a->file.log = log_copy(&m->log);
-    log_add(&a->file.log, RELOAD, 0, NULL);
+    bytes_free(&a->file);
+    log_free(&a->filed.log);
+    a->file = b;
+    copy_model(&a->filed, m);
+    log_add(&a->filed.log, RELOAD, 0, 0, NULL);
+}
+
+/* A prompt that begins like the file's tokens, or NULL. Returns how many of it are the file's. */
+static size_t some_prompt(actor *a, int32_t *prompt, kvt_load_options *options)
+{
+    const member *f = &a->filed;
+    size_t same = rng_below(&a->r, (uint32_t)f->length + 1), n = 0;
+    int none = 0;
+    options->prompt = prompt;
+    options->n_prompt = same + rng_below(&a->r, 3);
+    for (size_t i = 0; i < options->n_prompt; i++) {
+        int is_same = i < same && f->tokens[i].id != KVT_TOKEN_NONE;
+        prompt[i] = is_same ? f->tokens[i].id : i < same && rng_below(&a->r, 2) ? 70001 : 70000;
+        none |= !is_same;
+        n += !none;
+    }
+    return n;
+}
+
+/* What a load says of how to go on. m: the model, loaded. */
+static void expect_answer(const actor *a, const member *m, const kvt_load_options *options,
+                          size_t prefix, const kvt_load_result *got)
+{
+    size_t bound = options->n_prompt && prefix == options->n_prompt ? prefix - 1 : prefix;
+    const point *p = point_before(m, bound);
+    check(a, got->n_tokens == m->length && got->prefix_tokens == prefix);
+    check(a, got->checkpoint_tokens == (p ? p->n_tokens : UINT64_MAX));
+    check(a, got->reuse_tokens == deepest(a, m, bound));
+}
+
+/* The file of a pool's cache, or what the mirrors' cache makes of it. */
+static kvt_seq *mirror_of_file(const actor *a)
+{
+    char text[32];
+    kvt_seq *seq = NULL;
+    if (a->operation % 2)
+        return replay(a, &a->filed.log);
+    must_mirror(a, kvt_seq_create(a->mirrors, &seq));
+    must_mirror(a, kvt_seq_set_tag(seq, text, tag_of(a->filed.tag, text)));
+    must_mirror(a, load_bytes(seq, a->file.data, a->file.n, NULL));
+    return seq;
+}
+
+/* The model is the file's. */
+static void take_filed(const actor *a, member *m)
+{
+    member old = *m;
+    log_free(&old.log);
+    kvt_seq_destroy(old.mirror);
+    copy_model(m, &a->filed);
+    m->seq = old.seq;
+    m->reserves = old.reserves;
+    m->turned = 0;
+    for (size_t i = 0; i < m->length; i++)
+        m->turned |= m->tokens[i].key != m->tokens[i].position;
+    forms_begin(a->w, m->forms);
+    for (size_t i = 0; i < m->n_points; i++)
+        forms_begin(a->w, m->points[i].forms);
+    m->mirror = mirror_of_file(a);
 }
 
 static void load(actor *a, member *m)
 {
-    if (m->pending || !a->file.bytes.n)
+    int32_t prompt[MOST + 2];
+    kvt_load_options options = {.struct_size = sizeof options};
+    kvt_load_result result;
+    kvt_reader reader = bytes_reader(&a->file);
+    size_t prefix = 0;
+    if (!a->file.n)
         return;
+    if (!m->length && !m->pending && m->tag != a->filed.tag)
+        set_tag(a, m, a->filed.tag);
+    if (rng_below(&a->r, 3))
+        prefix = some_prompt(a, prompt, &options);
+    a->file.at = 0;
+    if (m->pending || m->tag != a->filed.tag) {
+        refused(a, kvt_seq_load_stream(m->seq, &reader, &options, &result),
+                m->pending ? KVT_ERR_STATE : KVT_ERR_MISMATCH, m);
+        return;
+    }
     arm(a);
-    if (!succeeded(a, load_bytes(m->seq, a->file.bytes.data, a->file.bytes.n, NULL), m))
+    if (!succeeded(a, kvt_seq_load_stream(m->seq, &reader, &options, &result), m))
         return;
-    log_free(&m->log);
-    m->log = log_copy(&a->file.log);
-    kvt_seq_destroy(m->mirror);
-    m->mirror = replay(a, &m->log);
-    m->length = a->file.length;
-    memcpy(m->tokens, a->file.tokens, sizeof m->tokens);
-    memcpy(m->forms, a->file.forms, sizeof m->forms);
-    forms_begin(a->w, m->forms);
+    take_filed(a, m);
+    expect_answer(a, m, &options, prefix, &result);
+    expect_mirrored(a, m);
 }
 
 static void trim(actor *a, member *m)
@@ -926,38 +775,60 @@ static void attend_all(const attention *t, kvt_cache *cache, const kvt_attend_it
 }
 
 /*
- * One query that sees all tokens against attention in double, over the tokens as they are read back
- * and over the tokens themselves. Bounds: docs/numerics.md, "Attention".
+ * One query against attention in double, over the tokens in its sight as they are read back and over
+ * the tokens themselves, keys turned to their positions. Bounds: docs/numerics.md, "Attention".
  */
-static void expect_near(const attention *t, const member *m, const float *q, const float *out)
+static void expect_near(const attention *t, const member *m, int32_t position, const float *q,
+                        const float *out)
 {
     const actor *a = t->a;
-    const kvt_group_config *g = &a->w->groups[a->w->group_of_layer[t->layer]];
-    size_t n = visible(m, t->layer), ratio = g->n_q_heads / g->n_kv_heads;
+    const uint32_t group = a->w->group_of_layer[t->layer];
+    const kvt_group_config *g = &a->w->groups[group];
+    size_t n = visible(m, t->layer), ratio = g->n_q_heads / g->n_kv_heads, n_seen = 0;
+    size_t sinks = m->forms[group].first ? 64 * sink_rows(a->w, group) : 0;
+    size_t there = 64 * m->forms[group].first;
     float *k = rows_of(a->w, m->tokens, n, t->layer, KVT_SIDE_K);
     float *v = rows_of(a->w, m->tokens, n, t->layer, KVT_SIDE_V);
     float *k_read = room(n * row_floats(a->w, t->layer, KVT_SIDE_K) * sizeof *k_read);
     float *v_read = room(n * row_floats(a->w, t->layer, KVT_SIDE_V) * sizeof *v_read);
-    kvt_tensor k_view = kvt_tensor_f32(k_read), v_view = kvt_tensor_f32(v_read);
     kvt_type worst = g->k_type > g->v_type ? g->k_type : g->v_type;
     double scale = 1.0 / (double)sqrtf((float)g->k_dim);
+    unsigned char sees[MOST];
 
-    must(a, kvt_read(m->seq, t->layer, KVT_SIDE_K, 0, n, &k_view));
-    must(a, kvt_read(m->seq, t->layer, KVT_SIDE_V, 0, n, &v_view));
-    for (size_t h = 0; h < g->n_q_heads; h++) {
+    for (int side = 0; side < 2; side++) {
+        float *x = side == KVT_SIDE_K ? k_read : v_read;
+        size_t row = row_floats(a->w, t->layer, (kvt_side)side);
+        kvt_tensor view = kvt_tensor_f32(x), rest = kvt_tensor_f32(x + there * row);
+        memset(x, 0, n * row * sizeof *x);
+        must(a, kvt_read(m->seq, t->layer, (kvt_side)side, 0, sinks, &view));
+        must(a, kvt_read(m->seq, t->layer, (kvt_side)side, there, n - there, &rest));
+    }
+    turn_rows(a->w, m->tokens, n, t->layer, k);
+    turn_rows(a->w, m->tokens, n, t->layer, k_read);
+    for (size_t i = 0; i < n; i++) {
+        sees[i] = (unsigned char)is_in_sight(a->w, m, t->layer, position, i);
+        n_seen += sees[i];
+    }
+    for (size_t h = 0; h < g->n_q_heads && n_seen; h++) {
         double exact[MAX_DIM], stored[MAX_DIM], dequant, added, difference = 0, norm = 0;
         double largest = 0, small, bound;
         for (size_t i = 0; i < n; i++) {
-            double logit = 0;
-            for (size_t d = 0; d < g->k_dim; d++)
-                logit += (double)q[h * g->k_dim + d] *
-                         (double)k[(i * g->n_kv_heads + h / ratio) * g->k_dim + d] * scale;
+            double logit = 0, q_norm = 0, k_norm = 0;
+            for (size_t d = 0; d < g->k_dim && sees[i]; d++) {
+                double x = (double)q[h * g->k_dim + d],
+                       y = (double)k[(i * g->n_kv_heads + h / ratio) * g->k_dim + d];
+                logit += x * y * scale;
+                q_norm += x * x;
+                k_norm += y * y;
+            }
+            if (m->turned) /* rounded angles: the error is of the vectors, not of the product */
+                logit = sqrt(q_norm * k_norm) * scale;
             largest = fabs(logit) > largest ? fabs(logit) : largest;
         }
         reference_row(q + h * g->k_dim, k, v, n, g->n_kv_heads, h / ratio, g->k_dim, g->v_dim,
-                      scale, 0, NULL, NULL, 0, 0, -INFINITY, exact);
+                      scale, 0, sees, NULL, 0, 0, -INFINITY, exact);
         reference_row(q + h * g->k_dim, k_read, v_read, n, g->n_kv_heads, h / ratio, g->k_dim,
-                      g->v_dim, scale, 0, NULL, NULL, 0, 0, -INFINITY, stored);
+                      g->v_dim, scale, 0, sees, NULL, 0, 0, -INFINITY, stored);
         for (size_t d = 0; d < g->v_dim; d++) {
             difference += (stored[d] - exact[d]) * (stored[d] - exact[d]);
             norm += exact[d] * exact[d];
@@ -974,17 +845,72 @@ static void expect_near(const attention *t, const member *m, const float *q, con
         check(a, worst != KVT_TYPE_F16 || dequant <= 4e-3 * (1 + largest));
         check(a, worst != KVT_TYPE_I8 || dequant <= 0.1 * (1 + largest));
     }
+    for (size_t d = 0; d < t->out_row && !n_seen; d++)
+        check(a, out[d] == 0);
     free(k);
     free(v);
     free(k_read);
     free(v_read);
 }
 
+/* Whether no query sees a token that has been released. */
+static int is_in_reach(const attention *t, const member *m, const int32_t *positions, size_t n)
+{
+    const world *w = t->a->w;
+    uint32_t g = w->group_of_layer[t->layer];
+    for (size_t i = 64 * sink_rows(w, g); i < 64 * m->forms[g].first; i++)
+        for (size_t j = 0; j < n; j++)
+            if (is_in_sight(w, m, t->layer, positions[j], i))
+                return 0;
+    return 1;
+}
+
+/* A sequence's item, of up to 3 queries: the last tokens', or at positions of their own. */
+enum { QUERIES = 3 };
+
+static int make_item(actor *a, const attention *t, const member *m, kvt_attend_item *item,
+                     int32_t *positions)
+{
+    size_t n_tokens = m->seq ? visible(m, t->layer) : 0, n;
+    int given = rng_below(&a->r, 3) == 0;
+    if (!n_tokens)
+        return 0;
+    memset(item, 0, sizeof *item);
+    n = n_tokens < QUERIES ? 1 : 1 + rng_below(&a->r, QUERIES);
+    item->seq = m->seq;
+    item->n_queries = n;
+    item->query_positions = given ? positions : NULL;
+    for (size_t i = 0; i < n; i++)
+        positions[i] = m->tokens[n_tokens - n + i].position + given * (int32_t)rng_below(&a->r, 4);
+    return 1;
+}
+
+/* Refused, and in the mirror too. */
+static void expect_out_of_reach(actor *a, const attention *t, const member *m,
+                                const kvt_attend_item *item)
+{
+    const kvt_group_config *g = &a->w->groups[a->w->group_of_layer[t->layer]];
+    float q[QUERIES * 4 * MAX_DIM] = {0}, out[QUERIES * 4 * MAX_DIM];
+    kvt_attend_args args = kvt_attend_args_init();
+    kvt_attend_item one = *item;
+    check(a, g->n_q_heads <= 4);
+    args.layer = t->layer;
+    args.flags = t->flags;
+    args.items = &one;
+    args.n_items = 1;
+    args.q = kvt_tensor_f32(q);
+    args.out = kvt_tensor_f32(out);
+    check(a, kvt_attend(a->w->cache, &args) == KVT_ERR_STATE);
+    one.seq = m->mirror;
+    check(a, kvt_attend(a->mirrors, &args) == KVT_ERR_STATE);
+    a->refused++;
+}
+
 /* A batch of all sequences that have tokens: each as its mirror alone, to the bit. */
 static void attend(actor *a, member *m)
 {
     static const uint32_t modes[] = {0, 0, KVT_ATTEND_F32, KVT_ATTEND_FAST};
-    enum { QUERIES = 3 };
+    int32_t positions[SEQS][QUERIES];
     attention t = {a, rng_below(&a->r, a->w->n_layers), modes[rng_below(&a->r, 4)], 0, 0};
     const kvt_group_config *g = &a->w->groups[a->w->group_of_layer[t.layer]];
     kvt_attend_item items[SEQS];
@@ -998,15 +924,14 @@ static void attend(actor *a, member *m)
     t.out_row = (size_t)g->n_q_heads * g->v_dim;
     if (rng_below(&a->r, 2))
         t.flags |= KVT_ATTEND_CAUSAL;
-    memset(items, 0, sizeof items);
     for (size_t i = 0; i < SEQS; i++) {
-        size_t n_tokens = a->members[i].seq ? visible(&a->members[i], t.layer) : 0;
-        if (!n_tokens)
-            continue;
         of[n_items] = &a->members[i];
-        items[n_items].seq = a->members[i].seq;
-        items[n_items].n_queries = n_tokens < QUERIES ? 1 : 1 + rng_below(&a->r, QUERIES);
-        n += (size_t)items[n_items++].n_queries;
+        if (!make_item(a, &t, of[n_items], &items[n_items], positions[n_items]))
+            continue;
+        if (is_in_reach(&t, of[n_items], positions[n_items], (size_t)items[n_items].n_queries))
+            n += (size_t)items[n_items++].n_queries;
+        else
+            expect_out_of_reach(a, &t, of[n_items], &items[n_items]);
     }
     if (!n_items)
         return;
@@ -1028,7 +953,8 @@ static void attend(actor *a, member *m)
                      0);
         at += queries;
         if (rng_below(&a->r, 4) == 0) /* the last query sees all tokens, causal or not */
-            expect_near(&t, of[i], q + (at - 1) * t.q_row, out + (at - 1) * t.out_row);
+            expect_near(&t, of[i], positions[i][queries - 1], q + (at - 1) * t.q_row,
+                        out + (at - 1) * t.out_row);
     }
     free(q);
     free(out);
@@ -1051,12 +977,30 @@ typedef struct operation {
 } operation;
 
 static const operation operations[] = {
-    {"create", create, 2, 0},    {"destroy", destroy, 3, 1},  {"fork", fork_seq, 8, 1},
-    {"begin", begin, 6, 1},      {"append", append, 6, 1},    {"commit", commit, 4, 1},
-    {"abort", abort_step, 1, 1}, {"step", whole_step, 24, 1}, {"truncate", truncate_seq, 10, 1},
-    {"clear", clear, 1, 1},      {"reserve", reserve, 1, 1},  {"save", save, 2, 1},
-    {"load", load, 2, 1},        {"trim", trim, 1, 1},        {"capacity", grow_to_capacity, 1, 1},
-    {"attend", attend, 6, 1},    {"read", read_back, 6, 1},
+    {"create", create, 2, 0},
+    {"destroy", destroy, 3, 1},
+    {"fork", fork_seq, 8, 1},
+    {"begin", begin, 6, 1},
+    {"append", append, 6, 1},
+    {"commit", commit, 4, 1},
+    {"abort", abort_step, 1, 1},
+    {"select", select_tokens, 6, 1},
+    {"step", whole_step, 24, 1},
+    {"truncate", truncate_seq, 10, 1},
+    {"reach", reach, 2, 1},
+    {"remove", remove_tokens, 6, 1},
+    {"checkpoint", checkpoint, 5, 1},
+    {"drop", drop, 1, 1},
+    {"next position", move_next, 2, 1},
+    {"tag", tag, 1, 1},
+    {"clear", clear, 1, 1},
+    {"reserve", reserve, 1, 1},
+    {"save", save, 3, 1},
+    {"load", load, 3, 1},
+    {"trim", trim, 1, 1},
+    {"capacity", grow_to_capacity, 1, 1},
+    {"attend", attend, 6, 1},
+    {"read", read_back, 6, 1},
 };
 
 static void operate(actor *a)
@@ -1110,6 +1054,33 @@ static kvt_group_config some_group(rng *r)
     return g;
 }
 
+#define META_BYTES 640       /* a block of positions, ids and bounds */
+#define META_MOVES_BYTES 896 /* the same with how far each key has moved */
+
+/* RoPE over some of K's dims, those behind V where that is in K. */
+static void some_rope(world *w, uint32_t g, rng *r)
+{
+    kvt_group_config *group = &w->groups[g];
+    uint32_t begin = group->flags & KVT_GROUP_V_IN_K ? group->v_dim : 0, room_dims, dims;
+    room_dims = group->k_dim - begin;
+    group->rope_pairing = room_dims == 0 ? KVT_ROPE_NONE : (kvt_rope)(1 + rng_below(r, 3));
+    if (group->rope_pairing == KVT_ROPE_NONE)
+        return;
+    dims = rng_below(r, 2) ? room_dims : 2 * (1 + rng_below(r, room_dims / 2));
+    group->rope_dims = dims;
+    group->rope_first_dim = begin + rng_below(r, room_dims - dims + 1);
+    group->rope_inverse_frequencies = w->frequencies[g];
+    for (uint32_t i = 0; i < dims / 2; i++)
+        w->frequencies[g][i] = (float)pow(1000.0, -2.0 * i / dims);
+}
+
+static void some_window(kvt_group_config *g, rng *r)
+{
+    static const uint32_t sinks[] = {0, 0, 4, 64, 70};
+    g->window_tokens = 1 + rng_below(r, rng_below(r, 3) ? 150 : 20);
+    g->sink_tokens = sinks[rng_below(r, 5)];
+}
+
 /* What n tokens up to 64 of group g take, but for positions and ids. */
 static uint64_t block_bytes(const world *w, uint32_t g, uint64_t n, uint32_t residual)
 {
@@ -1121,7 +1092,7 @@ static uint64_t block_bytes(const world *w, uint32_t g, uint64_t n, uint32_t res
     c.n_groups = 1;
     expect_ok(NULL, kvt_memory_forecast(&c, 1, 0, &empty));
     expect_ok(NULL, kvt_memory_forecast(&c, 1, n, &one));
-    return one - empty - META_BYTES;
+    return one - empty - w->meta_bytes;
 }
 
 /* From the groups: the rest of the config, without limits. */
@@ -1139,6 +1110,7 @@ static void config_world(world *w)
     w->config.n_groups = w->n_groups;
     w->config.max_tokens = MOST;
     w->config.allocator = ledger_allocator(&w->memory);
+    w->meta_bytes = w->moves ? META_MOVES_BYTES : META_BYTES;
     for (uint32_t g = 0; g < w->n_groups; g++) {
         w->open_bytes[g] = block_bytes(w, g, 1, 1000);
         w->sealed_bytes[g] = w->open_bytes[g];
@@ -1165,6 +1137,14 @@ static void random_world(world *w, uint64_t seed, rng *r, int is_shared)
     w->n_groups = 1 + rng_below(r, GROUPS);
     for (uint32_t g = 0; g < w->n_groups; g++)
         w->groups[g] = some_group(r);
+    w->moves = (int)rng_below(r, 2);
+    w->is_wild = rng_below(r, 4) == 0;
+    for (uint32_t g = 0; g < w->n_groups; g++) {
+        if (w->moves)
+            some_rope(w, g, r);
+        if (rng_below(r, 3) == 0)
+            some_window(&w->groups[g], r);
+    }
     config_world(w);
     w->config.n_threads = 1 + (rng_below(r, 8) == 0);
     w->injects = !is_shared && rng_below(r, 3) == 0;
@@ -1192,8 +1172,8 @@ static void close_actor(actor *a)
 {
     for (size_t i = 0; i < SEQS; i++)
         destroy(a, &a->members[i]);
-    bytes_free(&a->file.bytes);
-    log_free(&a->file.log);
+    bytes_free(&a->file);
+    log_free(&a->filed.log);
     kvt_cache_destroy(a->mirrors);
 }
 
@@ -1302,6 +1282,7 @@ static void share_out(actor *source, actor *actors, rng *r)
     for (size_t i = 0; i < ACTORS; i++)
         for (size_t j = 0; j < 3; j++) {
             size_t n = j ? rng_below(r, (uint32_t)common->length + 1) : common->length;
+            n = deepest(source, common, n);
             fork_tokens(source, common, n, &actors[i], &actors[i].members[j]);
         }
 }

@@ -1,0 +1,220 @@
+/*
+ * The plain model of test_operations.c: what the sequences of a run should be, their logs and
+ * mirrors, and the comparisons. The head comment of test_operations.c says how they go together.
+ *
+ * Which answer a call has to give, how many bytes a sequence has and whether it equals one that
+ * got its tokens in one step follows from the model alone (operations_forms.c), by the rules of
+ * the header and docs/design.md.
+ */
+#ifndef KVT_TEST_OPERATIONS_MODEL_H
+#define KVT_TEST_OPERATIONS_MODEL_H
+
+#include "snapshot_support.h"
+
+enum {
+    SEQS = 6,
+    MOST = 720, /* tokens of a sequence */
+    GROUPS = 2,
+    LAYERS = 4,
+    MAX_DIM = 64,
+    MAX_HEADS = 2,
+    POINTS = 8, /* checkpoints of a sequence: as many as its list has room for at first */
+    BLOB_BYTES = 90
+};
+
+typedef struct token {
+    uint32_t content;
+    int32_t position, id;
+    int32_t key; /* the position that its key was computed at */
+} token;
+
+typedef enum kind {
+    STEP,       /* n tokens, committed */
+    DROPPED,    /* a step that was begun and aborted */
+    TRUNCATE,   /* to n tokens */
+    REMOVE,     /* tokens first .. first + n - 1 */
+    CHECKPOINT, /* with blob n */
+    DROP,       /* of the checkpoint at n */
+    POSITION,   /* the next one is n */
+    TAG,        /* number n */
+    RELOAD      /* saved, and loaded from the file */
+} kind;
+
+typedef struct entry {
+    kind kind;
+    size_t n, first; /* of a step: its tokens in log.tokens */
+} entry;
+
+typedef struct history {
+    entry *entries;
+    token *tokens;
+    size_t n_entries, n_tokens;
+} history;
+
+/*
+ * Which blocks of a group are sealed, and which a window has released: tells when a sequence equals
+ * one that never was longer.
+ */
+typedef struct form {
+    size_t sealed; /* blocks */
+    size_t final;  /* of these: no truncate opens them again */
+    size_t marked; /* from this token on bytes may not be those of a straight build: the first that
+                      was appended to a sealed block; SIZE_MAX: none */
+    size_t first;  /* blocks behind the sinks and before it are released; 0: none is */
+} form;
+
+/* A checkpoint: what the tokens do not say. */
+typedef struct point {
+    size_t n_tokens, blob;
+    int32_t next_position;
+    form forms[GROUPS];
+} point;
+
+typedef struct member {
+    kvt_seq *seq; /* NULL: there is none */
+    kvt_seq *mirror;
+    size_t length, pending;
+    uint32_t appended; /* a bit a layer, of the pending step */
+    int reserves;
+    int turned;            /* keys have moved since it was empty */
+    int32_t next_position; /* as set; -1: it is not */
+    uint32_t tag;          /* 0: none */
+    token tokens[MOST];    /* the pending ones included */
+    form forms[GROUPS];
+    point points[POINTS];
+    size_t n_points;
+    history log;
+} member;
+
+/* Geometry and caches of a run. */
+typedef struct world {
+    uint64_t seed;
+    kvt_group_config groups[GROUPS];
+    float frequencies[GROUPS][MAX_DIM / 2];
+    uint32_t n_groups, n_layers;
+    uint32_t group_of_layer[LAYERS];
+    uint64_t residual[GROUPS];
+    int moves;   /* RoPE is described */
+    int is_wild; /* positions go back, too */
+    kvt_config config;
+    kvt_cache *cache;
+    ledger memory;
+    int injects;                     /* some allocations fail */
+    int is_shared;                   /* several threads: nobody can add up bytes */
+    uint64_t cache_bytes, seq_bytes; /* of the cache without sequences; of an empty one */
+    uint64_t open_bytes[GROUPS], sealed_bytes[GROUPS], meta_bytes; /* of a block */
+} world;
+
+/* One thread's sequences. */
+typedef struct actor {
+    world *w;
+    rng r;
+    kvt_cache *mirrors;
+    member members[SEQS];
+    bytes file;
+    member filed; /* the sequence that the file was made of, without its handles */
+    uint32_t next_content;
+    size_t operation;
+    const char *name; /* of the operation */
+    size_t forks, refused;
+    size_t selected, removed, returned; /* selections, removals, truncates to checkpoints */
+} actor;
+
+/* ---- failures: printed with the seed, since other threads' assertions end the process ---- */
+
+void report(const actor *a, const char *where, const char *what);
+void must_at(const actor *a, const kvt_cache *cache, kvt_status got, const char *where);
+void check_at(const actor *a, int holds, const char *where);
+
+#define must(a, call) must_at(a, (a)->w->cache, call, TEXT(__LINE__) ": " #call)
+#define must_mirror(a, call) must_at(a, (a)->mirrors, call, TEXT(__LINE__) ": " #call)
+#define check(a, condition) check_at(a, (condition) != 0, TEXT(__LINE__) ": " #condition)
+
+void *room(size_t n);
+
+/* ---- K and V of a token ---- */
+
+/* Before all else. */
+void make_normals(void);
+/* Floats of a token, all heads. */
+size_t row_floats(const world *w, uint32_t layer, kvt_side side);
+/* Rows of n tokens, malloc'ed. */
+float *rows_of(const world *w, const token *fed, size_t n, uint32_t layer, kvt_side side);
+/* Turn n keys, as rows_of gives them, to the positions that the tokens have now. */
+void turn_rows(const world *w, const token *fed, size_t n, uint32_t layer, float *keys);
+
+/* ---- steps of a sequence, or of its mirror ---- */
+
+void begin_step(const actor *a, const kvt_cache *cache, kvt_seq *seq, const token *fed, size_t n);
+/* By a call, or a plan whose tasks run in descending order. */
+void append_layer(const actor *a, const kvt_cache *cache, kvt_seq *seq, const token *fed, size_t n,
+                  uint32_t layer, int by_plan);
+void commit_step(const actor *a, const kvt_cache *cache, kvt_seq *seq, const token *fed, size_t n);
+bytes save_raw(const actor *a, const kvt_cache *cache, const kvt_seq *seq);
+/* The tag of a number, and the bytes of a blob: how many. */
+size_t tag_of(size_t number, char *text);
+size_t blob_of(size_t number, unsigned char *data);
+
+/* ---- logs and mirrors ---- */
+
+void log_add(history *l, kind what, size_t first, size_t n, const token *fed);
+void log_free(history *l);
+history log_copy(const history *from);
+kvt_seq *replay(const actor *a, const history *l);
+/* What was done to a member, into its log and its mirror. */
+void did(const actor *a, member *m, kind what, size_t first, size_t n);
+
+/* ---- the model's rules: operations_forms.c ---- */
+
+int seals(const world *w, uint32_t g);
+int has_offset(const world *w, uint32_t g);
+/* Blocks that a window leaves at the front. */
+size_t sink_rows(const world *w, uint32_t g);
+/* Full blocks of tokens older than the last `residual`. */
+size_t older(size_t n_tokens, uint64_t residual);
+/* Any begin: what the commit before it has sealed is sealed for good. */
+void forms_begin(const world *w, form *forms);
+/* After forms_begin: tokens length .. length + n - 1 are committed. */
+void forms_commit(const world *w, form *forms, const token *fed, size_t length, size_t n);
+void forms_clear(form *forms);
+/* The member has n tokens, after a truncate, or as a fork. */
+void model_truncate(const world *w, member *m, size_t n);
+/* Whether a truncate to n can be done. */
+int model_reaches(const world *w, const member *m, size_t n);
+/* What kvt_seq_remove has to answer. */
+kvt_status model_removes(const world *w, const member *m, size_t first, size_t n);
+/* After model_removes, where tokens are left behind. */
+void model_remove(const world *w, member *m, size_t first, size_t n);
+/* The last checkpoint at or before n; NULL: none. */
+const point *point_before(const member *m, size_t n);
+const point *point_at(const member *m, size_t n);
+int32_t model_next_position(const member *m);
+/* Whether a sequence equals one that got its tokens in one step. */
+int is_straight(const world *w, const member *m);
+/* Tokens first .. first + n - 1 of a layer are there. */
+int is_there(const world *w, const member *m, uint32_t layer, size_t first, size_t n);
+/* Whether a query at a position sees a token, by the layer's window. */
+int is_in_sight(const world *w, const member *m, uint32_t layer, int32_t position, size_t index);
+/* Bytes of a sequence that has no step pending, no reserve, no checkpoints and no turns. */
+uint64_t model_bytes(const world *w, const member *m);
+/* The most that a sequence's open blocks may be beyond the budget (kvt_memory_forecast). */
+uint64_t exempt_bytes(const world *w, const member *m);
+
+/* ---- comparisons ---- */
+
+/* Tokens of a layer, the pending ones included where it has them. */
+size_t visible(const member *m, uint32_t layer);
+/* Tokens first .. first + n - 1 as read back: the mirror's bits, near what was appended. */
+void expect_read(const actor *a, const member *m, uint32_t layer, kvt_side side, size_t first,
+                 size_t n);
+void expect_same_file(const actor *a, const kvt_cache *cache, const kvt_seq *seq,
+                      const kvt_seq *other, const char *what);
+/* All that a sequence shows is its mirror's. */
+void expect_mirrored(const actor *a, const member *m);
+/* A straight build in the mirrors' cache saves the same file, where it has to. */
+void expect_straight(const actor *a, const member *m);
+void expect_all(const actor *a);
+/* Nothing is lost, nothing is counted twice, and the budget is kept. */
+void expect_bytes(const actor *a);
+
+#endif
