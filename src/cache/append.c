@@ -213,7 +213,9 @@ static int put_sealed(const append_side *s, uint64_t i, size_t n, const kvt_reco
     const kvt_kernels *kernels = s->job->kernels;
     const kvt_group *group = s->job->group;
     _Alignas(64) uint16_t codes[KVT_TILE_TOKENS * KVT_MAX_DIM], scales[KVT_TILE_TOKENS];
-    const kvt_record zero = record_of(s, block_of(s, 0)), open = {codes, scales, zero.offset};
+    /* Without offsets a window may have released block 0. */
+    const kvt_record open = {codes, scales,
+                             s->has_offset ? record_of(s, block_of(s, 0)).offset : NULL};
     float buffer[ROWS_FLOATS];
 
     if (s->dims != s->dims_p) /* the padding */
