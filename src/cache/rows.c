@@ -217,6 +217,8 @@ void kvt_rows_cut(kvt_seq *seq, size_t from, size_t to)
         group->n_final -= rows_below(from, to, group->n_final);
         group->n_sealed -= rows_below(from, to, group->n_sealed);
         group->seal_end = group->n_sealed;
+        if (group->first <= kvt_sink_rows(&seq->cache->groups[g])) /* what was released is out */
+            group->first = 0;
     }
     account(seq);
 }
