@@ -441,6 +441,11 @@ void kvt_rows_release(kvt_seq *seq);
 
 /* Whether all that a sequence of its first n_tokens tokens needs is in its table. */
 int kvt_window_reaches(const kvt_seq *seq, uint64_t n_tokens);
+/*
+ * Whether a sequence that is loaded, or a checkpoint of it, of n_tokens tokens may lack what it
+ * does. It may have gone on at positions farther back than those that windows were released for.
+ */
+int kvt_window_suffices(const kvt_seq *seq, uint64_t n_tokens);
 /* The lowest position of a query of a sequence of n_tokens - slack to n_tokens tokens. */
 int64_t kvt_lowest_query(const kvt_seq *seq, uint64_t n_tokens, uint64_t slack);
 /*

@@ -39,21 +39,39 @@ static int64_t position_of(const kvt_seq *seq, uint64_t token)
     return kvt_seq_meta(seq, (size_t)(token / KVT_TOKENS))->positions[token % KVT_TOKENS];
 }
 
-int kvt_window_reaches(const kvt_seq *seq, uint64_t n_tokens)
+/* Whether n_tokens tokens have what a query at `position` sees. */
+static int has_sight(const kvt_seq *seq, uint64_t n_tokens, int64_t position)
 {
     for (uint32_t g = 0; g < seq->cache->n_groups; g++) {
         const kvt_group *group = &seq->cache->groups[g];
         size_t n_rows = kvt_rows(n_tokens), first = seq->groups[g].first;
-        int64_t behind;
         if (first == 0 || n_rows <= kvt_sink_rows(group))
             continue;
-        if (n_rows <= first)
-            return 0;
-        behind = position_of(seq, n_tokens - 1) + 1 - (int64_t)group->window_tokens;
-        if (first_beyond(seq, group, n_rows, behind) < first)
+        if (n_rows <= first ||
+            first_beyond(seq, group, n_rows, position - (int64_t)group->window_tokens) < first)
             return 0;
     }
     return 1;
+}
+
+int kvt_window_reaches(const kvt_seq *seq, uint64_t n_tokens)
+{
+    return n_tokens == seq->length || n_tokens == 0 ||
+           has_sight(seq, n_tokens, position_of(seq, n_tokens - 1) + 1);
+}
+
+int kvt_window_suffices(const kvt_seq *seq, uint64_t n_tokens)
+{
+    int64_t highest = 0;
+    if (n_tokens == 0)
+        return 1;
+    for (uint64_t t = (n_tokens - 1) / KVT_TOKENS * KVT_TOKENS; t < n_tokens; t++)
+        highest = position_of(seq, t) > highest ? position_of(seq, t) : highest;
+    if (n_tokens > KVT_TOKENS) {
+        const int64_t reach = reach_of(seq, kvt_rows(n_tokens) - 2);
+        highest = reach > highest ? reach : highest;
+    }
+    return has_sight(seq, n_tokens, highest + 1);
 }
 
 int64_t kvt_lowest_query(const kvt_seq *seq, uint64_t n_tokens, uint64_t slack)

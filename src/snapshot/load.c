@@ -246,7 +246,7 @@ static kvt_status on_checkpoint(void *user, const kvt_snap_checkpoint *c)
         memcpy(kvt_checkpoint_blob(made), c->blob, (size_t)c->blob_bytes);
     set_view(st);
     memcpy(st->made.groups, made->groups, sizeof made->groups);
-    if (!kvt_window_reaches(&st->made, c->n_tokens))
+    if (!kvt_window_suffices(&st->made, c->n_tokens))
         return kvt_fail(cache, KVT_ERR_CORRUPT,
                         "snapshot damaged: blocks that the window of the checkpoint at %llu tokens "
                         "needs are missing",
@@ -261,7 +261,7 @@ static kvt_status complete(stage *st, const kvt_snap_header *header)
     st->made.length = header->n_tokens;
     memset(st->made.groups, 0, sizeof st->made.groups);
     kvt_rows_state(&st->made);
-    if (!kvt_window_reaches(&st->made, header->n_tokens))
+    if (!kvt_window_suffices(&st->made, header->n_tokens))
         return kvt_fail(st->seq->cache, KVT_ERR_CORRUPT,
                         "snapshot damaged: blocks that a window needs are missing");
     return header->flags & KVT_SNAP_MOVED
