@@ -340,7 +340,8 @@ void kvt_rows_share(const kvt_seq *from, uint64_t n_tokens, kvt_seq *to)
         if (n_rows <= kvt_sink_rows(&cache->groups[g]))
             group->first = 0;
     }
-    kvt_rows_revert(to, n_tokens);
+    if (n_tokens < from->length)
+        kvt_rows_revert(to, n_tokens);
 }
 
 kvt_status kvt_rows_charge(kvt_seq *seq)
