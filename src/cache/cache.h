@@ -420,10 +420,10 @@ void kvt_rows_replace(kvt_seq *seq, const kvt_seq *with);
  */
 void kvt_rows_share(const kvt_seq *from, uint64_t n_tokens, kvt_seq *to);
 /*
- * The blocks in force of rows from .. on become the sequence's own: of one column, all their
- * tokens. Some may have when it fails, which nobody sees. KVT_ERR_ of memory.
+ * The blocks in force of each column's rows from[column] .. on become the sequence's own, with all
+ * their tokens; from: [n_groups + 1], n_rows: none. On an error of memory none does.
  */
-kvt_status kvt_rows_own(kvt_seq *seq, uint32_t column, size_t from);
+kvt_status kvt_rows_own(kvt_seq *seq, const size_t *from);
 /* Take rows from .. to - 1 out of the table; those behind move up. Tokens and bounds are not. */
 void kvt_rows_cut(kvt_seq *seq, size_t from, size_t to);
 /* Give back the blocks of a group in rows from .. to - 1, which are sealed for good. */

@@ -174,10 +174,11 @@ static void remove_tokens(kvt_seq *seq, const removal *r)
  */
 static kvt_status own_blocks(kvt_seq *seq, const removal *r)
 {
-    kvt_status status = kvt_rows_own(seq, seq->cache->n_groups, r->whole ? r->to : r->from);
-    for (uint32_t g = 0; status == KVT_OK && !r->whole && g < seq->cache->n_groups; g++)
-        status = kvt_rows_own(seq, g, r->from);
-    return status;
+    size_t from[KVT_MAX_GROUPS + 1];
+    for (uint32_t g = 0; g < seq->cache->n_groups; g++)
+        from[g] = r->whole ? seq->n_rows : r->from;
+    from[seq->cache->n_groups] = r->whole ? r->to : r->from;
+    return kvt_rows_own(seq, from);
 }
 
 kvt_status kvt_seq_remove(kvt_seq *seq, uint64_t first, uint64_t n)

@@ -604,28 +604,44 @@ void kvt_rows_revert(kvt_seq *seq, uint64_t n_tokens)
     }
 }
 
-kvt_status kvt_rows_own(kvt_seq *seq, uint32_t column, size_t from)
+/* Whether a block is the sequence's own. It parts from its twin then, as in block_to_copy. */
+static int make_own(kvt_cache *cache, kvt_block *block)
+{
+    int own;
+    pthread_mutex_lock(&cache->lock);
+    own = block->references == 1;
+    if (own)
+        kvt_block_part_locked(block);
+    pthread_mutex_unlock(&cache->lock);
+    return own;
+}
+
+kvt_status kvt_rows_own(kvt_seq *seq, const size_t *from)
 {
     kvt_cache *cache = seq->cache;
-    for (size_t row = from; row < seq->n_rows; row++) {
-        kvt_block **entry = kvt_seq_entry(seq, row, column), *shared = *entry, *copy;
-        kvt_status status;
-        int own;
-        pthread_mutex_lock(&cache->lock); /* as block_to_copy */
-        own = shared->references == 1;
-        if (own)
-            kvt_block_part_locked(shared);
-        pthread_mutex_unlock(&cache->lock);
-        if (own)
-            continue;
-        status = kvt_block_get(cache, shared->class_index, &copy);
-        if (status != KVT_OK)
-            return status;
-        kvt_block_copy(cache, shared, kvt_row_tokens(seq, row), copy);
-        *entry = copy;
-        kvt_block_put(cache, shared);
-    }
-    return KVT_OK;
+    size_t want[KVT_MAX_CLASSES] = {0}, added[KVT_MAX_CLASSES] = {0};
+    kvt_status status = KVT_OK;
+
+    for (uint32_t c = 0; c <= cache->n_groups; c++)
+        for (size_t row = from[c]; row < seq->n_rows; row++) {
+            kvt_block *block = kvt_seq_block(seq, row, c);
+            want[block->class_index] += !make_own(cache, block);
+        }
+    for (uint32_t c = 0; status == KVT_OK && c < cache->n_classes; c++)
+        status = kvt_rows_add_spares(seq, c, want[c], &added[c]);
+    for (uint32_t c = 0; status == KVT_OK && c <= cache->n_groups; c++)
+        for (size_t row = from[c]; row < seq->n_rows; row++) {
+            kvt_block **entry = kvt_seq_entry(seq, row, c), *shared = *entry;
+            if (make_own(cache, shared))
+                continue;
+            *entry = take_spare(seq, shared->class_index);
+            added[shared->class_index] -= added[shared->class_index] > 0;
+            kvt_block_copy(cache, shared, kvt_row_tokens(seq, row), *entry);
+            kvt_block_put(cache, shared);
+        }
+    for (uint32_t c = 0; c < cache->n_classes; c++) /* on an error, or shared no more */
+        kvt_rows_undo_spares(seq, c, added[c]);
+    return status;
 }
 
 kvt_status kvt_rows_own_last(kvt_seq *seq)
