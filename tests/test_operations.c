@@ -495,12 +495,10 @@ static void some_removal(actor *a, const member *m, size_t *first, size_t *n)
     }
 }
 
-static void remove_tokens(actor *a, member *m)
+/* Take tokens out, or be refused as the model says. */
+static void remove_range(actor *a, member *m, size_t first, size_t n)
 {
-    size_t first, n;
-    kvt_status expected;
-    some_removal(a, m, &first, &n);
-    expected = model_removes(a->w, m, first, n);
+    kvt_status expected = model_removes(a->w, m, first, n);
     if (expected != KVT_OK) {
         refused(a, kvt_seq_remove(m->seq, first, n), expected, m);
         return;
@@ -515,6 +513,13 @@ static void remove_tokens(actor *a, member *m)
     else
         model_remove(a->w, m, first, n);
     expect_mirrored(a, m);
+}
+
+static void remove_tokens(actor *a, member *m)
+{
+    size_t first, n;
+    some_removal(a, m, &first, &n);
+    remove_range(a, m, first, n);
 }
 
 /* ---- operations: what a sequence has besides tokens ---- */
@@ -1095,6 +1100,17 @@ static uint64_t block_bytes(const world *w, uint32_t g, uint64_t n, uint32_t res
     return one - empty - w->meta_bytes;
 }
 
+static void measure_blocks(world *w)
+{
+    w->meta_bytes = w->moves ? META_MOVES_BYTES : META_BYTES;
+    for (uint32_t g = 0; g < w->n_groups; g++) {
+        w->open_bytes[g] = block_bytes(w, g, 1, 1000);
+        w->sealed_bytes[g] = w->open_bytes[g];
+        if (seals(w, g)) /* the open form is kept beside */
+            w->sealed_bytes[g] = block_bytes(w, g, 64, KVT_RESIDUAL_NONE) - w->open_bytes[g];
+    }
+}
+
 /* From the groups: the rest of the config, without limits. */
 static void config_world(world *w)
 {
@@ -1110,13 +1126,7 @@ static void config_world(world *w)
     w->config.n_groups = w->n_groups;
     w->config.max_tokens = MOST;
     w->config.allocator = ledger_allocator(&w->memory);
-    w->meta_bytes = w->moves ? META_MOVES_BYTES : META_BYTES;
-    for (uint32_t g = 0; g < w->n_groups; g++) {
-        w->open_bytes[g] = block_bytes(w, g, 1, 1000);
-        w->sealed_bytes[g] = w->open_bytes[g];
-        if (seals(w, g)) /* the open form is kept beside */
-            w->sealed_bytes[g] = block_bytes(w, g, 64, KVT_RESIDUAL_NONE) - w->open_bytes[g];
-    }
+    measure_blocks(w);
 }
 
 static void open_world(world *w)
@@ -1510,6 +1520,137 @@ static void shared_open_blocks_are_held_against_the_budget(void **state)
     }
 }
 
+/* A pair whose group has a window of one token. */
+static void open_windowed(pair *p, kvt_type k_type, int moves, const char *name)
+{
+    config_pair(p);
+    p->w.groups[0].k_type = k_type;
+    p->w.groups[0].window_tokens = 1;
+    p->w.groups[0].rope_pairing = moves ? KVT_ROPE_NONE : KVT_ROPE_UNKNOWN;
+    p->w.moves = moves;
+    measure_blocks(&p->w);
+    open_pair(p, name);
+}
+
+/* When all that a window has released is taken out, nothing is released any more. */
+static void released_blocks_are_taken_out(void **state)
+{
+    static pair p;
+    (void)state;
+    for (int moves = 0; moves < 2; moves++) {
+        actor *a = &p.actor;
+        member *m = &a->members[0];
+        open_windowed(&p, KVT_TYPE_I8, moves, "released blocks are taken out");
+        step_of(a, m, 400);
+        check(a, m->forms[0].first == 4);
+        remove_range(a, m, 64, 192);
+        check(a, m->forms[0].first == 0);
+        for (int side = 0; side < 2; side++)
+            expect_read(a, m, 0, (kvt_side)side, 0, m->length);
+        remove_range(a, m, 0, 64);
+        for (int i = 0; i < 20; i++)
+            attend(a, m);
+        close_pair(&p);
+    }
+}
+
+/* Positions go back behind what a window has released: the sequence is as it is, everywhere. */
+static void positions_go_back(void **state)
+{
+    static pair p;
+    (void)state;
+    for (int at_checkpoint = 0; at_checkpoint < 2; at_checkpoint++) {
+        actor *a = &p.actor;
+        member *m = &a->members[0];
+        open_windowed(&p, KVT_TYPE_I8, 0, "positions go back");
+        step_of(a, m, 400);
+        must(a, kvt_seq_set_next_position(m->seq, 0));
+        did(a, m, POSITION, 0, 0);
+        m->next_position = 0;
+        step_of(a, m, 1);
+        reach(a, m);
+        truncate_to(a, m, 401);
+        check(a, fork_tokens(a, m, 401, a, &a->members[1]));
+        if (at_checkpoint) {
+            checkpoint(a, m);
+            step_of(a, m, 200);
+        }
+        save(a, m);
+        create(a, NULL);
+        load(a, &a->members[2]);
+        check(a, a->members[2].length == m->length);
+        truncate_to(a, &a->members[2], 401);
+        close_pair(&p);
+    }
+}
+
+/* An open block is taken out: a block that is sealed already stays so in a fork, too. */
+static void a_fork_seals_no_less(void **state)
+{
+    static pair p;
+    actor *a = &p.actor;
+    member *m = &a->members[0];
+    (void)state;
+    config_pair(&p);
+    open_pair(&p, "a fork seals no less");
+    step_of(a, m, 200);
+    check(a, m->forms[0].sealed == 2 && m->forms[0].final == 1);
+    remove_range(a, m, 128, 64);
+    check(a, m->length == 136 && m->forms[0].sealed == 2);
+    check(a, fork_tokens(a, m, 136, a, &a->members[1]));
+    check(a, fork_tokens(a, m, 135, a, &a->members[2]));
+    close_pair(&p);
+}
+
+/* A cut block that is sealed is filled up, where the window has released block 0. */
+static void a_cut_block_without_block_0(void **state)
+{
+    static pair p;
+    actor *a = &p.actor;
+    member *m = &a->members[0];
+    (void)state;
+    open_windowed(&p, KVT_TYPE_F16, 0, "a cut block without block 0");
+    step_of(a, m, 400);
+    step_of(a, m, 1);
+    check(a, m->forms[0].first == 4 && m->forms[0].final == 5);
+    truncate_to(a, m, 310);
+    step_of(a, m, 5);
+    close_pair(&p);
+}
+
+/* A removal that finds no memory for its last copy has taken none for the first. */
+static void a_refused_removal_holds_nothing(void **state)
+{
+    static pair p;
+    actor *a = &p.actor;
+    member *m = &a->members[0];
+    size_t refusals = 0;
+    (void)state;
+    config_pair(&p);
+    open_pair(&p, "a refused removal");
+    step_of(a, m, 100);
+    checkpoint(a, m);
+    check(a, fork_tokens(a, m, 100, a, &a->members[1]));
+    for (long calls = 0; m->length == 100; calls++) {
+        kvt_status status;
+        uint64_t before = kvt_seq_memory_bytes(m->seq);
+        must(a, kvt_cache_trim(p.w.cache));
+        p.w.memory.countdown = calls;
+        status = kvt_seq_remove(m->seq, 70, 5);
+        p.w.memory.countdown = -1;
+        if (status == KVT_OK) {
+            did(a, m, REMOVE, 70, 5);
+            model_remove(&p.w, m, 70, 5);
+        } else {
+            refusals++;
+            check(a, status == KVT_ERR_MEMORY && kvt_seq_memory_bytes(m->seq) == before);
+        }
+        expect_bytes(a);
+    }
+    check(a, refusals == 2);
+    close_pair(&p);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -1519,6 +1660,11 @@ int main(void)
         cmocka_unit_test(a_block_about_to_be_written_is_not_taken),
         cmocka_unit_test(what_is_shared_is_sealed_once),
         cmocka_unit_test(shared_open_blocks_are_held_against_the_budget),
+        cmocka_unit_test(released_blocks_are_taken_out),
+        cmocka_unit_test(positions_go_back),
+        cmocka_unit_test(a_fork_seals_no_less),
+        cmocka_unit_test(a_cut_block_without_block_0),
+        cmocka_unit_test(a_refused_removal_holds_nothing),
     };
     make_normals();
     return cmocka_run_group_tests_name("operations", tests, NULL, NULL);
