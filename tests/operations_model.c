@@ -389,12 +389,13 @@ static kvt_seq *without_points(const actor *a, const member *m)
     return copy;
 }
 
-void expect_straight(const actor *a, const member *m)
+void expect_straight(actor *a, const member *m)
 {
     history straight = {NULL, NULL, 0, 0};
     kvt_seq *seq, *copy;
     if (m->pending || !m->length || !is_straight(a->w, m))
         return;
+    a->met.straight++;
     log_add(&straight, TAG, 0, m->tag, NULL);
     log_add(&straight, STEP, 0, m->length, m->tokens);
     if (m->next_position >= 0)

@@ -105,6 +105,14 @@ typedef struct world {
     uint64_t open_bytes[GROUPS], sealed_bytes[GROUPS], meta_bytes; /* of a block */
 } world;
 
+/* What has happened. */
+typedef struct tally {
+    size_t forks, refused; /* calls */
+    size_t selected, removed, loaded;
+    size_t returned; /* truncates to checkpoints */
+    size_t straight; /* comparisons with a straight build */
+} tally;
+
 /* One thread's sequences. */
 typedef struct actor {
     world *w;
@@ -116,8 +124,7 @@ typedef struct actor {
     uint32_t next_content;
     size_t operation;
     const char *name; /* of the operation */
-    size_t forks, refused;
-    size_t selected, removed, returned; /* selections, removals, truncates to checkpoints */
+    tally met;
 } actor;
 
 /* ---- failures: printed with the seed, since other threads' assertions end the process ---- */
@@ -212,7 +219,7 @@ void expect_same_file(const actor *a, const kvt_cache *cache, const kvt_seq *seq
 /* All that a sequence shows is its mirror's. */
 void expect_mirrored(const actor *a, const member *m);
 /* A straight build in the mirrors' cache saves the same file, where it has to. */
-void expect_straight(const actor *a, const member *m);
+void expect_straight(actor *a, const member *m);
 void expect_all(const actor *a);
 /* Nothing is lost, nothing is counted twice, and the budget is kept. */
 void expect_bytes(const actor *a);

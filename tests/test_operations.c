@@ -63,7 +63,7 @@ static int succeeded(actor *a, kvt_status status, const member *m)
     if (!(status == KVT_ERR_MEMORY && was_armed) &&
         !(status == KVT_ERR_BUDGET && a->w->config.memory_budget_bytes))
         must_at(a, a->w->cache, status, "refused");
-    a->refused++;
+    a->met.refused++;
     if (m && m->seq)
         expect_mirrored(a, m);
     return 0;
@@ -76,7 +76,7 @@ static void refused(actor *a, kvt_status status, kvt_status expected, const memb
         must(a, status);
         report(a, "a call", "was not refused");
     }
-    a->refused++;
+    a->met.refused++;
     expect_mirrored(a, m);
 }
 
@@ -190,7 +190,7 @@ static int fork_tokens(actor *a, member *m, size_t n, const actor *to, member *c
         check(a, seq == NULL);
         return 0;
     }
-    a->forks++;
+    a->met.forks++;
     expect_all_shared(a, m, seq, used);
     copy_model(copy, m);
     copy->seq = seq;
@@ -399,7 +399,7 @@ static void select_tokens(actor *a, member *m)
     for (size_t i = 0; i < n; i++)
         m->tokens[m->length + i] = m->tokens[m->length + indices[i]];
     mirror_selection(a, m, n);
-    a->selected++;
+    a->met.selected++;
     if (n)
         committed(a, m, n);
     else
@@ -422,7 +422,7 @@ static void truncate_to(actor *a, member *m, size_t n)
         refused(a, kvt_seq_truncate(m->seq, n), KVT_ERR_STATE, m);
         return;
     }
-    a->returned += n < m->length && point_at(m, n);
+    a->met.returned += n < m->length && point_at(m, n);
     must(a, kvt_seq_truncate(m->seq, n));
     did(a, m, TRUNCATE, 0, n);
     model_truncate(a->w, m, n);
@@ -507,7 +507,7 @@ static void remove_range(actor *a, member *m, size_t first, size_t n)
     if (!succeeded(a, kvt_seq_remove(m->seq, first, n), m))
         return;
     did(a, m, REMOVE, first, n);
-    a->removed++;
+    a->met.removed++;
     if (first + n == m->length)
         model_truncate(a->w, m, first);
     else
@@ -712,6 +712,7 @@ static void load(actor *a, member *m)
     if (!succeeded(a, kvt_seq_load_stream(m->seq, &reader, &options, &result), m))
         return;
     take_filed(a, m);
+    a->met.loaded++;
     expect_answer(a, m, &options, prefix, &result);
     expect_mirrored(a, m);
 }
@@ -908,7 +909,7 @@ static void expect_out_of_reach(actor *a, const attention *t, const member *m,
     check(a, kvt_attend(a->w->cache, &args) == KVT_ERR_STATE);
     one.seq = m->mirror;
     check(a, kvt_attend(a->mirrors, &args) == KVT_ERR_STATE);
-    a->refused++;
+    a->met.refused++;
 }
 
 /* A batch of all sequences that have tokens: each as its mirror alone, to the bit. */
@@ -1222,10 +1223,21 @@ static void close_world(world *w)
     ledger_close(&w->memory);
 }
 
-static size_t run(uint64_t seed, size_t *refused)
+static void add_up(tally *sum, const tally *met)
+{
+    sum->forks += met->forks;
+    sum->refused += met->refused;
+    sum->selected += met->selected;
+    sum->removed += met->removed;
+    sum->returned += met->returned;
+    sum->loaded += met->loaded;
+    sum->straight += met->straight;
+}
+
+static void run(uint64_t seed, tally *sum)
 {
     rng r = {seed * 1000003};
-    size_t n, forks;
+    size_t n;
     world w;
     actor *a = room(sizeof *a);
     random_world(&w, seed, &r, 0);
@@ -1240,32 +1252,34 @@ static size_t run(uint64_t seed, size_t *refused)
             expect_straight(a, &a->members[i]);
         }
     expect_all(a);
-    forks = a->forks;
-    *refused += a->refused;
+    add_up(sum, &a->met);
     close_actor(a);
     free(a);
     close_world(&w);
-    return forks;
 }
 
 /* What one thread does concerns the thread sanitizer little. */
 static uint64_t n_runs(void)
 {
     const char *given = getenv("KVT_TEST_OPERATIONS");
-    return given ? strtoull(given, NULL, 10) : is_quick() || HAS_THREAD_SANITIZER ? 40 : 300;
+    return given ? strtoull(given, NULL, 10) : is_quick() || HAS_THREAD_SANITIZER ? 100 : 500;
 }
 
 static void random_operations(void **state)
 {
     const char *given = getenv("KVT_TEST_SEED");
     uint64_t first = given ? strtoull(given, NULL, 10) : 1, n = given ? 1 : n_runs();
-    size_t forks = 0, refused = 0;
+    tally met = {0};
     (void)state;
     for (uint64_t seed = first; seed < first + n; seed++)
-        forks += run(seed, &refused);
-    printf("seeds %llu to %llu: %zu forks, %zu refused calls\n", (unsigned long long)first,
-           (unsigned long long)(first + n - 1), forks, refused);
-    assert_true(given || (forks > n && refused > n / 4));
+        run(seed, &met);
+    printf("seeds %llu to %llu: %zu forks, %zu selections, %zu removals, %zu returns to "
+           "checkpoints, %zu loads, %zu refused calls, %zu straight builds\n",
+           (unsigned long long)first, (unsigned long long)(first + n - 1), met.forks, met.selected,
+           met.removed, met.returned, met.loaded, met.refused, met.straight);
+    assert_true(given ||
+                (met.forks > n && met.selected > n && met.removed > n / 4 && met.returned > n / 4 &&
+                 met.loaded > n / 4 && met.refused > n && met.straight > n));
 }
 
 /* ---- threads ---- */
