@@ -50,30 +50,43 @@ static int64_t highest(const token *fed, size_t n)
     return most;
 }
 
-/* The lowest position that a next token can have, after a truncate of up to 64 tokens too. */
-static int64_t lowest_query(const token *fed, size_t length)
+/* The lowest position that a next token can have, after a truncate of up to `slack` tokens too. */
+static int64_t lowest_query(const token *fed, size_t length, size_t slack)
 {
     int64_t lowest = INT64_MAX;
-    for (size_t n = length; n > 0 && n + DRAFTS >= length; n--)
+    for (size_t n = length; n > 0 && n + slack >= length; n--)
         if (fed[n - 1].position + (int64_t)1 < lowest)
             lowest = fed[n - 1].position + (int64_t)1;
-    return length > DRAFTS && lowest < INT64_MAX ? lowest : 0;
+    return length > slack && lowest < INT64_MAX ? lowest : 0;
 }
 
-/* What a commit that leads to `length` releases. */
-static void release(const world *w, uint32_t g, form *f, const token *fed, size_t length)
+/* Blocks behind the sinks up to which nothing is in sight for that; sealed ones only. */
+static void leave_out(const world *w, uint32_t g, form *f, const token *fed, size_t length,
+                      size_t slack, size_t sealed)
 {
     const kvt_group_config *group = &w->groups[g];
-    size_t row = sink_rows(w, g), end = older(length, DRAFTS + (seals(w, g) ? w->residual[g] : 0));
-    if (!group->window_tokens || length <= DRAFTS)
+    size_t row = sink_rows(w, g), end = older(length, slack + (seals(w, g) ? w->residual[g] : 0));
+    if (!group->window_tokens || length <= slack)
         return;
     if (seals(w, g))
-        end = least(end, f->final);
+        end = least(end, sealed);
     while (row < end && highest(fed, (row + 1) * BLOCK) <=
-                            lowest_query(fed, length) - (int64_t)group->window_tokens)
+                            lowest_query(fed, length, slack) - (int64_t)group->window_tokens)
         row++;
     if (row > f->first && row > sink_rows(w, g))
         f->first = row;
+}
+
+/* What a commit that leads to `length` releases: drafts that come and go leave what was in sight. */
+static void release(const world *w, uint32_t g, form *f, const token *fed, size_t length)
+{
+    leave_out(w, g, f, fed, length, 2 * DRAFTS, f->final);
+}
+
+void forms_save(const world *w, form *forms, const token *fed, size_t length)
+{
+    for (uint32_t g = 0; g < w->n_groups; g++)
+        leave_out(w, g, &forms[g], fed, length, DRAFTS, forms[g].sealed);
 }
 
 int is_there(const world *w, const member *m, uint32_t layer, size_t first, size_t n)
@@ -209,8 +222,8 @@ static kvt_status fits_windows(const world *w, const member *m, size_t first, in
         if (first / BLOCK < sink_rows(w, g))
             return KVT_ERR_STATE;
         if (before > sink_rows(w, g) && delta &&
-            highest(m->tokens, before * BLOCK) >
-                lowest_query(m->tokens, m->length) - delta - (int64_t)w->groups[g].window_tokens)
+            highest(m->tokens, before * BLOCK) > lowest_query(m->tokens, m->length, DRAFTS) -
+                                                     delta - (int64_t)w->groups[g].window_tokens)
             return KVT_ERR_STATE;
     }
     return KVT_OK;
@@ -281,12 +294,15 @@ void model_remove(const world *w, member *m, size_t first, size_t n)
 
 int is_straight(const world *w, const member *m)
 {
-    form straight[GROUPS];
+    form straight[GROUPS], forms[GROUPS];
     forms_clear(straight);
     forms_commit(w, straight, m->tokens, 0, m->length);
+    memcpy(forms, m->forms, sizeof forms);
+    forms_save(w, forms, m->tokens, m->length);
+    forms_save(w, straight, m->tokens, m->length);
     for (uint32_t g = 0; g < w->n_groups; g++)
-        if (m->forms[g].marked < m->length || m->forms[g].sealed != straight[g].sealed ||
-            m->forms[g].first != straight[g].first)
+        if (forms[g].marked < m->length || forms[g].sealed != straight[g].sealed ||
+            forms[g].first != straight[g].first)
             return 0;
     for (size_t i = 0; i < m->length; i++)
         if (m->tokens[i].key != m->tokens[i].position)

@@ -138,6 +138,8 @@ void check_at(const actor *a, int holds, const char *where);
 #define check(a, condition) check_at(a, (condition) != 0, TEXT(__LINE__) ": " #condition)
 
 void *room(size_t n);
+/* Calls of the allocator so far, where no other thread makes any. */
+size_t calls_of(const world *w);
 
 /* ---- K and V of a token ---- */
 
@@ -183,6 +185,8 @@ size_t older(size_t n_tokens, uint64_t residual);
 void forms_begin(const world *w, form *forms);
 /* After forms_begin: tokens length .. length + n - 1 are committed. */
 void forms_commit(const world *w, form *forms, const token *fed, size_t length, size_t n);
+/* What a snapshot leaves out behind windows: of a sequence or a checkpoint of `length` tokens. */
+void forms_save(const world *w, form *forms, const token *fed, size_t length);
 void forms_clear(form *forms);
 /* The member has n tokens, after a truncate, or as a fork. */
 void model_truncate(const world *w, member *m, size_t n);
@@ -223,5 +227,10 @@ void expect_straight(actor *a, const member *m);
 void expect_all(const actor *a);
 /* Nothing is lost, nothing is counted twice, and the budget is kept. */
 void expect_bytes(const actor *a);
+
+/* ---- operations_attention.c ---- */
+
+/* Attend over all sequences that have tokens, in a batch. The member is of no account. */
+void attend(actor *a, member *m);
 
 #endif

@@ -10,7 +10,8 @@ foreach(name snapshot snapshot_damage snapshot_files snapshot_rows snapshot_stat
   add_test(NAME ${name} COMMAND test_${name})
   set_tests_properties(${name} PROPERTIES TIMEOUT 1200)
 endforeach()
-target_sources(test_operations PRIVATE operations_model.c operations_forms.c)
+target_sources(test_operations PRIVATE operations_model.c operations_forms.c
+  operations_attention.c)
 target_link_libraries(test_operations PRIVATE Threads::Threads m)
 set_tests_properties(operations PROPERTIES LABELS threads)
 

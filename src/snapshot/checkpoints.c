@@ -98,13 +98,12 @@ static kvt_status find_entry(kvt_snap_saver *s, const kvt_block *block, uint64_t
 }
 
 /* A group's `from` and entries. */
-static kvt_status plan_group(kvt_snap_saver *s, kvt_checkpoint *checkpoint, uint32_t group)
+static kvt_status plan_group(kvt_snap_saver *s, kvt_checkpoint *checkpoint, uint32_t group,
+                             size_t first)
 {
     kvt_block *const *blocks = kvt_checkpoint_blocks(checkpoint, group);
     size_t rows = kvt_rows(checkpoint->n_tokens), row;
     size_t sinks = s->runs.sinks[group];
-    size_t first = kvt_window_first(s->seq, group, &checkpoint->groups[group], checkpoint->n_tokens,
-                                    KVT_DRAFT_TOKENS);
     int differs = 0;
     kvt_status status = KVT_OK;
 
@@ -127,9 +126,38 @@ static kvt_status plan_group(kvt_snap_saver *s, kvt_checkpoint *checkpoint, uint
     return status == KVT_OK && !differs ? put_word(s, (uint32_t)rows) : status;
 }
 
+/*
+ * Which rows of checkpoints are left out: what is out of sight, but for a row that a later one has
+ * (which may be, where positions go back).
+ */
+static kvt_status find_firsts(kvt_snap_saver *s)
+{
+    const kvt_seq *seq = s->seq;
+    const uint32_t n_groups = s->header->n_groups;
+    size_t i, *firsts;
+    uint32_t g;
+    kvt_status status = grow(s, &s->firsts, 0, seq->n_checkpoints * n_groups * sizeof *firsts);
+
+    if (status != KVT_OK)
+        return status;
+    firsts = (size_t *)(void *)s->firsts.data;
+    for (i = seq->n_checkpoints; i-- > 0;)
+        for (g = 0; g < n_groups; g++) {
+            const kvt_checkpoint *point = seq->checkpoints[i];
+            size_t first =
+                kvt_window_first(seq, g, &point->groups[g], point->n_tokens, KVT_DRAFT_TOKENS);
+            size_t later = i + 1 < seq->n_checkpoints            ? firsts[(i + 1) * n_groups + g]
+                           : s->runs.first[g] > s->runs.sinks[g] ? (size_t)s->runs.first[g]
+                                                                 : 0;
+            firsts[i * n_groups + g] = first < later ? first : later;
+        }
+    return KVT_OK;
+}
+
 kvt_status kvt_snap_plan_checkpoints(kvt_snap_saver *s)
 {
     const kvt_seq *seq = s->seq;
+    const size_t *firsts;
     size_t heads, i;
     kvt_status status = KVT_OK;
     uint32_t g;
@@ -141,9 +169,12 @@ kvt_status kvt_snap_plan_checkpoints(kvt_snap_saver *s)
         if (status == KVT_OK && heads)
             memset(s->heads.data, 0, heads);
     }
+    if (status == KVT_OK && seq->n_checkpoints)
+        status = find_firsts(s);
+    firsts = (const size_t *)(const void *)s->firsts.data;
     for (i = 0; i < seq->n_checkpoints; i++)
         for (g = 0; status == KVT_OK && g < s->header->n_groups; g++)
-            status = plan_group(s, seq->checkpoints[i], g);
+            status = plan_group(s, seq->checkpoints[i], g, firsts[i * s->header->n_groups + g]);
     s->header->n_blocks = s->n_own + s->n_extras;
     return status;
 }

@@ -31,8 +31,9 @@ typedef struct kvt_snap_saver {
     uint64_t n_own;         /* entries of the table that are the sequence's own; extras follow */
     kvt_snap_buffer extras; /* kvt_snap_extra[n_extras] */
     uint32_t n_extras;
-    kvt_snap_buffer heads; /* by (row, group): the last extra of it, its number from 1 */
-    kvt_snap_buffer words; /* of all checkpoints: for each group `from`, then the rows' entries */
+    kvt_snap_buffer firsts; /* size_t [checkpoint][group]: the first row behind the sinks */
+    kvt_snap_buffer heads;  /* by (row, group): the last extra of it, its number from 1 */
+    kvt_snap_buffer words;  /* of all checkpoints: for each group `from`, then the rows' entries */
     size_t words_bytes;
 } kvt_snap_saver;
 

@@ -448,6 +448,7 @@ static kvt_status save(const kvt_seq *seq, const kvt_snap_context *context,
     kvt_snap_release(context, &s.words);
     kvt_snap_release(context, &s.extras);
     kvt_snap_release(context, &s.heads);
+    kvt_snap_release(context, &s.firsts);
     kvt_snap_release(context, &s.table);
     kvt_snap_release(context, &s.digests);
     kvt_snap_release(context, &s.stored);
