@@ -1390,6 +1390,28 @@ static void a_fork_seals_no_less(void **state)
     close_pair(&p);
 }
 
+/* At a checkpoint a fork copies nothing, though a step is pending in the same block. */
+static void a_fork_at_a_checkpoint_copies_nothing(void **state)
+{
+    static pair p;
+    actor *a = &p.actor;
+    member *m = &a->members[0];
+    kvt_seq_stats one = {.struct_size = sizeof one};
+    (void)state;
+    config_pair(&p);
+    open_pair(&p, "a fork at a checkpoint");
+    step_of(a, m, 80);
+    checkpoint(a, m);
+    step_of(a, m, 10);
+    check(a, begin_tokens(a, m, 1, 0));
+    check(a, fork_tokens(a, m, 80, a, &a->members[1]));
+    must(a, kvt_seq_get_stats(a->members[1].seq, &one));
+    check(a, one.own_bytes == p.w.seq_bytes + 64); /* the list of checkpoints */
+    commit(a, m);
+    step_of(a, &a->members[1], 10);
+    close_pair(&p);
+}
+
 /* A cut block that is sealed is filled up, where the window has released block 0. */
 static void a_cut_block_without_block_0(void **state)
 {
@@ -1451,6 +1473,7 @@ int main(void)
         cmocka_unit_test(released_blocks_are_taken_out),
         cmocka_unit_test(positions_go_back),
         cmocka_unit_test(a_fork_seals_no_less),
+        cmocka_unit_test(a_fork_at_a_checkpoint_copies_nothing),
         cmocka_unit_test(a_cut_block_without_block_0),
         cmocka_unit_test(a_refused_removal_holds_nothing),
     };

@@ -13,6 +13,7 @@ kvt_status kvt_seq_fork(kvt_seq *seq, uint64_t n_tokens, kvt_seq **copy_out)
     const kvt_checkpoint *checkpoint;
     kvt_seq *copy;
     kvt_status status;
+    int restores;
 
     if (!seq)
         return KVT_ERR_ARG;
@@ -36,15 +37,19 @@ kvt_status kvt_seq_fork(kvt_seq *seq, uint64_t n_tokens, kvt_seq **copy_out)
     if (n_tokens == seq->length)
         copy->next_position = seq->next_position;
     kvt_rows_share(seq, n_tokens, copy);
-    if (checkpoint && n_tokens < seq->length)
+    restores = checkpoint && n_tokens < seq->length;
+    if (restores)
         kvt_rows_restore(copy, checkpoint);
     status = kvt_turns_copy(seq->cache, seq->turns, &copy->turns);
     if (status == KVT_OK)
         status = kvt_checkpoints_share(seq, n_tokens, copy);
     if (status == KVT_OK)
         status = kvt_rows_charge(seq);
-    /* A pending step writes behind the committed tokens of the last block, which is its own. */
-    if (status == KVT_OK && seq->pending && copy->n_rows == kvt_rows(seq->length))
+    /*
+     * A pending step writes behind the committed tokens of the last block, which is its own: begin
+     * has copied it if a checkpoint has it.
+     */
+    if (status == KVT_OK && seq->pending && !restores && copy->n_rows == kvt_rows(seq->length))
         status = kvt_rows_own_last(copy);
     if (status != KVT_OK) {
         kvt_seq_destroy(copy);
