@@ -138,9 +138,7 @@ static int run(const bench_options *options, const bench_case *c)
     bench_random random;
     bench_plan_layers(c, c->ctx, options->quick ? 1 : 4 * options->llc_bytes, options->layers,
                       &n_layers, &n_seqs);
-    /*
-     * What the forks have of their own: OWN tokens, f16 perhaps, and copies of a part of a block.
-     */
+    /* What the forks have of their own: OWN tokens, f16 perhaps, and copies of blocks. */
     double own = 2.0 * bench_kv_bytes(c, 2 * OWN) * (double)(n_layers * p.n);
 
     bench_cache_create(&p.b, c, n_layers, 1, c->ctx + OWN, (uint64_t)own, options->seed);

@@ -413,9 +413,7 @@ static void pending_steps(void **state)
     close_family(&f);
 }
 
-/*
- * Lengths around whole ranges: causal queries and masks that leave a part of the last one unseen.
- */
+/* Lengths around whole ranges: causal queries and masks that leave a part of the last unseen. */
 static void ends_of_ranges(void **state)
 {
     size_t shares = 0;
@@ -426,7 +424,7 @@ static void ends_of_ranges(void **state)
         call c;
         open_family(&f, &g, 50 + (uint64_t)trial, 1, NULL);
         add_new(&f, 3072);
-        for (size_t i = 1; i < 12; i++)
+        for (size_t i = 1; i < 20; i++)
             add_fork(&f, f.seqs[0], 3072 - (trial % 4 ? 0 : rng_below(&f.r, 2)), i % 4);
         open_call(&c, &f);
         for (size_t i = 0; i < f.n; i++)
@@ -446,7 +444,7 @@ static void ends_of_ranges(void **state)
         close_call(&c);
         close_family(&f);
     }
-    assert_true(shares > 24);
+    assert_true(shares >= 16); /* of 192: on few threads, where tasks are not too small */
 }
 
 /* ---- what is shared ---- */
@@ -489,9 +487,7 @@ static void codes_are_read_once(void **state)
                     run_plan(&c, &f, threads, &hash);
                 else
                     expect_ok(f.cache, kvt_attend(f.cache, &c.args));
-                /*
-                 * 16 items of 2 rows are one unit of 32; a range that is not whole is each one's.
-                 */
+                /* 16 items of 2 rows are a unit of 32; a range that is not whole is each one's. */
                 assert_int_equal(count.blocks - before,
                                  2 * (3 * 16 + n * ((extra + own + 63) / 64)));
             }
@@ -546,7 +542,7 @@ static void who_is_together(void **state)
     assert_int_equal(units_of(&f, s, 9), 2);
     s[0] = s[2];
     s[1] = s[20];
-    assert_int_equal(units_of(&f, s, 2), 2); /* saves less than an eighth */
+    assert_int_equal(units_of(&f, s, 2), 2); /* saves less than a sixth */
     close_family(&f);
 }
 
