@@ -77,7 +77,9 @@ static void leave_out(const world *w, uint32_t g, form *f, const token *fed, siz
         f->first = row;
 }
 
-/* What a commit that leads to `length` releases: drafts that come and go leave what was in sight. */
+/*
+ * What a commit that leads to `length` releases: drafts that come and go leave what was in sight.
+ */
 static void release(const world *w, uint32_t g, form *f, const token *fed, size_t length)
 {
     leave_out(w, g, f, fed, length, 2 * DRAFTS, f->final);
