@@ -1309,6 +1309,27 @@ static void shared_open_blocks_are_held_against_the_budget(void **state)
     }
 }
 
+/* The same where the open block is a checkpoint's, too. */
+static void open_blocks_of_checkpoints_are_held_against_the_budget(void **state)
+{
+    static pair p;
+    uint64_t budget = 0;
+    (void)state;
+    for (uint64_t less = 0; less < 3; less++) { /* the first has no budget */
+        actor *a = &p.actor;
+        member *m = &a->members[0];
+        config_pair(&p);
+        p.w.config.memory_budget_bytes = less ? budget + 1 - less : 0;
+        open_pair(&p, "a budget");
+        step_of(a, m, 128);
+        check(a, m->forms[0].sealed == 1 && m->forms[0].final == 0);
+        checkpoint(a, m);
+        check(a, m->n_points == (less < 2));
+        budget = less ? budget : kvt_cache_memory_bytes(p.w.cache);
+        close_pair(&p);
+    }
+}
+
 /* A pair whose group has a window of one token. */
 static void open_windowed(pair *p, kvt_type k_type, int moves, const char *name)
 {
@@ -1471,6 +1492,7 @@ int main(void)
         cmocka_unit_test(a_block_about_to_be_written_is_not_taken),
         cmocka_unit_test(what_is_shared_is_sealed_once),
         cmocka_unit_test(shared_open_blocks_are_held_against_the_budget),
+        cmocka_unit_test(open_blocks_of_checkpoints_are_held_against_the_budget),
         cmocka_unit_test(released_blocks_are_taken_out),
         cmocka_unit_test(positions_go_back),
         cmocka_unit_test(a_fork_seals_no_less),
