@@ -1037,7 +1037,7 @@ static void run(uint64_t seed, tally *sum)
 static uint64_t n_runs(void)
 {
     const char *given = getenv("KVT_TEST_OPERATIONS");
-    return given ? strtoull(given, NULL, 10) : is_quick() || HAS_THREAD_SANITIZER ? 100 : 500;
+    return given ? strtoull(given, NULL, 10) : is_quick() || HAS_THREAD_SANITIZER ? 100 : 400;
 }
 
 static void random_operations(void **state)
@@ -1052,7 +1052,7 @@ static void random_operations(void **state)
            "checkpoints, %zu loads, %zu refused calls, %zu straight builds\n",
            (unsigned long long)first, (unsigned long long)(first + n - 1), met.forks, met.selected,
            met.removed, met.returned, met.loaded, met.refused, met.straight);
-    assert_true(given ||
+    assert_true(n < 50 ||
                 (met.forks > n && met.selected > n && met.removed > n / 4 && met.returned > n / 4 &&
                  met.loaded > n / 4 && met.refused > n && met.straight > n));
 }
