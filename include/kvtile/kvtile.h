@@ -588,7 +588,8 @@ KVT_API kvt_status kvt_seq_truncate(kvt_seq *seq, uint64_t n_tokens);
 /*
  * The largest number of tokens, at most n_tokens, to which the sequence can be truncated: n_tokens
  * (or the length), but where windows have released blocks what is still there, which is the newest
- * 128 tokens and more (64 after a load), or the nearest checkpoint before. 0 is always possible.
+ * 128 tokens and more (64 after a load), or the nearest checkpoint before. 0 and the length are
+ * always possible.
  */
 KVT_API uint64_t kvt_seq_reachable(const kvt_seq *seq, uint64_t n_tokens);
 
