@@ -588,8 +588,8 @@ KVT_API kvt_status kvt_seq_truncate(kvt_seq *seq, uint64_t n_tokens);
 /*
  * The largest number of tokens, at most n_tokens, to which the sequence can be truncated: n_tokens
  * (or the length), but where windows have released blocks what is still there, which is the newest
- * 128 tokens and more (64 after a load), or the nearest checkpoint before. 0 and the length are
- * always possible.
+ * 128 tokens and more (64 after a load; fewer where kvt_seq_remove has taken some of them out), or
+ * the nearest checkpoint before. 0 and the length are always possible.
  */
 KVT_API uint64_t kvt_seq_reachable(const kvt_seq *seq, uint64_t n_tokens);
 
@@ -610,7 +610,8 @@ KVT_API uint64_t kvt_seq_reachable(const kvt_seq *seq, uint64_t n_tokens);
  * KVT_ERR_STATE        a step is pending; or tokens before `first`, which a window has released,
  *                      would come into sight; or the sinks of a group that has released tokens
  * KVT_ERR_UNSUPPORTED  neither whole blocks nor among the open ones; or block 0 of a group of i8
- *                      keys with KVT_RESIDUAL_NONE
+ *                      keys with KVT_RESIDUAL_NONE; or single tokens of block 0 of one whose keys
+ *                      have an offset, where there are more than 64 tokens
  * KVT_ERR_MEMORY, KVT_ERR_BUDGET
  *
  * Source: the shift of StreamingLLM's cache (arXiv 2309.17453), by rotating q instead of K.
@@ -1008,8 +1009,8 @@ typedef struct kvt_load_result {
  * KVT_ERR_IO        cannot be opened or read
  * KVT_ERR_FORMAT    not a snapshot, or of a newer version
  * KVT_ERR_CORRUPT   damaged or cut; the text says what and where
- * KVT_ERR_MISMATCH  of another fingerprint, geometry, types, windows or tag; the text names the
- *                   difference
+ * KVT_ERR_MISMATCH  of another fingerprint, geometry, types, windows or tag, or with keys that have
+ *                   moved while the cache's groups have no RoPE described; the text names it
  * KVT_ERR_FULL      longer than max_tokens
  * KVT_ERR_ARG, KVT_ERR_MEMORY, KVT_ERR_BUDGET
  */
