@@ -11,7 +11,7 @@ void open_cache(subject *s, const char *isa)
     s->config.max_tokens = MOST;
     s->config.isa = isa;
     s->config.memory_budget_bytes = s->budget;
-    s->config.n_threads = s->n_threads;
+    s->config.n_threads = pool_threads(s->n_threads);
     if (s->ledger)
         s->config.allocator = ledger_allocator(s->ledger);
     expect_ok(NULL, kvt_cache_create(&s->config, &s->cache));

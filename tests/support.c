@@ -58,6 +58,18 @@ kvt_group_config group_of(uint32_t layers, uint32_t q_heads, uint32_t kv_heads, 
     return g;
 }
 
+uint32_t pool_threads(uint32_t n_threads)
+{
+    kvt_group_config group = group_of(1, 1, 1, 8, 8, KVT_TYPE_F16, KVT_TYPE_F16);
+    kvt_config config = kvt_config_init();
+    uint64_t bytes;
+    config.groups = &group;
+    config.n_groups = 1;
+    config.max_tokens = 1;
+    config.n_threads = n_threads;
+    return kvt_memory_forecast(&config, 0, 0, &bytes) == KVT_ERR_UNSUPPORTED ? 1 : n_threads;
+}
+
 kvt_cache *cache_of(const kvt_group_config *group, uint64_t max_tokens, uint32_t n_threads,
                     const char *isa)
 {

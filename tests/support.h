@@ -43,6 +43,9 @@ kvt_group_config group_of(uint32_t layers, uint32_t q_heads, uint32_t kv_heads, 
 kvt_cache *cache_of(const kvt_group_config *group, uint64_t max_tokens, uint32_t n_threads,
                     const char *isa);
 
+/* n_threads for a config without an executor: 1 where the library has no pool (KVTILE_POOL). */
+uint32_t pool_threads(uint32_t n_threads);
+
 /* Keys and values of a test, [tokens][kv_heads][dim]; v is a copy out of k where V is in K. */
 typedef struct tokens {
     size_t n, kv_heads, k_dim, v_dim;

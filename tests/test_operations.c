@@ -932,7 +932,7 @@ static void random_world(world *w, uint64_t seed, rng *r, int is_shared)
             some_window(&w->groups[g], r);
     }
     config_world(w);
-    w->config.n_threads = 1 + (rng_below(r, 8) == 0);
+    w->config.n_threads = pool_threads(1 + (rng_below(r, 8) == 0));
     w->injects = !is_shared && rng_below(r, 3) == 0;
     if (rng_below(r, 3) == 0) {
         uint64_t n = 1 + rng_below(r, 3), length = 100 + rng_below(r, 400);
