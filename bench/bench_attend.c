@@ -51,7 +51,7 @@ static void gather_input(const bench_cache *b, size_t seq, size_t layer, float *
     }
 }
 
-/* One side, 64 tokens at a time: what a window has released, which no query sees, is left as it is. */
+/* One side, 64 tokens at a time. What a window has released, which no query sees, is left out. */
 static void read_side(const bench_cache *b, size_t seq, size_t layer, kvt_side side, uint64_t n,
                       float *x)
 {
