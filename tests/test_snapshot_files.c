@@ -710,8 +710,8 @@ static void test_mounted_file(void **state)
         require(kvt_seq_save(f.seq, in_folder("a"), NULL) == KVT_OK);
         require(kvt_seq_save(f.seq, in_folder("outside"), NULL) == KVT_OK);
         if ((unshare(CLONE_NEWNS) != 0 && unshare(CLONE_NEWUSER | CLONE_NEWNS) != 0) ||
-            mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) != 0 ||
-            mount(in_folder("outside"), in_folder("a"), NULL, MS_BIND, NULL) != 0)
+            mount("none", "/", "none", MS_REC | MS_PRIVATE, NULL) != 0 ||
+            mount(in_folder("outside"), in_folder("a"), "none", MS_BIND, NULL) != 0)
             _exit(77);
         require(kvt_seq_truncate(f.seq, 50) == KVT_OK);
         require(kvt_seq_save(f.seq, in_folder("a"), NULL) == KVT_ERR_IO);
