@@ -170,6 +170,19 @@ static void put_rows(kvt_seq *seq, size_t from, size_t to)
     pthread_mutex_unlock(&cache->lock);
 }
 
+/* What a sequence of n_rows rows has sealed and released at most. */
+static void cut_groups(kvt_seq *seq, size_t n_rows)
+{
+    for (uint32_t g = 0; g < seq->cache->n_groups; g++) {
+        kvt_seq_group *group = &seq->groups[g];
+        group->n_sealed = group->n_sealed < n_rows ? group->n_sealed : n_rows;
+        group->n_final = group->n_final < group->n_sealed ? group->n_final : group->n_sealed;
+        group->seal_end = group->n_sealed;
+        if (n_rows <= kvt_sink_rows(&seq->cache->groups[g]))
+            group->first = 0;
+    }
+}
+
 void kvt_rows_shrink(kvt_seq *seq, size_t n_rows)
 {
     kvt_cache *cache = seq->cache;
@@ -179,14 +192,7 @@ void kvt_rows_shrink(kvt_seq *seq, size_t n_rows)
         put_rows(seq, n_rows, seq->n_rows);
         seq->n_rows = n_rows;
     }
-    for (uint32_t g = 0; g < cache->n_groups; g++) {
-        kvt_seq_group *group = &seq->groups[g];
-        group->n_sealed = group->n_sealed < n_rows ? group->n_sealed : n_rows;
-        group->n_final = group->n_final < group->n_sealed ? group->n_final : group->n_sealed;
-        group->seal_end = group->n_sealed;
-        if (n_rows <= kvt_sink_rows(&cache->groups[g]))
-            group->first = 0;
-    }
+    cut_groups(seq, n_rows);
     account(seq);
 }
 
@@ -331,15 +337,8 @@ void kvt_rows_share(const kvt_seq *from, uint64_t n_tokens, kvt_seq *to)
     pthread_mutex_unlock(&cache->lock);
     to->n_rows = n_rows;
     to->length = n_tokens;
-    for (uint32_t g = 0; g < cache->n_groups; g++) {
-        kvt_seq_group *group = &to->groups[g];
-        *group = from->groups[g];
-        group->n_sealed = group->n_sealed < n_rows ? group->n_sealed : n_rows;
-        group->n_final = group->n_final < group->n_sealed ? group->n_final : group->n_sealed;
-        group->seal_end = group->n_sealed;
-        if (n_rows <= kvt_sink_rows(&cache->groups[g]))
-            group->first = 0;
-    }
+    memcpy(to->groups, from->groups, cache->n_groups * sizeof *to->groups);
+    cut_groups(to, n_rows);
     if (n_tokens < from->length)
         kvt_rows_revert(to, n_tokens);
 }
