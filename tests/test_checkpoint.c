@@ -149,7 +149,7 @@ static void memory_does_not_grow(void **state)
             expect_ok(NULL, kvt_memory_forecast(&config, 1, kvt_seq_length(seq), &forecast));
             assert_true(stats.bytes == forecast);
         }
-        /* The window, the 128 tokens that can be taken back, and the open blocks; then the sinks. */
+        /* The window, the 128 tokens that can be taken back, the open blocks, and the sinks. */
         assert_true(stats.blocks_used == blocks);
         assert_true(blocks <= (1000 + 128) / 64 + 1 + 2 + 1);
         /* Positions of all tokens stay. */
