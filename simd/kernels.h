@@ -23,8 +23,12 @@
  *                           15 bits or more
  *   qk_i8_fast, pv_i8_fast  the same with 7 bits and a sign (q), 7 bits (p), or more where that
  *                           costs nothing
- * q is packed for the integer ones once a work unit. The packed layout is private to a table, so a
- * table defines both a pack_q_ and its qk_, or neither.
+ * 4 and 5 bits are multiplied as f32 (qk_i4, pv_i4, pv_i5) or with rows rounded to 7 bits and a
+ * sign (q), 7 bits or more (p): qk_i4_near, pv_i4_near, pv_i5_near. The scales of 4-bit K, one a
+ * dim, are folded into q, so that it is rounded anew for each block.
+ *
+ * q is packed for the integer i8 ones once a work unit. The packed layout is private to a table,
+ * so a table defines both a pack_q_ and its qk_, or neither.
  *
  * Parameters that recur:
  *   dims       head dims; dims_p: padded to a multiple of 16
@@ -51,6 +55,10 @@
 #define KVT_SHAPE_NORM 16129.0f
 #define KVT_SHAPE_MAX 0x1.f8p-9f /* times 127: 0.488 */
 
+/* seal_k_i4: the same, but of the squared norm. */
+#define KVT_SHAPE_K4_SHARE 0.25f
+#define KVT_SHAPE_K4_MAX 0x1p-4f /* times 7.5: 0.469 */
+
 /*
  * Room for a packed row of q: two bytes a dim, for instruction sets that take dims in groups of up
  * to 64, and 64 bytes of what belongs to the row (scale, sums). Rows are packed in groups of up to
@@ -67,7 +75,7 @@ static inline size_t kvt_packed_bytes(size_t rows, size_t dims_p)
 }
 
 /* clang-format off */
-#define KVT_KERNEL_LIST(X)                                                                         \
+#define KVT_KERNELS_WIDE(X)                                                                        \
     /* n elements of the caller's dtype (aligned to the element only) to f32; 1 when all are */    \
     /* finite, else 0 with dst unspecified. */                                                     \
     X(int, load_f32, (const void *src, float *dst, size_t n))                                      \
@@ -86,7 +94,7 @@ static inline size_t kvt_packed_bytes(size_t rows, size_t dims_p)
     X(void, unrotate, (float *x, const float *sign, size_t dims, size_t block, float scale))       \
     /* Store tokens slot .. slot + n - 1, all of one tile (slot % 16 + n <= 16), from rows of */   \
     /* f32 x[i * ldx]. 1 when stored, 0 when a value does not fit the type (f16: beyond 65504 */   \
-    /* after rounding; i8: the scale would be beyond f16) with the slots unspecified. A tile has */\
+    /* after rounding; i8: the scale would be beyond f16) with the slots unspecified. A tile has */ \
     /* one writer at a time: lanes of 4 tokens may be rewritten whole. */                          \
     X(int, put_k_f32, (const float *x, size_t ldx, size_t n, size_t dims, size_t dims_p,           \
                        void *codes, uint16_t *scales, size_t slot))                                \
@@ -199,9 +207,9 @@ static inline size_t kvt_packed_bytes(size_t rows, size_t dims_p)
     /* V as the first dims of K: out = K's dims 0 .. v_dims_p - 1 of all 64 slots in V's order */  \
     /* (tile.h). codes and out 64-byte aligned, v_dims_p <= dims_p, both multiples of 16. Dead */  \
     /* slots are copied as they are. */                                                            \
-    X(void, transpose_f32, (const void *codes, size_t dims_p, size_t v_dims_p, void *out))              \
-    X(void, transpose_f16, (const void *codes, size_t dims_p, size_t v_dims_p, void *out))              \
-    X(void, transpose_i8, (const void *codes, size_t dims_p, size_t v_dims_p, void *out))               \
+    X(void, transpose_f32, (const void *codes, size_t dims_p, size_t v_dims_p, void *out))         \
+    X(void, transpose_f16, (const void *codes, size_t dims_p, size_t v_dims_p, void *out))         \
+    X(void, transpose_i8, (const void *codes, size_t dims_p, size_t v_dims_p, void *out))          \
     /* acc[r * ldacc + i] += coefficients[r] * x[i] for i < n, a multiple of 16. */                \
     X(void, add_scaled, (float *acc, size_t ldacc, size_t rows, const float *coefficients,         \
                          const float *x, size_t n))                                                \
@@ -211,6 +219,58 @@ static inline size_t kvt_packed_bytes(size_t rows, size_t dims_p)
     /* acc /= l with the sink's exp(sink - m) in the denominator (sink -inf: none); zeros where */ \
     /* nothing is visible. Returns the log-sum-exp, sink included. */                              \
     X(float, finish, (float *acc, size_t dims_p, float m, float l, float sink))
+
+/* K and V of 4 and 5 bits: levels.h, docs/numerics.md. */
+#define KVT_KERNELS_4BIT(X)                                                                        \
+    /* V of 4 and 5 bits: as put_v_i8, with the levels and the search of levels.h, or 32 */        \
+    /* equally spaced ones. */                                                                     \
+    X(int, put_v_i4, (const float *x, size_t ldx, size_t n, size_t dims, size_t dims_p,            \
+                      void *codes, uint16_t *scales, size_t slot))                                 \
+    X(int, put_v_i5, (const float *x, size_t ldx, size_t n, size_t dims, size_t dims_p,            \
+                      void *codes, uint16_t *scales, size_t slot))                                 \
+    /* 4-bit K: (code - 7.5) * scales[d], without the offset. */                                   \
+    X(void, get_k_i4, (const void *codes, const uint16_t *scales, size_t slot, size_t dims,        \
+                       size_t dims_p, float *x))                                                   \
+    X(void, get_v_i4, (const void *codes, const uint16_t *scales, size_t slot, size_t dims,        \
+                       size_t dims_p, float *x))                                                   \
+    X(void, get_v_i5, (const void *codes, const uint16_t *scales, size_t slot, size_t dims,        \
+                       size_t dims_p, float *x))                                                   \
+    /* 4-bit K. The range of each dim over the tokens that are not left out (a bit a token; at */  \
+    /* least one is in): lo, hi [dims_p]. A zero may have either sign. */                          \
+    X(void, range_k_f16, (const void *open, const uint16_t *open_scales, uint64_t left_out,        \
+                          size_t dims_p, float *lo, float *hi))                                    \
+    /* Codes round((x + delta[d]) * reciprocal of scales[d] + 7.5), which are 0 to 15. scales: */  \
+    /* [dims_p] f16. */                                                                            \
+    X(void, seal_k_i4, (const void *open, const uint16_t *open_scales, const float *delta,         \
+                        const uint16_t *scales, size_t dims_p, const void *next, void *codes))     \
+    /* Codes and scales of put_v_i4, put_v_i5 for all 64 tokens and dims_p dims. */                \
+    X(void, seal_v_i4, (const void *open, const uint16_t *open_scales, size_t dims_p,              \
+                        const void *next, void *codes, uint16_t *scales))                          \
+    X(void, seal_v_i5, (const void *open, const uint16_t *open_scales, size_t dims_p,              \
+                        const void *next, void *codes, uint16_t *scales))                          \
+    /* 4-bit K, as get_k_i4 gives it: scales are by dims. _near: a row of q[d] * scales[d] is */   \
+    /* rounded to multiples of its largest magnitude (but at least 2^-100) over 120 or more. */    \
+    X(void, qk_i4, (const float *q, size_t ldq, size_t rows, const void *codes,                    \
+                    const uint16_t *scales, size_t n_tokens, size_t dims_p, const void *next,      \
+                    float *s))                                                                     \
+    X(void, qk_i4_near, (const float *q, size_t ldq, size_t rows, const void *codes,               \
+                         const uint16_t *scales, size_t n_tokens, size_t dims_p,                   \
+                         const void *next, float *s))                                              \
+    /* V of 4 and 5 bits. _near: p * scale rounded to multiples of its largest over 120 or more. */ \
+    X(void, pv_i4, (const float *p, size_t rows, const void *codes, const uint16_t *scales,        \
+                    size_t n_tokens, size_t dims_p, const float *alpha, const void *next,          \
+                    float *acc, size_t ldacc))                                                     \
+    X(void, pv_i4_near, (const float *p, size_t rows, const void *codes, const uint16_t *scales,   \
+                         size_t n_tokens, size_t dims_p, const float *alpha, const void *next,     \
+                         float *acc, size_t ldacc))                                                \
+    X(void, pv_i5, (const float *p, size_t rows, const void *codes, const uint16_t *scales,        \
+                    size_t n_tokens, size_t dims_p, const float *alpha, const void *next,          \
+                    float *acc, size_t ldacc))                                                     \
+    X(void, pv_i5_near, (const float *p, size_t rows, const void *codes, const uint16_t *scales,   \
+                         size_t n_tokens, size_t dims_p, const float *alpha, const void *next,     \
+                         float *acc, size_t ldacc))
+
+#define KVT_KERNEL_LIST(X) KVT_KERNELS_WIDE(X) KVT_KERNELS_4BIT(X)
 /* clang-format on */
 
 typedef struct kvt_kernels {

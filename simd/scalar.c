@@ -11,6 +11,7 @@
 
 #include "simd/kernels.h"
 #include "simd/outliers.h"
+#include "simd/scalar_4bit.h"
 
 /* Most dims of a head: a row of one is an array. */
 #define SEAL_DIMS 1024
@@ -772,7 +773,10 @@ static float finish(float *acc, size_t dims_p, float m, float l, float sink)
 }
 
 const kvt_kernels kvt_kernels_scalar = {.isa = "scalar",
-#define KVT_KERNEL_ENTRY(result, name, parameters) .name = name,
-                                        KVT_KERNEL_LIST(KVT_KERNEL_ENTRY)
-#undef KVT_KERNEL_ENTRY
+#define ENTRY(result, name, parameters) .name = name,
+                                        KVT_KERNELS_WIDE(ENTRY)
+#undef ENTRY
+#define ENTRY(result, name, parameters) .name = kvt_scalar_##name,
+                                            KVT_KERNELS_4BIT(ENTRY)
+#undef ENTRY
 };

@@ -7,17 +7,23 @@
  *
  *   K, 8-bit   [tile][dim / 4][16 tokens][4 dims]
  *   K, 16/32   [tile][dim][16 tokens]
+ *   K, 4-bit   [tile][dim / 8][16 tokens][4 bytes]: low nibbles dims 0 to 3, high ones 4 to 7
  *   V, 8-bit   [token / 4][dim][4 tokens]
  *   V, 16/32   [token][dim]
+ *   V, 4-bit   [token / 8][dim][4 bytes]: low nibbles tokens 0 to 3, high ones tokens 4 to 7
+ *   V, 5-bit   as 4-bit, then the fifth bits, [token / 8][dim / 16][2 halves][8 bytes]: bit
+ *              dim % 16 * 4 + token % 4 of half token % 8 / 4
  *
  * dim runs to the dims padded to a multiple of 16. Padding is zero from the allocation on and
- * never written; slots of tokens that a sequence does not hold (any more) may hold anything,
- * kernels mask by count.
+ * never written, except that of 4- and 5-bit codes, which may hold anything; slots of tokens that a
+ * sequence does not hold (any more) may hold anything, kernels mask by count.
  *
- * A head's record is: K codes | K scales | K offset | V scales | V codes. Scales are f16, one a
- * token, and exist for 8-bit sides only. The offset (f16, one a padded dim, rounded up to
- * 64 bytes) exists where the group subtracts one. A V that is the first dims of K has no parts of
- * its own. Every part begins at a multiple of 64 bytes.
+ * A head's record is: K codes | K scales | K offset | K seed | V scales | V codes. Scales are f16,
+ * one a token for 8-bit sides, and for 4- and 5-bit V; one a padded dim for 4-bit K. The offset
+ * (f16, one a padded dim) exists where the group subtracts one; of 4-bit K it is the middle of each
+ * dim's range. The seed (likewise) exists in open blocks of 4-bit K only: src/cache/seal.c. A V
+ * that is the first dims of K has no parts of its own. Every part begins at a multiple of 64
+ * bytes.
  */
 #ifndef KVT_TILE_H
 #define KVT_TILE_H
@@ -53,6 +59,44 @@ static inline size_t kvt_kw_index(size_t token, size_t dim, size_t dims)
 static inline size_t kvt_vw_index(size_t token, size_t dim, size_t dims)
 {
     return token * dims + dim;
+}
+
+/* Byte of (token, dim) in 4-bit codes; its nibble is the high one where the _shift is 4. */
+static inline size_t kvt_k4_index(size_t token, size_t dim, size_t dims)
+{
+    return token / 16 * dims * 8 + dim / 8 * 64 + token % 16 * 4 + dim % 4;
+}
+
+static inline unsigned kvt_k4_shift(size_t dim)
+{
+    return (unsigned)(dim & 4);
+}
+
+static inline size_t kvt_v4_index(size_t token, size_t dim, size_t dims)
+{
+    return token / 8 * dims * 4 + dim * 4 + token % 4;
+}
+
+static inline unsigned kvt_v4_shift(size_t token)
+{
+    return (unsigned)(token & 4);
+}
+
+/* Byte and bit of the fifth bit of (token, dim) in 5-bit V, whose nibbles come first. */
+static inline size_t kvt_v5_index(size_t token, size_t dim, size_t dims)
+{
+    return dims * KVT_TOKENS / 2 + (token / 8 * (dims / 16) + dim / 16) * 16 + token % 8 / 4 * 8 +
+           dim % 16 / 2;
+}
+
+static inline unsigned kvt_v5_shift(size_t token, size_t dim)
+{
+    return (unsigned)(dim % 2 * 4 + token % 4);
+}
+
+static inline void kvt_put_bits(uint8_t *byte, unsigned shift, unsigned mask, unsigned code)
+{
+    *byte = (uint8_t)((*byte & ~(mask << shift)) | code << shift);
 }
 
 static inline uint32_t kvt_f32_bits(float x)
