@@ -159,7 +159,8 @@ static void check(append *a)
             given[i] = (double)(side ? a->b.source.v : a->b.source.k)[i];
         double error = bench_relative_error(got, given, n);
         kvt_type type = side ? c->v_type : c->k_type;
-        double limit = type == KVT_TYPE_I8 || a->dtype == KVT_BF16   ? 0.02
+        double limit = type >= KVT_TYPE_I4                           ? 0.2
+                       : type == KVT_TYPE_I8 || a->dtype == KVT_BF16 ? 0.02
                        : type == KVT_TYPE_F16 || a->dtype == KVT_F16 ? 1e-3
                                                                      : 1e-30;
         if (!(error < limit))

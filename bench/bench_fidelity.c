@@ -237,8 +237,8 @@ static bool bar_of(const method *m, const result *r, const char **name, double *
         *value = r->error / r->error_read;
         *limit = 1.02;
         return true;
+    default: return false;
     }
-    return false;
 }
 
 static int run_data(const bench_options *options, const bench_case *c, double offset)

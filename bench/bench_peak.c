@@ -306,7 +306,7 @@ double bench_arithmetic_seconds(const bench_peaks *p, const bench_peak *peak, co
 {
     unsigned products = mode == BENCH_FAST ? p->isa->fast : p->isa->near;
     double integer = products / peak->dot_gmacs, floating = 2.0 / peak->fma_gflops;
-    double k = c->k_type == KVT_TYPE_I8 && mode != BENCH_F32 ? integer : floating;
-    double v = c->v_type == KVT_TYPE_I8 && mode != BENCH_F32 ? integer : floating;
+    double k = c->k_type >= KVT_TYPE_I8 && mode != BENCH_F32 ? integer : floating;
+    double v = c->v_type >= KVT_TYPE_I8 && mode != BENCH_F32 ? integer : floating;
     return 1e-9 * pairs * (c->k_dim * k + c->v_dim * v);
 }

@@ -44,7 +44,8 @@ static const char usage[] =
     "  machine   read bandwidth, clock and arithmetic peaks, which the others' ratios are to\n"
     "\n"
     "LIST is one value or several with commas between them; every combination is run.\n"
-    "  --k LIST, --v LIST  storage types: f32, f16, i8 (default i8; --v: as K)   not fidelity\n"
+    "  --k LIST, --v LIST  storage types: f32, f16, i8, i4, i5 (V)\n"
+    "                      (default i8; --v: as K)                         not fidelity\n"
     "  --heads LIST        query:kv heads, e.g. 32:8,32:32                 (default 32:8;\n"
     "                      decode 32:32,32:8,28:4,32:4; prefix 32:32,32:8)\n"
     "  --dim LIST          head dims, or K:V dims, e.g. 128,576:512        (default 128)\n"
@@ -130,11 +131,12 @@ static bench_pair parse_pair(const char *flag, const char *text, uint64_t most, 
 
 static kvt_type parse_type(const char *flag, const char *text)
 {
-    static const kvt_type types[] = {KVT_TYPE_F32, KVT_TYPE_F16, KVT_TYPE_I8};
+    static const kvt_type types[] = {KVT_TYPE_F32, KVT_TYPE_F16, KVT_TYPE_I8, KVT_TYPE_I4,
+                                     KVT_TYPE_I5};
     for (size_t i = 0; i < sizeof types / sizeof types[0]; i++)
         if (!strcmp(text, bench_type_name(types[i])))
             return types[i];
-    bench_fail(2, "%s: %s is not a type: f32, f16 or i8", flag, text);
+    bench_fail(2, "%s: %s is not a type: f32, f16, i8, i4 or i5 (V)", flag, text);
 }
 
 static kvt_dtype parse_dtype(const char *flag, const char *text)

@@ -46,19 +46,20 @@ static const int8_t levels[16] = {KVT_V4_LEVELS};
 static unsigned k4_code(const void *codes, size_t token, size_t dim, size_t dims_p)
 {
     const uint8_t *in = codes;
-    return in[kvt_k4_index(token, dim, dims_p)] >> kvt_k4_shift(dim) & 15u;
+    return (unsigned)in[kvt_k4_index(token, dim, dims_p)] >> kvt_k4_shift(dim) & 15u;
 }
 
 static unsigned v4_code(const void *codes, size_t token, size_t dim, size_t dims_p)
 {
     const uint8_t *in = codes;
-    return in[kvt_v4_index(token, dim, dims_p)] >> kvt_v4_shift(token) & 15u;
+    return (unsigned)in[kvt_v4_index(token, dim, dims_p)] >> kvt_v4_shift(token) & 15u;
 }
 
 static unsigned v5_code(const void *codes, size_t token, size_t dim, size_t dims_p)
 {
     const uint8_t *in = codes;
-    unsigned fifth = in[kvt_v5_index(token, dim, dims_p)] >> kvt_v5_shift(token, dim) & 1u;
+    unsigned fifth =
+        (unsigned)in[kvt_v5_index(token, dim, dims_p)] >> kvt_v5_shift(token, dim) & 1u;
     return v4_code(codes, token, dim, dims_p) | fifth << 4;
 }
 

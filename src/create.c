@@ -84,9 +84,13 @@ static kvt_status check_group(const kvt_config *config, uint32_t g, const kvt_gr
     if (group->k_dim > KVT_MAX_DIM || group->v_dim > KVT_MAX_DIM)
         return refuse(config, KVT_ERR_LIMIT, "group %u: k_dim %u, v_dim %u: at most %d", g,
                       group->k_dim, group->v_dim, KVT_MAX_DIM);
-    if ((unsigned)group->k_type > KVT_TYPE_I8 || (unsigned)group->v_type > KVT_TYPE_I8)
+    if ((unsigned)group->k_type > KVT_TYPE_I5 || (unsigned)group->v_type > KVT_TYPE_I5)
         return refuse(config, KVT_ERR_ARG, "group %u: unknown k_type %d or v_type %d", g,
                       (int)group->k_type, (int)group->v_type);
+    if (group->k_type == KVT_TYPE_I5)
+        return refuse(config, KVT_ERR_ARG, "group %u: k_type is i5, which is for V only", g);
+    if (group->k_type == KVT_TYPE_I4 && (group->flags & KVT_GROUP_NO_OFFSET))
+        return refuse(config, KVT_ERR_ARG, "group %u: KVT_GROUP_NO_OFFSET with K of 4 bits", g);
     if (group->flags &
         ~(KVT_GROUP_NO_ROTATION | KVT_GROUP_NO_OFFSET | KVT_GROUP_V_IN_K | KVT_GROUP_NO_V_ROTATION))
         return refuse(config, KVT_ERR_ARG, "group %u: unknown flags 0x%x", g,
@@ -98,7 +102,10 @@ static kvt_status check_group(const kvt_config *config, uint32_t g, const kvt_gr
         return refuse(config, KVT_ERR_ARG,
                       "group %u: sink_tokens is %u, but without window_tokens there is no window",
                       g, group->sink_tokens);
-    if (group->reserved[0] || group->reserved[1])
+    if (group->fine_tokens > KVT_MAX_TOKENS && group->fine_tokens != KVT_FINE_NONE)
+        return refuse(config, KVT_ERR_LIMIT, "group %u: fine_tokens %u is above %d", g,
+                      group->fine_tokens, KVT_MAX_TOKENS);
+    if (group->reserved)
         return refuse(config, KVT_ERR_ARG, "group %u: reserved is not 0", g);
     status = check_rope(config, g, group);
     if (status != KVT_OK)
@@ -178,7 +185,8 @@ static kvt_status plan_cache(const kvt_config *config, kvt_cache *cache)
                       config->isa);
 
     cache->n_groups = config->n_groups;
-    cache->n_classes = 2 * config->n_groups + 1;
+    cache->n_classes = 3 * config->n_groups + 1;
+    cache->n_columns = 2 * config->n_groups + 1;
     for (uint32_t g = 0; g < config->n_groups; g++) {
         kvt_group_config group;
         if (!kvt_copy_struct(&group, &config->groups[g], sizeof group))
@@ -195,7 +203,7 @@ static kvt_status plan_cache(const kvt_config *config, kvt_cache *cache)
                           "group %u: RoPE is described for some groups and not for others", g);
         cache->moves = group.rope_pairing != KVT_ROPE_UNKNOWN;
         kvt_group_make(&group, &cache->groups[g]);
-        for (uint32_t form = KVT_SEALED; form <= KVT_OPEN; form++)
+        for (uint32_t form = KVT_SEALED; form < KVT_FORMS; form++)
             cache->class_bytes[kvt_class_of(cache, g, form)] =
                 cache->groups[g].layouts[form].block_bytes;
     }
@@ -294,6 +302,13 @@ fail:
 
 /* ---- forecast ---- */
 
+/* How many of `released` rows from `first` on are below `end`. */
+static uint64_t rows_between(uint64_t first, uint64_t released, uint64_t end)
+{
+    uint64_t last = first + released < end ? first + released : end;
+    return last > first ? last - first : 0;
+}
+
 /*
  * Bytes of the blocks of a sequence whose n_tokens tokens came in one step: what is sealed, what is
  * open, and what is both, since a truncate may still need its open form (kvt_seq_group). 1: they
@@ -306,13 +321,20 @@ static int blocks_overflow(const kvt_cache *plan, uint64_t n_tokens, uint64_t *b
         return 1;
     for (uint32_t g = 0; g < plan->n_groups; g++) {
         const kvt_group *group = &plan->groups[g];
-        uint64_t sealed = rows, open = 0;
+        uint64_t sealed = rows, open = 0, fine = 0, released = kvt_window_released(group, n_tokens);
         if (group->seals) {
             sealed = kvt_rows_older(n_tokens, group->residual_tokens);
             open = rows - kvt_rows_older(n_tokens, group->residual_tokens + KVT_DRAFT_TOKENS);
         }
-        sealed -= kvt_window_released(group, n_tokens);
+        if (group->fine_rows) { /* the window releases rows behind those of the sinks */
+            fine = sealed < group->fine_rows ? sealed : group->fine_rows;
+            fine -= rows_between(kvt_sink_rows(group), released, fine);
+        }
+        sealed -= released + fine;
         if (kvt_mul_overflows(sealed, kvt_block_bytes(plan, kvt_class_of(plan, g, KVT_SEALED)),
+                              &part) ||
+            kvt_add_overflows(*bytes, part, bytes) ||
+            kvt_mul_overflows(fine, kvt_block_bytes(plan, kvt_class_of(plan, g, KVT_FINE)),
                               &part) ||
             kvt_add_overflows(*bytes, part, bytes) ||
             kvt_mul_overflows(open, kvt_block_bytes(plan, kvt_class_of(plan, g, KVT_OPEN)),

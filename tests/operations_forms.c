@@ -10,12 +10,12 @@ enum { BLOCK = KVT_BLOCK_TOKENS, DRAFTS = 64 };
 
 int seals(const world *w, uint32_t g)
 {
-    return w->groups[g].k_type == KVT_TYPE_I8 || w->groups[g].v_type == KVT_TYPE_I8;
+    return w->groups[g].k_type >= KVT_TYPE_I8 || w->groups[g].v_type >= KVT_TYPE_I8;
 }
 
 int has_offset(const world *w, uint32_t g)
 {
-    return w->groups[g].k_type == KVT_TYPE_I8 && !(w->groups[g].flags & KVT_GROUP_NO_OFFSET);
+    return w->groups[g].k_type >= KVT_TYPE_I8 && !(w->groups[g].flags & KVT_GROUP_NO_OFFSET);
 }
 
 size_t sink_rows(const world *w, uint32_t g)
@@ -109,13 +109,33 @@ int is_in_sight(const world *w, const member *m, uint32_t layer, int32_t positio
 void forms_clear(form *forms)
 {
     for (uint32_t g = 0; g < GROUPS; g++)
-        forms[g] = (form){0, 0, SIZE_MAX, 0};
+        forms[g] = (form){0, 0, SIZE_MAX, 0, 0};
 }
 
-void forms_begin(const world *w, form *forms)
+void forms_settle(const world *w, form *forms)
 {
     for (uint32_t g = 0; g < w->n_groups; g++)
         forms[g].final = forms[g].sealed;
+}
+
+/* A block of 4-bit keys that a truncate has cut is open again. */
+void forms_begin(const world *w, form *forms, size_t length)
+{
+    forms_settle(w, forms);
+    for (uint32_t g = 0; g < w->n_groups; g++) {
+        form *f = &forms[g];
+        size_t row = length / BLOCK;
+        if (w->groups[g].k_type != KVT_TYPE_I4 || length % BLOCK == 0 || f->sealed <= row ||
+            f->fine >> row & 1)
+            continue;
+        f->sealed = f->final = row;
+        f->marked = least(f->marked, row * BLOCK);
+    }
+}
+
+static uint32_t bits_below(size_t n)
+{
+    return ((uint32_t)1 << n) - 1;
 }
 
 void forms_commit(const world *w, form *forms, const token *fed, size_t length, size_t n)
@@ -127,7 +147,8 @@ void forms_commit(const world *w, form *forms, const token *fed, size_t length, 
         if (seals(w, g)) {
             if (length < BLOCK * f->sealed && length < f->marked)
                 f->marked = length;
-            f->sealed = due > f->sealed ? due : f->sealed;
+            for (; f->sealed < due; f->sealed++)
+                f->fine |= (uint32_t)(f->sealed < w->fine_rows[g]) << f->sealed;
             f->final = final > f->final ? final : f->final;
             f->final = least(f->final, f->sealed);
         }
@@ -141,6 +162,7 @@ static void forms_shrink(const world *w, form *forms, size_t length)
     for (uint32_t g = 0; g < w->n_groups; g++) {
         form *f = &forms[g];
         f->sealed = least(f->sealed, rows_of_tokens(length));
+        f->fine &= bits_below(f->sealed);
         f->final = least(f->final, f->sealed);
         if (rows_of_tokens(length) <= sink_rows(w, g))
             f->first = 0;
@@ -200,6 +222,7 @@ void model_truncate(const world *w, member *m, size_t n)
         form *f = &m->forms[g];
         size_t due = older(n, w->residual[g]);
         f->sealed = least(f->sealed, due > f->final ? due : f->final);
+        f->fine &= bits_below(f->sealed);
     }
     m->length = n;
     if (!p)
@@ -271,6 +294,8 @@ void model_remove(const world *w, member *m, size_t first, size_t n)
     for (uint32_t g = 0; g < w->n_groups; g++) {
         form *f = &m->forms[g];
         if (whole) {
+            f->fine = (f->fine & bits_below(first / BLOCK)) | (f->fine >> (first + n) / BLOCK)
+                                                                  << first / BLOCK;
             f->sealed -= blocks_before(first, n, f->sealed);
             f->final -= blocks_before(first, n, f->final);
             f->first -= blocks_before(first, n, f->first);
@@ -304,7 +329,7 @@ int is_straight(const world *w, const member *m)
     forms_save(w, straight, m->tokens, m->length);
     for (uint32_t g = 0; g < w->n_groups; g++)
         if (forms[g].marked < m->length || forms[g].sealed != straight[g].sealed ||
-            forms[g].first != straight[g].first)
+            forms[g].first != straight[g].first || forms[g].fine != straight[g].fine)
             return 0;
     for (size_t i = 0; i < m->length; i++)
         if (m->tokens[i].key != m->tokens[i].position)
@@ -320,7 +345,9 @@ uint64_t model_bytes(const world *w, const member *m)
         const form *f = &m->forms[g];
         size_t sealed = seals(w, g) ? f->sealed : rows;
         size_t released = f->first ? f->first - sink_rows(w, g) : 0;
-        sum += (sealed - released) * w->sealed_bytes[g];
+        for (size_t row = 0; row < sealed; row++)
+            if (row < sink_rows(w, g) || row >= sink_rows(w, g) + released)
+                sum += f->fine >> row & 1 ? w->fine_bytes[g] : w->sealed_bytes[g];
         sum += (rows - sealed + f->sealed - f->final) * w->open_bytes[g];
     }
     return sum;

@@ -340,10 +340,12 @@ void expect_read(const actor *a, const member *m, uint32_t layer, kvt_side side,
          * i8: a step of the largest element a dim, which is at most the norm of the row less its
          * offset. The offset is at most about an ordinary row, of mean square 2.3.
          */
-        bound = type == KVT_TYPE_F32 ? 0
-                : type == KVT_TYPE_F16
-                    ? 0x1p-11 * sqrt(norm) + 1e-6
-                    : sqrt((double)dim) / 127 * (sqrt(norm) + 2 * sqrt(2.3 * (double)dim));
+        bound = type == KVT_TYPE_F32   ? 0
+                : type == KVT_TYPE_F16 ? 0x1p-11 * sqrt(norm) + 1e-6
+                : type == KVT_TYPE_I8
+                    ? sqrt((double)dim) / 127 * (sqrt(norm) + 2 * sqrt(2.3 * (double)dim))
+                : side == KVT_SIDE_V ? (type == KVT_TYPE_I4 ? 0.25 : 0.12) * sqrt(norm)
+                                     : sqrt((double)dim) * 2 * 160 / 15; /* a step of an outlier */
         check(a, sqrt(error) <= bound);
     }
     free(got);

@@ -61,6 +61,7 @@ typedef struct form {
     size_t marked; /* from this token on bytes may not be those of a straight build: the first that
                       was appended to a sealed block; SIZE_MAX: none */
     size_t first;  /* blocks behind the sinks and before it are released; 0: none is */
+    uint32_t fine; /* a bit a block: sealed as i8 where the type is i4 or i5 */
 } form;
 
 /* A checkpoint: what the tokens do not say. */
@@ -102,7 +103,9 @@ typedef struct world {
     int injects;                     /* some allocations fail */
     int is_shared;                   /* several threads: nobody can add up bytes */
     uint64_t cache_bytes, seq_bytes; /* of the cache without sequences; of an empty one */
-    uint64_t open_bytes[GROUPS], sealed_bytes[GROUPS], meta_bytes; /* of a block */
+    uint64_t open_bytes[GROUPS], sealed_bytes[GROUPS], fine_bytes[GROUPS],
+        meta_bytes; /* a block's */
+    size_t fine_rows[GROUPS];
 } world;
 
 /* What has happened. */
@@ -182,7 +185,9 @@ size_t sink_rows(const world *w, uint32_t g);
 /* Full blocks of tokens older than the last `residual`. */
 size_t older(size_t n_tokens, uint64_t residual);
 /* Any begin: what the commit before it has sealed is sealed for good. */
-void forms_begin(const world *w, form *forms);
+void forms_begin(const world *w, form *forms, size_t length);
+/* What was sealed stays so. */
+void forms_settle(const world *w, form *forms);
 /* After forms_begin: tokens length .. length + n - 1 are committed. */
 void forms_commit(const world *w, form *forms, const token *fed, size_t length, size_t n);
 /* What a snapshot leaves out behind windows: of a sequence or a checkpoint of `length` tokens. */

@@ -355,11 +355,15 @@ static void bad_configs(void **state)
     config_case(KVT_ERR_LIMIT, "k_dim 1032", g[0].k_dim = KVT_MAX_DIM + 8);
     config_case(KVT_ERR_LIMIT, "v_dim 1032", g[0].v_dim = KVT_MAX_DIM + 8);
     config_case(KVT_ERR_LIMIT, "k_dim", g[0].k_dim = UINT32_MAX - 7);
-    config_case(KVT_ERR_ARG, "k_type", g[0].k_type = (kvt_type)3);
+    config_case(KVT_ERR_ARG, "k_type", g[0].k_type = (kvt_type)(KVT_TYPE_I5 + 1));
+    config_case(KVT_ERR_ARG, "k_type is i5", g[0].k_type = KVT_TYPE_I5);
+    config_case(KVT_ERR_ARG, "NO_OFFSET with K of 4 bits",
+                (g[0].k_type = KVT_TYPE_I4, g[0].flags = KVT_GROUP_NO_OFFSET));
+    config_case(KVT_ERR_LIMIT, "fine_tokens", g[0].fine_tokens = KVT_MAX_TOKENS + 1);
     config_case(KVT_ERR_ARG, "v_type", g[1].v_type = (kvt_type)-1);
     config_case(KVT_ERR_ARG, "k_type", g[0].k_type = (kvt_type)INT_MAX);
     config_case(KVT_ERR_ARG, "flags 0x10", g[0].flags = 16);
-    config_case(KVT_ERR_ARG, "reserved", g[1].reserved[1] = 1);
+    config_case(KVT_ERR_ARG, "reserved", g[1].reserved = 1);
     config_case(KVT_ERR_LIMIT, "residual_tokens", g[0].residual_tokens = KVT_MAX_TOKENS + 1);
     config_case(KVT_ERR_ARG, "flags", g[0].flags = 0x80000000u | KVT_GROUP_NO_OFFSET);
     config_case(KVT_ERR_ARG, "layer 0", g[0].layers = twice);

@@ -248,7 +248,7 @@ static int begin_tokens(actor *a, member *m, size_t n, int given)
     arm(a);
     if (!succeeded(a, kvt_seq_begin(m->seq, n, given ? positions : NULL), m))
         return 0;
-    forms_begin(a->w, m->forms);
+    forms_begin(a->w, m->forms, m->length);
     m->pending = n;
     m->appended = 0;
     begin_step(a, a->mirrors, m->mirror, m->tokens + m->length, n);
@@ -537,7 +537,7 @@ static void checkpoint(actor *a, member *m)
         return;
     did(a, m, CHECKPOINT, 0, blob);
     m->n_points += (size_t)is_new;
-    m->points[m->n_points - 1] = (point){m->length, blob, m->next_position, {{0, 0, 0, 0}}};
+    m->points[m->n_points - 1] = (point){m->length, blob, m->next_position, {{0, 0, 0, 0, 0}}};
     memcpy(m->points[m->n_points - 1].forms, m->forms, sizeof m->forms);
 }
 
@@ -682,9 +682,9 @@ static void take_filed(const actor *a, member *m)
     m->turned = 0;
     for (size_t i = 0; i < m->length; i++)
         m->turned |= m->tokens[i].key != m->tokens[i].position;
-    forms_begin(a->w, m->forms);
+    forms_settle(a->w, m->forms);
     for (size_t i = 0; i < m->n_points; i++)
-        forms_begin(a->w, m->points[i].forms);
+        forms_settle(a->w, m->points[i].forms);
     m->mirror = mirror_of_file(a);
 }
 
@@ -816,11 +816,14 @@ static kvt_group_config some_group(rng *r)
     static const kvt_type types[][2] = {
         {KVT_TYPE_I8, KVT_TYPE_I8},   {KVT_TYPE_I8, KVT_TYPE_I8},   {KVT_TYPE_I8, KVT_TYPE_I8},
         {KVT_TYPE_I8, KVT_TYPE_F16},  {KVT_TYPE_F16, KVT_TYPE_I8},  {KVT_TYPE_F32, KVT_TYPE_I8},
-        {KVT_TYPE_F16, KVT_TYPE_F16}, {KVT_TYPE_F32, KVT_TYPE_F32},
+        {KVT_TYPE_F16, KVT_TYPE_F16}, {KVT_TYPE_F32, KVT_TYPE_F32}, {KVT_TYPE_I4, KVT_TYPE_I4},
+        {KVT_TYPE_I4, KVT_TYPE_I4},   {KVT_TYPE_I4, KVT_TYPE_I5},   {KVT_TYPE_I4, KVT_TYPE_I8},
+        {KVT_TYPE_I8, KVT_TYPE_I4},   {KVT_TYPE_F16, KVT_TYPE_I5},  {KVT_TYPE_I4, KVT_TYPE_F16},
     };
+    static const uint32_t fines[] = {0, 0, KVT_FINE_NONE, 1, 65, 128};
     static const uint32_t dims[] = {8, 16, 16, 24, 32, 64};
     static const uint32_t residuals[] = {0, 0, 0, KVT_RESIDUAL_NONE, 1, 100};
-    const kvt_type *type = types[rng_below(r, 8)];
+    const kvt_type *type = types[rng_below(r, sizeof types / sizeof types[0])];
     uint32_t heads = 1 + rng_below(r, MAX_HEADS);
     kvt_group_config g = group_of(1 + rng_below(r, 2), heads * (1 + rng_below(r, 2)), heads,
                                   dims[rng_below(r, 6)], dims[rng_below(r, 6)], type[0], type[1]);
@@ -828,7 +831,10 @@ static kvt_group_config some_group(rng *r)
     g.residual_tokens = residuals[rng_below(r, 6)];
     if (rng_below(r, 4) == 0)
         g.flags = rng_below(r, 4) | (rng_below(r, 2) ? KVT_GROUP_NO_V_ROTATION : 0);
-    if (type[0] == type[1] && rng_below(r, 4) == 0) {
+    g.fine_tokens = fines[rng_below(r, 6)];
+    if (type[0] == KVT_TYPE_I4)
+        g.flags &= ~KVT_GROUP_NO_OFFSET;
+    if (type[0] == type[1] && type[0] <= KVT_TYPE_I8 && rng_below(r, 4) == 0) {
         g.flags |= KVT_GROUP_V_IN_K;
         g.v_dim = g.k_dim == 24 ? 16 : g.k_dim;
     }
@@ -863,12 +869,14 @@ static void some_window(kvt_group_config *g, rng *r)
 }
 
 /* What n tokens up to 64 of group g take, but for positions and ids. */
-static uint64_t block_bytes(const world *w, uint32_t g, uint64_t n, uint32_t residual)
+static uint64_t block_bytes(const world *w, uint32_t g, uint64_t n, uint32_t residual,
+                            uint32_t fine_tokens)
 {
     kvt_group_config group = w->groups[g];
     kvt_config c = w->config;
     uint64_t empty, one;
     group.residual_tokens = residual;
+    group.fine_tokens = fine_tokens;
     c.groups = &group;
     c.n_groups = 1;
     expect_ok(NULL, kvt_memory_forecast(&c, 1, 0, &empty));
@@ -880,10 +888,14 @@ static void measure_blocks(world *w)
 {
     w->meta_bytes = w->moves ? META_MOVES_BYTES : META_BYTES;
     for (uint32_t g = 0; g < w->n_groups; g++) {
-        w->open_bytes[g] = block_bytes(w, g, 1, 1000);
+        w->open_bytes[g] = block_bytes(w, g, 1, 1000, 0);
         w->sealed_bytes[g] = w->open_bytes[g];
-        if (seals(w, g)) /* the open form is kept beside */
-            w->sealed_bytes[g] = block_bytes(w, g, 64, KVT_RESIDUAL_NONE) - w->open_bytes[g];
+        if (!seals(w, g))
+            continue;
+        /* The open form is kept beside. */
+        w->sealed_bytes[g] =
+            block_bytes(w, g, 64, KVT_RESIDUAL_NONE, KVT_FINE_NONE) - w->open_bytes[g];
+        w->fine_bytes[g] = block_bytes(w, g, 64, KVT_RESIDUAL_NONE, 64) - w->open_bytes[g];
     }
 }
 
@@ -893,6 +905,10 @@ static void config_world(world *w)
     for (uint32_t g = 0; g < w->n_groups; g++) {
         uint32_t given = w->groups[g].residual_tokens;
         w->residual[g] = given == 0 ? KVT_RESIDUAL_TOKENS : given == KVT_RESIDUAL_NONE ? 0 : given;
+        if (w->groups[g].k_type > KVT_TYPE_I8 || w->groups[g].v_type > KVT_TYPE_I8) {
+            uint32_t fine = w->groups[g].fine_tokens;
+            w->fine_rows[g] = fine == 0 ? 1 : fine == KVT_FINE_NONE ? 0 : (fine + 63) / 64;
+        }
         for (uint32_t l = 0; l < w->groups[g].n_layers; l++)
             w->group_of_layer[w->n_layers++] = g;
     }

@@ -469,7 +469,7 @@ static void what_is_refused(void **state)
     g.window_tokens = 1;
     expect_ok(NULL, kvt_cache_create(&config, &cache));
     kvt_cache_destroy(cache);
-    g.reserved[0] = 1;
+    g.reserved = 1;
     expect(NULL, KVT_ERR_ARG, kvt_cache_create(&config, &cache));
 
     small_make(&s, 5, 0, 1, NULL, v);

@@ -48,6 +48,8 @@ static const char *type_name(kvt_type type)
     case KVT_TYPE_F32: return "f32";
     case KVT_TYPE_F16: return "f16";
     case KVT_TYPE_I8: return "i8";
+    case KVT_TYPE_I4: return "i4";
+    case KVT_TYPE_I5: return "i5";
     default: return "?";
     }
 }
@@ -59,7 +61,7 @@ static int is_v_in_k(const kvt_snapshot_group *group)
 
 static int rotates_v(const kvt_snapshot_group *group) /* by itself: V in K is rotated as K is */
 {
-    return group->v_type == KVT_TYPE_I8 && !is_v_in_k(group) &&
+    return group->v_type >= KVT_TYPE_I8 && !is_v_in_k(group) &&
            !(group->flags & KVT_GROUP_NO_V_ROTATION);
 }
 
@@ -154,7 +156,7 @@ static void print_json(const char *path, const options *o, kvt_status status,
                group->v_dim, type_name(group->k_type), type_name(group->v_type),
                group->k_type == KVT_TYPE_I8 && !(group->flags & KVT_GROUP_NO_ROTATION) ? "true"
                                                                                        : "false",
-               group->k_type == KVT_TYPE_I8 && !(group->flags & KVT_GROUP_NO_OFFSET) ? "true"
+               group->k_type >= KVT_TYPE_I8 && !(group->flags & KVT_GROUP_NO_OFFSET) ? "true"
                                                                                      : "false",
                rotates_v(group) ? "true" : "false", is_v_in_k(group) ? "true" : "false",
                group->rotation_seed, group->window_tokens, group->sink_tokens);
@@ -205,6 +207,8 @@ static void print_table(const char *path, const options *o, const kvt_snapshot_i
             static const char *const hows[] = {"rotated, with offset", "with offset", "rotated",
                                                "as it is"};
             how = hows[group->flags & (KVT_GROUP_NO_ROTATION | KVT_GROUP_NO_OFFSET)];
+        } else if (group->k_type == KVT_TYPE_I4) {
+            how = "with offset";
         }
         printf("  %5" PRIu32 "  %6" PRIu32 "  %7" PRIu32 "  %8" PRIu32 "  %5" PRIu32 "  %5" PRIu32
                "  %-3s  %-4s  %-20s  %-8s",

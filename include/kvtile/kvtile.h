@@ -66,6 +66,8 @@ extern "C" {
 #define KVT_RANGE_TOKENS 1024        /* the unit in which attention is merged: see kvt_attend */
 #define KVT_RESIDUAL_TOKENS 64       /* the default of residual_tokens */
 #define KVT_RESIDUAL_NONE UINT32_MAX /* residual_tokens: only the block being filled */
+#define KVT_FINE_TOKENS 64           /* the default of fine_tokens */
+#define KVT_FINE_NONE UINT32_MAX     /* fine_tokens: none */
 #define KVT_SELECT_TOKENS 64         /* of a step that kvt_seq_commit_selected selects from */
 #define KVT_TOKEN_NONE (-1)          /* the token id of a token that was committed without one */
 
@@ -91,7 +93,9 @@ typedef enum kvt_status {
 typedef enum kvt_type {
     KVT_TYPE_F32 = 0, /* 32 */
     KVT_TYPE_F16 = 1, /* 16 */
-    KVT_TYPE_I8 = 2   /* K 8.375, V 8.125; the newest tokens f16: residual_tokens */
+    KVT_TYPE_I8 = 2,  /* K 8.375, V 8.125; the newest tokens f16: residual_tokens */
+    KVT_TYPE_I4 = 3,  /* K 4.5, V 4.125; likewise, and the first tokens i8: fine_tokens */
+    KVT_TYPE_I5 = 4   /* V only: 5.125 */
 } kvt_type;
 
 /* Element type of the caller's tensors. */
@@ -103,15 +107,19 @@ typedef enum kvt_dtype {
 
 typedef enum kvt_side { KVT_SIDE_K = 0, KVT_SIDE_V = 1 } kvt_side;
 
-/* kvt_group_config.flags, recorded in snapshots. They concern sides stored as i8. */
-#define KVT_GROUP_NO_ROTATION 1u   /* do not rotate K (and q) by the signed Hadamard transform */
-#define KVT_GROUP_NO_OFFSET 2u     /* do not subtract a per-block offset vector from K */
+/* kvt_group_config.flags, recorded in snapshots. They concern sides stored as i8, i4 or i5. */
+#define KVT_GROUP_NO_ROTATION                                                                      \
+    1u /* do not rotate K (and q) by the signed Hadamard transform, as
+                                      K of 4 bits never is: its scales are by dims */
+#define KVT_GROUP_NO_OFFSET                                                                        \
+    2u                             /* do not subtract a per-block offset vector from K; not with
+                                      K of 4 bits, which has the middle of each dim's range */
 #define KVT_GROUP_NO_V_ROTATION 8u /* do not rotate V (and the output back) likewise */
 /*
  * V is the first v_dim dims of K and is not stored: multi-head latent attention (DeepSeek-V2,
  * arXiv 2405.04434: k_dim 576, v_dim 512, one kv head). kvt_append takes NULL for v; all else works
- * on V as if it had been appended. Asks for v_type == k_type, v_dim <= k_dim and, where K is
- * rotated, a v_dim that is a multiple of the largest power of two dividing k_dim.
+ * on V as if it had been appended. Asks for v_type == k_type, f32, f16 or i8, v_dim <= k_dim and,
+ * where K is rotated, a v_dim that is a multiple of the largest power of two dividing k_dim.
  */
 #define KVT_GROUP_V_IN_K 4u
 
@@ -129,10 +137,11 @@ typedef enum kvt_rope {
 /* kvt_attend_args.flags */
 #define KVT_ATTEND_CAUSAL 1u /* query i of n sees all tokens but the last n - 1 - i */
 /*
- * How i8 is multiplied; what is stored does not depend on it. At most one of the two:
+ * How i8, i4 and i5 are multiplied; what is stored does not depend on it. At most one of the two:
  *
  *  (none)           near-exact: integer dot products, q and the softmax's weights rounded to
- *                   14 bits or more. Adds less than 2% of the storage type's own error.
+ *                   14 bits or more, 7 bits or more with i4 and i5. Adds less than 2% of the
+                   storage type's own error.
  *  KVT_ATTEND_F32   widen the codes and multiply as f32: the most exact, the slowest.
  *  KVT_ATTEND_FAST  7 bits or more: adds at most 1.5 times the storage type's error (128 dims,
  *                   long contexts); as the default where fewer bits would save no time.
@@ -207,8 +216,9 @@ typedef struct kvt_group_config {
                                the n_layers numbers after those of the groups before */
     uint64_t rotation_seed; /* seed of the rotations' signs; 0 is a seed like any other */
     /*
-     * The residual window: how many of the newest tokens are held as f16, whatever i8 sides the
-     * group has, until the block of 64 tokens that they are in is sealed, that is turned into i8.
+     * The residual window: how many of the newest tokens are held as f16, whatever i8, i4 or i5
+     * sides the group has, until the block of 64 tokens that they are in is sealed, that is turned
+     * into these types.
      * A block is sealed by the commit after which all its tokens are older than that; so with the
      * block being filled, residual_tokens to residual_tokens + 63 tokens are f16. 0: KVT_RESIDUAL_
      * TOKENS; KVT_RESIDUAL_NONE: only the block being filled. What a sealed block holds does not
@@ -248,7 +258,14 @@ typedef struct kvt_group_config {
     uint32_t rope_first_dim;
     uint32_t rope_dims;                    /* even; 0 where the pairing is UNKNOWN or NONE */
     const float *rope_inverse_frequencies; /* [rope_dims / 2], copied */
-    uint32_t reserved[2];                  /* 0 */
+    /*
+     * The first fine_tokens tokens of a sequence, rounded up to whole blocks of 64, are sealed as
+     * i8 on the sides whose type is i4 or i5: attention sinks are among them, and much of a model's
+     * attention is on them. 0: KVT_FINE_TOKENS; KVT_FINE_NONE: none. At most KVT_MAX_TOKENS.
+     * Recorded in snapshots.
+     */
+    uint32_t fine_tokens;
+    uint32_t reserved; /* 0 */
 } kvt_group_config;
 
 /* Make one with kvt_config_init, then set groups, n_groups and max_tokens. */

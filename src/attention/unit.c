@@ -64,7 +64,7 @@ static void mask_window(const kvt_unit *u, size_t row, size_t block_row, size_t 
 /* Whether K is multiplied as integers, and V. */
 static int is_integer(const kvt_unit *u, kvt_type type)
 {
-    return type == KVT_TYPE_I8 && !(u->args->flags & KVT_ATTEND_F32);
+    return kvt_is_sealed_type(type) && !(u->args->flags & KVT_ATTEND_F32);
 }
 
 static int is_fast(const kvt_unit *u)
@@ -103,6 +103,12 @@ static void turn_row(const kvt_unit *u, float *q)
     }
 }
 
+/* Whether blocks of the group can have K as i8. */
+static int has_k_i8(const kvt_group *group)
+{
+    return group->config.k_type == KVT_TYPE_I8 || group->fine_rows;
+}
+
 /* q for keys that have moved by u->shift. */
 static kvt_outcome load_rows(const kvt_unit *u)
 {
@@ -122,7 +128,7 @@ static kvt_outcome load_rows(const kvt_unit *u)
         if ((u->shift || rotation->block) && !is_finite_row(q, dims))
             return KVT_UNIT_OVERFLOWED;
     }
-    if (is_integer(u, u->group->config.k_type))
+    if (is_integer(u, u->group->config.k_type) && has_k_i8(u->group))
         (is_fast(u) ? k->pack_q_fast : k->pack_q_near)(u->q, dims_p, u->rows, dims_p, u->packed);
     return KVT_UNIT_DONE;
 }
@@ -179,8 +185,9 @@ static const uint16_t *halves(const unsigned char *memory)
 }
 
 /*
- * The scales of n tokens of an open side, powers of two, negative where a row of K has no offset;
- * NULL where all are 1, as they are but for a few rows, and where the side has none.
+ * The scales of n tokens of an open side, negative where a row of K has no offset (of V the sign
+ * has no meaning here); NULL where all are 1, as they are but for a few rows, and where the side
+ * has none.
  */
 static const uint16_t *open_scales(const head_block *b, kvt_type type, size_t scale_bytes,
                                    size_t scales_at, size_t n)
@@ -222,16 +229,18 @@ static void scores_of(const kvt_unit *u, size_t from, const head_block *b, size_
     const void *codes = b->record + layout->k_codes;
     const uint16_t *scales = halves(b->record + layout->k_scales);
 
-    if (is_integer(u, type)) {
+    if (is_integer(u, type) && type == KVT_TYPE_I8) {
         (is_fast(u) ? k->qk_i8_fast : k->qk_i8_near)(u->packed, from, u->rows, codes, scales, n,
                                                      layout->k_dims, next, u->scores);
         return;
     }
     (type == KVT_TYPE_F32   ? k->qk_f32
      : type == KVT_TYPE_F16 ? k->qk_f16
-                            : k->qk_i8)(u->q + from * layout->k_dims, layout->k_dims,
-                                        u->rows - from, codes, scales, n, layout->k_dims, next,
-                                        u->scores + from * KVT_TOKENS);
+     : type == KVT_TYPE_I8  ? k->qk_i8
+     : (u->args->flags & KVT_ATTEND_F32) != 0
+         ? k->qk_i4
+         : k->qk_i4_near)(u->q + from * layout->k_dims, layout->k_dims, u->rows - from, codes,
+                          scales, n, layout->k_dims, next, u->scores + from * KVT_TOKENS);
     scales = open_scales(b, type, layout->k_scale_bytes, layout->k_scales, n);
     if (scales)
         scale_tokens(u, from, scales, n);
@@ -277,11 +286,27 @@ static void add_offset(const kvt_unit *u, size_t from, const head_block *b, floa
                   dims_p);
 }
 
+typedef void pv_function(const float *p, size_t rows, const void *codes, const uint16_t *scales,
+                         size_t n_tokens, size_t dims_p, const float *alpha, const void *next,
+                         float *acc, size_t ldacc);
+
+static pv_function *pv_of(const kvt_unit *u, kvt_type type)
+{
+    const kvt_kernels *k = &u->cache->kernels;
+    const int integer = is_integer(u, type);
+    switch (type) {
+    case KVT_TYPE_F32: return k->pv_f32;
+    case KVT_TYPE_F16: return k->pv_f16;
+    case KVT_TYPE_I4: return integer ? k->pv_i4_near : k->pv_i4;
+    case KVT_TYPE_I5: return integer ? k->pv_i5_near : k->pv_i5;
+    default: return !integer ? k->pv_i8 : is_fast(u) ? k->pv_i8_fast : k->pv_i8_near;
+    }
+}
+
 /* acc = acc * alpha + scores * V for the rows from `from` on. The scores may be changed. */
 static void accumulate_values(const kvt_unit *u, size_t from, const head_block *b, size_t n,
                               const void *next, float *acc)
 {
-    const kvt_kernels *k = &u->cache->kernels;
     const kvt_group *group = u->group;
     const kvt_layout *layout = b->layout;
     kvt_type type = group->v_in_k ? layout->k_type : layout->v_type;
@@ -301,12 +326,9 @@ static void accumulate_values(const kvt_unit *u, size_t from, const head_block *
     }
     if (scales)
         scale_tokens(u, from, scales, n);
-    (is_integer(u, type)    ? (is_fast(u) ? k->pv_i8_fast : k->pv_i8_near)
-     : type == KVT_TYPE_F32 ? k->pv_f32
-     : type == KVT_TYPE_F16 ? k->pv_f16
-                            : k->pv_i8)(
-        u->scores + from * KVT_TOKENS, u->rows - from, codes, halves(b->record + scales_at), n,
-        layout->v_dims, u->alpha + from, next, acc + from * layout->v_dims, layout->v_dims);
+    pv_of(u, type)(u->scores + from * KVT_TOKENS, u->rows - from, codes,
+                   halves(b->record + scales_at), n, layout->v_dims, u->alpha + from, next,
+                   acc + from * layout->v_dims, layout->v_dims);
     if (adds)
         add_offset(u, from, b, acc);
 }
@@ -502,7 +524,7 @@ static void prefetch_block(const kvt_unit *u, size_t block_row)
         __builtin_prefetch(&kvt_seq_meta(seq, block_row + 4)->shift);
     }
     if (block_row + 8 < end)
-        __builtin_prefetch(&seq->table[(block_row + 8) * seq->cache->n_classes]);
+        __builtin_prefetch(&seq->table[(block_row + 8) * seq->cache->n_columns]);
     if (block_row + 2 >= end)
         return;
     if (u->group->window_tokens == UINT64_MAX) {

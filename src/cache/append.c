@@ -78,7 +78,7 @@ static kvt_block *block_of(const append_side *s, size_t row)
 static kvt_block *sealed_of(const append_side *s, size_t row)
 {
     const kvt_seq *seq = s->job->seq;
-    if (block_of(s, row)->form == KVT_SEALED)
+    if (block_of(s, row)->form != KVT_OPEN)
         return NULL;
     return kvt_seq_block(seq, row, kvt_beside(seq->cache, s->job->group_index));
 }
@@ -166,13 +166,13 @@ static void base_offset(const append_side *s, size_t row, const float *first, ui
         return;
     }
     block = block_of(s, row - 1);
-    if (row == 1 || block->form == KVT_SEALED) {
+    if (row == 1 || block->form != KVT_OPEN) {
         block = sealed_of(s, 0); /* by this step, before this row */
         block = block ? block : block_of(s, 0);
     }
     record = record_of(s, block);
     if (row == 1 && block->form == KVT_OPEN)
-        kvt_seal_offset(job->kernels, &job->group->layouts[KVT_OPEN], &record, offset);
+        kvt_seal_offset(job->kernels, job->group, kvt_sealed_form(job->group, 0), &record, offset);
     else
         memcpy(offset, record.offset, s->dims_p * sizeof *offset);
 }
@@ -194,8 +194,9 @@ static int put_open(const append_side *s, size_t row, uint64_t i, size_t n, cons
             memcpy(s->border + slot * s->dims, buffer, part * s->dims * sizeof *buffer);
         if (s->has_offset && slot == 0)
             base_offset(s, row, buffer, to->offset);
-        if (!kvt_open_put(kernels, &s->job->group->layouts[KVT_OPEN], s->side, buffer, part,
-                          s->dims, to, slot))
+        if (to->seed && slot == 0)
+            memset(to->seed, 0, s->job->group->layouts[KVT_OPEN].k_seed_bytes);
+        if (!kvt_open_put(kernels, s->job->group, s->side, buffer, part, s->dims, to, slot))
             return 0;
         slot += part;
         i += part;
@@ -208,14 +209,15 @@ static int put_open(const append_side *s, size_t row, uint64_t i, size_t n, cons
  * tile of an open record, as all others do, so that a token is the same whether it comes into the
  * sealed block or is moved there from an open one (select.c). Block 0 is sealed, as all before.
  */
-static int put_sealed(const append_side *s, uint64_t i, size_t n, const kvt_record *to, size_t slot)
+static int put_sealed(const append_side *s, uint32_t form, uint64_t i, size_t n,
+                      const kvt_record *to, size_t slot)
 {
     const kvt_kernels *kernels = s->job->kernels;
     const kvt_group *group = s->job->group;
     _Alignas(64) uint16_t codes[KVT_TILE_TOKENS * KVT_MAX_DIM], scales[KVT_TILE_TOKENS];
     /* Without offsets a window may have released block 0. */
     const kvt_record open = {codes, scales,
-                             s->has_offset ? record_of(s, block_of(s, 0)).offset : NULL};
+                             s->has_offset ? record_of(s, block_of(s, 0)).offset : NULL, NULL};
     float buffer[ROWS_FLOATS];
 
     if (s->dims != s->dims_p) /* the padding */
@@ -225,10 +227,9 @@ static int put_sealed(const append_side *s, uint64_t i, size_t n, const kvt_reco
         part = part < end - slot ? part : end - slot;
         part = part < s->rows_at_once ? part : s->rows_at_once;
         if (!load_rotated(s, i, part, buffer) ||
-            !kvt_open_put(kernels, &group->layouts[KVT_OPEN], s->side, buffer, part, s->dims, &open,
-                          in_tile))
+            !kvt_open_put(kernels, group, s->side, buffer, part, s->dims, &open, in_tile))
             return 0;
-        kvt_sealed_put(kernels, group, s->side, &open, in_tile, part, buffer, to, slot);
+        kvt_sealed_put(kernels, group, s->side, form, &open, in_tile, part, buffer, to, slot);
         slot += part;
         i += part;
     }
@@ -272,7 +273,7 @@ static int put_direct_by(const append_side *s, size_t row, uint64_t i, const kvt
                          uint16_t *codes)
 {
     _Alignas(64) uint16_t scales[KVT_TOKENS], offset[KVT_MAX_DIM];
-    kvt_record open = {codes, scales, s->has_offset ? offset : NULL};
+    kvt_record open = {codes, scales, s->has_offset ? offset : NULL, NULL};
 
     if (s->dims != s->dims_p) {
         memset(codes, 0, s->dims_p * KVT_TOKENS * sizeof *codes);
@@ -280,7 +281,8 @@ static int put_direct_by(const append_side *s, size_t row, uint64_t i, const kvt
     }
     if (!put_open(s, row, i, KVT_TOKENS, &open, 0))
         return 0;
-    kvt_seal(s->job->kernels, s->job->group, s->side, &open, NULL, sealed);
+    kvt_seal(s->job->kernels, s->job->group, s->side, kvt_sealed_form(s->job->group, row), &open,
+             NULL, sealed);
     return 1;
 }
 
@@ -316,12 +318,12 @@ static int append_row(const append_side *s, size_t row, size_t slot, uint64_t i,
     const kvt_block *block = block_of(s, row);
     kvt_record record = record_of(s, block);
 
-    if (s->type != KVT_TYPE_I8)
+    if (!kvt_is_sealed_type(s->type))
         return put_plain(s, i, n, &record, slot);
     if (block->form == KVT_OPEN)
         return put_open(s, row, i, n, &record, slot);
     if (row < state->n_sealed)
-        return put_sealed(s, i, n, &record, slot);
+        return put_sealed(s, block->form, i, n, &record, slot);
     assert(slot == 0 && n == KVT_TOKENS);
     return (s->dims_p <= DIRECT_DIMS ? put_direct_small : put_direct_large)(s, row, i, &record);
 }
@@ -348,7 +350,7 @@ static void seal_row(const append_side *s, size_t row)
         return;
     open = record_of(s, block);
     sealed = record_of(s, to);
-    kvt_seal(s->job->kernels, s->job->group, s->side, &open, after(s, block), &sealed);
+    kvt_seal(s->job->kernels, s->job->group, s->side, to->form, &open, after(s, block), &sealed);
 }
 
 /* All of the step's tokens of one head's K or V. 0: a value cannot be stored. */

@@ -50,7 +50,9 @@ kvt_status kvt_block_get(kvt_cache *cache, uint32_t class_index, kvt_block **blo
         found = memory;
         found->data = (unsigned char *)memory + sizeof *found;
         found->class_index = class_index;
-        found->form = class_index > cache->n_groups ? KVT_OPEN : KVT_SEALED;
+        found->form = class_index <= cache->n_groups       ? KVT_SEALED
+                      : class_index <= 2 * cache->n_groups ? KVT_OPEN
+                                                           : KVT_FINE;
         found->is_new = 1;
         found->references = 1;
         pthread_mutex_lock(&cache->lock);
@@ -188,8 +190,10 @@ static void copy_layer(void *arg, size_t layer)
         memcpy(to + layout->k_codes, from + layout->k_codes,
                layout->k_code_bytes / tiles_a_block * job->tiles);
         memcpy(to + layout->k_scales, from + layout->k_scales, layout->v_codes - layout->k_scales);
+        /* The fifth bits of all tokens follow their nibbles. */
         memcpy(to + layout->v_codes, from + layout->v_codes,
-               layout->v_code_bytes / tiles_a_block * job->tiles);
+               layout->v_type == KVT_TYPE_I5 ? layout->v_code_bytes
+                                             : layout->v_code_bytes / tiles_a_block * job->tiles);
     }
 }
 
@@ -205,7 +209,7 @@ void kvt_block_copy(kvt_cache *cache, const kvt_block *from, size_t n_tokens, kv
         memcpy(to->data, from->data, cache->class_bytes[g]);
         return;
     }
-    job.group = &cache->groups[g < cache->n_groups ? g : g - cache->n_groups - 1];
+    job.group = kvt_group_of_block(cache, from);
     n_threads = kvt_parallel_threads(&cache->parallel, cache->class_bytes[g] / COPY_BYTES);
     kvt_parallel_run(&cache->parallel, copy_layer, &job, job.group->config.n_layers, n_threads);
 }

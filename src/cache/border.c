@@ -9,10 +9,16 @@
  *
  * In a sequence with a reserve the memory is taken by that, for any step, and stays.
  */
-#include "src/cache/cache.h"
+#include "src/cache/rows.h"
 
 /* Tokens of a step that may be selected from, when at least one is committed. */
 #define MOST_BEYOND (KVT_SELECT_TOKENS - 1)
+
+/* Whether block 0 of a group is open, or is opened again by the step that begins. */
+static int is_open(const kvt_seq *seq, uint32_t g)
+{
+    return seq->groups[g].n_sealed == 0 || kvt_rows_reopens(seq, g);
+}
 
 /* Floats of the groups before `end` for n tokens of each; all groups, or those of the step. */
 static size_t floats_before(const kvt_seq *seq, uint32_t end, size_t n, int all)
@@ -20,7 +26,7 @@ static size_t floats_before(const kvt_seq *seq, uint32_t end, size_t n, int all)
     size_t floats = 0;
     for (uint32_t g = 0; g < end; g++) {
         const kvt_group *group = &seq->cache->groups[g];
-        if (group->offsets && (all || seq->groups[g].n_sealed == 0))
+        if (group->offsets && (all || is_open(seq, g)))
             floats +=
                 (size_t)group->config.n_layers * group->config.n_kv_heads * group->config.k_dim * n;
     }
@@ -30,7 +36,7 @@ static size_t floats_before(const kvt_seq *seq, uint32_t end, size_t n, int all)
 float *kvt_border_keys(const kvt_seq *seq, uint32_t g, size_t layer_index, size_t kv_head)
 {
     const kvt_group *group = &seq->cache->groups[g];
-    if (!seq->n_border || !group->offsets || seq->groups[g].n_sealed)
+    if (!seq->n_border || !group->offsets || !is_open(seq, g))
         return NULL;
     return seq->border + floats_before(seq, g, seq->n_border, 0) +
            (layer_index * group->config.n_kv_heads + kv_head) * group->config.k_dim * seq->n_border;

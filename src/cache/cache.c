@@ -78,7 +78,9 @@ kvt_status kvt_cache_get_stats(const kvt_cache *cache_in, kvt_cache_stats *stats
         found.blocks_reserved += spare;
         found.blocks_used += used;
         found.blocks_shared += cache->n_shared_blocks[c];
-        found.blocks_sealed += c < cache->n_groups && cache->groups[c].seals ? used : 0;
+        found.blocks_sealed += c > 2 * cache->n_groups                         ? used
+                               : c < cache->n_groups && cache->groups[c].seals ? used
+                                                                               : 0;
     }
     pthread_mutex_unlock(&cache->lock);
     found.bytes = kvt_mem_bytes(cache);
@@ -95,10 +97,12 @@ double kvt_cache_bytes_per_token(const kvt_cache *cache)
         const kvt_group *group = &cache->groups[g];
         const kvt_group_config *config = &group->config;
         const kvt_layout *layout = &group->layouts[KVT_SEALED];
-        double head = (double)(config->k_dim * kvt_element_bytes(config->k_type)) +
-                      (double)(layout->k_scale_bytes + layout->v_scale_bytes) / KVT_TOKENS;
+        size_t k_scale_bytes = config->k_type == KVT_TYPE_I4 ? config->k_dim * sizeof(uint16_t)
+                                                             : layout->k_scale_bytes;
+        double head = (double)(config->k_dim * kvt_type_bits(config->k_type)) / 8 +
+                      (double)(k_scale_bytes + layout->v_scale_bytes) / KVT_TOKENS;
         if (!group->v_in_k)
-            head += (double)(config->v_dim * kvt_element_bytes(config->v_type));
+            head += (double)(config->v_dim * kvt_type_bits(config->v_type)) / 8;
         if (group->offsets)
             head += (double)(config->k_dim * sizeof(uint16_t)) / KVT_TOKENS;
         bytes += head * config->n_kv_heads * config->n_layers;

@@ -22,25 +22,39 @@
 /* ---- geometry ---- */
 
 /*
- * A block of a group is in one of two forms (docs/design.md, "Open and sealed blocks"). Sealed: as
- * the group's types say. Open: the sides that the group stores as i8 are f16 rows in the stored
- * domain, each with a scale that is a power of two. Groups without an i8 side know the first only.
- * The numbers are the snapshot format's representations.
+ * A block of a group is in one of three forms (docs/design.md, "Open and sealed blocks"). Sealed:
+ * as the group's types say. Open: the sides that the group stores as i8, i4 or i5 are f16 rows in
+ * the stored domain, each with a scale. Fine: sealed, with i8 on the sides that are i4 or i5, as
+ * the first blocks of a sequence are. Groups of f32 and f16 know the first only. The numbers are
+ * the snapshot format's representations.
  */
-enum { KVT_SEALED = 0, KVT_OPEN = 1 };
+enum { KVT_SEALED = 0, KVT_OPEN = 1, KVT_FINE = 2, KVT_FORMS = 3 };
+
+/* Whether a type is one that blocks are sealed for. */
+static inline int kvt_is_sealed_type(kvt_type type)
+{
+    return type == KVT_TYPE_I8 || type == KVT_TYPE_I4 || type == KVT_TYPE_I5;
+}
+
+/* Whether a type has 4 or 5 bits, which the first blocks of a sequence have 8 of. */
+static inline int kvt_is_coarse(kvt_type type)
+{
+    return type == KVT_TYPE_I4 || type == KVT_TYPE_I5;
+}
 
 /* Where a head's parts lie in its record, and the sizes up to a block. See simd/tile.h. */
 typedef struct kvt_layout {
-    kvt_type k_type, v_type;  /* of the codes; in the open form f16 where the group has i8 */
+    kvt_type k_type, v_type;  /* of the codes in this form */
     size_t k_dims, v_dims;    /* padded to a multiple of 16 */
     size_t k_codes, k_scales; /* offsets into a head's record */
-    size_t k_offset;
+    size_t k_offset, k_seed;
     size_t v_scales, v_codes;
     size_t k_code_bytes, v_code_bytes;                   /* of the 64 tokens of a head */
     size_t k_scale_bytes, v_scale_bytes, k_offset_bytes; /* 0 where the side has none */
-    size_t head_bytes;                                   /* record of a head: a multiple of 64 */
-    size_t layer_bytes;                                  /* n_kv_heads records */
-    size_t block_bytes;                                  /* n_layers layers */
+    size_t k_seed_bytes;
+    size_t head_bytes;       /* record of a head: a multiple of 64 */
+    size_t layer_bytes;      /* n_kv_heads records */
+    size_t block_bytes;      /* n_layers layers */
     size_t transposed_bytes; /* V in K: a block's V of one head in the order of V; else 0 */
 } kvt_layout;
 
@@ -55,10 +69,12 @@ typedef struct kvt_rotation {
 
 typedef struct kvt_group {
     kvt_group_config config; /* its pointers are NULL: kvt_cache.layers, rope_frequencies */
-    kvt_layout layouts[2];   /* KVT_SEALED, KVT_OPEN */
-    uint32_t seals;          /* a side is i8: blocks are open first */
-    uint32_t offsets;        /* K is i8 and has an offset */
-    uint32_t v_in_k;         /* V is K's first dims: there are no V codes and scales */
+    kvt_layout layouts[KVT_FORMS];
+    uint32_t seals;   /* a side is i8, i4 or i5: blocks are open first */
+    uint32_t offsets; /* K is, and has an offset */
+    uint32_t reopens; /* K is i4: blocks that a truncate has cut are open again */
+    size_t fine_rows; /* rows that are sealed as KVT_FINE */
+    uint32_t v_in_k;  /* V is K's first dims: there are no V codes and scales */
     uint64_t residual_tokens;
     uint64_t window_tokens; /* UINT64_MAX: no window */
     uint64_t sink_tokens;
@@ -77,7 +93,8 @@ typedef struct kvt_layer {
 /*
  * 64 tokens of one class. Class g < n_groups: sealed keys and values of group g. Class n_groups:
  * positions and token ids of the 64 tokens (kvt_meta). Class n_groups + 1 + g: open keys and values
- * of group g. The header and the data are one allocation; data begins at a multiple of 64 bytes.
+ * of group g; class 2 * n_groups + 1 + g: fine ones. The header and the data are one allocation;
+ * data begins at a multiple of 64 bytes.
  */
 typedef struct kvt_block {
     unsigned char *data;
@@ -88,7 +105,7 @@ typedef struct kvt_block {
      */
     struct kvt_block *twin;
     uint32_t class_index;
-    uint32_t form;       /* KVT_SEALED or KVT_OPEN */
+    uint32_t form;       /* KVT_SEALED, KVT_OPEN or KVT_FINE */
     uint32_t is_new;     /* has never been in a free list */
     uint32_t references; /* of block tables and checkpoints; 0 in a free list */
     uint32_t seen;       /* of them, by kvt_seq_get_stats; all three under the cache's lock */
@@ -123,7 +140,7 @@ static inline int32_t kvt_shift_at(const kvt_meta *meta, size_t slot)
     return meta->shift == KVT_SHIFT_MIXED ? meta->shifts[slot] : meta->shift;
 }
 
-#define KVT_MAX_CLASSES (2 * KVT_MAX_GROUPS + 1)
+#define KVT_MAX_CLASSES (3 * KVT_MAX_GROUPS + 1)
 
 /* ---- cache ---- */
 
@@ -139,7 +156,8 @@ struct kvt_cache {
     size_t max_rows; /* blocks of max_tokens */
     uint32_t n_groups, n_layers;
     uint32_t moves;     /* the groups' RoPE is described: positions can move */
-    uint32_t n_classes; /* 2 * n_groups + 1: of blocks, and columns of a block table */
+    uint32_t n_classes; /* 3 * n_groups + 1: of blocks */
+    uint32_t n_columns; /* 2 * n_groups + 1: of a block table */
     kvt_group groups[KVT_MAX_GROUPS];
     kvt_layer *layers;                   /* [n_layers] */
     size_t class_bytes[KVT_MAX_CLASSES]; /* of a block's data */
@@ -247,7 +265,7 @@ struct kvt_seq {
     uint32_t reserves;   /* kvt_seq_reserve was called: blocks stay with the sequence */
     uint8_t *appended;   /* [n_layers] */
     size_t n_rows;
-    kvt_block **table; /* [max_rows][n_classes] */
+    kvt_block **table; /* [max_rows][n_columns] */
     kvt_seq_group groups[KVT_MAX_GROUPS];
     kvt_block *spare[KVT_MAX_CLASSES]; /* reserved, and not in use */
     size_t n_spare[KVT_MAX_CLASSES];
@@ -266,8 +284,8 @@ struct kvt_seq {
 
 static inline kvt_block **kvt_seq_entry(const kvt_seq *seq, size_t row, uint32_t column)
 {
-    assert(column < seq->cache->n_classes);
-    return &seq->table[row * seq->cache->n_classes + column];
+    assert(column < seq->cache->n_columns);
+    return &seq->table[row * seq->cache->n_columns + column];
 }
 
 static inline kvt_block *kvt_seq_block(const kvt_seq *seq, size_t row, uint32_t column)
@@ -312,7 +330,22 @@ static inline unsigned char *kvt_head_record(const kvt_group *group, const kvt_b
 /* A block's class. */
 static inline uint32_t kvt_class_of(const kvt_cache *cache, uint32_t column, uint32_t form)
 {
-    return form == KVT_OPEN ? cache->n_groups + 1 + column : column;
+    return form == KVT_OPEN   ? cache->n_groups + 1 + column
+           : form == KVT_FINE ? 2 * cache->n_groups + 1 + column
+                              : column;
+}
+
+/* The form of a row that is sealed. */
+static inline uint32_t kvt_sealed_form(const kvt_group *group, size_t row)
+{
+    return row < group->fine_rows ? KVT_FINE : KVT_SEALED;
+}
+
+/* The group of a block, which is none of positions. */
+static inline const kvt_group *kvt_group_of_block(const kvt_cache *cache, const kvt_block *block)
+{
+    uint32_t c = block->class_index;
+    return &cache->groups[c < cache->n_groups ? c : (c - 1) % cache->n_groups];
 }
 
 /* Rows (blocks) that n tokens need. */
@@ -328,7 +361,12 @@ size_t kvt_rotation_block(size_t dims);
 /* Why V cannot be K's first dims though the flags say so; NULL when it can, or need not. */
 const char *kvt_v_in_k_fault(uint32_t flags, uint32_t k_dim, uint32_t v_dim, kvt_type k_type,
                              kvt_type v_type);
+/* Of f32, f16 and i8. */
 size_t kvt_element_bytes(kvt_type type);
+/* Bits of an element's code. */
+size_t kvt_type_bits(kvt_type type);
+/* Rows of a group that are sealed as KVT_FINE, of its config. */
+size_t kvt_fine_rows(kvt_type k_type, kvt_type v_type, uint32_t fine_tokens);
 /* Layout and transforms of a group whose config has been checked. signs is left NULL. */
 void kvt_group_make(const kvt_group_config *config, kvt_group *group);
 /* Bytes of rope_frequencies. */
@@ -551,41 +589,60 @@ typedef struct kvt_record {
     void *codes;
     uint16_t *scales; /* NULL where the side has none */
     uint16_t *offset; /* of K; NULL where the group has none */
+    uint16_t *seed;   /* of K in an open block of a group that reopens, else NULL: see reopen.c */
 } kvt_record;
 
 /* Of a block, layer and head. */
 kvt_record kvt_record_of(const kvt_group *group, const kvt_block *block, kvt_side side,
                          size_t layer_index, size_t kv_head);
 
-/* The largest magnitude in the stored domain that an i8 side takes. */
+/*
+ * The largest magnitude in the stored domain that a side takes, by its type: scales fit f16. Of K
+ * it is without the offset.
+ */
 #define KVT_I8_MAX 8.0e6f
+#define KVT_K4_MAX 2.4e5f
+#define KVT_V4_MAX 2.0e6f /* of 5 bits too */
+static inline float kvt_largest(kvt_side side, kvt_type type)
+{
+    return !kvt_is_coarse(type) ? KVT_I8_MAX : side == KVT_SIDE_K ? KVT_K4_MAX : KVT_V4_MAX;
+}
 
 /*
- * Rows x[i * dims] of a side that is stored as i8, in the stored domain, into slots slot .. slot +
- * n - 1 (one tile) of an open record. The rows may be changed. 0: a magnitude is above KVT_I8_MAX
- * or not a number.
+ * Rows x[i * dims] of a side that is stored as i8, i4 or i5, in the stored domain, into slots slot
+ * .. slot + n - 1 (one tile) of an open record. The rows may be changed. 0: a magnitude is above
+ * kvt_largest or not a number.
  */
-int kvt_open_put(const kvt_kernels *kernels, const kvt_layout *open, kvt_side side, float *x,
+int kvt_open_put(const kvt_kernels *kernels, const kvt_group *group, kvt_side side, float *x,
                  size_t n, size_t dims, const kvt_record *to, size_t slot);
 
 /*
- * One side of a full open record into a sealed one. next: codes of the open record that is to be
- * sealed next, to be prefetched, or NULL.
+ * One side of a full open record into one of a sealed form, KVT_SEALED or KVT_FINE. next: codes of
+ * the open record that is to be sealed next, to be prefetched, or NULL.
  */
-void kvt_seal(const kvt_kernels *kernels, const kvt_group *group, kvt_side side,
+void kvt_seal(const kvt_kernels *kernels, const kvt_group *group, kvt_side side, uint32_t form,
               const kvt_record *open, const void *next, const kvt_record *sealed);
 
 /*
  * Tokens from .. from + n - 1 (one tile) of an open record of a side that is stored as i8 into
  * slots slot .. slot + n - 1 (one tile) of a sealed one that has its offset already: tokens that go
- * into a sealed block which was truncated. x: room for n rows.
+ * into a sealed block which was truncated. form: KVT_SEALED or KVT_FINE; K is not i4. x: room for n
+ * rows.
  */
 void kvt_sealed_put(const kvt_kernels *kernels, const kvt_group *group, kvt_side side,
-                    const kvt_record *open, size_t from, size_t n, float *x,
+                    uint32_t form, const kvt_record *open, size_t from, size_t n, float *x,
                     const kvt_record *sealed, size_t slot);
 
-/* The offset that a sealed form of an open record of K would have: f16, k_dims of them. */
-void kvt_seal_offset(const kvt_kernels *kernels, const kvt_layout *open, const kvt_record *record,
-                     uint16_t *offset);
+/* The offset that an open record of K would have in a sealed form: f16, k_dims of them. */
+void kvt_seal_offset(const kvt_kernels *kernels, const kvt_group *group, uint32_t form,
+                     const kvt_record *record, uint16_t *offset);
+
+/* ---- reopen.c ---- */
+
+/*
+ * The tokens of a row that a truncate has cut, whose block is sealed with K of 4 bits, into an open
+ * block: the same numbers, K's but for the rounding to f16.
+ */
+void kvt_reopen(const kvt_seq *seq, uint32_t g, size_t row, kvt_block *open);
 
 #endif /* KVT_CACHE_H */

@@ -8,6 +8,20 @@ size_t kvt_element_bytes(kvt_type type)
     return type == KVT_TYPE_F32 ? 4 : type == KVT_TYPE_F16 ? 2 : 1;
 }
 
+size_t kvt_type_bits(kvt_type type)
+{
+    return type == KVT_TYPE_I4 ? 4 : type == KVT_TYPE_I5 ? 5 : 8 * kvt_element_bytes(type);
+}
+
+size_t kvt_fine_rows(kvt_type k_type, kvt_type v_type, uint32_t fine_tokens)
+{
+    if (!kvt_is_coarse(k_type) && !kvt_is_coarse(v_type))
+        return 0;
+    return fine_tokens == 0               ? KVT_FINE_TOKENS / KVT_TOKENS
+           : fine_tokens == KVT_FINE_NONE ? 0
+                                          : (fine_tokens + KVT_TOKENS - 1) / KVT_TOKENS;
+}
+
 size_t kvt_rotation_block(size_t dims)
 {
     return dims & (~dims + 1);
@@ -26,6 +40,8 @@ const char *kvt_v_in_k_fault(uint32_t flags, uint32_t k_dim, uint32_t v_dim, kvt
         return "v_dim is above k_dim";
     if (v_type != k_type)
         return "v_type is not k_type";
+    if (kvt_is_coarse(k_type))
+        return "K has 4 bits, with scales by dims: it cannot be V";
     if (k_type == KVT_TYPE_I8 && !(flags & KVT_GROUP_NO_ROTATION) &&
         v_dim % kvt_rotation_block(k_dim))
         return "v_dim is no multiple of the dims that are rotated together, the largest power of "
@@ -33,9 +49,11 @@ const char *kvt_v_in_k_fault(uint32_t flags, uint32_t k_dim, uint32_t v_dim, kvt
     return NULL;
 }
 
-static int is_i8(kvt_type type)
+static kvt_type type_in(kvt_type type, int form)
 {
-    return type == KVT_TYPE_I8;
+    if (form == KVT_OPEN && kvt_is_sealed_type(type))
+        return KVT_TYPE_F16;
+    return form == KVT_FINE && kvt_is_coarse(type) ? KVT_TYPE_I8 : type;
 }
 
 /*
@@ -44,17 +62,21 @@ static int is_i8(kvt_type type)
  */
 static void make_layout(const kvt_group_config *config, int form, int offsets, kvt_layout *layout)
 {
-    size_t at = 0, v_bytes;
-    layout->k_type = form == KVT_OPEN && is_i8(config->k_type) ? KVT_TYPE_F16 : config->k_type;
-    layout->v_type = form == KVT_OPEN && is_i8(config->v_type) ? KVT_TYPE_F16 : config->v_type;
+    size_t at = 0, v_bytes, by_dims;
+    layout->k_type = type_in(config->k_type, form);
+    layout->v_type = type_in(config->v_type, form);
     layout->k_dims = kvt_round_up(config->k_dim, 16);
     layout->v_dims = kvt_round_up(config->v_dim, 16);
-    layout->k_code_bytes = layout->k_dims * KVT_TOKENS * kvt_element_bytes(layout->k_type);
-    v_bytes = layout->v_dims * KVT_TOKENS * kvt_element_bytes(layout->v_type);
+    layout->k_code_bytes = layout->k_dims * KVT_TOKENS * kvt_type_bits(layout->k_type) / 8;
+    v_bytes = layout->v_dims * KVT_TOKENS * kvt_type_bits(layout->v_type) / 8;
     layout->v_code_bytes = v_bytes;
-    layout->k_scale_bytes = is_i8(config->k_type) ? KVT_TOKENS * sizeof(uint16_t) : 0;
-    layout->v_scale_bytes = is_i8(config->v_type) ? KVT_TOKENS * sizeof(uint16_t) : 0;
-    layout->k_offset_bytes = offsets ? kvt_round_up(layout->k_dims * sizeof(uint16_t), 64) : 0;
+    by_dims = kvt_round_up(layout->k_dims * sizeof(uint16_t), 64);
+    layout->k_scale_bytes = layout->k_type == KVT_TYPE_I4        ? by_dims
+                            : kvt_is_sealed_type(config->k_type) ? KVT_TOKENS * sizeof(uint16_t)
+                                                                 : 0;
+    layout->v_scale_bytes = kvt_is_sealed_type(config->v_type) ? KVT_TOKENS * sizeof(uint16_t) : 0;
+    layout->k_offset_bytes = offsets ? by_dims : 0;
+    layout->k_seed_bytes = form == KVT_OPEN && config->k_type == KVT_TYPE_I4 ? 2 * by_dims : 0;
 
     layout->transposed_bytes = 0;
     if (config->flags & KVT_GROUP_V_IN_K) {
@@ -64,7 +86,8 @@ static void make_layout(const kvt_group_config *config, int form, int offsets, k
     layout->k_codes = at;
     layout->k_scales = at += layout->k_code_bytes;
     layout->k_offset = at += layout->k_scale_bytes;
-    layout->v_scales = at += layout->k_offset_bytes;
+    layout->k_seed = at += layout->k_offset_bytes;
+    layout->v_scales = at += layout->k_seed_bytes;
     layout->v_codes = at += layout->v_scale_bytes;
     layout->head_bytes = at + layout->v_code_bytes;
     layout->layer_bytes = layout->head_bytes * config->n_kv_heads;
@@ -90,8 +113,10 @@ void kvt_group_make(const kvt_group_config *config, kvt_group *group)
     group->config = *config;
     group->config.layers = NULL;
     group->config.rope_inverse_frequencies = NULL;
-    group->seals = is_i8(config->k_type) || is_i8(config->v_type);
-    group->offsets = is_i8(config->k_type) && !(config->flags & KVT_GROUP_NO_OFFSET);
+    group->seals = kvt_is_sealed_type(config->k_type) || kvt_is_sealed_type(config->v_type);
+    group->offsets = kvt_is_sealed_type(config->k_type) && !(config->flags & KVT_GROUP_NO_OFFSET);
+    group->reopens = config->k_type == KVT_TYPE_I4;
+    group->fine_rows = kvt_fine_rows(config->k_type, config->v_type, config->fine_tokens);
     group->v_in_k = (config->flags & KVT_GROUP_V_IN_K) != 0;
     group->residual_tokens = config->residual_tokens == 0 ? KVT_RESIDUAL_TOKENS
                              : config->residual_tokens == KVT_RESIDUAL_NONE
@@ -99,13 +124,13 @@ void kvt_group_make(const kvt_group_config *config, kvt_group *group)
                                  : config->residual_tokens;
     group->window_tokens = config->window_tokens ? config->window_tokens : UINT64_MAX;
     group->sink_tokens = config->sink_tokens;
-    make_layout(config, KVT_SEALED, (int)group->offsets, &group->layouts[KVT_SEALED]);
-    make_layout(config, KVT_OPEN, (int)group->offsets, &group->layouts[KVT_OPEN]);
-    if (is_i8(config->k_type) && !(config->flags & KVT_GROUP_NO_ROTATION))
+    for (int form = 0; form < KVT_FORMS; form++)
+        make_layout(config, form, (int)group->offsets, &group->layouts[form]);
+    if (config->k_type == KVT_TYPE_I8 && !(config->flags & KVT_GROUP_NO_ROTATION))
         group->rotation_k = make_rotation(config->k_dim, config->k_dim);
     if (group->v_in_k)
         group->rotation_v = group->rotation_k;
-    else if (is_i8(config->v_type) && !(config->flags & KVT_GROUP_NO_V_ROTATION))
+    else if (kvt_is_sealed_type(config->v_type) && !(config->flags & KVT_GROUP_NO_V_ROTATION))
         group->rotation_v = make_rotation(config->v_dim, config->v_dim);
 }
 

@@ -46,11 +46,14 @@ typedef void get_function(const void *codes, const uint16_t *scales, size_t slot
 
 static get_function *get_of(const kvt_kernels *k, kvt_side side, kvt_type type)
 {
-    if (side == KVT_SIDE_K)
-        return type == KVT_TYPE_F32   ? k->get_k_f32
-               : type == KVT_TYPE_F16 ? k->get_k_f16
-                                      : k->get_k_i8;
-    return type == KVT_TYPE_F32 ? k->get_v_f32 : type == KVT_TYPE_F16 ? k->get_v_f16 : k->get_v_i8;
+    const int is_k = side == KVT_SIDE_K;
+    switch (type) {
+    case KVT_TYPE_F32: return is_k ? k->get_k_f32 : k->get_v_f32;
+    case KVT_TYPE_F16: return is_k ? k->get_k_f16 : k->get_v_f16;
+    case KVT_TYPE_I4: return is_k ? k->get_k_i4 : k->get_v_i4;
+    case KVT_TYPE_I5: return k->get_v_i5;
+    default: return is_k ? k->get_k_i8 : k->get_v_i8;
+    }
 }
 
 /* One token of one side: value * scale, plus the offset, rotated back. */
@@ -69,9 +72,9 @@ static void read_side(const reader *r, kvt_side side, uint64_t token, size_t hea
 
     get_of(k, side, type)(record.codes, record.scales, slot, dims,
                           is_k ? layout->k_dims : layout->v_dims, x);
-    if (record.scales && type == KVT_TYPE_F16) { /* an open row's power of two */
+    if (record.scales && type == KVT_TYPE_F16) { /* an open row's */
         float scale = kvt_f16_to_f32(record.scales[slot]);
-        if (scale < 0.0f) /* which says that the row has no offset */
+        if (scale < 0.0f) /* which says that a row of K has no offset */
             record.offset = NULL;
         for (size_t d = 0; d < dims; d++)
             x[d] *= scale < 0.0f ? -scale : scale;

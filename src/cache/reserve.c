@@ -46,14 +46,18 @@ static size_t kept_for_rows(const kvt_seq *seq, uint32_t g)
 static uint64_t reachable(const kvt_seq *seq, uint32_t g, const size_t *have)
 {
     const kvt_group *group = &seq->cache->groups[g];
-    size_t sealed = seq->groups[g].seal_end, fresh, own;
+    const int reopens = kvt_rows_reopens(seq, g);
+    size_t sealed = seq->groups[g].seal_end - (size_t)reopens, fresh, own, more, fine;
     const kvt_block *copied;
     uint64_t most, rows;
     if (!group->seals)
         return (seq->n_rows + have[g]) * (uint64_t)KVT_TOKENS;
     fresh = have[kvt_class_of(seq->cache, g, KVT_OPEN)] + kept_for_rows(seq, g);
     /* One token before the next row would be sealed. */
-    most = (sealed + have[g] + 1) * (uint64_t)KVT_TOKENS + group->residual_tokens - 1;
+    more = have[kvt_class_of(seq->cache, g, KVT_FINE)];
+    fine = kvt_rows_fine(group, sealed, group->fine_rows);
+    more = more < fine ? more : fine + have[g];
+    most = (sealed + more + 1) * (uint64_t)KVT_TOKENS + group->residual_tokens - 1;
     /*
      * A row that is sealed leaves its open block, if that is not shared, to the row that the next
      * step opens. It opens none where rows are sealed in the midst of another; and no row is sealed
@@ -63,7 +67,7 @@ static uint64_t reachable(const kvt_seq *seq, uint32_t g, const size_t *have)
     copied = seq->pending
                  ? NULL
                  : kvt_rows_shared_block(seq, g); /* by the next begin, which makes it own */
-    own += copied && copied->form == KVT_OPEN;
+    own += (copied && copied->form == KVT_OPEN) || reopens;
     rows = (seq->n_rows + fresh) * (uint64_t)KVT_TOKENS;
     if (rows < most &&
         (own + fresh < open_rows(group) || (!seq->reserves && group->residual_tokens % KVT_TOKENS)))
@@ -85,8 +89,13 @@ uint64_t kvt_seq_capacity(const kvt_seq *seq)
     pthread_mutex_unlock(&cache->lock);
     for (uint32_t c = 0; !seq->pending && c <= cache->n_groups; c++) {
         const kvt_block *copied = kvt_rows_shared_block(seq, c);
-        if (copied && have[copied->class_index]-- == 0)
+        if (c < cache->n_groups && kvt_rows_reopens(seq, c)) {
+            if (have[kvt_class_of(cache, c, KVT_OPEN)]-- == 0)
+                return seq->length;
+            have[c] += !copied; /* the sealed block, if it is the sequence's own */
+        } else if (copied && have[copied->class_index]-- == 0) {
             return seq->length;
+        }
     }
     most = (seq->n_rows + have[cache->n_groups]) * (uint64_t)KVT_TOKENS;
     for (uint32_t g = 0; g < cache->n_groups; g++) {
@@ -118,22 +127,26 @@ kvt_status kvt_seq_reserve(kvt_seq *seq, uint64_t n_tokens)
     for (uint32_t g = 0; g < cache->n_groups; g++) {
         const kvt_group *group = &cache->groups[g];
         const kvt_seq_group *state = &seq->groups[g];
-        size_t sealed = rows, open = 0, have, have_open = 0;
+        size_t sealed = rows, open = 0, have, have_open = 0, fine;
+        const size_t reopens = (size_t)kvt_rows_reopens(seq, g);
         if (group->seals) {
             have_open =
                 kvt_rows_own_open(seq, state->n_sealed, seq->n_rows, g) + kvt_rows_own_kept(seq, g);
             sealed = kvt_rows_older(n_tokens, group->residual_tokens);
-            open = step_open_rows(group, seq->n_rows - state->n_sealed);
+            open = step_open_rows(group, seq->n_rows - state->n_sealed + reopens);
             open = open < rows ? open : rows;
         }
-        have = group->seals ? state->n_sealed : seq->n_rows;
-        want[g] = sealed > have ? sealed - have : 0;
+        have = group->seals ? state->n_sealed - reopens : seq->n_rows;
+        fine = kvt_rows_fine(group, have, sealed);
+        want[kvt_class_of(cache, g, KVT_FINE)] = fine;
+        want[g] = sealed > have ? sealed - have - fine : 0;
         want[kvt_class_of(cache, g, KVT_OPEN)] = open > have_open ? open - have_open : 0;
     }
     /* Shared open ones are no part of have_open. */
     for (uint32_t c = 0; c <= cache->n_groups; c++) {
         const kvt_block *copied = kvt_rows_shared_block(seq, c);
-        if (copied && copied->form != KVT_OPEN)
+        if (copied && copied->form != KVT_OPEN &&
+            !(c < cache->n_groups && kvt_rows_reopens(seq, c)))
             want[copied->class_index]++;
     }
     if (n_tokens > KVT_TOKENS)

@@ -144,7 +144,7 @@ void kvt_rows_seal_less(kvt_seq *seq, uint64_t n_tokens)
 
 static void prefetch_row(const kvt_seq *seq, size_t row)
 {
-    for (uint32_t c = 0; c < seq->cache->n_classes; c++)
+    for (uint32_t c = 0; c < seq->cache->n_columns; c++)
         if (*kvt_seq_entry(seq, row, c))
             __builtin_prefetch(*kvt_seq_entry(seq, row, c), 1);
 }
@@ -155,7 +155,7 @@ static void put_rows(kvt_seq *seq, size_t from, size_t to)
     kvt_cache *cache = seq->cache;
     if (seq->reserves) {
         for (size_t row = to; row-- > from;)
-            for (uint32_t c = 0; c < cache->n_classes; c++)
+            for (uint32_t c = 0; c < cache->n_columns; c++)
                 put_block(seq, take_out(kvt_seq_entry(seq, row, c)));
         return;
     }
@@ -163,7 +163,7 @@ static void put_rows(kvt_seq *seq, size_t from, size_t to)
     for (size_t row = to; row-- > from;) {
         if (row >= from + ROWS_AHEAD)
             prefetch_row(seq, row - ROWS_AHEAD);
-        for (uint32_t c = 0; c < cache->n_classes; c++)
+        for (uint32_t c = 0; c < cache->n_columns; c++)
             if (*kvt_seq_entry(seq, row, c))
                 kvt_block_put_locked(cache, take_out(kvt_seq_entry(seq, row, c)));
     }
@@ -213,9 +213,9 @@ void kvt_rows_cut(kvt_seq *seq, size_t from, size_t to)
 {
     put_rows(seq, from, to);
     memmove(kvt_seq_entry(seq, from, 0), kvt_seq_entry(seq, to, 0),
-            (seq->n_rows - to) * seq->cache->n_classes * sizeof *seq->table);
+            (seq->n_rows - to) * seq->cache->n_columns * sizeof *seq->table);
     memset(kvt_seq_entry(seq, seq->n_rows - (to - from), 0), 0,
-           (to - from) * seq->cache->n_classes * sizeof *seq->table);
+           (to - from) * seq->cache->n_columns * sizeof *seq->table);
     seq->n_rows -= to - from;
     for (uint32_t g = 0; g < seq->cache->n_groups; g++) {
         kvt_seq_group *group = &seq->groups[g];
@@ -286,7 +286,7 @@ void kvt_rows_replace(kvt_seq *seq, const kvt_seq *with)
     assert(seq->n_checkpoints == 0 && !seq->turns);
     kvt_rows_shrink(seq, 0);
     if (with->n_rows)
-        memcpy(seq->table, with->table, with->n_rows * seq->cache->n_classes * sizeof *with->table);
+        memcpy(seq->table, with->table, with->n_rows * seq->cache->n_columns * sizeof *with->table);
     seq->n_rows = with->n_rows;
     seq->length = with->length;
     seq->next_position = with->next_position;
@@ -324,7 +324,7 @@ void kvt_rows_share(const kvt_seq *from, uint64_t n_tokens, kvt_seq *to)
     for (size_t row = 0; row < n_rows; row++) {
         if (row + ROWS_AHEAD < n_rows)
             prefetch_row(from, row + ROWS_AHEAD);
-        for (uint32_t c = 0; c < cache->n_classes; c++) {
+        for (uint32_t c = 0; c < cache->n_columns; c++) {
             kvt_block *block = *kvt_seq_entry(from, row, c);
             /* What the pending step of `from` seals is its own until it commits. */
             if (c > cache->n_groups && row >= from->groups[c - cache->n_groups - 1].n_sealed)
@@ -352,17 +352,32 @@ kvt_status kvt_rows_charge(kvt_seq *seq)
 
 /* What a step that ends with n_tokens adds to a group. */
 typedef struct group_plan {
-    size_t seal_end;     /* rows n_sealed .. seal_end - 1 are sealed by it */
-    size_t open_begin;   /* new rows before it are sealed at once, those from it on are open */
-    size_t sealed, open; /* blocks to be added */
-    size_t pairs;        /* rows that will have both forms, the open one the sequence's own */
+    size_t seal_end;   /* rows n_sealed .. seal_end - 1 are sealed by it */
+    size_t open_begin; /* new rows before it are sealed at once, those from it on are open */
+    size_t sealed, fine, open; /* blocks to be added */
+    size_t pairs;              /* rows that will have both forms, the open one the sequence's own */
+    int reopens;               /* the last row, which a truncate has cut, is open again */
 } group_plan;
+
+int kvt_rows_reopens(const kvt_seq *seq, uint32_t g)
+{
+    return seq->cache->groups[g].reopens && !seq->pending && seq->length % KVT_TOKENS &&
+           kvt_seq_block(seq, seq->n_rows - 1, g)->form == KVT_SEALED;
+}
+
+size_t kvt_rows_fine(const kvt_group *group, size_t from, size_t to)
+{
+    size_t end = to < group->fine_rows ? to : group->fine_rows;
+    return end > from ? end - from : 0;
+}
 
 static group_plan plan_group(const kvt_seq *seq, uint32_t g, uint64_t n_tokens)
 {
     const kvt_group *group = &seq->cache->groups[g];
-    size_t n_rows = kvt_rows(n_tokens), n_sealed = seq->groups[g].n_sealed, direct, old_end;
-    group_plan plan = {n_sealed, n_rows, 0, 0, 0};
+    const int reopened = kvt_rows_reopens(seq, g);
+    size_t n_rows = kvt_rows(n_tokens), direct, old_end;
+    size_t n_sealed = seq->groups[g].n_sealed - (size_t)reopened;
+    group_plan plan = {n_sealed, n_rows, 0, 0, 0, 0, reopened};
 
     if (!group->seals) {
         plan.sealed = n_rows - seq->n_rows;
@@ -373,10 +388,12 @@ static group_plan plan_group(const kvt_seq *seq, uint32_t g, uint64_t n_tokens)
         plan.seal_end = n_sealed;
     direct = kvt_rows_older(n_tokens, group->residual_tokens + KVT_DRAFT_TOKENS);
     plan.open_begin = direct > seq->n_rows ? direct : seq->n_rows;
-    plan.sealed = plan.seal_end - n_sealed;
-    plan.open = n_rows - plan.open_begin;
+    plan.fine = kvt_rows_fine(group, n_sealed, plan.seal_end);
+    plan.sealed = plan.seal_end - n_sealed - plan.fine;
+    plan.open = n_rows - plan.open_begin + (size_t)reopened;
     old_end = plan.seal_end < seq->n_rows ? plan.seal_end : seq->n_rows;
     plan.pairs = kvt_rows_own_open(seq, n_sealed, old_end, g);
+    plan.pairs += reopened && plan.seal_end > n_sealed;
     if (plan.seal_end > plan.open_begin)
         plan.pairs += plan.seal_end - plan.open_begin;
     return plan;
@@ -441,12 +458,13 @@ static void unadopt(kvt_seq *seq, const group_plan *plans)
 
 /*
  * Rows to be sealed whose open block has been sealed by another sequence that shares it: its form
- * is taken. Full rows only: the last one, where it is not, gets other tokens. Returns how many.
+ * is taken, and one less of its class wanted. Full rows only: the last one, where it is not, gets
+ * other tokens.
  */
-static size_t adopt(kvt_seq *seq, uint32_t g, size_t seal_end)
+static void adopt(kvt_seq *seq, uint32_t g, size_t seal_end, size_t *want)
 {
     kvt_cache *cache = seq->cache;
-    size_t n = 0, full = (size_t)(seq->length / KVT_TOKENS);
+    size_t full = (size_t)(seq->length / KVT_TOKENS);
     pthread_mutex_lock(&cache->lock);
     for (size_t row = seq->groups[g].n_sealed; row < seal_end && row < full; row++) {
         kvt_block *twin = kvt_seq_block(seq, row, g)->twin;
@@ -454,10 +472,9 @@ static size_t adopt(kvt_seq *seq, uint32_t g, size_t seal_end)
             continue;
         kvt_block_refer_locked(cache, twin);
         *beside(seq, row, g) = twin;
-        n++;
+        want[twin->class_index]--;
     }
     pthread_mutex_unlock(&cache->lock);
-    return n;
 }
 
 /*
@@ -477,7 +494,9 @@ static kvt_status reserve_step(kvt_seq *seq, const group_plan *plans, kvt_block 
     for (uint32_t g = 0; g < cache->n_groups; g++) {
         size_t kept = kvt_rows_own_kept(seq, g), used = plans[g].open;
         used = used < kept ? used : kept;
-        want[g] = plans[g].sealed - adopt(seq, g, plans[g].seal_end);
+        want[g] = plans[g].sealed;
+        want[kvt_class_of(cache, g, KVT_FINE)] = plans[g].fine;
+        adopt(seq, g, plans[g].seal_end, want);
         want[kvt_class_of(cache, g, KVT_OPEN)] = plans[g].open - used;
         exempt += (plans[g].pairs + kept - used) *
                   kvt_block_bytes(cache, kvt_class_of(cache, g, KVT_OPEN));
@@ -509,6 +528,28 @@ static void release_kept(kvt_seq *seq, uint32_t g)
     }
 }
 
+/* A block of the class that a row is sealed in. */
+static kvt_block *take_sealed(kvt_seq *seq, size_t row, uint32_t g)
+{
+    return take_spare(seq,
+                      kvt_class_of(seq->cache, g, kvt_sealed_form(&seq->cache->groups[g], row)));
+}
+
+/* The last row, which a truncate has cut, is open again. */
+static void reopen_last(kvt_seq *seq, uint32_t g)
+{
+    kvt_seq_group *state = &seq->groups[g];
+    size_t row = seq->n_rows - 1;
+    kvt_block **entry = kvt_seq_entry(seq, row, g), *sealed = *entry;
+    kvt_block *open = take_spare(seq, kvt_class_of(seq->cache, g, KVT_OPEN));
+    assert(state->n_sealed == seq->n_rows && !*beside(seq, row, g));
+    kvt_reopen(seq, g, row, open);
+    *entry = open;
+    put_block(seq, sealed);
+    state->n_sealed = state->seal_end = row;
+    state->n_final = state->n_final < row ? state->n_final : row;
+}
+
 /* Take the spare blocks of reserve_step into the table. Cannot fail. */
 static void place_step(kvt_seq *seq, const group_plan *plans, kvt_block *const *copies,
                        size_t n_rows)
@@ -526,6 +567,9 @@ static void place_step(kvt_seq *seq, const group_plan *plans, kvt_block *const *
             else
                 kvt_block_put(cache, copies[c]);
         }
+    for (uint32_t g = 0; g < cache->n_groups; g++)
+        if (plans[g].reopens)
+            reopen_last(seq, g);
     if (n_rows > first_new)
         seq->n_rows = n_rows;
     for (size_t row = first_new; row < n_rows; row++)
@@ -535,10 +579,11 @@ static void place_step(kvt_seq *seq, const group_plan *plans, kvt_block *const *
         uint32_t open_class = kvt_class_of(cache, g, KVT_OPEN);
         release_kept(seq, g);
         for (size_t row = first_new; row < n_rows; row++)
-            *kvt_seq_entry(seq, row, g) = take_spare(seq, row < plan->open_begin ? g : open_class);
+            *kvt_seq_entry(seq, row, g) =
+                row < plan->open_begin ? take_sealed(seq, row, g) : take_spare(seq, open_class);
         for (size_t row = seq->groups[g].n_sealed; row < plan->seal_end; row++)
             if (kvt_seq_block(seq, row, g)->form == KVT_OPEN && !*beside(seq, row, g))
-                *beside(seq, row, g) = take_spare(seq, g);
+                *beside(seq, row, g) = take_sealed(seq, row, g);
         seq->groups[g].seal_end = plan->seal_end;
         while (!seq->reserves && seq->spare[open_class])
             kvt_block_free(cache, take_spare(seq, open_class));
@@ -574,7 +619,7 @@ void kvt_rows_commit(kvt_seq *seq)
         size_t final = kvt_rows_older(seq->length, residual + KVT_DRAFT_TOKENS);
         for (size_t row = group->n_sealed; row < group->seal_end; row++) {
             kvt_block **entry = kvt_seq_entry(seq, row, g), *open = *entry;
-            if (open->form == KVT_SEALED)
+            if (open->form != KVT_OPEN)
                 continue;
             *entry = publish(seq->cache, open, *beside(seq, row, g));
             *beside(seq, row, g) = open;
@@ -671,7 +716,7 @@ kvt_status kvt_rows_begin(kvt_seq *seq, uint64_t n_tokens)
     for (uint32_t g = 0; g < seq->cache->n_groups; g++)
         plans[g] = plan_group(seq, g, seq->length + n_tokens);
     for (uint32_t c = 0; c <= seq->cache->n_groups; c++)
-        copies[c] = block_to_copy(seq, c);
+        copies[c] = c < seq->cache->n_groups && plans[c].reopens ? NULL : block_to_copy(seq, c);
     status = reserve_step(seq, plans, copies, n_rows);
     if (status == KVT_OK)
         place_step(seq, plans, copies, n_rows);

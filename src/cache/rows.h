@@ -23,6 +23,13 @@ size_t kvt_rows_own_open(const kvt_seq *seq, size_t from, size_t to, uint32_t co
 /* Open blocks of a group that are kept beside their sealed form for a truncate. */
 size_t kvt_rows_own_kept(const kvt_seq *seq, uint32_t g);
 /*
+ * Whether the next begin opens the last row again, which a truncate has cut: its K has 4 bits, with
+ * scales that all 64 tokens share (reopen.c).
+ */
+int kvt_rows_reopens(const kvt_seq *seq, uint32_t g);
+/* Rows from .. to - 1 that are sealed as KVT_FINE. */
+size_t kvt_rows_fine(const kvt_group *group, size_t from, size_t to);
+/*
  * The block that a step writes its first tokens into, of one column, if it is shared: begin has to
  * copy it.
  */

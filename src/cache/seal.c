@@ -5,6 +5,7 @@
  */
 #include <math.h>
 
+#include "simd/levels.h"
 #include "src/cache/cache.h"
 
 #define F16_ONE 0x3c00u
@@ -15,13 +16,15 @@ kvt_record kvt_record_of(const kvt_group *group, const kvt_block *block, kvt_sid
     const kvt_layout *layout = kvt_block_layout(group, block);
     unsigned char *memory = kvt_head_record(group, block, layer_index, kv_head);
     kvt_record record = {memory + (side == KVT_SIDE_K ? layout->k_codes : layout->v_codes), NULL,
-                         NULL};
+                         NULL, NULL};
     if (side == KVT_SIDE_K && layout->k_scale_bytes)
         record.scales = (uint16_t *)(void *)(memory + layout->k_scales);
     if (side == KVT_SIDE_V && layout->v_scale_bytes)
         record.scales = (uint16_t *)(void *)(memory + layout->v_scales);
     if (side == KVT_SIDE_K && layout->k_offset_bytes)
         record.offset = (uint16_t *)(void *)(memory + layout->k_offset);
+    if (side == KVT_SIDE_K && layout->k_seed_bytes)
+        record.seed = (uint16_t *)(void *)(memory + layout->k_seed);
     return record;
 }
 
@@ -31,14 +34,14 @@ kvt_record kvt_record_of(const kvt_group *group, const kvt_block *block, kvt_sid
 
 /*
  * Scale a row so that it fits f16: the scale is the least power of two, from 1 on, that leaves no
- * magnitude that rounds beyond 65504. 0: a magnitude is above KVT_I8_MAX or not a number.
+ * magnitude that rounds beyond 65504. 0: a magnitude is above `most` or not a number.
  */
-static int scale_row(float *x, size_t dims, uint16_t *scale)
+static int scale_row(float *x, size_t dims, float most, uint16_t *scale)
 {
     float largest = 0.0f, down = 1.0f, up = 1.0f;
     for (size_t d = 0; d < dims; d++) {
         float a = fabsf(x[d]);
-        if (!(a <= KVT_I8_MAX))
+        if (!(a <= most))
             return 0;
         largest = a > largest ? a : largest;
     }
@@ -124,9 +127,12 @@ static int put_less(const kvt_kernels *kernels, float *x, size_t n, size_t dims,
     return kernels->put_k_f16(x, dims, n, dims, dims_p, to->codes, NULL, slot);
 }
 
-int kvt_open_put(const kvt_kernels *kernels, const kvt_layout *open, kvt_side side, float *x,
+int kvt_open_put(const kvt_kernels *kernels, const kvt_group *group, kvt_side side, float *x,
                  size_t n, size_t dims, const kvt_record *to, size_t slot)
 {
+    const kvt_layout *open = &group->layouts[KVT_OPEN];
+    const float most =
+        kvt_largest(side, side == KVT_SIDE_K ? group->config.k_type : group->config.v_type);
     size_t dims_p = side == KVT_SIDE_K ? open->k_dims : open->v_dims;
     int centered = 1, stored;
     for (size_t i = 0; i < n; i++)
@@ -141,7 +147,7 @@ int kvt_open_put(const kvt_kernels *kernels, const kvt_layout *open, kvt_side si
     if (!centered)
         center_rows(kernels, x, n, dims, to->offset, to->scales + slot);
     for (size_t i = 0; i < n; i++)
-        if (!scale_row(x + i * dims, dims, &to->scales[slot + i]))
+        if (!scale_row(x + i * dims, dims, most, &to->scales[slot + i]))
             return 0;
     return (side == KVT_SIDE_K ? kernels->put_k_f16 : kernels->put_v_f16)(x, dims, n, dims, dims_p,
                                                                           to->codes, NULL, slot);
@@ -198,12 +204,79 @@ static void offset_of(const kvt_kernels *kernels, size_t dims_p, const kvt_recor
     kernels->store_f16(mean, offset, dims_p); /* saturates at +-65504 */
 }
 
-void kvt_seal_offset(const kvt_kernels *kernels, const kvt_layout *open, const kvt_record *record,
-                     uint16_t *offset)
+/* ---- K of 4 bits ---- */
+
+/* lo and hi of the rows that are not left out, with their base (NULL: none). */
+static void range_of(const kvt_kernels *kernels, size_t dims_p, const kvt_record *open,
+                     const uint16_t *scales, uint64_t left_out, const uint16_t *base, float *lo,
+                     float *hi)
 {
+    float from[KVT_MAX_DIM];
+    kernels->range_k_f16(open->codes, scales, left_out, dims_p, lo, hi);
+    if (base)
+        (void)kernels->load_f16(base, from, dims_p);
+    else
+        memset(from, 0, dims_p * sizeof *from);
+    for (size_t d = 0; d < dims_p; d++) { /* no zero is negative */
+        lo[d] = (lo[d] + from[d]) + 0.0f;
+        hi[d] = (hi[d] + from[d]) + 0.0f;
+    }
+}
+
+/*
+ * The middle of each dim's range, as the offset, and a scale that reaches its ends in 7.5 steps.
+ * Where the block has been opened again and its new rows are in the range that it had (within a
+ * quarter of a step, for the rounding of its rows to f16) that one stays, and with it the codes of
+ * the tokens that were there: sealing a block again and again moves nothing.
+ */
+static void choose_k4(const kvt_kernels *kernels, size_t dims_p, const kvt_record *open,
+                      const bases *b, uint16_t *offset, uint16_t *scales)
+{
+    float lo[KVT_MAX_DIM], hi[KVT_MAX_DIM], middle[KVT_MAX_DIM], scale[KVT_MAX_DIM];
+    float stored[KVT_MAX_DIM];
+
+    range_of(kernels, dims_p, open, b->magnitude, b->few, b->many_without ? NULL : open->offset, lo,
+             hi);
+    if (b->few) {
+        range_of(kernels, dims_p, open, b->magnitude, ~b->few,
+                 b->many_without ? open->offset : NULL, middle, scale);
+        for (size_t d = 0; d < dims_p; d++) {
+            lo[d] = middle[d] < lo[d] ? middle[d] : lo[d];
+            hi[d] = scale[d] > hi[d] ? scale[d] : hi[d];
+        }
+    }
+    for (size_t d = 0; d < dims_p; d++)
+        middle[d] = 0.5f * (lo[d] + hi[d]);
+    kernels->store_f16(middle, offset, dims_p); /* saturates at +-65504 */
+    (void)kernels->load_f16(offset, middle, dims_p);
+    for (size_t d = 0; d < dims_p; d++) {
+        float above = hi[d] - middle[d], below = middle[d] - lo[d];
+        scale[d] = (above > below ? above : below) / 7.5f;
+    }
+    kernels->store_f16(scale, scales, dims_p); /* below 65504: KVT_K4_MAX */
+    (void)kernels->load_f16(scales, stored, dims_p);
+    for (size_t d = 0; d < dims_p; d++)
+        scales[d] = (uint16_t)(scales[d] + (stored[d] < scale[d])); /* rounded up */
+    for (size_t d = 0; open->seed && d < dims_p; d++) {
+        float had = kvt_f16_to_f32(open->seed[d]), at = kvt_f16_to_f32(open->seed[dims_p + d]);
+        if (had > 0.0f && hi[d] - at <= 7.75f * had && at - lo[d] <= 7.75f * had) {
+            scales[d] = open->seed[d];
+            offset[d] = open->seed[dims_p + d];
+        }
+    }
+}
+
+void kvt_seal_offset(const kvt_kernels *kernels, const kvt_group *group, uint32_t form,
+                     const kvt_record *record, uint16_t *offset)
+{
+    const kvt_layout *layout = &group->layouts[form];
+    uint16_t scales[KVT_MAX_DIM];
     bases b;
     find_bases(record, &b);
-    offset_of(kernels, open->k_dims, record, &b, offset);
+    if (layout->k_type == KVT_TYPE_I4)
+        choose_k4(kernels, layout->k_dims, record, &b, offset, scales);
+    else
+        offset_of(kernels, layout->k_dims, record, &b, offset);
 }
 
 /* delta = base - offset; base NULL: zero. */
@@ -224,26 +297,33 @@ __attribute__((noinline)) /* its memory on the stack is needed seldom */
 #endif
 static void
 seal_few(const kvt_kernels *kernels, size_t dims_p, const kvt_record *open, const bases *b,
-         const kvt_record *sealed)
+         kvt_type type, const kvt_record *sealed)
 {
     _Alignas(64) uint8_t codes[KVT_MAX_DIM * KVT_TOKENS];
     uint8_t *to = sealed->codes;
     uint16_t scales[KVT_TOKENS];
     float delta[KVT_MAX_DIM];
+    const int is_i8 = type == KVT_TYPE_I8;
 
     make_delta(kernels, dims_p, b->many_without ? open->offset : NULL, sealed->offset, delta);
-    kernels->seal_k_i8(open->codes, b->magnitude, delta, dims_p, NULL, codes, scales);
+    if (is_i8)
+        kernels->seal_k_i8(open->codes, b->magnitude, delta, dims_p, NULL, codes, scales);
+    else
+        kernels->seal_k_i4(open->codes, b->magnitude, delta, sealed->scales, dims_p, NULL, codes);
     for (size_t t = 0; t < KVT_TOKENS; t++) {
         if (!(b->few >> t & 1))
             continue;
-        sealed->scales[t] = scales[t];
-        for (size_t d = 0; d < dims_p; d += 4)
-            memcpy(to + kvt_k8_index(t, d, dims_p), codes + kvt_k8_index(t, d, dims_p), 4);
+        if (is_i8)
+            sealed->scales[t] = scales[t];
+        for (size_t d = 0; d < dims_p; d += is_i8 ? 4 : 8) {
+            size_t at = (is_i8 ? kvt_k8_index : kvt_k4_index)(t, d, dims_p);
+            memcpy(to + at, codes + at, 4);
+        }
     }
 }
 
-static void seal_k(const kvt_kernels *kernels, const kvt_group *group, const kvt_record *open,
-                   const void *next, const kvt_record *sealed)
+static void seal_k(const kvt_kernels *kernels, const kvt_group *group, kvt_type type,
+                   const kvt_record *open, const void *next, const kvt_record *sealed)
 {
     size_t dims_p = group->layouts[KVT_OPEN].k_dims;
     float delta[KVT_MAX_DIM];
@@ -255,35 +335,80 @@ static void seal_k(const kvt_kernels *kernels, const kvt_group *group, const kvt
         return;
     }
     find_bases(open, &b);
-    offset_of(kernels, dims_p, open, &b, sealed->offset);
+    if (type == KVT_TYPE_I4)
+        choose_k4(kernels, dims_p, open, &b, sealed->offset, sealed->scales);
+    else
+        offset_of(kernels, dims_p, open, &b, sealed->offset);
     make_delta(kernels, dims_p, b.many_without ? NULL : open->offset, sealed->offset, delta);
-    kernels->seal_k_i8(open->codes, b.magnitude, delta, dims_p, next, sealed->codes,
-                       sealed->scales);
+    if (type == KVT_TYPE_I4)
+        kernels->seal_k_i4(open->codes, b.magnitude, delta, sealed->scales, dims_p, next,
+                           sealed->codes);
+    else
+        kernels->seal_k_i8(open->codes, b.magnitude, delta, dims_p, next, sealed->codes,
+                           sealed->scales);
     if (b.few)
-        seal_few(kernels, dims_p, open, &b, sealed);
+        seal_few(kernels, dims_p, open, &b, type, sealed);
 }
 
-void kvt_seal(const kvt_kernels *kernels, const kvt_group *group, kvt_side side,
+/*
+ * Rows of V with a negative scale have been 4-bit codes before (reopen.c): an element is a level,
+ * and the scale the one it had. They are what they were.
+ */
+static void seal_v(const kvt_kernels *kernels, kvt_type type, size_t dims_p, const kvt_record *open,
+                   const void *next, const kvt_record *sealed)
+{
+    static const float magnitudes[] = {KVT_V4_MAGNITUDES};
+    uint16_t memory[KVT_TOKENS], signs = 0;
+    const uint16_t *scales = open->scales, *codes = open->codes;
+
+    for (size_t t = 0; t < KVT_TOKENS; t++)
+        signs |= open->scales[t];
+    if (signs & F16_MINUS) {
+        for (size_t t = 0; t < KVT_TOKENS; t++)
+            memory[t] = open->scales[t] & (uint16_t)~F16_MINUS;
+        scales = memory;
+    }
+    (type == KVT_TYPE_I8 ? kernels->seal_v_i8
+     : type == KVT_TYPE_I4
+         ? kernels->seal_v_i4
+         : kernels->seal_v_i5)(open->codes, scales, dims_p, next, sealed->codes, sealed->scales);
+    if (type != KVT_TYPE_I4 || scales == open->scales)
+        return;
+    for (size_t t = 0; t < KVT_TOKENS; t++) {
+        if (!(open->scales[t] & F16_MINUS))
+            continue;
+        sealed->scales[t] = scales[t];
+        for (size_t d = 0; d < dims_p; d++) {
+            float level = kvt_f16_to_f32(codes[kvt_vw_index(t, d, dims_p)]);
+            unsigned m = 0;
+            while (m < 7 && magnitudes[m] < fabsf(level))
+                m++;
+            kvt_put_bits((uint8_t *)sealed->codes + kvt_v4_index(t, d, dims_p), kvt_v4_shift(t),
+                         15u, level < 0.0f ? 7 - m : 8 + m);
+        }
+    }
+}
+
+void kvt_seal(const kvt_kernels *kernels, const kvt_group *group, kvt_side side, uint32_t form,
               const kvt_record *open, const void *next, const kvt_record *sealed)
 {
-    const kvt_layout *layout = &group->layouts[KVT_OPEN];
-    kvt_type type = side == KVT_SIDE_K ? group->config.k_type : group->config.v_type;
+    const kvt_layout *layout = &group->layouts[form];
+    kvt_type type = side == KVT_SIDE_K ? layout->k_type : layout->v_type;
 
-    if (type != KVT_TYPE_I8) /* the other side is: this one is the same in both forms */
+    if (!kvt_is_sealed_type(type)) /* the other side is: this one is the same in all forms */
         memcpy(sealed->codes, open->codes,
                side == KVT_SIDE_K ? layout->k_code_bytes : layout->v_code_bytes);
     else if (side == KVT_SIDE_K)
-        seal_k(kernels, group, open, next, sealed);
+        seal_k(kernels, group, type, open, next, sealed);
     else
-        kernels->seal_v_i8(open->codes, open->scales, layout->v_dims, next, sealed->codes,
-                           sealed->scales);
+        seal_v(kernels, type, layout->v_dims, open, next, sealed);
 }
 
 void kvt_sealed_put(const kvt_kernels *kernels, const kvt_group *group, kvt_side side,
-                    const kvt_record *open, size_t from, size_t n, float *x,
+                    uint32_t form, const kvt_record *open, size_t from, size_t n, float *x,
                     const kvt_record *sealed, size_t slot)
 {
-    const kvt_layout *layout = &group->layouts[KVT_OPEN];
+    const kvt_layout *layout = &group->layouts[form];
     const int is_k = side == KVT_SIDE_K;
     const size_t dims = is_k ? group->config.k_dim : group->config.v_dim;
     const size_t dims_p = is_k ? layout->k_dims : layout->v_dims;
@@ -307,8 +432,12 @@ void kvt_sealed_put(const kvt_kernels *kernels, const kvt_group *group, kvt_side
         for (size_t d = 0; d < dims; d++)
             row[d] += delta[bare][d];
     }
-    stored = (is_k ? kernels->put_k_i8 : kernels->put_v_i8)(x, dims, n, dims, dims_p, sealed->codes,
-                                                            sealed->scales, slot);
-    assert(stored); /* KVT_I8_MAX and two offsets of f16 are within 127 times the largest scale */
+    assert(!is_k || layout->k_type == KVT_TYPE_I8);
+    stored = (is_k                            ? kernels->put_k_i8
+              : layout->v_type == KVT_TYPE_I8 ? kernels->put_v_i8
+              : layout->v_type == KVT_TYPE_I4 ? kernels->put_v_i4
+                                              : kernels->put_v_i5)(
+        x, dims, n, dims, dims_p, sealed->codes, sealed->scales, slot);
+    assert(stored); /* kvt_largest and two offsets of f16 are within the largest scale's reach */
     (void)stored;
 }

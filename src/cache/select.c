@@ -73,12 +73,33 @@ MOVE_STRIDED(move_16, uint16_t)
 MOVE_STRIDED(move_32, uint32_t)
 MOVE_STRIDED(move_f32, float)
 
+/* One code of V of 4 or 5 bits. */
+static void move_coarse(kvt_type type, uint8_t *to, size_t to_token, const uint8_t *from,
+                        size_t from_token, size_t d, size_t dims_p)
+{
+    kvt_put_bits(to + kvt_v4_index(to_token, d, dims_p), kvt_v4_shift(to_token), 15u,
+                 (unsigned)from[kvt_v4_index(from_token, d, dims_p)] >> kvt_v4_shift(from_token) &
+                     15u);
+    if (type == KVT_TYPE_I5)
+        kvt_put_bits(to + kvt_v5_index(to_token, d, dims_p), kvt_v5_shift(to_token, d), 1u,
+                     (unsigned)from[kvt_v5_index(from_token, d, dims_p)] >>
+                             kvt_v5_shift(from_token, d) &
+                         1u);
+}
+
 /* Codes of the same type in both blocks, by the order of a tile (tile.h). */
 static void move_codes(const select_side *s, kvt_type type, void *to, const void *from,
                        const moves *m)
 {
     size_t to_at[KVT_TOKENS], from_at[KVT_TOKENS];
     const int is_k = s->side == KVT_SIDE_K;
+    assert(!(is_k && type == KVT_TYPE_I4)); /* begin has opened a block that was cut */
+    if (kvt_is_coarse(type)) {
+        for (size_t i = 0; i < m->n; i++)
+            for (size_t d = 0; d < s->dims; d++)
+                move_coarse(type, to, m->to[i], from, m->from[i], d, s->dims_p);
+        return;
+    }
     if (type != KVT_TYPE_I8 && !is_k) {
         const size_t bytes = kvt_element_bytes(type);
         for (size_t i = 0; i < m->n; i++)
@@ -117,11 +138,11 @@ static void move_rows(const select_side *s, size_t to_row, size_t from_row, cons
     const kvt_record to = record_of(s, to_block), from = record_of(s, from_block);
     float x[KVT_MAX_DIM];
 
-    if (s->type == KVT_TYPE_I8 && to_block->form != from_block->form) {
-        assert(to_block->form == KVT_SEALED);
+    if (kvt_is_sealed_type(s->type) && to_block->form != from_block->form) {
+        assert(to_block->form != KVT_OPEN);
         for (size_t i = 0; i < m->n; i++)
-            kvt_sealed_put(&seq->cache->kernels, s->group, s->side, &from, m->from[i], 1, x, &to,
-                           m->to[i]);
+            kvt_sealed_put(&seq->cache->kernels, s->group, s->side, to_block->form, &from,
+                           m->from[i], 1, x, &to, m->to[i]);
         return;
     }
     move_codes(s, s->side == KVT_SIDE_K ? layout->k_type : layout->v_type, to.codes, from.codes, m);
@@ -174,7 +195,6 @@ static void put_beyond(const select_side *s, const float *keys, uint64_t j)
     const select_job *job = s->job;
     const kvt_seq *seq = job->seq;
     const kvt_kernels *kernels = &seq->cache->kernels;
-    const kvt_layout *open = &s->group->layouts[KVT_OPEN];
     const size_t most = ROWS_FLOATS / s->dims;
     const kvt_record zero = record_of(s, kvt_seq_block(seq, 0, s->group_index));
     float buffer[ROWS_FLOATS];
@@ -187,12 +207,12 @@ static void put_beyond(const select_side *s, const float *keys, uint64_t j)
         part = part < most ? part : most;
         part = part < job->n - j ? part : (size_t)(job->n - j);
         if (token == KVT_TOKENS) /* block 0 is there */
-            kvt_seal_offset(kernels, open, &zero, to.offset);
+            kvt_seal_offset(kernels, s->group, kvt_sealed_form(s->group, 0), &zero, to.offset);
         for (size_t i = 0; i < part; i++) {
             const size_t index = (size_t)(seq->length + job->indices[j + i] - KVT_TOKENS);
             memcpy(buffer + i * s->dims, keys + index * s->dims, s->dims * sizeof *buffer);
         }
-        stored = kvt_open_put(kernels, open, s->side, buffer, part, s->dims, &to, slot);
+        stored = kvt_open_put(kernels, s->group, s->side, buffer, part, s->dims, &to, slot);
         assert(stored); /* check_border */
         (void)stored;
         j += part;
@@ -201,7 +221,7 @@ static void put_beyond(const select_side *s, const float *keys, uint64_t j)
 
 /*
  * A key that was stored less one offset could be too large less another: none is while it is
- * smaller than KVT_I8_MAX by the largest f16.
+ * smaller than kvt_largest by the largest f16.
  */
 static kvt_status check_border(const select_job *job)
 {
@@ -213,7 +233,7 @@ static kvt_status check_border(const select_job *job)
     for (uint32_t layer = 0; layer < cache->n_layers; layer++) {
         const uint32_t g = cache->layers[layer].group;
         const kvt_group_config *config = &cache->groups[g].config;
-        const uint32_t limit = kvt_f32_bits(KVT_I8_MAX - 65504.0f);
+        const uint32_t limit = kvt_f32_bits(kvt_largest(KVT_SIDE_K, config->k_type) - 65504.0f);
         for (size_t head = 0; head < config->n_kv_heads; head++) {
             const float *keys = kvt_border_keys(seq, g, cache->layers[layer].index, head);
             uint32_t outside = 0;
@@ -247,7 +267,7 @@ static void seal_again(const select_side *s)
         const kvt_block *to = kvt_seq_block(seq, row, kvt_beside(seq->cache, s->group_index));
         const kvt_record open = record_of(s, block), sealed = record_of(s, to);
         assert(block->form == KVT_OPEN && !to->twin); /* no other sequence has it yet */
-        kvt_seal(&seq->cache->kernels, s->group, s->side, &open, NULL, &sealed);
+        kvt_seal(&seq->cache->kernels, s->group, s->side, to->form, &open, NULL, &sealed);
     }
 }
 

@@ -11,7 +11,7 @@
 
 static size_t table_bytes(const kvt_cache *cache)
 {
-    return cache->max_rows * cache->n_classes * sizeof(kvt_block *);
+    return cache->max_rows * cache->n_columns * sizeof(kvt_block *);
 }
 
 uint64_t kvt_seq_own_bytes(const kvt_cache *cache)

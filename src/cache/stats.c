@@ -13,7 +13,7 @@ static void each_block(const kvt_seq *seq,
                        kvt_seq_stats *stats)
 {
     const kvt_cache *cache = seq->cache;
-    for (size_t i = 0; i < seq->n_rows * cache->n_classes; i++)
+    for (size_t i = 0; i < seq->n_rows * cache->n_columns; i++)
         if (seq->table[i])
             visit(cache, seq->table[i], 1, stats);
     for (size_t i = 0; i < seq->n_checkpoints; i++) {

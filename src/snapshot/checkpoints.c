@@ -297,17 +297,22 @@ static const char *group_fault(kvt_snap_parser *p, kvt_snap_checkpoint *c, uint3
             fault = entry_fault(p, index, row, g, kvt_snap_row_tokens(c->n_tokens, row));
             if (fault)
                 return fault;
-            if (kvt_get32(entry_of(p, index) + 28) < form)
+            if (kvt_get32(entry_of(p, index) + 28) != KVT_OPEN && form == KVT_OPEN)
                 return "a sealed block behind an open one";
             form = kvt_get32(entry_of(p, index) + 28);
         }
-        if (form == KVT_SEALED)
+        if (form != KVT_OPEN)
             sealed = row + 1;
     }
     c->sealed[g] = sealed;
     c->first[g] = first > sinks ? first : 0;
+    /* A row of 4-bit keys that a truncate has cut is open again with the next step. */
+    if (group->k_type == KVT_TYPE_I4 && c->n_tokens % KVT_TOKENS && sealed == rows &&
+        form == KVT_SEALED)
+        sealed--;
     if (sealed < p->sealed[g] || sealed > p->own_sealed[g])
         return "a block is open again";
+    p->sealed[g] = sealed;
     if (c->first[g] < p->first[g] || first > p->runs.first[g])
         return "a block that was released is there again";
     c->kept[g] = c->n_tokens / KVT_TOKENS;
@@ -385,7 +390,6 @@ kvt_status kvt_snap_take_checkpoint(kvt_snap_parser *p)
     }
     if (p->sink->checkpoint)
         status = p->sink->checkpoint(p->sink->user, &c);
-    memcpy(p->sealed, c.sealed, sizeof p->sealed);
     memcpy(p->first, c.first, sizeof p->first);
     p->n_tokens = c.n_tokens;
     p->counts.n_checkpoints++;

@@ -246,6 +246,8 @@ static void planes_join(const unsigned char *from, unsigned char *to, size_t n, 
 
 int kvt_snap_filter_known(const kvt_snap_shape *shape, uint32_t filter)
 {
+    if (shape->bits < 8)
+        return filter == KVT_SNAP_NATIVE;
     if (shape->element == 1)
         return filter <= KVT_SNAP_DELTA;
     return filter == KVT_SNAP_NATIVE || filter == KVT_SNAP_PLANES;
@@ -341,7 +343,7 @@ static size_t largest_stream(const kvt_snap_header *header)
     uint32_t g, i, streams, form;
 
     for (g = 0; g < header->n_groups; g++)
-        for (form = KVT_SEALED; form <= KVT_OPEN; form++) {
+        for (form = KVT_SEALED; form < KVT_FORMS; form++) {
             streams = kvt_snap_shapes(&header->groups[g], form, KVT_TOKENS, shapes, &sum);
             for (i = 0; i < streams; i++)
                 most = shapes[i].bytes > most ? shapes[i].bytes : most;
@@ -368,7 +370,7 @@ uint64_t kvt_snap_encode_bytes(const kvt_snap_header *header)
     for (g = 0; g < header->n_groups; g++) { /* codec.attempt: of V, where it is in layer 0 */
         streams = kvt_snap_shapes(&header->groups[g], KVT_SEALED, KVT_TOKENS, shapes, &sum);
         for (i = 0; i < streams; i++)
-            if (shapes[i].kind == KVT_SNAP_KIND_V && shapes[i].element == 1)
+            if (shapes[i].kind == KVT_SNAP_KIND_V && shapes[i].bits <= 8)
                 again = shapes[i].bytes > again ? shapes[i].bytes : again;
     }
     return kvt_snap_counted(most) + 4 * SIZE_FIELD + kvt_snap_counted(largest) +
@@ -412,7 +414,9 @@ kvt_status kvt_snap_encode(kvt_snap_codec *codec, const kvt_snap_shape *shape,
                                   "a snapshot's filter");
     if (status != KVT_OK)
         return status;
-    if (shape->element == 1) {
+    if (shape->bits < 8) {
+        /* Levels that are about equally often: no filter. */
+    } else if (shape->element == 1) {
         filter_apply(shape, KVT_SNAP_DELTA, native, codec->filtered.data, 0);
         if (sum_of_magnitudes(codec->filtered.data, shape->bytes) <
             sum_of_magnitudes(native, shape->bytes)) {
@@ -426,7 +430,7 @@ kvt_status kvt_snap_encode(kvt_snap_codec *codec, const kvt_snap_shape *shape,
         planes = shape->element;
     }
     status = compress(codec, source, shape->bytes, planes, to, room, &stored);
-    if (status == KVT_OK && shape->repeats && shape->element == 1) {
+    if (status == KVT_OK && shape->repeats && shape->bits == 8) {
         size_t again;
         status = kvt_snap_reserve(codec->context, &codec->attempt, 0, shape->bytes,
                                   "a snapshot's filter");

@@ -85,7 +85,7 @@ enum { /* filters */
 
 enum { KVT_SNAP_RAW = 0, KVT_SNAP_ZSTD = 1 }; /* codecs */
 
-/* Representations of a block are KVT_SEALED and KVT_OPEN of cache.h. */
+/* Representations of a block are KVT_SEALED, KVT_OPEN and KVT_FINE of cache.h. */
 
 /* ---- little-endian fields ---- */
 
@@ -240,13 +240,14 @@ static inline uint32_t kvt_snap_row_tokens(uint64_t n_tokens, uint64_t row)
 /* One stream: what the filters and checks have to know of it. */
 typedef struct kvt_snap_shape {
     uint32_t kind;
-    uint32_t element;             /* bytes: 1, 2 or 4 */
+    uint32_t element;             /* bytes: 1, 2 or 4; 1 for codes of 4 and 5 bits too */
+    uint32_t bits;                /* of an element: 4, 5, 8, 16 or 32 */
     uint32_t heads, dims, tokens; /* K and V */
     uint32_t plain;               /* KVT_SNAP_KIND_SCALES: how many of its elements are scales */
-    uint32_t powers;              /* the scales are those of an open block: powers of two */
-    uint32_t signs;               /* so many of them, the first ones, may be negative */
-    uint32_t repeats;             /* rows may be equal from token to token: the writer tries more */
-    size_t bytes;                 /* native size */
+    uint32_t powers;  /* so many of them, the first ones, are powers of two: open rows' */
+    uint32_t signs;   /* so many of them, the first ones, may be negative */
+    uint32_t repeats; /* rows may be equal from token to token: the writer tries more */
+    size_t bytes;     /* native size */
 } kvt_snap_shape;
 
 /*
@@ -255,8 +256,10 @@ typedef struct kvt_snap_shape {
  */
 uint32_t kvt_snap_shapes(const kvt_snapshot_group *group, uint32_t form, uint32_t tokens,
                          kvt_snap_shape *shapes, size_t *bytes);
-/* Whether blocks of a group are open first: a side is i8. */
+/* Whether blocks of a group are open first: a side is i8, i4 or i5. */
 int kvt_snap_seals(const kvt_snapshot_group *group);
+/* Whether they can be fine: a side is i4 or i5. */
+int kvt_snap_has_fine(const kvt_snapshot_group *group);
 /* Largest sum of a layer's streams over all groups and forms. */
 size_t kvt_snap_layer_bytes(const kvt_snap_header *header);
 

@@ -134,10 +134,12 @@ static const char *group_fault(const kvt_snapshot_group *group)
         return "k_dim";
     if (group->v_dim < 8 || group->v_dim > KVT_MAX_DIM || group->v_dim % 8)
         return "v_dim";
-    if ((uint32_t)group->k_type > KVT_TYPE_I8)
+    if ((uint32_t)group->k_type > KVT_TYPE_I4)
         return "k_type";
-    if ((uint32_t)group->v_type > KVT_TYPE_I8)
+    if ((uint32_t)group->v_type > KVT_TYPE_I5)
         return "v_type";
+    if (group->k_type == KVT_TYPE_I4 && (group->flags & KVT_GROUP_NO_OFFSET))
+        return "flags";
     if (group->flags &
         ~(KVT_GROUP_NO_ROTATION | KVT_GROUP_NO_OFFSET | KVT_GROUP_V_IN_K | KVT_GROUP_NO_V_ROTATION))
         return "flags";
@@ -171,7 +173,7 @@ uint64_t kvt_snap_sink_rows(const kvt_snapshot_group *group)
     uint64_t rows = ((uint64_t)group->sink_tokens + KVT_TOKENS - 1) / KVT_TOKENS;
     if (!group->window_tokens)
         return 0;
-    return rows == 0 && group->k_type == KVT_TYPE_I8 && !(group->flags & KVT_GROUP_NO_OFFSET)
+    return rows == 0 && kvt_is_sealed_type(group->k_type) && !(group->flags & KVT_GROUP_NO_OFFSET)
                ? 1
                : rows;
 }
@@ -243,7 +245,7 @@ kvt_status kvt_snap_header_get(const kvt_snap_context *context, const unsigned c
         group->flags = kvt_get32(p + 28);
         group->rotation_seed = kvt_get64(p + 32);
         /* Before the conversion: a number that is no enumerator has no place in the enum. */
-        if (k_type > KVT_TYPE_I8 || v_type > KVT_TYPE_I8)
+        if (k_type > KVT_TYPE_I5 || v_type > KVT_TYPE_I5)
             return kvt_snap_fail(context, KVT_ERR_FORMAT,
                                  "snapshot of a storage type that this build does not know (group "
                                  "%u: K %u, V %u)",
@@ -290,7 +292,8 @@ static kvt_status differs(const kvt_cache *cache, uint32_t group, const char *fi
 
 static const char *type_name(kvt_type type)
 {
-    return type == KVT_TYPE_F32 ? "f32" : type == KVT_TYPE_F16 ? "f16" : "i8";
+    static const char *const names[] = {"f32", "f16", "i8", "i4", "i5"};
+    return names[type];
 }
 
 /* The first bytes of a fingerprint as hex digits. */

@@ -15,7 +15,7 @@
 typedef struct stage {
     const kvt_snap_context *context;
     kvt_seq *seq;
-    kvt_snap_buffer table;  /* kvt_block *[rows][n_classes]; NULL where there is none yet */
+    kvt_snap_buffer table;  /* kvt_block *[rows][n_columns]; NULL where there is none yet */
     size_t rows;            /* begun: they have a block of positions and ids */
     kvt_snap_buffer extras; /* kvt_block *[n_extras]: blocks that checkpoints alone have */
     size_t n_extras;
@@ -24,7 +24,7 @@ typedef struct stage {
 
 static kvt_block **staged(const stage *st, size_t row)
 {
-    return (kvt_block **)(void *)st->table.data + row * st->seq->cache->n_classes;
+    return (kvt_block **)(void *)st->table.data + row * st->seq->cache->n_columns;
 }
 
 static kvt_meta *staged_meta(const stage *st, size_t row)
@@ -87,7 +87,7 @@ uint64_t kvt_snap_load_bytes(const kvt_snap_header *header)
 static kvt_status add_row(stage *st)
 {
     kvt_cache *cache = st->seq->cache;
-    size_t row_bytes = cache->n_classes * sizeof(kvt_block *), have = st->rows * row_bytes;
+    size_t row_bytes = cache->n_columns * sizeof(kvt_block *), have = st->rows * row_bytes;
     kvt_block *block;
     kvt_status status;
     uint32_t c;
@@ -101,7 +101,7 @@ static kvt_status add_row(stage *st)
     status = kvt_block_get(cache, cache->n_groups, &block);
     if (status != KVT_OK)
         return status;
-    for (c = 0; c < cache->n_classes; c++)
+    for (c = 0; c < cache->n_columns; c++)
         staged(st, st->rows)[c] = NULL;
     staged(st, st->rows)[cache->n_groups] = block;
     staged_meta(st, st->rows)->shift = 0;
@@ -285,7 +285,7 @@ static void drop(stage *st)
     kvt_checkpoints_drop_from(&st->made, 0);
     kvt_turns_free(cache, st->made.turns);
     for (row = 0; row < st->rows; row++)
-        for (c = 0; c < cache->n_classes; c++)
+        for (c = 0; c < cache->n_columns; c++)
             kvt_block_undo(cache, staged(st, row)[c]);
     st->rows = 0;
 }

@@ -139,6 +139,7 @@ static kvt_status read_tokens(kvt_snap_parser *p, uint32_t type, uint32_t kind)
         memset(&shape, 0, sizeof shape);
         shape.kind = kind;
         shape.element = 4;
+        shape.bits = 32;
         shape.bytes = n * (size_t)4;
         if (status == KVT_OK)
             status = kvt_snap_take_set(p, &s, &shape, 1, shape.bytes, &native);
@@ -162,13 +163,16 @@ static kvt_status check_form(kvt_snap_parser *p, uint64_t b, uint32_t group)
 {
     uint32_t form = kvt_get32(entry_at(p, b) + 28);
 
-    if (form > KVT_OPEN)
+    if (form >= KVT_FORMS)
         return kvt_snap_fail(p->context, KVT_ERR_FORMAT,
                              "snapshot with a block of representation %u, which this build "
                              "does not know",
                              (unsigned)form);
     if (form == KVT_OPEN && !kvt_snap_seals(&p->header->groups[group]))
-        return kvt_snap_corrupt(p, "entry %llu is open, in a group that has no i8",
+        return kvt_snap_corrupt(p, "entry %llu is open, in a group that has no i8, i4 or i5",
+                                (unsigned long long)b);
+    if (form == KVT_FINE && !kvt_snap_has_fine(&p->header->groups[group]))
+        return kvt_snap_corrupt(p, "entry %llu is fine, in a group that has no i4 or i5",
                                 (unsigned long long)b);
     p->counts.n_open_blocks += form == KVT_OPEN;
     return KVT_OK;
@@ -206,11 +210,11 @@ static kvt_status check_own(kvt_snap_parser *p)
             if (status != KVT_OK)
                 return status;
             form = kvt_get32(entry + 28);
-            if (form < forms[g]) /* open blocks follow the sealed ones */
+            if (form != KVT_OPEN && forms[g] == KVT_OPEN) /* open blocks follow the sealed ones */
                 return kvt_snap_corrupt(p, "entry %llu is sealed, behind an open one",
                                         (unsigned long long)b);
             forms[g] = form;
-            if (form == KVT_SEALED)
+            if (form != KVT_OPEN)
                 p->own_sealed[g] = row + 1;
             if (kvt_get32(entry + 24) != kvt_snap_row_tokens(p->header->n_tokens, row))
                 return kvt_snap_corrupt(p, "entry %llu", (unsigned long long)b);

@@ -2,26 +2,34 @@
  * One layer of a block and its native streams: what is saved of the memory that tile.h describes.
  *
  * A native stream is the layout in memory without what is dead: dims are the model's, not the
- * padded ones; only tiles (K), groups of four tokens (V as i8) or tokens (V else, scales) that
- * hold a live token; and inside the last of them, zero where there is no token. In each layout the
- * dims of a tile or token come first and the padding last, so dropping it is a shorter copy.
+ * padded ones (but in V's fifth bits, where the padding is zero); only tiles (K), runs of four or
+ * eight tokens (V as i8, or of 4 and 5 bits) or tokens (V else, scales) that hold a live token; and
+ * inside the last of them, zero where there is no token. In each layout the dims of a tile or token
+ * come first and the padding last, so dropping it is a shorter copy.
  */
 #include "src/snapshot/format.h"
 
 /* How a side of a given type is stored in a form. */
 static kvt_type stored_type(kvt_type type, uint32_t form)
 {
-    return form == KVT_OPEN && type == KVT_TYPE_I8 ? KVT_TYPE_F16 : type;
+    if (form == KVT_OPEN && kvt_is_sealed_type(type))
+        return KVT_TYPE_F16;
+    return form == KVT_FINE && kvt_is_coarse(type) ? KVT_TYPE_I8 : type;
 }
 
 int kvt_snap_seals(const kvt_snapshot_group *group)
 {
-    return group->k_type == KVT_TYPE_I8 || group->v_type == KVT_TYPE_I8;
+    return kvt_is_sealed_type(group->k_type) || kvt_is_sealed_type(group->v_type);
+}
+
+int kvt_snap_has_fine(const kvt_snapshot_group *group)
+{
+    return kvt_is_coarse(group->k_type) || kvt_is_coarse(group->v_type);
 }
 
 static int has_offset(const kvt_snapshot_group *group)
 {
-    return group->k_type == KVT_TYPE_I8 && !(group->flags & KVT_GROUP_NO_OFFSET);
+    return kvt_is_sealed_type(group->k_type) && !(group->flags & KVT_GROUP_NO_OFFSET);
 }
 
 static int has_v(const kvt_snapshot_group *group)
@@ -29,44 +37,71 @@ static int has_v(const kvt_snapshot_group *group)
     return !(group->flags & KVT_GROUP_V_IN_K);
 }
 
+/* Tokens whose codes lie together. */
+static size_t v_lanes(kvt_type type)
+{
+    return kvt_is_coarse(type) ? 8 : type == KVT_TYPE_I8 ? 4 : 1;
+}
+
+/* Bytes of the fifth bits of one head. */
+static size_t fifth_bytes(kvt_type type, size_t tokens, size_t dims)
+{
+    return type == KVT_TYPE_I5 ? kvt_round_up(tokens, 8) / 8 * (kvt_round_up(dims, 16) / 16) * 16
+                               : 0;
+}
+
 uint32_t kvt_snap_shapes(const kvt_snapshot_group *group, uint32_t form, uint32_t tokens,
                          kvt_snap_shape *shapes, size_t *bytes)
 {
     kvt_type k_type = stored_type(group->k_type, form), v_type = stored_type(group->v_type, form);
-    size_t heads = group->n_kv_heads;
-    size_t k_tokens = kvt_round_up(tokens, KVT_TILE_TOKENS);
-    size_t v_tokens = v_type == KVT_TYPE_I8 ? kvt_round_up(tokens, 4) : tokens;
-    uint32_t n_scales = ((group->k_type == KVT_TYPE_I8 ? 1u : 0u) +
-                         (group->v_type == KVT_TYPE_I8 && has_v(group) ? 1u : 0u)) *
-                        group->n_kv_heads * tokens;
-    size_t n_small = n_scales + (has_offset(group) ? heads * group->k_dim : 0);
-    uint32_t n = 1;
+    size_t heads = group->n_kv_heads, n_seeds = 0, n_small;
+    uint32_t k_scales = 0, v_scales = 0, n = 1;
+
+    if (kvt_is_sealed_type(group->k_type))
+        k_scales = group->n_kv_heads * (k_type == KVT_TYPE_I4 ? group->k_dim : tokens);
+    if (kvt_is_sealed_type(group->v_type) && has_v(group))
+        v_scales = group->n_kv_heads * tokens;
+    if (form == KVT_OPEN && group->k_type == KVT_TYPE_I4)
+        n_seeds = 2 * heads * group->k_dim;
+    n_small = k_scales + v_scales + (has_offset(group) ? heads * group->k_dim : 0) + n_seeds;
 
     memset(shapes, 0, KVT_SNAP_MAX_STREAMS * sizeof *shapes);
     shapes[0].kind = KVT_SNAP_KIND_K;
+    shapes[0].bits = (uint32_t)kvt_type_bits(k_type);
     shapes[0].element = (uint32_t)kvt_element_bytes(k_type);
     shapes[0].heads = group->n_kv_heads;
     shapes[0].dims = group->k_dim;
     shapes[0].tokens = tokens;
-    shapes[0].bytes = heads * k_tokens * group->k_dim * shapes[0].element;
+    shapes[0].bytes =
+        heads * kvt_round_up(tokens, KVT_TILE_TOKENS) * group->k_dim * shapes[0].bits / 8;
     *bytes = shapes[0].bytes + n_small * 2;
     if (has_v(group)) {
         kvt_snap_shape *v = &shapes[n++];
+        size_t v_tokens = kvt_round_up(tokens, v_lanes(v_type));
         *v = shapes[0];
         v->kind = KVT_SNAP_KIND_V;
+        v->bits = (uint32_t)kvt_type_bits(v_type);
         v->element = (uint32_t)kvt_element_bytes(v_type);
         v->dims = group->v_dim;
-        v->bytes = heads * v_tokens * group->v_dim * v->element;
+        v->bytes = heads * (kvt_is_coarse(v_type) ? v_tokens * group->v_dim / 2 +
+                                                        fifth_bytes(v_type, tokens, group->v_dim)
+                                                  : v_tokens * group->v_dim * v->element);
         *bytes += v->bytes;
     }
     if (n_small) {
         kvt_snap_shape *small = &shapes[n++];
         small->kind = KVT_SNAP_KIND_SCALES;
+        small->bits = 16;
         small->element = 2;
-        small->plain = n_scales;
-        small->powers = form == KVT_OPEN;
-        if (form == KVT_OPEN && has_offset(group))
-            small->signs = group->n_kv_heads * tokens;
+        small->plain = k_scales + v_scales;
+        if (form == KVT_OPEN) {
+            /* Rows of V that were sealed before have the scale that they had: reopen.c. */
+            const int reopens = group->k_type == KVT_TYPE_I4;
+            small->powers = k_scales + (reopens ? 0 : v_scales);
+            small->signs = has_offset(group) ? k_scales : 0;
+            if (reopens && group->v_type == KVT_TYPE_I4)
+                small->signs += v_scales;
+        }
         small->bytes = n_small * 2;
     }
     return n;
@@ -79,8 +114,10 @@ size_t kvt_snap_layer_bytes(const kvt_snap_header *header)
     uint32_t g, form;
 
     for (g = 0; g < header->n_groups; g++)
-        for (form = KVT_SEALED;
-             form <= (kvt_snap_seals(&header->groups[g]) ? KVT_OPEN : KVT_SEALED); form++) {
+        for (form = KVT_SEALED; form < KVT_FORMS; form++) {
+            if ((form == KVT_OPEN && !kvt_snap_seals(&header->groups[g])) ||
+                (form == KVT_FINE && !kvt_snap_has_fine(&header->groups[g])))
+                continue;
             (void)kvt_snap_shapes(&header->groups[g], form, KVT_TOKENS, shapes, &bytes);
             if (bytes > most)
                 most = bytes;
@@ -98,42 +135,88 @@ static void clear_lanes(unsigned char *tile, size_t tile_bytes, size_t live, siz
         memset(tile + i + live * row, 0, lane - live * row);
 }
 
-static unsigned char *gather_k(const kvt_group *group, const kvt_layout *layout,
-                               const unsigned char *codes, size_t tokens, unsigned char *to)
+/* Bytes of a tile's K and of a run of V's tokens that lie together, for `dims` dims. */
+static size_t k_tile_bytes(kvt_type type, size_t dims)
 {
-    size_t element = kvt_element_bytes(layout->k_type);
-    size_t live = group->config.k_dim * element * KVT_TILE_TOKENS;
-    size_t step = layout->k_dims * element * KVT_TILE_TOKENS;
-    size_t tiles = (tokens + KVT_TILE_TOKENS - 1) / KVT_TILE_TOKENS, i;
-
-    if (live == step)
-        memcpy(to, codes, tiles * live);
-    else
-        for (i = 0; i < tiles; i++)
-            memcpy(to + i * live, codes + i * step, live);
-    to += tiles * live;
-    if (tokens % KVT_TILE_TOKENS) /* i8: 4 dims of a token lie together */
-        clear_lanes(to - live, live, tokens % KVT_TILE_TOKENS,
-                    layout->k_type == KVT_TYPE_I8 ? 4 : element);
-    return to;
+    return dims * KVT_TILE_TOKENS * kvt_type_bits(type) / 8;
 }
 
-static unsigned char *gather_v(const kvt_group *group, const kvt_layout *layout,
-                               const unsigned char *codes, size_t tokens, unsigned char *to)
+static size_t v_run_bytes(kvt_type type, size_t dims)
 {
-    size_t is_i8 = layout->v_type == KVT_TYPE_I8;
-    size_t row = is_i8 ? 4 : kvt_element_bytes(layout->v_type);
-    size_t live = group->config.v_dim * row, step = layout->v_dims * row;
-    size_t n = is_i8 ? (tokens + 3) / 4 : tokens, i;
+    return kvt_is_coarse(type) ? dims * 4 : dims * v_lanes(type) * kvt_element_bytes(type);
+}
 
+static unsigned char *gather_rows(const unsigned char *codes, size_t n, size_t live, size_t step,
+                                  unsigned char *to)
+{
+    size_t i;
     if (live == step)
         memcpy(to, codes, n * live);
     else
         for (i = 0; i < n; i++)
             memcpy(to + i * live, codes + i * step, live);
-    to += n * live;
-    if (is_i8 && tokens % 4) {
-        uint32_t mask = ((uint32_t)1 << 8 * (tokens % 4)) - 1, word;
+    return to + n * live;
+}
+
+static unsigned char *gather_k(const kvt_group *group, const kvt_layout *layout,
+                               const unsigned char *codes, size_t tokens, unsigned char *to)
+{
+    size_t live = k_tile_bytes(layout->k_type, group->config.k_dim);
+    size_t step = k_tile_bytes(layout->k_type, layout->k_dims);
+    size_t tiles = (tokens + KVT_TILE_TOKENS - 1) / KVT_TILE_TOKENS;
+
+    to = gather_rows(codes, tiles, live, step, to);
+    if (tokens % KVT_TILE_TOKENS) /* i8 and i4: 4 or 8 dims of a token lie together */
+        clear_lanes(to - live, live, tokens % KVT_TILE_TOKENS,
+                    kvt_type_bits(layout->k_type) <= 8 ? 4 : kvt_element_bytes(layout->k_type));
+    return to;
+}
+
+/* Words of V's tokens that lie together: the bits of those below `live`, which is not all. */
+static uint32_t live_bits(uint32_t bits, size_t live)
+{
+    uint32_t mask = 0;
+    size_t t;
+    if (bits == 8)
+        return ((uint32_t)1 << 8 * live) - 1;
+    for (t = 0; t < live; t++)
+        mask |= (uint32_t)15 << (t % 4 * 8 + t / 4 * 4);
+    return mask;
+}
+
+/*
+ * The same for eight bytes of fifth bits, of half a run of 8 tokens and 16 dims: `live` tokens of
+ * the run, `dims` dims from this one on.
+ */
+static uint64_t live_fifths(size_t live, size_t half, size_t dims)
+{
+    size_t n = live > half * 4 ? live - half * 4 : 0;
+    uint64_t mask = ((uint64_t)1 << (n < 4 ? n : 4)) - 1;
+    mask *= 0x1111111111111111u;
+    return dims < 16 ? mask & (((uint64_t)1 << 4 * dims) - 1) : mask;
+}
+
+/* Zero where there is no token, or no dim. */
+static void clear_fifths(unsigned char *bits, size_t tokens, size_t dims)
+{
+    size_t run, d, half;
+    for (run = 0; run < tokens; run += 8)
+        for (d = 0; d < dims; d += 16)
+            for (half = 0; half < 2; half++, bits += 8)
+                kvt_put64(bits, kvt_get64(bits) & live_fifths(tokens - run, half, dims - d));
+}
+
+static unsigned char *gather_v(const kvt_group *group, const kvt_layout *layout,
+                               const unsigned char *codes, size_t tokens, unsigned char *to)
+{
+    size_t lanes = v_lanes(layout->v_type), dims = group->config.v_dim;
+    size_t live = v_run_bytes(layout->v_type, dims);
+    size_t fifths = fifth_bytes(layout->v_type, tokens, dims);
+
+    to = gather_rows(codes, (tokens + lanes - 1) / lanes, live,
+                     v_run_bytes(layout->v_type, layout->v_dims), to);
+    if (lanes > 1 && tokens % lanes) {
+        uint32_t mask = live_bits(lanes == 8 ? 4 : 8, tokens % lanes), word;
         unsigned char *p;
         for (p = to - live; p < to; p += 4) {
             memcpy(&word, p, 4);
@@ -141,15 +224,47 @@ static unsigned char *gather_v(const kvt_group *group, const kvt_layout *layout,
             memcpy(p, &word, 4);
         }
     }
-    return to;
+    if (fifths) {
+        memcpy(to, codes + layout->v_dims * KVT_TOKENS / 2, fifths);
+        clear_fifths(to, tokens, dims);
+    }
+    return to + fifths;
+}
+
+/* The runs of f16 in a head's record that the stream of scales has, for each head. */
+typedef struct small_run {
+    size_t at, bytes;
+} small_run;
+
+enum { MAX_RUNS = 5 };
+
+static size_t small_runs(const kvt_group *group, const kvt_layout *layout, size_t tokens,
+                         small_run *runs)
+{
+    size_t n = 0, by_tokens = tokens * 2, by_dims = group->config.k_dim * (size_t)2;
+    if (layout->k_scale_bytes)
+        runs[n++] =
+            (small_run){layout->k_scales, layout->k_type == KVT_TYPE_I4 ? by_dims : by_tokens};
+    if (layout->v_scale_bytes)
+        runs[n++] = (small_run){layout->v_scales, by_tokens};
+    if (layout->k_offset_bytes)
+        runs[n++] = (small_run){layout->k_offset, by_dims};
+    if (layout->k_seed_bytes) { /* scales, then middles */
+        runs[n++] = (small_run){layout->k_seed, by_dims};
+        runs[n++] = (small_run){layout->k_seed + layout->k_dims * 2, by_dims};
+    }
+    return n;
 }
 
 void kvt_snap_gather(const kvt_group *group, const kvt_block *block, size_t layer_index,
                      uint32_t tokens, unsigned char *streams)
 {
     const kvt_layout *layout = kvt_block_layout(group, block);
-    size_t heads = group->config.n_kv_heads, h;
+    size_t heads = group->config.n_kv_heads, h, i, n;
     unsigned char *to = streams;
+    small_run runs[MAX_RUNS];
+
+    n = small_runs(group, layout, tokens, runs);
 
     for (h = 0; h < heads; h++)
         to = gather_k(group, layout,
@@ -157,18 +272,9 @@ void kvt_snap_gather(const kvt_group *group, const kvt_block *block, size_t laye
     for (h = 0; h < heads && !group->v_in_k; h++)
         to = gather_v(group, layout,
                       kvt_head_record(group, block, layer_index, h) + layout->v_codes, tokens, to);
-    if (layout->k_scale_bytes)
-        for (h = 0; h < heads; h++, to += tokens * (size_t)2)
-            memcpy(to, kvt_head_record(group, block, layer_index, h) + layout->k_scales,
-                   tokens * (size_t)2);
-    if (layout->v_scale_bytes)
-        for (h = 0; h < heads; h++, to += tokens * (size_t)2)
-            memcpy(to, kvt_head_record(group, block, layer_index, h) + layout->v_scales,
-                   tokens * (size_t)2);
-    if (group->offsets)
-        for (h = 0; h < heads; h++, to += group->config.k_dim * (size_t)2)
-            memcpy(to, kvt_head_record(group, block, layer_index, h) + layout->k_offset,
-                   group->config.k_dim * (size_t)2);
+    for (i = 0; i < n; i++)
+        for (h = 0; h < heads; h++, to += runs[i].bytes)
+            memcpy(to, kvt_head_record(group, block, layer_index, h) + runs[i].at, runs[i].bytes);
 }
 
 /* ---- scatter ---- */
@@ -190,31 +296,27 @@ void kvt_snap_scatter(const kvt_group *group, kvt_block *block, size_t layer_ind
                       const unsigned char *streams)
 {
     const kvt_layout *layout = kvt_block_layout(group, block);
-    size_t heads = group->config.n_kv_heads, h;
-    size_t k_row = kvt_element_bytes(layout->k_type) * KVT_TILE_TOKENS;
-    size_t v_row = layout->v_type == KVT_TYPE_I8 ? 4 : kvt_element_bytes(layout->v_type);
+    size_t heads = group->config.n_kv_heads, lanes = v_lanes(layout->v_type), h, i, n;
     size_t tiles = (tokens + (size_t)KVT_TILE_TOKENS - 1) / KVT_TILE_TOKENS;
-    size_t v_rows = layout->v_type == KVT_TYPE_I8 ? (tokens + (size_t)3) / 4 : tokens;
+    size_t v_runs = (tokens + lanes - 1) / lanes;
+    size_t fifths = fifth_bytes(layout->v_type, tokens, group->config.v_dim);
     const unsigned char *from = streams;
+    small_run runs[MAX_RUNS];
 
     for (h = 0; h < heads; h++)
         from = scatter_rows(kvt_head_record(group, block, layer_index, h) + layout->k_codes, tiles,
-                            group->config.k_dim * k_row, layout->k_dims * k_row, from);
-    for (h = 0; h < heads && !group->v_in_k; h++)
-        from = scatter_rows(kvt_head_record(group, block, layer_index, h) + layout->v_codes, v_rows,
-                            group->config.v_dim * v_row, layout->v_dims * v_row, from);
-    if (layout->k_scale_bytes)
-        for (h = 0; h < heads; h++, from += tokens * (size_t)2)
-            memcpy(kvt_head_record(group, block, layer_index, h) + layout->k_scales, from,
-                   tokens * (size_t)2);
-    if (layout->v_scale_bytes)
-        for (h = 0; h < heads; h++, from += tokens * (size_t)2)
-            memcpy(kvt_head_record(group, block, layer_index, h) + layout->v_scales, from,
-                   tokens * (size_t)2);
-    if (group->offsets)
-        for (h = 0; h < heads; h++, from += group->config.k_dim * (size_t)2)
-            memcpy(kvt_head_record(group, block, layer_index, h) + layout->k_offset, from,
-                   group->config.k_dim * (size_t)2);
+                            k_tile_bytes(layout->k_type, group->config.k_dim),
+                            k_tile_bytes(layout->k_type, layout->k_dims), from);
+    for (h = 0; h < heads && !group->v_in_k; h++, from += fifths) {
+        unsigned char *codes = kvt_head_record(group, block, layer_index, h) + layout->v_codes;
+        from = scatter_rows(codes, v_runs, v_run_bytes(layout->v_type, group->config.v_dim),
+                            v_run_bytes(layout->v_type, layout->v_dims), from);
+        memcpy(codes + layout->v_dims * KVT_TOKENS / 2, from, fifths);
+    }
+    n = small_runs(group, layout, tokens, runs);
+    for (i = 0; i < n; i++)
+        for (h = 0; h < heads; h++, from += runs[i].bytes)
+            memcpy(kvt_head_record(group, block, layer_index, h) + runs[i].at, from, runs[i].bytes);
 }
 
 /* ---- check: eight bytes at a time ---- */
@@ -293,6 +395,27 @@ static int all_powers16(const unsigned char *p, size_t bytes)
     return !bad;
 }
 
+/* V of 4 and 5 bits: 1 when nothing is set where there is no token, or no dim. */
+static int dead_bits_zero(const kvt_snap_shape *shape, const unsigned char *stream)
+{
+    size_t live = shape->tokens % 8, runs = (shape->tokens + (size_t)7) / 8;
+    size_t row = (size_t)shape->dims * 4, h, i, d, half;
+    uint32_t mask = live ? ~live_bits(4, live) : 0, any = 0;
+    uint64_t fifth = 0;
+
+    for (h = 0; h < shape->heads; h++) {
+        for (i = 0; i < row; i += 4)
+            any |= kvt_get32(stream + (runs - 1) * row + i) & mask;
+        stream += runs * row;
+        for (i = 0; shape->bits == 5 && i < shape->tokens; i += 8)
+            for (d = 0; d < shape->dims; d += 16)
+                for (half = 0; half < 2; half++, stream += 8)
+                    fifth |=
+                        kvt_get64(stream) & ~live_fifths(shape->tokens - i, half, shape->dims - d);
+    }
+    return any == 0 && fifth == 0;
+}
+
 /* 1 when every lane without a token is zero. */
 static int dead_lanes_zero(const kvt_snap_shape *shape, const unsigned char *stream)
 {
@@ -301,10 +424,12 @@ static int dead_lanes_zero(const kvt_snap_shape *shape, const unsigned char *str
     size_t live = shape->tokens % lanes;
     size_t lane = is_k && shape->element == 1 ? 4 : shape->element;
     size_t tokens = kvt_round_up(shape->tokens, lanes);
-    size_t head = tokens * shape->dims * shape->element; /* bytes */
-    size_t last = lanes * shape->dims * shape->element, h, i, j;
+    size_t head = tokens * shape->dims * shape->bits / 8; /* bytes */
+    size_t last = lanes * shape->dims * shape->bits / 8, h, i, j;
     unsigned char any = 0;
 
+    if (!is_k && shape->bits < 8)
+        return dead_bits_zero(shape, stream);
     if (!live || (!is_k && shape->element != 1))
         return 1;
     for (h = 0; h < shape->heads; h++) {
@@ -344,13 +469,15 @@ const char *kvt_snap_check(const kvt_snap_shape *shape, const unsigned char *str
         if (!none_negative16(stream + shape->signs * (size_t)2,
                              (shape->plain - shape->signs) * (size_t)2))
             return "a negative scale";
-        if (shape->powers && !all_powers16(stream, shape->plain * (size_t)2))
+        if (!all_powers16(stream, shape->powers * (size_t)2))
             return "an open block's scale that is no power of two from 1 to 32768";
         return all_finite16(stream, bytes) ? NULL : "a scale or offset that is not finite";
     default: break;
     }
     if (!dead_lanes_zero(shape, stream))
         return "a value where there is no token";
+    if (shape->bits < 8)
+        return NULL;
     if (shape->element == 1)
         return none_minus_128(stream, bytes) ? NULL : "a code of -128";
     return (shape->element == 2 ? all_finite16 : all_finite32)(stream, bytes)

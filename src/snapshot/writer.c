@@ -187,6 +187,7 @@ static kvt_status put_tokens(kvt_snap_saver *s, uint32_t type, uint32_t kind)
         memset(&shape, 0, sizeof shape);
         shape.kind = kind;
         shape.element = 4;
+        shape.bits = 32;
         shape.bytes = n * (size_t)4;
         for (i = 0; i < n; i += KVT_TOKENS) {
             const kvt_meta *meta = kvt_seq_meta(s->seq, (size_t)((first + i) / KVT_TOKENS));
