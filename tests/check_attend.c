@@ -533,10 +533,16 @@ void check_alibi(check *c, void (*kernel)(float *, size_t, const int32_t *, int3
 
 /* ---- softmax ---- */
 
-/* exp of a rounded difference, by SLEEF (1 ulp); below the normal numbers it may be zero. */
+/* exp of an f32, by SLEEF (1 ulp) or simd/exp.h; below the normal numbers it may be zero. */
+static double exp_exact_bound(double x)
+{
+    return exp(x) * (1.5 + fabs(x) / 20) * CHECK_EPS + (x < -87.33 ? 0x1p-126 : 0);
+}
+
+/* exp of a rounded difference. */
 static double exp_bound(double x)
 {
-    return exp(x) * (3 + fabs(x)) * CHECK_EPS + 0x1p-126;
+    return exp_exact_bound(x) + exp(x) * (1 + fabs(x)) * CHECK_EPS;
 }
 
 typedef void softmax_function(float *, size_t, size_t, const float *, float, float *, float *,
@@ -571,6 +577,60 @@ static void check_softmax_row(check *c, const float *in, const float *s, size_t 
         check_fail(c, "sum %a, not %a: n %zu", (double)l, old_l * factor + sum, n);
 }
 
+/* Weights of logits 0 down to -200, against a maximum of 0: differences are exact. */
+static void check_exponentials(check *c, softmax_function *kernel)
+{
+    uint32_t bits = 0x80000000u; /* -0 */
+    while (bits < 0xc3480000u) { /* -200 */
+        float *s = check_buffer(c, 0, KVT_TOKENS * 4, 64), in[KVT_TOKENS];
+        float m = 0, l = 0, alpha = -1;
+        for (size_t t = 0; t < KVT_TOKENS; t++) {
+            memcpy(in + t, &bits, 4);
+            bits += 1 + (uint32_t)check_below(c, 2000);
+        }
+        memcpy(s, in, sizeof in);
+        kernel(s, 1, KVT_TOKENS, NULL, 1.0f, &m, &l, &alpha);
+        for (size_t t = 0; t < KVT_TOKENS; t++) {
+            double x = exp(in[t]);
+            if (!(fabs(s[t] - x) <= exp_exact_bound(in[t])))
+                check_fail(c, "exp(%a) %a, not %a", (double)in[t], (double)s[t], x);
+            if (!(s[t] >= 0 && s[t] <= 1) || (in[t] < -104 && s[t] != 0) ||
+                (in[t] == 0 && s[t] != 1))
+                check_fail(c, "exp(%a) %a", (double)in[t], (double)s[t]);
+        }
+        if (!(m == 0 && alpha == 1))
+            check_fail(c, "maximum %a, factor %a", (double)m, (double)alpha);
+        check_canaries(c);
+    }
+}
+
+/* A logit that is a NaN or infinite must not get lost: the row's sum is a NaN. */
+static void check_not_finite(check *c, softmax_function *kernel)
+{
+    for (size_t i = 0; i < KVT_TOKENS * 6; i++) {
+        size_t rows = i % 5 + 1, row = check_below(c, rows), at = i % KVT_TOKENS;
+        size_t n = at + 1 + check_below(c, KVT_TOKENS - at);
+        float *s = check_buffer(c, 0, rows * KVT_TOKENS * 4, 64);
+        float m[5], l[5], alpha[5];
+        int first = i % 2 && n > 1; /* a block of NaNs alone may count as masked */
+        check_fill(c, s, rows * KVT_TOKENS, CHECK_NORMAL, 0);
+        for (size_t r = 0; r < rows; r++) {
+            m[r] = first ? -INFINITY : 0;
+            l[r] = first ? 0 : 1;
+        }
+        if (i % 3)
+            s[row * KVT_TOKENS + at] = i % 3 == 1 ? INFINITY : -NAN;
+        else /* another payload than that of arithmetic */
+            check_fill_nan(s + row * KVT_TOKENS + at, 4);
+        kernel(s, rows, n, NULL, 1.0f, m, l, alpha);
+        for (size_t r = 0; r < rows; r++)
+            if (isnan(l[r]) != (r == row))
+                check_fail(c, "sum %a of row %zu; not finite: token %zu of %zu of row %zu",
+                           (double)l[r], r, at, n, row);
+        check_canaries(c);
+    }
+}
+
 void check_softmax(check *c, softmax_function *kernel)
 {
     if (c->bench) {
@@ -579,6 +639,8 @@ void check_softmax(check *c, softmax_function *kernel)
         memset(s, 0, 4 * KVT_TOKENS * 4);
         CHECK_BENCH(c, 4 * 512, kernel(s, 4, 64, NULL, 0.125f, m, l, alpha));
     }
+    check_exponentials(c, kernel);
+    check_not_finite(c, kernel);
     for (size_t i = 0; i < 8000; i++) {
         size_t n = i % KVT_TOKENS + 1, rows = i % 11 ? 1 + check_below(c, 9) : KVT_ROWS_MAX;
         float *s = check_buffer(c, 0, rows * KVT_TOKENS * 4, 64);

@@ -1,14 +1,11 @@
 /*
  * AVX2 + FMA + F16C: logits, softmax, merge and the final division. The table that lists these
- * kernels is in avx2.c. exp, tanh and log are SLEEF's.
- *
- * A call into SLEEF clobbers all vector registers, and an exponential is a dependency chain of some
- * 60 cycles, four of which a core could overlap: so the loops over calls carry no value from one
- * iteration to the next, and sums are formed in a pass of their own.
+ * kernels is in avx2.c. Softmax has an exp of its own (exp.h); else exp, tanh and log are SLEEF's.
  */
 #include <math.h>
 #include <sleef.h>
 
+#include "simd/exp.h"
 #include "avx2_product.h"
 
 /* b is converted once for up to 4 rows; a row's two accumulators do not depend on their number. */
@@ -84,130 +81,163 @@ void kvt_avx2_alibi(float *s, size_t n, const int32_t *positions, int32_t positi
     }
 }
 
+/* ---- softmax ---- */
+
+#define EACH(result)                                                                               \
+    KVT_UNROLL                                                                                     \
+    for (size_t i = 0; i < 4; i++)                                                                 \
+    result
+
+/* exp of 4 vectors of x <= 0 (exp.h), step by step: they hide each other's latencies. */
+KVT_INLINE void exponentials(__m256 *x)
+{
+    const __m256 magic = _mm256_set1_ps(KVT_EXP_MAGIC);
+    __m256 t[4], p[4];
+    /* vmaxps returns its second operand where that is a NaN. */
+    EACH(x[i] = _mm256_max_ps(_mm256_set1_ps(KVT_EXP_LEAST), x[i]));
+    EACH(t[i] = _mm256_fmadd_ps(x[i], _mm256_set1_ps(KVT_EXP_LOG2E), magic));
+    EACH(p[i] = _mm256_sub_ps(t[i], magic));
+    EACH(x[i] = _mm256_fnmadd_ps(p[i], _mm256_set1_ps(KVT_EXP_LN2), x[i]));
+    EACH(p[i] = _mm256_set1_ps(KVT_EXP_C6));
+#define HORNER(c) EACH(p[i] = _mm256_fmadd_ps(p[i], x[i], _mm256_set1_ps(c)))
+    HORNER(KVT_EXP_C5);
+    HORNER(KVT_EXP_C4);
+    HORNER(KVT_EXP_C3);
+    HORNER(KVT_EXP_C2);
+    HORNER(1.0f);
+    HORNER(1.0f);
+#undef HORNER
+    EACH(t[i] = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(t[i]), 23)));
+    EACH(x[i] = _mm256_mul_ps(p[i], t[i]));
+}
+
 /*
- * Reduce 8 vectors to one, lane i from vector i: 21 instructions, where 8 single reductions take
- * 48. A row's sum is formed in the same order whatever the other rows are.
+ * Reduce 4 vectors to one, lane i from vector i: 11 instructions, where 4 single reductions take
+ * 24. A row is reduced in the same order whatever the other rows are.
  */
-#define FOLD_8(name, fold)                                                                         \
-    KVT_INLINE __m256 name(const float *x)                                                         \
+#define FOLD_4(name, fold)                                                                         \
+    KVT_INLINE __m128 name(const __m256 *x)                                                        \
     {                                                                                              \
-        __m256 y[4];                                                                               \
-        KVT_UNROLL                                                                                 \
-        for (size_t i = 0; i < 4; i++) {                                                           \
-            __m256 a = _mm256_load_ps(x + i * 16), b = _mm256_load_ps(x + i * 16 + 8);             \
-            y[i] = fold(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));                       \
-        }                                                                                          \
-        KVT_UNROLL                                                                                 \
-        for (size_t i = 0; i < 4; i += 2) {                                                        \
-            __m256d a = _mm256_castps_pd(y[i]), b = _mm256_castps_pd(y[i + 1]);                    \
-            y[i] = fold(_mm256_castpd_ps(_mm256_unpacklo_pd(a, b)),                                \
-                        _mm256_castpd_ps(_mm256_unpackhi_pd(a, b)));                               \
-        }                                                                                          \
-        return fold(_mm256_permute2f128_ps(y[0], y[2], 0x20),                                      \
-                    _mm256_permute2f128_ps(y[0], y[2], 0x31));                                     \
+        __m256d a = _mm256_castps_pd(                                                              \
+            _mm256_##fold(_mm256_unpacklo_ps(x[0], x[1]), _mm256_unpackhi_ps(x[0], x[1])));        \
+        __m256d b = _mm256_castps_pd(                                                              \
+            _mm256_##fold(_mm256_unpacklo_ps(x[2], x[3]), _mm256_unpackhi_ps(x[2], x[3])));        \
+        __m256 y = _mm256_##fold(_mm256_castpd_ps(_mm256_unpacklo_pd(a, b)),                       \
+                                 _mm256_castpd_ps(_mm256_unpackhi_pd(a, b)));                      \
+        return _mm_##fold(_mm256_castps256_ps128(y), _mm256_extractf128_ps(y, 1));                 \
     }
-FOLD_8(fold_max, _mm256_max_ps)
-FOLD_8(fold_sum, _mm256_add_ps)
+FOLD_4(fold_max, max_ps)
+FOLD_4(fold_sum, add_ps)
+
+/* 1 to 4 floats. vmaskmovps stores are microcoded on some processors. */
+KVT_INLINE __m128 load_floats(const float *from, size_t n)
+{
+    if (n == 1)
+        return _mm_load_ss(from);
+    if (n == 4)
+        return _mm_loadu_ps(from);
+    return _mm_movelh_ps(_mm_castsi128_ps(_mm_loadl_epi64((const void *)from)),
+                         n == 3 ? _mm_load_ss(from + 2) : _mm_setzero_ps());
+}
+
+KVT_INLINE void store_floats(float *to, size_t n, __m128 x)
+{
+    if (n == 4)
+        _mm_storeu_ps(to, x);
+    else if (n == 1)
+        _mm_store_ss(to, x);
+    else
+        _mm_storel_pi((void *)to, x);
+    if (n == 3)
+        _mm_store_ss(to + 2, _mm_movehl_ps(x, x));
+}
+
+/* Makes a row's scores from n < 64 on -inf: neutral for the maximum, and exp gives zero. */
+KVT_INLINE void mask_dead(float *row, size_t n)
+{
+    const __m256 lowest = _mm256_set1_ps(-INFINITY);
+    size_t t = n / 8 * 8;
+    __m256 x = _mm256_load_ps(row + t);
+    _mm256_store_ps(row + t, _mm256_blendv_ps(lowest, x, kvt_lanes_below(t, n)));
+    while ((t += 8) < KVT_TOKENS)
+        _mm256_store_ps(row + t, lowest);
+}
 
 /* Maxima of the raw scores in 8 lanes: add and scale (> 0) are monotonic, also after rounding. */
-KVT_INLINE __m256 maxima_of(const float *s, size_t n)
+KVT_INLINE __m256 maxima_of(const float *row)
 {
-    __m256 maxima = _mm256_set1_ps(-INFINITY);
-    size_t t = 0;
+    __m256 even = _mm256_set1_ps(-INFINITY), odd = even;
     /* vmaxps returns its second operand where the first is a NaN (of logits beyond f32). */
-    for (; t + 8 <= n; t += 8)
-        maxima = _mm256_max_ps(_mm256_loadu_ps(s + t), maxima);
-    if (t < n) {
-        __m256 x = _mm256_blendv_ps(maxima, _mm256_loadu_ps(s + t), kvt_lanes_below(t, n));
-        maxima = _mm256_max_ps(x, maxima);
+    KVT_UNROLL
+    for (size_t t = 0; t < KVT_TOKENS; t += 16) {
+        even = _mm256_max_ps(_mm256_load_ps(row + t), even);
+        odd = _mm256_max_ps(_mm256_load_ps(row + t + 8), odd);
     }
-    return maxima;
+    return _mm256_max_ps(even, odd);
 }
 
-/* s = exp((s + add) * scale - shift), zero from n to 63. */
-KVT_INLINE void exponentials(float *s, size_t n, float add, float scale, float shift)
+/* A row's s = exp((s + add) * scale - shift); returns the sums of its vectors. */
+KVT_INLINE __m256 weights_of(float *row, float add, __m256 scales, float shift)
 {
-    const __m256 adds = _mm256_set1_ps(add), scales = _mm256_set1_ps(scale);
-    const __m256 shifts = _mm256_set1_ps(shift);
-    size_t t = 0;
-    for (; t < n; t += 8) {
-        __m256 x = _mm256_mul_ps(_mm256_add_ps(_mm256_loadu_ps(s + t), adds), scales);
-        _mm256_storeu_ps(s + t, Sleef_expf8_u10avx2(_mm256_sub_ps(x, shifts)));
+    const __m256 adds = _mm256_set1_ps(add), shifts = _mm256_set1_ps(shift);
+    __m256 sums[2];
+    KVT_UNROLL
+    for (size_t half = 0; half < 2; half++) {
+        float *at = row + 32 * half;
+        __m256 p[4];
+        EACH(p[i] = _mm256_mul_ps(_mm256_add_ps(_mm256_load_ps(at + 8 * i), adds), scales));
+        EACH(p[i] = _mm256_sub_ps(p[i], shifts));
+        exponentials(p);
+        EACH(_mm256_store_ps(at + 8 * i, p[i]));
+        sums[half] = _mm256_add_ps(_mm256_add_ps(p[0], p[1]), _mm256_add_ps(p[2], p[3]));
     }
-    if (n % 8)
-        _mm256_storeu_ps(s + t - 8,
-                         _mm256_and_ps(_mm256_loadu_ps(s + t - 8), kvt_lanes_below(t - 8, n)));
-    for (; t < KVT_TOKENS; t += 8)
-        _mm256_storeu_ps(s + t, _mm256_setzero_ps());
+    return _mm256_add_ps(sums[0], sums[1]);
 }
-
-/* Stores the first n lanes one by one; vmaskmovps stores are microcoded on some processors. */
-KVT_INLINE void store_first(float *to, size_t n, __m256 x)
-{
-    _Alignas(32) float lanes[8];
-    if (n == 8) {
-        _mm256_storeu_ps(to, x);
-        return;
-    }
-    _mm256_store_ps(lanes, x);
-    for (size_t i = 0; i < n; i++)
-        to[i] = lanes[i];
-}
+#undef EACH
 
 /*
- * Up to 8 rows, a lane of m, l and alpha each. Separate passes over all rows, none of which keeps a
- * vector across a call, so that consecutive calls are independent and overlap.
+ * 1 to 4 rows, a lane of m, l and alpha each. What comes before a row's exponentials, and after
+ * them, is a chain of some 20 dependent instructions, so the rows share it.
  */
 static void softmax_rows(float *s, size_t rows, size_t n, const float *add, float scale, float *m,
                          float *l, float *alpha)
 {
-    const __m256 lowest = _mm256_set1_ps(-INFINITY), one = _mm256_set1_ps(1.0f);
-    const __m256i alive = _mm256_castps_si256(kvt_lanes_below(0, rows));
-    _Alignas(32) float lanes[64], shift[8], old[8], now[8];
-    __m256 maxima, sums, shifts, factor = one;
+    const __m128 lowest = _mm_set1_ps(-INFINITY);
+    const __m128 adds = add ? load_floats(add, rows) : _mm_setzero_ps(), old = load_floats(m, rows);
+    _Alignas(16) float added[4], shift[4];
+    __m256 x[4], factors[4];
+    __m128 maxima, masked, factor;
 
-    for (size_t r = 0; r < 8; r++) /* lanes of rows beyond `rows` are never stored */
-        _mm256_store_ps(lanes + r * 8, r < rows ? maxima_of(s + r * KVT_TOKENS, n) : lowest);
-    maxima = fold_max(lanes);
-    if (add)
-        maxima = _mm256_add_ps(maxima, _mm256_maskload_ps(add, alive));
-    maxima = _mm256_mul_ps(maxima, _mm256_set1_ps(scale));
-    _mm256_store_ps(old, _mm256_maskload_ps(m, alive));
-    maxima = _mm256_max_ps(maxima, _mm256_load_ps(old));
+    for (size_t r = 0; n < KVT_TOKENS && r < rows; r++)
+        mask_dead(s + r * KVT_TOKENS, n);
+    for (size_t r = 0; r < 4; r++) /* lanes of rows beyond `rows` are never stored */
+        x[r] = r < rows ? maxima_of(s + r * KVT_TOKENS) : _mm256_setzero_ps();
+    maxima = _mm_mul_ps(_mm_add_ps(fold_max(x), adds), _mm_set1_ps(scale));
+    maxima = _mm_max_ps(maxima, old);
+    store_floats(m, rows, maxima);
     /* All masked so far: -inf - -inf would be NaN; with a shift of 0 every exp(-inf) is 0. */
-    shifts = _mm256_andnot_ps(_mm256_cmp_ps(maxima, lowest, _CMP_EQ_OQ), maxima);
-    _mm256_store_ps(shift, shifts);
-    _mm256_store_ps(now, maxima);
-    store_first(m, rows, maxima);
+    masked = _mm_cmpeq_ps(maxima, lowest);
+    maxima = _mm_andnot_ps(masked, maxima);
+    _mm_store_ps(shift, maxima);
+    _mm_store_ps(added, adds);
 
     for (size_t r = 0; r < rows; r++)
-        exponentials(s + r * KVT_TOKENS, n, add ? add[r] : 0.0f, scale, shift[r]);
+        x[r] = weights_of(s + r * KVT_TOKENS, added[r], _mm256_set1_ps(scale), shift[r]);
 
-    /* Most blocks do not raise any maximum; then the factor is exp(0) = 1 without a call. */
-    maxima = _mm256_load_ps(now);
-    if (_mm256_movemask_ps(_mm256_cmp_ps(maxima, _mm256_load_ps(old), _CMP_NEQ_UQ)))
-        factor = Sleef_expf8_u10avx2(_mm256_sub_ps(_mm256_load_ps(old), _mm256_load_ps(shift)));
-    maxima = _mm256_load_ps(now);
-    factor = _mm256_blendv_ps(factor, one, _mm256_cmp_ps(maxima, lowest, _CMP_EQ_OQ));
-    for (size_t r = 0; r < rows; r++) {
-        const float *p = s + r * KVT_TOKENS;
-        __m256 a = _mm256_add_ps(_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8));
-        __m256 b = _mm256_add_ps(_mm256_loadu_ps(p + 16), _mm256_loadu_ps(p + 24));
-        __m256 c = _mm256_add_ps(_mm256_loadu_ps(p + 32), _mm256_loadu_ps(p + 40));
-        __m256 d = _mm256_add_ps(_mm256_loadu_ps(p + 48), _mm256_loadu_ps(p + 56));
-        _mm256_store_ps(lanes + r * 8, _mm256_add_ps(_mm256_add_ps(a, b), _mm256_add_ps(c, d)));
-    }
-    sums = fold_sum(lanes);
-    sums = _mm256_add_ps(_mm256_mul_ps(_mm256_maskload_ps(l, alive), factor), sums);
-    store_first(l, rows, sums);
-    store_first(alpha, rows, factor);
+    factors[0] = _mm256_castps128_ps256(_mm_sub_ps(old, maxima));
+    factors[1] = factors[2] = factors[3] = factors[0];
+    exponentials(factors);
+    factor = _mm_blendv_ps(_mm256_castps256_ps128(factors[0]), _mm_set1_ps(1.0f), masked);
+    store_floats(alpha, rows, factor);
+    factor = _mm_mul_ps(load_floats(l, rows), factor);
+    store_floats(l, rows, _mm_add_ps(factor, fold_sum(x)));
 }
 
 void kvt_avx2_softmax(float *s, size_t rows, size_t n, const float *add, float scale, float *m,
                       float *l, float *alpha)
 {
-    for (size_t r = 0; r < rows; r += 8)
-        softmax_rows(s + r * KVT_TOKENS, rows - r < 8 ? rows - r : 8, n, add ? add + r : NULL,
+    for (size_t r = 0; r < rows; r += 4)
+        softmax_rows(s + r * KVT_TOKENS, rows - r < 4 ? rows - r : 4, n, add ? add + r : NULL,
                      scale, m + r, l + r, alpha + r);
 }
 

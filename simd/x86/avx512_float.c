@@ -16,6 +16,7 @@
 #include <math.h>
 #include <sleef.h>
 
+#include "simd/exp.h"
 #include "simd/x86/prefetch.h"
 #include "avx512.h"
 
@@ -425,50 +426,155 @@ void kvt_avx512_logits(float *s, size_t n, float add, float scale, float softcap
     }
 }
 
+/* ---- softmax ---- */
+
+#define EACH(result)                                                                               \
+    KVT_UNROLL                                                                                     \
+    for (size_t i = 0; i < count; i++)                                                             \
+    result
+
+/* exp of `count` vectors of x <= 0 (exp.h), step by step: a constant count, up to 4. */
+KVT_INLINE void exponentials(__m512 *x, size_t count)
+{
+    const __m512 magic = _mm512_set1_ps(KVT_EXP_MAGIC);
+    __m512 t[4], p[4];
+    /* vmaxps returns its second operand where that is a NaN. */
+    EACH(x[i] = _mm512_max_ps(_mm512_set1_ps(KVT_EXP_LEAST), x[i]));
+    EACH(t[i] = _mm512_fmadd_ps(x[i], _mm512_set1_ps(KVT_EXP_LOG2E), magic));
+    EACH(p[i] = _mm512_sub_ps(t[i], magic));
+    EACH(x[i] = _mm512_fnmadd_ps(p[i], _mm512_set1_ps(KVT_EXP_LN2), x[i]));
+    EACH(p[i] = _mm512_set1_ps(KVT_EXP_C6));
+#define HORNER(c) EACH(p[i] = _mm512_fmadd_ps(p[i], x[i], _mm512_set1_ps(c)))
+    HORNER(KVT_EXP_C5);
+    HORNER(KVT_EXP_C4);
+    HORNER(KVT_EXP_C3);
+    HORNER(KVT_EXP_C2);
+    HORNER(1.0f);
+    HORNER(1.0f);
+#undef HORNER
+    EACH(t[i] = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(t[i]), 23)));
+    EACH(x[i] = _mm512_mul_ps(p[i], t[i]));
+}
+
 /*
- * Three passes over a few rows, each of independent iterations: an exponential is a call that
- * clobbers all vector registers. Sums and maxima are formed in lanes, then reduced.
+ * Reduce 4 vectors to one, lane i from vector i: 13 instructions, where 4 single reductions take
+ * 32. A row is reduced in the same order whatever the other rows are.
  */
+#define FOLD_4(name, fold)                                                                         \
+    KVT_INLINE __m128 name(const __m512 *x)                                                        \
+    {                                                                                              \
+        __m512d a = _mm512_castps_pd(                                                              \
+            _mm512_##fold(_mm512_unpacklo_ps(x[0], x[1]), _mm512_unpackhi_ps(x[0], x[1])));        \
+        __m512d b = _mm512_castps_pd(                                                              \
+            _mm512_##fold(_mm512_unpacklo_ps(x[2], x[3]), _mm512_unpackhi_ps(x[2], x[3])));        \
+        __m512 y = _mm512_##fold(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)),                       \
+                                 _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));                      \
+        __m256 z = _mm256_##fold(_mm512_castps512_ps256(y), _mm512_extractf32x8_ps(y, 1));         \
+        return _mm_##fold(_mm256_castps256_ps128(z), _mm256_extractf128_ps(z, 1));                 \
+    }
+FOLD_4(fold_max, max_ps)
+FOLD_4(fold_sum, add_ps)
+
+/* 1 to 4 floats. Masked stores are slow on some processors, and no load is forwarded from them. */
+KVT_INLINE __m128 load_floats(const float *from, size_t n)
+{
+    if (n == 1)
+        return _mm_load_ss(from);
+    if (n == 4)
+        return _mm_loadu_ps(from);
+    return _mm_movelh_ps(_mm_castsi128_ps(_mm_loadl_epi64((const void *)from)),
+                         n == 3 ? _mm_load_ss(from + 2) : _mm_setzero_ps());
+}
+
+KVT_INLINE void store_floats(float *to, size_t n, __m128 x)
+{
+    if (n == 4)
+        _mm_storeu_ps(to, x);
+    else if (n == 1)
+        _mm_store_ss(to, x);
+    else
+        _mm_storel_pi((void *)to, x);
+    if (n == 3)
+        _mm_store_ss(to + 2, _mm_movehl_ps(x, x));
+}
+
+/*
+ * 1 to 4 rows, a constant number: a lane of m, l and alpha each. What comes before a row's
+ * exponentials, and after them, is a chain of some 20 dependent instructions, so the rows share it.
+ */
+KVT_INLINE void softmax_rows(float *s, size_t rows, const __mmask16 *alive, const float *add,
+                             float scale, float *m, float *l, float *alpha)
+{
+    const __m512 scales = _mm512_set1_ps(scale), lowest = _mm512_set1_ps(-INFINITY);
+    const __m128 adds = add ? load_floats(add, rows) : _mm_setzero_ps(), old = load_floats(m, rows);
+    const size_t count = 4; /* vectors of a row */
+    _Alignas(16) float added[4], shift[4];
+    __m512 x[4], factors;
+    __m128 maxima, shifts, factor;
+    __mmask8 visible;
+
+    /* Maxima of the raw scores: add and scale (> 0) are monotonic, also after rounding. */
+    KVT_UNROLL
+    for (size_t r = 0; r < 4; r++) {
+        const float *row = s + r * KVT_TOKENS;
+        x[r] = lowest; /* lanes of rows beyond `rows` are never stored */
+        if (r < rows)
+            EACH(x[r] = _mm512_mask_max_ps(x[r], alive[i], x[r], _mm512_load_ps(row + 16 * i)));
+    }
+    maxima = _mm_mul_ps(_mm_add_ps(fold_max(x), adds), _mm_set1_ps(scale));
+    maxima = _mm_max_ps(maxima, old);
+    store_floats(m, rows, maxima);
+    /* All masked so far: -inf - -inf would be NaN; with a shift of 0 every exp(-inf) is 0. */
+    visible = _mm_cmp_ps_mask(maxima, _mm512_castps512_ps128(lowest), _CMP_NEQ_UQ);
+    shifts = _mm_maskz_mov_ps(visible, maxima);
+    _mm_store_ps(shift, shifts);
+    _mm_store_ps(added, adds);
+
+    KVT_UNROLL
+    for (size_t r = 0; r < 4; r++) {
+        float *row = s + r * KVT_TOKENS;
+        __m512 p[4];
+        x[r] = _mm512_setzero_ps();
+        if (r >= rows)
+            continue;
+        EACH(p[i] = _mm512_add_ps(_mm512_load_ps(row + 16 * i), _mm512_set1_ps(added[r])));
+        EACH(p[i] = _mm512_sub_ps(_mm512_mul_ps(p[i], scales), _mm512_set1_ps(shift[r])));
+        exponentials(p, 4);
+        /* Dead vectors too: one length for all is faster. */
+        EACH(p[i] = _mm512_maskz_mov_ps(alive[i], p[i]));
+        EACH(_mm512_store_ps(row + 16 * i, p[i]));
+        x[r] = _mm512_add_ps(_mm512_add_ps(p[0], p[1]), _mm512_add_ps(p[2], p[3]));
+    }
+
+    factors = _mm512_zextps128_ps512(_mm_sub_ps(old, shifts));
+    exponentials(&factors, 1);
+    factor = _mm_mask_mov_ps(_mm_set1_ps(1.0f), visible, _mm512_castps512_ps128(factors));
+    store_floats(alpha, rows, factor);
+    factor = _mm_mul_ps(load_floats(l, rows), factor);
+    store_floats(l, rows, _mm_add_ps(factor, fold_sum(x)));
+}
+#undef EACH
+
 void kvt_avx512_softmax(float *s, size_t rows, size_t n, const float *add, float scale, float *m,
                         float *l, float *alpha)
 {
-    const __m512 scales = _mm512_set1_ps(scale), lowest = _mm512_set1_ps(-INFINITY);
-    const size_t n_vectors = (n + 15) / 16;
-    const __mmask16 last = kvt_lanes_below(16 * (n_vectors - 1), n);
-
-    for (size_t r = 0; r < rows; r++) {
-        const __m512 adds = _mm512_set1_ps(add ? add[r] : 0.0f);
-        float *row = s + r * KVT_TOKENS, old = m[r];
-        __m512 x[4], maxima = lowest, maximum;
-        KVT_UNROLL
-        for (size_t v = 0; v < 4; v++) {
-            x[v] = _mm512_mul_ps(_mm512_add_ps(_mm512_load_ps(row + 16 * v), adds), scales);
-            /* Lanes beyond n become -inf: neutral for the maximum, and exp gives zero. */
-            if (v + 1 >= n_vectors)
-                x[v] = _mm512_mask_mov_ps(lowest, v + 1 == n_vectors ? last : 0, x[v]);
-            maxima = _mm512_max_ps(maxima, x[v]);
-        }
-        m[r] = _mm512_reduce_max_ps(_mm512_max_ps(maxima, _mm512_set1_ps(old)));
-        /* All masked so far: -inf - -inf would be NaN; -inf - 0 gives exp(-inf) = 0. */
-        maximum = _mm512_set1_ps(m[r] == -INFINITY ? 0.0f : m[r]);
-        KVT_UNROLL
-        for (size_t v = 0; v < 4; v++)
-            _mm512_store_ps(row + 16 * v, _mm512_sub_ps(x[v], maximum));
-        alpha[r] = old; /* until its factor is known */
+    __mmask16 alive[4];
+    size_t r = 0;
+    KVT_UNROLL
+    for (size_t v = 0; v < 4; v++)
+        alive[v] = kvt_lanes_below(16 * v, n);
+#define ROWS(count)                                                                                \
+    softmax_rows(s + r * KVT_TOKENS, count, alive, add ? add + r : NULL, scale, m + r, l + r,      \
+                 alpha + r)
+    for (; r + 4 <= rows; r += 4)
+        ROWS(4);
+    switch (rows - r) {
+    case 3: ROWS(3); break;
+    case 2: ROWS(2); break;
+    case 1: ROWS(1); break;
+    default: break;
     }
-    for (size_t r = 0; r < rows; r++) /* dead vectors too: one length for all is faster */
-        for (size_t v = 0; v < KVT_TOKENS; v += 16)
-            _mm512_store_ps(s + r * KVT_TOKENS + v,
-                            Sleef_expf16_u10avx512f(_mm512_load_ps(s + r * KVT_TOKENS + v)));
-    for (size_t r = 0; r < rows; r++) {
-        const float *row = s + r * KVT_TOKENS;
-        __m512 sum =
-            _mm512_add_ps(_mm512_add_ps(_mm512_load_ps(row), _mm512_load_ps(row + 16)),
-                          _mm512_add_ps(_mm512_load_ps(row + 32), _mm512_load_ps(row + 48)));
-        /* Most blocks do not raise any maximum; then the factor is exp(0) = 1 without a call. */
-        alpha[r] = alpha[r] == m[r] ? 1.0f : Sleef_expf_u10(alpha[r] - m[r]);
-        l[r] = l[r] * alpha[r] + _mm512_reduce_add_ps(sum);
-    }
+#undef ROWS
 }
 
 void kvt_avx512_merge(float *acc, float *m, float *l, const float *acc2, float m2, float l2,
