@@ -22,17 +22,13 @@
  * 65535 * 127 * 64 < 2^30; q up to Q_MAX * 127 * 512 < 2^31, or, of more dims, up to 14 bits.
  */
 #include "simd/x86/prefetch.h"
-#include "avx512.h"
+#include "avx512_product.h"
 
 /* Largest |q|: high is at most 127 then. And where 512 dims are passed: 16383 * 127 * 1024 < 2^31.
  */
 #define Q_MAX 32639
 #define Q_MAX_WIDE 16383
 #define Q_MAX_FAST 127
-#define P_MAX 65535
-#define P_MAX_FAST 255
-/* Lower bound of a row's largest magnitude, so that its reciprocal is finite. */
-#define LEAST 0x1p-100f
 
 /* Rows of a register block at most. */
 #define ROWS_NEAR 7
@@ -42,24 +38,6 @@
 static size_t rows_most(size_t digits)
 {
     return digits == 2 ? ROWS_NEAR : ROWS_FAST;
-}
-
-/*
- * sum += the four products of each lane. Inline assembly, because for the intrinsic gcc 12 copies
- * the accumulator to another register and back, and then spills.
- */
-KVT_INLINE __m512i dot(__m512i sum, __m512i unsigned_bytes, __m512i signed_bytes)
-{
-    __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(unsigned_bytes), "v"(signed_bytes));
-    return sum;
-}
-
-/* Four bytes of memory in each lane. */
-KVT_INLINE __m512i broadcast(const unsigned char *four)
-{
-    int32_t x;
-    memcpy(&x, four, sizeof x);
-    return _mm512_set1_epi32(x);
 }
 
 /* ---- packed q ---- */
@@ -88,7 +66,7 @@ KVT_INLINE const int32_t *starts_of(const void *packed, size_t rows, size_t digi
 static void pack_row(const float *q, size_t dims_p, size_t digits, int32_t most, size_t together,
                      unsigned char *to, float *scale, int32_t *starts, size_t ld_starts)
 {
-    __m512 largest = _mm512_set1_ps(LEAST), reciprocal;
+    __m512 largest = _mm512_set1_ps(KVT_LEAST), reciprocal;
     __m512i high_sum = _mm512_setzero_si512(), low_sum = high_sum;
     float max;
     for (size_t d = 0; d < dims_p; d += 16)
@@ -184,7 +162,7 @@ KVT_INLINE void qk_block(size_t digits, size_t rows, size_t chains, const qk_cal
                 kvt_prefetch_line(rows * digits, codes, prefetch, again);
                 KVT_UNROLL
                 for (size_t i = 0; i < rows * digits; i++)
-                    sum[i * chains + c] = dot(sum[i * chains + c], k, broadcast(w + 4 * i));
+                    sum[i * chains + c] = kvt_dot(sum[i * chains + c], k, kvt_broadcast(w + 4 * i));
                 codes += 64;
                 prefetch += 64;
                 again += 64;
@@ -280,54 +258,8 @@ static void qk_i8_fast(const void *packed, size_t first, size_t rows, const void
 
 /* ---- weighted sums ---- */
 
-/* A row's rounded weights: 16 groups of 4 tokens, [digit][4] each. */
-typedef struct pv_row {
-    unsigned char digits[2 * KVT_TOKENS];
-} pv_row;
-
-/*
- * The weights p * scale of one row as integer multiples of largest / most, which is returned.
- * scale: zero beyond n_tokens, where the stored bytes may be a NaN.
- */
-KVT_INLINE float round_weights(size_t digits, const float *p, const __m512 *scale, pv_row *row)
-{
-    const float most = digits == 2 ? P_MAX : P_MAX_FAST;
-    /* Bytes of two groups of 4 words: high, low, high, low. */
-    const __m512i split =
-        _mm512_broadcast_i32x4(_mm_setr_epi8(1, 3, 5, 7, 0, 2, 4, 6, 9, 11, 13, 15, 8, 10, 12, 14));
-    __m512 w[4], reciprocal;
-    __m512i x[4];
-    float largest;
-    KVT_UNROLL
-    for (size_t v = 0; v < 4; v++)
-        w[v] = _mm512_mul_ps(_mm512_load_ps(p + 16 * v), scale[v]);
-    largest =
-        _mm512_reduce_max_ps(_mm512_max_ps(_mm512_max_ps(w[0], w[1]), _mm512_max_ps(w[2], w[3])));
-    largest = largest > LEAST ? largest : LEAST;
-    reciprocal = _mm512_set1_ps(most / largest);
-    KVT_UNROLL
-    for (size_t v = 0; v < 4; v++)
-        x[v] = _mm512_cvtps_epi32(_mm512_mul_ps(w[v], reciprocal));
-    /* A product that rounds to just above `most` saturates. */
-    x[0] = _mm512_packus_epi32(x[0], x[1]);
-    x[1] = _mm512_packus_epi32(x[2], x[3]);
-    if (digits == 2) {
-        const __m512i order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
-        KVT_UNROLL
-        for (size_t v = 0; v < 2; v++)
-            _mm512_storeu_si512(row->digits + 64 * v,
-                                _mm512_permutexvar_epi64(order, _mm512_shuffle_epi8(x[v], split)));
-    } else {
-        const __m512i order =
-            _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-        _mm512_storeu_si512(row->digits,
-                            _mm512_permutexvar_epi32(order, _mm512_packus_epi16(x[0], x[1])));
-    }
-    return largest / most;
-}
-
 typedef struct pv_call {
-    const pv_row *rows;
+    const kvt_pv_row *rows;
     const float *steps; /* of the rows */
     const unsigned char *codes;
     size_t dims_p;
@@ -360,10 +292,10 @@ KVT_INLINE void pv_columns(size_t digits, size_t rows, size_t vectors, const pv_
         }
         KVT_UNROLL
         for (size_t i = 0; i < rows * digits; i++) {
-            __m512i p = broadcast(weights + i / digits * sizeof(pv_row) + i % digits * 4);
+            __m512i p = kvt_broadcast(weights + i / digits * sizeof(kvt_pv_row) + i % digits * 4);
             KVT_UNROLL
             for (size_t v = 0; v < vectors; v++)
-                sum[i * vectors + v] = dot(sum[i * vectors + v], p, value[v]);
+                sum[i * vectors + v] = kvt_dot(sum[i * vectors + v], p, value[v]);
         }
         weights += digits * 4;
         codes += step;
@@ -425,18 +357,13 @@ KVT_INLINE void pv(size_t digits, pv_block_function *const *blocks, const float 
                    size_t dims_p, const float *alpha, const void *next, float *acc, size_t ldacc)
 {
     uintptr_t prefetch = (uintptr_t)(next ? next : codes);
-    pv_row weights[KVT_ROWS_MAX];
+    kvt_pv_row weights[KVT_ROWS_MAX];
     float steps[KVT_ROWS_MAX];
     const pv_call call = {weights, steps, codes, dims_p, alpha, acc, ldacc};
     __m512 scale[4];
-    KVT_UNROLL
-    for (size_t v = 0; v < 4; v++) {
-        __mmask16 alive = kvt_lanes_below(16 * v, n_tokens);
-        scale[v] = _mm512_maskz_cvtph_ps(
-            alive, _mm256_loadu_si256((const __m256i *)(const void *)(scales + 16 * v)));
-    }
+    kvt_load_scales(scales, n_tokens, scale);
     for (size_t r = 0; r < rows; r++)
-        steps[r] = round_weights(digits, p + r * KVT_TOKENS, scale, &weights[r]);
+        steps[r] = kvt_round_weights(digits, p + r * KVT_TOKENS, scale, &weights[r]);
     for (size_t row = 0, n; row < rows; row += n) {
         n = kvt_rows_of_block(rows - row, rows_most(digits));
         blocks[n](&call, row, prefetch);

@@ -1,0 +1,89 @@
+/*
+ * What the integer products of AVX-512 VNNI share: vpdpbusd, and the weights of V as digits.
+ * avx512vnni.c has the 8-bit products, avx512_4bit.c those of 4 and 5 bits.
+ */
+#ifndef KVT_AVX512_PRODUCT_H
+#define KVT_AVX512_PRODUCT_H
+
+#include "avx512.h"
+
+/* Lower bound of a row's largest magnitude, so that its reciprocal is finite. */
+#define KVT_LEAST 0x1p-100f
+
+/*
+ * sum += the four products of each lane. Inline assembly, because for the intrinsic gcc 12 copies
+ * the accumulator to another register and back, and then spills.
+ */
+KVT_INLINE __m512i kvt_dot(__m512i sum, __m512i unsigned_bytes, __m512i signed_bytes)
+{
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(unsigned_bytes), "v"(signed_bytes));
+    return sum;
+}
+
+/* Four bytes of memory in each lane. */
+KVT_INLINE __m512i kvt_broadcast(const unsigned char *four)
+{
+    int32_t x;
+    memcpy(&x, four, sizeof x);
+    return _mm512_set1_epi32(x);
+}
+
+/* A row's rounded weights: 16 groups of 4 tokens, [digit][4] each. */
+typedef struct kvt_pv_row {
+    unsigned char digits[2 * KVT_TOKENS];
+} kvt_pv_row;
+
+/*
+ * The weights p * scale of one row as integer multiples of largest / most, which is returned.
+ * scale: zero beyond n_tokens, where the stored bytes may be a NaN.
+ */
+KVT_INLINE float kvt_round_weights(size_t digits, const float *p, const __m512 *scale,
+                                   kvt_pv_row *row)
+{
+    const float most = digits == 2 ? 65535 : 255;
+    /* Bytes of two groups of 4 words: high, low, high, low. */
+    const __m512i split =
+        _mm512_broadcast_i32x4(_mm_setr_epi8(1, 3, 5, 7, 0, 2, 4, 6, 9, 11, 13, 15, 8, 10, 12, 14));
+    __m512 w[4], reciprocal;
+    __m512i x[4];
+    float largest;
+    KVT_UNROLL
+    for (size_t v = 0; v < 4; v++)
+        w[v] = _mm512_mul_ps(_mm512_load_ps(p + 16 * v), scale[v]);
+    largest =
+        _mm512_reduce_max_ps(_mm512_max_ps(_mm512_max_ps(w[0], w[1]), _mm512_max_ps(w[2], w[3])));
+    largest = largest > KVT_LEAST ? largest : KVT_LEAST;
+    reciprocal = _mm512_set1_ps(most / largest);
+    KVT_UNROLL
+    for (size_t v = 0; v < 4; v++)
+        x[v] = _mm512_cvtps_epi32(_mm512_mul_ps(w[v], reciprocal));
+    /* A product that rounds to just above `most` saturates. */
+    x[0] = _mm512_packus_epi32(x[0], x[1]);
+    x[1] = _mm512_packus_epi32(x[2], x[3]);
+    if (digits == 2) {
+        const __m512i order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
+        KVT_UNROLL
+        for (size_t v = 0; v < 2; v++)
+            _mm512_storeu_si512(row->digits + 64 * v,
+                                _mm512_permutexvar_epi64(order, _mm512_shuffle_epi8(x[v], split)));
+    } else {
+        const __m512i order =
+            _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+        _mm512_storeu_si512(row->digits,
+                            _mm512_permutexvar_epi32(order, _mm512_packus_epi16(x[0], x[1])));
+    }
+    return largest / most;
+}
+
+/* The scales of V's tokens, zero beyond n_tokens. */
+KVT_INLINE void kvt_load_scales(const uint16_t *scales, size_t n_tokens, __m512 *scale)
+{
+    KVT_UNROLL
+    for (size_t v = 0; v < 4; v++) {
+        __mmask16 alive = kvt_lanes_below(16 * v, n_tokens);
+        scale[v] = _mm512_maskz_cvtph_ps(
+            alive, _mm256_loadu_si256((const __m256i *)(const void *)(scales + 16 * v)));
+    }
+}
+
+#endif /* KVT_AVX512_PRODUCT_H */
