@@ -1,6 +1,6 @@
 /*
- * What the AVX-512 files share: the compiler's dialect, and the kernels of avx512_append.c and
- * avx512_float.c that the table in avx512vnni.c names. Included by these files only.
+ * What the AVX-512 files share: the compiler's dialect, and the kernels of the other files that
+ * the table in avx512vnni.c names. Included by these files only.
  */
 #ifndef KVT_AVX512_H
 #define KVT_AVX512_H
@@ -23,6 +23,8 @@
 #define KVT_AVX512_APPEND_LIST(X)                                                                  \
     X(load_f32) X(load_f16) X(load_bf16) X(store_bf16) X(rotate) X(unrotate)                       \
     X(put_k_f16) X(put_k_open) X(put_k_i8) X(put_v_f16) X(get_v_f16) X(get_v_i8)
+/* Those of avx512_4bit.c. */
+#define KVT_AVX512_4BIT_LIST(X) X(qk_i4_near) X(pv_i4_near) X(pv_i5_near)
 /* And those that avx512_float.c defines. */
 #define KVT_AVX512_FLOAT_LIST(X)                                                                   \
     X(qk_f32) X(qk_f16) X(qk_i8) X(pv_f32) X(pv_f16) X(pv_i8)                                      \

@@ -395,6 +395,7 @@ const kvt_kernels kvt_kernels_avx512vnni = {
 #define ENTRY(name) .name = kvt_avx512_##name,
     KVT_AVX512_FLOAT_LIST(ENTRY)
     KVT_AVX512_APPEND_LIST(ENTRY)
+    KVT_AVX512_4BIT_LIST(ENTRY)
 #undef ENTRY
     .pack_q_near = pack_q_near,
     .pack_q_fast = pack_q_fast,

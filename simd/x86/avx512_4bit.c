@@ -1,0 +1,400 @@
+/*
+ * AVX-512 kernels of 4-bit K, and of 4- and 5-bit V. The table is in avx512vnni.c.
+ *
+ * A line of 64 bytes holds 16 tokens (dims) by 8 dims (tokens): its low nibbles are four dims of
+ * each 32-bit lane, its high ones the next four, as tile.h says. So a line is two vectors of bytes
+ * for vpdpbusd (avx512vnni.c), which takes one unsigned and one signed factor:
+ *
+ *   K: codes 0 .. 15 are unsigned, digits of q * scales[d] are signed. A score is
+ *      step * (sum digit * code - 7.5 * sum digit).
+ *   V, 4 bits: weights are unsigned, a byte shuffle makes the code its level.
+ *   V, 5 bits: code 0 .. 31 as it is, value 2 * code - 31; the 31 is taken off per row.
+ *
+ * q is rounded anew in each block, as the scales are by dims and blocks. From the simple form to
+ * the fast one:
+ *  1. Rows go in blocks: a line is unpacked once for all of them. Zen 5 forms two products a cycle
+ *     and has two loads, so a broadcast of four digits also serves several tiles (K) or vectors
+ *     (V). For one or two rows, whose products wait for memory, low and high nibbles have sums of
+ *     their own, which hides the latency.
+ *  2. The largest magnitudes of up to 8 rows are reduced and divided together.
+ *
+ * Overflow: K 1024 * 127 * 15 < 2^21. V 64 * 255 * 63 < 2^20. Both are exact as f32, and so are
+ * half-integers of that size.
+ */
+#include "simd/levels.h"
+#include "simd/x86/prefetch.h"
+#include "avx512_product.h"
+
+#define MAX_DIMS 1024
+#define Q_MAX 127
+/* Rows of a register block at most. */
+#define ROWS_BLOCK 8
+#define SUMS_MAX 32
+
+KVT_INLINE __m512 load_f16(const uint16_t *from)
+{
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)from));
+}
+
+KVT_INLINE __m512i low_nibbles(__m512i x)
+{
+    return _mm512_and_si512(x, _mm512_set1_epi8(15));
+}
+
+KVT_INLINE __m512i high_nibbles(__m512i x)
+{
+    return low_nibbles(_mm512_srli_epi16(x, 4));
+}
+
+/* ---- q ---- */
+
+/* Rows of a register block as signed digits. */
+typedef struct folded {
+    /* One line more than the largest row has: rows do not compete for the same lines of L1. */
+    _Alignas(64) unsigned char digits[ROWS_BLOCK][MAX_DIMS + 64];
+    /* In units of step: score = step * (sum of products + bias). */
+    _Alignas(64) float step[16], bias[16];
+} folded;
+
+KVT_INLINE __m512i join(int is_sum, __m512i a, __m512i b)
+{
+    return is_sum ? _mm512_add_epi32(a, b) : _mm512_max_epi32(a, b);
+}
+
+/* All lanes of x[r] joined, in lane r. */
+KVT_INLINE __m512i reduce_rows(int is_sum, const __m512i x[ROWS_BLOCK])
+{
+    const __m512i order = _mm512_setr_epi32(0, 1, 2, 3, 8, 9, 10, 11, 0, 1, 2, 3, 8, 9, 10, 11);
+    __m512i y[4], z[2], all;
+    KVT_UNROLL
+    for (size_t i = 0; i < 4; i++)
+        y[i] = join(is_sum, _mm512_unpacklo_epi32(x[2 * i], x[2 * i + 1]),
+                    _mm512_unpackhi_epi32(x[2 * i], x[2 * i + 1]));
+    KVT_UNROLL
+    for (size_t i = 0; i < 2; i++)
+        z[i] = join(is_sum, _mm512_unpacklo_epi64(y[2 * i], y[2 * i + 1]),
+                    _mm512_unpackhi_epi64(y[2 * i], y[2 * i + 1]));
+    all = join(is_sum, _mm512_shuffle_i64x2(z[0], z[1], 0x44),
+               _mm512_shuffle_i64x2(z[0], z[1], 0xee));
+    all = join(is_sum, all, _mm512_shuffle_i64x2(all, all, 0xb1));
+    return _mm512_permutexvar_epi32(order, all);
+}
+
+/* Digits of up to 64 dims of a row from q on; zero beyond n vectors of them. */
+KVT_INLINE __m512i digits_of(const float *q, size_t n, const __m512 scale[4], __m512 reciprocal)
+{
+    /* Undoes the order that two levels of packs in 128-bit lanes leave. */
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    __m512i x[4];
+    KVT_UNROLL
+    for (size_t i = 0; i < 4; i++)
+        x[i] = i < n ? _mm512_cvtps_epi32(_mm512_mul_ps(
+                           _mm512_mul_ps(_mm512_load_ps(q + 16 * i), scale[i]), reciprocal))
+                     : _mm512_setzero_si512();
+    return _mm512_permutexvar_epi32(
+        order, _mm512_packs_epi16(_mm512_packs_epi32(x[0], x[1]), _mm512_packs_epi32(x[2], x[3])));
+}
+
+KVT_INLINE void fold_64(size_t rows, const float *q, size_t ldq, const uint16_t *scales, size_t d,
+                        size_t n, const float *reciprocals, __m512i *sum, folded *to)
+{
+    __m512 scale[4];
+    KVT_UNROLL
+    for (size_t i = 0; i < 4; i++)
+        scale[i] = i < n ? load_f16(scales + d + 16 * i) : _mm512_setzero_ps();
+    KVT_UNROLL
+    for (size_t r = 0; r < rows; r++) {
+        __m512i x = digits_of(q + r * ldq + d, n, scale, _mm512_set1_ps(reciprocals[r]));
+        _mm512_store_si512(to->digits[r] + d, x);
+        sum[r] = kvt_dot(sum[r], _mm512_set1_epi8(1), x);
+    }
+}
+
+/* rows of q * scales, each as digits of its largest magnitude / Q_MAX. */
+KVT_INLINE void fold(size_t rows, const float *q, size_t ldq, const uint16_t *scales, size_t dims_p,
+                     folded *to)
+{
+    _Alignas(64) float reciprocals[16];
+    __m512i most[ROWS_BLOCK], sum[ROWS_BLOCK];
+    __m512 largest;
+    size_t d = 0;
+    KVT_UNROLL
+    for (size_t r = 0; r < ROWS_BLOCK; r++) {
+        most[r] = _mm512_castps_si512(_mm512_set1_ps(KVT_LEAST));
+        sum[r] = _mm512_setzero_si512();
+    }
+    for (d = 0; d < dims_p; d += 16) {
+        const __m512 scale = load_f16(scales + d);
+        KVT_UNROLL
+        for (size_t r = 0; r < rows; r++) {
+            __m512 x = _mm512_abs_ps(_mm512_mul_ps(_mm512_load_ps(q + r * ldq + d), scale));
+            most[r] = _mm512_max_epi32(most[r], _mm512_castps_si512(x)); /* as bits: no latency */
+        }
+    }
+    largest = _mm512_castsi512_ps(reduce_rows(0, most));
+    _mm512_store_ps(reciprocals, _mm512_div_ps(_mm512_set1_ps(Q_MAX), largest));
+    for (d = 0; d + 64 <= dims_p; d += 64)
+        fold_64(rows, q, ldq, scales, d, 4, reciprocals, sum, to);
+    if (d < dims_p)
+        fold_64(rows, q, ldq, scales, d, (dims_p - d) / 16, reciprocals, sum, to);
+    _mm512_store_ps(to->step, _mm512_mul_ps(largest, _mm512_set1_ps(1.0f / Q_MAX)));
+    _mm512_store_ps(to->bias,
+                    _mm512_mul_ps(_mm512_cvtepi32_ps(reduce_rows(1, sum)), _mm512_set1_ps(-7.5f)));
+}
+
+/* ---- scores ---- */
+
+typedef struct qk_call {
+    const float *q;
+    size_t ldq;
+    const unsigned char *codes;
+    const uint16_t *scales;
+    size_t n_tokens, dims_p;
+    float *s;
+} qk_call;
+
+/*
+ * Scores of `rows` rows from `row` on, several tiles at a time, so that some of them may be dead.
+ * rows, tiles and chains (2: low and high nibbles have their own sums) are constants of the
+ * callers. All four tiles are read side by side, but prefetched in ascending order.
+ */
+KVT_INLINE void qk_block(size_t rows, size_t tiles, size_t chains, const qk_call *call, size_t row,
+                         uintptr_t prefetch)
+{
+    const size_t tile_bytes = call->dims_p * 8, half = tile_bytes * 2;
+    folded q;
+    fold(rows, call->q + row * call->ldq, call->ldq, call->scales, call->dims_p, &q);
+    for (size_t t = 0; t < call->n_tokens; t += tiles * KVT_TILE_TOKENS) {
+        const unsigned char *codes = call->codes + t / KVT_TILE_TOKENS * tile_bytes;
+        __m512i sum[SUMS_MAX];
+        KVT_UNROLL
+        for (size_t i = 0; i < rows * tiles * chains; i++)
+            sum[i] = _mm512_setzero_si512();
+        for (size_t d = 0; d < call->dims_p; d += 8) {
+            const int is_early = d < call->dims_p / 2;
+            __m512i low[4], high[4];
+            KVT_UNROLL
+            for (size_t j = 0; j < tiles; j++) {
+                const unsigned char *line = codes + j * tile_bytes;
+                __m512i x = _mm512_load_si512(line);
+                low[j] = low_nibbles(x);
+                high[j] = high_nibbles(x);
+                kvt_prefetch_line(rows * 2, line, prefetch,
+                                  is_early ? (uintptr_t)line + tile_bytes / 2 : prefetch - half);
+                prefetch += 64;
+            }
+            KVT_UNROLL
+            for (size_t r = 0; r < rows; r++) {
+                __m512i w = kvt_broadcast(q.digits[r] + d);
+                KVT_UNROLL
+                for (size_t j = 0; j < tiles; j++) {
+                    __m512i *at = &sum[(r * tiles + j) * chains];
+                    *at = kvt_dot(*at, low[j], w);
+                }
+                w = kvt_broadcast(q.digits[r] + d + 4);
+                KVT_UNROLL
+                for (size_t j = 0; j < tiles; j++) {
+                    __m512i *at = &sum[(r * tiles + j) * chains + chains - 1];
+                    *at = kvt_dot(*at, high[j], w);
+                }
+            }
+            codes += 64;
+        }
+        KVT_UNROLL
+        for (size_t i = 0; i < rows * tiles; i++) {
+            const size_t r = i / tiles;
+            float *s = call->s + (row + r) * KVT_TOKENS + t + i % tiles * KVT_TILE_TOKENS;
+            __m512i x = sum[i * chains];
+            if (chains == 2)
+                x = _mm512_add_epi32(x, sum[i * chains + 1]);
+            _mm512_store_ps(
+                s, _mm512_mul_ps(_mm512_add_ps(_mm512_cvtepi32_ps(x), _mm512_set1_ps(q.bias[r])),
+                                 _mm512_set1_ps(q.step[r])));
+        }
+    }
+}
+
+#define QK_BLOCK(rows, tiles, chains)                                                              \
+    static __attribute__((noinline)) void qk_##rows(const qk_call *call, size_t row,               \
+                                                    uintptr_t prefetch)                            \
+    {                                                                                              \
+        qk_block(rows, tiles, chains, call, row, prefetch);                                        \
+    }
+QK_BLOCK(1, 4, 2)
+QK_BLOCK(2, 4, 2)
+QK_BLOCK(3, 4, 1)
+QK_BLOCK(4, 4, 1)
+QK_BLOCK(5, 2, 1)
+QK_BLOCK(6, 2, 1)
+QK_BLOCK(7, 2, 1)
+QK_BLOCK(8, 2, 1)
+
+void kvt_avx512_qk_i4_near(const float *q, size_t ldq, size_t rows, const void *codes,
+                           const uint16_t *scales, size_t n_tokens, size_t dims_p, const void *next,
+                           float *s)
+{
+    static void (*const blocks[])(const qk_call *, size_t, uintptr_t) = {
+        NULL, qk_1, qk_2, qk_3, qk_4, qk_5, qk_6, qk_7, qk_8};
+    const qk_call call = {q, ldq, codes, scales, n_tokens, dims_p, s};
+    uintptr_t prefetch = (uintptr_t)(next ? next : codes);
+    for (size_t row = 0, n; row < rows; row += n) {
+        n = kvt_rows_of_block(rows - row, ROWS_BLOCK);
+        blocks[n](&call, row, prefetch);
+        prefetch = (uintptr_t)codes; /* once; later blocks prefetch lines that hit L1 */
+    }
+}
+
+/* ---- weighted sums ---- */
+
+typedef struct pv_call {
+    const kvt_pv_row *rows;
+    const float *steps, *biases; /* of the rows; of 4 bits there is no bias */
+    const unsigned char *codes;
+    size_t dims_p;
+    const float *alpha;
+    float *acc;
+    size_t ldacc;
+} pv_call;
+
+/* A line as signed bytes: levels of 4 bits, codes of 5. fifth: two masks, of low and high. */
+KVT_INLINE void values_of(size_t bits, __m512i line, const unsigned char *fifth, __m512i *low,
+                          __m512i *high)
+{
+    *low = low_nibbles(line);
+    *high = high_nibbles(line);
+    if (bits == 5) {
+        uint64_t masks[2];
+        memcpy(masks, fifth, sizeof masks);
+        *low = _mm512_mask_add_epi8(*low, masks[0], *low, _mm512_set1_epi8(16));
+        *high = _mm512_mask_add_epi8(*high, masks[1], *high, _mm512_set1_epi8(16));
+    } else {
+        const __m512i levels = _mm512_broadcast_i32x4(_mm_setr_epi8(KVT_V4_LEVELS));
+        *low = _mm512_shuffle_epi8(levels, *low);
+        *high = _mm512_shuffle_epi8(levels, *high);
+    }
+}
+
+/* 16 * vectors dims from `dim` on of `rows` rows from `row` on. */
+KVT_INLINE void pv_columns(size_t bits, size_t rows, size_t vectors, const pv_call *call,
+                           size_t row, size_t dim, uintptr_t prefetch)
+{
+    const unsigned char *codes = call->codes + dim * 4;
+    const unsigned char *fifths = call->codes + call->dims_p * (KVT_TOKENS / 2) + dim;
+    const unsigned char *weights = call->rows[row].digits;
+    const size_t step = call->dims_p * 4, half = call->dims_p * KVT_TOKENS / 4;
+    const uintptr_t to_next = prefetch - (uintptr_t)call->codes;
+    __m512i sum[SUMS_MAX];
+    KVT_UNROLL
+    for (size_t i = 0; i < rows * vectors; i++)
+        sum[i] = _mm512_setzero_si512();
+    for (size_t g = 0; g < KVT_TOKENS / 8; g++) {
+        __m512i low[8], high[8];
+        KVT_UNROLL
+        for (size_t v = 0; v < vectors; v++) {
+            const unsigned char *line = codes + v * 64;
+            const uintptr_t ahead = (uintptr_t)line + to_next;
+            values_of(bits, _mm512_load_si512(line), fifths + v * 16, &low[v], &high[v]);
+            kvt_prefetch_line(rows * 2, line, ahead,
+                              g < KVT_TOKENS / 16 ? (uintptr_t)line + half : ahead - half);
+        }
+        if (bits == 5) {
+            KVT_UNROLL
+            for (size_t v = 0; v < vectors; v += 4)
+                _mm_prefetch((const char *)((uintptr_t)fifths + v * 16 + to_next), _MM_HINT_T1);
+        }
+        KVT_UNROLL
+        for (size_t r = 0; r < rows; r++) {
+            __m512i p = kvt_broadcast(weights + r * sizeof(kvt_pv_row));
+            KVT_UNROLL
+            for (size_t v = 0; v < vectors; v++)
+                sum[r * vectors + v] = kvt_dot(sum[r * vectors + v], p, low[v]);
+            p = kvt_broadcast(weights + r * sizeof(kvt_pv_row) + 4);
+            KVT_UNROLL
+            for (size_t v = 0; v < vectors; v++)
+                sum[r * vectors + v] = kvt_dot(sum[r * vectors + v], p, high[v]);
+        }
+        weights += 8;
+        codes += step;
+        fifths += call->dims_p;
+    }
+    KVT_UNROLL
+    for (size_t r = 0; r < rows; r++) {
+        const __m512 alpha = _mm512_set1_ps(call->alpha[row + r]);
+        const __m512 unit = _mm512_set1_ps(call->steps[row + r]);
+        float *acc = call->acc + (row + r) * call->ldacc + dim;
+        KVT_UNROLL
+        for (size_t v = 0; v < vectors; v++) {
+            __m512 x = _mm512_cvtepi32_ps(sum[r * vectors + v]);
+            if (bits == 5)
+                x = _mm512_add_ps(x, _mm512_set1_ps(call->biases[row + r]));
+            _mm512_storeu_ps(
+                acc + 16 * v,
+                _mm512_fmadd_ps(x, unit, _mm512_mul_ps(_mm512_loadu_ps(acc + 16 * v), alpha)));
+        }
+    }
+}
+
+/* As many dims as the wide block divides, then narrower blocks, down to 16 dims. */
+#define PV_BLOCK(bits, rows, vectors)                                                              \
+    static __attribute__((noinline)) void pv_##bits##_##rows(const pv_call *call, size_t row,      \
+                                                             uintptr_t prefetch)                   \
+    {                                                                                              \
+        size_t dim = 0;                                                                            \
+        for (; dim + 16 * vectors <= call->dims_p; dim += 16 * vectors)                            \
+            pv_columns(bits, rows, vectors, call, row, dim, prefetch);                             \
+        for (; vectors > 4 && dim + 64 <= call->dims_p; dim += 64)                                 \
+            pv_columns(bits, rows, 4, call, row, dim, prefetch);                                   \
+        for (; vectors > 2 && dim + 32 <= call->dims_p; dim += 32)                                 \
+            pv_columns(bits, rows, 2, call, row, dim, prefetch);                                   \
+        for (; dim < call->dims_p; dim += 16)                                                      \
+            pv_columns(bits, rows, 1, call, row, dim, prefetch);                                   \
+    }
+
+/*
+ * The value of 5 bits is twice the code less 31: the step is twice the weights' unit, and the sum
+ * of the weights times 15.5 comes off.
+ */
+#define PV_KERNEL(bits)                                                                            \
+    PV_BLOCK(bits, 1, 8)                                                                           \
+    PV_BLOCK(bits, 2, 4)                                                                           \
+    PV_BLOCK(bits, 3, 4)                                                                           \
+    PV_BLOCK(bits, 4, 4)                                                                           \
+    PV_BLOCK(bits, 5, 2)                                                                           \
+    PV_BLOCK(bits, 6, 2)                                                                           \
+    PV_BLOCK(bits, 7, 2)                                                                           \
+    PV_BLOCK(bits, 8, 2)                                                                           \
+    void kvt_avx512_pv_i##bits##_near(                                                             \
+        const float *p, size_t rows, const void *codes, const uint16_t *scales, size_t n_tokens,   \
+        size_t dims_p, const float *alpha, const void *next, float *acc, size_t ldacc)             \
+    {                                                                                              \
+        static void (*const blocks[])(const pv_call *, size_t, uintptr_t) = {                      \
+            NULL,          pv_##bits##_1, pv_##bits##_2, pv_##bits##_3, pv_##bits##_4,             \
+            pv_##bits##_5, pv_##bits##_6, pv_##bits##_7, pv_##bits##_8};                           \
+        uintptr_t prefetch = (uintptr_t)(next ? next : codes);                                     \
+        kvt_pv_row weights[KVT_ROWS_MAX];                                                          \
+        float steps[KVT_ROWS_MAX], biases[KVT_ROWS_MAX];                                           \
+        const pv_call call = {weights, steps, biases, codes, dims_p, alpha, acc, ldacc};           \
+        __m512 scale[4];                                                                           \
+        kvt_load_scales(scales, n_tokens, scale);                                                  \
+        for (size_t r = 0; r < rows; r++) {                                                        \
+            steps[r] = kvt_round_weights(1, p + r * KVT_TOKENS, scale, &weights[r]);               \
+            if (bits == 5) {                                                                       \
+                steps[r] *= 2.0f;                                                                  \
+                biases[r] = -15.5f * sum_of_digits(&weights[r]);                                   \
+            }                                                                                      \
+        }                                                                                          \
+        for (size_t row = 0, n; row < rows; row += n) {                                            \
+            n = kvt_rows_of_block(rows - row, ROWS_BLOCK);                                         \
+            blocks[n](&call, row, prefetch);                                                       \
+            prefetch = (uintptr_t)codes;                                                           \
+        }                                                                                          \
+    }
+
+KVT_INLINE float sum_of_digits(const kvt_pv_row *row)
+{
+    return (float)_mm512_reduce_add_epi32(
+        kvt_dot(_mm512_setzero_si512(), _mm512_loadu_si512(row->digits), _mm512_set1_epi8(1)));
+}
+
+PV_KERNEL(4)
+PV_KERNEL(5)
