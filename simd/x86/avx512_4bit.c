@@ -31,6 +31,13 @@
 #define ROWS_BLOCK 8
 #define SUMS_MAX 32
 
+/* The loop below stays one: unrolled it is no faster, and has eight times the code. */
+#if defined(__clang__)
+#define ROLLED _Pragma("clang loop unroll(disable)")
+#else
+#define ROLLED _Pragma("GCC unroll 1")
+#endif
+
 KVT_INLINE __m512 load_f16(const uint16_t *from)
 {
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)from));
@@ -80,21 +87,7 @@ KVT_INLINE __m512i reduce_rows(int is_sum, const __m512i x[ROWS_BLOCK])
     return _mm512_permutexvar_epi32(order, all);
 }
 
-/* Digits of up to 64 dims of a row from q on; zero beyond n vectors of them. */
-KVT_INLINE __m512i digits_of(const float *q, size_t n, const __m512 scale[4], __m512 reciprocal)
-{
-    /* Undoes the order that two levels of packs in 128-bit lanes leave. */
-    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    __m512i x[4];
-    KVT_UNROLL
-    for (size_t i = 0; i < 4; i++)
-        x[i] = i < n ? _mm512_cvtps_epi32(_mm512_mul_ps(
-                           _mm512_mul_ps(_mm512_load_ps(q + 16 * i), scale[i]), reciprocal))
-                     : _mm512_setzero_si512();
-    return _mm512_permutexvar_epi32(
-        order, _mm512_packs_epi16(_mm512_packs_epi32(x[0], x[1]), _mm512_packs_epi32(x[2], x[3])));
-}
-
+/* Digits of up to 64 dims of rows: n vectors of products. */
 KVT_INLINE void fold_64(size_t rows, const float *q, size_t ldq, const uint16_t *scales, size_t d,
                         size_t n, const float *reciprocals, __m512i *sum, folded *to)
 {
@@ -104,9 +97,18 @@ KVT_INLINE void fold_64(size_t rows, const float *q, size_t ldq, const uint16_t 
         scale[i] = i < n ? load_f16(scales + d + 16 * i) : _mm512_setzero_ps();
     KVT_UNROLL
     for (size_t r = 0; r < rows; r++) {
-        __m512i x = digits_of(q + r * ldq + d, n, scale, _mm512_set1_ps(reciprocals[r]));
-        _mm512_store_si512(to->digits[r] + d, x);
-        sum[r] = kvt_dot(sum[r], _mm512_set1_epi8(1), x);
+        const __m512 reciprocal = _mm512_set1_ps(reciprocals[r]);
+        __m512i x[4], digits;
+        KVT_UNROLL
+        for (size_t i = 0; i < 4; i++)
+            x[i] = i < n ? _mm512_cvtps_epi32(_mm512_mul_ps(
+                               _mm512_mul_ps(_mm512_load_ps(q + r * ldq + d + 16 * i), scale[i]),
+                               reciprocal))
+                         : _mm512_setzero_si512();
+        digits = kvt_in_order(
+            _mm512_packs_epi16(_mm512_packs_epi32(x[0], x[1]), _mm512_packs_epi32(x[2], x[3])));
+        _mm512_store_si512(to->digits[r] + d, digits);
+        sum[r] = kvt_dot(sum[r], _mm512_set1_epi8(1), digits);
     }
 }
 
@@ -128,7 +130,7 @@ KVT_INLINE void fold(size_t rows, const float *q, size_t ldq, const uint16_t *sc
         KVT_UNROLL
         for (size_t r = 0; r < rows; r++) {
             __m512 x = _mm512_abs_ps(_mm512_mul_ps(_mm512_load_ps(q + r * ldq + d), scale));
-            most[r] = _mm512_max_epi32(most[r], _mm512_castps_si512(x)); /* as bits: no latency */
+            most[r] = _mm512_max_epi32(most[r], _mm512_castps_si512(x)); /* they order as bits */
         }
     }
     largest = _mm512_castsi512_ps(reduce_rows(0, most));
@@ -247,14 +249,59 @@ void kvt_avx512_qk_i4_near(const float *q, size_t ldq, size_t rows, const void *
 /* ---- weighted sums ---- */
 
 typedef struct pv_call {
-    const kvt_pv_row *rows;
-    const float *steps, *biases; /* of the rows; of 4 bits there is no bias */
+    const float *p;
+    const __m512 *scale;
     const unsigned char *codes;
     size_t dims_p;
     const float *alpha;
     float *acc;
     size_t ldacc;
 } pv_call;
+
+/* Weights of a register block: a sum is step * (sum of products + bias). */
+typedef struct weights {
+    kvt_pv_row rows[ROWS_BLOCK];
+    _Alignas(64) float step[16], bias[16];
+} weights;
+
+/*
+ * The value of 5 bits is twice the code less 31: its step is twice the weights' unit, and the sum
+ * of the weights times 15.5 comes off.
+ */
+KVT_INLINE void round_rows(size_t bits, size_t rows, const float *p, const __m512 *scale,
+                           weights *to)
+{
+    const float most = kvt_weight_most(1);
+    _Alignas(64) float reciprocals[16];
+    __m512i x[ROWS_BLOCK];
+    __m512 w[4], largest;
+    KVT_UNROLL
+    for (size_t r = 0; r < ROWS_BLOCK; r++) {
+        /* vmaxps returns its second operand for a NaN (of logits beyond f32); its digits are 0. */
+        x[r] = _mm512_castps_si512(_mm512_set1_ps(KVT_LEAST));
+        if (r < rows)
+            x[r] = _mm512_castps_si512(
+                _mm512_max_ps(kvt_weigh(p + r * KVT_TOKENS, scale, w), _mm512_set1_ps(KVT_LEAST)));
+    }
+    largest = _mm512_castsi512_ps(reduce_rows(0, x));
+    _mm512_store_ps(reciprocals, _mm512_div_ps(_mm512_set1_ps(most), largest));
+    KVT_UNROLL
+    for (size_t r = 0; r < rows; r++) {
+        kvt_weigh(p + r * KVT_TOKENS, scale, w);
+        kvt_put_weights(1, w, _mm512_set1_ps(reciprocals[r]), &to->rows[r]);
+    }
+    _mm512_store_ps(to->step,
+                    _mm512_mul_ps(largest, _mm512_set1_ps((bits == 5 ? 2.0f : 1.0f) / most)));
+    if (bits == 5) {
+        KVT_UNROLL
+        for (size_t r = 0; r < ROWS_BLOCK; r++)
+            x[r] = r < rows ? kvt_dot(_mm512_setzero_si512(),
+                                      _mm512_loadu_si512(to->rows[r].digits), _mm512_set1_epi8(1))
+                            : _mm512_setzero_si512();
+        _mm512_store_ps(
+            to->bias, _mm512_mul_ps(_mm512_cvtepi32_ps(reduce_rows(1, x)), _mm512_set1_ps(-15.5f)));
+    }
+}
 
 /* A line as signed bytes: levels of 4 bits, codes of 5. fifth: two masks, of low and high. */
 KVT_INLINE void values_of(size_t bits, __m512i line, const unsigned char *fifth, __m512i *low,
@@ -276,17 +323,18 @@ KVT_INLINE void values_of(size_t bits, __m512i line, const unsigned char *fifth,
 
 /* 16 * vectors dims from `dim` on of `rows` rows from `row` on. */
 KVT_INLINE void pv_columns(size_t bits, size_t rows, size_t vectors, const pv_call *call,
-                           size_t row, size_t dim, uintptr_t prefetch)
+                           const weights *rounded, size_t row, size_t dim, uintptr_t prefetch)
 {
     const unsigned char *codes = call->codes + dim * 4;
     const unsigned char *fifths = call->codes + call->dims_p * (KVT_TOKENS / 2) + dim;
-    const unsigned char *weights = call->rows[row].digits;
+    const unsigned char *p = rounded->rows[0].digits;
     const size_t step = call->dims_p * 4, half = call->dims_p * KVT_TOKENS / 4;
     const uintptr_t to_next = prefetch - (uintptr_t)call->codes;
     __m512i sum[SUMS_MAX];
     KVT_UNROLL
     for (size_t i = 0; i < rows * vectors; i++)
         sum[i] = _mm512_setzero_si512();
+    ROLLED
     for (size_t g = 0; g < KVT_TOKENS / 8; g++) {
         __m512i low[8], high[8];
         KVT_UNROLL
@@ -304,29 +352,29 @@ KVT_INLINE void pv_columns(size_t bits, size_t rows, size_t vectors, const pv_ca
         }
         KVT_UNROLL
         for (size_t r = 0; r < rows; r++) {
-            __m512i p = kvt_broadcast(weights + r * sizeof(kvt_pv_row));
+            __m512i w = kvt_broadcast(p + r * sizeof(kvt_pv_row));
             KVT_UNROLL
             for (size_t v = 0; v < vectors; v++)
-                sum[r * vectors + v] = kvt_dot(sum[r * vectors + v], p, low[v]);
-            p = kvt_broadcast(weights + r * sizeof(kvt_pv_row) + 4);
+                sum[r * vectors + v] = kvt_dot(sum[r * vectors + v], w, low[v]);
+            w = kvt_broadcast(p + r * sizeof(kvt_pv_row) + 4);
             KVT_UNROLL
             for (size_t v = 0; v < vectors; v++)
-                sum[r * vectors + v] = kvt_dot(sum[r * vectors + v], p, high[v]);
+                sum[r * vectors + v] = kvt_dot(sum[r * vectors + v], w, high[v]);
         }
-        weights += 8;
+        p += 8;
         codes += step;
         fifths += call->dims_p;
     }
     KVT_UNROLL
     for (size_t r = 0; r < rows; r++) {
         const __m512 alpha = _mm512_set1_ps(call->alpha[row + r]);
-        const __m512 unit = _mm512_set1_ps(call->steps[row + r]);
+        const __m512 unit = _mm512_set1_ps(rounded->step[r]);
         float *acc = call->acc + (row + r) * call->ldacc + dim;
         KVT_UNROLL
         for (size_t v = 0; v < vectors; v++) {
             __m512 x = _mm512_cvtepi32_ps(sum[r * vectors + v]);
             if (bits == 5)
-                x = _mm512_add_ps(x, _mm512_set1_ps(call->biases[row + r]));
+                x = _mm512_add_ps(x, _mm512_set1_ps(rounded->bias[r]));
             _mm512_storeu_ps(
                 acc + 16 * v,
                 _mm512_fmadd_ps(x, unit, _mm512_mul_ps(_mm512_loadu_ps(acc + 16 * v), alpha)));
@@ -340,20 +388,18 @@ KVT_INLINE void pv_columns(size_t bits, size_t rows, size_t vectors, const pv_ca
                                                              uintptr_t prefetch)                   \
     {                                                                                              \
         size_t dim = 0;                                                                            \
+        weights w;                                                                                 \
+        round_rows(bits, rows, call->p + row * KVT_TOKENS, call->scale, &w);                       \
         for (; dim + 16 * vectors <= call->dims_p; dim += 16 * vectors)                            \
-            pv_columns(bits, rows, vectors, call, row, dim, prefetch);                             \
+            pv_columns(bits, rows, vectors, call, &w, row, dim, prefetch);                         \
         for (; vectors > 4 && dim + 64 <= call->dims_p; dim += 64)                                 \
-            pv_columns(bits, rows, 4, call, row, dim, prefetch);                                   \
+            pv_columns(bits, rows, 4, call, &w, row, dim, prefetch);                               \
         for (; vectors > 2 && dim + 32 <= call->dims_p; dim += 32)                                 \
-            pv_columns(bits, rows, 2, call, row, dim, prefetch);                                   \
+            pv_columns(bits, rows, 2, call, &w, row, dim, prefetch);                               \
         for (; dim < call->dims_p; dim += 16)                                                      \
-            pv_columns(bits, rows, 1, call, row, dim, prefetch);                                   \
+            pv_columns(bits, rows, 1, call, &w, row, dim, prefetch);                               \
     }
 
-/*
- * The value of 5 bits is twice the code less 31: the step is twice the weights' unit, and the sum
- * of the weights times 15.5 comes off.
- */
 #define PV_KERNEL(bits)                                                                            \
     PV_BLOCK(bits, 1, 8)                                                                           \
     PV_BLOCK(bits, 2, 4)                                                                           \
@@ -371,30 +417,14 @@ KVT_INLINE void pv_columns(size_t bits, size_t rows, size_t vectors, const pv_ca
             NULL,          pv_##bits##_1, pv_##bits##_2, pv_##bits##_3, pv_##bits##_4,             \
             pv_##bits##_5, pv_##bits##_6, pv_##bits##_7, pv_##bits##_8};                           \
         uintptr_t prefetch = (uintptr_t)(next ? next : codes);                                     \
-        kvt_pv_row weights[KVT_ROWS_MAX];                                                          \
-        float steps[KVT_ROWS_MAX], biases[KVT_ROWS_MAX];                                           \
-        const pv_call call = {weights, steps, biases, codes, dims_p, alpha, acc, ldacc};           \
         __m512 scale[4];                                                                           \
+        const pv_call call = {p, scale, codes, dims_p, alpha, acc, ldacc};                         \
         kvt_load_scales(scales, n_tokens, scale);                                                  \
-        for (size_t r = 0; r < rows; r++) {                                                        \
-            steps[r] = kvt_round_weights(1, p + r * KVT_TOKENS, scale, &weights[r]);               \
-            if (bits == 5) {                                                                       \
-                steps[r] *= 2.0f;                                                                  \
-                biases[r] = -15.5f * sum_of_digits(&weights[r]);                                   \
-            }                                                                                      \
-        }                                                                                          \
         for (size_t row = 0, n; row < rows; row += n) {                                            \
             n = kvt_rows_of_block(rows - row, ROWS_BLOCK);                                         \
             blocks[n](&call, row, prefetch);                                                       \
             prefetch = (uintptr_t)codes;                                                           \
         }                                                                                          \
     }
-
-KVT_INLINE float sum_of_digits(const kvt_pv_row *row)
-{
-    return (float)_mm512_reduce_add_epi32(
-        kvt_dot(_mm512_setzero_si512(), _mm512_loadu_si512(row->digits), _mm512_set1_epi8(1)));
-}
-
 PV_KERNEL(4)
 PV_KERNEL(5)

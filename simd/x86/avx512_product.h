@@ -28,36 +28,45 @@ KVT_INLINE __m512i kvt_broadcast(const unsigned char *four)
     return _mm512_set1_epi32(x);
 }
 
+/* Undoes the order that two levels of packs in 128-bit lanes leave: 4 vectors in turn. */
+KVT_INLINE __m512i kvt_in_order(__m512i packed)
+{
+    return _mm512_permutexvar_epi32(
+        _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), packed);
+}
+
 /* A row's rounded weights: 16 groups of 4 tokens, [digit][4] each. */
 typedef struct kvt_pv_row {
     unsigned char digits[2 * KVT_TOKENS];
 } kvt_pv_row;
 
-/*
- * The weights p * scale of one row as integer multiples of largest / most, which is returned.
- * scale: zero beyond n_tokens, where the stored bytes may be a NaN.
- */
-KVT_INLINE float kvt_round_weights(size_t digits, const float *p, const __m512 *scale,
-                                   kvt_pv_row *row)
+/* The weights p * scale of a row; scale: kvt_load_scales. Returns the largest in 16 lanes. */
+KVT_INLINE __m512 kvt_weigh(const float *p, const __m512 scale[4], __m512 w[4])
 {
-    const float most = digits == 2 ? 65535 : 255;
-    /* Bytes of two groups of 4 words: high, low, high, low. */
-    const __m512i split =
-        _mm512_broadcast_i32x4(_mm_setr_epi8(1, 3, 5, 7, 0, 2, 4, 6, 9, 11, 13, 15, 8, 10, 12, 14));
-    __m512 w[4], reciprocal;
-    __m512i x[4];
-    float largest;
     KVT_UNROLL
     for (size_t v = 0; v < 4; v++)
         w[v] = _mm512_mul_ps(_mm512_load_ps(p + 16 * v), scale[v]);
-    largest =
-        _mm512_reduce_max_ps(_mm512_max_ps(_mm512_max_ps(w[0], w[1]), _mm512_max_ps(w[2], w[3])));
-    largest = largest > KVT_LEAST ? largest : KVT_LEAST;
-    reciprocal = _mm512_set1_ps(most / largest);
+    return _mm512_max_ps(_mm512_max_ps(w[0], w[1]), _mm512_max_ps(w[2], w[3]));
+}
+
+/* The largest digits, or two digits, are 255 and 65535. */
+KVT_INLINE float kvt_weight_most(size_t digits)
+{
+    return digits == 2 ? 65535 : 255;
+}
+
+/* Weights as integer multiples of 1 / reciprocal: the most over the row's largest. */
+KVT_INLINE void kvt_put_weights(size_t digits, const __m512 w[4], __m512 reciprocal,
+                                kvt_pv_row *row)
+{
+    /* Bytes of two groups of 4 words: high, low, high, low. */
+    const __m512i split =
+        _mm512_broadcast_i32x4(_mm_setr_epi8(1, 3, 5, 7, 0, 2, 4, 6, 9, 11, 13, 15, 8, 10, 12, 14));
+    __m512i x[4];
     KVT_UNROLL
     for (size_t v = 0; v < 4; v++)
         x[v] = _mm512_cvtps_epi32(_mm512_mul_ps(w[v], reciprocal));
-    /* A product that rounds to just above `most` saturates. */
+    /* A product that rounds to just above the most saturates. */
     x[0] = _mm512_packus_epi32(x[0], x[1]);
     x[1] = _mm512_packus_epi32(x[2], x[3]);
     if (digits == 2) {
@@ -67,12 +76,8 @@ KVT_INLINE float kvt_round_weights(size_t digits, const float *p, const __m512 *
             _mm512_storeu_si512(row->digits + 64 * v,
                                 _mm512_permutexvar_epi64(order, _mm512_shuffle_epi8(x[v], split)));
     } else {
-        const __m512i order =
-            _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-        _mm512_storeu_si512(row->digits,
-                            _mm512_permutexvar_epi32(order, _mm512_packus_epi16(x[0], x[1])));
+        _mm512_storeu_si512(row->digits, kvt_in_order(_mm512_packus_epi16(x[0], x[1])));
     }
-    return largest / most;
 }
 
 /* The scales of V's tokens, zero beyond n_tokens. */

@@ -258,6 +258,17 @@ static void qk_i8_fast(const void *packed, size_t first, size_t rows, const void
 
 /* ---- weighted sums ---- */
 
+/* The weights of one row as integer multiples of the result. */
+KVT_INLINE float round_weights(size_t digits, const float *p, const __m512 *scale, kvt_pv_row *row)
+{
+    const float most = kvt_weight_most(digits);
+    __m512 w[4];
+    float largest = _mm512_reduce_max_ps(kvt_weigh(p, scale, w));
+    largest = largest > KVT_LEAST ? largest : KVT_LEAST;
+    kvt_put_weights(digits, w, _mm512_set1_ps(most / largest), row);
+    return largest / most;
+}
+
 typedef struct pv_call {
     const kvt_pv_row *rows;
     const float *steps; /* of the rows */
@@ -363,7 +374,7 @@ KVT_INLINE void pv(size_t digits, pv_block_function *const *blocks, const float 
     __m512 scale[4];
     kvt_load_scales(scales, n_tokens, scale);
     for (size_t r = 0; r < rows; r++)
-        steps[r] = kvt_round_weights(digits, p + r * KVT_TOKENS, scale, &weights[r]);
+        steps[r] = round_weights(digits, p + r * KVT_TOKENS, scale, &weights[r]);
     for (size_t row = 0, n; row < rows; row += n) {
         n = kvt_rows_of_block(rows - row, rows_most(digits));
         blocks[n](&call, row, prefetch);
