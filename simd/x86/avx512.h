@@ -23,8 +23,10 @@
 #define KVT_AVX512_APPEND_LIST(X)                                                                  \
     X(load_f32) X(load_f16) X(load_bf16) X(store_bf16) X(rotate) X(unrotate)                       \
     X(put_k_f16) X(put_k_open) X(put_k_i8) X(put_v_f16) X(get_v_f16) X(get_v_i8)
-/* Those of avx512_4bit.c. */
-#define KVT_AVX512_4BIT_LIST(X) X(qk_i4_near) X(pv_i4_near) X(pv_i5_near)
+/* Those of avx512_4bit.c and avx512_4bit_seal.c. */
+#define KVT_AVX512_4BIT_LIST(X)                                                                    \
+    X(qk_i4_near) X(pv_i4_near) X(pv_i5_near)                                                      \
+    X(range_k_f16) X(seal_k_i4) X(seal_v_i4) X(seal_v_i5)
 /* And those that avx512_float.c defines. */
 #define KVT_AVX512_FLOAT_LIST(X)                                                                   \
     X(qk_f32) X(qk_f16) X(qk_i8) X(pv_f32) X(pv_f16) X(pv_i8)                                      \

@@ -63,30 +63,6 @@ typedef struct folded {
     _Alignas(64) float step[16], bias[16];
 } folded;
 
-KVT_INLINE __m512i join(int is_sum, __m512i a, __m512i b)
-{
-    return is_sum ? _mm512_add_epi32(a, b) : _mm512_max_epi32(a, b);
-}
-
-/* All lanes of x[r] joined, in lane r. */
-KVT_INLINE __m512i reduce_rows(int is_sum, const __m512i x[ROWS_BLOCK])
-{
-    const __m512i order = _mm512_setr_epi32(0, 1, 2, 3, 8, 9, 10, 11, 0, 1, 2, 3, 8, 9, 10, 11);
-    __m512i y[4], z[2], all;
-    KVT_UNROLL
-    for (size_t i = 0; i < 4; i++)
-        y[i] = join(is_sum, _mm512_unpacklo_epi32(x[2 * i], x[2 * i + 1]),
-                    _mm512_unpackhi_epi32(x[2 * i], x[2 * i + 1]));
-    KVT_UNROLL
-    for (size_t i = 0; i < 2; i++)
-        z[i] = join(is_sum, _mm512_unpacklo_epi64(y[2 * i], y[2 * i + 1]),
-                    _mm512_unpackhi_epi64(y[2 * i], y[2 * i + 1]));
-    all = join(is_sum, _mm512_shuffle_i64x2(z[0], z[1], 0x44),
-               _mm512_shuffle_i64x2(z[0], z[1], 0xee));
-    all = join(is_sum, all, _mm512_shuffle_i64x2(all, all, 0xb1));
-    return _mm512_permutexvar_epi32(order, all);
-}
-
 /* Digits of up to 64 dims of rows: n vectors of products. */
 KVT_INLINE void fold_64(size_t rows, const float *q, size_t ldq, const uint16_t *scales, size_t d,
                         size_t n, const float *reciprocals, __m512i *sum, folded *to)
@@ -133,7 +109,7 @@ KVT_INLINE void fold(size_t rows, const float *q, size_t ldq, const uint16_t *sc
             most[r] = _mm512_max_epi32(most[r], _mm512_castps_si512(x)); /* they order as bits */
         }
     }
-    largest = _mm512_castsi512_ps(reduce_rows(0, most));
+    largest = _mm512_castsi512_ps(kvt_reduce(KVT_MAX, ROWS_BLOCK, most));
     _mm512_store_ps(reciprocals, _mm512_div_ps(_mm512_set1_ps(Q_MAX), largest));
     for (d = 0; d + 64 <= dims_p; d += 64)
         fold_64(rows, q, ldq, scales, d, 4, reciprocals, sum, to);
@@ -141,7 +117,8 @@ KVT_INLINE void fold(size_t rows, const float *q, size_t ldq, const uint16_t *sc
         fold_64(rows, q, ldq, scales, d, (dims_p - d) / 16, reciprocals, sum, to);
     _mm512_store_ps(to->step, _mm512_mul_ps(largest, _mm512_set1_ps(1.0f / Q_MAX)));
     _mm512_store_ps(to->bias,
-                    _mm512_mul_ps(_mm512_cvtepi32_ps(reduce_rows(1, sum)), _mm512_set1_ps(-7.5f)));
+                    _mm512_mul_ps(_mm512_cvtepi32_ps(kvt_reduce(KVT_SUM, ROWS_BLOCK, sum)),
+                                  _mm512_set1_ps(-7.5f)));
 }
 
 /* ---- scores ---- */
@@ -283,7 +260,7 @@ KVT_INLINE void round_rows(size_t bits, size_t rows, const float *p, const __m51
             x[r] = _mm512_castps_si512(
                 _mm512_max_ps(kvt_weigh(p + r * KVT_TOKENS, scale, w), _mm512_set1_ps(KVT_LEAST)));
     }
-    largest = _mm512_castsi512_ps(reduce_rows(0, x));
+    largest = _mm512_castsi512_ps(kvt_reduce(KVT_MAX, ROWS_BLOCK, x));
     _mm512_store_ps(reciprocals, _mm512_div_ps(_mm512_set1_ps(most), largest));
     KVT_UNROLL
     for (size_t r = 0; r < rows; r++) {
@@ -298,8 +275,9 @@ KVT_INLINE void round_rows(size_t bits, size_t rows, const float *p, const __m51
             x[r] = r < rows ? kvt_dot(_mm512_setzero_si512(),
                                       _mm512_loadu_si512(to->rows[r].digits), _mm512_set1_epi8(1))
                             : _mm512_setzero_si512();
-        _mm512_store_ps(
-            to->bias, _mm512_mul_ps(_mm512_cvtepi32_ps(reduce_rows(1, x)), _mm512_set1_ps(-15.5f)));
+        _mm512_store_ps(to->bias,
+                        _mm512_mul_ps(_mm512_cvtepi32_ps(kvt_reduce(KVT_SUM, ROWS_BLOCK, x)),
+                                      _mm512_set1_ps(-15.5f)));
     }
 }
 

@@ -28,6 +28,42 @@ KVT_INLINE __m512i kvt_broadcast(const unsigned char *four)
     return _mm512_set1_epi32(x);
 }
 
+/* ---- reductions ---- */
+
+enum { KVT_SUM, KVT_MAX, KVT_MIN_PS, KVT_MAX_PS }; /* the first two of int32 */
+
+KVT_INLINE __m512i kvt_join(int how, __m512i a, __m512i b)
+{
+    const __m512 x = _mm512_castsi512_ps(a), y = _mm512_castsi512_ps(b);
+    if (how == KVT_SUM)
+        return _mm512_add_epi32(a, b);
+    if (how == KVT_MAX)
+        return _mm512_max_epi32(a, b);
+    return _mm512_castps_si512(how == KVT_MIN_PS ? _mm512_min_ps(x, y) : _mm512_max_ps(x, y));
+}
+
+/* n registers, 8 or 16: lane i of the result joins all lanes of x[i]. */
+KVT_INLINE __m512i kvt_reduce(int how, size_t n, const __m512i *x)
+{
+    __m512i y[8], z[4], w[2];
+    KVT_UNROLL
+    for (size_t i = 0; i < n / 2; i++)
+        y[i] = kvt_join(how, _mm512_unpacklo_epi32(x[2 * i], x[2 * i + 1]),
+                        _mm512_unpackhi_epi32(x[2 * i], x[2 * i + 1]));
+    KVT_UNROLL
+    for (size_t i = 0; i < n / 4; i++) /* lanes of 4 x */
+        z[i] = kvt_join(how, _mm512_unpacklo_epi64(y[2 * i], y[2 * i + 1]),
+                        _mm512_unpackhi_epi64(y[2 * i], y[2 * i + 1]));
+    KVT_UNROLL
+    for (size_t i = 0; i < n / 8; i++) /* two lanes of each z */
+        w[i] = kvt_join(how, _mm512_shuffle_i32x4(z[2 * i], z[2 * i + 1], 0x44),
+                        _mm512_shuffle_i32x4(z[2 * i], z[2 * i + 1], 0xee));
+    return kvt_join(how, _mm512_shuffle_i32x4(w[0], w[n / 16], 0x88),
+                    _mm512_shuffle_i32x4(w[0], w[n / 16], 0xdd));
+}
+
+/* ---- weights ---- */
+
 /* Undoes the order that two levels of packs in 128-bit lanes leave: 4 vectors in turn. */
 KVT_INLINE __m512i kvt_in_order(__m512i packed)
 {
