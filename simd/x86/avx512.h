@@ -18,14 +18,19 @@
 #define KVT_UNROLL _Pragma("GCC unroll 16")
 #endif
 
+KVT_INLINE __m512 kvt_load_f16(const uint16_t *from)
+{
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)from));
+}
+
 /* clang-format off */
 /* The entries of the table that avx512_append.c defines. */
 #define KVT_AVX512_APPEND_LIST(X)                                                                  \
     X(load_f32) X(load_f16) X(load_bf16) X(store_bf16) X(rotate) X(unrotate)                       \
     X(put_k_f16) X(put_k_open) X(put_k_i8) X(put_v_f16) X(get_v_f16) X(get_v_i8)
-/* Those of avx512_4bit.c and avx512_4bit_seal.c. */
+/* Those of avx512_4bit.c, avx512_4bit_float.c and avx512_4bit_seal.c. */
 #define KVT_AVX512_4BIT_LIST(X)                                                                    \
-    X(qk_i4_near) X(pv_i4_near) X(pv_i5_near)                                                      \
+    X(qk_i4_near) X(pv_i4_near) X(pv_i5_near) X(qk_i4) X(pv_i4) X(pv_i5)                           \
     X(range_k_f16) X(seal_k_i4) X(seal_v_i4) X(seal_v_i5)
 /* And those that avx512_float.c defines. */
 #define KVT_AVX512_FLOAT_LIST(X)                                                                   \

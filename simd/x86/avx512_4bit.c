@@ -38,21 +38,6 @@
 #define ROLLED _Pragma("GCC unroll 1")
 #endif
 
-KVT_INLINE __m512 load_f16(const uint16_t *from)
-{
-    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)from));
-}
-
-KVT_INLINE __m512i low_nibbles(__m512i x)
-{
-    return _mm512_and_si512(x, _mm512_set1_epi8(15));
-}
-
-KVT_INLINE __m512i high_nibbles(__m512i x)
-{
-    return low_nibbles(_mm512_srli_epi16(x, 4));
-}
-
 /* ---- q ---- */
 
 /* Rows of a register block as signed digits. */
@@ -70,7 +55,7 @@ KVT_INLINE void fold_64(size_t rows, const float *q, size_t ldq, const uint16_t 
     __m512 scale[4];
     KVT_UNROLL
     for (size_t i = 0; i < 4; i++)
-        scale[i] = i < n ? load_f16(scales + d + 16 * i) : _mm512_setzero_ps();
+        scale[i] = i < n ? kvt_load_f16(scales + d + 16 * i) : _mm512_setzero_ps();
     KVT_UNROLL
     for (size_t r = 0; r < rows; r++) {
         const __m512 reciprocal = _mm512_set1_ps(reciprocals[r]);
@@ -102,7 +87,7 @@ KVT_INLINE void fold(size_t rows, const float *q, size_t ldq, const uint16_t *sc
         sum[r] = _mm512_setzero_si512();
     }
     for (d = 0; d < dims_p; d += 16) {
-        const __m512 scale = load_f16(scales + d);
+        const __m512 scale = kvt_load_f16(scales + d);
         KVT_UNROLL
         for (size_t r = 0; r < rows; r++) {
             __m512 x = _mm512_abs_ps(_mm512_mul_ps(_mm512_load_ps(q + r * ldq + d), scale));
@@ -140,7 +125,7 @@ typedef struct qk_call {
 KVT_INLINE void qk_block(size_t rows, size_t tiles, size_t chains, const qk_call *call, size_t row,
                          uintptr_t prefetch)
 {
-    const size_t tile_bytes = call->dims_p * 8, half = tile_bytes * 2;
+    const size_t tile_bytes = call->dims_p * 8, middle = tile_bytes * 2;
     folded q;
     fold(rows, call->q + row * call->ldq, call->ldq, call->scales, call->dims_p, &q);
     for (size_t t = 0; t < call->n_tokens; t += tiles * KVT_TILE_TOKENS) {
@@ -151,15 +136,13 @@ KVT_INLINE void qk_block(size_t rows, size_t tiles, size_t chains, const qk_call
             sum[i] = _mm512_setzero_si512();
         for (size_t d = 0; d < call->dims_p; d += 8) {
             const int is_early = d < call->dims_p / 2;
-            __m512i low[4], high[4];
+            __m512i half[4][2];
             KVT_UNROLL
             for (size_t j = 0; j < tiles; j++) {
                 const unsigned char *line = codes + j * tile_bytes;
-                __m512i x = _mm512_load_si512(line);
-                low[j] = low_nibbles(x);
-                high[j] = high_nibbles(x);
+                kvt_unpack_nibbles(_mm512_load_si512(line), half[j]);
                 kvt_prefetch_line(rows * 2, line, prefetch,
-                                  is_early ? (uintptr_t)line + tile_bytes / 2 : prefetch - half);
+                                  is_early ? (uintptr_t)line + tile_bytes / 2 : prefetch - middle);
                 prefetch += 64;
             }
             KVT_UNROLL
@@ -168,13 +151,13 @@ KVT_INLINE void qk_block(size_t rows, size_t tiles, size_t chains, const qk_call
                 KVT_UNROLL
                 for (size_t j = 0; j < tiles; j++) {
                     __m512i *at = &sum[(r * tiles + j) * chains];
-                    *at = kvt_dot(*at, low[j], w);
+                    *at = kvt_dot(*at, half[j][0], w);
                 }
                 w = kvt_broadcast(q.digits[r] + d + 4);
                 KVT_UNROLL
                 for (size_t j = 0; j < tiles; j++) {
                     __m512i *at = &sum[(r * tiles + j) * chains + chains - 1];
-                    *at = kvt_dot(*at, high[j], w);
+                    *at = kvt_dot(*at, half[j][1], w);
                 }
             }
             codes += 64;
@@ -281,21 +264,16 @@ KVT_INLINE void round_rows(size_t bits, size_t rows, const float *p, const __m51
     }
 }
 
-/* A line as signed bytes: levels of 4 bits, codes of 5. fifth: two masks, of low and high. */
-KVT_INLINE void values_of(size_t bits, __m512i line, const unsigned char *fifth, __m512i *low,
-                          __m512i *high)
+/* A line as signed bytes: levels of 4 bits, codes of 5. */
+KVT_INLINE void values_of(size_t bits, __m512i line, const unsigned char *fifth, __m512i half[2])
 {
-    *low = low_nibbles(line);
-    *high = high_nibbles(line);
+    kvt_unpack_nibbles(line, half);
     if (bits == 5) {
-        uint64_t masks[2];
-        memcpy(masks, fifth, sizeof masks);
-        *low = _mm512_mask_add_epi8(*low, masks[0], *low, _mm512_set1_epi8(16));
-        *high = _mm512_mask_add_epi8(*high, masks[1], *high, _mm512_set1_epi8(16));
+        kvt_add_fifths(fifth, half);
     } else {
         const __m512i levels = _mm512_broadcast_i32x4(_mm_setr_epi8(KVT_V4_LEVELS));
-        *low = _mm512_shuffle_epi8(levels, *low);
-        *high = _mm512_shuffle_epi8(levels, *high);
+        half[0] = _mm512_shuffle_epi8(levels, half[0]);
+        half[1] = _mm512_shuffle_epi8(levels, half[1]);
     }
 }
 
@@ -306,7 +284,7 @@ KVT_INLINE void pv_columns(size_t bits, size_t rows, size_t vectors, const pv_ca
     const unsigned char *codes = call->codes + dim * 4;
     const unsigned char *fifths = call->codes + call->dims_p * (KVT_TOKENS / 2) + dim;
     const unsigned char *p = rounded->rows[0].digits;
-    const size_t step = call->dims_p * 4, half = call->dims_p * KVT_TOKENS / 4;
+    const size_t step = call->dims_p * 4, middle = call->dims_p * KVT_TOKENS / 4;
     const uintptr_t to_next = prefetch - (uintptr_t)call->codes;
     __m512i sum[SUMS_MAX];
     KVT_UNROLL
@@ -314,14 +292,14 @@ KVT_INLINE void pv_columns(size_t bits, size_t rows, size_t vectors, const pv_ca
         sum[i] = _mm512_setzero_si512();
     ROLLED
     for (size_t g = 0; g < KVT_TOKENS / 8; g++) {
-        __m512i low[8], high[8];
+        __m512i half[8][2];
         KVT_UNROLL
         for (size_t v = 0; v < vectors; v++) {
             const unsigned char *line = codes + v * 64;
             const uintptr_t ahead = (uintptr_t)line + to_next;
-            values_of(bits, _mm512_load_si512(line), fifths + v * 16, &low[v], &high[v]);
+            values_of(bits, _mm512_load_si512(line), fifths + v * 16, half[v]);
             kvt_prefetch_line(rows * 2, line, ahead,
-                              g < KVT_TOKENS / 16 ? (uintptr_t)line + half : ahead - half);
+                              g < KVT_TOKENS / 16 ? (uintptr_t)line + middle : ahead - middle);
         }
         if (bits == 5) {
             KVT_UNROLL
@@ -333,11 +311,11 @@ KVT_INLINE void pv_columns(size_t bits, size_t rows, size_t vectors, const pv_ca
             __m512i w = kvt_broadcast(p + r * sizeof(kvt_pv_row));
             KVT_UNROLL
             for (size_t v = 0; v < vectors; v++)
-                sum[r * vectors + v] = kvt_dot(sum[r * vectors + v], w, low[v]);
+                sum[r * vectors + v] = kvt_dot(sum[r * vectors + v], w, half[v][0]);
             w = kvt_broadcast(p + r * sizeof(kvt_pv_row) + 4);
             KVT_UNROLL
             for (size_t v = 0; v < vectors; v++)
-                sum[r * vectors + v] = kvt_dot(sum[r * vectors + v], w, high[v]);
+                sum[r * vectors + v] = kvt_dot(sum[r * vectors + v], w, half[v][1]);
         }
         p += 8;
         codes += step;

@@ -29,11 +29,6 @@
 #define MAX_DIMS 1024
 #define TILES (KVT_TOKENS / KVT_TILE_TOKENS)
 
-KVT_INLINE __m512 load_f16(const uint16_t *from)
-{
-    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)from));
-}
-
 KVT_INLINE __m512 reciprocals_of(__m512 scale, float numerator)
 {
     const __mmask16 some = _mm512_cmp_ps_mask(scale, _mm512_setzero_ps(), _CMP_NEQ_OQ);
@@ -50,7 +45,7 @@ void kvt_avx512_range_k_f16(const void *open, const uint16_t *open_scales, uint6
     __m512 scale[TILES];
     KVT_UNROLL
     for (size_t i = 0; i < TILES; i++) {
-        scale[i] = load_f16(open_scales + 16 * i);
+        scale[i] = kvt_load_f16(open_scales + 16 * i);
         counts[i] = (__mmask16)(~left_out >> 16 * i);
     }
     for (size_t d = 0; d < dims_p; d += 16) {
@@ -59,7 +54,7 @@ void kvt_avx512_range_k_f16(const void *open, const uint16_t *open_scales, uint6
             __m512 a = _mm512_set1_ps(INFINITY), b = _mm512_set1_ps(-INFINITY);
             KVT_UNROLL
             for (size_t i = 0; i < TILES; i++) {
-                __m512 x = load_f16(from + kvt_kw_index(16 * i, d + j, dims_p));
+                __m512 x = kvt_load_f16(from + kvt_kw_index(16 * i, d + j, dims_p));
                 x = _mm512_mul_ps(x, scale[i]);
                 a = _mm512_mask_min_ps(a, counts[i], a, x);
                 b = _mm512_mask_max_ps(b, counts[i], b, x);
@@ -75,7 +70,7 @@ void kvt_avx512_range_k_f16(const void *open, const uint16_t *open_scales, uint6
 /* A dim of 16 tokens: w = x + delta. */
 KVT_INLINE __m512 load_k(const uint16_t *from, __m512 scale, float delta)
 {
-    return _mm512_fmadd_ps(load_f16(from), scale, _mm512_set1_ps(delta));
+    return _mm512_fmadd_ps(kvt_load_f16(from), scale, _mm512_set1_ps(delta));
 }
 
 void kvt_avx512_seal_k_i4(const void *open, const uint16_t *open_scales, const float *delta,
@@ -87,11 +82,11 @@ void kvt_avx512_seal_k_i4(const void *open, const uint16_t *open_scales, const f
     __m512 scale[TILES], gain[TILES], projection[TILES];
     KVT_UNROLL
     for (size_t i = 0; i < TILES; i++) {
-        scale[i] = load_f16(open_scales + 16 * i);
+        scale[i] = kvt_load_f16(open_scales + 16 * i);
         gain[i] = projection[i] = _mm512_setzero_ps();
     }
     for (size_t d = 0; d < dims_p; d += 16) {
-        __m512 x = load_f16(scales + d);
+        __m512 x = kvt_load_f16(scales + d);
         _mm512_store_ps(step + d, x);
         _mm512_store_ps(reciprocal + d, reciprocals_of(x, 1.0f));
     }
@@ -159,7 +154,7 @@ KVT_INLINE void load_v(const uint16_t *from, size_t n, __m512 x[4])
 {
     KVT_UNROLL
     for (size_t i = 0; i < 4; i++)
-        x[i] = i < n ? load_f16(from + 16 * i) : _mm512_setzero_ps();
+        x[i] = i < n ? kvt_load_f16(from + 16 * i) : _mm512_setzero_ps();
 }
 
 KVT_INLINE __m512i round_4(const __m512 x[4], __m512 factor)
@@ -256,7 +251,7 @@ KVT_INLINE void add_sums(const uint16_t *from, size_t n, __m512 factor,
 KVT_INLINE __m512 scales_v4(const uint16_t *from, const uint16_t *open_scales, size_t dims_p,
                             uintptr_t next, uint16_t *scales)
 {
-    const __m512 open = load_f16(open_scales);
+    const __m512 open = kvt_load_f16(open_scales);
     const __m512 largest = _mm512_mul_ps(largest_of_16_rows(from, dims_p), open);
     const __mmask16 some = _mm512_cmp_ps_mask(largest, _mm512_set1_ps(KVT_V4_LEAST), _CMP_GE_OQ);
     const __m512 units = _mm512_set1_ps(KVT_V4_UNITS);
@@ -412,7 +407,7 @@ void kvt_avx512_seal_v_i5(const void *open, const uint16_t *open_scales, size_t 
     const uint16_t *from = open;
     const uintptr_t ahead = (uintptr_t)(next ? next : open);
     for (size_t t = 0; t < KVT_TOKENS; t += 16) {
-        const __m512 scale = load_f16(open_scales + t);
+        const __m512 scale = kvt_load_f16(open_scales + t);
         const __m512 largest = _mm512_mul_ps(largest_of_16_rows(from + t * dims_p, dims_p), scale);
         const __m256i rounded = _mm512_cvtps_ph(_mm512_div_ps(largest, _mm512_set1_ps(31.0f)),
                                                 _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC);

@@ -28,6 +28,25 @@ KVT_INLINE __m512i kvt_broadcast(const unsigned char *four)
     return _mm512_set1_epi32(x);
 }
 
+/* ---- 4 and 5 bits ---- */
+
+/* The low nibbles, and the high ones, as bytes. */
+KVT_INLINE void kvt_unpack_nibbles(__m512i line, __m512i half[2])
+{
+    half[0] = _mm512_and_si512(line, _mm512_set1_epi8(15));
+    half[1] = _mm512_and_si512(_mm512_srli_epi16(line, 4), _mm512_set1_epi8(15));
+}
+
+/* fifth: a bit for each byte of half[0], then of half[1]. */
+KVT_INLINE void kvt_add_fifths(const unsigned char *fifth, __m512i half[2])
+{
+    uint64_t masks[2];
+    memcpy(masks, fifth, sizeof masks);
+    KVT_UNROLL
+    for (size_t i = 0; i < 2; i++)
+        half[i] = _mm512_mask_add_epi8(half[i], masks[i], half[i], _mm512_set1_epi8(16));
+}
+
 /* ---- reductions ---- */
 
 enum { KVT_SUM, KVT_MAX, KVT_MIN_PS, KVT_MAX_PS }; /* the first two of int32 */
@@ -122,8 +141,7 @@ KVT_INLINE void kvt_load_scales(const uint16_t *scales, size_t n_tokens, __m512 
     KVT_UNROLL
     for (size_t v = 0; v < 4; v++) {
         __mmask16 alive = kvt_lanes_below(16 * v, n_tokens);
-        scale[v] = _mm512_maskz_cvtph_ps(
-            alive, _mm256_loadu_si256((const __m256i *)(const void *)(scales + 16 * v)));
+        scale[v] = _mm512_maskz_mov_ps(alive, kvt_load_f16(scales + 16 * v));
     }
 }
 
