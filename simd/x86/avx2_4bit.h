@@ -1,0 +1,371 @@
+/*
+ * What products of 256-bit vectors over 4-bit K and 4- and 5-bit V share (avx2_4bit.c, avxvnni.c):
+ * rows as digits of one byte, unpacked codes, and the blocks around a product. How bytes are
+ * multiplied is the file's own: it defines kvt_product_k4 and kvt_product_v4.
+ *
+ * 32 bytes of codes are 8 tokens by 8 dims (K) or 8 dims by 8 tokens (V): the low nibbles are the
+ * first four summands of each 32-bit lane, the high ones the other four. A mask, or a shift and a
+ * mask, makes bytes of them; those of V become levels by a shuffle, or the fifth bits are added.
+ *
+ *   K  the code as it is, 0 to 15, times signed digits of q: a score is
+ *      step * (2 * sum(digit * code) - 15 * sum(digit))
+ *   V  unsigned digits of p times the level, within +-63; of 5 bits times the code, 0 to 31, which
+ *      stands for 2 * code - 31
+ *
+ * Integer sums are exact, so a result does not depend on the order or on the shape of a block.
+ */
+#ifndef KVT_AVX2_4BIT_H
+#define KVT_AVX2_4BIT_H
+
+#include "avx2_product.h"
+#include "simd/levels.h"
+
+#define KVT_DIMS_MAX 1024
+/* Lower bound of a row's largest magnitude, so that its reciprocal is finite. */
+#define KVT_LEAST 0x1p-100f
+#define KVT_Q4_MAX 127.0f
+
+enum { KVT_V4, KVT_V5 };
+
+/* ---- rows as digits ---- */
+
+/*
+ * 32 numbers as bytes. They leave the packs by fours: 0 2 4 6 of them, then 1 3 5 7. x: within
+ * int8 after rounding, or a NaN, which becomes -128.
+ */
+KVT_INLINE __m256i kvt_round_32(__m256 a, __m256 b, __m256 c, __m256 d)
+{
+    return _mm256_packs_epi16(_mm256_packs_epi32(_mm256_cvtps_epi32(a), _mm256_cvtps_epi32(b)),
+                              _mm256_packs_epi32(_mm256_cvtps_epi32(c), _mm256_cvtps_epi32(d)));
+}
+
+/*
+ * The digits of q. Four dims are an int32. Of 32 dims the first four of each eight come first, and
+ * then the second ones, as kvt_round_32 leaves them.
+ */
+typedef struct kvt_digits_q {
+    _Alignas(32) int32_t fours[KVT_ROWS_MAX * KVT_DIMS_MAX / 4];
+    float step[KVT_ROWS_MAX];
+    int32_t bias[KVT_ROWS_MAX]; /* -15 times the sum of the digits */
+} kvt_digits_q;
+
+KVT_INLINE size_t kvt_digits_ldw(size_t dims_p)
+{
+    return kvt_round_up(dims_p, 32) / 4;
+}
+
+/*
+ * q times the scales of its dims, rounded. The products are formed twice, as a buffer of theirs
+ * would cost as much.
+ */
+KVT_INLINE void kvt_fold_q(const float *q, size_t ldq, size_t rows, const uint16_t *scales,
+                           size_t dims_p, kvt_digits_q *out)
+{
+    const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
+    const __m256 zero = _mm256_setzero_ps();
+    _Alignas(32) float factors[KVT_DIMS_MAX];
+    for (size_t d = 0; d < dims_p; d += 8)
+        _mm256_store_ps(factors + d, _mm256_cvtph_ps(kvt_load_128(scales + d)));
+    for (size_t r = 0; r < rows; r++, q += ldq) {
+        unsigned char *to = (unsigned char *)(out->fours + r * kvt_digits_ldw(dims_p));
+        __m256 maxima = _mm256_set1_ps(KVT_LEAST), more = maxima, reciprocal;
+        __m256i total = _mm256_setzero_si256();
+        int32_t lanes[8];
+        float largest;
+        for (size_t d = 0; d < dims_p; d += 16) {
+            __m256 a = _mm256_mul_ps(_mm256_loadu_ps(q + d), _mm256_load_ps(factors + d));
+            __m256 b = _mm256_mul_ps(_mm256_loadu_ps(q + d + 8), _mm256_load_ps(factors + d + 8));
+            maxima = _mm256_max_ps(_mm256_and_ps(a, magnitude), maxima);
+            more = _mm256_max_ps(_mm256_and_ps(b, magnitude), more);
+        }
+        largest = kvt_max_lanes(_mm256_max_ps(maxima, more));
+        reciprocal = _mm256_set1_ps(KVT_Q4_MAX / largest);
+        out->step[r] = largest / (2.0f * KVT_Q4_MAX);
+#define FOLD(i)                                                                                    \
+    _mm256_mul_ps(_mm256_mul_ps(_mm256_loadu_ps(q + d + (i)), _mm256_load_ps(factors + d + (i))),  \
+                  reciprocal)
+        for (size_t d = 0; d < dims_p; d += 32) {
+            __m256i x = d + 16 < dims_p ? kvt_round_32(FOLD(0), FOLD(8), FOLD(16), FOLD(24))
+                                        : kvt_round_32(FOLD(0), FOLD(8), zero, zero);
+            kvt_store_256(to + d, x);
+            /* Pairs, 32 times: within +-8128. */
+            total = _mm256_add_epi16(total, _mm256_maddubs_epi16(_mm256_set1_epi8(1), x));
+        }
+#undef FOLD
+        kvt_store_256(lanes, _mm256_madd_epi16(total, _mm256_set1_epi16(-15)));
+        out->bias[r] =
+            lanes[0] + lanes[1] + lanes[2] + lanes[3] + lanes[4] + lanes[5] + lanes[6] + lanes[7];
+    }
+}
+
+/* The digits of p times scale, in the order of the tokens. */
+typedef struct kvt_digits_p {
+    _Alignas(32) int32_t fours[KVT_ROWS_MAX * KVT_TOKENS / 4];
+    float step[KVT_ROWS_MAX];
+    int32_t bias[KVT_ROWS_MAX]; /* 5 bits: -31 times the sum of the digits */
+} kvt_digits_p;
+
+/*
+ * Beyond n_tokens p is zero, but the scale may be a NaN, so it is masked. A weight that is NaN
+ * (logits beyond f32) never becomes the maximum, and becomes zero by saturation. limit: the largest
+ * digit, at most 255.
+ */
+KVT_INLINE void kvt_round_p(int format, float limit, const float *p, size_t rows,
+                            const uint16_t *scales, size_t n_tokens, kvt_digits_p *out)
+{
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    const size_t n = kvt_round_up(n_tokens, 32);
+    _Alignas(32) float factors[KVT_TOKENS];
+    for (size_t t = 0; t < n; t += 8) {
+        __m256 x = _mm256_cvtph_ps(kvt_load_128(scales + t));
+        _mm256_store_ps(factors + t, _mm256_and_ps(x, kvt_lanes_below(t, n_tokens)));
+    }
+    for (size_t r = 0; r < rows; r++, p += KVT_TOKENS) {
+        __m256 maxima = _mm256_set1_ps(KVT_LEAST), reciprocal;
+        __m256i total = _mm256_setzero_si256();
+        float largest;
+#define WEIGHT(i) _mm256_mul_ps(_mm256_loadu_ps(p + t + (i)), _mm256_load_ps(factors + t + (i)))
+        for (size_t t = 0; t < n; t += 8)
+            maxima = _mm256_max_ps(WEIGHT(0), maxima);
+        largest = kvt_max_lanes(maxima);
+        reciprocal = _mm256_set1_ps(limit / largest);
+        out->step[r] = largest / limit;
+#define ROUND(i) _mm256_cvtps_epi32(_mm256_mul_ps(WEIGHT(i), reciprocal))
+        for (size_t t = 0; t < n; t += 32) {
+            __m256i x = _mm256_packus_epi16(_mm256_packs_epi32(ROUND(0), ROUND(8)),
+                                            _mm256_packs_epi32(ROUND(16), ROUND(24)));
+            kvt_store_256(out->fours + (r * KVT_TOKENS + t) / 4,
+                          _mm256_permutevar8x32_epi32(x, order));
+            if (format == KVT_V5)
+                total = _mm256_add_epi64(total, _mm256_sad_epu8(x, _mm256_setzero_si256()));
+        }
+#undef ROUND
+#undef WEIGHT
+        if (format == KVT_V5) {
+            int32_t lanes[8];
+            kvt_store_256(lanes, total);
+            out->bias[r] = -31 * (lanes[0] + lanes[2] + lanes[4] + lanes[6]);
+        }
+    }
+}
+
+/* ---- codes ---- */
+
+KVT_INLINE __m256i kvt_nibbles(__m256i codes, int half)
+{
+    if (half)
+        codes = _mm256_srli_epi16(codes, 4);
+    return _mm256_and_si256(codes, _mm256_set1_epi8(15));
+}
+
+/* The lanes' bits 0 .. 31 as 16 or 0 in the bytes 0 .. 31. */
+KVT_INLINE __m256i kvt_sixteens(const unsigned char *bits)
+{
+    const __m256i byte = _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2,
+                                          2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3);
+    const __m256i bit = _mm256_set1_epi64x((long long)0x8040201008040201u);
+    int32_t x;
+    __m256i spread;
+    memcpy(&x, bits, sizeof x);
+    spread = _mm256_and_si256(_mm256_shuffle_epi8(_mm256_set1_epi32(x), byte), bit);
+    return _mm256_and_si256(_mm256_cmpeq_epi8(spread, bit), _mm256_set1_epi8(16));
+}
+
+/* Half an octet of tokens as bytes: levels, or codes of 5 bits. bits: those of 8 dims. */
+KVT_INLINE __m256i kvt_v4_bytes(int format, __m256i codes, int half, const unsigned char *bits)
+{
+    const __m256i levels = _mm256_setr_epi8(KVT_V4_LEVELS, KVT_V4_LEVELS);
+    __m256i x = kvt_nibbles(codes, half);
+    if (format == KVT_V4)
+        return _mm256_shuffle_epi8(levels, x);
+    return _mm256_or_si256(x, kvt_sixteens(bits + half * 8));
+}
+
+/* ---- the product ---- */
+
+/*
+ * What a product reads: pairs of vectors pair_bytes apart, n groups of 8 summands step bytes apart.
+ * Of 5 bits, `bits` are those of the first 16 dims, bits_step bytes from one group to the next.
+ */
+typedef struct kvt_operands {
+    const unsigned char *codes;
+    size_t pair_bytes, step, n;
+    const int32_t *weight;
+    size_t ldw;
+    const unsigned char *bits;
+    size_t bits_step;
+} kvt_operands;
+
+/* All sums of a block, from zero: sum[r * vectors + v]. */
+KVT_INLINE void kvt_product_k4(size_t rows, size_t vectors, const kvt_operands *o,
+                               kvt_prefetch_state prefetch, __m256i *sum);
+KVT_INLINE void kvt_product_v4(int format, size_t rows, size_t vectors, const kvt_operands *o,
+                               kvt_prefetch_state prefetch, __m256i *sum);
+
+/* Vectors of a block of so many rows, 8 tokens or dims each. */
+#define KVT_VECTORS_4BIT(rows) ((rows) <= 2 ? 4 : 2)
+
+/* ---- scores ---- */
+
+/* What all blocks of one call share. */
+typedef struct kvt_qk4_call {
+    const kvt_digits_q *q;
+    const unsigned char *codes;
+    size_t dims_p;
+    kvt_sides sides;
+    float *s;
+} kvt_qk4_call;
+
+/* 8 * vectors tokens from `token` on, of the rows from `row` on. work: see kvt_prefetch_begin. */
+KVT_INLINE void kvt_qk4_block(size_t work, size_t rows, size_t vectors, const kvt_qk4_call *call,
+                              size_t row, size_t token)
+{
+    const size_t ldw = kvt_digits_ldw(call->dims_p), tile_bytes = call->dims_p * 8;
+    const kvt_operands o = {call->codes + token / KVT_TILE_TOKENS * tile_bytes,
+                            tile_bytes,
+                            64,
+                            call->dims_p / 8,
+                            call->q->fours + row * ldw,
+                            ldw,
+                            NULL,
+                            0};
+    float *s = call->s + row * KVT_TOKENS + token;
+    __m256i sum[KVT_SUMS_MAX];
+    kvt_product_k4(rows, vectors, &o,
+                   kvt_prefetch_begin(&call->sides, row, token * call->dims_p / 2, work * rows),
+                   sum);
+#define STORE(i)                                                                                   \
+    if ((i) < rows * vectors) {                                                                    \
+        __m256i bias = _mm256_set1_epi32(call->q->bias[row + (i) / vectors]);                      \
+        __m256i x = _mm256_add_epi32(_mm256_add_epi32(sum[i], sum[i]), bias);                      \
+        _mm256_storeu_ps(s + (i) / vectors * KVT_TOKENS + (i) % vectors * 8,                       \
+                         _mm256_mul_ps(_mm256_cvtepi32_ps(x),                                      \
+                                       _mm256_broadcast_ss(call->q->step + row + (i) / vectors))); \
+    }
+    KVT_EACH_SUM(STORE)
+#undef STORE
+}
+
+#define KVT_QK4_ROWS(work, rows)                                                                   \
+    static __attribute__((noinline)) void qk4_##rows(const kvt_qk4_call *call, size_t row,         \
+                                                     size_t token, size_t end)                     \
+    {                                                                                              \
+        for (; token < end; token += 8 * KVT_VECTORS_4BIT(rows))                                   \
+            kvt_qk4_block(work, rows, KVT_VECTORS_4BIT(rows), call, row, token);                   \
+    }
+
+/* 32 tokens (the widest block) outside, rows inside: the codes stay in L1. */
+#define KVT_QK4_KERNEL(name, work)                                                                 \
+    KVT_QK4_ROWS(work, 1)                                                                          \
+    KVT_QK4_ROWS(work, 2)                                                                          \
+    KVT_QK4_ROWS(work, 3)                                                                          \
+    KVT_QK4_ROWS(work, 4)                                                                          \
+    KVT_QK4_ROWS(work, 5)                                                                          \
+    KVT_QK4_ROWS(work, 6)                                                                          \
+    void name(const float *q, size_t ldq, size_t rows, const void *codes, const uint16_t *scales,  \
+              size_t n_tokens, size_t dims_p, const void *next, float *s)                          \
+    {                                                                                              \
+        static void (*const blocks[])(const kvt_qk4_call *, size_t, size_t,                        \
+                                      size_t) = {NULL, qk4_1, qk4_2, qk4_3, qk4_4, qk4_5, qk4_6};  \
+        kvt_digits_q digits;                                                                       \
+        const kvt_qk4_call call = {&digits, codes, dims_p, {next, codes, 32 * dims_p}, s};         \
+        kvt_fold_q(q, ldq, rows, scales, dims_p, &digits);                                         \
+        for (size_t token = 0; token < n_tokens; token += 32) {                                    \
+            size_t left = n_tokens - token, end = token + (left < 32 ? left : 32);                 \
+            for (size_t row = 0, n; row < rows; row += n) {                                        \
+                n = kvt_rows_of_block(rows - row);                                                 \
+                blocks[n](&call, row, token, end);                                                 \
+            }                                                                                      \
+        }                                                                                          \
+    }
+
+/* ---- weighted sums ---- */
+
+typedef struct kvt_pv4_call {
+    const kvt_digits_p *p;
+    const unsigned char *codes;
+    size_t n_tokens, dims_p;
+    const float *alpha;
+    kvt_sides sides;
+    float *acc;
+    size_t ldacc;
+} kvt_pv4_call;
+
+/* 8 * vectors dims from `dim` on, of the rows from `row` on. */
+KVT_INLINE void kvt_pv4_block(int format, size_t work, size_t rows, size_t vectors,
+                              const kvt_pv4_call *call, size_t row, size_t dim)
+{
+    const kvt_operands o = {call->codes + dim * 4,
+                            64,
+                            call->dims_p * 4,
+                            (call->n_tokens + 7) / 8,
+                            call->p->fours + row * KVT_TOKENS / 4,
+                            KVT_TOKENS / 4,
+                            call->codes + call->dims_p * KVT_TOKENS / 2 + dim,
+                            call->dims_p};
+    float *acc = call->acc + row * call->ldacc + dim;
+    __m256i sum[KVT_SUMS_MAX];
+    kvt_product_v4(format, rows, vectors, &o,
+                   kvt_prefetch_begin(&call->sides, row, dim * KVT_TOKENS / 2, work * rows), sum);
+    if (format == KVT_V5 && row == 0 && call->sides.next)
+        for (size_t i = 0; i < vectors; i++) /* the fifth bits, a line for 8 dims */
+            _mm_prefetch((const char *)call->sides.next + call->sides.side_bytes + dim * 8 + i * 64,
+                         _MM_HINT_T1);
+#define ADD(i)                                                                                     \
+    if ((i) < rows * vectors) {                                                                    \
+        const size_t r = row + (i) / vectors;                                                      \
+        float *to = acc + (i) / vectors * call->ldacc + (i) % vectors * 8;                         \
+        __m256 x = _mm256_mul_ps(_mm256_loadu_ps(to), _mm256_broadcast_ss(call->alpha + r));       \
+        __m256i total = sum[i];                                                                    \
+        if (format == KVT_V5)                                                                      \
+            total = _mm256_add_epi32(_mm256_add_epi32(total, total),                               \
+                                     _mm256_set1_epi32(call->p->bias[r]));                         \
+        _mm256_storeu_ps(to, _mm256_fmadd_ps(_mm256_cvtepi32_ps(total),                            \
+                                             _mm256_broadcast_ss(call->p->step + r), x));          \
+    }
+    KVT_EACH_SUM(ADD)
+#undef ADD
+}
+
+/* As many dims as the wide block divides, the rest 16 at a time. */
+#define KVT_PV4_ROWS(format, work, rows)                                                           \
+    static __attribute__((noinline)) void pv4_##format##_##rows(                                   \
+        const kvt_pv4_call *call, size_t row, size_t dim, size_t end)                              \
+    {                                                                                              \
+        for (; dim + 8 * KVT_VECTORS_4BIT(rows) <= end; dim += 8 * KVT_VECTORS_4BIT(rows))         \
+            kvt_pv4_block(format, work, rows, KVT_VECTORS_4BIT(rows), call, row, dim);             \
+        for (; KVT_VECTORS_4BIT(rows) > 2 && dim < end; dim += 16)                                 \
+            kvt_pv4_block(format, work, rows, 2, call, row, dim);                                  \
+    }
+
+/*
+ * 128 dims of all tokens, 4 or 5 KiB, outside, rows inside: the codes stay in L1. 4 rows a block at
+ * most: the bytes of both halves of two vectors are in registers.
+ */
+#define KVT_PV4_KERNEL(name, format, work, limit)                                                  \
+    KVT_PV4_ROWS(format, work, 1)                                                                  \
+    KVT_PV4_ROWS(format, work, 2)                                                                  \
+    KVT_PV4_ROWS(format, work, 3)                                                                  \
+    KVT_PV4_ROWS(format, work, 4)                                                                  \
+    void name(const float *p, size_t rows, const void *codes, const uint16_t *scales,              \
+              size_t n_tokens, size_t dims_p, const float *alpha, const void *next, float *acc,    \
+              size_t ldacc)                                                                        \
+    {                                                                                              \
+        static void (*const blocks[])(const kvt_pv4_call *, size_t, size_t, size_t) = {            \
+            NULL, pv4_##format##_1, pv4_##format##_2, pv4_##format##_3, pv4_##format##_4};         \
+        kvt_digits_p digits;                                                                       \
+        const kvt_sides sides = {next, codes, 32 * dims_p};                                        \
+        const kvt_pv4_call call = {&digits, codes, n_tokens, dims_p, alpha, sides, acc, ldacc};    \
+        kvt_round_p(format, limit, p, rows, scales, n_tokens, &digits);                            \
+        kvt_prefetch_behind_k(next, (format == KVT_V5 ? 40 : 32) * dims_p);                        \
+        for (size_t dim = 0; dim < dims_p; dim += 128) {                                           \
+            size_t left = dims_p - dim, end = dim + (left < 128 ? left : 128);                     \
+            for (size_t row = 0, n; row < rows; row += n) {                                        \
+                size_t cuts = (rows - row + 3) / 4;                                                \
+                n = (rows - row + cuts - 1) / cuts;                                                \
+                blocks[n](&call, row, dim, end);                                                   \
+            }                                                                                      \
+        }                                                                                          \
+    }
+
+#endif /* KVT_AVX2_4BIT_H */
