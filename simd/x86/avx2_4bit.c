@@ -9,7 +9,8 @@
  *   K       2 * 15 * 127 a pair: 8 of them (32 dims) stay below 30480
  *   V       digits of p up to 127 by levels up to 63, 2 * 127 * 63 a pair: 2 of them (8 tokens, the
  *           low and the high nibbles of a register) stay below 32004
- *   5-bit V digits up to 255 by codes up to 31, 2 * 255 * 31 a pair: likewise, 31620
+ *   5-bit V digits up to 255 by codes from -16 to 15, 2 * 255 * 16 a pair: 4 of them (16 tokens),
+ *           32640
  */
 #include "avx2_4bit.h"
 
@@ -105,54 +106,68 @@ KVT_INLINE void kvt_product_k4(size_t rows, size_t vectors, const kvt_operands *
 
 /* ---- weighted sums ---- */
 
-/* 8 tokens, the vectors v and v + 1, all rows. */
-KVT_INLINE void multiply_v(int format, size_t rows, size_t vectors, size_t v,
-                           const unsigned char *codes, size_t pair_bytes, const int32_t *weight,
-                           size_t ldw, const unsigned char *bits, __m256i *sum)
+/* 8 tokens of one row, as pairs in int16. */
+KVT_INLINE __m256i multiply_8(const int32_t *weight, const __m256i bytes[2])
+{
+    return _mm256_add_epi16(_mm256_maddubs_epi16(four_of(weight), bytes[0]),
+                            _mm256_maddubs_epi16(four_of(weight + 1), bytes[1]));
+}
+
+/* `octets` times 8 tokens, 8 dims, all rows. 5 bits: two octets fit int16. */
+KVT_INLINE void multiply_v(int format, size_t octets, size_t rows, size_t vectors, size_t v,
+                           const unsigned char *codes, const unsigned char *bits,
+                           const kvt_operands *o, const int32_t *weight, __m256i *sum)
 {
     const __m256i ones = _mm256_set1_epi16(1);
-    const unsigned char *pair = codes + v / 2 * pair_bytes, *its = bits + v / 2 * 16;
-    __m256i a0, a1, b0, b1;
+    __m256i bytes[4];
     if (v >= vectors)
         return;
-    a0 = kvt_v4_bytes(format, kvt_load_256(pair), 0, its);
-    a1 = kvt_v4_bytes(format, kvt_load_256(pair), 1, its);
-    b0 = kvt_v4_bytes(format, kvt_load_256(pair + 32), 0, its + 4);
-    b1 = kvt_v4_bytes(format, kvt_load_256(pair + 32), 1, its + 4);
+    codes += v * 32;
+    bits += v / 2 * 16 + v % 2 * 4;
+    bytes[0] = kvt_v4_bytes(format, kvt_load_256(codes), 0, bits);
+    bytes[1] = kvt_v4_bytes(format, kvt_load_256(codes), 1, bits);
+    if (octets == 2) {
+        bytes[2] = kvt_v4_bytes(format, kvt_load_256(codes + o->step), 0, bits + o->bits_step);
+        bytes[3] = kvt_v4_bytes(format, kvt_load_256(codes + o->step), 1, bits + o->bits_step);
+    }
 #define MULTIPLY(r)                                                                                \
     if ((r) < rows) {                                                                              \
-        __m256i w0 = four_of(weight + (r)*ldw), w1 = four_of(weight + (r)*ldw + 1);                \
         __m256i *to = &sum[(r)*vectors + v];                                                       \
-        __m256i x = _mm256_add_epi16(_mm256_maddubs_epi16(w0, a0), _mm256_maddubs_epi16(w1, a1));  \
-        __m256i y = _mm256_add_epi16(_mm256_maddubs_epi16(w0, b0), _mm256_maddubs_epi16(w1, b1));  \
-        to[0] = _mm256_add_epi32(to[0], _mm256_madd_epi16(x, ones));                               \
-        to[1] = _mm256_add_epi32(to[1], _mm256_madd_epi16(y, ones));                               \
-        KVT_KEEP(to[0]);                                                                           \
-        KVT_KEEP(to[1]);                                                                           \
+        __m256i x = multiply_8(weight + (r)*o->ldw, bytes);                                        \
+        if (octets == 2)                                                                           \
+            x = _mm256_add_epi16(x, multiply_8(weight + (r)*o->ldw + 2, bytes + 2));               \
+        *to = _mm256_add_epi32(*to, _mm256_madd_epi16(x, ones));                                   \
+        KVT_KEEP(*to);                                                                             \
     }
-    KVT_EACH_ROW(MULTIPLY)
+    KVT_EACH_ROW_V4(MULTIPLY)
 #undef MULTIPLY
-    KVT_RELOAD();
+    if (rows > 2)
+        KVT_RELOAD();
 }
 
 KVT_INLINE void kvt_product_v4(int format, size_t rows, size_t vectors, const kvt_operands *o,
                                kvt_prefetch_state prefetch, __m256i *sum)
 {
+    const size_t octets = format == KVT_V5 ? 2 : 1;
     const unsigned char *codes = o->codes, *bits = o->bits;
     const int32_t *weight = o->weight, *end = weight + 2 * o->n;
 #define ZERO(i) sum[i] = _mm256_setzero_si256();
-    KVT_EACH_SUM(ZERO)
+    KVT_EACH_SUM_V4(ZERO)
 #undef ZERO
     do { /* n >= 1 */
-        kvt_prefetch_bytes(&prefetch, codes, o->pair_bytes, vectors * 32);
-        multiply_v(format, rows, vectors, 0, codes, o->pair_bytes, weight, o->ldw, bits, sum);
-        multiply_v(format, rows, vectors, 2, codes, o->pair_bytes, weight, o->ldw, bits, sum);
-        codes += o->step;
-        bits += o->bits_step;
-        weight += 2;
+        kvt_prefetch_bytes(&prefetch, codes, 64, vectors * 32);
+        if (octets == 2)
+            kvt_prefetch_bytes(&prefetch, codes + o->step, 64, vectors * 32);
+        multiply_v(format, octets, rows, vectors, 0, codes, bits, o, weight, sum);
+        multiply_v(format, octets, rows, vectors, 1, codes, bits, o, weight, sum);
+        multiply_v(format, octets, rows, vectors, 2, codes, bits, o, weight, sum);
+        multiply_v(format, octets, rows, vectors, 3, codes, bits, o, weight, sum);
+        codes += octets * o->step;
+        bits += octets * o->bits_step;
+        weight += octets * 2;
     } while (weight < end);
 }
 
 KVT_QK4_KERNEL(kvt_avx2_qk_i4_near, 8)
 KVT_PV4_KERNEL(kvt_avx2_pv_i4_near, KVT_V4, 12, 127.0f)
-KVT_PV4_KERNEL(kvt_avx2_pv_i5_near, KVT_V5, 12, 255.0f)
+KVT_PV4_KERNEL(kvt_avx2_pv_i5_near, KVT_V5, 10, 255.0f)

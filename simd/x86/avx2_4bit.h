@@ -9,8 +9,8 @@
  *
  *   K  the code as it is, 0 to 15, times signed digits of q: a score is
  *      step * (2 * sum(digit * code) - 15 * sum(digit))
- *   V  unsigned digits of p times the level, within +-63; of 5 bits times the code, 0 to 31, which
- *      stands for 2 * code - 31
+ *   V  unsigned digits of p times the level, within +-63; of 5 bits times code - 16, -16 to 15,
+ *      where the code stands for 2 * (code - 16) + 1
  *
  * Integer sums are exact, so a result does not depend on the order or on the shape of a block.
  */
@@ -54,44 +54,52 @@ KVT_INLINE size_t kvt_digits_ldw(size_t dims_p)
     return kvt_round_up(dims_p, 32) / 4;
 }
 
-/*
- * q times the scales of its dims, rounded. The products are formed twice, as a buffer of theirs
- * would cost as much.
- */
+/* The largest magnitude is sought among integers, which order as magnitudes do. */
+KVT_INLINE float kvt_largest_lane(__m256i magnitudes)
+{
+    __m128i x =
+        _mm_max_epi32(_mm256_castsi256_si128(magnitudes), _mm256_extracti128_si256(magnitudes, 1));
+    x = _mm_max_epi32(x, _mm_shuffle_epi32(x, 0x4e));
+    x = _mm_max_epi32(x, _mm_shuffle_epi32(x, 0xb1));
+    return _mm_cvtss_f32(_mm_castsi128_ps(x));
+}
+
+/* q times the scales of its dims, rounded. */
 KVT_INLINE void kvt_fold_q(const float *q, size_t ldq, size_t rows, const uint16_t *scales,
                            size_t dims_p, kvt_digits_q *out)
 {
-    const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
+    const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
     const __m256 zero = _mm256_setzero_ps();
-    _Alignas(32) float factors[KVT_DIMS_MAX];
+    _Alignas(32) float factors[KVT_DIMS_MAX], folded[KVT_DIMS_MAX];
     for (size_t d = 0; d < dims_p; d += 8)
         _mm256_store_ps(factors + d, _mm256_cvtph_ps(kvt_load_128(scales + d)));
     for (size_t r = 0; r < rows; r++, q += ldq) {
         unsigned char *to = (unsigned char *)(out->fours + r * kvt_digits_ldw(dims_p));
-        __m256 maxima = _mm256_set1_ps(KVT_LEAST), more = maxima, reciprocal;
+        __m256i maxima = _mm256_castps_si256(_mm256_set1_ps(KVT_LEAST)), more = maxima;
         __m256i total = _mm256_setzero_si256();
+        __m256 reciprocal;
         int32_t lanes[8];
         float largest;
         for (size_t d = 0; d < dims_p; d += 16) {
             __m256 a = _mm256_mul_ps(_mm256_loadu_ps(q + d), _mm256_load_ps(factors + d));
             __m256 b = _mm256_mul_ps(_mm256_loadu_ps(q + d + 8), _mm256_load_ps(factors + d + 8));
-            maxima = _mm256_max_ps(_mm256_and_ps(a, magnitude), maxima);
-            more = _mm256_max_ps(_mm256_and_ps(b, magnitude), more);
+            _mm256_store_ps(folded + d, a);
+            _mm256_store_ps(folded + d + 8, b);
+            maxima = _mm256_max_epi32(_mm256_and_si256(_mm256_castps_si256(a), magnitude), maxima);
+            more = _mm256_max_epi32(_mm256_and_si256(_mm256_castps_si256(b), magnitude), more);
         }
-        largest = kvt_max_lanes(_mm256_max_ps(maxima, more));
+        largest = kvt_largest_lane(_mm256_max_epi32(maxima, more));
         reciprocal = _mm256_set1_ps(KVT_Q4_MAX / largest);
         out->step[r] = largest / (2.0f * KVT_Q4_MAX);
-#define FOLD(i)                                                                                    \
-    _mm256_mul_ps(_mm256_mul_ps(_mm256_loadu_ps(q + d + (i)), _mm256_load_ps(factors + d + (i))),  \
-                  reciprocal)
+#define FOLDED(i) _mm256_mul_ps(_mm256_load_ps(folded + d + (i)), reciprocal)
         for (size_t d = 0; d < dims_p; d += 32) {
-            __m256i x = d + 16 < dims_p ? kvt_round_32(FOLD(0), FOLD(8), FOLD(16), FOLD(24))
-                                        : kvt_round_32(FOLD(0), FOLD(8), zero, zero);
+            __m256i x = d + 16 < dims_p ? kvt_round_32(FOLDED(0), FOLDED(8), FOLDED(16), FOLDED(24))
+                                        : kvt_round_32(FOLDED(0), FOLDED(8), zero, zero);
             kvt_store_256(to + d, x);
             /* Pairs, 32 times: within +-8128. */
             total = _mm256_add_epi16(total, _mm256_maddubs_epi16(_mm256_set1_epi8(1), x));
         }
-#undef FOLD
+#undef FOLDED
         kvt_store_256(lanes, _mm256_madd_epi16(total, _mm256_set1_epi16(-15)));
         out->bias[r] =
             lanes[0] + lanes[1] + lanes[2] + lanes[3] + lanes[4] + lanes[5] + lanes[6] + lanes[7];
@@ -102,7 +110,7 @@ KVT_INLINE void kvt_fold_q(const float *q, size_t ldq, size_t rows, const uint16
 typedef struct kvt_digits_p {
     _Alignas(32) int32_t fours[KVT_ROWS_MAX * KVT_TOKENS / 4];
     float step[KVT_ROWS_MAX];
-    int32_t bias[KVT_ROWS_MAX]; /* 5 bits: -31 times the sum of the digits */
+    int32_t bias[KVT_ROWS_MAX]; /* 5 bits: the sum of the digits */
 } kvt_digits_p;
 
 /*
@@ -144,7 +152,7 @@ KVT_INLINE void kvt_round_p(int format, float limit, const float *p, size_t rows
         if (format == KVT_V5) {
             int32_t lanes[8];
             kvt_store_256(lanes, total);
-            out->bias[r] = -31 * (lanes[0] + lanes[2] + lanes[4] + lanes[6]);
+            out->bias[r] = lanes[0] + lanes[2] + lanes[4] + lanes[6];
         }
     }
 }
@@ -158,27 +166,31 @@ KVT_INLINE __m256i kvt_nibbles(__m256i codes, int half)
     return _mm256_and_si256(codes, _mm256_set1_epi8(15));
 }
 
-/* The lanes' bits 0 .. 31 as 16 or 0 in the bytes 0 .. 31. */
-KVT_INLINE __m256i kvt_sixteens(const unsigned char *bits)
+/* Where bit i is zero, byte i is all ones, else zero. */
+KVT_INLINE __m256i kvt_bytes_without(const unsigned char *bits)
 {
     const __m256i byte = _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2,
                                           2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3);
     const __m256i bit = _mm256_set1_epi64x((long long)0x8040201008040201u);
     int32_t x;
-    __m256i spread;
     memcpy(&x, bits, sizeof x);
-    spread = _mm256_and_si256(_mm256_shuffle_epi8(_mm256_set1_epi32(x), byte), bit);
-    return _mm256_and_si256(_mm256_cmpeq_epi8(spread, bit), _mm256_set1_epi8(16));
+    return _mm256_cmpeq_epi8(_mm256_and_si256(_mm256_shuffle_epi8(_mm256_set1_epi32(x), byte), bit),
+                             _mm256_setzero_si256());
 }
 
-/* Half an octet of tokens as bytes: levels, or codes of 5 bits. bits: those of 8 dims. */
+/*
+ * Half an octet of tokens as bytes: levels, or codes of 5 bits less 16, which are the nibble with
+ * ones above it where the fifth bit is zero. bits: those of these 8 dims.
+ */
 KVT_INLINE __m256i kvt_v4_bytes(int format, __m256i codes, int half, const unsigned char *bits)
 {
     const __m256i levels = _mm256_setr_epi8(KVT_V4_LEVELS, KVT_V4_LEVELS);
-    __m256i x = kvt_nibbles(codes, half);
+    __m256i above;
     if (format == KVT_V4)
-        return _mm256_shuffle_epi8(levels, x);
-    return _mm256_or_si256(x, kvt_sixteens(bits + half * 8));
+        return _mm256_shuffle_epi8(levels, kvt_nibbles(codes, half));
+    above = kvt_bytes_without(bits + half * 8);
+    return _mm256_or_si256(kvt_nibbles(codes, half),
+                           _mm256_andnot_si256(_mm256_set1_epi8(15), above));
 }
 
 /* ---- the product ---- */
@@ -202,8 +214,12 @@ KVT_INLINE void kvt_product_k4(size_t rows, size_t vectors, const kvt_operands *
 KVT_INLINE void kvt_product_v4(int format, size_t rows, size_t vectors, const kvt_operands *o,
                                kvt_prefetch_state prefetch, __m256i *sum);
 
-/* Vectors of a block of so many rows, 8 tokens or dims each. */
-#define KVT_VECTORS_4BIT(rows) ((rows) <= 2 ? 4 : 2)
+/* Vectors of a block of so many rows, 8 tokens (K, up to 6 rows) or dims (V, up to 8) each. */
+#define KVT_VECTORS_K4(rows) ((rows) <= 2 ? 4 : 2)
+#define KVT_VECTORS_V4(rows) ((rows) <= 2 ? 4 : (rows) <= 4 ? 2 : 1)
+#define KVT_ROWS_V4 8
+#define KVT_EACH_ROW_V4(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7)
+#define KVT_EACH_SUM_V4(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7)
 
 /* ---- scores ---- */
 
@@ -250,8 +266,8 @@ KVT_INLINE void kvt_qk4_block(size_t work, size_t rows, size_t vectors, const kv
     static __attribute__((noinline)) void qk4_##rows(const kvt_qk4_call *call, size_t row,         \
                                                      size_t token, size_t end)                     \
     {                                                                                              \
-        for (; token < end; token += 8 * KVT_VECTORS_4BIT(rows))                                   \
-            kvt_qk4_block(work, rows, KVT_VECTORS_4BIT(rows), call, row, token);                   \
+        for (; token < end; token += 8 * KVT_VECTORS_K4(rows))                                     \
+            kvt_qk4_block(work, rows, KVT_VECTORS_K4(rows), call, row, token);                     \
     }
 
 /* 32 tokens (the widest block) outside, rows inside: the codes stay in L1. */
@@ -298,10 +314,10 @@ KVT_INLINE void kvt_pv4_block(int format, size_t work, size_t rows, size_t vecto
     const kvt_operands o = {call->codes + dim * 4,
                             64,
                             call->dims_p * 4,
-                            (call->n_tokens + 7) / 8,
+                            (call->n_tokens + 15) / 16 * 2,
                             call->p->fours + row * KVT_TOKENS / 4,
                             KVT_TOKENS / 4,
-                            call->codes + call->dims_p * KVT_TOKENS / 2 + dim,
+                            call->codes + kvt_v5_index(0, dim, call->dims_p),
                             call->dims_p};
     float *acc = call->acc + row * call->ldacc + dim;
     __m256i sum[KVT_SUMS_MAX];
@@ -323,7 +339,7 @@ KVT_INLINE void kvt_pv4_block(int format, size_t work, size_t rows, size_t vecto
         _mm256_storeu_ps(to, _mm256_fmadd_ps(_mm256_cvtepi32_ps(total),                            \
                                              _mm256_broadcast_ss(call->p->step + r), x));          \
     }
-    KVT_EACH_SUM(ADD)
+    KVT_EACH_SUM_V4(ADD)
 #undef ADD
 }
 
@@ -332,27 +348,36 @@ KVT_INLINE void kvt_pv4_block(int format, size_t work, size_t rows, size_t vecto
     static __attribute__((noinline)) void pv4_##format##_##rows(                                   \
         const kvt_pv4_call *call, size_t row, size_t dim, size_t end)                              \
     {                                                                                              \
-        for (; dim + 8 * KVT_VECTORS_4BIT(rows) <= end; dim += 8 * KVT_VECTORS_4BIT(rows))         \
-            kvt_pv4_block(format, work, rows, KVT_VECTORS_4BIT(rows), call, row, dim);             \
-        for (; KVT_VECTORS_4BIT(rows) > 2 && dim < end; dim += 16)                                 \
+        for (; dim + 8 * KVT_VECTORS_V4(rows) <= end; dim += 8 * KVT_VECTORS_V4(rows))             \
+            kvt_pv4_block(format, work, rows, KVT_VECTORS_V4(rows), call, row, dim);               \
+        for (; KVT_VECTORS_V4(rows) > 2 && dim < end; dim += 16)                                   \
             kvt_pv4_block(format, work, rows, 2, call, row, dim);                                  \
     }
 
-/*
- * 128 dims of all tokens, 4 or 5 KiB, outside, rows inside: the codes stay in L1. 4 rows a block at
- * most: the bytes of both halves of two vectors are in registers.
- */
+/* 128 dims of all tokens, 4 or 5 KiB, outside, rows inside: the codes stay in L1. */
 #define KVT_PV4_KERNEL(name, format, work, limit)                                                  \
     KVT_PV4_ROWS(format, work, 1)                                                                  \
     KVT_PV4_ROWS(format, work, 2)                                                                  \
     KVT_PV4_ROWS(format, work, 3)                                                                  \
     KVT_PV4_ROWS(format, work, 4)                                                                  \
+    KVT_PV4_ROWS(format, work, 5)                                                                  \
+    KVT_PV4_ROWS(format, work, 6)                                                                  \
+    KVT_PV4_ROWS(format, work, 7)                                                                  \
+    KVT_PV4_ROWS(format, work, 8)                                                                  \
     void name(const float *p, size_t rows, const void *codes, const uint16_t *scales,              \
               size_t n_tokens, size_t dims_p, const float *alpha, const void *next, float *acc,    \
               size_t ldacc)                                                                        \
     {                                                                                              \
-        static void (*const blocks[])(const kvt_pv4_call *, size_t, size_t, size_t) = {            \
-            NULL, pv4_##format##_1, pv4_##format##_2, pv4_##format##_3, pv4_##format##_4};         \
+        static void (*const blocks[])(const kvt_pv4_call *, size_t, size_t,                        \
+                                      size_t) = {NULL,                                             \
+                                                 pv4_##format##_1,                                 \
+                                                 pv4_##format##_2,                                 \
+                                                 pv4_##format##_3,                                 \
+                                                 pv4_##format##_4,                                 \
+                                                 pv4_##format##_5,                                 \
+                                                 pv4_##format##_6,                                 \
+                                                 pv4_##format##_7,                                 \
+                                                 pv4_##format##_8};                                \
         kvt_digits_p digits;                                                                       \
         const kvt_sides sides = {next, codes, 32 * dims_p};                                        \
         const kvt_pv4_call call = {&digits, codes, n_tokens, dims_p, alpha, sides, acc, ldacc};    \
@@ -361,7 +386,7 @@ KVT_INLINE void kvt_pv4_block(int format, size_t work, size_t rows, size_t vecto
         for (size_t dim = 0; dim < dims_p; dim += 128) {                                           \
             size_t left = dims_p - dim, end = dim + (left < 128 ? left : 128);                     \
             for (size_t row = 0, n; row < rows; row += n) {                                        \
-                size_t cuts = (rows - row + 3) / 4;                                                \
+                size_t cuts = (rows - row + KVT_ROWS_V4 - 1) / KVT_ROWS_V4;                        \
                 n = (rows - row + cuts - 1) / cuts;                                                \
                 blocks[n](&call, row, dim, end);                                                   \
             }                                                                                      \
