@@ -270,14 +270,16 @@ KVT_INLINE void kvt_qk4_block(size_t work, size_t rows, size_t vectors, const kv
             kvt_qk4_block(work, rows, KVT_VECTORS_K4(rows), call, row, token);                     \
     }
 
-/* 32 tokens (the widest block) outside, rows inside: the codes stay in L1. */
-#define KVT_QK4_KERNEL(name, work)                                                                 \
+#define KVT_QK4_BLOCKS(work)                                                                       \
     KVT_QK4_ROWS(work, 1)                                                                          \
     KVT_QK4_ROWS(work, 2)                                                                          \
     KVT_QK4_ROWS(work, 3)                                                                          \
     KVT_QK4_ROWS(work, 4)                                                                          \
     KVT_QK4_ROWS(work, 5)                                                                          \
-    KVT_QK4_ROWS(work, 6)                                                                          \
+    KVT_QK4_ROWS(work, 6)
+
+/* 32 tokens (the widest block) outside, rows inside: the codes stay in L1. */
+#define KVT_QK4_KERNEL(name)                                                                       \
     void name(const float *q, size_t ldq, size_t rows, const void *codes, const uint16_t *scales,  \
               size_t n_tokens, size_t dims_p, const void *next, float *s)                          \
     {                                                                                              \
@@ -354,8 +356,7 @@ KVT_INLINE void kvt_pv4_block(int format, size_t work, size_t rows, size_t vecto
             kvt_pv4_block(format, work, rows, 2, call, row, dim);                                  \
     }
 
-/* 128 dims of all tokens, 4 or 5 KiB, outside, rows inside: the codes stay in L1. */
-#define KVT_PV4_KERNEL(name, format, work, limit)                                                  \
+#define KVT_PV4_BLOCKS(format, work)                                                               \
     KVT_PV4_ROWS(format, work, 1)                                                                  \
     KVT_PV4_ROWS(format, work, 2)                                                                  \
     KVT_PV4_ROWS(format, work, 3)                                                                  \
@@ -363,7 +364,10 @@ KVT_INLINE void kvt_pv4_block(int format, size_t work, size_t rows, size_t vecto
     KVT_PV4_ROWS(format, work, 5)                                                                  \
     KVT_PV4_ROWS(format, work, 6)                                                                  \
     KVT_PV4_ROWS(format, work, 7)                                                                  \
-    KVT_PV4_ROWS(format, work, 8)                                                                  \
+    KVT_PV4_ROWS(format, work, 8)
+
+/* 128 dims of all tokens, 4 or 5 KiB, outside, rows inside: the codes stay in L1. */
+#define KVT_PV4_KERNEL(name, format, limit)                                                        \
     void name(const float *p, size_t rows, const void *codes, const uint16_t *scales,              \
               size_t n_tokens, size_t dims_p, const float *alpha, const void *next, float *acc,    \
               size_t ldacc)                                                                        \

@@ -21,7 +21,7 @@
  * KVT_AVXVNNI_EVEX compiles the same source for AVX-512's encoding of the instruction, which the
  * checker runs on processors without the VEX one.
  */
-#include "avx2_product.h"
+#include "avx2_4bit.h"
 
 #if defined(KVT_AVXVNNI_EVEX)
 #define DPBUSD _mm256_dpbusd_epi32
@@ -419,17 +419,116 @@ KVT_INLINE void pv(pv_rows *const *blocks, const pv_call *call, size_t rows)
 PV_KERNEL(NEAR, pv_i8_near)
 PV_KERNEL(FAST, pv_i8_fast)
 
+/* ---- 4 and 5 bits ---- */
+
+/* 4 dims, a pair of vectors, all rows: one half of the nibbles. */
+KVT_INLINE void multiply_k4(size_t rows, size_t vectors, size_t v, int half,
+                            const unsigned char *codes, size_t pair_bytes, const int32_t *weight,
+                            size_t ldw, __m256i *sum)
+{
+    const unsigned char *pair = codes + v / 2 * pair_bytes;
+    __m256i a, b;
+    if (v >= vectors)
+        return;
+    a = kvt_nibbles(kvt_load_256(pair), half);
+    b = kvt_nibbles(kvt_load_256(pair + 32), half);
+#define MULTIPLY(r)                                                                                \
+    if ((r) < rows) {                                                                              \
+        __m256i w = _mm256_set1_epi32(weight[(r)*ldw]);                                            \
+        __m256i *to = &sum[(r)*vectors + v];                                                       \
+        to[0] = DPBUSD(to[0], a, w);                                                               \
+        to[1] = DPBUSD(to[1], b, w);                                                               \
+        KVT_KEEP(to[0]);                                                                           \
+        KVT_KEEP(to[1]);                                                                           \
+    }
+    KVT_EACH_ROW(MULTIPLY)
+#undef MULTIPLY
+    KVT_RELOAD();
+}
+
+KVT_INLINE void kvt_product_k4(size_t rows, size_t vectors, const kvt_operands *o,
+                               kvt_prefetch_state prefetch, __m256i *sum)
+{
+    const unsigned char *codes = o->codes;
+    const int32_t *weight = o->weight;
+#define ZERO(i) sum[i] = _mm256_setzero_si256();
+    KVT_EACH_SUM(ZERO)
+#undef ZERO
+    for (size_t i = 0; i < o->n; i++) {
+        kvt_prefetch_bytes(&prefetch, codes, o->pair_bytes, vectors * 32);
+        for (int half = 0; half < 2; half++) {
+            const int32_t *w = weight + i / 4 * 8 + i % 4 + (half ? 4 : 0);
+            multiply_k4(rows, vectors, 0, half, codes, o->pair_bytes, w, o->ldw, sum);
+            multiply_k4(rows, vectors, 2, half, codes, o->pair_bytes, w, o->ldw, sum);
+        }
+        codes += o->step;
+    }
+}
+
+/* 8 tokens, 8 dims, all rows. */
+KVT_INLINE void multiply_v4(int format, size_t rows, size_t vectors, size_t v,
+                            const unsigned char *codes, const unsigned char *bits,
+                            const int32_t *weight, size_t ldw, __m256i *sum)
+{
+    __m256i low, high;
+    if (v >= vectors)
+        return;
+    bits += v / 2 * 16 + v % 2 * 4;
+    low = kvt_v4_bytes(format, kvt_load_256(codes + v * 32), 0, bits);
+    high = kvt_v4_bytes(format, kvt_load_256(codes + v * 32), 1, bits);
+#define MULTIPLY(r)                                                                                \
+    if ((r) < rows) {                                                                              \
+        __m256i *to = &sum[(r)*vectors + v];                                                       \
+        *to = DPBUSD(*to, _mm256_set1_epi32(weight[(r)*ldw]), low);                                \
+        *to = DPBUSD(*to, _mm256_set1_epi32(weight[(r)*ldw + 1]), high);                           \
+        KVT_KEEP(*to);                                                                             \
+    }
+    KVT_EACH_ROW_V4(MULTIPLY)
+#undef MULTIPLY
+    if (rows > 2)
+        KVT_RELOAD();
+}
+
+KVT_INLINE void kvt_product_v4(int format, size_t rows, size_t vectors, const kvt_operands *o,
+                               kvt_prefetch_state prefetch, __m256i *sum)
+{
+    const unsigned char *codes = o->codes, *bits = o->bits;
+    const int32_t *weight = o->weight, *end = weight + 2 * o->n;
+#define ZERO(i) sum[i] = _mm256_setzero_si256();
+    KVT_EACH_SUM_V4(ZERO)
+#undef ZERO
+    do { /* n >= 1 */
+        kvt_prefetch_bytes(&prefetch, codes, 64, vectors * 32);
+        multiply_v4(format, rows, vectors, 0, codes, bits, weight, o->ldw, sum);
+        multiply_v4(format, rows, vectors, 1, codes, bits, weight, o->ldw, sum);
+        multiply_v4(format, rows, vectors, 2, codes, bits, weight, o->ldw, sum);
+        multiply_v4(format, rows, vectors, 3, codes, bits, weight, o->ldw, sum);
+        codes += o->step;
+        bits += o->bits_step;
+        weight += 2;
+    } while (weight < end);
+}
+
+/* Work: vectors multiplied for each line of codes and row. */
+KVT_QK4_BLOCKS(4)
+static KVT_QK4_KERNEL(qk_i4_near)
+    KVT_PV4_BLOCKS(KVT_V4, 4) static KVT_PV4_KERNEL(pv_i4_near, KVT_V4, 255.0f)
+        KVT_PV4_BLOCKS(KVT_V5, 4) static KVT_PV4_KERNEL(pv_i5_near, KVT_V5, 255.0f)
+
 #if defined(KVT_AVXVNNI_EVEX)
-const kvt_kernels kvt_kernels_avxvnni_evex = {
-    .isa = "avxvnni_evex",
+            const kvt_kernels kvt_kernels_avxvnni_evex = {
+                .isa = "avxvnni_evex",
 #else
-const kvt_kernels kvt_kernels_avxvnni = {
-    .isa = "avxvnni",
+            const kvt_kernels kvt_kernels_avxvnni = {
+                .isa = "avxvnni",
 #endif
-    .pack_q_near = pack_q_near,
-    .pack_q_fast = pack_q_fast,
-    .qk_i8_near = qk_i8_near,
-    .qk_i8_fast = qk_i8_fast,
-    .pv_i8_near = pv_i8_near,
-    .pv_i8_fast = pv_i8_fast,
+                .pack_q_near = pack_q_near,
+                .pack_q_fast = pack_q_fast,
+                .qk_i8_near = qk_i8_near,
+                .qk_i8_fast = qk_i8_fast,
+                .pv_i8_near = pv_i8_near,
+                .pv_i8_fast = pv_i8_fast,
+                .qk_i4_near = qk_i4_near,
+                .pv_i4_near = pv_i4_near,
+                .pv_i5_near = pv_i5_near,
 };
