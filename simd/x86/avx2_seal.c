@@ -14,53 +14,33 @@
  * 0.85 there, for seal_v_i8 and mean_k_f16 of 128 dims). seal_k_i8 is a chain of operations, which
  * 64-byte registers do not shorten: 1.64 us here, 1.60 there.
  */
-#include "avx2.h"
+#include "avx2_seal.h"
 
 #include "simd/outliers.h"
 
-#define TILES (KVT_TOKENS / KVT_TILE_TOKENS)
-/* Floats that seal_k_i8 keeps: 64 tokens of up to 288 dims, 32 of 576, 16 of 1152. */
-#define BUFFER (32 * 576)
-
-KVT_INLINE __m256 load_f16(const uint16_t *from)
-{
-    return _mm256_cvtph_ps(kvt_load_128(from));
-}
-
 /* ---- the mean ---- */
+
+KVT_DEFINE_FOLD(fold, _mm256_add_ps)
 
 /* By half of a tile (tokens 0 .. 7 and 8 .. 15 of it), and by tile. */
 typedef struct tokens {
-    __m256 scale[2][TILES];
-    __m256 kept[2][TILES]; /* all ones for tokens that count */
+    __m256 scale[2][KVT_TILES];
+    __m256 kept[2][KVT_TILES]; /* all ones for tokens that count */
 } tokens;
 
 /* Sums over the tiles: lane j is the sum of tokens j, 16 + j, 32 + j, 48 + j of that half. */
-KVT_INLINE __m256 sum_tiles(const uint16_t *from, size_t tile, const __m256 scale[TILES],
+KVT_INLINE __m256 sum_tiles(const uint16_t *from, size_t tile, const __m256 scale[KVT_TILES],
                             const __m256 *kept)
 {
     __m256 sum = _mm256_setzero_ps();
     KVT_UNROLL
-    for (size_t i = 0; i < TILES; i++) {
-        __m256 x = load_f16(from + i * tile);
+    for (size_t i = 0; i < KVT_TILES; i++) {
+        __m256 x = kvt_load_f16(from + i * tile);
         if (kept)
             x = _mm256_and_ps(x, kept[i]);
         sum = i ? _mm256_fmadd_ps(x, scale[i], sum) : _mm256_mul_ps(x, scale[i]);
     }
     return sum;
-}
-
-/* Lanes 4, 2, 1 apart are added: element i is the sum of x[i]. */
-KVT_INLINE __m256 fold(const __m256 x[8])
-{
-    __m256 y[4], a, b;
-    KVT_UNROLL
-    for (size_t i = 0; i < 4; i++) /* halves: x[i] | x[i + 4] */
-        y[i] = _mm256_add_ps(_mm256_permute2f128_ps(x[i], x[i + 4], 0x20),
-                             _mm256_permute2f128_ps(x[i], x[i + 4], 0x31));
-    a = _mm256_add_ps(_mm256_shuffle_ps(y[0], y[1], 0x44), _mm256_shuffle_ps(y[0], y[1], 0xee));
-    b = _mm256_add_ps(_mm256_shuffle_ps(y[2], y[3], 0x44), _mm256_shuffle_ps(y[2], y[3], 0xee));
-    return _mm256_add_ps(_mm256_shuffle_ps(a, b, 0x88), _mm256_shuffle_ps(a, b, 0xdd));
 }
 
 /*
@@ -91,65 +71,46 @@ KVT_INLINE void distances_of(const uint16_t *open, const tokens *t, size_t dims_
 {
     const size_t tile = dims_p * KVT_TILE_TOKENS;
     for (size_t half = 0; half < 2; half++) {
-        __m256 dist[TILES];
+        __m256 dist[KVT_TILES];
         KVT_UNROLL
-        for (size_t i = 0; i < TILES; i++)
+        for (size_t i = 0; i < KVT_TILES; i++)
             dist[i] = _mm256_setzero_ps();
         for (size_t d = 0; d < dims_p; d++) {
             const uint16_t *from = open + d * KVT_TILE_TOKENS + half * 8;
             const __m256 m = _mm256_broadcast_ss(mean + d);
             KVT_UNROLL
-            for (size_t i = 0; i < TILES; i++) {
-                __m256 away = _mm256_fmsub_ps(load_f16(from + i * tile), t->scale[half][i], m);
+            for (size_t i = 0; i < KVT_TILES; i++) {
+                __m256 away = _mm256_fmsub_ps(kvt_load_f16(from + i * tile), t->scale[half][i], m);
                 dist[i] = _mm256_add_ps(dist[i], _mm256_mul_ps(away, away));
             }
         }
         KVT_UNROLL
-        for (size_t i = 0; i < TILES; i++)
+        for (size_t i = 0; i < KVT_TILES; i++)
             _mm256_storeu_ps(distances + i * KVT_TILE_TOKENS + half * 8, dist[i]);
     }
 }
 
 void kvt_avx2_mean_k_f16(const void *open, const uint16_t *open_scales, size_t dims_p, float *mean)
 {
-    const __m256i bits = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
     float distances[KVT_TOKENS];
     uint64_t left_out;
     tokens t;
 
-    for (size_t i = 0; i < TILES; i++)
+    for (size_t i = 0; i < KVT_TILES; i++)
         for (size_t half = 0; half < 2; half++)
-            t.scale[half][i] = load_f16(open_scales + i * KVT_TILE_TOKENS + half * 8);
+            t.scale[half][i] = kvt_load_f16(open_scales + i * KVT_TILE_TOKENS + half * 8);
     mean_of_kept(open, &t, 1, KVT_TOKENS, dims_p, mean);
     distances_of(open, &t, dims_p, mean, distances);
     left_out = kvt_outliers(distances);
     if (left_out == 0)
         return;
-    for (size_t i = 0; i < TILES; i++)
-        for (size_t half = 0; half < 2; half++) {
-            int32_t eight = (int32_t)(~left_out >> (i * KVT_TILE_TOKENS + half * 8) & 0xff);
-            __m256i its = _mm256_and_si256(_mm256_set1_epi32(eight), bits);
-            t.kept[half][i] = _mm256_castsi256_ps(_mm256_cmpeq_epi32(its, bits));
-        }
+    for (size_t i = 0; i < KVT_TILES; i++)
+        for (size_t half = 0; half < 2; half++)
+            t.kept[half][i] = kvt_kept_lanes(left_out >> (i * KVT_TILE_TOKENS + half * 8));
     mean_of_kept(open, &t, 0, (float)(KVT_TOKENS - __builtin_popcountll(left_out)), dims_p, mean);
 }
 
 /* ---- codes ---- */
-
-/* The scales of 8 tokens from their largest magnitudes: a 127th, rounded up to f16. */
-KVT_INLINE __m128i scales_of(__m256 most)
-{
-    return _mm256_cvtps_ph(_mm256_div_ps(most, _mm256_set1_ps(127.0f)),
-                           _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC);
-}
-
-/* What codes are multiplied by: zero for a scale of zero. */
-KVT_INLINE __m256 reciprocals_of(__m128i scales)
-{
-    __m256 x = _mm256_cvtph_ps(scales);
-    __m256 is_zero = _mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_EQ_OQ);
-    return _mm256_andnot_ps(is_zero, _mm256_div_ps(_mm256_set1_ps(1.0f), x));
-}
 
 /*
  * Codes of four registers of numbers: byte j of lane i is that of x[j]'s lane i. The default
@@ -177,13 +138,13 @@ KVT_INLINE void widen_tile(const uint16_t *from, const uint16_t *open_scales, co
     __m256i most[2];
     KVT_UNROLL
     for (size_t i = 0; i < 2; i++) {
-        scale[i] = load_f16(open_scales + 8 * i);
+        scale[i] = kvt_load_f16(open_scales + 8 * i);
         most[i] = _mm256_setzero_si256();
     }
     for (size_t d = 0; d < dims_p; d++) {
         KVT_UNROLL
         for (size_t i = 0; i < 2; i++) {
-            __m256 x = load_f16(from + d * 16 + 8 * i);
+            __m256 x = kvt_load_f16(from + d * 16 + 8 * i);
             x = delta ? _mm256_fmadd_ps(x, scale[i], _mm256_broadcast_ss(delta + d))
                       : _mm256_mul_ps(x, scale[i]);
             _mm256_store_ps(w + d * stride + 8 * i, x);
@@ -193,9 +154,9 @@ KVT_INLINE void widen_tile(const uint16_t *from, const uint16_t *open_scales, co
     }
     KVT_UNROLL
     for (size_t i = 0; i < 2; i++) {
-        __m128i rounded = scales_of(_mm256_castsi256_ps(most[i]));
+        __m128i rounded = kvt_scales_of(_mm256_castsi256_ps(most[i]), 127.0f);
         kvt_store_128(scales + 8 * i, rounded);
-        reciprocals[i] = reciprocals_of(rounded);
+        reciprocals[i] = kvt_reciprocals_of(rounded, 1.0f);
     }
 }
 
@@ -228,27 +189,20 @@ typedef struct four_dims {
     _Alignas(32) float of[4][8][8];
 } four_dims;
 
-/*
- * A dim of a pair of registers, each operation for both before the next. The clamp compares floats
- * as integers, signed for the upper bound, which leaves negative numbers as they are, and unsigned
- * for the lower one, which leaves positive ones: of a float minimum, Zen 4 forms half as many a
- * cycle, on the ports of the multiplications.
- */
+/* A dim of a pair of registers, each operation for both before the next. */
 KVT_INLINE void shape_pair(const float *v, const __m256 *gain, __m256 *projection,
                            float (*rounded)[8])
 {
-    const __m256i most = _mm256_castps_si256(_mm256_set1_ps(KVT_SHAPE_MAX));
-    const __m256i least = _mm256_castps_si256(_mm256_set1_ps(-KVT_SHAPE_MAX));
     __m256 x[2];
     KVT_UNROLL
     for (size_t i = 0; i < 2; i++)
         x[i] = _mm256_mul_ps(projection[i], gain[i]);
     KVT_UNROLL
     for (size_t i = 0; i < 2; i++)
-        x[i] = _mm256_castsi256_ps(_mm256_min_epi32(_mm256_castps_si256(x[i]), most));
+        x[i] = kvt_at_most(x[i], KVT_SHAPE_MAX);
     KVT_UNROLL
     for (size_t i = 0; i < 2; i++)
-        x[i] = _mm256_castsi256_ps(_mm256_min_epu32(_mm256_castps_si256(x[i]), least));
+        x[i] = kvt_at_least_minus(x[i], KVT_SHAPE_MAX);
     KVT_UNROLL
     for (size_t i = 0; i < 2; i++)
         x[i] = _mm256_fnmadd_ps(_mm256_load_ps(v + i * 8), x[i], _mm256_load_ps(v + i * 8));
@@ -332,10 +286,10 @@ void kvt_avx2_seal_k_i8(const void *open, const uint16_t *open_scales, const flo
 {
     const uint16_t *from = open, *ahead = next ? next : open;
     uint8_t *to = codes;
-    _Alignas(64) float v[BUFFER];
-    if (dims_p * 64 <= BUFFER)
+    _Alignas(64) float v[KVT_SEAL_BUFFER];
+    if (dims_p * 64 <= KVT_SEAL_BUFFER)
         seal_k(8, from, open_scales, delta, dims_p, ahead, v, to, scales);
-    else if (dims_p * 32 <= BUFFER)
+    else if (dims_p * 32 <= KVT_SEAL_BUFFER)
         for (size_t t = 0; t < KVT_TOKENS; t += 32)
             seal_k(4, from + t * dims_p, open_scales + t, delta, dims_p, ahead + t * dims_p, v,
                    to + t * dims_p, scales + t);
@@ -343,39 +297,6 @@ void kvt_avx2_seal_k_i8(const void *open, const uint16_t *open_scales, const flo
         for (size_t t = 0; t < KVT_TOKENS; t += 16)
             seal_k(2, from + t * dims_p, open_scales + t, delta, dims_p, ahead + t * dims_p, v,
                    to + t * dims_p, scales + t);
-}
-
-/*
- * The largest magnitudes of 4 rows of f16, in lanes 0 .. 3 and again in 4 .. 7, which are still to
- * be compared. As integers, magnitudes order as the numbers do.
- */
-KVT_INLINE __m128i most_of_4_rows(const uint16_t *from, size_t dims_p)
-{
-    const __m256i magnitude = _mm256_set1_epi16(0x7fff);
-    __m256i most[4];
-    __m128i x[4];
-    KVT_UNROLL
-    for (size_t i = 0; i < 4; i++)
-        most[i] = _mm256_setzero_si256();
-    for (size_t d = 0; d < dims_p; d += 16) {
-        KVT_UNROLL
-        for (size_t i = 0; i < 4; i++)
-            most[i] = _mm256_max_epi16(
-                most[i], _mm256_and_si256(kvt_load_256(from + i * dims_p + d), magnitude));
-    }
-    KVT_UNROLL
-    for (size_t i = 0; i < 4; i++)
-        x[i] = _mm_max_epi16(_mm256_castsi256_si128(most[i]), _mm256_extracti128_si256(most[i], 1));
-    /* Each step interleaves two registers and halves what is left of a row. */
-    x[0] = _mm_max_epi16(_mm_unpacklo_epi16(x[0], x[1]), _mm_unpackhi_epi16(x[0], x[1]));
-    x[2] = _mm_max_epi16(_mm_unpacklo_epi16(x[2], x[3]), _mm_unpackhi_epi16(x[2], x[3]));
-    return _mm_max_epi16(_mm_unpacklo_epi32(x[0], x[2]), _mm_unpackhi_epi32(x[0], x[2]));
-}
-
-KVT_INLINE __m128i most_of_8_rows(const uint16_t *from, size_t dims_p)
-{
-    __m128i a = most_of_4_rows(from, dims_p), b = most_of_4_rows(from + 4 * dims_p, dims_p);
-    return _mm_max_epi16(_mm_unpacklo_epi64(a, b), _mm_unpackhi_epi64(a, b));
 }
 
 /*
@@ -389,12 +310,12 @@ void kvt_avx2_seal_v_i8(const void *open, const uint16_t *open_scales, size_t di
     uint16_t most[KVT_TOKENS];
     float factors[KVT_TOKENS];
     for (size_t t = 0; t < KVT_TOKENS; t += 8)
-        kvt_store_128(most + t, most_of_8_rows((const uint16_t *)open + t * dims_p, dims_p));
+        kvt_store_128(most + t, kvt_most_of_8_rows((const uint16_t *)open + t * dims_p, dims_p));
     for (size_t t = 0; t < KVT_TOKENS; t += 8) {
-        __m256 scale = load_f16(open_scales + t);
-        __m128i rounded = scales_of(_mm256_mul_ps(load_f16(most + t), scale));
+        __m256 scale = kvt_load_f16(open_scales + t);
+        __m128i rounded = kvt_scales_of(_mm256_mul_ps(kvt_load_f16(most + t), scale), 127.0f);
         kvt_store_128(scales + t, rounded);
-        _mm256_storeu_ps(factors + t, _mm256_mul_ps(scale, reciprocals_of(rounded)));
+        _mm256_storeu_ps(factors + t, _mm256_mul_ps(scale, kvt_reciprocals_of(rounded, 1.0f)));
     }
     for (size_t t = 0; t < KVT_TOKENS; t += 4) {
         const uint16_t *from = (const uint16_t *)open + t * dims_p;
@@ -407,7 +328,7 @@ void kvt_avx2_seal_v_i8(const void *open, const uint16_t *open_scales, size_t di
             __m256 x[4];
             KVT_UNROLL
             for (size_t j = 0; j < 4; j++)
-                x[j] = _mm256_mul_ps(load_f16(from + j * dims_p + d), factor[j]);
+                x[j] = _mm256_mul_ps(kvt_load_f16(from + j * dims_p + d), factor[j]);
             _mm_prefetch((const char *)(ahead + t * dims_p + d * 4), _MM_HINT_T1);
             kvt_store_256(to + d * 4, codes_of(x));
         }
