@@ -6,15 +6,17 @@ needs neither the processors nor a quiet machine.
     python3 bench/mca.py [FILE ...] [--cc COMPILER] [--flag=FLAG ...] [--mca LLVM-MCA]
                          [--cpu NAME ...] [--rows N ...]
 
-Compiles the files (of simd/arm: neon.c, neon_near.c, dotprod.c, i8mm.c; all by default) for aarch64, and
-takes of each function of a block of rows (qk_KIND_ROWS, pv_KIND_ROWS) the innermost loop with the
-most multiplications. For each processor, or `-` where it lacks the instructions:
+Compiles the files (of simd/arm: neon.c, neon_near.c, neon_4bit.c, dotprod.c, i8mm.c; all by default)
+for aarch64, and takes of each function of a block of rows (qk_KIND_ROWS, pv_KIND_ROWS) the innermost
+loop with the most multiplications. For each processor, or `-` where it lacks the instructions:
 
-    c/B     cycles an iteration over the bytes of codes it consumes
+    code    cycles an iteration over the codes (elements) it consumes
+    c/B     the same over their bytes (of 5-bit V, those of the nibbles)
     mul     the same for its multiplications and one load for every 16 bytes of codes alone, without
             stalls: the throughput of the ports
     min     the same with the instructions that the storage format requires: the widening of codes to
-            the multiplier's type, or their transpose for smmla. Not counted: loads of weights, a
+            the multiplier's type, the isolation of nibbles and the levels they stand for, or the
+            transpose for smmla. Not counted: loads of weights, a
             second instruction where one would suffice, pointers, branches
     over    c/B over min
     block   c/B over the ports' throughput for the loop's own mix of instructions
@@ -37,19 +39,32 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 FLAGS = {
     "neon.c": "-march=armv8-a",
     "neon_near.c": "-march=armv8-a",
+    "neon_4bit.c": "-march=armv8-a",
     "dotprod.c": "-march=armv8.2-a+dotprod",
     "i8mm.c": "-march=armv8.2-a+dotprod+i8mm",
 }
-# Products of one instruction, by its name.
-PRODUCTS = {"sdot": 16, "udot": 16, "smmla": 32, "smlal": 4, "smlal2": 4, "smull": 8, "smull2": 8, "fmla": 4}
+# Products of one instruction, by its name; of those that lengthen, by their number of lanes.
+PRODUCTS = {"sdot": 16, "udot": 16, "smmla": 32, "ummla": 32, "fmla": 4}
+LENGTHENING = ["smlal", "smlal2", "smull", "smull2"]
 # Processors without the instructions, which llvm-mca does not check.
 LACKING = {"dotprod.c": ["cortex-a53"], "i8mm.c": ["cortex-a53", "cortex-a76", "neoverse-n1"]}
 # Of each kind: bytes of an element, instructions' products for each element and row.
-KINDS = {"F32": (4, 1), "F16": (2, 1), "I8": (1, 1), "near": (1, None), "fast": (1, None)}
+KINDS = {"F32": (4, 1), "F16": (2, 1), "I8": (1, 1), "near": (1, None), "fast": (1, None),
+         "i4": (0.5, None), "i5": (0.5, None)}
 DIGITS = {("dotprod.c", "near"): 2, ("i8mm.c", "near"): 2}
 # What the storage format requires: an instruction for every so many bytes of codes. As f32, four
-# codes are isolated and converted by at least two instructions.
+# codes are isolated and converted by at least two instructions. 16 bytes of nibbles are two registers;
+# each takes a mask or a shift, and of V a table. Of 5 bits, the bits of 16 codes are spread by a table
+# and a comparison, and merged with the nibbles.
+NIBBLES = [("and\tv0.16b, v1.16b, v2.16b", 16), ("ushr\tv0.16b, v1.16b, #4", 16)]
+LEVELS = [("tbl\tv0.16b, {v1.16b}, v2.16b", 8)]
+FIFTHS = [("cmtst\tv0.16b, v1.16b, v2.16b", 8), ("sri\tv0.16b, v1.16b, #4", 8)]
+ZIPS = [("zip1\tv0.4s, v1.4s, v2.4s", 16)]
 FORCED = {
+    **{(file, kernel): forced + (ZIPS if file == "i8mm.c" else [])
+       for file in ("neon_4bit.c", "dotprod.c", "i8mm.c")
+       for kernel, forced in (("qk_i4", NIBBLES), ("pv_i4", NIBBLES + LEVELS),
+                              ("pv_i5", LEVELS + FIFTHS))},
     ("neon_near.c", "near"): [("sshll\tv0.8h, v1.8b, #0", 8)],
     ("neon.c", "F16"): [("fcvtl\tv0.4s, v1.4h", 8)],
     ("neon.c", "I8"): [("shl\tv0.4s, v1.4s, #24", 4), ("scvtf\tv0.4s, v1.4s, #24", 4)],
@@ -108,8 +123,10 @@ def name_of(line):
     return line.split()[0]
 
 
-def is_product(line):
-    return name_of(line) in PRODUCTS
+def products_of(line):
+    if name_of(line) in LENGTHENING:
+        return int(re.match(r"\s*\w+\s+v\d+\.(\d)", line).group(1))
+    return PRODUCTS.get(name_of(line), 0)
 
 
 def analyse(mca, cpu, lines):
@@ -145,12 +162,12 @@ def main():
     target = ["--target=aarch64-linux-gnu"] if "clang" in options.cc else []
 
     print("%-11s %-10s %4s " % ("file", "kernel", "rows") +
-          " ".join("%-33s" % cpu for cpu in options.cpu) + " spills")
-    print(" " * 28 + " ".join("  c/B   mul   min  over block     " for _ in options.cpu))
+          " ".join("%-39s" % cpu for cpu in options.cpu) + " spills")
+    print(" " * 28 + " ".join(" code   c/B   mul   min  over block     " for _ in options.cpu))
     for file in options.files:
         with tempfile.TemporaryDirectory() as out:
             run([options.cc, *target, "-std=c11", "-O3", "-DNDEBUG", "-ffp-contract=off",
-                 "-fno-math-errno", "-fPIC", "-fno-asynchronous-unwind-tables", FLAGS[file],
+                 "-fno-math-errno", "-fPIC", "-I" + ROOT, "-fno-asynchronous-unwind-tables", FLAGS[file],
                  *options.flag, "-S",
                  "-o", out + "/a.s", os.path.join(ROOT, "simd", "arm", file)])
             assembly = open(out + "/a.s").read()
@@ -162,26 +179,26 @@ def main():
             loops = list(innermost_loops(body))
             if rows not in options.rows or not loops:
                 continue
-            loop = max(loops, key=lambda lines: sum(map(is_product, lines)))
-            products = [line for line in loop if is_product(line)]
+            loop = max(loops, key=lambda lines: sum(map(products_of, lines)))
+            products = [line for line in loop if products_of(line)]
             element = KINDS[kind][0]
             digits = DIGITS.get((file, kind), 1)
-            codes = sum(PRODUCTS[name_of(line)] for line in products) / digits / rows
+            codes = sum(map(products_of, products)) / digits / rows
             bytes_ = codes * element
             least = products + ["\tldr\tq0, [x0]"] * int(bytes_ / 16)
-            forced = [line for text, each in FORCED.get((file, kind), [])
+            forced = [line for text, each in FORCED.get((file, kind), FORCED.get((file, parts.group(1)), []))
                       for line in ["\t" + text] * int(bytes_ / each)]
             spills = sum(bool(re.search(r"\sq\d+,.*\[sp", line)) for line in loop)
             cells = []
             for cpu in options.cpu:
                 if cpu in LACKING.get(file, []):
-                    cells.append("%5s%28s" % ("-", ""))
+                    cells.append("%5s%34s" % ("-", ""))
                     continue
                 cycles, block = analyse(options.mca, cpu, loop)
                 multiplied = analyse(options.mca, cpu, least)[1]
                 minimum = analyse(options.mca, cpu, least + forced)[1]
-                cells.append("%5.3f %5.3f %5.3f %5.2f %5.2f     " % (
-                    cycles / bytes_, multiplied / bytes_, minimum / bytes_, cycles / minimum,
+                cells.append("%5.3f %5.3f %5.3f %5.3f %5.2f %5.2f     " % (
+                    cycles / codes, cycles / bytes_, multiplied / bytes_, minimum / bytes_, cycles / minimum,
                     cycles / block))
             print("%-11s %-10s %4d " % (file, parts.group(1), rows) + " ".join(cells) +
                   " %d" % spills)

@@ -382,6 +382,7 @@ const kvt_kernels kvt_kernels_neon = {
     KVT_NEON_APPEND_LIST(ENTRY)
     KVT_NEON_SEAL_LIST(ENTRY)
     KVT_NEON_NEAR_LIST(ENTRY)
+    KVT_NEON_4BIT_LIST(ENTRY)
     KVT_NEON_SOFTMAX_LIST(ENTRY)
 #undef ENTRY
     .pack_q_fast = kvt_neon_pack_q_near,
