@@ -1,5 +1,5 @@
 /*
- * NEON with dot products (armv8.2-a+dotprod): the integer kernels of i8.
+ * NEON with dot products (armv8.2-a+dotprod): the integer kernels of i8, and of 4 and 5 bits (dot.h).
  *
  * `sdot` adds to each 32-bit lane the dot product of its four bytes and four bytes of weights,
  * which may be any 32-bit lane of a register ("by element"). A register of a tile is four lanes of
@@ -27,7 +27,7 @@
  * total 256 * high + low is at most 1024 * 127 * 16383 < 2^31 for q, and 64 * 127 * 32639 < 2^28
  * for p.
  */
-#include "simd/arm/neon_i8.h"
+#include "simd/arm/dot.h"
 
 #define Q_MOST_near 16383
 #define P_MOST_near 32639
@@ -142,31 +142,13 @@ KVT_INLINE uint32_t sum_of_bytes(const unsigned char *x, size_t n)
     return vaddvq_u32(sum);
 }
 
-/* Of bytes that are both signed (K), or neither (V). */
-KVT_INLINE uint32x4_t dot(int side, uint32x4_t sum, uint8x16_t x, uint8x16_t w, int group)
-{
-#define DOT(g)                                                                                     \
-    if (group == (g)) {                                                                            \
-        if (side == KVT_V)                                                                         \
-            return vdotq_laneq_u32(sum, x, w, g);                                                  \
-        return vreinterpretq_u32_s32(vdotq_laneq_s32(                                              \
-            vreinterpretq_s32_u32(sum), vreinterpretq_s8_u8(x), vreinterpretq_s8_u8(w), g));       \
-    }
-    DOT(0)
-    DOT(1)
-    DOT(2)
-    DOT(3)
-#undef DOT
-    return sum;
-}
-
 /*
  * 16 summands are four groups, whose codes are loaded for all of them at once, or for two where
  * registers are short: x[] is [group][quad].
  */
 #define MULTIPLY_GROUP(i, first, g)                                                                \
     if ((i) < rows * quads)                                                                        \
-        sum[i] = dot(side, sum[i], x[((g) - (first)) * quads + (i) % quads], w[(i) / quads], g);
+        sum[i] = kvt_dot(side, sum[i], x[((g) - (first)) * quads + (i) % quads], w[(i) / quads], g);
 
 KVT_INLINE void product_fast(int side, size_t rows, size_t quads, const unsigned char *codes,
                              size_t step, size_t n, const unsigned char *weight, size_t ldw,
@@ -241,6 +223,17 @@ KVT_I8_BLOCK(fast, 6, 2)
 KVT_I8_BLOCK(fast, 7, 2)
 KVT_I8_BLOCK(fast, 8, 2)
 
+/* ---- 4 and 5 bits ---- */
+
+KVT_4BIT_BLOCK(dot, 1, 4)
+KVT_4BIT_BLOCK(dot, 2, 4)
+KVT_4BIT_BLOCK(dot, 3, 4)
+KVT_4BIT_BLOCK(dot, 4, 4)
+KVT_4BIT_BLOCK(dot, 5, 2)
+KVT_4BIT_BLOCK(dot, 6, 2)
+KVT_4BIT_BLOCK(dot, 7, 2)
+KVT_4BIT_BLOCK(dot, 8, 2)
+
 /* ---- the kernels ---- */
 
 #define BLOCKS(product)                                                                            \
@@ -251,6 +244,33 @@ KVT_I8_BLOCK(fast, 8, 2)
 KVT_I8_KERNELS(static, , near, 8, BLOCKS(qk_near), BLOCKS(pv_near))
 KVT_I8_KERNELS(static, , fast, 8, BLOCKS(qk_fast), BLOCKS(pv_fast))
 
+static void qk_i4_near(const float *q, size_t ldq, size_t rows, const void *codes,
+                       const uint16_t *scales, size_t n_tokens, size_t dims_p, const void *next,
+                       float *s)
+{
+    static kvt_4bit_block *const blocks[] = BLOCKS(qk_i4);
+    kvt_qk_i4(q, ldq, rows, codes, scales, n_tokens, dims_p, next, s, blocks, 8, 1,
+              kvt_store_row_digits);
+}
+
+static void pv_i4_near(const float *p, size_t rows, const void *codes, const uint16_t *scales,
+                       size_t n_tokens, size_t dims_p, const float *alpha, const void *next,
+                       float *acc, size_t ldacc)
+{
+    static kvt_4bit_block *const blocks[] = BLOCKS(pv_i4);
+    kvt_pv_4bit(p, rows, codes, scales, n_tokens, dims_p, alpha, next, acc, ldacc, KVT_DOT_P_MOST,
+                KVT_DOT_BIAS_V4, blocks, 8, 1, kvt_store_row_digits);
+}
+
+static void pv_i5_near(const float *p, size_t rows, const void *codes, const uint16_t *scales,
+                       size_t n_tokens, size_t dims_p, const float *alpha, const void *next,
+                       float *acc, size_t ldacc)
+{
+    static kvt_4bit_block *const blocks[] = BLOCKS(pv_i5);
+    kvt_pv_4bit(p, rows, codes, scales, n_tokens, dims_p, alpha, next, acc, ldacc, KVT_DOT_P_MOST,
+                KVT_DOT_BIAS_V5, blocks, 8, 1, kvt_store_row_digits);
+}
+
 const kvt_kernels kvt_kernels_dotprod = {
     .isa = "dotprod",
     .pack_q_near = pack_q_near,
@@ -259,4 +279,7 @@ const kvt_kernels kvt_kernels_dotprod = {
     .qk_i8_fast = qk_i8_fast,
     .pv_i8_near = pv_i8_near,
     .pv_i8_fast = pv_i8_fast,
+    .qk_i4_near = qk_i4_near,
+    .pv_i4_near = pv_i4_near,
+    .pv_i5_near = pv_i5_near,
 };
