@@ -61,10 +61,9 @@ LEVELS = [("tbl\tv0.16b, {v1.16b}, v2.16b", 8)]
 FIFTHS = [("cmtst\tv0.16b, v1.16b, v2.16b", 8), ("sri\tv0.16b, v1.16b, #4", 8)]
 ZIPS = [("zip1\tv0.4s, v1.4s, v2.4s", 16)]
 FORCED = {
-    **{(file, kernel): forced + (ZIPS if file == "i8mm.c" else [])
-       for file in ("neon_4bit.c", "dotprod.c", "i8mm.c")
-       for kernel, forced in (("qk_i4", NIBBLES), ("pv_i4", NIBBLES + LEVELS),
-                              ("pv_i5", LEVELS + FIFTHS))},
+    "qk_i4": NIBBLES,
+    "pv_i4": NIBBLES + LEVELS,
+    "pv_i5": LEVELS + FIFTHS,
     ("neon_near.c", "near"): [("sshll\tv0.8h, v1.8b, #0", 8)],
     ("neon.c", "F16"): [("fcvtl\tv0.4s, v1.4h", 8)],
     ("neon.c", "I8"): [("shl\tv0.4s, v1.4s, #24", 4), ("scvtf\tv0.4s, v1.4s, #24", 4)],
@@ -183,10 +182,13 @@ def main():
             products = [line for line in loop if products_of(line)]
             element = KINDS[kind][0]
             digits = DIGITS.get((file, kind), 1)
-            codes = sum(map(products_of, products)) / digits / rows
+            # A matrix product of one digit takes rows in pairs.
+            pairs = kind in ("i4", "i5") and any("mmla" in line for line in products)
+            codes = sum(map(products_of, products)) / digits / (rows + rows % 2 * pairs)
             bytes_ = codes * element
             least = products + ["\tldr\tq0, [x0]"] * int(bytes_ / 16)
-            forced = [line for text, each in FORCED.get((file, kind), FORCED.get((file, parts.group(1)), []))
+            forced = FORCED.get((file, kind), FORCED.get(parts.group(1), [])) + (ZIPS if pairs else [])
+            forced = [line for text, each in forced
                       for line in ["\t" + text] * int(bytes_ / each)]
             spills = sum(bool(re.search(r"\sq\d+,.*\[sp", line)) for line in loop)
             cells = []

@@ -65,26 +65,27 @@ KVT_INLINE void product_dot(int form, size_t rows, size_t quads, const unsigned 
 #undef ZERO
 #undef OF_QUAD
     for (size_t i = 0; i < n; i += 16) {
-        uint8x16_t x[8], low[8], high[8], w[8], bits = vdupq_n_u8(0), swapped = bits;
+        uint8x16_t x[8], y[8], w[8], bits = vdupq_n_u8(0), swapped = bits;
 #define LOAD_DIGITS(r)                                                                             \
     if ((r) < rows)                                                                                \
         w[r] = vld1q_u8(weight + (r)*ldw + i);
 #define LOAD_CODES(v)                                                                              \
     if ((v) < quads)                                                                               \
         x[v] = vld1q_u8(codes + (v)*16);
-#define UNPACK(v)                                                                                  \
-    if ((v) < quads) {                                                                             \
-        low[v] = form == KVT_V5 ? kvt_low_codes_5(x[v], bits, of_quad[v])                          \
-                                : kvt_low_codes(form, x[v], levels);                               \
-        high[v] = form == KVT_V5 ? kvt_high_codes_5(x[v], swapped, of_quad[v])                     \
-                                 : kvt_high_codes(form, x[v], levels);                             \
-    }
+#define UNPACK_LOW(v)                                                                              \
+    if ((v) < quads)                                                                               \
+        y[v] = form == KVT_V5 ? kvt_low_codes_5(x[v], bits, of_quad[v])                            \
+                              : kvt_low_codes(form, x[v], levels);
+#define UNPACK_HIGH(v)                                                                             \
+    if ((v) < quads)                                                                               \
+        x[v] = form == KVT_V5 ? kvt_high_codes_5(x[v], swapped, of_quad[v])                        \
+                              : kvt_high_codes(form, x[v], levels);
 #define LOW(i)                                                                                     \
     if ((i) < rows * quads)                                                                        \
-        sum[i] = kvt_dot(side, sum[i], low[(i) % quads], w[(i) / quads], 2 * octet);
+        sum[i] = kvt_dot(side, sum[i], y[(i) % quads], w[(i) / quads], 2 * octet);
 #define HIGH(i)                                                                                    \
     if ((i) < rows * quads)                                                                        \
-        sum[i] = kvt_dot(side, sum[i], high[(i) % quads], w[(i) / quads], 2 * octet + 1);
+        sum[i] = kvt_dot(side, sum[i], x[(i) % quads], w[(i) / quads], 2 * octet + 1);
         KVT_EACH_8(LOAD_DIGITS)
         KVT_UNROLL
         for (int octet = 0; octet < 2; octet++) {
@@ -96,14 +97,16 @@ KVT_INLINE void product_dot(int form, size_t rows, size_t quads, const unsigned 
             }
             kvt_prefetch(codes, ahead);
             KVT_LOADED();
-            KVT_EACH_8(UNPACK)
+            KVT_EACH_8(UNPACK_LOW)
             KVT_EACH_16(LOW)
+            KVT_EACH_8(UNPACK_HIGH)
             KVT_EACH_16(HIGH)
             codes += step;
         }
 #undef LOAD_DIGITS
 #undef LOAD_CODES
-#undef UNPACK
+#undef UNPACK_LOW
+#undef UNPACK_HIGH
 #undef LOW
 #undef HIGH
     }

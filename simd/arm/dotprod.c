@@ -225,14 +225,14 @@ KVT_I8_BLOCK(fast, 8, 2)
 
 /* ---- 4 and 5 bits ---- */
 
-KVT_4BIT_BLOCK(dot, 1, 4)
-KVT_4BIT_BLOCK(dot, 2, 4)
-KVT_4BIT_BLOCK(dot, 3, 4)
-KVT_4BIT_BLOCK(dot, 4, 4)
-KVT_4BIT_BLOCK(dot, 5, 2)
-KVT_4BIT_BLOCK(dot, 6, 2)
-KVT_4BIT_BLOCK(dot, 7, 2)
-KVT_4BIT_BLOCK(dot, 8, 2)
+KVT_4BIT_BLOCK(dot, 1, 4, 4, 2)
+KVT_4BIT_BLOCK(dot, 2, 4, 4, 2)
+KVT_4BIT_BLOCK(dot, 3, 4, 4, 2)
+KVT_4BIT_BLOCK(dot, 4, 4, 4, 2)
+KVT_4BIT_BLOCK(dot, 5, 2, 2, 2)
+KVT_4BIT_BLOCK(dot, 6, 2, 2, 2)
+KVT_4BIT_BLOCK(dot, 7, 2, 2, 2)
+KVT_4BIT_BLOCK(dot, 8, 2, 2, 2)
 
 /* ---- the kernels ---- */
 

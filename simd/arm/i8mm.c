@@ -1,5 +1,5 @@
 /*
- * NEON with matrix products of int8 (armv8.2-a+i8mm): the near kernels of i8.
+ * NEON with matrix products of int8 (armv8.2-a+i8mm): the near kernels of i8, and of 4 and 5 bits.
  *
  * `smmla` multiplies two rows of 8 bytes by two columns of 8, twice what `sdot` does. The rows are
  * two lanes of a tile's quad, the columns the high and the low digits of one row's codes (the
@@ -17,7 +17,7 @@
  *
  * Overflow: as in dotprod.c, a sum of digit products stays below 2^24, a total below 2^31.
  */
-#include "simd/arm/neon_i8.h"
+#include "simd/arm/dot.h"
 
 #define Q_MOST_near 16383
 #define P_MOST_near 32639
@@ -101,6 +101,167 @@ KVT_I8_BLOCK(near, 6, 1)
 KVT_I8_BLOCK(near, 7, 1)
 KVT_I8_BLOCK(near, 8, 1)
 
+/* ---- 4 and 5 bits ---- */
+
+/*
+ * One digit, so that the columns are two rows' digits of 8 summands of a lane:
+ *
+ *     [ row 0 . lane 0   row 0 . lane 1   row 1 . lane 0   row 1 . lane 1 ]
+ *
+ * The 8 summands are those of one nibble of two octets, 4 each: zips of the octets' registers join
+ * them while they are still nibbles, so that one zip serves 32 codes. (V5: its codes, as the fifth
+ * bits are spread in the octets' order.) For 32 codes and r rows that is 1 + r instructions and the
+ * unpacking, where dot.h has 2 * r; one row is dot.h's. Levels and digits are dot.h's as well.
+ */
+#define PAIRS_MOST 4
+
+/* Digits of a pair of rows, 16 summands: low nibbles' of both rows, then high nibbles'. */
+KVT_INLINE void store_pair_digits(uint8x16_t digits, unsigned char *to, size_t ld, size_t row,
+                                  size_t rows, size_t i)
+{
+    uint32x4_t x = vreinterpretq_u32_u8(digits);
+    uint8x8_t low = vreinterpret_u8_u32(vget_low_u32(vuzp1q_u32(x, x)));
+    uint8x8_t high = vreinterpret_u8_u32(vget_low_u32(vuzp2q_u32(x, x)));
+    if (rows == 1) {
+        kvt_store_row_digits(digits, to, ld, row, rows, i);
+        return;
+    }
+    to += row / 2 * 2 * ld + 2 * i;
+    vst1_u8(to + row % 2 * 8, low);
+    vst1_u8(to + row % 2 * 8 + 16, high);
+    if (row % 2 == 0 && row + 1 == rows) { /* no second row: its products are not used */
+        vst1_u8(to + 8, low);
+        vst1_u8(to + 24, high);
+    }
+}
+
+KVT_INLINE int32x4_t multiply_pair(int form, int32x4_t sum, uint8x16_t digits, uint8x16_t codes)
+{
+    if (form == KVT_K4)
+        return vmmlaq_s32(sum, vreinterpretq_s8_u8(digits), vreinterpretq_s8_u8(codes));
+    return vreinterpretq_s32_u32(vmmlaq_u32(vreinterpretq_u32_s32(sum), digits, codes));
+}
+
+KVT_INLINE uint8x16_t zip(int second, uint8x16_t a, uint8x16_t b)
+{
+    uint32x4_t x = vreinterpretq_u32_u8(a), y = vreinterpretq_u32_u8(b);
+    return vreinterpretq_u8_u32(second ? vzip2q_u32(x, y) : vzip1q_u32(x, y));
+}
+
+/* Sum i is of pair i / 2 / quads and quad i / 2 % quads, its lanes 0 and 1 or 2 and 3. */
+#define IS_SUM(i) ((i) < 2 * pairs * quads)
+KVT_INLINE void product_pairs(int form, size_t rows, size_t quads, const unsigned char *codes,
+                              size_t step, size_t n, const unsigned char *fifth, size_t first,
+                              const unsigned char *weight, size_t ldw, uintptr_t ahead,
+                              int32x4_t *total)
+{
+    const size_t pairs = (rows + 1) / 2;
+    const uint8x16_t levels = kvt_levels_plus(KVT_DOT_LEVEL);
+    uint8x16_t of_quad[4];
+    int32x4_t sum[16];
+#define ZERO(i)                                                                                    \
+    if (IS_SUM(i))                                                                                 \
+        sum[i] = vdupq_n_s32(0);
+#define OF_QUAD(v)                                                                                 \
+    if ((v) < quads)                                                                               \
+        of_quad[v] = kvt_fifth_of_quad(first + (v));
+    KVT_EACH_16(ZERO)
+    OF_QUAD(0)
+    OF_QUAD(1)
+    OF_QUAD(2)
+    OF_QUAD(3)
+#undef ZERO
+#undef OF_QUAD
+    for (size_t i = 0; i < n; i += 16) {
+        const unsigned char *other = codes + step;
+        uint8x16_t x[4], y[4], low[8], high[8], w[PAIRS_MOST], v[PAIRS_MOST];
+#define LOAD_DIGITS(r)                                                                             \
+    if ((r) < pairs) {                                                                             \
+        w[r] = vld1q_u8(weight + (r)*2 * ldw + 2 * i);                                             \
+        v[r] = vld1q_u8(weight + (r)*2 * ldw + 2 * i + 16);                                        \
+    }
+#define LOAD_CODES(v)                                                                              \
+    if ((v) < quads) {                                                                             \
+        x[v] = vld1q_u8(codes + (v)*16);                                                           \
+        y[v] = vld1q_u8(other + (v)*16);                                                           \
+    }
+/* Registers 2 * quad and 2 * quad + 1: its first two lanes, and the others. */
+#define UNPACK(i)                                                                                  \
+    if ((i) < 2 * quads && form != KVT_V5) {                                                       \
+        uint8x16_t both = zip((i) % 2, x[(i) / 2], y[(i) / 2]);                                    \
+        low[i] = kvt_low_codes(form, both, levels);                                                \
+        high[i] = kvt_high_codes(form, both, levels);                                              \
+    }
+#define UNPACK_5(v)                                                                                \
+    if ((v) < quads && form == KVT_V5) {                                                           \
+        uint8x16_t a = kvt_low_codes_5(x[v], bits[0], of_quad[v]);                                 \
+        uint8x16_t b = kvt_low_codes_5(y[v], bits[1], of_quad[v]);                                 \
+        uint8x16_t c = kvt_high_codes_5(x[v], swapped[0], of_quad[v]);                             \
+        uint8x16_t d = kvt_high_codes_5(y[v], swapped[1], of_quad[v]);                             \
+        low[2 * (v)] = zip(0, a, b);                                                               \
+        low[2 * (v) + 1] = zip(1, a, b);                                                           \
+        high[2 * (v)] = zip(0, c, d);                                                              \
+        high[2 * (v) + 1] = zip(1, c, d);                                                          \
+    }
+#define LOW(i)                                                                                     \
+    if (IS_SUM(i))                                                                                 \
+        sum[i] = multiply_pair(form, sum[i], w[(i) / 2 / quads], low[(i) % (2 * quads)]);
+#define HIGH(i)                                                                                    \
+    if (IS_SUM(i))                                                                                 \
+        sum[i] = multiply_pair(form, sum[i], v[(i) / 2 / quads], high[(i) % (2 * quads)]);
+        LOAD_CODES(0)
+        LOAD_CODES(1)
+        LOAD_CODES(2)
+        LOAD_CODES(3)
+        LOAD_DIGITS(0)
+        LOAD_DIGITS(1)
+        LOAD_DIGITS(2)
+        LOAD_DIGITS(3)
+        kvt_prefetch(codes, ahead);
+        kvt_prefetch(other, ahead);
+        KVT_LOADED();
+        if (form == KVT_V5) {
+            uint8x16_t bits[2] = {vld1q_u8(fifth), vld1q_u8(fifth + step / 4)};
+            uint8x16_t swapped[2] = {vextq_u8(bits[0], bits[0], 8), vextq_u8(bits[1], bits[1], 8)};
+            UNPACK_5(0)
+            UNPACK_5(1)
+            UNPACK_5(2)
+            UNPACK_5(3)
+            fifth += step / 2;
+        }
+        KVT_EACH_8(UNPACK)
+        KVT_EACH_16(LOW)
+        KVT_EACH_16(HIGH)
+        codes += 2 * step;
+#undef LOAD_CODES
+#undef LOAD_DIGITS
+#undef UNPACK
+#undef UNPACK_5
+#undef LOW
+#undef HIGH
+    }
+#define TOTAL(i)                                                                                   \
+    if ((i) < rows * quads) {                                                                      \
+        const size_t s = ((i) / quads / 2 * quads + (i) % quads) * 2;                              \
+        int64x2_t a = vreinterpretq_s64_s32(sum[s]), b = vreinterpretq_s64_s32(sum[s + 1]);        \
+        total[i] = vreinterpretq_s32_s64((i) / quads % 2 ? vzip2q_s64(a, b) : vzip1q_s64(a, b));   \
+    }
+    KVT_EACH_16(TOTAL)
+#undef TOTAL
+}
+#undef IS_SUM
+
+KVT_4BIT_BLOCK(dot, 1, 4, 4, 2)
+KVT_4BIT_BLOCK(pairs, 2, 4, 4, 2)
+KVT_4BIT_BLOCK(pairs, 3, 4, 2, 2)
+KVT_4BIT_BLOCK(pairs, 4, 4, 2, 2)
+KVT_4BIT_BLOCK(pairs, 5, 2, 2, 2)
+KVT_4BIT_BLOCK(pairs, 6, 2, 2, 2)
+KVT_4BIT_BLOCK(pairs, 7, 2, 2, 1)
+KVT_4BIT_BLOCK(pairs, 8, 2, 2, 1)
+
+/* ---- the kernels ---- */
+
 #define BLOCKS(product)                                                                            \
     {                                                                                              \
         NULL, product##_1, product##_2, product##_3, product##_4, product##_5, product##_6,        \
@@ -108,9 +269,39 @@ KVT_I8_BLOCK(near, 8, 1)
     }
 KVT_I8_KERNELS(static, , near, 8, BLOCKS(qk_near), BLOCKS(pv_near))
 
+static void qk_i4_near(const float *q, size_t ldq, size_t rows, const void *codes,
+                       const uint16_t *scales, size_t n_tokens, size_t dims_p, const void *next,
+                       float *s)
+{
+    static kvt_4bit_block *const blocks[] = BLOCKS(qk_i4);
+    kvt_qk_i4(q, ldq, rows, codes, scales, n_tokens, dims_p, next, s, blocks, 8, 2,
+              store_pair_digits);
+}
+
+static void pv_i4_near(const float *p, size_t rows, const void *codes, const uint16_t *scales,
+                       size_t n_tokens, size_t dims_p, const float *alpha, const void *next,
+                       float *acc, size_t ldacc)
+{
+    static kvt_4bit_block *const blocks[] = BLOCKS(pv_i4);
+    kvt_pv_4bit(p, rows, codes, scales, n_tokens, dims_p, alpha, next, acc, ldacc, KVT_DOT_P_MOST,
+                KVT_DOT_BIAS_V4, blocks, 8, 2, store_pair_digits);
+}
+
+static void pv_i5_near(const float *p, size_t rows, const void *codes, const uint16_t *scales,
+                       size_t n_tokens, size_t dims_p, const float *alpha, const void *next,
+                       float *acc, size_t ldacc)
+{
+    static kvt_4bit_block *const blocks[] = BLOCKS(pv_i5);
+    kvt_pv_4bit(p, rows, codes, scales, n_tokens, dims_p, alpha, next, acc, ldacc, KVT_DOT_P_MOST,
+                KVT_DOT_BIAS_V5, blocks, 8, 2, store_pair_digits);
+}
+
 const kvt_kernels kvt_kernels_i8mm = {
     .isa = "i8mm",
     .pack_q_near = pack_q_near,
     .qk_i8_near = qk_i8_near,
     .pv_i8_near = pv_i8_near,
+    .qk_i4_near = qk_i4_near,
+    .pv_i4_near = pv_i4_near,
+    .pv_i5_near = pv_i5_near,
 };

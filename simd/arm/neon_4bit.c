@@ -122,10 +122,10 @@ KVT_INLINE void product_near(int form, size_t rows, size_t quads, const unsigned
 #undef TOTAL
 }
 
-KVT_4BIT_BLOCK(near, 1, 4)
-KVT_4BIT_BLOCK(near, 2, 2)
-KVT_4BIT_BLOCK(near, 3, 1)
-KVT_4BIT_BLOCK(near, 4, 1)
+KVT_4BIT_BLOCK(near, 1, 4, 4, 2)
+KVT_4BIT_BLOCK(near, 2, 2, 2, 2)
+KVT_4BIT_BLOCK(near, 3, 1, 1, 1)
+KVT_4BIT_BLOCK(near, 4, 1, 1, 1)
 
 #define BLOCKS(product)                                                                            \
     {                                                                                              \

@@ -216,10 +216,10 @@ KVT_INLINE void kvt_4bit_add_i5(const kvt_4bit_call *call, size_t row, size_t di
 }
 
 /*
- * The blocks of a kind for `rows` rows and 4 * `quads` lanes. The first block of rows prefetches,
+ * The blocks of a kind for `rows` rows and 4 * `quads` lanes (K4; V4 and V5 have theirs). The first block of rows prefetches,
  * the first quads of a line all of it.
  */
-#define KVT_4BIT_BLOCK(kind, rows, quads)                                                          \
+#define KVT_4BIT_BLOCK(kind, rows, quads, quads_v4, quads_v5)                                      \
     KVT_BLOCK_OF_ROWS void qk_i4_##rows(const kvt_4bit_call *call, size_t row, size_t token,       \
                                         size_t end, uintptr_t ahead)                               \
     {                                                                                              \
@@ -232,8 +232,8 @@ KVT_INLINE void kvt_4bit_add_i5(const kvt_4bit_call *call, size_t row, size_t di
             KVT_I8_TOTALS(kvt_4bit_score, rows, quads, token)                                      \
         }                                                                                          \
     }                                                                                              \
-    KVT_4BIT_BLOCK_OF_V(kind, i4, KVT_V4, rows, quads)                                             \
-    KVT_4BIT_BLOCK_OF_V(kind, i5, KVT_V5, rows, quads)
+    KVT_4BIT_BLOCK_OF_V(kind, i4, KVT_V4, rows, quads_v4)                                          \
+    KVT_4BIT_BLOCK_OF_V(kind, i5, KVT_V5, rows, quads_v5)
 
 #define KVT_4BIT_BLOCK_OF_V(kind, type, form, rows, quads)                                         \
     KVT_BLOCK_OF_ROWS void pv_##type##_##rows(const kvt_4bit_call *call, size_t row, size_t dim,   \
