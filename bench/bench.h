@@ -10,9 +10,12 @@
  *   bench_attend.c          attend calls, and the check of their output
  *   bench_survey.c, bench_decode.c, bench_prefill.c, bench_step.c, bench_append.c,
  *   bench_fork.c, bench_prefix.c, bench_shift.c, bench_snapshot.c, bench_fidelity.c,
- *   bench_fidelity_model.c
+ *   bench_fidelity_model.c, bench_fidelity_qkv.c
  *                           the commands
  *   bench_rival.c           ggml-style q8_0, for comparison
+ *   bench_formats.c         the other formats that fidelity compares (bench_formats.h)
+ *   bench_npy.c             captured queries, keys and values
+ *   bench_plot.c            SVG
  *   kvt_bench.c             flags and cases
  *
  * All of it includes kvtile's public header only. Errors are not propagated: bench_fail prints one
@@ -26,6 +29,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 
 #include <kvtile/kvtile.h>
 
@@ -122,6 +126,14 @@ typedef struct bench_options {
     size_t n_offsets;
     const char *model, *tokenizer, *text;
     size_t stories;
+    const char *qkv; /* NAME of NAME.q.npy, NAME.k.npy, NAME.v.npy */
+    bool full;       /* every query sees every token */
+    double scale;    /* of logits; 0: 1 / sqrt(dim) */
+    bool per_layer;
+    const struct bench_format *formats[BENCH_LIST]; /* references */
+    size_t n_formats;
+    bool formats_given;
+    const char *svg;
 } bench_options;
 
 /* One point of the sweep over an options' lists. */
@@ -186,6 +198,8 @@ void bench_emit(const bench_options *options, const bench_record *r, const bench
                 size_t n_columns);
 /* A line of text under a table; nothing in JSON. */
 void bench_note(const bench_options *options, const char *format, ...) BENCH_PRINTF(2, 3);
+/* One line on a terminal's stderr that is written over. */
+void bench_progress(const char *what, size_t i, size_t n);
 
 /* ---- machine ---- */
 
@@ -349,6 +363,39 @@ double bench_arithmetic_seconds(const bench_peaks *p, const bench_peak *peak, co
 /* x to q8_0 and back, in blocks of 32 (the last one shorter where n is no multiple). */
 void bench_q8_0_round_trip(const float *x, float *y, size_t n);
 
+/* ---- npy ---- */
+
+typedef struct bench_npy {
+    char *path;
+    FILE *file;
+    long data;             /* where the numbers begin */
+    size_t item, shape[4]; /* bytes of a number; none of them 0 */
+    size_t slice;          /* numbers of one index of the first dimension */
+} bench_npy;
+
+/* The file name + suffix; exits (code 2) unless it is one of 4 dimensions, f16 or f32. */
+void bench_npy_open(bench_npy *npy, const char *name, const char *suffix);
+void bench_npy_close(bench_npy *npy);
+/* Exits (code 2) where a number is not finite or beyond f16. */
+void bench_npy_read(bench_npy *npy, size_t slice, float *out);
+
+/* ---- plot ---- */
+
+typedef struct bench_point {
+    const char *name;
+    double x, y; /* bits; an error, on a logarithmic axis: not drawn unless above 0 */
+    bool ours, hollow;
+} bench_point;
+
+typedef struct bench_plot {
+    const char *title, *x_title;
+    const bench_point *points;
+    size_t n;
+} bench_plot;
+
+/* An SVG file with the plots side by side. */
+void bench_plot_write(const char *path, const bench_plot *plots, size_t n);
+
 /* ---- commands: exit codes ---- */
 
 int bench_decode(const bench_options *options);
@@ -361,6 +408,7 @@ int bench_shift(const bench_options *options);
 int bench_prefix(const bench_options *options);
 int bench_snapshot(const bench_options *options);
 int bench_fidelity(const bench_options *options);
+int bench_fidelity_qkv(const bench_options *options);
 #if defined(KVT_BENCH_TINYLM)
 int bench_fidelity_model(const bench_options *options);
 #endif

@@ -300,6 +300,8 @@ static int run(const bench_options *options, const bench_case *c)
 
 int bench_fidelity(const bench_options *options)
 {
+    if (options->qkv)
+        return bench_fidelity_qkv(options);
 #if defined(KVT_BENCH_TINYLM)
     if (options->model)
         return bench_fidelity_model(options);

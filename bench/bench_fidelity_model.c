@@ -30,7 +30,6 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <unistd.h>
 
 #include "tinylm.h"
 
@@ -482,12 +481,6 @@ static int report(setup *s, const subject *row, const subject *x, const subject 
     return has_bar && !pass;
 }
 
-static void progress(const char *what, size_t i, size_t n)
-{
-    if (isatty(fileno(stderr)))
-        fprintf(stderr, "\r%s %zu of %zu%s", what, i, n, i == n ? "\r\033[K" : " ");
-}
-
 int bench_fidelity_model(const bench_options *options)
 {
     setup s;
@@ -529,11 +522,11 @@ int bench_fidelity_model(const bench_options *options)
     for (size_t t = 0; t < s.n_texts; t++) {
         run_text(&s, &reference, t, true);
         for (size_t i = 0; i < n; i++) {
-            progress("text and cache", t * n + i, s.n_texts * n);
+            bench_progress("text and cache", t * n + i, s.n_texts * n);
             run_text(&s, &rows[i], t, false);
         }
     }
-    progress("text and cache", s.n_texts * n, s.n_texts * n);
+    bench_progress("text and cache", s.n_texts * n, s.n_texts * n);
     for (size_t i = 0; i < n; i++)
         failed |= report(&s, &rows[i - i % N_METHODS], &rows[i],
                          options->offsets[0] == 0.0 ? &rows[i % N_METHODS] : NULL, &reference);

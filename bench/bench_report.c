@@ -8,6 +8,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 static char *add(bench_record *r, const char *key)
 {
@@ -176,4 +177,10 @@ void bench_note(const bench_options *options, const char *format, ...)
     va_end(args);
     printf("\n");
     fflush(stdout);
+}
+
+void bench_progress(const char *what, size_t i, size_t n)
+{
+    if (isatty(fileno(stderr)))
+        fprintf(stderr, "\r%s %zu of %zu%s", what, i, n, i == n ? "\r\033[K" : " ");
 }

@@ -2,7 +2,7 @@
  * kvt-bench: the command line. The table of flags has the commands that take each; an argument
  * that cannot be parsed is named on stderr and the exit code is 2.
  */
-#include "bench.h"
+#include "bench_formats.h"
 
 #include <ctype.h>
 #include <errno.h>
@@ -39,8 +39,8 @@ static const char usage[] =
     "  shift     decode over keys that have moved, beside as many that have not\n"
     "  prefix    attention of several forks in one call, beside a call for each\n"
     "  snapshot  save and load, beside memcpy, fwrite and fread\n"
-    "  fidelity  what quantization costs, beside ggml-style q8_0: on random tokens, or with\n"
-    "            --model on a real model\n"
+    "  fidelity  what quantization costs, beside other formats: on random tokens, with --model on\n"
+    "            a real model, with --qkv on queries, keys and values captured from one\n"
     "  machine   read bandwidth, clock and arithmetic peaks, which the others' ratios are to\n"
     "\n"
     "LIST is one value or several with commas between them; every combination is run.\n"
@@ -80,12 +80,22 @@ static const char usage[] =
     "snapshot:\n"
     "  --dir PATH          where files go for the time being               (default $TMPDIR, "
     "/tmp)\n"
-    "fidelity:\n"
+    "fidelity: (random tokens, or one of --model and --qkv)\n"
     "  --offset LIST       added to some K channels, in their deviations, 0 is plain\n"
     "                      (default 0,10,30,120; with --model 0,30,120)\n"
     "  --model FILE --tokenizer FILE   a llama2.c or tinylm model; heads and dims are its own\n"
     "  --text FILE         score this text, not generated stories\n"
     "  --stories N         stories, or at most so many pieces of the text  (default 24)\n"
+    "  --qkv NAME          queries, keys (both after RoPE) and values of a model: NAME.q.npy,\n"
+    "                      NAME.k.npy, NAME.v.npy, [layer][token][head][dim], f16 or f32\n"
+    "    --causal, --full  query t sees tokens 0 to t (the default), or all\n"
+    "    --scale X         of the logits                                   (default 1/sqrt(dim))\n"
+    "    --queries N       so many queries, evenly spread                  (default 256)\n"
+    "    --per-layer       a line for each layer\n"
+    "  --formats LIST      references: f16, q8_0, q4_0, q4_0-rot, lm4-rot, turboquant4, exl3-4,\n"
+    "                      kivi4, kvarn4; all, none        (default all; with --model none; then\n"
+    "                      also all pairs of the library's types)\n"
+    "  --svg FILE          bits against the errors, as a drawing; --qkv, --model\n"
     "\n"
     "Exit code: 0 done, 1 a call, a check or a bar failed, 2 the command line is wrong.\n";
 
@@ -167,6 +177,28 @@ static const char *parse_isa(const char *flag, const char *text)
         snprintf(names + n, sizeof names - n, "%s%s", i ? ", " : "", kvt_isa_name(i));
     }
     bench_fail(2, "%s: no %s kernels here; there are: %s", flag, text, names);
+}
+
+static const bench_format *parse_format(const char *flag, const char *text)
+{
+    char names[256] = "";
+    const bench_format *found = bench_format_find(text);
+    for (size_t i = 0; !found && i < bench_n_formats; i++) {
+        size_t n = strlen(names);
+        snprintf(names + n, sizeof names - n, ", %s", bench_formats[i].name);
+    }
+    if (!found)
+        bench_fail(2, "%s: %s is not all, none%s", flag, text, names);
+    return found;
+}
+
+static double parse_scale(const char *flag, const char *text)
+{
+    char *end;
+    double x = strtod(text, &end);
+    if (end == text || *end != 0 || !(x >= 1e-6 && x <= 1e6))
+        bench_fail(2, "%s: %s is not a number from 1e-6 to 1e6", flag, text);
+    return x;
 }
 
 static double parse_offset(const char *flag, const char *text)
@@ -328,6 +360,51 @@ static void set_tokenizer(bench_options *o, size_t i, const char *f, const char 
     (void)i, (void)f;
     o->tokenizer = x;
 }
+static void set_qkv(bench_options *o, size_t i, const char *f, const char *x)
+{
+    (void)i, (void)f;
+    o->qkv = x;
+}
+static void set_causal(bench_options *o, size_t i, const char *f, const char *x)
+{
+    (void)i, (void)f, (void)x;
+    o->full = false;
+}
+static void set_full(bench_options *o, size_t i, const char *f, const char *x)
+{
+    (void)i, (void)f, (void)x;
+    o->full = true;
+}
+static void set_scale(bench_options *o, size_t i, const char *f, const char *x)
+{
+    (void)i;
+    o->scale = parse_scale(f, x);
+}
+static void set_per_layer(bench_options *o, size_t i, const char *f, const char *x)
+{
+    (void)i, (void)f, (void)x;
+    o->per_layer = true;
+}
+static void set_formats(bench_options *o, size_t i, const char *f, const char *x)
+{
+    o->formats_given = true;
+    if (!strcmp(x, "all") || !strcmp(x, "none")) {
+        if (i > 0 || o->n_formats > 0)
+            bench_fail(2, "%s: %s stands alone", f, x);
+        for (size_t n = 0; *x == 'a' && n < bench_n_formats; n++)
+            o->formats[o->n_formats++] = &bench_formats[n];
+        return;
+    }
+    if (o->n_formats != i)
+        bench_fail(2, "%s: all and none stand alone", f);
+    o->formats[i] = parse_format(f, x);
+    o->n_formats = i + 1;
+}
+static void set_svg(bench_options *o, size_t i, const char *f, const char *x)
+{
+    (void)i, (void)f;
+    o->svg = x;
+}
 static void set_text(bench_options *o, size_t i, const char *f, const char *x)
 {
     (void)i, (void)f;
@@ -336,41 +413,51 @@ static void set_text(bench_options *o, size_t i, const char *f, const char *x)
 
 typedef enum flag_kind { SWITCH, ONE, LIST } flag_kind;
 
+/* What fidelity runs on: which of it a flag goes with. */
+enum { RANDOM = 1, ON_MODEL = 2, ON_QKV = 4, ANY = RANDOM | ON_MODEL | ON_QKV };
+
 static const struct flag {
     const char *name;
     flag_kind kind;
     int commands;
-    bool random_only; /* contradicts --model */
+    int on;
     void (*set)(bench_options *o, size_t i, const char *flag, const char *value);
 } flags[] = {
-    {"--k", LIST, CACHE, false, set_k},
-    {"--v", LIST, CACHE, false, set_v},
-    {"--heads", LIST, MODEL, true, set_heads},
-    {"--dim", LIST, MODEL, true, set_dim},
-    {"--ctx", LIST, MODEL, false, set_ctx},
-    {"--threads", LIST, ALL, false, set_threads},
-    {"--isa", LIST, ALL, true, set_isa},
-    {"--layers", ONE, CACHE, false, set_layers},
-    {"--runs", ONE, TIMED, false, set_runs},
-    {"--llc-mib", ONE, TIMED, false, set_llc},
-    {"--seed", ONE, ALL, false, set_seed},
-    {"--json", SWITCH, ALL, false, set_json},
-    {"--quick", SWITCH, ALL, false, set_quick},
-    {"--mode", LIST, ATTEND | SHIFT, false, set_mode},
-    {"--v-in-k", SWITCH, ATTEND, false, set_v_in_k},
-    {"--window", ONE, DECODE, false, set_window},
-    {"--queries", ONE, PREFILL, false, set_queries},
-    {"--steps", ONE, STEP, false, set_steps},
-    {"--forks", ONE, PREFIX, false, set_forks},
-    {"--count", SWITCH, STEP, false, set_count},
-    {"--tokens", LIST, APPEND, false, set_tokens},
-    {"--dtype", LIST, APPEND, false, set_dtype},
-    {"--dir", ONE, SNAPSHOT, false, set_dir},
-    {"--offset", LIST, FIDELITY, false, set_offset},
-    {"--model", ONE, FIDELITY, false, set_model},
-    {"--tokenizer", ONE, FIDELITY, false, set_tokenizer},
-    {"--text", ONE, FIDELITY, false, set_text},
-    {"--stories", ONE, FIDELITY, false, set_stories},
+    {"--k", LIST, CACHE, ANY, set_k},
+    {"--v", LIST, CACHE, ANY, set_v},
+    {"--heads", LIST, MODEL, RANDOM, set_heads},
+    {"--dim", LIST, MODEL, RANDOM, set_dim},
+    {"--ctx", LIST, MODEL, RANDOM | ON_MODEL, set_ctx},
+    {"--threads", LIST, ALL, ANY, set_threads},
+    {"--isa", LIST, ALL, RANDOM | ON_QKV, set_isa},
+    {"--layers", ONE, CACHE, ANY, set_layers},
+    {"--runs", ONE, TIMED, ANY, set_runs},
+    {"--llc-mib", ONE, TIMED, ANY, set_llc},
+    {"--seed", ONE, ALL, ANY, set_seed},
+    {"--json", SWITCH, ALL, ANY, set_json},
+    {"--quick", SWITCH, ALL, ANY, set_quick},
+    {"--mode", LIST, ATTEND | SHIFT, ANY, set_mode},
+    {"--v-in-k", SWITCH, ATTEND, ANY, set_v_in_k},
+    {"--window", ONE, DECODE, ANY, set_window},
+    {"--queries", ONE, PREFILL | FIDELITY, ON_QKV, set_queries},
+    {"--steps", ONE, STEP, ANY, set_steps},
+    {"--forks", ONE, PREFIX, ANY, set_forks},
+    {"--count", SWITCH, STEP, ANY, set_count},
+    {"--tokens", LIST, APPEND, ANY, set_tokens},
+    {"--dtype", LIST, APPEND, ANY, set_dtype},
+    {"--dir", ONE, SNAPSHOT, ANY, set_dir},
+    {"--offset", LIST, FIDELITY, RANDOM | ON_MODEL, set_offset},
+    {"--model", ONE, FIDELITY, ON_MODEL, set_model},
+    {"--tokenizer", ONE, FIDELITY, ON_MODEL, set_tokenizer},
+    {"--text", ONE, FIDELITY, ON_MODEL, set_text},
+    {"--stories", ONE, FIDELITY, ON_MODEL, set_stories},
+    {"--qkv", ONE, FIDELITY, ON_QKV, set_qkv},
+    {"--causal", SWITCH, FIDELITY, ON_QKV, set_causal},
+    {"--full", SWITCH, FIDELITY, ON_QKV, set_full},
+    {"--scale", ONE, FIDELITY, ON_QKV, set_scale},
+    {"--per-layer", SWITCH, FIDELITY, ON_QKV, set_per_layer},
+    {"--formats", LIST, FIDELITY, ON_MODEL | ON_QKV, set_formats},
+    {"--svg", ONE, FIDELITY, ON_MODEL | ON_QKV, set_svg},
 };
 enum { N_FLAGS = sizeof flags / sizeof flags[0] };
 
@@ -394,7 +481,7 @@ static void set_list(bench_options *o, const struct flag *flag, char *value)
 static void parse_flags(bench_options *o, int command, const char *command_name, int argc,
                         char **argv)
 {
-    bool seen[N_FLAGS] = {false};
+    bool seen[N_FLAGS] = {false}, causal = false;
     for (int i = 2; i < argc; i++) {
         char *name = argv[i], *value = strchr(name, '=');
         size_t f = 0;
@@ -409,6 +496,7 @@ static void parse_flags(bench_options *o, int command, const char *command_name,
         if (seen[f])
             bench_fail(2, "%s is given twice", name);
         seen[f] = true;
+        causal = causal || flags[f].set == set_causal;
         if (flags[f].kind == SWITCH) {
             if (value)
                 bench_fail(2, "%s takes no value", name);
@@ -428,9 +516,21 @@ static void parse_flags(bench_options *o, int command, const char *command_name,
         bench_fail(2, "--model and --tokenizer go together");
     if (o->text && !o->model)
         bench_fail(2, "--text needs --model");
-    for (size_t f = 0; f < N_FLAGS && o->model; f++)
-        if (seen[f] && flags[f].random_only)
-            bench_fail(2, "%s does not go with --model, which has its own", flags[f].name);
+    if (o->model && o->qkv)
+        bench_fail(2, "--model and --qkv are two things to measure");
+    int on = o->model ? ON_MODEL : o->qkv ? ON_QKV : RANDOM;
+    for (size_t f = 0; f < N_FLAGS && command == FIDELITY; f++) {
+        if (!seen[f] || flags[f].on & on)
+            continue;
+        if (on != RANDOM)
+            bench_fail(2, "%s does not go with %s", flags[f].name, o->model ? "--model" : "--qkv");
+        bench_fail(2, "%s needs %s%s", flags[f].name, flags[f].on & ON_QKV ? "--qkv" : "--model",
+                   flags[f].on == (ON_MODEL | ON_QKV) ? " or --model" : "");
+    }
+    if (o->full && causal)
+        bench_fail(2, "--causal and --full contradict each other");
+    if (o->qkv && (o->n_threads > 1 || o->n_isas > 1))
+        bench_fail(2, "--qkv: one --threads and one --isa");
     if (o->model && (o->n_ctx > 1 || o->n_threads > 1))
         bench_fail(2, "--model: one --ctx and one --threads");
 }
@@ -498,7 +598,10 @@ static void set_defaults(bench_options *o, int command)
     if (o->n_modes == 0)
         o->modes[o->n_modes++] = BENCH_NEAR;
     if (o->queries == 0)
-        o->queries = 512;
+        o->queries = command == FIDELITY ? 256 : 512;
+    if (!o->formats_given && o->qkv)
+        for (size_t i = 0; i < bench_n_formats; i++)
+            o->formats[o->n_formats++] = &bench_formats[i];
     if (o->n_tokens == 0) {
         o->tokens[o->n_tokens++] = 1;
         o->tokens[o->n_tokens++] = 512;
