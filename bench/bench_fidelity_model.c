@@ -10,6 +10,10 @@
  *   R1        K and V through ggml-style q8_0 and back, attention in f32
  *   R2        the queries through q8_0 as well, as ggml's attention does
  *
+ * and with --formats also the library's other pairs of types, K/V, and reference formats
+ * (bench_formats.h) with a window: the newest 64 to 127 tokens f16, the first 64 q8_0, attention in
+ * f32. Their rows change when they leave the window, so that they run token by token.
+ *
  * The key-bias variants add a constant to a few channels of every key, 30 and 120 times the
  * channel's own deviation, after RoPE: the keys of Llama and Qwen look like that. The constant's
  * product with the query is the same for all tokens, so it cancels in the softmax and the exact
@@ -25,7 +29,7 @@
  * mean KL is dominated by the few predictions that are nearly tied, so with 48 stories the quotient
  * i8 / R1 still has an error of about a tenth; its geometric mean over texts has half of that.
  */
-#include "bench.h"
+#include "bench_formats.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -34,14 +38,20 @@
 #include "tinylm.h"
 
 static const bench_column columns[] = {{"key_bias", "bias", 5},
-                                       {"method", NULL, -6},
+                                       {"method", NULL, -11},
                                        {"cut", NULL, -7},
+                                       {"bits_ctx", "bits", 5},
                                        {"kl", "KL x1e-4", 10},
                                        {"kl_se", "+-", 9},
+                                       {"kl_p99", "p99", 9},
                                        {"perplexity", "ppl", 7},
                                        {"perplexity_change", "change %", 9},
                                        {"same_top", "top-1 %", 8},
                                        {"recall", "recall %", 9},
+                                       {"recall_1", "<128", 5},
+                                       {"recall_128", "<512", 5},
+                                       {"recall_512", "<1024", 5},
+                                       {"recall_1024", "more", 5},
                                        {"kl_vs_r1", "KL/R1", 9},
                                        {"kl_vs_r1_se", "+-", 8},
                                        {"kl_vs_r2", "KL/R2", 9},
@@ -65,12 +75,81 @@ typedef struct filter {
     double *sum, *sum2; /* [n_layers][kv_dim] of K; NULL: not collected */
     size_t seen;        /* tokens of layer 0 */
     float *a, *b;       /* [CHUNK][dim] */
+    /* A reference format with a window; NULL: none. */
+    const bench_format *format;
+    kvt_seq *seq; /* the inner store's, which is f32 */
+    size_t max_tokens, length, pending, sealed;
+    float *k, *v; /* [n_layers][max_tokens][kv_dim]: sealed tokens as they are, others exact */
+    int32_t *ids; /* [max_tokens] */
 } filter;
 
 static int filter_begin(void *self, size_t n)
 {
     filter *f = self;
+    f->pending = n;
     return f->inner.ops->begin(f->inner.self, n);
+}
+
+/* Tokens from `first` on that are still open, as f16. */
+static int append_open(filter *f, uint32_t layer, size_t first, size_t n)
+{
+    size_t width = f->config->kv_dim, at = ((size_t)layer * f->max_tokens + first) * width;
+    memcpy(f->a, f->k + at, n * width * sizeof *f->a);
+    memcpy(f->b, f->v + at, n * width * sizeof *f->b);
+    bench_f16_round_trip(f->a, n * width);
+    bench_f16_round_trip(f->b, n * width);
+    return f->inner.ops->append(f->inner.self, layer, f->a, f->b, n);
+}
+
+/* Tokens first .. first + n - 1 of a layer's K or V, one kv head after the other, to the format. */
+static void seal(filter *f, float *x, size_t first, size_t n, bool is_k)
+{
+    size_t width = f->config->kv_dim, dim = f->config->head_dim;
+    float *head = bench_alloc(n * dim, sizeof *head);
+    for (size_t h = 0; h < width; h += dim) {
+        for (size_t t = 0; t < n; t++)
+            memcpy(head + t * dim, x + (first + t) * width + h, dim * sizeof *head);
+        if (first == 0)
+            bench_format_find("q8_0")->apply(head, BENCH_BLOCK, dim, is_k);
+        if (first > 0 || n > BENCH_BLOCK) {
+            size_t fine = first == 0 ? BENCH_BLOCK : 0;
+            f->format->apply(head + fine * dim, n - fine, dim, is_k);
+        }
+        for (size_t t = 0; t < n; t++)
+            memcpy(x + (first + t) * width + h, head + t * dim, dim * sizeof *head);
+    }
+    free(head);
+}
+
+/* Blocks that have left the window take their final form: the store is cut back to the first of
+   them, and they and the open tokens are appended again. */
+static int filter_seal(filter *f)
+{
+    size_t sealed = bench_format_sealed(f->format, true, f->length), first = f->sealed;
+    size_t width = f->config->kv_dim, n = f->length - first;
+    if (sealed == first)
+        return 0;
+    if (n > CHUNK)
+        bench_fail(1, "a step of more than one token");
+    bench_require(kvt_seq_truncate(f->seq, first), NULL, "kvt_seq_truncate");
+    if (f->inner.ops->begin(f->inner.self, n))
+        return -1;
+    for (uint32_t layer = 0; layer < f->config->n_layers; layer++) {
+        float *k = f->k + (size_t)layer * f->max_tokens * width;
+        float *v = f->v + (size_t)layer * f->max_tokens * width;
+        seal(f, k, first, sealed - first, true);
+        seal(f, v, first, sealed - first, false);
+        /* The sealed ones as they are, in f32. */
+        size_t open = f->length - sealed;
+        memcpy(f->a, k + first * width, n * width * sizeof *f->a);
+        memcpy(f->b, v + first * width, n * width * sizeof *f->b);
+        bench_f16_round_trip(f->a + (n - open) * width, open * width);
+        bench_f16_round_trip(f->b + (n - open) * width, open * width);
+        if (f->inner.ops->append(f->inner.self, layer, f->a, f->b, n))
+            return -1;
+    }
+    f->sealed = sealed;
+    return f->inner.ops->commit(f->inner.self, f->ids + first, n);
 }
 
 /* q8_0 blocks never span heads where the head dim is a multiple of 32; else they do, as in ggml. */
@@ -84,6 +163,12 @@ static int filter_append(void *self, uint32_t layer, const float *k, const float
             f->sum2[layer * width + i % width] += (double)k[i] * (double)k[i];
         }
         f->seen += layer == 0 ? n : 0;
+    }
+    if (f->format) {
+        size_t at = ((size_t)layer * f->max_tokens + f->length) * width;
+        memcpy(f->k + at, k, n * width * sizeof *k);
+        memcpy(f->v + at, v, n * width * sizeof *v);
+        return append_open(f, layer, f->length, n);
     }
     if (f->quantize_kv) {
         for (size_t i = 0; i < n; i++) {
@@ -111,12 +196,20 @@ static int filter_attend(void *self, uint32_t layer, const float *q, float *out,
 static int filter_commit(void *self, const int32_t *tokens, size_t n)
 {
     filter *f = self;
-    return f->inner.ops->commit(f->inner.self, tokens, n);
+    int status = f->inner.ops->commit(f->inner.self, tokens, n);
+    if (status || !f->format)
+        return status;
+    if (n != f->pending)
+        bench_fail(1, "a step was kept in part");
+    memcpy(f->ids + f->length, tokens, n * sizeof *tokens);
+    f->length += n;
+    return filter_seal(f);
 }
 
 static int filter_clear(void *self)
 {
     filter *f = self;
+    f->length = f->sealed = 0;
     return f->inner.ops->clear(f->inner.self);
 }
 
@@ -132,20 +225,59 @@ static const tl_kv_ops filter_ops = {filter_begin,  filter_append, filter_attend
 /* ---- methods ---- */
 
 typedef struct method {
-    const char *name, *cut, *type_name;
-    kvt_type type;
+    char name[24];
+    const char *cut, *k_name, *v_name;
+    kvt_type k_type, v_type;
     bool quantize_kv, quantize_q;
+    const bench_format *format; /* a reference with a window */
+    uint32_t fine_tokens;       /* as in bench_type_pair */
 } method;
 
 enum { M_F32, M_F16, M_R1, M_R2, M_I8, M_I8_SINGLE, N_METHODS };
-static const method methods[N_METHODS] = {
-    {"f32", "256", "f32", KVT_TYPE_F32, false, false},
-    {"f16", "256", "f16", KVT_TYPE_F16, false, false},
-    {"R1", "256", "q8_0", KVT_TYPE_F32, true, false},
-    {"R2", "256", "q8_0", KVT_TYPE_F32, true, true},
-    {"i8", "prompt", "i8", KVT_TYPE_I8, false, false},
-    {"i8", "single", "i8", KVT_TYPE_I8, false, false},
+static const method base_methods[N_METHODS] = {
+    {"f32", "256", "f32", "f32", KVT_TYPE_F32, KVT_TYPE_F32, false, false, NULL, 0},
+    {"f16", "256", "f16", "f16", KVT_TYPE_F16, KVT_TYPE_F16, false, false, NULL, 0},
+    {"R1", "256", "q8_0", "q8_0", KVT_TYPE_F32, KVT_TYPE_F32, true, false, NULL, 0},
+    {"R2", "256", "q8_0", "q8_0", KVT_TYPE_F32, KVT_TYPE_F32, true, true, NULL, 0},
+    {"i8", "prompt", "i8", "i8", KVT_TYPE_I8, KVT_TYPE_I8, false, false, NULL, 0},
+    {"i8", "single", "i8", "i8", KVT_TYPE_I8, KVT_TYPE_I8, false, false, NULL, 0},
 };
+
+static bool is_i8(const method *m)
+{
+    return m->k_type == KVT_TYPE_I8 && m->v_type == KVT_TYPE_I8;
+}
+
+/* The methods that always run, and those of --formats. */
+static method *make_methods(const bench_options *o, size_t *n_methods)
+{
+    size_t n = N_METHODS;
+    method *m = bench_alloc(n + bench_n_type_pairs + o->n_formats, sizeof *m);
+    memcpy(m, base_methods, sizeof base_methods);
+    for (size_t i = 0; o->n_formats > 0 && i < bench_n_type_pairs; i++) {
+        const bench_type_pair *p = &bench_type_pairs[i];
+        if (p->k == p->v && (p->k == KVT_TYPE_F16 || p->k == KVT_TYPE_I8))
+            continue;
+        m[n].k_name = bench_type_name(p->k);
+        m[n].v_name = bench_type_name(p->v);
+        snprintf(m[n].name, sizeof m[n].name, "%s/%s", m[n].k_name, m[n].v_name);
+        m[n].cut = "single";
+        m[n].k_type = p->k;
+        m[n].v_type = p->v;
+        m[n++].fine_tokens = p->fine_tokens;
+    }
+    for (size_t i = 0; i < o->n_formats; i++) {
+        if (!strcmp(o->formats[i]->name, "f16"))
+            continue; /* the library's own is there */
+        snprintf(m[n].name, sizeof m[n].name, "%s", o->formats[i]->name);
+        m[n].cut = "single";
+        m[n].k_name = m[n].v_name = o->formats[i]->name;
+        m[n].k_type = m[n].v_type = KVT_TYPE_F32;
+        m[n++].format = o->formats[i];
+    }
+    *n_methods = n;
+    return m;
+}
 
 /* One method on one variant: a session over its own cache, and its results by text. */
 typedef struct subject {
@@ -155,7 +287,9 @@ typedef struct subject {
     filter filter;
     tl_session session;
     double *kl, *nll, *tokens; /* [n_texts] sums */
-    double same_top, hits;
+    double *each_kl;           /* [n_each] of every prediction */
+    size_t n_each;
+    double same_top, hits[TL_BINS];
 } subject;
 
 typedef struct setup {
@@ -165,7 +299,7 @@ typedef struct setup {
     tl_work *work;
     tl_text *texts;
     size_t n_texts, max_tokens, vocab;
-    double asked;          /* questions in all texts */
+    double asked[TL_BINS]; /* questions in all texts, by distance */
     float **bias;          /* [n_offsets][n_layers][kv_dim] */
     float *reference;      /* [max_tokens][vocab] logits */
     double *reference_sum; /* [max_tokens] ln of the sum of their exp */
@@ -185,7 +319,7 @@ static void open_subject(setup *s, subject *x, const method *m, double bias, con
     tl_error err;
     x->method = m;
     x->bias = bias;
-    tl_kv_settings settings = {.k_type = m->type, .v_type = m->type};
+    tl_kv_settings settings = {.k_type = m->k_type, .v_type = m->v_type};
     require(tl_kvtile_open(&x->kvtile, &s->model, &settings, s->work, &err), &err);
     x->filter.inner = tl_kvtile_store(&x->kvtile);
     x->filter.config = &s->model.config;
@@ -193,9 +327,19 @@ static void open_subject(setup *s, subject *x, const method *m, double bias, con
     x->filter.quantize_q = m->quantize_q;
     x->filter.a = bench_alloc((size_t)CHUNK * s->model.config.dim, sizeof(float));
     x->filter.b = bench_alloc((size_t)CHUNK * s->model.config.dim, sizeof(float));
+    if (m->format) {
+        size_t size = (size_t)s->model.config.n_layers * s->max_tokens * s->model.config.kv_dim;
+        x->filter.format = m->format;
+        x->filter.seq = x->kvtile.seq;
+        x->filter.max_tokens = s->max_tokens;
+        x->filter.k = bench_alloc(size, sizeof(float));
+        x->filter.v = bench_alloc(size, sizeof(float));
+        x->filter.ids = bench_alloc(s->max_tokens, sizeof *x->filter.ids);
+    }
     tl_kv kv = {&filter_ops, &x->filter};
     require(tl_session_open(&x->session, &s->model, kv, s->work, CHUNK, &err), &err);
     x->session.key_bias = values;
+    x->each_kl = bench_alloc(s->n_texts * s->max_tokens, sizeof *x->each_kl);
     x->kl = bench_alloc(s->n_texts, sizeof *x->kl);
     x->nll = bench_alloc(s->n_texts, sizeof *x->nll);
     x->tokens = bench_alloc(s->n_texts, sizeof *x->tokens);
@@ -207,6 +351,10 @@ static void close_subject(subject *x)
     tl_kvtile_close(&x->kvtile);
     free(x->filter.a);
     free(x->filter.b);
+    free(x->filter.k);
+    free(x->filter.v);
+    free(x->filter.ids);
+    free(x->each_kl);
     free(x->kl);
     free(x->nll);
     free(x->tokens);
@@ -237,14 +385,23 @@ static double divergence(const float *p, double p_sum, const float *q, double q_
     return kl;
 }
 
+/* By the distance from the stated value to the answer. */
+static size_t bin_of(const tl_recall *r)
+{
+    size_t bin = 0;
+    while (bin + 1 < TL_BINS && r->begin - r->value >= tl_bin_first[bin + 1])
+        bin++;
+    return bin;
+}
+
 static void run_text(setup *s, subject *x, size_t text, bool is_reference)
 {
     const tl_text *t = &s->texts[text];
     size_t n = t->n_tokens - 1; /* the last token is predicted, never fed */
     size_t prompt = x->method->cut[0] == '2' ? n : x->method->cut[0] == 'p' ? n / 2 : 0;
     tl_error err;
-    if (x->filter.inner.ops->clear(x->filter.inner.self))
-        bench_fail(1, "clear: %s", x->filter.inner.ops->error(x->filter.inner.self));
+    if (filter_clear(&x->filter))
+        bench_fail(1, "clear: %s", filter_error(&x->filter));
     x->session.position = 0;
     for (size_t at = 0, m; at < n; at += m) {
         m = at >= prompt ? 1 : prompt - at < CHUNK ? prompt - at : CHUNK;
@@ -257,8 +414,10 @@ static void run_text(setup *s, subject *x, size_t text, bool is_reference)
                 s->reference_sum[at + i] = sum;
                 s->reference_top[at + i] = s->top[at + i];
             } else {
-                x->kl[text] += divergence(s->reference + (at + i) * s->vocab,
-                                          s->reference_sum[at + i], row, sum, s->vocab);
+                double kl = divergence(s->reference + (at + i) * s->vocab, s->reference_sum[at + i],
+                                       row, sum, s->vocab);
+                x->kl[text] += kl;
+                x->each_kl[x->n_each++] = kl;
             }
             x->nll[text] += sum - (double)row[t->tokens[at + i + 1]];
             x->same_top += s->top[at + i] == s->reference_top[at + i];
@@ -269,7 +428,7 @@ static void run_text(setup *s, subject *x, size_t text, bool is_reference)
         bool hit = true;
         for (size_t j = t->recalls[i].begin; j < t->recalls[i].end; j++)
             hit = hit && s->top[j - 1] == t->tokens[j];
-        x->hits += hit;
+        x->hits[bin_of(&t->recalls[i])] += hit;
     }
 }
 
@@ -359,7 +518,8 @@ static void load_texts(setup *s)
     for (size_t i = 0; i < s->n_texts; i++) {
         if (s->texts[i].n_tokens < 2)
             bench_fail(1, "text %zu has no two tokens", i);
-        s->asked += (double)s->texts[i].n_recalls;
+        for (size_t j = 0; j < s->texts[i].n_recalls; j++)
+            s->asked[bin_of(&s->texts[i].recalls[j])] += 1.0;
     }
 }
 
@@ -374,7 +534,7 @@ static void make_biases(setup *s)
     size_t few = c->head_dim * BIASED_OF_64 / 64;
     subject x;
     memset(&x, 0, sizeof x);
-    open_subject(s, &x, &methods[M_F32], 0.0, NULL);
+    open_subject(s, &x, &base_methods[M_F32], 0.0, NULL);
     x.filter.sum = bench_alloc(n, sizeof *x.filter.sum);
     x.filter.sum2 = bench_alloc(n, sizeof *x.filter.sum2);
     for (size_t i = 0; i < s->n_texts && i < 2; i++)
@@ -405,6 +565,63 @@ static void make_biases(setup *s)
 
 /* ---- report ---- */
 
+static int compare(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+/* Sorts x. */
+static double percentile(double *x, size_t n, double part)
+{
+    if (n == 0)
+        return NAN;
+    qsort(x, n, sizeof *x, compare);
+    return x[(size_t)(part * (double)(n - 1))];
+}
+
+/* An element's bits; *at_ctx: in a text of full length, with the window and the first tokens. */
+static double bits_of(const setup *s, const subject *x, double *at_ctx)
+{
+    const method *m = x->method;
+    const tl_config *c = &s->model.config;
+    double bits =
+        kvt_cache_bytes_per_token(x->kvtile.cache) * 8.0 / (2.0 * c->kv_dim * c->n_layers);
+    double fine_bits = 8.5;
+    size_t n = s->max_tokens, fine = BENCH_BLOCK, sealed = n;
+    if (m->format) {
+        bits = 0.5 * (m->format->bits(c->head_dim, true) + m->format->bits(c->head_dim, false));
+        sealed = bench_format_sealed(m->format, true, n);
+    } else if (m->quantize_kv) {
+        bits = 8.5;
+    } else {
+        fine = m->fine_tokens;
+        fine_bits = 8.0 + 16.0 / c->head_dim + 8.0 / BENCH_BLOCK;
+        if (bits < 16.0)
+            sealed = n < BENCH_BLOCK ? 0 : (n - BENCH_BLOCK) / BENCH_BLOCK * BENCH_BLOCK;
+    }
+    *at_ctx = bench_bits_at(bits, fine_bits, fine, sealed, n);
+    return bits;
+}
+
+static void plot(const setup *s, const subject *rows, size_t n)
+{
+    bench_point *points = bench_alloc(n, sizeof *points);
+    size_t shown = 0;
+    for (size_t i = 0; i < n; i++) {
+        const subject *x = &rows[i];
+        double bits_ctx, kl = sum_of(x->kl, s->n_texts) / sum_of(x->tokens, s->n_texts);
+        bool ours = !x->method->format && !x->method->quantize_kv;
+        if (x->bias == s->options->offsets[0] && bits_of(s, x, &bits_ctx) < 16.0)
+            points[shown++] =
+                (bench_point){x->method->name, bits_ctx, kl, ours, x->method->quantize_kv};
+    }
+    bench_plot plots = {"KL of the next token's distribution",
+                        "bits an element of K and V (filled: with a window of 64)", points, shown};
+    bench_plot_write(s->options->svg, &plots, 1);
+    free(points);
+}
+
 /* row: all methods with the same bias; plain: this method without one, or NULL. */
 static int report(setup *s, const subject *row, const subject *x, const subject *plain,
                   const subject *reference)
@@ -432,33 +649,40 @@ static int report(setup *s, const subject *row, const subject *x, const subject 
      * conversation as token by token.
      */
     char bar[64];
-    bool has_bar = x->method->type == KVT_TYPE_I8 && (x->bias == 0.0 || plain);
+    bool ours = is_i8(x->method), has_bar = ours && (x->bias == 0.0 || plain);
     double limit = x->bias == 0.0 ? 0.4 : 1.5, vs = vs_r1, vs_se = r1_se;
     if (has_bar && x->bias != 0.0)
         vs = quotient(x->kl, plain->kl, n, &vs_se);
     bool pass = vs <= limit, clear = fabs(vs - limit) > 2.0 * vs_se;
     snprintf(bar, sizeof bar, "/%s <= %g", x->bias == 0.0 ? "R1" : "plain", limit);
 
-    bench_record_begin(&r, "fidelity", kvt_cache_isa(x->kvtile.cache), x->method->type_name,
-                       x->method->type_name, &shape);
-    bench_record_no_time(&r, x->method->quantize_kv
-                                 ? 8.5 / 8.0 * 2.0 * c->kv_dim * c->n_layers * (double)shape.ctx
-                                 : kvt_cache_bytes_per_token(x->kvtile.cache) * (double)shape.ctx);
+    double elements = 2.0 * c->kv_dim * c->n_layers, asked = sum_of(s->asked, TL_BINS);
+    double bits_ctx, bits = bits_of(s, x, &bits_ctx);
+    bench_record_begin(&r, "fidelity", kvt_cache_isa(x->kvtile.cache), x->method->k_name,
+                       x->method->v_name, &shape);
+    bench_record_no_time(&r, bits / 8.0 * elements * (double)shape.ctx);
     bench_record_text(&r, "data", o->text ? "text" : "stories");
     bench_record_text(&r, "method", x->method->name);
     bench_record_text(&r, "cut", x->method->cut);
+    bench_record_text(&r, "residual", x->method->quantize_kv || bits >= 16.0 ? "none" : "64");
+    bench_record_number(&r, "bits", bits);
+    bench_record_number(&r, "bits_ctx", bits_ctx);
     bench_record_number(&r, "key_bias", x->bias);
     bench_record_number(&r, "kl", 1e4 * kl); /* of 1e-4 nats */
     bench_record_number(&r, "kl_se", 1e4 * kl_se);
+    bench_record_number(&r, "kl_p99", 1e4 * percentile(x->each_kl, x->n_each, 0.99));
     bench_record_number(&r, "perplexity", exp(nll));
     bench_record_number(&r, "perplexity_change", 100.0 * expm1(nll - nll_reference));
     bench_record_number(&r, "same_top", 100.0 * x->same_top / tokens);
-    bench_record_number(&r, "recall", s->asked > 0 ? 100.0 * x->hits / s->asked : NAN);
+    bench_record_number(&r, "recall", asked > 0 ? 100.0 * sum_of(x->hits, TL_BINS) / asked : NAN);
     bench_record_number(&r, "recall_reference",
-                        s->asked > 0 ? 100.0 * reference->hits / s->asked : NAN);
+                        asked > 0 ? 100.0 * sum_of(reference->hits, TL_BINS) / asked : NAN);
+    static const char *const bins[TL_BINS] = {"recall_1", "recall_128", "recall_512",
+                                              "recall_1024"};
+    for (size_t i = 0; i < TL_BINS; i++)
+        bench_record_number(&r, bins[i], s->asked[i] > 0 ? 100.0 * x->hits[i] / s->asked[i] : NAN);
     double t1_se, t1 = typical_quotient(x->kl, row[M_R1].kl, n, &t1_se);
     double t2_se, t2 = typical_quotient(x->kl, row[M_R2].kl, n, &t2_se);
-    bool ours = x->method->type == KVT_TYPE_I8;
     bench_record_number(&r, "kl_vs_r1", ours ? vs_r1 : NAN);
     bench_record_number(&r, "kl_vs_r1_se", ours ? r1_se : NAN);
     bench_record_number(&r, "kl_vs_r2", ours ? vs_r2 : NAN);
@@ -509,13 +733,15 @@ int bench_fidelity_model(const bench_options *options)
     s.top = bench_alloc(s.max_tokens, sizeof *s.top);
     make_biases(&s);
 
-    size_t n_variants = options->n_offsets, n = n_variants * N_METHODS;
+    size_t n_methods, n_variants = options->n_offsets;
+    method *methods = make_methods(options, &n_methods);
+    size_t n = n_variants * n_methods;
     subject reference, *rows = bench_alloc(n, sizeof *rows);
     memset(&reference, 0, sizeof reference);
     open_subject(&s, &reference, &methods[M_F32], 0.0, NULL);
     for (size_t i = 0; i < n; i++)
-        open_subject(&s, &rows[i], &methods[i % N_METHODS], options->offsets[i / N_METHODS],
-                     options->offsets[i / N_METHODS] == 0.0 ? NULL : s.bias[i / N_METHODS]);
+        open_subject(&s, &rows[i], &methods[i % n_methods], options->offsets[i / n_methods],
+                     options->offsets[i / n_methods] == 0.0 ? NULL : s.bias[i / n_methods]);
 
     bench_table_begin(options, "fidelity: predictions of a model against those with an f32 cache",
                       columns, N_COLUMNS);
@@ -528,8 +754,11 @@ int bench_fidelity_model(const bench_options *options)
     }
     bench_progress("text and cache", s.n_texts * n, s.n_texts * n);
     for (size_t i = 0; i < n; i++)
-        failed |= report(&s, &rows[i - i % N_METHODS], &rows[i],
-                         options->offsets[0] == 0.0 ? &rows[i % N_METHODS] : NULL, &reference);
+        failed |= report(&s, &rows[i - i % n_methods], &rows[i],
+                         options->offsets[0] == 0.0 ? &rows[i % n_methods] : NULL, &reference);
+    if (options->svg)
+        plot(&s, rows, n);
+    double asked = sum_of(s.asked, TL_BINS);
     bench_note(
         options,
         "%zu texts, %.0f predictions, %.0f questions (f32 answers %.1f %%). KL in 1e-4 nats "
@@ -540,13 +769,18 @@ int bench_fidelity_model(const bench_options *options)
         "f32 with a bias shows that the exact output stays. R1: K and V through q8_0; R2: q, "
         "too. pass with a question mark:\n"
         "closer to the bar than two standard errors.",
-        s.n_texts, sum_of(reference.tokens, s.n_texts), s.asked,
-        s.asked > 0 ? 100.0 * reference.hits / s.asked : NAN);
+        s.n_texts, sum_of(reference.tokens, s.n_texts), asked,
+        asked > 0 ? 100.0 * sum_of(reference.hits, TL_BINS) / asked : NAN);
 
+    if (n_methods > N_METHODS)
+        bench_note(options,
+                   "From the pairs and names of --formats on: token by token, the newest 64 "
+                   "to 127 tokens f16, of the references the first 64 in q8_0.");
     for (size_t i = 0; i < n; i++)
         close_subject(&rows[i]);
     close_subject(&reference);
     free(rows);
+    free(methods);
     for (size_t i = 0; i < n_variants; i++)
         free(s.bias[i]);
     free(s.bias);

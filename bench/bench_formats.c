@@ -9,10 +9,11 @@
  *                   that are optimal for normal numbers (Lloyd-Max): TurboQuant's first stage
  *   turboquant4     as vLLM has it (turboquant_4bit_nc): such K, its length restored; V in 16
  *                   uniform levels between each row's least and largest element, not rotated
- *   exl3-4          as exllamav3's cache: 32 elements are rotated together, divided by their largest
- *                   magnitude (f16), and rounded to the midpoints of 16 equal parts of -1 .. 1
- *   kivi4           KIVI: K in 16 levels between the least and the largest of a channel's 64 tokens,
- *                   V likewise of 32 channels of a token
+ *   exl3-4          as exllamav3's cache: 32 elements are rotated together, divided by their
+ *                   largest magnitude (f16), and rounded to the midpoints of 16 equal parts of
+ *                   -1 .. 1
+ *   kivi4           KIVI: K in 16 levels between the least and the largest of a channel's 64
+ *                   tokens, V likewise of 32 channels of a token
  *   kvarn4          KVarN: a block of 64 tokens is rotated, and its channels and tokens are divided
  *                   in turn by their deviations until they are alike; then as kivi4, V's range
  *                   being the whole row's
@@ -104,7 +105,7 @@ static void rotate_back(float *x, size_t n, size_t dim)
     }
 }
 
-/* n elements, `stride` apart, to 16 levels between the least and the largest; f16 step and least. */
+/* n elements, `stride` apart, to 16 levels between least and largest; step and least are f16. */
 static void uniform16(float *x, size_t n, size_t stride)
 {
     float least = x[0], largest = x[0];
@@ -269,7 +270,7 @@ static double imbalance(const double *x, size_t dim)
     return sum + high / low;
 }
 
-/* The published code's limits of a scale, e^-0.3 and e^10. Lower ones change little on real keys. */
+/* The published code's limits of a scale, e^-0.3 and e^10. Lower ones change little. */
 static double limited(double scale)
 {
     return fmin(fmax(scale, 0.74081822068171788), 22026.465794806718);

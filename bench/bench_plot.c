@@ -53,7 +53,8 @@ static box place_label(const box *taken, size_t n_taken, double x, double y, dou
     for (size_t i = 0; i < 2 * sizeof up / sizeof up[0]; i++) {
         double at = i % 2 == 0 ? x + 8 : x - 8 - width, base = y + up[i / 2];
         box b = {at, base - FONT + 2, at + width, base + 3};
-        size_t hits = b.x1 > right || b.x0 < LEFT ? 1000 : 0;
+        size_t hits =
+            b.x1 > right || b.x0 < LEFT || b.y0 < TOP || b.y1 > HEIGHT - BOTTOM ? 1000 : 0;
         for (size_t j = 0; j < n_taken; j++)
             hits += overlap(&b, &taken[j]);
         if (hits < least) {

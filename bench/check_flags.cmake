@@ -11,7 +11,16 @@ foreach(line
     "prefill --queries 0" "prefill --mode int" "decode --v-in-k=1"
     "decode --v-in-k --k i8 --v f16" "prefill --v-in-k --dim 64:128" "append --v-in-k"
     "append --mode near" "append --tokens 513" "append --dtype f8" "snapshot --dir" "fidelity --offset nan"
-    "fidelity --model x" "fidelity --text x" "fidelity --model a --tokenizer b --dim 64")
+    "fidelity --model x" "fidelity --text x" "fidelity --model a --tokenizer b --dim 64"
+    "fidelity --qkv" "fidelity --qkv /nowhere/x" "fidelity --qkv x --model a --tokenizer b"
+    "fidelity --qkv x --dim 64" "fidelity --qkv x --ctx 64" "fidelity --qkv x --offset 1"
+    "fidelity --qkv x --causal --full" "fidelity --full" "fidelity --causal=1 --qkv x"
+    "fidelity --qkv x --scale 0" "fidelity --qkv x --scale nan" "fidelity --qkv x --scale 1e9"
+    "fidelity --qkv x --scale 1x" "fidelity --qkv x --formats q5" "fidelity --qkv x --formats all,f16"
+    "fidelity --qkv x --formats f16,none" "fidelity --qkv x --formats f16,," "fidelity --formats all"
+    "fidelity --qkv x --queries 0" "fidelity --queries 5" "fidelity --per-layer" "fidelity --svg x"
+    "fidelity --qkv x --threads 1,2" "fidelity --stories 2" "fidelity --qkv x --stories 2"
+    "decode --qkv x" "decode --svg x")
   separate_arguments(arguments UNIX_COMMAND "${line}")
   execute_process(COMMAND ${BENCH} ${arguments}
     RESULT_VARIABLE code OUTPUT_VARIABLE out ERROR_VARIABLE err)

@@ -1,0 +1,87 @@
+# kvt-bench fidelity --qkv on generated files: sound ones give every format's line, and every damaged
+# one ends with code 2 and one line that says what is wrong.
+file(MAKE_DIRECTORY ${DIR})
+execute_process(COMMAND ${WRITER} ${DIR} RESULT_VARIABLE code OUTPUT_VARIABLE cases)
+if(NOT code EQUAL 0)
+  message(FATAL_ERROR "write_npy: ${code}")
+endif()
+
+function(sound name lines)
+  execute_process(COMMAND ${BENCH} fidelity --json --qkv ${DIR}/${name} ${ARGN}
+    RESULT_VARIABLE code OUTPUT_VARIABLE out ERROR_VARIABLE err)
+  string(REGEX MATCHALL "\n" ends "${out}")
+  list(LENGTH ends n)
+  if(NOT code EQUAL 0 OR NOT err STREQUAL "" OR n LESS lines)
+    message(SEND_ERROR "${name} ${ARGN}: exit code ${code}, ${n} lines, error '${err}'")
+  endif()
+  set(out "${out}" PARENT_SCOPE)
+endfunction()
+
+# The value of a key in the line of a method over all layers, with or without the window.
+function(value_of method residual key result)
+  set(line "\"layer\": \"all\", [^\n]*\"method\": \"${method}\", \"residual\": \"${residual}\"[^\n]*")
+  string(REGEX MATCH "${line}" line "${out}")
+  if(NOT line MATCHES "\"${key}\": ([0-9.e+-]+)")
+    message(SEND_ERROR "no ${key} of ${method}, ${residual}: '${line}'")
+  endif()
+  set(${result} ${CMAKE_MATCH_1} PARENT_SCOPE)
+endfunction()
+
+sound(sound 20 --svg ${DIR}/sound.svg)
+file(READ ${DIR}/sound.svg svg)
+if(NOT svg MATCHES "^<svg .*kvarn4 \\+64.*</svg>\n$")
+  message(SEND_ERROR "the drawing lacks something")
+endif()
+# Orders that hold whatever the numbers: more bits, and a window, are better.
+foreach(key kl_mean error_mean)
+  value_of(i8/i8 none ${key} i8)
+  value_of(i8/i8 64 ${key} i8_window)
+  value_of(q4_0-rot none ${key} q4)
+  value_of(q4_0-rot 64 ${key} q4_window)
+  if(NOT (i8_window LESS i8 AND i8 LESS q4 AND q4_window LESS q4))
+    message(SEND_ERROR "${key}: i8 ${i8}, with a window ${i8_window}; q4_0-rot ${q4}, ${q4_window}")
+  endif()
+endforeach()
+value_of(f16/f16 none error_max f16)
+if(f16 GREATER 1e-5) # the numbers are f16
+  message(SEND_ERROR "f16/f16: error ${f16}")
+endif()
+# 150 tokens: 64 of them sealed, which are the finer ones of a reference
+value_of(q4_0 64 bits_ctx bits)
+if(NOT bits MATCHES "^12\\.8") # (64 * 8.5 + 86 * 16) / 150
+  message(SEND_ERROR "q4_0 with a window: ${bits} bits")
+endif()
+
+set(whole "${out}")
+sound(sound 60 --per-layer --threads 2) # the same figures, and two layers'
+if(NOT out MATCHES "\"layer\": \"1\"" OR NOT out MATCHES "\"error_share\": 0\\.")
+  message(SEND_ERROR "--per-layer: no line of layer 1")
+endif()
+value_of(kivi4 none kl_mean two)
+set(out "${whole}")
+value_of(kivi4 none kl_mean one)
+if(NOT one EQUAL two)
+  message(SEND_ERROR "kivi4: ${one} on one thread, ${two} on two")
+endif()
+
+sound(versions 3 --formats none)
+sound(double_quotes 3 --formats kivi4,q8_0 --full)
+sound(mixed 3 --formats kvarn4 --scale 0.2 --causal)
+sound(v_dim 20 --queries 7)
+sound(cross 20 --full)
+
+string(REGEX MATCHALL "[^\n]+" cases "${cases}")
+list(LENGTH cases n)
+if(n LESS 30)
+  message(SEND_ERROR "only ${n} damaged files")
+endif()
+foreach(case ${cases})
+  string(REGEX MATCH "^([^\t]+)\t(.*)$" case "${case}")
+  set(name ${CMAKE_MATCH_1})
+  set(message "${CMAKE_MATCH_2}")
+  execute_process(COMMAND ${BENCH} fidelity --qkv ${DIR}/${name}
+    RESULT_VARIABLE code OUTPUT_VARIABLE out ERROR_VARIABLE err)
+  if(NOT code EQUAL 2 OR NOT out STREQUAL "" OR NOT err MATCHES "^kvt-bench: [^\n]*${message}[^\n]*\n$")
+    message(SEND_ERROR "${name}: exit code ${code}, output '${out}', error '${err}', not ${message}")
+  endif()
+endforeach()
