@@ -407,16 +407,20 @@ static void run_pair(data *d, const method *m)
 
 /* ---- methods ---- */
 
-/* Bits an element of one side, from the bytes of a cache whose other side is f16. */
+/* Bits an element of one side, from the bytes of a cache whose other side is i8, and i8's own from
+   one whose other side is f16. */
 static double type_bits(data *d, kvt_type type, bool is_k)
 {
-    bench_type_pair pair = {is_k ? type : KVT_TYPE_F16, is_k ? KVT_TYPE_F16 : type, 0};
+    kvt_type other = type == KVT_TYPE_I8 ? KVT_TYPE_F16 : KVT_TYPE_I8;
+    if (type == KVT_TYPE_F16)
+        return 16.0;
+    bench_type_pair pair = {is_k ? type : other, is_k ? other : type, 0};
     method m = {.name = "bits", .pair = &pair};
     kvt_cache *cache = create_cache(d, &m);
     double bits = 8.0 * kvt_cache_bytes_per_token(cache) / (double)d->kv_heads;
-    size_t dim = is_k ? d->k_dim : d->v_dim, other = is_k ? d->v_dim : d->k_dim;
+    size_t dim = is_k ? d->k_dim : d->v_dim, other_dim = is_k ? d->v_dim : d->k_dim;
     kvt_cache_destroy(cache);
-    return (bits - 16.0 * (double)other) / (double)dim;
+    return (bits - type_bits(d, other, !is_k) * (double)other_dim) / (double)dim;
 }
 
 static void name_method(method *m)

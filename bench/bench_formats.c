@@ -31,6 +31,7 @@
 
 /* ---- the library's ---- */
 
+/* K, V, and how many of the first tokens are i8 where a side has fewer bits: a line a pair. */
 const bench_type_pair bench_type_pairs[] = {
     {KVT_TYPE_F16, KVT_TYPE_F16, 0},
     {KVT_TYPE_I8, KVT_TYPE_I8, 0},

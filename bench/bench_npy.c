@@ -196,7 +196,9 @@ void bench_npy_read(bench_npy *npy, size_t slice, float *out)
     if (fseek(npy->file, npy->data + (long)(slice * bytes), SEEK_SET) != 0 ||
         fread(raw, 1, bytes, npy->file) != bytes)
         bench_fail(2, "%s: cannot be read", npy->path);
-    for (size_t i = 0; i < n; i++) {
+    size_t bad = n;
+    bool bad_finite = true;
+    for (size_t i = 0; i < n && bad == n; i++) {
         const unsigned char *p = raw + i * npy->item;
         uint32_t bits = p[0] | (uint32_t)p[1] << 8;
         bool finite;
@@ -208,12 +210,15 @@ void bench_npy_read(bench_npy *npy, size_t slice, float *out)
             finite = (bits & 0x7f800000) != 0x7f800000;
             memcpy(&out[i], &bits, sizeof bits);
         }
-        bool fits = finite && out[i] <= 65504.0f && out[i] >= -65504.0f;
-        if (!fits) {
-            size_t dim = npy->shape[3], heads = npy->shape[2];
-            bench_fail(2, "%s: [%zu][%zu][%zu][%zu] is %s", npy->path, slice, i / dim / heads,
-                       i / dim % heads, i % dim, finite ? "beyond f16's 65504" : "not finite");
+        if (!finite || out[i] > 65504.0f || out[i] < -65504.0f) {
+            bad = i;
+            bad_finite = finite;
         }
     }
     free(raw);
+    if (bad < n) {
+        size_t dim = npy->shape[3], heads = npy->shape[2];
+        bench_fail(2, "%s: [%zu][%zu][%zu][%zu] is %s", npy->path, slice, bad / dim / heads,
+                   bad / dim % heads, bad % dim, bad_finite ? "beyond f16's 65504" : "not finite");
+    }
 }
