@@ -20,7 +20,7 @@ foreach(line
     "fidelity --qkv x --formats f16,none" "fidelity --qkv x --formats f16,," "fidelity --formats all"
     "fidelity --qkv x --queries 0" "fidelity --queries 5" "fidelity --per-layer" "fidelity --svg x"
     "fidelity --qkv x --threads 1,2" "fidelity --stories 2" "fidelity --qkv x --stories 2"
-    "decode --qkv x" "decode --svg x")
+    "fidelity --qkv x --svg /nowhere/x" "decode --qkv x" "decode --svg x")
   separate_arguments(arguments UNIX_COMMAND "${line}")
   execute_process(COMMAND ${BENCH} ${arguments}
     RESULT_VARIABLE code OUTPUT_VARIABLE out ERROR_VARIABLE err)

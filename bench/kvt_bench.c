@@ -529,6 +529,11 @@ static void parse_flags(bench_options *o, int command, const char *command_name,
     }
     if (o->full && causal)
         bench_fail(2, "--causal and --full contradict each other");
+    FILE *svg = o->svg ? fopen(o->svg, "ab") : NULL; /* now, and not after minutes */
+    if (o->svg && !svg)
+        bench_fail(2, "--svg: %s: %s", o->svg, strerror(errno));
+    if (svg)
+        fclose(svg);
     if (o->qkv && (o->n_threads > 1 || o->n_isas > 1))
         bench_fail(2, "--qkv: one --threads and one --isa");
     if (o->model && (o->n_ctx > 1 || o->n_threads > 1))
