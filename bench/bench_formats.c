@@ -33,8 +33,9 @@
 
 /* K, V, and how many of the first tokens are i8 where a side has fewer bits: a line a pair. */
 const bench_type_pair bench_type_pairs[] = {
-    {KVT_TYPE_F16, KVT_TYPE_F16, 0},
-    {KVT_TYPE_I8, KVT_TYPE_I8, 0},
+    {KVT_TYPE_F16, KVT_TYPE_F16, 0}, {KVT_TYPE_I8, KVT_TYPE_I8, 0},  {KVT_TYPE_I8, KVT_TYPE_I5, 64},
+    {KVT_TYPE_I8, KVT_TYPE_I4, 64},  {KVT_TYPE_I4, KVT_TYPE_I8, 64}, {KVT_TYPE_I4, KVT_TYPE_I5, 64},
+    {KVT_TYPE_I4, KVT_TYPE_I4, 64},
 };
 const size_t bench_n_type_pairs = sizeof bench_type_pairs / sizeof bench_type_pairs[0];
 

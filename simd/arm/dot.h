@@ -1,6 +1,6 @@
 /*
- * Dot products of bytes (armv8.2-a+dotprod): what dotprod.c and i8mm.c share, the products of 4-bit K
- * and of 4- and 5-bit V by one digit.
+ * Dot products of bytes (armv8.2-a+dotprod): what dotprod.c and i8mm.c share, the products of 4-bit
+ * K and of 4- and 5-bit V by one digit.
  *
  * `sdot` and `udot` add to each 32-bit lane the dot product of its four bytes and four bytes of
  * weights, which may be any 32-bit lane of a register ("by element"). Half of an octet of a quad is

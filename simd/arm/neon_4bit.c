@@ -1,7 +1,7 @@
 /*
  * NEON (armv8-a): products of 4-bit K and of 4- and 5-bit V as integers: neon_4bit.h, and
- * product_near below. Codes and digits are signed bytes: `smull` and `smlal` multiply 8 of them into
- * sums of 16 bits, two lanes of four summands; twice as many as i8's products of 16 bits.
+ * product_near below. Codes and digits are signed bytes: `smull` and `smlal` multiply 8 of them
+ * into sums of 16 bits, two lanes of four summands; twice as many as i8's products of 16 bits.
  *
  * Overflow: a sum of 16 bits takes 4 products, of which the largest is 63 * 127 (a level of V) with
  * digits of 7 bits: 4 * 8001 < 2^15. `sadalp` then adds it to sums of 32 bits, of 1024 * 127 * 15 <
@@ -38,8 +38,8 @@ KVT_INLINE int16x8_t multiply_add(int second, int16x8_t sum, int8x16_t codes, in
 }
 
 /*
- * 16 summands at a time, two octets. Sum i is of row i / 2 / quads and quad i / 2 % quads, its lanes
- * 0 and 1 or 2 and 3, each as two sums that are added at the end.
+ * 16 summands at a time, two octets. Sum i is of row i / 2 / quads and quad i / 2 % quads, its
+ * lanes 0 and 1 or 2 and 3, each as two sums that are added at the end.
  */
 #define IS_SUM(i) ((i) < 2 * rows * quads)
 #define ROW(i) ((i) / 2 / quads)

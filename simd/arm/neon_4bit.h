@@ -216,8 +216,8 @@ KVT_INLINE void kvt_4bit_add_i5(const kvt_4bit_call *call, size_t row, size_t di
 }
 
 /*
- * The blocks of a kind for `rows` rows and 4 * `quads` lanes (K4; V4 and V5 have theirs). The first block of rows prefetches,
- * the first quads of a line all of it.
+ * The blocks of a kind for `rows` rows and 4 * `quads` lanes (K4; V4 and V5 have theirs). The first
+ * block of rows prefetches, the first quads of a line all of it.
  */
 #define KVT_4BIT_BLOCK(kind, rows, quads, quads_v4, quads_v5)                                      \
     KVT_BLOCK_OF_ROWS void qk_i4_##rows(const kvt_4bit_call *call, size_t row, size_t token,       \
