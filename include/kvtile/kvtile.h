@@ -317,6 +317,24 @@ static inline kvt_tensor kvt_tensor_f32(const float *data)
     return t;
 }
 
+/*
+ * Two groups out of one: the first n_first and last n_last layers, which many models need finer
+ * than the others, with types of their own.
+ *
+ * group: all layers, with the types of those between. k_type, v_type: of the first and last ones.
+ * groups: [2] groups[0] gets the layers between, groups[1] the first and last ones; all else is
+ * copied. Where one of the two would have no layer, *n_groups is 1 and groups[0] the other one.
+ * layers: [group->n_layers], the caller's; the groups point into it until kvt_cache_create has
+ * copied it.
+ *
+ * KVT_ERR_ARG: NULL, a wrong struct_size, no layers. n_first and n_last may be too many: then all
+ * layers are first or last ones. Types are checked by kvt_cache_create. Safe at any time.
+ */
+KVT_API kvt_status kvt_group_split_ends(const kvt_group_config *group, uint32_t n_first,
+                                        uint32_t n_last, kvt_type k_type, kvt_type v_type,
+                                        kvt_group_config groups[2], uint32_t *n_groups,
+                                        uint32_t *layers);
+
 /* ---- library ---- */
 
 /* One sentence for a status; for a number that is no status, a sentence that says so. */
@@ -383,7 +401,8 @@ typedef struct kvt_cache_stats {
     uint64_t blocks_used;     /* that hold tokens of a sequence, each counted once */
     uint64_t blocks_shared; /* of blocks_used: with several references, of sequences (kvt_seq_fork)
                                  or their checkpoints */
-    uint64_t blocks_sealed; /* of blocks_used: i8, where the group has open blocks as well */
+    uint64_t
+        blocks_sealed; /* of blocks_used: i8, i4 or i5, where groups have open blocks as well */
     /* The same in bytes, with the blocks of positions and token ids that belong to them. */
     uint64_t bytes_free, bytes_reserved, bytes_used, bytes_shared;
     uint64_t reserved[8]; /* 0 */
@@ -401,12 +420,12 @@ KVT_API kvt_status kvt_cache_get_stats(const kvt_cache *cache, kvt_cache_stats *
  * take as much, or an open block less for each group and sequence, where n_tokens is no multiple
  * of KVT_BLOCK_TOKENS. A cache with this as its budget can hold them, whatever the steps.
  *
- * Not held against the budget are open blocks (f16) that have their sealed form (i8) beside them:
+ * Not held against the budget are open blocks (f16) that have their sealed form beside them:
  * those that a pending step seals, and after the commit those whose sealing a truncate may take
- * back, until the next begin. For each sequence and group with an i8 side that is at most
+ * back, until the next begin. For each sequence and group with an i8, i4 or i5 side that is at most
  * residual_tokens / 64 + 3 open blocks while a step is pending (until a sequence loaded from a
  * snapshot of a larger window has sealed what is beyond its own, of that window), else one; an open
- * block has twice a sealed one's bytes. Nor are the keys that a pending step at token 64 holds
+ * block has 16 bits an element. Nor are the keys that a pending step at token 64 holds
  * (kvt_seq_begin). Those of a sequence with a reserve (kvt_seq_reserve) are held against it.
  *
  * KVT_ERR_ARG, KVT_ERR_LIMIT, KVT_ERR_UNSUPPORTED as kvt_cache_create; KVT_ERR_LIMIT also when
