@@ -4,12 +4,13 @@
  * A permutation of 16 floats takes the low four bits of each 32-bit lane for its index, whatever is
  * above them: a shift and a permutation make 16 codes the numbers that they stand for. 5-bit V has
  * the fifth bits put above the nibbles first, bytes of their own, and permutes 32 floats. The rest
- * is as in avx512_float.c: up to 24 accumulators of rows by vectors, sums in chains of 64.
+ * is as in avx512_float.c: accumulators of rows by vectors, sums in chains of 64. There are up to
+ * 16 of them: with more, the lines, which stay for eight summands, do not fit the registers.
  */
 #include "simd/levels.h"
 #include "avx512_product.h"
 
-#define ROWS_BLOCK 6
+#define ROWS_BLOCK 4
 #define VECTORS 4
 #define SUMS_MAX (ROWS_BLOCK * VECTORS)
 /* Dims of a chunk: summed from zero, then added to the score. */
@@ -130,15 +131,13 @@ QK_BLOCK(1)
 QK_BLOCK(2)
 QK_BLOCK(3)
 QK_BLOCK(4)
-QK_BLOCK(5)
-QK_BLOCK(6)
 
 void kvt_avx512_qk_i4(const float *q, size_t ldq, size_t rows, const void *codes,
                       const uint16_t *scales, size_t n_tokens, size_t dims_p, const void *next,
                       float *s)
 {
     static void (*const blocks[])(const qk_call *, size_t, uintptr_t) = {NULL, qk_1, qk_2, qk_3,
-                                                                         qk_4, qk_5, qk_6};
+                                                                         qk_4};
     const qk_call call = {q, ldq, codes, scales, dims_p, s};
     uintptr_t prefetch = (uintptr_t)(next ? next : codes);
     (void)n_tokens;
@@ -193,15 +192,12 @@ KVT_INLINE void pv_columns(int type, size_t rows, size_t vectors, const pv_call 
     PV_BLOCK(type, 2)                                                                              \
     PV_BLOCK(type, 3)                                                                              \
     PV_BLOCK(type, 4)                                                                              \
-    PV_BLOCK(type, 5)                                                                              \
-    PV_BLOCK(type, 6)                                                                              \
     void kvt_avx512_##name(const float *p, size_t rows, const void *codes, const uint16_t *scales, \
                            size_t n_tokens, size_t dims_p, const float *alpha, const void *next,   \
                            float *acc, size_t ldacc)                                               \
     {                                                                                              \
         static void (*const blocks[])(const pv_call *, size_t, uintptr_t) = {                      \
-            NULL,          pv_##type##_1, pv_##type##_2, pv_##type##_3,                            \
-            pv_##type##_4, pv_##type##_5, pv_##type##_6};                                          \
+            NULL, pv_##type##_1, pv_##type##_2, pv_##type##_3, pv_##type##_4};                     \
         _Alignas(64) float weight[KVT_ROWS_MAX * KVT_TOKENS];                                      \
         const pv_call call = {                                                                     \
             weight, codes, kvt_round_up(n_tokens, 8), dims_p, alpha, acc, ldacc};                  \
