@@ -1,5 +1,5 @@
 /*
- * AMX int8: products of whole tiles for i8 attention.
+ * AMX int8: products of whole tiles for attention on codes of 8, 5 and 4 bits.
  *
  * A tile register holds 16 rows of 64 bytes, and one instruction adds the products of 16 rows of
  * A with 16 columns of B, 64 bytes deep, to 16 x 16 sums of 32 bits. B are codes in their stored
@@ -29,6 +29,11 @@
  * Few rows use the same path, not VNNI: K at 128 dims is 8 tiles, that is 128 cycles for 1 to 8
  * rows, where VNNI takes 128 for each, and reading the codes from memory takes some 2000.
  *
+ * Codes of 4 and 5 bits are unpacked once a call, into a buffer in the order of 8 bits, and
+ * multiplied with one digit. That costs as much as the products of some four rows, so fewer rows
+ * take the products of avx512_4bit.c, with the same result, bit for bit: digits are the same, sums
+ * are exact, and what is multiplied by 1/2 here is the same number as there.
+ *
  * dims are a multiple of 16, tiles 64 deep. The last chunk of K's dims overlaps the one before it,
  * and A has zeros for the dims that were already summed: all tiles have one shape, so that they are
  * configured once a call, and no load leaves the tile of 16 tokens. Below 64 dims the tiles have
@@ -40,9 +45,10 @@
  * Tiles are configured and released in each call: live tile state (8 KiB) is saved at each context
  * switch, and the caller's thread must not be left with our configuration.
  */
-#include "simd/kernels.h"
-
+#include "simd/levels.h"
+#include "simd/x86/prefetch.h"
 #include "amx_tile.h"
+#include "avx512_product.h"
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -328,10 +334,18 @@ static size_t chunks_of(size_t dims_p)
     return (dims_p + DEPTH_MAX - 1) / DEPTH_MAX;
 }
 
-INLINE void pack_q(size_t digits, float q_max, const float *q, size_t ldq, size_t rows,
-                   size_t dims_p, void *packed)
+/* 16 dims of q, from `from` on; scales: their factors, or NULL. */
+INLINE __m512 load_q(const float *from, const uint16_t *scales, __mmask16 counts)
 {
-    const size_t a_group = SIDE / digits, group_bytes = a_group * kvt_packed_row_bytes(dims_p);
+    const __m512 x = _mm512_maskz_loadu_ps(counts, from);
+    return scales ? _mm512_mul_ps(x, _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(counts, scales))) : x;
+}
+
+/* Of rows of q, or of q[d] * scales[d]. */
+INLINE void pack_q(size_t digits, float q_max, size_t group_bytes, const float *q, size_t ldq,
+                   const uint16_t *scales, size_t rows, size_t dims_p, void *packed)
+{
+    const size_t a_group = SIDE / digits;
     const size_t depth = depth_of(dims_p), chunks = chunks_of(dims_p);
     for (size_t r = 0; r < rows; r++, q += ldq) {
         unsigned char *group = (unsigned char *)packed + r / a_group * group_bytes;
@@ -339,18 +353,20 @@ INLINE void pack_q(size_t digits, float q_max, const float *q, size_t ldq, size_
         __m512 largest = _mm512_set1_ps(LEAST), reciprocal;
         float top;
         for (size_t d = 0; d < dims_p; d += SIDE)
-            largest = _mm512_max_ps(_mm512_abs_ps(_mm512_loadu_ps(q + d)), largest);
+            largest = _mm512_max_ps(
+                _mm512_abs_ps(load_q(q + d, scales ? scales + d : NULL, 0xffff)), largest);
         top = _mm512_reduce_max_ps(largest);
         reciprocal = _mm512_set1_ps(q_max / top);
         ((float *)(void *)group)[r % a_group] = top / q_max;
         for (size_t c = 0; c < chunks; c++, row += TILE_BYTES) {
             /* The last chunk overlaps the one before by so many dims, zero in this one. */
             size_t early = dims_p < (c + 1) * DEPTH_MAX && c ? (c + 1) * DEPTH_MAX - dims_p : 0;
-            const float *from = q + c * DEPTH_MAX - early;
+            const size_t at = c * DEPTH_MAX - early;
             __m512 x[4];
             for (size_t i = 0; i < 4; i++) {
                 __mmask16 counts = SIDE * i >= early && SIDE * i < depth ? 0xffff : 0;
-                x[i] = _mm512_mul_ps(_mm512_maskz_loadu_ps(counts, from + SIDE * i), reciprocal);
+                const size_t d = at + SIDE * i;
+                x[i] = _mm512_mul_ps(load_q(q + d, scales ? scales + d : NULL, counts), reciprocal);
             }
             put_digits(KEYS, digits, x, row);
         }
@@ -363,14 +379,13 @@ INLINE void pack_q(size_t digits, float q_max, const float *q, size_t ldq, size_
                    0, digits * DEPTH_MAX);
 }
 
-INLINE void qk(size_t digits, const void *packed, size_t first, size_t rows, const void *codes,
-               const uint16_t *scales, size_t n_tokens, size_t dims_p, const void *next, float *s)
+/* Scores of tokens of which B has codes in 8 bits, laid out as tile.h says. */
+INLINE product scores_of(const void *packed, size_t group_bytes, size_t rows, const void *codes,
+                         size_t n_tokens, size_t dims_p, const float *factors, float *s)
 {
-    _Alignas(64) float token_scales[KVT_TOKENS];
-    const product x = {
+    return (product){
         .a = packed,
-        .group_bytes = SIDE / digits * kvt_packed_row_bytes(dims_p),
-        .first_group = first / (SIDE / digits),
+        .group_bytes = group_bytes,
         .rows = rows,
         .b = codes,
         .columns = (n_tokens + SIDE - 1) / SIDE,
@@ -379,16 +394,116 @@ INLINE void qk(size_t digits, const void *packed, size_t first, size_t rows, con
         .last = (dims_p - depth_of(dims_p)) * SIDE,
         .depth = depth_of(dims_p),
         .chunks = chunks_of(dims_p),
-        .next = next,
-        .factors = token_scales,
+        .factors = factors,
         .out = s,
         .ld_out = KVT_TOKENS,
     };
-    for (size_t t = 0; t < KVT_TOKENS; t += SIDE) {
-        __m256i h = _mm256_loadu_si256((const __m256i *)(const void *)(scales + t));
-        _mm512_store_ps(token_scales + t, _mm512_cvtph_ps(h));
-    }
+}
+
+INLINE void qk(size_t digits, const void *packed, size_t first, size_t rows, const void *codes,
+               const uint16_t *scales, size_t n_tokens, size_t dims_p, const void *next, float *s)
+{
+    _Alignas(64) float token_scales[KVT_TOKENS];
+    product x = scores_of(packed, SIDE / digits * kvt_packed_row_bytes(dims_p), rows, codes,
+                          n_tokens, dims_p, token_scales, s);
+    x.first_group = first / (SIDE / digits);
+    x.next = next;
+    for (size_t t = 0; t < KVT_TOKENS; t += SIDE)
+        _mm512_store_ps(token_scales + t, kvt_load_f16(scales + t));
     run(KEYS, digits, &x);
+}
+
+/* ---- codes of 4 and 5 bits ---- */
+
+/*
+ * Codes of 4 and 5 bits become the numbers that they stand for, in the order of 8 bits (tile.h),
+ * once for all rows: a line of 64 bytes becomes two.
+ */
+enum { K4, V4, V5 };
+
+INLINE __m512i numbers_of(int type, int upper)
+{
+    const __m128i levels = _mm_setr_epi8(KVT_V4_LEVELS);
+    const __m128i odd = _mm_setr_epi8(-15, -13, -11, -9, -7, -5, -3, -1, 1, 3, 5, 7, 9, 11, 13, 15);
+    if (type == V4)
+        return _mm512_broadcast_i32x4(levels);
+    if (type == V5)
+        return _mm512_broadcast_i32x4(_mm_add_epi8(odd, _mm_set1_epi8(upper ? 16 : -16)));
+    return _mm512_broadcast_i32x4(odd);
+}
+
+/* to: where the first half goes, and half_bytes behind it the second. fifth: V5's bits. */
+INLINE void unpack_line(int type, const unsigned char *line, const unsigned char *fifth,
+                        unsigned char *to, size_t half_bytes)
+{
+    __m512i half[2];
+    kvt_unpack_nibbles(_mm512_loadu_si512(line), half);
+    for (size_t i = 0; i < 2; i++) {
+        __m512i x = _mm512_shuffle_epi8(numbers_of(type, 0), half[i]);
+        if (type == V5) {
+            uint64_t upper;
+            memcpy(&upper, fifth + 8 * i, sizeof upper);
+            x = _mm512_mask_shuffle_epi8(x, upper, numbers_of(type, 1), half[i]);
+        }
+        _mm512_store_si512(to + i * half_bytes, x);
+    }
+}
+
+/*
+ * Cycles of a line for the prefetch: the lines are read in one go, and the products come after, so
+ * the prefetches are to wait for the lines.
+ */
+#define UNPACK_CYCLES KVT_PREFETCH_WAITS
+
+/* Numbers that are unpacked at a time: 64 tokens of 512 dims. */
+#define UNPACKED (KVT_TOKENS * (size_t)512)
+#define MAX_DIMS ((size_t)1024)
+
+/* With fewer rows the products of avx512_4bit.c do less work than unpacking all codes does. */
+#define ROWS_LEAST 4
+
+/* ---- scores of 4 bits ---- */
+
+/* n lines of K from `at` on of `all`. */
+INLINE void unpack_k(const unsigned char *codes, size_t at, size_t n, size_t all, uintptr_t next,
+                     unsigned char *to)
+{
+    for (size_t i = at; i < at + n; i++, to += 128) {
+        const size_t middle = all / 2;
+        const uintptr_t again =
+            i < middle ? (uintptr_t)codes + (i + middle) * 64 : next + (i - middle) * 64;
+        unpack_line(K4, codes + i * 64, NULL, to, 64);
+        kvt_prefetch_line(UNPACK_CYCLES, codes + i * 64, next + i * 64, again);
+    }
+}
+
+/* A code stands for (2 * code - 15) / 2 scales. */
+static void qk_i4_near(const float *q, size_t ldq, size_t rows, const void *codes,
+                       const uint16_t *scales, size_t n_tokens, size_t dims_p, const void *next,
+                       float *s)
+{
+    _Alignas(64) unsigned char packed[KVT_ROWS_MAX / SIDE * (SCALES_BYTES + SIDE * MAX_DIMS)];
+    _Alignas(64) unsigned char numbers[UNPACKED];
+    _Alignas(64) float halves[KVT_TOKENS];
+    const size_t tokens = dims_p * KVT_TOKENS <= UNPACKED ? KVT_TOKENS : KVT_TOKENS / 2;
+    const size_t tile_lines = dims_p / 8;
+    const uintptr_t ahead = (uintptr_t)(next ? next : codes);
+    const size_t group_bytes = SCALES_BYTES + chunks_of(dims_p) * TILE_BYTES;
+
+    if (rows < ROWS_LEAST) {
+        kvt_avx512_qk_i4_near(q, ldq, rows, codes, scales, n_tokens, dims_p, next, s);
+        return;
+    }
+    for (size_t t = 0; t < KVT_TOKENS; t += SIDE)
+        _mm512_store_ps(halves + t, _mm512_set1_ps(0.5f));
+    pack_q(1, Q_MAX_FAST, group_bytes, q, ldq, scales, rows, dims_p, packed);
+    for (size_t t = 0; t < n_tokens; t += tokens) {
+        const size_t n = n_tokens - t < tokens ? n_tokens - t : tokens;
+        const product x = scores_of(packed, group_bytes, rows, numbers, n, dims_p, halves, s + t);
+        unpack_k(codes, t / SIDE * tile_lines, x.columns * tile_lines, 4 * tile_lines, ahead,
+                 numbers);
+        run(KEYS, 1, &x);
+    }
 }
 
 /* ---- weighted sums ---- */
@@ -449,42 +564,108 @@ INLINE void pack_p(size_t digits, float p_max, const float *p, size_t rows, cons
         memset(groups[r / a_group].tile[r % a_group * digits], 0, digits * DEPTH_MAX);
 }
 
-INLINE void pv(size_t digits, float p_max, const float *p, size_t rows, const void *codes,
-               const uint16_t *scales, size_t n_tokens, size_t dims_p, const float *alpha,
-               const void *next, float *acc, size_t ldacc)
+/* Weighted sums of dims_p dims of which B has codes in 8 bits, laid out as tile.h says. */
+INLINE product weighted_of(const weights *groups, size_t rows, const void *codes, size_t dims_p,
+                           const float *alpha, float *acc, size_t ldacc)
 {
-    _Alignas(64) weights groups[KVT_ROWS_MAX / 8];
-    const product x = {
+    return (product){
         .a = (const unsigned char *)groups,
         .group_bytes = sizeof *groups,
-        .first_group = 0,
         .rows = rows,
         .b = codes,
         .columns = dims_p / SIDE,
         .column_bytes = 64,
         .row_bytes = 4 * dims_p,
-        .last = 0,
         .depth = KVT_TOKENS,
         .chunks = 1,
-        .next = next,
         .factors = alpha,
         .out = acc,
         .ld_out = ldacc,
     };
+}
+
+INLINE void pv(size_t digits, float p_max, const float *p, size_t rows, const void *codes,
+               const uint16_t *scales, size_t n_tokens, size_t dims_p, const float *alpha,
+               const void *next, float *acc, size_t ldacc)
+{
+    _Alignas(64) weights groups[KVT_ROWS_MAX / 8];
+    product x = weighted_of(groups, rows, codes, dims_p, alpha, acc, ldacc);
+    x.next = next;
     pack_p(digits, p_max, p, rows, scales, n_tokens, groups);
     run(VALUES, digits, &x);
+}
+
+/* ---- weighted sums of 4 and 5 bits ---- */
+
+/* n dims of V from `dim` on. */
+INLINE void unpack_v(int type, const unsigned char *codes, size_t dims_p, size_t dim, size_t n,
+                     uintptr_t next, unsigned char *to)
+{
+    const size_t middle = dims_p * KVT_TOKENS / 4;
+    for (size_t t = 0; t < KVT_TOKENS; t += 8) {
+        const size_t fifth = kvt_v5_index(t, dim, dims_p);
+        const size_t first = kvt_v4_index(t, dim, dims_p);
+        for (size_t at = first; at < first + 4 * n; at += 64, to += 64) {
+            const uintptr_t again =
+                t < KVT_TOKENS / 2 ? (uintptr_t)codes + at + middle : next + at - middle;
+            unpack_line(type, codes + at, type == V5 ? codes + fifth + (at - first) / 4 : NULL, to,
+                        4 * n);
+            kvt_prefetch_line(UNPACK_CYCLES, codes + at, next + at, again);
+        }
+        to += 4 * n;
+        for (size_t at = fifth; type == V5 && at < fifth + n; at += 64)
+            _mm_prefetch((const char *)(next + at), _MM_HINT_T1);
+    }
+}
+
+INLINE void pv_bits(int type, const float *p, size_t rows, const void *codes,
+                    const uint16_t *scales, size_t n_tokens, size_t dims_p, const float *alpha,
+                    const void *next, float *acc, size_t ldacc)
+{
+    _Alignas(64) unsigned char numbers[UNPACKED];
+    _Alignas(64) weights groups[KVT_ROWS_MAX / 8];
+    const size_t most = UNPACKED / KVT_TOKENS;
+    pack_p(1, P_MAX_FAST, p, rows, scales, n_tokens, groups);
+    for (size_t d = 0; d < dims_p; d += most) {
+        const size_t n = dims_p - d < most ? dims_p - d : most;
+        const product x = weighted_of(groups, rows, numbers, n, alpha, acc + d, ldacc);
+        unpack_v(type, codes, dims_p, d, n, (uintptr_t)(next ? next : codes), numbers);
+        run(VALUES, 1, &x);
+    }
+}
+
+static void pv_i4_near(const float *p, size_t rows, const void *codes, const uint16_t *scales,
+                       size_t n_tokens, size_t dims_p, const float *alpha, const void *next,
+                       float *acc, size_t ldacc)
+{
+    if (rows < ROWS_LEAST)
+        kvt_avx512_pv_i4_near(p, rows, codes, scales, n_tokens, dims_p, alpha, next, acc, ldacc);
+    else
+        pv_bits(V4, p, rows, codes, scales, n_tokens, dims_p, alpha, next, acc, ldacc);
+}
+
+static void pv_i5_near(const float *p, size_t rows, const void *codes, const uint16_t *scales,
+                       size_t n_tokens, size_t dims_p, const float *alpha, const void *next,
+                       float *acc, size_t ldacc)
+{
+    if (rows < ROWS_LEAST)
+        kvt_avx512_pv_i5_near(p, rows, codes, scales, n_tokens, dims_p, alpha, next, acc, ldacc);
+    else
+        pv_bits(V5, p, rows, codes, scales, n_tokens, dims_p, alpha, next, acc, ldacc);
 }
 
 /* ---- the kernels ---- */
 
 static void pack_q_near(const float *q, size_t ldq, size_t rows, size_t dims_p, void *packed)
 {
-    pack_q(2, Q_MAX_NEAR, q, ldq, rows, dims_p, packed);
+    pack_q(2, Q_MAX_NEAR, SIDE / 2 * kvt_packed_row_bytes(dims_p), q, ldq, NULL, rows, dims_p,
+           packed);
 }
 
 static void pack_q_fast(const float *q, size_t ldq, size_t rows, size_t dims_p, void *packed)
 {
-    pack_q(1, Q_MAX_FAST, q, ldq, rows, dims_p, packed);
+    pack_q(1, Q_MAX_FAST, SIDE / 1 * kvt_packed_row_bytes(dims_p), q, ldq, NULL, rows, dims_p,
+           packed);
 }
 
 static void qk_i8_near(const void *packed, size_t first, size_t rows, const void *codes,
@@ -523,4 +704,7 @@ const kvt_kernels kvt_kernels_amx = {
     .qk_i8_fast = qk_i8_fast,
     .pv_i8_near = pv_i8_near,
     .pv_i8_fast = pv_i8_fast,
+    .qk_i4_near = qk_i4_near,
+    .pv_i4_near = pv_i4_near,
+    .pv_i5_near = pv_i5_near,
 };

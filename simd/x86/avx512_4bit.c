@@ -19,7 +19,8 @@
  *  2. The largest magnitudes of up to 8 rows are reduced and divided together.
  *
  * Overflow: K 1024 * 127 * 15 < 2^21. V 64 * 255 * 63 < 2^20. Both are exact as f32, and so are
- * half-integers of that size.
+ * half-integers of that size. amx.c has other products, with the same digits and the same results,
+ * bit for bit: there the number of rows decides which are used.
  */
 #include "simd/levels.h"
 #include "simd/x86/prefetch.h"
@@ -100,7 +101,7 @@ KVT_INLINE void fold(size_t rows, const float *q, size_t ldq, const uint16_t *sc
         fold_64(rows, q, ldq, scales, d, 4, reciprocals, sum, to);
     if (d < dims_p)
         fold_64(rows, q, ldq, scales, d, (dims_p - d) / 16, reciprocals, sum, to);
-    _mm512_store_ps(to->step, _mm512_mul_ps(largest, _mm512_set1_ps(1.0f / Q_MAX)));
+    _mm512_store_ps(to->step, _mm512_div_ps(largest, _mm512_set1_ps(Q_MAX)));
     _mm512_store_ps(to->bias,
                     _mm512_mul_ps(_mm512_cvtepi32_ps(kvt_reduce(KVT_SUM, ROWS_BLOCK, sum)),
                                   _mm512_set1_ps(-7.5f)));
@@ -234,7 +235,7 @@ KVT_INLINE void round_rows(size_t bits, size_t rows, const float *p, const __m51
     const float most = kvt_weight_most(1);
     _Alignas(64) float reciprocals[16];
     __m512i x[ROWS_BLOCK];
-    __m512 w[4], largest;
+    __m512 w[4], largest, unit;
     KVT_UNROLL
     for (size_t r = 0; r < ROWS_BLOCK; r++) {
         /* vmaxps returns its second operand for a NaN (of logits beyond f32); its digits are 0. */
@@ -250,8 +251,8 @@ KVT_INLINE void round_rows(size_t bits, size_t rows, const float *p, const __m51
         kvt_weigh(p + r * KVT_TOKENS, scale, w);
         kvt_put_weights(1, w, _mm512_set1_ps(reciprocals[r]), &to->rows[r]);
     }
-    _mm512_store_ps(to->step,
-                    _mm512_mul_ps(largest, _mm512_set1_ps((bits == 5 ? 2.0f : 1.0f) / most)));
+    unit = _mm512_div_ps(largest, _mm512_set1_ps(most));
+    _mm512_store_ps(to->step, bits == 5 ? _mm512_add_ps(unit, unit) : unit);
     if (bits == 5) {
         KVT_UNROLL
         for (size_t r = 0; r < ROWS_BLOCK; r++)
@@ -282,7 +283,8 @@ KVT_INLINE void pv_columns(size_t bits, size_t rows, size_t vectors, const pv_ca
                            const weights *rounded, size_t row, size_t dim, uintptr_t prefetch)
 {
     const unsigned char *codes = call->codes + dim * 4;
-    const unsigned char *fifths = call->codes + call->dims_p * (KVT_TOKENS / 2) + dim;
+    const unsigned char *fifths =
+        bits == 5 ? call->codes + kvt_v5_index(0, dim, call->dims_p) : codes;
     const unsigned char *p = rounded->rows[0].digits;
     const size_t step = call->dims_p * 4, middle = call->dims_p * KVT_TOKENS / 4;
     const uintptr_t to_next = prefetch - (uintptr_t)call->codes;

@@ -163,7 +163,8 @@ typedef struct pv_call {
 KVT_INLINE void pv_columns(int type, size_t rows, size_t vectors, const pv_call *call, size_t row,
                            size_t dim, uintptr_t next)
 {
-    const unsigned char *fifth = call->codes + kvt_v5_index(0, dim, call->dims_p);
+    const unsigned char *fifth =
+        type == V5 ? call->codes + kvt_v5_index(0, dim, call->dims_p) : call->codes;
     __m512 sum[SUMS_MAX];
     product(type, rows, vectors, call->codes + dim * 4, 64, call->dims_p * 4, fifth, call->dims_p,
             call->n_tokens, call->weight + row * KVT_TOKENS, KVT_TOKENS, next + dim * 4, sum);
