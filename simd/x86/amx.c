@@ -34,7 +34,7 @@
  * take the products of avx512_4bit.c, with the same result, bit for bit: digits are the same, sums
  * are exact, and what is multiplied by 1/2 here is the same number as there.
  *
- * dims are a multiple of 16, tiles 64 deep. The last chunk of K's dims overlaps the one before it,
+ * dims are a multiple of 16, tiles 64 deep. The last chunk of 8-bit K overlaps the one before it,
  * and A has zeros for the dims that were already summed: all tiles have one shape, so that they are
  * configured once a call, and no load leaves the tile of 16 tokens. Below 64 dims the tiles have
  * fewer rows.
@@ -334,18 +334,10 @@ static size_t chunks_of(size_t dims_p)
     return (dims_p + DEPTH_MAX - 1) / DEPTH_MAX;
 }
 
-/* 16 dims of q, from `from` on; scales: their factors, or NULL. */
-INLINE __m512 load_q(const float *from, const uint16_t *scales, __mmask16 counts)
+INLINE void pack_q(size_t digits, float q_max, const float *q, size_t ldq, size_t rows,
+                   size_t dims_p, void *packed)
 {
-    const __m512 x = _mm512_maskz_loadu_ps(counts, from);
-    return scales ? _mm512_mul_ps(x, _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(counts, scales))) : x;
-}
-
-/* Of rows of q, or of q[d] * scales[d]. */
-INLINE void pack_q(size_t digits, float q_max, size_t group_bytes, const float *q, size_t ldq,
-                   const uint16_t *scales, size_t rows, size_t dims_p, void *packed)
-{
-    const size_t a_group = SIDE / digits;
+    const size_t a_group = SIDE / digits, group_bytes = a_group * kvt_packed_row_bytes(dims_p);
     const size_t depth = depth_of(dims_p), chunks = chunks_of(dims_p);
     for (size_t r = 0; r < rows; r++, q += ldq) {
         unsigned char *group = (unsigned char *)packed + r / a_group * group_bytes;
@@ -353,20 +345,18 @@ INLINE void pack_q(size_t digits, float q_max, size_t group_bytes, const float *
         __m512 largest = _mm512_set1_ps(LEAST), reciprocal;
         float top;
         for (size_t d = 0; d < dims_p; d += SIDE)
-            largest = _mm512_max_ps(
-                _mm512_abs_ps(load_q(q + d, scales ? scales + d : NULL, 0xffff)), largest);
+            largest = _mm512_max_ps(_mm512_abs_ps(_mm512_loadu_ps(q + d)), largest);
         top = _mm512_reduce_max_ps(largest);
         reciprocal = _mm512_set1_ps(q_max / top);
         ((float *)(void *)group)[r % a_group] = top / q_max;
         for (size_t c = 0; c < chunks; c++, row += TILE_BYTES) {
             /* The last chunk overlaps the one before by so many dims, zero in this one. */
             size_t early = dims_p < (c + 1) * DEPTH_MAX && c ? (c + 1) * DEPTH_MAX - dims_p : 0;
-            const size_t at = c * DEPTH_MAX - early;
+            const float *from = q + c * DEPTH_MAX - early;
             __m512 x[4];
             for (size_t i = 0; i < 4; i++) {
                 __mmask16 counts = SIDE * i >= early && SIDE * i < depth ? 0xffff : 0;
-                const size_t d = at + SIDE * i;
-                x[i] = _mm512_mul_ps(load_q(q + d, scales ? scales + d : NULL, counts), reciprocal);
+                x[i] = _mm512_mul_ps(_mm512_maskz_loadu_ps(counts, from + SIDE * i), reciprocal);
             }
             put_digits(KEYS, digits, x, row);
         }
@@ -379,13 +369,14 @@ INLINE void pack_q(size_t digits, float q_max, size_t group_bytes, const float *
                    0, digits * DEPTH_MAX);
 }
 
-/* Scores of tokens of which B has codes in 8 bits, laid out as tile.h says. */
-INLINE product scores_of(const void *packed, size_t group_bytes, size_t rows, const void *codes,
-                         size_t n_tokens, size_t dims_p, const float *factors, float *s)
+INLINE void qk(size_t digits, const void *packed, size_t first, size_t rows, const void *codes,
+               const uint16_t *scales, size_t n_tokens, size_t dims_p, const void *next, float *s)
 {
-    return (product){
+    _Alignas(64) float token_scales[KVT_TOKENS];
+    const product x = {
         .a = packed,
-        .group_bytes = group_bytes,
+        .group_bytes = SIDE / digits * kvt_packed_row_bytes(dims_p),
+        .first_group = first / (SIDE / digits),
         .rows = rows,
         .b = codes,
         .columns = (n_tokens + SIDE - 1) / SIDE,
@@ -394,22 +385,15 @@ INLINE product scores_of(const void *packed, size_t group_bytes, size_t rows, co
         .last = (dims_p - depth_of(dims_p)) * SIDE,
         .depth = depth_of(dims_p),
         .chunks = chunks_of(dims_p),
-        .factors = factors,
+        .next = next,
+        .factors = token_scales,
         .out = s,
         .ld_out = KVT_TOKENS,
     };
-}
-
-INLINE void qk(size_t digits, const void *packed, size_t first, size_t rows, const void *codes,
-               const uint16_t *scales, size_t n_tokens, size_t dims_p, const void *next, float *s)
-{
-    _Alignas(64) float token_scales[KVT_TOKENS];
-    product x = scores_of(packed, SIDE / digits * kvt_packed_row_bytes(dims_p), rows, codes,
-                          n_tokens, dims_p, token_scales, s);
-    x.first_group = first / (SIDE / digits);
-    x.next = next;
-    for (size_t t = 0; t < KVT_TOKENS; t += SIDE)
-        _mm512_store_ps(token_scales + t, kvt_load_f16(scales + t));
+    for (size_t t = 0; t < KVT_TOKENS; t += SIDE) {
+        __m256i h = _mm256_loadu_si256((const __m256i *)(const void *)(scales + t));
+        _mm512_store_ps(token_scales + t, _mm512_cvtph_ps(h));
+    }
     run(KEYS, digits, &x);
 }
 
@@ -464,16 +448,47 @@ INLINE void unpack_line(int type, const unsigned char *line, const unsigned char
 
 /* ---- scores of 4 bits ---- */
 
-/* n lines of K from `at` on of `all`. */
-INLINE void unpack_k(const unsigned char *codes, size_t at, size_t n, size_t all, uintptr_t next,
-                     unsigned char *to)
+/* Digits of q[d] * scales[d] as groups, `chunks` tiles each, zero beyond dims_p. */
+INLINE void pack_folded(const float *q, size_t ldq, const uint16_t *scales, size_t rows,
+                        size_t dims_p, unsigned char *packed, size_t group_bytes)
 {
-    for (size_t i = at; i < at + n; i++, to += 128) {
-        const size_t middle = all / 2;
-        const uintptr_t again =
-            i < middle ? (uintptr_t)codes + (i + middle) * 64 : next + (i - middle) * 64;
-        unpack_line(K4, codes + i * 64, NULL, to, 64);
-        kvt_prefetch_line(UNPACK_CYCLES, codes + i * 64, next + i * 64, again);
+    const size_t chunks = chunks_of(dims_p);
+#define FOLD(n)                                                                                    \
+    kvt_fold(n, q + r * ldq, ldq, scales, dims_p, row, DEPTH_MAX, TILE_BYTES, &step, &sum)
+    for (size_t r = 0, n; r < rows; r += n) { /* 8, 4, 2 or 1, so that a group has whole ones */
+        unsigned char *group = packed + r / SIDE * group_bytes;
+        unsigned char *row = group + SCALES_BYTES + r % SIDE * DEPTH_MAX;
+        __m512 step;
+        __m512i sum;
+        n = rows - r >= 8 ? 8 : rows - r >= 4 ? 4 : rows - r >= 2 ? 2 : 1;
+        switch (n) {
+        case 8: FOLD(8); break;
+        case 4: FOLD(4); break;
+        case 2: FOLD(2); break;
+        default: FOLD(1); break;
+        }
+        _mm512_mask_storeu_ps((float *)(void *)group + r % SIDE, (__mmask16)((1u << n) - 1), step);
+    }
+#undef FOLD
+    for (size_t r = rows; r % SIDE; r++) /* unused rows, as in pack_q */
+        for (size_t c = 0; c < chunks; c++)
+            memset(packed + r / SIDE * group_bytes + SCALES_BYTES + c * TILE_BYTES +
+                       r % SIDE * DEPTH_MAX,
+                   0, DEPTH_MAX);
+}
+
+/* n tiles of K from tile `first` on, column_bytes apart; zeros up to there. */
+INLINE void unpack_k(const unsigned char *codes, size_t first, size_t n, size_t dims_p,
+                     uintptr_t next, unsigned char *to, size_t column_bytes)
+{
+    const size_t tile = dims_p * 8, middle = 2 * tile;
+    for (size_t j = first; j < first + n; j++, to += column_bytes) {
+        for (size_t at = j * tile; at < (j + 1) * tile; at += 64) {
+            const uintptr_t again = j < 2 ? (uintptr_t)codes + at + middle : next + at - middle;
+            unpack_line(K4, codes + at, NULL, to + (at - j * tile) * 2, 64);
+            kvt_prefetch_line(UNPACK_CYCLES, codes + at, next + at, again);
+        }
+        memset(to + 2 * tile, 0, column_bytes - 2 * tile);
     }
 }
 
@@ -485,10 +500,21 @@ static void qk_i4_near(const float *q, size_t ldq, size_t rows, const void *code
     _Alignas(64) unsigned char packed[KVT_ROWS_MAX / SIDE * (SCALES_BYTES + SIDE * MAX_DIMS)];
     _Alignas(64) unsigned char numbers[UNPACKED];
     _Alignas(64) float halves[KVT_TOKENS];
-    const size_t tokens = dims_p * KVT_TOKENS <= UNPACKED ? KVT_TOKENS : KVT_TOKENS / 2;
-    const size_t tile_lines = dims_p / 8;
-    const uintptr_t ahead = (uintptr_t)(next ? next : codes);
-    const size_t group_bytes = SCALES_BYTES + chunks_of(dims_p) * TILE_BYTES;
+    const size_t chunks = chunks_of(dims_p), column_bytes = chunks * TILE_BYTES;
+    const size_t most = 4 * column_bytes <= UNPACKED ? 4 : 2;
+    product x = {
+        .a = packed,
+        .group_bytes = SCALES_BYTES + column_bytes,
+        .rows = rows,
+        .b = numbers,
+        .column_bytes = column_bytes,
+        .row_bytes = 64,
+        .last = (chunks - 1) * TILE_BYTES,
+        .depth = DEPTH_MAX,
+        .chunks = chunks,
+        .factors = halves,
+        .ld_out = KVT_TOKENS,
+    };
 
     if (rows < ROWS_LEAST) {
         kvt_avx512_qk_i4_near(q, ldq, rows, codes, scales, n_tokens, dims_p, next, s);
@@ -496,12 +522,12 @@ static void qk_i4_near(const float *q, size_t ldq, size_t rows, const void *code
     }
     for (size_t t = 0; t < KVT_TOKENS; t += SIDE)
         _mm512_store_ps(halves + t, _mm512_set1_ps(0.5f));
-    pack_q(1, Q_MAX_FAST, group_bytes, q, ldq, scales, rows, dims_p, packed);
-    for (size_t t = 0; t < n_tokens; t += tokens) {
-        const size_t n = n_tokens - t < tokens ? n_tokens - t : tokens;
-        const product x = scores_of(packed, group_bytes, rows, numbers, n, dims_p, halves, s + t);
-        unpack_k(codes, t / SIDE * tile_lines, x.columns * tile_lines, 4 * tile_lines, ahead,
-                 numbers);
+    pack_folded(q, ldq, scales, rows, dims_p, packed, x.group_bytes);
+    for (size_t j = 0, tiles = (n_tokens + SIDE - 1) / SIDE; j < tiles; j += most) {
+        x.columns = tiles - j < most ? tiles - j : most;
+        x.out = s + j * SIDE;
+        unpack_k(codes, j, x.columns, dims_p, (uintptr_t)(next ? next : codes), numbers,
+                 column_bytes);
         run(KEYS, 1, &x);
     }
 }
@@ -658,14 +684,12 @@ static void pv_i5_near(const float *p, size_t rows, const void *codes, const uin
 
 static void pack_q_near(const float *q, size_t ldq, size_t rows, size_t dims_p, void *packed)
 {
-    pack_q(2, Q_MAX_NEAR, SIDE / 2 * kvt_packed_row_bytes(dims_p), q, ldq, NULL, rows, dims_p,
-           packed);
+    pack_q(2, Q_MAX_NEAR, q, ldq, rows, dims_p, packed);
 }
 
 static void pack_q_fast(const float *q, size_t ldq, size_t rows, size_t dims_p, void *packed)
 {
-    pack_q(1, Q_MAX_FAST, SIDE / 1 * kvt_packed_row_bytes(dims_p), q, ldq, NULL, rows, dims_p,
-           packed);
+    pack_q(1, Q_MAX_FAST, q, ldq, rows, dims_p, packed);
 }
 
 static void qk_i8_near(const void *packed, size_t first, size_t rows, const void *codes,

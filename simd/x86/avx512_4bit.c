@@ -27,9 +27,8 @@
 #include "avx512_product.h"
 
 #define MAX_DIMS 1024
-#define Q_MAX 127
 /* Rows of a register block at most. */
-#define ROWS_BLOCK 8
+#define ROWS_BLOCK KVT_FOLD_ROWS
 #define SUMS_MAX 32
 
 /* The loop below stays one: unrolled it is no faster, and has eight times the code. */
@@ -49,62 +48,14 @@ typedef struct folded {
     _Alignas(64) float step[16], bias[16];
 } folded;
 
-/* Digits of up to 64 dims of rows: n vectors of products. */
-KVT_INLINE void fold_64(size_t rows, const float *q, size_t ldq, const uint16_t *scales, size_t d,
-                        size_t n, const float *reciprocals, __m512i *sum, folded *to)
-{
-    __m512 scale[4];
-    KVT_UNROLL
-    for (size_t i = 0; i < 4; i++)
-        scale[i] = i < n ? kvt_load_f16(scales + d + 16 * i) : _mm512_setzero_ps();
-    KVT_UNROLL
-    for (size_t r = 0; r < rows; r++) {
-        const __m512 reciprocal = _mm512_set1_ps(reciprocals[r]);
-        __m512i x[4], digits;
-        KVT_UNROLL
-        for (size_t i = 0; i < 4; i++)
-            x[i] = i < n ? _mm512_cvtps_epi32(_mm512_mul_ps(
-                               _mm512_mul_ps(_mm512_load_ps(q + r * ldq + d + 16 * i), scale[i]),
-                               reciprocal))
-                         : _mm512_setzero_si512();
-        digits = kvt_in_order(
-            _mm512_packs_epi16(_mm512_packs_epi32(x[0], x[1]), _mm512_packs_epi32(x[2], x[3])));
-        _mm512_store_si512(to->digits[r] + d, digits);
-        sum[r] = kvt_dot(sum[r], _mm512_set1_epi8(1), digits);
-    }
-}
-
-/* rows of q * scales, each as digits of its largest magnitude / Q_MAX. */
 KVT_INLINE void fold(size_t rows, const float *q, size_t ldq, const uint16_t *scales, size_t dims_p,
                      folded *to)
 {
-    _Alignas(64) float reciprocals[16];
-    __m512i most[ROWS_BLOCK], sum[ROWS_BLOCK];
-    __m512 largest;
-    size_t d = 0;
-    KVT_UNROLL
-    for (size_t r = 0; r < ROWS_BLOCK; r++) {
-        most[r] = _mm512_castps_si512(_mm512_set1_ps(KVT_LEAST));
-        sum[r] = _mm512_setzero_si512();
-    }
-    for (d = 0; d < dims_p; d += 16) {
-        const __m512 scale = kvt_load_f16(scales + d);
-        KVT_UNROLL
-        for (size_t r = 0; r < rows; r++) {
-            __m512 x = _mm512_abs_ps(_mm512_mul_ps(_mm512_load_ps(q + r * ldq + d), scale));
-            most[r] = _mm512_max_epi32(most[r], _mm512_castps_si512(x)); /* they order as bits */
-        }
-    }
-    largest = _mm512_castsi512_ps(kvt_reduce(KVT_MAX, ROWS_BLOCK, most));
-    _mm512_store_ps(reciprocals, _mm512_div_ps(_mm512_set1_ps(Q_MAX), largest));
-    for (d = 0; d + 64 <= dims_p; d += 64)
-        fold_64(rows, q, ldq, scales, d, 4, reciprocals, sum, to);
-    if (d < dims_p)
-        fold_64(rows, q, ldq, scales, d, (dims_p - d) / 16, reciprocals, sum, to);
-    _mm512_store_ps(to->step, _mm512_div_ps(largest, _mm512_set1_ps(Q_MAX)));
-    _mm512_store_ps(to->bias,
-                    _mm512_mul_ps(_mm512_cvtepi32_ps(kvt_reduce(KVT_SUM, ROWS_BLOCK, sum)),
-                                  _mm512_set1_ps(-7.5f)));
+    __m512 step;
+    __m512i sum;
+    kvt_fold(rows, q, ldq, scales, dims_p, to->digits[0], sizeof to->digits[0], 64, &step, &sum);
+    _mm512_store_ps(to->step, step);
+    _mm512_store_ps(to->bias, _mm512_mul_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(-7.5f)));
 }
 
 /* ---- scores ---- */

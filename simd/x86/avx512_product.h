@@ -145,4 +145,73 @@ KVT_INLINE void kvt_load_scales(const uint16_t *scales, size_t n_tokens, __m512 
     }
 }
 
+/* ---- q of 4-bit K ---- */
+
+/* Most rows of one call, and the largest digit. */
+#define KVT_FOLD_ROWS 8
+#define KVT_FOLD_MAX 127
+
+/* Digits of up to 64 dims of rows: n vectors of products, zeros from there on. */
+KVT_INLINE void kvt_fold_64(size_t rows, const float *q, size_t ldq, const uint16_t *scales,
+                            size_t n, const float *reciprocals, unsigned char *digits,
+                            size_t row_bytes, __m512i *sum)
+{
+    __m512 scale[4];
+    KVT_UNROLL
+    for (size_t i = 0; i < 4; i++)
+        scale[i] = i < n ? kvt_load_f16(scales + 16 * i) : _mm512_setzero_ps();
+    KVT_UNROLL
+    for (size_t r = 0; r < rows; r++) {
+        const __m512 reciprocal = _mm512_set1_ps(reciprocals[r]);
+        __m512i x[4], y;
+        KVT_UNROLL
+        for (size_t i = 0; i < 4; i++)
+            x[i] = i < n ? _mm512_cvtps_epi32(_mm512_mul_ps(
+                               _mm512_mul_ps(_mm512_load_ps(q + r * ldq + 16 * i), scale[i]),
+                               reciprocal))
+                         : _mm512_setzero_si512();
+        y = kvt_in_order(
+            _mm512_packs_epi16(_mm512_packs_epi32(x[0], x[1]), _mm512_packs_epi32(x[2], x[3])));
+        _mm512_store_si512(digits + r * row_bytes, y);
+        sum[r] = kvt_dot(sum[r], _mm512_set1_epi8(1), y);
+    }
+}
+
+/*
+ * Rows of q[d] * scales[d] as digits, multiples of a row's step: its largest magnitude over
+ * KVT_FOLD_MAX. Rows are row_bytes apart, and every 64 dims of a row chunk_bytes. Lane r of step
+ * and sum: row r's step, and the sum of its digits. rows is a constant of the callers.
+ */
+KVT_INLINE void kvt_fold(size_t rows, const float *q, size_t ldq, const uint16_t *scales,
+                         size_t dims_p, unsigned char *digits, size_t row_bytes, size_t chunk_bytes,
+                         __m512 *step, __m512i *sum)
+{
+    _Alignas(64) float reciprocals[16];
+    __m512i most[KVT_FOLD_ROWS], sums[KVT_FOLD_ROWS];
+    __m512 largest;
+    size_t d = 0;
+    KVT_UNROLL
+    for (size_t r = 0; r < KVT_FOLD_ROWS; r++) {
+        most[r] = _mm512_castps_si512(_mm512_set1_ps(KVT_LEAST));
+        sums[r] = _mm512_setzero_si512();
+    }
+    for (; d < dims_p; d += 16) {
+        const __m512 scale = kvt_load_f16(scales + d);
+        KVT_UNROLL
+        for (size_t r = 0; r < rows; r++) {
+            __m512 x = _mm512_abs_ps(_mm512_mul_ps(_mm512_load_ps(q + r * ldq + d), scale));
+            most[r] = _mm512_max_epi32(most[r], _mm512_castps_si512(x)); /* they order as bits */
+        }
+    }
+    largest = _mm512_castsi512_ps(kvt_reduce(KVT_MAX, KVT_FOLD_ROWS, most));
+    _mm512_store_ps(reciprocals, _mm512_div_ps(_mm512_set1_ps(KVT_FOLD_MAX), largest));
+    for (d = 0; d + 64 <= dims_p; d += 64, digits += chunk_bytes)
+        kvt_fold_64(rows, q + d, ldq, scales + d, 4, reciprocals, digits, row_bytes, sums);
+    if (d < dims_p)
+        kvt_fold_64(rows, q + d, ldq, scales + d, (dims_p - d) / 16, reciprocals, digits, row_bytes,
+                    sums);
+    *step = _mm512_div_ps(largest, _mm512_set1_ps(KVT_FOLD_MAX));
+    *sum = kvt_reduce(KVT_SUM, KVT_FOLD_ROWS, sums);
+}
+
 #endif /* KVT_AVX512_PRODUCT_H */
