@@ -153,8 +153,7 @@ void kvt_avx512_qk_i4(const float *q, size_t ldq, size_t rows, const void *codes
 typedef struct pv_call {
     const float *weight; /* [rows][64] */
     const unsigned char *codes;
-    size_t n_tokens; /* rounded up to 8, the weights in excess are zero */
-    size_t dims_p;
+    size_t n_tokens, dims_p; /* tokens in excess, to a multiple of 8, have weights of zero */
     const float *alpha;
     float *acc;
     size_t ldacc;
@@ -200,8 +199,7 @@ KVT_INLINE void pv_columns(int type, size_t rows, size_t vectors, const pv_call 
         static void (*const blocks[])(const pv_call *, size_t, uintptr_t) = {                      \
             NULL, pv_##type##_1, pv_##type##_2, pv_##type##_3, pv_##type##_4};                     \
         _Alignas(64) float weight[KVT_ROWS_MAX * KVT_TOKENS];                                      \
-        const pv_call call = {                                                                     \
-            weight, codes, kvt_round_up(n_tokens, 8), dims_p, alpha, acc, ldacc};                  \
+        const pv_call call = {weight, codes, n_tokens, dims_p, alpha, acc, ldacc};                 \
         uintptr_t prefetch = (uintptr_t)(next ? next : codes);                                     \
         __m512 scale[4];                                                                           \
         kvt_load_scales(scales, n_tokens, scale);                                                  \
