@@ -126,8 +126,10 @@ KVT_INLINE void kvt_transpose_8x8_16(__m128i x[8])
     X(load_f32) X(load_f16) X(load_bf16) X(store_f16) X(store_bf16) X(rotate) X(unrotate)          \
     X(put_k_f32) X(put_k_f16) X(put_k_open) X(put_k_i8) X(put_v_f16) X(put_v_i8)                                 \
     X(get_k_i8) X(get_v_f16) X(get_v_i8) X(center)
-/* Those of avx2_seal.c. */
-#define KVT_AVX2_SEAL_LIST(X) X(mean_k_f16) X(seal_k_i8) X(seal_v_i8)
+/* Those of avx2_seal.c and avx2_seal_4bit.c. */
+#define KVT_AVX2_SEAL_LIST(X)                                                                      \
+    X(mean_k_f16) X(seal_k_i8) X(seal_v_i8)                                                        \
+    X(range_k_f16) X(seal_k_i4) X(seal_v_i4) X(seal_v_i5)
 /* And those of avx2_i8.c, avx2_4bit.c, avx2_softmax.c and avx2_transpose.c. */
 #define KVT_AVX2_SOFTMAX_LIST(X) X(dots_f16) X(logits) X(alibi) X(softmax) X(merge) X(finish)
 #define KVT_AVX2_I8_LIST(X) X(pack_q_near) X(qk_i8_near) X(pv_i8_near)

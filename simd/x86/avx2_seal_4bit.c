@@ -1,0 +1,507 @@
+/*
+ * AVX2 + FMA + F16C kernels: sealing a block of f16 tokens as 4-bit K and as 4- or 5-bit V.
+ *
+ * The bytes are scalar_4bit.c's. As in avx2_seal.c, an element is code * scale with a power of two
+ * for a scale, so that products with either may be joined or fused where that saves one; nothing
+ * else is fused but what docs/numerics.md says is. AVX-512 inherits these.
+ *
+ * V is rounded to bytes at once, 32 dims a register, in an order that spares permutations: by
+ * fours, lane 0 has dims 0, 8, 16 and 24 of the 32, lane 1 dims 4, 12, 20 and 28. Interleaving four
+ * tokens then yields the codes of 8 consecutive dims a register.
+ */
+#include "avx2_seal.h"
+
+#include <math.h>
+
+#include "simd/levels.h"
+
+#define MAX_DIMS 1024
+#define LEAST 0x1p-100f /* of a squared norm */
+
+KVT_DEFINE_FOLD(fold_sum, _mm256_add_ps)
+KVT_DEFINE_FOLD(fold_least, _mm256_min_ps)
+KVT_DEFINE_FOLD(fold_most, _mm256_max_ps)
+
+/* ---- rows of V as bytes ---- */
+
+/* f16 elements of 32 dims, of the last 16 where `n` is 16: the others are zero. */
+typedef struct four_vectors {
+    __m256 of[4];
+} four_vectors;
+
+KVT_INLINE four_vectors load_32(const uint16_t *from, size_t n)
+{
+    four_vectors x;
+    x.of[0] = kvt_load_f16(from);
+    x.of[1] = kvt_load_f16(from + 8);
+    x.of[2] = n == 16 ? _mm256_setzero_ps() : kvt_load_f16(from + 16);
+    x.of[3] = n == 16 ? _mm256_setzero_ps() : kvt_load_f16(from + 24);
+    return x;
+}
+
+/* Round(x * factor), the default rounding to nearest even, saturated at int8. */
+KVT_INLINE __m256i round_32(four_vectors x, __m256 factor)
+{
+#define ROUND(i) _mm256_cvtps_epi32(_mm256_mul_ps(x.of[i], factor))
+    return _mm256_packs_epi16(_mm256_packs_epi32(ROUND(0), ROUND(1)),
+                              _mm256_packs_epi32(ROUND(2), ROUND(3)));
+#undef ROUND
+}
+
+/* Bytes below zero where the element has its sign bit, else not. */
+KVT_INLINE __m256i signs_of_32(const uint16_t *from, size_t n)
+{
+    const __m256i order = _mm256_setr_epi32(0, 4, 2, 6, 1, 5, 3, 7);
+    __m256i x = kvt_load_256(from);
+    __m256i y = n == 16 ? _mm256_setzero_si256() : kvt_load_256(from + 16);
+    return _mm256_permutevar8x32_epi32(_mm256_packs_epi16(x, y), order);
+}
+
+/* Bytes of four tokens, 32 dims, by dims: x[i] becomes dims 8 i to 8 i + 7. */
+KVT_INLINE void interleave(__m256i x[4])
+{
+    __m256i a = _mm256_unpacklo_epi8(x[0], x[1]), b = _mm256_unpackhi_epi8(x[0], x[1]);
+    __m256i c = _mm256_unpacklo_epi8(x[2], x[3]), d = _mm256_unpackhi_epi8(x[2], x[3]);
+    x[0] = _mm256_unpacklo_epi16(a, c);
+    x[1] = _mm256_unpackhi_epi16(a, c);
+    x[2] = _mm256_unpacklo_epi16(b, d);
+    x[3] = _mm256_unpackhi_epi16(b, d);
+}
+
+/* As much of `next` as 8 tokens and 32 dims are. */
+KVT_INLINE void prefetch_octet(const uint16_t *next)
+{
+    for (size_t i = 0; i < 8; i++)
+        _mm_prefetch((const char *)(next + i * 32), _MM_HINT_T1);
+}
+
+/* ---- 4-bit V ---- */
+
+/*
+ * The index of a magnitude u (levels.h) by a bin of 8: no bin has more than one bound. What the bin
+ * adds to u moves values above its bound into the next bin, and leaves the others; the bin of the
+ * sum then has one index.
+ */
+typedef struct table {
+    uint8_t add[16], of_bin[16]; /* 7 - bound % 8, of bins without a bound 0; levels, or codes */
+} table;
+
+/* The levels of the three sets of bounds; the codes of the first set for negative elements. */
+static const table level_tables[KVT_V4_CANDIDATES] = {
+    {{0, 3, 0, 7, 2, 0, 4, 0, 5, 0, 2, 0, 0, 0, 0, 0},
+     {3, 3, 9, 9, 15, 22, 22, 29, 29, 37, 37, 48, 48, 48, 63, 63}},
+    {{0, 4, 1, 0, 5, 1, 0, 3, 0, 1, 0, 0, 1, 0, 0, 0},
+     {3, 3, 9, 15, 15, 22, 29, 29, 37, 37, 48, 48, 48, 63, 63, 63}},
+    {{0, 5, 3, 0, 0, 5, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0},
+     {3, 3, 9, 15, 22, 22, 29, 37, 37, 48, 48, 48, 63, 63, 63, 63}},
+};
+static const table code_table = {{0, 3, 0, 7, 2, 0, 4, 0, 5, 0, 2, 0, 0, 0, 0, 0},
+                                 {7, 7, 6, 6, 5, 4, 4, 3, 3, 2, 2, 1, 1, 1, 0, 0}};
+
+KVT_INLINE __m256i bin_of(__m256i u)
+{
+    return _mm256_and_si256(_mm256_srli_epi16(u, 3), _mm256_set1_epi8(15));
+}
+
+/* u: 0 to 127, and bin_of(u). */
+KVT_INLINE __m256i look_up(const table *t, __m256i u, __m256i bin)
+{
+    const __m256i add = _mm256_broadcastsi128_si256(kvt_load_128(t->add));
+    const __m256i of_bin = _mm256_broadcastsi128_si256(kvt_load_128(t->of_bin));
+    return _mm256_shuffle_epi8(of_bin, bin_of(_mm256_add_epi8(u, _mm256_shuffle_epi8(add, bin))));
+}
+
+/* Of 8 rows: sums of u * level and of level * level, by candidates. In f32, where they are exact. */
+typedef struct row_sums {
+    __m256 product[KVT_V4_CANDIDATES][8], square[KVT_V4_CANDIDATES][8];
+} row_sums;
+
+/* Two products of 126 * 63 and four of 63 * 63 fit int16, twice; then they are widened. */
+KVT_INLINE void sum_row(const uint16_t *from, size_t dims_p, __m256 units, size_t row,
+                        row_sums *out)
+{
+    const __m256i ones = _mm256_set1_epi16(1);
+    __m256i product[KVT_V4_CANDIDATES], square[KVT_V4_CANDIDATES];
+    KVT_UNROLL
+    for (size_t k = 0; k < KVT_V4_CANDIDATES; k++)
+        product[k] = square[k] = _mm256_setzero_si256();
+#define ADD_32(n)                                                                                  \
+    {                                                                                              \
+        __m256i u = _mm256_abs_epi8(round_32(load_32(from + d, n), units)), bin = bin_of(u);       \
+        KVT_UNROLL                                                                                 \
+        for (size_t k = 0; k < KVT_V4_CANDIDATES; k++) {                                           \
+            __m256i level = look_up(&level_tables[k], u, bin);                                     \
+            __m256i x = _mm256_madd_epi16(_mm256_maddubs_epi16(u, level), ones);                   \
+            __m256i y = _mm256_madd_epi16(_mm256_maddubs_epi16(level, level), ones);               \
+            product[k] = _mm256_add_epi32(product[k], x);                                          \
+            square[k] = _mm256_add_epi32(square[k], y);                                            \
+        }                                                                                          \
+    }
+    size_t d = 0;
+    for (; d + 32 <= dims_p; d += 32)
+        ADD_32(32)
+    if (d < dims_p)
+        ADD_32(16)
+#undef ADD_32
+    KVT_UNROLL
+    for (size_t k = 0; k < KVT_V4_CANDIDATES; k++) {
+        out->product[k][row] = _mm256_cvtepi32_ps(product[k]);
+        out->square[k][row] = _mm256_cvtepi32_ps(square[k]);
+    }
+}
+
+/* The scales of 8 rows (scalar_4bit.c, v4_scale). absent: dims of zeros beyond the row's. */
+KVT_INLINE __m128i v4_scales_of(const row_sums *sums, float absent, __m256 largest)
+{
+    const __m256 is_zero = _mm256_cmp_ps(largest, _mm256_set1_ps(KVT_V4_LEAST), _CMP_LT_OQ);
+    __m256 most = _mm256_set1_ps(-1.0f), step = _mm256_setzero_ps();
+    __m128i scale;
+    for (size_t k = 0; k < KVT_V4_CANDIDATES; k++) {
+        /* A zero counts as the smallest level, 3. */
+        __m256 square = _mm256_sub_ps(fold_sum(sums->square[k]), _mm256_set1_ps(9.0f * absent));
+        __m256 product = fold_sum(sums->product[k]);
+        __m256 gain = _mm256_div_ps(_mm256_mul_ps(product, product), square);
+        __m256 better = _mm256_cmp_ps(gain, most, _CMP_GT_OQ);
+        most = _mm256_blendv_ps(most, gain, better);
+        step = _mm256_blendv_ps(step, _mm256_div_ps(product, square), better);
+    }
+    step = _mm256_div_ps(_mm256_mul_ps(step, largest), _mm256_set1_ps(KVT_V4_UNITS));
+    scale = _mm_max_epu16(kvt_to_f16(step), _mm_set1_epi16(1));
+    return _mm_andnot_si128(
+        _mm_packs_epi32(_mm256_castsi256_si128(_mm256_castps_si256(is_zero)),
+                        _mm256_extracti128_si256(_mm256_castps_si256(is_zero), 1)),
+        scale);
+}
+
+/* The codes of 32 dims of a row. */
+KVT_INLINE __m256i v4_codes_of(const uint16_t *from, size_t n, __m256 factor)
+{
+    __m256i u =
+        _mm256_min_epu8(_mm256_abs_epi8(round_32(load_32(from, n), factor)), _mm256_set1_epi8(127));
+    __m256i negative = look_up(&code_table, u, bin_of(u));
+    /* The code of the opposite sign is 15 less it; a shuffle by a byte below zero yields zero. */
+    return _mm256_xor_si256(negative,
+                            _mm256_shuffle_epi8(_mm256_set1_epi8(15), signs_of_32(from, n)));
+}
+
+/* 8 tokens, 32 dims, n of them. */
+KVT_INLINE void put_v4_octet(const uint16_t *from, size_t dims_p, size_t n, const float *factors,
+                             uint8_t *to)
+{
+    __m256i x[4];
+    KVT_UNROLL
+    for (size_t j = 0; j < 4; j++) {
+        __m256i low = v4_codes_of(from + j * dims_p, n, _mm256_broadcast_ss(factors + j));
+        __m256i high =
+            v4_codes_of(from + (j + 4) * dims_p, n, _mm256_broadcast_ss(factors + j + 4));
+        x[j] = _mm256_or_si256(low, _mm256_slli_epi16(high, 4));
+    }
+    interleave(x);
+    KVT_UNROLL
+    for (size_t i = 0; i < n / 8; i++)
+        kvt_store_256(to + i * 32, x[i]);
+}
+
+void kvt_avx2_seal_v_i4(const void *open, const uint16_t *open_scales, size_t dims_p,
+                        const void *next, void *codes, uint16_t *scales)
+{
+    const float absent = (float)(kvt_round_up(dims_p, 32) - dims_p);
+    const uint16_t *ahead = next ? next : open;
+    for (size_t t = 0; t < KVT_TOKENS; t += 8) {
+        const uint16_t *from = (const uint16_t *)open + t * dims_p;
+        uint8_t *to = (uint8_t *)codes + kvt_v4_index(t, 0, dims_p);
+        const __m256 scale = kvt_load_f16(open_scales + t);
+        const __m256 largest =
+            _mm256_mul_ps(_mm256_cvtph_ps(kvt_most_of_8_rows(from, dims_p)), scale);
+        const __m256 units =
+            _mm256_and_ps(_mm256_div_ps(_mm256_set1_ps(KVT_V4_UNITS), largest),
+                          _mm256_cmp_ps(largest, _mm256_set1_ps(KVT_V4_LEAST), _CMP_GE_OQ));
+        float factors[8];
+        row_sums sums;
+        __m128i sealed;
+        size_t d = 0;
+        _mm256_storeu_ps(factors, _mm256_mul_ps(units, scale));
+        for (size_t j = 0; j < 8; j++)
+            sum_row(from + j * dims_p, dims_p, _mm256_broadcast_ss(factors + j), j, &sums);
+        sealed = v4_scales_of(&sums, absent, largest);
+        kvt_store_128(scales + t, sealed);
+        _mm256_storeu_ps(factors, _mm256_mul_ps(kvt_reciprocals_of(sealed, 2.0f), scale));
+        for (; d + 32 <= dims_p; d += 32) {
+            prefetch_octet(ahead + t * dims_p + d * 8);
+            put_v4_octet(from + d, dims_p, 32, factors, to + d * 4);
+        }
+        if (d < dims_p)
+            put_v4_octet(from + d, dims_p, 16, factors, to + d * 4);
+    }
+}
+
+/* ---- 5-bit V ---- */
+
+/* The codes of 32 dims of a row. */
+KVT_INLINE __m256i v5_codes_of(const uint16_t *from, size_t n, __m256 factor)
+{
+    const four_vectors x = load_32(from, n);
+#define ROUND(i)                                                                                   \
+    _mm256_cvtps_epi32(_mm256_add_ps(_mm256_mul_ps(x.of[i], factor), _mm256_set1_ps(15.5f)))
+    return _mm256_packs_epi16(_mm256_packs_epi32(ROUND(0), ROUND(1)),
+                              _mm256_packs_epi32(ROUND(2), ROUND(3)));
+#undef ROUND
+}
+
+/* Half an octet: its codes, interleaved, and the fifth bits of n of 32 dims. */
+KVT_INLINE void v5_half(const uint16_t *from, size_t dims_p, size_t n, const float *factors,
+                        __m256i x[4], uint8_t *bits)
+{
+    KVT_UNROLL
+    for (size_t j = 0; j < 4; j++)
+        x[j] = v5_codes_of(from + j * dims_p, n, _mm256_broadcast_ss(factors + j));
+    interleave(x);
+    KVT_UNROLL
+    for (size_t i = 0; i < n / 8; i++) {
+        int32_t fifth = _mm256_movemask_epi8(_mm256_slli_epi16(x[i], 3));
+        memcpy(bits + i / 2 * 16 + i % 2 * 4, &fifth, sizeof fifth);
+    }
+}
+
+/* 8 tokens, 32 dims, n of them. */
+KVT_INLINE void put_v5_octet(const uint16_t *from, size_t dims_p, size_t n, const float *factors,
+                             uint8_t *to, uint8_t *bits)
+{
+    const __m256i nibble = _mm256_set1_epi8(15);
+    __m256i low[4], high[4];
+    v5_half(from, dims_p, n, factors, low, bits);
+    v5_half(from + 4 * dims_p, dims_p, n, factors + 4, high, bits + 8);
+    KVT_UNROLL
+    for (size_t i = 0; i < n / 8; i++)
+        kvt_store_256(to + i * 32,
+                      _mm256_or_si256(_mm256_and_si256(low[i], nibble),
+                                      _mm256_andnot_si256(nibble, _mm256_slli_epi16(high[i], 4))));
+}
+
+void kvt_avx2_seal_v_i5(const void *open, const uint16_t *open_scales, size_t dims_p,
+                        const void *next, void *codes, uint16_t *scales)
+{
+    const uint16_t *ahead = next ? next : open;
+    for (size_t t = 0; t < KVT_TOKENS; t += 8) {
+        const uint16_t *from = (const uint16_t *)open + t * dims_p;
+        uint8_t *to = (uint8_t *)codes + kvt_v4_index(t, 0, dims_p);
+        uint8_t *bits = (uint8_t *)codes + kvt_v5_index(t, 0, dims_p);
+        const __m256 scale = kvt_load_f16(open_scales + t);
+        const __m256 largest =
+            _mm256_mul_ps(_mm256_cvtph_ps(kvt_most_of_8_rows(from, dims_p)), scale);
+        const __m128i sealed = kvt_scales_of(largest, 31.0f);
+        float factors[8];
+        size_t d = 0;
+        kvt_store_128(scales + t, sealed);
+        _mm256_storeu_ps(factors, _mm256_mul_ps(kvt_reciprocals_of(sealed, 0.5f), scale));
+        for (; d + 32 <= dims_p; d += 32) {
+            prefetch_octet(ahead + t * dims_p + d * 8);
+            put_v5_octet(from + d, dims_p, 32, factors, to + d * 4, bits + d);
+        }
+        if (d < dims_p)
+            put_v5_octet(from + d, dims_p, 16, factors, to + d * 4, bits + d);
+    }
+}
+
+/* ---- the range of K ---- */
+
+/* 8 dims fold together. left_out: NULL, or all ones in the lanes of the tokens that are. */
+KVT_INLINE void range_of(const uint16_t *open, const __m256 *scale, const __m256 *left_out,
+                         size_t dims_p, float *lo, float *hi)
+{
+    const size_t tile = dims_p * KVT_TILE_TOKENS;
+    for (size_t d = 0; d < dims_p; d += 8) {
+        __m256 least[8], most[8];
+        for (size_t e = 0; e < 8; e++) {
+            __m256 a = _mm256_set1_ps(INFINITY), b = _mm256_set1_ps(-INFINITY);
+            KVT_UNROLL
+            for (size_t i = 0; i < 8; i++) {
+                __m256 x = kvt_load_f16(open + i / 2 * tile + (d + e) * 16 + i % 2 * 8);
+                x = _mm256_mul_ps(x, scale[i]);
+                if (left_out) /* a NaN, which yields the second operand */
+                    x = _mm256_or_ps(x, left_out[i]);
+                a = _mm256_min_ps(x, a);
+                b = _mm256_max_ps(x, b);
+            }
+            least[e] = a;
+            most[e] = b;
+        }
+        _mm256_storeu_ps(lo + d, fold_least(least));
+        _mm256_storeu_ps(hi + d, fold_most(most));
+    }
+}
+
+void kvt_avx2_range_k_f16(const void *open, const uint16_t *open_scales, uint64_t left_out,
+                          size_t dims_p, float *lo, float *hi)
+{
+    __m256 scale[8], out[8];
+    for (size_t i = 0; i < 8; i++) {
+        scale[i] = kvt_load_f16(open_scales + i * 8);
+        out[i] = kvt_kept_lanes(~left_out >> (i * 8));
+    }
+    if (left_out)
+        range_of(open, scale, out, dims_p, lo, hi);
+    else
+        range_of(open, scale, NULL, dims_p, lo, hi);
+}
+
+/* ---- 4-bit K ---- */
+
+/* What the dims of a block have: f32. */
+typedef struct k4_dims {
+    float scale[MAX_DIMS], reciprocal[MAX_DIMS];
+} k4_dims;
+
+/*
+ * x + delta of n registers of tokens to w, n registers a dim, and the tokens' gains. The offset's
+ * addition rounds once, as the product with a power of two is exact.
+ */
+KVT_INLINE void widen_k4(size_t n, const uint16_t *open, const uint16_t *open_scales,
+                         const float *delta, size_t dims_p, float *w, __m256 *gain)
+{
+    __m256 scale[8], norm[8];
+    KVT_UNROLL
+    for (size_t i = 0; i < n; i++) {
+        scale[i] = kvt_load_f16(open_scales + i * 8);
+        norm[i] = _mm256_setzero_ps();
+    }
+    for (size_t d = 0; d < dims_p; d++) {
+        const __m256 offset = _mm256_broadcast_ss(delta + d);
+        KVT_UNROLL
+        for (size_t i = 0; i < n; i++) {
+            __m256 x = kvt_load_f16(open + kvt_kw_index(i * 8, d, dims_p));
+            x = _mm256_fmadd_ps(x, scale[i], offset);
+            norm[i] = _mm256_fmadd_ps(x, x, norm[i]);
+            _mm256_store_ps(w + (d * n + i) * 8, x);
+        }
+    }
+    KVT_UNROLL
+    for (size_t i = 0; i < n; i++)
+        gain[i] =
+            _mm256_div_ps(_mm256_set1_ps(1.0f),
+                          _mm256_max_ps(_mm256_mul_ps(norm[i], _mm256_set1_ps(KVT_SHAPE_K4_SHARE)),
+                                        _mm256_set1_ps(LEAST)));
+}
+
+/*
+ * A dim of a pair of registers, each operation for both before the next; w becomes the code. v is
+ * limited before the correction, not after it, which shortens the chain: the correction changes v
+ * by a 16th at most, so that 7.5 and above rounds to 15 either way, and likewise -7.5 to 0.
+ */
+KVT_INLINE void shape_pair(float *w, const __m256 *gain, __m256 scale, __m256 reciprocal,
+                           __m256 *projection)
+{
+    const __m256 middle = _mm256_set1_ps(7.5f);
+    __m256 v[2], x[2], y[2];
+    KVT_UNROLL
+    for (size_t i = 0; i < 2; i++)
+        x[i] = _mm256_mul_ps(projection[i], gain[i]);
+    KVT_UNROLL
+    for (size_t i = 0; i < 2; i++)
+        v[i] = _mm256_mul_ps(_mm256_load_ps(w + i * 8), reciprocal);
+    KVT_UNROLL
+    for (size_t i = 0; i < 2; i++)
+        x[i] = kvt_at_least_minus(kvt_at_most(x[i], KVT_SHAPE_K4_MAX), KVT_SHAPE_K4_MAX);
+    KVT_UNROLL
+    for (size_t i = 0; i < 2; i++)
+        y[i] = kvt_at_least_minus(kvt_at_most(v[i], 7.5f), 7.5f);
+    KVT_UNROLL
+    for (size_t i = 0; i < 2; i++)
+        x[i] = _mm256_add_ps(_mm256_fnmadd_ps(y[i], x[i], y[i]), middle);
+    KVT_UNROLL
+    for (size_t i = 0; i < 2; i++)
+        x[i] = _mm256_round_ps(x[i], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    KVT_UNROLL
+    for (size_t i = 0; i < 2; i++)
+        y[i] = _mm256_mul_ps(_mm256_load_ps(w + i * 8), scale);
+    KVT_UNROLL
+    for (size_t i = 0; i < 2; i++) {
+        _mm256_store_ps(w + i * 8, x[i]);
+        x[i] = _mm256_sub_ps(_mm256_sub_ps(x[i], middle), v[i]);
+        projection[i] = _mm256_fmadd_ps(x[i], y[i], projection[i]);
+    }
+}
+
+/*
+ * Codes of 8 dims of a register of tokens, as f32 `stride` floats apart: six of them are the digits
+ * of a sum below 2^24, which f32 holds exactly, the other two of one below 2^8.
+ */
+KVT_INLINE __m256i join_codes(const float *code, size_t stride)
+{
+#define CODE(e) _mm256_load_ps(code + (e)*stride)
+#define TIMES(factor) _mm256_set1_ps(factor)
+    __m256 low = _mm256_fmadd_ps(CODE(4), TIMES(16.0f), CODE(0));
+    __m256 middle = _mm256_fmadd_ps(CODE(5), TIMES(16.0f), CODE(1));
+    __m256 high = _mm256_fmadd_ps(CODE(6), TIMES(16.0f), CODE(2));
+    __m256 top = _mm256_fmadd_ps(CODE(7), TIMES(16.0f), CODE(3));
+#undef CODE
+    low = _mm256_fmadd_ps(high, TIMES(65536.0f), _mm256_fmadd_ps(middle, TIMES(256.0f), low));
+#undef TIMES
+    return _mm256_or_si256(_mm256_cvtps_epi32(low), _mm256_slli_epi32(_mm256_cvtps_epi32(top), 24));
+}
+
+/*
+ * Codes of n registers of tokens. As in avx2_seal.c all registers go side by side, for the latency
+ * of the chains, and the codes of 8 dims are joined and stored during the next 8.
+ */
+KVT_INLINE void shape(size_t n, size_t dims_p, float *w, const __m256 *gain, const k4_dims *dims,
+                      const uint16_t *next, uint8_t *codes)
+{
+    __m256 projection[8];
+    KVT_UNROLL
+    for (size_t i = 0; i < n; i++)
+        projection[i] = _mm256_setzero_ps();
+    for (size_t d = 0; d < dims_p; d += 8) {
+        KVT_UNROLL
+        for (size_t e = 0; e < 8; e++) {
+            const __m256 scale = _mm256_broadcast_ss(dims->scale + d + e);
+            const __m256 reciprocal = _mm256_broadcast_ss(dims->reciprocal + d + e);
+            KVT_UNROLL
+            for (size_t i = 0; i < n; i += 2) {
+                shape_pair(w + ((d + e) * n + i) * 8, gain + i, scale, reciprocal, projection + i);
+                if ((e * n + i) % 4 == 0)
+                    _mm_prefetch((const char *)(next + (d * n + e * n + i) * 8), _MM_HINT_T1);
+            }
+            if (d && e < n)
+                kvt_store_256(codes + kvt_k4_index(e * 8, d - 8, dims_p),
+                              join_codes(w + ((d - 8) * n + e) * 8, n * 8));
+        }
+    }
+    KVT_UNROLL
+    for (size_t i = 0; i < n; i++)
+        kvt_store_256(codes + kvt_k4_index(i * 8, dims_p - 8, dims_p),
+                      join_codes(w + ((dims_p - 8) * n + i) * 8, n * 8));
+}
+
+KVT_INLINE void seal_k4(size_t n, const uint16_t *open, const uint16_t *open_scales,
+                        const float *delta, const k4_dims *dims, size_t dims_p,
+                        const uint16_t *next, float *w, uint8_t *codes)
+{
+    __m256 gain[8];
+    widen_k4(n, open, open_scales, delta, dims_p, w, gain);
+    shape(n, dims_p, w, gain, dims, next, codes);
+}
+
+/* As many tokens at a time as the buffer has room for. */
+void kvt_avx2_seal_k_i4(const void *open, const uint16_t *open_scales, const float *delta,
+                        const uint16_t *scales, size_t dims_p, const void *next, void *codes)
+{
+    const uint16_t *from = open, *ahead = next ? next : open;
+    uint8_t *to = codes;
+    _Alignas(64) float w[KVT_SEAL_BUFFER];
+    k4_dims dims;
+    for (size_t d = 0; d < dims_p; d += 8) {
+        _mm256_storeu_ps(dims.scale + d, kvt_load_f16(scales + d));
+        _mm256_storeu_ps(dims.reciprocal + d, kvt_reciprocals_of(kvt_load_128(scales + d), 1.0f));
+    }
+    if (dims_p * 64 <= KVT_SEAL_BUFFER)
+        seal_k4(8, from, open_scales, delta, &dims, dims_p, ahead, w, to);
+    else if (dims_p * 32 <= KVT_SEAL_BUFFER)
+        for (size_t t = 0; t < KVT_TOKENS; t += 32)
+            seal_k4(4, from + t * dims_p, open_scales + t, delta, &dims, dims_p, ahead + t * dims_p,
+                    w, to + t * dims_p / 2);
+    else
+        for (size_t t = 0; t < KVT_TOKENS; t += 16)
+            seal_k4(2, from + t * dims_p, open_scales + t, delta, &dims, dims_p, ahead + t * dims_p,
+                    w, to + t * dims_p / 2);
+}
