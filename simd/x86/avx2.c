@@ -1,7 +1,7 @@
 /*
  * AVX2 + FMA + F16C kernels: the products of attention in f32, and the table, where they meet those
- * of the other files: avx2_i8.c (integer products), avx2_softmax.c (between the products),
- * avx2_rows.c, avx2_append.c, avx2_seal.c, avx2_transpose.c.
+ * of the other files: avx2_i8.c and avx2_4bit.c (integer products), avx2_softmax.c (between the
+ * products), avx2_rows.c, avx2_append.c, avx2_seal.c, avx2_seal_4bit.c, avx2_transpose.c.
  *
  * QK and PV are the same loop. QK sums over dims and has a token in each lane; PV sums over tokens
  * and has a dim in each lane; the tiles are laid out so that a vector load yields 8 lanes of one
@@ -235,16 +235,16 @@ KVT_INLINE void qk_block(int type, size_t rows, size_t vectors, const qk_call *c
  * and the span stays in L1. A span is a multiple of every block's width: 32 tokens (64 for one
  * row). The last one may extend beyond n_tokens; those scores are ignored.
  */
-#define QK_KERNEL(type, name)                                                                      \
+#define QK_KERNEL(type, linkage, name)                                                             \
     QK_BLOCK(type, 1, 8)                                                                           \
     QK_BLOCK(type, 2, 4)                                                                           \
     QK_BLOCK(type, 3, 4)                                                                           \
     QK_BLOCK(type, 4, 2)                                                                           \
     QK_BLOCK(type, 5, 2)                                                                           \
     QK_BLOCK(type, 6, 2)                                                                           \
-    static void name(const float *q, size_t ldq, size_t rows, const void *codes,                   \
-                     const uint16_t *scales, size_t n_tokens, size_t dims_p, const void *next,     \
-                     float *s)                                                                     \
+    linkage void name(const float *q, size_t ldq, size_t rows, const void *codes,                  \
+                      const uint16_t *scales, size_t n_tokens, size_t dims_p, const void *next,    \
+                      float *s)                                                                    \
     {                                                                                              \
         static void (*const blocks[])(const qk_call *, size_t, size_t, size_t) = {                 \
             NULL,          qk_##type##_1, qk_##type##_2, qk_##type##_3,                            \
@@ -261,9 +261,9 @@ KVT_INLINE void qk_block(int type, size_t rows, size_t vectors, const qk_call *c
         }                                                                                          \
     }
 
-QK_KERNEL(F32, qk_f32)
-QK_KERNEL(F16, qk_f16)
-QK_KERNEL(I8, qk_i8)
+QK_KERNEL(F32, static, qk_f32)
+QK_KERNEL(F16, static, qk_f16)
+QK_KERNEL(I8, , kvt_avx2_qk_i8)
 
 /* ---- weighted sums ---- */
 
@@ -362,15 +362,15 @@ static void pv_f16(const float *p, size_t rows, const void *codes, const uint16_
  * p is zero, but the scale may be a NaN, so the product is masked. No overflow: p * scale * 127 *
  * 2^24 is below 2^48 for p <= 1.
  */
-static void pv_i8(const float *p, size_t rows, const void *codes, const uint16_t *scales,
-                  size_t n_tokens, size_t dims_p, const float *alpha, const void *next, float *acc,
-                  size_t ldacc)
+void kvt_avx2_pv_i8(const float *p, size_t rows, const void *codes, const uint16_t *scales,
+                    size_t n_tokens, size_t dims_p, const float *alpha, const void *next,
+                    float *acc, size_t ldacc)
 {
     float weight[KVT_ROWS_MAX * KVT_TOKENS];
     const kvt_sides sides = {next, codes, KVT_TOKENS * dims_p};
     const pv_call call = {weight, codes, kvt_round_up(n_tokens, 4), dims_p, alpha, sides,
                           acc,    ldacc};
-    kvt_prefetch_behind_k(next, KVT_TOKENS * dims_p);
+    kvt_prefetch_behind_k(next, KVT_TOKENS * dims_p, KVT_BEHIND_K8);
     for (size_t t = 0; t < n_tokens; t += 8) {
         __m256 scale = _mm256_cvtph_ps(kvt_load_128(scales + t));
         __m256 alive = kvt_lanes_below(t, n_tokens);
@@ -396,13 +396,13 @@ const kvt_kernels kvt_kernels_avx2 = {
 #undef ENTRY
     .qk_f32 = qk_f32,
     .qk_f16 = qk_f16,
-    .qk_i8 = qk_i8,
+    .qk_i8 = kvt_avx2_qk_i8,
     /* Fast is near: fewer bits are not faster (avx2_i8.c). */
     .pack_q_fast = kvt_avx2_pack_q_near,
     .qk_i8_fast = kvt_avx2_qk_i8_near,
     .pv_i8_fast = kvt_avx2_pv_i8_near,
     .pv_f32 = pv_f32,
     .pv_f16 = pv_f16,
-    .pv_i8 = pv_i8,
+    .pv_i8 = kvt_avx2_pv_i8,
 };
 /* clang-format on */

@@ -1,6 +1,6 @@
 /*
- * AVX2 kernels of attention over 4-bit K and 4- and 5-bit V by integer dot products. avx2_4bit.h
- * has what they share with AVX-VNNI's.
+ * AVX2 kernels of attention over 4-bit K and 4- and 5-bit V, by integer dot products and in f32.
+ * avx2_4bit.h has what the integer ones share with AVX-VNNI's. The table is in avx2.c.
  *
  * vpmaddubsw multiplies unsigned by signed bytes and adds pairs of products to int16: 32 products
  * an instruction, twice vpmaddwd's, which i8 needs (avx2_i8.c). Its sums are collected in int16 as
@@ -175,3 +175,93 @@ KVT_PV4_BLOCKS(KVT_V4, 12)
 KVT_PV4_KERNEL(kvt_avx2_pv_i4_near, KVT_V4, 127.0f)
 KVT_PV4_BLOCKS(KVT_V5, 10)
 KVT_PV4_KERNEL(kvt_avx2_pv_i5_near, KVT_V5, 255.0f)
+
+/* ---- f32 ---- */
+
+/*
+ * In f32 the codes become those of i8, once for all rows, and are multiplied by its kernels: K's as
+ * 2 * code - 15 with scales of a half, as the scales of its dims are in q.
+ */
+typedef struct unpacked {
+    _Alignas(64) unsigned char codes[KVT_TOKENS * KVT_DIMS_MAX];
+} unpacked;
+
+/* A line of codes that is read now is one of `next`'s to be prefetched. */
+KVT_INLINE void prefetch_at(const void *next, size_t offset)
+{
+    if (next)
+        _mm_prefetch((const char *)next + offset, _MM_HINT_T1);
+}
+
+static void unpack_k4(const unsigned char *codes, size_t dims_p, const void *next, unpacked *to)
+{
+    const __m256i odd = _mm256_broadcastsi128_si256(
+        _mm_setr_epi8(-15, -13, -11, -9, -7, -5, -3, -1, 1, 3, 5, 7, 9, 11, 13, 15));
+    for (size_t i = 0; i < KVT_TOKENS * dims_p / 2; i += 64) {
+        __m256i a = kvt_load_256(codes + i), b = kvt_load_256(codes + i + 32);
+        prefetch_at(next, i);
+        kvt_store_256(to->codes + 2 * i, _mm256_shuffle_epi8(odd, kvt_nibbles(a, 0)));
+        kvt_store_256(to->codes + 2 * i + 32, _mm256_shuffle_epi8(odd, kvt_nibbles(b, 0)));
+        kvt_store_256(to->codes + 2 * i + 64, _mm256_shuffle_epi8(odd, kvt_nibbles(a, 1)));
+        kvt_store_256(to->codes + 2 * i + 96, _mm256_shuffle_epi8(odd, kvt_nibbles(b, 1)));
+    }
+}
+
+void kvt_avx2_qk_i4(const float *q, size_t ldq, size_t rows, const void *codes,
+                    const uint16_t *scales, size_t n_tokens, size_t dims_p, const void *next,
+                    float *s)
+{
+    _Alignas(64) float folded[KVT_ROWS_BLOCK * KVT_DIMS_MAX], factors[KVT_DIMS_MAX];
+    uint16_t halves[KVT_TOKENS];
+    unpacked k;
+    unpack_k4(codes, dims_p, next, &k);
+    for (size_t t = 0; t < KVT_TOKENS; t++)
+        halves[t] = 0x3800;
+    for (size_t d = 0; d < dims_p; d += 8)
+        _mm256_store_ps(factors + d, _mm256_cvtph_ps(kvt_load_128(scales + d)));
+    for (size_t row = 0, n; row < rows; row += n) {
+        n = kvt_rows_of_block(rows - row);
+        for (size_t r = 0; r < n; r++)
+            for (size_t d = 0; d < dims_p; d += 8)
+                _mm256_store_ps(folded + r * dims_p + d,
+                                _mm256_mul_ps(_mm256_loadu_ps(q + (row + r) * ldq + d),
+                                              _mm256_load_ps(factors + d)));
+        kvt_avx2_qk_i8(folded, dims_p, n, k.codes, halves, n_tokens, dims_p, NULL,
+                       s + row * KVT_TOKENS);
+    }
+}
+
+KVT_INLINE void unpack_v4(int format, const unsigned char *codes, size_t n_tokens, size_t dims_p,
+                          const void *next, unpacked *to)
+{
+    for (size_t t = 0; t < n_tokens; t += 8) {
+        const unsigned char *from = codes + kvt_v4_index(t, 0, dims_p);
+        for (size_t d = 0; d < dims_p; d += 8) {
+            const unsigned char *bits = codes + kvt_v5_index(t, d, dims_p);
+            __m256i x = kvt_load_256(from + d * 4);
+            __m256i low = kvt_v4_bytes(format, x, 0, bits), high = kvt_v4_bytes(format, x, 1, bits);
+            if (format == KVT_V5) { /* 2 * (code - 16) + 1 */
+                low = _mm256_add_epi8(_mm256_add_epi8(low, low), _mm256_set1_epi8(1));
+                high = _mm256_add_epi8(_mm256_add_epi8(high, high), _mm256_set1_epi8(1));
+            }
+            if (d % 16 == 0)
+                prefetch_at(next, (t * dims_p / 2 + d * 4) * (format == KVT_V5 ? 5 : 4) / 4);
+            kvt_store_256(to->codes + kvt_v8_index(t, d, dims_p), low);
+            kvt_store_256(to->codes + kvt_v8_index(t + 4, d, dims_p), high);
+        }
+    }
+}
+
+#define PV_KERNEL(name, format)                                                                    \
+    void name(const float *p, size_t rows, const void *codes, const uint16_t *scales,              \
+              size_t n_tokens, size_t dims_p, const float *alpha, const void *next, float *acc,    \
+              size_t ldacc)                                                                        \
+    {                                                                                              \
+        unpacked v;                                                                                \
+        if (format == KVT_V4)                                                                      \
+            kvt_prefetch_behind_k(next, 32 * dims_p, 4 * dims_p);                                  \
+        unpack_v4(format, codes, n_tokens, dims_p, next, &v);                                      \
+        kvt_avx2_pv_i8(p, rows, v.codes, scales, n_tokens, dims_p, alpha, NULL, acc, ldacc);       \
+    }
+PV_KERNEL(kvt_avx2_pv_i4, KVT_V4)
+PV_KERNEL(kvt_avx2_pv_i5, KVT_V5)

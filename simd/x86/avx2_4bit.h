@@ -386,7 +386,8 @@ KVT_INLINE void kvt_pv4_block(int format, size_t work, size_t rows, size_t vecto
         const kvt_sides sides = {next, codes, 32 * dims_p};                                        \
         const kvt_pv4_call call = {&digits, codes, n_tokens, dims_p, alpha, sides, acc, ldacc};    \
         kvt_round_p(format, limit, p, rows, scales, n_tokens, &digits);                            \
-        kvt_prefetch_behind_k(next, (format == KVT_V5 ? 40 : 32) * dims_p);                        \
+        if (format == KVT_V4) /* the fifth bits are as many bytes */                               \
+            kvt_prefetch_behind_k(next, 32 * dims_p, 4 * dims_p);                                  \
         for (size_t dim = 0; dim < dims_p; dim += 128) {                                           \
             size_t left = dims_p - dim, end = dim + (left < 128 ? left : 128);                     \
             for (size_t row = 0, n; row < rows; row += n) {                                        \

@@ -347,7 +347,7 @@ void kvt_avx2_pv_i8_near(const float *p, size_t rows, const void *codes, const u
     const kvt_sides sides = {next, codes, KVT_TOKENS * dims_p};
     const pv_call call = {&w, codes, n_tokens, dims_p, alpha, sides, acc, ldacc};
     round_weights(p, rows, scales, n_tokens, &w);
-    kvt_prefetch_behind_k(next, KVT_TOKENS * dims_p);
+    kvt_prefetch_behind_k(next, KVT_TOKENS * dims_p, KVT_BEHIND_K8);
     for (size_t dim = 0; dim < dims_p; dim += 128) {
         size_t left = dims_p - dim, end = dim + (left < 128 ? left : 128);
         for (size_t row = 0, n; row < rows; row += n) {

@@ -87,15 +87,18 @@ KVT_INLINE void kvt_prefetch_bytes(kvt_prefetch_state *prefetch, const unsigned 
 }
 
 /*
- * K's scales and offset follow its i8 codes (tile.h, a head's record). They are prefetched with the
- * codes: applying them would otherwise miss at the start of the next block.
+ * K's scales and offset, `bytes`, follow its codes (tile.h, a head's record). They are prefetched
+ * with the codes: applying them would otherwise miss at the start of the next block.
  */
-KVT_INLINE void kvt_prefetch_behind_k(const void *next, size_t codes_bytes)
+KVT_INLINE void kvt_prefetch_behind_k(const void *next, size_t codes_bytes, size_t bytes)
 {
     if (next)
-        for (size_t i = codes_bytes; i < codes_bytes + 384; i += 64)
+        for (size_t i = codes_bytes; i < codes_bytes + bytes; i += 64)
             _mm_prefetch((const char *)next + i, _MM_HINT_T1);
 }
+
+/* Of i8, with the offset of 128 dims. */
+#define KVT_BEHIND_K8 384
 
 /* ---- folds and masks ---- */
 

@@ -111,7 +111,7 @@ KVT_INLINE __m256i look_up(const table *t, __m256i u, __m256i bin)
     return _mm256_shuffle_epi8(of_bin, bin_of(_mm256_add_epi8(u, _mm256_shuffle_epi8(add, bin))));
 }
 
-/* Of 8 rows: sums of u * level and of level * level, by candidates. In f32, where they are exact. */
+/* Of 8 rows: sums of u * level and of level * level, by candidates, in f32: exact. */
 typedef struct row_sums {
     __m256 product[KVT_V4_CANDIDATES][8], square[KVT_V4_CANDIDATES][8];
 } row_sums;
