@@ -54,55 +54,93 @@ KVT_INLINE size_t kvt_digits_ldw(size_t dims_p)
     return kvt_round_up(dims_p, 32) / 4;
 }
 
-/* The largest magnitude is sought among integers, which order as magnitudes do. */
-KVT_INLINE float kvt_largest_lane(__m256i magnitudes)
+/* Rows that are folded together, so that the latencies of one overlap those of the others. */
+#define KVT_FOLD_ROWS 4
+#define KVT_EACH_FOLD(X) X(0) X(1) X(2) X(3)
+
+/* Lane i: the largest lane of x[i], as integers, which order as magnitudes do. */
+KVT_INLINE __m128i kvt_largest_of_4(const __m256i x[4])
 {
-    __m128i x =
-        _mm_max_epi32(_mm256_castsi256_si128(magnitudes), _mm256_extracti128_si256(magnitudes, 1));
-    x = _mm_max_epi32(x, _mm_shuffle_epi32(x, 0x4e));
-    x = _mm_max_epi32(x, _mm_shuffle_epi32(x, 0xb1));
-    return _mm_cvtss_f32(_mm_castsi128_ps(x));
+    __m256i a =
+        _mm256_max_epi32(_mm256_unpacklo_epi32(x[0], x[1]), _mm256_unpackhi_epi32(x[0], x[1]));
+    __m256i b =
+        _mm256_max_epi32(_mm256_unpacklo_epi32(x[2], x[3]), _mm256_unpackhi_epi32(x[2], x[3]));
+    a = _mm256_max_epi32(_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b));
+    return _mm_max_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
 }
 
-/* q times the scales of its dims, rounded. */
+/* Lane i: the sum of the lanes of x[i]. */
+KVT_INLINE __m128i kvt_sum_of_4(const __m256i x[4])
+{
+    __m256i a = _mm256_hadd_epi32(_mm256_hadd_epi32(x[0], x[1]), _mm256_hadd_epi32(x[2], x[3]));
+    return _mm_add_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+}
+
+/* q times the scales of its dims, rounded: up to four rows from `row` on. */
+KVT_INLINE void kvt_fold_rows(size_t rows, const float *q, size_t ldq, size_t row,
+                              const uint16_t *scales, size_t dims_p, float *folded,
+                              kvt_digits_q *out)
+{
+    const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
+    const __m256i least = _mm256_castps_si256(_mm256_set1_ps(KVT_LEAST));
+    const __m256 zero = _mm256_setzero_ps();
+    __m256i most[KVT_FOLD_ROWS] = {least, least, least, least};
+    __m256i total[KVT_FOLD_ROWS] = {0};
+    float reciprocals[KVT_FOLD_ROWS];
+    __m128 largest;
+    for (size_t d = 0; d < dims_p; d += 8) {
+        const __m256 scale = _mm256_cvtph_ps(kvt_load_128(scales + d));
+#define FOLD(r)                                                                                    \
+    if ((r) < rows) {                                                                              \
+        __m256 x = _mm256_mul_ps(scale, _mm256_loadu_ps(q + (row + (r)) * ldq + d));               \
+        _mm256_store_ps(folded + (r)*dims_p + d, x);                                               \
+        most[r] = _mm256_max_epi32(most[r], _mm256_and_si256(_mm256_castps_si256(x), magnitude));  \
+    }
+        KVT_EACH_FOLD(FOLD)
+#undef FOLD
+    }
+    largest = _mm_castsi128_ps(kvt_largest_of_4(most));
+    _mm_storeu_ps(reciprocals, _mm_div_ps(_mm_set1_ps(KVT_Q4_MAX), largest));
+    _mm_storeu_ps(out->step + row, _mm_div_ps(largest, _mm_set1_ps(2.0f * KVT_Q4_MAX)));
+#define ROUND(r)                                                                                   \
+    if ((r) < rows) {                                                                              \
+        const __m256 reciprocal = _mm256_broadcast_ss(reciprocals + (r));                          \
+        const float *from = folded + (r)*dims_p;                                                   \
+        unsigned char *to = (unsigned char *)(out->fours + (row + (r)) * kvt_digits_ldw(dims_p));  \
+        for (size_t d = 0; d < dims_p; d += 32) {                                                  \
+            const __m256 a = _mm256_mul_ps(_mm256_load_ps(from + d), reciprocal);                  \
+            const __m256 b = _mm256_mul_ps(_mm256_load_ps(from + d + 8), reciprocal);              \
+            __m256 x = zero, y = zero;                                                             \
+            __m256i digits;                                                                        \
+            if (d + 16 < dims_p) {                                                                 \
+                x = _mm256_mul_ps(_mm256_load_ps(from + d + 16), reciprocal);                      \
+                y = _mm256_mul_ps(_mm256_load_ps(from + d + 24), reciprocal);                      \
+            }                                                                                      \
+            digits = kvt_round_32(a, b, x, y);                                                     \
+            kvt_store_256(to + d, digits);                                                         \
+            /* Pairs, 32 times: within +-8128. */                                                  \
+            total[r] =                                                                             \
+                _mm256_add_epi16(total[r], _mm256_maddubs_epi16(_mm256_set1_epi8(1), digits));     \
+        }                                                                                          \
+        total[r] = _mm256_madd_epi16(total[r], _mm256_set1_epi16(-15));                            \
+    }
+    KVT_EACH_FOLD(ROUND)
+#undef ROUND
+    kvt_store_128(out->bias + row, kvt_sum_of_4(total));
+}
+
 KVT_INLINE void kvt_fold_q(const float *q, size_t ldq, size_t rows, const uint16_t *scales,
                            size_t dims_p, kvt_digits_q *out)
 {
-    const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
-    const __m256 zero = _mm256_setzero_ps();
-    _Alignas(32) float factors[KVT_DIMS_MAX], folded[KVT_DIMS_MAX];
-    for (size_t d = 0; d < dims_p; d += 8)
-        _mm256_store_ps(factors + d, _mm256_cvtph_ps(kvt_load_128(scales + d)));
-    for (size_t r = 0; r < rows; r++, q += ldq) {
-        unsigned char *to = (unsigned char *)(out->fours + r * kvt_digits_ldw(dims_p));
-        __m256i maxima = _mm256_castps_si256(_mm256_set1_ps(KVT_LEAST)), more = maxima;
-        __m256i total = _mm256_setzero_si256();
-        __m256 reciprocal;
-        int32_t lanes[8];
-        float largest;
-        for (size_t d = 0; d < dims_p; d += 16) {
-            __m256 a = _mm256_mul_ps(_mm256_loadu_ps(q + d), _mm256_load_ps(factors + d));
-            __m256 b = _mm256_mul_ps(_mm256_loadu_ps(q + d + 8), _mm256_load_ps(factors + d + 8));
-            _mm256_store_ps(folded + d, a);
-            _mm256_store_ps(folded + d + 8, b);
-            maxima = _mm256_max_epi32(_mm256_and_si256(_mm256_castps_si256(a), magnitude), maxima);
-            more = _mm256_max_epi32(_mm256_and_si256(_mm256_castps_si256(b), magnitude), more);
-        }
-        largest = kvt_largest_lane(_mm256_max_epi32(maxima, more));
-        reciprocal = _mm256_set1_ps(KVT_Q4_MAX / largest);
-        out->step[r] = largest / (2.0f * KVT_Q4_MAX);
-#define FOLDED(i) _mm256_mul_ps(_mm256_load_ps(folded + d + (i)), reciprocal)
-        for (size_t d = 0; d < dims_p; d += 32) {
-            __m256i x = d + 16 < dims_p ? kvt_round_32(FOLDED(0), FOLDED(8), FOLDED(16), FOLDED(24))
-                                        : kvt_round_32(FOLDED(0), FOLDED(8), zero, zero);
-            kvt_store_256(to + d, x);
-            /* Pairs, 32 times: within +-8128. */
-            total = _mm256_add_epi16(total, _mm256_maddubs_epi16(_mm256_set1_epi8(1), x));
-        }
-#undef FOLDED
-        kvt_store_256(lanes, _mm256_madd_epi16(total, _mm256_set1_epi16(-15)));
-        out->bias[r] =
-            lanes[0] + lanes[1] + lanes[2] + lanes[3] + lanes[4] + lanes[5] + lanes[6] + lanes[7];
+    _Alignas(32) float folded[KVT_FOLD_ROWS * KVT_DIMS_MAX];
+    size_t row = 0;
+    for (; row + 4 <= rows; row += 4)
+        kvt_fold_rows(4, q, ldq, row, scales, dims_p, folded, out);
+    switch (rows - row) {
+    case 3: kvt_fold_rows(3, q, ldq, row, scales, dims_p, folded, out); break;
+    case 2: kvt_fold_rows(2, q, ldq, row, scales, dims_p, folded, out); break;
+    case 1: kvt_fold_rows(1, q, ldq, row, scales, dims_p, folded, out); break;
+    default: break;
     }
 }
 
