@@ -107,37 +107,51 @@ KVT_INLINE void kvt_product_k4(size_t rows, size_t vectors, const kvt_operands *
 /* ---- weighted sums ---- */
 
 /* 8 tokens of one row, as pairs in int16. */
-KVT_INLINE __m256i multiply_8(const int32_t *weight, const __m256i bytes[2])
+KVT_INLINE __m256i multiply_8(__m256i w0, __m256i w1, const __m256i bytes[2])
 {
-    return _mm256_add_epi16(_mm256_maddubs_epi16(four_of(weight), bytes[0]),
-                            _mm256_maddubs_epi16(four_of(weight + 1), bytes[1]));
+    return _mm256_add_epi16(_mm256_maddubs_epi16(w0, bytes[0]), _mm256_maddubs_epi16(w1, bytes[1]));
 }
 
-/* `octets` times 8 tokens, 8 dims, all rows. 5 bits: two octets fit int16. */
+/*
+ * `octets` times 8 tokens, all rows, the vectors v and, where KVT_PAIRS_V4, v + 1, which share a
+ * row's weights. 5 bits: two octets fit int16.
+ */
 KVT_INLINE void multiply_v(int format, size_t octets, size_t rows, size_t vectors, size_t v,
                            const unsigned char *codes, const unsigned char *bits,
                            const kvt_operands *o, const int32_t *weight, __m256i *sum)
 {
     const __m256i ones = _mm256_set1_epi16(1);
-    __m256i bytes[4];
+    const int pair = KVT_PAIRS_V4(rows);
+    __m256i bytes[2][4];
     if (v >= vectors)
         return;
-    codes += v * 32;
-    bits += v / 2 * 16 + v % 2 * 4;
-    bytes[0] = kvt_v4_bytes(format, kvt_load_256(codes), 0, bits);
-    bytes[1] = kvt_v4_bytes(format, kvt_load_256(codes), 1, bits);
-    if (octets == 2) {
-        bytes[2] = kvt_v4_bytes(format, kvt_load_256(codes + o->step), 0, bits + o->bits_step);
-        bytes[3] = kvt_v4_bytes(format, kvt_load_256(codes + o->step), 1, bits + o->bits_step);
+    KVT_UNROLL
+    for (size_t i = 0; i < octets * 2; i++) {
+        const unsigned char *at = codes + i / 2 * o->step + v * 32;
+        const unsigned char *its = bits + i / 2 * o->bits_step + v / 2 * 16 + v % 2 * 4;
+        bytes[0][i] = kvt_v4_bytes(format, kvt_load_256(at), i % 2, its);
+        if (pair)
+            bytes[1][i] = kvt_v4_bytes(format, kvt_load_256(at + 32), i % 2, its + 4);
     }
 #define MULTIPLY(r)                                                                                \
     if ((r) < rows) {                                                                              \
+        const int32_t *its = weight + (r)*o->ldw;                                                  \
         __m256i *to = &sum[(r)*vectors + v];                                                       \
-        __m256i x = multiply_8(weight + (r)*o->ldw, bytes);                                        \
-        if (octets == 2)                                                                           \
-            x = _mm256_add_epi16(x, multiply_8(weight + (r)*o->ldw + 2, bytes + 2));               \
-        *to = _mm256_add_epi32(*to, _mm256_madd_epi16(x, ones));                                   \
-        KVT_KEEP(*to);                                                                             \
+        __m256i x = multiply_8(four_of(its), four_of(its + 1), bytes[0]), y = ones;                \
+        if (pair)                                                                                  \
+            y = multiply_8(four_of(its), four_of(its + 1), bytes[1]);                              \
+        if (octets == 2) {                                                                         \
+            x = _mm256_add_epi16(x, multiply_8(four_of(its + 2), four_of(its + 3), bytes[0] + 2)); \
+            if (pair)                                                                              \
+                y = _mm256_add_epi16(                                                              \
+                    y, multiply_8(four_of(its + 2), four_of(its + 3), bytes[1] + 2));              \
+        }                                                                                          \
+        to[0] = _mm256_add_epi32(to[0], _mm256_madd_epi16(x, ones));                               \
+        KVT_KEEP(to[0]);                                                                           \
+        if (pair) {                                                                                \
+            to[1] = _mm256_add_epi32(to[1], _mm256_madd_epi16(y, ones));                           \
+            KVT_KEEP(to[1]);                                                                       \
+        }                                                                                          \
     }
     KVT_EACH_ROW_V4(MULTIPLY)
 #undef MULTIPLY
@@ -159,9 +173,11 @@ KVT_INLINE void kvt_product_v4(int format, size_t rows, size_t vectors, const kv
         if (octets == 2)
             kvt_prefetch_bytes(&prefetch, codes + o->step, 64, vectors * 32);
         multiply_v(format, octets, rows, vectors, 0, codes, bits, o, weight, sum);
-        multiply_v(format, octets, rows, vectors, 1, codes, bits, o, weight, sum);
+        if (!KVT_PAIRS_V4(rows))
+            multiply_v(format, octets, rows, vectors, 1, codes, bits, o, weight, sum);
         multiply_v(format, octets, rows, vectors, 2, codes, bits, o, weight, sum);
-        multiply_v(format, octets, rows, vectors, 3, codes, bits, o, weight, sum);
+        if (!KVT_PAIRS_V4(rows))
+            multiply_v(format, octets, rows, vectors, 3, codes, bits, o, weight, sum);
         codes += octets * o->step;
         bits += octets * o->bits_step;
         weight += octets * 2;
@@ -172,9 +188,9 @@ KVT_INLINE void kvt_product_v4(int format, size_t rows, size_t vectors, const kv
 KVT_QK4_BLOCKS(8)
 KVT_QK4_KERNEL(kvt_avx2_qk_i4_near)
 KVT_PV4_BLOCKS(KVT_V4, 12)
-KVT_PV4_KERNEL(kvt_avx2_pv_i4_near, KVT_V4, 127.0f)
+KVT_PV4_KERNEL(kvt_avx2_pv_i4_near, KVT_V4, 8, 127.0f)
 KVT_PV4_BLOCKS(KVT_V5, 10)
-KVT_PV4_KERNEL(kvt_avx2_pv_i5_near, KVT_V5, 255.0f)
+KVT_PV4_KERNEL(kvt_avx2_pv_i5_near, KVT_V5, 8, 255.0f)
 
 /* ---- f32 ---- */
 

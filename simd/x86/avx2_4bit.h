@@ -255,7 +255,8 @@ KVT_INLINE void kvt_product_v4(int format, size_t rows, size_t vectors, const kv
 /* Vectors of a block of so many rows, 8 tokens (K, up to 6 rows) or dims (V, up to 8) each. */
 #define KVT_VECTORS_K4(rows) ((rows) <= 2 ? 4 : 2)
 #define KVT_VECTORS_V4(rows) ((rows) <= 2 ? 4 : (rows) <= 4 ? 2 : 1)
-#define KVT_ROWS_V4 8
+/* Pairs of V's vectors share the load of a weight; one or two rows keep theirs in registers. */
+#define KVT_PAIRS_V4(rows) ((rows) == 3 || (rows) == 4)
 #define KVT_EACH_ROW_V4(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7)
 #define KVT_EACH_SUM_V4(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7)
 
@@ -404,8 +405,12 @@ KVT_INLINE void kvt_pv4_block(int format, size_t work, size_t rows, size_t vecto
     KVT_PV4_ROWS(format, work, 7)                                                                  \
     KVT_PV4_ROWS(format, work, 8)
 
-/* 128 dims of all tokens, 4 or 5 KiB, outside, rows inside: the codes stay in L1. */
-#define KVT_PV4_KERNEL(name, format, limit)                                                        \
+/*
+ * 128 dims of all tokens, 4 or 5 KiB, outside, rows inside: the codes stay in L1. most: rows of a
+ * block, up to 8: the more share an unpacked vector, the more loads of weights. limit: see
+ * kvt_round_p.
+ */
+#define KVT_PV4_KERNEL(name, format, most, limit)                                                  \
     void name(const float *p, size_t rows, const void *codes, const uint16_t *scales,              \
               size_t n_tokens, size_t dims_p, const float *alpha, const void *next, float *acc,    \
               size_t ldacc)                                                                        \
@@ -429,7 +434,7 @@ KVT_INLINE void kvt_pv4_block(int format, size_t work, size_t rows, size_t vecto
         for (size_t dim = 0; dim < dims_p; dim += 128) {                                           \
             size_t left = dims_p - dim, end = dim + (left < 128 ? left : 128);                     \
             for (size_t row = 0, n; row < rows; row += n) {                                        \
-                size_t cuts = (rows - row + KVT_ROWS_V4 - 1) / KVT_ROWS_V4;                        \
+                size_t cuts = (rows - row + (most)-1) / (most);                                    \
                 n = (rows - row + cuts - 1) / cuts;                                                \
                 blocks[n](&call, row, dim, end);                                                   \
             }                                                                                      \

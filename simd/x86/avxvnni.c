@@ -465,23 +465,34 @@ KVT_INLINE void kvt_product_k4(size_t rows, size_t vectors, const kvt_operands *
     }
 }
 
-/* 8 tokens, 8 dims, all rows. */
+/* 8 tokens, all rows, the vectors v and, where KVT_PAIRS_V4, v + 1. */
 KVT_INLINE void multiply_v4(int format, size_t rows, size_t vectors, size_t v,
                             const unsigned char *codes, const unsigned char *bits,
                             const int32_t *weight, size_t ldw, __m256i *sum)
 {
-    __m256i low, high;
+    const int pair = KVT_PAIRS_V4(rows);
+    __m256i a0, a1, b0, b1;
     if (v >= vectors)
         return;
+    codes += v * 32;
     bits += v / 2 * 16 + v % 2 * 4;
-    low = kvt_v4_bytes(format, kvt_load_256(codes + v * 32), 0, bits);
-    high = kvt_v4_bytes(format, kvt_load_256(codes + v * 32), 1, bits);
+    b0 = a0 = kvt_v4_bytes(format, kvt_load_256(codes), 0, bits);
+    b1 = a1 = kvt_v4_bytes(format, kvt_load_256(codes), 1, bits);
+    if (pair) {
+        b0 = kvt_v4_bytes(format, kvt_load_256(codes + 32), 0, bits + 4);
+        b1 = kvt_v4_bytes(format, kvt_load_256(codes + 32), 1, bits + 4);
+    }
 #define MULTIPLY(r)                                                                                \
     if ((r) < rows) {                                                                              \
+        __m256i w0 = _mm256_set1_epi32(weight[(r)*ldw]);                                           \
+        __m256i w1 = _mm256_set1_epi32(weight[(r)*ldw + 1]);                                       \
         __m256i *to = &sum[(r)*vectors + v];                                                       \
-        *to = DPBUSD(*to, _mm256_set1_epi32(weight[(r)*ldw]), low);                                \
-        *to = DPBUSD(*to, _mm256_set1_epi32(weight[(r)*ldw + 1]), high);                           \
-        KVT_KEEP(*to);                                                                             \
+        to[0] = DPBUSD(DPBUSD(to[0], w0, a0), w1, a1);                                             \
+        KVT_KEEP(to[0]);                                                                           \
+        if (pair) {                                                                                \
+            to[1] = DPBUSD(DPBUSD(to[1], w0, b0), w1, b1);                                         \
+            KVT_KEEP(to[1]);                                                                       \
+        }                                                                                          \
     }
     KVT_EACH_ROW_V4(MULTIPLY)
 #undef MULTIPLY
@@ -500,9 +511,11 @@ KVT_INLINE void kvt_product_v4(int format, size_t rows, size_t vectors, const kv
     do { /* n >= 1 */
         kvt_prefetch_bytes(&prefetch, codes, 64, vectors * 32);
         multiply_v4(format, rows, vectors, 0, codes, bits, weight, o->ldw, sum);
-        multiply_v4(format, rows, vectors, 1, codes, bits, weight, o->ldw, sum);
+        if (!KVT_PAIRS_V4(rows))
+            multiply_v4(format, rows, vectors, 1, codes, bits, weight, o->ldw, sum);
         multiply_v4(format, rows, vectors, 2, codes, bits, weight, o->ldw, sum);
-        multiply_v4(format, rows, vectors, 3, codes, bits, weight, o->ldw, sum);
+        if (!KVT_PAIRS_V4(rows))
+            multiply_v4(format, rows, vectors, 3, codes, bits, weight, o->ldw, sum);
         codes += o->step;
         bits += o->bits_step;
         weight += 2;
@@ -512,8 +525,8 @@ KVT_INLINE void kvt_product_v4(int format, size_t rows, size_t vectors, const kv
 /* Work: vectors multiplied for each line of codes and row. */
 KVT_QK4_BLOCKS(4)
 static KVT_QK4_KERNEL(qk_i4_near)
-    KVT_PV4_BLOCKS(KVT_V4, 4) static KVT_PV4_KERNEL(pv_i4_near, KVT_V4, 255.0f)
-        KVT_PV4_BLOCKS(KVT_V5, 4) static KVT_PV4_KERNEL(pv_i5_near, KVT_V5, 255.0f)
+    KVT_PV4_BLOCKS(KVT_V4, 4) static KVT_PV4_KERNEL(pv_i4_near, KVT_V4, 4, 255.0f)
+        KVT_PV4_BLOCKS(KVT_V5, 4) static KVT_PV4_KERNEL(pv_i5_near, KVT_V5, 8, 255.0f)
 
 #if defined(KVT_AVXVNNI_EVEX)
             const kvt_kernels kvt_kernels_avxvnni_evex = {
