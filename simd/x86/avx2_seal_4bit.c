@@ -24,7 +24,7 @@ KVT_DEFINE_FOLD(fold_most, _mm256_max_ps)
 
 /* ---- rows of V as bytes ---- */
 
-/* f16 elements of 32 dims, of the last 16 where `n` is 16: the others are zero. */
+/* The elements of 32 dims; where n is 16 the last 16 are zero. */
 typedef struct four_vectors {
     __m256 of[4];
 } four_vectors;
@@ -78,37 +78,39 @@ KVT_INLINE void prefetch_octet(const uint16_t *next)
 /* ---- 4-bit V ---- */
 
 /*
- * The index of a magnitude u (levels.h) by a bin of 8: no bin has more than one bound. What the bin
- * adds to u moves values above its bound into the next bin, and leaves the others; the bin of the
- * sum then has one index.
+ * The index of a magnitude u (levels.h) by a bin of 8, of which none has more than one bound: the
+ * index of u is what belongs to its bin, or to the next one where u is above the bin's bound.
  */
 typedef struct table {
-    uint8_t add[16], of_bin[16]; /* 7 - bound % 8, of bins without a bound 0; levels, or codes */
+    int8_t bound[16]; /* 127: none */
+    uint8_t of_bin[16];
 } table;
 
 /* The levels of the three sets of bounds; the codes of the first set for negative elements. */
 static const table level_tables[KVT_V4_CANDIDATES] = {
-    {{0, 3, 0, 7, 2, 0, 4, 0, 5, 0, 2, 0, 0, 0, 0, 0},
+    {{127, 12, 127, 24, 37, 127, 51, 127, 66, 127, 85, 127, 127, 111, 127, 127},
      {3, 3, 9, 9, 15, 22, 22, 29, 29, 37, 37, 48, 48, 48, 63, 63}},
-    {{0, 4, 1, 0, 5, 1, 0, 3, 0, 1, 0, 0, 1, 0, 0, 0},
+    {{127, 11, 22, 127, 34, 46, 127, 60, 127, 78, 127, 127, 102, 127, 127, 127},
      {3, 3, 9, 15, 15, 22, 29, 29, 37, 37, 48, 48, 48, 63, 63, 63}},
-    {{0, 5, 3, 0, 0, 5, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0},
+    {{127, 10, 20, 31, 127, 42, 55, 127, 71, 127, 127, 93, 127, 127, 127, 127},
      {3, 3, 9, 15, 22, 22, 29, 37, 37, 48, 48, 48, 63, 63, 63, 63}},
 };
-static const table code_table = {{0, 3, 0, 7, 2, 0, 4, 0, 5, 0, 2, 0, 0, 0, 0, 0},
-                                 {7, 7, 6, 6, 5, 4, 4, 3, 3, 2, 2, 1, 1, 1, 0, 0}};
+static const table code_table = {
+    {127, 12, 127, 24, 37, 127, 51, 127, 66, 127, 85, 127, 127, 111, 127, 127},
+    {7, 7, 6, 6, 5, 4, 4, 3, 3, 2, 2, 1, 1, 1, 0, 0}};
 
+/* u: 0 to 127. */
 KVT_INLINE __m256i bin_of(__m256i u)
 {
     return _mm256_and_si256(_mm256_srli_epi16(u, 3), _mm256_set1_epi8(15));
 }
 
-/* u: 0 to 127, and bin_of(u). */
 KVT_INLINE __m256i look_up(const table *t, __m256i u, __m256i bin)
 {
-    const __m256i add = _mm256_broadcastsi128_si256(kvt_load_128(t->add));
+    const __m256i bound = _mm256_broadcastsi128_si256(kvt_load_128(t->bound));
     const __m256i of_bin = _mm256_broadcastsi128_si256(kvt_load_128(t->of_bin));
-    return _mm256_shuffle_epi8(of_bin, bin_of(_mm256_add_epi8(u, _mm256_shuffle_epi8(add, bin))));
+    __m256i is_above = _mm256_cmpgt_epi8(u, _mm256_shuffle_epi8(bound, bin));
+    return _mm256_shuffle_epi8(of_bin, _mm256_sub_epi8(bin, is_above));
 }
 
 /* Of 8 rows: sums of u * level and of level * level, by candidates, in f32: exact. */
@@ -116,33 +118,41 @@ typedef struct row_sums {
     __m256 product[KVT_V4_CANDIDATES][8], square[KVT_V4_CANDIDATES][8];
 } row_sums;
 
-/* Two products of 126 * 63 and four of 63 * 63 fit int16, twice; then they are widened. */
+/* Dims are summed 64 at a time. */
+#define SUM_DIMS 64
+
 KVT_INLINE void sum_row(const uint16_t *from, size_t dims_p, __m256 units, size_t row,
                         row_sums *out)
 {
     const __m256i ones = _mm256_set1_epi16(1);
     __m256i product[KVT_V4_CANDIDATES], square[KVT_V4_CANDIDATES];
+    uint16_t rest[SUM_DIMS];
     KVT_UNROLL
     for (size_t k = 0; k < KVT_V4_CANDIDATES; k++)
         product[k] = square[k] = _mm256_setzero_si256();
-#define ADD_32(n)                                                                                  \
-    {                                                                                              \
-        __m256i u = _mm256_abs_epi8(round_32(load_32(from + d, n), units)), bin = bin_of(u);       \
-        KVT_UNROLL                                                                                 \
-        for (size_t k = 0; k < KVT_V4_CANDIDATES; k++) {                                           \
-            __m256i level = look_up(&level_tables[k], u, bin);                                     \
-            __m256i x = _mm256_madd_epi16(_mm256_maddubs_epi16(u, level), ones);                   \
-            __m256i y = _mm256_madd_epi16(_mm256_maddubs_epi16(level, level), ones);               \
-            product[k] = _mm256_add_epi32(product[k], x);                                          \
-            square[k] = _mm256_add_epi32(square[k], y);                                            \
-        }                                                                                          \
+    for (size_t d = 0; d < dims_p; d += SUM_DIMS) {
+        const uint16_t *at = from + d;
+        __m256i u, w, bin_u, bin_w;
+        if (d + SUM_DIMS > dims_p) {
+            memset(rest, 0, sizeof rest);
+            memcpy(rest, at, (dims_p - d) * sizeof *at);
+            at = rest;
+        }
+        u = _mm256_abs_epi8(round_32(load_32(at, 32), units));
+        w = _mm256_abs_epi8(round_32(load_32(at + 32, 32), units));
+        bin_u = bin_of(u);
+        bin_w = bin_of(w);
+        KVT_UNROLL
+        for (size_t k = 0; k < KVT_V4_CANDIDATES; k++) {
+            __m256i a = look_up(&level_tables[k], u, bin_u);
+            __m256i b = look_up(&level_tables[k], w, bin_w);
+            /* Of four products of at most 126 * 63: below 2^15. */
+            __m256i x = _mm256_add_epi16(_mm256_maddubs_epi16(u, a), _mm256_maddubs_epi16(w, b));
+            __m256i y = _mm256_add_epi16(_mm256_maddubs_epi16(a, a), _mm256_maddubs_epi16(b, b));
+            product[k] = _mm256_add_epi32(product[k], _mm256_madd_epi16(x, ones));
+            square[k] = _mm256_add_epi32(square[k], _mm256_madd_epi16(y, ones));
+        }
     }
-    size_t d = 0;
-    for (; d + 32 <= dims_p; d += 32)
-        ADD_32(32)
-    if (d < dims_p)
-        ADD_32(16)
-#undef ADD_32
     KVT_UNROLL
     for (size_t k = 0; k < KVT_V4_CANDIDATES; k++) {
         out->product[k][row] = _mm256_cvtepi32_ps(product[k]);
@@ -205,7 +215,7 @@ KVT_INLINE void put_v4_octet(const uint16_t *from, size_t dims_p, size_t n, cons
 void kvt_avx2_seal_v_i4(const void *open, const uint16_t *open_scales, size_t dims_p,
                         const void *next, void *codes, uint16_t *scales)
 {
-    const float absent = (float)(kvt_round_up(dims_p, 32) - dims_p);
+    const float absent = (float)(kvt_round_up(dims_p, SUM_DIMS) - dims_p);
     const uint16_t *ahead = next ? next : open;
     for (size_t t = 0; t < KVT_TOKENS; t += 8) {
         const uint16_t *from = (const uint16_t *)open + t * dims_p;
