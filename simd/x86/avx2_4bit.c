@@ -184,13 +184,9 @@ KVT_INLINE void kvt_product_v4(int format, size_t rows, size_t vectors, const kv
     } while (weight < end);
 }
 
-/* Work: vectors multiplied and added for each line of codes and row. */
-KVT_QK4_BLOCKS(8)
-KVT_QK4_KERNEL(kvt_avx2_qk_i4_near)
-KVT_PV4_BLOCKS(KVT_V4, 12)
-KVT_PV4_KERNEL(kvt_avx2_pv_i4_near, KVT_V4, 8, 127.0f)
-KVT_PV4_BLOCKS(KVT_V5, 10)
-KVT_PV4_KERNEL(kvt_avx2_pv_i5_near, KVT_V5, 8, 255.0f)
+KVT_QK4_KERNEL(, kvt_avx2_qk_i4_near)
+KVT_PV4_KERNEL(, kvt_avx2_pv_i4_near, KVT_V4, 8, 127.0f)
+KVT_PV4_KERNEL(, kvt_avx2_pv_i5_near, KVT_V5, 8, 255.0f)
 
 /* ---- f32 ---- */
 

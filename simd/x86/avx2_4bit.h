@@ -152,9 +152,9 @@ typedef struct kvt_digits_p {
 } kvt_digits_p;
 
 /*
- * Beyond n_tokens p is zero, but the scale may be a NaN, so it is masked. A weight that is NaN
- * (logits beyond f32) never becomes the maximum, and becomes zero by saturation. limit: the largest
- * digit, at most 255.
+ * A weight that is NaN never becomes the maximum, and becomes zero by saturation: of logits beyond
+ * f32, and beyond n_tokens, where p is zero and the scale may be a NaN. limit: the largest digit,
+ * at most 255.
  */
 KVT_INLINE void kvt_round_p(int format, float limit, const float *p, size_t rows,
                             const uint16_t *scales, size_t n_tokens, kvt_digits_p *out)
@@ -162,10 +162,8 @@ KVT_INLINE void kvt_round_p(int format, float limit, const float *p, size_t rows
     const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
     const size_t n = kvt_round_up(n_tokens, 32);
     _Alignas(32) float factors[KVT_TOKENS];
-    for (size_t t = 0; t < n; t += 8) {
-        __m256 x = _mm256_cvtph_ps(kvt_load_128(scales + t));
-        _mm256_store_ps(factors + t, _mm256_and_ps(x, kvt_lanes_below(t, n_tokens)));
-    }
+    for (size_t t = 0; t < n; t += 8)
+        _mm256_store_ps(factors + t, _mm256_cvtph_ps(kvt_load_128(scales + t)));
     for (size_t r = 0; r < rows; r++, p += KVT_TOKENS) {
         __m256 maxima = _mm256_set1_ps(KVT_LEAST), reciprocal;
         __m256i total = _mm256_setzero_si256();
@@ -260,6 +258,12 @@ KVT_INLINE void kvt_product_v4(int format, size_t rows, size_t vectors, const kv
 #define KVT_EACH_ROW_V4(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7)
 #define KVT_EACH_SUM_V4(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7)
 
+/*
+ * Lines are prefetched twice whatever the rows: a product is short, and a line that was dropped
+ * would not be there in time. That the prefetch waits for codes is no gain.
+ */
+#define KVT_WORK_4BIT ((size_t)2 * KVT_PREFETCH_TWICE)
+
 /* ---- scores ---- */
 
 /* What all blocks of one call share. */
@@ -271,9 +275,9 @@ typedef struct kvt_qk4_call {
     float *s;
 } kvt_qk4_call;
 
-/* 8 * vectors tokens from `token` on, of the rows from `row` on. work: see kvt_prefetch_begin. */
-KVT_INLINE void kvt_qk4_block(size_t work, size_t rows, size_t vectors, const kvt_qk4_call *call,
-                              size_t row, size_t token)
+/* 8 * vectors tokens from `token` on, of the rows from `row` on. */
+KVT_INLINE void kvt_qk4_block(size_t rows, size_t vectors, const kvt_qk4_call *call, size_t row,
+                              size_t token)
 {
     const size_t ldw = kvt_digits_ldw(call->dims_p), tile_bytes = call->dims_p * 8;
     const kvt_operands o = {call->codes + token / KVT_TILE_TOKENS * tile_bytes,
@@ -287,7 +291,7 @@ KVT_INLINE void kvt_qk4_block(size_t work, size_t rows, size_t vectors, const kv
     float *s = call->s + row * KVT_TOKENS + token;
     __m256i sum[KVT_SUMS_MAX];
     kvt_product_k4(rows, vectors, &o,
-                   kvt_prefetch_begin(&call->sides, row, token * call->dims_p / 2, work * rows),
+                   kvt_prefetch_begin(&call->sides, row, token * call->dims_p / 2, KVT_WORK_4BIT),
                    sum);
 #define STORE(i)                                                                                   \
     if ((i) < rows * vectors) {                                                                    \
@@ -301,31 +305,32 @@ KVT_INLINE void kvt_qk4_block(size_t work, size_t rows, size_t vectors, const kv
 #undef STORE
 }
 
-#define KVT_QK4_ROWS(work, rows)                                                                   \
+#define KVT_QK4_ROWS(rows)                                                                         \
     static __attribute__((noinline)) void qk4_##rows(const kvt_qk4_call *call, size_t row,         \
                                                      size_t token, size_t end)                     \
     {                                                                                              \
         for (; token < end; token += 8 * KVT_VECTORS_K4(rows))                                     \
-            kvt_qk4_block(work, rows, KVT_VECTORS_K4(rows), call, row, token);                     \
+            kvt_qk4_block(rows, KVT_VECTORS_K4(rows), call, row, token);                           \
     }
 
-#define KVT_QK4_BLOCKS(work)                                                                       \
-    KVT_QK4_ROWS(work, 1)                                                                          \
-    KVT_QK4_ROWS(work, 2)                                                                          \
-    KVT_QK4_ROWS(work, 3)                                                                          \
-    KVT_QK4_ROWS(work, 4)                                                                          \
-    KVT_QK4_ROWS(work, 5)                                                                          \
-    KVT_QK4_ROWS(work, 6)
-
 /* 32 tokens (the widest block) outside, rows inside: the codes stay in L1. */
-#define KVT_QK4_KERNEL(name)                                                                       \
-    void name(const float *q, size_t ldq, size_t rows, const void *codes, const uint16_t *scales,  \
-              size_t n_tokens, size_t dims_p, const void *next, float *s)                          \
+#define KVT_QK4_KERNEL(linkage, name)                                                              \
+    KVT_QK4_ROWS(1)                                                                                \
+    KVT_QK4_ROWS(2)                                                                                \
+    KVT_QK4_ROWS(3)                                                                                \
+    KVT_QK4_ROWS(4)                                                                                \
+    KVT_QK4_ROWS(5)                                                                                \
+    KVT_QK4_ROWS(6)                                                                                \
+    linkage void name(const float *q, size_t ldq, size_t rows, const void *codes,                  \
+                      const uint16_t *scales, size_t n_tokens, size_t dims_p, const void *next,    \
+                      float *s)                                                                    \
     {                                                                                              \
         static void (*const blocks[])(const kvt_qk4_call *, size_t, size_t,                        \
                                       size_t) = {NULL, qk4_1, qk4_2, qk4_3, qk4_4, qk4_5, qk4_6};  \
         kvt_digits_q digits;                                                                       \
         const kvt_qk4_call call = {&digits, codes, dims_p, {next, codes, 32 * dims_p}, s};         \
+        /* next: K's scales and offset, V's scales, and then as many codes as K's */               \
+        kvt_prefetch_behind_k(next, 32 * dims_p, 4 * dims_p + 2 * KVT_TOKENS);                     \
         kvt_fold_q(q, ldq, rows, scales, dims_p, &digits);                                         \
         for (size_t token = 0; token < n_tokens; token += 32) {                                    \
             size_t left = n_tokens - token, end = token + (left < 32 ? left : 32);                 \
@@ -349,8 +354,8 @@ typedef struct kvt_pv4_call {
 } kvt_pv4_call;
 
 /* 8 * vectors dims from `dim` on, of the rows from `row` on. */
-KVT_INLINE void kvt_pv4_block(int format, size_t work, size_t rows, size_t vectors,
-                              const kvt_pv4_call *call, size_t row, size_t dim)
+KVT_INLINE void kvt_pv4_block(int format, size_t rows, size_t vectors, const kvt_pv4_call *call,
+                              size_t row, size_t dim)
 {
     const kvt_operands o = {call->codes + dim * 4,
                             64,
@@ -363,7 +368,7 @@ KVT_INLINE void kvt_pv4_block(int format, size_t work, size_t rows, size_t vecto
     float *acc = call->acc + row * call->ldacc + dim;
     __m256i sum[KVT_SUMS_MAX];
     kvt_product_v4(format, rows, vectors, &o,
-                   kvt_prefetch_begin(&call->sides, row, dim * KVT_TOKENS / 2, work * rows), sum);
+                   kvt_prefetch_begin(&call->sides, row, dim * KVT_TOKENS / 2, KVT_WORK_4BIT), sum);
     if (format == KVT_V5 && row == 0 && call->sides.next)
         for (size_t i = 0; i < vectors; i++) /* the fifth bits, a line for 8 dims */
             _mm_prefetch((const char *)call->sides.next + call->sides.side_bytes + dim * 8 + i * 64,
@@ -385,35 +390,33 @@ KVT_INLINE void kvt_pv4_block(int format, size_t work, size_t rows, size_t vecto
 }
 
 /* As many dims as the wide block divides, the rest 16 at a time. */
-#define KVT_PV4_ROWS(format, work, rows)                                                           \
+#define KVT_PV4_ROWS(format, rows)                                                                 \
     static __attribute__((noinline)) void pv4_##format##_##rows(                                   \
         const kvt_pv4_call *call, size_t row, size_t dim, size_t end)                              \
     {                                                                                              \
         for (; dim + 8 * KVT_VECTORS_V4(rows) <= end; dim += 8 * KVT_VECTORS_V4(rows))             \
-            kvt_pv4_block(format, work, rows, KVT_VECTORS_V4(rows), call, row, dim);               \
+            kvt_pv4_block(format, rows, KVT_VECTORS_V4(rows), call, row, dim);                     \
         for (; KVT_VECTORS_V4(rows) > 2 && dim < end; dim += 16)                                   \
-            kvt_pv4_block(format, work, rows, 2, call, row, dim);                                  \
+            kvt_pv4_block(format, rows, 2, call, row, dim);                                        \
     }
-
-#define KVT_PV4_BLOCKS(format, work)                                                               \
-    KVT_PV4_ROWS(format, work, 1)                                                                  \
-    KVT_PV4_ROWS(format, work, 2)                                                                  \
-    KVT_PV4_ROWS(format, work, 3)                                                                  \
-    KVT_PV4_ROWS(format, work, 4)                                                                  \
-    KVT_PV4_ROWS(format, work, 5)                                                                  \
-    KVT_PV4_ROWS(format, work, 6)                                                                  \
-    KVT_PV4_ROWS(format, work, 7)                                                                  \
-    KVT_PV4_ROWS(format, work, 8)
 
 /*
  * 128 dims of all tokens, 4 or 5 KiB, outside, rows inside: the codes stay in L1. most: rows of a
  * block, up to 8: the more share an unpacked vector, the more loads of weights. limit: see
  * kvt_round_p.
  */
-#define KVT_PV4_KERNEL(name, format, most, limit)                                                  \
-    void name(const float *p, size_t rows, const void *codes, const uint16_t *scales,              \
-              size_t n_tokens, size_t dims_p, const float *alpha, const void *next, float *acc,    \
-              size_t ldacc)                                                                        \
+#define KVT_PV4_KERNEL(linkage, name, format, most, limit)                                         \
+    KVT_PV4_ROWS(format, 1)                                                                        \
+    KVT_PV4_ROWS(format, 2)                                                                        \
+    KVT_PV4_ROWS(format, 3)                                                                        \
+    KVT_PV4_ROWS(format, 4)                                                                        \
+    KVT_PV4_ROWS(format, 5)                                                                        \
+    KVT_PV4_ROWS(format, 6)                                                                        \
+    KVT_PV4_ROWS(format, 7)                                                                        \
+    KVT_PV4_ROWS(format, 8)                                                                        \
+    linkage void name(const float *p, size_t rows, const void *codes, const uint16_t *scales,      \
+                      size_t n_tokens, size_t dims_p, const float *alpha, const void *next,        \
+                      float *acc, size_t ldacc)                                                    \
     {                                                                                              \
         static void (*const blocks[])(const kvt_pv4_call *, size_t, size_t,                        \
                                       size_t) = {NULL,                                             \

@@ -522,26 +522,24 @@ KVT_INLINE void kvt_product_v4(int format, size_t rows, size_t vectors, const kv
     } while (weight < end);
 }
 
-/* Work: vectors multiplied for each line of codes and row. */
-KVT_QK4_BLOCKS(4)
-static KVT_QK4_KERNEL(qk_i4_near)
-    KVT_PV4_BLOCKS(KVT_V4, 4) static KVT_PV4_KERNEL(pv_i4_near, KVT_V4, 4, 255.0f)
-        KVT_PV4_BLOCKS(KVT_V5, 4) static KVT_PV4_KERNEL(pv_i5_near, KVT_V5, 8, 255.0f)
+KVT_QK4_KERNEL(static, qk_i4_near)
+KVT_PV4_KERNEL(static, pv_i4_near, KVT_V4, 4, 255.0f)
+KVT_PV4_KERNEL(static, pv_i5_near, KVT_V5, 8, 255.0f)
 
 #if defined(KVT_AVXVNNI_EVEX)
-            const kvt_kernels kvt_kernels_avxvnni_evex = {
-                .isa = "avxvnni_evex",
+const kvt_kernels kvt_kernels_avxvnni_evex = {
+    .isa = "avxvnni_evex",
 #else
-            const kvt_kernels kvt_kernels_avxvnni = {
-                .isa = "avxvnni",
+const kvt_kernels kvt_kernels_avxvnni = {
+    .isa = "avxvnni",
 #endif
-                .pack_q_near = pack_q_near,
-                .pack_q_fast = pack_q_fast,
-                .qk_i8_near = qk_i8_near,
-                .qk_i8_fast = qk_i8_fast,
-                .pv_i8_near = pv_i8_near,
-                .pv_i8_fast = pv_i8_fast,
-                .qk_i4_near = qk_i4_near,
-                .pv_i4_near = pv_i4_near,
-                .pv_i5_near = pv_i5_near,
+    .pack_q_near = pack_q_near,
+    .pack_q_fast = pack_q_fast,
+    .qk_i8_near = qk_i8_near,
+    .qk_i8_fast = qk_i8_fast,
+    .pv_i8_near = pv_i8_near,
+    .pv_i8_fast = pv_i8_fast,
+    .qk_i4_near = qk_i4_near,
+    .pv_i4_near = pv_i4_near,
+    .pv_i5_near = pv_i5_near,
 };
