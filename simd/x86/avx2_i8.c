@@ -276,6 +276,7 @@ void kvt_avx2_qk_i8_near(const void *packed, size_t first, size_t rows, const vo
                           dims_p,
                           {next, codes, KVT_TOKENS * dims_p},
                           s + first * KVT_TOKENS};
+    kvt_prefetch_behind_k(next, KVT_TOKENS * dims_p, KVT_BEHIND_K8 + 2 * KVT_TOKENS);
     for (size_t token = 0; token < n_tokens; token += 32) {
         size_t left = n_tokens - token, end = token + (left < 32 ? left : 32);
         for (size_t row = 0, n; row < rows - first; row += n) {
