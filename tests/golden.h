@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define GOLDEN_COUNT 12
+#define GOLDEN_COUNT 17
 #define GOLDEN_MOST 512 /* tokens */
 #define GOLDEN_LAYERS 3
 #define GOLDEN_POINTS 4
@@ -27,16 +27,18 @@ typedef struct golden {
     uint32_t window, sinks;         /* of the first group */
     uint32_t points[GOLDEN_POINTS]; /* checkpoints with a blob; 0: none */
     const char *tag;
-    int32_t next;     /* position; 0: not set */
-    uint32_t removed; /* so many tokens from the 64th on, at the end; 20 come behind */
+    int32_t next;       /* position; 0: not set */
+    uint32_t removed;   /* so many tokens from the 64th on, at the end; 20 come behind */
+    uint32_t cut_point; /* 1: a checkpoint where it was truncated to */
 } golden;
 
 /* The last fields; plain: neither window, checkpoints, tag nor next position. */
-#define GOLDEN_PLAIN 0, 0, {0}, NULL, 0, 0
-#define GOLDEN_WINDOW 90, 70, {0}, NULL, 0, 0
-#define GOLDEN_CHECKPOINTS 50, 0, {100, 330, 345, 410}, NULL, 0, 0
-#define GOLDEN_TAG 0, 0, {0}, "lora: 7", 77, 0
-#define GOLDEN_MOVED 0, 0, {0}, NULL, 0, 64
+#define GOLDEN_PLAIN 0, 0, {0}, NULL, 0, 0, 0
+#define GOLDEN_WINDOW 90, 70, {0}, NULL, 0, 0, 0
+#define GOLDEN_CHECKPOINTS 50, 0, {100, 330, 345, 410}, NULL, 0, 0, 0
+#define GOLDEN_TAG 0, 0, {0}, "lora: 7", 77, 0, 0
+#define GOLDEN_MOVED 0, 0, {0}, NULL, 0, 64, 0
+#define GOLDEN_CUT_POINT 50, 0, {100, 345, 380}, NULL, 0, 0, 1
 
 static const golden golden_all[GOLDEN_COUNT] = {
     /* Sealed, open and partial blocks. */
@@ -64,6 +66,20 @@ static const golden golden_all[GOLDEN_COUNT] = {
     {"tag", KVT_TYPE_F16, KVT_TYPE_F16, 0, 1, 1, 8, 8, 0, 7, 30, 30, 30, 0, GOLDEN_TAG},
     /* Keys that have moved, and such that have not in the same block. */
     {"moved", KVT_TYPE_I8, KVT_TYPE_I8, 0, 1, 1, 16, 8, 0, 40, 300, 300, 300, 0, GOLDEN_MOVED},
+    /* Fine, sealed, and a row that was truncated and is open again, with tokens behind it. */
+    {"i4", KVT_TYPE_I4, KVT_TYPE_I4, 0, 1, 2, 24, 40, KVT_RESIDUAL_NONE, 20, 300, 150, 170, 0,
+     GOLDEN_PLAIN},
+    /* Two open rows, one of them again, some tokens of which have no offset. */
+    {"i4-i5", KVT_TYPE_I4, KVT_TYPE_I5, 0, 1, 2, 40, 24, 0, 19, 400, 300, 331, 2, GOLDEN_PLAIN},
+    /* The last row is sealed and was truncated: 11 tokens. V is not rotated. */
+    {"i4-i5-cut", KVT_TYPE_I4, KVT_TYPE_I5, 8, 1, 2, 24, 40, KVT_RESIDUAL_NONE, 23, 310, 203, 203,
+     0, GOLDEN_PLAIN},
+    /* The same, filled up: K of 8 bits is not opened again. */
+    {"i8-i4", KVT_TYPE_I8, KVT_TYPE_I4, 0, 1, 2, 40, 24, KVT_RESIDUAL_NONE, 20, 310, 170, 183, 0,
+     GOLDEN_PLAIN},
+    /* A checkpoint of a row that was truncated, then open again, and has been sealed anew. */
+    {"i4-checkpoints", KVT_TYPE_I4, KVT_TYPE_I4, 0, 2, 1, 16, 24, KVT_RESIDUAL_NONE, 25, 420, 370,
+     410, 0, GOLDEN_CUT_POINT},
 };
 
 /* k_dim, v_dim, kv heads of a group. */
@@ -156,17 +172,23 @@ static inline float golden_sized(const golden *g, uint32_t layer, uint32_t token
     return golden_value(layer, token, i, is_k) * (g->large == 1 ? size : 1.0f);
 }
 
-/* A checkpoint where there is to be one; its blob is as long as its token's number, modulo 50. */
-static inline int golden_point(const golden *g, kvt_seq *seq, uint32_t n_tokens)
+/* A checkpoint; its blob is as long as its token's number, modulo 50. */
+static inline int golden_put_point(kvt_seq *seq, uint32_t n_tokens)
 {
     unsigned char blob[50];
     for (uint32_t i = 0; i < sizeof blob; i++)
         blob[i] = (unsigned char)(n_tokens + i * i);
+    return kvt_seq_checkpoint(seq, blob, n_tokens % 50) != KVT_OK;
+}
+
+/* One where there is to be one. */
+static inline int golden_point(const golden *g, kvt_seq *seq, uint32_t n_tokens)
+{
     for (uint32_t i = 0; i < GOLDEN_POINTS; i++)
         if (g->points[i] && g->points[i] == n_tokens) {
             if (i == 1 && kvt_seq_set_next_position(seq, 1000) != KVT_OK)
                 return 1;
-            if (kvt_seq_checkpoint(seq, blob, n_tokens % 50) != KVT_OK)
+            if (golden_put_point(seq, n_tokens))
                 return 1;
         }
     return 0;
@@ -214,6 +236,7 @@ static inline int golden_fill(const golden *g, kvt_seq *seq)
 {
     return (g->tag && kvt_seq_set_tag(seq, g->tag, strlen(g->tag)) != KVT_OK) ||
            golden_append(g, seq, 0, g->peak) || kvt_seq_truncate(seq, g->cut_at) != KVT_OK ||
+           (g->cut_point && golden_put_point(seq, g->cut_at)) ||
            golden_append(g, seq, g->cut_at, g->n_tokens) ||
            (g->next && kvt_seq_set_next_position(seq, g->next) != KVT_OK) ||
            (g->removed && (kvt_seq_remove(seq, 64, g->removed) != KVT_OK ||

@@ -32,6 +32,8 @@ int main(int argc, char **argv)
             fprintf(stderr, "%s\n", text);
             return 1;
         }
+        if (kvt_seq_load(seq, path, NULL, NULL) != KVT_OK) /* a file has less than a sequence may */
+            return 1;
         printf("%s %016" PRIx64 "\n", g->name, golden_deep_hash(g, seq));
         kvt_seq_destroy(seq);
         kvt_cache_destroy(cache);

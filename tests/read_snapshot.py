@@ -70,11 +70,12 @@ def up8(n):
     return (n + 7) // 8 * 8
 
 
-F32, F16, I8 = 0, 1, 2
-SEALED, OPEN = 0, 1
+F32, F16, I8, I4, I5 = range(5)
+SEALED, OPEN, FINE = range(3)
 ABSENT = 2**32 - 1
-ELEMENT = {F32: 4, F16: 2, I8: 1}
-NUMPY = {F32: "<f4", F16: "<f2", I8: "i1"}
+ELEMENT = {F32: 4, F16: 2, I8: 1, I4: 0, I5: 0}  # bytes; 0: no filter
+NUMPY = {F32: "<f4", F16: "<f2", I8: "i1", I4: "u1", I5: "u1"}
+LEVELS = np.array([-63, -48, -37, -29, -22, -15, -9, -3, 3, 9, 15, 22, 29, 37, 48, 63], "f4")
 
 
 class Group:
@@ -87,34 +88,55 @@ class Group:
         need(1 <= self.q_heads <= 1024 and self.q_heads % self.heads == 0, "group: n_q_heads")
         for dim in (self.k_dim, self.v_dim):
             need(8 <= dim <= 1024 and dim % 8 == 0, "group: dims")
-        need(self.k_type <= 2 and self.v_type <= 2, "group: types")
+        need(self.k_type <= I4 and self.v_type <= I5, "group: types")
+        need(self.k_type != I4 or not self.flags & 2, "group: 4 bits without offset")
         self.rotates = self.k_type == I8 and not self.flags & 1
-        self.offsets = self.k_type == I8 and not self.flags & 2
+        self.offsets = self.k_type in (I8, I4) and not self.flags & 2
         self.v_in_k = bool(self.flags & 4)
-        self.v_rotates = self.v_type == I8 and not self.flags & 8 and not self.v_in_k
+        self.v_rotates = self.v_type in (I8, I4, I5) and not self.flags & 8 and not self.v_in_k
         # Rows that the window leaves, and the first row behind those that it has released.
         self.sink_rows = max((self.sinks + 63) // 64, int(self.offsets)) if self.window else 0
         self.first = self.sink_rows
         self.bare = 0  # open rows of K without the offset
-        self.seals = I8 in (self.k_type, self.v_type)
+        self.kept = 0  # open rows of V whose codes and scale stay
+        self.reopens = self.k_type == I4
+        self.forms = [SEALED]
+        self.forms += [OPEN] if {I8, I4, I5} & {self.k_type, self.v_type} else []
+        self.forms += [FINE] if {I4, I5} & {self.k_type, self.v_type} else []
+        self.seals = OPEN in self.forms
         if self.v_in_k:
-            need(self.v_dim <= self.k_dim and self.v_type == self.k_type, "group: V in K")
+            need(self.v_dim <= self.k_dim and self.v_type == self.k_type != I4, "group: V in K")
             need(not self.rotates or self.v_dim % (self.k_dim & -self.k_dim) == 0, "group: V in K")
 
     def types(self, form):
-        """How K and V lie in a block: f16 instead of i8 in an open one."""
-        return [F16 if form == OPEN and t == I8 else t for t in (self.k_type, self.v_type)]
+        """How K and V lie in a block: f16 in an open one, i8 instead of fewer bits in a fine one."""
+        one = {OPEN: {I8: F16, I4: F16, I5: F16}, FINE: {I4: I8, I5: I8}}.get(form, {})
+        return [one.get(t, t) for t in (self.k_type, self.v_type)]
+
+    def smalls(self, n, form):
+        """The parts of kind 5: their names and numbers of elements."""
+        parts = {}
+        if self.k_type in (I8, I4):
+            parts["k"] = self.k_dim if self.types(form)[0] == I4 else n
+        if self.v_type in (I8, I4, I5) and not self.v_in_k:
+            parts["v"] = n
+        if self.offsets:
+            parts["offset"] = self.k_dim
+        if form == OPEN and self.k_type == I4:
+            parts["seed scale"] = parts["seed middle"] = self.k_dim
+        return {name: self.heads * count for name, count in parts.items()}
 
     def sizes(self, n, form):
         """Native sizes of kinds 3, 4, 5."""
-        tiles, quads = (n + 15) // 16, (n + 3) // 4
         k_type, v_type = self.types(form)
-        k = self.heads * tiles * 16 * self.k_dim * ELEMENT[k_type]
-        v = self.heads * (quads * 4 if v_type == I8 else n) * self.v_dim * ELEMENT[v_type]
-        scales = (self.k_type == I8) + (self.v_type == I8)
-        if self.v_in_k:
-            v, scales = 0, self.k_type == I8
-        return {3: k, 4: v, 5: 2 * self.heads * (scales * n + self.offsets * self.k_dim)}
+        tiles, runs = (n + 15) // 16, (n + 7) // 8
+        k = tiles * 8 * self.k_dim if k_type == I4 else tiles * 16 * self.k_dim * ELEMENT[k_type]
+        if v_type in (I4, I5):
+            v = runs * 4 * self.v_dim + (v_type == I5) * runs * ((self.v_dim + 15) // 16 * 16)
+        else:
+            v = ((n + 3) // 4 * 4 if v_type == I8 else n) * self.v_dim * ELEMENT[v_type]
+        return {3: self.heads * k, 4: 0 if self.v_in_k else self.heads * v,
+                5: 2 * sum(self.smalls(n, form).values())}
 
     def shapes(self, n, form):
         """See Reader.unfilter."""
@@ -147,47 +169,80 @@ class Group:
             h *= 2
         return x * np.float32(2.0 ** -((log2 + 1) // 2)) * self.signs(dim, first)[:, None, :]
 
+    def k_codes(self, n, kind, data):
+        """[head][token], the places without a token too, [dim]."""
+        heads, tiles, dims = self.heads, (n + 15) // 16, self.k_dim
+        k = np.frombuffer(data, NUMPY[kind])
+        if kind == I4:  # a byte: dims d and d + 4
+            k = k.reshape(heads, tiles, dims // 8, 16, 4).transpose(0, 1, 3, 2, 4)
+            k = np.stack([k & 15, k >> 4], axis=4)  # [head][tile][token][dim / 8][half][dim % 4]
+        elif kind == I8:
+            need(not (k == -128).any(), "a code of -128")
+            k = k.reshape(heads, tiles, dims // 4, 16, 4).transpose(0, 1, 3, 2, 4)
+        else:
+            k = k.reshape(heads, tiles, dims, 16).transpose(0, 1, 3, 2)
+        return k.reshape(heads, tiles * 16, dims)
+
+    def v_codes(self, n, kind, data):
+        heads, runs, dims = self.heads, (n + 7) // 8, self.v_dim
+        v = np.frombuffer(data, NUMPY[kind])
+        if kind in (I4, I5):  # a byte: tokens t and t + 4
+            v = v.reshape(heads, -1)
+            low = v[:, :runs * dims * 4].reshape(heads, runs, dims, 4)
+            low = np.stack([low & 15, low >> 4], axis=1)  # [head][half][run][dim][token % 4]
+            low = low.transpose(0, 2, 1, 4, 3).reshape(heads, runs * 8, dims)
+            if kind == I4:
+                return low
+            bits = v[:, runs * dims * 4:].copy().view("<u8").reshape(heads, runs, -1, 2)
+            bits = bits[..., None, None] >> np.arange(64, dtype="<u8").reshape(16, 4) & np.uint64(1)
+            # [head][run][dim / 16][half][dim % 16][token % 4]
+            fifth = bits.transpose(0, 1, 3, 5, 2, 4).reshape(heads, runs * 8, -1).astype("u1")
+            need(not fifth[..., dims:].any(), "a fifth bit where there is no dim")
+            return low + 16 * fifth[..., :dims]
+        if kind == I8:
+            need(not (v == -128).any(), "a code of -128")
+            return v.reshape(heads, -1, dims, 4).transpose(0, 1, 3, 2).reshape(heads, -1, dims)
+        return v.reshape(heads, n, dims)
+
+    def check_scales(self, form, parts):
+        """parts: {name: numbers of kind 5}."""
+        open_k = form == OPEN and "k" in parts
+        need(open_k and self.offsets or not np.signbit(parts.get("k", 0)).any(), "a negative scale")
+        need(form == OPEN and self.reopens and self.v_type == I4 or
+             not np.signbit(parts.get("v", 0)).any(), "a negative scale of V")
+        need(not np.signbit(parts.get("seed scale", 0)).any(), "a negative scale of a seed")
+        for name in ["k", "v"] if form == OPEN and not self.reopens else ["k"] if open_k else []:
+            scale = np.abs(parts.get(name, 1))
+            need(np.isin(scale, 2.0 ** np.arange(16)).all(), "an open scale")
+
     def values(self, n, form, streams):
         """K and V of a layer as f32 [token][head][dim]."""
-        heads, tiles, quads = self.heads, (n + 15) // 16, (n + 3) // 4
+        heads = self.heads
         k_type, v_type = self.types(form)
-        k = np.frombuffer(streams[3], NUMPY[k_type])
-        if k_type == I8:
-            need(not (k == -128).any(), "a code of -128")
-            k = k.reshape(heads, tiles, self.k_dim // 4, 16, 4).transpose(0, 1, 3, 2, 4)
-        else:
-            k = k.reshape(heads, tiles, self.k_dim, 16).transpose(0, 1, 3, 2)
-        k = k.reshape(heads, tiles * 16, self.k_dim)
-        v = np.frombuffer(streams.get(4, b""), NUMPY[v_type])
-        if self.v_in_k:
-            v = np.zeros((heads, n, 0), NUMPY[v_type])
-        elif v_type == I8:
-            need(not (v == -128).any(), "a code of -128")
-            v = v.reshape(heads, quads, self.v_dim, 4).transpose(0, 1, 3, 2)
-            v = v.reshape(heads, quads * 4, self.v_dim)
-        else:
-            v = v.reshape(heads, n, self.v_dim)
+        k = self.k_codes(n, k_type, streams[3])
+        v = np.zeros((heads, n, 0), "f4") if self.v_in_k else self.v_codes(n, v_type, streams[4])
         for x in (k[:, n:], v[:, n:]):  # also a zero with a sign is none
             need(not any(x.tobytes()), "a value where there is no token")
-        k, v = k[:, :n].astype("f4"), v[:, :n].astype("f4")
-        small, at = np.frombuffer(streams.get(5, b""), "<f2").astype("f4"), 0
+        v = LEVELS[v] if v_type == I4 else v.astype("f4")
+        k, v = k[:, :n].astype("f4"), v[:, :n]
+        k = k - np.float32(7.5) if k_type == I4 else k
+        v = 2 * v - 31 if v_type == I5 else v
+        small, at, parts = np.frombuffer(streams.get(5, b""), "<f2").astype("f4"), 0, {}
         need(np.isfinite(k).all() and np.isfinite(v).all() and np.isfinite(small).all(), "not finite")
-        for side in range(2):
-            if (self.k_type, self.v_type)[side] == I8 and not (side == 1 and self.v_in_k):
-                scale = small[at:at + heads * n].reshape(heads, n, 1)
-                at += heads * n
-                bare = np.signbit(scale)  # open rows of K without the offset
-                need(form == OPEN and side == 0 and self.offsets or not bare.any(), "a negative scale")
-                scale = np.abs(scale)
-                need(form != OPEN or np.isin(scale, 2.0 ** np.arange(16)).all(), "an open scale")
-                if side == 1:
-                    v = v * scale
-                elif self.offsets:
-                    offset = small[-heads * self.k_dim:].reshape(heads, 1, self.k_dim)
-                    k = np.where(bare, k * scale, k * scale + offset)
-                    self.bare += bare.sum()
-                else:
-                    k = k * scale
+        for name, count in self.smalls(n, form).items():
+            parts[name] = small[at:at + count]
+            at += count
+        self.check_scales(form, parts)
+        if "v" in parts:
+            v = v * np.abs(parts["v"]).reshape(heads, n, 1)
+            self.kept += np.signbit(parts["v"]).sum()
+        if "k" in parts:
+            scale = parts["k"].reshape((heads, 1, -1) if k_type == I4 else (heads, n, 1))
+            bare = np.signbit(scale)  # open rows of K without the offset
+            k = k * np.abs(scale)
+            if self.offsets:
+                k = np.where(bare, k, k + parts["offset"].reshape(heads, 1, self.k_dim))
+            self.bare += bare.sum()
         if self.rotates:
             k = self.unrotate(k, 0)
         if self.v_rotates:
@@ -245,8 +300,8 @@ class Reader:
         self.rows = (self.n_tokens + 63) // 64
         need(sum(min(self.rows, g.sink_rows + 1) if g.window else self.rows for g in self.groups)
              <= self.n_blocks < ABSENT, "n_blocks")
-        need(largest == max(sum(g.sizes(64, form).values()) for g in self.groups for form in
-                            ((SEALED, OPEN) if g.seals else (SEALED,))), "largest layer")
+        need(largest == max(sum(g.sizes(64, form).values()) for g in self.groups for form in g.forms),
+             "largest layer")
 
     def peek(self):
         """Type and value of the next section that is known; those before it are checked."""
@@ -311,11 +366,12 @@ class Reader:
 
     @staticmethod
     def unfilter(data, how, shape):
-        """shape: element size, and for i8 (heads, tokens rounded up, dims, is K)."""
+        """shape: element size, 0 where there is no filter; of i8 (heads, tokens rounded up, dims, is K)."""
         element, heads, tokens, dims, is_k = shape
         x = np.frombuffer(data, "u1")
         if how == 0:
             return data
+        need(element, "filter")
         if element > 1:
             need(how == 3, "filter")
             return np.ascontiguousarray(x.reshape(element, -1).T).tobytes()
@@ -388,8 +444,8 @@ class Reader:
         for b, (name, g, row, n, form) in enumerate(self.entries):
             group = self.groups[g]
             entry = table[32 * b:32 * b + 32]
-            need(form in (SEALED, OPEN), "representation")
-            need(form == SEALED or group.seals, "an open block without i8")
+            need(form in (SEALED, OPEN, FINE), "representation")
+            need(form in group.forms, "a representation that the group's blocks do not have")
             start, payload = self.section(4, b)
             need(len(payload) == 48 and payload[:32] == entry, "block")
             need(struct.unpack("<IIQ", payload[32:]) == (group.n_layers, 0, xxh64(payload[:40])), "block")
@@ -454,6 +510,8 @@ class Reader:
                     view.append(None if b == ABSENT else b)
                 need(begin == rows or view[begin] != self.own.get((g, begin)), "begins with the sequence's row")
                 sealed, first = self.check_rows(g, view, n_tokens)
+                if group.reopens and n_tokens % 64 and self.entries[view[-1]][4] == SEALED:
+                    sealed -= 1  # it is open again when the sequence goes on
                 need(before[g][0] <= sealed <= ends[g][0] and before[g][1] <= first <= ends[g][1],
                      "rows that are open or there again")
                 before[g] = sealed, first
@@ -497,20 +555,75 @@ class Reader:
         return b"".join(parts)
 
 
+def refuses(group, n, form, streams):
+    bare, kept = group.bare, group.kept
+    try:
+        group.values(n, form, streams)
+    except Refused:
+        return True
+    finally:
+        group.bare, group.kept = bare, kept
+    return False
+
+
 def damage_signs(reader):
-    """A sign on a scale is refused, except on K's in an open block that has an offset."""
+    """A sign on a scale is refused, except on those of open blocks that mean something."""
     for group, n, form, streams in reader.layers:
-        scales = len(streams.get(5, b"")) // 2 - group.offsets * group.heads * group.k_dim
-        for i in sorted(set((0, group.heads * n - 1, group.heads * n, scales - 1)) & set(range(scales))):
-            small = np.frombuffer(streams[5], "<u2").copy()
-            small[i] |= 0x8000
-            refused, fine = False, form == OPEN and group.offsets and i < group.heads * n
-            try:
-                group.values(n, form, {**streams, 5: small.tobytes()})
-            except Refused:
-                refused = True
-            if refused == fine:
-                sys.exit("a sign on scale %d, form %d: %s" % (i, form, "refused" if refused else "taken"))
+        at = 0
+        for name, count in group.smalls(n, form).items():
+            sound = {"k": form == OPEN and group.offsets, "offset": True, "seed middle": True,
+                     "v": form == OPEN and group.k_type == group.v_type == I4}.get(name, False)
+            for i in (at, at + count - 1):
+                small = np.frombuffer(streams[5], "<u2").copy()
+                small[i] |= 0x8000
+                if refuses(group, n, form, {**streams, 5: small.tobytes()}) == sound:
+                    sys.exit("a sign on number %d, %s, form %d: %s" % (
+                        i, name, form, "refused" if sound else "taken"))
+            at += count
+
+
+def check_seeds(reader):
+    """K's rows that have been 4-bit codes are still multiples of the seed's scale from its middle."""
+    for group, n, form, streams in reader.layers:
+        if form != OPEN or not group.k_type == group.v_type == I4:
+            continue
+        small, at, parts = np.frombuffer(streams[5], "<f2").astype("f4"), 0, {}
+        for name, count in group.smalls(n, form).items():
+            parts[name] = small[at:at + count].reshape(group.heads, -1)
+            at += count
+        k = group.values(n, form, streams)[0].transpose(1, 0, 2)
+        for h in range(group.heads):
+            scale, middle = parts["seed scale"][h], parts["seed middle"][h]
+            was = np.signbit(parts["v"][h])
+            if scale.all():
+                code = (k[h] - middle) / scale + np.float32(7.5)
+                code = code[was]
+                if (abs(code - code.round()) > 0.1).any() or (code < -0.1).any() or (code > 15.1).any():
+                    sys.exit("a seed that is not the rows'")
+            elif was.any() or scale.any() or middle.any():
+                sys.exit("a seed in part")
+
+
+def damage_dead(reader):
+    """Each bit of the last tile or run of V that is no token's, or no dim's, is refused."""
+    for group, n, form, streams in reader.layers:
+        if group.types(form)[1] not in (I4, I5):
+            continue
+        run, dims = (n + 7) // 8 * 8, group.v_dim
+        for bit in range(8 * len(streams[4])):
+            at = bit % (8 * len(streams[4]) // group.heads)
+            token = at // (32 * dims) * 8 + at // 4 % 2 * 4 + at // 8 % 4
+            dead = token >= n
+            if at >= run * dims * 4:  # fifth bits
+                at -= run * dims * 4
+                wide = (dims + 15) // 16
+                token = at // (128 * wide) * 8 + at // 64 % 2 * 4 + at % 4
+                dead = token >= n or at // 128 % wide * 16 + at // 4 % 16 >= dims
+            if dead and bit % 5 == 0:
+                v = bytearray(streams[4])
+                v[bit // 8] |= 1 << bit % 8
+                if not refuses(group, n, form, {**streams, 4: bytes(v)}):
+                    sys.exit("bit %d of V is nobody's and was taken" % bit)
 
 
 def damage(data):
@@ -543,14 +656,17 @@ def main(arguments):
             theirs = subprocess.run([program, path], check=True, stdout=subprocess.PIPE).stdout
             if theirs != reader.dump():
                 sys.exit("%s: the library reads other values" % path)
-        bare = sum(g.bare for g in reader.groups)
+        check_seeds(reader)
+        bare, kept = sum(g.bare for g in reader.groups), sum(g.kept for g in reader.groups)
         if damages:
             damage(data)
             damage_signs(reader)
-        print("%s: %d tokens, %d layers, %d of %d blocks open, %d rows without offset, %d checkpoints%s" % (
-            path, reader.n_tokens, sum(g.n_layers for g in reader.groups),
-            sum(entry[4] for entry in reader.entries), reader.n_blocks, bare, len(reader.points),
-            ", as the library reads it" if program else ""))
+            damage_dead(reader)
+        forms = [sum(entry[4] == form for entry in reader.entries) for form in (OPEN, FINE)]
+        print("%s: %d tokens, %d layers, %d blocks: %d open, %d fine; rows without offset: %d, taken over: %d; "
+              "%d checkpoints%s" % (
+                  path, reader.n_tokens, sum(g.n_layers for g in reader.groups), reader.n_blocks, *forms, bare,
+                  kept, len(reader.points), ", as the library reads it" if program else ""))
 
 
 if __name__ == "__main__":

@@ -31,7 +31,8 @@ add_test(NAME snapshot_codec COMMAND test_snapshot_codec)
 
 set(golden ${CMAKE_CURRENT_SOURCE_DIR}/golden)
 set(golden_files)
-foreach(name i8 i8-plain i8-large i8-sink f16-f32 groups empty v-in-k window checkpoints tag moved)
+foreach(name i8 i8-plain i8-large i8-sink f16-f32 groups empty v-in-k window checkpoints tag moved
+    i4 i4-i5 i4-i5-cut i8-i4 i4-checkpoints)
   list(APPEND golden_files ${golden}/${name}.kvt)
 endforeach()
 add_executable(test_snapshot_golden test_snapshot_golden.c)
