@@ -246,6 +246,7 @@ typedef struct kvt_snap_shape {
     uint32_t plain;               /* KVT_SNAP_KIND_SCALES: how many of its elements are scales */
     uint32_t powers;  /* so many of them, the first ones, are powers of two: open rows' */
     uint32_t signs;   /* so many of them, the first ones, may be negative */
+    uint32_t seeds;   /* scales of seeds: so many, before as many middles at the end */
     uint32_t repeats; /* rows may be equal from token to token: the writer tries more */
     size_t bytes;     /* native size */
 } kvt_snap_shape;

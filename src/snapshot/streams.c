@@ -94,6 +94,7 @@ uint32_t kvt_snap_shapes(const kvt_snapshot_group *group, uint32_t form, uint32_
         small->bits = 16;
         small->element = 2;
         small->plain = k_scales + v_scales;
+        small->seeds = (uint32_t)(n_seeds / 2);
         if (form == KVT_OPEN) {
             /* Rows of V that were sealed before have the scale that they had: reopen.c. */
             const int reopens = group->k_type == KVT_TYPE_I4;
@@ -469,6 +470,8 @@ const char *kvt_snap_check(const kvt_snap_shape *shape, const unsigned char *str
         if (!none_negative16(stream + shape->signs * (size_t)2,
                              (shape->plain - shape->signs) * (size_t)2))
             return "a negative scale";
+        if (!none_negative16(stream + bytes - shape->seeds * (size_t)4, shape->seeds * (size_t)2))
+            return "a negative scale of a seed";
         if (!all_powers16(stream, shape->powers * (size_t)2))
             return "an open block's scale that is no power of two from 1 to 32768";
         return all_finite16(stream, bytes) ? NULL : "a scale or offset that is not finite";
