@@ -591,7 +591,9 @@ def check_seeds(reader):
         for name, count in group.smalls(n, form).items():
             parts[name] = small[at:at + count].reshape(group.heads, -1)
             at += count
+        counts = group.bare, group.kept
         k = group.values(n, form, streams)[0].transpose(1, 0, 2)
+        group.bare, group.kept = counts
         for h in range(group.heads):
             scale, middle = parts["seed scale"][h], parts["seed middle"][h]
             was = np.signbit(parts["v"][h])
@@ -663,10 +665,10 @@ def main(arguments):
             damage_signs(reader)
             damage_dead(reader)
         forms = [sum(entry[4] == form for entry in reader.entries) for form in (OPEN, FINE)]
-        print("%s: %d tokens, %d layers, %d blocks: %d open, %d fine; rows without offset: %d, taken over: %d; "
-              "%d checkpoints%s" % (
-                  path, reader.n_tokens, sum(g.n_layers for g in reader.groups), reader.n_blocks, *forms, bare,
-                  kept, len(reader.points), ", as the library reads it" if program else ""))
+        print("%s: %d tokens, %d layers; %d blocks, %d open, %d fine; rows without offset: %d, "
+              "taken over: %d; %d checkpoints%s" % (
+                  path, reader.n_tokens, sum(g.n_layers for g in reader.groups), reader.n_blocks,
+                  *forms, bare, kept, len(reader.points), ", as the library reads it" if program else ""))
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ static kvt_snap_shape i8_shape(uint32_t kind, uint32_t tokens, uint32_t dims)
     memset(&s, 0, sizeof s);
     s.kind = kind;
     s.element = 1;
+    s.bits = 8;
     s.heads = HEADS;
     s.dims = dims;
     s.tokens = tokens;
@@ -120,6 +121,7 @@ static void test_planes(void **state)
         memset(&s, 0, sizeof s);
         s.kind = KVT_SNAP_KIND_SCALES;
         s.element = element;
+        s.bits = 8 * element;
         s.bytes = 37 * element;
         for (size_t i = 0; i < 37; i++)
             for (size_t b = 0; b < element; b++)
@@ -229,6 +231,158 @@ static void test_forms(void **state)
     assert_non_null(kvt_snap_check(&s[2], (unsigned char *)scales));
 }
 
+/* ---- codes of 4 and 5 bits ---- */
+
+/* Whether a bit of a native stream belongs to a token and a dim: docs/format.md, by inversion. */
+static int is_live(const kvt_snap_shape *s, size_t bit)
+{
+    size_t head = s->bytes / s->heads * 8, at = bit % head, runs = (s->tokens + 7) / 8;
+    size_t nibbles = runs * s->dims * 32, wide = (s->dims + 15) / 16;
+
+    if (s->kind == KVT_SNAP_KIND_K)
+        return at / (s->dims * 64) * 16 + at / 32 % 16 < s->tokens;
+    if (at < nibbles)
+        return at / (s->dims * 32) * 8 + at / 4 % 2 * 4 + at / 8 % 4 < s->tokens;
+    at -= nibbles;
+    return at / (wide * 128) * 8 + at / 64 % 2 * 4 + at % 4 < s->tokens &&
+           at / 128 % wide * 16 + at / 4 % 16 < s->dims;
+}
+
+static void check_each_bit(const kvt_snap_shape *s)
+{
+    unsigned char *stream = calloc(s->bytes, 1);
+    assert_non_null(stream);
+    assert_null(kvt_snap_check(s, stream));
+    for (size_t bit = 0; bit < s->bytes * 8; bit++) {
+        stream[bit / 8] = (unsigned char)(1 << bit % 8);
+        if ((kvt_snap_check(s, stream) == NULL) != is_live(s, bit))
+            fail_msg("kind %u, %u bits, %u tokens, %u dims: bit %zu", s->kind, s->bits, s->tokens,
+                     s->dims, bit);
+        stream[bit / 8] = 0;
+    }
+    memset(stream, 0x80, s->bytes); /* of fewer bits than 8 each code is one */
+    if (s->tokens % 16 == 0 && s->bits == 4)
+        assert_null(kvt_snap_check(s, stream));
+    free(stream);
+}
+
+/* Sizes of all forms, by docs/format.md; every bit of K and V where it may be set, and may not. */
+static void test_coarse(void **state)
+{
+    kvt_snapshot_group g;
+    kvt_snap_shape s[KVT_SNAP_MAX_STREAMS];
+    size_t bytes;
+    (void)state;
+
+    memset(&g, 0, sizeof g);
+    g.n_layers = 1;
+    g.n_q_heads = g.n_kv_heads = HEADS;
+    g.k_type = KVT_TYPE_I4;
+    for (uint32_t n = 1; n <= 64; n++)
+        for (uint32_t dims = 8; dims <= 40; dims += 16) {
+            const size_t tiles = (n + 15) / 16, runs = (n + 7) / 8;
+            g.k_dim = dims;
+            g.v_dim = 48 - dims;
+            for (int v_type = KVT_TYPE_I4; v_type <= KVT_TYPE_I5; v_type++) {
+                const size_t fifths = v_type == KVT_TYPE_I5 ? 16 * ((g.v_dim + 15) / 16) : 0;
+                g.v_type = (kvt_type)v_type;
+                assert_true(kvt_snap_seals(&g) && kvt_snap_has_fine(&g));
+                assert_int_equal(kvt_snap_shapes(&g, KVT_SEALED, n, s, &bytes), 3);
+                assert_int_equal(s[0].bytes, HEADS * tiles * 8 * dims);
+                assert_int_equal(s[1].bytes, HEADS * runs * (4 * g.v_dim + fifths));
+                assert_int_equal(s[2].bytes, 2 * HEADS * (dims + n + dims));
+                assert_int_equal(bytes, s[0].bytes + s[1].bytes + s[2].bytes);
+                check_each_bit(&s[0]);
+                check_each_bit(&s[1]);
+                for (uint32_t filter = 0; filter < 4; filter++)
+                    for (int i = 0; i < 2; i++)
+                        assert_int_equal(kvt_snap_filter_known(&s[i], filter), filter == 0);
+                assert_int_equal(kvt_snap_shapes(&g, KVT_FINE, n, s, &bytes), 3);
+                assert_int_equal(s[0].bytes, HEADS * tiles * 16 * dims);
+                assert_int_equal(s[1].bytes, HEADS * ((n + 3) / 4 * 4) * g.v_dim);
+                assert_int_equal(s[2].bytes, 2 * HEADS * (n + n + dims));
+                assert_int_equal(kvt_snap_shapes(&g, KVT_OPEN, n, s, &bytes), 3);
+                assert_int_equal(s[0].bytes, HEADS * tiles * 32 * dims);
+                assert_int_equal(s[1].bytes, HEADS * n * 2 * g.v_dim);
+                assert_int_equal(s[2].bytes, 2 * HEADS * (n + n + 3 * dims));
+            }
+        }
+    g.k_type = KVT_TYPE_F16; /* the other side stays what it is */
+    assert_int_equal(kvt_snap_shapes(&g, KVT_FINE, 21, s, &bytes), 3);
+    assert_int_equal(s[0].bytes, 32 * HEADS * 2 * g.k_dim);
+    assert_int_equal(s[1].bytes, 4 * HEADS * 6 * g.v_dim);
+    assert_int_equal(s[2].bytes, 2 * HEADS * 21);
+    g.v_type = KVT_TYPE_I8;
+    assert_false(kvt_snap_has_fine(&g));
+}
+
+/* What each number of the scales' stream may be: docs/format.md, its table, a second time. */
+enum { K_SCALE, V_SCALE, OFFSET, SEED_SCALE, SEED_MIDDLE };
+
+static int is_sound(const kvt_snapshot_group *g, uint32_t form, int part, uint32_t x)
+{
+    const uint32_t magnitude = x & 0x7fff, negative = x >> 15;
+    const int power = magnitude >= 0x3c00 && magnitude <= 0x7800 && (x & 0x3ff) == 0;
+    const int reopens = g->k_type == KVT_TYPE_I4;
+    if (magnitude >= 0x7c00)
+        return 0;
+    switch (part) {
+    case K_SCALE: return form == KVT_OPEN ? power : !negative;
+    case V_SCALE:
+        if (form != KVT_OPEN)
+            return !negative;
+        return reopens ? !negative || g->v_type == KVT_TYPE_I4 : power && !negative;
+    case SEED_SCALE: return !negative;
+    default: return 1;
+    }
+}
+
+static void test_coarse_scales(void **state)
+{
+    static const kvt_type types[][2] = {{KVT_TYPE_I4, KVT_TYPE_I4}, {KVT_TYPE_I4, KVT_TYPE_I5},
+                                        {KVT_TYPE_I4, KVT_TYPE_I8}, {KVT_TYPE_I4, KVT_TYPE_F16},
+                                        {KVT_TYPE_I8, KVT_TYPE_I4}, {KVT_TYPE_I8, KVT_TYPE_I5}};
+    enum { N = 11, DIM = 24 };
+    (void)state;
+    for (size_t pair = 0; pair < sizeof types / sizeof *types; pair++)
+        for (uint32_t form = KVT_SEALED; form < KVT_FORMS; form++) {
+            unsigned char parts[2 * (2 * N + 3 * DIM)];
+            uint16_t scales[sizeof parts];
+            kvt_snapshot_group g;
+            kvt_snap_shape s[KVT_SNAP_MAX_STREAMS];
+            size_t bytes, n = 0;
+            memset(&g, 0, sizeof g);
+            g.n_layers = 1;
+            g.n_q_heads = g.n_kv_heads = HEADS;
+            g.k_dim = DIM;
+            g.v_dim = 8;
+            g.k_type = types[pair][0];
+            g.v_type = types[pair][1];
+            assert_int_equal(kvt_snap_shapes(&g, form, N, s, &bytes), 3);
+            for (int part = K_SCALE; part <= SEED_MIDDLE; part++) {
+                const int by_dims = part == K_SCALE ? g.k_type == KVT_TYPE_I4 && form == KVT_SEALED
+                                                    : part >= OFFSET;
+                if ((part == V_SCALE && g.v_type == KVT_TYPE_F16) ||
+                    (part >= SEED_SCALE && (form != KVT_OPEN || g.k_type != KVT_TYPE_I4)))
+                    continue;
+                for (size_t i = 0; i < HEADS * (size_t)(by_dims ? DIM : N); i++)
+                    parts[n++] = (unsigned char)part;
+            }
+            assert_int_equal(s[2].bytes, 2 * n);
+            for (size_t i = 0; i < n; i++)
+                scales[i] = 0x3c00;
+            for (size_t i = 0; i < n; i++)
+                for (uint32_t x = 0; x < 0x10000; x += x % 0x400 < 2 ? 1 : 0x1ff) {
+                    scales[i] = (uint16_t)x;
+                    if ((kvt_snap_check(&s[2], (unsigned char *)scales) == NULL) !=
+                        is_sound(&g, form, parts[i], x))
+                        fail_msg("types %d, %d, form %u, number %zu: %04x", (int)g.k_type,
+                                 (int)g.v_type, form, i, x);
+                    scales[i] = 0x3c00;
+                }
+        }
+}
+
 /* What the encoder makes, for data that makes it choose each filter, comes back. */
 static void test_choice(void **state)
 {
@@ -325,8 +479,13 @@ static void test_saving(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_i8),     cmocka_unit_test(test_planes), cmocka_unit_test(test_forms),
-        cmocka_unit_test(test_choice), cmocka_unit_test(test_saving),
+        cmocka_unit_test(test_i8),
+        cmocka_unit_test(test_planes),
+        cmocka_unit_test(test_forms),
+        cmocka_unit_test(test_coarse),
+        cmocka_unit_test(test_coarse_scales),
+        cmocka_unit_test(test_choice),
+        cmocka_unit_test(test_saving),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
