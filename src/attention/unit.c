@@ -103,10 +103,10 @@ static void turn_row(const kvt_unit *u, float *q)
     }
 }
 
-/* Whether blocks of the group can have K as i8. */
+/* Whether blocks of the group can have K as i8: fine ones too, which a snapshot may bring. */
 static int has_k_i8(const kvt_group *group)
 {
-    return group->config.k_type == KVT_TYPE_I8 || group->fine_rows;
+    return group->layouts[KVT_FINE].k_type == KVT_TYPE_I8;
 }
 
 /* q for keys that have moved by u->shift. */
