@@ -262,6 +262,14 @@ static const char *entry_fault(kvt_snap_parser *p, uint64_t index, uint64_t row,
     return NULL;
 }
 
+/* The form of the row before `row` in the sequence itself; a released one counts as sealed. */
+static uint32_t own_form(const kvt_snap_parser *p, uint64_t row, uint32_t group)
+{
+    return row > 0 && kvt_snap_has_row(&p->runs, row - 1, group)
+               ? kvt_get32(entry_of(p, kvt_snap_own_entry(&p->runs, row - 1, group)) + 28)
+               : KVT_SEALED;
+}
+
 /*
  * Check the rows of one group, of which `from` and the entries are set, and set the rest. NULL, or
  * what is wrong.
@@ -272,7 +280,7 @@ static const char *group_fault(kvt_snap_parser *p, kvt_snap_checkpoint *c, uint3
     uint64_t rows = kvt_rows(c->n_tokens), sinks = p->runs.sinks[g], from = c->from[g], row;
     uint64_t sealed = from < p->own_sealed[g] ? from : p->own_sealed[g];
     uint64_t first = from < p->runs.first[g] ? from : p->runs.first[g];
-    uint32_t form = from > p->own_sealed[g] ? KVT_OPEN : KVT_SEALED; /* of the row before */
+    uint32_t form = own_form(p, from, g); /* of the row before */
 
     if (first < sinks)
         first = sinks;
