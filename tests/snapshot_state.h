@@ -6,12 +6,12 @@
 
 #include "subject.h"
 
-/* A group with a window and one without. */
+/* A group with a window and one without. type: of V, and of K, but for i5, beside which is i4. */
 static inline void make(subject *s, uint32_t window, uint32_t sinks, kvt_type type,
                         uint32_t residual, rng *r)
 {
     kvt_group_config g[2];
-    g[0] = group_of(1, 2, 1, 16, 8, type, type);
+    g[0] = group_of(1, 2, 1, 16, 8, type == KVT_TYPE_I5 ? KVT_TYPE_I4 : type, type);
     g[1] = group_of(1, 2, 1, 8, 8, KVT_TYPE_I8, KVT_TYPE_F16);
     g[0].window_tokens = window;
     g[0].sink_tokens = sinks;

@@ -55,8 +55,8 @@ static bytes snapshot_of(const model *m, size_t n, uint32_t codec)
     return b;
 }
 
-/* Of the same model with no residual window: 5 tokens of a sealed block. */
-static bytes sealed_snapshot_of(const model *m)
+/* Of the same model with no residual window: 5 tokens of a sealed block, and so many behind. */
+static bytes cut_snapshot_of(const model *m, size_t more)
 {
     model sealing = *m;
     kvt_cache *cache;
@@ -66,7 +66,8 @@ static bytes sealed_snapshot_of(const model *m)
     cache = model_cache(&sealing);
     seq = model_seq(cache);
     model_append(&sealing, cache, seq, 71, 70); /* the last step makes the sealing final */
-    expect_ok(cache, kvt_seq_truncate(seq, 5));
+    expect_ok(cache, kvt_seq_truncate(seq, 5 - more));
+    model_append(&sealing, cache, seq, more, more);
     b = saved(cache, seq, KVT_CODEC_RAW);
     kvt_seq_destroy(seq);
     kvt_cache_destroy(cache);
@@ -110,10 +111,18 @@ static void test_every_byte(void **state)
     model i8 = model_of(1, 1, 8, 8, KVT_TYPE_I8, KVT_TYPE_I8);
     model wide = model_of(2, 1, 16, 8, KVT_TYPE_F16, KVT_TYPE_F32);
     model two = model_of_two();
-    model v_in_k = i8, sealing = i8; /* sealed blocks and an open one */
+    model v_in_k = i8, sealing = i8, coarse; /* sealed blocks and an open one */
     (void)state;
     v_in_k.groups[0].flags = KVT_GROUP_V_IN_K;
     sealing.groups[0].residual_tokens = KVT_RESIDUAL_NONE;
+    coarse = sealing; /* fine, sealed and open blocks */
+    coarse.groups[0].k_type = KVT_TYPE_I4;
+    coarse.groups[0].v_type = KVT_TYPE_I5;
+    every_byte(&coarse, 131, KVT_CODEC_RAW);
+    coarse.groups[0].v_type = KVT_TYPE_I4;
+    every_byte(&coarse, 131, KVT_CODEC_ZSTD);
+    coarse.groups[0].k_type = KVT_TYPE_I8;
+    every_byte(&coarse, 67, KVT_CODEC_RAW);
     every_byte(&sealing, 67, KVT_CODEC_RAW);
     every_byte(&sealing, 131, KVT_CODEC_ZSTD);
     every_byte(&v_in_k, 5, KVT_CODEC_RAW);
@@ -269,6 +278,10 @@ static void bad_form_2(bytes *f)
 {
     represent(f, 0, 2);
 }
+static void bad_form_3(bytes *f)
+{
+    represent(f, 0, 3);
+}
 static void bad_form_large(bytes *f)
 {
     represent(f, 0, 0x10001);
@@ -388,6 +401,95 @@ static void open_v_nan(bytes *f)
 {
     put16(f, 1, 39, 0x7fff);
 }
+/*
+ * Of 4 and 5 bits: 5 tokens of 8 dims. K: a tile of a byte for dims d and d + 4 of a token. V: a
+ * byte for tokens t and t + 4 of a dim, then 16 bytes of fifth bits. Scales of a sealed block: K at
+ * 0 .. 7, V at 8 .. 12, then the middles; of an open one K's at 0 .. 4, V's at 5 .. 9, the offset
+ * at 10 .. 17, the seed's scales at 18 .. 25 and its middles at 26 .. 33.
+ */
+static void coarse_k_lane(bytes *f)
+{
+    stream_at(f, 5, 0, 0)[5 * 4] = 1;
+}
+static void coarse_k_high_lane(bytes *f)
+{
+    stream_at(f, 5, 1, 0)[15 * 4 + 3] = 0x80;
+}
+static void coarse_v_lane(bytes *f) /* token 5 of dim 0 */
+{
+    stream_at(f, 5, 0, 1)[1] |= 0x10;
+}
+static void coarse_v_last_lane(bytes *f) /* token 7 of dim 7 */
+{
+    stream_at(f, 5, 1, 1)[7 * 4 + 3] |= 0x80;
+}
+static void fifth_of_no_token(bytes *f) /* token 5 of dim 0 */
+{
+    stream_at(f, 5, 0, 1)[8 * 4 + 8] |= 2;
+}
+static void fifth_of_no_dim(bytes *f) /* token 0 of dim 8 */
+{
+    stream_at(f, 5, 1, 1)[8 * 4 + 4] |= 1;
+}
+static void fifth_of_no_dim_high(bytes *f) /* token 4 of dim 15 */
+{
+    stream_at(f, 5, 1, 1)[8 * 4 + 8 + 7] |= 0x10;
+}
+static void coarse_scale_minus(bytes *f)
+{
+    put16(f, 2, 7, 0x8001);
+}
+static void coarse_v_scale_minus(bytes *f)
+{
+    put16(f, 2, 12, 0x8001);
+}
+static void coarse_middle(bytes *f)
+{
+    put16(f, 2, 20, 0x7c00);
+}
+static void seed_minus(bytes *f)
+{
+    put16(f, 2, 25, 0xbc00);
+}
+static void seed_nan(bytes *f)
+{
+    put16(f, 2, 18, 0x7e00);
+}
+static void seed_middle(bytes *f)
+{
+    put16(f, 2, 33, 0xfc00);
+}
+static void open_v_scale_nan(bytes *f)
+{
+    put16(f, 2, 5, 0x7e00);
+}
+static void k_type_4(bytes *f)
+{
+    put32(f->data + 64 + 20, 4);
+}
+static void k_type_5(bytes *f)
+{
+    put32(f->data + 64 + 20, 5);
+}
+static void v_type_5(bytes *f)
+{
+    put32(f->data + 64 + 24, 5);
+}
+static void coarse_no_offset(bytes *f)
+{
+    put32(f->data + 64 + 28, KVT_GROUP_NO_OFFSET);
+}
+static void coarse_v_in_k(bytes *f)
+{
+    put32(f->data + 64 + 28, KVT_GROUP_V_IN_K);
+    put32(f->data + 64 + 24, KVT_TYPE_I4);
+}
+static void bad_fine_order(bytes *f) /* fine behind an open one */
+{
+    represent(f, 0, 1);
+    represent(f, 1, 2);
+}
+
 static void open_filter(bytes *f) /* is for i8 codes */
 {
     bad_payload(f, 5, 8, 3 | 1 << 16);
@@ -460,8 +562,24 @@ static void bad_padding(bytes *f) /* 5 ids are 20 bytes: 4 of padding */
 }
 
 /* Files to damage. */
-enum { SEALED, OPEN, PLAIN, TWO, WIDE, N_FILES }; /* PLAIN: open without offset */
+enum {
+    SEALED,
+    OPEN,
+    PLAIN, /* open, without offset */
+    TWO,
+    WIDE,
+    I4_I4, /* sealed */
+    I4_I5,
+    I4_OPEN,
+    I4_AGAIN, /* open again: tokens 0 to 3 have been i4 */
+    I5_AGAIN,
+    FINE, /* a block behind it is open */
+    N_FILES
+};
 #define IN(file) (1u << (file))
+#define IN_COARSE (IN(I4_I4) | IN(I4_I5))
+#define IN_OPEN (IN(I4_OPEN) | IN(I4_AGAIN) | IN(I5_AGAIN)) /* of K of 4 bits */
+#define IN_ALL (IN(N_FILES) - 1)
 
 static const struct {
     damage make;
@@ -514,15 +632,51 @@ static const struct {
     DAMAGE(bad_footer_size, IN(SEALED) | IN(OPEN), KVT_OK, ""),
     DAMAGE(bad_footer_magic, IN(SEALED) | IN(OPEN), KVT_OK, ""),
     DAMAGE(bad_padding, IN(SEALED) | IN(OPEN), KVT_OK, ""),
-    DAMAGE(bad_form_2, IN(SEALED) | IN(OPEN) | IN(TWO) | IN(WIDE), KVT_ERR_FORMAT,
-           "representation 2"),
+    DAMAGE(bad_form_2, IN(SEALED) | IN(OPEN) | IN(TWO) | IN(WIDE), KVT_ERR_CORRUPT,
+           "is fine, in a group that has no i4 or i5"),
+    DAMAGE(bad_form_2, IN_COARSE | IN_OPEN, KVT_ERR_CORRUPT, "layer 0"),
+    DAMAGE(bad_form_3, IN_ALL, KVT_ERR_FORMAT, "representation 3"),
     DAMAGE(bad_form_large, IN(SEALED) | IN(OPEN), KVT_ERR_FORMAT, "representation 65537"),
     DAMAGE(bad_form_of_block, IN(SEALED) | IN(WIDE), KVT_ERR_CORRUPT,
            "not the block that the block table lists"),
-    DAMAGE(turned_form, IN(SEALED) | IN(OPEN), KVT_ERR_CORRUPT, ""),
+    DAMAGE(turned_form, IN(SEALED) | IN(OPEN) | IN_COARSE | IN_OPEN, KVT_ERR_CORRUPT, ""),
     DAMAGE(turned_form, IN(WIDE), KVT_ERR_CORRUPT, "no i8"),
-    DAMAGE(bad_form_order, IN(TWO), KVT_ERR_CORRUPT, "sealed, behind an open one"),
-    DAMAGE(bad_last_form, IN(TWO), KVT_ERR_CORRUPT, "layer 0"),
+    DAMAGE(bad_form_order, IN(TWO) | IN(FINE), KVT_ERR_CORRUPT, "sealed, behind an open one"),
+    DAMAGE(bad_fine_order, IN(FINE), KVT_ERR_CORRUPT, "sealed, behind an open one"),
+    DAMAGE(bad_last_form, IN(TWO) | IN(FINE), KVT_ERR_CORRUPT, "layer 0"),
+    DAMAGE(bad_code, IN(FINE), KVT_ERR_CORRUPT, "-128"),
+    DAMAGE(bad_v_code, IN(FINE), KVT_ERR_CORRUPT, "-128"),
+    DAMAGE(coarse_k_lane, IN_COARSE, KVT_ERR_CORRUPT, "no token"),
+    DAMAGE(coarse_k_high_lane, IN_COARSE, KVT_ERR_CORRUPT, "no token"),
+    DAMAGE(coarse_v_lane, IN_COARSE, KVT_ERR_CORRUPT, "no token"),
+    DAMAGE(coarse_v_last_lane, IN_COARSE, KVT_ERR_CORRUPT, "no token"),
+    DAMAGE(fifth_of_no_token, IN(I4_I5), KVT_ERR_CORRUPT, "no token"),
+    DAMAGE(fifth_of_no_dim, IN(I4_I5), KVT_ERR_CORRUPT, "no token"),
+    DAMAGE(fifth_of_no_dim_high, IN(I4_I5), KVT_ERR_CORRUPT, "no token"),
+    DAMAGE(bad_scale_sign, IN_COARSE, KVT_ERR_CORRUPT, "negative scale"),
+    DAMAGE(coarse_scale_minus, IN_COARSE, KVT_ERR_CORRUPT, "negative scale"),
+    DAMAGE(coarse_v_scale_minus, IN_COARSE, KVT_ERR_CORRUPT, "negative scale"),
+    DAMAGE(coarse_middle, IN_COARSE, KVT_ERR_CORRUPT, "not finite"),
+    DAMAGE(bad_scale_inf, IN_COARSE | IN_OPEN, KVT_ERR_CORRUPT, ""),
+    DAMAGE(open_scale_3, IN_OPEN, KVT_ERR_CORRUPT, "no power of two"),
+    DAMAGE(open_scale_minus_3, IN_OPEN, KVT_ERR_CORRUPT, "no power of two"),
+    DAMAGE(open_scale_zero, IN_OPEN, KVT_ERR_CORRUPT, "no power of two"),
+    DAMAGE(open_v_scale_nan, IN_OPEN, KVT_ERR_CORRUPT, "not finite"),
+    DAMAGE(open_v_scale_minus, IN(I5_AGAIN), KVT_ERR_CORRUPT, "negative scale"),
+    DAMAGE(open_v_last_scale_minus, IN(I5_AGAIN), KVT_ERR_CORRUPT, "negative scale"),
+    DAMAGE(seed_minus, IN_OPEN, KVT_ERR_CORRUPT, "negative scale of a seed"),
+    DAMAGE(seed_nan, IN_OPEN, KVT_ERR_CORRUPT, "not finite"),
+    DAMAGE(seed_middle, IN_OPEN, KVT_ERR_CORRUPT, "not finite"),
+    DAMAGE(open_k_lane, IN_OPEN, KVT_ERR_CORRUPT, "no token"),
+    DAMAGE(open_v_nan, IN_OPEN, KVT_ERR_CORRUPT, "not finite"),
+    DAMAGE(open_filter, IN_COARSE | IN_OPEN, KVT_ERR_FORMAT, "filter 1"),
+    DAMAGE(open_v_filter, IN_COARSE | IN_OPEN, KVT_ERR_FORMAT, "filter 2"),
+    DAMAGE(bad_stream_filter, IN_COARSE, KVT_ERR_FORMAT, "filter 3"),
+    DAMAGE(k_type_4, IN_ALL, KVT_ERR_CORRUPT, "k_type"),
+    DAMAGE(k_type_5, IN_ALL, KVT_ERR_FORMAT, "storage type"),
+    DAMAGE(v_type_5, IN_ALL, KVT_ERR_FORMAT, "storage type"),
+    DAMAGE(coarse_no_offset, IN_COARSE, KVT_ERR_CORRUPT, "flags"),
+    DAMAGE(coarse_v_in_k, IN_COARSE, KVT_ERR_CORRUPT, "4 bits"),
     DAMAGE(open_scale_3, IN(OPEN) | IN(PLAIN), KVT_ERR_CORRUPT, "no power of two"),
     DAMAGE(open_scale_65504, IN(OPEN), KVT_ERR_CORRUPT, "no power of two"),
     DAMAGE(open_scale_half, IN(OPEN) | IN(PLAIN), KVT_ERR_CORRUPT, "no power of two"),
@@ -554,23 +708,38 @@ static const struct {
 
 static void contradictions_in(int which)
 {
-    kvt_type type = which == WIDE ? KVT_TYPE_F16 : KVT_TYPE_I8;
-    model m = model_of(2, 1, 8, 8, type, type);
+    const int coarse = which >= I4_I4,
+              open = which == OPEN || which == PLAIN || (which >= I4_OPEN && which <= I5_AGAIN);
+    const int has_two = which == TWO || which == FINE;
+    kvt_type k_type = coarse ? KVT_TYPE_I4 : which == WIDE ? KVT_TYPE_F16 : KVT_TYPE_I8;
+    kvt_type v_type = which == I4_I5 || which == I5_AGAIN ? KVT_TYPE_I5 : k_type;
+    model m = model_of(2, 1, 8, 8, k_type, v_type);
     victim v;
     bytes good;
     unsigned char *before;
     size_t size, table;
 
-    if (which == TWO)
+    if (has_two)
         m.groups[0].residual_tokens = KVT_RESIDUAL_NONE;
     if (which == PLAIN)
         m.groups[0].flags = KVT_GROUP_NO_OFFSET;
+    if (coarse && which != FINE)
+        m.groups[0].fine_tokens = KVT_FINE_NONE;
     v = victim_make(&m);
-    good = which == SEALED ? sealed_snapshot_of(&m)
-                           : snapshot_of(&m, which == TWO ? 67 : 5, KVT_CODEC_RAW);
+    good = which == SEALED || which == I4_I4 || which == I4_I5 ? cut_snapshot_of(&m, 0)
+           : which == I4_AGAIN || which == I5_AGAIN
+               ? cut_snapshot_of(&m, 1)
+               : snapshot_of(&m, has_two ? 67 : 5, KVT_CODEC_RAW);
     table = section_payload(good.data, good.n, 3, 0, &size);
-    assert_int_equal(get32(good.data + table + 28), which == OPEN || which == PLAIN);
-    if (which == TWO)
+    assert_int_equal(get32(good.data + table + 28), which == FINE ? 2 : open);
+    for (unsigned i = 0; (which == I4_AGAIN || which == I5_AGAIN) && i < 13; i++) {
+        const unsigned char *small = stream_at(&good, 5, 0, 2);
+        if (i < 5) /* V's rows: those of 4 bits are taken over */
+            assert_int_equal(small[2 * (5 + i) + 1] >> 7, which == I4_AGAIN && i < 4);
+        else /* the seed's scales */
+            assert_true(small[2 * (13 + i)] | small[2 * (13 + i) + 1]);
+    }
+    if (has_two)
         assert_int_equal(get32(good.data + table + 32 + 28), 1);
     before = malloc(good.n);
     assert_non_null(before);
@@ -596,7 +765,7 @@ static void contradictions_in(int which)
     /* A valid change with recomputed checksums loads: above, the contents were rejected. */
     memcpy(good.data, before, good.n);
     stream_at(&good, 5, 0, 0)[0] = stream_at(&good, 5, 0, 0)[0] == 5 ? 6 : 5;
-    if (which == OPEN || which == PLAIN)
+    if (open)
         for (unsigned i = 0; i < 10; i++) /* scales: 1 .. 32768 */
             put16(&good, 2, i, 0x3c00 + 0x400 * (i + (i > 4 ? 6 : 0)));
     resign(good.data, good.n);

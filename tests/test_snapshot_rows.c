@@ -71,8 +71,11 @@ static void every_byte(void **state)
 {
     (void)state;
     every_byte_of(KVT_TYPE_F16, KVT_CODEC_ZSTD);
-    if (!is_quick())
-        every_byte_of(KVT_TYPE_I8, KVT_CODEC_RAW);
+    if (is_quick())
+        return;
+    every_byte_of(KVT_TYPE_I8, KVT_CODEC_RAW);
+    every_byte_of(KVT_TYPE_I4, KVT_CODEC_ZSTD);
+    every_byte_of(KVT_TYPE_I5, KVT_CODEC_RAW);
 }
 
 /* A changed section with sound checksums: what may go well, and what may not. */
@@ -109,9 +112,9 @@ static void signed_section(const subject *s, uint32_t type, unsigned number, siz
 
 static void signed_sections(void **state)
 {
-    static const kvt_type types[] = {KVT_TYPE_F16, KVT_TYPE_I8};
+    static const kvt_type types[] = {KVT_TYPE_F16, KVT_TYPE_I8, KVT_TYPE_I4, KVT_TYPE_I5};
     (void)state;
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < 4; i++) {
         rng r = {20};
         subject s;
         bytes file;
@@ -231,9 +234,13 @@ static void extra_tokens(bytes *f)
 {
     put_entry(f, (unsigned)get64(f->data + 48) - 1, 24, 0);
 }
-static void extra_form(bytes *f)
+static void extra_fine(bytes *f)
 {
     put_entry(f, (unsigned)get64(f->data + 48) - 1, 28, 2);
+}
+static void extra_form(bytes *f)
+{
+    put_entry(f, (unsigned)get64(f->data + 48) - 1, 28, 3);
 }
 static void first_row_gone(bytes *f) /* of the group without a window */
 {
@@ -296,7 +303,8 @@ static void contradictions(void **state)
         CASE(extra_row, "entry"),
         CASE(extra_group, "entry"),
         CASE(extra_tokens, "entry"),
-        CASE(extra_form, "representation 2"),
+        CASE(extra_fine, "is fine, in a group"),
+        CASE(extra_form, "representation 3"),
         CASE(first_row_gone, "missing"),
         CASE(tag_size, ""),
         CASE(tag_huge, "tag of 257"),
@@ -601,6 +609,63 @@ static void window_too_short(bytes *f) /* row 4 has 20 tokens that the next quer
     set_first_words(f, 4, words, 2);
 }
 
+/*
+ * The first group's row 1 is open at 100, sealed and cut at 110, at 120 open again where K has 4
+ * bits, and sealed at 170. Extras: row 1 of both groups at 100, 110 and 120, row 0 of the second at
+ * 100.
+ */
+static bytes reopening_file(const subject *s)
+{
+    kvt_seq *seq = seq_of(s);
+    bytes file;
+    grow(s, seq, 100);
+    checkpoint(s, seq);
+    grow(s, seq, 50);
+    grow(s, seq, 1);
+    expect_ok(s->cache, kvt_seq_truncate(seq, 110));
+    checkpoint(s, seq);
+    grow(s, seq, 10);
+    checkpoint(s, seq);
+    grow(s, seq, 50);
+    file = saved(s->cache, seq, KVT_CODEC_RAW);
+    assert_int_equal(get64(file.data + 48), 2 * 3 + 7);
+    kvt_seq_destroy(seq);
+    return file;
+}
+
+/* The representation of the first group's row 1 at a checkpoint. */
+static uint32_t form_at(bytes *f, unsigned i)
+{
+    assert_int_equal(word(f, i, 0), 1);
+    return get32(payload(f, 3, 0) + 32 * word(f, i, 1) + 28);
+}
+
+/* A row of 4-bit keys that was cut is open again: later checkpoints may have it so. */
+static void reopened_rows(void **state)
+{
+    static const kvt_type types[] = {KVT_TYPE_I4, KVT_TYPE_I5, KVT_TYPE_I8};
+    (void)state;
+    for (int i = 0; i < 3; i++) {
+        rng r = {26};
+        kvt_seq *victim;
+        bytes file, again;
+        subject s;
+        make(&s, 0, 0, types[i], KVT_RESIDUAL_NONE, &r);
+        file = reopening_file(&s);
+        assert_true(form_at(&file, 0) == 1 && form_at(&file, 1) == 0);
+        assert_int_equal(form_at(&file, 2), types[i] != KVT_TYPE_I8);
+        victim = seq_of(&s);
+        expect_ok(s.cache, load_bytes(victim, file.data, file.n, NULL));
+        again = saved(s.cache, victim, KVT_CODEC_RAW);
+        assert_int_equal(file.n, again.n);
+        assert_memory_equal(file.data, again.data, file.n);
+        bytes_free(&file);
+        bytes_free(&again);
+        kvt_seq_destroy(victim);
+        close_subject(&s);
+    }
+}
+
 static void other_checkpoints(void **state)
 {
     static const struct {
@@ -741,9 +806,13 @@ static void windows_have_to_be_the_same(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(every_byte),     cmocka_unit_test(signed_sections),
-        cmocka_unit_test(contradictions), cmocka_unit_test(other_checkpoints),
-        cmocka_unit_test(own_rows),       cmocka_unit_test(windows_have_to_be_the_same),
+        cmocka_unit_test(every_byte),
+        cmocka_unit_test(signed_sections),
+        cmocka_unit_test(contradictions),
+        cmocka_unit_test(other_checkpoints),
+        cmocka_unit_test(reopened_rows),
+        cmocka_unit_test(own_rows),
+        cmocka_unit_test(windows_have_to_be_the_same),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -76,13 +76,14 @@ static void act(const subject *s, kvt_seq *const *seqs, size_t n_seqs, uint64_t 
 
 static void check_going_on(uint64_t seed)
 {
-    static const kvt_type types[] = {KVT_TYPE_I8, KVT_TYPE_F16, KVT_TYPE_I8, KVT_TYPE_F32};
+    static const kvt_type types[] = {KVT_TYPE_I8, KVT_TYPE_F16, KVT_TYPE_I4,
+                                     KVT_TYPE_I8, KVT_TYPE_F32, KVT_TYPE_I5};
     rng r = {seed};
     kvt_seq *seqs[2] = {NULL, NULL}, *copy = NULL;
     uint64_t loaded_at = 0;
     int fresh = 0;
     subject s;
-    make(&s, 1 + rng_below(&r, 150), rng_below(&r, 2) * rng_below(&r, 150), types[rng_below(&r, 4)],
+    make(&s, 1 + rng_below(&r, 150), rng_below(&r, 2) * rng_below(&r, 150), types[rng_below(&r, 6)],
          rng_below(&r, 2) ? KVT_RESIDUAL_NONE : 1 + rng_below(&r, 100), &r);
     seqs[0] = seq_of(&s);
     for (int rounds = 0; rounds < 3; rounds++) {
@@ -132,11 +133,12 @@ static void every_pair_of_lengths(void **state)
     (void)state;
     for (size_t i = 0; i < 10; i++)
         for (size_t j = i; j < 10; j++)
-            for (int k = 0; k < 4; k++) {
+            for (int k = 0; k < 6; k++) {
+                static const kvt_type types[] = {KVT_TYPE_I8, KVT_TYPE_I8, KVT_TYPE_F16,
+                                                 KVT_TYPE_I8, KVT_TYPE_I4, KVT_TYPE_I5};
                 subject s;
                 kvt_seq *seq, *loaded, *stayed;
-                make(&s, k % 2 ? 20 : 0, k == 3 ? 70 : 0, k == 2 ? KVT_TYPE_F16 : KVT_TYPE_I8,
-                     KVT_RESIDUAL_NONE, &r);
+                make(&s, k % 2 ? 20 : 0, k == 3 ? 70 : 0, types[k], KVT_RESIDUAL_NONE, &r);
                 seq = seq_of(&s);
                 if (lengths[i])
                     grow(&s, seq, lengths[i]);
@@ -160,6 +162,62 @@ static void every_pair_of_lengths(void **state)
             }
 }
 
+/*
+ * Checkpoints before and after truncates into sealed blocks, fine ones and others, also where the
+ * last checkpoint is at the end. A loaded sequence goes back to each as the saved one does.
+ */
+static void check_cuts(kvt_type type, uint32_t fine, rng *r)
+{
+    kvt_seq *seq, *loaded, *back, *copy = NULL;
+    uint64_t at[MOST];
+    size_t n;
+    subject s;
+    make(&s, rng_below(r, 3) ? 0 : 150, 0, type, KVT_RESIDUAL_NONE, r);
+    kvt_cache_destroy(s.cache);
+    s.groups[0].fine_tokens = fine;
+    open_cache(&s, NULL);
+    seq = seq_of(&s);
+    for (int i = 0; i < 6; i++) {
+        const uint64_t length = kvt_seq_length(seq);
+        if (length > 10 && rng_below(r, 2)) {
+            uint64_t to = length - rng_below(r, length < 90 ? (uint32_t)length : 90);
+            expect_ok(s.cache, kvt_seq_truncate(seq, kvt_seq_reachable(seq, to)));
+        } else { /* of two steps: sealings of the first are final */
+            step_of(&s, seq, rng_below(r, 400), 1 + rng_below(r, rng_below(r, 2) ? 100 : 10));
+            step_of(&s, seq, rng_below(r, 400), 1);
+        }
+        if (rng_below(r, 3))
+            checkpoint(&s, seq);
+        loaded = reloaded(&s, seq);
+        expect_equal(&s, loaded, seq, "loaded", (size_t)i);
+        kvt_seq_destroy(loaded);
+    }
+    loaded = reloaded(&s, seq);
+    points_of(&s, seq, at, &n);
+    while (n-- > 0) {
+        expect_ok(s.cache, kvt_seq_fork(seq, at[n], &copy));
+        expect_ok(s.cache, kvt_seq_fork(loaded, at[n], &back));
+        expect_equal(&s, back, copy, "back", (size_t)at[n]);
+        step_of(&s, back, 300, 70);
+        step_of(&s, copy, 300, 70);
+        expect_equal(&s, back, copy, "on from there", (size_t)at[n]);
+        kvt_seq_destroy(copy);
+        kvt_seq_destroy(back);
+    }
+    kvt_seq_destroy(loaded);
+    kvt_seq_destroy(seq);
+    close_subject(&s);
+}
+
+static void checkpoints_of_cut_rows(void **state)
+{
+    static const uint32_t fine[] = {0, KVT_FINE_NONE, 1000};
+    rng r = {17};
+    (void)state;
+    for (int i = 0; i < (is_quick() ? 60 : 1500); i++)
+        check_cuts(i % 2 ? KVT_TYPE_I5 : KVT_TYPE_I4, fine[i % 3], &r);
+}
+
 /* ---- the same state, the same file ---- */
 
 /* Begins that are aborted, drafts that are taken back and forks that go leave no trace. */
@@ -171,7 +229,10 @@ static void what_leaves_no_trace(void **state)
         kvt_seq *plain, *other, *copy = NULL;
         subject s;
         uint32_t window = i % 4 < 2 ? 1 + rng_below(&r, 90) : 0;
-        make(&s, window, window ? rng_below(&r, 2) * 10 : 0, i % 2 ? KVT_TYPE_I8 : KVT_TYPE_F16,
+        make(&s, window, window ? rng_below(&r, 2) * 10 : 0,
+             i % 2   ? KVT_TYPE_I8
+             : i % 8 ? KVT_TYPE_I4
+                     : KVT_TYPE_F16,
              i % 3 ? KVT_RESIDUAL_NONE : 70, &r);
         plain = seq_of(&s);
         other = seq_of(&s);
@@ -523,15 +584,11 @@ static void working_memory_is_as_said(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(a_loaded_sequence_goes_on),
-        cmocka_unit_test(every_pair_of_lengths),
-        cmocka_unit_test(what_leaves_no_trace),
-        cmocka_unit_test(blocks_are_there_once),
-        cmocka_unit_test(load_answers_for_prompts),
-        cmocka_unit_test(tags_have_to_be_the_same),
-        cmocka_unit_test(next_positions_come_back),
-        cmocka_unit_test(allocations_fail),
-        cmocka_unit_test(budgets_hold),
+        cmocka_unit_test(a_loaded_sequence_goes_on), cmocka_unit_test(every_pair_of_lengths),
+        cmocka_unit_test(checkpoints_of_cut_rows),   cmocka_unit_test(what_leaves_no_trace),
+        cmocka_unit_test(blocks_are_there_once),     cmocka_unit_test(load_answers_for_prompts),
+        cmocka_unit_test(tags_have_to_be_the_same),  cmocka_unit_test(next_positions_come_back),
+        cmocka_unit_test(allocations_fail),          cmocka_unit_test(budgets_hold),
         cmocka_unit_test(working_memory_is_as_said),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
