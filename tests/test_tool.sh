@@ -76,6 +76,14 @@ says out 'tag  *"lora: 7"$'
 says out 'next position  *77$'
 run 0 info --json --quick "$golden/tag.kvt"
 says out '"tag":"6c6f72613a2037","next_position":77,'
+run 0 info "$golden/i4-i5.kvt"
+says out 'tokens  *331 in 6 blocks, 2 of them open$'
+says out ' 0  *3  *4  *2  *40  *24  *i4  *i5  *with offset  *rotated  *none$'
+run 0 info --json "$golden/i4-i5-cut.kvt"
+says out '"k_type":"i4","v_type":"i5",'
+says out '"v_rotation":false,'
+run 0 info "$golden/i8-i4.kvt"
+says out ' 0  *3  *4  *2  *40  *24  *i8  *i4  *rotated, with offset  *rotated  *none$'
 run 0 info "$golden/empty.kvt"
 run 0 verify "$golden"/*.kvt
 says out 'i8.kvt: sound, 300 tokens'
