@@ -383,6 +383,159 @@ static void test_coarse_scales(void **state)
         }
 }
 
+/* ---- a block's memory, and its streams ---- */
+
+/* Bit `bit` of stream bytes, or of a record's. */
+static unsigned bit_of(const void *bytes, size_t bit)
+{
+    const unsigned char *p = bytes;
+    return (unsigned)p[bit / 8] >> bit % 8 & 1u;
+}
+
+/* Where bit b of the code of a token and dim is, in bits of one head's K or V: docs/format.md. */
+static size_t bit_in_stream(const kvt_snap_shape *s, size_t t, size_t d, size_t b)
+{
+    const size_t runs = (s->tokens + 7) / 8, wide = (s->dims + 15) / 16;
+    if (s->bits > 8)
+        return b + s->bits * (s->kind == KVT_SNAP_KIND_K ? (t / 16 * s->dims + d) * 16 + t % 16
+                                                         : t * s->dims + d);
+    if (s->bits == 8)
+        return b + 8 * (s->kind == KVT_SNAP_KIND_K
+                            ? (t / 16 * (s->dims / 4) + d / 4) * 64 + t % 16 * 4 + d % 4
+                            : (t / 4 * s->dims + d) * 4 + t % 4);
+    if (s->kind == KVT_SNAP_KIND_K)
+        return b + 8 * ((t / 16 * (s->dims / 8) + d / 8) * 64 + t % 16 * 4 + d % 4) +
+               (d % 8 < 4 ? 0 : 4);
+    if (b == 4)
+        return 8 * (4 * runs * s->dims + (t / 8 * wide + d / 16) * 16 + t % 8 / 4 * 8) +
+               d % 16 * 4 + t % 4;
+    return b + 8 * ((t / 8 * s->dims + d) * 4 + t % 4) + (t % 8 < 4 ? 0 : 4);
+}
+
+/* The same in a record, whose dims are padded and which has 64 tokens: simd/tile.h. */
+static size_t bit_in_record(const kvt_snap_shape *s, size_t t, size_t d, size_t b)
+{
+    const size_t dims_p = kvt_round_up(s->dims, 16);
+    if (s->bits < 8 && s->kind == KVT_SNAP_KIND_K)
+        return 8 * kvt_k4_index(t, d, dims_p) + kvt_k4_shift(d) + b;
+    if (s->bits < 8)
+        return b < 4 ? 8 * kvt_v4_index(t, d, dims_p) + kvt_v4_shift(t) + b
+                     : 8 * kvt_v5_index(t, d, dims_p) + kvt_v5_shift(t, d);
+    if (s->bits == 8)
+        return b + 8 * (s->kind == KVT_SNAP_KIND_K ? kvt_k8_index : kvt_v8_index)(t, d, dims_p);
+    return b + s->bits * (s->kind == KVT_SNAP_KIND_K ? kvt_kw_index : kvt_vw_index)(t, d, dims_p);
+}
+
+/* Each code of a side where it belongs, and nothing else set. */
+static void check_codes(const kvt_snap_shape *s, const kvt_group *group, const kvt_block *block,
+                        size_t codes_at, const unsigned char *stream)
+{
+    size_t set = 0, found = 0;
+    for (size_t bit = 0; bit < s->bytes * 8; bit++)
+        set += bit_of(stream, bit);
+    for (size_t h = 0; h < HEADS; h++)
+        for (size_t t = 0; t < s->tokens; t++)
+            for (size_t d = 0; d < s->dims; d++)
+                for (size_t b = 0; b < s->bits; b++) {
+                    unsigned want = bit_of(kvt_head_record(group, block, 0, h) + codes_at,
+                                           bit_in_record(s, t, d, b));
+                    if (bit_of(stream + s->bytes / HEADS * h, bit_in_stream(s, t, d, b)) != want)
+                        fail_msg("kind %u, %u bits: head %zu, token %zu, dim %zu, bit %zu", s->kind,
+                                 s->bits, h, t, d, b);
+                    found += want;
+                }
+    assert_int_equal(set, found);
+}
+
+static void check_part(const kvt_group *group, const kvt_block *block, size_t at, size_t n,
+                       const unsigned char **from)
+{
+    for (size_t h = 0; h < HEADS; h++, *from += 2 * n)
+        assert_memory_equal(*from, kvt_head_record(group, block, 0, h) + at, 2 * n);
+}
+
+/* A block of random bytes: its streams, and those of the block that they are put into. */
+static void check_block(kvt_type k_type, kvt_type v_type, uint32_t form, uint32_t tokens)
+{
+    kvt_group_config config = kvt_group_config_init();
+    kvt_snapshot_group g;
+    kvt_snap_shape s[KVT_SNAP_MAX_STREAMS];
+    kvt_block blocks[2];
+    kvt_group group;
+    const kvt_layout *layout;
+    unsigned char *streams[2];
+    const unsigned char *small;
+    size_t bytes;
+    uint32_t seed = tokens;
+
+    config.n_layers = 1;
+    config.n_q_heads = config.n_kv_heads = HEADS;
+    config.k_dim = 24;
+    config.v_dim = 40;
+    config.k_type = k_type;
+    config.v_type = v_type;
+    kvt_group_make(&config, &group);
+    memset(&g, 0, sizeof g);
+    g.n_layers = 1;
+    g.n_q_heads = g.n_kv_heads = HEADS;
+    g.k_dim = 24;
+    g.v_dim = 40;
+    g.k_type = k_type;
+    g.v_type = v_type;
+    assert_int_equal(kvt_snap_shapes(&g, form, tokens, s, &bytes), 3);
+    memset(blocks, 0, sizeof blocks);
+    layout = &group.layouts[form];
+    for (int i = 0; i < 2; i++) {
+        blocks[i].form = form;
+        blocks[i].data = malloc(layout->block_bytes);
+        streams[i] = malloc(bytes);
+        assert_non_null(blocks[i].data);
+        assert_non_null(streams[i]);
+        for (size_t at = 0; at < layout->block_bytes; at++) {
+            seed = seed * 1664525u + 1013904223u;
+            blocks[i].data[at] = (unsigned char)(seed >> 24);
+        }
+    }
+    kvt_snap_gather(&group, &blocks[0], 0, tokens, streams[0]);
+    check_codes(&s[0], &group, &blocks[0], layout->k_codes, streams[0]);
+    check_codes(&s[1], &group, &blocks[0], layout->v_codes, streams[0] + s[0].bytes);
+    small = streams[0] + s[0].bytes + s[1].bytes;
+    if (k_type >= KVT_TYPE_I8)
+        check_part(&group, &blocks[0], layout->k_scales, s[0].bits == 4 ? 24 : tokens, &small);
+    if (v_type >= KVT_TYPE_I8)
+        check_part(&group, &blocks[0], layout->v_scales, tokens, &small);
+    if (k_type >= KVT_TYPE_I8)
+        check_part(&group, &blocks[0], layout->k_offset, 24, &small);
+    if (k_type == KVT_TYPE_I4 && form == KVT_OPEN) {
+        check_part(&group, &blocks[0], layout->k_seed, 24, &small);
+        check_part(&group, &blocks[0], layout->k_seed + 2 * 32, 24, &small);
+    }
+    assert_ptr_equal(small, streams[0] + bytes);
+    kvt_snap_scatter(&group, &blocks[1], 0, tokens, streams[0]);
+    kvt_snap_gather(&group, &blocks[1], 0, tokens, streams[1]);
+    assert_memory_equal(streams[0], streams[1], bytes);
+    check_codes(&s[0], &group, &blocks[1], layout->k_codes, streams[0]);
+    check_codes(&s[1], &group, &blocks[1], layout->v_codes, streams[0] + s[0].bytes);
+    for (int i = 0; i < 2; i++) {
+        free(blocks[i].data);
+        free(streams[i]);
+    }
+}
+
+static void test_blocks(void **state)
+{
+    (void)state;
+    for (int k = KVT_TYPE_F16; k <= KVT_TYPE_I4; k++)
+        for (int v = KVT_TYPE_F16; v <= KVT_TYPE_I5; v++)
+            for (uint32_t form = 0; form < KVT_FORMS; form++)
+                for (uint32_t n = 1; n <= 64; n += n % 16 == 15 ? 1 : 2) {
+                    const int seals = k >= KVT_TYPE_I8 || v >= KVT_TYPE_I8;
+                    const int coarse = k == KVT_TYPE_I4 || v >= KVT_TYPE_I4;
+                    if (seals && (form != KVT_FINE || coarse))
+                        check_block((kvt_type)k, (kvt_type)v, form, n);
+                }
+}
+
 /* What the encoder makes, for data that makes it choose each filter, comes back. */
 static void test_choice(void **state)
 {
@@ -484,6 +637,7 @@ int main(void)
         cmocka_unit_test(test_forms),
         cmocka_unit_test(test_coarse),
         cmocka_unit_test(test_coarse_scales),
+        cmocka_unit_test(test_blocks),
         cmocka_unit_test(test_choice),
         cmocka_unit_test(test_saving),
     };
