@@ -473,6 +473,58 @@ static void reserve_refuses(void **state)
     ledger_close(&memory);
 }
 
+/*
+ * K of 4 bits at the limit of what it takes, its range one-sided: the middle's and the scale's
+ * rounding put codes beyond the limit. Opened again, such rows stay what they were.
+ */
+static void large_rows_are_opened_again(void **state)
+{
+    enum { N = 100 };
+    (void)state;
+    for (int i = 0; i < 20; i++) {
+        kvt_group_config g = group_of(1, 1, 1, 8, 8, KVT_TYPE_I4, KVT_TYPE_I4);
+        float x[2][N * 8], most = 0.0f;
+        rng r = {30};
+        kvt_seq *seq, *loaded;
+        subject s;
+        g.residual_tokens = KVT_RESIDUAL_NONE;
+        g.fine_tokens = KVT_FINE_NONE;
+        open_subject(&s, &g, 1, &r);
+        for (size_t t = 0; t < 200; t++) /* block 0 has an offset of 0 */
+            for (size_t d = 0; d < 8; d++) {
+                const float low = -2.4e5f * (0.5f + 0.01f * (float)i + 0.003f * (float)d);
+                const uint32_t u = rng_below(&r, 1000);
+                s.t[0].k[t * 8 + d] = t == 0       ? 0.0f
+                                      : t < 64     ? (t % 2 ? 1e5f : -1e5f)
+                                      : t % 7 == 3 ? 2.4e5f
+                                      : t % 7 == 5 ? low
+                                                   : low + (2.4e5f - low) * (float)u / 1000.0f;
+            }
+        open_cache(&s, NULL);
+        seq = seq_of(&s);
+        grow(&s, seq, 150);
+        grow(&s, seq, 1);
+        expect_ok(s.cache, kvt_seq_truncate(seq, N));
+        for (int again = 0; again < 2; again++) {
+            kvt_tensor view = kvt_tensor_f32(x[again]);
+            expect_ok(s.cache, kvt_read(seq, 0, KVT_SIDE_K, 0, N, &view));
+            if (again == 0)
+                grow(&s, seq, 1);
+        }
+        for (size_t at = 0; at < sizeof x[0] / sizeof *x[0]; at++) { /* f16 */
+            assert_true(fabsf(x[1][at] - x[0][at]) <= 0x1p-11f * fabsf(x[0][at]) + 64.0f);
+            most = fmaxf(most, fabsf(x[0][at]));
+        }
+        if (i < 8)
+            assert_true(most > 2.4e5f);
+        loaded = reloaded(&s, seq);
+        expect_equal(&s, loaded, seq, "large rows", (size_t)i);
+        kvt_seq_destroy(loaded);
+        kvt_seq_destroy(seq);
+        close_subject(&s);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -482,6 +534,7 @@ int main(void)
         cmocka_unit_test(the_newest_tokens_are_f16),
         cmocka_unit_test(survivors_never_change),
         cmocka_unit_test(outliers_do_not_harm_the_others),
+        cmocka_unit_test(large_rows_are_opened_again),
         cmocka_unit_test(a_reserve_suffices),
         cmocka_unit_test(a_reserve_suffices_for_any_two_steps),
         cmocka_unit_test(reserve_refuses),

@@ -615,6 +615,12 @@ static inline float kvt_largest(kvt_side side, kvt_type type)
  */
 int kvt_open_put(const kvt_kernels *kernels, const kvt_group *group, kvt_side side, float *x,
                  size_t n, size_t dims, const kvt_record *to, size_t slot);
+/*
+ * A row of K that has been 4-bit codes. Its magnitudes may be above kvt_largest by what the middle
+ * and the scale were rounded by.
+ */
+void kvt_open_put_back(const kvt_kernels *kernels, const kvt_group *group, float *x, size_t dims,
+                       const kvt_record *to, size_t slot);
 
 /*
  * One side of a full open record into one of a sealed form, KVT_SEALED or KVT_FINE. next: codes of

@@ -9,6 +9,7 @@
 #include "src/cache/cache.h"
 
 #define F16_ONE 0x3c00u
+#define F16_MAX 0x7bffu /* 65504 */
 
 kvt_record kvt_record_of(const kvt_group *group, const kvt_block *block, kvt_side side,
                          size_t layer_index, size_t kv_head)
@@ -127,12 +128,10 @@ static int put_less(const kvt_kernels *kernels, float *x, size_t n, size_t dims,
     return kernels->put_k_f16(x, dims, n, dims, dims_p, to->codes, NULL, slot);
 }
 
-int kvt_open_put(const kvt_kernels *kernels, const kvt_group *group, kvt_side side, float *x,
-                 size_t n, size_t dims, const kvt_record *to, size_t slot)
+static int put_rows(const kvt_kernels *kernels, const kvt_group *group, kvt_side side, float most,
+                    float *x, size_t n, size_t dims, const kvt_record *to, size_t slot)
 {
     const kvt_layout *open = &group->layouts[KVT_OPEN];
-    const float most =
-        kvt_largest(side, side == KVT_SIDE_K ? group->config.k_type : group->config.v_type);
     size_t dims_p = side == KVT_SIDE_K ? open->k_dims : open->v_dims;
     int centered = 1, stored;
     for (size_t i = 0; i < n; i++)
@@ -151,6 +150,21 @@ int kvt_open_put(const kvt_kernels *kernels, const kvt_group *group, kvt_side si
             return 0;
     return (side == KVT_SIDE_K ? kernels->put_k_f16 : kernels->put_v_f16)(x, dims, n, dims, dims_p,
                                                                           to->codes, NULL, slot);
+}
+
+int kvt_open_put(const kvt_kernels *kernels, const kvt_group *group, kvt_side side, float *x,
+                 size_t n, size_t dims, const kvt_record *to, size_t slot)
+{
+    const kvt_type type = side == KVT_SIDE_K ? group->config.k_type : group->config.v_type;
+    return put_rows(kernels, group, side, kvt_largest(side, type), x, n, dims, to, slot);
+}
+
+void kvt_open_put_back(const kvt_kernels *kernels, const kvt_group *group, float *x, size_t dims,
+                       const kvt_record *to, size_t slot)
+{
+    int stored = put_rows(kernels, group, KVT_SIDE_K, KVT_I8_MAX, x, 1, dims, to, slot);
+    assert(stored); /* 7.5 scales, a middle and an offset: 9.5 * 65504 */
+    (void)stored;
 }
 
 /* ---- sealing ---- */
@@ -253,10 +267,11 @@ static void choose_k4(const kvt_kernels *kernels, size_t dims_p, const kvt_recor
         float above = hi[d] - middle[d], below = middle[d] - lo[d];
         scale[d] = (above > below ? above : below) / 7.5f;
     }
-    kernels->store_f16(scale, scales, dims_p); /* below 65504: KVT_K4_MAX */
+    /* Rounded up. KVT_K4_MAX keeps it below 65504, but for rows that no append has stored. */
+    kernels->store_f16(scale, scales, dims_p);
     (void)kernels->load_f16(scales, stored, dims_p);
     for (size_t d = 0; d < dims_p; d++)
-        scales[d] = (uint16_t)(scales[d] + (stored[d] < scale[d])); /* rounded up */
+        scales[d] = (uint16_t)(scales[d] + (stored[d] < scale[d] && scales[d] < F16_MAX));
     for (size_t d = 0; open->seed && d < dims_p; d++) {
         float had = kvt_f16_to_f32(open->seed[d]), at = kvt_f16_to_f32(open->seed[dims_p + d]);
         if (had > 0.0f && hi[d] - at <= 7.75f * had && at - lo[d] <= 7.75f * had) {
