@@ -73,11 +73,11 @@ static void read_side(const reader *r, kvt_side side, uint64_t token, size_t hea
     get_of(k, side, type)(record.codes, record.scales, slot, dims,
                           is_k ? layout->k_dims : layout->v_dims, x);
     if (record.scales && type == KVT_TYPE_F16) { /* an open row's */
-        float scale = kvt_f16_to_f32(record.scales[slot]);
-        if (scale < 0.0f) /* which says that a row of K has no offset */
+        float scale = kvt_f16_to_f32(record.scales[slot] & 0x7fffu);
+        if (record.scales[slot] >> 15) /* which says that a row of K has no offset; V has none */
             record.offset = NULL;
-        for (size_t d = 0; d < dims; d++)
-            x[d] *= scale < 0.0f ? -scale : scale;
+        for (size_t d = 0; d < dims; d++) /* of V, once 4-bit codes, it may be 0 */
+            x[d] *= scale;
     }
     for (size_t d = 0; record.offset && d < dims; d++)
         x[d] += kvt_f16_to_f32(record.offset[d]);
