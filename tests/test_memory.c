@@ -89,11 +89,15 @@ static void random_shape(shape *s, rng *r)
         const uint32_t *h = heads[rng_below(r, 5)];
         s->groups[g] =
             group_of(1 + rng_below(r, 5), h[0], h[1], dims[rng_below(r, 9)], dims[rng_below(r, 9)],
-                     (kvt_type)rng_below(r, 3), (kvt_type)rng_below(r, 3));
+                     (kvt_type)rng_below(r, 4), (kvt_type)rng_below(r, 5));
         s->groups[g].flags = rng_below(r, 4) | (rng_below(r, 2) ? KVT_GROUP_NO_V_ROTATION : 0);
+        if (s->groups[g].k_type == KVT_TYPE_I4)
+            s->groups[g].flags &= ~(uint32_t)KVT_GROUP_NO_OFFSET;
+        s->groups[g].fine_tokens =
+            (const uint32_t[]){0, 0, KVT_FINE_NONE, 1, 65, 192}[rng_below(r, 6)];
         s->groups[g].residual_tokens =
             (const uint32_t[]){0, 0, KVT_RESIDUAL_NONE, 1, 63, 200}[rng_below(r, 6)];
-        if (rng_below(r, 4) == 0) {
+        if (rng_below(r, 4) == 0 && s->groups[g].k_type <= KVT_TYPE_I8) {
             s->groups[g].flags |= KVT_GROUP_V_IN_K;
             s->groups[g].v_type = s->groups[g].k_type;
             s->groups[g].v_dim = s->groups[g].k_dim == 576 ? 512 : s->groups[g].k_dim;
@@ -141,7 +145,7 @@ static uint64_t paired_bytes(const shape *s, uint64_t n_tokens)
         kvt_config c = s->config;
         kvt_group_config group = s->groups[g];
         uint64_t empty, one, w = group.residual_tokens, pairs;
-        if (group.k_type != KVT_TYPE_I8 && group.v_type != KVT_TYPE_I8)
+        if (group.k_type < KVT_TYPE_I8 && group.v_type < KVT_TYPE_I8)
             continue;
         w = w == 0 ? 64 : w == KVT_RESIDUAL_NONE ? 0 : w;
         pairs = (n_tokens > w ? (n_tokens - w) / 64 : 0) -
@@ -566,19 +570,23 @@ static void a_cache_outlived_by_its_sequences(void **state)
 
 /* ---- the figures ---- */
 
+/* Bits of an element of K and of V of 128 dims, by type: codes, scales and offsets. */
+static const double k_bits[] = {32, 16, 8.375, 4.5}, v_bits[] = {32, 16, 8.125, 4.125, 5.125};
+
 /*
- * What i8 takes of n tokens, 8 kv heads, dim 128, all bytes counted, over 8.25 bits an element: as
- * forecast, and (but for the largest caches) as it is after one step, after steps of 100 tokens,
- * and token by token.
+ * Bits an element that n tokens take, 8 kv heads, dim 128, all bytes counted: as forecast, and
+ * (but for the largest caches) as it is after one step, after steps of 100 tokens, and token by
+ * token.
  */
-static double bits_over(size_t n, uint32_t layers, uint32_t threads)
+static double bits_of(kvt_type k_type, kvt_type v_type, size_t n, uint32_t layers, uint32_t threads)
 {
     static const size_t steps[] = {0, 100, 1};
-    kvt_group_config g = group_of(layers, 32, 8, 128, 128, KVT_TYPE_I8, KVT_TYPE_I8);
+    kvt_group_config g = group_of(layers, 32, 8, 128, 128, k_type, v_type);
     kvt_config c = kvt_config_init();
-    const double elements = (double)n * 2 * 8 * 128 * layers, expected = (8.375 + 8.125) / 2;
+    const double elements = (double)n * 2 * 8 * 128 * layers;
+    const double expected = (k_bits[k_type] + v_bits[v_type]) / 2;
     uint64_t forecast = 0;
-    double over;
+    double bits;
     c.groups = &g;
     c.n_groups = 1;
     c.max_tokens = n;
@@ -606,11 +614,17 @@ static double bits_over(size_t n, uint32_t layers, uint32_t threads)
         ledger_close(&memory);
         tokens_free(&t);
     }
-    over = (8.0 * (double)forecast / elements / expected - 1) * 100;
-    printf("i8, %zu tokens, 8 kv heads, dim 128, %u layers, %u threads: %.4f bits an element "
-           "(%+.2f%%)\n",
-           n, layers, threads, 8.0 * (double)forecast / elements, over);
-    return over;
+    bits = 8.0 * (double)forecast / elements;
+    printf("types %d/%d, %zu tokens, 8 kv heads, dim 128, %u layers, %u threads: %.4f bits an "
+           "element (%+.2f%%)\n",
+           (int)k_type, (int)v_type, n, layers, threads, bits, (bits / expected - 1) * 100);
+    return bits;
+}
+
+/* In percent over i8's 8.25 bits. */
+static double bits_over(size_t n, uint32_t layers, uint32_t threads)
+{
+    return (bits_of(KVT_TYPE_I8, KVT_TYPE_I8, n, layers, threads) / 8.25 - 1) * 100;
 }
 
 static void i8_bits_per_element(void **state)
@@ -623,6 +637,55 @@ static void i8_bits_per_element(void **state)
     (void)bits_over(is_quick() ? 1088 : 4096, 1, 1);
     assert_true(bits_over(4096, 32, 1) < 6);
     assert_true(bits_over(4096, 32, 8) < 6);
+}
+
+static void coarse_bits_per_element(void **state)
+{
+    static const struct {
+        kvt_type k, v;
+        double at_32768, at_4096;
+        uint64_t sealed, fine, open; /* bytes of a head: codes, scales, offsets, seeds */
+    } cases[] = {
+        {KVT_TYPE_I4, KVT_TYPE_I4, 4.45, 4.85, 4096 + 256 + 256 + 128 + 4096,
+         8192 + 128 + 256 + 128 + 8192, 16384 + 128 + 256 + 512 + 128 + 16384},
+        {KVT_TYPE_I4, KVT_TYPE_I5, 4.9, 5.35, 4096 + 256 + 256 + 128 + 5120,
+         8192 + 128 + 256 + 128 + 8192, 16384 + 128 + 256 + 512 + 128 + 16384},
+        {KVT_TYPE_I8, KVT_TYPE_I4, 6.35, 6.75, 8192 + 128 + 256 + 128 + 4096,
+         8192 + 128 + 256 + 128 + 8192, 16384 + 128 + 256 + 128 + 16384},
+    };
+    (void)state;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        const uint64_t sealed = 64 + 32 * 8 * cases[i].sealed, fine = 64 + 32 * 8 * cases[i].fine,
+                       open = 64 + 32 * 8 * cases[i].open, ids = 640;
+        kvt_group_config g = group_of(32, 32, 8, 128, 128, cases[i].k, cases[i].v);
+        kvt_config c = kvt_config_init();
+        uint64_t none, some;
+        assert_true(bits_of(cases[i].k, cases[i].v, 32768, 32, 1) <= cases[i].at_32768);
+        assert_true(bits_of(cases[i].k, cases[i].v, 32768, 32, 8) <= cases[i].at_32768);
+        assert_true(bits_of(cases[i].k, cases[i].v, 4096, 32, 1) <= cases[i].at_4096);
+        /* The scratch of 8 threads is about 1 MiB. */
+        assert_true(bits_of(cases[i].k, cases[i].v, 4096, 32, 8) <= cases[i].at_4096 + 0.04);
+        (void)bits_of(cases[i].k, cases[i].v, is_quick() ? 1088 : 4096, 1, 1);
+        c.groups = &g;
+        c.n_groups = 1;
+        c.max_tokens = 32768;
+        expect_ok(NULL, kvt_memory_forecast(&c, 1, 0, &none));
+        expect_ok(NULL, kvt_memory_forecast(&c, 1, 64, &some));
+        assert_true(some - none == ids + open);
+        expect_ok(NULL, kvt_memory_forecast(&c, 1, 128, &some));
+        assert_true(some - none == 2 * ids + fine + 2 * open);
+        expect_ok(NULL, kvt_memory_forecast(&c, 1, 32768, &some));
+        assert_true(some - none == 512 * ids + fine + 510 * sealed + 2 * open);
+        expect_ok(NULL, kvt_memory_forecast(&c, 1, 32767, &some)); /* open: 62 tokens more */
+        assert_true(some - none == 512 * ids + fine + 509 * sealed + 3 * open);
+        g.fine_tokens = 200; /* 4 blocks */
+        expect_ok(NULL, kvt_memory_forecast(&c, 1, 32768, &some));
+        assert_true(some - none == 512 * ids + 4 * fine + 507 * sealed + 2 * open);
+        g.fine_tokens = KVT_FINE_NONE;
+        g.residual_tokens = KVT_RESIDUAL_NONE;
+        expect_ok(NULL, kvt_memory_forecast(&c, 1, 32768, &some));
+        assert_true(some - none == 512 * ids + 512 * sealed + open);
+    }
 }
 
 /* A huge max_tokens makes a large table for each sequence, not a large cache. */
@@ -648,7 +711,7 @@ static void scratch_does_not_follow_max_tokens_without_end(void **state)
 /* Codes, scales and 1/64 of an offset, over all layers and heads. */
 static void bytes_per_token_by_formula(void **state)
 {
-    static const double element[] = {4, 2, 1};
+    static const double element[] = {4, 2, 1, 0.5, 0.625};
     rng r = {5};
     (void)state;
     for (int round = 0; round < 200; round++) {
@@ -660,8 +723,10 @@ static void bytes_per_token_by_formula(void **state)
             const kvt_group_config *g = &s.groups[i];
             double head = g->k_dim * element[g->k_type] + 2.0 * (g->k_type == KVT_TYPE_I8);
             if (!(g->flags & KVT_GROUP_V_IN_K))
-                head += g->v_dim * element[g->v_type] + 2.0 * (g->v_type == KVT_TYPE_I8);
-            if (g->k_type == KVT_TYPE_I8 && !(g->flags & KVT_GROUP_NO_OFFSET))
+                head += g->v_dim * element[g->v_type] + 2.0 * (g->v_type >= KVT_TYPE_I8);
+            if (g->k_type >= KVT_TYPE_I8 && !(g->flags & KVT_GROUP_NO_OFFSET))
+                head += g->k_dim * 2.0 / 64;
+            if (g->k_type == KVT_TYPE_I4) /* a scale for each dim */
                 head += g->k_dim * 2.0 / 64;
             expected += head * g->n_kv_heads * g->n_layers;
         }
@@ -752,14 +817,15 @@ static void attend_append_and_commit_never_allocate(void **state)
     free(probe);
     if (malloc_calls == before)
         printf("malloc is not ours here: only the cache's allocator is counted\n");
-    for (int type = 0; type < 4; type++)
+    for (int type = 0; type < 6; type++) /* 3: i8 with V in K; 5: V of 5 bits */
         for (int threads = 1; threads <= 4; threads += 3) {
-            kvt_type storage = type < 3 ? (kvt_type)type : KVT_TYPE_I8;
-            kvt_group_config g = group_of(2, 12, 2, 80, 64, storage, storage);
+            kvt_type storage = type < 3 ? (kvt_type)type : type == 3 ? KVT_TYPE_I8 : KVT_TYPE_I4;
+            kvt_group_config g =
+                group_of(2, 12, 2, 80, 64, storage, type == 5 ? KVT_TYPE_I5 : storage);
             kvt_config c = kvt_config_init();
             ledger memory;
             ledger_init(&memory);
-            g.flags = type < 3 ? 0 : KVT_GROUP_V_IN_K;
+            g.flags = type == 3 ? KVT_GROUP_V_IN_K : 0;
             c.groups = &g;
             c.n_groups = 1;
             c.max_tokens = 3000;
@@ -864,6 +930,7 @@ int main(void)
         cmocka_unit_test(a_truncate_keeps_what_it_needs),
         cmocka_unit_test(a_cache_outlived_by_its_sequences),
         cmocka_unit_test(i8_bits_per_element),
+        cmocka_unit_test(coarse_bits_per_element),
         cmocka_unit_test(scratch_does_not_follow_max_tokens_without_end),
         cmocka_unit_test(bytes_per_token_by_formula),
         cmocka_unit_test(attend_append_and_commit_never_allocate),
