@@ -79,8 +79,10 @@ enum { MAX_DIM = 1024, MAX_BLOCKS = 12, MAX_ROWS = 64 * MAX_BLOCKS };
 
 typedef struct model {
     size_t dim, head, window;
+    size_t fine; /* blocks that are sealed as i8 whatever the type */
     kvt_type type;
     int is_v, rotates, offsets;
+    int seals, reopens; /* the group's K is i4: what a truncate cuts is open again */
     uint64_t seed, first_sign;
     float sign[MAX_DIM];
     size_t length;
@@ -88,10 +90,14 @@ typedef struct model {
     int sealed[MAX_BLOCKS];
     int fresh[MAX_BLOCKS]; /* sealed by the last commit's last 64 tokens; none has begun since */
     float a[MAX_BLOCKS][MAX_DIM], offset[MAX_BLOCKS][MAX_DIM];
+    float step[MAX_BLOCKS][MAX_DIM]; /* K of 4 bits: the scale of each dim */
+    int seeded[MAX_BLOCKS];          /* it has been sealed before, with these: */
+    float had_offset[MAX_BLOCKS][MAX_DIM], had_step[MAX_BLOCKS][MAX_DIM];
     /* Of a row, in the stored domain: */
     float open[MAX_ROWS][MAX_DIM]; /* f16 * |s|; where nothing is sealed, the row as stored */
     int bare[MAX_ROWS];            /* an open row without the offset */
     float row[MAX_ROWS][MAX_DIM];  /* code * scale */
+    int kept[MAX_ROWS];            /* an open row of 4-bit V that keeps its codes */
 } model;
 
 static float add(float x, float y)
@@ -122,9 +128,15 @@ static void model_init(model *m, const kvt_group_config *g, int is_v, size_t hea
     m->window = g->residual_tokens == KVT_RESIDUAL_NONE ? 0
                 : g->residual_tokens == 0               ? KVT_RESIDUAL_TOKENS
                                                         : g->residual_tokens;
-    m->rotates = m->type == KVT_TYPE_I8 &&
-                 !(g->flags & (is_v ? KVT_GROUP_NO_V_ROTATION : KVT_GROUP_NO_ROTATION));
-    m->offsets = m->type == KVT_TYPE_I8 && !is_v && !(g->flags & KVT_GROUP_NO_OFFSET);
+    m->fine = g->k_type <= KVT_TYPE_I8 && g->v_type <= KVT_TYPE_I8 ? 0
+              : g->fine_tokens == KVT_FINE_NONE                    ? 0
+              : g->fine_tokens == 0                                ? KVT_FINE_TOKENS / 64
+                                                                   : (g->fine_tokens + 63) / 64;
+    m->seals = m->type == KVT_TYPE_I8 || m->type == KVT_TYPE_I4 || m->type == KVT_TYPE_I5;
+    m->rotates = is_v ? m->seals && !(g->flags & KVT_GROUP_NO_V_ROTATION)
+                      : m->type == KVT_TYPE_I8 && !(g->flags & KVT_GROUP_NO_ROTATION);
+    m->offsets = m->seals && !is_v && !(g->flags & KVT_GROUP_NO_OFFSET);
+    m->reopens = g->k_type == KVT_TYPE_I4;
     m->seed = g->rotation_seed;
     for (size_t d = 0; d < m->dim; d++)
         m->sign[d] = sign_of(m->seed, is_v ? (uint64_t)1 << 32 : 0, m->dim, head, d);
@@ -181,6 +193,98 @@ static void quantize(const float *w, size_t dim, int along, float *stored)
         assert_in_range(code + 127, 0, 254);
         most_nudged = abs(code - (int)nearbyint((double)v[d])) > most_nudged ? 1 : most_nudged;
         stored[d] = (float)code * scale;
+    }
+}
+
+/* "Sealed rows of 4-bit V": magnitudes of the levels, and the middles between them. */
+static const int magnitudes[8] = {3, 9, 15, 22, 29, 37, 48, 63};
+static const int middles[3][7] = {
+    {12, 24, 37, 51, 66, 85, 111}, {11, 22, 34, 46, 60, 78, 102}, {10, 20, 31, 42, 55, 71, 93}};
+static int chosen[3]; /* scales of rows that each of the three searches gave */
+
+static int level_of(int half_levels, const int *middle)
+{
+    int m = 0;
+    while (m < 7 && half_levels > middle[m])
+        m++;
+    return magnitudes[m];
+}
+
+/* padding: dims of zeros that count in the search of the scale. */
+static void quantize_v4(const float *x, size_t dim, size_t padding, float *stored)
+{
+    float largest = 0, scale = 0, best = -1, step = 0, reciprocal;
+    int which = 0;
+    for (size_t d = 0; d < dim; d++)
+        largest = fabsf(x[d]) > largest ? fabsf(x[d]) : largest;
+    if (largest >= 0x1p-100f) {
+        float units = over(126.0f, largest);
+        for (int set = 0; set < 3; set++) {
+            int dot = 0, square = 9 * (int)padding;
+            float gain;
+            for (size_t d = 0; d < dim; d++) {
+                int u = (int)nearbyintf(times(fabsf(x[d]), units));
+                dot += u * level_of(u, middles[set]);
+                square += level_of(u, middles[set]) * level_of(u, middles[set]);
+            }
+            gain = over(times((float)dot, (float)dot), (float)square);
+            if (gain > best) {
+                best = gain;
+                step = over((float)dot, (float)square);
+                which = set;
+            }
+        }
+        chosen[which]++;
+        scale = (float)to_f16((double)over(times(step, largest), 126.0f), 0);
+        scale = scale > 0 ? scale : 0x1p-24f;
+        assert_true(scale <= 65504);
+    }
+    reciprocal = scale > 0 ? over(2.0f, scale) : 0.0f;
+    for (size_t d = 0; d < dim; d++) {
+        float half = times(fabsf(x[d]), reciprocal);
+        int level = level_of(half < 127 ? (int)nearbyintf(half) : 127, middles[0]);
+        stored[d] = (float)(signbit(x[d]) ? -level : level) * scale;
+    }
+}
+
+/* "Sealed rows of 5-bit V" */
+static void quantize_v5(const float *x, size_t dim, float *stored)
+{
+    float largest = 0, scale, reciprocal;
+    for (size_t d = 0; d < dim; d++)
+        largest = fabsf(x[d]) > largest ? fabsf(x[d]) : largest;
+    scale = (float)to_f16((double)over(largest, 31.0f), 1);
+    assert_true(scale <= 65504);
+    reciprocal = scale > 0 ? over(0.5f, scale) : 0.0f;
+    for (size_t d = 0; d < dim; d++) {
+        int code = (int)nearbyintf(add(times(x[d], reciprocal), 15.5f));
+        assert_in_range(code, 0, 31);
+        stored[d] = (float)(2 * code - 31) * scale;
+    }
+}
+
+static int most_nudged4; /* codes of 4-bit K off the nearest */
+
+/* "Sealed rows of 4-bit K": w by the steps of the dims, rounded along the row as i8's are. */
+static void quantize_k4(const float *w, size_t dim, const float *step, float *stored)
+{
+    float squares = 0, gain, projection = 0;
+    for (size_t d = 0; d < dim; d++)
+        squares = fmaf(w[d], w[d], squares);
+    squares = times(squares, 0.25f);
+    gain = over(1.0f, squares > 0x1p-100f ? squares : 0x1p-100f);
+    for (size_t d = 0; d < dim; d++) {
+        float v = times(w[d], step[d] > 0 ? over(1.0f, step[d]) : 0.0f), code;
+        float q = times(projection, gain);
+        q = q > 0x1p-4f ? 0x1p-4f : q < -0x1p-4f ? -0x1p-4f : q;
+        code = fmaf(-v, q, v);
+        code = code > 7.5f ? 7.5f : code < -7.5f ? -7.5f : code;
+        code = nearbyintf(add(code, 7.5f));
+        most_nudged4 =
+            fabsf(code - nearbyintf(add(v, 7.5f))) > (float)most_nudged4 ? 1 : most_nudged4;
+        assert_in_range((int)code, 0, 15);
+        projection = fmaf(add(code - 7.5f, -v), times(w[d], step[d]), projection);
+        stored[d] = (code - 7.5f) * step[d];
     }
 }
 
@@ -241,10 +345,70 @@ static int sealed_offset(const model *m, size_t block, float *offset)
     return left;
 }
 
+static int kept_steps, new_steps; /* dims of blocks that were sealed again */
+
+/* "Sealing 4-bit K": the middle of each dim's range, and the step that reaches its ends. */
+static void choose_k4(const model *m, size_t block, float *offset, float *step)
+{
+    for (size_t d = 0; d < m->dim; d++) {
+        float lo = INFINITY, hi = -INFINITY, middle, above, below;
+        for (size_t t = 64 * block; t < 64 * block + 64; t++) {
+            float y = add(add(m->open[t][d], m->bare[t] ? 0 : m->a[block][d]), 0.0f);
+            lo = y < lo ? y : lo;
+            hi = y > hi ? y : hi;
+        }
+        middle = saturate((double)times(0.5f, add(lo, hi)));
+        above = add(hi, -middle), below = add(middle, -lo);
+        step[d] = (float)to_f16((double)over(above > below ? above : below, 7.5f), 1);
+        assert_true(step[d] <= 65504);
+        offset[d] = middle;
+        if (m->seeded[block] && m->had_step[block][d] > 0) {
+            float had = times(7.75f, m->had_step[block][d]);
+            if (add(hi, -m->had_offset[block][d]) <= had &&
+                add(m->had_offset[block][d], -lo) <= had) {
+                step[d] = m->had_step[block][d];
+                offset[d] = m->had_offset[block][d];
+                kept_steps++;
+            } else {
+                new_steps++;
+            }
+        }
+    }
+}
+
+enum { SEALED = 1, FINE = 2 };
+
+/* The offset that a full open block has once it is sealed. */
+static void offset_to_be(const model *m, size_t block, float *offset)
+{
+    float step[MAX_DIM];
+    if (m->type == KVT_TYPE_I4 && block >= m->fine)
+        choose_k4(m, block, offset, step);
+    else
+        (void)sealed_offset(m, block, offset);
+}
+
+/* Not K of 4 bits. along: see quantize. padding: see quantize_v4. */
+static void quantize_row(model *m, int form, const float *w, size_t token, int along,
+                         size_t padding)
+{
+    float *row = m->row[token];
+    if (m->type == KVT_TYPE_I8 || form == FINE)
+        quantize(w, m->dim, along, row);
+    else if (m->type == KVT_TYPE_I5)
+        quantize_v5(w, m->dim, row);
+    else
+        quantize_v4(w, m->dim, padding, row);
+}
+
 static void seal(model *m, size_t block)
 {
     float w[MAX_DIM];
-    if (m->offsets) {
+    int form = block < m->fine ? FINE : SEALED;
+    int coarse_k = m->type == KVT_TYPE_I4 && !m->is_v && form == SEALED;
+    if (coarse_k) {
+        choose_k4(m, block, m->offset[block], m->step[block]);
+    } else if (m->offsets) {
         int left = sealed_offset(m, block, m->offset[block]), bare = 0;
         for (size_t t = 64 * block; t < 64 * block + 64; t++)
             bare += m->bare[t];
@@ -256,9 +420,12 @@ static void seal(model *m, size_t block)
             w[d] = !m->offsets ? m->open[t][d]
                                : add(m->open[t][d],
                                      add(m->bare[t] ? 0 : m->a[block][d], -m->offset[block][d]));
-        quantize(w, m->dim, !m->is_v, m->row[t]);
+        if (coarse_k)
+            quantize_k4(w, m->dim, m->step[block], m->row[t]);
+        else if (!m->kept[t])
+            quantize_row(m, form, w, t, !m->is_v, m->dim % 16);
     }
-    m->sealed[block] = 1;
+    m->sealed[block] = form;
 }
 
 /* "Open rows" */
@@ -273,6 +440,23 @@ static void open_row(const float *z, size_t dim, float *x)
         x[d] = (float)to_f16((double)over(z[d], s), 0) * s;
 }
 
+/* z = y - a, or y, where that is much the smaller one; a is NULL for V and where there is none. */
+static void center(model *m, size_t token, const float *a, float *z)
+{
+    float most = 0, far = 0;
+    m->bare[token] = 0;
+    if (!m->offsets)
+        return;
+    for (size_t d = 0; d < m->dim; d++) {
+        float away = fabsf(add(z[d], -a[d]));
+        most = fabsf(z[d]) > most ? fabsf(z[d]) : most;
+        far = away > far ? away : far;
+    }
+    m->bare[token] = 8 * most < far;
+    for (size_t d = 0; d < m->dim && !m->bare[token]; d++)
+        z[d] = add(z[d], -a[d]);
+}
+
 /*
  * What a row is less the offset of open rows, as it would be appended now, into a sealed block too.
  * Sets the block's offset.
@@ -281,10 +465,8 @@ static void model_centre(model *m, size_t token, const float *x, float *z)
 {
     size_t block = token / 64;
     const float *a = m->sealed[block] && token % 64 ? m->offset[0] : m->a[block];
-    float most = 0, far = 0;
     if (token % 64 == 0)
-        m->sealed[block] = 0;
-    m->bare[token] = 0;
+        m->sealed[block] = m->seeded[block] = 0;
     rotate(m, x, z);
     if (!m->offsets)
         return;
@@ -294,15 +476,8 @@ static void model_centre(model *m, size_t token, const float *x, float *z)
     else if (token % 64 == 0 && m->sealed[0])
         memcpy(m->a[block], m->offset[0], sizeof m->offset[0]);
     else if (token % 64 == 0)
-        (void)sealed_offset(m, 0, m->a[block]);
-    for (size_t d = 0; d < m->dim; d++) {
-        float away = fabsf(add(z[d], -a[d]));
-        most = fabsf(z[d]) > most ? fabsf(z[d]) : most;
-        far = away > far ? away : far;
-    }
-    m->bare[token] = 8 * most < far;
-    for (size_t d = 0; d < m->dim && !m->bare[token]; d++)
-        z[d] = add(z[d], -a[d]);
+        offset_to_be(m, 0, m->a[block]);
+    center(m, token, a, z);
 }
 
 /* "Tokens behind a cut in a sealed block" */
@@ -314,18 +489,50 @@ static void model_fill(model *m, size_t token)
         w[d] = !m->offsets
                    ? m->open[token][d]
                    : add(m->open[token][d], add(m->bare[token] ? 0 : m->offset[0][d], -offset[d]));
-    quantize(w, m->dim, 0, m->row[token]);
+    quantize_row(m, m->sealed[token / 64], w, token, 0, 0);
+}
+
+/* "Behind a cut in a block of 4-bit K": what is left of it is open again. */
+static void model_reopen(model *m)
+{
+    size_t block = m->length / 64;
+    if (!m->reopens || m->length % 64 == 0 || m->sealed[block] != SEALED)
+        return;
+    m->sealed[block] = 0;
+    m->seeded[block] = 1;
+    memcpy(m->had_offset[block], m->offset[block], sizeof m->offset[block]);
+    memcpy(m->had_step[block], m->step[block], sizeof m->step[block]);
+    memcpy(m->a[block], m->offset[0], sizeof m->a[block]);
+    for (size_t t = 64 * block; t < m->length; t++) {
+        float z[MAX_DIM];
+        if (m->is_v) {
+            memcpy(m->open[t], m->row[t], sizeof m->open[t]);
+            m->kept[t] = m->type == KVT_TYPE_I4;
+            continue;
+        }
+        for (size_t d = 0; d < m->dim; d++)
+            z[d] = add(m->row[t][d], m->offset[block][d]);
+        center(m, t, m->a[block], z);
+        open_row(z, m->dim, m->open[t]);
+    }
+}
+
+static void model_begin(model *m)
+{
+    memset(m->fresh, 0, sizeof m->fresh);
+    model_reopen(m);
 }
 
 /* One step of n rows: begin, append, commit. */
 static void model_step(model *m, const float *rows, size_t stride, size_t n)
 {
-    memset(m->fresh, 0, sizeof m->fresh);
+    model_begin(m);
     for (size_t i = 0; i < n; i++) {
         size_t token = m->length + i, block = token / 64;
         const float *x = rows + i * stride;
         float z[MAX_DIM];
-        if (m->type != KVT_TYPE_I8) {
+        m->kept[token] = 0;
+        if (!m->seals) {
             for (size_t d = 0; d < m->dim; d++)
                 m->open[token][d] = m->type == KVT_TYPE_F32 ? x[d] : (float)to_f16((double)x[d], 0);
             continue;
@@ -337,7 +544,7 @@ static void model_step(model *m, const float *rows, size_t stride, size_t n)
     }
     m->length += n;
     for (size_t block = 0; 64 * (block + 1) + m->window <= m->length; block++)
-        if (m->type == KVT_TYPE_I8 && !m->sealed[block]) {
+        if (m->seals && !m->sealed[block]) {
             seal(m, block);
             m->fresh[block] = 64 * (block + 1) + m->window + 64 > m->length;
         }
@@ -389,7 +596,8 @@ static void restore_environment(unsigned saved)
 
 /* ---- one sequence and its models ---- */
 
-enum { HEADS = 2, BARE_KIND = 8, N_KINDS = 15 };
+/* Kinds of rows: BARE_KIND to EIGHTH_KIND have keys without offset: see make_rows. */
+enum { HEADS = 2, BARE_KIND = 8, EIGHTH_KIND = 14, FLAT_KIND = 15, BIAS_KIND = 16, N_KINDS = 17 };
 
 static model models[2][HEADS]; /* [is V] */
 
@@ -437,7 +645,7 @@ static double without_offset(int kind, size_t t, double x0, double x, double p)
     /* How many of block 0, of the blocks behind it; the first key always has the offset. */
     static const unsigned char counts[][3] = {{63, 63, 63}, {1, 33, 62}, {31, 32, 64},
                                               {32, 1, 31},  {33, 0, 1},  {62, 0, 62}};
-    if (kind == N_KINDS - 1) /* at 8 it has one, below it has none; a few ulps about 9 / 7, too */
+    if (kind == EIGHTH_KIND) /* at 8 it has one, below it has none; a few ulps about 9 / 7, too */
         return t == 0       ? 9 * p
                : t % 4 == 1 ? p
                : t % 4 == 2 ? p * (1 - ldexp(1, -12))
@@ -476,7 +684,14 @@ static void make_rows(subject *s, rng *r, size_t n, int kind, double size)
                     x = at_the_threshold(t, d) / size;
                 if (kind == 7)
                     x = at_the_scale(t, d, x) / size;
-                if (kind >= BARE_KIND && side == 0) {
+                if (kind == FLAT_KIND &&
+                    d % 3 == 0) /* the same in all tokens, or in blocks of them */
+                    x = d % 2 ? 1234.567 : (double)(t / 64 % 3);
+                if (kind == FLAT_KIND && d % 7 == 5)
+                    x = 0;
+                if (kind == BIAS_KIND && side == 0)
+                    x += d % 5 == 2 ? 120 : d % 5 == 4 ? -120 : 0;
+                if (kind >= BARE_KIND && kind <= EIGHTH_KIND && side == 0) {
                     if (t == 0)
                         first[i][d] = x;
                     x = without_offset(kind, t, first[i % HEADS][d], x,
@@ -555,14 +770,22 @@ static void subject_check(const subject *s)
             if (memcmp(x, got, dim * sizeof *x) != 0)
                 for (size_t d = 0; d < dim; d++)
                     if (memcmp(&x[d], &got[d], sizeof x[d]) != 0)
-                        fail_msg("isa %s dims %u %u types %d %d flags %u window %zu length %zu, "
+                        fail_msg("isa %s dims %u %u types %d %d flags %u fine %zu window %zu "
+                                 "length %zu, "
                                  "side %d token %zu (%s) head %zu dim %zu: model %a, library %a",
                                  s->isa, s->g.k_dim, s->g.v_dim, (int)s->g.k_type, (int)s->g.v_type,
-                                 s->g.flags, m->window, length, side, i / HEADS,
+                                 s->g.flags, m->fine, m->window, length, side, i / HEADS,
                                  m->sealed[i / HEADS / 64] ? "sealed" : "open", i % HEADS, d,
                                  (double)x[d], (double)got[d]);
         }
     }
+}
+
+static void models_begin(void)
+{
+    for (int side = 0; side < 2; side++)
+        for (size_t head = 0; head < HEADS; head++)
+            model_begin(&models[side][head]);
 }
 
 /* Appends and truncates of any cut; what is read back is compared after some of them. */
@@ -587,6 +810,13 @@ static void check_cuts(const char *isa, const kvt_group_config *g, int hostile, 
             at -= rng_below(&r, 1 + (uint32_t)(at < 150 ? at : 150));
             subject_truncate(&s, at);
             subject_check(&s);
+            if (at < total && rng_below(&r, 2)) { /* a step that comes to nothing */
+                expect_ok(s.cache,
+                          kvt_seq_begin(s.seq, 1 + rng_below(&r, (uint32_t)(total - at)), NULL));
+                expect_ok(s.cache, kvt_seq_abort(s.seq));
+                models_begin();
+                subject_check(&s);
+            }
         }
     }
     subject_check(&s);
@@ -645,7 +875,7 @@ static void rows_without_offset(void **state)
     (void)state;
     memset(bare_with_count, 0, sizeof bare_with_count);
     for (uint32_t isa = 0; kvt_isa_name(isa); isa++)
-        for (int kind = BARE_KIND; kind < N_KINDS; kind++)
+        for (int kind = BARE_KIND; kind <= EIGHTH_KIND; kind++)
             for (size_t f = 0; f < 4; f++)
                 for (size_t d = 0; d < (is_quick() ? 1 : 3); d++) {
                     kvt_group_config g = group_of(1, HEADS, HEADS, dims[d], 64 * (f == 3) + 64,
@@ -738,6 +968,98 @@ static void mixed_types(void **state)
     }
 }
 
+/* ---- 4-bit K, 4- and 5-bit V ---- */
+
+static const kvt_type coarse[][2] = {
+    {KVT_TYPE_I4, KVT_TYPE_I4},  {KVT_TYPE_I4, KVT_TYPE_I5},  {KVT_TYPE_I8, KVT_TYPE_I4},
+    {KVT_TYPE_I4, KVT_TYPE_I8},  {KVT_TYPE_I8, KVT_TYPE_I5},  {KVT_TYPE_I4, KVT_TYPE_F16},
+    {KVT_TYPE_F32, KVT_TYPE_I4}, {KVT_TYPE_F16, KVT_TYPE_I5},
+};
+enum { N_COARSE = sizeof coarse / sizeof *coarse };
+
+static const uint32_t fine[] = {0, KVT_FINE_NONE, 0, 65, KVT_FINE_NONE, 1, 192};
+
+/* Magnitudes up to 2e5, with a first key 100 times as large as the others. */
+static const double coarse_sizes[] = {1, 1e-3, 3e-6, 1e-9, 1e-41, 30, 120};
+
+static void coarse_as_specified(void **state)
+{
+    const uint32_t dims[] = {8, 24, 64, 128, 40, 96, 256};
+    const uint32_t flags[] = {0, 1, 8, 9};
+    rng r = {21};
+    (void)state;
+    memset(chosen, 0, sizeof chosen);
+    most_nudged4 = 0;
+    for (uint32_t isa = 0; kvt_isa_name(isa); isa++)
+        for (size_t d = 0; d < sizeof dims / sizeof *dims; d++)
+            for (size_t c = 0; c < N_COARSE; c++)
+                for (int i = 0; i < 3; i++) {
+                    int kind = (int)rng_below(&r, N_KINDS);
+                    kvt_group_config g =
+                        any_group(&r, dims[d], dims[rng_below(&r, 7)], coarse[c][0], coarse[c][1]);
+                    int has_f16 = coarse[c][0] == KVT_TYPE_F16 || coarse[c][1] == KVT_TYPE_F16;
+                    double size;
+                    if (is_quick() && (d + c + isa + (size_t)i) % 5)
+                        continue;
+                    if (has_f16 && kind == 7) /* is beyond it */
+                        kind = FLAT_KIND;
+                    g.flags = flags[rng_below(&r, 4)];
+                    g.fine_tokens = fine[rng_below(&r, 7)];
+                    size = coarse_sizes[rng_below(&r, has_f16 ? 5 : 7)];
+                    check_cuts(kvt_isa_name(isa), &g, (int)rng_below(&r, 2), kind,
+                               kind == 6 || kind == 7 ? 1 : size, rng_next(&r));
+                }
+    for (int set = 0; set < 3; set++)
+        assert_true(chosen[set] > 0);
+    assert_int_equal(most_nudged4, 1);
+}
+
+/* Cuts and what comes behind them, at each kind of rows; the sealing that is taken back, too. */
+static void coarse_cut_and_sealed_again(void **state)
+{
+    rng r = {22};
+    (void)state;
+    kept_steps = new_steps = 0;
+    for (uint32_t isa = 0; kvt_isa_name(isa); isa++)
+        for (int kind = 0; kind < N_KINDS; kind++)
+            for (size_t c = 0; c < 4; c++) {
+                kvt_group_config g = group_of(1, HEADS, HEADS, 64, 48, coarse[c][0], coarse[c][1]);
+                subject s = {.isa = kvt_isa_name(isa), .g = g};
+                if (is_quick() && ((size_t)kind + c) % 4)
+                    continue;
+                s.g.fine_tokens = kind % 2 ? KVT_FINE_NONE : 0;
+                s.g.residual_tokens = kind % 3 ? KVT_RESIDUAL_NONE : 0;
+                subject_open(&s, 400);
+                make_rows(&s, &r, 400, kind, kind == 7 ? 1 : 10);
+                subject_step(&s, 0, 330);
+                subject_check(&s);
+                for (size_t i = 0; i < 12; i++) { /* the blocks 3, 2, 1 and 0 */
+                    size_t cut = 64 * (3 - i / 3) + 1 + rng_below(&r, 63), last = 64 * (4 - i / 3);
+                    subject_truncate(&s, cut);
+                    subject_check(&s);
+                    if (i % 3 == 1) { /* other tokens */
+                        subject_step(&s, cut + 5, 1);
+                        cut++;
+                    }
+                    subject_step(&s, cut, last + models[0][0].window + 3 - cut);
+                    subject_check(&s);
+                    subject_truncate(&s, last + models[0][0].window - 1); /* takes it back */
+                    subject_check(&s);
+                    subject_step(&s, last + models[0][0].window - 1, 2);
+                    subject_check(&s);
+                    if (i % 3 == 2) { /* cut twice before it is sealed */
+                        subject_truncate(&s, last - 20);
+                        subject_step(&s, last - 20, 5);
+                        subject_truncate(&s, last - 40);
+                        subject_step(&s, last - 40, 60 + models[0][0].window);
+                        subject_check(&s);
+                    }
+                }
+                subject_close(&s);
+            }
+    assert_true(kept_steps > 0 && new_steps > 0);
+}
+
 /* Which sealings a truncate takes back: around the bounds, and after two truncates. */
 static void taken_back(void **state)
 {
@@ -784,6 +1106,12 @@ static float largest_of(model *m, const float *x)
     return most;
 }
 
+/* The largest magnitude that a side takes in the stored domain; of K less the offset. */
+static float most_of(int side, kvt_type type)
+{
+    return type == KVT_TYPE_I8 ? 8e6f : side ? 2e6f : 2.4e5f;
+}
+
 /* The next token's row of one head as large as may be, and a step larger. */
 static void check_limit(subject *s, rng *r, int side)
 {
@@ -793,14 +1121,15 @@ static void check_limit(subject *s, rng *r, int side)
     float *was = malloc(m->dim * sizeof *was), *way = rng_normals(r, m->dim);
     kvt_tensor k = kvt_tensor_f32(s->t.k + at * HEADS * s->g.k_dim);
     kvt_tensor v = kvt_tensor_f32(s->t.v + at * HEADS * s->g.v_dim);
-    float fits = 1, high = 1e10f;
+    float fits = 1, high = 1e10f, largest = most_of(side, side ? s->g.v_type : s->g.k_type);
     assert_non_null(was);
+    models_begin();
     memcpy(was, row, m->dim * sizeof *was);
     while (nextafterf(fits, high) < high) {
         float middle = fits + (high - fits) / 2;
         for (size_t d = 0; d < m->dim; d++)
             row[d] = times(way[d], middle);
-        *(largest_of(m, row) <= 8e6f ? &fits : &high) = middle;
+        *(largest_of(m, row) <= largest ? &fits : &high) = middle;
     }
     for (size_t d = 0; d < m->dim; d++)
         row[d] = times(way[d], high);
@@ -810,9 +1139,6 @@ static void check_limit(subject *s, rng *r, int side)
         row[d] = times(way[d], fits);
     expect_ok(s->cache, kvt_append(s->seq, 0, &k, &v));
     expect_ok(s->cache, kvt_seq_abort(s->seq));
-    for (int i = 0; i < 2; i++)
-        for (size_t h = 0; h < HEADS; h++) /* what a begin ends */
-            memset(models[i][h].fresh, 0, sizeof models[i][h].fresh);
     subject_check(s);
     subject_step(s, at, 1);
     subject_check(s);
@@ -829,10 +1155,15 @@ static void refusals(void **state)
     (void)state;
     for (uint32_t isa = 0; kvt_isa_name(isa); isa++)
         for (size_t d = 0; d < 5; d++)
-            for (size_t f = 0; f < 4; f++) {
+            for (size_t f = 0; f < 4 + 5; f++) {
                 subject s = {.isa = kvt_isa_name(isa)};
                 s.g = group_of(1, HEADS, HEADS, dims[d], dims[4 - d], KVT_TYPE_I8, KVT_TYPE_I8);
-                s.g.flags = flags[f];
+                s.g.flags = flags[f % 4] & (f < 4 ? 11 : 9);
+                if (f >= 4) {
+                    s.g.k_type = coarse[f - 4][0];
+                    s.g.v_type = coarse[f - 4][1];
+                    s.g.fine_tokens = (f + d) % 2 ? KVT_FINE_NONE : 0;
+                }
                 s.g.residual_tokens = KVT_RESIDUAL_NONE;
                 subject_open(&s, 200);
                 make_rows(&s, &r, 200, 1, 1);
@@ -844,8 +1175,10 @@ static void refusals(void **state)
                     check_limit(&s, &r, side);
                     subject_step(&s, 64, 36);
                     check_limit(&s, &r, side);
-                    subject_step(&s, 100, 40); /* and of a sealed one */
+                    subject_step(&s, 100, 40); /* and of a sealed one, or one that was */
                     subject_truncate(&s, 70);
+                    check_limit(&s, &r, side);
+                    subject_truncate(&s, 30);
                     check_limit(&s, &r, side);
                     subject_truncate(&s, 0);
                 }
@@ -952,10 +1285,11 @@ static void f16_as_specified(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(i8_as_specified),    cmocka_unit_test(rows_without_offset),
-        cmocka_unit_test(fused_as_specified), cmocka_unit_test(mixed_types),
-        cmocka_unit_test(taken_back),         cmocka_unit_test(refusals),
-        cmocka_unit_test(always_fits),        cmocka_unit_test(f16_as_specified),
+        cmocka_unit_test(i8_as_specified),     cmocka_unit_test(rows_without_offset),
+        cmocka_unit_test(coarse_as_specified), cmocka_unit_test(coarse_cut_and_sealed_again),
+        cmocka_unit_test(fused_as_specified),  cmocka_unit_test(mixed_types),
+        cmocka_unit_test(taken_back),          cmocka_unit_test(refusals),
+        cmocka_unit_test(always_fits),         cmocka_unit_test(f16_as_specified),
     };
     return cmocka_run_group_tests_name("numerics", tests, NULL, NULL);
 }
