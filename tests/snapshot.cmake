@@ -4,7 +4,7 @@ target_link_libraries(snapshot_support PUBLIC test_support PRIVATE kvtile_warnin
 
 foreach(name snapshot snapshot_damage snapshot_files snapshot_rows snapshot_state
     snapshot_working seal fork select remove
-    checkpoint accounting operations)
+    checkpoint accounting operations 4bit)
   add_executable(test_${name} test_${name}.c)
   target_link_libraries(test_${name} PRIVATE snapshot_support kvtile_warnings)
   add_test(NAME ${name} COMMAND test_${name})

@@ -345,7 +345,13 @@ static int sealed_offset(const model *m, size_t block, float *offset)
     return left;
 }
 
-static int kept_steps, new_steps; /* dims of blocks that were sealed again */
+/* Dims of blocks that were sealed again: as they were, moved, clipped, anew. */
+static int ways[4];
+
+static int is_within(float middle, float step, float lo, float hi, float steps)
+{
+    return add(hi, -middle) <= times(steps, step) && add(middle, -lo) <= times(steps, step);
+}
 
 /* "Sealing 4-bit K": the middle of each dim's range, and the step that reaches its ends. */
 static void choose_k4(const model *m, size_t block, float *offset, float *step)
@@ -363,14 +369,17 @@ static void choose_k4(const model *m, size_t block, float *offset, float *step)
         assert_true(step[d] <= 65504);
         offset[d] = middle;
         if (m->seeded[block] && m->had_step[block][d] > 0) {
-            float had = times(7.75f, m->had_step[block][d]);
-            if (add(hi, -m->had_offset[block][d]) <= had &&
-                add(m->had_offset[block][d], -lo) <= had) {
-                step[d] = m->had_step[block][d];
-                offset[d] = m->had_offset[block][d];
-                kept_steps++;
-            } else {
-                new_steps++;
+            float had = m->had_step[block][d], at = m->had_offset[block][d];
+            float moved = add(at, times(had, nearbyintf(over(add(middle, -at), had))));
+            double to = to_f16((double)moved, 0);
+            int way = is_within(at, had, lo, hi, 7.75f)                               ? 0
+                      : fabs(to) <= 65504 && is_within((float)to, had, lo, hi, 7.75f) ? 1
+                      : is_within(at, had, lo, hi, 13)                                ? 2
+                                                                                      : 3;
+            ways[way]++;
+            if (way < 3) {
+                step[d] = had;
+                offset[d] = way == 1 ? (float)to : at;
             }
         }
     }
@@ -1019,7 +1028,7 @@ static void coarse_cut_and_sealed_again(void **state)
 {
     rng r = {22};
     (void)state;
-    kept_steps = new_steps = 0;
+    memset(ways, 0, sizeof ways);
     for (uint32_t isa = 0; kvt_isa_name(isa); isa++)
         for (int kind = 0; kind < N_KINDS; kind++)
             for (size_t c = 0; c < 4; c++) {
@@ -1038,8 +1047,9 @@ static void coarse_cut_and_sealed_again(void **state)
                     subject_truncate(&s, cut);
                     subject_check(&s);
                     if (i % 3 == 1) { /* other tokens */
-                        subject_step(&s, cut + 5, 1);
-                        cut++;
+                        size_t n = 1 + rng_below(&r, (uint32_t)(last - cut));
+                        subject_step(&s, rng_below(&r, 400 - 64), n);
+                        cut += n;
                     }
                     subject_step(&s, cut, last + models[0][0].window + 3 - cut);
                     subject_check(&s);
@@ -1057,7 +1067,8 @@ static void coarse_cut_and_sealed_again(void **state)
                 }
                 subject_close(&s);
             }
-    assert_true(kept_steps > 0 && new_steps > 0);
+    for (int way = 0; way < 4; way++)
+        assert_true(ways[way] > 0);
 }
 
 /* Which sealings a truncate takes back: around the bounds, and after two truncates. */

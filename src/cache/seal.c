@@ -237,11 +237,40 @@ static void range_of(const kvt_kernels *kernels, size_t dims_p, const kvt_record
     }
 }
 
+/* Whether a grid of 16 levels about `middle` has lo and hi within so many of its steps. */
+static int covers(float middle, float step, float lo, float hi, float steps)
+{
+    return hi - middle <= steps * step && middle - lo <= steps * step;
+}
+
 /*
- * The middle of each dim's range, as the offset, and a scale that reaches its ends in 7.5 steps.
- * Where the block has been opened again and its new rows are in the range that it had (within a
- * quarter of a step, for the rounding of its rows to f16) that one stays, and with it the codes of
- * the tokens that were there: sealing a block again and again moves nothing.
+ * The grid that a dim has had, where the block has been sealed before, so that its tokens keep
+ * their values: as it was, if the rows are in its range (within a quarter of a step, for their
+ * rounding to f16); else moved by whole steps, if that helps; else as it was, up to 5.5 steps
+ * beyond its ends, where new rows are clipped. Farther out, it is given up. Every new grid adds
+ * an error as large as the first one to the tokens that have been codes already, and with other
+ * rows each time about every second dim's ends are passed.
+ */
+static void keep_grid(uint16_t *scale, uint16_t *offset, float had, float at, float middle,
+                      float lo, float hi)
+{
+    const uint16_t moved = kvt_f32_to_f16(at + had * rintf((middle - at) / had));
+    if (!(had > 0.0f))
+        return;
+    if (covers(at, had, lo, hi, 7.75f))
+        *offset = kvt_f32_to_f16(at);
+    else if (covers(kvt_f16_to_f32(moved), had, lo, hi, 7.75f))
+        *offset = moved;
+    else if (covers(at, had, lo, hi, 13.0f))
+        *offset = kvt_f32_to_f16(at);
+    else
+        return;
+    *scale = kvt_f32_to_f16(had);
+}
+
+/*
+ * The middle of each dim's range, as the offset, and a scale that reaches its ends in 7.5 steps;
+ * or what the block has had: see keep_grid.
  */
 static void choose_k4(const kvt_kernels *kernels, size_t dims_p, const kvt_record *open,
                       const bases *b, uint16_t *offset, uint16_t *scales)
@@ -272,13 +301,9 @@ static void choose_k4(const kvt_kernels *kernels, size_t dims_p, const kvt_recor
     (void)kernels->load_f16(scales, stored, dims_p);
     for (size_t d = 0; d < dims_p; d++)
         scales[d] = (uint16_t)(scales[d] + (stored[d] < scale[d] && scales[d] < F16_MAX));
-    for (size_t d = 0; open->seed && d < dims_p; d++) {
-        float had = kvt_f16_to_f32(open->seed[d]), at = kvt_f16_to_f32(open->seed[dims_p + d]);
-        if (had > 0.0f && hi[d] - at <= 7.75f * had && at - lo[d] <= 7.75f * had) {
-            scales[d] = open->seed[d];
-            offset[d] = open->seed[dims_p + d];
-        }
-    }
+    for (size_t d = 0; open->seed && d < dims_p; d++)
+        keep_grid(&scales[d], &offset[d], kvt_f16_to_f32(open->seed[d]),
+                  kvt_f16_to_f32(open->seed[dims_p + d]), middle[d], lo[d], hi[d]);
 }
 
 void kvt_seal_offset(const kvt_kernels *kernels, const kvt_group *group, uint32_t form,
