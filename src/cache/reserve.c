@@ -136,7 +136,10 @@ kvt_status kvt_seq_reserve(kvt_seq *seq, uint64_t n_tokens)
             open = step_open_rows(group, seq->n_rows - state->n_sealed + reopens);
             open = open < rows ? open : rows;
         }
-        have = group->seals ? state->n_sealed - reopens : seq->n_rows;
+        have = group->seals ? state->n_sealed : seq->n_rows;
+        if (reopens && (kvt_rows_shared_block(seq, g) ||
+                        kvt_sealed_form(group, seq->n_rows - 1) != KVT_SEALED))
+            have--; /* else the block that is open again is sealed into the one that it had */
         fine = kvt_rows_fine(group, have, sealed);
         want[kvt_class_of(cache, g, KVT_FINE)] = fine;
         want[g] = sealed > have ? sealed - have - fine : 0;

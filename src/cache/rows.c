@@ -357,6 +357,7 @@ typedef struct group_plan {
     size_t sealed, fine, open; /* blocks to be added */
     size_t pairs;              /* rows that will have both forms, the open one the sequence's own */
     int reopens;               /* the last row, which a truncate has cut, is open again */
+    int again;                 /* and is sealed by the step, into the block that it had */
 } group_plan;
 
 int kvt_rows_reopens(const kvt_seq *seq, uint32_t g)
@@ -377,7 +378,7 @@ static group_plan plan_group(const kvt_seq *seq, uint32_t g, uint64_t n_tokens)
     const int reopened = kvt_rows_reopens(seq, g);
     size_t n_rows = kvt_rows(n_tokens), direct, old_end;
     size_t n_sealed = seq->groups[g].n_sealed - (size_t)reopened;
-    group_plan plan = {n_sealed, n_rows, 0, 0, 0, 0, reopened};
+    group_plan plan = {n_sealed, n_rows, 0, 0, 0, 0, reopened, 0};
 
     if (!group->seals) {
         plan.sealed = n_rows - seq->n_rows;
@@ -535,8 +536,11 @@ static kvt_block *take_sealed(kvt_seq *seq, size_t row, uint32_t g)
                       kvt_class_of(seq->cache, g, kvt_sealed_form(&seq->cache->groups[g], row)));
 }
 
-/* The last row, which a truncate has cut, is open again. */
-static void reopen_last(kvt_seq *seq, uint32_t g)
+/*
+ * The last row, which a truncate has cut, is open again. again: its block, which is the sequence's
+ * own, is what the step seals it into.
+ */
+static void reopen_last(kvt_seq *seq, uint32_t g, int again)
 {
     kvt_seq_group *state = &seq->groups[g];
     size_t row = seq->n_rows - 1;
@@ -545,7 +549,10 @@ static void reopen_last(kvt_seq *seq, uint32_t g)
     assert(state->n_sealed == seq->n_rows && !*beside(seq, row, g));
     kvt_reopen(seq, g, row, open);
     *entry = open;
-    put_block(seq, sealed);
+    if (again)
+        *beside(seq, row, g) = sealed;
+    else
+        put_block(seq, sealed);
     state->n_sealed = state->seal_end = row;
     state->n_final = state->n_final < row ? state->n_final : row;
 }
@@ -569,7 +576,7 @@ static void place_step(kvt_seq *seq, const group_plan *plans, kvt_block *const *
         }
     for (uint32_t g = 0; g < cache->n_groups; g++)
         if (plans[g].reopens)
-            reopen_last(seq, g);
+            reopen_last(seq, g, plans[g].again);
     if (n_rows > first_new)
         seq->n_rows = n_rows;
     for (size_t row = first_new; row < n_rows; row++)
@@ -715,8 +722,15 @@ kvt_status kvt_rows_begin(kvt_seq *seq, uint64_t n_tokens)
 
     for (uint32_t g = 0; g < seq->cache->n_groups; g++)
         plans[g] = plan_group(seq, g, seq->length + n_tokens);
-    for (uint32_t c = 0; c <= seq->cache->n_groups; c++)
-        copies[c] = c < seq->cache->n_groups && plans[c].reopens ? NULL : block_to_copy(seq, c);
+    for (uint32_t c = 0; c <= seq->cache->n_groups; c++) {
+        copies[c] = block_to_copy(seq, c);
+        if (c == seq->cache->n_groups || !plans[c].reopens)
+            continue;
+        plans[c].again = !copies[c] && plans[c].seal_end >= seq->n_rows &&
+                         kvt_sealed_form(&seq->cache->groups[c], seq->n_rows - 1) == KVT_SEALED;
+        plans[c].sealed -= (size_t)plans[c].again;
+        copies[c] = NULL;
+    }
     status = reserve_step(seq, plans, copies, n_rows);
     if (status == KVT_OK)
         place_step(seq, plans, copies, n_rows);
