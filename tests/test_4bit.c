@@ -183,11 +183,440 @@ static void no_wear(void **state)
         }
 }
 
+/* ---- two states of a cut sequence ---- */
+
+/*
+ * Groups of each kind: 4-bit K with a window of residual tokens and without, with fine blocks and
+ * without; one that does not reopen beside it.
+ */
+static void some_groups(kvt_group_config *g, size_t i)
+{
+    g[0] = group_of(2, 4, 2, 24, 16, pairs[i % N_PAIRS][0], pairs[i % N_PAIRS][1]);
+    g[1] = group_of(1, 2, 1, 16, 40, i % 3 == 2 ? KVT_TYPE_F16 : KVT_TYPE_I8,
+                    i % 3 ? KVT_TYPE_I4 : KVT_TYPE_I5);
+    g[0].fine_tokens = i & 1 ? KVT_FINE_NONE : 0;
+    g[0].residual_tokens = i & 2 ? KVT_RESIDUAL_NONE : i & 4 ? 100 : 0;
+    g[1].residual_tokens = g[0].residual_tokens;
+}
+
+enum { N_GROUPS = 8, LONG = 420 };
+
+/* Lengths in the middle of sealed blocks, of block 0 and others. */
+static const size_t cuts[] = {5, 63, 65, 100, 127, 150, 200};
+enum { N_CUTS = sizeof cuts / sizeof *cuts };
+
+/* A sequence of LONG tokens, cut where no sealing is taken back. */
+static kvt_seq *cut_seq(const subject *s, size_t cut)
+{
+    kvt_seq *seq = seq_of(s);
+    grow(s, seq, LONG);
+    expect_ok(s->cache, kvt_seq_truncate(seq, cut));
+    return seq;
+}
+
+/* Its last block is open again. */
+static void reopen(const subject *s, kvt_seq *seq)
+{
+    expect_ok(s->cache, kvt_seq_begin(seq, 1, NULL));
+    expect_ok(s->cache, kvt_seq_abort(seq));
+}
+
+/* Calls check with a subject for all groups and cuts. */
+static void for_all_cuts(void (*check)(const subject *s, size_t cut))
+{
+    for (size_t i = 0; i < N_GROUPS; i++) {
+        rng r = {41 + i};
+        kvt_group_config g[2];
+        subject s;
+        some_groups(g, i);
+        open_subject(&s, g, 2, &r);
+        open_cache(&s, NULL);
+        for (size_t c = i % 2; c < N_CUTS; c += is_quick() ? 3 : 1)
+            check(&s, cuts[c]);
+        close_subject(&s);
+    }
+}
+
+/* An abort leaves what a commit of nothing would; the steps behind it do not know of it. */
+static void check_abort(const subject *s, size_t cut)
+{
+    kvt_seq *plain = cut_seq(s, cut), *aborted = cut_seq(s, cut);
+    uint64_t n = 0;
+    expect_ok(s->cache, kvt_seq_begin(aborted, 90, NULL));
+    append_layers(s, aborted, 300);
+    expect_ok(s->cache, kvt_seq_abort(aborted));
+    reopen(s, plain);
+    expect_equal(s, plain, aborted, "aborted", cut);
+    expect_ok(s->cache, kvt_seq_begin(aborted, 90, NULL));
+    expect_ok(s->cache, kvt_seq_commit_selected(aborted, &n, 0, NULL));
+    expect_equal(s, plain, aborted, "none selected", cut);
+    kvt_seq_destroy(plain);
+    plain = cut_seq(s, cut);
+    step_of(s, plain, 210, 40);
+    step_of(s, aborted, 210, 40);
+    expect_equal(s, plain, aborted, "abort, then a step", cut);
+    step_of(s, plain, 250, 170);
+    step_of(s, aborted, 250, 170);
+    expect_equal(s, plain, aborted, "abort, then two", cut);
+    kvt_seq_destroy(plain), kvt_seq_destroy(aborted);
+}
+
+static void aborts(void **state)
+{
+    (void)state;
+    for_all_cuts(check_abort);
+}
+
+/* A fork of a cut sequence, and its source: neither sees what the other does. */
+static void check_fork(const subject *s, size_t cut)
+{
+    for (int way = 0; way < 3; way++) {
+        kvt_seq *source = cut_seq(s, cut), *copy = NULL, *a = cut_seq(s, cut), *b = cut_seq(s, cut);
+        if (way == 1) { /* open again, when it is shared */
+            reopen(s, source);
+            reopen(s, a);
+            reopen(s, b);
+        }
+        expect_ok(s->cache, kvt_seq_fork(source, cut, &copy));
+        expect_equal(s, source, copy, "a fork", cut);
+        if (way == 2) { /* the source goes first, and goes away */
+            step_of(s, source, 300, 70);
+            kvt_seq_destroy(source);
+            source = NULL;
+        } else {
+            step_of(s, copy, 250, 7);
+            expect_ok(s->cache, kvt_seq_begin(source, 5, NULL));
+            expect_ok(s->cache, kvt_seq_abort(source));
+            step_of(s, source, 300, 70);
+            step_of(s, a, 300, 70);
+            expect_equal(s, source, a, "the source", cut);
+        }
+        if (way == 2)
+            step_of(s, copy, 250, 7);
+        step_of(s, b, 250, 7);
+        expect_equal(s, copy, b, "the copy", cut);
+        step_of(s, copy, 100, 200);
+        step_of(s, b, 100, 200);
+        expect_equal(s, copy, b, "the copy, later", cut);
+        if (source) {
+            grow(s, source, 120);
+            grow(s, a, 120);
+            expect_equal(s, source, a, "the source, later", cut);
+        }
+        kvt_seq_destroy(source), kvt_seq_destroy(copy), kvt_seq_destroy(a), kvt_seq_destroy(b);
+    }
+}
+
+static void forks(void **state)
+{
+    (void)state;
+    for_all_cuts(check_fork);
+}
+
+/* The tokens of a step that are selected, as if it had had no others. */
+static void check_selection(const subject *s, size_t cut)
+{
+    rng r = {cut};
+    for (int trial = 0; trial < (is_quick() ? 2 : 6); trial++) {
+        kvt_seq *some = cut_seq(s, cut), *alone = cut_seq(s, cut);
+        size_t n = 2 + rng_below(&r, 63), kept = 0, at = 0;
+        uint64_t indices[64];
+        int32_t positions[64], ids[64];
+        for (size_t i = 0; i < n; i++)
+            if (rng_below(&r, 3))
+                indices[kept++] = i;
+        if (kept == 0)
+            indices[kept++] = n - 1;
+        for (size_t i = 0; i < kept; i++) {
+            positions[i] = (int32_t)(cut + indices[i]);
+            ids[i] = (int32_t)(300 + indices[i]);
+        }
+        expect_ok(s->cache, kvt_seq_begin(some, n, NULL));
+        append_layers(s, some, 300);
+        expect_ok(s->cache, kvt_seq_commit_selected(some, indices, kept, ids));
+        for (; at < kept; at++) {
+            expect_ok(s->cache, kvt_seq_begin(alone, 1, positions + at));
+            append_layers(s, alone, 300 + (size_t)indices[at]);
+            expect_ok(s->cache, kvt_seq_commit(alone, ids + at));
+        }
+        expect_equal(s, some, alone, "selected", cut);
+        grow(s, some, 150);
+        grow(s, alone, 150);
+        expect_equal(s, some, alone, "selected, then grown", cut);
+        kvt_seq_destroy(some), kvt_seq_destroy(alone);
+    }
+}
+
+static void selections(void **state)
+{
+    (void)state;
+    for_all_cuts(check_selection);
+}
+
+/* To a checkpoint of either state, however far back, and on from there. */
+static void check_checkpoint(const subject *s, size_t cut)
+{
+    for (int open = 0; open < 3; open++) {
+        kvt_seq *seq = cut_seq(s, cut), *other = cut_seq(s, cut), *fork = NULL;
+        if (open) {
+            reopen(s, seq);
+            reopen(s, other);
+        }
+        if (open == 2) { /* and has new tokens */
+            step_of(s, seq, 300, 1);
+            step_of(s, other, 300, 1);
+        }
+        expect_ok(s->cache, kvt_seq_checkpoint(seq, "x", 1));
+        expect_ok(s->cache, kvt_seq_checkpoint(other, "x", 1));
+        for (int round = 0; round < 3; round++) {
+            size_t at = cut + (open == 2);
+            step_of(s, seq, 310, round == 1 ? 3 : 260);
+            if (round == 2) { /* the block is cut farther down beyond */
+                expect_ok(s->cache, kvt_seq_truncate(seq, at + 70));
+                step_of(s, seq, 310, 30);
+            }
+            if (round == 1) {
+                expect_ok(s->cache, kvt_seq_fork(seq, at, &fork));
+                expect_equal(s, fork, other, "a fork at a checkpoint", cut);
+                kvt_seq_destroy(fork);
+            }
+            expect_ok(s->cache, kvt_seq_truncate(seq, at));
+            expect_equal(s, seq, other, "a checkpoint", cut);
+        }
+        step_of(s, seq, 350, 200);
+        step_of(s, other, 350, 200);
+        expect_equal(s, seq, other, "behind a checkpoint", cut);
+        kvt_seq_destroy(seq), kvt_seq_destroy(other);
+    }
+}
+
+static void checkpoints(void **state)
+{
+    (void)state;
+    for_all_cuts(check_checkpoint);
+}
+
+/* What is saved in either state goes on with the same bits, its checkpoints too. */
+static void check_files(const subject *s, size_t cut)
+{
+    for (int open = 0; open < 4; open++) {
+        kvt_seq *seq = cut_seq(s, cut), *loaded;
+        if (open)
+            reopen(s, seq);
+        if (open == 2)
+            step_of(s, seq, 300, 1);
+        if (open == 3) { /* in a checkpoint only */
+            expect_ok(s->cache, kvt_seq_checkpoint(seq, "x", 1));
+            step_of(s, seq, 300, 230);
+        }
+        loaded = reloaded(s, seq);
+        expect_equal(s, seq, loaded, "loaded", cut);
+        if (open == 3) {
+            expect_ok(s->cache, kvt_seq_truncate(seq, cut));
+            expect_ok(s->cache, kvt_seq_truncate(loaded, cut));
+            expect_equal(s, seq, loaded, "a checkpoint of a file", cut);
+        }
+        for (size_t n = 1; n < 200; n = n * 3 + 3) {
+            grow(s, seq, n);
+            grow(s, loaded, n);
+            expect_equal(s, seq, loaded, "loaded, then grown", cut);
+        }
+        kvt_seq_destroy(seq), kvt_seq_destroy(loaded);
+    }
+}
+
+static void files(void **state)
+{
+    (void)state;
+    for_all_cuts(check_files);
+}
+
+/* ---- memory ---- */
+
+/* A begin that would open a block again, and finds no memory, or no budget. */
+static void a_begin_that_fails(void **state)
+{
+    size_t failed = 0;
+    (void)state;
+    for (size_t i = 0; i < N_GROUPS; i++)
+        for (size_t c = 0; c < N_CUTS; c++) {
+            rng r = {51 + i};
+            kvt_group_config g[2];
+            ledger memory;
+            subject s;
+            kvt_seq *seq, *other, *fork = NULL;
+            uint64_t had_bytes;
+            long allowed = 0;
+            size_t n = c % 2 ? 1 : 150;
+            some_groups(g, i);
+            open_subject(&s, g, 2, &r);
+            ledger_init(&memory);
+            s.ledger = &memory;
+            open_cache(&s, NULL);
+            other = cut_seq(&s, cuts[c]);
+            seq = cut_seq(&s, cuts[c]);
+            if (c % 3 == 0)
+                expect_ok(s.cache, kvt_seq_fork(seq, cuts[c], &fork));
+            expect_ok(s.cache, kvt_cache_trim(s.cache));
+            had_bytes = kvt_cache_memory_bytes(s.cache);
+            for (;; allowed++) {
+                kvt_status status;
+                memory.countdown = allowed;
+                status = kvt_seq_begin(seq, n, NULL);
+                memory.countdown = -1;
+                if (status == KVT_OK)
+                    break;
+                expect(s.cache, KVT_ERR_MEMORY, status);
+                assert_int_equal(kvt_seq_pending(seq), 0);
+                expect_equal(&s, seq, other, "a begin without memory", cuts[c]);
+                expect_ok(s.cache, kvt_cache_trim(s.cache));
+                assert_true(kvt_cache_memory_bytes(s.cache) == had_bytes);
+            }
+            failed += (size_t)allowed;
+            append_layers(&s, seq, 260);
+            expect_ok(s.cache, kvt_seq_commit(seq, NULL));
+            expect_ok(s.cache, kvt_seq_begin(other, n, NULL));
+            append_layers(&s, other, 260);
+            expect_ok(s.cache, kvt_seq_commit(other, NULL));
+            expect_equal(&s, seq, other, "a begin that succeeds then", cuts[c]);
+            kvt_seq_destroy(seq), kvt_seq_destroy(other), kvt_seq_destroy(fork);
+            close_subject(&s);
+            ledger_close(&memory);
+        }
+    assert_true(failed > 50);
+}
+
+/* A reserve is for all steps to come, also behind cuts in sealed blocks. */
+static void a_reserve_suffices(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < (is_quick() ? N_GROUPS : 10 * N_GROUPS); i++) {
+        rng r = {61 + i};
+        kvt_group_config g[2];
+        ledger memory;
+        subject s;
+        kvt_seq *seq;
+        size_t most = 65 + rng_below(&r, MOST - 65);
+        uint64_t reserved = 0;
+        some_groups(g, i);
+        open_subject(&s, g, 2, &r);
+        ledger_init(&memory);
+        s.ledger = &memory;
+        open_cache(&s, NULL);
+        seq = seq_of(&s);
+        for (int round = 0; round < 2; round++) { /* before all, and of a sequence that is cut */
+            size_t calls;
+            if (round) {
+                kvt_seq_destroy(seq);
+                seq = seq_of(&s);
+                grow(&s, seq, most);
+                expect_ok(s.cache, kvt_seq_truncate(seq, 1 + rng_below(&r, (uint32_t)most)));
+            }
+            expect_ok(s.cache, kvt_seq_reserve(seq, most));
+            expect_ok(s.cache, kvt_cache_trim(s.cache));
+            if (round) /* and no more than that */
+                assert_true(kvt_seq_memory_bytes(seq) == reserved);
+            reserved = kvt_seq_memory_bytes(seq);
+            assert_true(kvt_seq_capacity(seq) >= most);
+            calls = memory.calls;
+            for (int step = 0; step < 120; step++) {
+                size_t at = (size_t)kvt_seq_length(seq), left = most - at;
+                size_t n = rng_below(&r, 3) ? 1 + rng_below(&r, 9) : 1 + rng_below(&r, 300);
+                n = n < left ? n : left;
+                if (n == 0 || rng_below(&r, 3) == 0) {
+                    expect_ok(s.cache, kvt_seq_truncate(seq, rng_below(&r, (uint32_t)at + 1)));
+                    continue;
+                }
+                expect_ok(s.cache, kvt_seq_begin(seq, n, NULL));
+                if (rng_below(&r, 6) == 0) {
+                    expect_ok(s.cache, kvt_seq_abort(seq));
+                } else {
+                    append_layers(&s, seq, at);
+                    expect_ok(s.cache, kvt_seq_commit(seq, NULL));
+                }
+                if (memory.calls != calls)
+                    fail_msg("groups %zu, %zu of %zu tokens, a step of %zu: %zu allocations", i, at,
+                             most, n, memory.calls - calls);
+            }
+        }
+        kvt_seq_destroy(seq);
+        close_subject(&s);
+        ledger_close(&memory);
+    }
+}
+
+/* kvt_seq_capacity to the token, from any state. */
+static void capacity_is_exact(void **state)
+{
+    size_t short_of = 0;
+    (void)state;
+    for (size_t i = 0; i < (is_quick() ? 3 * N_GROUPS : 40 * N_GROUPS); i++) {
+        rng r = {71 + i};
+        kvt_group_config g[2];
+        ledger memory;
+        subject s;
+        kvt_seq *seq, *fork = NULL, *other;
+        uint64_t capacity;
+        size_t calls;
+        some_groups(g, i);
+        if (i % 5 == 1)
+            g[0].fine_tokens = 150;
+        open_subject(&s, g, 2, &r);
+        ledger_init(&memory);
+        s.ledger = &memory;
+        open_cache(&s, NULL);
+        seq = seq_of(&s);
+        grow(&s, seq, 1 + rng_below(&r, 500));
+        if (rng_below(&r, 2)) /* else blocks of all classes are free */
+            expect_ok(s.cache, kvt_seq_reserve(seq, 1 + rng_below(&r, MOST - 1)));
+        expect_ok(s.cache, kvt_seq_truncate(seq, rng_below(&r, (uint32_t)kvt_seq_length(seq) + 1)));
+        if (rng_below(&r, 3) == 0)
+            expect_ok(s.cache, kvt_seq_fork(seq, kvt_seq_length(seq), &fork));
+        if (rng_below(&r, 3) == 0) {
+            other = seq_of(&s); /* leaves free blocks */
+            grow(&s, other, 1 + rng_below(&r, 300));
+            kvt_seq_destroy(other);
+        }
+        if (rng_below(&r, 4) == 0)
+            expect_ok(s.cache, kvt_cache_trim(s.cache));
+        if (rng_below(&r, 4) == 0 && memory.calls)
+            reopen(&s, seq);
+        capacity = kvt_seq_capacity(seq);
+        assert_true(capacity >= kvt_seq_length(seq) && capacity <= MOST);
+        calls = memory.calls;
+        while (kvt_seq_length(seq) < capacity) {
+            grow(&s, seq, 1);
+            if (memory.calls != calls)
+                fail_msg("subject %zu: capacity %u, an allocation at %u", i, (unsigned)capacity,
+                         (unsigned)kvt_seq_length(seq));
+        }
+        assert_true(kvt_seq_capacity(seq) == capacity);
+        if (capacity < MOST) {
+            memory.countdown = 0;
+            expect(s.cache, KVT_ERR_MEMORY, kvt_seq_begin(seq, 1, NULL));
+            memory.countdown = -1;
+            short_of++;
+        }
+        kvt_seq_destroy(seq), kvt_seq_destroy(fork);
+        close_subject(&s);
+        ledger_close(&memory);
+    }
+    assert_true(short_of > 5);
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(survivors_stay),
         cmocka_unit_test(no_wear),
+        cmocka_unit_test(aborts),
+        cmocka_unit_test(forks),
+        cmocka_unit_test(selections),
+        cmocka_unit_test(checkpoints),
+        cmocka_unit_test(files),
+        cmocka_unit_test(a_begin_that_fails),
+        cmocka_unit_test(a_reserve_suffices),
+        cmocka_unit_test(capacity_is_exact),
     };
     if (argc > 1)
         cmocka_set_test_filter(argv[1]);
