@@ -71,7 +71,7 @@ static const char usage[] =
     "  --queries N         the last so many of ctx tokens                  (default 512)\n"
     "prefix:\n"
     "  --forks N           of the sequence of ctx tokens                   (default 16)\n"
-    "step: (default --heads 14:2 --dim 64 --ctx 4k --layers 24)\n"
+    "step: (default --heads 14:2 --dim 64 --ctx 4k --layers 24); also the slowest step of a block\n"
     "  --steps N           steps of a measurement                          (default 64)\n"
     "  --count             only the first steps, whose allocations are counted; no time\n"
     "append:\n"
