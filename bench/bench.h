@@ -8,7 +8,7 @@
  *   bench_peak.c            peaks of arithmetic, and the clock
  *   bench_cache.c           caches filled with random tokens, and attention in double
  *   bench_attend.c          attend calls, and the check of their output
- *   bench_survey.c, bench_decode.c, bench_prefill.c, bench_step.c, bench_append.c,
+ *   bench_survey.c, bench_decode.c, bench_prefill.c, bench_step.c, bench_append.c, bench_seal.c,
  *   bench_fork.c, bench_prefix.c, bench_shift.c, bench_snapshot.c, bench_fidelity.c,
  *   bench_fidelity_model.c, bench_fidelity_qkv.c
  *                           the commands
@@ -403,6 +403,7 @@ int bench_prefill(const bench_options *options);
 int bench_step(const bench_options *options);
 int bench_machine(const bench_options *options);
 int bench_append(const bench_options *options);
+int bench_seal(const bench_options *options);
 int bench_fork(const bench_options *options);
 int bench_shift(const bench_options *options);
 int bench_prefix(const bench_options *options);

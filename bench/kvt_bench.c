@@ -21,8 +21,9 @@ enum {
     FORK = 128,
     SHIFT = 256,
     PREFIX = 512,
+    SEAL = 1024,
     ATTEND = DECODE | PREFILL | STEP | PREFIX,
-    CACHE = ATTEND | APPEND | SNAPSHOT | FORK | SHIFT,
+    CACHE = ATTEND | APPEND | SEAL | SNAPSHOT | FORK | SHIFT,
     MODEL = CACHE | FIDELITY,
     TIMED = CACHE | MACHINE,
     ALL = MODEL | MACHINE
@@ -35,6 +36,7 @@ static const char usage[] =
     "  prefill   attention of many tokens over a long context, beside the f32 peak\n"
     "  step      a whole decoding step of a small model, and its allocations\n"
     "  append    keys and values into the cache, beside memcpy\n"
+    "  seal      an open block of f16 rows into its sealed form, beside memcpy\n"
     "  fork      a sequence that shares another one's blocks, and its first step\n"
     "  shift     decode over keys that have moved, beside as many that have not\n"
     "  prefix    attention of several forks in one call, beside a call for each\n"
@@ -51,10 +53,11 @@ static const char usage[] =
     "  --dim LIST          head dims, or K:V dims, e.g. 128,576:512        (default 128)\n"
     "  --ctx LIST          tokens, also as 32k                             (default 32k;\n"
     "                      prefill, shift 8k; append, snapshot 4k; fidelity 2k; prefix 16k)\n"
-    "  --threads LIST      (default 1)\n"
+    "                                                                      not seal\n"
+    "  --threads LIST      (default 1)                                     not seal\n"
     "  --isa LIST          kernels by name, or all                         (default: the widest)\n"
     "  --layers N          layers of the cache     (default: enough for 4 times the last-level\n"
-    "                      cache; prefill 1; fork 32)                      not fidelity\n"
+    "                      cache; prefill, seal 1; fork 32)                not fidelity\n"
     "  --runs N            pairs of measurements, 9 or more                (default 15)\n"
     "  --llc-mib N         size of the last-level cache                    (default: as reported)\n"
     "  --seed N            of all random numbers                           (default 1)\n"
@@ -427,12 +430,12 @@ static const struct flag {
     {"--v", LIST, CACHE, ANY, set_v},
     {"--heads", LIST, MODEL, RANDOM, set_heads},
     {"--dim", LIST, MODEL, RANDOM, set_dim},
-    {"--ctx", LIST, MODEL, RANDOM | ON_MODEL, set_ctx},
-    {"--threads", LIST, ALL, ANY, set_threads},
+    {"--ctx", LIST, MODEL & ~SEAL, RANDOM | ON_MODEL, set_ctx},
+    {"--threads", LIST, ALL & ~SEAL, ANY, set_threads},
     {"--isa", LIST, ALL, RANDOM | ON_QKV, set_isa},
     {"--layers", ONE, CACHE, ANY, set_layers},
     {"--runs", ONE, TIMED, ANY, set_runs},
-    {"--llc-mib", ONE, TIMED, ANY, set_llc},
+    {"--llc-mib", ONE, TIMED & ~SEAL, ANY, set_llc},
     {"--seed", ONE, ALL, ANY, set_seed},
     {"--json", SWITCH, ALL, ANY, set_json},
     {"--quick", SWITCH, ALL, ANY, set_quick},
@@ -688,6 +691,7 @@ int main(int argc, char **argv)
                     {"prefill", PREFILL, bench_prefill},
                     {"step", STEP, bench_step},
                     {"append", APPEND, bench_append},
+                    {"seal", SEAL, bench_seal},
                     {"fork", FORK, bench_fork},
                     {"shift", SHIFT, bench_shift},
                     {"prefix", PREFIX, bench_prefix},
