@@ -237,6 +237,15 @@ static void range_of(const kvt_kernels *kernels, size_t dims_p, const kvt_record
     }
 }
 
+/* Whether any dim has one, as few blocks do. */
+static int has_seed(const kvt_record *open, size_t dims_p)
+{
+    uint16_t any = 0;
+    for (size_t d = 0; open->seed && d < dims_p; d++)
+        any |= open->seed[d];
+    return any != 0;
+}
+
 /* Whether a grid of 16 levels about `middle` has lo and hi within so many of its steps. */
 static int covers(float middle, float step, float lo, float hi, float steps)
 {
@@ -301,7 +310,9 @@ static void choose_k4(const kvt_kernels *kernels, size_t dims_p, const kvt_recor
     (void)kernels->load_f16(scales, stored, dims_p);
     for (size_t d = 0; d < dims_p; d++)
         scales[d] = (uint16_t)(scales[d] + (stored[d] < scale[d] && scales[d] < F16_MAX));
-    for (size_t d = 0; open->seed && d < dims_p; d++)
+    if (!has_seed(open, dims_p))
+        return;
+    for (size_t d = 0; d < dims_p; d++)
         keep_grid(&scales[d], &offset[d], kvt_f16_to_f32(open->seed[d]),
                   kvt_f16_to_f32(open->seed[dims_p + d]), middle[d], lo[d], hi[d]);
 }
