@@ -57,7 +57,7 @@ static const char usage[] =
     "  --threads LIST      (default 1)                                     not seal\n"
     "  --isa LIST          kernels by name, or all                         (default: the widest)\n"
     "  --layers N          layers of the cache     (default: enough for 4 times the last-level\n"
-    "                      cache; prefill, seal 1; fork 32)                not fidelity\n"
+    "                      cache; seal twice; prefill 1; fork 32)          not fidelity\n"
     "  --runs N            pairs of measurements, 9 or more                (default 15)\n"
     "  --llc-mib N         size of the last-level cache                    (default: as reported)\n"
     "  --seed N            of all random numbers                           (default 1)\n"
@@ -435,7 +435,7 @@ static const struct flag {
     {"--isa", LIST, ALL, RANDOM | ON_QKV, set_isa},
     {"--layers", ONE, CACHE, ANY, set_layers},
     {"--runs", ONE, TIMED, ANY, set_runs},
-    {"--llc-mib", ONE, TIMED & ~SEAL, ANY, set_llc},
+    {"--llc-mib", ONE, TIMED, ANY, set_llc},
     {"--seed", ONE, ALL, ANY, set_seed},
     {"--json", SWITCH, ALL, ANY, set_json},
     {"--quick", SWITCH, ALL, ANY, set_quick},
