@@ -8,9 +8,9 @@
  *   bench_peak.c            peaks of arithmetic, and the clock
  *   bench_cache.c           caches filled with random tokens, and attention in double
  *   bench_attend.c          attend calls, and the check of their output
- *   bench_survey.c, bench_decode.c, bench_prefill.c, bench_step.c, bench_append.c, bench_seal.c,
- *   bench_fork.c, bench_prefix.c, bench_shift.c, bench_snapshot.c, bench_fidelity.c,
- *   bench_fidelity_model.c, bench_fidelity_qkv.c
+ *   bench_survey.c, bench_decode.c, bench_against.c, bench_prefill.c, bench_step.c,
+ *   bench_append.c, bench_seal.c, bench_fork.c, bench_prefix.c, bench_shift.c, bench_snapshot.c,
+ *   bench_fidelity.c, bench_fidelity_model.c, bench_fidelity_qkv.c
  *                           the commands
  *   bench_rival.c           ggml-style q8_0, for comparison
  *   bench_formats.c         the other formats that fidelity compares (bench_formats.h)
@@ -111,6 +111,8 @@ typedef struct bench_options {
     size_t n_modes;
     uint64_t queries; /* prefill */
     uint64_t window;  /* decode; 0: none */
+    bool has_against; /* decode */
+    kvt_type against; /* for K and V */
     uint64_t steps;   /* step: of a measurement */
     size_t forks;     /* prefix */
     bool count;       /* step: nothing is timed */
@@ -399,6 +401,7 @@ void bench_plot_write(const char *path, const bench_plot *plots, size_t n);
 /* ---- commands: exit codes ---- */
 
 int bench_decode(const bench_options *options);
+int bench_against(const bench_options *options); /* decode, with options->against */
 int bench_prefill(const bench_options *options);
 int bench_step(const bench_options *options);
 int bench_machine(const bench_options *options);

@@ -184,6 +184,8 @@ static int run(const bench_options *options, const bench_case *c)
 
 int bench_decode(const bench_options *options)
 {
+    if (options->has_against)
+        return bench_against(options);
     bench_table_begin(options, "decode: attention of one token over ctx tokens, one layer a call",
                       columns, N_COLUMNS);
     int result = bench_each_case(options, run);

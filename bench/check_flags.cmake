@@ -10,7 +10,7 @@ foreach(line
     "step --steps 0" "step --count=1" "machine --heads 1:1" "machine --k i8" "machine --threads 0"
     "prefill --queries 0" "prefill --mode int" "decode --v-in-k=1"
     "decode --v-in-k --k i8 --v f16" "prefill --v-in-k --dim 64:128" "append --v-in-k"
-    "seal --ctx 64" "seal --threads 2" "seal --k f16" "seal --k i4 --v f16"
+    "decode --against i5" "decode --against q4" "step --against i8" "seal --ctx 64" "seal --threads 2" "seal --k f16" "seal --k i4 --v f16"
     "append --mode near" "append --tokens 513" "append --dtype f8" "snapshot --dir" "fidelity --offset nan"
     "fidelity --model x" "fidelity --text x" "fidelity --model a --tokenizer b --dim 64"
     "fidelity --qkv" "fidelity --qkv /nowhere/x" "fidelity --qkv x --model a --tokenizer b"

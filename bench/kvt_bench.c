@@ -70,6 +70,7 @@ static const char usage[] =
     "                      --dim 576:512)\n"
     "decode:\n"
     "  --window N          a sliding window of N tokens, also as 4k        (default none)\n"
+    "  --against TYPE      beside the same with this type for K and V, in one run\n"
     "prefill:\n"
     "  --queries N         the last so many of ctx tokens                  (default 512)\n"
     "prefix:\n"
@@ -298,6 +299,14 @@ static void set_window(bench_options *o, size_t i, const char *f, const char *x)
     (void)i;
     o->window = parse_count(f, x, 1, KVT_MAX_TOKENS);
 }
+static void set_against(bench_options *o, size_t i, const char *f, const char *x)
+{
+    (void)i;
+    o->against = parse_type(f, x);
+    o->has_against = true;
+    if (o->against == KVT_TYPE_I5)
+        bench_fail(2, "%s: i5 is a type of V only", f);
+}
 static void set_queries(bench_options *o, size_t i, const char *f, const char *x)
 {
     (void)i;
@@ -442,6 +451,7 @@ static const struct flag {
     {"--mode", LIST, ATTEND | SHIFT, ANY, set_mode},
     {"--v-in-k", SWITCH, ATTEND, ANY, set_v_in_k},
     {"--window", ONE, DECODE, ANY, set_window},
+    {"--against", ONE, DECODE, ANY, set_against},
     {"--queries", ONE, PREFILL | FIDELITY, ON_QKV, set_queries},
     {"--steps", ONE, STEP, ANY, set_steps},
     {"--forks", ONE, PREFIX, ANY, set_forks},
