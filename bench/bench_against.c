@@ -16,28 +16,15 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const bench_column columns[] = {{"isa", NULL, -10},
-                                       {"k_type", "K", -4},
-                                       {"v_type", "V", -4},
-                                       {"against", NULL, -7},
-                                       {"mode", NULL, -4},
-                                       {"q_heads", "q", 4},
-                                       {"kv_heads", "kv", 4},
-                                       {"head_dim", "dim", 4},
-                                       {"ctx", NULL, 7},
-                                       {"threads", "thr", 3},
-                                       {"layers", "lay", 4},
-                                       {"sequences", "seq", 4},
-                                       {"ms_median", "ms", 8},
-                                       {"against_ms", NULL, 10},
-                                       {"speedup", NULL, 7},
-                                       {"speedup_p10", "p10", 6},
-                                       {"speedup_p90", "p90", 6},
-                                       {"speedup_best", "best", 6},
-                                       {"bytes_ratio", "bytes", 6},
-                                       {"bar", NULL, 5},
-                                       {"passed", NULL, 6},
-                                       {"preemptions", "preempt", 7}};
+static const bench_column columns[] = {
+    {"isa", NULL, -10},           {"k_type", "K", -4},       {"v_type", "V", -4},
+    {"against", NULL, -7},        {"mode", NULL, -4},        {"q_heads", "q", 4},
+    {"kv_heads", "kv", 4},        {"head_dim", "dim", 4},    {"ctx", NULL, 7},
+    {"threads", "thr", 3},        {"layers", "lay", 4},      {"sequences", "seq", 4},
+    {"ms_median", "ms", 8},       {"against_ms", NULL, 10},  {"speedup", NULL, 7},
+    {"speedup_p10", "p10", 6},    {"speedup_p90", "p90", 6}, {"speedup_best", "best", 6},
+    {"bytes_ratio", "bytes", 6},  {"bar", NULL, 5},          {"passed", NULL, 6},
+    {"preemptions", "preempt", 7}};
 enum { N_COLUMNS = sizeof columns / sizeof columns[0] };
 
 /* What i4 is to reach against i8: at 32k tokens, 128 dims, one thread, near. */
@@ -165,9 +152,8 @@ static int run(const bench_options *options, const bench_case *c)
 
     memset(&a, 0, sizeof a);
     shapes[OTHER].k_type = shapes[OTHER].v_type = options->against;
-    smaller =
-        bench_kv_bytes(&shapes[OTHER], tokens) < bench_kv_bytes(&shapes[THIS], tokens) ? OTHER
-                                                                                       : THIS;
+    smaller = bench_kv_bytes(&shapes[OTHER], tokens) < bench_kv_bytes(&shapes[THIS], tokens) ? OTHER
+                                                                                             : THIS;
     bench_plan_layers(&shapes[smaller], tokens, set_bytes, options->layers, &n_layers, &n_seqs);
     for (int i = 0; i < BOTH; i++) {
         bench_cache_create(&a.b[i], &shapes[i], n_layers, n_seqs, c->ctx, bench_reference_bytes(c),
@@ -192,7 +178,8 @@ static int run(const bench_options *options, const bench_case *c)
 
 int bench_against(const bench_options *options)
 {
-    bench_table_begin(options, "decode: attention of one token over ctx tokens, beside another type",
+    bench_table_begin(options,
+                      "decode: attention of one token over ctx tokens, beside another type",
                       columns, N_COLUMNS);
     int result = bench_each_case(options, run);
     bench_note(options,
