@@ -1,6 +1,6 @@
 /*
- * NEON with dot products (armv8.2-a+dotprod): the integer kernels of i8, and of 4 and 5 bits
- * (dot.h).
+ * NEON with dot products (armv8.2-a+dotprod): the integer kernels of i8, and of 4 and 5 bits, which
+ * are dot.h's.
  *
  * `sdot` adds to each 32-bit lane the dot product of its four bytes and four bytes of weights,
  * which may be any 32-bit lane of a register ("by element"). A register of a tile is four lanes of

@@ -1,6 +1,7 @@
 /*
  * NEON (armv8-a): the products of attention as f32, and the table, which also lists the kernels of
- * neon_near.c (integer products), neon_softmax.c, neon_rows.c and neon_append.c.
+ * neon_near.c and neon_4bit.c (integer products), neon_softmax.c, neon_rows.c, neon_append.c,
+ * neon_seal.c and neon_seal_4bit.c.
  *
  * As f32, QK and PV are the same loop, as in avx2.c. QK sums over dims and has a token in each
  * lane, PV sums over tokens and has a dim in each lane:
@@ -26,6 +27,7 @@
  * does not depend on the other rows of the call. Chains of additions have at most 64 summands;
  * avx2.c has the rounding error of that.
  */
+#include "simd/arm/neon_4bit.h"
 #include "simd/arm/neon_float.h"
 
 /* ---- the product as f32 ---- */
@@ -374,6 +376,107 @@ static void pv_i8(const float *p, size_t rows, const void *codes, const uint16_t
     pv_rows_I8(&call, rows, next);
 }
 
+/* ---- 4 and 5 bits as f32 ---- */
+
+/*
+ * Codes are unpacked to the values that they stand for, in steps, in i8's order, and multiplied as
+ * i8: an octet's low nibbles are a group of 4 summands, its high ones the next. What is unpacked at
+ * a time are the tokens of a span of K, 16 dims of V.
+ */
+
+/* 64 bytes of an octet to two groups of 64 bytes. `fifth`: those of its 16 lanes, for V5. */
+KVT_INLINE void unpack_octet(int form, const unsigned char *from, const unsigned char *fifth,
+                             uintptr_t ahead, unsigned char *to)
+{
+    const uint8x16_t levels = kvt_levels_plus(0);
+    const uint8x16_t least = vdupq_n_u8(form == KVT_K4 ? 15 : 31);
+    kvt_prefetch(from, ahead);
+    for (size_t quad = 0; quad < 4; quad++) {
+        uint8x16_t x = vld1q_u8(from + quad * 16), low, high;
+        if (form == KVT_V5) {
+            uint8x16_t bits = vld1q_u8(fifth), of_quad = kvt_fifth_of_quad(quad);
+            low = kvt_low_codes_5(x, bits, of_quad);
+            high = kvt_high_codes_5(x, vextq_u8(bits, bits, 8), of_quad);
+        } else {
+            low = kvt_low_codes(form, x, levels);
+            high = kvt_high_codes(form, x, levels);
+        }
+        if (form != KVT_V4) { /* 2 * code - 15 or - 31 */
+            low = vsubq_u8(vshlq_n_u8(low, 1), least);
+            high = vsubq_u8(vshlq_n_u8(high, 1), least);
+        }
+        vst1q_u8(to + quad * 16, low);
+        vst1q_u8(to + 64 + quad * 16, high);
+    }
+}
+
+/* Of K the scales are in q, and a step is half a scale. */
+static void qk_i4(const float *q, size_t ldq, size_t rows, const void *codes,
+                  const uint16_t *scales, size_t n_tokens, size_t dims_p, const void *next,
+                  float *s)
+{
+    unsigned char unpacked[QK_SPAN * KVT_4BIT_DIMS] __attribute__((aligned(64)));
+    float scaled[ROWS_BLOCK * KVT_4BIT_DIMS], half[KVT_TOKENS];
+    for (size_t t = 0; t < KVT_TOKENS; t++)
+        half[t] = 0.5f;
+    for (size_t row = 0, n; row < rows; row += n) {
+        const uintptr_t ahead = row ? 0 : kvt_ahead(codes, next);
+        n = kvt_rows_of_block(rows - row, ROWS_BLOCK);
+        for (size_t d = 0; d < dims_p; d += 4) {
+            float32x4_t scale = kvt_load_f16x4(scales + d);
+            for (size_t r = 0; r < n; r++)
+                vst1q_f32(scaled + r * dims_p + d,
+                          vmulq_f32(vld1q_f32(q + (row + r) * ldq + d), scale));
+        }
+        for (size_t token = 0; token < n_tokens; token += QK_SPAN) {
+            const unsigned char *from =
+                (const unsigned char *)codes + kvt_k4_index(token, 0, dims_p);
+            const size_t left = n_tokens - token < QK_SPAN ? n_tokens - token : QK_SPAN;
+            const qk_call call = {scaled, dims_p, unpacked,
+                                  half,   dims_p, s + row * KVT_TOKENS + token};
+            for (size_t i = 0; i < QK_SPAN * dims_p / 2; i += 64)
+                unpack_octet(KVT_K4, from + i, NULL, ahead, unpacked + 2 * i);
+            qk_rows_I8(&call, n, left, NULL);
+        }
+    }
+}
+
+KVT_INLINE void pv_4bit(int form, const float *p, size_t rows, const void *codes,
+                        const uint16_t *scales, size_t n_tokens, size_t dims_p, const float *alpha,
+                        const void *next, float *acc, size_t ldacc)
+{
+    const unsigned char *from = codes, *fifth = from + dims_p * (KVT_TOKENS / 2);
+    const uintptr_t ahead = kvt_ahead(codes, next);
+    unsigned char unpacked[KVT_TOKENS * 16] __attribute__((aligned(64)));
+    float weight[KVT_ROWS_MAX * KVT_TOKENS], scale[KVT_TOKENS];
+    kvt_live_scales(scales, n_tokens, scale);
+    for (size_t r = 0; r < rows; r++)
+        (void)kvt_scale_weights(p + r * KVT_TOKENS, scale, kvt_round_up(n_tokens, 16),
+                                weight + r * KVT_TOKENS);
+    for (size_t dim = 0; dim < dims_p; dim += 16) {
+        const pv_call call = {weight,    unpacked, kvt_round_up(n_tokens, 4), 16, alpha,
+                              acc + dim, ldacc};
+        for (size_t octet = 0; octet < kvt_round_up(n_tokens, 8) / 8; octet++)
+            unpack_octet(form, from + (octet * dims_p + dim) * 4, fifth + octet * dims_p + dim,
+                         ahead, unpacked + octet * 128);
+        pv_rows_I8(&call, rows, NULL);
+    }
+}
+
+static void pv_i4(const float *p, size_t rows, const void *codes, const uint16_t *scales,
+                  size_t n_tokens, size_t dims_p, const float *alpha, const void *next, float *acc,
+                  size_t ldacc)
+{
+    pv_4bit(KVT_V4, p, rows, codes, scales, n_tokens, dims_p, alpha, next, acc, ldacc);
+}
+
+static void pv_i5(const float *p, size_t rows, const void *codes, const uint16_t *scales,
+                  size_t n_tokens, size_t dims_p, const float *alpha, const void *next, float *acc,
+                  size_t ldacc)
+{
+    pv_4bit(KVT_V5, p, rows, codes, scales, n_tokens, dims_p, alpha, next, acc, ldacc);
+}
+
 /* Missing entries are inherited from scalar: plain copies, which the compiler vectorizes. */
 /* clang-format off */
 const kvt_kernels kvt_kernels_neon = {
@@ -381,6 +484,7 @@ const kvt_kernels kvt_kernels_neon = {
 #define ENTRY(name) .name = kvt_neon_##name,
     KVT_NEON_APPEND_LIST(ENTRY)
     KVT_NEON_SEAL_LIST(ENTRY)
+    KVT_NEON_SEAL_4BIT_LIST(ENTRY)
     KVT_NEON_NEAR_LIST(ENTRY)
     KVT_NEON_4BIT_LIST(ENTRY)
     KVT_NEON_SOFTMAX_LIST(ENTRY)
@@ -394,5 +498,8 @@ const kvt_kernels kvt_kernels_neon = {
     .pv_f32 = pv_f32,
     .pv_f16 = pv_f16,
     .pv_i8 = pv_i8,
+    .qk_i4 = qk_i4,
+    .pv_i4 = pv_i4,
+    .pv_i5 = pv_i5,
 };
 /* clang-format on */

@@ -9,7 +9,7 @@
  * offset, the product of the open scale and the reciprocal of the sealed one is exact as well, and
  * one multiplication an element remains.
  */
-#include "simd/arm/neon.h"
+#include "simd/arm/neon_seal.h"
 
 #include "simd/outliers.h"
 
@@ -137,21 +137,6 @@ KVT_INLINE void scales_of(const float *most, size_t n, uint16_t *scales, float *
     }
 }
 
-/* Codes of four registers of numbers: byte 4 * j + i is that of x[j]'s lane i. */
-KVT_INLINE uint8x16_t codes_of(const float32x4_t x[4])
-{
-    int16x8_t ab = vmovn_high_s32(vmovn_s32(vcvtnq_s32_f32(x[0])), vcvtnq_s32_f32(x[1]));
-    int16x8_t cd = vmovn_high_s32(vmovn_s32(vcvtnq_s32_f32(x[2])), vcvtnq_s32_f32(x[3]));
-    return vreinterpretq_u8_s8(vmovn_high_s16(vmovn_s16(ab), cd));
-}
-
-/* 4 tokens of a dim with its offset. */
-KVT_INLINE float32x4_t open_plus(const uint16_t *from, float32x4_t scale, const float *delta)
-{
-    float32x4_t x = kvt_load_f16x4(from);
-    return delta ? vfmaq_f32(vld1q_dup_f32(delta), x, scale) : vmulq_f32(x, scale);
-}
-
 /*
  * K's tokens are the lanes, 4 a register: no operation needs another lane. w of a tile goes to a
  * buffer, four registers a dim, `stride` floats from one dim to the next.
@@ -170,7 +155,8 @@ KVT_INLINE void widen_tile(const uint16_t *from, const uint16_t *open_scales, co
     for (size_t d = 0; d < dims_p; d++) {
         KVT_UNROLL
         for (size_t j = 0; j < 4; j++) {
-            float32x4_t x = open_plus(from + d * 16 + 4 * j, scale[j], delta ? delta + d : NULL);
+            float32x4_t x =
+                kvt_open_plus(from + d * 16 + 4 * j, scale[j], delta ? delta + d : NULL);
             vst1q_f32(w + d * stride + 4 * j, x);
             largest[j] = vmaxq_f32(largest[j], vabsq_f32(x));
         }
@@ -246,9 +232,7 @@ KVT_INLINE void shape_four(float *v, const float32x4_t *gain, float32x4_t *proje
  */
 KVT_INLINE void shape(size_t n, size_t dims_p, float *v, const float *gains, uint8_t *codes)
 {
-    /* Four dims of a token together. */
-    static const uint8_t index[16] = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
-    const uint8x16_t order = vld1q_u8(index);
+    const uint8x16_t order = kvt_tokens_order();
     float32x4_t projection[8], gain[8];
     KVT_UNROLL
     for (size_t i = 0; i < n; i++) {
@@ -267,7 +251,7 @@ KVT_INLINE void shape(size_t n, size_t dims_p, float *v, const float *gains, uin
             const float32x4_t x[4] = {vld1q_f32(four + i * 4), vld1q_f32(four + (n + i) * 4),
                                       vld1q_f32(four + (2 * n + i) * 4),
                                       vld1q_f32(four + (3 * n + i) * 4)};
-            vst1q_u8(codes + kvt_k8_index(i * 4, d, dims_p), vqtbl1q_u8(codes_of(x), order));
+            vst1q_u8(codes + kvt_k8_index(i * 4, d, dims_p), vqtbl1q_u8(kvt_codes_of(x), order));
         }
     }
 }
@@ -308,18 +292,6 @@ void kvt_neon_seal_k_i8(const void *open, const uint16_t *open_scales, const flo
                    scales + t);
 }
 
-/* The largest magnitude of a row of f16. As integers, they order as the numbers do. */
-KVT_INLINE uint16_t most_of_row(const uint16_t *row, size_t dims_p)
-{
-    const uint16x8_t magnitude = vdupq_n_u16(0x7fff);
-    uint16x8_t a = vdupq_n_u16(0), b = a;
-    for (size_t d = 0; d < dims_p; d += 16) {
-        a = vmaxq_u16(a, vandq_u16(vld1q_u16(row + d), magnitude));
-        b = vmaxq_u16(b, vandq_u16(vld1q_u16(row + d + 8), magnitude));
-    }
-    return vmaxvq_u16(vmaxq_u16(a, b));
-}
-
 /* Codes are formed 4 tokens by 16 dims at a time: the store interleaves the tokens. */
 void kvt_neon_seal_v_i8(const void *open, const uint16_t *open_scales, size_t dims_p,
                         const void *next, void *codes, uint16_t *scales)
@@ -330,7 +302,7 @@ void kvt_neon_seal_v_i8(const void *open, const uint16_t *open_scales, size_t di
         uint8_t *to = (uint8_t *)codes + t * dims_p;
         float most[4], factor[4];
         for (size_t j = 0; j < 4; j++)
-            most[j] = kvt_f16_to_f32(most_of_row(from + j * dims_p, dims_p)) *
+            most[j] = kvt_f16_to_f32(kvt_most_of_row(from + j * dims_p, dims_p)) *
                       kvt_f16_to_f32(open_scales[t + j]);
         scales_of(most, 4, scales + t, factor);
         for (size_t j = 0; j < 4; j++)
@@ -344,7 +316,7 @@ void kvt_neon_seal_v_i8(const void *open, const uint16_t *open_scales, size_t di
                 KVT_UNROLL
                 for (size_t e = 0; e < 4; e++)
                     x[e] = vmulq_n_f32(kvt_load_f16x4(at + 4 * e), factor[j]);
-                y.val[j] = codes_of(x);
+                y.val[j] = kvt_codes_of(x);
             }
             vst4q_u8(to + d * 4, y);
         }

@@ -36,8 +36,9 @@
 #define KVT_TAKE(n)                                                                                \
     uint8x16_t KVT_TAKEN(n) = KVT_R(n);                                                            \
     __asm__ volatile("" : "+w"(KVT_TAKEN(n)) : : "memory");
-#define KVT_EACH_FROM_16(X)                                                                        \
-    X(16) X(17) X(18) X(19) X(20) X(21) X(22) X(23) X(24) X(25) X(26) X(27) X(28) X(29) X(30) X(31)
+#define KVT_EACH_16_TO_29(X)                                                                       \
+    X(16) X(17) X(18) X(19) X(20) X(21) X(22) X(23) X(24) X(25) X(26) X(27) X(28) X(29)
+#define KVT_EACH_FROM_16(X) KVT_EACH_16_TO_29(X) X(30) X(31)
 
 /* Loads of consecutive registers. */
 #define KVT_LOAD_2(a, b, from)                                                                     \
@@ -73,6 +74,8 @@
                      : "+r"(pointer)                                                               \
                      : "r"(ahead), "r"(bytes)                                                      \
                      : "memory")
+#define KVT_ADVANCE(pointer, n)                                                                    \
+    __asm__ volatile("add %0, %0, %1" : "+r"(pointer) : "i"(n) : "memory")
 #define KVT_COUNT(left, n) __asm__ volatile("sub %0, %0, %1" : "+r"(left) : "i"(n) : "memory")
 
 #endif /* KVT_NEON_STEPS_H */
