@@ -55,10 +55,6 @@
 #define KVT_SHAPE_NORM 16129.0f
 #define KVT_SHAPE_MAX 0x1.f8p-9f /* times 127: 0.488 */
 
-/* seal_k_i4: the same, but of the squared norm. */
-#define KVT_SHAPE_K4_SHARE 0.25f
-#define KVT_SHAPE_K4_MAX 0x1p-4f /* times 7.5: 0.469 */
-
 /*
  * Room for a packed row of q: two bytes a dim, for instruction sets that take dims in groups of up
  * to 64, and 64 bytes of what belongs to the row (scale, sums). Rows are packed in groups of up to
@@ -228,7 +224,7 @@ static inline size_t kvt_packed_bytes(size_t rows, size_t dims_p)
                       void *codes, uint16_t *scales, size_t slot))                                 \
     X(int, put_v_i5, (const float *x, size_t ldx, size_t n, size_t dims, size_t dims_p,            \
                       void *codes, uint16_t *scales, size_t slot))                                 \
-    /* 4-bit K: (code - 7.5) * scales[d], without the offset. */                                   \
+    /* 4-bit K: (code - 7.5) * scales[d] (>= 0), without gain and offset. */                       \
     X(void, get_k_i4, (const void *codes, const uint16_t *scales, size_t slot, size_t dims,        \
                        size_t dims_p, float *x))                                                   \
     X(void, get_v_i4, (const void *codes, const uint16_t *scales, size_t slot, size_t dims,        \
@@ -239,10 +235,12 @@ static inline size_t kvt_packed_bytes(size_t rows, size_t dims_p)
     /* least one is in): lo, hi [dims_p]. A zero may have either sign. */                          \
     X(void, range_k_f16, (const void *open, const uint16_t *open_scales, uint64_t left_out,        \
                           size_t dims_p, float *lo, float *hi))                                    \
-    /* Codes round((x + delta[d]) * reciprocal of scales[d] + 7.5), which are 0 to 15. scales: */  \
-    /* [dims_p] f16. */                                                                            \
+    /* Codes round((x + delta[d]) * reciprocal of scales[d] + 7.5), which are 0 to 15; and a */    \
+    /* token's gain, for which k = x + delta + along and what stands for it, gain * ((code - */    \
+    /* 7.5) * scale + along), have the same product with k. scales: [dims_p] f16, >= 0. */         \
     X(void, seal_k_i4, (const void *open, const uint16_t *open_scales, const float *delta,         \
-                        const uint16_t *scales, size_t dims_p, const void *next, void *codes))     \
+                        const float *along, const uint16_t *scales, size_t dims_p,                 \
+                        const void *next, void *codes, uint8_t *gains))                            \
     /* Codes and scales of put_v_i4, put_v_i5 for all 64 tokens and dims_p dims. */                \
     X(void, seal_v_i4, (const void *open, const uint16_t *open_scales, size_t dims_p,              \
                         const void *next, void *codes, uint16_t *scales))                          \
@@ -256,6 +254,8 @@ static inline size_t kvt_packed_bytes(size_t rows, size_t dims_p)
     X(void, qk_i4_near, (const float *q, size_t ldq, size_t rows, const void *codes,               \
                          const uint16_t *scales, size_t n_tokens, size_t dims_p,                   \
                          const void *next, float *s))                                              \
+    /* s[r * 64 + t] = (s + add[r]) * gain of token t, for all 64. */                              \
+    X(void, gain_k, (float *s, size_t rows, const uint8_t *gains, const float *add))               \
     /* V of 4 and 5 bits. _near: p * scale rounded to multiples of its largest over 120 or more. */ \
     X(void, pv_i4, (const float *p, size_t rows, const void *codes, const uint16_t *scales,        \
                     size_t n_tokens, size_t dims_p, const float *alpha, const void *next,          \

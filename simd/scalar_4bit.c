@@ -2,11 +2,12 @@
  * Scalar kernels of 4-bit K and of 4- and 5-bit V: the reference, in the order that
  * docs/numerics.md specifies.
  *
- * 4-bit K has a scale and a middle for each dim of a block, codes of 0 to 15: k = middle + scale *
- * (code - 7.5). For a product the scale goes into q, whose middle is added once a block as an i8
- * block's offset is (src/attention/unit.c), so that a code is multiplied as it is. Counting codes
- * from 7.5, not from 0, is what makes one digit of q enough: an error of q is multiplied by the
- * spread of the codes, not by their size.
+ * 4-bit K has a scale and a middle for each dim of a block, a gain for each token, codes of 0 to
+ * 15: k = gain * (middle + scale * (code - 7.5)). For a product the scale goes into q, whose
+ * product with the middles is added once a block as with an i8 block's offset, and the gain
+ * multiplies the score (src/attention/unit.c), so that a code is multiplied as it is. Counting
+ * codes from 7.5, not from 0, is what makes one digit of q enough: an error of q is multiplied by
+ * the spread of the codes, not by their size.
  */
 #include <math.h>
 
@@ -247,15 +248,15 @@ void kvt_scalar_range_k_f16(const void *open, const uint16_t *open_scales, uint6
 }
 
 /*
- * Rounded so that a row's error along the row itself, w = x + delta, cancels, as seal_k_i8 does it
- * (scalar.c): the projection of the errors so far onto the row is taken out of the elements to
- * come, each by its share of the row's squared norm times 4.
+ * What rounding leaves along the key itself is what a query that gives the token much weight sees
+ * of it. The gain takes it away.
  */
 void kvt_scalar_seal_k_i4(const void *open, const uint16_t *open_scales, const float *delta,
-                          const uint16_t *scales, size_t dims_p, const void *next, void *codes)
+                          const float *along, const uint16_t *scales, size_t dims_p,
+                          const void *next, void *codes, uint8_t *gains)
 {
     const uint16_t *in = open;
-    float scale[MAX_DIMS], reciprocal[MAX_DIMS], w[MAX_DIMS];
+    float scale[MAX_DIMS], reciprocal[MAX_DIMS];
     (void)next;
     for (size_t d = 0; d < dims_p; d++) {
         scale[d] = kvt_f16_to_f32(scales[d]);
@@ -263,25 +264,23 @@ void kvt_scalar_seal_k_i4(const void *open, const uint16_t *open_scales, const f
     }
     for (size_t t = 0; t < KVT_TOKENS; t++) {
         const float row_scale = kvt_f16_to_f32(open_scales[t]);
-        float norm = 0.0f, projection = 0.0f, gain;
+        float square = 0.0f, product = 0.0f, gain = 0.0f;
         for (size_t d = 0; d < dims_p; d++) {
-            w[d] = kvt_f16_to_f32(in[kvt_kw_index(t, d, dims_p)]) * row_scale + delta[d];
-            norm = fmaf(w[d], w[d], norm);
-        }
-        norm *= KVT_SHAPE_K4_SHARE;
-        gain = 1.0f / (norm > LEAST ? norm : LEAST);
-        for (size_t d = 0; d < dims_p; d++) {
-            float v = w[d] * reciprocal[d], part = projection * gain, code;
-            part = part > KVT_SHAPE_K4_MAX ? KVT_SHAPE_K4_MAX : part;
-            part = part < -KVT_SHAPE_K4_MAX ? -KVT_SHAPE_K4_MAX : part;
-            code = fmaf(-v, part, v);
-            code = code > 7.5f ? 7.5f : code;
-            code = code < -7.5f ? -7.5f : code;
-            code = (float)round_even(code + 7.5f);
+            float w = kvt_f16_to_f32(in[kvt_kw_index(t, d, dims_p)]) * row_scale + delta[d];
+            float v = w * reciprocal[d], key = w + along[d], code;
+            v = v > 7.5f ? 7.5f : v;
+            v = v < -7.5f ? -7.5f : v;
+            code = (float)round_even(v + 7.5f);
             kvt_put_bits((uint8_t *)codes + kvt_k4_index(t, d, dims_p), kvt_k4_shift(d), 15u,
                          (unsigned)code);
-            projection = fmaf((code - 7.5f) - v, w[d] * scale[d], projection);
+            square = fmaf(key, key, square);
+            product = fmaf((code - 7.5f) * scale[d] + along[d], key, product);
         }
+        if (product > 0.0f)
+            gain = (square / product - 1.0f) * (1.0f / KVT_K4_GAIN_STEP);
+        gain += KVT_K4_GAIN_ONE;
+        gain = gain > 255.0f ? 255.0f : gain;
+        gains[t] = (uint8_t)round_even(gain < 1.0f ? 1.0f : gain);
     }
 }
 
@@ -364,6 +363,16 @@ void kvt_scalar_qk_i4_near(const float *q, size_t ldq, size_t rows, const void *
                 s[r * KVT_TOKENS + t0 + t] = (float)(2 * total[t] - 15 * sums[r]) * step[r];
         }
     }
+}
+
+void kvt_scalar_gain_k(float *s, size_t rows, const uint8_t *gains, const float *add)
+{
+    float gain[KVT_TOKENS];
+    for (size_t t = 0; t < KVT_TOKENS; t++)
+        gain[t] = kvt_k4_gain(gains[t]);
+    for (size_t r = 0; r < rows; r++)
+        for (size_t t = 0; t < KVT_TOKENS; t++)
+            s[r * KVT_TOKENS + t] = (s[r * KVT_TOKENS + t] + add[r]) * gain[t];
 }
 
 /* ---- weighted sums ---- */

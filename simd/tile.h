@@ -19,11 +19,11 @@
  * sequence does not hold (any more) may hold anything, kernels mask by count.
  *
  * A head's record is: K codes | K scales | K offset | K seed | V scales | V codes. Scales are f16,
- * one a token for 8-bit sides, and for 4- and 5-bit V; one a padded dim for 4-bit K. The offset
- * (f16, one a padded dim) exists where the group subtracts one; of 4-bit K it is the middle of each
- * dim's range. The seed (likewise) exists in open blocks of 4-bit K only: src/cache/seal.c. A V
- * that is the first dims of K has no parts of its own. Every part begins at a multiple of 64
- * bytes.
+ * one a token for 8-bit sides, and for 4- and 5-bit V; for 4-bit K one a padded dim (rounded up to
+ * 64 bytes), and then the gains, a byte a token. The offset (f16, one a padded dim) exists where
+ * the group subtracts one; of 4-bit K it is the middle of each dim's range. The seed exists in open
+ * blocks of 4-bit K only: src/cache/reopen.c. A V that is the first dims of K has no parts of its
+ * own. Every part begins at a multiple of 64 bytes.
  */
 #ifndef KVT_TILE_H
 #define KVT_TILE_H
@@ -92,6 +92,28 @@ static inline size_t kvt_v5_index(size_t token, size_t dim, size_t dims)
 static inline unsigned kvt_v5_shift(size_t token, size_t dim)
 {
     return (unsigned)(dim % 2 * 4 + token % 4);
+}
+
+/*
+ * 4-bit K: k = gain * ((code - 7.5) * |scale| + middle), the gain being the token's; where the
+ * scale is negative the middle is added without it.
+ */
+static inline size_t kvt_k4_scales(size_t dims) /* elements of f16 before the gains */
+{
+    return kvt_round_up(dims, 32);
+}
+
+static inline const uint8_t *kvt_k4_gains(const uint16_t *scales, size_t dims)
+{
+    return (const uint8_t *)(scales + kvt_k4_scales(dims));
+}
+
+#define KVT_K4_GAIN_ONE 128
+#define KVT_K4_GAIN_STEP 0x1p-10f
+
+static inline float kvt_k4_gain(uint8_t gain)
+{
+    return 1.0f + (float)(gain - KVT_K4_GAIN_ONE) * KVT_K4_GAIN_STEP;
 }
 
 static inline void kvt_put_bits(uint8_t *byte, unsigned shift, unsigned mask, unsigned code)

@@ -107,7 +107,7 @@ static void row_v5(const float *x, size_t dims, unsigned *codes, uint16_t *scale
         codes[d] = (unsigned)nearest(x[d] * reciprocal + 15.5f);
 }
 
-typedef enum unfused { FUSED, NORM_UNFUSED, CODE_UNFUSED, SUM_UNFUSED } unfused;
+typedef enum unfused { FUSED, SQUARE_UNFUSED, PRODUCT_UNFUSED, UNFUSED_KINDS } unfused;
 
 static float multiply_add(float a, float b, float c, int fused)
 {
@@ -115,21 +115,22 @@ static float multiply_add(float a, float b, float c, int fused)
     return fused ? fmaf(a, b, c) : product + c;
 }
 
-static void row_k4(const float *w, const uint16_t *scales, size_t dims, unfused wrong,
-                   unsigned *codes)
+/* Codes of a row of w = x + delta, and its gain. */
+static unsigned row_k4(const float *w, const float *along, const uint16_t *scales, size_t dims,
+                       unfused wrong, unsigned *codes)
 {
-    float norm = 0.0f, p = 0.0f, gain;
-    for (size_t d = 0; d < dims; d++)
-        norm = multiply_add(w[d], w[d], norm, wrong != NORM_UNFUSED);
-    gain = 1.0f / fmaxf(norm / 4.0f, 0x1p-100f);
+    float square = 0.0f, product = 0.0f, gain = 0.0f;
     for (size_t d = 0; d < dims; d++) {
-        float scale = (float)check_f16_value(scales[d]);
+        float scale = (float)check_f16_value(scales[d]), key = w[d] + along[d];
         float v = scales[d] ? w[d] * (1.0f / scale) : 0.0f;
-        float q = fminf(fmaxf(p * gain, -0.0625f), 0.0625f);
-        float x = fminf(fmaxf(multiply_add(-v, q, v, wrong != CODE_UNFUSED), -7.5f), 7.5f);
-        codes[d] = (unsigned)nearest(x + 7.5f);
-        p = multiply_add(((float)codes[d] - 7.5f) - v, w[d] * scale, p, wrong != SUM_UNFUSED);
+        codes[d] = (unsigned)nearest(fminf(fmaxf(v, -7.5f), 7.5f) + 7.5f);
+        square = multiply_add(key, key, square, wrong != SQUARE_UNFUSED);
+        product = multiply_add(((float)codes[d] - 7.5f) * scale + along[d], key, product,
+                               wrong != PRODUCT_UNFUSED);
     }
+    if (product > 0.0f)
+        gain = (square / product - 1.0f) * 1024.0f;
+    return (unsigned)nearest(fminf(fmaxf(gain + 128.0f, 1.0f), 255.0f));
 }
 
 /* ---- open blocks ---- */
@@ -141,7 +142,10 @@ static float open_at(int is_k, const uint16_t *open, const uint16_t *scales, siz
     return (float)check_f16_value(open[at]) * (float)check_f16_value(scales[t]);
 }
 
-/* Rows of many sizes, zeros of both signs among them; `wide` ones have scales other than 1. */
+/*
+ * Rows of many sizes, zeros of both signs among them, and rows of one magnitude, which have the
+ * largest sums; `wide` ones have scales other than 1.
+ */
 static void fill_open(check *c, int is_k, size_t dims, size_t dims_p, int wide, uint16_t *open,
                       uint16_t *scales)
 {
@@ -153,7 +157,10 @@ static void fill_open(check *c, int is_k, size_t dims, size_t dims_p, int wide, 
             wide && check_below(c, 2) ? (uint16_t)(0x3c00u + 0x400u * check_below(c, 5)) : 0x3c00u;
         for (size_t d = 0; d < dims; d++) {
             float x = check_normal(c) * size;
-            x = zero == 0 ? copysignf(0.0f, x) : zero == 1 && d ? x * 0.01f : x;
+            x = zero == 0        ? copysignf(0.0f, x)
+                : zero == 1 && d ? x * 0.01f
+                : zero == 2      ? copysignf(size, x)
+                                 : x;
             open[is_k ? kvt_kw_index(t, d, dims_p) : kvt_vw_index(t, d, dims_p)] =
                 check_to_f16(x, 0);
         }
@@ -272,8 +279,8 @@ void check_range_k_f16(check *c, void (*kernel)(const void *, const uint16_t *, 
     }
 }
 
-typedef void seal_k_function(const void *, const uint16_t *, const float *, const uint16_t *,
-                             size_t, const void *, void *);
+typedef void seal_k_function(const void *, const uint16_t *, const float *, const float *,
+                             const uint16_t *, size_t, const void *, void *, uint8_t *);
 
 /* Scales and offsets that the open block's range asks for. */
 static void choose_k(const uint16_t *open, const uint16_t *open_scales, size_t dims_p,
@@ -291,16 +298,20 @@ static void choose_k(const uint16_t *open, const uint16_t *open_scales, size_t d
     }
 }
 
+/* gains_differ: by what is not fused, tokens whose gain would be another one. */
 static void check_sealed_k(check *c, const uint16_t *open, const uint16_t *open_scales,
-                           const float *delta, const uint16_t *scales, size_t dims_p,
-                           const unsigned char *codes)
+                           const float *delta, const float *along, const uint16_t *scales,
+                           size_t dims_p, const unsigned char *codes, const uint8_t *gains,
+                           size_t *gains_differ)
 {
     for (size_t t = 0; t < KVT_TOKENS; t++) {
-        unsigned expected[MAX_DIMS];
+        unsigned expected[MAX_DIMS], gain;
         float w[MAX_DIMS];
         for (size_t d = 0; d < dims_p; d++)
             w[d] = open_at(1, open, open_scales, t, d, dims_p) + delta[d];
-        row_k4(w, scales, dims_p, FUSED, expected);
+        gain = row_k4(w, along, scales, dims_p, FUSED, expected);
+        if (gain != gains[t])
+            check_fail(c, "token %zu: gain %u, not %u; dims_p %zu", t, gains[t], gain, dims_p);
         for (size_t d = 0; d < dims_p; d++)
             if (code_at(K4, codes, t, d, dims_p) != expected[d]) {
                 check_fail(c, "token %zu, dim %zu of %zu: code %u, not %u, of %a with scale %04x",
@@ -308,95 +319,91 @@ static void check_sealed_k(check *c, const uint16_t *open, const uint16_t *open_
                            (double)w[d], scales[d]);
                 break;
             }
+        for (int wrong = SQUARE_UNFUSED; wrong < UNFUSED_KINDS; wrong++)
+            gains_differ[wrong] +=
+                row_k4(w, along, scales, dims_p, (unfused)wrong, expected) != gain;
     }
-}
-
-/*
- * Rows whose codes differ if an FMA is left out, searched for: random elements, and a last one that
- * the correction takes to just about a half. They come from delta, as the numbers of 11 bits that a
- * block holds are multiplied without rounding. All rows of the block are the same.
- */
-static void check_fused(check *c, seal_k_function *kernel)
-{
-    enum { DIMS = 64 };
-    size_t found[SUM_UNFUSED + 1] = {0};
-    uint16_t *open = check_buffer(c, 0, KVT_TOKENS * DIMS * 2, 64);
-    uint16_t *open_scales = check_buffer(c, 1, KVT_TOKENS * 2, 2);
-    float *row = check_buffer(c, 2, DIMS * 4, 4);
-    uint16_t *scales = check_buffer(c, 3, DIMS * 2, 2);
-    unsigned char *sealed = check_buffer(c, 4, code_bytes(K4, DIMS), 64);
-    memset(open, 0, KVT_TOKENS * DIMS * 2);
-    for (size_t i = 0; i < KVT_TOKENS; i++)
-        open_scales[i] = 0x3c00u;
-    for (size_t i = 0; i < DIMS; i++)
-        scales[i] = 0x3c00u;
-    for (size_t tries = 0; tries < 60000; tries++) {
-        const unfused wrong = (unfused)(1 + tries % SUM_UNFUSED);
-        unsigned codes[DIMS], others[DIMS];
-        float norm = 0.0f, p = 0.0f, gain, q, last;
-        if (found[wrong] == 3)
-            continue;
-        for (size_t d = 0; d < DIMS - 1; d++) {
-            row[d] = fminf(fmaxf(check_normal(c) * 3.0f, -7.5f), 7.5f);
-            norm = fmaf(row[d], row[d], norm);
-        }
-        last = (float)check_below(c, 7);
-        gain = 1.0f / (fmaf(last, last, norm) / 4.0f);
-        for (size_t d = 0; d < DIMS - 1; d++) {
-            q = fminf(fmaxf(p * gain, -0.0625f), 0.0625f);
-            p = fmaf(rintf(fmaf(-row[d], q, row[d]) + 7.5f) - 7.5f - row[d], row[d], p);
-        }
-        row[DIMS - 1] = last / (1.0f - fminf(fmaxf(p * gain, -0.0625f), 0.0625f));
-        for (size_t i = 0; i < 8; i++)
-            row[DIMS - 1] = nextafterf(row[DIMS - 1], 0.0f);
-        for (size_t i = 0; i < 17; i++, row[DIMS - 1] = nextafterf(row[DIMS - 1], 1000.0f)) {
-            row_k4(row, scales, DIMS, FUSED, codes);
-            row_k4(row, scales, DIMS, wrong, others);
-            if (memcmp(codes, others, sizeof codes) == 0)
-                continue;
-            found[wrong]++;
-            kernel(open, open_scales, row, scales, DIMS, NULL, sealed);
-            check_sealed_k(c, open, open_scales, row, scales, DIMS, sealed);
-            break;
-        }
-    }
-    for (size_t i = 1; i <= SUM_UNFUSED; i++)
-        if (found[i] == 0)
-            check_fail(c, "no row shows whether FMA %zu is one", i);
 }
 
 void check_seal_k_i4(check *c, seal_k_function *kernel)
 {
-    size_t bench_p = BENCH_DIMS;
+    size_t bench_p = BENCH_DIMS, differ[UNFUSED_KINDS] = {0};
     if (c->bench) {
         uint16_t *open = check_buffer(c, 0, KVT_TOKENS * bench_p * 2, 64);
         uint16_t *open_scales = check_buffer(c, 1, KVT_TOKENS * 2, 64);
         float *delta = check_buffer(c, 2, bench_p * 4, 64);
+        float *along = check_buffer(c, 5, bench_p * 4, 64);
         uint16_t *scales = check_buffer(c, 3, bench_p * 2, 64);
         unsigned char *codes = check_buffer(c, 4, code_bytes(K4, bench_p), 64);
+        uint8_t *gains = check_buffer(c, 6, KVT_TOKENS, 64);
         fill_open(c, 1, bench_p, bench_p, 0, open, open_scales);
         choose_k(open, open_scales, bench_p, scales, delta);
+        memset(along, 0, bench_p * 4);
         CHECK_BENCH(c, KVT_TOKENS * bench_p * 2,
-                    kernel(open, open_scales, delta, scales, bench_p, NULL, codes));
+                    kernel(open, open_scales, delta, along, scales, bench_p, NULL, codes, gains));
     }
-    for (size_t i = 0; i < 600; i++) {
+    for (size_t i = 0; i < 2000; i++) {
         size_t dims_p, dims = some_dims(c, i, &dims_p);
         uint16_t *open = check_buffer(c, 0, KVT_TOKENS * dims_p * 2, 64);
         uint16_t *open_scales = check_buffer(c, 1, KVT_TOKENS * 2, 2);
         float *delta = check_buffer(c, 2, dims_p * 4, 4);
+        float *along = check_buffer(c, 5, dims_p * 4, 4);
         uint16_t *scales = check_buffer(c, 3, dims_p * 2, 2);
         unsigned char *codes = check_buffer(c, 4, code_bytes(K4, dims_p), 64);
+        uint8_t *gains = check_buffer(c, 6, KVT_TOKENS, 1);
         fill_open(c, 1, dims, dims_p, i % 2, open, open_scales);
         choose_k(open, open_scales, dims_p, scales, delta);
         for (size_t d = 0; i % 5 == 4 && d < dims; d++) /* a range that was kept, or is zero */
             if (check_below(c, 3) == 0)
-                delta[d] += (float)check_f16_value(scales[d]) * 0.25f;
+                delta[d] += (float)check_f16_value(scales[d]) * (check_below(c, 2) ? 0.25f : 3.0f);
+        memset(along, 0, dims_p * 4);
+        for (size_t d = 0; d < dims; d++) /* none, some, or larger than the row */
+            along[d] = i % 3 == 0   ? 0.0f
+                       : i % 3 == 1 ? check_normal(c) * (float)check_f16_value(scales[d])
+                                    : check_normal(c) * (float)check_f16_value(scales[d]) * 30.0f;
         check_fill_nan(codes, code_bytes(K4, dims_p));
-        kernel(open, open_scales, delta, scales, dims_p, i % 3 ? NULL : codes, codes);
-        check_sealed_k(c, open, open_scales, delta, scales, dims_p, codes);
+        check_fill_nan(gains, KVT_TOKENS);
+        kernel(open, open_scales, delta, along, scales, dims_p, i % 3 ? NULL : codes, codes, gains);
+        check_sealed_k(c, open, open_scales, delta, along, scales, dims_p, codes, gains, differ);
         check_canaries(c);
     }
-    check_fused(c, kernel);
+    for (size_t wrong = SQUARE_UNFUSED; wrong < UNFUSED_KINDS; wrong++)
+        if (differ[wrong] == 0)
+            check_fail(c, "no row shows whether FMA %zu is one", wrong);
+}
+
+void check_gain_k(check *c, void (*kernel)(float *, size_t, const uint8_t *, const float *))
+{
+    if (c->bench) {
+        float *s = check_buffer(c, 0, 4 * KVT_TOKENS * 4, 64), *add = check_buffer(c, 2, 16, 4);
+        uint8_t *gains = check_buffer(c, 1, KVT_TOKENS, 64);
+        memset(s, 0, 4 * KVT_TOKENS * 4);
+        memset(add, 0, 16);
+        memset(gains, 128, KVT_TOKENS);
+        CHECK_BENCH(c, 4 * KVT_TOKENS * 4, kernel(s, 4, gains, add));
+    }
+    for (size_t i = 0; i < 1000; i++) {
+        size_t rows = 1 + i % KVT_ROWS_MAX;
+        float *s = check_buffer(c, 0, rows * KVT_TOKENS * 4, 64);
+        float *before = check_buffer(c, 3, rows * KVT_TOKENS * 4, 64);
+        float *add = check_buffer(c, 2, rows * 4, 4);
+        uint8_t *gains = check_buffer(c, 1, KVT_TOKENS, 1);
+        check_fill(c, s, rows * KVT_TOKENS, (check_kind)(i % CHECK_KINDS), 1e30f);
+        check_fill(c, add, rows, (check_kind)(i / CHECK_KINDS % CHECK_KINDS), 1e30f);
+        for (size_t t = 0; t < KVT_TOKENS; t++)
+            gains[t] = (uint8_t)check_below(c, 256);
+        memcpy(before, s, rows * KVT_TOKENS * 4);
+        kernel(s, rows, gains, add);
+        for (size_t r = 0; r < rows; r++)
+            for (size_t t = 0; t < KVT_TOKENS; t++) {
+                float sum = before[r * KVT_TOKENS + t] + add[r];
+                float expected = sum * (1.0f + ((float)gains[t] - 128.0f) / 1024.0f);
+                if (memcmp(&s[r * KVT_TOKENS + t], &expected, 4) != 0)
+                    check_fail(c, "%a, not %a: row %zu, token %zu", (double)s[r * KVT_TOKENS + t],
+                               (double)expected, r, t);
+            }
+        check_canaries(c);
+    }
 }
 
 /* ---- storing and reading single tokens ---- */

@@ -128,7 +128,7 @@ KVT_INLINE void kvt_live_scales(const uint16_t *scales, size_t n_tokens, float *
 #define KVT_NEON_SEAL_4BIT_LIST(X) X(range_k_f16) X(seal_k_i4) X(seal_v_i4) X(seal_v_i5)
 /* And those of neon_near.c, neon_4bit.c and neon_softmax.c. */
 #define KVT_NEON_NEAR_LIST(X) X(pack_q_near) X(qk_i8_near) X(pv_i8_near)
-#define KVT_NEON_4BIT_LIST(X) X(qk_i4_near) X(pv_i4_near) X(pv_i5_near)
+#define KVT_NEON_4BIT_LIST(X) X(qk_i4_near) X(pv_i4_near) X(pv_i5_near) X(gain_k)
 #define KVT_NEON_SOFTMAX_LIST(X) X(dots_f16) X(logits) X(alibi) X(softmax) X(merge) X(finish)
 /* clang-format on */
 

@@ -393,3 +393,23 @@ void kvt_neon_pv_i5_near(const float *p, size_t rows, const void *codes, const u
     kvt_pv_4bit(p, rows, codes, scales, n_tokens, dims_p, alpha, next, acc, ldacc, P_MOST, -31,
                 blocks, ROWS_BLOCK, 1, kvt_store_row_digits);
 }
+
+void kvt_neon_gain_k(float *s, size_t rows, const uint8_t *gains, const float *add)
+{
+    float gain[KVT_TOKENS];
+    for (size_t t = 0; t < KVT_TOKENS; t += 8) {
+        int16x8_t x = vreinterpretq_s16_u16(vmovl_u8(vld1_u8(gains + t)));
+        x = vsubq_s16(x, vdupq_n_s16(KVT_K4_GAIN_ONE));
+        for (size_t h = 0; h < 2; h++) { /* exact */
+            int32x4_t y = vmovl_s16(h ? vget_high_s16(x) : vget_low_s16(x));
+            vst1q_f32(gain + t + 4 * h,
+                      vfmaq_n_f32(vdupq_n_f32(1.0f), vcvtq_f32_s32(y), KVT_K4_GAIN_STEP));
+        }
+    }
+    for (size_t r = 0; r < rows; r++)
+        for (size_t t = 0; t < KVT_TOKENS; t += 4) {
+            float *at = s + r * KVT_TOKENS + t;
+            float32x4_t x = vaddq_f32(vld1q_f32(at), vdupq_n_f32(add[r]));
+            vst1q_f32(at, vmulq_f32(x, vld1q_f32(gain + t)));
+        }
+}

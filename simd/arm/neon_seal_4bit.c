@@ -9,8 +9,6 @@
 
 #define TILES (KVT_TOKENS / KVT_TILE_TOKENS)
 #define MAX_DIMS 1024
-/* Floats that seal_k_i4 keeps: 32 tokens of up to 576 dims, 16 of 1152. */
-#define BUFFER (32 * 576)
 
 /* ---- range of K ---- */
 
@@ -75,128 +73,88 @@ void kvt_neon_range_k_f16(const void *open, const uint16_t *open_scales, uint64_
 
 /* ---- K ---- */
 
-/* w of a tile and its tokens' gains. Tokens are the lanes; `stride` floats from dim to dim. */
-KVT_INLINE void widen_tile(const uint16_t *from, const uint16_t *open_scales, const float *delta,
-                           size_t dims_p, size_t stride, float *w, float *gain)
-{
-    float32x4_t scale[4], norm[4];
-    KVT_UNROLL
-    for (size_t j = 0; j < 4; j++) {
-        scale[j] = kvt_load_f16x4(open_scales + 4 * j);
-        norm[j] = vdupq_n_f32(0.0f);
-    }
-    for (size_t d = 0; d < dims_p; d++) {
-        KVT_UNROLL
-        for (size_t j = 0; j < 4; j++) {
-            float32x4_t x = kvt_open_plus(from + d * 16 + 4 * j, scale[j], delta + d);
-            vst1q_f32(w + d * stride + 4 * j, x);
-            norm[j] = vfmaq_f32(norm[j], x, x);
-        }
-    }
-    KVT_UNROLL
-    for (size_t j = 0; j < 4; j++) {
-        float32x4_t part = vmulq_f32(norm[j], vdupq_n_f32(KVT_SHAPE_K4_SHARE));
-        part = vmaxq_f32(part, vdupq_n_f32(0x1p-100f));
-        vst1q_f32(gain + 4 * j, vdivq_f32(vdupq_n_f32(1.0f), part));
-    }
-}
-
-/* A dim of four registers, each operation for all of them before the next. w becomes the codes. */
-KVT_INLINE void shape_four(float *w, float scale, float reciprocal, const float32x4_t *gain,
-                           float32x4_t *projection)
-{
-    const float32x4_t part_most = vdupq_n_f32(KVT_SHAPE_K4_MAX), most = vdupq_n_f32(7.5f);
-    float32x4_t x[4], v[4], y[4];
-    KVT_UNROLL
-    for (size_t i = 0; i < 4; i++) {
-        x[i] = vld1q_f32(w + 4 * i);
-        v[i] = vmulq_n_f32(x[i], reciprocal);
-        y[i] = vmulq_f32(projection[i], gain[i]);
-    }
-    KVT_UNROLL
-    for (size_t i = 0; i < 4; i++)
-        y[i] = vmaxq_f32(vminq_f32(y[i], part_most), vnegq_f32(part_most));
-    KVT_UNROLL
-    for (size_t i = 0; i < 4; i++)
-        y[i] = vfmsq_f32(v[i], v[i], y[i]);
-    KVT_UNROLL
-    for (size_t i = 0; i < 4; i++)
-        y[i] = vmaxq_f32(vminq_f32(y[i], most), vnegq_f32(most));
-    KVT_UNROLL
-    for (size_t i = 0; i < 4; i++)
-        y[i] = vrndnq_f32(vaddq_f32(y[i], most));
-    KVT_UNROLL
-    for (size_t i = 0; i < 4; i++) {
-        vst1q_f32(w + 4 * i, y[i]);
-        y[i] = vsubq_f32(vsubq_f32(y[i], most), v[i]);
-    }
-    KVT_UNROLL
-    for (size_t i = 0; i < 4; i++)
-        projection[i] = vfmaq_f32(projection[i], y[i], vmulq_n_f32(x[i], scale));
-}
-
 /* Four dims of four tokens as bytes. */
-KVT_INLINE uint8x16_t bytes_of(const float *w, size_t stride)
+KVT_INLINE uint8x16_t bytes_of(const float32x4_t x[4])
 {
-    const float32x4_t x[4] = {vld1q_f32(w), vld1q_f32(w + stride), vld1q_f32(w + 2 * stride),
-                              vld1q_f32(w + 3 * stride)};
     return vqtbl1q_u8(kvt_codes_of(x), kvt_tokens_order());
 }
 
-/* n (4 or 8) registers of tokens, side by side as in neon_seal.c: a dim of a token is a chain. */
-KVT_INLINE void seal_k(size_t n, const uint16_t *open, const uint16_t *open_scales,
-                       const float *delta, const float *scale, const float *reciprocal,
-                       size_t dims_p, float *w, uint8_t *codes)
+/* gain_k's bytes of the squared norms and products of 4 tokens, as 32 bits. */
+KVT_INLINE uint32x4_t gains_of(float32x4_t square, float32x4_t product)
 {
-    const size_t stride = n * 4;
-    float gains[32];
-    float32x4_t projection[8], gain[8];
-    for (size_t i = 0; i < n; i += 4)
-        widen_tile(open + i * 4 * dims_p, open_scales + i * 4, delta, dims_p, stride, w + i * 4,
-                   gains + i * 4);
+    float32x4_t gain = vsubq_f32(vdivq_f32(square, product), vdupq_n_f32(1.0f));
+    gain = vmulq_f32(gain, vdupq_n_f32(1.0f / KVT_K4_GAIN_STEP));
+    gain = kvt_and_f32(gain, vcgtzq_f32(product));
+    gain = vaddq_f32(gain, vdupq_n_f32(KVT_K4_GAIN_ONE));
+    gain = vmaxq_f32(vminq_f32(gain, vdupq_n_f32(255.0f)), vdupq_n_f32(1.0f));
+    return vcvtnq_u32_f32(gain);
+}
+
+/* A tile: four registers of tokens side by side, as a dim of a token is two chains of FMA. */
+KVT_INLINE void seal_k(const uint16_t *open, const uint16_t *open_scales, const float *delta,
+                       const float *along, const float *scale, const float *reciprocal,
+                       size_t dims_p, uint8_t *codes, uint8_t *gains)
+{
+    float32x4_t row_scale[4], square[4], product[4];
+    uint32x4_t gain[4];
     KVT_UNROLL
-    for (size_t i = 0; i < n; i++) {
-        projection[i] = vdupq_n_f32(0.0f);
-        gain[i] = vld1q_f32(gains + 4 * i);
+    for (size_t i = 0; i < 4; i++) {
+        row_scale[i] = kvt_load_f16x4(open_scales + 4 * i);
+        square[i] = product[i] = vdupq_n_f32(0.0f);
     }
     for (size_t d = 0; d < dims_p; d += 8) {
-        float *eight = w + d * stride;
-        for (size_t e = 0; e < 8; e++) {
+        uint8x16_t half[2][4];
+        for (size_t h = 0; h < 2; h++) {
+            float32x4_t code[4][4]; /* by tokens, dims */
             KVT_UNROLL
-            for (size_t i = 0; i < n; i += 4)
-                shape_four(eight + e * stride + i * 4, scale[d + e], reciprocal[d + e], gain + i,
-                           projection + i);
+            for (size_t e = 0; e < 4; e++) {
+                const size_t at = d + 4 * h + e;
+                const float32x4_t middle = vdupq_n_f32(along[at]);
+                KVT_UNROLL
+                for (size_t i = 0; i < 4; i++) {
+                    float32x4_t w = kvt_open_plus(open + at * 16 + 4 * i, row_scale[i], delta + at);
+                    float32x4_t key = vaddq_f32(w, middle);
+                    float32x4_t x = vaddq_f32(vmulq_n_f32(w, reciprocal[at]), vdupq_n_f32(7.5f));
+                    x = vminq_f32(vmaxq_f32(x, vdupq_n_f32(0.0f)), vdupq_n_f32(15.0f));
+                    x = vrndnq_f32(x);
+                    code[i][e] = x;
+                    square[i] = vfmaq_f32(square[i], key, key);
+                    /* A code times a scale is exact. */
+                    x = vfmaq_n_f32(middle, vsubq_f32(x, vdupq_n_f32(7.5f)), scale[at]);
+                    product[i] = vfmaq_f32(product[i], x, key);
+                }
+            }
+            KVT_UNROLL
+            for (size_t i = 0; i < 4; i++)
+                half[h][i] = bytes_of(code[i]);
         }
         KVT_UNROLL
-        for (size_t i = 0; i < n; i++) {
-            uint8x16_t low = bytes_of(eight + i * 4, stride);
-            uint8x16_t high = bytes_of(eight + 4 * stride + i * 4, stride);
-            vst1q_u8(codes + kvt_k4_index(i * 4, d, dims_p), vsliq_n_u8(low, high, 4));
-        }
+        for (size_t i = 0; i < 4; i++)
+            vst1q_u8(codes + kvt_k4_index(i * 4, d, dims_p), vsliq_n_u8(half[0][i], half[1][i], 4));
     }
+    KVT_UNROLL
+    for (size_t i = 0; i < 4; i++)
+        gain[i] = gains_of(square[i], product[i]);
+    vst1q_u8(gains, vcombine_u8(vmovn_u16(vcombine_u16(vmovn_u32(gain[0]), vmovn_u32(gain[1]))),
+                                vmovn_u16(vcombine_u16(vmovn_u32(gain[2]), vmovn_u32(gain[3])))));
 }
 
 void kvt_neon_seal_k_i4(const void *open, const uint16_t *open_scales, const float *delta,
-                        const uint16_t *scales, size_t dims_p, const void *next, void *codes)
+                        const float *along, const uint16_t *scales, size_t dims_p, const void *next,
+                        void *codes, uint8_t *gains)
 {
     const uint16_t *from = open;
     uint8_t *to = codes;
     float scale[MAX_DIMS], reciprocal[MAX_DIMS];
-    _Alignas(64) float w[BUFFER];
     (void)next;
     for (size_t d = 0; d < dims_p; d += 4) {
         float32x4_t x = kvt_load_f16x4(scales + d);
         vst1q_f32(scale + d, x);
         vst1q_f32(reciprocal + d, kvt_and_f32(vdivq_f32(vdupq_n_f32(1.0f), x), vcgtzq_f32(x)));
     }
-    if (dims_p * 32 <= BUFFER)
-        for (size_t t = 0; t < KVT_TOKENS; t += 32)
-            seal_k(8, from + t * dims_p, open_scales + t, delta, scale, reciprocal, dims_p, w,
-                   to + t * dims_p / 2);
-    else
-        for (size_t t = 0; t < KVT_TOKENS; t += 16)
-            seal_k(4, from + t * dims_p, open_scales + t, delta, scale, reciprocal, dims_p, w,
-                   to + t * dims_p / 2);
+    for (size_t t = 0; t < KVT_TOKENS; t += KVT_TILE_TOKENS)
+        seal_k(from + t * dims_p, open_scales + t, delta, along, scale, reciprocal, dims_p,
+               to + t * dims_p / 2, gains + t);
 }
 
 /* ---- V ---- */

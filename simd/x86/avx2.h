@@ -134,7 +134,8 @@ KVT_INLINE void kvt_transpose_8x8_16(__m128i x[8])
 #define KVT_AVX2_SOFTMAX_LIST(X) X(dots_f16) X(logits) X(alibi) X(softmax) X(merge) X(finish)
 #define KVT_AVX2_I8_LIST(X) X(pack_q_near) X(qk_i8_near) X(pv_i8_near)
 #define KVT_AVX2_4BIT_LIST(X)                                                                      \
-    X(qk_i4) X(pv_i4) X(pv_i5) X(qk_i4_near) X(pv_i4_near) X(pv_i5_near)
+    X(qk_i4) X(pv_i4) X(pv_i5) X(qk_i4_near) X(pv_i4_near) X(pv_i5_near)         \
+    X(gain_k)
 #define KVT_AVX2_TRANSPOSE_LIST(X) X(transpose_f32) X(transpose_f16) X(transpose_i8) X(add_scaled)
 /* clang-format on */
 

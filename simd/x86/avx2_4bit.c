@@ -277,3 +277,20 @@ KVT_INLINE void unpack_v4(int format, const unsigned char *codes, size_t n_token
     }
 PV_KERNEL(kvt_avx2_pv_i4, KVT_V4)
 PV_KERNEL(kvt_avx2_pv_i5, KVT_V5)
+
+void kvt_avx2_gain_k(float *s, size_t rows, const uint8_t *gains, const float *add)
+{
+    __m256 gain[KVT_TOKENS / 8];
+    for (size_t i = 0; i < KVT_TOKENS / 8; i++) {
+        __m256i x = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(gains + 8 * i)));
+        x = _mm256_sub_epi32(x, _mm256_set1_epi32(KVT_K4_GAIN_ONE));
+        gain[i] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(x), _mm256_set1_ps(KVT_K4_GAIN_STEP),
+                                  _mm256_set1_ps(1.0f)); /* exact */
+    }
+    for (size_t r = 0; r < rows; r++)
+        for (size_t i = 0; i < KVT_TOKENS / 8; i++) {
+            float *at = s + r * KVT_TOKENS + 8 * i;
+            __m256 x = _mm256_add_ps(_mm256_load_ps(at), _mm256_broadcast_ss(add + r));
+            _mm256_store_ps(at, _mm256_mul_ps(x, gain[i]));
+        }
+}

@@ -16,7 +16,6 @@
 #include "simd/levels.h"
 
 #define MAX_DIMS 1024
-#define LEAST 0x1p-100f /* of a squared norm */
 
 KVT_DEFINE_FOLD(fold_sum, _mm256_add_ps)
 KVT_DEFINE_FOLD(fold_least, _mm256_min_ps)
@@ -362,156 +361,85 @@ typedef struct k4_dims {
     float scale[MAX_DIMS], reciprocal[MAX_DIMS];
 } k4_dims;
 
-/*
- * x + delta of n registers of tokens to w, n registers a dim, and the tokens' gains. The offset's
- * addition rounds once, as the product with a power of two is exact.
- */
-KVT_INLINE void widen_k4(size_t n, const uint16_t *open, const uint16_t *open_scales,
-                         const float *delta, size_t dims_p, float *w, __m256 *gain)
+/* gain_k's bytes of the squared norms and products of 8 tokens. */
+KVT_INLINE void put_gains(__m256 square, __m256 product, uint8_t *to)
 {
-    __m256 scale[8], norm[8];
-    KVT_UNROLL
-    for (size_t i = 0; i < n; i++) {
-        scale[i] = kvt_load_f16(open_scales + i * 8);
-        norm[i] = _mm256_setzero_ps();
-    }
-    for (size_t d = 0; d < dims_p; d++) {
-        const __m256 offset = _mm256_broadcast_ss(delta + d);
-        KVT_UNROLL
-        for (size_t i = 0; i < n; i++) {
-            __m256 x = kvt_load_f16(open + kvt_kw_index(i * 8, d, dims_p));
-            x = _mm256_fmadd_ps(x, scale[i], offset);
-            norm[i] = _mm256_fmadd_ps(x, x, norm[i]);
-            _mm256_store_ps(w + (d * n + i) * 8, x);
-        }
-    }
-    KVT_UNROLL
-    for (size_t i = 0; i < n; i++)
-        gain[i] =
-            _mm256_div_ps(_mm256_set1_ps(1.0f),
-                          _mm256_max_ps(_mm256_mul_ps(norm[i], _mm256_set1_ps(KVT_SHAPE_K4_SHARE)),
-                                        _mm256_set1_ps(LEAST)));
+    __m256 gain = _mm256_sub_ps(_mm256_div_ps(square, product), _mm256_set1_ps(1.0f));
+    __m256i x;
+    gain = _mm256_mul_ps(gain, _mm256_set1_ps(1.0f / KVT_K4_GAIN_STEP));
+    gain = _mm256_and_ps(gain, _mm256_cmp_ps(product, _mm256_setzero_ps(), _CMP_GT_OQ));
+    gain = _mm256_add_ps(gain, _mm256_set1_ps(KVT_K4_GAIN_ONE));
+    gain = _mm256_max_ps(_mm256_min_ps(gain, _mm256_set1_ps(255.0f)), _mm256_set1_ps(1.0f));
+    x = _mm256_cvtps_epi32(gain);
+    x = _mm256_packus_epi16(_mm256_packus_epi32(x, x), x);
+    x = _mm256_permutevar8x32_epi32(x, _mm256_setr_epi32(0, 4, 0, 0, 0, 0, 0, 0));
+    _mm_storel_epi64((__m128i *)(void *)to, _mm256_castsi256_si128(x));
 }
 
-/*
- * A dim of a pair of registers, each operation for both before the next; w becomes the code. v is
- * limited before the correction, not after it, which shortens the chain: the correction changes v
- * by a 16th at most, so that 7.5 and above rounds to 15 either way, and likewise -7.5 to 0.
- */
-KVT_INLINE void shape_pair(float *w, const __m256 *gain, __m256 scale, __m256 reciprocal,
-                           __m256 *projection)
+#define K4_VECTORS 4 /* of 8 tokens, side by side: a dim of a token is two chains of FMA */
+
+/* 32 tokens. */
+KVT_INLINE void seal_k4(const uint16_t *open, const uint16_t *open_scales, const float *delta,
+                        const float *along, const k4_dims *dims, size_t dims_p,
+                        const uint16_t *next, uint8_t *codes, uint8_t *gains)
 {
-    const __m256 middle = _mm256_set1_ps(7.5f);
-    __m256 v[2], x[2], y[2];
+    __m256 scale[K4_VECTORS], square[K4_VECTORS], product[K4_VECTORS];
     KVT_UNROLL
-    for (size_t i = 0; i < 2; i++)
-        x[i] = _mm256_mul_ps(projection[i], gain[i]);
-    KVT_UNROLL
-    for (size_t i = 0; i < 2; i++)
-        v[i] = _mm256_mul_ps(_mm256_load_ps(w + i * 8), reciprocal);
-    KVT_UNROLL
-    for (size_t i = 0; i < 2; i++)
-        x[i] = kvt_at_least_minus(kvt_at_most(x[i], KVT_SHAPE_K4_MAX), KVT_SHAPE_K4_MAX);
-    KVT_UNROLL
-    for (size_t i = 0; i < 2; i++)
-        y[i] = kvt_at_least_minus(kvt_at_most(v[i], 7.5f), 7.5f);
-    KVT_UNROLL
-    for (size_t i = 0; i < 2; i++)
-        x[i] = _mm256_add_ps(_mm256_fnmadd_ps(y[i], x[i], y[i]), middle);
-    KVT_UNROLL
-    for (size_t i = 0; i < 2; i++)
-        x[i] = _mm256_round_ps(x[i], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    KVT_UNROLL
-    for (size_t i = 0; i < 2; i++)
-        y[i] = _mm256_mul_ps(_mm256_load_ps(w + i * 8), scale);
-    KVT_UNROLL
-    for (size_t i = 0; i < 2; i++) {
-        _mm256_store_ps(w + i * 8, x[i]);
-        x[i] = _mm256_sub_ps(_mm256_sub_ps(x[i], middle), v[i]);
-        projection[i] = _mm256_fmadd_ps(x[i], y[i], projection[i]);
+    for (size_t i = 0; i < K4_VECTORS; i++) {
+        scale[i] = kvt_load_f16(open_scales + 8 * i);
+        square[i] = product[i] = _mm256_setzero_ps();
     }
-}
-
-/*
- * Codes of 8 dims of a register of tokens, as f32 `stride` floats apart: six of them are the digits
- * of a sum below 2^24, which f32 holds exactly, the other two of one below 2^8.
- */
-KVT_INLINE __m256i join_codes(const float *code, size_t stride)
-{
-#define CODE(e) _mm256_load_ps(code + (e)*stride)
-#define TIMES(factor) _mm256_set1_ps(factor)
-    __m256 low = _mm256_fmadd_ps(CODE(4), TIMES(16.0f), CODE(0));
-    __m256 middle = _mm256_fmadd_ps(CODE(5), TIMES(16.0f), CODE(1));
-    __m256 high = _mm256_fmadd_ps(CODE(6), TIMES(16.0f), CODE(2));
-    __m256 top = _mm256_fmadd_ps(CODE(7), TIMES(16.0f), CODE(3));
-#undef CODE
-    low = _mm256_fmadd_ps(high, TIMES(65536.0f), _mm256_fmadd_ps(middle, TIMES(256.0f), low));
-#undef TIMES
-    return _mm256_or_si256(_mm256_cvtps_epi32(low), _mm256_slli_epi32(_mm256_cvtps_epi32(top), 24));
-}
-
-/*
- * Codes of n registers of tokens. As in avx2_seal.c all registers go side by side, for the latency
- * of the chains, and the codes of 8 dims are joined and stored during the next 8.
- */
-KVT_INLINE void shape(size_t n, size_t dims_p, float *w, const __m256 *gain, const k4_dims *dims,
-                      const uint16_t *next, uint8_t *codes)
-{
-    __m256 projection[8];
-    KVT_UNROLL
-    for (size_t i = 0; i < n; i++)
-        projection[i] = _mm256_setzero_ps();
     for (size_t d = 0; d < dims_p; d += 8) {
+        __m256i word[K4_VECTORS];
         KVT_UNROLL
+        for (size_t i = 0; i < K4_VECTORS; i++)
+            word[i] = _mm256_setzero_si256();
         for (size_t e = 0; e < 8; e++) {
-            const __m256 scale = _mm256_broadcast_ss(dims->scale + d + e);
-            const __m256 reciprocal = _mm256_broadcast_ss(dims->reciprocal + d + e);
+            const __m128i place = _mm_cvtsi32_si128((int)(e % 4 * 8 + e / 4 * 4));
+            const __m256 middle = _mm256_broadcast_ss(along + d + e);
+            _mm_prefetch((const char *)(next + (d + e) * 32), _MM_HINT_T1);
             KVT_UNROLL
-            for (size_t i = 0; i < n; i += 2) {
-                shape_pair(w + ((d + e) * n + i) * 8, gain + i, scale, reciprocal, projection + i);
-                if ((e * n + i) % 4 == 0)
-                    _mm_prefetch((const char *)(next + (d * n + e * n + i) * 8), _MM_HINT_T1);
+            for (size_t i = 0; i < K4_VECTORS; i++) {
+                const uint16_t *from =
+                    open + i / 2 * 16 * dims_p + (d + e) * KVT_TILE_TOKENS + i % 2 * 8;
+                /* An element times its scale is exact. */
+                __m256 w = _mm256_fmadd_ps(kvt_load_f16(from), scale[i],
+                                           _mm256_broadcast_ss(delta + d + e));
+                __m256 key = _mm256_add_ps(w, middle);
+                __m256 x = _mm256_mul_ps(w, _mm256_broadcast_ss(dims->reciprocal + d + e));
+                __m256i code;
+                x = _mm256_add_ps(x, _mm256_set1_ps(7.5f));
+                x = _mm256_min_ps(_mm256_max_ps(x, _mm256_setzero_ps()), _mm256_set1_ps(15.0f));
+                code = _mm256_cvtps_epi32(x);
+                word[i] = _mm256_or_si256(word[i], _mm256_sll_epi32(code, place));
+                square[i] = _mm256_fmadd_ps(key, key, square[i]);
+                x = _mm256_sub_ps(_mm256_cvtepi32_ps(code), _mm256_set1_ps(7.5f));
+                /* So is a code times a scale. */
+                x = _mm256_fmadd_ps(x, _mm256_broadcast_ss(dims->scale + d + e), middle);
+                product[i] = _mm256_fmadd_ps(x, key, product[i]);
             }
-            if (d && e < n)
-                kvt_store_256(codes + kvt_k4_index(e * 8, d - 8, dims_p),
-                              join_codes(w + ((d - 8) * n + e) * 8, n * 8));
         }
+        KVT_UNROLL
+        for (size_t i = 0; i < K4_VECTORS; i++)
+            kvt_store_256(codes + kvt_k4_index(8 * i, d, dims_p), word[i]);
     }
     KVT_UNROLL
-    for (size_t i = 0; i < n; i++)
-        kvt_store_256(codes + kvt_k4_index(i * 8, dims_p - 8, dims_p),
-                      join_codes(w + ((dims_p - 8) * n + i) * 8, n * 8));
+    for (size_t i = 0; i < K4_VECTORS; i++)
+        put_gains(square[i], product[i], gains + 8 * i);
 }
 
-KVT_INLINE void seal_k4(size_t n, const uint16_t *open, const uint16_t *open_scales,
-                        const float *delta, const k4_dims *dims, size_t dims_p,
-                        const uint16_t *next, float *w, uint8_t *codes)
-{
-    __m256 gain[8];
-    widen_k4(n, open, open_scales, delta, dims_p, w, gain);
-    shape(n, dims_p, w, gain, dims, next, codes);
-}
-
-/* As many tokens at a time as the buffer has room for. */
 void kvt_avx2_seal_k_i4(const void *open, const uint16_t *open_scales, const float *delta,
-                        const uint16_t *scales, size_t dims_p, const void *next, void *codes)
+                        const float *along, const uint16_t *scales, size_t dims_p, const void *next,
+                        void *codes, uint8_t *gains)
 {
     const uint16_t *from = open, *ahead = next ? next : open;
     uint8_t *to = codes;
-    _Alignas(64) float w[KVT_SEAL_BUFFER];
     k4_dims dims;
     for (size_t d = 0; d < dims_p; d += 8) {
         _mm256_storeu_ps(dims.scale + d, kvt_load_f16(scales + d));
         _mm256_storeu_ps(dims.reciprocal + d, kvt_reciprocals_of(kvt_load_128(scales + d), 1.0f));
     }
-    if (dims_p * 64 <= KVT_SEAL_BUFFER)
-        seal_k4(8, from, open_scales, delta, &dims, dims_p, ahead, w, to);
-    else if (dims_p * 32 <= KVT_SEAL_BUFFER)
-        for (size_t t = 0; t < KVT_TOKENS; t += 32)
-            seal_k4(4, from + t * dims_p, open_scales + t, delta, &dims, dims_p, ahead + t * dims_p,
-                    w, to + t * dims_p / 2);
-    else
-        for (size_t t = 0; t < KVT_TOKENS; t += 16)
-            seal_k4(2, from + t * dims_p, open_scales + t, delta, &dims, dims_p, ahead + t * dims_p,
-                    w, to + t * dims_p / 2);
+    for (size_t t = 0; t < KVT_TOKENS; t += 32)
+        seal_k4(from + t * dims_p, open_scales + t, delta, along, &dims, dims_p, ahead + t * dims_p,
+                to + t * dims_p / 2, gains + t);
 }

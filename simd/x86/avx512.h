@@ -31,7 +31,7 @@ KVT_INLINE __m512 kvt_load_f16(const uint16_t *from)
 /* Those of avx512_4bit.c, avx512_4bit_float.c and avx512_4bit_seal.c. */
 #define KVT_AVX512_4BIT_LIST(X)                                                                    \
     X(qk_i4_near) X(pv_i4_near) X(pv_i5_near) X(qk_i4) X(pv_i4) X(pv_i5)                           \
-    X(range_k_f16) X(seal_k_i4) X(seal_v_i4) X(seal_v_i5)
+    X(range_k_f16) X(seal_k_i4) X(seal_v_i4) X(seal_v_i5) X(gain_k)
 /* And those that avx512_float.c defines. */
 #define KVT_AVX512_FLOAT_LIST(X)                                                                   \
     X(qk_f32) X(qk_f16) X(qk_i8) X(pv_f32) X(pv_f16) X(pv_i8)                                      \

@@ -351,3 +351,23 @@ KVT_INLINE void pv_columns(size_t bits, size_t rows, size_t vectors, const pv_ca
     }
 PV_KERNEL(4)
 PV_KERNEL(5)
+
+void kvt_avx512_gain_k(float *s, size_t rows, const uint8_t *gains, const float *add)
+{
+    __m512 gain[KVT_TOKENS / 16];
+    KVT_UNROLL
+    for (size_t i = 0; i < KVT_TOKENS / 16; i++) {
+        __m512i x = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(gains + 16 * i)));
+        x = _mm512_sub_epi32(x, _mm512_set1_epi32(KVT_K4_GAIN_ONE));
+        gain[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(x), _mm512_set1_ps(KVT_K4_GAIN_STEP),
+                                  _mm512_set1_ps(1.0f)); /* exact */
+    }
+    for (size_t r = 0; r < rows; r++) {
+        KVT_UNROLL
+        for (size_t i = 0; i < KVT_TOKENS / 16; i++) {
+            float *at = s + r * KVT_TOKENS + 16 * i;
+            __m512 x = _mm512_add_ps(_mm512_load_ps(at), _mm512_set1_ps(add[r]));
+            _mm512_store_ps(at, _mm512_mul_ps(x, gain[i]));
+        }
+    }
+}

@@ -73,35 +73,34 @@ KVT_INLINE __m512 load_k(const uint16_t *from, __m512 scale, float delta)
     return _mm512_fmadd_ps(kvt_load_f16(from), scale, _mm512_set1_ps(delta));
 }
 
+/* gain_k's byte of the squared norms and products of 16 tokens. */
+KVT_INLINE __m128i gains_of(__m512 square, __m512 product)
+{
+    const __mmask16 positive = _mm512_cmp_ps_mask(product, _mm512_setzero_ps(), _CMP_GT_OQ);
+    __m512 gain = _mm512_sub_ps(_mm512_div_ps(square, product), _mm512_set1_ps(1.0f));
+    gain = _mm512_maskz_mul_ps(positive, gain, _mm512_set1_ps(1.0f / KVT_K4_GAIN_STEP));
+    gain = _mm512_add_ps(gain, _mm512_set1_ps(KVT_K4_GAIN_ONE));
+    gain = _mm512_max_ps(_mm512_min_ps(gain, _mm512_set1_ps(255.0f)), _mm512_set1_ps(1.0f));
+    return _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(gain));
+}
+
 void kvt_avx512_seal_k_i4(const void *open, const uint16_t *open_scales, const float *delta,
-                          const uint16_t *scales, size_t dims_p, const void *next, void *codes)
+                          const float *along, const uint16_t *scales, size_t dims_p,
+                          const void *next, void *codes, uint8_t *gains)
 {
     const uint16_t *from = open;
     const uintptr_t ahead = (uintptr_t)(next ? next : open);
     _Alignas(64) float step[MAX_DIMS], reciprocal[MAX_DIMS];
-    __m512 scale[TILES], gain[TILES], projection[TILES];
+    __m512 scale[TILES], square[TILES], product[TILES];
     KVT_UNROLL
     for (size_t i = 0; i < TILES; i++) {
         scale[i] = kvt_load_f16(open_scales + 16 * i);
-        gain[i] = projection[i] = _mm512_setzero_ps();
+        square[i] = product[i] = _mm512_setzero_ps();
     }
     for (size_t d = 0; d < dims_p; d += 16) {
         __m512 x = kvt_load_f16(scales + d);
         _mm512_store_ps(step + d, x);
         _mm512_store_ps(reciprocal + d, reciprocals_of(x, 1.0f));
-    }
-    for (size_t d = 0; d < dims_p; d++) {
-        KVT_UNROLL
-        for (size_t i = 0; i < TILES; i++) {
-            __m512 w = load_k(from + kvt_kw_index(16 * i, d, dims_p), scale[i], delta[d]);
-            gain[i] = _mm512_fmadd_ps(w, w, gain[i]);
-        }
-    }
-    KVT_UNROLL
-    for (size_t i = 0; i < TILES; i++) {
-        __m512 norm = _mm512_mul_ps(gain[i], _mm512_set1_ps(KVT_SHAPE_K4_SHARE));
-        gain[i] =
-            _mm512_div_ps(_mm512_set1_ps(1.0f), _mm512_max_ps(norm, _mm512_set1_ps(KVT_LEAST)));
     }
     for (size_t d = 0; d < dims_p; d += 8) {
         /* The codes of two dims and, times 16, of those 4 dims later: 16 bits, exact as f32. */
@@ -110,6 +109,7 @@ void kvt_avx512_seal_k_i4(const void *open, const uint16_t *open_scales, const f
         for (size_t e = 0; e < 8; e++) {
             static const float place[4] = {1.0f, 256.0f, 16.0f, 4096.0f};
             const __m512 by = _mm512_set1_ps(place[e % 2 + e / 4 * 2]);
+            const __m512 middle = _mm512_set1_ps(along[d + e]);
             __m512 *to = word[e % 4 / 2];
             _mm_prefetch((const char *)(ahead + (d + e) * 128), _MM_HINT_T1);
             _mm_prefetch((const char *)(ahead + (d + e) * 128 + 64), _MM_HINT_T1);
@@ -117,19 +117,19 @@ void kvt_avx512_seal_k_i4(const void *open, const uint16_t *open_scales, const f
             for (size_t i = 0; i < TILES; i++) {
                 __m512 w =
                     load_k(from + kvt_kw_index(16 * i, d + e, dims_p), scale[i], delta[d + e]);
-                __m512 v = _mm512_mul_ps(w, _mm512_set1_ps(reciprocal[d + e])), x;
-                /* The lesser magnitude, with the sign of the first. */
-                x = _mm512_range_ps(_mm512_mul_ps(projection[i], gain[i]),
-                                    _mm512_set1_ps(KVT_SHAPE_K4_MAX), 2);
-                x = _mm512_add_ps(_mm512_fnmadd_ps(v, x, v), _mm512_set1_ps(7.5f));
+                __m512 key = _mm512_add_ps(w, middle), x;
+                x = _mm512_mul_ps(w, _mm512_set1_ps(reciprocal[d + e]));
                 /* Rounding keeps order: clamping before or after the addition is the same. */
+                x = _mm512_add_ps(x, _mm512_set1_ps(7.5f));
                 x = _mm512_max_ps(x, _mm512_setzero_ps());
                 x = _mm512_min_ps(x, _mm512_set1_ps(15.0f));
                 x = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
                 to[i] = e % 4 % 2 || e >= 4 ? _mm512_fmadd_ps(x, by, to[i]) : x;
-                x = _mm512_sub_ps(_mm512_sub_ps(x, _mm512_set1_ps(7.5f)), v);
-                projection[i] = _mm512_fmadd_ps(x, _mm512_mul_ps(w, _mm512_set1_ps(step[d + e])),
-                                                projection[i]);
+                square[i] = _mm512_fmadd_ps(key, key, square[i]);
+                /* A code times a scale is exact, so that this rounds as two operations do. */
+                x = _mm512_fmadd_ps(_mm512_sub_ps(x, _mm512_set1_ps(7.5f)),
+                                    _mm512_set1_ps(step[d + e]), middle);
+                product[i] = _mm512_fmadd_ps(x, key, product[i]);
             }
         }
         KVT_UNROLL
@@ -139,6 +139,9 @@ void kvt_avx512_seal_k_i4(const void *open, const uint16_t *open_scales, const f
                 _mm512_or_si512(_mm512_cvtps_epi32(word[0][i]),
                                 _mm512_slli_epi32(_mm512_cvtps_epi32(word[1][i]), 16)));
     }
+    KVT_UNROLL
+    for (size_t i = 0; i < TILES; i++)
+        _mm_storeu_si128((__m128i *)(void *)(gains + 16 * i), gains_of(square[i], product[i]));
 }
 
 /* ---- V ---- */

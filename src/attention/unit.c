@@ -219,6 +219,69 @@ static void take_offset(const kvt_unit *u, size_t from, const uint16_t *scales, 
             u->scores[r * KVT_TOKENS + t] -= u->add[r];
 }
 
+/* 4-bit K some of whose middles the gains do not multiply: the parts of its scales and offset. */
+typedef struct k4_parts {
+    uint16_t scales[KVT_MAX_DIM];                   /* without their signs */
+    uint16_t along[KVT_MAX_DIM], rest[KVT_MAX_DIM]; /* of the offset */
+} k4_parts;
+
+static void split_k4(const uint16_t *scales, const uint16_t *offset, size_t dims, k4_parts *parts)
+{
+    for (size_t d = 0; d < dims; d++) {
+        const uint16_t marked = scales[d] & 0x8000u ? 0xffffu : 0;
+        parts->scales[d] = scales[d] & 0x7fffu;
+        parts->along[d] = offset[d] & (uint16_t)~marked;
+        parts->rest[d] = offset[d] & marked;
+    }
+}
+
+/*
+ * Scores of 4-bit K, with the gains and what they multiply of the offset; the rest of it is left in
+ * u->add. seldom: the memory is needed where scales are marked (simd/tile.h).
+ */
+static void scores_k4(const kvt_unit *u, size_t from, const head_block *b, size_t n,
+                      const void *next, k4_parts *parts)
+{
+    const kvt_kernels *k = &u->cache->kernels;
+    const size_t dims = b->layout->k_dims, rows = u->rows - from;
+    const uint16_t *scales = halves(b->record + b->layout->k_scales);
+    const uint16_t *offset = halves(b->record + b->layout->k_offset);
+    const uint8_t *gains = kvt_k4_gains(scales, dims);
+    const float *q = u->q + from * dims;
+    float *s = u->scores + from * KVT_TOKENS, *add = u->add + from;
+
+    if (parts)
+        split_k4(scales, offset, dims, parts);
+    (u->args->flags & KVT_ATTEND_F32 ? k->qk_i4 : k->qk_i4_near)(
+        q, dims, rows, b->record + b->layout->k_codes, parts ? parts->scales : scales, n, dims,
+        next, s);
+    k->dots_f16(q, dims, rows, parts ? parts->along : offset, dims, add);
+    k->gain_k(s, rows, gains, add);
+    if (parts)
+        k->dots_f16(q, dims, rows, parts->rest, dims, add);
+    else
+        memset(add, 0, rows * sizeof *add);
+}
+
+#if defined(__GNUC__)
+__attribute__((noinline)) /* its memory on the stack is needed seldom */
+#endif
+static void
+scores_k4_in_parts(const kvt_unit *u, size_t from, const head_block *b, size_t n, const void *next)
+{
+    k4_parts parts;
+    scores_k4(u, from, b, n, next, &parts);
+}
+
+static int is_marked(const head_block *b)
+{
+    const uint16_t *scales = halves(b->record + b->layout->k_scales);
+    uint16_t any = 0;
+    for (size_t d = 0; d < b->layout->k_dims; d++)
+        any |= scales[d];
+    return any >> 15;
+}
+
 /* Scores of the rows from `from` on. */
 static void scores_of(const kvt_unit *u, size_t from, const head_block *b, size_t n,
                       const void *next)
@@ -229,18 +292,23 @@ static void scores_of(const kvt_unit *u, size_t from, const head_block *b, size_
     const void *codes = b->record + layout->k_codes;
     const uint16_t *scales = halves(b->record + layout->k_scales);
 
-    if (is_integer(u, type) && type == KVT_TYPE_I8) {
+    if (type == KVT_TYPE_I4) {
+        if (is_marked(b))
+            scores_k4_in_parts(u, from, b, n, next);
+        else
+            scores_k4(u, from, b, n, next, NULL);
+        return;
+    }
+    if (is_integer(u, type)) {
         (is_fast(u) ? k->qk_i8_fast : k->qk_i8_near)(u->packed, from, u->rows, codes, scales, n,
                                                      layout->k_dims, next, u->scores);
         return;
     }
     (type == KVT_TYPE_F32   ? k->qk_f32
      : type == KVT_TYPE_F16 ? k->qk_f16
-     : type == KVT_TYPE_I8  ? k->qk_i8
-     : (u->args->flags & KVT_ATTEND_F32) != 0
-         ? k->qk_i4
-         : k->qk_i4_near)(u->q + from * layout->k_dims, layout->k_dims, u->rows - from, codes,
-                          scales, n, layout->k_dims, next, u->scores + from * KVT_TOKENS);
+                            : k->qk_i8)(u->q + from * layout->k_dims, layout->k_dims,
+                                        u->rows - from, codes, scales, n, layout->k_dims, next,
+                                        u->scores + from * KVT_TOKENS);
     scales = open_scales(b, type, layout->k_scale_bytes, layout->k_scales, n);
     if (scales)
         scale_tokens(u, from, scales, n);
@@ -365,6 +433,8 @@ static void add_offsets(const kvt_unit *u, size_t from, const head_block *b, siz
     const kvt_layout *layout = b->layout;
     const uint16_t *scales =
         open_scales(b, layout->k_type, layout->k_scale_bytes, layout->k_scales, n);
+    if (layout->k_type == KVT_TYPE_I4) /* scores_k4 has done it */
+        return;
     u->cache->kernels.dots_f16(u->q + from * layout->k_dims, layout->k_dims, u->rows - from,
                                halves(b->record + layout->k_offset), layout->k_dims, u->add + from);
     if (scales)

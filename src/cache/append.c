@@ -194,8 +194,6 @@ static int put_open(const append_side *s, size_t row, uint64_t i, size_t n, cons
             memcpy(s->border + slot * s->dims, buffer, part * s->dims * sizeof *buffer);
         if (s->has_offset && slot == 0)
             base_offset(s, row, buffer, to->offset);
-        if (to->seed && slot == 0)
-            memset(to->seed, 0, s->job->group->layouts[KVT_OPEN].k_seed_bytes);
         if (!kvt_open_put(kernels, s->job->group, s->side, buffer, part, s->dims, to, slot))
             return 0;
         slot += part;

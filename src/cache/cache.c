@@ -97,8 +97,9 @@ double kvt_cache_bytes_per_token(const kvt_cache *cache)
         const kvt_group *group = &cache->groups[g];
         const kvt_group_config *config = &group->config;
         const kvt_layout *layout = &group->layouts[KVT_SEALED];
-        size_t k_scale_bytes = config->k_type == KVT_TYPE_I4 ? config->k_dim * sizeof(uint16_t)
-                                                             : layout->k_scale_bytes;
+        size_t k_scale_bytes = config->k_type == KVT_TYPE_I4
+                                   ? config->k_dim * sizeof(uint16_t) + KVT_TOKENS
+                                   : layout->k_scale_bytes;
         double head = (double)(config->k_dim * kvt_type_bits(config->k_type)) / 8 +
                       (double)(k_scale_bytes + layout->v_scale_bytes) / KVT_TOKENS;
         if (!group->v_in_k)

@@ -592,6 +592,30 @@ typedef struct kvt_record {
     uint16_t *seed;   /* of K in an open block of a group that reopens, else NULL: see reopen.c */
 } kvt_record;
 
+/*
+ * A seed: scales [dims_p], middles [dims_p], and the gains of the 64 tokens, 0 of those that have
+ * not been 4-bit codes before.
+ */
+static inline uint8_t *kvt_seed_gains(uint16_t *seed, size_t dims_p)
+{
+    return (uint8_t *)(seed + 2 * dims_p);
+}
+
+/* What get_k_i4 gives with the scales' magnitudes, of a token, with the gain and the offset. */
+void kvt_k4_finish(const kvt_record *record, size_t t, size_t dims, size_t dims_p, float *x);
+
+/* The gains of a sealed record of 4-bit K. */
+static inline uint8_t *kvt_record_gains(const kvt_record *record, size_t dims_p)
+{
+    return (uint8_t *)(record->scales + kvt_k4_scales(dims_p));
+}
+
+/*
+ * Middles of 4-bit K that are a part of what the gain multiplies: those of a bias that is large
+ * beside the dim's own range would make the gain that of the bias.
+ */
+#define KVT_K4_ALONG 32.0f /* steps */
+
 /* Of a block, layer and head. */
 kvt_record kvt_record_of(const kvt_group *group, const kvt_block *block, kvt_side side,
                          size_t layer_index, size_t kv_head);

@@ -71,12 +71,13 @@ static void make_layout(const kvt_group_config *config, int form, int offsets, k
     v_bytes = layout->v_dims * KVT_TOKENS * kvt_type_bits(layout->v_type) / 8;
     layout->v_code_bytes = v_bytes;
     by_dims = kvt_round_up(layout->k_dims * sizeof(uint16_t), 64);
-    layout->k_scale_bytes = layout->k_type == KVT_TYPE_I4        ? by_dims
+    layout->k_scale_bytes = layout->k_type == KVT_TYPE_I4        ? by_dims + KVT_TOKENS
                             : kvt_is_sealed_type(config->k_type) ? KVT_TOKENS * sizeof(uint16_t)
                                                                  : 0;
     layout->v_scale_bytes = kvt_is_sealed_type(config->v_type) ? KVT_TOKENS * sizeof(uint16_t) : 0;
     layout->k_offset_bytes = offsets ? by_dims : 0;
-    layout->k_seed_bytes = form == KVT_OPEN && config->k_type == KVT_TYPE_I4 ? 2 * by_dims : 0;
+    layout->k_seed_bytes =
+        form == KVT_OPEN && config->k_type == KVT_TYPE_I4 ? 2 * by_dims + KVT_TOKENS : 0;
 
     layout->transposed_bytes = 0;
     if (config->flags & KVT_GROUP_V_IN_K) {

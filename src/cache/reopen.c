@@ -6,8 +6,8 @@
  * block is sealed anew with the others. That must not wear them down if it happens again and again:
  *
  *  - K's rows are the numbers that the codes stood for, rounded to f16, and the seed has each dim's
- *    scale and middle: a dim whose range still covers all rows keeps both, and the tokens their
- *    codes (seal.c, choose_k4).
+ *    scale and middle and the tokens' gains: a dim whose range still covers all rows keeps both,
+ *    and the tokens their codes, and their gains in any case (seal.c, keep_grid).
  *  - V's rows are its codes' multiples of the scale, which f16 holds exactly, and it. 8 and 5
  *    bits are sealed to the same codes and scale, as one element is the largest multiple. For 4
  *    bits, whose scale comes of a search, the scale is made negative: such a row is taken over.
@@ -34,11 +34,10 @@ static void reopen_k(const reopen_job *job, const kvt_record *from, size_t layer
     const kvt_kernels *kernels = &job->seq->cache->kernels;
     const kvt_group *group = job->group;
     const size_t dims = group->config.k_dim, dims_p = group->layouts[KVT_OPEN].k_dims;
-    float x[KVT_MAX_DIM], middle[KVT_MAX_DIM];
+    const uint8_t *gains = kvt_record_gains(from, dims_p);
+    uint16_t scales[KVT_MAX_DIM];
+    float x[KVT_MAX_DIM];
 
-    memset(to->seed, 0, group->layouts[KVT_OPEN].k_seed_bytes);
-    memcpy(to->seed, from->scales, dims * sizeof *to->seed);
-    memcpy(to->seed + dims_p, from->offset, dims * sizeof *to->seed);
     if (job->row == 0) {
         memcpy(to->offset, from->offset, dims * sizeof *to->offset);
     } else { /* as all rows behind block 0 */
@@ -46,13 +45,16 @@ static void reopen_k(const reopen_job *job, const kvt_record *from, size_t layer
         const kvt_record first = kvt_record_of(group, zero, KVT_SIDE_K, layer, head);
         memcpy(to->offset, first.offset, dims * sizeof *to->offset);
     }
-    (void)kernels->load_f16(from->offset, middle, dims);
+    for (size_t d = 0; d < dims_p; d++)
+        scales[d] = from->scales[d] & (uint16_t)~F16_MINUS;
     for (size_t t = 0; t < job->n_tokens; t++) {
-        kernels->get_k_i4(from->codes, from->scales, t, dims, dims_p, x);
-        for (size_t d = 0; d < dims; d++)
-            x[d] += middle[d];
+        kernels->get_k_i4(from->codes, scales, t, dims, dims_p, x);
+        kvt_k4_finish(from, t, dims, dims_p, x);
         kvt_open_put_back(kernels, group, x, dims, to, t);
     }
+    memcpy(to->seed, from->scales, dims * sizeof *to->seed);
+    memcpy(to->seed + dims_p, from->offset, dims * sizeof *to->seed);
+    memcpy(kvt_seed_gains(to->seed, dims_p), gains, job->n_tokens);
 }
 
 /* The multiple of its scale that a code stands for: dims of one token. */

@@ -136,6 +136,10 @@ static int put_rows(const kvt_kernels *kernels, const kvt_group *group, kvt_side
     int centered = 1, stored;
     for (size_t i = 0; i < n; i++)
         to->scales[slot + i] = F16_ONE;
+    if (to->seed && slot == 0)
+        memset(to->seed, 0, 2 * dims_p * sizeof *to->seed);
+    if (to->seed)
+        memset(kvt_seed_gains(to->seed, dims_p) + slot, 0, n);
     if (to->offset)
         stored = put_less(kernels, x, n, dims, dims_p, to, slot, &centered);
     else
@@ -163,7 +167,7 @@ void kvt_open_put_back(const kvt_kernels *kernels, const kvt_group *group, float
                        const kvt_record *to, size_t slot)
 {
     int stored = put_rows(kernels, group, KVT_SIDE_K, KVT_I8_MAX, x, 1, dims, to, slot);
-    assert(stored); /* 7.5 scales, a middle and an offset: 9.5 * 65504 */
+    assert(stored); /* 7.5 scales, a middle and a gain, an offset: below 12 * 65504 */
     (void)stored;
 }
 
@@ -237,13 +241,41 @@ static void range_of(const kvt_kernels *kernels, size_t dims_p, const kvt_record
     }
 }
 
-/* Whether any dim has one, as few blocks do. */
+/* Whether a token has been codes before, as in few blocks. */
 static int has_seed(const kvt_record *open, size_t dims_p)
 {
-    uint16_t any = 0;
-    for (size_t d = 0; open->seed && d < dims_p; d++)
-        any |= open->seed[d];
+    uint8_t any = 0;
+    for (size_t t = 0; open->seed && t < KVT_TOKENS; t++)
+        any |= kvt_seed_gains(open->seed, dims_p)[t];
     return any != 0;
+}
+
+/*
+ * Into a copy of an open record with a seed: the rows that have been codes before stand for middle
+ * + scale * (code - 7.5), without their gains. They keep those.
+ */
+static void take_gains(const kvt_kernels *kernels, const kvt_group *group, const kvt_record *open,
+                       const kvt_record *copy)
+{
+    const size_t dims = group->config.k_dim, dims_p = group->layouts[KVT_OPEN].k_dims;
+    const uint8_t *gains = kvt_seed_gains(open->seed, dims_p);
+    float x[KVT_MAX_DIM];
+    memcpy(copy->codes, open->codes, dims_p * KVT_TOKENS * sizeof(uint16_t));
+    memcpy(copy->scales, open->scales, KVT_TOKENS * sizeof(uint16_t));
+    for (size_t t = 0; t < KVT_TOKENS; t++) {
+        const float gain = kvt_k4_gain(gains[t]);
+        const float scale = kvt_f16_to_f32(open->scales[t] & (uint16_t)~F16_MINUS);
+        if (gains[t] == 0)
+            continue;
+        kernels->get_k_f16(open->codes, NULL, t, dims, dims_p, x);
+        for (size_t d = 0; d < dims; d++) {
+            const float middle = kvt_f16_to_f32(open->seed[dims_p + d]);
+            const float along = open->seed[d] & F16_MINUS ? 0.0f : middle;
+            const float base = open->scales[t] & F16_MINUS ? 0.0f : kvt_f16_to_f32(open->offset[d]);
+            x[d] = (x[d] * scale + base - (middle - along)) / gain - along + middle;
+        }
+        kvt_open_put_back(kernels, group, x, dims, copy, t);
+    }
 }
 
 /* Whether a grid of 16 levels about `middle` has lo and hi within so many of its steps. */
@@ -313,8 +345,57 @@ static void choose_k4(const kvt_kernels *kernels, size_t dims_p, const kvt_recor
     if (!has_seed(open, dims_p))
         return;
     for (size_t d = 0; d < dims_p; d++)
-        keep_grid(&scales[d], &offset[d], kvt_f16_to_f32(open->seed[d]),
+        keep_grid(&scales[d], &offset[d], kvt_f16_to_f32(open->seed[d] & (uint16_t)~F16_MINUS),
                   kvt_f16_to_f32(open->seed[dims_p + d]), middle[d], lo[d], hi[d]);
+}
+
+/* What of the offset a token's gain multiplies, by dims: not a middle far beyond their range. */
+static void choose_along(const kvt_kernels *kernels, size_t dims_p, const uint16_t *offset,
+                         const uint16_t *scales, float *along)
+{
+    float scale[KVT_MAX_DIM];
+    (void)kernels->load_f16(offset, along, dims_p);
+    (void)kernels->load_f16(scales, scale, dims_p);
+    for (size_t d = 0; d < dims_p; d++)
+        along[d] = fabsf(along[d]) <= KVT_K4_ALONG * scale[d] ? along[d] : 0.0f;
+}
+
+/* The sign of the scales of those dims: not before the codes are there. */
+static void mark_scales(size_t dims_p, const uint16_t *offset, uint16_t *scales, const float *along)
+{
+    for (size_t d = 0; d < dims_p; d++)
+        if (along[d] == 0.0f && (offset[d] & (uint16_t)~F16_MINUS))
+            scales[d] |= F16_MINUS;
+}
+
+void kvt_k4_finish(const kvt_record *record, size_t t, size_t dims, size_t dims_p, float *x)
+{
+    const float gain = kvt_k4_gain(kvt_record_gains(record, dims_p)[t]);
+    for (size_t d = 0; d < dims; d++) {
+        const float middle = kvt_f16_to_f32(record->offset[d]);
+        x[d] = record->scales[d] & F16_MINUS ? x[d] * gain + middle : (x[d] + middle) * gain;
+    }
+}
+
+#if defined(__GNUC__)
+#define NOINLINE __attribute__((noinline)) /* memory on the stack that is needed seldom */
+#else
+#define NOINLINE
+#endif
+
+/* The offset of a block that has been sealed before. */
+static NOINLINE void offset_again(const kvt_kernels *kernels, const kvt_group *group,
+                                  const kvt_record *open, uint16_t *offset)
+{
+    _Alignas(64) uint16_t codes[KVT_MAX_DIM * KVT_TOKENS];
+    uint16_t row_scales[KVT_TOKENS], scales[KVT_MAX_DIM];
+    const kvt_record copy = {codes, row_scales, open->offset, NULL};
+    kvt_record seeded = copy;
+    bases b;
+    take_gains(kernels, group, open, &copy);
+    seeded.seed = open->seed;
+    find_bases(&seeded, &b);
+    choose_k4(kernels, group->layouts[KVT_OPEN].k_dims, &seeded, &b, offset, scales);
 }
 
 void kvt_seal_offset(const kvt_kernels *kernels, const kvt_group *group, uint32_t form,
@@ -323,6 +404,10 @@ void kvt_seal_offset(const kvt_kernels *kernels, const kvt_group *group, uint32_
     const kvt_layout *layout = &group->layouts[form];
     uint16_t scales[KVT_MAX_DIM];
     bases b;
+    if (layout->k_type == KVT_TYPE_I4 && has_seed(record, layout->k_dims)) {
+        offset_again(kernels, group, record, offset);
+        return;
+    }
     find_bases(record, &b);
     if (layout->k_type == KVT_TYPE_I4)
         choose_k4(kernels, layout->k_dims, record, &b, offset, scales);
@@ -343,15 +428,12 @@ static void make_delta(const kvt_kernels *kernels, size_t dims_p, const uint16_t
     kernels->center(from, delta, dims_p, delta);
 }
 
-#if defined(__GNUC__)
-__attribute__((noinline)) /* its memory on the stack is needed seldom */
-#endif
-static void
-seal_few(const kvt_kernels *kernels, size_t dims_p, const kvt_record *open, const bases *b,
-         kvt_type type, const kvt_record *sealed)
+static NOINLINE void seal_few(const kvt_kernels *kernels, size_t dims_p, const kvt_record *open,
+                              const bases *b, kvt_type type, const float *along,
+                              const kvt_record *sealed)
 {
     _Alignas(64) uint8_t codes[KVT_MAX_DIM * KVT_TOKENS];
-    uint8_t *to = sealed->codes;
+    uint8_t *to = sealed->codes, gains[KVT_TOKENS];
     uint16_t scales[KVT_TOKENS];
     float delta[KVT_MAX_DIM];
     const int is_i8 = type == KVT_TYPE_I8;
@@ -360,12 +442,15 @@ seal_few(const kvt_kernels *kernels, size_t dims_p, const kvt_record *open, cons
     if (is_i8)
         kernels->seal_k_i8(open->codes, b->magnitude, delta, dims_p, NULL, codes, scales);
     else
-        kernels->seal_k_i4(open->codes, b->magnitude, delta, sealed->scales, dims_p, NULL, codes);
+        kernels->seal_k_i4(open->codes, b->magnitude, delta, along, sealed->scales, dims_p, NULL,
+                           codes, gains);
     for (size_t t = 0; t < KVT_TOKENS; t++) {
         if (!(b->few >> t & 1))
             continue;
         if (is_i8)
             sealed->scales[t] = scales[t];
+        else
+            kvt_record_gains(sealed, dims_p)[t] = gains[t];
         for (size_t d = 0; d < dims_p; d += is_i8 ? 4 : 8) {
             size_t at = (is_i8 ? kvt_k8_index : kvt_k4_index)(t, d, dims_p);
             memcpy(to + at, codes + at, 4);
@@ -373,8 +458,8 @@ seal_few(const kvt_kernels *kernels, size_t dims_p, const kvt_record *open, cons
     }
 }
 
-static void seal_k(const kvt_kernels *kernels, const kvt_group *group, kvt_type type,
-                   const kvt_record *open, const void *next, const kvt_record *sealed)
+static void seal_k8(const kvt_kernels *kernels, const kvt_group *group, const kvt_record *open,
+                    const void *next, const kvt_record *sealed)
 {
     size_t dims_p = group->layouts[KVT_OPEN].k_dims;
     float delta[KVT_MAX_DIM];
@@ -386,19 +471,58 @@ static void seal_k(const kvt_kernels *kernels, const kvt_group *group, kvt_type 
         return;
     }
     find_bases(open, &b);
-    if (type == KVT_TYPE_I4)
-        choose_k4(kernels, dims_p, open, &b, sealed->offset, sealed->scales);
-    else
-        offset_of(kernels, dims_p, open, &b, sealed->offset);
+    offset_of(kernels, dims_p, open, &b, sealed->offset);
     make_delta(kernels, dims_p, b.many_without ? NULL : open->offset, sealed->offset, delta);
-    if (type == KVT_TYPE_I4)
-        kernels->seal_k_i4(open->codes, b.magnitude, delta, sealed->scales, dims_p, next,
-                           sealed->codes);
-    else
-        kernels->seal_k_i8(open->codes, b.magnitude, delta, dims_p, next, sealed->codes,
-                           sealed->scales);
+    kernels->seal_k_i8(open->codes, b.magnitude, delta, dims_p, next, sealed->codes,
+                       sealed->scales);
     if (b.few)
-        seal_few(kernels, dims_p, open, &b, type, sealed);
+        seal_few(kernels, dims_p, open, &b, KVT_TYPE_I8, NULL, sealed);
+}
+
+static void seal_k4(const kvt_kernels *kernels, const kvt_group *group, const kvt_record *open,
+                    const void *next, const kvt_record *sealed)
+{
+    size_t dims_p = group->layouts[KVT_OPEN].k_dims;
+    float delta[KVT_MAX_DIM], along[KVT_MAX_DIM];
+    bases b;
+
+    find_bases(open, &b);
+    choose_k4(kernels, dims_p, open, &b, sealed->offset, sealed->scales);
+    choose_along(kernels, dims_p, sealed->offset, sealed->scales, along);
+    make_delta(kernels, dims_p, b.many_without ? NULL : open->offset, sealed->offset, delta);
+    kernels->seal_k_i4(open->codes, b.magnitude, delta, along, sealed->scales, dims_p, next,
+                       sealed->codes, kvt_record_gains(sealed, dims_p));
+    if (b.few)
+        seal_few(kernels, dims_p, open, &b, KVT_TYPE_I4, along, sealed);
+    mark_scales(dims_p, sealed->offset, sealed->scales, along);
+}
+
+/* A block that has been sealed before: what were codes keep their gains. */
+static NOINLINE void seal_k4_again(const kvt_kernels *kernels, const kvt_group *group,
+                                   const kvt_record *open, const kvt_record *sealed)
+{
+    _Alignas(64) uint16_t codes[KVT_MAX_DIM * KVT_TOKENS];
+    const size_t dims_p = group->layouts[KVT_OPEN].k_dims;
+    const uint8_t *gains = kvt_seed_gains(open->seed, dims_p);
+    uint16_t scales[KVT_TOKENS];
+    kvt_record copy = {codes, scales, open->offset, NULL};
+    take_gains(kernels, group, open, &copy);
+    copy.seed = open->seed;
+    seal_k4(kernels, group, &copy, NULL, sealed);
+    for (size_t t = 0; t < KVT_TOKENS; t++)
+        if (gains[t])
+            kvt_record_gains(sealed, dims_p)[t] = gains[t];
+}
+
+static void seal_k(const kvt_kernels *kernels, const kvt_group *group, kvt_type type,
+                   const kvt_record *open, const void *next, const kvt_record *sealed)
+{
+    if (type == KVT_TYPE_I8)
+        seal_k8(kernels, group, open, next, sealed);
+    else if (has_seed(open, group->layouts[KVT_OPEN].k_dims))
+        seal_k4_again(kernels, group, open, sealed);
+    else
+        seal_k4(kernels, group, open, next, sealed);
 }
 
 /*

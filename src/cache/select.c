@@ -148,6 +148,9 @@ static void move_rows(const select_side *s, size_t to_row, size_t from_row, cons
     move_codes(s, s->side == KVT_SIDE_K ? layout->k_type : layout->v_type, to.codes, from.codes, m);
     for (size_t i = 0; i < m->n && to.scales; i++)
         to.scales[m->to[i]] = from.scales[m->from[i]];
+    for (size_t i = 0; i < m->n && to.seed; i++)
+        kvt_seed_gains(to.seed, s->dims_p)[m->to[i]] =
+            kvt_seed_gains(from.seed, s->dims_p)[m->from[i]];
 }
 
 /* Move selected tokens j .. end - 1, as they are. */

@@ -244,9 +244,10 @@ typedef struct kvt_snap_shape {
     uint32_t bits;                /* of an element: 4, 5, 8, 16 or 32 */
     uint32_t heads, dims, tokens; /* K and V */
     uint32_t plain;               /* KVT_SNAP_KIND_SCALES: how many of its elements are scales */
-    uint32_t powers;  /* so many of them, the first ones, are powers of two: open rows' */
-    uint32_t signs;   /* so many of them, the first ones, may be negative */
-    uint32_t seeds;   /* scales of seeds: so many, before as many middles at the end */
+    uint32_t powers; /* so many of them, the first ones, are powers of two: open rows' */
+    uint32_t signs;  /* so many of them, the first ones, may be negative */
+    uint32_t gains;  /* of tokens: so many, the last ones, bytes as numbers of 16 bits */
+    uint32_t least_gain;
     uint32_t repeats; /* rows may be equal from token to token: the writer tries more */
     size_t bytes;     /* native size */
 } kvt_snap_shape;

@@ -54,7 +54,7 @@ uint32_t kvt_snap_shapes(const kvt_snapshot_group *group, uint32_t form, uint32_
                          kvt_snap_shape *shapes, size_t *bytes)
 {
     kvt_type k_type = stored_type(group->k_type, form), v_type = stored_type(group->v_type, form);
-    size_t heads = group->n_kv_heads, n_seeds = 0, n_small;
+    size_t heads = group->n_kv_heads, n_seeds = 0, n_gains = 0, n_small;
     uint32_t k_scales = 0, v_scales = 0, n = 1;
 
     if (kvt_is_sealed_type(group->k_type))
@@ -63,7 +63,10 @@ uint32_t kvt_snap_shapes(const kvt_snapshot_group *group, uint32_t form, uint32_
         v_scales = group->n_kv_heads * tokens;
     if (form == KVT_OPEN && group->k_type == KVT_TYPE_I4)
         n_seeds = 2 * heads * group->k_dim;
-    n_small = k_scales + v_scales + (has_offset(group) ? heads * group->k_dim : 0) + n_seeds;
+    if (form != KVT_FINE && group->k_type == KVT_TYPE_I4)
+        n_gains = heads * tokens;
+    n_small =
+        k_scales + v_scales + (has_offset(group) ? heads * group->k_dim : 0) + n_seeds + n_gains;
 
     memset(shapes, 0, KVT_SNAP_MAX_STREAMS * sizeof *shapes);
     shapes[0].kind = KVT_SNAP_KIND_K;
@@ -94,7 +97,10 @@ uint32_t kvt_snap_shapes(const kvt_snapshot_group *group, uint32_t form, uint32_
         small->bits = 16;
         small->element = 2;
         small->plain = k_scales + v_scales;
-        small->seeds = (uint32_t)(n_seeds / 2);
+        small->gains = (uint32_t)n_gains;
+        small->least_gain = form == KVT_SEALED; /* 0: a row that has never been sealed */
+        if (k_type == KVT_TYPE_I4)
+            small->signs = k_scales;
         if (form == KVT_OPEN) {
             /* Rows of V that were sealed before have the scale that they had: reopen.c. */
             const int reopens = group->k_type == KVT_TYPE_I4;
@@ -234,10 +240,11 @@ static unsigned char *gather_v(const kvt_group *group, const kvt_layout *layout,
 
 /* The runs of f16 in a head's record that the stream of scales has, for each head. */
 typedef struct small_run {
-    size_t at, bytes;
+    size_t at, bytes; /* bytes: of the stream */
+    int widens;       /* a byte of the record is an f16 of the stream */
 } small_run;
 
-enum { MAX_RUNS = 5 };
+enum { MAX_RUNS = 6 };
 
 static size_t small_runs(const kvt_group *group, const kvt_layout *layout, size_t tokens,
                          small_run *runs)
@@ -245,16 +252,41 @@ static size_t small_runs(const kvt_group *group, const kvt_layout *layout, size_
     size_t n = 0, by_tokens = tokens * 2, by_dims = group->config.k_dim * (size_t)2;
     if (layout->k_scale_bytes)
         runs[n++] =
-            (small_run){layout->k_scales, layout->k_type == KVT_TYPE_I4 ? by_dims : by_tokens};
+            (small_run){layout->k_scales, layout->k_type == KVT_TYPE_I4 ? by_dims : by_tokens, 0};
     if (layout->v_scale_bytes)
-        runs[n++] = (small_run){layout->v_scales, by_tokens};
+        runs[n++] = (small_run){layout->v_scales, by_tokens, 0};
     if (layout->k_offset_bytes)
-        runs[n++] = (small_run){layout->k_offset, by_dims};
+        runs[n++] = (small_run){layout->k_offset, by_dims, 0};
     if (layout->k_seed_bytes) { /* scales, then middles */
-        runs[n++] = (small_run){layout->k_seed, by_dims};
-        runs[n++] = (small_run){layout->k_seed + layout->k_dims * 2, by_dims};
+        runs[n++] = (small_run){layout->k_seed, by_dims, 0};
+        runs[n++] = (small_run){layout->k_seed + layout->k_dims * 2, by_dims, 0};
+        runs[n++] = (small_run){layout->k_seed + layout->k_dims * 4, by_tokens, 1};
     }
+    if (layout->k_type == KVT_TYPE_I4)
+        runs[n++] = (small_run){layout->k_scales + kvt_k4_scales(layout->k_dims) * 2, by_tokens, 1};
     return n;
+}
+
+static void gather_small(const small_run *run, const unsigned char *record, unsigned char *to)
+{
+    size_t i;
+    if (!run->widens) {
+        memcpy(to, record + run->at, run->bytes);
+        return;
+    }
+    for (i = 0; i < run->bytes; i += 2) {
+        to[i] = record[run->at + i / 2];
+        to[i + 1] = 0;
+    }
+}
+
+static void scatter_small(const small_run *run, const unsigned char *from, unsigned char *record)
+{
+    size_t i;
+    if (!run->widens)
+        memcpy(record + run->at, from, run->bytes);
+    for (i = 0; run->widens && i < run->bytes; i += 2)
+        record[run->at + i / 2] = from[i];
 }
 
 void kvt_snap_gather(const kvt_group *group, const kvt_block *block, size_t layer_index,
@@ -275,7 +307,7 @@ void kvt_snap_gather(const kvt_group *group, const kvt_block *block, size_t laye
                       kvt_head_record(group, block, layer_index, h) + layout->v_codes, tokens, to);
     for (i = 0; i < n; i++)
         for (h = 0; h < heads; h++, to += runs[i].bytes)
-            memcpy(to, kvt_head_record(group, block, layer_index, h) + runs[i].at, runs[i].bytes);
+            gather_small(&runs[i], kvt_head_record(group, block, layer_index, h), to);
 }
 
 /* ---- scatter ---- */
@@ -317,7 +349,7 @@ void kvt_snap_scatter(const kvt_group *group, kvt_block *block, size_t layer_ind
     n = small_runs(group, layout, tokens, runs);
     for (i = 0; i < n; i++)
         for (h = 0; h < heads; h++, from += runs[i].bytes)
-            memcpy(kvt_head_record(group, block, layer_index, h) + runs[i].at, from, runs[i].bytes);
+            scatter_small(&runs[i], from, kvt_head_record(group, block, layer_index, h));
 }
 
 /* ---- check: eight bytes at a time ---- */
@@ -396,6 +428,17 @@ static int all_powers16(const unsigned char *p, size_t bytes)
     return !bad;
 }
 
+/* 1 when the gains are bytes, and of sealed rows not 0. */
+static int gains_sound(const kvt_snap_shape *shape, const unsigned char *gains)
+{
+    uint32_t bad = 0, i;
+    for (i = 0; i < shape->gains; i++) {
+        uint32_t x = gains[2 * i] | (uint32_t)gains[2 * i + 1] << 8;
+        bad |= x > 255 || x < shape->least_gain;
+    }
+    return !bad;
+}
+
 /* V of 4 and 5 bits: 1 when nothing is set where there is no token, or no dim. */
 static int dead_bits_zero(const kvt_snap_shape *shape, const unsigned char *stream)
 {
@@ -470,8 +513,8 @@ const char *kvt_snap_check(const kvt_snap_shape *shape, const unsigned char *str
         if (!none_negative16(stream + shape->signs * (size_t)2,
                              (shape->plain - shape->signs) * (size_t)2))
             return "a negative scale";
-        if (!none_negative16(stream + bytes - shape->seeds * (size_t)4, shape->seeds * (size_t)2))
-            return "a negative scale of a seed";
+        if (!gains_sound(shape, stream + bytes - shape->gains * (size_t)2))
+            return "a gain that is none";
         if (!all_powers16(stream, shape->powers * (size_t)2))
             return "an open block's scale that is no power of two from 1 to 32768";
         return all_finite16(stream, bytes) ? NULL : "a scale or offset that is not finite";
