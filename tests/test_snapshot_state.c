@@ -464,7 +464,8 @@ static void next_positions_come_back(void **state)
 static void allocations_fail(void **state)
 {
     (void)state;
-    for (int loads = 0; loads < 2; loads++) {
+    for (int i = 0; i < 4; i++) {
+        const int loads = i % 2;
         rng r = {17};
         ledger memory;
         kvt_seq *victim;
@@ -472,7 +473,7 @@ static void allocations_fail(void **state)
         bytes file;
         subject s;
         ledger_init(&memory);
-        make(&s, 20, 0, KVT_TYPE_I8, KVT_RESIDUAL_NONE, &r);
+        make(&s, 20, 0, i < 2 ? KVT_TYPE_I8 : KVT_TYPE_I5, KVT_RESIDUAL_NONE, &r);
         kvt_cache_destroy(s.cache);
         s.ledger = &memory;
         open_cache(&s, NULL);
@@ -507,15 +508,14 @@ static void allocations_fail(void **state)
 }
 
 /* What a load keeps is held against the budget, to the byte; checkpoints and their blobs too. */
-static void budgets_hold(void **state)
+static void budget_holds(kvt_type type)
 {
     rng r = {18};
     subject s;
     bytes file;
     kvt_seq *seq;
     uint64_t need;
-    (void)state;
-    make(&s, 20, 0, KVT_TYPE_F16, 0, &r);
+    make(&s, 20, 0, type, type == KVT_TYPE_F16 ? 0 : KVT_RESIDUAL_NONE, &r);
     file = whole_file(&s, KVT_CODEC_RAW);
     for (int i = 0; i < 3; i++) {
         kvt_cache_destroy(s.cache);
@@ -534,6 +534,14 @@ static void budgets_hold(void **state)
     close_subject(&s);
 }
 
+static void budgets_hold(void **state)
+{
+    (void)state;
+    budget_holds(KVT_TYPE_F16);
+    budget_holds(KVT_TYPE_I4);
+    budget_holds(KVT_TYPE_I5);
+}
+
 /* What the header says of the working memory that checkpoints add. */
 static void working_memory_is_as_said(void **state)
 {
@@ -548,7 +556,7 @@ static void working_memory_is_as_said(void **state)
         bytes file;
         subject s;
         ledger_init(&memory);
-        make(&s, 20, 0, KVT_TYPE_I8, KVT_RESIDUAL_NONE, &r);
+        make(&s, 20, 0, every == 20 ? KVT_TYPE_I5 : KVT_TYPE_I8, KVT_RESIDUAL_NONE, &r);
         kvt_cache_destroy(s.cache);
         s.ledger = &memory;
         open_cache(&s, NULL);
