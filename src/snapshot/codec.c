@@ -368,9 +368,10 @@ uint64_t kvt_snap_encode_bytes(const kvt_snap_header *header)
         part = part > largest / 2 ? largest : 2 * part;
     }
     for (g = 0; g < header->n_groups; g++) { /* codec.attempt: of V, where it is in layer 0 */
-        streams = kvt_snap_shapes(&header->groups[g], KVT_SEALED, KVT_TOKENS, shapes, &sum);
+        /* i8 of a fine block, as of a sealed one of i8, where the two are alike */
+        streams = kvt_snap_shapes(&header->groups[g], KVT_FINE, KVT_TOKENS, shapes, &sum);
         for (i = 0; i < streams; i++)
-            if (shapes[i].kind == KVT_SNAP_KIND_V && shapes[i].bits <= 8)
+            if (shapes[i].kind == KVT_SNAP_KIND_V && shapes[i].bits == 8)
                 again = shapes[i].bytes > again ? shapes[i].bytes : again;
     }
     return kvt_snap_counted(most) + 4 * SIZE_FIELD + kvt_snap_counted(largest) +
