@@ -42,9 +42,9 @@ static errors attend_once(const setup *s, uint64_t seed)
     kvt_attend_args args = kvt_attend_args_init();
     double scale = 1.0 / (double)sqrtf((float)g->k_dim);
     double difference = 0, norm = 0, added = 0;
-    double lse_bound = g->k_type != KVT_TYPE_I8 || (s->flags & KVT_ATTEND_F32) ? 2e-5
-                       : s->flags & KVT_ATTEND_FAST                            ? 0.1
-                                                                               : 4e-4;
+    double lse_bound = g->k_type < KVT_TYPE_I8 || (s->flags & KVT_ATTEND_F32)   ? 2e-5
+                       : g->k_type == KVT_TYPE_I4 || s->flags & KVT_ATTEND_FAST ? 0.1
+                                                                                : 4e-4;
     errors e = {0};
 
     for (size_t i = 0; i < (size_t)g->n_q_heads * g->k_dim; i++)
@@ -124,14 +124,26 @@ static void check_errors(const setup *s, errors e, double factor)
     /* With few tokens or dims either error can be small by chance, and logits vary more. */
     int few = s->n < 64 || s->group.k_dim < 64 || s->group.v_dim < 64;
     double one_digit = s->n < 1024 || s->group.k_dim < 128 || s->group.v_dim < 128 ? 4 : 1.5;
+    double steps, added;
     double bound = worst == KVT_TYPE_F32 ? 1e-6 * factor
                    : worst == KVT_TYPE_F16
                        ? 1e-3
                        : (fast ? 1 + one_digit : 1.02) * e.dequant + 1e-6 * factor;
-    double steps = s->group.flags & KVT_GROUP_V_IN_K ? (fast ? 120 : 16000) : INFINITY;
-    double added = 1e-6 * factor + (worst != KVT_TYPE_I8 || (s->flags & KVT_ATTEND_F32) ? 0
-                                    : fast ? one_digit * e.dequant + 2 / steps
-                                           : (few ? 0.06 : 0.02) * e.dequant + 2 / steps);
+    if (worst > KVT_TYPE_I8) {
+        double most = s->flags & KVT_ATTEND_F32 ? 0 : few ? 0.6 : 0.3;
+        bound = (1 + most) * e.dequant + 1e-6 * factor;
+        if (!(e.all < bound) || !(e.added < most * e.dequant + 2e-6 * factor))
+            fail_msg("isa %s types %d/%d dims %u/%u heads %u:%u n %zu flags %u: error %g, bound %g "
+                     "(dequant %g); added %g",
+                     s->isa, (int)s->group.k_type, (int)s->group.v_type, s->group.k_dim,
+                     s->group.v_dim, s->group.n_q_heads, s->group.n_kv_heads, s->n,
+                     (unsigned)s->flags, e.all, bound, e.dequant, e.added);
+        return;
+    }
+    steps = s->group.flags & KVT_GROUP_V_IN_K ? (fast ? 120 : 16000) : INFINITY;
+    added = 1e-6 * factor + (worst != KVT_TYPE_I8 || (s->flags & KVT_ATTEND_F32) ? 0
+                             : fast ? one_digit * e.dequant + 2 / steps
+                                    : (few ? 0.06 : 0.02) * e.dequant + 2 / steps);
     if (worst == KVT_TYPE_I8 && fast)
         bound += 2 / steps;
     if (!(e.all < bound) || !(e.added < added))
@@ -144,18 +156,17 @@ static void check_errors(const setup *s, errors e, double factor)
 
 static void every_type_dim_ratio_and_length(void **state)
 {
-    const kvt_type types[][2] = {{KVT_TYPE_F32, KVT_TYPE_F32},
-                                 {KVT_TYPE_F16, KVT_TYPE_F16},
-                                 {KVT_TYPE_I8, KVT_TYPE_I8},
-                                 {KVT_TYPE_I8, KVT_TYPE_F16},
-                                 {KVT_TYPE_F32, KVT_TYPE_I8}};
-    double worst[3] = {0}, added[3] = {0};
+    const kvt_type types[][2] = {
+        {KVT_TYPE_F32, KVT_TYPE_F32}, {KVT_TYPE_F16, KVT_TYPE_F16}, {KVT_TYPE_I8, KVT_TYPE_I8},
+        {KVT_TYPE_I8, KVT_TYPE_F16},  {KVT_TYPE_F32, KVT_TYPE_I8},  {KVT_TYPE_I4, KVT_TYPE_I4},
+        {KVT_TYPE_I4, KVT_TYPE_I5},   {KVT_TYPE_I8, KVT_TYPE_I4},   {KVT_TYPE_I4, KVT_TYPE_F32}};
+    double worst[3] = {0}, added[3] = {0}, few_bits[3] = {0};
     static const uint32_t modes[] = {0, KVT_ATTEND_F32, KVT_ATTEND_FAST};
     int n_run = 0, n_left_out = 0;
     rng r = {7};
     (void)state;
     for (uint32_t isa = 0; kvt_isa_name(isa); isa++)
-        for (size_t type = 0; type < 5; type++)
+        for (size_t type = 0; type < sizeof types / sizeof *types; type++)
             for (size_t d = 0; d < sizeof dims / sizeof *dims; d++)
                 for (size_t l = 0; l < sizeof lengths / sizeof *lengths; l++) {
                     size_t h = rng_below(&r, sizeof heads / sizeof *heads);
@@ -184,6 +195,8 @@ static void every_type_dim_ratio_and_length(void **state)
                     check_errors(&s, e, 1);
                     if (type == 2 && s.n > 1 && e.added / e.dequant > added[mode])
                         added[mode] = e.added / e.dequant;
+                    if (type > 4 && s.n > 1 && e.added / e.dequant > few_bits[mode])
+                        few_bits[mode] = e.added / e.dequant;
                     if (type < 2 && e.all > worst[type])
                         worst[type] = e.all;
                     if (type == 2 && s.n > 1 && mode < 2 && e.all / e.dequant > worst[2])
@@ -194,6 +207,8 @@ static void every_type_dim_ratio_and_length(void **state)
            worst[0], worst[1], worst[2]);
     printf("added to i8's own error, at most: near-exact %.4f, f32 %.2g, fast %.2f of it\n",
            added[0], added[1], added[2]);
+    printf("to that of 4 and 5 bits: near-exact %.4f, f32 %.2g, fast %.2f of it\n", few_bits[0],
+           few_bits[1], few_bits[2]);
 }
 
 static void every_ratio(void **state)
