@@ -173,6 +173,10 @@ static void every_type_dim_ratio_and_length(void **state)
                     setup s = {0};
                     errors e;
                     size_t work = lengths[l] * dims[d] * heads[h][0];
+                    if (type > 4 && lengths[l] < 128 && rng_below(&r, 4)) {
+                        n_left_out++; /* nothing is sealed yet */
+                        continue;
+                    }
                     /* The reference is slow: long contexts of wide heads one in four, and none
                      * where everything is slow (sanitizers). */
                     if (quick() ? work > 200000 || rng_below(&r, 6)
@@ -300,17 +304,32 @@ static void v_in_k(void **state)
            added[0], added[1], added[2]);
 }
 
+/* ---- storages ---- */
+
+/* Of both sides: f32, f16, i8; then 4 and 5 bits. */
+enum { F32_STORAGE, F16_STORAGE, I8_STORAGE, N_STORAGES = 6 };
+
+static kvt_type k_type_of(int storage)
+{
+    return storage <= I8_STORAGE ? (kvt_type)storage : storage == 5 ? KVT_TYPE_I8 : KVT_TYPE_I4;
+}
+
+static kvt_type v_type_of(int storage)
+{
+    return storage <= I8_STORAGE ? (kvt_type)storage : storage == 4 ? KVT_TYPE_I5 : KVT_TYPE_I4;
+}
+
 /* ---- options ---- */
 
 typedef struct options {
     int causal, mask, softcap, alibi, sink, own_positions, v_in_k;
 } options;
 
-static void check_options(options o, const char *isa, kvt_type type, size_t n, size_t pending,
+static void check_options(options o, const char *isa, int storage, size_t n, size_t pending,
                           size_t n_q, uint64_t seed)
 {
     rng r = {seed};
-    kvt_group_config g = group_of(2, 6, 2, 80, 48, type, type);
+    kvt_group_config g = group_of(2, 6, 2, 80, 48, k_type_of(storage), v_type_of(storage));
     kvt_cache *cache = NULL;
     kvt_seq *seq = NULL;
     tokens t;
@@ -396,14 +415,16 @@ static void check_options(options o, const char *isa, kvt_type type, size_t n, s
                               (double)args.softcap, sees, o.alibi ? positions : NULL, position,
                               (double)slopes[h], o.sink ? (double)sinks[h] : -INFINITY, expected);
             error = relative_l2(out + (i * 6 + h) * 48, expected, 48);
-            if (!(error < (type == KVT_TYPE_I8 ? 4e-4 : 2e-5)))
+            if (!(error < (storage < I8_STORAGE ? 2e-5 : storage == I8_STORAGE ? 4e-4 : 6e-2)))
                 fail_msg("isa %s type %d n %zu pending %zu n_q %zu causal %d mask %d cap %d alibi "
                          "%d sink %d v in k %d: query %zu head %zu: error %g",
-                         isa, (int)type, n, pending, n_q, o.causal, o.mask, o.softcap, o.alibi,
+                         isa, storage, n, pending, n_q, o.causal, o.mask, o.softcap, o.alibi,
                          o.sink, o.v_in_k, i, h, error);
             assert_true(expected_lse == (double)lse[i * 6 + h] ||
-                        fabs(expected_lse - (double)lse[i * 6 + h]) <
-                            (type == KVT_TYPE_I8 ? 4e-4 : 1e-5));
+                        fabs(expected_lse - (double)lse[i * 6 + h]) < (storage < I8_STORAGE ? 1e-5
+                                                                       : storage == I8_STORAGE
+                                                                           ? 4e-4
+                                                                           : 4e-2));
         }
     free(q), free(out), free(positions), free(q_positions), free(k), free(v), free(sees);
     free(mask);
@@ -429,16 +450,15 @@ static void options_against_the_reference(void **state)
                              bits >> 4 & 1,
                              (int)rng_below(&r, 2),
                              0};
-                check_options(o, kvt_isa_name(isa), (kvt_type)rng_below(&r, 3), shapes[shape][0],
-                              shapes[shape][1], shapes[shape][2], rng_next(&r));
+                check_options(o, kvt_isa_name(isa), (int)rng_below(&r, N_STORAGES),
+                              shapes[shape][0], shapes[shape][1], shapes[shape][2], rng_next(&r));
                 o.v_in_k = 1;
                 if (bits % 4 == (int)(shape % 4))
-                    check_options(o, kvt_isa_name(isa), (kvt_type)rng_below(&r, 3),
-                                  shapes[shape][0], shapes[shape][1], shapes[shape][2],
-                                  rng_next(&r));
+                    check_options(o, kvt_isa_name(isa), (int)rng_below(&r, 3), shapes[shape][0],
+                                  shapes[shape][1], shapes[shape][2], rng_next(&r));
             }
     /* More queries than tokens, not causal. */
-    check_options((options){0}, NULL, KVT_TYPE_I8, 3, 0, 9, 5);
+    check_options((options){0}, NULL, I8_STORAGE, 3, 0, 9, 5);
 }
 
 static void nothing_visible(void **state)
@@ -573,18 +593,23 @@ static void unseen_tokens_change_nothing(void **state)
     (void)state;
     for (uint32_t isa = 0; kvt_isa_name(isa); isa++)
         for (int bits = 0; bits < 64; bits += quick() ? 7 : 1)
-            for (int type = 0; type < 3; type++)
-                for (int mode = 0; mode < (type == KVT_TYPE_I8 ? 3 : 1); mode++) {
+            for (int type = 0; type < N_STORAGES; type++)
+                for (int mode = 0; mode < (type >= I8_STORAGE ? 3 : 1); mode++) {
                     int masked = bits & 1, softcap = bits >> 1 & 1, same_block = bits >> 2 & 1;
                     int alibi = bits >> 3 & 1, sink = bits >> 4 & 1, v_in_k = bits >> 5 & 1;
                     kvt_group_config g =
-                        group_of(1, 2 * HEADS, HEADS, DIM, DIM, (kvt_type)type, (kvt_type)type);
+                        group_of(1, 2 * HEADS, HEADS, DIM, DIM, k_type_of(type), v_type_of(type));
                     float *out[2], lse[2][QUERIES * 2 * HEADS], slopes[2 * HEADS], sinks[2 * HEADS];
                     rng r = {(uint64_t)bits + 1};
                     tokens t;
                     float *q = rng_normals(&r, QUERIES * 2 * HEADS * DIM);
                     uint8_t mask[QUERIES][N / 8];
                     kvt_cache *cache;
+                    if (type > I8_STORAGE && (v_in_k || (same_block && type < 5))) {
+                        free(q); /* K of 4 bits has an offset, and is not V */
+                        continue;
+                    }
+                    g.fine_tokens = KVT_FINE_NONE;
                     g.flags =
                         (same_block ? KVT_GROUP_NO_OFFSET : 0) | (v_in_k ? KVT_GROUP_V_IN_K : 0);
                     cache = cache_of(&g, N + QUERIES, 1, kvt_isa_name(isa));
@@ -785,11 +810,12 @@ static void same_bits_for_threads_batches_and_plans(void **state)
     const size_t lengths_of[N_SEQS] = {5000, 130, 1024};
     const size_t queries_of[N_SEQS] = {1, 40, 3};
     (void)state;
-    for (int type = 0; type < 4; type++) { /* 3: i8 with V in K */
-        kvt_type storage = type < 3 ? (kvt_type)type : KVT_TYPE_I8;
-        kvt_group_config g = group_of(1, HEADS, 2, DIM, DIM, storage, storage);
+    for (int type = 0; type <= N_STORAGES; type++) { /* the last: i8 with V in K */
+        int storage = type < N_STORAGES ? type : I8_STORAGE;
+        kvt_group_config g =
+            group_of(1, HEADS, 2, DIM, DIM, k_type_of(storage), v_type_of(storage));
         float *reference[N_SEQS], *q[N_SEQS];
-        g.flags = type < 3 ? 0 : KVT_GROUP_V_IN_K;
+        g.flags = type < N_STORAGES ? 0 : KVT_GROUP_V_IN_K;
         for (int threads = 0; threads < 5; threads++) {
             rng r = {123};
             kvt_config config = kvt_config_init();
@@ -914,8 +940,9 @@ static void random_batches(void **state)
     for (size_t shape = 0; shape < sizeof shapes / sizeof *shapes; shape++)
         for (int round = 0; round < (quick() ? 2 : 12); round++) {
             uint32_t n_threads = 2 + rng_below(&r, 12), n_heads = shapes[shape][0];
-            kvt_type type = (kvt_type)rng_below(&r, 3);
-            kvt_group_config g = group_of(1, n_heads, shapes[shape][1], DIM, DIM, type, type);
+            int type = (int)rng_below(&r, N_STORAGES);
+            kvt_group_config g =
+                group_of(1, n_heads, shapes[shape][1], DIM, DIM, k_type_of(type), v_type_of(type));
             size_t calls = 0, n_items = 1 + rng_below(&r, ITEMS), n_queries = 0, n_out;
             kvt_config config = kvt_config_init();
             kvt_attend_args args = kvt_attend_args_init();
@@ -961,7 +988,7 @@ static void random_batches(void **state)
                     expect_ok(cache, kvt_attend(cache, &args));
                 if (memcmp(out, expected, n_out * sizeof *out) != 0)
                     fail_msg("heads %u:%u type %d round %d: %u threads: other bits", n_heads,
-                             shapes[shape][1], (int)type, round, threads);
+                             shapes[shape][1], type, round, threads);
             }
             free(q), free(out), free(expected);
             tokens_free(&t);

@@ -299,13 +299,16 @@ static size_t check_call(call *c, family *f, const char *what, int trial)
 
 /* ---- the same bits ---- */
 
-enum { STORAGES = 4, V_IN_K = 3 };
+/* f32, f16, i8; i8 with V in K; 4 bits; 4 and 5 bits. */
+enum { STORAGES = 6, V_IN_K = 3 };
 
 static kvt_group_config stored_as(int storage, uint32_t q_heads, uint32_t kv_heads)
 {
-    kvt_type type = storage == V_IN_K ? KVT_TYPE_I8 : (kvt_type)storage;
-    kvt_group_config g =
-        group_of(1, q_heads, kv_heads, storage == V_IN_K ? 48 : 24, 16, type, type);
+    kvt_type type = storage > V_IN_K    ? KVT_TYPE_I4
+                    : storage == V_IN_K ? KVT_TYPE_I8
+                                        : (kvt_type)storage;
+    kvt_group_config g = group_of(1, q_heads, kv_heads, storage == V_IN_K ? 48 : 24, 16, type,
+                                  storage == 5 ? KVT_TYPE_I5 : type);
     g.flags = storage == V_IN_K ? KVT_GROUP_V_IN_K : 0;
     return g;
 }
