@@ -359,7 +359,16 @@ static void bad_configs(void **state)
     config_case(KVT_ERR_ARG, "k_type is i5", g[0].k_type = KVT_TYPE_I5);
     config_case(KVT_ERR_ARG, "NO_OFFSET with K of 4 bits",
                 (g[0].k_type = KVT_TYPE_I4, g[0].flags = KVT_GROUP_NO_OFFSET));
+    config_case(KVT_ERR_ARG, "v_type is not k_type",
+                (g[0].k_type = KVT_TYPE_I4, g[0].v_dim = 16, g[0].flags = KVT_GROUP_V_IN_K));
+    config_case(
+        KVT_ERR_ARG, "K has 4 bits",
+        (g[0].k_type = g[0].v_type = KVT_TYPE_I4, g[0].v_dim = 16, g[0].flags = KVT_GROUP_V_IN_K));
+    config_case(
+        KVT_ERR_ARG, "k_type is i5",
+        (g[0].k_type = g[0].v_type = KVT_TYPE_I5, g[0].v_dim = 16, g[0].flags = KVT_GROUP_V_IN_K));
     config_case(KVT_ERR_LIMIT, "fine_tokens", g[0].fine_tokens = KVT_MAX_TOKENS + 1);
+    config_case(KVT_ERR_LIMIT, "group 1: fine_tokens", g[1].fine_tokens = KVT_FINE_NONE - 1);
     config_case(KVT_ERR_ARG, "v_type", g[1].v_type = (kvt_type)-1);
     config_case(KVT_ERR_ARG, "k_type", g[0].k_type = (kvt_type)INT_MAX);
     config_case(KVT_ERR_ARG, "flags 0x10", g[0].flags = 16);
@@ -1370,6 +1379,93 @@ static void bad_snapshot_arguments(void **state)
     close_fixture(&f);
 }
 
+/* Every pair of types that there is, and the bounds of fine_tokens. */
+static void types_of_few_bits(void **state)
+{
+    static const uint32_t fine[] = {0, 1, 64, 65, KVT_MAX_TOKENS, KVT_FINE_NONE};
+    (void)state;
+    for (int k = KVT_TYPE_F32; k <= KVT_TYPE_I4; k++)
+        for (int v = KVT_TYPE_F32; v <= KVT_TYPE_I5; v++)
+            for (size_t i = 0; i < sizeof fine / sizeof *fine; i++)
+                for (uint32_t flags = 0; flags < 16; flags++) {
+                    kvt_group_config g = group_of(1, 2, 1, 16, 8, (kvt_type)k, (kvt_type)v);
+                    kvt_config c = good_config(&g);
+                    rng r = {(uint64_t)i};
+                    kvt_cache *cache = NULL;
+                    kvt_seq *seq = NULL;
+                    tokens t;
+                    g.fine_tokens = fine[i];
+                    g.flags = flags;
+                    if (flags & KVT_GROUP_V_IN_K && (k != v || k >= KVT_TYPE_I4 || flags == 4))
+                        continue;
+                    if (k == KVT_TYPE_I4 && flags & KVT_GROUP_NO_OFFSET) {
+                        expect_refused(c, KVT_ERR_ARG, "NO_OFFSET", __LINE__);
+                        continue;
+                    }
+                    if (flags & KVT_GROUP_V_IN_K && !(flags & KVT_GROUP_NO_ROTATION))
+                        g.v_dim = 16;
+                    expect_ok(NULL, kvt_cache_create(&c, &cache));
+                    expect_ok(cache, kvt_seq_create(cache, &seq));
+                    t = tokens_make(&r, 200, &g);
+                    append_all(cache, seq, &g, &t, 0, 200, 90);
+                    expect_ok(cache, kvt_seq_truncate(seq, 70));
+                    append_all(cache, seq, &g, &t, 70, 3, 1);
+                    kvt_seq_destroy(seq);
+                    kvt_cache_destroy(cache);
+                    tokens_free(&t);
+                }
+}
+
+/* A value that 4 or 5 bits do not take, into each state of a sequence, changes nothing. */
+static void values_beyond_few_bits(void **state)
+{
+    static const struct {
+        kvt_type k, v;
+        float most[2]; /* of K without an offset, of V without rotation */
+    } types[] = {{KVT_TYPE_I4, KVT_TYPE_I4, {2.4e5f, 2e6f}},
+                 {KVT_TYPE_I4, KVT_TYPE_I5, {2.4e5f, 2e6f}},
+                 {KVT_TYPE_I8, KVT_TYPE_I4, {8e6f, 2e6f}},
+                 {KVT_TYPE_I4, KVT_TYPE_I8, {2.4e5f, 8e6f}}};
+    static const size_t lengths[] = {1, 63, 64, 100, 150};
+    enum { N = 200, DIM = 16 };
+    (void)state;
+    for (size_t i = 0; i < sizeof types / sizeof *types; i++)
+        for (size_t l = 0; l < 2 * sizeof lengths / sizeof *lengths; l++)
+            for (int side = 0; side < 2; side++) {
+                kvt_group_config g = group_of(1, 1, 1, DIM, DIM, types[i].k, types[i].v);
+                kvt_cache *cache;
+                kvt_seq *seq = NULL;
+                rng r = {1};
+                tokens t = tokens_make(&r, N, &g);
+                float *row = (side ? t.v : t.k) + (N - 1) * DIM;
+                kvt_tensor k = kvt_tensor_f32(t.k + (N - 1) * DIM);
+                kvt_tensor v = kvt_tensor_f32(t.v + (N - 1) * DIM);
+                uint64_t hash;
+                g.flags = KVT_GROUP_NO_ROTATION | KVT_GROUP_NO_V_ROTATION;
+                g.fine_tokens = KVT_FINE_NONE;
+                g.residual_tokens = KVT_RESIDUAL_NONE;
+                memset(t.k, 0, DIM * sizeof *t.k); /* the offset, as long as block 0 is open */
+                for (size_t at = DIM; at < (N - 1) * DIM; at++)
+                    t.k[at] = at / DIM % 2 ? 1.0f : -1.0f; /* and once it is sealed */
+                cache = cache_of(&g, N, 1, NULL);
+                expect_ok(cache, kvt_seq_create(cache, &seq));
+                append_all(cache, seq, &g, &t, 0, l % 2 ? lengths[l / 2] : N - 1, 50);
+                expect_ok(cache, kvt_seq_truncate(seq, lengths[l / 2]));
+                expect_ok(cache, kvt_seq_begin(seq, 1, NULL));
+                hash = seq_hash(seq, &g);
+                row[3] = -types[i].most[side] * 1.001f;
+                expect(cache, KVT_ERR_VALUE, kvt_append(seq, 0, &k, &v));
+                expect_error_text(cache, side ? "value of V" : "value of K", "which side");
+                assert_true(seq_hash(seq, &g) == hash);
+                row[3] = -types[i].most[side] * 0.999f;
+                expect_ok(cache, kvt_append(seq, 0, &k, &v));
+                expect_ok(cache, kvt_seq_commit(seq, NULL));
+                kvt_seq_destroy(seq);
+                kvt_cache_destroy(cache);
+                tokens_free(&t);
+            }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -1389,6 +1485,8 @@ int main(void)
         cmocka_unit_test(a_task_twice_is_not_two_tasks),
         cmocka_unit_test(values_that_cannot_be_stored),
         cmocka_unit_test(values_at_the_limit),
+        cmocka_unit_test(types_of_few_bits),
+        cmocka_unit_test(values_beyond_few_bits),
         cmocka_unit_test(bad_attend_arguments),
         cmocka_unit_test(bad_queries_and_plans),
         cmocka_unit_test(bad_reads),
