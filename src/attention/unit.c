@@ -541,6 +541,12 @@ static void prefetch_sparsely(const unsigned char *codes, size_t bytes)
         __builtin_prefetch(codes + i, 0, 2);
 }
 
+static void prefetch_lines(const unsigned char *record, size_t from, size_t to)
+{
+    for (; from < to; from += 64)
+        __builtin_prefetch(record + from, 0, 2);
+}
+
 /*
  * One block: scores, softmax, weighted sum. Rows see ever more tokens in ascending order, so
  * those that see anything of the block are the last ones. next: the head's block that is read
@@ -569,13 +575,14 @@ static void attend_block(kvt_unit *u, size_t block_row, kvt_sees sees, const hea
         accumulate_values(u, from, &b, n, NULL, out.acc);
         return;
     }
-    mixed = block_scores(u, from, block_row, &b, n, rest);
-    /* That has prefetched as many bytes as K's codes have: the record's rest has some more. */
+    /* Scores prefetch as many bytes as K's codes have: the record's rest has some more. */
     if (rest)
-        for (size_t i = layout->k_scales + layout->k_code_bytes; i < layout->head_bytes; i += 64)
-            __builtin_prefetch(b.record + i, 0, 2);
+        prefetch_lines(b.record, layout->k_scales + layout->k_code_bytes, layout->head_bytes);
+    mixed = block_scores(u, from, block_row, &b, n, rest);
     if (next && u->rows - from <= SPARSE_ROWS)
         prefetch_sparsely(next_codes, next->layout->k_code_bytes);
+    if (next && next->layout->k_type == KVT_TYPE_I4) /* the scales are what its scores read first */
+        prefetch_lines(next->record, next->layout->k_scales, next->layout->v_scales);
     softmax_rows(u, from, block_row, n, &b, sees, mixed, out);
     accumulate_values(u, from, &b, n, next_codes, out.acc);
 }
