@@ -356,7 +356,7 @@ void bench_reference_check(bench_reference *r, bench_mode mode, double *error, d
 double bench_error_limit(const bench_case *c, bench_mode mode);
 
 /* Seconds that the products of so many (query head, key) pairs take at the peaks: as many integer
-   products as the mode needs where storage is i8, f32 multiply-adds elsewhere. */
+   products as type and mode need where storage is i8, i4 or i5, f32 multiply-adds elsewhere. */
 double bench_arithmetic_seconds(const bench_peaks *p, const bench_peak *peak, const bench_case *c,
                                 bench_mode mode, double pairs);
 

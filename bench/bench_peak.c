@@ -173,31 +173,44 @@ typedef struct peak_loop {
 static const peak_loop clock_loop = {"add", count_cycles, 32};
 
 /*
- * near, fast: products of the dot loop that one multiply-add takes. Instructions on bytes need two
- * for q or weights of two digits; those on 16 bits take them whole.
+ * near, fast: products of the dot loop that one multiply-add of i8 takes. Instructions on bytes
+ * need two for q or weights of two digits; those on 16 bits take them whole. few: the same of 4 and
+ * 5 bits, near and fast, where q and weights have one digit: half a product where i8 has products
+ * of 16 bits, since those of bytes (vpmaddubsw, smlal) are twice as many an instruction.
  */
 static const struct peak_isa {
     const char *isa;
     peak_loop fma, dot;
-    unsigned near, fast;
+    double near, fast, few;
 } isas[] = {
 #if defined(__x86_64__)
-    {"scalar", {"mulps, addps", muladd_sse2, 12 * 4}, {"pmaddwd, paddd", madd_sse2, 12 * 8}, 1, 1},
-    {"avx2", {"vfmadd ymm", fma_avx2, 12 * 8}, {"vpmaddwd, vpaddd ymm", madd_avx2, 12 * 16}, 1, 1},
-    {"avxvnni", {"vfmadd ymm", fma_avx2, 12 * 8}, {"vpdpbusd ymm", dot_avxvnni, 12 * 32}, 2, 1},
+    {"scalar",
+     {"mulps, addps", muladd_sse2, 12 * 4},
+     {"pmaddwd, paddd", madd_sse2, 12 * 8},
+     1,
+     1,
+     1},
+    {"avx2",
+     {"vfmadd ymm", fma_avx2, 12 * 8},
+     {"vpmaddwd, vpaddd ymm", madd_avx2, 12 * 16},
+     1,
+     1,
+     0.5},
+    {"avxvnni", {"vfmadd ymm", fma_avx2, 12 * 8}, {"vpdpbusd ymm", dot_avxvnni, 12 * 32}, 2, 1, 1},
     {"avx512vnni",
      {"vfmadd zmm", fma_avx512, 16 * 16},
      {"vpdpbusd zmm", dot_avx512, 16 * 64},
      2,
+     1,
      1},
-    {"amx", {"vfmadd zmm", fma_avx512, 16 * 16}, {"tdpbssd", dot_amx, 4.0 * 16 * 16 * 64}, 2, 1},
+    {"amx", {"vfmadd zmm", fma_avx512, 16 * 16}, {"tdpbssd", dot_amx, 4.0 * 16 * 16 * 64}, 2, 1, 1},
 #elif defined(__aarch64__)
-    {"scalar", {"fmla", fma_neon, 24 * 4}, {"smlal", smlal_neon, 24 * 4}, 1, 1},
-    {"neon", {"fmla", fma_neon, 24 * 4}, {"smlal", smlal_neon, 24 * 4}, 1, 1},
-    {"dotprod", {"fmla", fma_neon, 24 * 4}, {"sdot", sdot_neon, 24 * 16}, 2, 1},
-    {"i8mm", {"fmla", fma_neon, 24 * 4}, {"smmla", smmla_neon, 24 * 32}, 2, 1},
+    {"scalar", {"fmla", fma_neon, 24 * 4}, {"smlal", smlal_neon, 24 * 4}, 1, 1, 1},
+    {"neon", {"fmla", fma_neon, 24 * 4}, {"smlal", smlal_neon, 24 * 4}, 1, 1, 0.5},
+    {"dotprod", {"fmla", fma_neon, 24 * 4}, {"sdot", sdot_neon, 24 * 16}, 2, 1, 1},
+    {"i8mm", {"fmla", fma_neon, 24 * 4}, {"smmla", smmla_neon, 24 * 32}, 2, 1, 1},
 #else
-    {"scalar", {"multiply, add", muladd_plain, 8 * 4}, {NULL, NULL, 0}, 1, 1},
+    {"scalar", {"multiply, add", muladd_plain, 8 * 4}, {NULL, NULL, 0}, 1, 1, 1},
 #endif
 };
 
@@ -301,12 +314,21 @@ void bench_record_peak(bench_record *r, const bench_peaks *p, const bench_peak *
     bench_record_text(r, "dot_loop", p->isa->dot.name);
 }
 
+/* Seconds of 1e9 multiply-adds. */
+static double seconds_of(const bench_peaks *p, const bench_peak *peak, kvt_type type,
+                         bench_mode mode)
+{
+    if (type < KVT_TYPE_I8 || mode == BENCH_F32)
+        return 2.0 / peak->fma_gflops;
+    if (type > KVT_TYPE_I8)
+        return p->isa->few / peak->dot_gmacs;
+    return (mode == BENCH_FAST ? p->isa->fast : p->isa->near) / peak->dot_gmacs;
+}
+
 double bench_arithmetic_seconds(const bench_peaks *p, const bench_peak *peak, const bench_case *c,
                                 bench_mode mode, double pairs)
 {
-    unsigned products = mode == BENCH_FAST ? p->isa->fast : p->isa->near;
-    double integer = products / peak->dot_gmacs, floating = 2.0 / peak->fma_gflops;
-    double k = c->k_type >= KVT_TYPE_I8 && mode != BENCH_F32 ? integer : floating;
-    double v = c->v_type >= KVT_TYPE_I8 && mode != BENCH_F32 ? integer : floating;
-    return 1e-9 * pairs * (c->k_dim * k + c->v_dim * v);
+    return 1e-9 * pairs *
+           (c->k_dim * seconds_of(p, peak, c->k_type, mode) +
+            c->v_dim * seconds_of(p, peak, c->v_type, mode));
 }
