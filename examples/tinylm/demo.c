@@ -21,7 +21,7 @@
 
 extern char **environ;
 
-enum { N_TYPES = 3, CONTINUE_TOKENS = 64, DECODE_TOKENS = 48, REPEATS = 3 };
+enum { N_TYPES = 4 /* up to i4 */, CONTINUE_TOKENS = 64, DECODE_TOKENS = 48, REPEATS = 3 };
 
 /* ---- the second process ---- */
 

@@ -52,8 +52,9 @@ static const struct flag {
     {"--top-p", "X", "sample from the most likely tokens of this total probability", REAL,
      AT(top_p), 0.0001, 1, GENERATE | CHAT},
     {"--seed", "N", "of the sampling, or of the first story", COUNT, AT(seed), 0, 1e15, ALL},
-    {"--k", "TYPE", "store keys as f32, f16 or i8", TYPE, AT(k_type), 0, 0, GENERATE | CHAT | EVAL},
-    {"--v", "TYPE", "store values as f32, f16 or i8", TYPE, AT(v_type), 0, 0,
+    {"--k", "TYPE", "store keys as f32, f16, i8 or i4", TYPE, AT(k_type), 0, 0,
+     GENERATE | CHAT | EVAL},
+    {"--v", "TYPE", "store values as f32, f16, i8, i4 or i5", TYPE, AT(v_type), 0, 0,
      GENERATE | CHAT | EVAL},
     {"--threads", "N", "threads of products and attention", COUNT, AT(threads), 1, 256,
      ALL & ~STORIES},
@@ -84,7 +85,7 @@ static const struct flag {
 };
 enum { N_FLAGS = sizeof flags / sizeof flags[0] };
 
-static const char *const type_names[] = {"f32", "f16", "i8"};
+static const char *const type_names[] = {"f32", "f16", "i8", "i4", "i5"};
 
 const char *type_name(kvt_type type)
 {
@@ -93,7 +94,7 @@ const char *type_name(kvt_type type)
 
 static int parse_type(kvt_type *out, const char *text)
 {
-    for (int i = 0; i < 3; i++) {
+    for (size_t i = 0; i < sizeof type_names / sizeof type_names[0]; i++) {
         if (strcmp(text, type_names[i]) == 0) {
             *out = (kvt_type)i;
             return 0;
@@ -119,7 +120,7 @@ static int parse_flag(options *o, const struct flag *f, const char *value, tl_er
     case SWITCH: *(bool *)field = true; return 0;
     case TYPE:
         if (parse_type(field, value))
-            return tl_fail(err, "%s: \"%s\" is not f32, f16 or i8", f->name, value);
+            return tl_fail(err, "%s: \"%s\" is not f32, f16, i8, i4 or i5", f->name, value);
         *(f->offset == offsetof(options, k_type) ? &o->k_given : &o->v_given) = true;
         return 0;
     default: break;

@@ -106,7 +106,7 @@ deterministic)
 continuation)
     # Cut at lengths around a tile and a block; the same tokens must come as without a cut.
     prompt=$("$tinylm" stories --seed 77 --tokens 300)
-    for type in f32 f16 i8; do
+    for type in f32 f16 i8 i4; do
         for n in 1 20 63 64 65 100; do
             rest=$((130 - n))
             "$tinylm" chat --k $type --v $type --seed 3 --prompt "$prompt" -n 130 --ids \

@@ -94,8 +94,8 @@ typedef enum kvt_type {
     KVT_TYPE_F32 = 0, /* 32 */
     KVT_TYPE_F16 = 1, /* 16 */
     KVT_TYPE_I8 = 2,  /* K 8.375, V 8.125; the newest tokens f16: residual_tokens */
-    KVT_TYPE_I4 = 3,  /* K 4.5, V 4.125; likewise, and the first tokens i8: fine_tokens */
-    KVT_TYPE_I5 = 4   /* V only: 5.125 */
+    KVT_TYPE_I4 = 3,  /* K 4.5625, V 4.125; likewise, and the first tokens i8: fine_tokens */
+    KVT_TYPE_I5 = 4   /* V only: 5.125; likewise */
 } kvt_type;
 
 /* Element type of the caller's tensors. */
@@ -261,8 +261,8 @@ typedef struct kvt_group_config {
     /*
      * The first fine_tokens tokens of a sequence, rounded up to whole blocks of 64, are sealed as
      * i8 on the sides whose type is i4 or i5: attention sinks are among them, and much of a model's
-     * attention is on them. 0: KVT_FINE_TOKENS; KVT_FINE_NONE: none. At most KVT_MAX_TOKENS.
-     * Recorded in snapshots.
+     * attention is on them. 0: KVT_FINE_TOKENS; KVT_FINE_NONE: none. At most KVT_MAX_TOKENS. A
+     * snapshot has the blocks as they are: one of a cache with another fine_tokens can be loaded.
      */
     uint32_t fine_tokens;
     uint32_t reserved; /* 0 */
