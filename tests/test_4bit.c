@@ -431,6 +431,48 @@ static void files(void **state)
     for_all_cuts(check_files);
 }
 
+/*
+ * A block that is open again takes the offset of the block that is the first one now: behind a
+ * removal that is another one, from which the largest keys are farther away than any appended one.
+ */
+static void largest_keys_behind_a_removal(void **state)
+{
+    enum { N = 330 };
+    rng r = {81};
+    (void)state;
+    for (int sign = -1; sign <= 1; sign += 2) {
+        block_test t;
+        float *k = malloc(N * ROW * sizeof *k), *v = malloc(N * ROW * sizeof *v);
+        assert_true(k && v);
+        open_test(&t, &r, pairs[0], N, NULL);
+        t.g.residual_tokens = 0;
+        kvt_seq_destroy(t.seq);
+        kvt_cache_destroy(t.cache);
+        t.cache = cache_of(&t.g, N + 64, 1, NULL);
+        expect_ok(t.cache, kvt_seq_create(t.cache, &t.seq));
+        for (size_t i = 0; i < N * ROW; i++) {
+            size_t block = i / ROW / 64;
+            t.fed.k[i] += (float)sign * (block == 0   ? 60000.0f
+                                         : block == 1 ? -60000.0f
+                                         : block == 2 ? (i / ROW % 2 ? 299000.0f : 290000.0f)
+                                                      : 0.0f);
+        }
+        fill_up(&t, N, 0);
+        read_all(&t, k, v);
+        expect_ok(t.cache, kvt_seq_remove(t.seq, 0, 64));
+        expect_ok(t.cache, kvt_seq_truncate(t.seq, 100)); /* in what was block 2 */
+        expect_ok(t.cache, kvt_seq_begin(t.seq, 1, NULL));
+        expect_ok(t.cache, kvt_seq_abort(t.seq));
+        read_all(&t, t.k, t.v);
+        for (size_t i = 0; i < 100 * ROW; i++)
+            if (!(fabsf(t.k[i] - k[64 * ROW + i]) <= 200) || t.v[i] != v[64 * ROW + i])
+                fail_msg("element %zu: %g, then %g; V %g, then %g", i, (double)k[64 * ROW + i],
+                         (double)t.k[i], (double)v[64 * ROW + i], (double)t.v[i]);
+        close_test(&t);
+        free(k), free(v);
+    }
+}
+
 /* ---- memory ---- */
 
 /* A begin that would open a block again, and finds no memory, or no budget. */
@@ -614,6 +656,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(selections),
         cmocka_unit_test(checkpoints),
         cmocka_unit_test(files),
+        cmocka_unit_test(largest_keys_behind_a_removal),
         cmocka_unit_test(a_begin_that_fails),
         cmocka_unit_test(a_reserve_suffices),
         cmocka_unit_test(capacity_is_exact),
