@@ -91,13 +91,15 @@ typedef struct model {
     int fresh[MAX_BLOCKS]; /* sealed by the last commit's last 64 tokens; none has begun since */
     float a[MAX_BLOCKS][MAX_DIM], offset[MAX_BLOCKS][MAX_DIM];
     float step[MAX_BLOCKS][MAX_DIM]; /* K of 4 bits: the scale of each dim */
-    int seeded[MAX_BLOCKS];          /* it has been sealed before, with these: */
+    /* Where it has been sealed before: */
     float had_offset[MAX_BLOCKS][MAX_DIM], had_step[MAX_BLOCKS][MAX_DIM];
     /* Of a row, in the stored domain: */
     float open[MAX_ROWS][MAX_DIM]; /* f16 * |s|; where nothing is sealed, the row as stored */
     int bare[MAX_ROWS];            /* an open row without the offset */
     float row[MAX_ROWS][MAX_DIM];  /* code * scale */
     int kept[MAX_ROWS];            /* an open row of 4-bit V that keeps its codes */
+    int gain[MAX_ROWS];            /* of a sealed row of 4-bit K */
+    int had_gain[MAX_ROWS];        /* of an open one that has been sealed before, else 0 */
 } model;
 
 static float add(float x, float y)
@@ -263,29 +265,50 @@ static void quantize_v5(const float *x, size_t dim, float *stored)
     }
 }
 
-static int most_nudged4; /* codes of 4-bit K off the nearest */
+static int gains_seen[256]; /* rows of 4-bit K by their gain */
+static int dims_seen[2];    /* dims of its blocks: whose offset the gain multiplies, and others */
 
-/* "Sealed rows of 4-bit K": w by the steps of the dims, rounded along the row as i8's are. */
-static void quantize_k4(const float *w, size_t dim, const float *step, float *stored)
+/* What of the offset the gain multiplies. */
+static float along_of(float offset, float step)
 {
-    float squares = 0, gain, projection = 0;
-    for (size_t d = 0; d < dim; d++)
-        squares = fmaf(w[d], w[d], squares);
-    squares = times(squares, 0.25f);
-    gain = over(1.0f, squares > 0x1p-100f ? squares : 0x1p-100f);
+    return fabsf(offset) <= times(32, step) ? offset : 0;
+}
+
+static float gain_of(int gain)
+{
+    return 1 + (float)(gain - 128) / 1024;
+}
+
+/* "Sealing K of 4 bits", steps 5 to 7: codes as multiples of the dims' steps; the gain. */
+static int quantize_k4(const float *w, size_t dim, const float *step, const float *offset,
+                       float *stored)
+{
+    float squares = 0, products = 0, gain = 0;
     for (size_t d = 0; d < dim; d++) {
-        float v = times(w[d], step[d] > 0 ? over(1.0f, step[d]) : 0.0f), code;
-        float q = times(projection, gain);
-        q = q > 0x1p-4f ? 0x1p-4f : q < -0x1p-4f ? -0x1p-4f : q;
-        code = fmaf(-v, q, v);
+        const float along = along_of(offset[d], step[d]);
+        const float key = add(w[d], along);
+        float code = times(w[d], step[d] > 0 ? over(1.0f, step[d]) : 0.0f);
         code = code > 7.5f ? 7.5f : code < -7.5f ? -7.5f : code;
         code = nearbyintf(add(code, 7.5f));
-        most_nudged4 =
-            fabsf(code - nearbyintf(add(v, 7.5f))) > (float)most_nudged4 ? 1 : most_nudged4;
         assert_in_range((int)code, 0, 15);
-        projection = fmaf(add(code - 7.5f, -v), times(w[d], step[d]), projection);
         stored[d] = (code - 7.5f) * step[d];
+        squares = fmaf(key, key, squares);
+        products = fmaf(add(stored[d], along), key, products);
     }
+    if (products > 0)
+        gain = times(add(over(squares, products), -1), 1024);
+    gain = add(gain, 128);
+    return (int)nearbyintf(gain < 1 ? 1 : gain > 255 ? 255 : gain);
+}
+
+/* The value of a sealed row of 4-bit K: its codes' multiples, gain and offset. */
+static float k4_value(const model *m, size_t token, size_t d)
+{
+    const size_t block = token / 64;
+    const float gain = gain_of(m->gain[token]), offset = m->offset[block][d];
+    if (offset != 0 && along_of(offset, m->step[block][d]) == 0)
+        return add(times(m->row[token][d], gain), offset);
+    return times(add(m->row[token][d], offset), gain);
 }
 
 /* The base that most rows of a full block have: 0 (1), or the offset (0). */
@@ -345,6 +368,39 @@ static int sealed_offset(const model *m, size_t block, float *offset)
     return left;
 }
 
+/* "Open rows" */
+static void open_row(const float *z, size_t dim, float *x)
+{
+    float most = 0, s = 1;
+    for (size_t d = 0; d < dim; d++)
+        most = fabsf(z[d]) > most ? fabsf(z[d]) : most;
+    while (most / s >= 65520)
+        s *= 2;
+    for (size_t d = 0; d < dim; d++)
+        x[d] = (float)to_f16((double)over(z[d], s), 0) * s;
+}
+
+/*
+ * z = y - a, or y, where that is much the smaller one: then 1, a row without offset. a is unused
+ * for V and where there is none.
+ */
+static int center(const model *m, const float *a, float *z)
+{
+    float most = 0, far = 0;
+    if (!m->offsets)
+        return 0;
+    for (size_t d = 0; d < m->dim; d++) {
+        float away = fabsf(add(z[d], -a[d]));
+        most = fabsf(z[d]) > most ? fabsf(z[d]) : most;
+        far = away > far ? away : far;
+    }
+    if (8 * most < far)
+        return 1;
+    for (size_t d = 0; d < m->dim; d++)
+        z[d] = add(z[d], -a[d]);
+    return 0;
+}
+
 /* Dims of blocks that were sealed again: as they were, moved, clipped, anew. */
 static int ways[4];
 
@@ -353,13 +409,43 @@ static int is_within(float middle, float step, float lo, float hi, float steps)
     return add(hi, -middle) <= times(steps, step) && add(middle, -lo) <= times(steps, step);
 }
 
-/* "Sealing 4-bit K": the middle of each dim's range, and the step that reaches its ends. */
+/* Open rows of a block without the gains of those that have been sealed before. */
+static struct {
+    float open[64][MAX_DIM];
+    int bare[64], again; /* again: there are such */
+} taken;
+
+static void take_gains(const model *m, size_t block)
+{
+    taken.again = 0;
+    for (size_t i = 0; i < 64; i++) {
+        const size_t t = 64 * block + i;
+        float z[MAX_DIM];
+        memcpy(taken.open[i], m->open[t], sizeof z);
+        taken.bare[i] = m->bare[t];
+        if (!m->had_gain[t])
+            continue;
+        taken.again = 1;
+        for (size_t d = 0; d < m->dim; d++) {
+            const float offset = m->had_offset[block][d];
+            const float along = along_of(offset, m->had_step[block][d]);
+            z[d] = add(m->open[t][d], m->bare[t] ? 0 : m->a[block][d]);
+            z[d] = over(add(z[d], -add(offset, -along)), gain_of(m->had_gain[t]));
+            z[d] = add(add(z[d], -along), offset);
+        }
+        taken.bare[i] = center(m, m->a[block], z);
+        open_row(z, m->dim, taken.open[i]);
+    }
+}
+
+/* "Sealing K of 4 bits": the middle of each dim's range, and the step that reaches its ends. */
 static void choose_k4(const model *m, size_t block, float *offset, float *step)
 {
+    take_gains(m, block);
     for (size_t d = 0; d < m->dim; d++) {
         float lo = INFINITY, hi = -INFINITY, middle, above, below;
-        for (size_t t = 64 * block; t < 64 * block + 64; t++) {
-            float y = add(add(m->open[t][d], m->bare[t] ? 0 : m->a[block][d]), 0.0f);
+        for (size_t t = 0; t < 64; t++) {
+            float y = add(add(taken.open[t][d], taken.bare[t] ? 0 : m->a[block][d]), 0.0f);
             lo = y < lo ? y : lo;
             hi = y > hi ? y : hi;
         }
@@ -368,7 +454,7 @@ static void choose_k4(const model *m, size_t block, float *offset, float *step)
         step[d] = (float)to_f16((double)over(above > below ? above : below, 7.5f), 1);
         assert_true(step[d] <= 65504);
         offset[d] = middle;
-        if (m->seeded[block] && m->had_step[block][d] > 0) {
+        if (taken.again && m->had_step[block][d] > 0) {
             float had = m->had_step[block][d], at = m->had_offset[block][d];
             float moved = add(at, times(had, nearbyintf(over(add(middle, -at), had))));
             double to = to_f16((double)moved, 0);
@@ -410,6 +496,18 @@ static void quantize_row(model *m, int form, const float *w, size_t token, int a
         quantize_v4(w, m->dim, padding, row);
 }
 
+/* What has been sealed before keeps its gain. */
+static void seal_k4_row(model *m, const float *w, size_t token)
+{
+    const size_t block = token / 64;
+    m->gain[token] = quantize_k4(w, m->dim, m->step[block], m->offset[block], m->row[token]);
+    gains_seen[m->gain[token]]++;
+    if (m->had_gain[token])
+        m->gain[token] = m->had_gain[token];
+    for (size_t d = 0; d < m->dim; d++)
+        dims_seen[along_of(m->offset[block][d], m->step[block][d]) != m->offset[block][d]]++;
+}
+
 static void seal(model *m, size_t block)
 {
     float w[MAX_DIM];
@@ -425,45 +523,17 @@ static void seal(model *m, size_t block)
         most_left_out = left > most_left_out ? left : most_left_out;
     }
     for (size_t t = 64 * block; t < 64 * block + 64; t++) {
+        const float *x = coarse_k ? taken.open[t % 64] : m->open[t];
+        const int bare = coarse_k ? taken.bare[t % 64] : m->bare[t];
         for (size_t d = 0; d < m->dim; d++)
-            w[d] = !m->offsets ? m->open[t][d]
-                               : add(m->open[t][d],
-                                     add(m->bare[t] ? 0 : m->a[block][d], -m->offset[block][d]));
+            w[d] = !m->offsets ? x[d]
+                               : add(x[d], add(bare ? 0 : m->a[block][d], -m->offset[block][d]));
         if (coarse_k)
-            quantize_k4(w, m->dim, m->step[block], m->row[t]);
+            seal_k4_row(m, w, t);
         else if (!m->kept[t])
             quantize_row(m, form, w, t, !m->is_v, m->dim % 16);
     }
     m->sealed[block] = form;
-}
-
-/* "Open rows" */
-static void open_row(const float *z, size_t dim, float *x)
-{
-    float most = 0, s = 1;
-    for (size_t d = 0; d < dim; d++)
-        most = fabsf(z[d]) > most ? fabsf(z[d]) : most;
-    while (most / s >= 65520)
-        s *= 2;
-    for (size_t d = 0; d < dim; d++)
-        x[d] = (float)to_f16((double)over(z[d], s), 0) * s;
-}
-
-/* z = y - a, or y, where that is much the smaller one; a is NULL for V and where there is none. */
-static void center(model *m, size_t token, const float *a, float *z)
-{
-    float most = 0, far = 0;
-    m->bare[token] = 0;
-    if (!m->offsets)
-        return;
-    for (size_t d = 0; d < m->dim; d++) {
-        float away = fabsf(add(z[d], -a[d]));
-        most = fabsf(z[d]) > most ? fabsf(z[d]) : most;
-        far = away > far ? away : far;
-    }
-    m->bare[token] = 8 * most < far;
-    for (size_t d = 0; d < m->dim && !m->bare[token]; d++)
-        z[d] = add(z[d], -a[d]);
 }
 
 /*
@@ -475,7 +545,7 @@ static void model_centre(model *m, size_t token, const float *x, float *z)
     size_t block = token / 64;
     const float *a = m->sealed[block] && token % 64 ? m->offset[0] : m->a[block];
     if (token % 64 == 0)
-        m->sealed[block] = m->seeded[block] = 0;
+        m->sealed[block] = 0;
     rotate(m, x, z);
     if (!m->offsets)
         return;
@@ -486,7 +556,7 @@ static void model_centre(model *m, size_t token, const float *x, float *z)
         memcpy(m->a[block], m->offset[0], sizeof m->offset[0]);
     else if (token % 64 == 0)
         offset_to_be(m, 0, m->a[block]);
-    center(m, token, a, z);
+    m->bare[token] = center(m, a, z);
 }
 
 /* "Tokens behind a cut in a sealed block" */
@@ -508,7 +578,6 @@ static void model_reopen(model *m)
     if (!m->reopens || m->length % 64 == 0 || m->sealed[block] != SEALED)
         return;
     m->sealed[block] = 0;
-    m->seeded[block] = 1;
     memcpy(m->had_offset[block], m->offset[block], sizeof m->offset[block]);
     memcpy(m->had_step[block], m->step[block], sizeof m->step[block]);
     memcpy(m->a[block], m->offset[0], sizeof m->a[block]);
@@ -520,9 +589,10 @@ static void model_reopen(model *m)
             continue;
         }
         for (size_t d = 0; d < m->dim; d++)
-            z[d] = add(m->row[t][d], m->offset[block][d]);
-        center(m, t, m->a[block], z);
+            z[d] = k4_value(m, t, d);
+        m->bare[t] = center(m, m->a[block], z);
         open_row(z, m->dim, m->open[t]);
+        m->had_gain[t] = m->gain[t];
     }
 }
 
@@ -540,7 +610,7 @@ static void model_step(model *m, const float *rows, size_t stride, size_t n)
         size_t token = m->length + i, block = token / 64;
         const float *x = rows + i * stride;
         float z[MAX_DIM];
-        m->kept[token] = 0;
+        m->kept[token] = m->had_gain[token] = 0;
         if (!m->seals) {
             for (size_t d = 0; d < m->dim; d++)
                 m->open[token][d] = m->type == KVT_TYPE_F32 ? x[d] : (float)to_f16((double)x[d], 0);
@@ -573,7 +643,9 @@ static void model_read(const model *m, size_t token, float *x)
     const float *y = m->sealed[block] ? m->row[token] : m->open[token];
     for (size_t d = 0; d < m->dim; d++) {
         x[d] = y[d];
-        if (m->offsets && (m->sealed[block] || !m->bare[token]))
+        if (m->type == KVT_TYPE_I4 && !m->is_v && m->sealed[block] == SEALED)
+            x[d] = k4_value(m, token, d);
+        else if (m->offsets && (m->sealed[block] || !m->bare[token]))
             x[d] = add(x[d], m->sealed[block] ? m->offset[block][d] : m->a[block][d]);
     }
     unrotate(m, x);
@@ -998,7 +1070,8 @@ static void coarse_as_specified(void **state)
     rng r = {21};
     (void)state;
     memset(chosen, 0, sizeof chosen);
-    most_nudged4 = 0;
+    memset(gains_seen, 0, sizeof gains_seen);
+    memset(dims_seen, 0, sizeof dims_seen);
     for (uint32_t isa = 0; kvt_isa_name(isa); isa++)
         for (size_t d = 0; d < sizeof dims / sizeof *dims; d++)
             for (size_t c = 0; c < N_COARSE; c++)
@@ -1020,7 +1093,10 @@ static void coarse_as_specified(void **state)
                 }
     for (int set = 0; set < 3; set++)
         assert_true(chosen[set] > 0);
-    assert_int_equal(most_nudged4, 1);
+    for (int gain = 1; gain < 256; gain += gain == 1 ? 119 : gain == 136 ? 119 : 1)
+        if (!gains_seen[gain]) /* those of most rows, and the ends */
+            fail_msg("no row has a gain of %d", gain);
+    assert_true(dims_seen[0] > 0 && dims_seen[1] > 0);
 }
 
 /* Cuts and what comes behind them, at each kind of rows; the sealing that is taken back, too. */
