@@ -570,8 +570,8 @@ static void a_cache_outlived_by_its_sequences(void **state)
 
 /* ---- the figures ---- */
 
-/* Bits of an element of K and of V of 128 dims, by type: codes, scales and offsets. */
-static const double k_bits[] = {32, 16, 8.375, 4.5}, v_bits[] = {32, 16, 8.125, 4.125, 5.125};
+/* Bits of an element of K and of V of 128 dims, by type: codes, scales, gains and offsets. */
+static const double k_bits[] = {32, 16, 8.375, 4.5625}, v_bits[] = {32, 16, 8.125, 4.125, 5.125};
 
 /*
  * Bits an element that n tokens take, 8 kv heads, dim 128, all bytes counted: as forecast, and
@@ -644,12 +644,12 @@ static void coarse_bits_per_element(void **state)
     static const struct {
         kvt_type k, v;
         double at_32768, at_4096;
-        uint64_t sealed, fine, open; /* bytes of a head: codes, scales, offsets, seeds */
+        uint64_t sealed, fine, open; /* bytes of a head: codes, scales, gains, offsets, seeds */
     } cases[] = {
-        {KVT_TYPE_I4, KVT_TYPE_I4, 4.45, 4.85, 4096 + 256 + 256 + 128 + 4096,
-         8192 + 128 + 256 + 128 + 8192, 16384 + 128 + 256 + 512 + 128 + 16384},
-        {KVT_TYPE_I4, KVT_TYPE_I5, 4.9, 5.35, 4096 + 256 + 256 + 128 + 5120,
-         8192 + 128 + 256 + 128 + 8192, 16384 + 128 + 256 + 512 + 128 + 16384},
+        {KVT_TYPE_I4, KVT_TYPE_I4, 4.45, 4.88, 4096 + 256 + 64 + 256 + 128 + 4096,
+         8192 + 128 + 256 + 128 + 8192, 16384 + 128 + 256 + 512 + 64 + 128 + 16384},
+        {KVT_TYPE_I4, KVT_TYPE_I5, 4.95, 5.38, 4096 + 256 + 64 + 256 + 128 + 5120,
+         8192 + 128 + 256 + 128 + 8192, 16384 + 128 + 256 + 512 + 64 + 128 + 16384},
         {KVT_TYPE_I8, KVT_TYPE_I4, 6.35, 6.75, 8192 + 128 + 256 + 128 + 4096,
          8192 + 128 + 256 + 128 + 8192, 16384 + 128 + 256 + 128 + 16384},
     };
@@ -708,7 +708,7 @@ static void scratch_does_not_follow_max_tokens_without_end(void **state)
     }
 }
 
-/* Codes, scales and 1/64 of an offset, over all layers and heads. */
+/* Codes, scales, gains and 1/64 of an offset, over all layers and heads. */
 static void bytes_per_token_by_formula(void **state)
 {
     static const double element[] = {4, 2, 1, 0.5, 0.625};
@@ -726,8 +726,8 @@ static void bytes_per_token_by_formula(void **state)
                 head += g->v_dim * element[g->v_type] + 2.0 * (g->v_type >= KVT_TYPE_I8);
             if (g->k_type >= KVT_TYPE_I8 && !(g->flags & KVT_GROUP_NO_OFFSET))
                 head += g->k_dim * 2.0 / 64;
-            if (g->k_type == KVT_TYPE_I4) /* a scale for each dim */
-                head += g->k_dim * 2.0 / 64;
+            if (g->k_type == KVT_TYPE_I4) /* a scale for each dim, a gain */
+                head += g->k_dim * 2.0 / 64 + 1;
             expected += head * g->n_kv_heads * g->n_layers;
         }
         expect_ok(NULL, kvt_cache_create(&s.config, &cache));
