@@ -290,7 +290,7 @@ static void test_coarse(void **state)
                 assert_int_equal(kvt_snap_shapes(&g, KVT_SEALED, n, s, &bytes), 3);
                 assert_int_equal(s[0].bytes, HEADS * tiles * 8 * dims);
                 assert_int_equal(s[1].bytes, HEADS * runs * (4 * g.v_dim + fifths));
-                assert_int_equal(s[2].bytes, 2 * HEADS * (dims + n + dims));
+                assert_int_equal(s[2].bytes, 2 * HEADS * (dims + n + dims + n));
                 assert_int_equal(bytes, s[0].bytes + s[1].bytes + s[2].bytes);
                 check_each_bit(&s[0]);
                 check_each_bit(&s[1]);
@@ -304,7 +304,7 @@ static void test_coarse(void **state)
                 assert_int_equal(kvt_snap_shapes(&g, KVT_OPEN, n, s, &bytes), 3);
                 assert_int_equal(s[0].bytes, HEADS * tiles * 32 * dims);
                 assert_int_equal(s[1].bytes, HEADS * n * 2 * g.v_dim);
-                assert_int_equal(s[2].bytes, 2 * HEADS * (n + n + 3 * dims));
+                assert_int_equal(s[2].bytes, 2 * HEADS * (n + n + 3 * dims + n));
             }
         }
     g.k_type = KVT_TYPE_F16; /* the other side stays what it is */
@@ -317,7 +317,7 @@ static void test_coarse(void **state)
 }
 
 /* What each number of the scales' stream may be: docs/format.md, its table, a second time. */
-enum { K_SCALE, V_SCALE, OFFSET, SEED_SCALE, SEED_MIDDLE };
+enum { K_SCALE, V_SCALE, OFFSET, SEED_SCALE, SEED_MIDDLE, GAIN };
 
 static int is_sound(const kvt_snapshot_group *g, uint32_t form, int part, uint32_t x)
 {
@@ -327,12 +327,12 @@ static int is_sound(const kvt_snapshot_group *g, uint32_t form, int part, uint32
     if (magnitude >= 0x7c00)
         return 0;
     switch (part) {
-    case K_SCALE: return form == KVT_OPEN ? power : !negative;
+    case K_SCALE: return form == KVT_OPEN ? power : form == KVT_SEALED && reopens ? 1 : !negative;
     case V_SCALE:
         if (form != KVT_OPEN)
             return !negative;
         return reopens ? !negative || g->v_type == KVT_TYPE_I4 : power && !negative;
-    case SEED_SCALE: return !negative;
+    case GAIN: return x <= 255 && (x || form == KVT_OPEN);
     default: return 1;
     }
 }
@@ -346,7 +346,7 @@ static void test_coarse_scales(void **state)
     (void)state;
     for (size_t pair = 0; pair < sizeof types / sizeof *types; pair++)
         for (uint32_t form = KVT_SEALED; form < KVT_FORMS; form++) {
-            unsigned char parts[2 * (2 * N + 3 * DIM)];
+            unsigned char parts[2 * (3 * N + 3 * DIM)];
             uint16_t scales[sizeof parts];
             kvt_snapshot_group g;
             kvt_snap_shape s[KVT_SNAP_MAX_STREAMS];
@@ -359,27 +359,31 @@ static void test_coarse_scales(void **state)
             g.k_type = types[pair][0];
             g.v_type = types[pair][1];
             assert_int_equal(kvt_snap_shapes(&g, form, N, s, &bytes), 3);
-            for (int part = K_SCALE; part <= SEED_MIDDLE; part++) {
+            for (int part = K_SCALE; part <= GAIN; part++) {
                 const int by_dims = part == K_SCALE ? g.k_type == KVT_TYPE_I4 && form == KVT_SEALED
-                                                    : part >= OFFSET;
+                                                    : part >= OFFSET && part != GAIN;
                 if ((part == V_SCALE && g.v_type == KVT_TYPE_F16) ||
-                    (part >= SEED_SCALE && (form != KVT_OPEN || g.k_type != KVT_TYPE_I4)))
+                    (part >= SEED_SCALE && g.k_type != KVT_TYPE_I4) ||
+                    (part >= SEED_SCALE && part != GAIN && form != KVT_OPEN) ||
+                    (part == GAIN && form == KVT_FINE))
                     continue;
                 for (size_t i = 0; i < HEADS * (size_t)(by_dims ? DIM : N); i++)
                     parts[n++] = (unsigned char)part;
             }
             assert_int_equal(s[2].bytes, 2 * n);
             for (size_t i = 0; i < n; i++)
-                scales[i] = 0x3c00;
-            for (size_t i = 0; i < n; i++)
-                for (uint32_t x = 0; x < 0x10000; x += x % 0x400 < 2 ? 1 : 0x1ff) {
+                scales[i] = parts[i] == GAIN ? 1 : 0x3c00;
+            for (size_t i = 0; i < n; i++) {
+                const uint16_t was = scales[i];
+                for (uint32_t x = 0; x < 0x10000; x += x < 0x400 || x % 0x400 < 2 ? 1 : 0x1ff) {
                     scales[i] = (uint16_t)x;
                     if ((kvt_snap_check(&s[2], (unsigned char *)scales) == NULL) !=
                         is_sound(&g, form, parts[i], x))
                         fail_msg("types %d, %d, form %u, number %zu: %04x", (int)g.k_type,
                                  (int)g.v_type, form, i, x);
-                    scales[i] = 0x3c00;
+                    scales[i] = was;
                 }
+            }
         }
 }
 
@@ -454,6 +458,17 @@ static void check_part(const kvt_group *group, const kvt_block *block, size_t at
         assert_memory_equal(*from, kvt_head_record(group, block, 0, h) + at, 2 * n);
 }
 
+/* A byte each in the record, two in the stream. */
+static void check_gains(const kvt_group *group, const kvt_block *block, size_t at, size_t n,
+                        const unsigned char **from)
+{
+    for (size_t h = 0; h < HEADS; h++)
+        for (size_t t = 0; t < n; t++, *from += 2) {
+            assert_int_equal((*from)[0], kvt_head_record(group, block, 0, h)[at + t]);
+            assert_int_equal((*from)[1], 0);
+        }
+}
+
 /* A block of random bytes: its streams, and those of the block that they are put into. */
 static void check_block(kvt_type k_type, kvt_type v_type, uint32_t form, uint32_t tokens)
 {
@@ -509,7 +524,10 @@ static void check_block(kvt_type k_type, kvt_type v_type, uint32_t form, uint32_
     if (k_type == KVT_TYPE_I4 && form == KVT_OPEN) {
         check_part(&group, &blocks[0], layout->k_seed, 24, &small);
         check_part(&group, &blocks[0], layout->k_seed + 2 * 32, 24, &small);
+        check_gains(&group, &blocks[0], layout->k_seed + 4 * 32, tokens, &small);
     }
+    if (k_type == KVT_TYPE_I4 && form == KVT_SEALED)
+        check_gains(&group, &blocks[0], layout->k_scales + 2 * 32, tokens, &small);
     assert_ptr_equal(small, streams[0] + bytes);
     kvt_snap_scatter(&group, &blocks[1], 0, tokens, streams[0]);
     kvt_snap_gather(&group, &blocks[1], 0, tokens, streams[1]);
