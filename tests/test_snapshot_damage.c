@@ -404,8 +404,9 @@ static void open_v_nan(bytes *f)
 /*
  * Of 4 and 5 bits: 5 tokens of 8 dims. K: a tile of a byte for dims d and d + 4 of a token. V: a
  * byte for tokens t and t + 4 of a dim, then 16 bytes of fifth bits. Scales of a sealed block: K at
- * 0 .. 7, V at 8 .. 12, then the middles; of an open one K's at 0 .. 4, V's at 5 .. 9, the offset
- * at 10 .. 17, the seed's scales at 18 .. 25 and its middles at 26 .. 33.
+ * 0 .. 7, V at 8 .. 12, the middles at 13 .. 20, the gains at 21 .. 25; of an open one K's at 0 ..
+ * 4, V's at 5 .. 9, the offset at 10 .. 17, the seed's scales at 18 .. 25, its middles at 26 .. 33
+ * and its gains at 34 .. 38.
  */
 static void coarse_k_lane(bytes *f)
 {
@@ -435,21 +436,41 @@ static void fifth_of_no_dim_high(bytes *f) /* token 4 of dim 15 */
 {
     stream_at(f, 5, 1, 1)[8 * 4 + 8 + 7] |= 0x10;
 }
-static void coarse_scale_minus(bytes *f)
-{
-    put16(f, 2, 7, 0x8001);
-}
 static void coarse_v_scale_minus(bytes *f)
 {
     put16(f, 2, 12, 0x8001);
+}
+static void coarse_v_first_scale_minus(bytes *f)
+{
+    put16(f, 2, 8, 0x8001);
+}
+static void coarse_scale_nan(bytes *f)
+{
+    put16(f, 2, 7, 0xfe00);
 }
 static void coarse_middle(bytes *f)
 {
     put16(f, 2, 20, 0x7c00);
 }
-static void seed_minus(bytes *f)
+static void gain_zero(bytes *f)
 {
-    put16(f, 2, 25, 0xbc00);
+    put16(f, 2, 21, 0);
+}
+static void gain_last_zero(bytes *f)
+{
+    put16(f, 2, 25, 0);
+}
+static void gain_256(bytes *f)
+{
+    put16(f, 2, 25, 256);
+}
+static void open_gain_256(bytes *f)
+{
+    put16(f, 2, 34, 256);
+}
+static void open_last_gain_minus(bytes *f)
+{
+    put16(f, 2, 38, 0x8080);
 }
 static void seed_nan(bytes *f)
 {
@@ -653,9 +674,15 @@ static const struct {
     DAMAGE(fifth_of_no_token, IN(I4_I5), KVT_ERR_CORRUPT, "no token"),
     DAMAGE(fifth_of_no_dim, IN(I4_I5), KVT_ERR_CORRUPT, "no token"),
     DAMAGE(fifth_of_no_dim_high, IN(I4_I5), KVT_ERR_CORRUPT, "no token"),
-    DAMAGE(bad_scale_sign, IN_COARSE, KVT_ERR_CORRUPT, "negative scale"),
-    DAMAGE(coarse_scale_minus, IN_COARSE, KVT_ERR_CORRUPT, "negative scale"),
+    DAMAGE(bad_scale_sign, IN(FINE), KVT_ERR_CORRUPT, "negative scale"),
+    DAMAGE(coarse_v_first_scale_minus, IN_COARSE, KVT_ERR_CORRUPT, "negative scale"),
     DAMAGE(coarse_v_scale_minus, IN_COARSE, KVT_ERR_CORRUPT, "negative scale"),
+    DAMAGE(coarse_scale_nan, IN_COARSE, KVT_ERR_CORRUPT, "not finite"),
+    DAMAGE(gain_zero, IN_COARSE, KVT_ERR_CORRUPT, "a gain that is none"),
+    DAMAGE(gain_last_zero, IN_COARSE, KVT_ERR_CORRUPT, "a gain that is none"),
+    DAMAGE(gain_256, IN_COARSE, KVT_ERR_CORRUPT, "a gain that is none"),
+    DAMAGE(open_gain_256, IN_OPEN, KVT_ERR_CORRUPT, "a gain that is none"),
+    DAMAGE(open_last_gain_minus, IN_OPEN, KVT_ERR_CORRUPT, "a gain that is none"),
     DAMAGE(coarse_middle, IN_COARSE, KVT_ERR_CORRUPT, "not finite"),
     DAMAGE(bad_scale_inf, IN_COARSE | IN_OPEN, KVT_ERR_CORRUPT, ""),
     DAMAGE(open_scale_3, IN_OPEN, KVT_ERR_CORRUPT, "no power of two"),
@@ -664,7 +691,6 @@ static const struct {
     DAMAGE(open_v_scale_nan, IN_OPEN, KVT_ERR_CORRUPT, "not finite"),
     DAMAGE(open_v_scale_minus, IN(I5_AGAIN), KVT_ERR_CORRUPT, "negative scale"),
     DAMAGE(open_v_last_scale_minus, IN(I5_AGAIN), KVT_ERR_CORRUPT, "negative scale"),
-    DAMAGE(seed_minus, IN_OPEN, KVT_ERR_CORRUPT, "negative scale of a seed"),
     DAMAGE(seed_nan, IN_OPEN, KVT_ERR_CORRUPT, "not finite"),
     DAMAGE(seed_middle, IN_OPEN, KVT_ERR_CORRUPT, "not finite"),
     DAMAGE(open_k_lane, IN_OPEN, KVT_ERR_CORRUPT, "no token"),
@@ -734,9 +760,10 @@ static void contradictions_in(int which)
     assert_int_equal(get32(good.data + table + 28), which == FINE ? 2 : open);
     for (unsigned i = 0; (which == I4_AGAIN || which == I5_AGAIN) && i < 13; i++) {
         const unsigned char *small = stream_at(&good, 5, 0, 2);
-        if (i < 5) /* V's rows: those of 4 bits are taken over */
+        if (i < 5) { /* V's rows: those of 4 bits are taken over; the gains */
             assert_int_equal(small[2 * (5 + i) + 1] >> 7, which == I4_AGAIN && i < 4);
-        else /* the seed's scales */
+            assert_true((small[2 * (34 + i)] != 0) == (i < 4));
+        } else /* the seed's scales */
             assert_true(small[2 * (13 + i)] | small[2 * (13 + i) + 1]);
     }
     if (has_two)
@@ -768,6 +795,10 @@ static void contradictions_in(int which)
     if (open)
         for (unsigned i = 0; i < 10; i++) /* scales: 1 .. 32768 */
             put16(&good, 2, i, 0x3c00 + 0x400 * (i + (i > 4 ? 6 : 0)));
+    for (unsigned i = 0; coarse && which != FINE && i < 5; i++) { /* gains, signs of scales */
+        put16(&good, 2, (open ? 34 : 21) + i, i ? 51 * i + 51 : open ? 0 : 1);
+        put16(&good, 2, (open ? 18 : 0) + i, i % 2 ? 0xbc00 : 0x3c00);
+    }
     resign(good.data, good.n);
     expect_ok(v.cache, load_bytes(v.seq, good.data, good.n, NULL));
     free(before);
