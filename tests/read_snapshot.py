@@ -78,6 +78,10 @@ NUMPY = {F32: "<f4", F16: "<f2", I8: "i1", I4: "u1", I5: "u1"}
 LEVELS = np.array([-63, -48, -37, -29, -22, -15, -9, -3, 3, 9, 15, 22, 29, 37, 48, 63], "f4")
 
 
+def gain_of(byte):
+    return np.float32(1) + (byte.astype("f4") - np.float32(128)) / np.float32(1024)
+
+
 class Group:
     def __init__(self, data):
         (self.n_layers, self.q_heads, self.heads, self.k_dim, self.v_dim, self.k_type, self.v_type,
@@ -124,6 +128,8 @@ class Group:
             parts["offset"] = self.k_dim
         if form == OPEN and self.k_type == I4:
             parts["seed scale"] = parts["seed middle"] = self.k_dim
+        if form != FINE and self.k_type == I4:
+            parts["gain"] = n
         return {name: self.heads * count for name, count in parts.items()}
 
     def sizes(self, n, form):
@@ -207,10 +213,13 @@ class Group:
     def check_scales(self, form, parts):
         """parts: {name: numbers of kind 5}."""
         open_k = form == OPEN and "k" in parts
-        need(open_k and self.offsets or not np.signbit(parts.get("k", 0)).any(), "a negative scale")
+        signs = self.offsets if open_k else self.types(form)[0] == I4
+        need(signs or not np.signbit(parts.get("k", 0)).any(), "a negative scale")
         need(form == OPEN and self.reopens and self.v_type == I4 or
              not np.signbit(parts.get("v", 0)).any(), "a negative scale of V")
-        need(not np.signbit(parts.get("seed scale", 0)).any(), "a negative scale of a seed")
+        least = 0 if form == OPEN else 1  # 0: a row that has never been sealed
+        gain = parts.get("gain", np.ones(1))
+        need((gain >= least).all() and (gain <= 255).all(), "a gain that is none")
         for name in ["k", "v"] if form == OPEN and not self.reopens else ["k"] if open_k else []:
             scale = np.abs(parts.get(name, 1))
             need(np.isin(scale, 2.0 ** np.arange(16)).all(), "an open scale")
@@ -231,13 +240,20 @@ class Group:
         need(np.isfinite(k).all() and np.isfinite(v).all() and np.isfinite(small).all(), "not finite")
         for name, count in self.smalls(n, form).items():
             parts[name] = small[at:at + count]
+            if name == "gain":  # an integer
+                parts[name] = np.frombuffer(streams[5], "<u2")[at:at + count].astype("f4")
             at += count
         self.check_scales(form, parts)
         if "v" in parts:
             v = v * np.abs(parts["v"]).reshape(heads, n, 1)
             self.kept += np.signbit(parts["v"]).sum()
-        if "k" in parts:
-            scale = parts["k"].reshape((heads, 1, -1) if k_type == I4 else (heads, n, 1))
+        if k_type == I4:
+            scale, offset = (parts[name].reshape(heads, 1, -1) for name in ("k", "offset"))
+            gain = gain_of(parts["gain"]).reshape(heads, n, 1)
+            k = k * np.abs(scale)
+            k = np.where(np.signbit(scale), k * gain + offset, (k + offset) * gain)
+        elif "k" in parts:
+            scale = parts["k"].reshape(heads, n, 1)
             bare = np.signbit(scale)  # open rows of K without the offset
             k = k * np.abs(scale)
             if self.offsets:
@@ -571,7 +587,8 @@ def damage_signs(reader):
     for group, n, form, streams in reader.layers:
         at = 0
         for name, count in group.smalls(n, form).items():
-            sound = {"k": form == OPEN and group.offsets, "offset": True, "seed middle": True,
+            sound = {"k": group.offsets if form == OPEN else group.types(form)[0] == I4,
+                     "offset": True, "seed scale": True, "seed middle": True,
                      "v": form == OPEN and group.k_type == group.v_type == I4}.get(name, False)
             for i in (at, at + count - 1):
                 small = np.frombuffer(streams[5], "<u2").copy()
@@ -582,24 +599,42 @@ def damage_signs(reader):
             at += count
 
 
-def check_seeds(reader):
-    """K's rows that have been 4-bit codes are still multiples of the seed's scale from its middle."""
+def damage_gains(reader):
+    """A gain of 0 is refused in sealed blocks, one of 256 in all."""
     for group, n, form, streams in reader.layers:
-        if form != OPEN or not group.k_type == group.v_type == I4:
+        count = group.smalls(n, form).get("gain", 0)
+        for i in range(-count, 0):
+            for gain in (0, 1, 255, 256):
+                small = np.frombuffer(streams[5], "<u2").copy()
+                small[i] = gain
+                if refuses(group, n, form, {**streams, 5: small.tobytes()}) != (
+                        gain == 256 or gain == 0 and form == SEALED):
+                    sys.exit("a gain of %d, form %d: refused, or taken" % (gain, form))
+
+
+def check_seeds(reader):
+    """K's rows that have been 4-bit codes are, without their gain, still multiples of the seed's
+    scale from its middle; they are V's rows that are taken over."""
+    for group, n, form, streams in reader.layers:
+        if form != OPEN or group.k_type != I4:
             continue
         small, at, parts = np.frombuffer(streams[5], "<f2").astype("f4"), 0, {}
         for name, count in group.smalls(n, form).items():
             parts[name] = small[at:at + count].reshape(group.heads, -1)
             at += count
+        parts["gain"] = np.frombuffer(streams[5], "<u2")[-group.heads * n:].reshape(group.heads, n)
         counts = group.bare, group.kept
         k = group.values(n, form, streams)[0].transpose(1, 0, 2)
         group.bare, group.kept = counts
         for h in range(group.heads):
             scale, middle = parts["seed scale"][h], parts["seed middle"][h]
-            was = np.signbit(parts["v"][h])
-            if scale.all():
-                code = (k[h] - middle) / scale + np.float32(7.5)
-                code = code[was]
+            was = parts["gain"][h] != 0
+            if group.v_type == I4 and (np.signbit(parts["v"][h]) != was).any():
+                sys.exit("a row of which K or V alone has been sealed")
+            if scale.all() and was.any():
+                rest = np.where(np.signbit(scale), middle, 0)
+                x = (k[h] - rest) / gain_of(parts["gain"][h])[:, None] - (middle - rest)
+                code = x[was] / abs(scale) + np.float32(7.5)
                 if (abs(code - code.round()) > 0.1).any() or (code < -0.1).any() or (code > 15.1).any():
                     sys.exit("a seed that is not the rows'")
             elif was.any() or scale.any() or middle.any():
@@ -663,6 +698,7 @@ def main(arguments):
         if damages:
             damage(data)
             damage_signs(reader)
+            damage_gains(reader)
             damage_dead(reader)
         forms = [sum(entry[4] == form for entry in reader.entries) for form in (OPEN, FINE)]
         print("%s: %d tokens, %d layers; %d blocks, %d open, %d fine; rows without offset: %d, "
