@@ -49,7 +49,8 @@ const char bench_kv_formula[] =
     "  f32  4 * dim * tokens    f16  2 * dim * tokens\n"
     "  i8   (dim + 2) * tokens: codes and one f16 scale; K also 2 * dim a block of 64 tokens: its "
     "offset\n"
-    "  i4   K dim / 2 * tokens, and 4 * dim a block: scales and offset; V (dim / 2 + 2) * tokens\n"
+    "  i4   K (dim / 2 + 1) * tokens: codes and gain, and 4 * dim a block: scales and offset; V "
+    "(dim / 2 + 2) * tokens\n"
     "  i5   V (5 * dim / 8 + 2) * tokens\n"
     "  --v-in-k: V is K's first dims and counts 0 bytes";
 
@@ -60,7 +61,7 @@ static double side_bytes(kvt_type type, uint32_t dim, uint64_t n_tokens, bool is
     case KVT_TYPE_F32: return 4.0 * dim * n;
     case KVT_TYPE_F16: return 2.0 * dim * n;
     case KVT_TYPE_I8: return (dim + 2.0) * n + (is_k ? 2.0 * dim * blocks : 0.0);
-    case KVT_TYPE_I4: return 0.5 * dim * n + (is_k ? 4.0 * dim * blocks : 2.0 * n);
+    case KVT_TYPE_I4: return 0.5 * dim * n + (is_k ? n + 4.0 * dim * blocks : 2.0 * n);
     case KVT_TYPE_I5: return (0.625 * dim + 2.0) * n;
     }
     return 0.0;
