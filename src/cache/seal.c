@@ -259,6 +259,8 @@ static void take_gains(const kvt_kernels *kernels, const kvt_group *group, const
 {
     const size_t dims = group->config.k_dim, dims_p = group->layouts[KVT_OPEN].k_dims;
     const uint8_t *gains = kvt_seed_gains(open->seed, dims_p);
+    /* No such row has more; one of a file that no kvtile wrote may, up to 2^31. */
+    const float most = KVT_I8_MAX / 2;
     float x[KVT_MAX_DIM];
     memcpy(copy->codes, open->codes, dims_p * KVT_TOKENS * sizeof(uint16_t));
     memcpy(copy->scales, open->scales, KVT_TOKENS * sizeof(uint16_t));
@@ -273,6 +275,7 @@ static void take_gains(const kvt_kernels *kernels, const kvt_group *group, const
             const float along = open->seed[d] & F16_MINUS ? 0.0f : middle;
             const float base = open->scales[t] & F16_MINUS ? 0.0f : kvt_f16_to_f32(open->offset[d]);
             x[d] = (x[d] * scale + base - (middle - along)) / gain - along + middle;
+            x[d] = x[d] > most ? most : x[d] < -most ? -most : x[d];
         }
         kvt_open_put_back(kernels, group, x, dims, copy, t);
     }
