@@ -852,6 +852,46 @@ static void test_signed_scales(void **state)
     }
 }
 
+/*
+ * An open block that says of rows that they were 4-bit K, with numbers that no such rows have: it
+ * loads, and is sealed to something that does, too.
+ */
+static void test_extreme_seeds(void **state)
+{
+    static const uint16_t numbers[] = {0x7bff, 0xfbff, 0, 0x8000, 1, 0x8001, 0x3c00, 0xbc00};
+    model m = model_of(2, 1, 8, 8, KVT_TYPE_I4, KVT_TYPE_I4);
+    rng r = {91};
+    (void)state;
+    m.groups[0].fine_tokens = KVT_FINE_NONE;
+    for (int round = 0; round < 300; round++) {
+        const uint32_t range = round % 3 ? 8 : 2; /* 2: the largest of either sign */
+        victim v;
+        bytes file, again;
+        m.groups[0].residual_tokens = KVT_RESIDUAL_NONE;
+        v = victim_make(&m);
+        file = cut_snapshot_of(&m, 1);
+        for (unsigned d = 0; d < 8; d++)
+            for (unsigned t = 0; t < 5; t++)
+                put16(&file, 0, 16 * d + t, numbers[rng_below(&r, range)]);
+        for (unsigned t = 0; t < 5; t++) {
+            put16(&file, 2, t,
+                  (0x3c00 + 0x400 * (range == 2 ? 15 : rng_below(&r, 16))) | rng_below(&r, 2)
+                                                                                 << 15);
+            put16(&file, 2, 34 + t, rng_below(&r, 3) ? 1 + 254 * rng_below(&r, 2) : 0);
+        }
+        for (unsigned i = 10; i < 34; i++) /* offset, scales, middles */
+            put16(&file, 2, i, numbers[rng_below(&r, range)]);
+        resign(file.data, file.n);
+        expect_ok(v.cache, load_bytes(v.seq, file.data, file.n, NULL));
+        model_append(&m, v.cache, v.seq, 70, 70);
+        again = saved(v.cache, v.seq, KVT_CODEC_RAW);
+        expect_ok(v.cache, load_bytes(v.seq, again.data, again.n, NULL));
+        bytes_free(&again);
+        bytes_free(&file);
+        victim_destroy(&v);
+    }
+}
+
 /* Checksums that hold over ids, or sizes, that are wrong. */
 static void test_ids(void **state)
 {
@@ -1182,12 +1222,13 @@ static void test_arguments(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_every_byte),       cmocka_unit_test(test_contradictions),
-        cmocka_unit_test(test_signed_scales),    cmocka_unit_test(test_ids),
-        cmocka_unit_test(test_wide_values),      cmocka_unit_test(test_v_in_k),
-        cmocka_unit_test(test_unknown_sections), cmocka_unit_test(test_mismatch),
-        cmocka_unit_test(test_too_long),         cmocka_unit_test(test_allocations),
-        cmocka_unit_test(test_failing_writer),   cmocka_unit_test(test_arguments),
+        cmocka_unit_test(test_every_byte),    cmocka_unit_test(test_contradictions),
+        cmocka_unit_test(test_signed_scales), cmocka_unit_test(test_extreme_seeds),
+        cmocka_unit_test(test_ids),           cmocka_unit_test(test_wide_values),
+        cmocka_unit_test(test_v_in_k),        cmocka_unit_test(test_unknown_sections),
+        cmocka_unit_test(test_mismatch),      cmocka_unit_test(test_too_long),
+        cmocka_unit_test(test_allocations),   cmocka_unit_test(test_failing_writer),
+        cmocka_unit_test(test_arguments),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
