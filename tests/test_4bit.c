@@ -137,6 +137,53 @@ static void survivors_stay(void **state)
             }
 }
 
+/*
+ * Tokens are taken out of what is left of a block, the others move up, new ones follow, and it is
+ * sealed: the others are what they were.
+ */
+static void removal_moves_gains(void **state)
+{
+    enum { N = 128 };
+    rng r = {33};
+    (void)state;
+    for (size_t types = 0; types < N_PAIRS; types++)
+        for (size_t i = 0; i < (is_quick() ? 20 : 100); i++) {
+            const size_t start = 64 * (i % 2), n = start + 64;
+            const size_t cut = start + 8 + rng_below(&r, 56);
+            const size_t first = start + rng_below(&r, 7);
+            const size_t gone = 1 + rng_below(&r, (uint32_t)(cut - first - 1));
+            block_test t;
+            float *sides[2];
+            open_test(&t, &r, pairs[types], N, NULL);
+            fill_up(&t, n, 0);
+            expect_ok(t.cache, kvt_seq_begin(t.seq, 1, NULL)); /* nothing is taken back */
+            expect_ok(t.cache, kvt_seq_abort(t.seq));
+            for (size_t x = start * ROW; x < n * ROW; x++) /* the same range */
+                t.fed.k[x] = t.fed.k[start * ROW + x % ROW];
+            read_all(&t, t.k, t.v);
+            for (int side = 0; side < 2; side++) { /* what is to be left */
+                const float *from = side ? t.v : t.k;
+                sides[side] = malloc(cut * ROW * sizeof *from);
+                assert_non_null(sides[side]);
+                memcpy(sides[side], from, first * ROW * sizeof *from);
+                memcpy(sides[side] + first * ROW, from + (first + gone) * ROW,
+                       (cut - first - gone) * ROW * sizeof *from);
+            }
+            expect_ok(t.cache, kvt_seq_truncate(t.seq, cut));
+            expect_ok(t.cache, kvt_seq_begin(t.seq, 1, NULL));
+            expect_ok(t.cache, kvt_seq_abort(t.seq));
+            expect_ok(t.cache, kvt_seq_remove(t.seq, first, gone));
+            fill_up(&t, n, 0);
+            read_all(&t, t.k, t.v);
+            for (int side = 0; side < 2; side++)
+                if (memcmp(side ? t.v : t.k, sides[side], (cut - gone) * ROW * sizeof *t.k) != 0)
+                    fail_msg("types %d %d, cut at %zu, removed %zu from %zu on: not the same %s",
+                             (int)t.g.k_type, (int)t.g.v_type, cut, gone, first, side ? "V" : "K");
+            free(sides[0]), free(sides[1]);
+            close_test(&t);
+        }
+}
+
 static double error_of(const float *a, const float *b, size_t n)
 {
     double sum = 0;
@@ -655,6 +702,7 @@ int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(survivors_stay),
+        cmocka_unit_test(removal_moves_gains),
         cmocka_unit_test(no_wear),
         cmocka_unit_test(aborts),
         cmocka_unit_test(forks),
