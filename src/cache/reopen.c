@@ -9,8 +9,9 @@
  *    scale and middle and the tokens' gains: a dim whose range still covers all rows keeps both,
  *    and the tokens their codes, and their gains in any case (seal.c, keep_grid).
  *  - V's rows are its codes' multiples of the scale, which f16 holds exactly, and it. 8 and 5
- *    bits are sealed to the same codes and scale, as one element is the largest multiple. For 4
- *    bits, whose scale comes of a search, the scale is made negative: such a row is taken over.
+ *    bits are sealed to the same codes and scale, as one element is the largest multiple (a scale
+ *    that is a subnormal f16 may come out one step less). For 4 bits, whose scale comes of a
+ *    search, the scale is made negative: such a row is taken over.
  *
  * A block of the fine form stays sealed, as i8 does: what is appended is quantized at once.
  */
