@@ -1,8 +1,9 @@
 /*
  * The error that integer products add to that of i8 storage, at long contexts and on adverse data:
- * V of mean 1, where errors of the weights do not cancel, and K with channels 10 to 20 times larger
- * than the others. It is measured relative to the quantization error: the distance of attention in
- * double over the dequantized cache from attention in double over the input.
+ * V of mean 1, where errors of the weights do not cancel, K with channels 10 to 20 times larger
+ * than the others, and with channels whose bias is far beyond their range. It is measured relative
+ * to the quantization error: the distance of attention in double over the dequantized cache from
+ * attention in double over the input.
  */
 #include "support.h"
 
@@ -11,9 +12,10 @@
 
 enum { DIMS = 128, HEADS = 4, STEP = 512 };
 
-typedef enum data { NORMAL, V_MEAN_1, K_OUTLIERS, N_DATA } data;
+typedef enum data { NORMAL, V_MEAN_1, K_OUTLIERS, K_BIAS, N_DATA } data;
 
-static const char *const data_names[] = {"normal", "V of mean 1", "4 K channels 10-20x"};
+static const char *const data_names[] = {"normal", "V of mean 1", "4 K channels 10-20x",
+                                         "4 K channels +-60"};
 
 static tokens make(rng *r, size_t n, const kvt_group_config *group, data kind)
 {
@@ -24,6 +26,8 @@ static tokens make(rng *r, size_t n, const kvt_group_config *group, data kind)
             t.v[i] += 1.0f;
         if (kind == K_OUTLIERS && d % 32 == 7)
             t.k[i] *= 10.0f + 10.0f * (float)(d / 32) / 3.0f;
+        if (kind == K_BIAS && d % 32 == 9) /* 100 and more steps of 4 bits */
+            t.k[i] += d / 32 % 2 ? -60.0f : 60.0f;
     }
     return t;
 }
