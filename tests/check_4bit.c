@@ -37,7 +37,7 @@ static unsigned code_at(format f, const unsigned char *codes, size_t t, size_t d
         return low;
     fifth = KVT_TOKENS / 2 * dims_p + (t / 8 * (dims_p / 16) + d / 16) * 16 + half * 8;
     bit = d % 16 * 4 + t % 4;
-    return low + 16u * (codes[fifth + bit / 8] >> bit % 8 & 1u);
+    return low + 16u * ((unsigned)codes[fifth + bit / 8] >> bit % 8 & 1u);
 }
 
 /* In units of the scale. */
