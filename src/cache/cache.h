@@ -6,8 +6,9 @@
  * and their free lists), cache.c (the handle), border.c (keys of a step that crosses token 64),
  * rows.c (a sequence's block table), reserve.c, checkpoint.c, window.c (what is out of sight),
  * turns.c (keys that have moved), stats.c, sequence.c (steps), fork.c (sequences that share
- * blocks), seal.c (tokens into open and sealed blocks), append.c, select.c (a commit of some of a
- * step's tokens), remove.c (tokens out of the middle) and read.c. src/create.c makes a cache.
+ * blocks), open.c (tokens into open blocks), seal.c (these into sealed ones), reopen.c (and back),
+ * append.c, select.c (a commit of some of a step's tokens), remove.c (tokens out of the middle) and
+ * read.c. src/create.c makes a cache.
  */
 #ifndef KVT_CACHE_H
 #define KVT_CACHE_H
@@ -29,6 +30,10 @@
  * the snapshot format's representations.
  */
 enum { KVT_SEALED = 0, KVT_OPEN = 1, KVT_FINE = 2, KVT_FORMS = 3 };
+
+/* Scales of open rows: of most of them, and a sign that says that a row is another (open.c). */
+#define KVT_F16_ONE 0x3c00u
+#define KVT_F16_MINUS 0x8000u
 
 /* Whether a type is one that blocks are sealed for. */
 static inline int kvt_is_sealed_type(kvt_type type)
@@ -582,7 +587,7 @@ void kvt_seq_end_step(kvt_seq *seq, uint64_t n);
 /* KVT_OK where a step is pending that all layers have; else KVT_ERR_STATE. */
 kvt_status kvt_seq_check_appended(const kvt_seq *seq, const char *call);
 
-/* ---- seal.c ---- */
+/* ---- open.c ---- */
 
 /* One side of a head's record of one form, or memory laid out like it. */
 typedef struct kvt_record {
@@ -645,6 +650,8 @@ int kvt_open_put(const kvt_kernels *kernels, const kvt_group *group, kvt_side si
  */
 void kvt_open_put_back(const kvt_kernels *kernels, const kvt_group *group, float *x, size_t dims,
                        const kvt_record *to, size_t slot);
+
+/* ---- seal.c ---- */
 
 /*
  * One side of a full open record into one of a sealed form, KVT_SEALED or KVT_FINE. next: codes of

@@ -18,9 +18,6 @@
 #include "src/cache/cache.h"
 #include "src/fpenv.h"
 
-#define F16_ONE 0x3c00u
-#define F16_MINUS 0x8000u
-
 typedef struct reopen_job {
     const kvt_seq *seq;
     const kvt_group *group;
@@ -47,7 +44,7 @@ static void reopen_k(const reopen_job *job, const kvt_record *from, size_t layer
         memcpy(to->offset, first.offset, dims * sizeof *to->offset);
     }
     for (size_t d = 0; d < dims_p; d++)
-        scales[d] = from->scales[d] & (uint16_t)~F16_MINUS;
+        scales[d] = from->scales[d] & (uint16_t)~KVT_F16_MINUS;
     for (size_t t = 0; t < job->n_tokens; t++) {
         kernels->get_k_i4(from->codes, scales, t, dims, dims_p, x);
         kvt_k4_finish(from, t, dims, dims_p, x);
@@ -63,7 +60,7 @@ static void multiples(const kvt_kernels *kernels, kvt_type type, const void *cod
                       size_t dims, size_t dims_p, float *x)
 {
     uint16_t ones[KVT_TOKENS];
-    ones[t] = F16_ONE;
+    ones[t] = KVT_F16_ONE;
     (type == KVT_TYPE_I8   ? kernels->get_v_i8
      : type == KVT_TYPE_I4 ? kernels->get_v_i4
                            : kernels->get_v_i5)(codes, ones, t, dims, dims_p, x);
@@ -86,7 +83,7 @@ static void reopen_v(const reopen_job *job, const kvt_record *from, const kvt_re
         kernels->put_v_f16(x, dims, 1, dims, dims_p, to->codes, NULL, t);
         to->scales[t] = from->scales[t];
         if (type == KVT_TYPE_I4)
-            to->scales[t] |= F16_MINUS;
+            to->scales[t] |= KVT_F16_MINUS;
     }
 }
 

@@ -1,177 +1,14 @@
 /*
- * Rows into open records, and open records into sealed ones: docs/numerics.md, "Open blocks" and
- * "Sealing". What is sealed depends on the bytes of the open record alone, so that it is the same
- * whether the record is one of a block, or the temporary one of an append that seals at once.
+ * Open records into sealed ones: docs/numerics.md, "Sealing". What is sealed depends on the bytes
+ * of the open record alone, so that it is the same whether the record is one of a block, or the
+ * temporary one of an append that seals at once.
  */
 #include <math.h>
 
 #include "simd/levels.h"
 #include "src/cache/cache.h"
 
-#define F16_ONE 0x3c00u
 #define F16_MAX 0x7bffu /* 65504 */
-
-kvt_record kvt_record_of(const kvt_group *group, const kvt_block *block, kvt_side side,
-                         size_t layer_index, size_t kv_head)
-{
-    const kvt_layout *layout = kvt_block_layout(group, block);
-    unsigned char *memory = kvt_head_record(group, block, layer_index, kv_head);
-    kvt_record record = {memory + (side == KVT_SIDE_K ? layout->k_codes : layout->v_codes), NULL,
-                         NULL, NULL};
-    if (side == KVT_SIDE_K && layout->k_scale_bytes)
-        record.scales = (uint16_t *)(void *)(memory + layout->k_scales);
-    if (side == KVT_SIDE_V && layout->v_scale_bytes)
-        record.scales = (uint16_t *)(void *)(memory + layout->v_scales);
-    if (side == KVT_SIDE_K && layout->k_offset_bytes)
-        record.offset = (uint16_t *)(void *)(memory + layout->k_offset);
-    if (side == KVT_SIDE_K && layout->k_seed_bytes)
-        record.seed = (uint16_t *)(void *)(memory + layout->k_seed);
-    return record;
-}
-
-/* ---- open rows ---- */
-
-#define F16_MINUS 0x8000u
-
-/*
- * Scale a row so that it fits f16: the scale is the least power of two, from 1 on, that leaves no
- * magnitude that rounds beyond 65504. 0: a magnitude is above `most` or not a number.
- */
-static int scale_row(float *x, size_t dims, float most, uint16_t *scale)
-{
-    float largest = 0.0f, down = 1.0f, up = 1.0f;
-    for (size_t d = 0; d < dims; d++) {
-        float a = fabsf(x[d]);
-        if (!(a <= most))
-            return 0;
-        largest = a > largest ? a : largest;
-    }
-    while (largest * down >= 65520.0f) {
-        down *= 0.5f;
-        up *= 2.0f;
-    }
-    for (size_t d = 0; d < dims; d++)
-        x[d] *= down;
-    *scale = (uint16_t)(kvt_f32_to_f16(up) | (*scale & F16_MINUS));
-    return 1;
-}
-
-/* The offset's largest magnitude. f16 without its sign orders as integers do. */
-static float largest_of(const uint16_t *offset, size_t dims)
-{
-    int16_t largest = 0;
-    for (size_t d = 0; d < dims; d++) {
-        int16_t a = (int16_t)(offset[d] & 0x7fff);
-        largest = a > largest ? a : largest;
-    }
-    return kvt_f16_to_f32((uint16_t)largest);
-}
-
-/* Whether a magnitude is at least `bound`; as integers, which order alike. Mostly one is soon. */
-static int reaches(const float *x, size_t dims, float bound)
-{
-    const int32_t below = (int32_t)kvt_f32_bits(bound) - 1;
-    int32_t found = 0;
-    size_t d = 0;
-    for (; d + 16 <= dims && !found; d += 16)
-        for (size_t i = 0; i < 16; i++)
-            found |= (int32_t)(kvt_f32_bits(x[d + i]) & 0x7fffffffu) > below;
-    for (; d < dims && !found; d++)
-        found = (int32_t)(kvt_f32_bits(x[d]) & 0x7fffffffu) > below;
-    return found;
-}
-
-/*
- * Whether a row is stored without the offset: its own magnitude is below an eighth of what the
- * offset would leave of it. (In block 0 the offset is the first key, which may be an outlier.)
- */
-static int is_alone(const float *y, const uint16_t *offset, size_t dims)
-{
-    float with = 0.0f, without = 0.0f;
-    for (size_t d = 0; d < dims; d++) {
-        float a = fabsf(y[d]), b = fabsf(y[d] - kvt_f16_to_f32(offset[d]));
-        without = a > without ? a : without;
-        with = b > with ? b : with;
-    }
-    return 8.0f * without < with;
-}
-
-static void center_rows(const kvt_kernels *kernels, float *x, size_t n, size_t dims,
-                        const uint16_t *offset, const uint16_t *scales)
-{
-    float from[KVT_MAX_DIM];
-    (void)kernels->load_f16(offset, from, dims);
-    for (size_t i = 0; i < n; i++)
-        if (!(scales[i] & F16_MINUS))
-            kernels->center(x + i * dims, from, dims, x + i * dims);
-}
-
-/*
- * Rows of K into a record that has an offset. A row that is stored without it has no magnitude
- * above a seventh of the offset's largest, since |y - a| <= |y| + |a|; so few are looked at in
- * full. (A bound of some ulps more allows for the roundings.) centered: the rows are, on return.
- */
-static int put_less(const kvt_kernels *kernels, float *x, size_t n, size_t dims, size_t dims_p,
-                    const kvt_record *to, size_t slot, int *centered)
-{
-    float bound = largest_of(to->offset, dims) / 7.0f * 1.000001f;
-    uint16_t *scales = to->scales + slot;
-    *centered = 0;
-    for (size_t i = 0; i < n; i++)
-        if (!reaches(x + i * dims, dims, bound) && is_alone(x + i * dims, to->offset, dims)) {
-            scales[i] |= F16_MINUS;
-            *centered = 1;
-        }
-    if (!*centered)
-        return kernels->put_k_open(x, dims, n, dims, dims_p, to->offset, to->codes, slot);
-    center_rows(kernels, x, n, dims, to->offset, scales);
-    return kernels->put_k_f16(x, dims, n, dims, dims_p, to->codes, NULL, slot);
-}
-
-static int put_rows(const kvt_kernels *kernels, const kvt_group *group, kvt_side side, float most,
-                    float *x, size_t n, size_t dims, const kvt_record *to, size_t slot)
-{
-    const kvt_layout *open = &group->layouts[KVT_OPEN];
-    size_t dims_p = side == KVT_SIDE_K ? open->k_dims : open->v_dims;
-    int centered = 1, stored;
-    for (size_t i = 0; i < n; i++)
-        to->scales[slot + i] = F16_ONE;
-    if (to->seed && slot == 0)
-        memset(to->seed, 0, 2 * dims_p * sizeof *to->seed);
-    if (to->seed)
-        memset(kvt_seed_gains(to->seed, dims_p) + slot, 0, n);
-    if (to->offset)
-        stored = put_less(kernels, x, n, dims, dims_p, to, slot, &centered);
-    else
-        stored = (side == KVT_SIDE_K ? kernels->put_k_f16 : kernels->put_v_f16)(
-            x, dims, n, dims, dims_p, to->codes, NULL, slot);
-    if (stored)
-        return 1;
-    if (!centered)
-        center_rows(kernels, x, n, dims, to->offset, to->scales + slot);
-    for (size_t i = 0; i < n; i++)
-        if (!scale_row(x + i * dims, dims, most, &to->scales[slot + i]))
-            return 0;
-    return (side == KVT_SIDE_K ? kernels->put_k_f16 : kernels->put_v_f16)(x, dims, n, dims, dims_p,
-                                                                          to->codes, NULL, slot);
-}
-
-int kvt_open_put(const kvt_kernels *kernels, const kvt_group *group, kvt_side side, float *x,
-                 size_t n, size_t dims, const kvt_record *to, size_t slot)
-{
-    const kvt_type type = side == KVT_SIDE_K ? group->config.k_type : group->config.v_type;
-    return put_rows(kernels, group, side, kvt_largest(side, type), x, n, dims, to, slot);
-}
-
-void kvt_open_put_back(const kvt_kernels *kernels, const kvt_group *group, float *x, size_t dims,
-                       const kvt_record *to, size_t slot)
-{
-    int stored = put_rows(kernels, group, KVT_SIDE_K, KVT_I8_MAX, x, 1, dims, to, slot);
-    assert(stored); /* 7.5 scales, a middle and a gain, an offset: below 12 * 65504 */
-    (void)stored;
-}
-
-/* ---- sealing ---- */
 
 /*
  * Which rows of an open record of K have the same base, the record's offset or (a negative scale)
@@ -195,11 +32,11 @@ static void find_bases(const kvt_record *open, bases *b)
     b->magnitude = b->of_many = open->scales;
     b->few = 0;
     b->many_without = 0;
-    if (!(signs & F16_MINUS))
+    if (!(signs & KVT_F16_MINUS))
         return;
     for (size_t t = 0; t < KVT_TOKENS; t++) {
         without |= (uint64_t)(open->scales[t] >> 15) << t;
-        b->memory[0][t] = open->scales[t] & (uint16_t)~F16_MINUS;
+        b->memory[0][t] = open->scales[t] & (uint16_t)~KVT_F16_MINUS;
     }
     b->many_without = __builtin_popcountll(without) > KVT_TOKENS / 2;
     b->few = b->many_without ? ~without : without;
@@ -266,14 +103,15 @@ static void take_gains(const kvt_kernels *kernels, const kvt_group *group, const
     memcpy(copy->scales, open->scales, KVT_TOKENS * sizeof(uint16_t));
     for (size_t t = 0; t < KVT_TOKENS; t++) {
         const float gain = kvt_k4_gain(gains[t]);
-        const float scale = kvt_f16_to_f32(open->scales[t] & (uint16_t)~F16_MINUS);
+        const float scale = kvt_f16_to_f32(open->scales[t] & (uint16_t)~KVT_F16_MINUS);
         if (gains[t] == 0)
             continue;
         kernels->get_k_f16(open->codes, NULL, t, dims, dims_p, x);
         for (size_t d = 0; d < dims; d++) {
             const float middle = kvt_f16_to_f32(open->seed[dims_p + d]);
-            const float along = open->seed[d] & F16_MINUS ? 0.0f : middle;
-            const float base = open->scales[t] & F16_MINUS ? 0.0f : kvt_f16_to_f32(open->offset[d]);
+            const float along = open->seed[d] & KVT_F16_MINUS ? 0.0f : middle;
+            const float base =
+                open->scales[t] & KVT_F16_MINUS ? 0.0f : kvt_f16_to_f32(open->offset[d]);
             x[d] = (x[d] * scale + base - (middle - along)) / gain - along + middle;
             x[d] = x[d] > most ? most : x[d] < -most ? -most : x[d];
         }
@@ -298,9 +136,10 @@ static int covers(float middle, float step, float lo, float hi, float steps)
 static void keep_grid(uint16_t *scale, uint16_t *offset, float had, float at, float middle,
                       float lo, float hi)
 {
-    const uint16_t moved = kvt_f32_to_f16(at + had * rintf((middle - at) / had));
+    uint16_t moved;
     if (!(had > 0.0f))
         return;
+    moved = kvt_f32_to_f16(at + had * rintf((middle - at) / had));
     if (covers(at, had, lo, hi, 7.75f))
         *offset = kvt_f32_to_f16(at);
     else if (covers(kvt_f16_to_f32(moved), had, lo, hi, 7.75f))
@@ -348,7 +187,7 @@ static void choose_k4(const kvt_kernels *kernels, size_t dims_p, const kvt_recor
     if (!has_seed(open, dims_p))
         return;
     for (size_t d = 0; d < dims_p; d++)
-        keep_grid(&scales[d], &offset[d], kvt_f16_to_f32(open->seed[d] & (uint16_t)~F16_MINUS),
+        keep_grid(&scales[d], &offset[d], kvt_f16_to_f32(open->seed[d] & (uint16_t)~KVT_F16_MINUS),
                   kvt_f16_to_f32(open->seed[dims_p + d]), middle[d], lo[d], hi[d]);
 }
 
@@ -367,8 +206,8 @@ static void choose_along(const kvt_kernels *kernels, size_t dims_p, const uint16
 static void mark_scales(size_t dims_p, const uint16_t *offset, uint16_t *scales, const float *along)
 {
     for (size_t d = 0; d < dims_p; d++)
-        if (along[d] == 0.0f && (offset[d] & (uint16_t)~F16_MINUS))
-            scales[d] |= F16_MINUS;
+        if (along[d] == 0.0f && (offset[d] & (uint16_t)~KVT_F16_MINUS))
+            scales[d] |= KVT_F16_MINUS;
 }
 
 void kvt_k4_finish(const kvt_record *record, size_t t, size_t dims, size_t dims_p, float *x)
@@ -376,7 +215,7 @@ void kvt_k4_finish(const kvt_record *record, size_t t, size_t dims, size_t dims_
     const float gain = kvt_k4_gain(kvt_record_gains(record, dims_p)[t]);
     for (size_t d = 0; d < dims; d++) {
         const float middle = kvt_f16_to_f32(record->offset[d]);
-        x[d] = record->scales[d] & F16_MINUS ? x[d] * gain + middle : (x[d] + middle) * gain;
+        x[d] = record->scales[d] & KVT_F16_MINUS ? x[d] * gain + middle : (x[d] + middle) * gain;
     }
 }
 
@@ -541,9 +380,9 @@ static void seal_v(const kvt_kernels *kernels, kvt_type type, size_t dims_p, con
 
     for (size_t t = 0; t < KVT_TOKENS; t++)
         signs |= open->scales[t];
-    if (signs & F16_MINUS) {
+    if (signs & KVT_F16_MINUS) {
         for (size_t t = 0; t < KVT_TOKENS; t++)
-            memory[t] = open->scales[t] & (uint16_t)~F16_MINUS;
+            memory[t] = open->scales[t] & (uint16_t)~KVT_F16_MINUS;
         scales = memory;
     }
     (type == KVT_TYPE_I8 ? kernels->seal_v_i8
@@ -553,7 +392,7 @@ static void seal_v(const kvt_kernels *kernels, kvt_type type, size_t dims_p, con
     if (type != KVT_TYPE_I4 || scales == open->scales)
         return;
     for (size_t t = 0; t < KVT_TOKENS; t++) {
-        if (!(open->scales[t] & F16_MINUS))
+        if (!(open->scales[t] & KVT_F16_MINUS))
             continue;
         sealed->scales[t] = scales[t];
         for (size_t d = 0; d < dims_p; d++) {
@@ -596,11 +435,11 @@ void kvt_sealed_put(const kvt_kernels *kernels, const kvt_group *group, kvt_side
     for (size_t i = 0; i < n; i++) {
         float *row = x + i * dims;
         uint16_t scale = open->scales[from + i];
-        const int bare = (scale & F16_MINUS) != 0;
+        const int bare = (scale & KVT_F16_MINUS) != 0;
         (is_k ? kernels->get_k_f16 : kernels->get_v_f16)(open->codes, NULL, from + i, dims, dims_p,
                                                          row);
-        scale &= (uint16_t)~F16_MINUS;
-        for (size_t d = 0; scale != F16_ONE && d < dims; d++) /* exact */
+        scale &= (uint16_t)~KVT_F16_MINUS;
+        for (size_t d = 0; scale != KVT_F16_ONE && d < dims; d++) /* exact */
             row[d] *= kvt_f16_to_f32(scale);
         if (!sealed->offset)
             continue;
