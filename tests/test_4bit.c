@@ -525,6 +525,67 @@ static void largest_keys_behind_a_removal(void **state)
     }
 }
 
+/* ---- two sequences that share an open block ---- */
+
+/* A cut of a whole block moves the shared one into the fine rows of one of them. */
+static kvt_seq *moved_seq(const subject *s, kvt_seq *seq)
+{
+    kvt_seq *moved = NULL;
+    expect_ok(s->cache, kvt_seq_fork(seq, kvt_seq_length(seq), &moved));
+    expect_ok(s->cache, kvt_seq_remove(moved, 64, 64));
+    return moved;
+}
+
+/*
+ * Each seals it in the form that is due to its own row: whichever comes first, or both with their
+ * steps under way at once, each is what it would be alone.
+ */
+static void forms_of_a_shared_block(void **state)
+{
+    enum { SEQ_FIRST, MOVED_FIRST, AT_ONCE, ORDERS };
+    (void)state;
+    for (int order = 0; order < ORDERS; order++) {
+        rng r = {91};
+        subject s;
+        kvt_seq *seq, *moved, *alone, *moved_alone;
+        int32_t ids[256]; /* as subject.c's steps have them */
+        kvt_group_config g = group_of(1, HEADS, HEADS, DIM, DIM, KVT_TYPE_I4, KVT_TYPE_I4);
+        g.fine_tokens = 128;
+        g.residual_tokens = 64; /* rows 0 and 1 of 200 tokens are sealed, row 2 is full */
+        open_subject(&s, &g, 1, &r);
+        open_cache(&s, NULL);
+        seq = seq_of(&s);
+        grow(&s, seq, 200);
+        moved = moved_seq(&s, seq);
+        for (int32_t i = 0; i < 256; i++)
+            ids[i] = i;
+        if (order == AT_ONCE) {
+            expect_ok(s.cache, kvt_seq_begin(seq, 56, NULL));
+            expect_ok(s.cache, kvt_seq_begin(moved, 56, NULL));
+            append_layers(&s, seq, 200);
+            append_layers(&s, moved, 136);
+            expect_ok(s.cache, kvt_seq_commit(seq, ids + 200));
+            expect_ok(s.cache, kvt_seq_commit(moved, ids + 136));
+        } else {
+            grow(&s, order == SEQ_FIRST ? seq : moved, 56);
+            grow(&s, order == SEQ_FIRST ? moved : seq, 56);
+        }
+        alone = seq_of(&s);
+        grow(&s, alone, 200);
+        moved_alone = moved_seq(&s, alone);
+        kvt_seq_destroy(alone);
+        grow(&s, moved_alone, 56);
+        alone = seq_of(&s);
+        grow(&s, alone, 200);
+        grow(&s, alone, 56);
+        expect_equal(&s, seq, alone, "where it was, order", (size_t)order);
+        expect_equal(&s, moved, moved_alone, "where it is, order", (size_t)order);
+        kvt_seq_destroy(seq), kvt_seq_destroy(moved);
+        kvt_seq_destroy(alone), kvt_seq_destroy(moved_alone);
+        close_subject(&s);
+    }
+}
+
 /* ---- memory ---- */
 
 /* A begin that would open a block again, and finds no memory, or no budget. */
@@ -710,6 +771,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(checkpoints),
         cmocka_unit_test(files),
         cmocka_unit_test(largest_keys_behind_a_removal),
+        cmocka_unit_test(forms_of_a_shared_block),
         cmocka_unit_test(a_begin_that_fails),
         cmocka_unit_test(a_reserve_suffices),
         cmocka_unit_test(capacity_is_exact),

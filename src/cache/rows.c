@@ -469,7 +469,8 @@ static void adopt(kvt_seq *seq, uint32_t g, size_t seal_end, size_t *want)
     pthread_mutex_lock(&cache->lock);
     for (size_t row = seq->groups[g].n_sealed; row < seal_end && row < full; row++) {
         kvt_block *twin = kvt_seq_block(seq, row, g)->twin;
-        if (!twin)
+        /* Behind a removal it may be another row there, sealed in another form. */
+        if (!twin || twin->form != kvt_sealed_form(&cache->groups[g], row))
             continue;
         kvt_block_refer_locked(cache, twin);
         *beside(seq, row, g) = twin;
@@ -608,7 +609,7 @@ static kvt_block *publish(kvt_cache *cache, kvt_block *open, kvt_block *sealed)
     if (!open->twin) {
         open->twin = sealed;
         sealed->twin = open;
-    } else if (open->twin != sealed) {
+    } else if (open->twin != sealed && open->twin->form == sealed->form) {
         kvt_block_refer_locked(cache, open->twin);
         kvt_block_put_locked(cache, sealed);
         sealed = open->twin;
