@@ -480,6 +480,7 @@ KVT_API kvt_status kvt_seq_create(kvt_cache *cache, kvt_seq **seq);
  * whatever its steps. From then on the blocks that it gives up (truncate, clear, sealing) stay with
  * it until it is destroyed, and are held against the budget, all of them; so is the memory
  * for keys that kvt_seq_begin tells of, for 63 tokens, where n_tokens is above 64.
+ * After a kvt_seq_remove that moves tokens into the first fine_tokens, or a fork: reserve again.
  *
  * KVT_ERR_ARG    NULL
  * KVT_ERR_STATE  a step is pending
@@ -730,8 +731,8 @@ KVT_API kvt_status kvt_seq_begin(kvt_seq *seq, uint64_t n_tokens, const int32_t 
  *
  * What is stored depends on the tokens' K and V alone, not on the steps they come in. Tokens of i8
  * sides are f16 first; the append of a later step turns blocks that have become old into i8
- * (residual_tokens). Tasks use up to 150 KiB of stack, and up to 260 KiB where a head has
- * more than 256 dims.
+ * (residual_tokens). Tasks use up to 150 KiB of stack, up to 220 KiB with K of 4 bits, and up to
+ * 260 KiB where a head has more than 256 dims.
  */
 KVT_API kvt_status kvt_append(kvt_seq *seq, uint32_t layer, const kvt_tensor *k,
                               const kvt_tensor *v);

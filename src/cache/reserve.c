@@ -105,6 +105,31 @@ uint64_t kvt_seq_capacity(const kvt_seq *seq)
     return most < cache->max_tokens ? most : cache->max_tokens;
 }
 
+/*
+ * Blocks for rows that a removal moved, or a file brought, sealed in another form than is due to
+ * their place: a truncate gives up the one, and what is appended then needs the other. Of all
+ * lengths that it may cut to, the most that is missing.
+ */
+static void want_moved(const kvt_seq *seq, uint32_t g, size_t n_sealed, size_t end, size_t *want)
+{
+    const kvt_cache *cache = seq->cache;
+    const kvt_group *group = &cache->groups[g];
+    size_t missing[2] = {0}, given[2] = {0}, most[2] = {0}; /* [fine] */
+    if (group->fine_rows == 0)
+        return;
+    for (size_t row = n_sealed; row-- > 0;) {
+        const kvt_block *block = kvt_seq_block(seq, row, g); /* none: a window has released it */
+        size_t due = kvt_sealed_form(group, row) == KVT_FINE;
+        missing[due] += row < end;
+        given[block ? block->form == KVT_FINE : due]++;
+        for (int fine = 0; fine < 2; fine++)
+            if (missing[fine] > given[fine] + most[fine])
+                most[fine] = missing[fine] - given[fine];
+    }
+    want[g] += most[0];
+    want[kvt_class_of(cache, g, KVT_FINE)] += most[1];
+}
+
 kvt_status kvt_seq_reserve(kvt_seq *seq, uint64_t n_tokens)
 {
     size_t want[KVT_MAX_CLASSES] = {0}, added[KVT_MAX_CLASSES] = {0}, rows;
@@ -144,6 +169,7 @@ kvt_status kvt_seq_reserve(kvt_seq *seq, uint64_t n_tokens)
         want[kvt_class_of(cache, g, KVT_FINE)] = fine;
         want[g] = sealed > have ? sealed - have - fine : 0;
         want[kvt_class_of(cache, g, KVT_OPEN)] = open > have_open ? open - have_open : 0;
+        want_moved(seq, g, have, sealed, want);
     }
     /* Shared open ones are no part of have_open. */
     for (uint32_t c = 0; c <= cache->n_groups; c++) {
