@@ -140,7 +140,6 @@ kvt_status kvt_seq_reserve(kvt_seq *seq, uint64_t n_tokens)
     if (!seq)
         return KVT_ERR_ARG;
     cache = seq->cache;
-    had_border = seq->border != NULL;
     if (seq->pending)
         return kvt_fail(cache, KVT_ERR_STATE, "kvt_seq_reserve: a step is pending");
     if (n_tokens > cache->max_tokens)
