@@ -64,7 +64,7 @@ KVT_INLINE __m512 load_lanes(int type, const unsigned char *from, size_t e)
     if (type == F32)
         return _mm512_loadu_ps(from);
     if (type == F16)
-        return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)from));
+        return kvt_load_f16((const void *)from);
     return code_lanes(_mm512_loadu_si512(from), e);
 }
 
@@ -168,8 +168,7 @@ KVT_INLINE void qk_scale(const qk_call *call, const float *q, const unsigned cha
     /* x - x is NaN for infinity and NaN, else zero. */
     __m512 zero = _mm512_sub_ps(x, x);
     unsigned large = _mm512_cmp_ps_mask(zero, zero, _CMP_UNORD_Q);
-    __m512 scale =
-        _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)(call->scales + token)));
+    __m512 scale = kvt_load_f16(call->scales + token);
     _mm512_store_ps(s, _mm512_mul_ps(x, _mm512_mul_ps(scale, _mm512_set1_ps(CODE_UNIT))));
     if (large)
         qk_large(q, (const signed char *)tile, call->scales + token, call->dims_p, large, s);
@@ -382,8 +381,8 @@ KVT_INLINE void dots_block(const float *q, size_t ldq, size_t rows, const uint16
     for (size_t r = 0; r < rows; r++)
         even[r] = odd[r] = _mm512_setzero_ps();
     for (; i + 32 <= n; i += 32) {
-        __m512 x = _mm512_cvtph_ps(_mm256_loadu_si256((const void *)(b + i)));
-        __m512 y = _mm512_cvtph_ps(_mm256_loadu_si256((const void *)(b + i + 16)));
+        __m512 x = kvt_load_f16(b + i);
+        __m512 y = kvt_load_f16(b + i + 16);
         KVT_UNROLL
         for (size_t r = 0; r < rows; r++) {
             even[r] = _mm512_fmadd_ps(_mm512_loadu_ps(q + r * ldq + i), x, even[r]);

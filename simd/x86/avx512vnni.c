@@ -184,8 +184,7 @@ KVT_INLINE void qk_block(size_t digits, size_t rows, size_t chains, const qk_cal
         }
     }
     for (size_t t = 0; t < call->n_tokens; t += KVT_TILE_TOKENS) {
-        __m512 scale =
-            _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)(call->scales + t)));
+        __m512 scale = kvt_load_f16(call->scales + t);
         KVT_UNROLL
         for (size_t r = 0; r < rows; r++) {
             float *s = call->s + (row + r) * KVT_TOKENS + t;

@@ -47,6 +47,14 @@ static inline int kvt_is_coarse(kvt_type type)
     return type == KVT_TYPE_I4 || type == KVT_TYPE_I5;
 }
 
+/* How a side of a type is stored in a form. */
+static inline kvt_type kvt_type_in(kvt_type type, uint32_t form)
+{
+    if (form == KVT_OPEN && kvt_is_sealed_type(type))
+        return KVT_TYPE_F16;
+    return form == KVT_FINE && kvt_is_coarse(type) ? KVT_TYPE_I8 : type;
+}
+
 /* Where a head's parts lie in its record, and the sizes up to a block. See simd/tile.h. */
 typedef struct kvt_layout {
     kvt_type k_type, v_type;  /* of the codes in this form */
@@ -366,7 +374,7 @@ size_t kvt_rotation_block(size_t dims);
 /* Why V cannot be K's first dims though the flags say so; NULL when it can, or need not. */
 const char *kvt_v_in_k_fault(uint32_t flags, uint32_t k_dim, uint32_t v_dim, kvt_type k_type,
                              kvt_type v_type);
-/* Of f32, f16 and i8. */
+/* Of f32 and f16; 1 of all others. */
 size_t kvt_element_bytes(kvt_type type);
 /* Bits of an element's code. */
 size_t kvt_type_bits(kvt_type type);
@@ -606,8 +614,9 @@ static inline uint8_t *kvt_seed_gains(uint16_t *seed, size_t dims_p)
     return (uint8_t *)(seed + 2 * dims_p);
 }
 
-/* What get_k_i4 gives with the scales' magnitudes, of a token, with the gain and the offset. */
-void kvt_k4_finish(const kvt_record *record, size_t t, size_t dims, size_t dims_p, float *x);
+/* Token t of a sealed record of 4-bit K: x[dims], with its gain and the middles. */
+void kvt_k4_get(const kvt_kernels *kernels, const kvt_record *record, size_t t, size_t dims,
+                size_t dims_p, float *x);
 
 /* The gains of a sealed record of 4-bit K. */
 static inline uint8_t *kvt_record_gains(const kvt_record *record, size_t dims_p)

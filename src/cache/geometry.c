@@ -49,22 +49,16 @@ const char *kvt_v_in_k_fault(uint32_t flags, uint32_t k_dim, uint32_t v_dim, kvt
     return NULL;
 }
 
-static kvt_type type_in(kvt_type type, int form)
-{
-    if (form == KVT_OPEN && kvt_is_sealed_type(type))
-        return KVT_TYPE_F16;
-    return form == KVT_FINE && kvt_is_coarse(type) ? KVT_TYPE_I8 : type;
-}
-
 /*
  * Sizes of a group's records in one form. Dims and heads are bounded, so nothing overflows below a
  * head's record; layers are bounded too: 1024 * 1024 heads of about 1 MiB stay far below 2^63.
  */
-static void make_layout(const kvt_group_config *config, int form, int offsets, kvt_layout *layout)
+static void make_layout(const kvt_group_config *config, uint32_t form, int offsets,
+                        kvt_layout *layout)
 {
     size_t at = 0, v_bytes, by_dims;
-    layout->k_type = type_in(config->k_type, form);
-    layout->v_type = type_in(config->v_type, form);
+    layout->k_type = kvt_type_in(config->k_type, form);
+    layout->v_type = kvt_type_in(config->v_type, form);
     layout->k_dims = kvt_round_up(config->k_dim, 16);
     layout->v_dims = kvt_round_up(config->v_dim, 16);
     layout->k_code_bytes = layout->k_dims * KVT_TOKENS * kvt_type_bits(layout->k_type) / 8;
@@ -125,7 +119,7 @@ void kvt_group_make(const kvt_group_config *config, kvt_group *group)
                                  : config->residual_tokens;
     group->window_tokens = config->window_tokens ? config->window_tokens : UINT64_MAX;
     group->sink_tokens = config->sink_tokens;
-    for (int form = 0; form < KVT_FORMS; form++)
+    for (uint32_t form = 0; form < KVT_FORMS; form++)
         make_layout(config, form, (int)group->offsets, &group->layouts[form]);
     if (config->k_type == KVT_TYPE_I8 && !(config->flags & KVT_GROUP_NO_ROTATION))
         group->rotation_k = make_rotation(config->k_dim, config->k_dim);

@@ -50,21 +50,10 @@ static get_function *get_of(const kvt_kernels *k, kvt_side side, kvt_type type)
     switch (type) {
     case KVT_TYPE_F32: return is_k ? k->get_k_f32 : k->get_v_f32;
     case KVT_TYPE_F16: return is_k ? k->get_k_f16 : k->get_v_f16;
-    case KVT_TYPE_I4: return k->get_v_i4; /* K: read_k4 */
+    case KVT_TYPE_I4: return k->get_v_i4; /* K: kvt_k4_get */
     case KVT_TYPE_I5: return k->get_v_i5;
     default: return is_k ? k->get_k_i8 : k->get_v_i8;
     }
-}
-
-/* K of 4 bits, which is not rotated. */
-static void read_k4(const kvt_kernels *k, const kvt_layout *layout, const kvt_record *record,
-                    size_t slot, size_t dims, float *x)
-{
-    uint16_t scales[KVT_MAX_DIM];
-    for (size_t d = 0; d < layout->k_dims; d++)
-        scales[d] = record->scales[d] & 0x7fffu;
-    k->get_k_i4(record->codes, scales, slot, dims, layout->k_dims, x);
-    kvt_k4_finish(record, slot, dims, layout->k_dims, x);
 }
 
 /* One token of one side: value * scale, plus the offset, rotated back. */
@@ -82,7 +71,7 @@ static void read_side(const reader *r, kvt_side side, uint64_t token, size_t hea
     size_t slot = (size_t)(token % KVT_TOKENS);
 
     if (is_k && type == KVT_TYPE_I4) {
-        read_k4(k, layout, &record, slot, dims, x);
+        kvt_k4_get(k, &record, slot, dims, layout->k_dims, x);
         return;
     }
     get_of(k, side, type)(record.codes, record.scales, slot, dims,

@@ -33,7 +33,6 @@ static void reopen_k(const reopen_job *job, const kvt_record *from, size_t layer
     const kvt_group *group = job->group;
     const size_t dims = group->config.k_dim, dims_p = group->layouts[KVT_OPEN].k_dims;
     const uint8_t *gains = kvt_record_gains(from, dims_p);
-    uint16_t scales[KVT_MAX_DIM];
     float x[KVT_MAX_DIM];
 
     if (job->row == 0) {
@@ -43,11 +42,8 @@ static void reopen_k(const reopen_job *job, const kvt_record *from, size_t layer
         const kvt_record first = kvt_record_of(group, zero, KVT_SIDE_K, layer, head);
         memcpy(to->offset, first.offset, dims * sizeof *to->offset);
     }
-    for (size_t d = 0; d < dims_p; d++)
-        scales[d] = from->scales[d] & (uint16_t)~KVT_F16_MINUS;
     for (size_t t = 0; t < job->n_tokens; t++) {
-        kernels->get_k_i4(from->codes, scales, t, dims, dims_p, x);
-        kvt_k4_finish(from, t, dims, dims_p, x);
+        kvt_k4_get(kernels, from, t, dims, dims_p, x);
         kvt_open_put_back(kernels, group, x, dims, to, t);
     }
     memcpy(to->seed, from->scales, dims * sizeof *to->seed);

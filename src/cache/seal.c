@@ -210,9 +210,14 @@ static void mark_scales(size_t dims_p, const uint16_t *offset, uint16_t *scales,
             scales[d] |= KVT_F16_MINUS;
 }
 
-void kvt_k4_finish(const kvt_record *record, size_t t, size_t dims, size_t dims_p, float *x)
+void kvt_k4_get(const kvt_kernels *kernels, const kvt_record *record, size_t t, size_t dims,
+                size_t dims_p, float *x)
 {
     const float gain = kvt_k4_gain(kvt_record_gains(record, dims_p)[t]);
+    uint16_t scales[KVT_MAX_DIM];
+    for (size_t d = 0; d < dims_p; d++)
+        scales[d] = record->scales[d] & (uint16_t)~KVT_F16_MINUS;
+    kernels->get_k_i4(record->codes, scales, t, dims, dims_p, x);
     for (size_t d = 0; d < dims; d++) {
         const float middle = kvt_f16_to_f32(record->offset[d]);
         x[d] = record->scales[d] & KVT_F16_MINUS ? x[d] * gain + middle : (x[d] + middle) * gain;

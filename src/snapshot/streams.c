@@ -9,14 +9,6 @@
  */
 #include "src/snapshot/format.h"
 
-/* How a side of a given type is stored in a form. */
-static kvt_type stored_type(kvt_type type, uint32_t form)
-{
-    if (form == KVT_OPEN && kvt_is_sealed_type(type))
-        return KVT_TYPE_F16;
-    return form == KVT_FINE && kvt_is_coarse(type) ? KVT_TYPE_I8 : type;
-}
-
 int kvt_snap_seals(const kvt_snapshot_group *group)
 {
     return kvt_is_sealed_type(group->k_type) || kvt_is_sealed_type(group->v_type);
@@ -53,7 +45,7 @@ static size_t fifth_bytes(kvt_type type, size_t tokens, size_t dims)
 uint32_t kvt_snap_shapes(const kvt_snapshot_group *group, uint32_t form, uint32_t tokens,
                          kvt_snap_shape *shapes, size_t *bytes)
 {
-    kvt_type k_type = stored_type(group->k_type, form), v_type = stored_type(group->v_type, form);
+    kvt_type k_type = kvt_type_in(group->k_type, form), v_type = kvt_type_in(group->v_type, form);
     size_t heads = group->n_kv_heads, n_seeds = 0, n_gains = 0, n_small;
     uint32_t k_scales = 0, v_scales = 0, n = 1;
 
