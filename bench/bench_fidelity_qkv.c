@@ -330,6 +330,7 @@ static kvt_cache *create_cache(data *d, const method *m)
     group.k_type = m->pair->k;
     group.v_type = m->pair->v;
     group.residual_tokens = m->window ? BENCH_BLOCK : KVT_RESIDUAL_NONE;
+    group.fine_tokens = m->window ? m->pair->fine_tokens : KVT_FINE_NONE;
     config.groups = &group;
     config.n_groups = 1;
     config.max_tokens = d->n;
@@ -442,7 +443,7 @@ static void set_bits(data *d, method *m)
         m->k_bits = m->format->bits(d->k_dim, true);
         m->v_bits = m->format->bits(d->v_dim, false);
     } else {
-        fine = m->pair->fine_tokens;
+        fine = m->window ? m->pair->fine_tokens : 0;
         m->k_bits = type_bits(d, m->pair->k, true);
         m->v_bits = type_bits(d, m->pair->v, false);
         fine_k = type_bits(d, KVT_TYPE_I8, true);
