@@ -64,7 +64,7 @@ static const char usage[] =
     "  --json              one JSON object a line\n"
     "  --quick             one pair on a small cache: shows that it runs, measures nothing\n"
     "decode, prefill, step, prefix, shift:\n"
-    "  --mode LIST         how i8 is multiplied: near, f32, fast           (default near)\n"
+    "  --mode LIST         how i8, i4 and i5 are multiplied: near, f32, fast (default near)\n"
     "  --v-in-k            V is the first dims of K and not stored, as in multi-head latent\n"
     "                      attention; --v as --k                (default --heads 128:1,16:1\n"
     "                      --dim 576:512)\n"

@@ -140,11 +140,11 @@ typedef enum kvt_rope {
  * How i8, i4 and i5 are multiplied; what is stored does not depend on it. At most one of the two:
  *
  *  (none)           near-exact: integer dot products, q and the softmax's weights rounded to
- *                   14 bits or more, 7 bits or more with i4 and i5. Adds less than 2% of the
-                   storage type's own error.
+ *                   14 bits or more, 7 bits or more with i4 and i5. Adds less than 2% of i8's
+ *                   own error, about a fifth of that of i4 and i5, whose sum is 2 to 3% larger.
  *  KVT_ATTEND_F32   widen the codes and multiply as f32: the most exact, the slowest.
- *  KVT_ATTEND_FAST  7 bits or more: adds at most 1.5 times the storage type's error (128 dims,
- *                   long contexts); as the default where fewer bits would save no time.
+ *  KVT_ATTEND_FAST  7 bits or more: adds at most 1.5 times i8's error (128 dims, long
+ *                   contexts); as the default where fewer bits would save no time, and with i4, i5.
  *
  * docs/numerics.md has the bounds.
  */
@@ -608,10 +608,12 @@ KVT_API kvt_status kvt_seq_clear(kvt_seq *seq);
  * Shorten the sequence to its first n_tokens (speculative rollback). Never allocates.
  *
  * Up to 64 tokens of the last step, taken back before the next begin, leave no trace: the sequence
- * is as if it had never had them, bit for bit. Farther back, blocks that are sealed (i8) stay so,
- * which shows in the tokens that become part of the residual window again; up to residual_tokens
- * back the sequence is the same again once it has its old length. A cut inside a sealed block
- * leaves what is before it untouched, and what is appended there is i8 at once.
+ * is as if it had never had them, bit for bit. Farther back, blocks that are sealed stay so, which
+ * shows in the tokens that become part of the residual window again; up to residual_tokens back the
+ * sequence is the same again once it has its old length. A cut inside a sealed block leaves what is
+ * before it untouched, and what is appended there is sealed at once; but a block with K of 4 bits,
+ * unless K is i8 there (fine_tokens), is open from the next begin on, and sealed again when it is
+ * full.
  *
  * To a checkpoint (kvt_seq_checkpoint) however far back the sequence is exactly what it was there.
  * Checkpoints behind n_tokens are dropped.
@@ -646,9 +648,9 @@ KVT_API uint64_t kvt_seq_reachable(const kvt_seq *seq, uint64_t n_tokens);
  * KVT_ERR_ARG          NULL, n 0, tokens beyond the length
  * KVT_ERR_STATE        a step is pending; or tokens before `first`, which a window has released,
  *                      would come into sight; or the sinks of a group that has released tokens
- * KVT_ERR_UNSUPPORTED  neither whole blocks nor among the open ones; or block 0 of a group of i8
- *                      keys with KVT_RESIDUAL_NONE; or single tokens of block 0 of one whose keys
- *                      have an offset, where there are more than 64 tokens
+ * KVT_ERR_UNSUPPORTED  neither whole blocks nor among the open ones; or block 0 of a group
+ *                      whose keys have an offset (i8, i4), with KVT_RESIDUAL_NONE; or single
+ *                      tokens of block 0 of one, where there are more than 64 tokens
  * KVT_ERR_MEMORY, KVT_ERR_BUDGET
  *
  * Source: the shift of StreamingLLM's cache (arXiv 2309.17453), by rotating q instead of K.
@@ -701,10 +703,10 @@ KVT_API kvt_status kvt_seq_checkpoint_drop(kvt_seq *seq, uint64_t n_tokens);
  * positions: [n_tokens], or NULL: they count on from kvt_seq_next_position. >= 0. Copied.
  *
  * A step of up to KVT_SELECT_TOKENS tokens that begins at token 1 to 63 of the sequence and goes on
- * beyond token 63 also takes memory for the keys of its tokens from 64 on, in groups whose i8 K has
- * an offset: 4 * k_dim bytes for each kv head, layer and such token, of which there are at most 63.
- * It is for kvt_seq_commit_selected, is given back when the step ends, and is not held against the
- * budget.
+ * beyond token 63 also takes memory for the keys of its tokens from 64 on, in groups whose K
+ * has an offset (i8, i4): 4 * k_dim bytes for each kv head, layer and such token, of which there
+ * are at most 63. It is for kvt_seq_commit_selected, is given back when the step ends, and is not
+ * held against the budget.
  *
  * KVT_ERR_ARG     NULL, n_tokens 0, a negative position, or one that would pass INT32_MAX
  * KVT_ERR_STATE   a step is pending already
@@ -724,15 +726,17 @@ KVT_API kvt_status kvt_seq_begin(kvt_seq *seq, uint64_t n_tokens, const int32_t 
  * KVT_ERR_STATE   no step is pending, or this layer has its tokens already
  * KVT_ERR_ARG     no such layer, a NULL pointer, a v where V is in K, an unknown dtype, strides
  *                 that overlap
- * KVT_ERR_VALUE   a value is not finite, or beyond f16 for f16 storage, or a row of an i8 side has
- *                 an element beyond 8e6 after its rotation, which magnitudes up to 240,000 never
- *                 have; the layer can be appended again
+ * KVT_ERR_VALUE   a value is not finite, or beyond f16 for f16 storage, or a row has an
+ *                 element that its side cannot take: of i8 beyond 8e6, of i4 and i5 V beyond 2e6,
+ *                 after the rotation; of i4 K beyond 2.4e5, less the offset. Magnitudes up to
+ *                 240,000 never have it in i8, in i4 and i5 up to 60,000. The layer can be
+ *                 appended again
  * On any error the sequence is unchanged.
  *
- * What is stored depends on the tokens' K and V alone, not on the steps they come in. Tokens of i8
- * sides are f16 first; the append of a later step turns blocks that have become old into i8
- * (residual_tokens). Tasks use up to 150 KiB of stack, up to 220 KiB with K of 4 bits, and up to
- * 260 KiB where a head has more than 256 dims.
+ * What is stored depends on the tokens' K and V alone, not on the steps they come in. Tokens of
+ * i8, i4 and i5 sides are f16 first; the append of a later step turns blocks that have become old
+ * into these types (residual_tokens). Tasks use up to 150 KiB of stack, up to 220 KiB with K of 4
+ * bits, and up to 260 KiB where a head has more than 256 dims.
  */
 KVT_API kvt_status kvt_append(kvt_seq *seq, uint32_t layer, const kvt_tensor *k,
                               const kvt_tensor *v);
@@ -783,12 +787,12 @@ KVT_API kvt_status kvt_seq_commit(kvt_seq *seq, const int32_t *token_ids);
  *
  * KVT_ERR_STATE  no step is pending, or a layer was not appended: the error text names it
  * KVT_ERR_STATE  not all tokens are selected of a step of more than KVT_SELECT_TOKENS tokens, and a
- *                group has an i8 side: a long step is sealed as it comes
+ *                group has an i8, i4 or i5 side: a long step is sealed as it comes
  * KVT_ERR_ARG    NULL, an index that is not ascending or not below the step's tokens, a token id
  *                below -1; the step's first token is left out where the sequence is empty and a
  *                group's K has an offset
  * KVT_ERR_VALUE  a selected token behind token 64 of the sequence, the step began before that, and
- *                its key has an element beyond 7.9e6 after its rotation (see kvt_append)
+ *                its key has an element beyond 7.9e6 after its rotation, 1.7e5 of i4 (kvt_append)
  * On any error the step stays pending.
  *
  * Source: tree verification, SpecInfer (Miao et al. 2023, arXiv 2305.09781) and Medusa (Cai et al.
@@ -1079,7 +1083,7 @@ typedef struct kvt_snapshot_info {
     uint32_t reserved;
     uint64_t n_tokens;
     uint64_t n_blocks;      /* of all groups, those that only checkpoints have included */
-    uint64_t n_open_blocks; /* of them: f16, where the group has i8; with verify, else 0 */
+    uint64_t n_open_blocks; /* of them: f16, where the group has i8, i4, i5; with verify, else 0 */
     uint64_t n_checkpoints; /* with verify, else 0 */
     uint64_t file_bytes;    /* read; kvt_snapshot_info reads to the end only with verify */
     uint64_t stored_bytes;  /* of the blocks' streams as stored; with verify, else 0 */

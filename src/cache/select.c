@@ -377,7 +377,7 @@ static kvt_status check_forms(const select_job *job)
     if (seals && seq->pending > KVT_SELECT_TOKENS)
         return kvt_fail(seq->cache, KVT_ERR_STATE,
                         "kvt_seq_commit_selected: a step of %llu tokens is too long to select from "
-                        "where K or V is i8: at most %d",
+                        "where K or V is i8, i4 or i5: at most %d",
                         (unsigned long long)seq->pending, KVT_SELECT_TOKENS);
     if (offsets && seq->length == 0 && job->first == 0)
         return kvt_fail(seq->cache, KVT_ERR_ARG,
