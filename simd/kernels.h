@@ -50,6 +50,8 @@
 
 /* Most rows that one qk_ or pv_ call is given. */
 #define KVT_ROWS_MAX 32
+/* Most dims of a head: KVT_MAX_DIM of the public header. */
+#define KVT_DIMS_MAX 1024
 
 /* seal_k_i8: least squared norm, in steps, and largest share of a code that is taken out of it. */
 #define KVT_SHAPE_NORM 16129.0f

@@ -14,7 +14,6 @@
 #include "simd/levels.h"
 #include "simd/scalar_4bit.h"
 
-#define MAX_DIMS 1024
 #define LEAST 0x1p-100f /* lower bound of a row's largest magnitude, for its reciprocal */
 #define Q_MAX 127
 #define P_MAX 255
@@ -192,7 +191,7 @@ static void load_open_v(const uint16_t *open, const uint16_t *open_scales, size_
 void kvt_scalar_seal_v_i4(const void *open, const uint16_t *open_scales, size_t dims_p,
                           const void *next, void *codes, uint16_t *scales)
 {
-    float x[MAX_DIMS];
+    float x[KVT_DIMS_MAX];
     (void)next;
     for (size_t t = 0; t < KVT_TOKENS; t++) {
         load_open_v(open, open_scales, t, dims_p, x);
@@ -203,7 +202,7 @@ void kvt_scalar_seal_v_i4(const void *open, const uint16_t *open_scales, size_t 
 void kvt_scalar_seal_v_i5(const void *open, const uint16_t *open_scales, size_t dims_p,
                           const void *next, void *codes, uint16_t *scales)
 {
-    float x[MAX_DIMS];
+    float x[KVT_DIMS_MAX];
     (void)next;
     for (size_t t = 0; t < KVT_TOKENS; t++) {
         load_open_v(open, open_scales, t, dims_p, x);
@@ -256,7 +255,7 @@ void kvt_scalar_seal_k_i4(const void *open, const uint16_t *open_scales, const f
                           const void *next, void *codes, uint8_t *gains)
 {
     const uint16_t *in = open;
-    float scale[MAX_DIMS], reciprocal[MAX_DIMS];
+    float scale[KVT_DIMS_MAX], reciprocal[KVT_DIMS_MAX];
     (void)next;
     for (size_t d = 0; d < dims_p; d++) {
         scale[d] = kvt_f16_to_f32(scales[d]);
@@ -307,8 +306,8 @@ void kvt_scalar_qk_i4(const float *q, size_t ldq, size_t rows, const void *codes
                       const uint16_t *scales, size_t n_tokens, size_t dims_p, const void *next,
                       float *s)
 {
-    float scale[MAX_DIMS];
-    int8_t tile[MAX_DIMS * KVT_TILE_TOKENS];
+    float scale[KVT_DIMS_MAX];
+    int8_t tile[KVT_DIMS_MAX * KVT_TILE_TOKENS];
     (void)next;
     for (size_t d = 0; d < dims_p; d++)
         scale[d] = kvt_f16_to_f32(scales[d]);
@@ -333,8 +332,8 @@ void kvt_scalar_qk_i4_near(const float *q, size_t ldq, size_t rows, const void *
                            const uint16_t *scales, size_t n_tokens, size_t dims_p, const void *next,
                            float *s)
 {
-    float scale[MAX_DIMS], folded[MAX_DIMS], step[KVT_ROWS_MAX];
-    int8_t tile[MAX_DIMS * KVT_TILE_TOKENS], digits[KVT_ROWS_MAX][MAX_DIMS];
+    float scale[KVT_DIMS_MAX], folded[KVT_DIMS_MAX], step[KVT_ROWS_MAX];
+    int8_t tile[KVT_DIMS_MAX * KVT_TILE_TOKENS], digits[KVT_ROWS_MAX][KVT_DIMS_MAX];
     int32_t sums[KVT_ROWS_MAX];
     (void)next;
     for (size_t d = 0; d < dims_p; d++)

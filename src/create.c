@@ -14,6 +14,8 @@
 #include "src/dispatch.h"
 #include "src/snapshot/format.h"
 
+_Static_assert(KVT_DIMS_MAX == KVT_MAX_DIM, "kernels have buffers for all dims of a head");
+
 /* Failure before a cache exists: the text goes where the config says. */
 static kvt_status refuse(const kvt_config *config, kvt_status status, const char *format, ...)
 #if defined(__GNUC__)

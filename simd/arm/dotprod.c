@@ -245,32 +245,8 @@ KVT_4BIT_BLOCK(dot, 8, 2, 2, 2)
 KVT_I8_KERNELS(static, , near, 8, BLOCKS(qk_near), BLOCKS(pv_near))
 KVT_I8_KERNELS(static, , fast, 8, BLOCKS(qk_fast), BLOCKS(pv_fast))
 
-static void qk_i4_near(const float *q, size_t ldq, size_t rows, const void *codes,
-                       const uint16_t *scales, size_t n_tokens, size_t dims_p, const void *next,
-                       float *s)
-{
-    static kvt_4bit_block *const blocks[] = BLOCKS(qk_i4);
-    kvt_qk_i4(q, ldq, rows, codes, scales, n_tokens, dims_p, next, s, blocks, 8, 1,
-              kvt_store_row_digits);
-}
-
-static void pv_i4_near(const float *p, size_t rows, const void *codes, const uint16_t *scales,
-                       size_t n_tokens, size_t dims_p, const float *alpha, const void *next,
-                       float *acc, size_t ldacc)
-{
-    static kvt_4bit_block *const blocks[] = BLOCKS(pv_i4);
-    kvt_pv_4bit(p, rows, codes, scales, n_tokens, dims_p, alpha, next, acc, ldacc, KVT_DOT_P_MOST,
-                KVT_DOT_BIAS_V4, blocks, 8, 1, kvt_store_row_digits);
-}
-
-static void pv_i5_near(const float *p, size_t rows, const void *codes, const uint16_t *scales,
-                       size_t n_tokens, size_t dims_p, const float *alpha, const void *next,
-                       float *acc, size_t ldacc)
-{
-    static kvt_4bit_block *const blocks[] = BLOCKS(pv_i5);
-    kvt_pv_4bit(p, rows, codes, scales, n_tokens, dims_p, alpha, next, acc, ldacc, KVT_DOT_P_MOST,
-                KVT_DOT_BIAS_V5, blocks, 8, 1, kvt_store_row_digits);
-}
+KVT_4BIT_KERNELS(static, , KVT_DOT_P_MOST, KVT_DOT_BIAS_V4, KVT_DOT_BIAS_V5, 8, 1,
+                 kvt_store_row_digits)
 
 const kvt_kernels kvt_kernels_dotprod = {
     .isa = "dotprod",

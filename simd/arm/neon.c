@@ -415,8 +415,8 @@ static void qk_i4(const float *q, size_t ldq, size_t rows, const void *codes,
                   const uint16_t *scales, size_t n_tokens, size_t dims_p, const void *next,
                   float *s)
 {
-    unsigned char unpacked[QK_SPAN * KVT_4BIT_DIMS] __attribute__((aligned(64)));
-    float scaled[ROWS_BLOCK * KVT_4BIT_DIMS], half[KVT_TOKENS];
+    unsigned char unpacked[QK_SPAN * KVT_DIMS_MAX] __attribute__((aligned(64)));
+    float scaled[ROWS_BLOCK * KVT_DIMS_MAX], half[KVT_TOKENS];
     for (size_t t = 0; t < KVT_TOKENS; t++)
         half[t] = 0.5f;
     for (size_t row = 0, n; row < rows; row += n) {

@@ -11,6 +11,7 @@
 #include "simd/arm/neon_steps.h"
 
 #define P_MOST 127
+#define BIAS_V5 (-31) /* as KVT_DOT_BIAS_V5 */
 #define ROWS_BLOCK 4
 
 /* ---- K4 and V4 ---- */
@@ -367,32 +368,7 @@ KVT_4BIT_BLOCK(near, 4, 1, 1, 1)
         NULL, product##_1, product##_2, product##_3, product##_4                                   \
     }
 
-void kvt_neon_qk_i4_near(const float *q, size_t ldq, size_t rows, const void *codes,
-                         const uint16_t *scales, size_t n_tokens, size_t dims_p, const void *next,
-                         float *s)
-{
-    static kvt_4bit_block *const blocks[] = BLOCKS(qk_i4);
-    kvt_qk_i4(q, ldq, rows, codes, scales, n_tokens, dims_p, next, s, blocks, ROWS_BLOCK, 1,
-              kvt_store_row_digits);
-}
-
-void kvt_neon_pv_i4_near(const float *p, size_t rows, const void *codes, const uint16_t *scales,
-                         size_t n_tokens, size_t dims_p, const float *alpha, const void *next,
-                         float *acc, size_t ldacc)
-{
-    static kvt_4bit_block *const blocks[] = BLOCKS(pv_i4);
-    kvt_pv_4bit(p, rows, codes, scales, n_tokens, dims_p, alpha, next, acc, ldacc, P_MOST, 0,
-                blocks, ROWS_BLOCK, 1, kvt_store_row_digits);
-}
-
-void kvt_neon_pv_i5_near(const float *p, size_t rows, const void *codes, const uint16_t *scales,
-                         size_t n_tokens, size_t dims_p, const float *alpha, const void *next,
-                         float *acc, size_t ldacc)
-{
-    static kvt_4bit_block *const blocks[] = BLOCKS(pv_i5);
-    kvt_pv_4bit(p, rows, codes, scales, n_tokens, dims_p, alpha, next, acc, ldacc, P_MOST, -31,
-                blocks, ROWS_BLOCK, 1, kvt_store_row_digits);
-}
+KVT_4BIT_KERNELS(, kvt_neon_, P_MOST, 0, BIAS_V5, ROWS_BLOCK, 1, kvt_store_row_digits)
 
 void kvt_neon_gain_k(float *s, size_t rows, const uint8_t *gains, const float *add)
 {

@@ -39,7 +39,6 @@
 enum { KVT_K4, KVT_V4, KVT_V5 };
 
 #define KVT_Q4_MOST 127
-#define KVT_4BIT_DIMS 1024
 
 /* ---- codes ---- */
 
@@ -267,8 +266,8 @@ KVT_INLINE void kvt_qk_i4(const float *q, size_t ldq, size_t rows, const void *c
                           float *s, kvt_4bit_block *const *blocks, size_t most, size_t unit,
                           kvt_store_digits *store)
 {
-    unsigned char digits[KVT_ROWS_MAX * KVT_4BIT_DIMS] __attribute__((aligned(64)));
-    float scale[KVT_4BIT_DIMS], folded[4 * KVT_4BIT_DIMS], step[KVT_ROWS_MAX];
+    unsigned char digits[KVT_ROWS_MAX * KVT_DIMS_MAX] __attribute__((aligned(64)));
+    float scale[KVT_DIMS_MAX], folded[4 * KVT_DIMS_MAX], step[KVT_ROWS_MAX];
     int32_t bias[KVT_ROWS_MAX];
     const uintptr_t ahead = kvt_ahead(codes, next);
     const kvt_4bit_call call = {.weight = digits,
@@ -340,5 +339,31 @@ KVT_INLINE void kvt_pv_4bit(const float *p, size_t rows, const void *codes, cons
             blocks[count](&call, row, dim, dim + span, row ? 0 : ahead);
         }
 }
+
+/*
+ * The three kernels of an instruction set, of that linkage and prefix; bias_v4 and bias_v5: what
+ * corrects V's totals. BLOCKS(product) is the including file's table of blocks, by rows.
+ */
+#define KVT_4BIT_KERNELS(linkage, prefix, p_most, bias_v4, bias_v5, most, unit, store)             \
+    linkage void prefix##qk_i4_near(const float *q, size_t ldq, size_t rows, const void *codes,    \
+                                    const uint16_t *scales, size_t n_tokens, size_t dims_p,        \
+                                    const void *next, float *s)                                    \
+    {                                                                                              \
+        static kvt_4bit_block *const blocks[] = BLOCKS(qk_i4);                                     \
+        kvt_qk_i4(q, ldq, rows, codes, scales, n_tokens, dims_p, next, s, blocks, most, unit,      \
+                  store);                                                                          \
+    }                                                                                              \
+    KVT_4BIT_PV(linkage, prefix##pv_i4_near, p_most, bias_v4, BLOCKS(pv_i4), most, unit, store)    \
+    KVT_4BIT_PV(linkage, prefix##pv_i5_near, p_most, bias_v5, BLOCKS(pv_i5), most, unit, store)
+
+#define KVT_4BIT_PV(linkage, name, p_most, bias, table, most, unit, store)                         \
+    linkage void name(const float *p, size_t rows, const void *codes, const uint16_t *scales,      \
+                      size_t n_tokens, size_t dims_p, const float *alpha, const void *next,        \
+                      float *acc, size_t ldacc)                                                    \
+    {                                                                                              \
+        static kvt_4bit_block *const blocks[] = table;                                             \
+        kvt_pv_4bit(p, rows, codes, scales, n_tokens, dims_p, alpha, next, acc, ldacc, p_most,     \
+                    bias, blocks, most, unit, store);                                              \
+    }
 
 #endif /* KVT_NEON_4BIT_H */

@@ -8,7 +8,6 @@
 #include "simd/levels.h"
 
 #define TILES (KVT_TOKENS / KVT_TILE_TOKENS)
-#define MAX_DIMS 1024
 
 /* ---- range of K ---- */
 
@@ -145,7 +144,7 @@ void kvt_neon_seal_k_i4(const void *open, const uint16_t *open_scales, const flo
 {
     const uint16_t *from = open;
     uint8_t *to = codes;
-    float scale[MAX_DIMS], reciprocal[MAX_DIMS];
+    float scale[KVT_DIMS_MAX], reciprocal[KVT_DIMS_MAX];
     (void)next;
     for (size_t d = 0; d < dims_p; d += 4) {
         float32x4_t x = kvt_load_f16x4(scales + d);

@@ -441,7 +441,6 @@ INLINE void unpack_line(int type, const unsigned char *line, const unsigned char
 
 /* Numbers that are unpacked at a time: 64 tokens of 512 dims. */
 #define UNPACKED (KVT_TOKENS * (size_t)512)
-#define MAX_DIMS ((size_t)1024)
 
 /* With fewer rows the products of avx512_4bit.c do less work than unpacking all codes does. */
 #define ROWS_LEAST 4
@@ -497,7 +496,7 @@ static void qk_i4_near(const float *q, size_t ldq, size_t rows, const void *code
                        const uint16_t *scales, size_t n_tokens, size_t dims_p, const void *next,
                        float *s)
 {
-    _Alignas(64) unsigned char packed[KVT_ROWS_MAX / SIDE * (SCALES_BYTES + SIDE * MAX_DIMS)];
+    _Alignas(64) unsigned char packed[KVT_ROWS_MAX / SIDE * (SCALES_BYTES + SIDE * KVT_DIMS_MAX)];
     _Alignas(64) unsigned char numbers[UNPACKED];
     _Alignas(64) float halves[KVT_TOKENS];
     const size_t chunks = chunks_of(dims_p), column_bytes = chunks * TILE_BYTES;

@@ -20,7 +20,6 @@
 #include "avx2_product.h"
 #include "simd/levels.h"
 
-#define KVT_DIMS_MAX 1024
 /* Lower bound of a row's largest magnitude, so that its reciprocal is finite. */
 #define KVT_LEAST 0x1p-100f
 #define KVT_Q4_MAX 127.0f

@@ -15,8 +15,6 @@
 
 #include "simd/levels.h"
 
-#define MAX_DIMS 1024
-
 KVT_DEFINE_FOLD(fold_sum, _mm256_add_ps)
 KVT_DEFINE_FOLD(fold_least, _mm256_min_ps)
 KVT_DEFINE_FOLD(fold_most, _mm256_max_ps)
@@ -358,7 +356,7 @@ void kvt_avx2_range_k_f16(const void *open, const uint16_t *open_scales, uint64_
 
 /* What the dims of a block have: f32. */
 typedef struct k4_dims {
-    float scale[MAX_DIMS], reciprocal[MAX_DIMS];
+    float scale[KVT_DIMS_MAX], reciprocal[KVT_DIMS_MAX];
 } k4_dims;
 
 /* gain_k's bytes of the squared norms and products of 8 tokens. */

@@ -31,7 +31,6 @@
 #include "simd/levels.h"
 #include "avx512_product.h"
 
-#define MAX_DIMS 1024
 /* Rows of a register block at most. */
 #define ROWS_BLOCK KVT_FOLD_ROWS
 #define SUMS_MAX 32
@@ -58,7 +57,7 @@ KVT_INLINE void prefetch_own(const void *codes, size_t bytes)
 /* Rows of a register block as signed digits. */
 typedef struct folded {
     /* One line more than the largest row has: rows do not compete for the same lines of L1. */
-    _Alignas(64) unsigned char digits[ROWS_BLOCK][MAX_DIMS + 64];
+    _Alignas(64) unsigned char digits[ROWS_BLOCK][KVT_DIMS_MAX + 64];
     /* In units of step: score = step * (sum of products + bias). */
     _Alignas(64) float step[16], bias[16];
 } folded;

@@ -26,7 +26,6 @@
 #include "simd/levels.h"
 #include "avx512_product.h"
 
-#define MAX_DIMS 1024
 #define TILES (KVT_TOKENS / KVT_TILE_TOKENS)
 
 KVT_INLINE __m512 reciprocals_of(__m512 scale, float numerator)
@@ -90,7 +89,7 @@ void kvt_avx512_seal_k_i4(const void *open, const uint16_t *open_scales, const f
 {
     const uint16_t *from = open;
     const uintptr_t ahead = (uintptr_t)(next ? next : open);
-    _Alignas(64) float step[MAX_DIMS], reciprocal[MAX_DIMS];
+    _Alignas(64) float step[KVT_DIMS_MAX], reciprocal[KVT_DIMS_MAX];
     __m512 scale[TILES], square[TILES], product[TILES];
     KVT_UNROLL
     for (size_t i = 0; i < TILES; i++) {
