@@ -1,6 +1,9 @@
 # What is installed: the header, both libraries, and what finds them for CMake (find_package) and
 # for pkg-config. Nothing of it names a folder of this machine, so that the prefix can be moved.
+# Two components, for archives of their own (KvtilePrograms.cmake): kvtile_runtime, what programs
+# run with, and kvtile_dev, what they are built with.
 include(GNUInstallDirs)
+set(CMAKE_INSTALL_DEFAULT_COMPONENT_NAME kvtile_dev)
 include(CMakePackageConfigHelpers)
 
 # An export each: who wants the shared library need not have what the static one is linked with.
@@ -8,7 +11,8 @@ foreach(kind shared static)
   target_include_directories(kvtile_${kind}
     INTERFACE $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>)
   install(TARGETS kvtile_${kind} EXPORT kvtile_${kind}
-    LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR} ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR}
+    LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR} COMPONENT kvtile_runtime
+    NAMELINK_COMPONENT kvtile_dev ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR}
     RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
   install(EXPORT kvtile_${kind} NAMESPACE kvtile:: FILE kvtile-${kind}-targets.cmake
     DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/kvtile)

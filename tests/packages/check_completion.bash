@@ -1,0 +1,50 @@
+# What tools/kvtile.bash offers: check_completion.bash COMPLETION KVTILE WORK_FOLDER
+# Commands and options are those of `kvtile --help`.
+completion=$1 kvtile=$2 work=$3
+failures=0
+rm -rf "$work" && mkdir -p "$work/folder" && cd "$work" || exit 1
+touch "a b.kvt" other.txt folder/c.kvt
+. "$completion" || exit 1
+
+# offers WANTED WORDS...: the offers for the last of the words, sorted, "|" after each
+offers() {
+    local want=$1 got
+    shift
+    COMP_WORDS=(kvtile "$@") COMP_CWORD=$#
+    COMPREPLY=()
+    _kvtile
+    got=$(((${#COMPREPLY[@]})) && printf '%s|' "${COMPREPLY[@]}" | tr '|' '\n' | LC_ALL=C sort | tr '\n' '|')
+    if [[ $got != "$want" ]]; then
+        echo "kvtile $*: offered '$got', not '$want'"
+        failures=$((failures + 1))
+    fi
+}
+
+offers '--help|--version|info|verify|' ''
+offers 'verify|' ve
+offers '--help|--json|--quick|--version|' info --
+offers '--help|--json|--version|' verify -
+offers '' verify --q
+offers '' frobnicate ''
+offers 'a b.kvt|folder|' info ''
+offers 'a b.kvt|' verify --json a
+offers 'other.txt|' info o
+offers 'folder/c.kvt|' info folder/
+offers '' info -- --
+complete -p kvtile >/dev/null || failures=$((failures + 1))
+
+# Each command and option of the help is offered, and the tool knows each offer.
+help=$("$kvtile" --help)
+for word in $(grep -oE -- '--[a-z]+|kvtile [a-z]+ ' <<<"$help" | sed 's/kvtile //' | sort -u); do
+    if ! grep -qE -- "[' ]$word[' ]" "$completion"; then
+        echo "$word of the help is not offered"
+        failures=$((failures + 1))
+    fi
+done
+for word in $(grep -oE -- "-W '[^']*'" "$completion" | tr -d "'" | sed 's/^-W//'); do
+    if ! grep -qE -- "(^|[^-a-z])$word([^-a-z]|$)" <<<"$help"; then
+        echo "$word is offered, and not in the help"
+        failures=$((failures + 1))
+    fi
+done
+exit $((failures > 0))
