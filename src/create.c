@@ -204,6 +204,10 @@ static kvt_status plan_cache(const kvt_config *config, kvt_cache *cache)
             return refuse(config, KVT_ERR_ARG,
                           "group %u: RoPE is described for some groups and not for others", g);
         cache->moves = group.rope_pairing != KVT_ROPE_UNKNOWN;
+        if (kvt_group_is_too_wide(&group))
+            return refuse(config, KVT_ERR_LIMIT,
+                          "group %u: a block of 64 tokens is more than this machine can address",
+                          g);
         kvt_group_make(&group, &cache->groups[g]);
         for (uint32_t form = KVT_SEALED; form < KVT_FORMS; form++)
             cache->class_bytes[kvt_class_of(cache, g, form)] =

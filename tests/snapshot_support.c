@@ -253,15 +253,15 @@ static uint64_t attend_hash(kvt_cache *cache, const kvt_seq *seq, const kvt_grou
 uint64_t state_hash(const model *m, kvt_cache *cache, const kvt_seq *seq)
 {
     uint64_t n = kvt_seq_length(seq), hash = mix(1, &n, sizeof n);
-    int32_t *ints = calloc(n + 1, sizeof *ints);
+    int32_t *ints = calloc((size_t)n + 1, sizeof *ints);
     int32_t next = kvt_seq_next_position(seq);
 
     assert_non_null(ints);
     hash = mix(hash, &next, sizeof next);
     expect_ok(cache, kvt_seq_token_ids(seq, 0, n, ints));
-    hash = mix(hash, ints, n * sizeof *ints);
+    hash = mix(hash, ints, (size_t)n * sizeof *ints);
     expect_ok(cache, kvt_seq_positions(seq, 0, n, ints));
-    hash = mix(hash, ints, n * sizeof *ints);
+    hash = mix(hash, ints, (size_t)n * sizeof *ints);
     free(ints);
     for (uint32_t g = 0; g < m->n_groups; g++) {
         const kvt_group_config *group = &m->groups[g];
@@ -396,4 +396,15 @@ void resign(unsigned char *data, size_t n)
 void resign_sums(unsigned char *data, size_t n)
 {
     resign_all(data, n, 0);
+}
+
+void claim_blocks(unsigned char *data, size_t n, uint64_t n_blocks)
+{
+    size_t header = get32(data + 12), size, payload = section_payload(data, n, 3, 0, &size);
+
+    put64(data + 48, n_blocks);
+    put64(data + header - 8, XXH64(data, header - 8, 0));
+    put64(data + payload - 24, n_blocks * 32 + 8);
+    put64(data + payload - 8, XXH64(data + payload - 32, 24, 0));
+    put64(data + payload, XXH64(data, 0, 0));
 }

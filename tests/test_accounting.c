@@ -132,7 +132,7 @@ static int succeeded(world *w, kvt_status status, int may_pass_the_budget)
 static void arm(world *w)
 {
     if (rng_below(&w->r, 3) == 0)
-        w->memory.countdown = rng_below(&w->r, 12);
+        w->memory.countdown = (long)rng_below(&w->r, 12);
 }
 
 static void create(world *w, member *m)

@@ -400,9 +400,13 @@ static void bad_configs(void **state)
     }
 }
 
+/* Layers of the widest kind, a block of which is half a GiB each, that pointers of 32 bits address. */
+static const int narrow = SIZE_MAX == UINT32_MAX;
+#define WIDE_LAYERS (narrow ? 1 : 128)
+
 static void forecasts_that_overflow(void **state)
 {
-    kvt_group_config g = group_of(128, 1024, 1024, 1024, 1024, KVT_TYPE_F32, KVT_TYPE_F32);
+    kvt_group_config g = group_of(WIDE_LAYERS, 1024, 1024, 1024, 1024, KVT_TYPE_F32, KVT_TYPE_F32);
     kvt_config c = good_config(&g);
     kvt_group_config eight[8] = {g, g, g, g, g, g, g, g};
     uint64_t bytes = 5;
@@ -419,17 +423,46 @@ static void forecasts_that_overflow(void **state)
     c.groups = eight;
     c.n_groups = 8;
     c.max_tokens = KVT_MAX_TOKENS;
-    expect(NULL, KVT_ERR_LIMIT, kvt_memory_forecast(&c, 2, KVT_MAX_TOKENS, &bytes));
+    expect(NULL, KVT_ERR_LIMIT, kvt_memory_forecast(&c, narrow ? 1024 : 2, KVT_MAX_TOKENS, &bytes));
     expect(NULL, KVT_ERR_LIMIT, kvt_memory_forecast(&c, UINT64_MAX, KVT_MAX_TOKENS, &bytes));
     assert_true(bytes == 5);
     expect_ok(NULL, kvt_memory_forecast(&c, 1, KVT_MAX_TOKENS, &bytes));
-    assert_true(bytes > (uint64_t)1 << 62);
+    assert_true(bytes > (uint64_t)1 << (narrow ? 55 : 62));
+}
+
+/* A block is one allocation: a group whose blocks cannot be addressed is refused at once. */
+static void blocks_wider_than_pointers(void **state)
+{
+    static const kvt_type types[] = {KVT_TYPE_F32, KVT_TYPE_F16, KVT_TYPE_I8, KVT_TYPE_I4};
+    (void)state;
+    for (size_t t = 0; t < sizeof types / sizeof *types; t++)
+        for (uint32_t layers = 1; layers <= 1024; layers *= 2) {
+            kvt_group_config g = group_of(layers, 1024, 1024, 1024, 1024, types[t], types[t]);
+            kvt_config c = good_config(&g);
+            kvt_cache *cache = NULL;
+            char text[200] = "";
+            uint64_t bytes = 5, bits = types[t] == KVT_TYPE_F32 ? 32 : 16; /* open blocks are f16 */
+            uint64_t block = (uint64_t)layers * 1024 * 1024 * 2 * 64 * bits / 8;
+            kvt_status status;
+            c.error_text = text;
+            c.error_text_bytes = sizeof text;
+            status = kvt_memory_forecast(&c, 1, 64, &bytes);
+            if (status == KVT_OK) {
+                assert_true(bytes > block && block < SIZE_MAX / 2);
+                continue;
+            }
+            assert_int_equal(status, KVT_ERR_LIMIT);
+            assert_non_null(strstr(text, "address"));
+            assert_true(bytes == 5 && block >= SIZE_MAX / 8);
+            expect(NULL, KVT_ERR_LIMIT, kvt_cache_create(&c, &cache));
+            assert_null(cache);
+        }
 }
 
 /* The largest geometry is valid; creation then fails for memory. */
 static void largest_config(void **state)
 {
-    kvt_group_config g = group_of(128, 1024, 1024, 1024, 1024, KVT_TYPE_F32, KVT_TYPE_F32);
+    kvt_group_config g = group_of(WIDE_LAYERS, 1024, 1024, 1024, 1024, KVT_TYPE_F32, KVT_TYPE_F32);
     kvt_group_config eight[8] = {g, g, g, g, g, g, g, g};
     kvt_config c = good_config(eight);
     kvt_cache *cache = NULL;
@@ -1475,6 +1508,7 @@ int main(void)
         cmocka_unit_test(error_texts),
         cmocka_unit_test(bad_configs),
         cmocka_unit_test(forecasts_that_overflow),
+        cmocka_unit_test(blocks_wider_than_pointers),
         cmocka_unit_test(largest_config),
         cmocka_unit_test(good_configs),
         cmocka_unit_test(bad_ranges),

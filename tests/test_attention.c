@@ -970,7 +970,7 @@ static void random_batches(void **state)
                 size_t s = rng_below(&r, SEQS), most = lengths_of[s] < 70 ? lengths_of[s] : 70;
                 items[i].seq = seqs[s];
                 items[i].n_queries = round % 3 == 0 ? 1 : 1 + rng_below(&r, (uint32_t)most);
-                n_queries += items[i].n_queries;
+                n_queries += (size_t)items[i].n_queries;
             }
             n_out = n_queries * n_heads * DIM;
             q = rng_normals(&r, n_out);

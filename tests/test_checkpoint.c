@@ -382,7 +382,7 @@ static void check_return(uint64_t seed, size_t at, size_t more)
             kvt_seq_destroy(loaded);
         }
         if (rng_below(&r, 2)) {
-            end = kvt_seq_length(seq);
+            end = (size_t)kvt_seq_length(seq);
             expect_ok(s.cache, kvt_seq_fork(seq, round ? at : end, &copy));
             if (round == 0)
                 expect_ok(s.cache, kvt_seq_truncate(copy, at));

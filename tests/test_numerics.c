@@ -9,7 +9,7 @@
 #include <math.h>
 #include <stdio.h>
 
-#if defined(__x86_64__)
+#if defined(__SSE2_MATH__)
 #include <xmmintrin.h>
 #endif
 
@@ -656,7 +656,7 @@ static void model_read(const model *m, size_t token, float *x)
 static unsigned set_hostile_environment(void)
 {
     unsigned saved = 0;
-#if defined(__x86_64__)
+#if defined(__SSE2_MATH__)
     saved = _mm_getcsr();
     _mm_setcsr(0x1f80 | 0x4000 | 0x8040); /* toward +infinity, flush to zero, denormals are zero */
 #else
@@ -667,7 +667,7 @@ static unsigned set_hostile_environment(void)
 
 static void restore_environment(unsigned saved)
 {
-#if defined(__x86_64__)
+#if defined(__SSE2_MATH__)
     _mm_setcsr(saved);
 #else
     (void)saved;

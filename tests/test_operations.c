@@ -45,7 +45,7 @@ static void arm(const actor *a)
 {
     rng *r = (rng *)(uintptr_t)&a->r;
     if (a->w->injects && rng_below(r, 3) == 0)
-        a->w->memory.countdown = rng_below(r, 6);
+        a->w->memory.countdown = (long)rng_below(r, 6);
 }
 
 /* 1: the call has succeeded. 0: it was refused as it may be, and nothing has changed. */

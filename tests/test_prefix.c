@@ -561,7 +561,7 @@ static void moved_keys_are_apart(void **state)
     s[0] = add_new(&f, 3072);
     expect_ok(f.cache, kvt_seq_remove(s[0], 128, 64));
     for (size_t i = 1; i < 4; i++)
-        s[i] = add_fork(&f, s[0], kvt_seq_length(s[0]), 10);
+        s[i] = add_fork(&f, s[0], (size_t)kvt_seq_length(s[0]), 10);
     assert_int_equal(units_of(&f, s, 4), 1); /* moved before the fork: the same for all */
     for (size_t i = 0; i < 4; i++)
         expect_ok(f.cache, kvt_seq_remove(s[i], 64, 64));

@@ -125,16 +125,16 @@ static void run_drafts(uint64_t seed)
             if (rng_below(&r, 4) == 0 && drafts > 1) /* in two parts */
                 expect_ok(s.cache, kvt_seq_truncate(drafted, length + drafts / 2));
             expect_ok(s.cache, kvt_seq_truncate(drafted, length));
-            expect_equal(&s, plain, drafted, "drafts", seed);
+            expect_equal(&s, plain, drafted, "drafts", (size_t)seed);
         } else if (rng_below(&r, 3) == 0) {
             expect_ok(s.cache, kvt_seq_begin(drafted, drafts, NULL));
             append_layers(&s, drafted, MOST - 64);
             expect_ok(s.cache, kvt_seq_abort(drafted));
-            expect_equal(&s, plain, drafted, "an abort", seed);
+            expect_equal(&s, plain, drafted, "an abort", (size_t)seed);
         }
         grow(&s, plain, step);
         grow(&s, drafted, step);
-        expect_equal(&s, plain, drafted, "going on", seed);
+        expect_equal(&s, plain, drafted, "going on", (size_t)seed);
     }
     old = n;
     back = 1 + rng_below(&r, (uint32_t)w);
@@ -146,7 +146,7 @@ static void run_drafts(uint64_t seed)
         while (kvt_seq_length(plain) < kvt_seq_length(drafted))
             grow(&s, plain, 1);
         if (kvt_seq_length(drafted) >= old)
-            expect_equal(&s, plain, drafted, "a truncate by up to W", seed);
+            expect_equal(&s, plain, drafted, "a truncate by up to W", (size_t)seed);
     }
     kvt_seq_destroy(plain);
     kvt_seq_destroy(drafted);
@@ -220,7 +220,7 @@ static void the_newest_tokens_are_f16(void **state)
                 kvt_tensor k = kvt_tensor_f32(x[0]), v = kvt_tensor_f32(x[1]);
                 grow(&s, seq, step);
                 n = (size_t)kvt_seq_length(seq);
-                sealed = n > window ? (n - window) / 64 * 64 : 0;
+                sealed = n > window ? (n - (size_t)window) / 64 * 64 : 0;
                 expect_ok(s.cache, kvt_read(seq, 0, KVT_SIDE_K, 0, n, &k));
                 expect_ok(s.cache, kvt_read(seq, 0, KVT_SIDE_V, 0, n, &v));
                 for (size_t t = 0; t < n; t++) {

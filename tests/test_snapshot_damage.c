@@ -1219,6 +1219,28 @@ static void test_arguments(void **state)
     victim_destroy(&v);
 }
 
+/*
+ * A block table of 2^32 bytes: where pointers have 32 bits that is one of none, if its size is cut
+ * off. Elsewhere it ends early.
+ */
+static void test_wide_table(void **state)
+{
+    model m = model_of(1, 1, 8, 8, KVT_TYPE_I8, KVT_TYPE_I8);
+    victim v = victim_make(&m);
+    bytes file = snapshot_of(&m, 5, KVT_CODEC_RAW);
+    (void)state;
+    claim_blocks(file.data, file.n, (uint64_t)1 << 27);
+    if (SIZE_MAX == UINT32_MAX) {
+        assert_int_equal(load_bytes(v.seq, file.data, file.n, NULL), KVT_ERR_LIMIT);
+        expect_error_text(v.cache, "4294967296", "a table of 2^32 bytes");
+    } else {
+        must_refuse(&v, file.data, file.n, "a table of 2^32 bytes", 0);
+    }
+    victim_check(&v);
+    bytes_free(&file);
+    victim_destroy(&v);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -1228,7 +1250,7 @@ int main(void)
         cmocka_unit_test(test_v_in_k),        cmocka_unit_test(test_unknown_sections),
         cmocka_unit_test(test_mismatch),      cmocka_unit_test(test_too_long),
         cmocka_unit_test(test_allocations),   cmocka_unit_test(test_failing_writer),
-        cmocka_unit_test(test_arguments),
+        cmocka_unit_test(test_arguments),     cmocka_unit_test(test_wide_table),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -262,7 +262,7 @@ static uint64_t peak_of(const model *m, uint64_t n, uint32_t codec)
     uint64_t most = 0, visits = 0;
     size_t before;
 
-    model_append(m, cache, seq, n, 2048);
+    model_append(m, cache, seq, (size_t)n, 2048);
     before = m->ledger->live_bytes;
     assert_true(before == kvt_cache_memory_bytes(cache));
     m->ledger->peak_bytes = before;

@@ -500,8 +500,8 @@ static void open_pair(pair *p, kvt_type type, uint64_t max_tokens)
     rng r = {(uint64_t)type + 5};
     p->group = group_of(2, 4, 2, 40, 24, type, type);
     p->cache = cache_of(&p->group, max_tokens, 1, NULL);
-    p->t = tokens_make(&r, max_tokens, &p->group);
-    p->junk = tokens_make(&r, max_tokens, &p->group);
+    p->t = tokens_make(&r, (size_t)max_tokens, &p->group);
+    p->junk = tokens_make(&r, (size_t)max_tokens, &p->group);
     for (size_t i = 0; i < max_tokens * 2 * 40; i++)
         p->junk.k[i] = p->junk.k[i] * 20 + 7; /* another offset altogether */
     expect_ok(p->cache, kvt_seq_create(p->cache, &p->a));

@@ -18,7 +18,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#if defined(__x86_64__)
+#if defined(__SSE2_MATH__)
 #include <xmmintrin.h>
 #endif
 
@@ -54,10 +54,13 @@ typedef struct environment {
 static environment environment_now(void)
 {
     environment e = {fegetround(), 0};
-#if defined(__x86_64__)
+#if defined(__SSE2_MATH__)
     e.control = _mm_getcsr() & ~0x3fu; /* without the sticky flags */
 #elif defined(__aarch64__)
     __asm__ volatile("mrs %0, fpcr" : "=r"(e.control));
+#elif defined(__ARM_FP)
+    __asm__ volatile("vmrs %0, fpscr" : "=r"(e.control));
+    e.control &= ~0xf800009ful; /* without flags */
 #endif
     return e;
 }
@@ -65,7 +68,7 @@ static environment environment_now(void)
 static void set_environment(int rounding, int flush)
 {
     fesetround(rounding);
-#if defined(__x86_64__)
+#if defined(__SSE2_MATH__)
     _mm_setcsr((_mm_getcsr() & ~0x8040u) | (flush ? 0x8040u : 0)); /* FTZ and DAZ */
 #elif defined(__aarch64__)
     {
@@ -73,6 +76,13 @@ static void set_environment(int rounding, int flush)
         __asm__ volatile("mrs %0, fpcr" : "=r"(fpcr));
         fpcr = (fpcr & ~(1ul << 24)) | (flush ? 1ul << 24 : 0);
         __asm__ volatile("msr fpcr, %0" : : "r"(fpcr) : "memory");
+    }
+#elif defined(__ARM_FP)
+    {
+        unsigned long fpscr;
+        __asm__ volatile("vmrs %0, fpscr" : "=r"(fpscr));
+        fpscr = (fpscr & ~(1ul << 24)) | (flush ? 1ul << 24 : 0);
+        __asm__ volatile("vmsr fpscr, %0" : : "r"(fpscr) : "memory");
     }
 #else
     (void)flush;

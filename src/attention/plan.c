@@ -16,11 +16,16 @@ static size_t whole_floats(const kvt_layout *layout, size_t rows)
     return kvt_work_floats(layout, rows) + 2 * kvt_part_floats(layout, rows);
 }
 
+/* A size of scratch that is as good as none: only where pointers have 32 bits is it ever reached. */
+#define MOST_BYTES (SIZE_MAX / 64)
+
 /* Bytes of scratch of a task: for each unit of a bundle also the results of some ranges. */
 static size_t slice_bytes(const kvt_layout *layout, size_t rows, size_t bundle, size_t tail)
 {
-    return KVT_MARK_BYTES + sizeof(float) * bundle *
-                                (whole_floats(layout, rows) + tail * kvt_part_floats(layout, rows));
+    uint64_t bytes = KVT_MARK_BYTES + sizeof(float) * bundle *
+                                          (whole_floats(layout, rows) +
+                                           (uint64_t)tail * kvt_part_floats(layout, rows));
+    return bytes < MOST_BYTES ? (size_t)bytes : MOST_BYTES;
 }
 
 /* Tasks a thread: enough to even out what threads, and the estimate of work, differ in. */
@@ -53,7 +58,9 @@ static void set_slices(kvt_attend_plan *plan, const kvt_group *group, const kvt_
                        size_t tail)
 {
     plan->slice_bytes_ = slice_bytes(kvt_scratch_layout(group), work->rows, plan->bundle_, tail);
-    plan->scratch_bytes = plan->n_tasks * plan->slice_bytes_;
+    plan->scratch_bytes = plan->n_tasks <= MOST_BYTES / plan->slice_bytes_
+                              ? plan->n_tasks * plan->slice_bytes_
+                              : MOST_BYTES;
 }
 
 /*
@@ -67,6 +74,7 @@ static void size_plan(kvt_attend_plan *plan, const kvt_group *group, const kvt_w
     uint64_t share = n_threads > 1 ? work->sum / (TASKS_A_THREAD * n_threads) : UINT64_MAX;
     size_t most;
 
+    limit = limit < MOST_BYTES ? limit : MOST_BYTES - 1; /* what was cut off does not fit */
     plan->bundle_ = bundle_of(group, work, work->piece, share);
     /* Units up to 1/4 of a task stay whole, then those up to a task. */
     for (uint64_t part = n_threads > 1 ? 4 : 0; part > 0; part = part == 4)
@@ -121,7 +129,8 @@ size_t kvt_attend_scratch_bytes(const kvt_group *groups, uint32_t n_groups, uint
             tail = tail < all ? tail : all;
         }
         set_slices(&one_query, group, &work, tail);
-        bytes = one_query.scratch_bytes > bytes ? one_query.scratch_bytes : bytes;
+        if (one_query.scratch_bytes > bytes)
+            bytes = one_query.scratch_bytes < MOST_BYTES ? one_query.scratch_bytes : MOST_BYTES - 1;
         most = bytes > most ? bytes : most;
     }
     return most;

@@ -406,6 +406,12 @@ static kvt_status refuse_value(const kvt_append_job *job, uint32_t layer, kvt_si
                     layer, head, side == KVT_SIDE_K ? "K" : "V");
 }
 
+/* Bit i % 8 of it is task i's. Bytes: atomic on every machine, wherever the plan lies. */
+static unsigned char *done_byte(kvt_append_plan *plan, size_t i)
+{
+    return (unsigned char *)plan->done_ + i / 8;
+}
+
 kvt_status kvt_append_task(kvt_append_plan *plan, size_t i)
 {
     kvt_append_job job;
@@ -436,7 +442,7 @@ kvt_status kvt_append_task(kvt_append_plan *plan, size_t i)
         __atomic_store_n(&plan->status_, KVT_ERR_VALUE, __ATOMIC_RELAXED);
         refuse_value(&job, plan->layer_, side, head);
     }
-    __atomic_fetch_or(&plan->done_[i / 64], (uint64_t)1 << i % 64, __ATOMIC_RELEASE);
+    __atomic_fetch_or(done_byte(plan, i), (unsigned char)(1u << i % 8), __ATOMIC_RELEASE);
     return stored ? KVT_OK : KVT_ERR_VALUE;
 }
 
@@ -507,7 +513,7 @@ kvt_status kvt_append_finish(kvt_append_plan *plan)
                         "kvt_append_finish: the plan is of an earlier "
                         "step");
     for (size_t i = 0; i < plan->n_tasks; i++)
-        if (!(__atomic_load_n(&plan->done_[i / 64], __ATOMIC_ACQUIRE) >> i % 64 & 1))
+        if (!(__atomic_load_n(done_byte(plan, i), __ATOMIC_ACQUIRE) >> i % 8 & 1))
             return kvt_fail(seq->cache, KVT_ERR_STATE,
                             "kvt_append_finish: task %zu of %zu has not run", i, plan->n_tasks);
     if (plan->status_ != KVT_OK)

@@ -110,8 +110,8 @@ typedef struct kvt_layer {
  * data begins at a multiple of 64 bytes.
  */
 typedef struct kvt_block {
-    unsigned char *data;
-    struct kvt_block *next; /* in a list of free blocks */
+    _Alignas(64) unsigned char *data; /* 64 bytes in all where pointers are shorter, too */
+    struct kvt_block *next;           /* in a list of free blocks */
     /*
      * Open: the sealed form of its 64 tokens, if a sequence has one in force; sealed: the open
      * block that it is the sealed form of. Neither is a reference. Guarded by the cache's lock.
@@ -380,7 +380,10 @@ size_t kvt_element_bytes(kvt_type type);
 size_t kvt_type_bits(kvt_type type);
 /* Rows of a group that are sealed as KVT_FINE, of its config. */
 size_t kvt_fine_rows(kvt_type k_type, kvt_type v_type, uint32_t fine_tokens);
-/* Layout and transforms of a group whose config has been checked. signs is left NULL. */
+/* Whether a block of it passes what pointers can address. Of a config that has been checked. */
+int kvt_group_is_too_wide(const kvt_group_config *config);
+/* Layout and transforms of a group whose config has been checked and that is not too wide. signs is
+   left NULL. */
 void kvt_group_make(const kvt_group_config *config, kvt_group *group);
 /* Bytes of rope_frequencies. */
 size_t kvt_group_rope_bytes(const kvt_group *group);

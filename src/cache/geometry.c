@@ -51,7 +51,8 @@ const char *kvt_v_in_k_fault(uint32_t flags, uint32_t k_dim, uint32_t v_dim, kvt
 
 /*
  * Sizes of a group's records in one form. Dims and heads are bounded, so nothing overflows below a
- * head's record; layers are bounded too: 1024 * 1024 heads of about 1 MiB stay far below 2^63.
+ * head's record; layers are bounded too: 1024 * 1024 heads of about 1 MiB stay far below 2^63. Where
+ * pointers have 32 bits kvt_group_is_too_wide comes first.
  */
 static void make_layout(const kvt_group_config *config, uint32_t form, int offsets,
                         kvt_layout *layout)
@@ -87,6 +88,20 @@ static void make_layout(const kvt_group_config *config, uint32_t form, int offse
     layout->head_bytes = at + layout->v_code_bytes;
     layout->layer_bytes = layout->head_bytes * config->n_kv_heads;
     layout->block_bytes = layout->layer_bytes * config->n_layers;
+}
+
+int kvt_group_is_too_wide(const kvt_group_config *config)
+{
+    kvt_group_config one = *config;
+    kvt_layout layout;
+    one.n_kv_heads = one.n_layers = 1;
+    for (uint32_t form = 0; form < KVT_FORMS; form++) {
+        /* whether there are offsets is a matter of a few bytes a dim: as if there were */
+        make_layout(&one, form, 1, &layout);
+        if ((uint64_t)layout.block_bytes * config->n_kv_heads * config->n_layers > SIZE_MAX / 4)
+            return 1;
+    }
+    return 0;
 }
 
 /* The scales are powers of two, so that scaling is exact; that of K and V is near 1 / sqrt(block).

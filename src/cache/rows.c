@@ -110,7 +110,7 @@ static uint64_t exemption(const kvt_seq *seq)
         for (size_t row = group->n_sealed; row < group->seal_end; row++)
             if (*beside(seq, row, g))
                 pairs += kvt_rows_own_open(seq, row, row + 1, g);
-        bytes += pairs * kvt_block_bytes(cache, kvt_class_of(cache, g, KVT_OPEN));
+        bytes += (uint64_t)pairs * kvt_block_bytes(cache, kvt_class_of(cache, g, KVT_OPEN));
     }
     return bytes;
 }
@@ -500,7 +500,7 @@ static kvt_status reserve_step(kvt_seq *seq, const group_plan *plans, kvt_block 
         want[kvt_class_of(cache, g, KVT_FINE)] = plans[g].fine;
         adopt(seq, g, plans[g].seal_end, want);
         want[kvt_class_of(cache, g, KVT_OPEN)] = plans[g].open - used;
-        exempt += (plans[g].pairs + kept - used) *
+        exempt += (uint64_t)(plans[g].pairs + kept - used) *
                   kvt_block_bytes(cache, kvt_class_of(cache, g, KVT_OPEN));
     }
     for (uint32_t c = 0; c <= cache->n_groups; c++)

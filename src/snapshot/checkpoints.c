@@ -103,7 +103,7 @@ static kvt_status plan_group(kvt_snap_saver *s, kvt_checkpoint *checkpoint, uint
 {
     kvt_block *const *blocks = kvt_checkpoint_blocks(checkpoint, group);
     size_t rows = kvt_rows(checkpoint->n_tokens), row;
-    size_t sinks = s->runs.sinks[group];
+    uint64_t sinks = s->runs.sinks[group];
     int differs = 0;
     kvt_status status = KVT_OK;
 

@@ -258,6 +258,11 @@ static kvt_status read_block_table(kvt_snap_parser *p)
         return status;
     if (s.bytes != bytes + KVT_SNAP_SUM_BYTES)
         return kvt_snap_corrupt(p, "its size is %llu", (unsigned long long)s.bytes);
+    if (bytes > SIZE_MAX / 2) /* where pointers have 32 bits */
+        return kvt_snap_fail(p->context, KVT_ERR_LIMIT,
+                             "a snapshot's block table of %llu bytes is more than this machine can "
+                             "address",
+                             (unsigned long long)bytes);
     status = kvt_snap_take_growing(p, &p->table, 0, (size_t)bytes, "a snapshot's block table");
     if (status == KVT_OK)
         status = kvt_snap_take(p, sum, sizeof sum);

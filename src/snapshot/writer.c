@@ -331,7 +331,8 @@ static kvt_status put_index_and_end(kvt_snap_saver *s)
 }
 
 typedef struct saver_sizes {
-    size_t native, stored, digests, table, index;
+    size_t native, stored, digests;
+    uint64_t table, index; /* forecast for sequences of any length */
 } saver_sizes;
 
 static saver_sizes sizes_of(const kvt_snap_header *header)
@@ -345,8 +346,8 @@ static saver_sizes sizes_of(const kvt_snap_header *header)
     z.stored = KVT_SNAP_SECTION_BYTES + KVT_SNAP_SET_BYTES +
                KVT_SNAP_MAX_STREAMS * KVT_SNAP_STREAM_BYTES + KVT_SNAP_SUM_BYTES + z.native + 8;
     z.digests = KVT_SNAP_ID_HEAD + header->n_layers * (size_t)KVT_SNAP_ID_BYTES;
-    z.table = (size_t)header->n_blocks * KVT_SNAP_ENTRY_BYTES;
-    z.index = (size_t)(3 * chunks + 2 + header->n_blocks) * KVT_SNAP_ENTRY_BYTES;
+    z.table = header->n_blocks * KVT_SNAP_ENTRY_BYTES;
+    z.index = (3 * chunks + 2 + header->n_blocks) * KVT_SNAP_ENTRY_BYTES;
     return z;
 }
 
@@ -374,14 +375,15 @@ static kvt_status prepare(kvt_snap_saver *s)
     if (status == KVT_OK)
         status = kvt_snap_reserve(s->context, &s->digests, 0, z.digests, "a snapshot's digests");
     if (status == KVT_OK)
-        status = kvt_snap_reserve(s->context, &s->table, 0, z.table, "a snapshot's block table");
+        status =
+            kvt_snap_reserve(s->context, &s->table, 0, (size_t)z.table, "a snapshot's block table");
     if (status != KVT_OK)
         return status;
     make_own_entries(s);
     status = kvt_snap_plan_checkpoints(s);
     if (status == KVT_OK)
         status = kvt_snap_reserve(s->context, &s->index, 0,
-                                  sizes_of(s->header).index +
+                                  (size_t)sizes_of(s->header).index +
                                       s->seq->n_checkpoints * KVT_SNAP_ENTRY_BYTES,
                                   "a snapshot's index");
     return status;
