@@ -4,7 +4,6 @@
 #   .ci/sysroot i386
 #   cmake -S . -B build/i386 -G Ninja --toolchain cmake/i686-linux-gnu.cmake
 set(CMAKE_SYSTEM_PROCESSOR i686)
-set(CMAKE_C_FLAGS_INIT "-msse2 -mfpmath=sse") # the tests compute floats as floats, too
 set(triplet i686-linux-gnu)
 set(libraries i386-linux-gnu)
 set(architecture i386)
