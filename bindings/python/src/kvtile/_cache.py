@@ -746,7 +746,7 @@ class Sequence(_Handle):
         try:
             if n is None:
                 if out is not None:
-                    n = _n_rows(out)
+                    n = _n_rows(out, "out")
                 else:
                     # Pending tokens count where the layer has them: the read itself knows.
                     n = max(_length(pointer) - first, 0)
@@ -979,8 +979,8 @@ class Sequence(_Handle):
         return self.load(io.BytesIO(data), prompt)
 
 
-def _n_rows(q: Any) -> int:
-    shape = q.shape if hasattr(q, "shape") else np.asarray(memoryview(q)).shape
+def _n_rows(q: Any, name: str = "q") -> int:
+    shape = describe(q, name)[2]
     return int(shape[0]) if len(shape) == 3 else 1
 
 

@@ -1,18 +1,23 @@
 """The caller's arrays as kvt_tensor: pointer, dtype and strides, never a copy.
 
-What is taken, in this order: what has __array_interface__ (NumPy), DLPack (PyTorch and others, on
-the CPU), the buffer protocol. `describe` answers
+What is taken, in this order: NumPy's arrays and what has __array_interface__, PyTorch's tensors by
+their own attributes, DLPack on the CPU, the buffer protocol. `describe` answers
 
     (address, dtype, shape, strides in bytes, owner)
 
 where `owner` keeps the memory alive and has to be held while the library works on it.
+
+Attention over a long context leaves nothing of the interpreter in the CPU's caches, so that what a
+decode step runs here is paid for by cache misses, ten times its time in a loop. Hence the short ways
+for NumPy and PyTorch: __array_interface__ calls Python code for a description that nobody reads,
+PyTorch's __dlpack__ is Python code too.
 """
 
 from __future__ import annotations
 
 import ctypes
 import sys
-from typing import Any, Optional, Sequence as Seq, Tuple
+from typing import Any, Dict, Optional, Sequence as Seq, Tuple
 
 import numpy as np
 
@@ -82,7 +87,90 @@ def _from_dlpack(obj: Any, name: str) -> Description:
     return (t.data or 0) + t.byte_offset, dtype, shape, strides, capsule
 
 
+# ---- PyTorch ----
+
+_torch_dtypes: Dict[Any, int] = {}
+
+
+def _torch_tensor() -> Any:
+    """torch.Tensor where PyTorch has been imported, else a type that nothing has."""
+    torch = sys.modules.get("torch")
+    tensor = getattr(torch, "Tensor", None)
+    if tensor is None:
+        return _Nothing
+    if not _torch_dtypes:
+        _torch_dtypes.update({torch.float32: F32, torch.float16: F16, torch.bfloat16: BF16})
+    return tensor
+
+
+class _Nothing:
+    pass
+
+
+def _from_torch(t: Any, name: str) -> Description:
+    if not t.is_cpu:
+        raise ValueError(f"{name}: on device {t.device}, needs memory of the CPU")
+    dtype = _torch_dtypes.get(t.dtype)
+    if dtype is None:
+        raise TypeError(f"{name}: {t.dtype} is not float32, float16 or bfloat16")
+    if t.requires_grad:
+        raise TypeError(f"{name}: needs a gradient, which is not computed here: detach() it")
+    if t.is_neg():
+        raise TypeError(f"{name}: a view that negates: resolve_neg() it")
+    try:
+        address = t.data_ptr()
+        strides = t.stride()
+    except RuntimeError as error:  # sparse, or without memory
+        raise TypeError(f"{name}: {str(error).splitlines()[0]}") from error
+    size = SIZES[dtype]
+    return address, dtype, t.shape, tuple([s * size for s in strides]), t
+
+
 # ---- NumPy and buffers ----
+
+
+class _ArrayHead(ctypes.Structure):
+    """The beginning of PyArrayObject_fields behind PyObject's head: a part of NumPy's ABI."""
+
+    _fields_ = [("data", ctypes.c_void_p), ("nd", ctypes.c_int), ("dimensions", ctypes.c_void_p),
+                ("strides", ctypes.c_void_p), ("base", ctypes.c_void_p),
+                ("descr", ctypes.c_void_p), ("flags", ctypes.c_int)]
+
+
+_WRITEABLE = 0x400
+_array_head = _ArrayHead.from_address
+_ARRAY_HEAD_AT = object.__basicsize__
+_NATIVE_F32 = np.dtype(np.float32)
+_NATIVE_F16 = np.dtype(np.float16)
+
+
+def _has_array_head() -> bool:
+    """Whether objects of this interpreter and NumPy lie as _from_array reads them."""
+    if sys.implementation.name != "cpython":
+        return False
+    for writable in (True, False):
+        array = np.zeros((2, 3), np.float32)[:, 1:]
+        array.flags.writeable = writable
+        head = _array_head(id(array) + _ARRAY_HEAD_AT)
+        if (head.data, head.nd, bool(head.flags & _WRITEABLE)) != \
+                (array.__array_interface__["data"][0], 2, writable):
+            return False
+    return True
+
+
+def _from_array(array: np.ndarray, name: str, writable: bool) -> Description:
+    dtype = array.dtype
+    if dtype is _NATIVE_F32:
+        code = F32
+    elif dtype is _NATIVE_F16:
+        code = F16
+    else:
+        return _from_numpy(array, name, writable)
+    head = _array_head(id(array) + _ARRAY_HEAD_AT)
+    if writable and not head.flags & _WRITEABLE:
+        raise ValueError(f"{name}: read-only")
+    return head.data, code, array.shape, array.strides, array
+
 
 _TYPESTR = {"<f4": F32, "<f2": F16} if sys.byteorder == "little" else {}
 
@@ -110,11 +198,18 @@ def _from_numpy(array: Any, name: str, writable: bool, bits: bool = False) -> De
     return address, dtype, shape, interface.get("strides") or _dense(shape, SIZES[dtype]), array
 
 
+if not _has_array_head():
+    _from_array = _from_numpy  # type: ignore
+
+
 def describe(obj: Any, name: str, writable: bool = False) -> Description:
     """See the head of this file. TypeError: no array, or not of f32, f16 or bf16."""
-    if type(obj) is np.ndarray:
-        return _from_numpy(obj, name, writable)
-    if type(obj) is BFloat16:
+    kind = type(obj)
+    if kind is np.ndarray:
+        return _from_array(obj, name, writable)
+    if isinstance(obj, _torch_tensor()):
+        return _from_torch(obj, name)
+    if kind is BFloat16:
         return _from_numpy(obj.array, name, writable, True)
     if isinstance(obj, np.ma.MaskedArray):
         raise TypeError(f"{name}: a masked array; fill it first")
@@ -141,17 +236,21 @@ def rows(obj: Any, name: str, n_heads: int, dims: int, writable: bool = False,
     """
     address, dtype, shape, strides, owner = describe(obj, name, writable)
     ndim = len(shape)
-    if ndim == 2:
-        shape, strides = (1,) + shape, (0,) + strides
-    if len(shape) != 3 or shape[1] != n_heads or shape[2] != dims \
-            or (n_tokens is not None and shape[0] != n_tokens):
-        n = "n" if n_tokens is None else n_tokens
-        raise ValueError(f"{name}: shape {tuple(shape) if ndim != 2 else tuple(shape[1:])}, needs "
-                         f"({n}, {n_heads}, {dims})")
-    n, size = shape[0], SIZES[dtype]
-    token_stride, head_stride = strides[0], strides[1]
-    if strides[2] != size:
-        raise ValueError(f"{name}: the last dimension is not contiguous: a stride of {strides[2]} "
+    size = SIZES[dtype]
+    if ndim == 3:
+        n, heads, last = shape
+        token_stride, head_stride, last_stride = strides
+    elif ndim == 2:
+        heads, last = shape
+        head_stride, last_stride = strides
+        n, token_stride = 1, 0
+    else:
+        heads = -1
+    if heads != n_heads or last != dims or (n_tokens is not None and n != n_tokens):
+        needs = "n" if n_tokens is None else n_tokens
+        raise ValueError(f"{name}: shape {tuple(shape)}, needs ({needs}, {n_heads}, {dims})")
+    if last_stride != size:
+        raise ValueError(f"{name}: the last dimension is not contiguous: a stride of {last_stride} "
                          f"bytes, needs {size}")
     # The stride of a single token or head means nothing; 0 stands for a dense one.
     if n_heads == 1:
