@@ -8,7 +8,7 @@ import unittest
 import numpy as np
 
 import kvtile
-from kvtile import _cache, _tensor
+from kvtile import _attend, _lib, _sequence, _tensor
 from support import group, needs_torch, random, torch
 
 
@@ -16,24 +16,24 @@ class Spy:
     """Stands for the library's append and attend, and notes the addresses that they get."""
 
     def __enter__(self):
-        self.saved = _cache._append, _cache._attend
+        self.saved = _sequence._append, _attend._attend
         self.seen = []
 
         def append(seq, layer, k, v):
-            self.seen.append(_cache._lib.Tensor.from_address(k).data)
-            self.seen.append(_cache._lib.Tensor.from_address(v).data)
+            self.seen.append(_lib.Tensor.from_address(k).data)
+            self.seen.append(_lib.Tensor.from_address(v).data)
             return self.saved[0](seq, layer, k, v)
 
         def attend(cache, args):
-            a = _cache._lib.AttendArgs.from_address(args)
+            a = _lib.AttendArgs.from_address(args)
             self.seen += [a.q.data, a.out.data]
             return self.saved[1](cache, args)
 
-        _cache._append, _cache._attend = append, attend
+        _sequence._append, _attend._attend = append, attend
         return self.seen
 
     def __exit__(self, *_):
-        _cache._append, _cache._attend = self.saved
+        _sequence._append, _attend._attend = self.saved
 
 
 class DLPackOnly:

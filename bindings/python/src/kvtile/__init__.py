@@ -15,8 +15,7 @@ without the interpreter's lock. `kvtile.transformers` has a cache for Hugging Fa
 What is stored and computed is the C library's, bit for bit: kvtile.h documents every call.
 """
 
-from ._cache import (Cache, CacheStats, LoadResult, Sequence, SequenceStats, SnapshotInfo, Step,
-                     inspect)
+from ._cache import Cache, CacheStats
 from ._config import (BLOCK_TOKENS, FINE_NONE, RESIDUAL_NONE, SELECT_TOKENS, TOKEN_NONE, Group,
                       GroupFlag, Precision, Rope, RopePairing, Type, isa_names, memory_forecast,
                       version, working_forecast)
@@ -24,6 +23,8 @@ from ._errors import (ERRORS, ArgError, BudgetError, BusyError, ClosedError, Cor
                       FormatError, FullError, IoError, LimitError, MismatchError, NumberError,
                       OutOfMemoryError, StateError, UnsupportedError)
 from ._lib import VERSION as __version__
+from ._sequence import Sequence, SequenceStats, Step
+from ._snapshot import LoadResult, SnapshotInfo, inspect
 from ._tensor import BFloat16
 
 __all__ = [

@@ -83,7 +83,7 @@ def _from_dlpack(obj: Any, name: str) -> Description:
     if t.strides:
         strides = tuple([s * size for s in t.strides[:ndim]])
     else:
-        strides = _dense(shape, size)
+        strides = dense(shape, size)
     return (t.data or 0) + t.byte_offset, dtype, shape, strides, capsule
 
 
@@ -175,7 +175,7 @@ def _from_array(array: np.ndarray, name: str, writable: bool) -> Description:
 _TYPESTR = {"<f4": F32, "<f2": F16} if sys.byteorder == "little" else {}
 
 
-def _dense(shape: Seq[int], size: int) -> Tuple[int, ...]:
+def dense(shape: Seq[int], size: int) -> Tuple[int, ...]:
     strides = []
     for n in reversed(shape):
         strides.append(size)
@@ -195,7 +195,7 @@ def _from_numpy(array: Any, name: str, writable: bool, bits: bool = False) -> De
     if writable and read_only:
         raise ValueError(f"{name}: read-only")
     shape = interface["shape"]
-    return address, dtype, shape, interface.get("strides") or _dense(shape, SIZES[dtype]), array
+    return address, dtype, shape, interface.get("strides") or dense(shape, SIZES[dtype]), array
 
 
 if not _has_array_head():
@@ -249,6 +249,8 @@ def rows(obj: Any, name: str, n_heads: int, dims: int, writable: bool = False,
     if heads != n_heads or last != dims or (n_tokens is not None and n != n_tokens):
         needs = "n" if n_tokens is None else n_tokens
         raise ValueError(f"{name}: shape {tuple(shape)}, needs ({needs}, {n_heads}, {dims})")
+    if n == 0:  # NumPy gives such arrays any strides
+        return address, dtype, 0, 0, 0, owner, ndim
     if last_stride != size:
         raise ValueError(f"{name}: the last dimension is not contiguous: a stride of {last_stride} "
                          f"bytes, needs {size}")
@@ -257,7 +259,7 @@ def rows(obj: Any, name: str, n_heads: int, dims: int, writable: bool = False,
         head_stride = 0
     elif head_stride <= 0:
         raise ValueError(f"{name}: heads at a stride of {head_stride} bytes: broadcast or reversed")
-    if n <= 1:
+    if n == 1:
         token_stride = 0
     elif token_stride <= 0:
         raise ValueError(f"{name}: tokens at a stride of {token_stride} bytes: broadcast or reversed")

@@ -26,9 +26,10 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence as Seq, Set, Tu
 
 import torch
 
-from ._cache import Cache, Sequence
+from ._cache import Cache
 from ._config import Group, Type, TypeLike
 from ._errors import StateError
+from ._sequence import Sequence
 
 try:
     from transformers.cache_utils import Cache as _Base  # type: ignore
