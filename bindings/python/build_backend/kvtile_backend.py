@@ -158,11 +158,12 @@ def build_wheel(wheel_directory: str, config_settings: Optional[dict] = None,
         digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
         record += f"{name},sha256={digest},{len(data)}\n"
     record_name = f"kvtile-{_version()}.dist-info/RECORD"
-    info[record_name] = (record + f"{record_name},,\n").encode()
+    record += f"{record_name},,\n"
     wheel = f"kvtile-{_version()}-{_tag()}.whl"
     stamp = time.gmtime(_epoch())[:6]
     with zipfile.ZipFile(os.path.join(wheel_directory, wheel), "w", zipfile.ZIP_DEFLATED) as z:
-        for name, data in [*sorted(contents.items()), *sorted(info.items())]:
+        for name, data in [*sorted(contents.items()), *sorted(info.items()),
+                           (record_name, record.encode())]:
             entry = zipfile.ZipInfo(name, stamp)
             entry.external_attr = (0o100755 if name.endswith(SONAME) else 0o100644) << 16
             entry.compress_type = zipfile.ZIP_DEFLATED

@@ -76,7 +76,7 @@ class TransformersCache(_Base):  # type: ignore
 
     A forward pass is a step: update() of layer after layer, each once. It is committed when the next
     one begins, or by the first call that needs its end (crop, reorder_cache, ...). A pass that did
-    not reach all layers is StateError until `abort`.
+    not reach all layers is StateError until `abort`; one that failed in its first layer is dropped.
     """
 
     def __init__(self, groups: Union[Group, Seq[Group]], max_tokens: int, *,
@@ -126,15 +126,21 @@ class TransformersCache(_Base):  # type: ignore
     def _begin(self, n_rows: int, n_tokens: int) -> None:
         if self.sequences and len(self.sequences) != n_rows:
             raise ValueError(f"a batch of {n_rows}, the cache has {len(self.sequences)} rows")
-        while len(self.sequences) < n_rows:
-            self.sequences.append(self.cache.sequence())
+        is_first = not self.sequences
         try:
+            while len(self.sequences) < n_rows:
+                self.sequences.append(self.cache.sequence())
             for s in self.sequences:
                 s.begin(n_tokens)
         except BaseException:
-            for s in self.sequences:
-                s.abort()
+            self._drop(is_first)
             raise
+
+    def _drop(self, is_first: bool) -> None:
+        """The step, of which nothing is stored, as if it had never begun."""
+        self.abort()
+        if is_first:
+            self.reset()
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int,
                cache_kwargs: Optional[Dict[str, Any]] = None
@@ -152,6 +158,7 @@ class TransformersCache(_Base):  # type: ignore
         n_rows, _, n_tokens, _ = key_states.shape
         if layer_idx in self._updated:
             self.settle()
+        is_first = not self.sequences
         if not self._updated:
             self._begin(n_rows, n_tokens)
         if len(self.sequences) != n_rows:
@@ -160,22 +167,20 @@ class TransformersCache(_Base):  # type: ignore
             for i, s in enumerate(self.sequences):
                 s.append(layer_idx, key_states[i].transpose(0, 1), value_states[i].transpose(0, 1))
         except BaseException:
-            if self._updated or n_rows > 1:
-                raise
-            self.abort()  # nothing of this step is stored
+            if not self._updated:
+                self._drop(is_first)
             raise
         self._updated.add(layer_idx)
         if self.in_place:
             return key_states, value_states
-        return self._contents(layer_idx, key_states.dtype)
+        return self._contents(layer_idx, key_states.dtype, self.sequences[0].length)
 
-    def _contents(self, layer: int, dtype: torch.dtype) -> Tuple[torch.Tensor, torch.Tensor]:
+    def _contents(self, layer: int, dtype: torch.dtype, seen_from: int
+                  ) -> Tuple[torch.Tensor, torch.Tensor]:
+        """K and V of the layer, of a sliding one what a query at index seen_from or later sees."""
         end = self._end(layer)
-        first = 0
-        if self._windows[layer] and self.sequences:
-            first = max(self.sequences[0].length - self._windows[layer] + 1, 0)
-            if layer not in self._updated:
-                first = max(end - self._windows[layer] + 1, 0)
+        window = self._windows[layer]
+        first = max(seen_from - window + 1, 0) if window else 0
         _, n_heads, k_dim, v_dim, _ = self.cache._layers[layer]
         n_rows, n = len(self.sequences), end - first
         keys = torch.empty((n_rows, n_heads, n, k_dim), dtype=dtype)
@@ -381,7 +386,7 @@ class TransformersCache(_Base):  # type: ignore
         """K and V of a layer, dequantized to f32."""
         if not 0 <= layer_idx < self.cache.n_layers:
             raise IndexError(f"layer {layer_idx} of {self.cache.n_layers}")
-        return self._contents(layer_idx, torch.float32)
+        return self._contents(layer_idx, torch.float32, self._end(layer_idx))
 
     def __iter__(self) -> Iterator[Tuple[torch.Tensor, torch.Tensor]]:
         for i in range(self.cache.n_layers):
