@@ -2,13 +2,13 @@
 
     KVTILE_LIBRARY=build/test/libkvtile.so.0 PYTHONPATH=src python3 bench_overhead.py
 
-A decode step of one layer is: append one token's K and V, attend with its query. It is done in turns,
-by the raw function pointers of the same library with structs made beforehand (the cheapest call
-from Python there is), and by the public API with NumPy arrays and PyTorch tensors. Times are
-the thread's CPU time (one thread does all), which other programs on the machine disturb the least. Of
-each pair of turns the ratio is taken; printed are the median of the ratios and the quartiles around it. Begin and
-commit are part of both turns, outside the times at 32k, where one layer is what counts, and inside
-them for the small contexts, where the difference in microseconds is what counts.
+A decode step of one layer is: append one token's K and V, attend with its query. It is done in
+turns, by the raw function pointers of the same library with structs made beforehand (the cheapest
+call from Python there is), and by the public API with NumPy arrays and PyTorch tensors. Times are
+the thread's CPU time (one thread does all), which other programs on the machine disturb the least.
+Of each pair of turns the ratio is taken; printed are the median of the ratios and the quartiles
+around it. Begin and commit are part of both turns, outside the times at 32k, where one layer is
+what counts, and inside them for the small contexts, where the difference in microseconds counts.
 
 --check R: exit with 1 where the median at 32k is above R.
 """

@@ -1,13 +1,13 @@
 """PEP 517 backend of kvtile's Python package: the standard library, CMake and a C compiler.
 
-build_wheel   builds libkvtile with CMake and puts it beside the package: one wheel for a platform and
-              every Python 3, as the binding is ctypes. It is linked with the system's SLEEF, Zstandard and
-              xxHash, so its tag is linux_..., not manylinux.
+build_wheel   builds libkvtile with CMake and puts it beside the package: one wheel for a platform
+              and every Python 3, as the binding is ctypes. It is linked with the system's SLEEF,
+              Zstandard and xxHash, so its tag is linux_..., not manylinux.
 build_sdist   the package and the C sources, in native/, from which build_wheel works offline.
 
-$KVTILE_BUILD_DIR: a build tree of CMake to take the library from (its target kvtile_shared is built),
-in place of one of its own. Files are sorted and have the time of $SOURCE_DATE_EPOCH, or 1980: the same
-sources give the same bytes.
+$KVTILE_BUILD_DIR: a build tree of CMake to take the library from (its target kvtile_shared is
+built), in place of one of its own. Files are sorted and have the time of $SOURCE_DATE_EPOCH, or
+1980: the same sources give the same bytes.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def _version() -> str:
     with open(os.path.join(_native(), "CMakeLists.txt"), encoding="utf-8") as f:
         native = re.search(r"^project\(kvtile VERSION (\S+)", f.read(), re.M)
     if not found or not native or found[1] != native[1]:
-        raise RuntimeError(f"the package's version {found and found[1]} is not that of the C library, "
-                           f"{native and native[1]}")
+        raise RuntimeError(f"the package's version {found and found[1]} is not that of the C "
+                           f"library, {native and native[1]}")
     return found[1]
 
 
@@ -122,8 +122,8 @@ def _dist_info() -> Dict[str, bytes]:
         licence = f.read()
     return {
         folder + "METADATA": _metadata(),
-        folder + "WHEEL": (f"Wheel-Version: 1.0\nGenerator: kvtile_backend\nRoot-Is-Purelib: false\n"
-                           f"Tag: {_tag()}\n").encode(),
+        folder + "WHEEL": ("Wheel-Version: 1.0\nGenerator: kvtile_backend\n"
+                           f"Root-Is-Purelib: false\nTag: {_tag()}\n").encode(),
         folder + "LICENSE": licence,
     }
 

@@ -1,9 +1,10 @@
-"""tinylm in NumPy: the language model of examples/tinylm over kvtile, and the same text as its C program.
+"""tinylm in NumPy: the model of examples/tinylm over kvtile, and the same text as its C program.
 
-    python3 tinylm.py --data ../../../examples/tinylm --prompt "One day, Anna and" -n 100 --k i8 --v i8
+    python3 tinylm.py --prompt "One day, Anna and" -n 100 --k i8 --v i8
 
 A transformer of llama2.c's architecture: RMSNorm, RoPE on adjacent pairs, grouped-query attention,
-SwiGLU. What an engine needs of kvtile is in `Model.forward`: a step, an append and an attend a layer.
+SwiGLU. What an engine needs of kvtile is in `Model.forward`: a step, and for each layer an append
+and an attend.
 
 Sums are rounded in another order than in C, so that two tokens that are nearly as likely could be
 told apart differently; the text has been the same for all prompts that were tried.
@@ -97,7 +98,8 @@ class Model:
 
 
 def norm(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    return weight * (x / np.sqrt((x * x).mean(-1, keepdims=True, dtype=np.float32) + np.float32(1e-5)))
+    mean = (x * x).mean(-1, keepdims=True, dtype=np.float32)
+    return weight * (x / np.sqrt(mean + np.float32(1e-5)))
 
 
 class Tokenizer:

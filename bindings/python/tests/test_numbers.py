@@ -76,7 +76,8 @@ class Reference(unittest.TestCase):
                 self.assertEqual(a.read(), b.read())
 
     def test_same_bits(self):
-        types = list(itertools.product(("F32", "F16", "I8", "I4"), ("F32", "F16", "I8", "I4", "I5")))
+        types = list(itertools.product(("F32", "F16", "I8", "I4"),
+                                       ("F32", "F16", "I8", "I4", "I5")))
         for i, (k_type, v_type) in enumerate(types):
             with self.subTest(k=k_type, v=v_type):
                 self.run_case(k_type, v_type, ("f32", "f16", "bf16")[i % 3])

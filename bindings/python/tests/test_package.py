@@ -45,7 +45,6 @@ class Package(unittest.TestCase):
         cls.addClassCleanup(shutil.rmtree, cls.folder)
         cls.python = os.path.join(cls.folder, "venv", "bin", "python")
         cls.run_(sys.executable, "-m", "venv", "--system-site-packages", "venv")
-
         cls.wheel = cls.build(PACKAGE, KVTILE_BUILD_DIR=BUILD)
 
     @classmethod

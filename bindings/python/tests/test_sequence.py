@@ -349,7 +349,7 @@ class Errors(Base):
 
 class Lives(Base):
     def test_closed(self):
-        """Every public name of a closed sequence or cache raises, close() and the cheap ones aside."""
+        """Every public name of a closed sequence or cache raises, but for close() and constants."""
         q, k = random((1, 8, 64)), random((1, 2, 64))
         arguments = {"begin": (1,), "append": (0, k, k), "attend": (0, q), "keys": (0,),
                      "values": (0,), "reserve": (1,), "truncate": (0,), "reachable": (0,),

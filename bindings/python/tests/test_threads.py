@@ -146,7 +146,7 @@ class Threads(unittest.TestCase):
         self.seq.close()
 
     def test_random_use(self):
-        """Threads that do anything to shared objects: exceptions of ours, no crash, no lost blocks."""
+        """Threads that do anything to shared objects: our exceptions, no crash, no lost blocks."""
         shared = [self.cache.sequence() for _ in range(3)]
         strange = []
         stop = time.monotonic() + 1.5

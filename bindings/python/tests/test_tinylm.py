@@ -10,7 +10,8 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 SCRIPT = os.path.join(HERE, "..", "examples", "tinylm.py")
 PROGRAM = os.environ.get("KVTILE_TINYLM")  # examples/tinylm's, built
 DATA = os.environ.get("KVTILE_TINYLM_DATA")
-QUESTION = "The hat of Anna is red. Question: What colour is the hat of Anna? Answer: The hat of Anna is"
+QUESTION = ("The hat of Anna is red. Question: What colour is the hat of Anna? "
+            "Answer: The hat of Anna is")
 
 
 @unittest.skipUnless(PROGRAM and DATA, "KVTILE_TINYLM is not set: examples are not built")

@@ -105,12 +105,11 @@ class Transformers(unittest.TestCase):
         self.made.append(cache)
         return cache
 
-    def run_both(self, cache, steps, attention=None, mask=None, reference=None, tolerance=2e-5):
+    def run_both(self, cache, steps, attention=None, reference=None, tolerance=2e-5):
         reference = reference or Concatenating()
         for x in steps:
-            expected = self.model(x, reference, mask and mask(reference.get_seq_length() + x.shape[1]))
-            out = self.model(x, cache, mask and mask(cache.get_seq_length() + x.shape[1]),
-                             attention or eager)
+            expected = self.model(x, reference)
+            out = self.model(x, cache, attention=attention or eager)
             self.assertLess((out - expected).abs().max().item(), tolerance)
         return reference
 

@@ -8,9 +8,9 @@
             out = step.attend(0, queries)         # [100][8][64], causal
         seq.save("first.kvt")
 
-Arrays are NumPy's, PyTorch's (on the CPU, without a copy), or anything with DLPack or a buffer. Each
-status of the C library is an exception below `kvtile.Error`, with the cache's text. Long calls run
-without the interpreter's lock. `kvtile.transformers` has a cache for Hugging Face transformers.
+Arrays are NumPy's, PyTorch's (on the CPU, without a copy), or anything with DLPack or a buffer.
+Each status of the C library is an exception below `kvtile.Error`, with the cache's text. Long calls
+run without the interpreter's lock. `kvtile.transformers` has a cache for Hugging Face transformers.
 
 What is stored and computed is the C library's, bit for bit: kvtile.h documents every call.
 """

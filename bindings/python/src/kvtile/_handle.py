@@ -1,7 +1,7 @@
 """Who uses a cache or a sequence, counted under a lock of the cache.
 
-Calls that only read a sequence may overlap, any other call is alone on it, and close() needs that no
-call runs. What the C library leaves undefined is BusyError or ClosedError here, never a crash.
+Calls that only read a sequence may overlap, any other call is alone on it, and close() needs that
+no call runs. What the C library leaves undefined is BusyError or ClosedError here, never a crash.
 """
 
 from __future__ import annotations

@@ -191,7 +191,7 @@ class Sequence(Handle):
 
     @property
     def next_position(self) -> int:
-        """The RoPE position of the next token. Setting it: ArgError, StateError (a step pending)."""
+        """The RoPE position of the next token. Setting it: StateError (a step is pending)."""
         return self._count(lib.kvt_seq_next_position)
 
     @next_position.setter
@@ -202,7 +202,7 @@ class Sequence(Handle):
 
     @property
     def tag(self) -> bytes:
-        """Up to 256 bytes on which keys and values depend besides the weights: an adapter, a tenant.
+        """Up to 256 bytes that keys and values depend on besides the weights: adapter, tenant.
 
         Setting it: StateError (it has tokens), LimitError.
         """
@@ -434,7 +434,7 @@ class Sequence(Handle):
             self._give()
 
     def truncate(self, n_tokens: int) -> None:
-        """Shorten to the first n_tokens. ArgError: above the length. StateError: see `reachable`."""
+        """Shorten to the first n_tokens. ArgError: above the length. StateError: `reachable`."""
         self._write(lib.kvt_seq_truncate, _whole(n_tokens, "n_tokens", 64))
 
     def reachable(self, n_tokens: int) -> int:
@@ -496,8 +496,8 @@ class Sequence(Handle):
 
     # ---- snapshots ----
 
-    def save(self, file: Union[_snapshot.PathLike, BinaryIO], *, compress: bool = True, zstd_level: int = 1,
-             fsync: bool = True, in_place: bool = False) -> None:
+    def save(self, file: Union[_snapshot.PathLike, BinaryIO], *, compress: bool = True,
+             zstd_level: int = 1, fsync: bool = True, in_place: bool = False) -> None:
         """Save it to a path, or to a binary file object that is open for writing.
 
         compress, zstd_level: -7 to 19. fsync, in_place: of a path alone; in_place writes over a
@@ -514,7 +514,8 @@ class Sequence(Handle):
         self.save(buffer, compress=compress, zstd_level=zstd_level)
         return buffer.getvalue()
 
-    def load(self, file: Union[_snapshot.PathLike, BinaryIO], prompt: Any = None) -> _snapshot.LoadResult:
+    def load(self, file: Union[_snapshot.PathLike, BinaryIO],
+             prompt: Any = None) -> _snapshot.LoadResult:
         """Replace the contents by a snapshot: of a path, or of a binary file object.
 
         prompt: the whole prompt's token ids; the result says how much of it the snapshot has

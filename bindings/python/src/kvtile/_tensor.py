@@ -7,10 +7,10 @@ their own attributes, DLPack on the CPU, the buffer protocol. `describe` answers
 
 where `owner` keeps the memory alive and has to be held while the library works on it.
 
-Attention over a long context leaves nothing of the interpreter in the CPU's caches, so that what a
-decode step runs here is paid for by cache misses, ten times its time in a loop. Hence the short ways
-for NumPy and PyTorch: __array_interface__ calls Python code for a description that nobody reads,
-PyTorch's __dlpack__ is Python code too.
+Attention over a long context leaves nothing of the interpreter in the CPU's caches: what a decode
+step runs here takes ten times as long as in a loop. Hence the short ways for NumPy and PyTorch:
+__array_interface__ calls Python code for a description that is not needed, and PyTorch's __dlpack__
+is Python code too.
 """
 
 from __future__ import annotations
@@ -94,8 +94,8 @@ _torch_dtypes: Dict[Any, int] = {}
 
 def _torch_tensor() -> Any:
     """torch.Tensor where PyTorch has been imported, else a type that nothing has."""
-    torch = sys.modules.get("torch")
-    tensor = getattr(torch, "Tensor", None)
+    torch: Any = sys.modules.get("torch")
+    tensor = getattr(torch, "Tensor", None)  # absent while another thread imports it
     if tensor is None:
         return _Nothing
     if not _torch_dtypes:
@@ -262,7 +262,8 @@ def rows(obj: Any, name: str, n_heads: int, dims: int, writable: bool = False,
     if n == 1:
         token_stride = 0
     elif token_stride <= 0:
-        raise ValueError(f"{name}: tokens at a stride of {token_stride} bytes: broadcast or reversed")
+        raise ValueError(f"{name}: tokens at a stride of {token_stride} bytes: broadcast or "
+                         "reversed")
     return address, dtype, token_stride, head_stride, n, owner, ndim
 
 

@@ -1,15 +1,15 @@
 """A cache for Hugging Face transformers over kvtile, and attention that stays in it.
 
-`TransformersCache` has the interface of transformers' `Cache` (the version with get_mask_sizes and
-get_max_cache_shape, 4.50 and newer) and is a subclass of it where transformers is installed. Two ways
-to use it:
+`TransformersCache` has the interface of transformers' `Cache` (of the versions with get_mask_sizes
+and get_max_cache_shape), and is a subclass of it where transformers is installed. Two ways to use
+it:
 
-1. As any cache: `model.generate(..., past_key_values=TransformersCache.of_config(model.config, 8192))`.
+1. As any cache: past_key_values=TransformersCache.of_config(model.config, 8192) of model.generate.
    update() stores the step's keys and values quantized, and returns all of the layer, dequantized.
    Memory between steps is kvtile's, but each step of each layer writes K and V out once.
 
-2. In place: `TransformersCache(..., in_place=True)`, and the model's attention is `cache.attention`,
-   by transformers' AttentionInterface:
+2. In place: TransformersCache.of_config(model.config, 8192, in_place=True), and the model's
+   attention is `cache.attention`, by transformers' AttentionInterface:
 
        AttentionInterface.register("kvtile", cache.attention)
        model.set_attn_implementation("kvtile")
@@ -54,7 +54,8 @@ def groups_of_config(config: Any, k_type: TypeLike = Type.I8, v_type: TypeLike =
         kinds = ["sliding_attention" if window else "full_attention"] * text.num_hidden_layers
     unknown = set(kinds) - {"full_attention", "sliding_attention"}
     if unknown or len(kinds) != text.num_hidden_layers:
-        raise ValueError(f"layer_types: {len(kinds)} with {sorted(unknown)}: neither full nor sliding")
+        raise ValueError(f"layer_types: {len(kinds)} layers, of kinds that are neither full nor "
+                         f"sliding: {sorted(unknown)}")
     groups = []
     for kind in ("full_attention", "sliding_attention"):
         layers = tuple(i for i, x in enumerate(kinds) if x == kind)
@@ -74,9 +75,9 @@ class TransformersCache(_Base):  # type: ignore
     in_place: update() returns what it was given; use `attention` or `attend`
     options: of `kvtile.Cache`
 
-    A forward pass is a step: update() of layer after layer, each once. It is committed when the next
-    one begins, or by the first call that needs its end (crop, reorder_cache, ...). A pass that did
-    not reach all layers is StateError until `abort`; one that failed in its first layer is dropped.
+    A forward pass is a step: update() of layer after layer, each once. It is committed when the
+    next one begins, or by the first call that needs its end (crop, reorder_cache, ...). A pass that
+    did not reach all layers is StateError until `abort`; one that failed in its first is dropped.
     """
 
     def __init__(self, groups: Union[Group, Seq[Group]], max_tokens: int, *,
@@ -295,7 +296,7 @@ class TransformersCache(_Base):  # type: ignore
         return end - first + n, first
 
     def crop(self, max_length: int) -> None:
-        """Shorten to max_length tokens; negative: by so many. StateError: a window released them."""
+        """Shorten to max_length tokens; negative: by so many. StateError: a window has gone on."""
         self.settle()
         length = self.get_seq_length()
         target = max(length + max_length, 0) if max_length < 0 else max_length
