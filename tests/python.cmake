@@ -17,8 +17,10 @@ if(TARGET tinylm)
   list(APPEND python_environment KVTILE_TINYLM=$<TARGET_FILE:tinylm>
     KVTILE_TINYLM_DATA=${PROJECT_SOURCE_DIR}/examples/tinylm)
 endif()
-if(CMAKE_BUILD_TYPE STREQUAL "Release" AND KVTILE_POOL AND NOT CMAKE_C_FLAGS AND NOT "$ENV{CFLAGS}")
-  list(APPEND python_environment KVTILE_SAME_FLAGS=1) # as the wheel builds it
+# Whether the library is what the wheel's own build gives.
+if(CMAKE_BUILD_TYPE STREQUAL "Release" AND CMAKE_C_FLAGS_RELEASE STREQUAL "-O3 -DNDEBUG"
+    AND KVTILE_POOL AND NOT CMAKE_C_FLAGS AND NOT CMAKE_SHARED_LINKER_FLAGS)
+  list(APPEND python_environment KVTILE_SAME_FLAGS=1)
 endif()
 
 foreach(part arrays numbers package sequence threads tinylm transformers)

@@ -177,6 +177,8 @@ class Arrays(Base):
             (ValueError, "sequences: none", lambda: self.cache.attend(0, [], q[:0])),
             (ValueError, "n_queries: 2 numbers", lambda: self.cache.attend(
                 0, [seq], q, n_queries=[5, 5])),
+            (ValueError, "n_queries: 0", lambda: self.cache.attend(0, [seq], q[:0], n_queries=0)),
+            (ValueError, "n_queries: -1", lambda: self.cache.attend(0, [seq], q, n_queries=-1)),
             (TypeError, "sequences: Cache is no", lambda: self.cache.attend(0, [self.cache], q)),
         ]
         seq.clear()

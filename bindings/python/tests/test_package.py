@@ -22,9 +22,9 @@ PACKAGE = os.path.dirname(HERE)
 BUILD = os.environ.get("KVTILE_BUILD_DIR")
 
 
-def programs():
+def programs(language="python"):
     with open(os.path.join(PACKAGE, "README.md"), encoding="utf-8") as f:
-        return re.findall(r"^```python\n(.*?)^```", f.read(), re.M | re.S)
+        return re.findall(rf"^```{language}\n(.*?)^```", f.read(), re.M | re.S)
 
 
 def can_make_environments():
@@ -84,6 +84,33 @@ class Package(unittest.TestCase):
                   PYTHONDONTWRITEBYTECODE="1")
         self.run_(self.python, "-m", "pip", "uninstall", "-y", "kvtile")
         self.assertFalse(os.path.exists(os.path.dirname(where)))
+
+    def test_readme_commands(self):
+        """README's commands in a copy of the sources, which they leave as it was."""
+        root = os.path.dirname(os.path.dirname(PACKAGE))
+        if not os.path.exists(os.path.join(root, "CMakeLists.txt")):
+            self.skipTest("not in a clone")
+        clone = os.path.join(self.folder, "clone")
+        for name in ("CMakeLists.txt", "LICENSE"):
+            os.makedirs(clone, exist_ok=True)
+            shutil.copy(os.path.join(root, name), clone)
+        for name in ("cmake", "include", "simd", "src", "bindings/python"):
+            shutil.copytree(os.path.join(root, name), os.path.join(clone, name),
+                            ignore=shutil.ignore_patterns("__pycache__"))
+
+        def files():
+            return {os.path.join(folder, f) for folder, _, names in os.walk(clone)
+                    for f in names if "__pycache__" not in folder}
+
+        before = files()
+        commands, = programs("sh")
+        # The build tree's library: test_sdist builds one.
+        self.run_("sh", "-ec", commands, cwd=clone, KVTILE_BUILD_DIR=BUILD)
+        environment = os.path.join(clone, "venv")
+        python = os.path.join(environment, "bin", "python")
+        self.assertIn(environment, self.run_(python, "-c", "import kvtile; print(kvtile.__file__)"))
+        shutil.rmtree(environment)
+        self.assertEqual(files(), before)
 
     def test_record(self):
         """RECORD names each file with its hash, and the same sources give the same bytes."""

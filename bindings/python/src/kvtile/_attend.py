@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from ._sequence import Sequence
 
 TENSORS = struct.Struct("PiqqPiqq")
+TENSOR_SIZE = sizeof(_lib.Tensor)
 _ATTEND = struct.Struct("NIIPNPiqqPiqqPffPPI0P")
 _ITEM = struct.Struct("PQPPNQQQ")
 SCRATCH_ITEMS = 64
-assert TENSORS.size == 2 * sizeof(_lib.Tensor) and _ITEM.size == sizeof(_lib.AttendItem)
+assert TENSORS.size == 2 * TENSOR_SIZE and _ITEM.size == sizeof(_lib.AttendItem)
 assert _ATTEND.size == sizeof(_lib.AttendArgs)
 
 

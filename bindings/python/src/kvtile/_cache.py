@@ -8,6 +8,8 @@ from ctypes import byref, c_void_p, sizeof
 from dataclasses import dataclass
 from typing import Any, Callable, Dict, Optional, Sequence as Seq, Tuple, Union
 
+import numpy as np
+
 from . import _lib
 from ._attend import attend
 from ._config import ConfigC, Group, GroupFlag, Precision
@@ -187,9 +189,12 @@ class Cache(Handle):
         A q that is no array of the right form is TypeError or ValueError.
         """
         items = list(sequences)
-        counts = [n_queries] * len(items) if isinstance(n_queries, int) else list(n_queries)
+        counts = [n_queries] * len(items) if isinstance(n_queries, (int, np.integer)) \
+            else list(n_queries)
         if len(counts) != len(items):
             raise ValueError(f"n_queries: {len(counts)} numbers for {len(items)} sequences")
+        if min(counts, default=1) < 1:
+            raise ValueError(f"n_queries: {min(counts)}")
         for name, given in (("query_positions", query_positions), ("masks", masks)):
             if given is not None and len(given) != len(items):
                 raise ValueError(f"{name}: {len(given)} for {len(items)} sequences")

@@ -11,7 +11,7 @@ from typing import (TYPE_CHECKING, Any, BinaryIO, Callable, List, Optional, Type
 import numpy as np
 
 from . import _lib, _snapshot
-from ._attend import SCRATCH_ITEMS, TENSORS, attend, make_scratch, n_rows, scratch_pool
+from ._attend import SCRATCH_ITEMS, TENSOR_SIZE, TENSORS, attend, make_scratch, n_rows, scratch_pool
 from ._config import Precision, _whole
 from ._errors import BusyError, StateError
 from ._handle import Handle
@@ -267,7 +267,8 @@ class Sequence(Handle):
                         raise StateError("append: no step is pending; begin one")
                     raise ValueError(f"k: {n} tokens, the step has {pending}")
                 TENSORS.pack_into(memory, 0, ka, kd, kt, kh, va, vd, vt, vh)
-                status = _append(pointer, layer, address, None if v is None else address + 32)
+                status = _append(pointer, layer, address,
+                                 None if v is None else address + TENSOR_SIZE)
                 if status:
                     self.cache._check(status)
             finally:
