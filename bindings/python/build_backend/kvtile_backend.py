@@ -92,21 +92,29 @@ def _run(*command: str) -> None:
         raise RuntimeError(f"{command[0]} is not installed") from None
 
 
+# The sources as a part of a project: nothing of theirs but the library is built or looked for.
+PROJECT = """cmake_minimum_required(VERSION 3.25)
+project(kvtile_python LANGUAGES C)
+add_subdirectory("{}" kvtile)
+"""
+
+
 def _library() -> bytes:
     given = os.environ.get("KVTILE_BUILD_DIR")
-    build = given or tempfile.mkdtemp(prefix="kvtile-")
+    work = tempfile.mkdtemp(prefix="kvtile-")
+    build = given or os.path.join(work, "build")
     try:
         if not given:
+            with open(os.path.join(work, "CMakeLists.txt"), "w", encoding="utf-8") as f:
+                f.write(PROJECT.format(_native()))
             generator = ["-G", "Ninja"] if shutil.which("ninja") else []
-            _run("cmake", "-S", _native(), "-B", build, *generator, "-DCMAKE_BUILD_TYPE=Release",
-                 *["-DKVTILE_%s=OFF" % x for x in ("TESTS", "TOOLS", "EXAMPLES", "BENCH")])
+            _run("cmake", "-S", work, "-B", build, *generator, "-DCMAKE_BUILD_TYPE=Release")
         _run("cmake", "--build", build, "--target", "kvtile_shared", "--parallel",
              os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL", str(os.cpu_count() or 1)))
-        with open(os.path.join(build, SONAME), "rb") as f:
-            return f.read()
+        with open(os.path.join(build, "" if given else "kvtile", SONAME), "rb") as library:
+            return library.read()
     finally:
-        if not given:
-            shutil.rmtree(build, ignore_errors=True)
+        shutil.rmtree(work, ignore_errors=True)
 
 
 # ---- PEP 517 ----
