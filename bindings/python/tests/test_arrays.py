@@ -163,6 +163,12 @@ class Arrays(Base):
             (TypeError, "lse: needs float32",
              lambda: seq.attend(0, q, lse=np.empty((10, 8), "f2"))),
             (ValueError, "sink_logits: shape", lambda: seq.attend(0, q, sink_logits=[1.0])),
+            (TypeError, "attend: required argument is not a float",
+             lambda: seq.attend(0, q, scale="1")),
+            (kvtile.NumberError, "scale", lambda: seq.attend(
+                0, q, causal=False, scale=float("nan"))),
+            (ValueError, "8 is not a valid Precision", lambda: seq.attend(0, q, precision=8)),
+            (ValueError, "zstd_level: 20", lambda: seq.save_bytes(zstd_level=20)),
             (TypeError, "mask: int64", lambda: seq.attend(0, q, mask=np.ones((10, 5), int))),
             (ValueError, "mask: shape", lambda: seq.attend(0, q, mask=np.ones((9, 5), bool))),
             (ValueError, "query_positions: shape",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, List, Optional, Sequence as Seq, Tuple
 import numpy as np
 
 from . import _lib
+from ._config import Precision
 from ._lib import lib
 from ._tensor import F16, F32, SIZES, dense, describe, floats, int32s, rows, span
 
@@ -61,6 +62,8 @@ def attend(cache: "Cache", layer: int, items: "List[Sequence]", counts: List[int
             o0, o1 = span(oa, n, n_heads, v_dim * SIZES[od], ot, oh)
             if q0 < o1 and o0 < q1:
                 raise ValueError("out: overlaps q")
+    if precision:
+        precision = Precision(precision)
     la = sinks = slopes = 0
     keep: List[Any] = []
     if lse is not None and lse is not False:
@@ -108,6 +111,8 @@ def attend(cache: "Cache", layer: int, items: "List[Sequence]", counts: List[int
         status = _attend(cache._pointer, address)
         if status:
             cache._check(status)
+    except struct.error as error:
+        raise TypeError(f"attend: {error}") from None
     finally:
         for s in items[:taken]:
             s._give()

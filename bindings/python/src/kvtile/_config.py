@@ -7,7 +7,6 @@ import enum
 from dataclasses import dataclass, replace
 from typing import Any, List, Optional, Sequence as Seq, Tuple, Union
 
-
 from . import _lib
 from ._errors import throw
 from ._lib import lib

@@ -58,6 +58,8 @@ class SnapshotInfo:
 def save(seq: "Sequence", file: Union[PathLike, BinaryIO], compress: bool, zstd_level: int,
          fsync: bool, in_place: bool) -> None:
     """`Sequence.save`."""
+    if not -7 <= zstd_level <= 19:
+        raise ValueError(f"zstd_level: {zstd_level} is not -7 to 19")
     options = _lib.SaveOptions(sizeof(_lib.SaveOptions), 0 if compress else 1, not fsync,
                                zstd_level, in_place)
     if not hasattr(file, "write"):
