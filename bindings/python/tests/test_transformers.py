@@ -252,6 +252,27 @@ class Transformers(unittest.TestCase):
                 cache.crop(20)
             self.assertEqual(cache.get_seq_length(), 309)
 
+    def test_sliding_masks(self):
+        """Masks of the sizes that get_mask_sizes tells before a pass, as transformers makes them."""
+        self.model = Model(windows=(16, 0))
+        groups = [small(n_layers=1, layers=(0,), window_tokens=16), small(n_layers=1, layers=(1,))]
+        for in_place in (False, True):
+            cache, reference = self.make(groups, 1000, in_place=in_place), Concatenating()
+            for x in self.steps(2, (100, 1, 7, 1)):
+                n, first, masks = x.shape[1], cache.get_seq_length(), []
+                for layer, window in enumerate((16, 1000)):
+                    length, offset = cache.get_mask_sizes(torch.arange(n), layer)
+                    i, j = torch.arange(first, first + n)[:, None], torch.arange(length) + offset
+                    masks.append(((j <= i) & (i - j < window))[None, None].expand(2, 1, -1, -1))
+
+                def attend(module, q, k, v, mask, **kwargs):
+                    function = cache.attention if in_place else eager
+                    return function(module, q, k, v, masks[module.layer_idx], **kwargs)
+
+                expected = self.model(x, reference)
+                out = self.model(x, cache, attention=attend)
+                self.assertLess((out - expected).abs().max().item(), 2e-5)
+
     def test_failed_pass(self):
         """A pass that ends early, or whose numbers cannot be stored, loses nothing."""
         cache = self.make(small(), 100)
