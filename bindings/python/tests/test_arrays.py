@@ -103,6 +103,19 @@ class Arrays(Base):
         self.assertEqual(single.shape, (8, 64))
         self.assertEqual(single.tobytes(), self.expected[9].tobytes())
 
+    def test_out_beside_q(self):
+        """q and out in one buffer, in turns; a single common element is refused."""
+        buffer = np.zeros((10, 16, 64), np.float32)
+        buffer[:, ::2] = self.q
+        q, out = buffer[:, ::2], buffer[:, 1::2]
+        self.through(self.k, self.v, q, out)
+        self.assertEqual(out.tobytes(), self.expected.tobytes())
+        self.assertEqual(q.tobytes(), self.q.tobytes())
+        flat = np.zeros(2 * self.q.size - 1, np.float32)
+        q, out = flat[:self.q.size].reshape(q.shape), flat[self.q.size - 1:].reshape(q.shape)
+        with self.assertRaisesRegex(ValueError, "overlaps"):
+            self.seq.attend(0, q, out)
+
     def test_half(self):
         k, v, q = (x.astype(np.float16) for x in (self.k, self.v, self.q))
         out = self.through(k, v, q)

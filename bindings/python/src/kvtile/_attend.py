@@ -58,9 +58,11 @@ def attend(cache: "Cache", layer: int, items: "List[Sequence]", counts: List[int
     else:
         oa, od, ot, oh, _, o_owner, _ = rows(out, "out", n_heads, v_dim, True, n)
         if n:
-            q0, q1 = span(qa, n, n_heads, k_dim * SIZES[qd], qt, qh)
-            o0, o1 = span(oa, n, n_heads, v_dim * SIZES[od], ot, oh)
-            if q0 < o1 and o0 < q1:
+            q_rows = (qa, n, n_heads, k_dim * SIZES[qd], qt, qh)
+            o_rows = (oa, n, n_heads, v_dim * SIZES[od], ot, oh)
+            q0, q1 = span(*q_rows)
+            o0, o1 = span(*o_rows)
+            if q0 < o1 and o0 < q1 and _meet(q_rows, o_rows):
                 raise ValueError("out: overlaps q")
     if precision:
         precision = Precision(precision)
@@ -120,6 +122,21 @@ def attend(cache: "Cache", layer: int, items: "List[Sequence]", counts: List[int
             scratch_pool.append(scratch)
     del q_owner, o_owner, keep
     return out if lse is None else (out, lse)
+
+
+def _meet(*tensors: Tuple[int, int, int, int, int, int]) -> bool:
+    """Whether rows of two tensors have bytes in common: both may lie in one buffer."""
+    starts, ends = [], []
+    for address, n, n_heads, row_bytes, token_stride, head_stride in tensors:
+        head_stride = head_stride or row_bytes
+        token_stride = token_stride or n_heads * head_stride
+        start = (address + np.arange(n, dtype=np.int64)[:, None] * token_stride
+                 + np.arange(n_heads, dtype=np.int64) * head_stride).ravel()
+        starts.append(start)
+        ends.append(start + row_bytes)
+    start, end = np.concatenate(starts), np.concatenate(ends)
+    order = np.argsort(start, kind="stable")
+    return bool((start[order][1:] < end[order][:-1]).any())
 
 
 def _empty_like(q: Any, shape: Tuple[int, ...], dtype: int) -> Any:
