@@ -105,7 +105,9 @@ class Package(unittest.TestCase):
         before = files()
         commands, = programs("sh")
         # The build tree's library: test_sdist builds one.
-        self.run_("sh", "-ec", commands, cwd=clone, KVTILE_BUILD_DIR=BUILD)
+        # python3 is the one that runs the tests: another may lack NumPy.
+        path = os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]
+        self.run_("sh", "-ec", commands, cwd=clone, KVTILE_BUILD_DIR=BUILD, PATH=path)
         environment = os.path.join(clone, "venv")
         python = os.path.join(environment, "bin", "python")
         self.assertIn(environment, self.run_(python, "-c", "import kvtile; print(kvtile.__file__)"))
