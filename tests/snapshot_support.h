@@ -61,7 +61,7 @@ uint64_t state_hash(const model *m, kvt_cache *cache, const kvt_seq *seq);
 void resign(unsigned char *data, size_t n);
 /* The checksums only, of any snapshot. */
 void resign_sums(unsigned char *data, size_t n);
-/* Claim so many blocks, with their table's size; the table begins with the checksum of an empty one. */
+/* Claim so many blocks, and their table's size; the table begins with the sum of an empty one. */
 void claim_blocks(unsigned char *data, size_t n, uint64_t n_blocks);
 /* Offset of the payload of the i-th section of a type; its size in *payload. */
 size_t section_payload(const unsigned char *data, size_t n, uint32_t type, unsigned i,

@@ -400,7 +400,7 @@ static void bad_configs(void **state)
     }
 }
 
-/* Layers of the widest kind, a block of which is half a GiB each, that pointers of 32 bits address. */
+/* Layers of the widest kind: with pointers of 32 bits one, a block of which is half a GiB. */
 static const int narrow = SIZE_MAX == UINT32_MAX;
 #define WIDE_LAYERS (narrow ? 1 : 128)
 

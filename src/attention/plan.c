@@ -16,7 +16,7 @@ static size_t whole_floats(const kvt_layout *layout, size_t rows)
     return kvt_work_floats(layout, rows) + 2 * kvt_part_floats(layout, rows);
 }
 
-/* A size of scratch that is as good as none: only where pointers have 32 bits is it ever reached. */
+/* Sizes of scratch are cut off here: only where pointers have 32 bits is it ever reached. */
 #define MOST_BYTES (SIZE_MAX / 64)
 
 /* Bytes of scratch of a task: for each unit of a bundle also the results of some ranges. */

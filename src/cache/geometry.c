@@ -51,8 +51,8 @@ const char *kvt_v_in_k_fault(uint32_t flags, uint32_t k_dim, uint32_t v_dim, kvt
 
 /*
  * Sizes of a group's records in one form. Dims and heads are bounded, so nothing overflows below a
- * head's record; layers are bounded too: 1024 * 1024 heads of about 1 MiB stay far below 2^63. Where
- * pointers have 32 bits kvt_group_is_too_wide comes first.
+ * head's record; layers are bounded too: 1024 * 1024 heads of about 1 MiB stay far below 2^63.
+ * Where pointers have 32 bits kvt_group_is_too_wide comes first.
  */
 static void make_layout(const kvt_group_config *config, uint32_t form, int offsets,
                         kvt_layout *layout)
