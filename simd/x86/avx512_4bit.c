@@ -19,10 +19,11 @@
  *  2. The largest magnitudes of up to 8 rows are reduced and divided together.
  *
  *  3. A block of rows reads codes in another order than they are stored in, several tiles or some
- *     columns at a time, which the hardware's prefetch does not follow. With one row, whose products
- *     take less time than memory, what the prefetch of the block before has missed (prefetch.h says
- *     why it may) is prefetched once more in ascending order, before the row is rounded. From two
- *     rows on that costs more than it saves (Zen 4: 1 row .94 of the time, 2 and 4 rows 1.04).
+ *     columns at a time, which the hardware's prefetch does not follow. With one row, whose
+ *     products take less time than memory, what the prefetch of the block before has missed
+ *     (prefetch.h says why it may) is prefetched once more in ascending order, before the row is
+ *     rounded. From two rows on that costs more than it saves (Zen 4: 1 row .94 of the time, 2 and
+ *     4 rows 1.04).
  *
  * Overflow: K 1024 * 127 * 15 < 2^21. V 64 * 255 * 63 < 2^20. Both are exact as f32, and so are
  * half-integers of that size. amx.c has other products, with the same digits and the same results,
