@@ -36,6 +36,7 @@ class Page:
         self.work = Path(options.work)
         self.printed = None  # by the last block that was run
         self.program = None  # source of the last C block
+        self.shift = 0  # lines by which --update has moved the rest of the page
         shutil.rmtree(self.work, ignore_errors=True)
         self.work.mkdir(parents=True)
         self.environment = dict(os.environ)
@@ -67,16 +68,22 @@ class Page:
     def source(self, block, suffix):
         """The block's text, within its surroundings, in a file."""
         text = block.text
-        if suffix != ".py" and "file" not in block.values:  # compilers name the page's own lines
+        if "file" in block.values:
+            (self.work / block.values["file"]).write_text(text, encoding="utf-8")
+        if suffix != ".py":  # compilers name the page's own lines
             text = f'#line {block.line} "{self.options.page}"\n{text}'
         surroundings = block.values.get("in")
         if surroundings:
-            template = (HERE / surroundings).read_text(encoding="utf-8")
-            if len(re.findall(r"^\s*BLOCK$", template, re.M)) != 1:
-                raise Failure(f"tests/docs/{surroundings} has not one line BLOCK")
-            before, after = re.split(r"^\s*BLOCK$\n", template, flags=re.M)
+            try:
+                template = (HERE / surroundings).read_text(encoding="utf-8")
+            except FileNotFoundError:
+                raise Failure(f"there is no tests/docs/{surroundings}")
+            parts = re.split(r"^[ \t]*(?:/\*|#) BLOCK(?: \*/)?\n", template, flags=re.M)
+            if len(parts) != 2:
+                raise Failure(f"tests/docs/{surroundings} has not one comment BLOCK")
+            before, after = parts
             text = before + text + after
-        path = self.work / block.values.get("file", f"block_{block.line}{suffix}")
+        path = self.work / f"block_{block.line}{suffix}"
         path.write_text(text, encoding="utf-8")
         return path
 
@@ -87,7 +94,7 @@ class Page:
         program = self.work / f"program_{block.line}"
         folder = os.path.dirname(self.options.library)
         self.command([compiler, f"-std={standard}", *C_FLAGS, *self.options.flag,
-                      f"-I{self.options.include}", source, "-o", program, self.options.library,
+                      f"-I{self.options.include}", f"-I{HERE}", source, "-o", program, self.options.library,
                       f"-Wl,-rpath,{folder}", "-pthread", "-lm"])
         self.program = source
         return self.command([program])
@@ -135,6 +142,15 @@ class Page:
 
     RUNNERS = {"c": c, "cpp": cpp, "c++": cpp, "python": python, "cmake": cmake, "sh": sh, "bash": sh}
 
+    def replace(self, block):
+        """Write what was printed into the page."""
+        path = Path(self.options.page)
+        lines = path.read_text(encoding="utf-8").split("\n")
+        start = block.line - 1 + self.shift
+        lines[start:start + block.text.count("\n")] = self.printed.splitlines()
+        self.shift += self.printed.count("\n") - block.text.count("\n")
+        path.write_text("\n".join(lines), encoding="utf-8")
+
     def check(self, block):
         """Run one block; what to say of it."""
         if block.reason:
@@ -142,6 +158,9 @@ class Page:
         if "prints" in block.words:
             if self.printed is None:
                 raise Skip("the block before it was not run")
+            if self.printed != block.text and self.options.update:
+                self.replace(block)
+                return "updated"
             if self.printed != block.text:
                 raise Failure(f"the block before it has printed\n{self.printed}")
             return "as printed"
@@ -173,6 +192,8 @@ def main():
     parser.add_argument("--path", action="append", default=[], help="folders of programs")
     parser.add_argument("--generator", default="Ninja")
     parser.add_argument("--make-program", default="ninja")
+    parser.add_argument("--update", action="store_true",
+                        help="write what the blocks print into the page")
     options = parser.parse_args()
     options.page = os.path.abspath(options.page)
 
