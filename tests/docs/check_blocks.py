@@ -171,7 +171,7 @@ class Page:
         if not run:
             raise Failure("a block that is neither run nor exempted")
         for need in filter(None, block.values.get("needs", "").split(",")):
-            if not shutil.which(need, path=self.environment["PATH"]):
+            if not (shutil.which(need, path=self.environment["PATH"]) or (self.work / need).exists()):
                 raise Skip(f"no {need}")
         self.printed = run(self, block)
         return "run"
