@@ -1,6 +1,6 @@
 /*
- * Around a part of a program on a page of the guide, which stands in the place of the comment BLOCK:
- * a cache of two layers, an empty sequence, and a stand-in for a model's computations.
+ * Around a part of a program on a page of the guide, which stands in the place of the comment
+ * BLOCK: a cache of two layers, an empty sequence, and a stand-in for a model's computations.
  */
 #include <kvtile/kvtile.h>
 #include <math.h>
