@@ -57,5 +57,6 @@ add_test(NAME docs_reference COMMAND Python3::Interpreter ${docs}/check_referenc
   ${PROJECT_SOURCE_DIR} ${CMAKE_CURRENT_BINARY_DIR}/docs/reference)
 add_test(NAME docs_reference_misses COMMAND Python3::Interpreter ${docs}/check_reference.py --self-test
   doxygen ${PROJECT_SOURCE_DIR} ${CMAKE_CURRENT_BINARY_DIR}/docs/reference_misses)
-set_tests_properties(docs_links docs_checks docs_reference docs_reference_misses PROPERTIES LABELS docs
+add_test(NAME docs_picture COMMAND Python3::Interpreter ${PROJECT_SOURCE_DIR}/docs/bits_kl.py --check)
+set_tests_properties(docs_links docs_picture docs_checks docs_reference docs_reference_misses PROPERTIES LABELS docs
   SKIP_RETURN_CODE 77)

@@ -39,13 +39,21 @@ def marked_up(text):
     return "\n".join(lines)
 
 
-def documented(comment, opening):
-    return opening + marked_up(comment[2:-2]) + "*/"
-
-
 def comments(source):
     """The header with its comments turned into documentation where they belong to something."""
     out, end = [], 0
+    code = COMMENT.sub("", source)
+    functions = set(re.findall(r"\b(kvt_\w+)\([^;]*\)(?:;|\n\{)", code))
+    constants = set(re.findall(r"^(?:#define |    )(KVT_[A-Z0-9_]+)\b", code, re.M))
+
+    def linked(text):
+        """Doxygen makes links of name() and #NAME."""
+        text = re.sub(r"\bkvt_\w+\b(?!\()", lambda m: m[0] + "()" * (m[0] in functions), text)
+        return re.sub(r"(?<!#)\bKVT_\w+\b", lambda m: "#" * (m[0] in constants) + m[0], text)
+
+    def documented(comment, opening):
+        return opening + linked(marked_up(comment[2:-2])) + "*/"
+
     for match in COMMENT.finditer(source):
         before = source[source.rfind("\n", 0, match.start()) + 1:match.start()]
         behind = source[match.end():]
@@ -55,7 +63,8 @@ def comments(source):
         elif before.strip():
             comment = documented(comment, "/**< ")
         elif not out:
-            comment = comment.replace("/*", "/** @file", 1)
+            comment = ("/** @file kvtile.h @brief The public header; the main page is about it. */ "
+                       f"/** @mainpage{linked(comment[2:-2])}*/")
         elif re.match(r"\n#if.*\n#define (\w+)", behind):
             name = re.match(r"\n#if.*\n#define (\w+)", behind)[1]
             comment = documented(comment, f"/** @def {name}\n")
