@@ -1,7 +1,7 @@
 # The documentation: every code block of the pages is built and run (docs/blocks.py says how a page
 # marks what is not), links lead somewhere, and the reference covers the header. Included by
 # tests/CMakeLists.txt.
-if(CMAKE_CROSSCOMPILING OR CMAKE_SIZEOF_VOID_P LESS 8) # pages print sizes of 64-bit machines
+if(CMAKE_CROSSCOMPILING OR NOT KVTILE_INSTALL OR CMAKE_SIZEOF_VOID_P LESS 8) # pages print 64-bit sizes
   return()
 endif()
 find_package(Python3 3.9 COMPONENTS Interpreter)
@@ -57,6 +57,7 @@ add_test(NAME docs_reference COMMAND Python3::Interpreter ${docs}/check_referenc
   ${PROJECT_SOURCE_DIR} ${CMAKE_CURRENT_BINARY_DIR}/docs/reference)
 add_test(NAME docs_reference_misses COMMAND Python3::Interpreter ${docs}/check_reference.py --self-test
   doxygen ${PROJECT_SOURCE_DIR} ${CMAKE_CURRENT_BINARY_DIR}/docs/reference_misses)
+add_test(NAME docs_first_page COMMAND Python3::Interpreter ${PROJECT_SOURCE_DIR}/.ci/first-page --steps)
 add_test(NAME docs_picture COMMAND Python3::Interpreter ${PROJECT_SOURCE_DIR}/docs/bits_kl.py --check)
-set_tests_properties(docs_links docs_picture docs_checks docs_reference docs_reference_misses PROPERTIES LABELS docs
-  SKIP_RETURN_CODE 77)
+set_tests_properties(docs_links docs_first_page docs_picture docs_checks docs_reference
+  docs_reference_misses PROPERTIES LABELS docs SKIP_RETURN_CODE 77)
