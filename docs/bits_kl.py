@@ -3,7 +3,7 @@
 
     python3 docs/bits_kl.py [--check]
 
---check: exit with 1 where the drawing is not what the table gives.
+--check: exit with 1 where the drawing, or the table of guide/types.md, is not what that table gives.
 """
 import math
 import re
@@ -86,6 +86,15 @@ def draw(rows):
     return "\n".join(out) + "\n"
 
 
+def differing(rows):
+    """Rows of guide/types.md's table that are not fidelity.md's."""
+    text = (HERE / "guide/types.md").read_text(encoding="utf-8").split("## What they cost")[1]
+    found = re.findall(r"^\| \*?([\w/, -]+?)\*? \| ([\d.]+) \| ([\d.]+) \|$", text, re.M)
+    same = [(name, bits, kl) for name, bits, kl in found
+            if rows.get(name.replace(", rotated", "-rot")) == (float(bits), float(kl))]
+    return [row for row in found if row not in same] if same else ["there is no such table"]
+
+
 def main():
     rows = table()
     missing = [name for name in LABELS if name not in rows]
@@ -95,6 +104,8 @@ def main():
     if "--check" in sys.argv:
         if picture.read_text(encoding="utf-8") != draw(rows):
             sys.exit("docs/bits_kl.svg is not what fidelity.md's table gives: python3 docs/bits_kl.py")
+        if differing(rows):
+            sys.exit(f"docs/guide/types.md is not as fidelity.md: {differing(rows)}")
         return
     picture.write_text(draw(rows), encoding="utf-8")
 
