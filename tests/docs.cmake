@@ -19,6 +19,9 @@ set(docs_options --include ${PROJECT_SOURCE_DIR}/include --library $<TARGET_FILE
 if(KVTILE_CXX)
   list(APPEND docs_options --cxx ${KVTILE_CXX})
 endif()
+if(KVTILE_PYTHON) # which has NumPy
+  list(APPEND docs_options --python ${KVTILE_PYTHON})
+endif()
 foreach(flag ${sanitize_options})
   list(APPEND docs_options --flag=${flag})
 endforeach()
