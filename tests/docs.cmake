@@ -31,7 +31,7 @@ foreach(program kvtile_tool tinylm kvt-bench)
   endif()
 endforeach()
 foreach(folder ${PROJECT_SOURCE_DIR}/bindings/python/src ${PROJECT_SOURCE_DIR}/bindings/python)
-  if(EXISTS ${folder}/kvtile)
+  if(EXISTS ${folder}/kvtile AND NOT KVTILE_SANITIZE) # whose runtime Python does not load
     list(APPEND docs_options --python-path ${folder})
   endif()
 endforeach()
