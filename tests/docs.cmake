@@ -38,7 +38,7 @@ endforeach()
 
 foreach(page ${pages})
   file(RELATIVE_PATH name ${PROJECT_SOURCE_DIR} ${page})
-  string(REGEX REPLACE "\\.md$" "" name ${name})
+  string(REGEX REPLACE "^docs/|\\.md$" "" name ${name})
   string(REPLACE "/" "_" name ${name})
   set(prefix)
   if(TEST package_install) # consumers' CMake and pkg-config find what it has installed
