@@ -35,11 +35,11 @@ static void compute(const kvt_seq *s, uint32_t layer, uint64_t n)
         uint32_t x = (uint32_t)(kvt_seq_length(s) + i) * 2654435761u + layer + 1;
         for (int j = 0; j < KV_HEADS * DIM; j++) {
             x = x * 1664525u + 1013904223u;
-            k[i][0][j] = (float)(x >> 8) / 8388608.0f - 1.0f;
-            v[i][0][j] = k[i][0][(j * 7) % DIM];
+            k[i][j / DIM][j % DIM] = (float)(x >> 8) / 8388608.0f - 1.0f;
+            v[i][j / DIM][j % DIM] = k[i][0][(j * 7) % DIM];
         }
         for (int j = 0; j < Q_HEADS * DIM; j++)
-            q[i][0][j] = k[i][0][j % DIM];
+            q[i][j / DIM][j % DIM] = k[i][0][j % DIM];
         ids[i] = (int32_t)(kvt_seq_length(s) + i);
     }
 }
