@@ -171,7 +171,10 @@ class Page:
         if not run:
             raise Failure("a block that is neither run nor exempted")
         for need in filter(None, block.values.get("needs", "").split(",")):
-            if not (shutil.which(need, path=self.environment["PATH"]) or (self.work / need).exists()):
+            if need == "installation":
+                if not self.options.prefix:
+                    raise Skip("kvtile is not installed by this build")
+            elif not (shutil.which(need, path=self.environment["PATH"]) or (self.work / need).exists()):
                 raise Skip(f"no {need}")
         self.printed = run(self, block)
         return "run"
