@@ -13,15 +13,13 @@ import re
 import sys
 
 # Of an instruction set: its folder, what its files begin with, and what the compiler defines where
-# the whole program may use it. In the order of simd/kernels.h. AMX is left out: it has to be asked
-# for at run time in any case.
+# the whole program may use it. In the order of simd/kernels.h. AVX-VNNI, AMX, dotprod and i8mm are
+# left out: their files share templates (avx2_4bit.h, dot.h) that define the same names in each.
 ISAS = [
     ("AVX2", "x86", "avx2", ["__x86_64__", "__AVX2__", "__FMA__", "__F16C__"]),
     ("AVX512VNNI", "x86", "avx512", ["KVT_HAVE_AVX2", "__AVX512F__", "__AVX512BW__",
                                      "__AVX512DQ__", "__AVX512VL__", "__AVX512VNNI__"]),
     ("NEON", "arm", "neon", ["__aarch64__", "__ARM_NEON"]),
-    ("DOTPROD", "arm", "dotprod", ["KVT_HAVE_NEON", "__ARM_FEATURE_DOTPROD"]),
-    ("I8MM", "arm", "i8mm", ["KVT_HAVE_DOTPROD", "__ARM_FEATURE_MATMUL_INT8"]),
 ]
 
 HEAD = """\
@@ -32,10 +30,10 @@ HEAD = """\
  *   cc -O2 -std=c11 kvtile.c app.c -lsleef -lzstd -lxxhash -lm -lpthread
  *
  * It has the scalar kernels and those of the instruction sets that the compiler's flags enable: on
- * x86-64 AVX2 (-mavx2 -mfma -mf16c), AVX-VNNI (and -mavxvnni), AVX-512 VNNI (and -mavx512f
- * -mavx512bw -mavx512dq -mavx512vl -mavx512vnni); on ARM64 NEON, dotprod and i8mm
- * (-march=armv8.2-a+dotprod+i8mm); or -march=native. The program then runs only on processors that
- * have them: the library, which chooses at run time, does not have this limit.
+ * x86-64 AVX2 (-mavx2 -mfma -mf16c) and AVX-512 VNNI (these and -mavx512f -mavx512bw -mavx512dq
+ * -mavx512vl -mavx512vnni), or what this machine has (-march=native); on ARM64 NEON. The program
+ * then runs only on processors that have them; the library, which chooses at run time, has no such
+ * limit, and kernels for AVX-VNNI, AMX, dotprod and i8mm too.
  *
  * Stored bytes must not depend on what the compiler fuses or reorders. Contraction is turned off
  * below (clang heeds that but with -ffp-contract=fast: do not give it); -ffast-math and its parts
@@ -126,7 +124,8 @@ class File:
                           re.MULTILINE)
 
     def function_macros(self):
-        return re.findall(r"^#define (\w+)\(([^)]*)\)((?:[^\n]*\\\n)*[^\n]*)", self.code, re.MULTILINE)
+        return re.findall(r"^#define (\w+)\(([^)]*)\)((?:[^\n]*\\\n)*[^\n]*)", self.code,
+                          re.MULTILINE)
 
     def names(self):
         """Static functions and objects, types, tags and enumerators of the file's outer level."""
@@ -148,7 +147,8 @@ class File:
         names = []
         for macro, parameters, body in macros:
             parameters = parameters.split(", ")
-            for linkage, name in re.findall(r"\b(static|KVT_INLINE|linkage)\b[^(;{}#]* (\w+)\(", body):
+            for linkage, name in re.findall(
+                    r"\b(static|KVT_INLINE|linkage)\b[^(;{}#]* (\w+)\(", body):
                 for arguments in re.findall(rf"^{macro}\((.*)\)$", self.code, re.MULTILINE):
                     value = dict(zip(parameters, arguments.split(", ")))
                     if name in value and value.get(linkage, "static") == "static":
@@ -259,7 +259,8 @@ def amalgamate(root):
             others = [o for o in others if o and o is not file and o.path not in included(file)]
             if not others:
                 owner.setdefault((file.arch, name), file)
-            elif name not in file.macros(False) or file.definition(name) != others[0].definition(name):
+            elif (name not in file.macros(False)
+                  or file.definition(name) != others[0].definition(name)):
                 prefix = file.stem if name.islower() else file.stem.upper()
                 file.renames[name] = f"{prefix}_{name}"
 
