@@ -367,7 +367,7 @@ KVT_API kvt_status kvt_cache_create(const kvt_config *config, kvt_cache **cache)
 
 /*
  * Release a cache. NULL is fine. Sequences that still exist stay usable and keep the memory;
- * it is freed with the last of them.
+ * it is freed with the last of them. Until then kvt_cache_error may still be called, nothing else.
  */
 KVT_API void kvt_cache_destroy(kvt_cache *cache);
 
