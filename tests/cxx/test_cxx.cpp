@@ -326,6 +326,10 @@ static void same_as_c(kvt_type k_type, kvt_type v_type)
     }
     CHECK(seq.try_truncate(164) && seq.length() == 164);
     CHECK(contents(seq) == contents(*fork));
+    const std::vector<double> state{1.5, 2.5};
+    std::array<double, 2> state_back{};
+    CHECK(seq.try_checkpoint(state) && *seq.try_checkpoint_read(164, state_back) == 16);
+    CHECK(state_back[0] == 1.5 && state_back[1] == 2.5);
     CHECK(seq.try_checkpoint_drop(164) && *seq.try_checkpoints() == 0);
     CHECK(seq.try_clear() && seq.empty());
 
@@ -476,6 +480,117 @@ static void executors()
         feed(alone, 0, 300);
     CHECK(one.try_attend(0, alone, numbers.q, expected, 300));
     CHECK(out == expected);
+}
+
+/* ---- structs ---- */
+
+/* Each call sets the fields that it should, and no others. */
+template <class A, class B> static bool same(const A &ours, const B &c)
+{
+    static_assert(sizeof(A) == sizeof(B), "of the same fields");
+    return std::memcmp(static_cast<const void *>(&ours), &c, sizeof c) == 0;
+}
+
+static void structs()
+{
+    const std::uint32_t of_layers[] = {0, 2, 5};
+    const float frequencies[] = {1.0f, 0.5f, 0.25f};
+    kvt_group_config g = kvt_group_config_init();
+    CHECK(same(kvt::group_config(), g));
+    g.n_layers = 3;
+    g.layers = of_layers;
+    g.n_q_heads = 8;
+    g.n_kv_heads = 2;
+    g.k_dim = 64;
+    g.v_dim = 32;
+    g.k_type = KVT_TYPE_I4;
+    g.v_type = KVT_TYPE_I5;
+    g.window_tokens = 100;
+    g.sink_tokens = 4;
+    g.rope_pairing = KVT_ROPE_NEIGHBOURS;
+    g.rope_first_dim = 16;
+    g.rope_dims = 6;
+    g.rope_inverse_frequencies = frequencies;
+    kvt::group_config group;
+    group.with_layers(7).with_heads(8, 2).with_dims(64, 32).with_types(KVT_TYPE_I4, KVT_TYPE_I5);
+    group.with_window(100, 4).with_rope(KVT_ROPE_NEIGHBOURS, frequencies, 16);
+    CHECK(same(group.with_layer_numbers(of_layers), g));
+
+    kvt_config c = kvt_config_init();
+    CHECK(same(kvt::config(), c));
+    auto parallel_for = [](std::size_t, auto) {};
+    const kvt_executor e = kvt::executor_of(parallel_for, 5);
+    CHECK(e.n_threads == 5 && e.user == &parallel_for && e.run);
+    counter memory;
+    c.groups = &group;
+    c.n_groups = 1;
+    c.max_tokens = 10;
+    c.n_threads = 3;
+    c.memory_budget_bytes = 12345;
+    c.fingerprint = frequencies;
+    c.fingerprint_bytes = sizeof frequencies;
+    c.allocator = memory.allocator();
+    c.executor = e;
+    c.isa = "scalar";
+    kvt::config config;
+    config.with_group(group).with_max_tokens(10).with_threads(3).with_budget(12345).with_executor(
+        e);
+    config.with_allocator(c.allocator).with_fingerprint(frequencies).with_isa(c.isa);
+    CHECK(same(config, c));
+
+    kvt_save_options o{};
+    o.struct_size = sizeof o;
+    CHECK(same(kvt::save_options(), o));
+    CHECK(same(kvt::save_options().with_fsync(true).with_in_place(false), o));
+    o.codec = KVT_CODEC_RAW;
+    o.zstd_level = 5;
+    o.no_fsync = 1;
+    o.in_place = 1;
+    kvt::save_options options;
+    options.with_codec(KVT_CODEC_RAW).with_level(5).with_fsync(false);
+    CHECK(same(options.with_in_place(true), o));
+
+    const std::int32_t positions[] = {3, 4};
+    const std::uint8_t mask[] = {1, 2, 3, 4};
+    kvt_attend_item i{};
+    i.n_queries = 2;
+    i.query_positions = positions;
+    i.mask = mask;
+    i.mask_stride = 2;
+    i.mask_tokens = 9;
+    kvt::attend_item item{kvt::sequence()};
+    item.with_positions(positions).with_mask(mask, 2, 9);
+    CHECK(same(item, i));
+
+    float q[4], out[4], lse[1];
+    kvt_attend_args a = kvt_attend_args_init();
+    a.layer = 4;
+    a.flags = KVT_ATTEND_CAUSAL | KVT_ATTEND_F32;
+    a.items = &item;
+    a.n_items = 1;
+    a.q = kvt_tensor_f32(q);
+    a.out = kvt_tensor_f32(out);
+    a.lse = lse;
+    a.scale = 0.5f;
+    a.softcap = 30.0f;
+    a.sink_logits = frequencies;
+    a.alibi_slopes = frequencies + 1;
+    a.n_threads = 6;
+    kvt::attend_args args(4, {&item, 1}, q, out);
+    args.with_flags(KVT_ATTEND_CAUSAL).with_flags(KVT_ATTEND_F32).with_lse(lse).with_scale(0.5f);
+    args.with_softcap(30.0f).with_sink_logits(frequencies).with_alibi_slopes(frequencies + 1);
+    CHECK(same(args.with_threads(6), a));
+
+    kvt_tensor t = kvt_tensor_f32(q);
+    CHECK(same(kvt::input(q), t) && same(kvt::output(q), t));
+    t.token_stride = 32;
+    t.head_stride = 8;
+    t.dtype = KVT_F16;
+    CHECK(same(kvt::input::f16(q).with_strides(32, 8), t));
+    CHECK(same(kvt::output::f16(q).with_strides(32, 8), t));
+    t.dtype = KVT_BF16;
+    CHECK(same(kvt::input::bf16(q).with_strides(32, 8), t));
+    CHECK(same(kvt::output::bf16(q).with_strides(32, 8), t));
 }
 
 /* ---- moved, and gone ---- */
@@ -1047,6 +1162,7 @@ int main(int argc, char **argv)
     same_as_c(KVT_TYPE_F32, KVT_TYPE_F16);
     parts();
     executors();
+    structs();
     moved();
     order();
     steps();
