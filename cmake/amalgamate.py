@@ -13,14 +13,23 @@ import re
 import sys
 
 # Of an instruction set: its folder, what its files begin with, and what the compiler defines where
-# the whole program may use it. In the order of simd/kernels.h. AVX-VNNI, AMX, dotprod and i8mm are
-# left out: their files share templates (avx2_4bit.h, dot.h) that define the same names in each.
+# the whole program may use it. In the order of simd/kernels.h. AVX-VNNI and AMX are left out:
+# the former shares a header of functions (avx2_4bit.h) that differ in what they call.
 ISAS = [
     ("AVX2", "x86", "avx2", ["__x86_64__", "__AVX2__", "__FMA__", "__F16C__"]),
     ("AVX512VNNI", "x86", "avx512", ["KVT_HAVE_AVX2", "__AVX512F__", "__AVX512BW__",
                                      "__AVX512DQ__", "__AVX512VL__", "__AVX512VNNI__"]),
     ("NEON", "arm", "neon", ["__aarch64__", "__ARM_NEON"]),
+    ("DOTPROD", "arm", "dotprod", ["KVT_HAVE_NEON", "__ARM_FEATURE_DOTPROD"]),
+    ("I8MM", "arm", "i8mm", ["KVT_HAVE_DOTPROD", "__ARM_FEATURE_MATMUL_INT8"]),
 ]
+
+# dotprod.c and i8mm.c make their kernels by the macros of neon_i8.h and neon_4bit.h, which paste
+# the same names in each: these get their prefix by macros around the file.
+TEMPLATES = {"dotprod", "i8mm"}
+PASTED = [f"{name}_{rows}" for rows in range(1, 9) for name in (
+    "qk_near", "pv_near", "qk_fast", "pv_fast", "qk_i4", "pv_i4", "pv_i5")]
+PASTED += ["product_near", "product_fast", "store_near", "store_fast"]
 
 HEAD = """\
 /*
@@ -31,9 +40,9 @@ HEAD = """\
  *
  * It has the scalar kernels and those of the instruction sets that the compiler's flags enable: on
  * x86-64 AVX2 (-mavx2 -mfma -mf16c) and AVX-512 VNNI (these and -mavx512f -mavx512bw -mavx512dq
- * -mavx512vl -mavx512vnni), or what this machine has (-march=native); on ARM64 NEON. The program
- * then runs only on processors that have them; the library, which chooses at run time, has no such
- * limit, and kernels for AVX-VNNI, AMX, dotprod and i8mm too.
+ * -mavx512vl -mavx512vnni), or what this machine has (-march=native); on ARM64 NEON, dotprod and
+ * i8mm (-march=armv8.2-a+dotprod+i8mm). The program then runs only on processors that have them;
+ * the library, which chooses at run time, has no such limit, and kernels for AVX-VNNI and AMX too.
  *
  * Stored bytes must not depend on what the compiler fuses or reorders. Contraction is turned off
  * below (clang heeds that but with -ffp-contract=fast: do not give it); -ffast-math and its parts
@@ -200,6 +209,14 @@ class File:
 
 def renamed(file, renames, beginnings, kernels):
     """Its text with names replaced, other than members, and beginnings of names likewise."""
+    if file.stem in TEMPLATES:
+        prefix = file.stem + "_"
+        text = re.sub(r"_KERNELS\(static, ,", f"_KERNELS(static, {prefix},", file.text)
+        text = re.sub(r"(\.\w+ = )(\w+,)$", rf"\1{prefix}\2", text, flags=re.MULTILINE)
+        file.text = "".join(f"#define {name} {prefix}{name}\n" for name in PASTED) + "\n" + text
+        file.text += "\n" + "".join(f"#undef {name}\n" for name in PASTED)
+        renames = {name: to for name, to in renames.items() if name not in PASTED}
+        beginnings = ()
     # A kernel's name in a macro's arguments becomes part of a kvt_ name.
     fixed = {token for line in re.findall(r"^[A-Z]\w*\(.*", file.code, re.MULTILINE)
              for token in re.findall(r"\w+", line) if token in kernels}
@@ -263,6 +280,22 @@ def amalgamate(root):
                   or file.definition(name) != others[0].definition(name)):
                 prefix = file.stem if name.islower() else file.stem.upper()
                 file.renames[name] = f"{prefix}_{name}"
+
+        # What a header's macros call, by its name or pasted, would be another file's.
+        macros = {macro: body for path in included(file)
+                  for macro, _, body in files[path].function_macros()}
+        used, text = {}, file.code
+        while text: # those that it uses, and those that these use
+            new = {m for m in macros if m not in used and re.search(rf"\b{m}\b", text)}
+            used.update((m, macros[m]) for m in new)
+            text = "".join(macros[m] for m in new)
+        bodies = list(used.values())
+        called = {beginning for body in bodies for beginning in re.findall(r"\b(\w+_)##", body)}
+        for name in file.renames:
+            own = file.stem in TEMPLATES and name in PASTED
+            if not own and (any(name.startswith(beginning) for beginning in called)
+                            or any(re.search(rf"\b{name}\(", body) for body in bodies)):
+                sys.exit(f"{file.path}: {name}, which another file has too, is called by a macro")
 
     def all_renames(file):
         result = {}
