@@ -1287,7 +1287,9 @@ class [[nodiscard]] step
 
   private:
     friend class sequence;
-    step(kvt_seq *seq, const kvt_cache *cache) noexcept : seq_(seq), cache_(cache) {}
+    step(kvt_seq *seq, const kvt_cache *cache) noexcept : seq_(seq), cache_(cache)
+    {
+    }
     template <class F> result<void> through(F call) noexcept
     {
         sequence s(seq_, cache_);

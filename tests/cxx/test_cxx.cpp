@@ -88,18 +88,9 @@ struct model {
                 x = static_cast<float>(state >> 8) * 0x1p-23f - 1.0f;
             }
     }
-    const float *k_of(std::size_t token) const
-    {
-        return &k[token * kv_heads * k_dim];
-    }
-    const float *v_of(std::size_t token) const
-    {
-        return &v[token * kv_heads * v_dim];
-    }
-    const float *q_of(std::size_t token) const
-    {
-        return &q[token * q_heads * k_dim];
-    }
+    const float *k_of(std::size_t token) const { return &k[token * kv_heads * k_dim]; }
+    const float *v_of(std::size_t token) const { return &v[token * kv_heads * v_dim]; }
+    const float *q_of(std::size_t token) const { return &q[token * q_heads * k_dim]; }
 };
 
 static const model numbers;
