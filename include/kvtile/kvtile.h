@@ -312,7 +312,7 @@ static inline kvt_tensor kvt_tensor_f32(const float *data)
 {
     kvt_tensor t;
     memset(&t, 0, sizeof t);
-    t.data = (void *)(uintptr_t)data;
+    memcpy(&t.data, &data, sizeof data); /* without a cast, which warns in C++ */
     t.dtype = KVT_F32;
     return t;
 }

@@ -748,7 +748,8 @@ class sequence
     }
     sequence &operator=(sequence &&other) noexcept
     {
-        sequence(std::move(other)).swap(*this);
+        sequence taken(std::move(other));
+        taken.swap(*this);
         return *this;
     }
     sequence(const sequence &) = delete;
@@ -1474,7 +1475,8 @@ class cache
     cache(cache &&other) noexcept : cache_(std::exchange(other.cache_, nullptr)) {}
     cache &operator=(cache &&other) noexcept
     {
-        cache(std::move(other)).swap(*this);
+        cache taken(std::move(other));
+        taken.swap(*this);
         return *this;
     }
     cache(const cache &) = delete;

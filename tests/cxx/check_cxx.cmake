@@ -8,7 +8,8 @@ file(REMOVE_RECURSE ${WORK})
 file(MAKE_DIRECTORY ${WORK})
 get_filename_component(folder ${LIBRARY} DIRECTORY)
 list(REMOVE_ITEM FLAGS "")
-execute_process(COMMAND ${COMPILER} ${FLAGS} -Wall -Wextra -Wconversion -Wshadow -pedantic -Werror
+execute_process(COMMAND ${COMPILER} ${FLAGS} -Wall -Wextra -Wconversion -Wshadow -Wold-style-cast
+  -Wcast-qual -Wnon-virtual-dtor -Woverloaded-virtual -pedantic -Werror
   -I${SOURCE}/include ${SOURCE}/tests/cxx/test_cxx.cpp ${LIBRARY} -Wl,-rpath,${folder} -pthread
   -o ${WORK}/test_cxx RESULT_VARIABLE result)
 if(NOT result EQUAL 0)
