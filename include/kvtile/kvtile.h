@@ -324,7 +324,7 @@ static inline kvt_tensor kvt_tensor_f32(const float *data)
 {
     kvt_tensor t;
     memset(&t, 0, sizeof t);
-    t.data = (void *)(uintptr_t)data;
+    memcpy(&t.data, &data, sizeof data); /* without a cast, which warns in C++ */
     t.dtype = KVT_F32;
     return t;
 }
@@ -379,7 +379,7 @@ KVT_API kvt_status kvt_cache_create(const kvt_config *config, kvt_cache **cache)
 
 /*
  * Release a cache. NULL is fine. Sequences that still exist stay usable and keep the memory;
- * it is freed with the last of them.
+ * it is freed with the last of them. Until then kvt_cache_error may still be called, nothing else.
  */
 KVT_API void kvt_cache_destroy(kvt_cache *cache);
 
