@@ -16,6 +16,10 @@
  *   bench_formats.c         the other formats that fidelity compares (bench_formats.h)
  *   bench_npy.c             captured queries, keys and values
  *   bench_plot.c            SVG
+ *   bench_lines.c           files of JSON lines, growing texts (bench_lines.h)
+ *   bench_compare.c         compare: two such files
+ *   bench_measure.c, bench_chart.c, bench_tables.c, bench_sections.c, bench_sweep.c, bench_page.c
+ *                           report: a page with charts, from such lines (bench_page.h)
  *   kvt_bench.c             flags and cases
  *
  * All of it includes kvtile's public header only. Errors are not propagated: bench_fail prints one
@@ -92,6 +96,7 @@ typedef struct bench_options {
     size_t runs;   /* pairs of measurements */
     size_t layers; /* 0: as many as exceed the last-level cache */
     uint64_t llc_bytes;
+    bool llc_given;
 
     kvt_type k_types[BENCH_LIST], v_types[BENCH_LIST];
     size_t n_k_types, n_v_types;  /* n_v_types 0: V as K */
@@ -136,6 +141,13 @@ typedef struct bench_options {
     size_t n_formats;
     bool formats_given;
     const char *svg;
+
+    const char *command_line;          /* as it was given */
+    const char *out, *from, *markdown; /* report */
+    bool force;                        /* report, compare */
+    double threshold;                  /* compare: percent */
+    const char *files[2];              /* compare */
+    size_t n_files;
 } bench_options;
 
 /* One point of the sweep over an options' lists. */
@@ -412,6 +424,8 @@ int bench_shift(const bench_options *options);
 int bench_prefix(const bench_options *options);
 int bench_snapshot(const bench_options *options);
 int bench_fidelity(const bench_options *options);
+int bench_page(const bench_options *options); /* report */
+int bench_compare(const bench_options *options);
 int bench_fidelity_qkv(const bench_options *options);
 #if defined(KVT_BENCH_TINYLM)
 int bench_fidelity_model(const bench_options *options);

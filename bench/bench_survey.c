@@ -24,7 +24,7 @@ static const bench_column columns[] = {
 enum { N_COLUMNS = sizeof columns / sizeof columns[0] };
 
 static void survey(const bench_options *options, bench_team *team, bench_read *reader,
-                   const char *isa)
+                   const char *isa, unsigned processors)
 {
     bench_record record;
     size_t n = options->runs;
@@ -52,7 +52,7 @@ static void survey(const bench_options *options, bench_team *team, bench_read *r
         bench_record_integer(&record, keys[level - 1], bench_cache_bytes(level));
     }
     bench_record_integer(&record, "llc_bytes", options->llc_bytes);
-    bench_record_integer(&record, "processors", bench_processors());
+    bench_record_integer(&record, "processors", processors);
     bench_record_end(&record, options, bench_team_pinned(team));
     bench_emit(options, &record, columns, N_COLUMNS);
     bench_peaks_destroy(p);
@@ -63,10 +63,11 @@ static void survey(const bench_options *options, bench_team *team, bench_read *r
 int bench_machine(const bench_options *options)
 {
     char title[160];
+    unsigned processors = bench_processors(); /* before this thread is pinned to one */
     uint64_t bytes = options->quick ? 1 << 20 : 4 * options->llc_bytes;
     snprintf(title, sizeof title,
-             "machine: %u processors; data caches: %llu KiB, %llu KiB, %llu KiB",
-             bench_processors(), (unsigned long long)bench_cache_bytes(1) >> 10,
+             "machine: %u processors; data caches: %llu KiB, %llu KiB, %llu KiB", processors,
+             (unsigned long long)bench_cache_bytes(1) >> 10,
              (unsigned long long)bench_cache_bytes(2) >> 10,
              (unsigned long long)bench_cache_bytes(3) >> 10);
     bench_table_begin(options, title, columns, N_COLUMNS);
@@ -76,7 +77,7 @@ int bench_machine(const bench_options *options)
         bench_team *team = bench_team_create(options->threads[t]);
         bench_read *reader = bench_read_create(&heap, team, (size_t)1 << 20, bytes);
         for (size_t i = 0; i < options->n_isas; i++)
-            survey(options, team, reader, options->isas[i]);
+            survey(options, team, reader, options->isas[i], processors);
         bench_read_destroy(reader);
         bench_team_destroy(team);
     }

@@ -22,6 +22,8 @@ enum {
     SHIFT = 256,
     PREFIX = 512,
     SEAL = 1024,
+    REPORT = 2048,
+    COMPARE = 4096,
     ATTEND = DECODE | PREFILL | STEP | PREFIX,
     CACHE = ATTEND | APPEND | SEAL | SNAPSHOT | FORK | SHIFT,
     MODEL = CACHE | FIDELITY,
@@ -44,6 +46,8 @@ static const char usage[] =
     "  fidelity  what quantization costs, beside other formats: on random tokens, with --model on\n"
     "            a real model, with --qkv on queries, keys and values captured from one\n"
     "  machine   read bandwidth, clock and arithmetic peaks, which the others' ratios are to\n"
+    "  report    the main ones of these as one HTML page with charts (needs gnuplot); minutes\n"
+    "  compare OLD NEW   two files of --json lines: what has changed beyond noise\n"
     "\n"
     "LIST is one value or several with commas between them; every combination is run.\n"
     "  --k LIST, --v LIST  storage types: f32, f16, i8, i4, i5 (V)\n"
@@ -100,6 +104,19 @@ static const char usage[] =
     "                      kivi4, kvarn4; all, none        (default all; with --model none; then\n"
     "                      also all pairs of the library's types)\n"
     "  --svg FILE          bits against the errors, as a drawing; --qkv, --model\n"
+    "report: (--threads: default 1 and all processors; --isa, --runs, --llc-mib, --seed, --quick,\n"
+    "        --dir, --model and --tokenizer as above; the default model is examples/tinylm's\n"
+    "        where the working directory or one above the program has it)\n"
+    "  --out FOLDER        for report.html, *.svg, data.jsonl     (default kvt-report)\n"
+    "  --from FILE         measure nothing: the page of these --json lines\n"
+    "  --markdown FILE     also replace the tables between <!-- report NAME --> and\n"
+    "                      <!-- end NAME --> in it; refused for noisy data but with --force\n"
+    "compare: matches lines of the same configuration; a figure (a ratio within one run; of step\n"
+    "        the time) has changed if the medians differ by more than the threshold and the\n"
+    "        ranges p10 to p90 do not overlap (fidelity, without a spread: the threshold alone).\n"
+    "        Exit code 1: a regression; what only one file has is listed and is none.\n"
+    "  --threshold N       percent, 0 to 1000                              (default 5)\n"
+    "  --force             files of different machines, too; report: noisy data in --markdown\n"
     "\n"
     "Exit code: 0 done, 1 a call, a check or a bar failed, 2 the command line is wrong.\n";
 
@@ -205,6 +222,15 @@ static double parse_scale(const char *flag, const char *text)
     return x;
 }
 
+static double parse_threshold(const char *flag, const char *text)
+{
+    char *end;
+    double x = strtod(text, &end);
+    if (end == text || *end != 0 || !(x >= 0.0 && x <= 1000.0))
+        bench_fail(2, "%s: %s is not a number from 0 to 1000", flag, text);
+    return x;
+}
+
 static double parse_offset(const char *flag, const char *text)
 {
     char *end;
@@ -278,6 +304,7 @@ static void set_llc(bench_options *o, size_t i, const char *f, const char *x)
 {
     (void)i;
     o->llc_bytes = parse_count(f, x, 1, 1 << 20) << 20;
+    o->llc_given = true;
 }
 static void set_seed(bench_options *o, size_t i, const char *f, const char *x)
 {
@@ -417,6 +444,31 @@ static void set_svg(bench_options *o, size_t i, const char *f, const char *x)
     (void)i, (void)f;
     o->svg = x;
 }
+static void set_out(bench_options *o, size_t i, const char *f, const char *x)
+{
+    (void)i, (void)f;
+    o->out = x;
+}
+static void set_from(bench_options *o, size_t i, const char *f, const char *x)
+{
+    (void)i, (void)f;
+    o->from = x;
+}
+static void set_markdown(bench_options *o, size_t i, const char *f, const char *x)
+{
+    (void)i, (void)f;
+    o->markdown = x;
+}
+static void set_force(bench_options *o, size_t i, const char *f, const char *x)
+{
+    (void)i, (void)f, (void)x;
+    o->force = true;
+}
+static void set_threshold(bench_options *o, size_t i, const char *f, const char *x)
+{
+    (void)i;
+    o->threshold = parse_threshold(f, x);
+}
 static void set_text(bench_options *o, size_t i, const char *f, const char *x)
 {
     (void)i, (void)f;
@@ -440,14 +492,14 @@ static const struct flag {
     {"--heads", LIST, MODEL, RANDOM, set_heads},
     {"--dim", LIST, MODEL, RANDOM, set_dim},
     {"--ctx", LIST, MODEL & ~SEAL, RANDOM | ON_MODEL, set_ctx},
-    {"--threads", LIST, ALL & ~SEAL, ANY, set_threads},
-    {"--isa", LIST, ALL, RANDOM | ON_QKV, set_isa},
+    {"--threads", LIST, (ALL & ~SEAL) | REPORT, ANY, set_threads},
+    {"--isa", LIST, ALL | REPORT, RANDOM | ON_QKV, set_isa},
     {"--layers", ONE, CACHE, ANY, set_layers},
-    {"--runs", ONE, TIMED, ANY, set_runs},
-    {"--llc-mib", ONE, TIMED, ANY, set_llc},
-    {"--seed", ONE, ALL, ANY, set_seed},
-    {"--json", SWITCH, ALL, ANY, set_json},
-    {"--quick", SWITCH, ALL, ANY, set_quick},
+    {"--runs", ONE, TIMED | REPORT, ANY, set_runs},
+    {"--llc-mib", ONE, TIMED | REPORT, ANY, set_llc},
+    {"--seed", ONE, ALL | REPORT, ANY, set_seed},
+    {"--json", SWITCH, ALL | COMPARE, ANY, set_json},
+    {"--quick", SWITCH, ALL | REPORT, ANY, set_quick},
     {"--mode", LIST, ATTEND | SHIFT, ANY, set_mode},
     {"--v-in-k", SWITCH, ATTEND, ANY, set_v_in_k},
     {"--window", ONE, DECODE, ANY, set_window},
@@ -458,10 +510,10 @@ static const struct flag {
     {"--count", SWITCH, STEP, ANY, set_count},
     {"--tokens", LIST, APPEND, ANY, set_tokens},
     {"--dtype", LIST, APPEND, ANY, set_dtype},
-    {"--dir", ONE, SNAPSHOT, ANY, set_dir},
+    {"--dir", ONE, SNAPSHOT | REPORT, ANY, set_dir},
     {"--offset", LIST, FIDELITY, RANDOM | ON_MODEL, set_offset},
-    {"--model", ONE, FIDELITY, ON_MODEL, set_model},
-    {"--tokenizer", ONE, FIDELITY, ON_MODEL, set_tokenizer},
+    {"--model", ONE, FIDELITY | REPORT, ON_MODEL, set_model},
+    {"--tokenizer", ONE, FIDELITY | REPORT, ON_MODEL, set_tokenizer},
     {"--text", ONE, FIDELITY, ON_MODEL, set_text},
     {"--stories", ONE, FIDELITY, ON_MODEL, set_stories},
     {"--qkv", ONE, FIDELITY, ON_QKV, set_qkv},
@@ -471,6 +523,11 @@ static const struct flag {
     {"--per-layer", SWITCH, FIDELITY, ON_QKV, set_per_layer},
     {"--formats", LIST, FIDELITY, ON_MODEL | ON_QKV, set_formats},
     {"--svg", ONE, FIDELITY, ON_MODEL | ON_QKV, set_svg},
+    {"--out", ONE, REPORT, ANY, set_out},
+    {"--from", ONE, REPORT, ANY, set_from},
+    {"--markdown", ONE, REPORT, ANY, set_markdown},
+    {"--force", SWITCH, REPORT | COMPARE, ANY, set_force},
+    {"--threshold", ONE, COMPARE, ANY, set_threshold},
 };
 enum { N_FLAGS = sizeof flags / sizeof flags[0] };
 
@@ -498,6 +555,12 @@ static void parse_flags(bench_options *o, int command, const char *command_name,
     for (int i = 2; i < argc; i++) {
         char *name = argv[i], *value = strchr(name, '=');
         size_t f = 0;
+        if (command == COMPARE && name[0] != '-') {
+            if (o->n_files == 2)
+                bench_fail(2, "compare takes two files, not also %s", name);
+            o->files[o->n_files++] = name;
+            continue;
+        }
         if (value)
             *value++ = 0;
         while (f < N_FLAGS && strcmp(flags[f].name, name) != 0)
@@ -549,7 +612,7 @@ static void parse_flags(bench_options *o, int command, const char *command_name,
         fclose(svg);
     if (o->qkv && (o->n_threads > 1 || o->n_isas > 1))
         bench_fail(2, "--qkv: one --threads and one --isa");
-    if (o->model && (o->n_ctx > 1 || o->n_threads > 1))
+    if (o->model && command == FIDELITY && (o->n_ctx > 1 || o->n_threads > 1))
         bench_fail(2, "--model: one --ctx and one --threads");
 }
 
@@ -600,7 +663,7 @@ static void set_defaults(bench_options *o, int command)
                                                                       : 4096;
     if (o->n_threads == 0) {
         o->threads[o->n_threads++] = 1;
-        if (command == MACHINE && bench_processors() > 1)
+        if ((command == MACHINE || command == REPORT) && bench_processors() > 1)
             o->threads[o->n_threads++] = bench_processors();
     }
     if (o->n_isas == 0) {
@@ -634,7 +697,7 @@ static void set_defaults(bench_options *o, int command)
         o->offsets[o->n_offsets++] = 120.0;
     }
     if (o->runs == 0)
-        o->runs = 15;
+        o->runs = command == REPORT ? 9 : 15;
     if (o->quick)
         o->runs = 1;
     if (o->stories == 0)
@@ -691,6 +754,18 @@ int bench_each_case(const bench_options *o, int (*run)(const bench_options *o, c
     }
 }
 
+/* The command line as text, before it is cut up. Never freed. */
+static const char *join(int argc, char **argv)
+{
+    size_t n = 16;
+    for (int i = 1; i < argc; i++)
+        n += strlen(argv[i]) + 1;
+    char *line = bench_alloc(n, 1), *p = line + sprintf(line, "kvt-bench");
+    for (int i = 1; i < argc; i++)
+        p += sprintf(p, " %s", argv[i]);
+    return line;
+}
+
 int main(int argc, char **argv)
 {
     static const struct {
@@ -707,7 +782,9 @@ int main(int argc, char **argv)
                     {"prefix", PREFIX, bench_prefix},
                     {"snapshot", SNAPSHOT, bench_snapshot},
                     {"fidelity", FIDELITY, bench_fidelity},
-                    {"machine", MACHINE, bench_machine}};
+                    {"machine", MACHINE, bench_machine},
+                    {"report", REPORT, bench_page},
+                    {"compare", COMPARE, bench_compare}};
     static bench_options options;
     for (int i = 1; i < argc; i++) {
         if (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h") ||
@@ -721,6 +798,8 @@ int main(int argc, char **argv)
         return 2;
     }
     options.seed = 1;
+    options.threshold = 5.0;
+    options.command_line = join(argc, argv);
     for (size_t i = 0; i < sizeof commands / sizeof commands[0]; i++) {
         if (strcmp(argv[1], commands[i].name) != 0)
             continue;

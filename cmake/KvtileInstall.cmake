@@ -1,4 +1,4 @@
-# What is installed: the header, both libraries, and what finds them for CMake (find_package) and
+# What is installed: the headers, both libraries, and what finds them for CMake (find_package) and
 # for pkg-config. Nothing of it names a folder of this machine, so that the prefix can be moved.
 # Two components, for archives of their own (KvtilePrograms.cmake): kvtile_runtime, what programs
 # run with, and kvtile_dev, what they are built with.
@@ -17,7 +17,8 @@ foreach(kind shared static)
   install(EXPORT kvtile_${kind} NAMESPACE kvtile:: FILE kvtile-${kind}-targets.cmake
     DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/kvtile)
 endforeach()
-install(FILES include/kvtile/kvtile.h DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/kvtile)
+install(FILES include/kvtile/kvtile.h include/kvtile/kvtile.hpp
+  DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/kvtile)
 
 set(package ${CMAKE_CURRENT_BINARY_DIR}/package)
 configure_package_config_file(cmake/kvtile-config.cmake.in ${package}/kvtile-config.cmake

@@ -37,8 +37,8 @@
  *   slot       a token's place in its block, 0 .. 63
  *   n_tokens   live tokens of the block, 1 .. 64; the slots beyond them are dead and may hold NaN
  *   rows       query rows of one kv head (queries times group), >= 1
- *   next       memory that the next product or sealing will read, about as many bytes as this one:
- *              to be prefetched, spread over the call. A hint; NULL or beyond the end is fine.
+ *   next       what the next call of this kernel will read, in place of codes: as many bytes are to
+ *              be prefetched, spread over the call. A hint; NULL or beyond the end is fine.
  */
 #ifndef KVT_KERNELS_H
 #define KVT_KERNELS_H

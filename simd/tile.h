@@ -21,9 +21,9 @@
  * A head's record is: K codes | K scales | K offset | K seed | V scales | V codes. Scales are f16,
  * one a token for 8-bit sides, and for 4- and 5-bit V; for 4-bit K one a padded dim (rounded up to
  * 64 bytes), and then the gains, a byte a token. The offset (f16, one a padded dim) exists where
- * the group subtracts one; of 4-bit K it is the middle of each dim's range. The seed exists in open
- * blocks of 4-bit K only: src/cache/reopen.c. A V that is the first dims of K has no parts of its
- * own. Every part begins at a multiple of 64 bytes.
+ * the group subtracts one; of 4-bit K it is the middle of each dim's range. The seed exists in
+ * blocks of 4-bit K that are open again only: src/cache/reopen.c. A V that is the first dims of K
+ * has no parts of its own. Every part begins at a multiple of 64 bytes.
  */
 #ifndef KVT_TILE_H
 #define KVT_TILE_H

@@ -187,7 +187,7 @@ static kvt_status plan_cache(const kvt_config *config, kvt_cache *cache)
                       config->isa);
 
     cache->n_groups = config->n_groups;
-    cache->n_classes = 3 * config->n_groups + 1;
+    cache->n_classes = KVT_FORMS * config->n_groups + 1;
     cache->n_columns = 2 * config->n_groups + 1;
     for (uint32_t g = 0; g < config->n_groups; g++) {
         kvt_group_config group;

@@ -67,6 +67,7 @@ kvtile_arm64_test(seal max test_seal)
 kvtile_arm64_test(snapshot_golden max test_snapshot_golden ${golden})
 kvtile_arm64_test(window max test_window)
 kvtile_arm64_test(attention max test_attention)
+set_tests_properties(arm64_attention PROPERTIES ENVIRONMENT KVT_TEST_QUICK=2)
 foreach(long attention numerics seal steps) # minutes: not last, when nothing else is left to run
   set_tests_properties(arm64_${long} PROPERTIES COST 900)
 endforeach()

@@ -109,7 +109,7 @@ int is_in_sight(const world *w, const member *m, uint32_t layer, int32_t positio
 void forms_clear(form *forms)
 {
     for (uint32_t g = 0; g < GROUPS; g++)
-        forms[g] = (form){0, 0, SIZE_MAX, 0, 0};
+        forms[g] = (form){0, 0, SIZE_MAX, 0, 0, SIZE_MAX};
 }
 
 void forms_settle(const world *w, form *forms)
@@ -128,7 +128,7 @@ void forms_begin(const world *w, form *forms, size_t length)
         if (w->groups[g].k_type != KVT_TYPE_I4 || length % BLOCK == 0 || f->sealed <= row ||
             f->fine >> row & 1)
             continue;
-        f->sealed = f->final = row;
+        f->sealed = f->final = f->reopened = row;
         f->marked = least(f->marked, row * BLOCK);
     }
 }
@@ -166,6 +166,8 @@ static void forms_shrink(const world *w, form *forms, size_t length)
         f->final = least(f->final, f->sealed);
         if (rows_of_tokens(length) <= sink_rows(w, g))
             f->first = 0;
+        if (f->reopened >= rows_of_tokens(length))
+            f->reopened = SIZE_MAX;
         if (f->marked >= length)
             f->marked = SIZE_MAX;
     }
@@ -297,6 +299,9 @@ void model_remove(const world *w, member *m, size_t first, size_t n)
             f->fine = (f->fine & bits_below(first / BLOCK)) | (f->fine >> (first + n) / BLOCK)
                                                                   << first / BLOCK;
             f->sealed -= blocks_before(first, n, f->sealed);
+            if (f->reopened >= first / BLOCK && f->reopened != SIZE_MAX)
+                f->reopened =
+                    f->reopened < (first + n) / BLOCK ? SIZE_MAX : f->reopened - n / BLOCK;
             f->final -= blocks_before(first, n, f->final);
             f->first -= blocks_before(first, n, f->first);
             f->first = f->first > sink_rows(w, g) ? f->first : 0;
@@ -349,6 +354,7 @@ uint64_t model_bytes(const world *w, const member *m)
             if (row < sink_rows(w, g) || row >= sink_rows(w, g) + released)
                 sum += f->fine >> row & 1 ? w->fine_bytes[g] : w->sealed_bytes[g];
         sum += (rows - sealed + f->sealed - f->final) * w->open_bytes[g];
+        sum += f->reopened >= f->final && f->reopened < rows ? w->seed_bytes[g] : 0;
     }
     return sum;
 }
@@ -358,6 +364,7 @@ uint64_t exempt_bytes(const world *w, const member *m)
     uint64_t sum = 0;
     for (uint32_t g = 0; g < w->n_groups && !m->reserves; g++)
         if (seals(w, g))
-            sum += (m->pending ? w->residual[g] / BLOCK + 3 : 1) * w->open_bytes[g];
+            sum += (m->pending ? w->residual[g] / BLOCK + 3 : 1) *
+                   (w->open_bytes[g] + w->seed_bytes[g]);
     return sum;
 }

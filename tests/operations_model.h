@@ -62,6 +62,7 @@ typedef struct form {
                       was appended to a sealed block; SIZE_MAX: none */
     size_t first;  /* blocks behind the sinks and before it are released; 0: none is */
     uint32_t fine; /* a bit a block: sealed as i8 where the type is i4 or i5 */
+    size_t reopened; /* a row that is open again, its open form there; SIZE_MAX: none */
 } form;
 
 /* A checkpoint: what the tokens do not say. */
@@ -103,7 +104,7 @@ typedef struct world {
     int injects;                     /* some allocations fail */
     int is_shared;                   /* several threads: nobody can add up bytes */
     uint64_t cache_bytes, seq_bytes; /* of the cache without sequences; of an empty one */
-    uint64_t open_bytes[GROUPS], sealed_bytes[GROUPS], fine_bytes[GROUPS],
+    uint64_t open_bytes[GROUPS], seed_bytes[GROUPS], sealed_bytes[GROUPS], fine_bytes[GROUPS],
         meta_bytes; /* a block's */
     size_t fine_rows[GROUPS];
 } world;

@@ -22,7 +22,8 @@ function(kvtile_package_test step)
 endfunction()
 
 kvtile_package_test(install)
-foreach(step find_shared find_static find_default find_lacking pkg_config pkg_config_static)
+foreach(step find_shared find_static find_default find_cxx find_lacking pkg_config pkg_config_static
+    pkg_config_cxx)
   kvtile_package_test(${step})
   set_tests_properties(package_${step} PROPERTIES FIXTURES_REQUIRED package_prefix)
 endforeach()

@@ -71,7 +71,8 @@ def up8(n):
 
 
 F32, F16, I8, I4, I5 = range(5)
-SEALED, OPEN, FINE = range(3)
+SEALED, OPEN, FINE, REOPENED = range(4)
+OPENS = (OPEN, REOPENED)
 ABSENT = 2**32 - 1
 ELEMENT = {F32: 4, F16: 2, I8: 1, I4: 0, I5: 0}  # bytes; 0: no filter
 NUMPY = {F32: "<f4", F16: "<f2", I8: "i1", I4: "u1", I5: "u1"}
@@ -103,10 +104,10 @@ class Group:
         self.first = self.sink_rows
         self.bare = 0  # open rows of K without the offset
         self.kept = 0  # open rows of V whose codes and scale stay
-        self.reopens = self.k_type == I4
         self.forms = [SEALED]
         self.forms += [OPEN] if {I8, I4, I5} & {self.k_type, self.v_type} else []
         self.forms += [FINE] if {I4, I5} & {self.k_type, self.v_type} else []
+        self.forms += [REOPENED] if self.k_type == I4 else []
         self.seals = OPEN in self.forms
         if self.v_in_k:
             need(self.v_dim <= self.k_dim and self.v_type == self.k_type != I4, "group: V in K")
@@ -114,7 +115,8 @@ class Group:
 
     def types(self, form):
         """How K and V lie in a block: f16 in an open one, i8 instead of fewer bits in a fine one."""
-        one = {OPEN: {I8: F16, I4: F16, I5: F16}, FINE: {I4: I8, I5: I8}}.get(form, {})
+        rows = {I8: F16, I4: F16, I5: F16}
+        one = {OPEN: rows, REOPENED: rows, FINE: {I4: I8, I5: I8}}.get(form, {})
         return [one.get(t, t) for t in (self.k_type, self.v_type)]
 
     def smalls(self, n, form):
@@ -126,9 +128,9 @@ class Group:
             parts["v"] = n
         if self.offsets:
             parts["offset"] = self.k_dim
-        if form == OPEN and self.k_type == I4:
+        if form == REOPENED:
             parts["seed scale"] = parts["seed middle"] = self.k_dim
-        if form != FINE and self.k_type == I4:
+        if self.k_type == I4 and form in (SEALED, REOPENED):
             parts["gain"] = n
         return {name: self.heads * count for name, count in parts.items()}
 
@@ -212,15 +214,15 @@ class Group:
 
     def check_scales(self, form, parts):
         """parts: {name: numbers of kind 5}."""
-        open_k = form == OPEN and "k" in parts
+        open_k = form in OPENS and "k" in parts
         signs = self.offsets if open_k else self.types(form)[0] == I4
         need(signs or not np.signbit(parts.get("k", 0)).any(), "a negative scale")
-        need(form == OPEN and self.reopens and self.v_type == I4 or
+        need(form == REOPENED and self.v_type == I4 or
              not np.signbit(parts.get("v", 0)).any(), "a negative scale of V")
-        least = 0 if form == OPEN else 1  # 0: a row that has never been sealed
+        least = 0 if form == REOPENED else 1  # 0: a row that has never been sealed
         gain = parts.get("gain", np.ones(1))
         need((gain >= least).all() and (gain <= 255).all(), "a gain that is none")
-        for name in ["k", "v"] if form == OPEN and not self.reopens else ["k"] if open_k else []:
+        for name in ["k", "v"] if form == OPEN else ["k"] if open_k else []:
             scale = np.abs(parts.get(name, 1))
             need(np.isin(scale, 2.0 ** np.arange(16)).all(), "an open scale")
 
@@ -460,7 +462,7 @@ class Reader:
         for b, (name, g, row, n, form) in enumerate(self.entries):
             group = self.groups[g]
             entry = table[32 * b:32 * b + 32]
-            need(form in (SEALED, OPEN, FINE), "representation")
+            need(form in (SEALED, OPEN, FINE, REOPENED), "representation")
             need(form in group.forms, "a representation that the group's blocks do not have")
             start, payload = self.section(4, b)
             need(len(payload) == 48 and payload[:32] == entry, "block")
@@ -486,8 +488,8 @@ class Reader:
                 first = row + 1
             else:
                 need(self.entries[b][1:4] == (g, row, self.row_tokens(row, n_tokens)), "a row's block")
-                need(self.entries[b][4] == OPEN or not is_open, "a sealed block after an open one")
-                is_open = self.entries[b][4] == OPEN
+                need(self.entries[b][4] in OPENS or not is_open, "a sealed block after an open one")
+                is_open = self.entries[b][4] in OPENS
             if not is_open:
                 sealed = row + 1
         if first > group.sink_rows:  # what the next query sees has to be there
@@ -526,7 +528,7 @@ class Reader:
                     view.append(None if b == ABSENT else b)
                 need(begin == rows or view[begin] != self.own.get((g, begin)), "begins with the sequence's row")
                 sealed, first = self.check_rows(g, view, n_tokens)
-                if group.reopens and n_tokens % 64 and self.entries[view[-1]][4] == SEALED:
+                if REOPENED in group.forms and n_tokens % 64 and self.entries[view[-1]][4] == SEALED:
                     sealed -= 1  # it is open again when the sequence goes on
                 need(before[g][0] <= sealed <= ends[g][0] and before[g][1] <= first <= ends[g][1],
                      "rows that are open or there again")
@@ -587,9 +589,9 @@ def damage_signs(reader):
     for group, n, form, streams in reader.layers:
         at = 0
         for name, count in group.smalls(n, form).items():
-            sound = {"k": group.offsets if form == OPEN else group.types(form)[0] == I4,
+            sound = {"k": group.offsets if form in OPENS else group.types(form)[0] == I4,
                      "offset": True, "seed scale": True, "seed middle": True,
-                     "v": form == OPEN and group.k_type == group.v_type == I4}.get(name, False)
+                     "v": form == REOPENED and group.v_type == I4}.get(name, False)
             for i in (at, at + count - 1):
                 small = np.frombuffer(streams[5], "<u2").copy()
                 small[i] |= 0x8000
@@ -616,7 +618,7 @@ def check_seeds(reader):
     """K's rows that have been 4-bit codes are, without their gain, still multiples of the seed's
     scale from its middle; they are V's rows that are taken over."""
     for group, n, form, streams in reader.layers:
-        if form != OPEN or group.k_type != I4:
+        if form != REOPENED:
             continue
         small, at, parts = np.frombuffer(streams[5], "<f2").astype("f4"), 0, {}
         for name, count in group.smalls(n, form).items():
@@ -700,8 +702,9 @@ def main(arguments):
             damage_signs(reader)
             damage_gains(reader)
             damage_dead(reader)
-        forms = [sum(entry[4] == form for entry in reader.entries) for form in (OPEN, FINE)]
-        print("%s: %d tokens, %d layers; %d blocks, %d open, %d fine; rows without offset: %d, "
+        forms = [sum(entry[4] in of for entry in reader.entries)
+                 for of in (OPENS, (REOPENED,), (FINE,))]
+        print("%s: %d tokens, %d layers; %d blocks, %d open, %d of them again, %d fine; rows without offset: %d, "
               "taken over: %d; %d checkpoints%s" % (
                   path, reader.n_tokens, sum(g.n_layers for g in reader.groups), reader.n_blocks,
                   *forms, bare, kept, len(reader.points), ", as the library reads it" if program else ""))

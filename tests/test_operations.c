@@ -537,7 +537,7 @@ static void checkpoint(actor *a, member *m)
         return;
     did(a, m, CHECKPOINT, 0, blob);
     m->n_points += (size_t)is_new;
-    m->points[m->n_points - 1] = (point){m->length, blob, m->next_position, {{0, 0, 0, 0, 0}}};
+    m->points[m->n_points - 1] = (point){m->length, blob, m->next_position, {{0, 0, 0, 0, 0, 0}}};
     memcpy(m->points[m->n_points - 1].forms, m->forms, sizeof m->forms);
 }
 
@@ -892,6 +892,9 @@ static void measure_blocks(world *w)
         w->sealed_bytes[g] = w->open_bytes[g];
         if (!seals(w, g))
             continue;
+        if (w->groups[g].k_type == KVT_TYPE_I4) /* scales, middles, gains */
+            w->seed_bytes[g] = (uint64_t)w->groups[g].n_layers * w->groups[g].n_kv_heads *
+                               (2 * ((w->groups[g].k_dim * 2 + 63) / 64 * 64) + 64);
         /* The open form is kept beside. */
         w->sealed_bytes[g] =
             block_bytes(w, g, 64, KVT_RESIDUAL_NONE, KVT_FINE_NONE) - w->open_bytes[g];

@@ -286,7 +286,9 @@ static void test_coarse(void **state)
             for (int v_type = KVT_TYPE_I4; v_type <= KVT_TYPE_I5; v_type++) {
                 const size_t fifths = v_type == KVT_TYPE_I5 ? 16 * ((g.v_dim + 15) / 16) : 0;
                 g.v_type = (kvt_type)v_type;
-                assert_true(kvt_snap_seals(&g) && kvt_snap_has_fine(&g));
+                for (uint32_t form = KVT_SEALED; form < KVT_FORMS; form++)
+                    assert_true(kvt_snap_has_form(&g, form));
+                assert_false(kvt_snap_has_form(&g, KVT_FORMS));
                 assert_int_equal(kvt_snap_shapes(&g, KVT_SEALED, n, s, &bytes), 3);
                 assert_int_equal(s[0].bytes, HEADS * tiles * 8 * dims);
                 assert_int_equal(s[1].bytes, HEADS * runs * (4 * g.v_dim + fifths));
@@ -304,16 +306,23 @@ static void test_coarse(void **state)
                 assert_int_equal(kvt_snap_shapes(&g, KVT_OPEN, n, s, &bytes), 3);
                 assert_int_equal(s[0].bytes, HEADS * tiles * 32 * dims);
                 assert_int_equal(s[1].bytes, HEADS * n * 2 * g.v_dim);
+                assert_int_equal(s[2].bytes, 2 * HEADS * (n + n + dims));
+                assert_int_equal(kvt_snap_shapes(&g, KVT_REOPENED, n, s, &bytes), 3);
+                assert_int_equal(s[0].bytes, HEADS * tiles * 32 * dims);
+                assert_int_equal(s[1].bytes, HEADS * n * 2 * g.v_dim);
                 assert_int_equal(s[2].bytes, 2 * HEADS * (n + n + 3 * dims + n));
             }
         }
     g.k_type = KVT_TYPE_F16; /* the other side stays what it is */
+    assert_true(kvt_snap_has_form(&g, KVT_FINE) && !kvt_snap_has_form(&g, KVT_REOPENED));
     assert_int_equal(kvt_snap_shapes(&g, KVT_FINE, 21, s, &bytes), 3);
     assert_int_equal(s[0].bytes, 32 * HEADS * 2 * g.k_dim);
     assert_int_equal(s[1].bytes, 4 * HEADS * 6 * g.v_dim);
     assert_int_equal(s[2].bytes, 2 * HEADS * 21);
     g.v_type = KVT_TYPE_I8;
-    assert_false(kvt_snap_has_fine(&g));
+    assert_true(kvt_snap_has_form(&g, KVT_OPEN) && !kvt_snap_has_form(&g, KVT_FINE));
+    g.v_type = KVT_TYPE_F32;
+    assert_true(kvt_snap_has_form(&g, KVT_SEALED) && !kvt_snap_has_form(&g, KVT_OPEN));
 }
 
 /* What each number of the scales' stream may be: docs/format.md, its table, a second time. */
@@ -323,16 +332,16 @@ static int is_sound(const kvt_snapshot_group *g, uint32_t form, int part, uint32
 {
     const uint32_t magnitude = x & 0x7fff, negative = x >> 15;
     const int power = magnitude >= 0x3c00 && magnitude <= 0x7800 && (x & 0x3ff) == 0;
-    const int reopens = g->k_type == KVT_TYPE_I4;
+    const int i4 = g->k_type == KVT_TYPE_I4, open = form == KVT_OPEN || form == KVT_REOPENED;
     if (magnitude >= 0x7c00)
         return 0;
     switch (part) {
-    case K_SCALE: return form == KVT_OPEN ? power : form == KVT_SEALED && reopens ? 1 : !negative;
+    case K_SCALE: return open ? power : form == KVT_SEALED && i4 ? 1 : !negative;
     case V_SCALE:
-        if (form != KVT_OPEN)
-            return !negative;
-        return reopens ? !negative || g->v_type == KVT_TYPE_I4 : power && !negative;
-    case GAIN: return x <= 255 && (x || form == KVT_OPEN);
+        if (form == KVT_REOPENED)
+            return !negative || g->v_type == KVT_TYPE_I4;
+        return !negative && (power || !open);
+    case GAIN: return x <= 255 && (x || form == KVT_REOPENED);
     default: return 1;
     }
 }
@@ -358,14 +367,16 @@ static void test_coarse_scales(void **state)
             g.v_dim = 8;
             g.k_type = types[pair][0];
             g.v_type = types[pair][1];
+            if (!kvt_snap_has_form(&g, form))
+                continue;
             assert_int_equal(kvt_snap_shapes(&g, form, N, s, &bytes), 3);
             for (int part = K_SCALE; part <= GAIN; part++) {
                 const int by_dims = part == K_SCALE ? g.k_type == KVT_TYPE_I4 && form == KVT_SEALED
                                                     : part >= OFFSET && part != GAIN;
                 if ((part == V_SCALE && g.v_type == KVT_TYPE_F16) ||
                     (part >= SEED_SCALE && g.k_type != KVT_TYPE_I4) ||
-                    (part >= SEED_SCALE && part != GAIN && form != KVT_OPEN) ||
-                    (part == GAIN && form == KVT_FINE))
+                    (part >= SEED_SCALE && part != GAIN && form != KVT_REOPENED) ||
+                    (part == GAIN && form != KVT_SEALED && form != KVT_REOPENED))
                     continue;
                 for (size_t i = 0; i < HEADS * (size_t)(by_dims ? DIM : N); i++)
                     parts[n++] = (unsigned char)part;
@@ -521,7 +532,7 @@ static void check_block(kvt_type k_type, kvt_type v_type, uint32_t form, uint32_
         check_part(&group, &blocks[0], layout->v_scales, tokens, &small);
     if (k_type >= KVT_TYPE_I8)
         check_part(&group, &blocks[0], layout->k_offset, 24, &small);
-    if (k_type == KVT_TYPE_I4 && form == KVT_OPEN) {
+    if (form == KVT_REOPENED) {
         check_part(&group, &blocks[0], layout->k_seed, 24, &small);
         check_part(&group, &blocks[0], layout->k_seed + 2 * 32, 24, &small);
         check_gains(&group, &blocks[0], layout->k_seed + 4 * 32, tokens, &small);
@@ -549,7 +560,7 @@ static void test_blocks(void **state)
                 for (uint32_t n = 1; n <= 64; n += n % 16 == 15 ? 1 : 2) {
                     const int seals = k >= KVT_TYPE_I8 || v >= KVT_TYPE_I8;
                     const int coarse = k == KVT_TYPE_I4 || v >= KVT_TYPE_I4;
-                    if (seals && (form != KVT_FINE || coarse))
+                    if (form == KVT_REOPENED ? k == KVT_TYPE_I4 : form == KVT_FINE ? coarse : seals)
                         check_block((kvt_type)k, (kvt_type)v, form, n);
                 }
 }

@@ -282,6 +282,10 @@ static void bad_form_3(bytes *f)
 {
     represent(f, 0, 3);
 }
+static void bad_form_4(bytes *f)
+{
+    represent(f, 0, 4);
+}
 static void bad_form_large(bytes *f)
 {
     represent(f, 0, 0x10001);
@@ -405,8 +409,8 @@ static void open_v_nan(bytes *f)
  * Of 4 and 5 bits: 5 tokens of 8 dims. K: a tile of a byte for dims d and d + 4 of a token. V: a
  * byte for tokens t and t + 4 of a dim, then 16 bytes of fifth bits. Scales of a sealed block: K at
  * 0 .. 7, V at 8 .. 12, the middles at 13 .. 20, the gains at 21 .. 25; of an open one K's at 0 ..
- * 4, V's at 5 .. 9, the offset at 10 .. 17, the seed's scales at 18 .. 25, its middles at 26 .. 33
- * and its gains at 34 .. 38.
+ * 4, V's at 5 .. 9, the offset at 10 .. 17; of one that is open again also the seed's scales at 18
+ * .. 25, its middles at 26 .. 33 and its gains at 34 .. 38.
  */
 static void coarse_k_lane(bytes *f)
 {
@@ -599,7 +603,8 @@ enum {
 };
 #define IN(file) (1u << (file))
 #define IN_COARSE (IN(I4_I4) | IN(I4_I5))
-#define IN_OPEN (IN(I4_OPEN) | IN(I4_AGAIN) | IN(I5_AGAIN)) /* of K of 4 bits */
+#define IN_AGAIN (IN(I4_AGAIN) | IN(I5_AGAIN))
+#define IN_OPEN (IN(I4_OPEN) | IN_AGAIN) /* of K of 4 bits */
 #define IN_ALL (IN(N_FILES) - 1)
 
 static const struct {
@@ -656,7 +661,10 @@ static const struct {
     DAMAGE(bad_form_2, IN(SEALED) | IN(OPEN) | IN(TWO) | IN(WIDE), KVT_ERR_CORRUPT,
            "is fine, in a group that has no i4 or i5"),
     DAMAGE(bad_form_2, IN_COARSE | IN_OPEN, KVT_ERR_CORRUPT, "layer 0"),
-    DAMAGE(bad_form_3, IN_ALL, KVT_ERR_FORMAT, "representation 3"),
+    DAMAGE(bad_form_3, IN(SEALED) | IN(OPEN) | IN(TWO) | IN(WIDE), KVT_ERR_CORRUPT,
+           "is open again, in a group that has no i4 keys"),
+    DAMAGE(bad_form_3, IN_COARSE, KVT_ERR_CORRUPT, "layer 0"),
+    DAMAGE(bad_form_4, IN_ALL, KVT_ERR_FORMAT, "representation 4"),
     DAMAGE(bad_form_large, IN(SEALED) | IN(OPEN), KVT_ERR_FORMAT, "representation 65537"),
     DAMAGE(bad_form_of_block, IN(SEALED) | IN(WIDE), KVT_ERR_CORRUPT,
            "not the block that the block table lists"),
@@ -681,18 +689,19 @@ static const struct {
     DAMAGE(gain_zero, IN_COARSE, KVT_ERR_CORRUPT, "a gain that is none"),
     DAMAGE(gain_last_zero, IN_COARSE, KVT_ERR_CORRUPT, "a gain that is none"),
     DAMAGE(gain_256, IN_COARSE, KVT_ERR_CORRUPT, "a gain that is none"),
-    DAMAGE(open_gain_256, IN_OPEN, KVT_ERR_CORRUPT, "a gain that is none"),
-    DAMAGE(open_last_gain_minus, IN_OPEN, KVT_ERR_CORRUPT, "a gain that is none"),
+    DAMAGE(open_gain_256, IN_AGAIN, KVT_ERR_CORRUPT, "a gain that is none"),
+    DAMAGE(open_last_gain_minus, IN_AGAIN, KVT_ERR_CORRUPT, "a gain that is none"),
     DAMAGE(coarse_middle, IN_COARSE, KVT_ERR_CORRUPT, "not finite"),
     DAMAGE(bad_scale_inf, IN_COARSE | IN_OPEN, KVT_ERR_CORRUPT, ""),
     DAMAGE(open_scale_3, IN_OPEN, KVT_ERR_CORRUPT, "no power of two"),
     DAMAGE(open_scale_minus_3, IN_OPEN, KVT_ERR_CORRUPT, "no power of two"),
     DAMAGE(open_scale_zero, IN_OPEN, KVT_ERR_CORRUPT, "no power of two"),
-    DAMAGE(open_v_scale_nan, IN_OPEN, KVT_ERR_CORRUPT, "not finite"),
-    DAMAGE(open_v_scale_minus, IN(I5_AGAIN), KVT_ERR_CORRUPT, "negative scale"),
-    DAMAGE(open_v_last_scale_minus, IN(I5_AGAIN), KVT_ERR_CORRUPT, "negative scale"),
-    DAMAGE(seed_nan, IN_OPEN, KVT_ERR_CORRUPT, "not finite"),
-    DAMAGE(seed_middle, IN_OPEN, KVT_ERR_CORRUPT, "not finite"),
+    DAMAGE(open_v_scale_3, IN(I4_OPEN), KVT_ERR_CORRUPT, "no power of two"),
+    DAMAGE(open_v_scale_nan, IN_AGAIN, KVT_ERR_CORRUPT, "not finite"),
+    DAMAGE(open_v_scale_minus, IN(I4_OPEN) | IN(I5_AGAIN), KVT_ERR_CORRUPT, "negative scale"),
+    DAMAGE(open_v_last_scale_minus, IN(I4_OPEN) | IN(I5_AGAIN), KVT_ERR_CORRUPT, "negative scale"),
+    DAMAGE(seed_nan, IN_AGAIN, KVT_ERR_CORRUPT, "not finite"),
+    DAMAGE(seed_middle, IN_AGAIN, KVT_ERR_CORRUPT, "not finite"),
     DAMAGE(open_k_lane, IN_OPEN, KVT_ERR_CORRUPT, "no token"),
     DAMAGE(open_v_nan, IN_OPEN, KVT_ERR_CORRUPT, "not finite"),
     DAMAGE(open_filter, IN_COARSE | IN_OPEN, KVT_ERR_FORMAT, "filter 1"),
@@ -738,6 +747,7 @@ static void contradictions_in(int which)
               open = which == OPEN || which == PLAIN || (which >= I4_OPEN && which <= I5_AGAIN);
     const int has_two = which == TWO || which == FINE;
     kvt_type k_type = coarse ? KVT_TYPE_I4 : which == WIDE ? KVT_TYPE_F16 : KVT_TYPE_I8;
+    const int again = which == I4_AGAIN || which == I5_AGAIN;
     kvt_type v_type = which == I4_I5 || which == I5_AGAIN ? KVT_TYPE_I5 : k_type;
     model m = model_of(2, 1, 8, 8, k_type, v_type);
     victim v;
@@ -753,12 +763,11 @@ static void contradictions_in(int which)
         m.groups[0].fine_tokens = KVT_FINE_NONE;
     v = victim_make(&m);
     good = which == SEALED || which == I4_I4 || which == I4_I5 ? cut_snapshot_of(&m, 0)
-           : which == I4_AGAIN || which == I5_AGAIN
-               ? cut_snapshot_of(&m, 1)
-               : snapshot_of(&m, has_two ? 67 : 5, KVT_CODEC_RAW);
+           : again                                             ? cut_snapshot_of(&m, 1)
+                   : snapshot_of(&m, has_two ? 67 : 5, KVT_CODEC_RAW);
     table = section_payload(good.data, good.n, 3, 0, &size);
-    assert_int_equal(get32(good.data + table + 28), which == FINE ? 2 : open);
-    for (unsigned i = 0; (which == I4_AGAIN || which == I5_AGAIN) && i < 13; i++) {
+    assert_int_equal(get32(good.data + table + 28), which == FINE ? 2 : again ? 3 : open);
+    for (unsigned i = 0; again && i < 13; i++) {
         const unsigned char *small = stream_at(&good, 5, 0, 2);
         if (i < 5) { /* V's rows: those of 4 bits are taken over; the gains */
             assert_int_equal(small[2 * (5 + i) + 1] >> 7, which == I4_AGAIN && i < 4);
@@ -795,7 +804,8 @@ static void contradictions_in(int which)
     if (open)
         for (unsigned i = 0; i < 10; i++) /* scales: 1 .. 32768 */
             put16(&good, 2, i, 0x3c00 + 0x400 * (i + (i > 4 ? 6 : 0)));
-    for (unsigned i = 0; coarse && which != FINE && i < 5; i++) { /* gains, signs of scales */
+    for (unsigned i = 0; coarse && which != FINE && which != I4_OPEN && i < 5;
+         i++) { /* gains, signs of scales */
         put16(&good, 2, (open ? 34 : 21) + i, i ? 51 * i + 51 : open ? 0 : 1);
         put16(&good, 2, (open ? 18 : 0) + i, i % 2 ? 0xbc00 : 0x3c00);
     }

@@ -40,10 +40,12 @@
 extern "C" {
 #endif
 
+/* The version of this header. */
 #define KVT_VERSION_MAJOR 0
 #define KVT_VERSION_MINOR 1
 #define KVT_VERSION_PATCH 0
 
+/* Before each function; define KVT_STATIC where the static library is linked. */
 #if defined(KVT_STATIC)
 #define KVT_API
 #elif defined(_WIN32)
@@ -60,7 +62,7 @@ extern "C" {
 #define KVT_MAX_TOKENS 1073741824 /* tokens of one sequence, 2^30 */
 #define KVT_MAX_FINGERPRINT 64    /* bytes */
 #define KVT_MAX_TAG 256           /* bytes */
-#define KVT_MAX_THREADS 256
+#define KVT_MAX_THREADS 256       /* of a cache */
 
 #define KVT_BLOCK_TOKENS 64          /* the unit of allocation and of the snapshot */
 #define KVT_RANGE_TOKENS 1024        /* the unit in which attention is merged: see kvt_attend */
@@ -73,8 +75,9 @@ extern "C" {
 
 /* ---- enums: values are pinned, they are part of the ABI and of the file format ---- */
 
+/* What a call answers. */
 typedef enum kvt_status {
-    KVT_OK = 0,
+    KVT_OK = 0,              /* done */
     KVT_ERR_ARG = 1,         /* an argument is NULL, out of range or contradicts another */
     KVT_ERR_STATE = 2,       /* the call does not fit the state: no step, a step pending, ... */
     KVT_ERR_VALUE = 3,       /* a number is not finite, or beyond what the type can store */
@@ -100,12 +103,16 @@ typedef enum kvt_type {
 
 /* Element type of the caller's tensors. */
 typedef enum kvt_dtype {
-    KVT_F32 = 0,
+    KVT_F32 = 0, /* IEEE 754 binary32 */
     KVT_F16 = 1, /* IEEE 754 binary16 */
     KVT_BF16 = 2 /* the upper half of an f32 */
 } kvt_dtype;
 
-typedef enum kvt_side { KVT_SIDE_K = 0, KVT_SIDE_V = 1 } kvt_side;
+/* What kvt_read reads. */
+typedef enum kvt_side {
+    KVT_SIDE_K = 0, /* keys */
+    KVT_SIDE_V = 1  /* values */
+} kvt_side;
 
 /* kvt_group_config.flags, recorded in snapshots. They concern sides stored as i8, i4 or i5. */
 #define KVT_GROUP_NO_ROTATION                                                                      \
@@ -153,7 +160,10 @@ typedef enum kvt_rope {
 
 /* ---- types ---- */
 
+/* A cache: geometry, types and limits, and the memory of its sequences. */
 typedef struct kvt_cache kvt_cache;
+
+/* A sequence of a cache's: its tokens, with their keys and values. */
 typedef struct kvt_seq kvt_seq;
 
 /*
@@ -166,8 +176,8 @@ typedef struct kvt_seq kvt_seq;
  * of the smaller. Inputs are never written.
  */
 typedef struct kvt_tensor {
-    void *data;
-    kvt_dtype dtype;
+    void *data;      /* of the first token's first head */
+    kvt_dtype dtype; /* of the elements */
     int64_t token_stride;
     int64_t head_stride;
 } kvt_tensor;
@@ -180,7 +190,7 @@ typedef struct kvt_tensor {
  * context 1.1 to 1.2 times as fast: madvise large blocks likewise in an allocator of your own).
  */
 typedef struct kvt_allocator {
-    void *user;
+    void *user; /* the first argument of both */
     void *(*alloc)(void *user, size_t bytes, size_t alignment);
     void (*free)(void *user, void *memory, size_t bytes);
 } kvt_allocator;
@@ -193,7 +203,7 @@ typedef struct kvt_allocator {
  * many it has; no result depends on it. Copied at creation.
  */
 typedef struct kvt_executor {
-    void *user;
+    void *user; /* the first argument of run */
     void (*run)(void *user, void (*task)(void *arg, size_t i), void *arg, size_t n_tasks);
     uint32_t n_threads;
 } kvt_executor;
@@ -203,14 +213,14 @@ typedef struct kvt_executor {
  * Make one with kvt_group_config_init.
  */
 typedef struct kvt_group_config {
-    size_t struct_size; /* sizeof(kvt_group_config) */
-    uint32_t n_layers;
-    uint32_t n_q_heads; /* a multiple of n_kv_heads (MHA, GQA, MQA) */
-    uint32_t n_kv_heads;
-    uint32_t k_dim; /* head dims of q and K: a multiple of 8, 8 to KVT_MAX_DIM */
-    uint32_t v_dim; /* head dims of V and of the output, likewise */
-    kvt_type k_type;
-    kvt_type v_type;
+    size_t struct_size;     /* sizeof(kvt_group_config) */
+    uint32_t n_layers;      /* of this group */
+    uint32_t n_q_heads;     /* a multiple of n_kv_heads (MHA, GQA, MQA) */
+    uint32_t n_kv_heads;    /* heads of K and V */
+    uint32_t k_dim;         /* head dims of q and K: a multiple of 8, 8 to KVT_MAX_DIM */
+    uint32_t v_dim;         /* head dims of V and of the output, likewise */
+    kvt_type k_type;        /* how K is stored */
+    kvt_type v_type;        /* how V is stored */
     uint32_t flags;         /* KVT_GROUP_ */
     const uint32_t *layers; /* [n_layers] the model's numbers of these layers, ascending; NULL:
                                the n_layers numbers after those of the groups before */
@@ -255,7 +265,7 @@ typedef struct kvt_group_config {
      * YaRN or Llama 3's scaling in them). All groups of a cache are described, or none.
      */
     kvt_rope rope_pairing;
-    uint32_t rope_first_dim;
+    uint32_t rope_first_dim;               /* the first dim that is turned */
     uint32_t rope_dims;                    /* even; 0 where the pairing is UNKNOWN or NONE */
     const float *rope_inverse_frequencies; /* [rope_dims / 2], copied */
     /*
@@ -273,7 +283,7 @@ typedef struct kvt_config {
     size_t struct_size;             /* sizeof(kvt_config) */
     const kvt_group_config *groups; /* [n_groups] of groups[0].struct_size each, copied; together
                                        they number the layers 0 .. n-1, each once */
-    uint32_t n_groups;
+    uint32_t n_groups;              /* 1 to KVT_MAX_GROUPS */
     uint32_t n_threads;  /* threads of one-call attend and append, the caller's included; 0: the
                             executor's, or 1. Above 1 needs an executor, or a build with a pool
                             (KVTILE_POOL). How many run: see "Rules", above */
@@ -288,9 +298,10 @@ typedef struct kvt_config {
     kvt_executor executor;        /* run NULL: threads of the cache's own, or inline */
     const char *isa;              /* a name from kvt_isa_name to force; NULL: the widest */
     char *error_text;             /* where creation and forecast say why they failed; may be NULL */
-    size_t error_text_bytes;
+    size_t error_text_bytes;      /* room there, the terminating zero included */
 } kvt_config;
 
+/* All zero but struct_size: the defaults, where there are any. */
 static inline kvt_group_config kvt_group_config_init(void)
 {
     kvt_group_config c;
@@ -299,6 +310,7 @@ static inline kvt_group_config kvt_group_config_init(void)
     return c;
 }
 
+/* Likewise: one thread, the C library's memory, no bound on it. */
 static inline kvt_config kvt_config_init(void)
 {
     kvt_config c;
@@ -312,7 +324,7 @@ static inline kvt_tensor kvt_tensor_f32(const float *data)
 {
     kvt_tensor t;
     memset(&t, 0, sizeof t);
-    t.data = (void *)(uintptr_t)data;
+    memcpy(&t.data, &data, sizeof data); /* without a cast, which warns in C++ */
     t.dtype = KVT_F32;
     return t;
 }
@@ -367,7 +379,7 @@ KVT_API kvt_status kvt_cache_create(const kvt_config *config, kvt_cache **cache)
 
 /*
  * Release a cache. NULL is fine. Sequences that still exist stay usable and keep the memory;
- * it is freed with the last of them.
+ * it is freed with the last of them. Until then kvt_cache_error may still be called, nothing else.
  */
 KVT_API void kvt_cache_destroy(kvt_cache *cache);
 
@@ -403,9 +415,12 @@ typedef struct kvt_cache_stats {
                                  or their checkpoints */
     uint64_t
         blocks_sealed; /* of blocks_used: i8, i4 or i5, where groups have open blocks as well */
-    /* The same in bytes, with the blocks of positions and token ids that belong to them. */
-    uint64_t bytes_free, bytes_reserved, bytes_used, bytes_shared;
-    uint64_t reserved[8]; /* 0 */
+    /* The same in bytes, with the blocks of positions and token ids that belong to them: */
+    uint64_t bytes_free;     /* of blocks_free */
+    uint64_t bytes_reserved; /* of blocks_reserved */
+    uint64_t bytes_used;     /* of blocks_used */
+    uint64_t bytes_shared;   /* of blocks_shared */
+    uint64_t reserved[8];    /* 0 */
 } kvt_cache_stats;
 
 /*
@@ -758,8 +773,13 @@ typedef struct kvt_append_plan {
     uint64_t reserved_[4];
 } kvt_append_plan;
 
+/* Errors: those of kvt_append but KVT_ERR_VALUE. */
 KVT_API kvt_status kvt_append_plan_init(kvt_append_plan *plan, kvt_seq *seq, uint32_t layer,
                                         const kvt_tensor *k, const kvt_tensor *v);
+/*
+ * Task i. KVT_ERR_ARG: NULL, i not below n_tasks. KVT_ERR_STATE: the plan's step has ended.
+ * KVT_ERR_VALUE: see kvt_append.
+ */
 KVT_API kvt_status kvt_append_task(kvt_append_plan *plan, size_t i);
 /* KVT_ERR_STATE: not every task has run. */
 KVT_API kvt_status kvt_append_finish(kvt_append_plan *plan);
@@ -810,7 +830,7 @@ KVT_API kvt_status kvt_seq_abort(kvt_seq *seq);
  * One sequence's share of an attend call. Zero the struct, then set what is needed.
  */
 typedef struct kvt_attend_item {
-    const kvt_seq *seq;
+    const kvt_seq *seq;             /* of the cache that attends */
     uint64_t n_queries;             /* >= 1 */
     const int32_t *query_positions; /* [n_queries] for ALiBi and the group's window; NULL: those
                                        of the last n_queries tokens (which must then exist) */
@@ -833,8 +853,8 @@ typedef struct kvt_attend_item {
  */
 typedef struct kvt_attend_args {
     size_t struct_size; /* sizeof(kvt_attend_args) */
-    uint32_t layer;
-    uint32_t flags; /* KVT_ATTEND_ */
+    uint32_t layer;     /* the model's number of it */
+    uint32_t flags;     /* KVT_ATTEND_ */
     /*
      * [n_items] sequences of one cache. Keys and values that consecutive items share (forks, and
      * forks of forks: kvt_seq_fork) are read once for all of them, where that saves time: in whole
@@ -844,7 +864,7 @@ typedef struct kvt_attend_args {
      * Forks should stand next to each other; no result depends on it.
      */
     const kvt_attend_item *items;
-    size_t n_items;
+    size_t n_items; /* >= 1 */
     kvt_tensor q;   /* [n][n_q_heads][k_dim], n: the items' n_queries, one after the other */
     kvt_tensor out; /* [n][n_q_heads][v_dim]; may not overlap q */
     float *lse;     /* [n][n_q_heads] natural log of the softmax's denominator, sink included;
@@ -859,6 +879,7 @@ typedef struct kvt_attend_args {
                                   0: as the config's. No result depends on it */
 } kvt_attend_args;
 
+/* All zero but struct_size: layer 0, near-exact, not causal, the scale 1 / sqrt(k_dim). */
 static inline kvt_attend_args kvt_attend_args_init(void)
 {
     kvt_attend_args a;
@@ -915,8 +936,10 @@ typedef struct kvt_attend_plan {
     uint64_t reserved_[2];
 } kvt_attend_plan;
 
+/* Errors: those of kvt_attend; KVT_ERR_VALUE of a result comes from the task and finish. */
 KVT_API kvt_status kvt_attend_plan_init(kvt_attend_plan *plan, kvt_cache *cache,
                                         const kvt_attend_args *args);
+/* Task i; all have the same scratch. KVT_ERR_ARG: NULL, scratch not aligned, i not below n_tasks */
 KVT_API kvt_status kvt_attend_task(kvt_attend_plan *plan, void *scratch, size_t i);
 /* KVT_ERR_STATE: not every task has run with this scratch. KVT_ERR_VALUE: see kvt_attend. */
 KVT_API kvt_status kvt_attend_finish(kvt_attend_plan *plan, void *scratch);
@@ -938,8 +961,8 @@ KVT_API kvt_status kvt_read(const kvt_seq *seq, uint32_t layer, kvt_side side, u
 
 /* What kvt_visit shows of a token. The pointers are valid during the call only. */
 typedef struct kvt_token_view {
-    uint64_t index;
-    int32_t position;
+    uint64_t index;   /* in the sequence */
+    int32_t position; /* its RoPE position */
     int32_t token_id; /* KVT_TOKEN_NONE where unknown, and for pending tokens */
     const float *k;   /* [n_kv_heads][k_dim] */
     const float *v;   /* [n_kv_heads][v_dim] */
@@ -963,13 +986,14 @@ KVT_API kvt_status kvt_visit(const kvt_seq *seq, uint32_t layer, uint64_t first,
  * `bytes` and returns how many, 0 at the end of the stream, or a negative number on an error.
  */
 typedef struct kvt_writer {
-    void *user;
-    int (*write)(void *user, const void *data, size_t bytes);
+    void *user;                                               /* the first argument of write */
+    int (*write)(void *user, const void *data, size_t bytes); /* 0: all bytes were taken */
 } kvt_writer;
 
+/* The same for loading: see kvt_writer. */
 typedef struct kvt_reader {
-    void *user;
-    int64_t (*read)(void *user, void *data, size_t bytes);
+    void *user;                                            /* the first argument of read */
+    int64_t (*read)(void *user, void *data, size_t bytes); /* bytes read, 0: end, negative: error */
 } kvt_reader;
 
 /* Zero the struct but for struct_size for the defaults. */
@@ -1013,7 +1037,7 @@ KVT_API kvt_status kvt_seq_save_stream(const kvt_seq *seq, const kvt_writer *wri
 typedef struct kvt_load_options {
     size_t struct_size;    /* sizeof(kvt_load_options) */
     const int32_t *prompt; /* [n_prompt] the whole prompt's token ids, from token 0 on, or NULL */
-    uint64_t n_prompt;
+    uint64_t n_prompt;     /* 0 where prompt is NULL */
 } kvt_load_options;
 
 /*
@@ -1070,19 +1094,20 @@ typedef struct kvt_snapshot_group {
     uint64_t reserved[3]; /* 0 */
 } kvt_snapshot_group;
 
+/* What kvt_snapshot_inspect tells of a snapshot. */
 typedef struct kvt_snapshot_info {
     size_t struct_size; /* set to sizeof(kvt_snapshot_info) before the call */
-    uint32_t version;
-    uint32_t n_groups;
-    kvt_snapshot_group groups[KVT_MAX_GROUPS];
-    uint8_t fingerprint[KVT_MAX_FINGERPRINT];
-    uint32_t fingerprint_bytes;
-    int32_t next_position; /* as kvt_seq_set_next_position has set it; -1: not set */
-    uint8_t tag[KVT_MAX_TAG];
-    uint32_t tag_bytes;
-    uint32_t reserved;
-    uint64_t n_tokens;
-    uint64_t n_blocks;      /* of all groups, those that only checkpoints have included */
+    uint32_t version;   /* of the format */
+    uint32_t n_groups;  /* of layers */
+    kvt_snapshot_group groups[KVT_MAX_GROUPS]; /* [n_groups] */
+    uint8_t fingerprint[KVT_MAX_FINGERPRINT];  /* kvt_config.fingerprint */
+    uint32_t fingerprint_bytes;                /* its size */
+    int32_t next_position;    /* as kvt_seq_set_next_position has set it; -1: not set */
+    uint8_t tag[KVT_MAX_TAG]; /* kvt_seq_set_tag */
+    uint32_t tag_bytes;       /* its size */
+    uint32_t reserved;        /* 0 */
+    uint64_t n_tokens;        /* of the sequence */
+    uint64_t n_blocks;        /* of all groups, those that only checkpoints have included */
     uint64_t n_open_blocks; /* of them: f16, where the group has i8, i4, i5; with verify, else 0 */
     uint64_t n_checkpoints; /* with verify, else 0 */
     uint64_t file_bytes;    /* read; kvt_snapshot_info reads to the end only with verify */

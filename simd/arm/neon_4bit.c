@@ -347,7 +347,7 @@ KVT_INLINE void product_five(size_t rows, size_t quads, const unsigned char *cod
 
 /* ---- the kernels ---- */
 
-KVT_INLINE void product_near(int form, size_t rows, size_t quads, const unsigned char *codes,
+KVT_INLINE void product_4bit(int form, size_t rows, size_t quads, const unsigned char *codes,
                              size_t step, size_t n, const unsigned char *fifth, size_t first,
                              const unsigned char *weight, size_t ldw, uintptr_t ahead,
                              int32x4_t *total)
@@ -358,10 +358,10 @@ KVT_INLINE void product_near(int form, size_t rows, size_t quads, const unsigned
         product_four(form, rows, quads, codes, step, n, weight, ldw, ahead, total);
 }
 
-KVT_4BIT_BLOCK(near, 1, 4, 4, 2)
-KVT_4BIT_BLOCK(near, 2, 2, 2, 2)
-KVT_4BIT_BLOCK(near, 3, 1, 1, 1)
-KVT_4BIT_BLOCK(near, 4, 1, 1, 1)
+KVT_4BIT_BLOCK(4bit, 1, 4, 4, 2)
+KVT_4BIT_BLOCK(4bit, 2, 2, 2, 2)
+KVT_4BIT_BLOCK(4bit, 3, 1, 1, 1)
+KVT_4BIT_BLOCK(4bit, 4, 1, 1, 1)
 
 #define BLOCKS(product)                                                                            \
     {                                                                                              \

@@ -370,7 +370,6 @@ void kvt_avx2_pv_i8(const float *p, size_t rows, const void *codes, const uint16
     const kvt_sides sides = {next, codes, KVT_TOKENS * dims_p};
     const pv_call call = {weight, codes, kvt_round_up(n_tokens, 4), dims_p, alpha, sides,
                           acc,    ldacc};
-    kvt_prefetch_behind_k(next, KVT_TOKENS * dims_p, KVT_BEHIND_K8);
     for (size_t t = 0; t < n_tokens; t += 8) {
         __m256 scale = _mm256_cvtph_ps(kvt_load_128(scales + t));
         __m256 alive = kvt_lanes_below(t, n_tokens);

@@ -270,8 +270,6 @@ KVT_INLINE void unpack_v4(int format, const unsigned char *codes, size_t n_token
               size_t ldacc)                                                                        \
     {                                                                                              \
         unpacked v;                                                                                \
-        if (format == KVT_V4)                                                                      \
-            kvt_prefetch_behind_k(next, 32 * dims_p, 4 * dims_p);                                  \
         unpack_v4(format, codes, n_tokens, dims_p, next, &v);                                      \
         kvt_avx2_pv_i8(p, rows, v.codes, scales, n_tokens, dims_p, alpha, NULL, acc, ldacc);       \
     }

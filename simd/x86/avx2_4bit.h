@@ -329,7 +329,6 @@ KVT_INLINE void kvt_qk4_block(size_t rows, size_t vectors, const kvt_qk4_call *c
         kvt_digits_q digits;                                                                       \
         const kvt_qk4_call call = {&digits, codes, dims_p, {next, codes, 32 * dims_p}, s};         \
         /* next: K's scales and offset, V's scales, and then as many codes as K's */               \
-        kvt_prefetch_behind_k(next, 32 * dims_p, 4 * dims_p + 2 * KVT_TOKENS);                     \
         kvt_fold_q(q, ldq, rows, scales, dims_p, &digits);                                         \
         for (size_t token = 0; token < n_tokens; token += 32) {                                    \
             size_t left = n_tokens - token, end = token + (left < 32 ? left : 32);                 \
@@ -431,8 +430,6 @@ KVT_INLINE void kvt_pv4_block(int format, size_t rows, size_t vectors, const kvt
         const kvt_sides sides = {next, codes, 32 * dims_p};                                        \
         const kvt_pv4_call call = {&digits, codes, n_tokens, dims_p, alpha, sides, acc, ldacc};    \
         kvt_round_p(format, limit, p, rows, scales, n_tokens, &digits);                            \
-        if (format == KVT_V4) /* the fifth bits are as many bytes */                               \
-            kvt_prefetch_behind_k(next, 32 * dims_p, 4 * dims_p);                                  \
         for (size_t dim = 0; dim < dims_p; dim += 128) {                                           \
             size_t left = dims_p - dim, end = dim + (left < 128 ? left : 128);                     \
             for (size_t row = 0, n; row < rows; row += n) {                                        \

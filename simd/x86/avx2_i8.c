@@ -276,7 +276,6 @@ void kvt_avx2_qk_i8_near(const void *packed, size_t first, size_t rows, const vo
                           dims_p,
                           {next, codes, KVT_TOKENS * dims_p},
                           s + first * KVT_TOKENS};
-    kvt_prefetch_behind_k(next, KVT_TOKENS * dims_p, KVT_BEHIND_K8 + 2 * KVT_TOKENS);
     for (size_t token = 0; token < n_tokens; token += 32) {
         size_t left = n_tokens - token, end = token + (left < 32 ? left : 32);
         for (size_t row = 0, n; row < rows - first; row += n) {
@@ -348,7 +347,6 @@ void kvt_avx2_pv_i8_near(const float *p, size_t rows, const void *codes, const u
     const kvt_sides sides = {next, codes, KVT_TOKENS * dims_p};
     const pv_call call = {&w, codes, n_tokens, dims_p, alpha, sides, acc, ldacc};
     round_weights(p, rows, scales, n_tokens, &w);
-    kvt_prefetch_behind_k(next, KVT_TOKENS * dims_p, KVT_BEHIND_K8);
     for (size_t dim = 0; dim < dims_p; dim += 128) {
         size_t left = dims_p - dim, end = dim + (left < 128 ? left : 128);
         for (size_t row = 0, n; row < rows; row += n) {

@@ -86,20 +86,6 @@ KVT_INLINE void kvt_prefetch_bytes(kvt_prefetch_state *prefetch, const unsigned 
     prefetch->again += prefetch->step * bytes;
 }
 
-/*
- * K's scales and offset, `bytes`, follow its codes (tile.h, a head's record). They are prefetched
- * with the codes: applying them would otherwise miss at the start of the next block.
- */
-KVT_INLINE void kvt_prefetch_behind_k(const void *next, size_t codes_bytes, size_t bytes)
-{
-    if (next)
-        for (size_t i = codes_bytes; i < codes_bytes + bytes; i += 64)
-            _mm_prefetch((const char *)next + i, _MM_HINT_T1);
-}
-
-/* Of i8, with the offset of 128 dims. */
-#define KVT_BEHIND_K8 384
-
 /* ---- folds and masks ---- */
 
 /* Pairwise reduction: lanes 4, 2, 1 apart. */

@@ -84,17 +84,15 @@ typedef struct table {
 } table;
 
 /* The levels of the three sets of bounds; the codes of the first set for negative elements. */
+#define LEVEL(x, ...) KVT_V4_MAGNITUDE(KVT_V4_BEFORE(x, __VA_ARGS__))
+#define CODE(x, ...) 7 - (KVT_V4_BEFORE(x, __VA_ARGS__))
+#define TABLE(f, ...)                                                                              \
+    {                                                                                              \
+        KVT_V4_BY_EIGHTS(KVT_V4_BOUND, __VA_ARGS__), KVT_V4_BY_EIGHTS(f, __VA_ARGS__)              \
+    }
 static const table level_tables[KVT_V4_CANDIDATES] = {
-    {{127, 12, 127, 24, 37, 127, 51, 127, 66, 127, 85, 127, 127, 111, 127, 127},
-     {3, 3, 9, 9, 15, 22, 22, 29, 29, 37, 37, 48, 48, 48, 63, 63}},
-    {{127, 11, 22, 127, 34, 46, 127, 60, 127, 78, 127, 127, 102, 127, 127, 127},
-     {3, 3, 9, 15, 15, 22, 29, 29, 37, 37, 48, 48, 48, 63, 63, 63}},
-    {{127, 10, 20, 31, 127, 42, 55, 127, 71, 127, 127, 93, 127, 127, 127, 127},
-     {3, 3, 9, 15, 22, 22, 29, 37, 37, 48, 48, 48, 63, 63, 63, 63}},
-};
-static const table code_table = {
-    {127, 12, 127, 24, 37, 127, 51, 127, 66, 127, 85, 127, 127, 111, 127, 127},
-    {7, 7, 6, 6, 5, 4, 4, 3, 3, 2, 2, 1, 1, 1, 0, 0}};
+    TABLE(LEVEL, KVT_V4_BOUNDS_0), TABLE(LEVEL, KVT_V4_BOUNDS_1), TABLE(LEVEL, KVT_V4_BOUNDS_2)};
+static const table code_table = TABLE(CODE, KVT_V4_BOUNDS_0);
 
 /* u: 0 to 127. */
 KVT_INLINE __m256i bin_of(__m256i u)

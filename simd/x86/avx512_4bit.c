@@ -19,10 +19,11 @@
  *  2. The largest magnitudes of up to 8 rows are reduced and divided together.
  *
  *  3. A block of rows reads codes in another order than they are stored in, several tiles or some
- *     columns at a time, which the hardware's prefetch does not follow. So what the prefetch of
- *     the product before has missed (prefetch.h says why it may) is prefetched once more in
- *     ascending order, before the rows are rounded: 20% of the time of both products of 4 to 8
- *     rows where codes come from memory. That takes the place of prefetch.h's second prefetch.
+ *     columns at a time, which the hardware's prefetch does not follow. With one row, whose
+ *     products take less time than memory, what the prefetch of the block before has missed
+ *     (prefetch.h says why it may) is prefetched once more in ascending order, before the row is
+ *     rounded. From two rows on that costs more than it saves (Zen 4: 1 row .94 of the time, 2 and
+ *     4 rows 1.04).
  *
  * Overflow: K 1024 * 127 * 15 < 2^21. V 64 * 255 * 63 < 2^20. Both are exact as f32, and so are
  * half-integers of that size. amx.c has other products, with the same digits and the same results,
@@ -43,7 +44,7 @@
 #endif
 
 /* So many rows are multiplied in less time than codes take from memory. */
-#define ROWS_WAITING 4
+#define ROWS_WAITING 1
 
 /* Into L1, what this call reads itself. */
 KVT_INLINE void prefetch_own(const void *codes, size_t bytes)
@@ -340,7 +341,8 @@ KVT_INLINE void pv_columns(size_t bits, size_t rows, size_t vectors, const pv_ca
         uintptr_t prefetch = (uintptr_t)(next ? next : codes);                                     \
         __m512 scale[4];                                                                           \
         const pv_call call = {p, scale, codes, dims_p, alpha, acc, ldacc};                         \
-        prefetch_own(codes, dims_p *(KVT_TOKENS * bits / 8));                                      \
+        if (rows <= ROWS_WAITING)                                                                  \
+            prefetch_own(codes, dims_p *(KVT_TOKENS * bits / 8));                                  \
         kvt_load_scales(scales, n_tokens, scale);                                                  \
         for (size_t row = 0, n; row < rows; row += n) {                                            \
             n = kvt_rows_of_block(rows - row, ROWS_BLOCK);                                         \

@@ -186,29 +186,15 @@ KVT_INLINE __m512 largest_of_16_rows(const uint16_t *from, size_t dims_p)
         _mm512_cvtepi32_epi16(_mm512_srli_epi32(kvt_reduce(KVT_MAX, 16, most), 1)));
 }
 
-/* By u / 8: the number of bounds before, and the bound among those 8, or what no u is above. */
-#define BEFORE_IN(x, a, b, c, d, e, f, g)                                                          \
-    ((a) < (x)) + ((b) < (x)) + ((c) < (x)) + ((d) < (x)) + ((e) < (x)) + ((f) < (x)) + ((g) < (x))
-#define OR_BOUND(x, a) (a) / 8 == (x) / 8 ? (a)
-#define BOUND_IN(x, a, b, c, d, e, f, g)                                                           \
-    OR_BOUND(x, a)                                                                                 \
-        : OR_BOUND(x, b)                                                                           \
-        : OR_BOUND(x, c) : OR_BOUND(x, d) : OR_BOUND(x, e) : OR_BOUND(x, f) : OR_BOUND(x, g) : 127
-#define BEFORE(x, ...) BEFORE_IN(x, __VA_ARGS__)
-#define BOUND(x, ...) BOUND_IN(x, __VA_ARGS__)
-#define BY_EIGHTS(f, ...)                                                                          \
-    {                                                                                              \
-        f(0, __VA_ARGS__), f(8, __VA_ARGS__), f(16, __VA_ARGS__), f(24, __VA_ARGS__),              \
-            f(32, __VA_ARGS__), f(40, __VA_ARGS__), f(48, __VA_ARGS__), f(56, __VA_ARGS__),        \
-            f(64, __VA_ARGS__), f(72, __VA_ARGS__), f(80, __VA_ARGS__), f(88, __VA_ARGS__),        \
-            f(96, __VA_ARGS__), f(104, __VA_ARGS__), f(112, __VA_ARGS__), f(120, __VA_ARGS__)      \
-    }
-static const int8_t before[KVT_V4_CANDIDATES][16] = {BY_EIGHTS(BEFORE, KVT_V4_BOUNDS_0),
-                                                     BY_EIGHTS(BEFORE, KVT_V4_BOUNDS_1),
-                                                     BY_EIGHTS(BEFORE, KVT_V4_BOUNDS_2)};
-static const int8_t bound[KVT_V4_CANDIDATES][16] = {BY_EIGHTS(BOUND, KVT_V4_BOUNDS_0),
-                                                    BY_EIGHTS(BOUND, KVT_V4_BOUNDS_1),
-                                                    BY_EIGHTS(BOUND, KVT_V4_BOUNDS_2)};
+/* By u / 8: levels.h. */
+static const int8_t before[KVT_V4_CANDIDATES][16] = {
+    KVT_V4_BY_EIGHTS(KVT_V4_BEFORE, KVT_V4_BOUNDS_0),
+    KVT_V4_BY_EIGHTS(KVT_V4_BEFORE, KVT_V4_BOUNDS_1),
+    KVT_V4_BY_EIGHTS(KVT_V4_BEFORE, KVT_V4_BOUNDS_2)};
+static const int8_t bound[KVT_V4_CANDIDATES][16] = {
+    KVT_V4_BY_EIGHTS(KVT_V4_BOUND, KVT_V4_BOUNDS_0),
+    KVT_V4_BY_EIGHTS(KVT_V4_BOUND, KVT_V4_BOUNDS_1),
+    KVT_V4_BY_EIGHTS(KVT_V4_BOUND, KVT_V4_BOUNDS_2)};
 static const int8_t magnitudes[16] = {KVT_V4_MAGNITUDES};
 
 KVT_INLINE __m512i table(const int8_t *of_16)

@@ -392,7 +392,6 @@ EACH_BLOCK(PV_BLOCK, FAST)
 /* 128 dims, 8 KiB, outside, rows inside: the codes stay in L1. */
 KVT_INLINE void pv(pv_rows *const *blocks, const pv_call *call, size_t rows)
 {
-    kvt_prefetch_behind_k(call->sides.next, KVT_TOKENS * call->dims_p, KVT_BEHIND_K8);
     for (size_t dim = 0; dim < call->dims_p; dim += 128) {
         size_t left = call->dims_p - dim, end = dim + (left < 128 ? left : 128);
         for (size_t row = 0, n; row < rows; row += n) {

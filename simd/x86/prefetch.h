@@ -2,8 +2,8 @@
  * Software prefetch of what will be read next (kernels.h, "next"), on x86.
  *
  * A prefetch is dropped when all line fill buffers are in use, and the later load then misses with
- * the full latency of memory. So a product that is bound by memory prefetches each line twice: one
- * product and half a product before it is read.
+ * the full latency of memory. So a product that is bound by memory prefetches each line twice: a
+ * whole block and half a product before it is read.
  *
  * An out-of-order core also issues prefetches in bursts: while a load of codes misses, it runs
  * ahead in the loop and issues the prefetches of its whole reorder window at once. So where memory

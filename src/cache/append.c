@@ -78,7 +78,7 @@ static kvt_block *block_of(const append_side *s, size_t row)
 static kvt_block *sealed_of(const append_side *s, size_t row)
 {
     const kvt_seq *seq = s->job->seq;
-    if (block_of(s, row)->form != KVT_OPEN)
+    if (!kvt_is_open(block_of(s, row)->form))
         return NULL;
     return kvt_seq_block(seq, row, kvt_beside(seq->cache, s->job->group_index));
 }
@@ -166,12 +166,12 @@ static void base_offset(const append_side *s, size_t row, const float *first, ui
         return;
     }
     block = block_of(s, row - 1);
-    if (row == 1 || block->form != KVT_OPEN) {
+    if (row == 1 || !kvt_is_open(block->form)) {
         block = sealed_of(s, 0); /* by this step, before this row */
         block = block ? block : block_of(s, 0);
     }
     record = record_of(s, block);
-    if (row == 1 && block->form == KVT_OPEN)
+    if (row == 1 && kvt_is_open(block->form))
         kvt_seal_offset(job->kernels, job->group, kvt_sealed_form(job->group, 0), &record, offset);
     else
         memcpy(offset, record.offset, s->dims_p * sizeof *offset);
@@ -318,7 +318,7 @@ static int append_row(const append_side *s, size_t row, size_t slot, uint64_t i,
 
     if (!kvt_is_sealed_type(s->type))
         return put_plain(s, i, n, &record, slot);
-    if (block->form == KVT_OPEN)
+    if (kvt_is_open(block->form))
         return put_open(s, row, i, n, &record, slot);
     if (row < state->n_sealed)
         return put_sealed(s, block->form, i, n, &record, slot);

@@ -78,9 +78,9 @@ kvt_status kvt_cache_get_stats(const kvt_cache *cache_in, kvt_cache_stats *stats
         found.blocks_reserved += spare;
         found.blocks_used += used;
         found.blocks_shared += cache->n_shared_blocks[c];
-        found.blocks_sealed += c > 2 * cache->n_groups                         ? used
-                               : c < cache->n_groups && cache->groups[c].seals ? used
-                                                                               : 0;
+        if (c < cache->n_groups ? cache->groups[c].seals != 0
+                                : (c - 1) / cache->n_groups == KVT_FINE)
+            found.blocks_sealed += used;
     }
     pthread_mutex_unlock(&cache->lock);
     found.bytes = kvt_mem_bytes(cache);

@@ -23,13 +23,20 @@
 /* ---- geometry ---- */
 
 /*
- * A block of a group is in one of three forms (docs/design.md, "Open and sealed blocks"). Sealed:
+ * A block of a group is in one of four forms (docs/design.md, "Open and sealed blocks"). Sealed:
  * as the group's types say. Open: the sides that the group stores as i8, i4 or i5 are f16 rows in
  * the stored domain, each with a scale. Fine: sealed, with i8 on the sides that are i4 or i5, as
- * the first blocks of a sequence are. Groups of f32 and f16 know the first only. The numbers are
+ * the first blocks of a sequence are. Reopened: open, with K's seed (reopen.c), where a truncate
+ * has cut a sealed block of 4-bit K. Groups of f32 and f16 know the first only. The numbers are
  * the snapshot format's representations.
  */
-enum { KVT_SEALED = 0, KVT_OPEN = 1, KVT_FINE = 2, KVT_FORMS = 3 };
+enum { KVT_SEALED = 0, KVT_OPEN = 1, KVT_FINE = 2, KVT_REOPENED = 3, KVT_FORMS = 4 };
+
+/* Whether blocks of a form hold f16 rows. */
+static inline int kvt_is_open(uint32_t form)
+{
+    return form == KVT_OPEN || form == KVT_REOPENED;
+}
 
 /* Scales of open rows: of most of them, and a sign that says that a row is another (open.c). */
 #define KVT_F16_ONE 0x3c00u
@@ -50,7 +57,7 @@ static inline int kvt_is_coarse(kvt_type type)
 /* How a side of a type is stored in a form. */
 static inline kvt_type kvt_type_in(kvt_type type, uint32_t form)
 {
-    if (form == KVT_OPEN && kvt_is_sealed_type(type))
+    if (kvt_is_open(form) && kvt_is_sealed_type(type))
         return KVT_TYPE_F16;
     return form == KVT_FINE && kvt_is_coarse(type) ? KVT_TYPE_I8 : type;
 }
@@ -106,8 +113,8 @@ typedef struct kvt_layer {
 /*
  * 64 tokens of one class. Class g < n_groups: sealed keys and values of group g. Class n_groups:
  * positions and token ids of the 64 tokens (kvt_meta). Class n_groups + 1 + g: open keys and values
- * of group g; class 2 * n_groups + 1 + g: fine ones. The header and the data are one allocation;
- * data begins at a multiple of 64 bytes.
+ * of group g; class 2 * n_groups + 1 + g: fine ones; class 3 * n_groups + 1 + g: reopened ones.
+ * The header and the data are one allocation; data begins at a multiple of 64 bytes.
  */
 typedef struct kvt_block {
     _Alignas(64) unsigned char *data; /* 64 bytes in all where pointers are shorter, too */
@@ -118,7 +125,7 @@ typedef struct kvt_block {
      */
     struct kvt_block *twin;
     uint32_t class_index;
-    uint32_t form;       /* KVT_SEALED, KVT_OPEN or KVT_FINE */
+    uint32_t form;       /* KVT_SEALED, ... */
     uint32_t is_new;     /* has never been in a free list */
     uint32_t references; /* of block tables and checkpoints; 0 in a free list */
     uint32_t seen;       /* of them, by kvt_seq_get_stats; all three under the cache's lock */
@@ -153,7 +160,7 @@ static inline int32_t kvt_shift_at(const kvt_meta *meta, size_t slot)
     return meta->shift == KVT_SHIFT_MIXED ? meta->shifts[slot] : meta->shift;
 }
 
-#define KVT_MAX_CLASSES (3 * KVT_MAX_GROUPS + 1)
+#define KVT_MAX_CLASSES (KVT_FORMS * KVT_MAX_GROUPS + 1)
 
 /* ---- cache ---- */
 
@@ -169,7 +176,7 @@ struct kvt_cache {
     size_t max_rows; /* blocks of max_tokens */
     uint32_t n_groups, n_layers;
     uint32_t moves;     /* the groups' RoPE is described: positions can move */
-    uint32_t n_classes; /* 3 * n_groups + 1: of blocks */
+    uint32_t n_classes; /* KVT_FORMS * n_groups + 1: of blocks */
     uint32_t n_columns; /* 2 * n_groups + 1: of a block table */
     kvt_group groups[KVT_MAX_GROUPS];
     kvt_layer *layers;                   /* [n_layers] */
@@ -343,9 +350,7 @@ static inline unsigned char *kvt_head_record(const kvt_group *group, const kvt_b
 /* A block's class. */
 static inline uint32_t kvt_class_of(const kvt_cache *cache, uint32_t column, uint32_t form)
 {
-    return form == KVT_OPEN   ? cache->n_groups + 1 + column
-           : form == KVT_FINE ? 2 * cache->n_groups + 1 + column
-                              : column;
+    return form == KVT_SEALED ? column : form * cache->n_groups + 1 + column;
 }
 
 /* The form of a row that is sealed. */
@@ -605,7 +610,7 @@ typedef struct kvt_record {
     void *codes;
     uint16_t *scales; /* NULL where the side has none */
     uint16_t *offset; /* of K; NULL where the group has none */
-    uint16_t *seed;   /* of K in an open block of a group that reopens, else NULL: see reopen.c */
+    uint16_t *seed;   /* of K in a reopened block, else NULL: see reopen.c */
 } kvt_record;
 
 /*

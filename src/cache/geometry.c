@@ -72,7 +72,7 @@ static void make_layout(const kvt_group_config *config, uint32_t form, int offse
     layout->v_scale_bytes = kvt_is_sealed_type(config->v_type) ? KVT_TOKENS * sizeof(uint16_t) : 0;
     layout->k_offset_bytes = offsets ? by_dims : 0;
     layout->k_seed_bytes =
-        form == KVT_OPEN && config->k_type == KVT_TYPE_I4 ? 2 * by_dims + KVT_TOKENS : 0;
+        form == KVT_REOPENED && config->k_type == KVT_TYPE_I4 ? 2 * by_dims + KVT_TOKENS : 0;
 
     layout->transposed_bytes = 0;
     if (config->flags & KVT_GROUP_V_IN_K) {

@@ -42,6 +42,15 @@ static size_t kept_for_rows(const kvt_seq *seq, uint32_t g)
     return pairs;
 }
 
+/* Whether a row of the sequence's own is open again: there is never more than one. */
+static int has_reopened(const kvt_seq *seq, uint32_t g)
+{
+    const kvt_seq_group *state = &seq->groups[g];
+    return kvt_rows_count_own(seq, state->n_sealed, seq->n_rows, g, KVT_REOPENED) ||
+           kvt_rows_count_own(seq, state->n_final, state->n_sealed, kvt_beside(seq->cache, g),
+                              KVT_REOPENED);
+}
+
 /* Tokens that a group can hold with free blocks have[class], in steps of one token. */
 static uint64_t reachable(const kvt_seq *seq, uint32_t g, const size_t *have)
 {
@@ -67,7 +76,7 @@ static uint64_t reachable(const kvt_seq *seq, uint32_t g, const size_t *have)
     copied = seq->pending
                  ? NULL
                  : kvt_rows_shared_block(seq, g); /* by the next begin, which makes it own */
-    own += (copied && copied->form == KVT_OPEN) || reopens;
+    own += copied && copied->form == KVT_OPEN;
     rows = (seq->n_rows + fresh) * (uint64_t)KVT_TOKENS;
     if (rows < most &&
         (own + fresh < open_rows(group) || (!seq->reserves && group->residual_tokens % KVT_TOKENS)))
@@ -90,7 +99,7 @@ uint64_t kvt_seq_capacity(const kvt_seq *seq)
     for (uint32_t c = 0; !seq->pending && c <= cache->n_groups; c++) {
         const kvt_block *copied = kvt_rows_shared_block(seq, c);
         if (c < cache->n_groups && kvt_rows_reopens(seq, c)) {
-            if (have[kvt_class_of(cache, c, KVT_OPEN)]-- == 0)
+            if (have[kvt_class_of(cache, c, KVT_REOPENED)]-- == 0)
                 return seq->length;
             have[c] += !copied; /* the sealed block, if it is the sequence's own */
         } else if (copied && have[copied->class_index]-- == 0) {
@@ -168,12 +177,13 @@ kvt_status kvt_seq_reserve(kvt_seq *seq, uint64_t n_tokens)
         want[kvt_class_of(cache, g, KVT_FINE)] = fine;
         want[g] = sealed > have ? sealed - have - fine : 0;
         want[kvt_class_of(cache, g, KVT_OPEN)] = open > have_open ? open - have_open : 0;
+        want[kvt_class_of(cache, g, KVT_REOPENED)] = group->reopens && !has_reopened(seq, g);
         want_moved(seq, g, have, sealed, want);
     }
     /* Shared open ones are no part of have_open. */
     for (uint32_t c = 0; c <= cache->n_groups; c++) {
         const kvt_block *copied = kvt_rows_shared_block(seq, c);
-        if (copied && copied->form != KVT_OPEN &&
+        if (copied && !kvt_is_open(copied->form) &&
             !(c < cache->n_groups && kvt_rows_reopens(seq, c)))
             want[copied->class_index]++;
     }

@@ -76,16 +76,42 @@ static kvt_block *take_out(kvt_block **entry)
     return block;
 }
 
-size_t kvt_rows_own_open(const kvt_seq *seq, size_t from, size_t to, uint32_t column)
+size_t kvt_rows_count_own(const kvt_seq *seq, size_t from, size_t to, uint32_t column,
+                          uint32_t form)
 {
     size_t n = 0;
     pthread_mutex_lock(&seq->cache->lock);
     for (size_t row = from; row < to; row++) {
         const kvt_block *block = *kvt_seq_entry(seq, row, column);
-        n += block && block->form == KVT_OPEN && block->references == 1;
+        n += block && block->form == form && block->references == 1;
     }
     pthread_mutex_unlock(&seq->cache->lock);
     return n;
+}
+
+size_t kvt_rows_own_open(const kvt_seq *seq, size_t from, size_t to, uint32_t column)
+{
+    return kvt_rows_count_own(seq, from, to, column, KVT_OPEN);
+}
+
+/* Bytes of open blocks of a group, of either form, that are the sequence's own. */
+static uint64_t own_open_bytes(const kvt_seq *seq, size_t from, size_t to, uint32_t column,
+                               uint32_t g)
+{
+    const kvt_cache *cache = seq->cache;
+    uint64_t bytes = 0;
+    for (uint32_t form = 0; form < KVT_FORMS; form++)
+        if (kvt_is_open(form))
+            bytes += kvt_rows_count_own(seq, from, to, column, form) *
+                     kvt_block_bytes(cache, kvt_class_of(cache, g, form));
+    return bytes;
+}
+
+/* Of the open forms that are kept beside sealed ones. */
+static uint64_t own_kept_bytes(const kvt_seq *seq, uint32_t g)
+{
+    const kvt_seq_group *group = &seq->groups[g];
+    return own_open_bytes(seq, group->n_final, group->n_sealed, kvt_beside(seq->cache, g), g);
 }
 
 size_t kvt_rows_own_kept(const kvt_seq *seq, uint32_t g)
@@ -106,11 +132,10 @@ static uint64_t exemption(const kvt_seq *seq)
     uint64_t bytes = 0;
     for (uint32_t g = 0; g < cache->n_groups && !seq->reserves; g++) {
         const kvt_seq_group *group = &seq->groups[g];
-        size_t pairs = kvt_rows_own_kept(seq, g);
+        bytes += own_kept_bytes(seq, g);
         for (size_t row = group->n_sealed; row < group->seal_end; row++)
             if (*beside(seq, row, g))
-                pairs += kvt_rows_own_open(seq, row, row + 1, g);
-        bytes += (uint64_t)pairs * kvt_block_bytes(cache, kvt_class_of(cache, g, KVT_OPEN));
+                bytes += own_open_bytes(seq, row, row + 1, g, g);
     }
     return bytes;
 }
@@ -273,7 +298,7 @@ void kvt_rows_state(kvt_seq *seq)
             first++;
         for (; seq->cache->groups[g].seals && sealed < seq->n_rows; sealed++) {
             const kvt_block *block = kvt_seq_block(seq, sealed, g);
-            if (block && block->form == KVT_OPEN)
+            if (block && kvt_is_open(block->form))
                 break;
         }
         state->first = first > sinks ? first : 0;
@@ -355,7 +380,7 @@ typedef struct group_plan {
     size_t seal_end;   /* rows n_sealed .. seal_end - 1 are sealed by it */
     size_t open_begin; /* new rows before it are sealed at once, those from it on are open */
     size_t sealed, fine, open; /* blocks to be added */
-    size_t pairs;              /* rows that will have both forms, the open one the sequence's own */
+    uint64_t exempt;           /* bytes of own open blocks that will have a sealed form beside */
     int reopens;               /* the last row, which a truncate has cut, is open again */
     int again;                 /* and is sealed by the step, into the block that it had */
 } group_plan;
@@ -391,12 +416,14 @@ static group_plan plan_group(const kvt_seq *seq, uint32_t g, uint64_t n_tokens)
     plan.open_begin = direct > seq->n_rows ? direct : seq->n_rows;
     plan.fine = kvt_rows_fine(group, n_sealed, plan.seal_end);
     plan.sealed = plan.seal_end - n_sealed - plan.fine;
-    plan.open = n_rows - plan.open_begin + (size_t)reopened;
+    plan.open = n_rows - plan.open_begin;
     old_end = plan.seal_end < seq->n_rows ? plan.seal_end : seq->n_rows;
-    plan.pairs = kvt_rows_own_open(seq, n_sealed, old_end, g);
-    plan.pairs += reopened && plan.seal_end > n_sealed;
+    plan.exempt = own_open_bytes(seq, n_sealed, old_end, g, g);
+    if (reopened && plan.seal_end > n_sealed)
+        plan.exempt += kvt_block_bytes(seq->cache, kvt_class_of(seq->cache, g, KVT_REOPENED));
     if (plan.seal_end > plan.open_begin)
-        plan.pairs += plan.seal_end - plan.open_begin;
+        plan.exempt += (plan.seal_end - plan.open_begin) *
+                       kvt_block_bytes(seq->cache, kvt_class_of(seq->cache, g, KVT_OPEN));
     return plan;
 }
 
@@ -500,8 +527,9 @@ static kvt_status reserve_step(kvt_seq *seq, const group_plan *plans, kvt_block 
         want[kvt_class_of(cache, g, KVT_FINE)] = plans[g].fine;
         adopt(seq, g, plans[g].seal_end, want);
         want[kvt_class_of(cache, g, KVT_OPEN)] = plans[g].open - used;
-        exempt += (uint64_t)(plans[g].pairs + kept - used) *
-                  kvt_block_bytes(cache, kvt_class_of(cache, g, KVT_OPEN));
+        want[kvt_class_of(cache, g, KVT_REOPENED)] = (size_t)plans[g].reopens;
+        exempt += plans[g].exempt + own_kept_bytes(seq, g) -
+                  (uint64_t)used * kvt_block_bytes(cache, kvt_class_of(cache, g, KVT_OPEN));
     }
     for (uint32_t c = 0; c <= cache->n_groups; c++)
         if (copies[c])
@@ -546,7 +574,7 @@ static void reopen_last(kvt_seq *seq, uint32_t g, int again)
     kvt_seq_group *state = &seq->groups[g];
     size_t row = seq->n_rows - 1;
     kvt_block **entry = kvt_seq_entry(seq, row, g), *sealed = *entry;
-    kvt_block *open = take_spare(seq, kvt_class_of(seq->cache, g, KVT_OPEN));
+    kvt_block *open = take_spare(seq, kvt_class_of(seq->cache, g, KVT_REOPENED));
     assert(state->n_sealed == seq->n_rows && !*beside(seq, row, g));
     kvt_reopen(seq, g, row, open);
     *entry = open;
@@ -570,7 +598,7 @@ static void place_step(kvt_seq *seq, const group_plan *plans, kvt_block *const *
             kvt_block **entry = kvt_seq_entry(seq, first_new - 1, c);
             *entry = take_spare(seq, copies[c]->class_index);
             kvt_block_copy(cache, copies[c], (size_t)(seq->length % KVT_TOKENS), *entry);
-            if (copies[c]->form == KVT_OPEN)
+            if (kvt_is_open(copies[c]->form))
                 kvt_block_free(cache, copies[c]);
             else
                 kvt_block_put(cache, copies[c]);
@@ -585,16 +613,19 @@ static void place_step(kvt_seq *seq, const group_plan *plans, kvt_block *const *
     for (uint32_t g = 0; g < cache->n_groups; g++) {
         const group_plan *plan = &plans[g];
         uint32_t open_class = kvt_class_of(cache, g, KVT_OPEN);
+        uint32_t reopened_class = kvt_class_of(cache, g, KVT_REOPENED);
         release_kept(seq, g);
         for (size_t row = first_new; row < n_rows; row++)
             *kvt_seq_entry(seq, row, g) =
                 row < plan->open_begin ? take_sealed(seq, row, g) : take_spare(seq, open_class);
         for (size_t row = seq->groups[g].n_sealed; row < plan->seal_end; row++)
-            if (kvt_seq_block(seq, row, g)->form == KVT_OPEN && !*beside(seq, row, g))
+            if (kvt_is_open(kvt_seq_block(seq, row, g)->form) && !*beside(seq, row, g))
                 *beside(seq, row, g) = take_sealed(seq, row, g);
         seq->groups[g].seal_end = plan->seal_end;
         while (!seq->reserves && seq->spare[open_class])
             kvt_block_free(cache, take_spare(seq, open_class));
+        while (!seq->reserves && seq->spare[reopened_class])
+            kvt_block_free(cache, take_spare(seq, reopened_class));
     }
     account(seq);
 }
@@ -627,7 +658,7 @@ void kvt_rows_commit(kvt_seq *seq)
         size_t final = kvt_rows_older(seq->length, residual + KVT_DRAFT_TOKENS);
         for (size_t row = group->n_sealed; row < group->seal_end; row++) {
             kvt_block **entry = kvt_seq_entry(seq, row, g), *open = *entry;
-            if (open->form != KVT_OPEN)
+            if (!kvt_is_open(open->form))
                 continue;
             *entry = publish(seq->cache, open, *beside(seq, row, g));
             *beside(seq, row, g) = open;

@@ -18,9 +18,12 @@ void kvt_rows_undo_spares(kvt_seq *seq, uint32_t class_index, size_t n);
  * are given back. If it still does, and by this sequence, nothing is changed.
  */
 kvt_status kvt_rows_set_exempt(kvt_seq *seq, uint64_t exempt);
-/* Open blocks of rows from .. to - 1, in a column, that are the sequence's own. */
+/* Blocks of a form, of rows from .. to - 1, in a column, that are the sequence's own. */
+size_t kvt_rows_count_own(const kvt_seq *seq, size_t from, size_t to, uint32_t column,
+                          uint32_t form);
+/* Those of KVT_OPEN, which can serve other rows: a reopened one is for its own row alone. */
 size_t kvt_rows_own_open(const kvt_seq *seq, size_t from, size_t to, uint32_t column);
-/* Open blocks of a group that are kept beside their sealed form for a truncate. */
+/* The same of a group that are kept beside their sealed form for a truncate. */
 size_t kvt_rows_own_kept(const kvt_seq *seq, uint32_t g);
 /*
  * Whether the next begin opens the last row again, which a truncate has cut: its K has 4 bits, with

@@ -138,8 +138,8 @@ static void move_rows(const select_side *s, size_t to_row, size_t from_row, cons
     const kvt_record to = record_of(s, to_block), from = record_of(s, from_block);
     float x[KVT_MAX_DIM];
 
-    if (kvt_is_sealed_type(s->type) && to_block->form != from_block->form) {
-        assert(to_block->form != KVT_OPEN);
+    if (kvt_is_sealed_type(s->type) && !kvt_is_open(to_block->form) &&
+        to_block->form != from_block->form) {
         for (size_t i = 0; i < m->n; i++)
             kvt_sealed_put(&seq->cache->kernels, s->group, s->side, to_block->form, &from,
                            m->from[i], 1, x, &to, m->to[i]);
@@ -148,9 +148,10 @@ static void move_rows(const select_side *s, size_t to_row, size_t from_row, cons
     move_codes(s, s->side == KVT_SIDE_K ? layout->k_type : layout->v_type, to.codes, from.codes, m);
     for (size_t i = 0; i < m->n && to.scales; i++)
         to.scales[m->to[i]] = from.scales[m->from[i]];
+    assert(to.seed || !from.seed); /* rows before one that is open again are sealed */
     for (size_t i = 0; i < m->n && to.seed; i++)
         kvt_seed_gains(to.seed, s->dims_p)[m->to[i]] =
-            kvt_seed_gains(from.seed, s->dims_p)[m->from[i]];
+            from.seed ? kvt_seed_gains(from.seed, s->dims_p)[m->from[i]] : 0;
 }
 
 /* Move selected tokens j .. end - 1, as they are. */
@@ -269,7 +270,7 @@ static void seal_again(const select_side *s)
         const kvt_block *block = kvt_seq_block(seq, row, s->group_index);
         const kvt_block *to = kvt_seq_block(seq, row, kvt_beside(seq->cache, s->group_index));
         const kvt_record open = record_of(s, block), sealed = record_of(s, to);
-        assert(block->form == KVT_OPEN && !to->twin); /* no other sequence has it yet */
+        assert(kvt_is_open(block->form) && !to->twin); /* no other sequence has it yet */
         kvt_seal(&seq->cache->kernels, s->group, s->side, to->form, &open, NULL, &sealed);
     }
 }

@@ -298,18 +298,18 @@ static const char *group_fault(kvt_snap_parser *p, kvt_snap_checkpoint *c, uint3
             return "a first row that is the sequence's own";
         if (index == KVT_SNAP_ABSENT) {
             if (!group->window_tokens || first != row || row < sinks || row + 1 == rows ||
-                form == KVT_OPEN)
+                kvt_is_open(form))
                 return "a row without a block";
             first = row + 1;
         } else {
             fault = entry_fault(p, index, row, g, kvt_snap_row_tokens(c->n_tokens, row));
             if (fault)
                 return fault;
-            if (kvt_get32(entry_of(p, index) + 28) != KVT_OPEN && form == KVT_OPEN)
+            if (!kvt_is_open(kvt_get32(entry_of(p, index) + 28)) && kvt_is_open(form))
                 return "a sealed block behind an open one";
             form = kvt_get32(entry_of(p, index) + 28);
         }
-        if (form != KVT_OPEN)
+        if (!kvt_is_open(form))
             sealed = row + 1;
     }
     c->sealed[g] = sealed;

@@ -344,6 +344,8 @@ static size_t largest_stream(const kvt_snap_header *header)
 
     for (g = 0; g < header->n_groups; g++)
         for (form = KVT_SEALED; form < KVT_FORMS; form++) {
+            if (!kvt_snap_has_form(&header->groups[g], form))
+                continue;
             streams = kvt_snap_shapes(&header->groups[g], form, KVT_TOKENS, shapes, &sum);
             for (i = 0; i < streams; i++)
                 most = shapes[i].bytes > most ? shapes[i].bytes : most;

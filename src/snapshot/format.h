@@ -260,8 +260,8 @@ uint32_t kvt_snap_shapes(const kvt_snapshot_group *group, uint32_t form, uint32_
                          kvt_snap_shape *shapes, size_t *bytes);
 /* Whether blocks of a group are open first: a side is i8, i4 or i5. */
 int kvt_snap_seals(const kvt_snapshot_group *group);
-/* Whether they can be fine: a side is i4 or i5. */
-int kvt_snap_has_fine(const kvt_snapshot_group *group);
+/* Whether a block of the group can be of a form. */
+int kvt_snap_has_form(const kvt_snapshot_group *group, uint32_t form);
 /* Largest sum of a layer's streams over all groups and forms. */
 size_t kvt_snap_layer_bytes(const kvt_snap_header *header);
 

@@ -168,13 +168,16 @@ static kvt_status check_form(kvt_snap_parser *p, uint64_t b, uint32_t group)
                              "snapshot with a block of representation %u, which this build "
                              "does not know",
                              (unsigned)form);
-    if (form == KVT_OPEN && !kvt_snap_seals(&p->header->groups[group]))
-        return kvt_snap_corrupt(p, "entry %llu is open, in a group that has no i8, i4 or i5",
-                                (unsigned long long)b);
-    if (form == KVT_FINE && !kvt_snap_has_fine(&p->header->groups[group]))
-        return kvt_snap_corrupt(p, "entry %llu is fine, in a group that has no i4 or i5",
-                                (unsigned long long)b);
-    p->counts.n_open_blocks += form == KVT_OPEN;
+    if (!kvt_snap_has_form(&p->header->groups[group], form))
+        return kvt_snap_corrupt(p, "entry %llu is %s, in a group that has no %s",
+                                (unsigned long long)b,
+                                form == KVT_FINE       ? "fine"
+                                : form == KVT_REOPENED ? "open again"
+                                                       : "open",
+                                form == KVT_FINE       ? "i4 or i5"
+                                : form == KVT_REOPENED ? "i4 keys"
+                                                       : "i8, i4 or i5");
+    p->counts.n_open_blocks += (uint64_t)kvt_is_open(form);
     return KVT_OK;
 }
 
@@ -198,7 +201,7 @@ static kvt_status check_own(kvt_snap_parser *p)
             if (b == p->header->n_blocks || kvt_get32(entry + 16) != g ||
                 kvt_get32(entry + 20) != row) {
                 if (!p->header->groups[g].window_tokens || p->runs.first[g] != row ||
-                    row + 1 == rows || forms[g] == KVT_OPEN)
+                    row + 1 == rows || kvt_is_open(forms[g]))
                     return kvt_snap_corrupt(p, "entry %llu, row %llu of group %u is missing",
                                             (unsigned long long)b, (unsigned long long)row,
                                             (unsigned)g);
@@ -210,11 +213,12 @@ static kvt_status check_own(kvt_snap_parser *p)
             if (status != KVT_OK)
                 return status;
             form = kvt_get32(entry + 28);
-            if (form != KVT_OPEN && forms[g] == KVT_OPEN) /* open blocks follow the sealed ones */
+            if (!kvt_is_open(form) &&
+                kvt_is_open(forms[g])) /* open blocks follow the sealed ones */
                 return kvt_snap_corrupt(p, "entry %llu is sealed, behind an open one",
                                         (unsigned long long)b);
             forms[g] = form;
-            if (form != KVT_OPEN)
+            if (!kvt_is_open(form))
                 p->own_sealed[g] = row + 1;
             if (kvt_get32(entry + 24) != kvt_snap_row_tokens(p->header->n_tokens, row))
                 return kvt_snap_corrupt(p, "entry %llu", (unsigned long long)b);

@@ -14,9 +14,14 @@ int kvt_snap_seals(const kvt_snapshot_group *group)
     return kvt_is_sealed_type(group->k_type) || kvt_is_sealed_type(group->v_type);
 }
 
-int kvt_snap_has_fine(const kvt_snapshot_group *group)
+int kvt_snap_has_form(const kvt_snapshot_group *group, uint32_t form)
 {
-    return kvt_is_coarse(group->k_type) || kvt_is_coarse(group->v_type);
+    switch (form) {
+    case KVT_SEALED: return 1;
+    case KVT_OPEN: return kvt_snap_seals(group);
+    case KVT_FINE: return kvt_is_coarse(group->k_type) || kvt_is_coarse(group->v_type);
+    default: return form == KVT_REOPENED && group->k_type == KVT_TYPE_I4;
+    }
 }
 
 static int has_offset(const kvt_snapshot_group *group)
@@ -53,9 +58,9 @@ uint32_t kvt_snap_shapes(const kvt_snapshot_group *group, uint32_t form, uint32_
         k_scales = group->n_kv_heads * (k_type == KVT_TYPE_I4 ? group->k_dim : tokens);
     if (kvt_is_sealed_type(group->v_type) && has_v(group))
         v_scales = group->n_kv_heads * tokens;
-    if (form == KVT_OPEN && group->k_type == KVT_TYPE_I4)
+    if (form == KVT_REOPENED)
         n_seeds = 2 * heads * group->k_dim;
-    if (form != KVT_FINE && group->k_type == KVT_TYPE_I4)
+    if (form == KVT_REOPENED || k_type == KVT_TYPE_I4)
         n_gains = heads * tokens;
     n_small =
         k_scales + v_scales + (has_offset(group) ? heads * group->k_dim : 0) + n_seeds + n_gains;
@@ -93,9 +98,9 @@ uint32_t kvt_snap_shapes(const kvt_snapshot_group *group, uint32_t form, uint32_
         small->least_gain = form == KVT_SEALED; /* 0: a row that has never been sealed */
         if (k_type == KVT_TYPE_I4)
             small->signs = k_scales;
-        if (form == KVT_OPEN) {
+        if (kvt_is_open(form)) {
             /* Rows of V that were sealed before have the scale that they had: reopen.c. */
-            const int reopens = group->k_type == KVT_TYPE_I4;
+            const int reopens = form == KVT_REOPENED;
             small->powers = k_scales + (reopens ? 0 : v_scales);
             small->signs = has_offset(group) ? k_scales : 0;
             if (reopens && group->v_type == KVT_TYPE_I4)
@@ -114,8 +119,7 @@ size_t kvt_snap_layer_bytes(const kvt_snap_header *header)
 
     for (g = 0; g < header->n_groups; g++)
         for (form = KVT_SEALED; form < KVT_FORMS; form++) {
-            if ((form == KVT_OPEN && !kvt_snap_seals(&header->groups[g])) ||
-                (form == KVT_FINE && !kvt_snap_has_fine(&header->groups[g])))
+            if (!kvt_snap_has_form(&header->groups[g], form))
                 continue;
             (void)kvt_snap_shapes(&header->groups[g], form, KVT_TOKENS, shapes, &bytes);
             if (bytes > most)

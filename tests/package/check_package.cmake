@@ -3,8 +3,9 @@
 #   install            the build into WORK/prefix: no file names a folder of this machine
 #   find_shared, find_static, find_default
 #                      find_package with a component, and without one by a project in C++
+#   find_cxx           the same with kvtile.hpp
 #   find_lacking       find_package where what the static library needs is not found
-#   pkg_config, pkg_config_static
+#   pkg_config, pkg_config_static, pkg_config_cxx
 #                      kvtile.pc with the compiler alone
 #   moved              all of these with a prefix that is not where it was configured to be
 #   uninstall          removes what was installed, and that alone
@@ -58,7 +59,7 @@ function(configure_and_use name kind language)
   check(${CMAKE_COMMAND} -S ${here}/${name} -B ${build} -G ${GENERATOR}
     -DCMAKE_MAKE_PROGRAM=${MAKE_PROGRAM} -DCMAKE_${language}_COMPILER=${compiler}
     -DCMAKE_C_COMPILER=${C_COMPILER} -DLANGUAGE=${language} -DCMAKE_BUILD_TYPE=Debug
-    -DVERSION=${VERSION} -DDEFAULT=${DEFAULT} --no-warn-unused-cli ${ARGN})
+    -DPROGRAM=use.c -DVERSION=${VERSION} -DDEFAULT=${DEFAULT} --no-warn-unused-cli ${ARGN})
   check(${CMAKE_COMMAND} --build ${build} --parallel 2 --config Debug)
   run(${build}/use ${kind})
 endfunction()
@@ -75,14 +76,16 @@ function(run program kind)
   endif()
 endfunction()
 
-# pkg_config(PREFIX KIND OPTIONS ...): compile and link as its users do.
+# pkg_config(PREFIX KIND OPTIONS ...): compile and link ${use} by ${compiler} as its users do.
+set(compiler ${C_COMPILER})
+set(use use.c)
 function(pkg_config prefix kind)
   list(JOIN ARGN " " options)
   file(MAKE_DIRECTORY ${folder}/empty)
   check(sh -ec "flags=$(PKG_CONFIG_PATH='${prefix}/${LIBDIR}/pkgconfig' '${PKG_CONFIG}' --cflags --libs ${options} kvtile)
     version=$(PKG_CONFIG_PATH='${prefix}/${LIBDIR}/pkgconfig' '${PKG_CONFIG}' --modversion kvtile)
-    cp '${here}/use.c' empty && cd empty
-    '${C_COMPILER}' -DKVTILE_VERSION=\\\"$version\\\" use.c $flags -o use")
+    cp '${here}/${use}' empty && cd empty
+    '${compiler}' -DKVTILE_VERSION=\\\"$version\\\" ${use} $flags -o use")
   set(ENV{LD_LIBRARY_PATH} ${prefix}/${LIBDIR})
   run(${folder}/empty/use ${kind})
   unset(ENV{LD_LIBRARY_PATH})
@@ -90,6 +93,10 @@ endfunction()
 
 if(STEP MATCHES "pkg_config" AND NOT PKG_CONFIG)
   message(STATUS "kvtile_package_test: skipped, there is no pkg-config")
+  return()
+endif()
+if(STEP MATCHES "_cxx" AND NOT CXX_COMPILER)
+  message(STATUS "kvtile_package_test: skipped, there is no C++ compiler")
   return()
 endif()
 set(cxx CXX)
@@ -129,10 +136,17 @@ elseif(STEP MATCHES "^find_(shared|static)$")
     -DCMAKE_PREFIX_PATH=${prefix})
 elseif(STEP STREQUAL "find_default")
   configure_and_use(installed ${DEFAULT} ${cxx} -DKIND=default -DCMAKE_PREFIX_PATH=${prefix})
+elseif(STEP STREQUAL "find_cxx")
+  configure_and_use(installed ${DEFAULT} CXX -DKIND=default -DPROGRAM=use.cpp
+    -DCMAKE_PREFIX_PATH=${prefix})
 elseif(STEP STREQUAL "find_lacking")
   configure_and_use(installed shared C -DKIND=shared -DLACKING=ON -DCMAKE_PREFIX_PATH=${prefix})
 
 elseif(STEP STREQUAL "pkg_config")
+  pkg_config(${prefix} shared)
+elseif(STEP STREQUAL "pkg_config_cxx")
+  set(compiler ${CXX_COMPILER})
+  set(use use.cpp)
   pkg_config(${prefix} shared)
 elseif(STEP STREQUAL "pkg_config_static")
   file(GLOB shared ${prefix}/${LIBDIR}/libkvtile.so*)
