@@ -102,7 +102,7 @@ static uint64_t own_open_bytes(const kvt_seq *seq, size_t from, size_t to, uint3
     uint64_t bytes = 0;
     for (uint32_t form = 0; form < KVT_FORMS; form++)
         if (kvt_is_open(form))
-            bytes += kvt_rows_count_own(seq, from, to, column, form) *
+            bytes += (uint64_t)kvt_rows_count_own(seq, from, to, column, form) *
                      kvt_block_bytes(cache, kvt_class_of(cache, g, form));
     return bytes;
 }
