@@ -6,7 +6,6 @@ if(NOT code EQUAL 0)
   message(FATAL_ERROR "${PROGRAM} --help: exit code ${code}")
 endif()
 file(READ ${MANUAL} text)
-file(STRINGS ${MANUAL} lines)
 
 # Options as words of the form --name; in mdoc "Fl -name".
 string(REGEX MATCHALL "--[a-z][a-z0-9-]*" of_help "${help}")
@@ -44,7 +43,7 @@ if(n LESS 2)
 endif()
 foreach(command IN LISTS commands)
   string(REGEX REPLACE "\n  (kvtile )?([a-z]+) +" "\\2" command "${command}")
-  if(NOT command STREQUAL "kvtile" AND NOT ".It Cm ${command}" IN_LIST lines) # kvtile --help
+  if(NOT command STREQUAL "kvtile" AND NOT text MATCHES "\n\\.It Cm ${command}[ \n]") # kvtile --help
     message(SEND_ERROR "${MANUAL} lacks the command ${command}")
   endif()
 endforeach()
