@@ -47,7 +47,7 @@ foreach(kind shared static)
   set(build ${WORK}/use-${kind})
   check(${CMAKE_COMMAND} -S ${here}/installed -B ${build} -G ${GENERATOR}
     -DCMAKE_MAKE_PROGRAM=${MAKE_PROGRAM} -DCMAKE_C_COMPILER=${C_COMPILER} -DLANGUAGE=C
-    -DKIND=${kind} -DVERSION=${VERSION} -DCMAKE_BUILD_TYPE=Debug -DCMAKE_PREFIX_PATH=${WORK}/both
+    -DKIND=${kind} -DPROGRAM=use.c -DVERSION=${VERSION} -DCMAKE_BUILD_TYPE=Debug -DCMAKE_PREFIX_PATH=${WORK}/both
     --no-warn-unused-cli)
   file(STRINGS ${build}/CMakeCache.txt found REGEX "^kvtile_DIR:")
   if(NOT found MATCHES "${WORK}/both/")
