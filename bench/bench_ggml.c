@@ -2,17 +2,18 @@
  * decode --peer ggml: attention of one token beside ggml's flash attention (ggml_flash_attn_ext on
  * its CPU backend) over caches of its own types with the same tokens in them, in one run.
  *
- * ggml's cache of a layer is filled by ggml's own quantization and laid out in both of the ways there
- * are: by tokens, a row of all heads for each, as llama.cpp has it; and by heads, each head's tokens
- * in one run of memory, which is what ggml reads faster. Its side of a round is one graph with a node for each layer, built and
- * planned once, computed by its own thread pool: what is timed is one ggml_graph_compute, which has
- * one start of the threads and a barrier for each layer, and nothing else of a graph. There is no
- * mask to be read: one token sees all. kvtile's side is a kvt_attend for each layer, with the bench's
- * pinned threads: planning and starting the threads are timed for each of them.
+ * ggml's cache of a layer is filled by ggml's own quantization and laid out in both of the ways
+ * there are: by tokens, a row of all heads for each, as llama.cpp has it; and by heads, each head's
+ * tokens in one run of memory, which is what ggml reads faster. Its side of a round is one graph
+ * with a node for each layer, built and planned once, computed by its own thread pool: what is
+ * timed is one ggml_graph_compute, which has one start of the threads and a barrier for each layer,
+ * and nothing else of a graph. There is no mask to be read: one token sees all. kvtile's side is a
+ * kvt_attend for each layer, with the bench's pinned threads: planning and starting the threads are
+ * timed for each of them.
  *
  * A pair is a round of one and a round of the other, in alternating order; each has more than four
  * times the last-level cache to read. ggml's threads sleep while ours run (ggml_threadpool_pause;
- * they are waked before the time begins), and ours while ggml's do. The memory of both caches comes
+ * they are woken before the time begins), and ours while ggml's do. The memory of both caches comes
  * from the same allocator.
  *
  * Before anything is timed outputs of both are compared with each other and with attention in

@@ -81,6 +81,7 @@ static double error_of(const float *x, const float *exact, size_t n)
 
 typedef struct shape {
     uint32_t n_q_heads, n_kv_heads, dim;
+    bool by_heads; /* V head-major */
 } shape;
 
 static uint32_t fused_width(const shape *s)
@@ -148,7 +149,7 @@ typedef struct qkv {
     struct ggml_tensor *q, *k, *v;
 } qkv;
 
-/* x [EMBD, n] and positions [n] to q, k after RoPE, and v, which stays a view into fused QKV. */
+/* x [EMBD, n] and positions [n] to q, k after RoPE, and v, a view with strides of its own. */
 static qkv project(struct ggml_context *ctx, const shape *s, struct ggml_tensor *w,
                    struct ggml_tensor *x, struct ggml_tensor *positions)
 {
@@ -160,6 +161,8 @@ static qkv project(struct ggml_context *ctx, const shape *s, struct ggml_tensor 
     r.q = ggml_view_3d(ctx, fused, s->dim, s->n_q_heads, n, row, fused->nb[1], 0);
     r.k = ggml_view_3d(ctx, fused, s->dim, s->n_kv_heads, n, row, fused->nb[1], k_at);
     r.v = ggml_view_3d(ctx, fused, s->dim, s->n_kv_heads, n, row, fused->nb[1], v_at);
+    if (s->by_heads) /* the same numbers, each head's tokens in one run of memory */
+        r.v = ggml_permute(ctx, ggml_cont(ctx, ggml_permute(ctx, r.v, 0, 2, 1, 3)), 0, 2, 1, 3);
     r.q = ggml_rope(ctx, ggml_cont(ctx, r.q), positions, (int)s->dim, 0);
     r.k = ggml_rope(ctx, ggml_cont(ctx, r.k), positions, (int)s->dim, 0);
     return r;
@@ -482,7 +485,7 @@ static const float *row_of(const layered *g, int layer, int64_t token)
     return (const float *)((const char *)t->data + (size_t)token * t->nb[2]);
 }
 
-static void check_batch(const shape *s, int n_threads)
+static void check_batch(const shape *s, int n_threads, int32_t n_steps)
 {
     engine e = engine_open(n_threads);
     ours together = ours_open(s, KVT_TYPE_I8, KVT_TYPE_I8, LAYERS, MAX_TOKENS);
@@ -491,7 +494,7 @@ static void check_batch(const shape *s, int n_threads)
             second = new_graph(s, &apart, 2);
     size_t bytes = s->n_q_heads * s->dim * sizeof(float);
     bool same = true;
-    for (int32_t step = 0; step < 100; step++) {
+    for (int32_t step = 0; step < n_steps; step++) {
         uint64_t seed = 1000 + 3 * (uint64_t)step;
         kvt_ggml_item items[2] = {{together.seqs[0], 1}, {together.seqs[1], 2}};
         kvt_ggml_item one = {apart.seqs[0], 1}, two = {apart.seqs[1], 2};
@@ -515,9 +518,10 @@ static void check_batch(const shape *s, int n_threads)
                    !memcmp(row_of(&both, l, 1), row_of(&second, l, 0), 2 * bytes);
     }
     require(same, "two sequences in one graph give other bits than alone");
-    require(kvt_seq_length(together.seqs[0]) == 100 && kvt_seq_length(together.seqs[1]) == 200,
+    require(kvt_seq_length(together.seqs[0]) == (uint64_t)n_steps &&
+                kvt_seq_length(together.seqs[1]) == 2 * (uint64_t)n_steps,
             "tokens of a batch are missing");
-    printf("two sequences in one graph, computed 100 times: %s\n",
+    printf("two sequences in one graph, computed %d times: %s\n", n_steps,
            same ? "the bits of each alone" : "other bits");
     ggml_free(both.ctx);
     ggml_free(first.ctx);
@@ -683,7 +687,8 @@ static long number(const char *text, long least, long most)
 
 int main(int argc, char **argv)
 {
-    static const shape shapes[] = {{8, 2, 64}, {4, 4, 128}, {7, 1, 64}, {32, 8, 128}};
+    static const shape shapes[] = {
+        {8, 2, 64, true}, {4, 4, 128, false}, {7, 1, 64, false}, {32, 8, 128, false}};
     int n_threads = 2;
     int64_t ctx_tokens = 8192;
     bool quick = false;
@@ -699,9 +704,11 @@ int main(int argc, char **argv)
             return 2;
         }
     }
-    for (int i = 0; i < 3; i++)
+    /* ggml's threads spin at the barrier behind each node: slow where other programs run too. */
+    bool less = quick && n_threads > 1;
+    for (int i = 0; i < (less ? 1 : 3); i++)
         check_numbers(&shapes[i], n_threads);
-    check_batch(&shapes[0], n_threads);
+    check_batch(&shapes[0], n_threads, less ? 20 : 100);
     check_failures(&shapes[0], n_threads);
     time_all(&shapes[3], n_threads, quick ? 512 : ctx_tokens, quick ? 3 : 21);
     printf("%s\n", n_failed ? "FAILED" : "all as it should be");

@@ -39,7 +39,6 @@ struct kvt_ggml {
     kvt_attend_item *attend_items; /* [n_items] */
     size_t n_items, room;          /* 0: no step is pending */
     uint64_t n_tokens;
-    uint32_t n_appended; /* layers */
 
     /* The node that runs. */
     atomic_int door; /* 0: nobody has come, 1: one makes the plan, 2: tasks can be drawn */
@@ -176,7 +175,6 @@ kvt_status kvt_ggml_begin(kvt_ggml *g, const kvt_ggml_item *items, size_t n_item
     }
     g->n_items = n_items;
     g->n_tokens = n_tokens;
-    g->n_appended = 0;
     return KVT_OK;
 }
 
@@ -192,14 +190,12 @@ kvt_status kvt_ggml_commit(kvt_ggml *g, const int32_t *token_ids)
 {
     if (!g)
         return KVT_ERR_ARG;
-    /* All that can go wrong is looked at before the first commit, so that all sequences have the
-       step or none. */
+    /* All sequences have the step or none: a graph has appended a layer to all of them or failed,
+       so that only the first commit can find a layer missing, and the ids are checked here. */
     if (!g->n_items) {
         atomic_store(&g->status, KVT_OK); /* of an earlier step */
         return fail(g, KVT_ERR_STATE, "no step is pending");
     }
-    if (g->n_appended != g->n_layers)
-        fail(g, KVT_ERR_STATE, "the graph has not appended to all layers of the cache once");
     for (uint64_t i = 0; token_ids && i < g->n_tokens; i++)
         if (token_ids[i] < KVT_TOKEN_NONE)
             fail(g, KVT_ERR_ARG, "a token id is below -1");
@@ -307,7 +303,6 @@ static void append_finish(kvt_ggml *g, struct ggml_tensor *dst)
         if (status != KVT_OK)
             fail(g, status, NULL);
     }
-    g->n_appended += sound(g) ? 1 : 0;
     memset(dst->data, 0, ggml_nbytes(dst));
 }
 

@@ -79,7 +79,7 @@ struct ggml_tensor *kvt_ggml_attention(kvt_ggml *g, struct ggml_context *ctx, ui
  *
  * On any error all sequences are as they were before kvt_ggml_begin, and the outputs of the nodes
  * that did not run are NaN:
- * KVT_ERR_STATE  no step is pending, or the graph has not appended to all layers
+ * KVT_ERR_STATE  no step is pending, or the graph has not appended to all layers of the cache
  * KVT_ERR_ARG    a token id is below -1; a tensor does not fit the cache
  * and what kvt_append and kvt_attend report, KVT_ERR_VALUE for numbers that are not finite.
  */

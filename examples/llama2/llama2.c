@@ -1,11 +1,11 @@
 /*
  * llama2: a whole inference engine in one file, with kvtile as its K/V cache.
  *
- * It reads a small model of the Llama type, continues a prompt with the most likely tokens, puts the
- * conversation away in a file and takes it up again. What an engine needs is here once, as plainly
- * as it can be written: RMSNorm, RoPE, grouped-query attention, SwiGLU, a tokenizer. What it does
- * not have is attention, a cache, or a file format for one: sections 5 to 7 have the calls that
- * replace them, about 40 lines. README.md walks through them.
+ * It reads a small model of the Llama type, continues a prompt with the most likely tokens, puts
+ * the conversation away in a file and takes it up again. What an engine needs is here once, as
+ * plainly as it can be written: RMSNorm, RoPE, grouped-query attention, SwiGLU, a tokenizer. What
+ * it does not have is attention, a cache, or a file format for one: sections 5 to 8 have the calls
+ * that replace them. README.md walks through them.
  *
  *   1  errors            4  the parts of a layer     7  save, restore
  *   2  the model         5  kvtile                   8  drafts
