@@ -531,6 +531,70 @@ static void check_batch(const shape *s, int n_threads, int32_t n_steps)
     engine_close(&e);
 }
 
+/*
+ * What README.md shows, word for word: a layer's attention in a graph, and a step of two sequences
+ * on ggml's CPU backend. The outputs are those of the same graph computed without a backend.
+ */
+static void check_backend(const shape *s, int n_threads)
+{
+    engine e = engine_open(n_threads);
+    ours o[2] = {ours_open(s, KVT_TYPE_I8, KVT_TYPE_I8, 1, MAX_TOKENS),
+                 ours_open(s, KVT_TYPE_I8, KVT_TYPE_I8, 1, MAX_TOKENS)};
+    ggml_backend_t backend = ggml_backend_cpu_init();
+    int64_t n_first = 2, n_second = 3, n_tokens = n_first + n_second;
+    int64_t v_dim = s->dim, n_q_heads = s->n_q_heads;
+    int32_t token_ids[] = {11, 12, 21, 22, 23}, ids[3] = {0};
+    struct ggml_tensor *out[2];
+    struct ggml_context *both[2];
+    if (!backend)
+        stop("ggml_backend_cpu_init", "it failed");
+    ggml_backend_cpu_set_n_threads(backend, n_threads);
+    for (int i = 0; i < 2; i++) {
+        kvt_ggml *adapter = o[i].adapter;
+        kvt_seq *first = o[i].seqs[0], *second = o[i].seqs[1];
+        struct ggml_context *ctx = both[i] = new_context((size_t)16 << 20);
+        struct ggml_cgraph *graph = ggml_new_graph(ctx);
+        uint32_t layer = 0;
+        qkv r = project(ctx, s, weights_of(ctx, s, 0), input_of(ctx, 0, 0, n_tokens),
+                        positions_of(ctx, 0, n_tokens));
+        struct ggml_tensor *q = r.q, *k = r.k, *v = r.v, *cur;
+
+        cur = kvt_ggml_attention(adapter, ctx, layer, q, k, v, NULL);
+        cur = ggml_reshape_2d(ctx, cur, v_dim * n_q_heads, n_tokens);
+
+        out[i] = ggml_scale(ctx, cur, 2.0f); /* as an output product would read it */
+        ggml_build_forward_expand(graph, out[i]);
+        if (i == 0) {
+            kvt_ggml_item items[] = {{first, (uint64_t)n_first}, {second, (uint64_t)n_second}};
+            begin(&o[i], items, 2);
+            compute(&e, graph);
+            commit(&o[i]);
+            continue;
+        }
+        kvt_status status;
+
+        kvt_ggml_item items[] = {{first, (uint64_t)n_first}, {second, (uint64_t)n_second}};
+        status = kvt_ggml_begin(adapter, items, 2, NULL);
+        if (status == KVT_OK && ggml_backend_graph_compute(backend, graph) != GGML_STATUS_SUCCESS)
+            kvt_ggml_abort(adapter); /* interrupted */
+        else if (status == KVT_OK)
+            status = kvt_ggml_commit(adapter, token_ids);
+
+        require(status == KVT_OK && kvt_seq_length(first) == 2, "a step on the CPU backend");
+        require(kvt_seq_token_ids(second, 0, 3, ids) == KVT_OK && ids[0] == 21 && ids[2] == 23,
+                "token ids of the second sequence");
+    }
+    require(isfinite(((float *)out[0]->data)[0]) &&
+                memcmp(out[0]->data, out[1]->data, ggml_nbytes(out[0])) == 0,
+            "the CPU backend gives other bits");
+    for (int i = 0; i < 2; i++) {
+        ggml_free(both[i]);
+        ours_close(&o[i]);
+    }
+    ggml_backend_free(backend);
+    engine_close(&e);
+}
+
 static void check_failures(const shape *s, int n_threads)
 {
     engine e = engine_open(n_threads);
@@ -709,6 +773,7 @@ int main(int argc, char **argv)
     for (int i = 0; i < (less ? 1 : 3); i++)
         check_numbers(&shapes[i], n_threads);
     check_batch(&shapes[0], n_threads, less ? 20 : 100);
+    check_backend(&shapes[0], n_threads);
     check_failures(&shapes[0], n_threads);
     time_all(&shapes[3], n_threads, quick ? 512 : ctx_tokens, quick ? 3 : 21);
     printf("%s\n", n_failed ? "FAILED" : "all as it should be");
