@@ -8,7 +8,7 @@
  *   bench_peak.c            peaks of arithmetic, and the clock
  *   bench_cache.c           caches filled with random tokens, and attention in double
  *   bench_attend.c          attend calls, and the check of their output
- *   bench_survey.c, bench_decode.c, bench_against.c, bench_prefill.c, bench_step.c,
+ *   bench_survey.c, bench_decode.c, bench_against.c, bench_ggml.c, bench_prefill.c, bench_step.c,
  *   bench_append.c, bench_seal.c, bench_fork.c, bench_prefix.c, bench_shift.c, bench_snapshot.c,
  *   bench_fidelity.c, bench_fidelity_model.c, bench_fidelity_qkv.c
  *                           the commands
@@ -90,6 +90,14 @@ typedef struct bench_pair {
 /* How i8 is multiplied: KVT_ATTEND_. */
 typedef enum bench_mode { BENCH_NEAR, BENCH_F32, BENCH_FAST } bench_mode;
 
+/* ggml's flash attention over caches of these types; LIKE: of about as many bits as K's type. */
+typedef enum bench_peer {
+    BENCH_PEER_LIKE,
+    BENCH_PEER_F16,
+    BENCH_PEER_Q8_0,
+    BENCH_PEER_Q4_0
+} bench_peer;
+
 typedef struct bench_options {
     bool json, quick;
     uint64_t seed;
@@ -114,13 +122,15 @@ typedef struct bench_options {
 
     bench_mode modes[BENCH_LIST];
     size_t n_modes;
-    uint64_t queries; /* prefill */
-    uint64_t window;  /* decode; 0: none */
-    bool has_against; /* decode */
-    kvt_type against; /* for K and V */
-    uint64_t steps;   /* step: of a measurement */
-    size_t forks;     /* prefix */
-    bool count;       /* step: nothing is timed */
+    uint64_t queries;             /* prefill */
+    uint64_t window;              /* decode; 0: none */
+    bool has_against;             /* decode */
+    kvt_type against;             /* for K and V */
+    bench_peer peers[BENCH_LIST]; /* decode */
+    size_t n_peers;
+    uint64_t steps; /* step: of a measurement */
+    size_t forks;   /* prefix */
+    bool count;     /* step: nothing is timed */
 
     uint64_t tokens[BENCH_LIST]; /* append: tokens a call */
     size_t n_tokens;
@@ -348,6 +358,8 @@ double bench_relative_error(const float *a, const double *b, size_t n);
 /* ---- attend ---- */
 
 uint32_t bench_mode_flags(bench_mode mode); /* KVT_ATTEND_ */
+/* What went into all tokens of a layer. */
+void bench_gather_input(const bench_cache *b, size_t seq, size_t layer, float *k, float *v);
 /* n_queries queries, the last of which is the last token's. */
 void bench_attend_layer(bench_cache *b, size_t seq, size_t layer, uint32_t flags, size_t n_queries,
                         const float *q, float *out);
@@ -414,6 +426,9 @@ void bench_plot_write(const char *path, const bench_plot *plots, size_t n);
 
 int bench_decode(const bench_options *options);
 int bench_against(const bench_options *options); /* decode, with options->against */
+#if defined(KVT_BENCH_GGML)
+int bench_ggml(const bench_options *options); /* decode, with options->peers */
+#endif
 int bench_prefill(const bench_options *options);
 int bench_step(const bench_options *options);
 int bench_machine(const bench_options *options);

@@ -39,7 +39,7 @@ void bench_attend_layer(bench_cache *b, size_t seq, size_t layer, uint32_t flags
 /*
  * The input of one layer, in order. Only this and the reference hold all tokens as f32 at once.
  */
-static void gather_input(const bench_cache *b, size_t seq, size_t layer, float *k, float *v)
+void bench_gather_input(const bench_cache *b, size_t seq, size_t layer, float *k, float *v)
 {
     for (uint64_t first = 0; first < b->ctx; first += 512) {
         size_t n = (size_t)(b->ctx - first < 512 ? b->ctx - first : 512);
@@ -134,7 +134,7 @@ bench_reference *bench_reference_create(bench_cache *b, const float *q, float *o
         size_t at = i * r->queries * r->n_out;
         bench_read_layer(b, seq_of(r, i), layer_of(r, i), b->ctx, k, v);
         expect(r, k, v, r->cached + at);
-        gather_input(b, seq_of(r, i), layer_of(r, i), k, v);
+        bench_gather_input(b, seq_of(r, i), layer_of(r, i), k, v);
         expect(r, k, v, r->given + at);
     }
     free(v);

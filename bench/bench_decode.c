@@ -186,6 +186,10 @@ int bench_decode(const bench_options *options)
 {
     if (options->has_against)
         return bench_against(options);
+#if defined(KVT_BENCH_GGML)
+    if (options->n_peers)
+        return bench_ggml(options);
+#endif
     bench_table_begin(options, "decode: attention of one token over ctx tokens, one layer a call",
                       columns, N_COLUMNS);
     int result = bench_each_case(options, run);

@@ -75,6 +75,9 @@ static const char usage[] =
     "decode:\n"
     "  --window N          a sliding window of N tokens, also as 4k        (default none)\n"
     "  --against TYPE      beside the same with this type for K and V, in one run\n"
+    "  --peer LIST         beside ggml's flash attention over a cache of f16, q8_0 or q4_0: ggml\n"
+    "                      (the one of about as many bits), ggml:f16, ggml:q8_0, ggml:q4_0; only\n"
+    "                      where ggml was there at build time          (default --k f16,i8,i4)\n"
     "prefill:\n"
     "  --queries N         the last so many of ctx tokens                  (default 512)\n"
     "prefix:\n"
@@ -334,6 +337,24 @@ static void set_against(bench_options *o, size_t i, const char *f, const char *x
     if (o->against == KVT_TYPE_I5)
         bench_fail(2, "%s: i5 is a type of V only", f);
 }
+static void set_peer(bench_options *o, size_t i, const char *f, const char *x)
+{
+    static const char *const names[] = {"ggml", "ggml:f16", "ggml:q8_0", "ggml:q4_0"};
+    size_t n = sizeof names / sizeof names[0], peer = 0;
+    while (peer < n && strcmp(names[peer], x) != 0)
+        peer++;
+    if (peer == n)
+        bench_fail(2, "%s: %s is not ggml, ggml:f16, ggml:q8_0 or ggml:q4_0", f, x);
+#if !defined(KVT_BENCH_GGML)
+    bench_fail(2,
+               "%s: this kvt-bench was built without ggml: install ggml, name its folder in "
+               "CMAKE_PREFIX_PATH and configure again",
+               f);
+#endif
+    o->peers[i] = (bench_peer)peer;
+    o->n_peers = i + 1;
+}
+
 static void set_queries(bench_options *o, size_t i, const char *f, const char *x)
 {
     (void)i;
@@ -504,6 +525,7 @@ static const struct flag {
     {"--v-in-k", SWITCH, ATTEND, ANY, set_v_in_k},
     {"--window", ONE, DECODE, ANY, set_window},
     {"--against", ONE, DECODE, ANY, set_against},
+    {"--peer", LIST, DECODE, ANY, set_peer},
     {"--queries", ONE, PREFILL | FIDELITY, ON_QKV, set_queries},
     {"--steps", ONE, STEP, ANY, set_steps},
     {"--forks", ONE, PREFIX, ANY, set_forks},
@@ -603,6 +625,8 @@ static void parse_flags(bench_options *o, int command, const char *command_name,
         bench_fail(2, "%s needs %s%s", flags[f].name, flags[f].on & ON_QKV ? "--qkv" : "--model",
                    flags[f].on == (ON_MODEL | ON_QKV) ? " or --model" : "");
     }
+    if (o->n_peers && (o->has_against || o->window || o->v_in_k))
+        bench_fail(2, "--peer does not go with --against, --window and --v-in-k");
     if (o->full && causal)
         bench_fail(2, "--causal and --full contradict each other");
     FILE *svg = o->svg ? fopen(o->svg, "ab") : NULL; /* now, and not after minutes */
@@ -620,6 +644,11 @@ static void parse_flags(bench_options *o, int command, const char *command_name,
 static void set_defaults(bench_options *o, int command)
 {
     const char *tmp = getenv("TMPDIR");
+    if (o->n_peers && o->n_k_types == 0 && o->n_v_types == 0) {
+        o->k_types[o->n_k_types++] = KVT_TYPE_F16;
+        o->k_types[o->n_k_types++] = KVT_TYPE_I8;
+        o->k_types[o->n_k_types++] = KVT_TYPE_I4;
+    }
     if (o->n_k_types == 0)
         o->k_types[o->n_k_types++] = o->n_v_types == 0 ? KVT_TYPE_I8 : o->v_types[0];
     if (o->n_heads == 0) {

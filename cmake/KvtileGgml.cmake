@@ -1,0 +1,21 @@
+# ggml, where it is installed: examples/ggml and `kvt-bench decode --peer ggml` need it, nothing
+# else does. KVTILE_GGML OFF: not looked for.
+option(KVTILE_GGML "Look for ggml: examples/ggml, kvt-bench decode --peer ggml" ON)
+set(kvtile_have_ggml OFF)
+if(KVTILE_GGML)
+  find_package(ggml CONFIG QUIET)
+  if(ggml_FOUND AND TARGET ggml::ggml)
+    # Where ggml is a static library, programs with it are linked with C++'s runtime.
+    include(CheckLanguage)
+    check_language(CXX)
+    if(CMAKE_CXX_COMPILER)
+      enable_language(CXX)
+      set(kvtile_have_ggml ON)
+    endif()
+  endif()
+  if(kvtile_have_ggml)
+    message(STATUS "ggml ${ggml_VERSION}: ${ggml_DIR}")
+  else()
+    message(STATUS "No ggml, or no C++ compiler to link it: no examples/ggml, no kvt-bench --peer ggml")
+  endif()
+endif()
