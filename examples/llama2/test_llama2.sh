@@ -1,5 +1,6 @@
 #!/bin/sh
 # The program as a user runs it. usage: test_llama2.sh PART LLAMA2 TINYLM
+# LLAMA2_THREADS: for the drafts; 1 in a build without a thread pool.
 set -u
 part=$1
 llama2=$2
@@ -71,7 +72,7 @@ restore) # the same text, however often it is put away
 draft) # the same text in fewer steps
     for type in $sealed; do
         run -p "$story" -n 200 -k $type >"$dir/plain"
-        run -p "$story" -n 200 -k $type -d 8 -t 2 >"$dir/drafted"
+        run -p "$story" -n 200 -k $type -d 8 -t "${LLAMA2_THREADS:-1}" >"$dir/drafted"
         cmp "$dir/plain" "$dir/drafted" || fail "$type: with drafts another text"
         steps=$(sed -n 's/.* in \([0-9]*\) steps.*/\1/p' "$dir/err")
         [ "$steps" -lt 170 ] || fail "$steps steps for 200 tokens"
