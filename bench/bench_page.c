@@ -260,7 +260,8 @@ static void write_markdown(const bench_options *o, const bench_sections *s)
                    "in the median, more than %.0f %%; measure again, or --force",
                    100.0 * noise, 100.0 * NOISY);
     put_machine(&setup, s->data);
-    bench_text_add(&setup, "\n\n```\n");
+    /* The comment tells this project's test of its pages (tests/docs/blocks.py). */
+    bench_text_add(&setup, "\n\n<!-- test: not run: they measure for minutes -->\n```sh\n");
     put_commands(&setup, s->data);
     bench_text_add(&setup, "```\n");
     while ((p = find_line(&in, at, mark)) != NULL) {
