@@ -8,7 +8,7 @@ tinylm=$3
 here=$(dirname "$0")
 model=$here/../tinylm/tinylm.f16.bin
 tokens=$here/../tinylm/tokenizer.bin
-dir=$(mktemp -d "${TMPDIR:-/tmp}/llama2-test-XXXXXX") || exit 1
+dir=$(mktemp -d) || exit 1
 trap 'rm -rf "$dir"' EXIT
 trap 'exit 1' HUP INT TERM
 
