@@ -94,16 +94,17 @@ size_t kvt_rows_own_open(const kvt_seq *seq, size_t from, size_t to, uint32_t co
     return kvt_rows_count_own(seq, from, to, column, KVT_OPEN);
 }
 
-/* Bytes of open blocks of a group, of either form, that are the sequence's own. */
-static uint64_t own_open_bytes(const kvt_seq *seq, size_t from, size_t to, uint32_t column,
-                               uint32_t g)
+/* Bytes of open blocks of either form that are the sequence's own. */
+static uint64_t own_open_bytes(const kvt_seq *seq, size_t from, size_t to, uint32_t column)
 {
-    const kvt_cache *cache = seq->cache;
     uint64_t bytes = 0;
-    for (uint32_t form = 0; form < KVT_FORMS; form++)
-        if (kvt_is_open(form))
-            bytes += (uint64_t)kvt_rows_count_own(seq, from, to, column, form) *
-                     kvt_block_bytes(cache, kvt_class_of(cache, g, form));
+    pthread_mutex_lock(&seq->cache->lock);
+    for (size_t row = from; row < to; row++) {
+        const kvt_block *block = *kvt_seq_entry(seq, row, column);
+        if (block && kvt_is_open(block->form) && block->references == 1)
+            bytes += kvt_block_bytes(seq->cache, block->class_index);
+    }
+    pthread_mutex_unlock(&seq->cache->lock);
     return bytes;
 }
 
@@ -111,7 +112,7 @@ static uint64_t own_open_bytes(const kvt_seq *seq, size_t from, size_t to, uint3
 static uint64_t own_kept_bytes(const kvt_seq *seq, uint32_t g)
 {
     const kvt_seq_group *group = &seq->groups[g];
-    return own_open_bytes(seq, group->n_final, group->n_sealed, kvt_beside(seq->cache, g), g);
+    return own_open_bytes(seq, group->n_final, group->n_sealed, kvt_beside(seq->cache, g));
 }
 
 size_t kvt_rows_own_kept(const kvt_seq *seq, uint32_t g)
@@ -135,7 +136,7 @@ static uint64_t exemption(const kvt_seq *seq)
         bytes += own_kept_bytes(seq, g);
         for (size_t row = group->n_sealed; row < group->seal_end; row++)
             if (*beside(seq, row, g))
-                bytes += own_open_bytes(seq, row, row + 1, g, g);
+                bytes += own_open_bytes(seq, row, row + 1, g);
     }
     return bytes;
 }
@@ -418,7 +419,7 @@ static group_plan plan_group(const kvt_seq *seq, uint32_t g, uint64_t n_tokens)
     plan.sealed = plan.seal_end - n_sealed - plan.fine;
     plan.open = n_rows - plan.open_begin;
     old_end = plan.seal_end < seq->n_rows ? plan.seal_end : seq->n_rows;
-    plan.exempt = own_open_bytes(seq, n_sealed, old_end, g, g);
+    plan.exempt = own_open_bytes(seq, n_sealed, old_end, g);
     if (reopened && plan.seal_end > n_sealed)
         plan.exempt += kvt_block_bytes(seq->cache, kvt_class_of(seq->cache, g, KVT_REOPENED));
     if (plan.seal_end > plan.open_begin)
