@@ -182,7 +182,8 @@ static kvt_status on_layer(void *user, const kvt_snap_block *at, uint32_t layer_
             return status;
         *block = fresh;
     }
-    kvt_snap_scatter(&cache->groups[at->group], *block, layer_index, at->tokens, streams);
+    kvt_snap_scatter(&cache->groups[at->group], at->form, at->tokens, streams,
+                     kvt_head_record(&cache->groups[at->group], *block, layer_index, 0));
     return KVT_OK;
 }
 

@@ -218,7 +218,9 @@ void kvt_snap_make_entry(kvt_snap_saver *s, const kvt_block *block, uint64_t row
     kvt_put32(entry + 28, block->form);
     memcpy(s->digests.data, entry + KVT_SNAP_ENTRY_BYTES - KVT_SNAP_ID_HEAD, KVT_SNAP_ID_HEAD);
     for (layer = 0; layer < geometry->n_layers; layer++) {
-        kvt_snap_gather(&s->seq->cache->groups[group], block, layer, tokens, s->native.data);
+        kvt_snap_gather(&s->seq->cache->groups[group], block->form, tokens,
+                        kvt_head_record(&s->seq->cache->groups[group], block, layer, 0),
+                        s->native.data);
         kvt_snap_digest(s->native.data, bytes,
                         s->digests.data + KVT_SNAP_ID_HEAD + layer * (size_t)KVT_SNAP_ID_BYTES);
     }
@@ -285,7 +287,8 @@ static kvt_status put_block(kvt_snap_saver *s, uint64_t b, const kvt_block *bloc
     for (layer = 0; status == KVT_OK && layer < geometry->n_layers; layer++) {
         /* The first layer's values depend on the token alone: they repeat as tokens do. */
         shapes[1].repeats = shapes[1].kind == KVT_SNAP_KIND_V && layers[layer] == 0;
-        kvt_snap_gather(&s->seq->cache->groups[group], block, layer, tokens, native);
+        kvt_snap_gather(&s->seq->cache->groups[group], block->form, tokens,
+                        kvt_head_record(&s->seq->cache->groups[group], block, layer, 0), native);
         status = put_set(s, KVT_SNAP_LAYER, layer, shapes, n, native);
     }
     if (status == KVT_OK)
