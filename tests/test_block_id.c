@@ -261,8 +261,7 @@ static void returned(world *w, kvt_seq *seq)
         expect_ok(
             w->cache,
             kvt_seq_truncate(
-                seq,
-                seq->checkpoints[rng_below(&w->r, (uint32_t)seq->n_checkpoints)]->n_tokens));
+                seq, seq->checkpoints[rng_below(&w->r, (uint32_t)seq->n_checkpoints)]->n_tokens));
 }
 
 static void checkpoint(world *w, kvt_seq *seq)
@@ -335,10 +334,10 @@ static const struct operation {
     void (*run)(world *w, kvt_seq *seq);
     uint32_t weight;
 } operations[] = {
-    {"step", step, 30},           {"abort", aborted, 6},   {"select", selected, 8},
-    {"truncate", truncated, 12},  {"return", returned, 5}, {"checkpoint", checkpoint, 5},
-    {"remove", removed, 7},       {"clear", cleared, 3},   {"reserve", reserved, 3},
-    {"trim", trimmed, 2},         {"fork", forked, 8},     {"fork while pending", forked_pending, 3},
+    {"step", step, 30},          {"abort", aborted, 6},   {"select", selected, 8},
+    {"truncate", truncated, 12}, {"return", returned, 5}, {"checkpoint", checkpoint, 5},
+    {"remove", removed, 7},      {"clear", cleared, 3},   {"reserve", reserved, 3},
+    {"trim", trimmed, 2},        {"fork", forked, 8},     {"fork while pending", forked_pending, 3},
 };
 #define N_OPERATIONS (sizeof operations / sizeof operations[0])
 
@@ -358,7 +357,7 @@ static const struct operation *some_operation(world *w)
 
 static kvt_cache *make_cache(uint64_t seed)
 {
-    static const kvt_type k_types[] = {KVT_TYPE_I8, KVT_TYPE_I4, KVT_TYPE_I4,
+    static const kvt_type k_types[] = {KVT_TYPE_I8,  KVT_TYPE_I4, KVT_TYPE_I4,
                                        KVT_TYPE_F16, KVT_TYPE_I8, KVT_TYPE_F32};
     static const kvt_type v_types[] = {KVT_TYPE_I8, KVT_TYPE_I4, KVT_TYPE_I5,
                                        KVT_TYPE_I8, KVT_TYPE_I5, KVT_TYPE_F32};
