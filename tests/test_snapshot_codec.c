@@ -512,7 +512,7 @@ static void check_block(kvt_type k_type, kvt_type v_type, uint32_t form, uint32_
     memset(blocks, 0, sizeof blocks);
     layout = &group.layouts[form];
     for (int i = 0; i < 2; i++) {
-        blocks[i].form = form;
+        blocks[i].form = (uint8_t)form;
         blocks[i].data = malloc(layout->block_bytes);
         streams[i] = malloc(bytes);
         assert_non_null(blocks[i].data);
