@@ -375,6 +375,13 @@ uint64_t kvt_snap_decode_bytes(const kvt_snap_header *header);
 /* Whether a filter is defined for a stream. */
 int kvt_snap_filter_known(const kvt_snap_shape *shape, uint32_t filter);
 
+/* Room that a section of streams of so many bytes can take, its head included. */
+static inline size_t kvt_snap_set_room(size_t native_bytes)
+{
+    return KVT_SNAP_SECTION_BYTES + KVT_SNAP_SET_BYTES +
+           KVT_SNAP_MAX_STREAMS * KVT_SNAP_STREAM_BYTES + KVT_SNAP_SUM_BYTES + native_bytes + 8;
+}
+
 /* ---- jobs.c: one layer of a block, coded by any thread ---- */
 
 typedef struct kvt_snap_job {

@@ -16,7 +16,6 @@ void kvt_snap_maps_release(kvt_snap_maps *maps)
 {
     (void)maps;
 }
-kvt_status kvt_seq_verify_layer(const kvt_seq *seq, uint32_t layer);
 kvt_status kvt_seq_verify_layer(const kvt_seq *seq, uint32_t layer)
 {
     (void)seq; (void)layer; return KVT_OK;

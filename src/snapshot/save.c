@@ -5,6 +5,7 @@
 
 #include "src/snapshot/convert.h"
 #include "src/snapshot/crypt.h"
+#include "src/snapshot/map.h"
 
 /* ---- options ---- */
 

@@ -90,8 +90,6 @@ void kvt_snap_put_note(kvt_snap_saver *s, uint32_t type, uint64_t value, uint64_
 kvt_status kvt_snap_make_set(kvt_snap_codec *codec, uint32_t type, uint64_t value,
                              const kvt_snap_shape *shapes, uint32_t n, const unsigned char *native,
                              unsigned char *to, size_t *bytes);
-/* Room that a section of streams of so many bytes can take, its head included. */
-size_t kvt_snap_set_room(size_t native_bytes);
 /* The whole snapshot: all of the saver up to `codec` is set. */
 kvt_status kvt_snap_write(kvt_snap_saver *s);
 
