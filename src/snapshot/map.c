@@ -8,7 +8,15 @@ kvt_status kvt_snap_map_block(kvt_snap_maps *maps, kvt_cache *cache, kvt_snap_ma
                               const unsigned char *images, const unsigned char *digests,
                               kvt_block **block)
 {
-    (void)maps;(void)file;(void)n_blocks;(void)group;(void)form;(void)tokens;(void)images;(void)digests;(void)block;
+    (void)maps;
+    (void)file;
+    (void)n_blocks;
+    (void)group;
+    (void)form;
+    (void)tokens;
+    (void)images;
+    (void)digests;
+    (void)block;
     return kvt_fail(cache, KVT_ERR_UNSUPPORTED, "map");
 }
 
@@ -18,5 +26,7 @@ void kvt_snap_maps_release(kvt_snap_maps *maps)
 }
 kvt_status kvt_seq_verify_layer(const kvt_seq *seq, uint32_t layer)
 {
-    (void)seq; (void)layer; return KVT_OK;
+    (void)seq;
+    (void)layer;
+    return KVT_OK;
 }
