@@ -38,7 +38,7 @@ static kvt_status make_reader(const kvt_seq *seq, uint32_t layer, uint64_t first
         return kvt_fail(cache, KVT_ERR_STATE,
                         "%s: the window of layer %u has released tokens %llu to %llu", call, layer,
                         (unsigned long long)sinks, (unsigned long long)released - 1);
-    return KVT_OK;
+    return kvt_seq_verify_some(seq, layer, (size_t)(first / KVT_TOKENS), kvt_rows(first + n));
 }
 
 typedef void get_function(const void *codes, const uint16_t *scales, size_t slot, size_t dims,

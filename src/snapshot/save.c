@@ -5,7 +5,6 @@
 
 #include "src/snapshot/convert.h"
 #include "src/snapshot/crypt.h"
-#include "src/snapshot/map.h"
 
 /* ---- options ---- */
 
