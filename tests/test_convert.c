@@ -77,6 +77,39 @@ static int has_coarse(const kvt_group_config *g)
     return kvt_is_coarse(g->k_type) || kvt_is_coarse(g->v_type);
 }
 
+/* Slots of tokens that a block does not hold may hold anything. */
+static void garble(const source *s, kvt_side side, const kvt_record *record)
+{
+    const kvt_layout *layout = kvt_block_layout(s->group, s->block);
+    const int is_k = side == KVT_SIDE_K;
+    const kvt_type type = is_k ? layout->k_type : layout->v_type;
+    const size_t dims_p = is_k ? layout->k_dims : layout->v_dims;
+    uint8_t *codes = record->codes;
+    for (size_t t = s->n; t < KVT_TOKENS; t++) {
+        for (size_t d = 0; d < dims_p; d++) {
+            const size_t wide = is_k ? kvt_kw_index(t, d, dims_p) : kvt_vw_index(t, d, dims_p);
+            if (type == KVT_TYPE_F32)
+                memset(codes + 4 * wide, 0xff, 4);
+            else if (type == KVT_TYPE_F16)
+                memset(codes + 2 * wide, 0xff, 2);
+            else if (type == KVT_TYPE_I8)
+                codes[is_k ? kvt_k8_index(t, d, dims_p) : kvt_v8_index(t, d, dims_p)] = 0x80;
+            else
+                kvt_put_bits(codes +
+                                 (is_k ? kvt_k4_index(t, d, dims_p) : kvt_v4_index(t, d, dims_p)),
+                             is_k ? kvt_k4_shift(d) : kvt_v4_shift(t), 15, 9);
+            if (type == KVT_TYPE_I5)
+                kvt_put_bits(codes + kvt_v5_index(t, d, dims_p), kvt_v5_shift(t, d), 1, 1);
+        }
+        if (is_k && type == KVT_TYPE_I4)
+            kvt_record_gains(record, dims_p)[t] = 77;
+        else if (record->scales)
+            record->scales[t] = 0x7e00;
+        if (record->seed)
+            kvt_seed_gains(record->seed, dims_p)[t] = 77;
+    }
+}
+
 static uint32_t flags_for(uint32_t flags, kvt_type k_type)
 {
     return k_type == KVT_TYPE_I4 ? flags & ~(uint32_t)KVT_GROUP_NO_OFFSET : flags;
@@ -119,6 +152,11 @@ static int source_open(source *s, rng *r, const kvt_group_config *g, state of, u
     s->block = kvt_seq_block(s->seq, 1, 0);
     assert_int_equal(s->block->form, is_sealing(g) ? forms[of] : (uint32_t)KVT_SEALED);
     s->rows = read_rows(s->cache, s->seq, &s->g);
+    for (size_t head = 0; head < g->n_kv_heads; head++)
+        for (int side = KVT_SIDE_K; side <= (s->group->v_in_k ? KVT_SIDE_K : KVT_SIDE_V); side++) {
+            const kvt_record record = kvt_record_of(s->group, s->block, (kvt_side)side, 0, head);
+            garble(s, (kvt_side)side, &record);
+        }
     return 1;
 }
 
