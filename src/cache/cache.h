@@ -814,8 +814,8 @@ void kvt_record_read(const kvt_kernels *kernels, const kvt_group *group, uint32_
 /* ---- convert.c ---- */
 
 /*
- * Blocks of one group as those of another group that differs from it in the types, and what
- * follows from them, alone: the same heads, dims, seed, and V in K in both or neither.
+ * Blocks of one group as those of another one with other types. Both have the same heads, dims,
+ * seed and flags, but for KVT_GROUP_NO_OFFSET where K is i4 in one of them.
  *
  * The form that a block of `tokens` tokens of row `row` has in the other group. In a sequence or
  * checkpoint whose sealed rows come before the open ones they do so in these forms, too.

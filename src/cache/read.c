@@ -79,8 +79,12 @@ void kvt_record_read(const kvt_kernels *k, const kvt_group *group, uint32_t form
         for (size_t d = 0; d < dims; d++) /* of V, once 4-bit codes, it may be 0 */
             x[d] *= scale;
     }
-    for (size_t d = 0; offset && d < dims; d++)
-        x[d] += kvt_f16_to_f32(offset[d]);
+    if (offset) {
+        float base[KVT_MAX_DIM];
+        (void)k->load_f16(offset, base, dims);
+        for (size_t d = 0; d < dims; d++)
+            x[d] += base[d];
+    }
     if (rotation->block)
         k->unrotate(x, rotation->signs + head * rotation->stride, dims, rotation->block,
                     rotation->inverse);

@@ -490,7 +490,7 @@ typedef struct kvt_snap_sink {
     kvt_status (*layer)(void *user, const kvt_snap_block *block, uint32_t layer_index,
                         const unsigned char *image, kvt_snap_buffer *scratch);
     /*
-     * All images of a native block, where they lie in a mapped file, which has n_blocks at most,
+     * All images of a native block, where they lie in a mapped file, of which n_blocks at most come,
      * and the layers' digests, which the file may be too short for. *taken 1: they are used there.
      * Comes before they are verified.
      */
