@@ -47,6 +47,11 @@ foreach(name IN LISTS crypt_tests)
   endif()
 endforeach()
 
+# Run by hand.
+add_executable(time_crypt EXCLUDE_FROM_ALL time_crypt.c)
+target_include_directories(time_crypt PRIVATE ${PROJECT_SOURCE_DIR})
+target_link_libraries(time_crypt PRIVATE kvtile_static kvtile_warnings)
+
 set(golden_files)
 foreach(name i8 i8-plain i8-large i8-sink f16-f32 groups empty v-in-k window checkpoints tag moved
     i4 i4-i5 i4-i5-cut i8-i4 i4-checkpoints)
@@ -83,6 +88,8 @@ if(KVTILE_PYTHON)
       ${CMAKE_CURRENT_SOURCE_DIR}/read_snapshot.py --${mode} ${program} ${golden_files})
     set_tests_properties(snapshot_second_reader_${mode} PROPERTIES SKIP_RETURN_CODE 77)
   endforeach()
+  add_test(NAME snapshot_second_reader_encrypted COMMAND ${KVTILE_PYTHON}
+    ${CMAKE_CURRENT_SOURCE_DIR}/read_encrypted.py --golden ${golden}/encrypted.kvx)
 else()
   add_test(NAME snapshot_second_reader_needs_python3 COMMAND ${CMAKE_COMMAND} -E true)
   set_tests_properties(snapshot_second_reader_needs_python3 PROPERTIES DISABLED TRUE)

@@ -49,7 +49,7 @@ typedef struct kvt_snap_crypt {
     unsigned char key[KVT_SNAP_CRYPT_KEY_BYTES]; /* the file's, not the caller's */
     uint32_t segment_bytes, n_lanes;
     kvt_snap_lane lanes[KVT_SNAP_CRYPT_LANES];
-    uint64_t number; /* of the next segment to be written or read */
+    uint64_t number;                  /* of the next segment to be written or read */
     uint64_t n_segments, plain_bytes; /* of a source */
     uint32_t n_ready, lane; /* reading: lanes to deliver; the one that is written or delivered */
     size_t at;              /* delivered of that lane */
