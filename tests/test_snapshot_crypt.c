@@ -48,7 +48,7 @@ static void test_round_trip(void **state)
         kvt_cache_destroy(caches[i]);
 }
 
-/* Two files of the same bytes have no 16 bytes in common but those of the head that say what it is. */
+/* Two files of the same bytes have no 16 in common but those of the head that say what it is. */
 static void test_never_the_same(void **state)
 {
     unsigned char *plain = calloc(2 * S, 1);

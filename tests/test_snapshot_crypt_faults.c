@@ -1,7 +1,7 @@
 /*
  * Encrypted files: files that the writer never makes, under the right key, made here with libsodium
- * as docs/format.md, "Encrypted files", says; a file of another day; memory and streams that fail; and
- * what is left in memory. Includes internal headers and links the static library.
+ * as docs/format.md, "Encrypted files", says; a file of another day; memory and streams that fail;
+ * and what is left in memory. Includes internal headers and links the static library.
  *
  *   test_snapshot_crypt_faults FOLDER          golden/encrypted.kvx is in FOLDER
  *   test_snapshot_crypt_faults --write FILE    make it; tests/read_encrypted.py reads it too

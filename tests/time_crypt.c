@@ -2,7 +2,7 @@
  * How fast files are encrypted and decrypted (src/snapshot/crypt.c), beside copying and writing the
  * same bytes. By hand, after `ninja time_crypt`:
  *
- *   time_crypt FILE [MIB [SEGMENT_KIB]]     FILE is written and removed; 256 MiB, segments as written
+ *   time_crypt FILE [MIB [SEGMENT_KIB]]     FILE is written and removed; 256 MiB by itself
  *
  * Median of 7, with the least and the most, in 10^9 plain bytes a second.
  */
