@@ -86,6 +86,12 @@ static void test_what_follows(void **state)
     assert_int_equal(decrypt_at(&context, &f, plain, 2 * S), KVT_ERR_CORRUPT);
     f.n = n + 1;
     assert_int_equal(decrypt_at(&context, &f, plain, 2 * S), KVT_ERR_CORRUPT);
+    free(f.data);
+    f = encrypted(plain, S + 100);
+    (void)file_write(&f, plain, 5); /* the size of the last segment does not tell of these */
+    assert_int_equal(decrypt(&context, key, &f, plain, S + 100, S, &delivered), KVT_OK);
+    assert_int_equal(f.at, f.n - 5);
+    assert_int_equal(decrypt_at(&context, &f, plain, S + 100), KVT_ERR_CORRUPT);
     kvt_cache_destroy(cache);
     free(plain);
     free(f.data);
@@ -127,6 +133,18 @@ static void test_any_place(void **state)
         assert_int_equal(kvt_snap_decrypt_at(&c, n, to, 1), KVT_ERR_CORRUPT);
         assert_int_equal(kvt_snap_decrypt_at(&c, 1, to, SIZE_MAX), KVT_ERR_CORRUPT);
         assert_int_equal(kvt_snap_decrypt_at(&c, UINT64_MAX, to, 2), KVT_ERR_CORRUPT);
+        /* A segment that is not authentic stays so, whatever was in memory before. */
+        for (size_t k = 4; k < 7; k++) {
+            f.data[HEAD + k * WHOLE + 40] ^= 1;
+            for (int again = 0; again < 3; again++) {
+                memset(to, 0, n);
+                assert_int_equal(kvt_snap_decrypt_at(&c, 5 * S, to, 2 * S),
+                                 k < 5 ? KVT_OK : KVT_ERR_CORRUPT);
+                assert_int_equal(kvt_snap_decrypt_at(&c, 4 * S, to, 1),
+                                 k > 4 ? KVT_OK : KVT_ERR_CORRUPT);
+            }
+            f.data[HEAD + k * WHOLE + 40] ^= 1;
+        }
         kvt_snap_crypt_release(&c);
         kvt_cache_destroy(caches[i]);
     }

@@ -22,7 +22,7 @@ typedef struct forged {
 } forged;
 
 /* A file of segments of plain bytes 0, 1, 2, ..., encrypted as docs/format.md says. */
-static file forge(uint32_t segment, const forged *segments, size_t n)
+static file forge(uint32_t segment, uint64_t zero, const forged *segments, size_t n)
 {
     unsigned char head[HEAD] = "\x89KVX\r\n\x1a\n", keys[48], data[80];
     unsigned char *plain = calloc(65536, 1), *coded = malloc(65536 + 49);
@@ -36,6 +36,7 @@ static file forge(uint32_t segment, const forged *segments, size_t n)
     memset(head + 16, 0xee, 16);
     (void)crypto_generichash(keys, 48, head, 32, key, 32);
     memcpy(head + 32, keys + 32, 16);
+    kvt_put64(head + 48, zero);
     kvt_put64(head + 56, kvt_snap_sum(head, 56));
     f = file_of(head, HEAD);
     for (size_t i = 0; i < n; i++) {
@@ -93,7 +94,7 @@ static void test_forged(void **state)
     assert_non_null(plain);
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         const kvt_snap_context context = context_of(NULL);
-        file f = forge(cases[i].segment, cases[i].segments, cases[i].n);
+        file f = forge(cases[i].segment, 0, cases[i].segments, cases[i].n);
         const kvt_status expected = cases[i].ok == 100 ? KVT_OK : KVT_ERR_CORRUPT;
         size_t delivered, bytes = 0;
 
@@ -104,10 +105,51 @@ static void test_forged(void **state)
         assert_int_equal(decrypt_at(&context, &f, plain, bytes), expected);
         free(f.data);
     }
+    for (uint64_t zero = 0; zero < 2; zero++) { /* a field of a later version */
+        const kvt_snap_context context = context_of(NULL);
+        file f = forge(S, zero << 63, cases[0].segments, 1);
+        assert_int_equal(decrypt_at(&context, &f, plain, 0), zero ? KVT_ERR_CORRUPT : KVT_OK);
+        free(f.data);
+    }
     free(plain);
 }
 
 /* ---- failures ---- */
+
+/* Callbacks that say they have read more than there was room for. */
+static int64_t read_too_much(void *user, void *data, size_t bytes)
+{
+    int64_t n = file_read(user, data, bytes);
+    return n == (int64_t)bytes && ((file *)user)->at > HEAD ? n + 1 : n;
+}
+
+static int64_t read_too_much_at(void *user, uint64_t offset, void *data, size_t bytes)
+{
+    int64_t n = file_read_at(user, offset, data, bytes);
+    return n == (int64_t)bytes && offset > 0 ? n + 1 : n;
+}
+
+static void test_callbacks(void **state)
+{
+    const kvt_snap_context context = context_of(NULL);
+    unsigned char *plain = plain_of(2 * S, 31);
+    file f = encrypted(plain, 2 * S);
+    const kvt_reader in = {&f, read_too_much};
+    const kvt_snap_source source = {&f, read_too_much_at, f.n};
+    kvt_reader out;
+    kvt_snap_crypt c;
+    uint64_t bytes;
+    (void)state;
+
+    assert_int_equal(kvt_snap_decrypt_begin(&context, key, &in, &c, &out), KVT_OK);
+    assert_true(out.read(out.user, plain, 1) < 0);
+    assert_int_equal(kvt_snap_crypt_failure(&c), KVT_OK);
+    kvt_snap_crypt_release(&c);
+    assert_int_equal(kvt_snap_decrypt_open(&context, key, &source, &c, &bytes), KVT_ERR_IO);
+    kvt_snap_crypt_release(&c);
+    free(plain);
+    free(f.data);
+}
 
 static void test_memory(void **state)
 {
@@ -340,9 +382,10 @@ static int write_golden(const char *path)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_forged), cmocka_unit_test(test_memory),
-        cmocka_unit_test(test_bound),  cmocka_unit_test(test_streams),
-        cmocka_unit_test(test_wiped),  cmocka_unit_test(test_golden),
+        cmocka_unit_test(test_forged),  cmocka_unit_test(test_callbacks),
+        cmocka_unit_test(test_memory),  cmocka_unit_test(test_bound),
+        cmocka_unit_test(test_streams), cmocka_unit_test(test_wiped),
+        cmocka_unit_test(test_golden),
     };
     char path[4096];
 
