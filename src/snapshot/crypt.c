@@ -143,7 +143,7 @@ static kvt_status prepare(const kvt_snap_context *context, const unsigned char *
     return KVT_OK;
 }
 
-/* As many segments at once as there are threads; no more memory for larger segments than for ours. */
+/* As many segments at once as there are threads; larger ones than ours take no more memory. */
 static void set_lanes(kvt_snap_crypt *c)
 {
     const kvt_cache *cache = c->context->cache;
