@@ -1,5 +1,5 @@
 # Tests of snapshots and of the command line; included by tests/CMakeLists.txt.
-add_library(snapshot_support STATIC snapshot_support.c subject.c)
+add_library(snapshot_support STATIC snapshot_support.c snapshot_sign.c subject.c)
 target_link_libraries(snapshot_support PUBLIC test_support PRIVATE kvtile_warnings kvtile::xxhash)
 
 foreach(name snapshot snapshot_damage snapshot_files snapshot_rows snapshot_state
