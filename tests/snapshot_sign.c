@@ -327,6 +327,9 @@ static int is_stream_set(uint32_t type)
     return type == 1 || type == 2 || type == 5 || type == 10;
 }
 
+/* What is computed: checksums; with digests of all but blocks and streams, and the file's id; all. */
+typedef enum what { SUMS, BUT_BLOCKS, ALL } what;
+
 /* The block whose sections are walked over: where its digests go is known at their section. */
 typedef struct block_signer {
     const unsigned char *payload;
@@ -370,17 +373,17 @@ static void sign_digests(block_signer *b, unsigned char *payload, size_t size)
 
 /* The index' digests of sections other than blocks; those of blocks are in digests sections. */
 static void sign_entry(unsigned char *digest, const unsigned char *payload, size_t size,
-                       uint32_t type, int ids)
+                       uint32_t type, what what)
 {
     if (type == 1 || type == 2 || type == 10) {
-        if (ids && get32(payload) == 1 && payload[10] == 0 && payload[11] == 0)
+        if (what == ALL && get32(payload) == 1 && payload[10] == 0 && payload[11] == 0)
             put128(digest, payload + 40, get32(payload + 12));
     } else if (type != 4 && size >= 8) {
         put128(digest, payload, size - 8);
     }
 }
 
-static void sign(unsigned char *data, size_t n, int ids)
+static void sign(unsigned char *data, size_t n, what what)
 {
     size_t header = get32(data + 12), at = header, found, entry = 0, n_index = 0, size, room = 0;
     unsigned char *index = NULL, *named;
@@ -410,27 +413,28 @@ static void sign(unsigned char *data, size_t n, int ids)
                 memcpy(named + room + 4, index + ENTRY * i + 8, 8);
                 memcpy(named + room + 12, index + ENTRY * i + 32, 16);
             }
-            put128(payload + 16, named, room);
+            if (what != SUMS)
+                put128(payload + 16, named, room);
             put64(payload + 32, XXH64(payload, 32, 0));
         }
         if (type == 4) {
             const uint32_t group = get32(payload);
             b->payload = payload;
             b->n = 0;
-            b->lost = !ids;
+            b->lost = what != ALL;
             b->known = group < get32(data + 32) && lay_out(&b->l, data + 64 + 48 * (size_t)group,
                                                            get32(payload + 8), get32(payload + 12));
         } else if ((type == 5 || type == 13) && b->payload) {
             sign_layers(b, payload, size, type, (size_t)get64(data + at + 16));
         } else if (type == 14 && b->payload) {
             sign_digests(b, payload, size);
-            if (ids && entry && entry <= n_index)
+            if (what == ALL && entry && entry <= n_index)
                 memcpy(index + ENTRY * (entry - 1) + 32, payload, 16);
         }
         if (size >= 8 && !is_stream_set(type) && type != 7 && type != 13)
             put64(payload + size - 8, XXH64(payload, size - 8, 0));
-        if (is_indexed(type) && entry++ < n_index)
-            sign_entry(index + ENTRY * (entry - 1) + 32, payload, size, type, ids);
+        if (is_indexed(type) && entry++ < n_index && what != SUMS)
+            sign_entry(index + ENTRY * (entry - 1) + 32, payload, size, type, what);
     }
     free(named);
     free(b);
@@ -438,12 +442,17 @@ static void sign(unsigned char *data, size_t n, int ids)
 
 void resign(unsigned char *data, size_t n)
 {
-    sign(data, n, 1);
+    sign(data, n, ALL);
 }
 
 void resign_sums(unsigned char *data, size_t n)
 {
-    sign(data, n, 0);
+    sign(data, n, BUT_BLOCKS);
+}
+
+void resum(unsigned char *data, size_t n)
+{
+    sign(data, n, SUMS);
 }
 
 void reindex(bytes *f)
@@ -488,6 +497,34 @@ void reindex(bytes *f)
     free(copy);
     bytes_free(&index);
     resign(f->data, f->n);
+}
+
+void splice(bytes *f, size_t at, size_t gone, const void *data, size_t n)
+{
+    unsigned char *joined = malloc(f->n - gone + n + 1);
+    assert_non_null(joined);
+    memcpy(joined, f->data, at);
+    if (n)
+        memcpy(joined + at, data, n);
+    memcpy(joined + at + n, f->data + at + gone, f->n - at - gone);
+    free(f->data);
+    f->data = joined;
+    f->n = f->room = f->n - gone + n;
+}
+
+void add_section(bytes *f, size_t at, uint32_t type, uint32_t flags, uint64_t value,
+                 const void *payload, size_t n)
+{
+    unsigned char *section = zeros(HEAD + n + 8);
+    put32(section, type);
+    put32(section + 4, flags);
+    put64(section + 8, n + 8);
+    put64(section + 16, value);
+    if (n)
+        memcpy(section + HEAD, payload, n);
+    splice(f, at, 0, section, HEAD + n + 8);
+    free(section);
+    reindex(f);
 }
 
 void claim_blocks(unsigned char *data, size_t n, uint64_t n_blocks)

@@ -65,8 +65,15 @@ uint64_t state_hash(const model *m, kvt_cache *cache, const kvt_seq *seq);
 void resign(unsigned char *data, size_t n);
 /* The same without the ids and digests of blocks, layers, token ids, positions and shifts. */
 void resign_sums(unsigned char *data, size_t n);
+/* The checksums only: no digest, no id. */
+void resum(unsigned char *data, size_t n);
 /* Write index and end anew, for sections that were put in or taken out; resigns. */
 void reindex(bytes *f);
+/* Put a section in at an offset: n bytes of payload, then the room for its checksum. Reindexes. */
+void add_section(bytes *f, size_t at, uint32_t type, uint32_t flags, uint64_t value,
+                 const void *payload, size_t n);
+/* Replace `gone` bytes at an offset by n others. */
+void splice(bytes *f, size_t at, size_t gone, const void *data, size_t n);
 /* Put all blocks into native sections, or into layer sections of raw streams without filter; the
  * streams of layer sections have to be such already. Resigns. */
 void relay(bytes *f, int native);

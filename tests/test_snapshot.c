@@ -451,7 +451,7 @@ static void test_determinism(void **state)
             expect_ok(used, kvt_seq_clear(b));
             model_append(&m, fresh, a, n, 10);
             model_append(&m, used, b, n, 10);
-            for (uint32_t codec = 0; codec < 2; codec++) {
+            for (uint32_t codec = KVT_CODEC_AUTO; codec <= KVT_CODEC_ZSTD; codec++) {
                 x = saved(fresh, a, codec);
                 y = saved(used, b, codec);
                 assert_int_equal(x.n, y.n);
