@@ -24,6 +24,7 @@ const char *kvt_status_string(kvt_status status)
     case KVT_ERR_FORMAT: return "not a kvtile snapshot of a version that can be read";
     case KVT_ERR_CORRUPT: return "the snapshot is damaged";
     case KVT_ERR_MISMATCH: return "the snapshot belongs to another model or geometry";
+    case KVT_ERR_CANCELLED: return "the caller has ended it";
     }
     return "not a kvtile status";
 }

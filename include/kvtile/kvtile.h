@@ -89,7 +89,8 @@ typedef enum kvt_status {
     KVT_ERR_IO = 9,          /* a file or stream could not be opened, read or written */
     KVT_ERR_FORMAT = 10,     /* not a kvtile snapshot, or of a version this build cannot read */
     KVT_ERR_CORRUPT = 11,    /* a snapshot is damaged: checksum, truncation, contradiction */
-    KVT_ERR_MISMATCH = 12    /* a sound snapshot of another model, geometry or storage type */
+    KVT_ERR_MISMATCH = 12,   /* a sound snapshot of another model, geometry, type or key */
+    KVT_ERR_CANCELLED = 13   /* the caller's progress function has ended the call */
 } kvt_status;
 
 /* How K or V is stored. Bits per element at 128 dims, scales and offsets included. */
@@ -996,6 +997,24 @@ typedef struct kvt_reader {
     int64_t (*read)(void *user, void *data, size_t bytes); /* bytes read, 0: end, negative: error */
 } kvt_reader;
 
+/* Bytes of the caller that travel with a snapshot under a name of their own. */
+typedef struct kvt_snapshot_piece {
+    const char *name; /* 1 to KVT_MAX_NAME bytes and a terminating 0; no two the same */
+    const void *data; /* [bytes] */
+    size_t bytes;
+} kvt_snapshot_piece;
+
+/*
+ * How far a save or load has come: done of total bytes of keys and values. Called between parts, at
+ * most about every 64 MiB, on the thread of the call. Not 0: the call ends with KVT_ERR_CANCELLED,
+ * having changed nothing.
+ */
+typedef int (*kvt_progress)(void *user, uint64_t done, uint64_t total);
+
+#define KVT_KEY_BYTES 32 /* of a key for encrypted snapshots */
+#define KVT_MAX_NAME 64  /* bytes of a piece's name */
+#define KVT_MAX_DEPTH 256 /* of a chain of deltas */
+
 /* Zero the struct but for struct_size for the defaults. */
 typedef struct kvt_save_options {
     size_t struct_size; /* sizeof(kvt_save_options) */
@@ -1003,10 +1022,26 @@ typedef struct kvt_save_options {
     uint32_t no_fsync;  /* 1: do not wait for the disk (files only) */
     int32_t zstd_level; /* 0 stands for 1; else -7 to 19 */
     uint32_t in_place;  /* 1: write over the file itself (files only); see kvt_seq_save */
+    uint64_t first_token;   /* save the tokens from this one on; a multiple of KVT_BLOCK_TOKENS. From
+                               a later one than 0 checkpoints are left out */
+    uint64_t n_tokens;      /* so many; 0: all to the end. Checkpoints behind are left out */
+    const uint32_t *layers; /* [n_layers] of the model's, ascending: the file has these alone, as
+                               layers 0, 1, ...; NULL: all */
+    uint32_t n_layers;      /* 0 where layers is NULL */
+    uint32_t convert;       /* 1: keys and values are stored as k_types and v_types */
+    const kvt_type *k_types, *v_types; /* [n_groups of the cache]; NULL: as they are */
+    const char *parent; /* path of a snapshot in the folder of the file that is saved: a delta is
+                           saved, which has only what that one lacks; NULL: all */
+    const kvt_snapshot_piece *pieces; /* [n_pieces], or NULL */
+    size_t n_pieces;
+    const unsigned char *key; /* [KVT_KEY_BYTES]: encrypt; the parent's key too. NULL: do not */
+    kvt_progress progress;    /* NULL: none */
+    void *progress_user;
 } kvt_save_options;
 
-#define KVT_CODEC_ZSTD 0u /* each stream zstd where it saves at least 2%, else raw */
-#define KVT_CODEC_RAW 1u  /* no compression */
+#define KVT_CODEC_AUTO 0u /* each stream zstd where a sample says that it saves 2%, else raw */
+#define KVT_CODEC_RAW 1u  /* as it lies in memory: the fastest, and can be mapped */
+#define KVT_CODEC_ZSTD 2u /* each stream zstd where it saves at least 2%, else raw */
 
 /*
  * Save a sequence: tokens, keys and values, its tag, its next position where that is set, and its
@@ -1015,6 +1050,15 @@ typedef struct kvt_save_options {
  * Temporaries that saves of the same file have left in the folder because their process died are
  * removed (docs/format.md, "Files").
  *
+ * parent: ids, positions and blocks that the parent, or its own parent, has are not written again.
+ * So a save after each turn writes about what the turn has added. The parent has to stay where it
+ * is, unchanged, until the chain is folded (kvt_snapshot_convert, `kvtile merge`).
+ *
+ * convert: from the values as read back, a type for each group (say i8 saved as i4). The cache is
+ * not changed. Such a file loads into a cache of those types, or with kvt_load_options.convert.
+ *
+ * Several threads of the cache (n_threads, executor) code at once. The bytes do not depend on it.
+ *
  * in_place: for a file that cannot be renamed over, as one that is mounted by itself into a
  * container, or whose folder cannot be written. The file is emptied and written anew, then synced.
  * That is not atomic: a crash or a failure on the way leaves a part of the new file, which loading
@@ -1022,23 +1066,70 @@ typedef struct kvt_save_options {
  *
  * No signal reaches the caller: a passed limit on the size of files (ulimit -f) is KVT_ERR_IO.
  *
- * KVT_ERR_STATE   a step is pending
- * KVT_ERR_IO      the text names the file, the call and the system's reason; the old file is in
- *                 place (the new one, where only the sync of the folder has failed)
- * KVT_ERR_LIMIT   2^32 - 1 blocks or more
+ * KVT_ERR_STATE     a step is pending; a window has released tokens that the range needs
+ * KVT_ERR_IO        the text names the file, the call and the system's reason; the old file is in
+ *                   place (the new one, where only the sync of the folder has failed)
+ * KVT_ERR_LIMIT     2^32 - 1 blocks or more; the chain would pass KVT_MAX_DEPTH
+ * KVT_ERR_MISMATCH  the parent is of another model, geometry or tag, or encrypted with another key
+ * KVT_ERR_CORRUPT   the parent is damaged, or what is mapped is
+ * KVT_ERR_FORMAT    the parent is no snapshot
+ * KVT_ERR_VALUE     convert: a value is beyond what the type can store
+ * KVT_ERR_UNSUPPORTED  a key, and the library was built without libsodium
+ * KVT_ERR_CANCELLED    progress said so
  * KVT_ERR_ARG, KVT_ERR_MEMORY
  */
 KVT_API kvt_status kvt_seq_save(const kvt_seq *seq, const char *path,
                                 const kvt_save_options *options);
+/* The same to a stream, front to back. A parent is named by its whole path here. */
 KVT_API kvt_status kvt_seq_save_stream(const kvt_seq *seq, const kvt_writer *writer,
                                        const kvt_save_options *options);
+/*
+ * The same to a file descriptor, from where it stands (a pipe, a socket, a file): neither synced nor
+ * closed. SIGPIPE is the caller's to ignore; then a closed pipe is KVT_ERR_IO.
+ */
+KVT_API kvt_status kvt_seq_save_fd(const kvt_seq *seq, int fd, const kvt_save_options *options);
+/*
+ * The same to memory: to: [room] bytes; *bytes: how many were written. KVT_ERR_FULL: there is no room;
+ * what `to` holds is unspecified then. kvt_seq_save_bound tells how much suffices.
+ */
+KVT_API kvt_status kvt_seq_save_memory(const kvt_seq *seq, void *to, size_t room, size_t *bytes,
+                                       const kvt_save_options *options);
+/*
+ * The most bytes that a save with these options writes now. With KVT_CODEC_RAW and neither parent
+ * nor checkpoints it is exact.
+ */
+KVT_API kvt_status kvt_seq_save_bound(const kvt_seq *seq, uint64_t *bytes,
+                                      const kvt_save_options *options);
 
 /* Zero the struct but for struct_size for the defaults. */
 typedef struct kvt_load_options {
     size_t struct_size;    /* sizeof(kvt_load_options) */
     const int32_t *prompt; /* [n_prompt] the whole prompt's token ids, from token 0 on, or NULL */
     uint64_t n_prompt;     /* 0 where prompt is NULL */
+    uint32_t reuse;        /* KVT_REUSE_: how much of the snapshot is restored */
+    uint32_t map;          /* KVT_MAP_ (kvt_seq_load only) */
+    uint32_t convert;      /* 1: a snapshot of other types is converted to the cache's */
+    uint32_t n_layers;     /* 0 where layers is NULL */
+    const uint32_t *layers; /* [n_layers of the cache], ascending: which layers of the file its
+                               layers 0, 1, ... are; NULL: the file has the same ones */
+    const char *folder;       /* where a delta's parents are; NULL: the folder of the file */
+    const unsigned char *key; /* [KVT_KEY_BYTES] of an encrypted snapshot, and of its parents */
+    /* Each of the caller's pieces in turn (bytes of one are there during the call), or NULL. They
+       are verified; the rest of the snapshot may still turn out damaged. Not 0: cancel. */
+    int (*on_piece)(void *user, const kvt_snapshot_piece *piece);
+    void *piece_user;
+    kvt_progress progress; /* NULL: none */
+    void *progress_user;
 } kvt_load_options;
+
+#define KVT_REUSE_ALL 0u        /* all of it; result tells what fits the prompt */
+#define KVT_REUSE_PREFIX 1u     /* the sequence ends at reuse_tokens */
+#define KVT_REUSE_CHECKPOINT 2u /* the sequence ends at checkpoint_tokens; empty where none is */
+
+#define KVT_MAP_NONE 0u   /* all is read into memory */
+#define KVT_MAP_VERIFY 1u /* blocks saved with KVT_CODEC_RAW are used where they lie in the file; it
+                             is verified as a whole at once */
+#define KVT_MAP_LAZY 2u   /* the same; each layer of a block is verified at its first use */
 
 /*
  * How to go on with a prompt: truncate to reuse_tokens, then compute prompt[reuse_tokens] ..
@@ -1052,13 +1143,14 @@ typedef struct kvt_load_options {
  */
 typedef struct kvt_load_result {
     uint64_t n_tokens;      /* restored */
-    uint64_t prefix_tokens; /* how many of them equal the beginning of options.prompt */
+    uint64_t prefix_tokens; /* how many of the snapshot's equal the beginning of options.prompt */
     uint64_t reuse_tokens;  /* the deepest length that kvt_seq_truncate can reach at or before the
                                smaller of prefix_tokens and n_prompt - 1, which it is but where
                                windows have released blocks; 0 without a prompt */
     uint64_t checkpoint_tokens; /* the last checkpoint at or before that smaller one, which is 0
                                    without a prompt; UINT64_MAX: none */
-    uint64_t reserved[4];       /* 0 */
+    uint64_t mapped_bytes;      /* of blocks that lie in the file */
+    uint64_t reserved[3];       /* 0 */
 } kvt_load_result;
 
 /*
@@ -1070,18 +1162,40 @@ typedef struct kvt_load_result {
  * save (or a checkpoint) caused are not taken back any more by a truncate, as if another begin had
  * come. options and result may be NULL.
  *
+ * A delta is loaded with the chain of its parents, each found by its name and held against the id
+ * that its child has noted.
+ *
+ * map: the file's pages are the cache's memory, shared with all processes that map it and not held
+ * against the budget; what is appended or changed is copied first. The file must not be changed
+ * while it is mapped (a save that replaces it is fine: it makes a new one); where it is cut short
+ * the process gets SIGBUS. With KVT_MAP_LAZY kvt_attend, kvt_read, kvt_visit, kvt_seq_begin and saves
+ * answer KVT_ERR_CORRUPT, with their output unwritten, when they meet a damaged layer of a block.
+ *
  * KVT_ERR_STATE     a step is pending
- * KVT_ERR_IO        cannot be opened or read
+ * KVT_ERR_IO        cannot be opened or read; a parent is missing
  * KVT_ERR_FORMAT    not a snapshot, or of a newer version
  * KVT_ERR_CORRUPT   damaged or cut; the text says what and where
  * KVT_ERR_MISMATCH  of another fingerprint, geometry, types, windows or tag, or with keys that have
- *                   moved while the cache's groups have no RoPE described; the text names it
+ *                   moved while the cache's groups have no RoPE described; the text names it. A
+ *                   parent that is another file than the one that the delta was saved for. A wrong
+ *                   key, or none, or one for a file that is not encrypted
  * KVT_ERR_FULL      longer than max_tokens
+ * KVT_ERR_VALUE     convert: a value is beyond what the cache's type can store
+ * KVT_ERR_UNSUPPORTED  encrypted, and the library was built without libsodium; map of a file that
+ *                      is encrypted, or converted, or where files cannot be mapped
+ * KVT_ERR_CANCELLED    progress or on_piece said so
  * KVT_ERR_ARG, KVT_ERR_MEMORY, KVT_ERR_BUDGET
  */
 KVT_API kvt_status kvt_seq_load(kvt_seq *seq, const char *path, const kvt_load_options *options,
                                 kvt_load_result *result);
+/* The same from a stream; nothing behind the snapshot is read. A delta needs options.folder. */
 KVT_API kvt_status kvt_seq_load_stream(kvt_seq *seq, const kvt_reader *reader,
+                                       const kvt_load_options *options, kvt_load_result *result);
+/* The same from a file descriptor, from where it stands. It is not closed. */
+KVT_API kvt_status kvt_seq_load_fd(kvt_seq *seq, int fd, const kvt_load_options *options,
+                                   kvt_load_result *result);
+/* The same from memory: data: [bytes], which the snapshot fills. */
+KVT_API kvt_status kvt_seq_load_memory(kvt_seq *seq, const void *data, size_t bytes,
                                        const kvt_load_options *options, kvt_load_result *result);
 
 /* Geometry of a group as a snapshot records it; fields as in kvt_group_config. */
@@ -1110,12 +1224,36 @@ typedef struct kvt_snapshot_info {
     uint64_t n_blocks;        /* of all groups, those that only checkpoints have included */
     uint64_t n_open_blocks; /* of them: f16, where the group has i8, i4, i5; with verify, else 0 */
     uint64_t n_checkpoints; /* with verify, else 0 */
-    uint64_t file_bytes;    /* read; kvt_snapshot_info reads to the end only with verify */
+    uint64_t file_bytes;    /* read; kvt_snapshot_inspect reads to the end only with verify */
     uint64_t stored_bytes;  /* of the blocks' streams as stored; with verify, else 0 */
     uint64_t native_bytes;  /* of the same streams decoded; with verify, else 0 */
     uint64_t n_elements;    /* of K and V in them; with verify, else 0 */
-    uint64_t reserved2[8];  /* 0 */
+    uint8_t snapshot_id[16]; /* names the contents; with verify, else 0 */
+    uint8_t parent_id[16];   /* of a delta: the parent's snapshot id */
+    char parent_name[256];   /* of a delta: the parent's file name; else "" */
+    uint32_t depth;          /* parents of the chain; 0: the file is no delta */
+    uint32_t encrypted;      /* 1: it is */
+    uint64_t inherited_tokens; /* whose ids and positions the parent has */
+    uint64_t inherited_blocks; /* of n_blocks; with verify, else 0 */
+    uint64_t native_blocks;    /* of n_blocks: that can be mapped; with verify, else 0 */
+    uint64_t n_pieces;         /* the caller's; with verify, else 0 */
+    uint64_t reserved2[8];     /* 0 */
+    uint32_t n_layers;         /* of all groups */
+    uint8_t layer_groups[KVT_MAX_LAYERS]; /* [n_layers] of the model's layers: their groups */
 } kvt_snapshot_info;
+
+/* Zero the struct but for struct_size for the defaults. */
+typedef struct kvt_inspect_options {
+    size_t struct_size;       /* sizeof(kvt_inspect_options) */
+    uint32_t verify;          /* 1: read the whole file, and what it takes of its parents */
+    uint32_t reserved;        /* 0 */
+    const char *folder;       /* as in kvt_load_options, as all below */
+    const unsigned char *key;
+    int (*on_piece)(void *user, const kvt_snapshot_piece *piece); /* with verify */
+    void *piece_user;
+    kvt_progress progress;
+    void *progress_user;
+} kvt_inspect_options;
 
 /*
  * Describe a snapshot without a cache. verify 0: the header, and the tag and next position behind
@@ -1125,6 +1263,24 @@ typedef struct kvt_snapshot_info {
  * error_text (may be NULL): says why on failure. Errors as kvt_seq_load, without MISMATCH.
  */
 KVT_API kvt_status kvt_snapshot_inspect(const char *path, int verify, kvt_snapshot_info *info,
+                                        char *error_text, size_t error_text_bytes);
+/* The same with options. */
+KVT_API kvt_status kvt_snapshot_inspect_with(const char *path, const kvt_inspect_options *options,
+                                             kvt_snapshot_info *info, char *error_text,
+                                             size_t error_text_bytes);
+
+/*
+ * Read a snapshot, with its parents, and save it anew: with another codec or other types, some of
+ * its tokens or layers, encrypted or not, as one file in place of a chain. Its pieces, tag and
+ * checkpoints go along; options->pieces come besides. Memory: about that of the sequence.
+ *
+ * from_options (may be NULL): folder, key, progress, layers and convert (to what the file's own
+ *     groups say: no meaning) as for a load; prompt, reuse and map have to be 0
+ * to_options (may be NULL): as for kvt_seq_save
+ * error_text (may be NULL): says why on failure. Errors as kvt_seq_load and kvt_seq_save.
+ */
+KVT_API kvt_status kvt_snapshot_convert(const char *from, const kvt_load_options *from_options,
+                                        const char *to, const kvt_save_options *to_options,
                                         char *error_text, size_t error_text_bytes);
 
 #ifdef __cplusplus

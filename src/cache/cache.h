@@ -7,8 +7,8 @@
  * rows.c (a sequence's block table), reserve.c, checkpoint.c, window.c (what is out of sight),
  * turns.c (keys that have moved), stats.c, sequence.c (steps), fork.c (sequences that share
  * blocks), open.c (tokens into open blocks), seal.c (these into sealed ones), reopen.c (and back),
- * append.c, select.c (a commit of some of a step's tokens), remove.c (tokens out of the middle) and
- * read.c. src/create.c makes a cache.
+ * append.c, select.c (a commit of some of a step's tokens), remove.c (tokens out of the middle),
+ * read.c and convert.c (blocks of other types). src/create.c makes a cache.
  */
 #ifndef KVT_CACHE_H
 #define KVT_CACHE_H
@@ -638,6 +638,9 @@ static inline uint8_t *kvt_record_gains(const kvt_record *record, size_t dims_p)
  */
 #define KVT_K4_ALONG 32.0f /* steps */
 
+/* Of the memory of a head's record in a form. */
+kvt_record kvt_record_at(const kvt_group *group, uint32_t form, kvt_side side,
+                         unsigned char *memory);
 /* Of a block, layer and head. */
 kvt_record kvt_record_of(const kvt_group *group, const kvt_block *block, kvt_side side,
                          size_t layer_index, size_t kv_head);
@@ -698,5 +701,39 @@ void kvt_seal_offset(const kvt_kernels *kernels, const kvt_group *group, uint32_
  * block: the same numbers, K's but for the rounding to f16.
  */
 void kvt_reopen(const kvt_seq *seq, uint32_t g, size_t row, kvt_block *open);
+
+/* ---- read.c ---- */
+
+/*
+ * The token in a slot of a record of one form, as kvt_read gives it in f32: x[dims of the side].
+ * V in K: side is K.
+ */
+void kvt_record_read(const kvt_kernels *kernels, const kvt_group *group, uint32_t form,
+                     kvt_side side, size_t head, const kvt_record *record, size_t slot, float *x);
+
+/* ---- convert.c ---- */
+
+/*
+ * Blocks of one group as those of another group that differs from it in the types, and what
+ * follows from them, alone: the same heads, dims, seed, and V in K in both or neither.
+ *
+ * The form that a block of `tokens` tokens of row `row` has in the other group. In a sequence or
+ * checkpoint whose sealed rows come before the open ones they do so in these forms, too.
+ */
+uint32_t kvt_convert_form(const kvt_group *from_group, uint32_t form, const kvt_group *to_group,
+                          size_t row, uint32_t tokens);
+/* Bytes of the scratch memory that a conversion needs, of any alignment. */
+size_t kvt_convert_bytes(const kvt_group *from_group, const kvt_group *to_group);
+/*
+ * One layer of a block: `from` has it in `form` of from_group (layer_bytes of that layout), `to`
+ * gets it in to_form, which kvt_convert_form gives, of to_group. Both at multiples of 64 bytes, and
+ * apart. All of `to` is written, with zeros for tokens and dims that are not there. Depends on
+ * nothing but these bytes; the same on every instruction set.
+ *
+ * KVT_ERR_VALUE: a value is beyond what the other type can store; `to` is unspecified.
+ */
+kvt_status kvt_convert_layer(const kvt_kernels *kernels, const kvt_group *from_group, uint32_t form,
+                             const unsigned char *from, uint32_t tokens, const kvt_group *to_group,
+                             uint32_t to_form, unsigned char *to, void *scratch);
 
 #endif /* KVT_CACHE_H */

@@ -10,12 +10,19 @@
 
 #include "src/snapshot/format.h"
 
-_Static_assert(sizeof(XXH64_state_t) <= sizeof(kvt_snap_summer), "kvt_snap_summer is too small");
+_Static_assert(sizeof(XXH64_state_t) <= sizeof ((kvt_snap_summer *)0)->state, "too small");
+_Static_assert(sizeof(XXH3_state_t) <= sizeof ((kvt_snap_summer *)0)->digest_state, "too small");
 _Static_assert(sizeof(XXH128_canonical_t) == KVT_SNAP_ID_BYTES, "a digest has 16 bytes");
 
 uint64_t kvt_snap_sum(const void *data, size_t bytes)
 {
     return XXH64(data, bytes, 0);
+}
+
+/* The states are aligned as they have to be: a summer is, and so is its first member. */
+static XXH3_state_t *digest_state(const kvt_snap_summer *summer)
+{
+    return (XXH3_state_t *)(uintptr_t)summer->digest_state;
 }
 
 void kvt_snap_summer_init(kvt_snap_summer *summer)
@@ -24,14 +31,19 @@ void kvt_snap_summer_init(kvt_snap_summer *summer)
     memset(&state, 0, sizeof state);
     (void)XXH64_reset(&state, 0);
     memcpy(summer->state, &state, sizeof state);
+    memset(summer->digest_state, 0, sizeof summer->digest_state);
+    (void)XXH3_128bits_reset(digest_state(summer));
 }
 
 void kvt_snap_summer_add(kvt_snap_summer *summer, const void *data, size_t bytes)
 {
     XXH64_state_t state;
+    if (!bytes)
+        return;
     memcpy(&state, summer->state, sizeof state);
     (void)XXH64_update(&state, data, bytes);
     memcpy(summer->state, &state, sizeof state);
+    (void)XXH3_128bits_update(digest_state(summer), data, bytes);
 }
 
 uint64_t kvt_snap_summer_sum(const kvt_snap_summer *summer)
@@ -39,6 +51,13 @@ uint64_t kvt_snap_summer_sum(const kvt_snap_summer *summer)
     XXH64_state_t state;
     memcpy(&state, summer->state, sizeof state);
     return XXH64_digest(&state);
+}
+
+void kvt_snap_summer_digest(const kvt_snap_summer *summer, unsigned char *digest)
+{
+    XXH128_canonical_t canonical;
+    XXH128_canonicalFromHash(&canonical, XXH3_128bits_digest(digest_state(summer)));
+    memcpy(digest, &canonical, sizeof canonical);
 }
 
 void kvt_snap_digest(const void *data, size_t bytes, unsigned char *digest)
