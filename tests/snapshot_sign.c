@@ -499,7 +499,7 @@ void reindex(bytes *f)
     resign(f->data, f->n);
 }
 
-void splice(bytes *f, size_t at, size_t gone, const void *data, size_t n)
+void replace_bytes(bytes *f, size_t at, size_t gone, const void *data, size_t n)
 {
     unsigned char *joined = malloc(f->n - gone + n + 1);
     assert_non_null(joined);
@@ -522,7 +522,7 @@ void add_section(bytes *f, size_t at, uint32_t type, uint32_t flags, uint64_t va
     put64(section + 16, value);
     if (n)
         memcpy(section + HEAD, payload, n);
-    splice(f, at, 0, section, HEAD + n + 8);
+    replace_bytes(f, at, 0, section, HEAD + n + 8);
     free(section);
     reindex(f);
 }

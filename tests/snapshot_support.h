@@ -73,7 +73,7 @@ void reindex(bytes *f);
 void add_section(bytes *f, size_t at, uint32_t type, uint32_t flags, uint64_t value,
                  const void *payload, size_t n);
 /* Replace `gone` bytes at an offset by n others. */
-void splice(bytes *f, size_t at, size_t gone, const void *data, size_t n);
+void replace_bytes(bytes *f, size_t at, size_t gone, const void *data, size_t n);
 /* Put all blocks into native sections, or into layer sections of raw streams without filter; the
  * streams of layer sections have to be such already. Resigns. */
 void relay(bytes *f, int native);

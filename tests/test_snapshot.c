@@ -48,7 +48,7 @@ static void round_trip(const model *m, size_t n, size_t step, uint32_t codec)
 {
     kvt_cache *here = model_cache(m), *there = model_cache(m);
     kvt_seq *a = model_seq(here), *b = model_seq(there);
-    kvt_load_result result = {99, 99, 99, 99, {0}};
+    kvt_load_result result = {99, 99, 99, 99, 99, {0}};
     bytes first;
 
     model_append(m, here, a, n, step);

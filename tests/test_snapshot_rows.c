@@ -385,13 +385,13 @@ static void set_words(bytes *f, unsigned i, const uint32_t *words, size_t n)
         put32(put + 4 * w, words[w]);
     n = (n + 1) / 2 * 8;
     put64(f->data + at - 24, size - old + n);
-    splice(f, at + 16, old, put, n);
+    replace_bytes(f, at + 16, old, put, n);
 }
 
 static void drop_point(bytes *f, unsigned i)
 {
     size_t size, at = section_payload(f->data, f->n, 9, i, &size);
-    splice(f, at - 32, size + 32, NULL, 0);
+    replace_bytes(f, at - 32, size + 32, NULL, 0);
 }
 
 /* A copy of block `from` becomes block `to`; one of its bytes is another one, if other is not 0. */
@@ -405,22 +405,22 @@ static void add_block(bytes *f, unsigned from, unsigned to, unsigned char other)
     memcpy(copy, f->data + begin, end - begin);
     copy[32 + 40 + 32 + 8 + 3 * 24 + 8] ^= other; /* the first code of the first layer */
     at = section_payload(f->data, f->n, 4, to, &size) - 32;
-    splice(f, at, 0, copy, end - begin);
+    replace_bytes(f, at, 0, copy, end - begin);
     free(copy);
     at = section_payload(f->data, f->n, 3, 0, &size);
     memcpy(entry, f->data + at + 32 * from, 32);
     put64(f->data + at - 24, size + 32);
-    splice(f, at + 32 * to, 0, entry, 32);
+    replace_bytes(f, at + 32 * to, 0, entry, 32);
 }
 
 /* Block b is gone. */
 static void drop_block(bytes *f, unsigned b)
 {
     size_t size, at, begin = section_payload(f->data, f->n, 4, b, &size) - 32;
-    splice(f, begin, block_end(f, begin) - begin, NULL, 0);
+    replace_bytes(f, begin, block_end(f, begin) - begin, NULL, 0);
     at = section_payload(f->data, f->n, 3, 0, &size);
     put64(f->data + at - 24, size - 32);
-    splice(f, at + 32 * b, 32, NULL, 0);
+    replace_bytes(f, at + 32 * b, 32, NULL, 0);
 }
 
 /*

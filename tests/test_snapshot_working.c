@@ -236,7 +236,7 @@ static void test_cut_section(void **state)
     seq = model_seq(cache);
     model_append(&m, cache, seq, 64, 64);
     file = saved(cache, seq, KVT_CODEC_RAW);
-    at = section_payload(file.data, file.n, 5, 0, &payload);
+    at = section_payload(file.data, file.n, 13, 0, &payload);
     assert_true(payload > 4000000);
     before = l.live_bytes;
     for (size_t have = 0; have < payload; have += have < 1000000 ? 999999 : 1500000) {
