@@ -245,6 +245,26 @@ static kvt_status put_layers(kvt_snap_saver *s, batch *b, uint32_t first, size_t
     return status == KVT_OK ? tell(s, (uint64_t)n * bytes) : status;
 }
 
+uint64_t kvt_snap_block_bound(const kvt_snap_saver *s, uint64_t bytes, uint32_t group,
+                              uint32_t form)
+{
+    const uint64_t n_layers = s->header->groups[group].n_layers;
+    kvt_snap_shape shapes[KVT_SNAP_MAX_STREAMS];
+    size_t native;
+
+    bytes += KVT_SNAP_SECTION_BYTES + KVT_SNAP_BLOCK_BYTES;
+    if (s->native) {
+        bytes += KVT_SNAP_SECTION_BYTES;
+        bytes = (bytes + KVT_SNAP_ALIGN - 1) / KVT_SNAP_ALIGN * KVT_SNAP_ALIGN;
+        bytes += n_layers * s->stored_as[group]->layouts[form].layer_bytes;
+    } else {
+        (void)kvt_snap_shapes(&s->header->groups[group], form, KVT_TOKENS, shapes, &native);
+        bytes += n_layers * kvt_snap_set_room(native);
+    }
+    return bytes + KVT_SNAP_SECTION_BYTES + (n_layers + 1) * KVT_SNAP_ID_BYTES +
+           KVT_SNAP_SUM_BYTES;
+}
+
 kvt_status kvt_snap_put_block(kvt_snap_saver *s, uint64_t number, const kvt_block *block)
 {
     const unsigned char *entry = s->table.data + number * KVT_SNAP_ENTRY_BYTES;

@@ -7,6 +7,14 @@
 #include "src/snapshot/format.h"
 
 /*
+ * A group of the cache's with the types of `group`, and memory for its rotations' signs.
+ * KVT_ERR_ARG: it cannot have them.
+ */
+kvt_status kvt_snap_target_make(const kvt_snap_context *context, const kvt_group *of,
+                                const kvt_snapshot_group *group, kvt_group *made, float **signs);
+/* A zeroed one is fine. */
+void kvt_snap_target_release(const kvt_snap_context *context, kvt_group *made, float *signs);
+/*
  * The layer `from` of a block in `form` of a group, as the memory of a layer in to_form of another
  * group. KVT_ERR_VALUE: a value is beyond what its type can store.
  */

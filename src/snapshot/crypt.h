@@ -59,6 +59,13 @@ typedef struct kvt_snap_crypt {
     char text[160];         /* of it */
 } kvt_snap_crypt;
 
+/* Bytes of the container around so many plain ones, at most. */
+static inline uint64_t kvt_snap_crypt_bound(uint64_t plain_bytes)
+{
+    return plain_bytes + KVT_SNAP_CRYPT_HEAD_BYTES +
+           (plain_bytes / KVT_SNAP_CRYPT_SEGMENT + 1) * KVT_SNAP_CRYPT_MORE_BYTES;
+}
+
 /* Whether this build can encrypt. */
 int kvt_snap_crypt_built(void);
 

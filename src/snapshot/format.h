@@ -124,17 +124,29 @@ static inline uint64_t kvt_get64(const unsigned char *p)
 /* ---- hash.c: the only file that names xxHash ---- */
 
 uint64_t kvt_snap_sum(const void *data, size_t bytes); /* XXH64, seed 0 */
+/* XXH3-128 in its canonical (big-endian) bytes. */
+void kvt_snap_digest(const void *data, size_t bytes, unsigned char *digest);
+/* The same of the concatenation of pieces. */
+typedef struct kvt_snap_digester {
+    uint64_t state[72]; /* room for XXH3_state_t */
+} kvt_snap_digester;
+void kvt_snap_digester_init(kvt_snap_digester *digester);
+void kvt_snap_digester_add(kvt_snap_digester *digester, const void *data, size_t bytes);
+void kvt_snap_digester_end(const kvt_snap_digester *digester, unsigned char *digest);
+/*
+ * memcpy, and kvt_snap_digest of what is copied. `to` is not read soon: it may be written past the
+ * caches.
+ */
+void kvt_snap_copy_digest(void *to, const void *from, size_t bytes, unsigned char *digest);
 /* XXH64 and XXH3-128 of the concatenation of pieces. */
 typedef struct kvt_snap_summer {
-    _Alignas(64) uint64_t digest_state[80]; /* room for XXH3_state_t */
-    uint64_t state[16];                     /* room for XXH64_state_t */
+    uint64_t state[16]; /* room for XXH64_state_t */
+    kvt_snap_digester digester;
 } kvt_snap_summer;
 void kvt_snap_summer_init(kvt_snap_summer *summer);
 void kvt_snap_summer_add(kvt_snap_summer *summer, const void *data, size_t bytes);
 uint64_t kvt_snap_summer_sum(const kvt_snap_summer *summer);
 void kvt_snap_summer_digest(const kvt_snap_summer *summer, unsigned char *digest);
-/* XXH3-128 in its canonical (big-endian) bytes. */
-void kvt_snap_digest(const void *data, size_t bytes, unsigned char *digest);
 
 /* Does a checksum hold? A fuzzer has to get past it. */
 static inline int kvt_snap_same_sum(uint64_t stored, uint64_t computed)
@@ -215,9 +227,19 @@ kvt_status kvt_snap_header_begin(const kvt_snap_context *context, const unsigned
 /* The whole header, after kvt_snap_header_begin. */
 kvt_status kvt_snap_header_get(const kvt_snap_context *context, const unsigned char *from,
                                size_t bytes, kvt_snap_header *header);
-/* KVT_ERR_MISMATCH, naming the field, unless the header is of this cache's model; KVT_ERR_FULL. */
-kvt_status kvt_snap_header_match(const kvt_cache *cache, const kvt_snap_header *header);
+/*
+ * KVT_ERR_MISMATCH, naming the field, unless the header is of this cache's model; KVT_ERR_FULL.
+ * converts: the storage types need not be the cache's.
+ */
+kvt_status kvt_snap_header_match(const kvt_cache *cache, const kvt_snap_header *header,
+                                 uint32_t converts);
+/* In parts, where layers are chosen: all but the groups; group g as one of the cache's. */
+kvt_status kvt_snap_header_match_model(const kvt_cache *cache, const kvt_snap_header *header);
+kvt_status kvt_snap_group_match(const kvt_cache *cache, const kvt_snap_header *header, uint32_t g,
+                                uint32_t of, uint32_t converts);
 
+/* Why a group cannot be one that kvt_cache_create takes; NULL when it can. */
+const char *kvt_snap_group_fault(const kvt_snapshot_group *group);
 /* Rows of a group that its window always leaves: as kvt_sink_rows; 0 where it has none. */
 uint64_t kvt_snap_sink_rows(const kvt_snapshot_group *group);
 
@@ -283,14 +305,34 @@ void kvt_snap_group_make(const kvt_snapshot_group *group, kvt_group *made);
 /* Largest image of a layer over all groups and forms. */
 size_t kvt_snap_image_bytes(const kvt_snap_header *header);
 
-/* A layer's streams, one after the other: live tokens only, zero where a tile has no token. */
-void kvt_snap_gather(const kvt_group *group, const kvt_block *block, size_t layer_index,
-                     uint32_t tokens, unsigned char *streams);
-/* The reverse, into a block. */
-void kvt_snap_scatter(const kvt_group *group, kvt_block *block, size_t layer_index, uint32_t tokens,
-                      const unsigned char *streams);
+/*
+ * A layer's streams, one after the other, from its memory: live tokens only, zero where a tile has
+ * no token.
+ */
+void kvt_snap_gather(const kvt_group *group, uint32_t form, uint32_t tokens,
+                     const unsigned char *layer, unsigned char *streams);
+/* The reverse: all of the image is written. What the streams have in dead lanes goes along. */
+void kvt_snap_scatter(const kvt_group *group, uint32_t form, uint32_t tokens,
+                      const unsigned char *streams, unsigned char *image);
 /* NULL when a native stream holds nothing that append could not have stored, else what. */
 const char *kvt_snap_check(const kvt_snap_shape *shape, const unsigned char *stream);
+
+/* ---- image.c: a layer as it is attended over; of the group the layouts count ---- */
+
+/*
+ * Whether a layer of a block lies in memory as its image: there are 64 tokens, and no padding that
+ * may hold anything.
+ */
+int kvt_snap_is_image(const kvt_group *group, uint32_t form, uint32_t tokens);
+/* Zero, in a layer's memory, what its image has as zero: where there is no token, dim or part. */
+void kvt_snap_image_clear(const kvt_group *group, uint32_t form, uint32_t tokens,
+                          unsigned char *layer);
+/*
+ * NULL when an image holds nothing that append could not have stored, and zeros where
+ * kvt_snap_image_clear makes them; else what.
+ */
+const char *kvt_snap_image_check(const kvt_group *group, uint32_t form, uint32_t tokens,
+                                 const unsigned char *image);
 
 /* ---- codec.c: filters, and the only file that names zstd ---- */
 
@@ -332,6 +374,13 @@ uint64_t kvt_snap_encode_bytes(const kvt_snap_header *header);
 uint64_t kvt_snap_decode_bytes(const kvt_snap_header *header);
 /* Whether a filter is defined for a stream. */
 int kvt_snap_filter_known(const kvt_snap_shape *shape, uint32_t filter);
+
+/* Room that a section of streams of so many bytes can take, its head included. */
+static inline size_t kvt_snap_set_room(size_t native_bytes)
+{
+    return KVT_SNAP_SECTION_BYTES + KVT_SNAP_SET_BYTES +
+           KVT_SNAP_MAX_STREAMS * KVT_SNAP_STREAM_BYTES + KVT_SNAP_SUM_BYTES + native_bytes + 8;
+}
 
 /* ---- jobs.c: one layer of a block, coded by any thread ---- */
 

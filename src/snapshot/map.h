@@ -6,6 +6,8 @@
 
 #include "src/snapshot/format.h"
 
+typedef struct kvt_mapping kvt_mapping;
+kvt_status kvt_seq_verify_layer(const kvt_seq *seq, uint32_t layer);
 /* The mappings that one load makes: one a file of the chain. */
 typedef struct kvt_snap_maps {
     kvt_mapping *mappings[KVT_MAX_DEPTH + 1];

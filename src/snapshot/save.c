@@ -3,7 +3,9 @@
  */
 #include "src/snapshot/saver.h"
 
+#include "src/snapshot/convert.h"
 #include "src/snapshot/crypt.h"
+#include "src/snapshot/map.h"
 
 /* ---- options ---- */
 
@@ -450,7 +452,7 @@ static uint64_t bound_of(const kvt_snap_saver *s)
     const kvt_snap_header *header = s->header;
     const uint64_t summed = KVT_SNAP_SECTION_BYTES + KVT_SNAP_SUM_BYTES;
     uint64_t chunks = (header->n_tokens + KVT_SNAP_CHUNK_TOKENS - 1) / KVT_SNAP_CHUNK_TOKENS;
-    uint64_t kinds = header->flags & KVT_SNAP_MOVED ? 3 : 2, notes = 1, row, bytes, blocks = 0;
+    uint64_t kinds = header->flags & KVT_SNAP_MOVED ? 3 : 2, notes = 1, row, bytes, blocks = 0, table = 0;
     uint64_t set = kvt_snap_set_room(0) - 8 - 2 * KVT_SNAP_STREAM_BYTES;
     size_t i;
     uint32_t g;
@@ -473,6 +475,9 @@ static uint64_t bound_of(const kvt_snap_saver *s)
     bytes += kinds * (chunks * set + kvt_round_up((size_t)(header->n_tokens % KVT_SNAP_CHUNK_TOKENS) * 4, 8) +
                       header->n_tokens / KVT_SNAP_CHUNK_TOKENS * KVT_SNAP_CHUNK_TOKENS * 4);
     notes += kinds * chunks;
+    for (g = 0; g < header->n_groups; g++) /* the table, which images are aligned behind */
+        table += kvt_rows(header->n_tokens) - (s->runs.first[g] - s->runs.sinks[g]);
+    bytes += summed + table * KVT_SNAP_ENTRY_BYTES;
     for (row = 0; row < kvt_rows(header->n_tokens); row++)
         for (g = 0; g < header->n_groups; g++) {
             const kvt_block *block = kvt_snap_own_block(s, row, g);
@@ -503,7 +508,7 @@ static uint64_t bound_of(const kvt_snap_saver *s)
         }
     }
     notes += blocks;
-    bytes += summed + blocks * KVT_SNAP_ENTRY_BYTES; /* the table */
+    bytes += (blocks - table) * KVT_SNAP_ENTRY_BYTES;
     bytes += summed + notes * KVT_SNAP_NOTE_BYTES + KVT_SNAP_SECTION_BYTES + KVT_SNAP_END_BYTES;
     return bytes;
 }

@@ -90,8 +90,6 @@ void kvt_snap_put_note(kvt_snap_saver *s, uint32_t type, uint64_t value, uint64_
 kvt_status kvt_snap_make_set(kvt_snap_codec *codec, uint32_t type, uint64_t value,
                              const kvt_snap_shape *shapes, uint32_t n, const unsigned char *native,
                              unsigned char *to, size_t *bytes);
-/* Room that a section of streams of so many bytes can take, its head included. */
-size_t kvt_snap_set_room(size_t native_bytes);
 /* The whole snapshot: all of the saver up to `codec` is set. */
 kvt_status kvt_snap_write(kvt_snap_saver *s);
 
@@ -108,6 +106,9 @@ kvt_status kvt_snap_id_of(kvt_snap_saver *s, const kvt_block *block, uint64_t ro
 /* An entry of the block table; id NULL: the block is in the file. */
 void kvt_snap_make_entry(kvt_snap_saver *s, const kvt_block *block, uint64_t row, uint32_t group,
                          uint32_t tokens, const unsigned char *id, unsigned char *entry);
+/* `bytes`, and those that a block of a form takes in the file at most, that begins there. */
+uint64_t kvt_snap_block_bound(const kvt_snap_saver *s, uint64_t bytes, uint32_t group,
+                              uint32_t form);
 /* Entry b of the table, which is this block, unless it is in a parent. */
 kvt_status kvt_snap_put_block(kvt_snap_saver *s, uint64_t b, const kvt_block *block);
 

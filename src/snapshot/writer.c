@@ -109,12 +109,6 @@ void kvt_snap_put_note(kvt_snap_saver *s, uint32_t type, uint64_t value, uint64_
     s->index_bytes += KVT_SNAP_NOTE_BYTES;
 }
 
-size_t kvt_snap_set_room(size_t native_bytes)
-{
-    return KVT_SNAP_SECTION_BYTES + KVT_SNAP_SET_BYTES +
-           KVT_SNAP_MAX_STREAMS * KVT_SNAP_STREAM_BYTES + KVT_SNAP_SUM_BYTES + native_bytes + 8;
-}
-
 kvt_status kvt_snap_make_set(kvt_snap_codec *codec, uint32_t type, uint64_t value,
                              const kvt_snap_shape *shapes, uint32_t n, const unsigned char *native,
                              unsigned char *to, size_t *bytes)
