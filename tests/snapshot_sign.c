@@ -328,7 +328,7 @@ static int is_stream_set(uint32_t type)
 }
 
 /* What is computed: checksums; with digests of all but blocks and streams, and the file's id; all. */
-typedef enum what { SUMS, BUT_BLOCKS, ALL } what;
+typedef enum depth { SUMS, BUT_BLOCKS, ALL } depth;
 
 /* The block whose sections are walked over: where its digests go is known at their section. */
 typedef struct block_signer {
@@ -373,7 +373,7 @@ static void sign_digests(block_signer *b, unsigned char *payload, size_t size)
 
 /* The index' digests of sections other than blocks; those of blocks are in digests sections. */
 static void sign_entry(unsigned char *digest, const unsigned char *payload, size_t size,
-                       uint32_t type, what what)
+                       uint32_t type, depth what)
 {
     if (type == 1 || type == 2 || type == 10) {
         if (what == ALL && get32(payload) == 1 && payload[10] == 0 && payload[11] == 0)
@@ -383,7 +383,7 @@ static void sign_entry(unsigned char *digest, const unsigned char *payload, size
     }
 }
 
-static void sign(unsigned char *data, size_t n, what what)
+static void sign(unsigned char *data, size_t n, depth what)
 {
     size_t header = get32(data + 12), at = header, found, entry = 0, n_index = 0, size, room = 0;
     unsigned char *index = NULL, *named;
