@@ -354,6 +354,7 @@ static void test_v_in_k(void **state)
                 seqs[i] = model_seq(caches[i]);
                 model_append(i ? &plain : &m, caches[i], seqs[i], 67, 67);
                 files[i] = saved(caches[i], seqs[i], KVT_CODEC_RAW);
+                relay(&files[i], 0);
             }
             /* And an entry in each table of streams for 2 layers and 2 blocks, padded to 8. */
             assert_in_range(files[1].n - files[0].n, v_bytes + 4 * 24 - 4 * 8,

@@ -404,7 +404,10 @@ static void add_block(bytes *f, unsigned from, unsigned to, unsigned char other)
     assert_non_null(copy);
     memcpy(copy, f->data + begin, end - begin);
     copy[32 + 40 + 32 + 8 + 3 * 24 + 8] ^= other; /* the first code of the first layer */
-    at = section_payload(f->data, f->n, 4, to, &size) - 32;
+    if (to < get64(f->data + 48))
+        at = section_payload(f->data, f->n, 4, to, &size) - 32;
+    else /* behind the last one */
+        at = block_end(f, section_payload(f->data, f->n, 4, to - 1, &size) - 32);
     replace_bytes(f, at, 0, copy, end - begin);
     free(copy);
     at = section_payload(f->data, f->n, 3, 0, &size);
@@ -478,9 +481,16 @@ static void changed_for_good(bytes *f) /* row 0, which is sealed */
     set_words(f, 1, b, 4);
     set_words(f, 2, c, 6);
 }
-static void own_as_extra(bytes *f)
+static void own_as_extra(bytes *f) /* at the sequence's end; its last row is open */
 {
-    add_block(f, 0, 14, 0);
+    static const uint32_t words[] = {6, 22, 7};
+    unsigned char body[16 + 16] = {0xff, 0xff, 0xff, 0xff};
+    size_t size, end;
+    for (int w = 0; w < 3; w++)
+        put32(body + 16 + 4 * w, words[w]);
+    add_block(f, 12, 22, 0);
+    end = section_payload(f->data, f->n, 6, 0, &size) - 32;
+    add_section(f, end, 9, 1, 400, body, sizeof body);
 }
 static void nobodys(bytes *f)
 {
