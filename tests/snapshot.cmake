@@ -35,7 +35,8 @@ target_link_libraries(test_snapshot_image PRIVATE kvtile::xxhash)
 set(golden ${CMAKE_CURRENT_SOURCE_DIR}/golden)
 set(golden_files)
 foreach(name i8 i8-plain i8-large i8-sink f16-f32 groups empty v-in-k window checkpoints tag moved
-    i4 i4-i5 i4-i5-cut i8-i4 i4-checkpoints)
+    i4 i4-i5 i4-i5-cut i8-i4 i4-checkpoints i8-native f16-f32-native v-in-k-native
+    checkpoints-native i4-native i4-i5-native delta delta-again)
   list(APPEND golden_files ${golden}/${name}.kvt)
 endforeach()
 add_executable(test_snapshot_golden test_snapshot_golden.c)
