@@ -1,14 +1,12 @@
 /*
  * Images of layers and their native streams, for all types, forms and numbers of tokens: against
- * the places that simd/tile.h gives a token and a dim, and against what append has stored; and the
- * digests of images. A unit test of src/snapshot/image.c, streams.c and hash.c: it includes
- * internal headers and links the static library.
+ * the places that simd/tile.h gives a token and a dim, and against what append has stored. A unit
+ * test of src/snapshot/image.c and streams.c: it includes internal headers and links the static
+ * library.
  */
 #include "support.h"
 
 #include "src/snapshot/format.h"
-
-#include <stdio.h>
 
 /* ---- a layer's live bits, by tile.h ---- */
 

@@ -11,6 +11,7 @@
 #ifndef KVT_SNAPSHOT_FORMAT_H
 #define KVT_SNAPSHOT_FORMAT_H
 
+#include "simd/stripes.h"
 #include "src/cache/cache.h"
 
 #include <limits.h>
@@ -123,20 +124,29 @@ typedef struct kvt_snap_summer {
 void kvt_snap_summer_init(kvt_snap_summer *summer);
 void kvt_snap_summer_add(kvt_snap_summer *summer, const void *data, size_t bytes);
 uint64_t kvt_snap_summer_sum(const kvt_snap_summer *summer);
-/* XXH3-128 in its canonical (big-endian) bytes. */
-void kvt_snap_digest(const void *data, size_t bytes, unsigned char *digest);
-/* The same of the concatenation of pieces. */
+/* XXH3-128, in its canonical (big-endian) bytes, of the concatenation of pieces. */
 typedef struct kvt_snap_digester {
     uint64_t state[72]; /* room for XXH3_state_t */
 } kvt_snap_digester;
 void kvt_snap_digester_init(kvt_snap_digester *digester);
 void kvt_snap_digester_add(kvt_snap_digester *digester, const void *data, size_t bytes);
 void kvt_snap_digester_end(const kvt_snap_digester *digester, unsigned char *digest);
+/* The same of at most so many bytes, for digest.c. */
+#define KVT_SNAP_SHORT_BYTES 240
+void kvt_snap_digest_short(const void *data, size_t bytes, unsigned char *digest);
+
+/* ---- digest.c: XXH3-128 of what is long ---- */
+
+/* XXH3-128 in its canonical bytes. */
+void kvt_snap_digest(const void *data, size_t bytes, unsigned char *digest);
 /*
- * memcpy, and kvt_snap_digest of what is copied. `to` is not read soon: it may be written past the
- * caches.
+ * memcpy, and kvt_snap_digest of what is copied. `to` is not going to be read soon: much is written
+ * past the caches where `to` is at a multiple of 64 bytes.
  */
 void kvt_snap_copy_digest(void *to, const void *from, size_t bytes, unsigned char *digest);
+/* The same of more than KVT_SNAP_SHORT_BYTES, with a kernel; to NULL: no copy. */
+void kvt_snap_digest_with(kvt_stripes *stripes, unsigned char *to, const unsigned char *from,
+                          size_t bytes, unsigned char *digest);
 
 /* Does a checksum hold? A fuzzer has to get past it. */
 static inline int kvt_snap_same_sum(uint64_t stored, uint64_t computed)
