@@ -3,11 +3,11 @@
  * layer's image. The sum and the copy read memory once, and the copy is written past the caches.
  *
  * Source: xxHash, https://github.com/Cyan4973/xxHash, doc/xxhash_spec.md, "XXH3 Algorithm (for
- * large inputs)". Stripes of 64 bytes are added to eight accumulators, each with the secret from another
- * place on; after a run of 16 the accumulators are scrambled. The last 64 bytes are a stripe once
- * more, and may overlap the one before. Then the accumulators are merged, for each half of the
- * digest with another part of the secret. (xxHash's own functions are compiled for the least that a
- * processor of the architecture has, and do not copy.)
+ * large inputs)". Stripes of 64 bytes are added to eight accumulators, each with the secret from
+ * another place on; after a run of 16 the accumulators are scrambled. The last 64 bytes are a
+ * stripe once more, and may overlap the one before. Then the accumulators are merged, for each half
+ * of the digest with another part of the secret. (xxHash's own functions are compiled for the least
+ * that a processor of the architecture has, and do not copy.)
  */
 #include "simd/stripes.h"
 #include "src/cpu.h"
@@ -99,6 +99,15 @@ void kvt_stripes_base(uint64_t *accumulators, const unsigned char *secret,
         _mm_storeu_si128((__m128i *)(void *)(accumulators + 2 * j), sums[j]);
 }
 
+/* Whole stripes past the caches, to a multiple of 64 bytes. */
+static void copy_past(unsigned char *to, const unsigned char *from, size_t n)
+{
+    size_t i, j;
+    for (i = 0; i < n * KVT_STRIPE_BYTES; i += KVT_STRIPE_BYTES)
+        for (j = i; j < i + KVT_STRIPE_BYTES; j += 16)
+            _mm_stream_si128((__m128i *)(void *)(to + j), load_128(from + j));
+}
+
 /* Copies past the caches come before what is written later. */
 static void fence(void)
 {
@@ -187,6 +196,11 @@ void kvt_stripes_base(uint64_t *accumulators, const unsigned char *secret,
     }
 }
 
+static void copy_past(unsigned char *to, const unsigned char *from, size_t n)
+{
+    memcpy(to, from, n * KVT_STRIPE_BYTES);
+}
+
 static void fence(void)
 {
 }
@@ -259,34 +273,83 @@ static void finish(uint64_t *accumulators, const unsigned char *from, size_t byt
                    digest + 8);
 }
 
-/* Copied past the caches, where the destination allows that, from so many bytes on. */
+/* ---- a digest by parts ---- */
+
+/* Copied past the caches from so many bytes on. */
 #define PAST_CACHES_BYTES 16384
-/* Else so many at a time: they stay in the first level cache, with the copy. */
-#define PIECE_BYTES (8 * KVT_RUN_BYTES)
+/* So many stripes stay in the first level cache until they are copied. */
+#define PIECE_STRIPES (4 * KVT_RUN_STRIPES)
 
-void kvt_snap_digest_with(kvt_stripes *stripes, unsigned char *to, const unsigned char *from,
-                          size_t bytes, unsigned char *digest)
+void kvt_snap_copier_begin(kvt_snap_copier *c, kvt_stripes *stripes, unsigned char *to,
+                           const unsigned char *from, size_t bytes)
 {
-    uint64_t accumulators[8] = {PRIME32_3, PRIME64_1, PRIME64_2, PRIME64_3,
-                                PRIME64_4, PRIME32_2, PRIME64_5, KVT_SCRAMBLE_PRIME};
-    const size_t n = (bytes - 1) / KVT_STRIPE_BYTES, stripe = KVT_STRIPE_BYTES;
-    size_t i, step;
-
-    if (!to) {
-        stripes(accumulators, default_secret, from, n, NULL);
-    } else if (bytes >= PAST_CACHES_BYTES && (uintptr_t)to % KVT_STRIPE_BYTES == 0) {
-        stripes(accumulators, default_secret, from, n, to);
-        fence();
-        memcpy(to + n * stripe, from + n * stripe, bytes - n * stripe);
-    } else {
-        for (i = 0; i < n; i += step) {
-            step = n - i < PIECE_BYTES / stripe ? n - i : PIECE_BYTES / stripe;
-            stripes(accumulators, default_secret, from + i * stripe, step, NULL);
-            memcpy(to + i * stripe, from + i * stripe, step * stripe);
-        }
-        memcpy(to + n * stripe, from + n * stripe, bytes - n * stripe);
+    static const uint64_t first[8] = {PRIME32_3, PRIME64_1, PRIME64_2, PRIME64_3,
+                                      PRIME64_4, PRIME32_2, PRIME64_5, KVT_SCRAMBLE_PRIME};
+    memcpy(c->accumulators, first, sizeof first);
+    c->stripes = stripes ? stripes : stripes_here();
+    c->from = from;
+    c->to = to;
+    c->bytes = bytes;
+    c->done = c->copied = 0;
+    c->past_caches = 0;
+    if (to && bytes >= PAST_CACHES_BYTES) {
+        c->past_caches = 1;
+        c->copied = (size_t)(0 - (uintptr_t)to) % KVT_STRIPE_BYTES; /* where a line begins */
+        memcpy(to, from, c->copied);
     }
-    finish(accumulators, from, bytes, digest);
+}
+
+/* What is digested is copied too, as far as it fills lines. */
+static void copy_more(kvt_snap_copier *c)
+{
+    size_t n;
+    if (!c->to || c->done <= c->copied)
+        return;
+    n = (c->done - c->copied) / KVT_STRIPE_BYTES;
+    if (c->past_caches)
+        copy_past(c->to + c->copied, c->from + c->copied, n);
+    else
+        memcpy(c->to + c->copied, c->from + c->copied, n * KVT_STRIPE_BYTES);
+    c->copied += n * KVT_STRIPE_BYTES;
+}
+
+void kvt_snap_copier_reach(kvt_snap_copier *c, size_t end)
+{
+    size_t last = (c->bytes - 1) / KVT_STRIPE_BYTES * KVT_STRIPE_BYTES;
+    const int in_step = c->past_caches && (uintptr_t)c->to % KVT_STRIPE_BYTES == 0;
+
+    end = kvt_round_up(end, KVT_RUN_BYTES); /* a kernel begins with a run */
+    end = end < last ? end : last;
+    while (c->done < end) {
+        size_t n = (end - c->done) / KVT_STRIPE_BYTES;
+        if (c->to && !in_step && n > PIECE_STRIPES)
+            n = PIECE_STRIPES;
+        c->stripes(c->accumulators, default_secret, c->from + c->done, n,
+                   in_step ? c->to + c->done : NULL);
+        c->done += n * KVT_STRIPE_BYTES;
+        if (in_step)
+            c->copied = c->done;
+        else
+            copy_more(c);
+    }
+}
+
+void kvt_snap_copier_end(kvt_snap_copier *c, unsigned char *digest)
+{
+    kvt_snap_copier_reach(c, c->bytes);
+    if (c->past_caches)
+        fence();
+    if (c->to)
+        memcpy(c->to + c->copied, c->from + c->copied, c->bytes - c->copied);
+    finish(c->accumulators, c->from, c->bytes, digest);
+}
+
+static void digest_long(unsigned char *to, const unsigned char *from, size_t bytes,
+                        unsigned char *digest)
+{
+    kvt_snap_copier copier;
+    kvt_snap_copier_begin(&copier, NULL, to, from, bytes);
+    kvt_snap_copier_end(&copier, digest);
 }
 
 void kvt_snap_digest(const void *data, size_t bytes, unsigned char *digest)
@@ -294,13 +357,13 @@ void kvt_snap_digest(const void *data, size_t bytes, unsigned char *digest)
     if (bytes <= KVT_SNAP_SHORT_BYTES)
         kvt_snap_digest_short(data, bytes, digest);
     else
-        kvt_snap_digest_with(stripes_here(), NULL, data, bytes, digest);
+        digest_long(NULL, data, bytes, digest);
 }
 
 void kvt_snap_copy_digest(void *to, const void *from, size_t bytes, unsigned char *digest)
 {
     if (bytes > KVT_SNAP_SHORT_BYTES) {
-        kvt_snap_digest_with(stripes_here(), to, from, bytes, digest);
+        digest_long(to, from, bytes, digest);
         return;
     }
     if (bytes > 0)

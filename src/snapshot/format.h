@@ -140,13 +140,26 @@ void kvt_snap_digest_short(const void *data, size_t bytes, unsigned char *digest
 /* XXH3-128 in its canonical bytes. */
 void kvt_snap_digest(const void *data, size_t bytes, unsigned char *digest);
 /*
- * memcpy, and kvt_snap_digest of what is copied. `to` is not going to be read soon: much is written
- * past the caches where `to` is at a multiple of 64 bytes.
+ * memcpy, and kvt_snap_digest of what is copied. `to` is not going to be read soon: what is long is
+ * written past the caches.
  */
 void kvt_snap_copy_digest(void *to, const void *from, size_t bytes, unsigned char *digest);
-/* The same of more than KVT_SNAP_SHORT_BYTES, with a kernel; to NULL: no copy. */
-void kvt_snap_digest_with(kvt_stripes *stripes, unsigned char *to, const unsigned char *from,
-                          size_t bytes, unsigned char *digest);
+/* The same of more than KVT_SNAP_SHORT_BYTES, by parts: what is read is in the caches then. */
+typedef struct kvt_snap_copier {
+    uint64_t accumulators[8];
+    kvt_stripes *stripes;
+    const unsigned char *from;
+    unsigned char *to;
+    size_t bytes, done, copied; /* done: in the accumulators */
+    int past_caches;
+} kvt_snap_copier;
+/* stripes NULL: those for this processor. to NULL: no copy. */
+void kvt_snap_copier_begin(kvt_snap_copier *copier, kvt_stripes *stripes, unsigned char *to,
+                           const unsigned char *from, size_t bytes);
+/* At least the first `end` bytes are read, but for the last stripe. */
+void kvt_snap_copier_reach(kvt_snap_copier *copier, size_t end);
+/* The rest. */
+void kvt_snap_copier_end(kvt_snap_copier *copier, unsigned char *digest);
 
 /* Does a checksum hold? A fuzzer has to get past it. */
 static inline int kvt_snap_same_sum(uint64_t stored, uint64_t computed)
@@ -315,6 +328,14 @@ void kvt_snap_image_clear(const kvt_group *group, uint32_t form, uint32_t tokens
  */
 const char *kvt_snap_image_check(const kvt_group *group, uint32_t form, uint32_t tokens,
                                  const unsigned char *image);
+/*
+ * The same and kvt_snap_copy_digest of the image, in one pass over memory. `from` must not change
+ * meanwhile, as memory that is mapped of a file may: what is checked is `from`. On a fault `to` and
+ * digest hold something.
+ */
+const char *kvt_snap_image_copy(const kvt_group *group, uint32_t form, uint32_t tokens,
+                                unsigned char *to, const unsigned char *from,
+                                unsigned char *digest);
 
 /* ---- codec.c: filters, and the only file that names zstd ---- */
 

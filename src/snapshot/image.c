@@ -216,25 +216,45 @@ static const char *scales_fault(const kvt_group *group, uint32_t form, size_t to
     return fault;
 }
 
+static const char *record_fault(const kvt_group *group, uint32_t form, size_t tokens,
+                                const unsigned char *record)
+{
+    const kvt_layout *layout = &group->layouts[form];
+    walk w = {record, NULL, NULL};
+    const char *fault;
+
+    zero_record(&w, group, form, tokens);
+    fault = w.fault;
+    if (!fault)
+        fault = codes_fault(layout->k_type, record + layout->k_codes, layout->k_code_bytes);
+    if (!fault && !group->v_in_k)
+        fault = codes_fault(layout->v_type, record + layout->v_codes, layout->v_code_bytes);
+    return fault ? fault : scales_fault(group, form, tokens, record);
+}
+
 const char *kvt_snap_image_check(const kvt_group *group, uint32_t form, uint32_t tokens,
                                  const unsigned char *image)
 {
-    const kvt_layout *layout = &group->layouts[form];
-    size_t h;
+    size_t step = group->layouts[form].head_bytes, h;
+    const char *fault = NULL;
+    for (h = 0; h < group->config.n_kv_heads && !fault; h++)
+        fault = record_fault(group, form, tokens, image + h * step);
+    return fault;
+}
 
-    for (h = 0; h < group->config.n_kv_heads; h++, image += layout->head_bytes) {
-        walk w = {image, NULL, NULL};
-        const char *fault;
-        zero_record(&w, group, form, tokens);
-        fault = w.fault;
-        if (!fault)
-            fault = codes_fault(layout->k_type, image + layout->k_codes, layout->k_code_bytes);
-        if (!fault && !group->v_in_k)
-            fault = codes_fault(layout->v_type, image + layout->v_codes, layout->v_code_bytes);
-        if (!fault)
-            fault = scales_fault(group, form, tokens, image);
-        if (fault)
-            return fault;
+const char *kvt_snap_image_copy(const kvt_group *group, uint32_t form, uint32_t tokens,
+                                unsigned char *to, const unsigned char *from, unsigned char *digest)
+{
+    size_t step = group->layouts[form].head_bytes, h;
+    const char *fault = NULL;
+    kvt_snap_copier copier;
+
+    /* A record of 8 dims has 512 bytes of codes and more. */
+    kvt_snap_copier_begin(&copier, NULL, to, from, group->layouts[form].layer_bytes);
+    for (h = 0; h < group->config.n_kv_heads && !fault; h++) {
+        kvt_snap_copier_reach(&copier, (h + 1) * step);
+        fault = record_fault(group, form, tokens, from + h * step);
     }
-    return NULL;
+    kvt_snap_copier_end(&copier, digest);
+    return fault;
 }
