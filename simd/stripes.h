@@ -4,8 +4,9 @@
  *
  * A kernel is given the eight accumulators at the beginning of a run of KVT_RUN_STRIPES stripes,
  * and takes n whole stripes from there; after each whole run the accumulators are scrambled.
- * Stripes lie at any address. to: at a multiple of 64 bytes, gets a copy, past the caches where the
- * processor can do that (a fence is the caller's to set); or NULL.
+ * Stripes lie at any address. to: at a multiple of 64 bytes, gets a copy of as many bytes from
+ * `copy` on, past the caches where the processor can do that (a fence is the caller's to set); copy
+ * is less than a stripe behind from. Or NULL.
  */
 #ifndef KVT_STRIPES_H
 #define KVT_STRIPES_H
@@ -26,7 +27,8 @@
 #define KVT_STRIPES_AHEAD 2048
 
 typedef void kvt_stripes(uint64_t *accumulators, const unsigned char *secret,
-                         const unsigned char *from, size_t n, unsigned char *to);
+                         const unsigned char *from, size_t n, const unsigned char *copy,
+                         unsigned char *to);
 
 kvt_stripes kvt_stripes_base; /* of every processor that the library is built for */
 kvt_stripes kvt_stripes_avx2;

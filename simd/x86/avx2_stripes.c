@@ -24,7 +24,8 @@ static inline __m256i add_stripe(__m256i sum, __m256i data, const unsigned char 
 }
 
 void kvt_stripes_avx2(uint64_t *accumulators, const unsigned char *secret,
-                      const unsigned char *from, size_t n, unsigned char *to)
+                      const unsigned char *from, size_t n, const unsigned char *copy,
+                      unsigned char *to)
 {
     const unsigned char *last = secret + KVT_SECRET_BYTES - KVT_STRIPE_BYTES;
     __m256i a = kvt_load_256(accumulators), b = kvt_load_256(accumulators + 4);
@@ -32,14 +33,15 @@ void kvt_stripes_avx2(uint64_t *accumulators, const unsigned char *secret,
 
     for (i = 0; i < n; i++, from += KVT_STRIPE_BYTES) {
         const unsigned char *key = secret + i % KVT_RUN_STRIPES * 8;
-        __m256i x = kvt_load_256(from), y = kvt_load_256(from + 32);
         _mm_prefetch((const char *)from + KVT_STRIPES_AHEAD, _MM_HINT_T0);
+        a = add_stripe(a, kvt_load_256(from), key);
+        b = add_stripe(b, kvt_load_256(from + 32), key + 32);
         if (to) {
-            _mm256_stream_si256((__m256i *)(void *)(to + i * KVT_STRIPE_BYTES), x);
-            _mm256_stream_si256((__m256i *)(void *)(to + i * KVT_STRIPE_BYTES + 32), y);
+            const unsigned char *line = copy + i * KVT_STRIPE_BYTES;
+            __m256i *to_line = (__m256i *)(void *)(to + i * KVT_STRIPE_BYTES);
+            _mm256_stream_si256(to_line, kvt_load_256(line));
+            _mm256_stream_si256(to_line + 1, kvt_load_256(line + 32));
         }
-        a = add_stripe(a, x, key);
-        b = add_stripe(b, y, key + 32);
         if (i % KVT_RUN_STRIPES == KVT_RUN_STRIPES - 1) {
             a = scramble_stripes(a, last);
             b = scramble_stripes(b, last + 32);

@@ -74,7 +74,8 @@ static inline __m128i with_stripe(__m128i sum, __m128i data, const unsigned char
 }
 
 void kvt_stripes_base(uint64_t *accumulators, const unsigned char *secret,
-                      const unsigned char *from, size_t n, unsigned char *to)
+                      const unsigned char *from, size_t n, const unsigned char *copy,
+                      unsigned char *to)
 {
     __m128i sums[4];
     size_t i, j;
@@ -84,12 +85,10 @@ void kvt_stripes_base(uint64_t *accumulators, const unsigned char *secret,
     for (i = 0; i < n; i++, from += KVT_STRIPE_BYTES) {
         const unsigned char *key = secret + i % KVT_RUN_STRIPES * 8;
         _mm_prefetch((const char *)from + KVT_STRIPES_AHEAD, _MM_HINT_T0);
-        for (j = 0; j < 4; j++) {
-            __m128i data = load_128(from + 16 * j);
-            if (to)
-                _mm_stream_si128((__m128i *)(void *)(to + i * KVT_STRIPE_BYTES + 16 * j), data);
-            sums[j] = with_stripe(sums[j], data, key + 16 * j);
-        }
+        for (j = 0; j < 4; j++)
+            sums[j] = with_stripe(sums[j], load_128(from + 16 * j), key + 16 * j);
+        for (j = i * KVT_STRIPE_BYTES; to && j < (i + 1) * KVT_STRIPE_BYTES; j += 16)
+            _mm_stream_si128((__m128i *)(void *)(to + j), load_128(copy + j));
         if (i % KVT_RUN_STRIPES < KVT_RUN_STRIPES - 1)
             continue;
         for (j = 0; j < 4; j++)
@@ -97,15 +96,6 @@ void kvt_stripes_base(uint64_t *accumulators, const unsigned char *secret,
     }
     for (j = 0; j < 4; j++)
         _mm_storeu_si128((__m128i *)(void *)(accumulators + 2 * j), sums[j]);
-}
-
-/* Whole stripes past the caches, to a multiple of 64 bytes. */
-static void copy_past(unsigned char *to, const unsigned char *from, size_t n)
-{
-    size_t i, j;
-    for (i = 0; i < n * KVT_STRIPE_BYTES; i += KVT_STRIPE_BYTES)
-        for (j = i; j < i + KVT_STRIPE_BYTES; j += 16)
-            _mm_stream_si128((__m128i *)(void *)(to + j), load_128(from + j));
 }
 
 /* Copies past the caches come before what is written later. */
@@ -185,20 +175,16 @@ static void add_stripes(uint64_t *accumulators, const unsigned char *secret,
 
 /* A run at a time: what is copied is in the first level cache then. */
 void kvt_stripes_base(uint64_t *accumulators, const unsigned char *secret,
-                      const unsigned char *from, size_t n, unsigned char *to)
+                      const unsigned char *from, size_t n, const unsigned char *copy,
+                      unsigned char *to)
 {
     size_t i, step;
     for (i = 0; i < n; i += step) {
         step = n - i < KVT_RUN_STRIPES ? n - i : KVT_RUN_STRIPES;
         add_stripes(accumulators, secret, from + i * KVT_STRIPE_BYTES, step);
         if (to)
-            memcpy(to + i * KVT_STRIPE_BYTES, from + i * KVT_STRIPE_BYTES, step * KVT_STRIPE_BYTES);
+            memcpy(to + i * KVT_STRIPE_BYTES, copy + i * KVT_STRIPE_BYTES, step * KVT_STRIPE_BYTES);
     }
-}
-
-static void copy_past(unsigned char *to, const unsigned char *from, size_t n)
-{
-    memcpy(to, from, n * KVT_STRIPE_BYTES);
 }
 
 static void fence(void)
@@ -207,20 +193,10 @@ static void fence(void)
 
 #endif
 
-/*
- * The choice is the same whoever makes it: it is kept because cpuid is slow, in virtual machines
- * above all. Inspection has no cache to keep it in.
- */
 static kvt_stripes *stripes_here(void)
 {
 #if defined(KVT_HAVE_AVX2)
-    static unsigned char known; /* 1: the base's, 2: AVX2 */
-    unsigned char choice = __atomic_load_n(&known, __ATOMIC_RELAXED);
-    if (choice == 0) {
-        choice = kvt_cpu_has_avx2() ? 2 : 1;
-        __atomic_store_n(&known, choice, __ATOMIC_RELAXED);
-    }
-    if (choice == 2)
+    if (kvt_cpu_knows_avx2())
         return kvt_stripes_avx2;
 #endif
     return kvt_stripes_base;
@@ -275,10 +251,8 @@ static void finish(uint64_t *accumulators, const unsigned char *from, size_t byt
 
 /* ---- a digest by parts ---- */
 
-/* Copied past the caches from so many bytes on. */
+/* Copied past the caches from so many bytes on; what is less is in the first level cache. */
 #define PAST_CACHES_BYTES 16384
-/* So many stripes stay in the first level cache until they are copied. */
-#define PIECE_STRIPES (4 * KVT_RUN_STRIPES)
 
 void kvt_snap_copier_begin(kvt_snap_copier *c, kvt_stripes *stripes, unsigned char *to,
                            const unsigned char *from, size_t bytes)
@@ -299,39 +273,28 @@ void kvt_snap_copier_begin(kvt_snap_copier *c, kvt_stripes *stripes, unsigned ch
     }
 }
 
-/* What is digested is copied too, as far as it fills lines. */
-static void copy_more(kvt_snap_copier *c)
+/* Stripes up to `end`: a multiple of a run, or the last ones. */
+static void take(kvt_snap_copier *c, size_t end, int copies)
 {
-    size_t n;
-    if (!c->to || c->done <= c->copied)
-        return;
-    n = (c->done - c->copied) / KVT_STRIPE_BYTES;
-    if (c->past_caches)
-        copy_past(c->to + c->copied, c->from + c->copied, n);
-    else
-        memcpy(c->to + c->copied, c->from + c->copied, n * KVT_STRIPE_BYTES);
-    c->copied += n * KVT_STRIPE_BYTES;
+    size_t n = (end - c->done) / KVT_STRIPE_BYTES;
+    c->stripes(c->accumulators, default_secret, c->from + c->done, n, c->from + c->copied,
+               copies ? c->to + c->copied : NULL);
+    c->done = end;
+    if (copies)
+        c->copied += n * KVT_STRIPE_BYTES;
 }
 
 void kvt_snap_copier_reach(kvt_snap_copier *c, size_t end)
 {
     size_t last = (c->bytes - 1) / KVT_STRIPE_BYTES * KVT_STRIPE_BYTES;
-    const int in_step = c->past_caches && (uintptr_t)c->to % KVT_STRIPE_BYTES == 0;
+    size_t runs = (c->bytes - KVT_STRIPE_BYTES) / KVT_RUN_BYTES * KVT_RUN_BYTES;
 
     end = kvt_round_up(end, KVT_RUN_BYTES); /* a kernel begins with a run */
+    if (c->past_caches && c->done < runs)   /* what is copied ends up to a stripe behind them */
+        take(c, end < runs ? end : runs, 1);
     end = end < last ? end : last;
-    while (c->done < end) {
-        size_t n = (end - c->done) / KVT_STRIPE_BYTES;
-        if (c->to && !in_step && n > PIECE_STRIPES)
-            n = PIECE_STRIPES;
-        c->stripes(c->accumulators, default_secret, c->from + c->done, n,
-                   in_step ? c->to + c->done : NULL);
-        c->done += n * KVT_STRIPE_BYTES;
-        if (in_step)
-            c->copied = c->done;
-        else
-            copy_more(c);
-    }
+    if (c->done < end)
+        take(c, end, 0);
 }
 
 void kvt_snap_copier_end(kvt_snap_copier *c, unsigned char *digest)

@@ -5,11 +5,14 @@
  * What has to be zero is found by one walk over a head's record, which clears it or looks for what
  * is not; the sizes of what is live are those of streams.c.
  */
+#include "simd/sound.h"
+#include "src/cpu.h"
 #include "src/snapshot/format.h"
 #include "src/snapshot/lanes.h"
 
 static const char no_token[] = "a value where there is no token";
 static const char no_dim[] = "a value where there is no dim";
+static const char not_finite[] = "a value that is not finite";
 
 int kvt_snap_is_image(const kvt_group *group, uint32_t form, uint32_t tokens)
 {
@@ -159,15 +162,21 @@ void kvt_snap_image_clear(const kvt_group *group, uint32_t form, uint32_t tokens
 
 /* ---- what append could have stored ---- */
 
+#if defined(KVT_HAVE_AVX2)
+#define SOUND(bits, fallback, codes, bytes)                                                        \
+    (kvt_cpu_knows_avx2() ? kvt_sound_##bits##_avx2(codes, bytes) : fallback(codes, bytes))
+#else
+#define SOUND(bits, fallback, codes, bytes) fallback(codes, bytes)
+#endif
+
 /* Codes, padding included: zeros are sound. */
 static const char *codes_fault(kvt_type type, const unsigned char *codes, size_t bytes)
 {
     switch (type) {
-    case KVT_TYPE_I8: return kvt_snap_none_minus_128(codes, bytes) ? NULL : "a code of -128";
-    case KVT_TYPE_F16:
-        return kvt_snap_all_finite16(codes, bytes) ? NULL : "a value that is not finite";
-    case KVT_TYPE_F32:
-        return kvt_snap_all_finite32(codes, bytes) ? NULL : "a value that is not finite";
+    case KVT_TYPE_I8:
+        return SOUND(i8, kvt_snap_none_minus_128, codes, bytes) ? NULL : "a code of -128";
+    case KVT_TYPE_F16: return SOUND(f16, kvt_snap_all_finite16, codes, bytes) ? NULL : not_finite;
+    case KVT_TYPE_F32: return SOUND(f32, kvt_snap_all_finite32, codes, bytes) ? NULL : not_finite;
     default: return NULL; /* all nibbles and fifth bits are */
     }
 }
