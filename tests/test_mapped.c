@@ -585,7 +585,10 @@ static void layers_are_verified_when_they_are_read(void **state)
     for (uint32_t layer = 0; layer < LAYERS; layer++)
         expect_ok(seq->cache, attend(&w, copy, layer, out));
     assert_int_equal(w.region.verified, LAYERS * seq->n_rows);
+    assert_int_equal(copy->verified[0], (1 << LAYERS) - 1);
     free(x.data);
+    expect_ok(copy->cache, kvt_seq_clear(copy));
+    assert_false(copy->has_mapped);
     kvt_seq_destroy(copy);
     destroy_pair(w.seqs[0]);
     close_caches(&w);
@@ -836,10 +839,39 @@ static void mappings_end_with_their_last_reference(void **state)
     }
 }
 
+/* As where a sequence is of several files: both are closed when it goes. */
+static void mappings_end_together(void **state)
+{
+    static world w;
+    region regions[2];
+    kvt_block *blocks[2];
+    (void)state;
+    memset(&w, 0, sizeof w);
+    make_caches(&w, 0, 1);
+    for (int i = 0; i < 2; i++) {
+        kvt_mapping *mapping = NULL;
+        open_region(&regions[i], 1 << 20);
+        expect_ok(w.caches[1], kvt_mapping_create(w.caches[1], 1, &mapping));
+        mapping->user = &regions[i];
+        mapping->close = close_region;
+        blocks[i] = kvt_mapping_block(mapping, 0, 0, regions[i].memory, 1);
+        kvt_mapping_put(mapping);
+    }
+    pthread_mutex_lock(&w.caches[1]->lock);
+    for (int i = 0; i < 2; i++)
+        kvt_block_put_locked(w.caches[1], blocks[i]);
+    assert_int_equal(regions[0].closed + regions[1].closed, 0);
+    kvt_block_unlock(w.caches[1]);
+    assert_int_equal(regions[0].closed, 1);
+    assert_int_equal(regions[1].closed, 1);
+    close_caches(&w);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(mappings_end_with_their_last_reference),
+        cmocka_unit_test(mappings_end_together),
         cmocka_unit_test(mapped_sequences_are_as_others),
         cmocka_unit_test(reserves_and_capacities_are_exact),
         cmocka_unit_test(layers_are_verified_when_they_are_read),
