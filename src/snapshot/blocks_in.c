@@ -44,11 +44,14 @@ static void decode_layer(void *arg, size_t i)
         image = job->to;
     } else {
         image = job->to ? job->to : job->from;
-        if (job->to && job->from)
-            kvt_snap_copy_digest(job->to, job->from, b->image_bytes, job->digest);
-        else
+        if (job->to && job->from) {
+            b->faults[i].text = kvt_snap_image_copy(b->group, b->at->form, b->at->tokens, job->to,
+                                                    job->from, job->digest);
+        } else {
             kvt_snap_digest(image, b->image_bytes, job->digest);
-        b->faults[i].text = kvt_snap_image_check(b->group, b->at->form, b->at->tokens, image);
+            b->faults[i].text =
+                kvt_snap_image_check(b->group, b->at->form, b->at->tokens, image);
+        }
         if (b->faults[i].text) {
             job->status = KVT_ERR_CORRUPT;
             return;
@@ -181,7 +184,8 @@ static kvt_status read_images(batch *b, uint64_t number, uint32_t n_layers, int 
             return kvt_snap_corrupt(p, "padding that is not zero");
     if (p->input->mapped && p->sink->map && images <= p->remaining) {
         view += p->offset;
-        status = p->sink->map(p->sink->user, b->at, p->input->mapped, (p->child ? p->child : p)->header->n_blocks, view,
+        status = p->sink->map(p->sink->user, b->at, p->input->mapped,
+                              (p->child ? p->child : p)->header->n_blocks, view,
                               view + images + KVT_SNAP_SECTION_BYTES + KVT_SNAP_ID_BYTES, taken);
         if (status != KVT_OK)
             return status;
