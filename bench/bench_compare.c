@@ -52,10 +52,10 @@ enum { N_FIGURES = sizeof figures / sizeof figures[0] };
 /* What a configuration is, beside kernels, types, heads and dims. null, false and 0 are left out,
    so that a line without the key matches. */
 static const char *const identity[] = {
-    "name", "v_in_k",   "ctx",        "threads",   "mode",   "window", "queries",    "against", "dtype",
-    "tokens",   "blocks",     "op",        "medium", "codec",  "fsync",      "layers",  "forks",
-    "steps",    "own_tokens", "data",      "method", "cut",    "offset",     "causal",  "scale",
-    "residual", "key_bias",   "reference", "layer",  "texts",  "predictions"};
+    "name",  "v_in_k",   "ctx",        "threads",   "mode",   "window", "queries",    "against",
+    "dtype", "tokens",   "blocks",     "op",        "medium", "codec",  "fsync",      "layers",
+    "forks", "steps",    "own_tokens", "data",      "method", "cut",    "offset",     "causal",
+    "scale", "residual", "key_bias",   "reference", "layer",  "texts",  "predictions"};
 enum { N_IDENTITY = sizeof identity / sizeof identity[0] };
 
 typedef struct entry {

@@ -21,11 +21,12 @@
 enum { POOL = 1 << 22, STEP_TOKENS = 512, PATHS = 16 };
 
 static const bench_column columns[] = {
-    {"part", NULL, -7},    {"name", NULL, -26},   {"k_type", "K", -3},     {"layers", "lay", 3},
-    {"ctx", NULL, 6},      {"threads", "thr", 3}, {"value", NULL, 9},      {"p25", NULL, 8},
-    {"p75", NULL, 8},      {"cpu_value", "cpu", 7}, {"unit", NULL, -14},   {"bar_text", "bar", -8}, {"met", NULL, -5},
-    {"gbps", "GB/s", 7},   {"ms_median", "ms", 9}, {"rival", NULL, -26},
-    {"rival_value", "its", 9}, {"rival_unit", "unit", -6}};
+    {"part", NULL, -7},      {"name", NULL, -26},       {"k_type", "K", -3},
+    {"layers", "lay", 3},    {"ctx", NULL, 6},          {"threads", "thr", 3},
+    {"value", NULL, 9},      {"p25", NULL, 8},          {"p75", NULL, 8},
+    {"cpu_value", "cpu", 7}, {"unit", NULL, -14},       {"bar_text", "bar", -8},
+    {"met", NULL, -5},       {"gbps", "GB/s", 7},       {"ms_median", "ms", 9},
+    {"rival", NULL, -26},    {"rival_value", "its", 9}, {"rival_unit", "unit", -6}};
 enum { N_COLUMNS = sizeof columns / sizeof columns[0] };
 
 static size_t n_bars, n_missed;
@@ -229,8 +230,9 @@ double bench_snap_stop(double start)
 }
 
 static void emit(const bench_options *o, const bench_snap *s, const bench_figure *f,
-                 const bench_stats *value, double cpu_value, const double *times, const double *rival_times,
-                 double bytes, double rival_value, const char *rival_unit)
+                 const bench_stats *value, double cpu_value, const double *times,
+                 const double *rival_times, double bytes, double rival_value,
+                 const char *rival_unit)
 {
     bench_record r;
     bench_case none = {0};
@@ -337,7 +339,8 @@ int bench_snap_run(const bench_options *o)
     if (o->parts & BENCH_PART_MODEL)
         bench_snap_model(o);
     bench_note(o,
-               "value: median of the pairs' ratios, p25 and p75 its quartiles, cpu: of processor times; GB/s and ms: of the "
+               "value: median of the pairs' ratios, p25 and p75 its quartiles, cpu: of processor "
+               "times; GB/s and ms: of the "
                "library, its: of what it is beside.\n"
                "%zu bars, %zu missed. Files are new ones in the page cache, without fsync.",
                n_bars, n_missed);

@@ -82,13 +82,11 @@ static void check_files(delta *d)
     float *a = bench_alloc(2 * count, sizeof *a), *b = a + count;
     for (int i = 0; i < 2; i++) {
         kvt_tensor t = kvt_tensor_f32(i ? b : a);
-        bench_require(
-            kvt_read(d->s.seq, d->s.n_layers - 1, KVT_SIDE_K, first, 2 * TURN, &t), d->s.cache,
-            "kvt_read");
+        bench_require(kvt_read(d->s.seq, d->s.n_layers - 1, KVT_SIDE_K, first, 2 * TURN, &t),
+                      d->s.cache, "kvt_read");
         if (i == 0) {
             bench_require(kvt_seq_clear(d->s.seq), d->s.cache, "kvt_seq_clear");
-            bench_require(kvt_seq_load(d->s.seq, d->child, NULL, NULL), d->s.cache,
-                          "kvt_seq_load");
+            bench_require(kvt_seq_load(d->s.seq, d->child, NULL, NULL), d->s.cache, "kvt_seq_load");
         }
     }
     if (kvt_seq_length(d->s.seq) != n || memcmp(a, b, count * sizeof *a) != 0)
@@ -156,14 +154,14 @@ static void report_times(delta *d)
                                             {"delta_time_file", "delta_time_memory"}};
     kvt_save_options options = bench_snap_save_options(KVT_CODEC_AUTO);
     uint64_t bound;
-    bench_require(kvt_seq_save_bound(d->s.seq, &bound, &options), d->s.cache,
-                  "kvt_seq_save_bound");
+    bench_require(kvt_seq_save_bound(d->s.seq, &bound, &options), d->s.cache, "kvt_seq_save_bound");
     d->room = (size_t)bound;
     d->to = bench_snap_memory(d->room, true);
     d->full = bench_snap_path(d->o, "full.kvt");
     for (int i = 0; i < 2; i++) {
-        bench_figure f = {"delta", names[i][0], "of a full save", 1.0 / 50, false,
-                          i ? "full save, auto" : "full save, raw", NULL};
+        bench_figure f = {"delta",  names[i][0], "of a full save",
+                          1.0 / 50, false,       i ? "full save, auto" : "full save, raw",
+                          NULL};
         double bytes = kvt_cache_bytes_per_token(d->s.cache) * (double)kvt_seq_length(d->s.seq);
         d->codec = i ? KVT_CODEC_AUTO : KVT_CODEC_RAW;
         bench_snap_pairs(d->o, &d->s, &f, run_delta_file, run_full_file, d, bytes);

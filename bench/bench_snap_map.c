@@ -146,8 +146,9 @@ static double second_process(const map *m, const bench_options *o, double *mappe
     self[n] = 0;
     snprintf(tokens, sizeof tokens, "%llu", (unsigned long long)m->s.shape.ctx);
     snprintf(layers, sizeof layers, "%u", (unsigned)m->s.n_layers);
-    char *argv[] = {"kvt-bench", "snapshot-reader",     (char *)m->path, tokens,
-                    layers,      o->quick ? "1" : "0", NULL};
+    char *argv[] = {
+        "kvt-bench", "snapshot-reader", (char *)m->path, tokens, layers, o->quick ? "1" : "0",
+        NULL};
     posix_spawn_file_actions_adddup2(&actions, ends[1], STDOUT_FILENO);
     posix_spawn_file_actions_addclose(&actions, ends[0]);
     posix_spawn_file_actions_addclose(&actions, ends[1]);
@@ -212,7 +213,7 @@ void bench_snap_map(const bench_options *o)
         snprintf(less, sizeof less, "%.2f GiB, not %.2f: memory or disk is short",
                  file_bytes * 0x1p-30, (double)o->map_bytes * 0x1p-30);
 
-    bench_figure lazy = {"map",  "map_lazy",  "of a full load",      1.0 / 20,
+    bench_figure lazy = {"map", "map_lazy",  "of a full load",   1.0 / 20,
                          false, "full load", *less ? less : NULL};
     bench_figure verify = {"map", "map_verify", "of a full load", NAN, false, "full load", NULL};
     m.map = KVT_MAP_LAZY;
@@ -228,11 +229,11 @@ void bench_snap_map(const bench_options *o)
     for (uint32_t layer = 0; layer < m.s.n_layers; layer++)
         attend(&m, layer);
     double mapped, added = second_process(&m, o, &mapped);
-    bench_figure second = {"map", "map_second_process", "of the file", 0.01, false, "the file",
-                           words};
+    bench_figure second = {"map", "map_second_process", "of the file", 0.01,
+                           false, "the file",           words};
     if (isfinite(added))
-        snprintf(words, sizeof words, "bytes of its own %.0f; %.0f of the file's are mapped",
-                 added, mapped);
+        snprintf(words, sizeof words, "bytes of its own %.0f; %.0f of the file's are mapped", added,
+                 mapped);
     else
         snprintf(words, sizeof words, "not measured: no /proc/self/smaps_rollup");
     bench_snap_value(o, &m.s, &second, added / file_bytes, file_bytes, "bytes");

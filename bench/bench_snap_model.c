@@ -25,8 +25,8 @@ typedef struct way {
     int32_t level;
 } way;
 
-static const way ways[] = {{KVT_CODEC_RAW, 0},   {KVT_CODEC_AUTO, 0}, {KVT_CODEC_ZSTD, 1},
-                           {KVT_CODEC_ZSTD, -1}, {KVT_CODEC_ZSTD, 3}, {KVT_CODEC_ZSTD, 6},
+static const way ways[] = {{KVT_CODEC_RAW, 0},   {KVT_CODEC_AUTO, 0},  {KVT_CODEC_ZSTD, 1},
+                           {KVT_CODEC_ZSTD, -1}, {KVT_CODEC_ZSTD, 3},  {KVT_CODEC_ZSTD, 6},
                            {KVT_CODEC_ZSTD, 9},  {KVT_CODEC_ZSTD, 12}, {KVT_CODEC_ZSTD, 19}};
 enum { RAW, AUTO, ONE, LAST = sizeof ways / sizeof ways[0] - 1, WAYS };
 
@@ -146,9 +146,9 @@ static bool run(const bench_options *o)
     if (max_tokens > model.config.seq_len)
         max_tokens = model.config.seq_len;
     for (size_t i = 0; i < n_texts; i++)
-        require(tl_text_story(&texts[i], tokenizer, HELD_OUT + o->seed * 100000 + i, max_tokens,
-                              &err),
-                &err);
+        require(
+            tl_text_story(&texts[i], tokenizer, HELD_OUT + o->seed * 100000 + i, max_tokens, &err),
+            &err);
     for (size_t i = 0; i < TYPES; i++)
         run_type(o, &model, work, texts, n_texts, types[i]);
     for (size_t i = 0; i < n_texts; i++)
@@ -175,7 +175,11 @@ void bench_snap_model(const bench_options *o)
     if (run(o))
         return;
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
-        bench_figure f = {"model", names[i], "of level 19's", 1.01, false,
+        bench_figure f = {"model",
+                          names[i],
+                          "of level 19's",
+                          1.01,
+                          false,
                           "zstd -19, same streams",
                           "not measured: no examples/tinylm, or its model is not found"};
         bench_snap_missing(o, &f);

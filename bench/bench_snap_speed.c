@@ -192,12 +192,12 @@ static double run_load_one(void *user)
 
 static void part_memory(speed *x)
 {
-    static const bench_figure save = {"memory", "memory_save", "of memcpy", 0.8, true,
-                                      "memcpy", NULL};
-    static const bench_figure load = {"memory", "memory_load", "of memcpy", 0.8, true,
-                                      "memcpy", NULL};
-    static const bench_figure fresh = {
-        "memory", "memory_load_fresh", "of memcpy", NAN, true, "memcpy, fresh memory", NULL};
+    static const bench_figure save = {"memory", "memory_save", "of memcpy", 0.8,
+                                      true,     "memcpy",      NULL};
+    static const bench_figure load = {"memory", "memory_load", "of memcpy", 0.8,
+                                      true,     "memcpy",      NULL};
+    static const bench_figure fresh = {"memory", "memory_load_fresh",    "of memcpy", NAN,
+                                       true,     "memcpy, fresh memory", NULL};
     x->of = &x->one;
     run_save(x);
     if (memcmp(x->other, x->raw, x->bytes) != 0)
@@ -227,8 +227,7 @@ static void make_image(speed *x, uint32_t codec, const unsigned char *with_key)
 {
     kvt_save_options options = bench_snap_save_options(codec);
     options.key = with_key;
-    x->image =
-        bench_snap_image(&x->one, &options, &x->image_bytes, &x->image_room);
+    x->image = bench_snap_image(&x->one, &options, &x->image_bytes, &x->image_room);
 }
 
 static void part_crypt(speed *x)
@@ -242,7 +241,12 @@ static void part_crypt(speed *x)
     options.key = key;
     if (kvt_seq_save_bound(x->one.seq, &bound, &options) == KVT_ERR_UNSUPPORTED) {
         for (int i = 0; i < 2; i++) {
-            bench_figure f = {"crypt", names[i].save, "of raw", 0.5, true, "raw save",
+            bench_figure f = {"crypt",
+                              names[i].save,
+                              "of raw",
+                              0.5,
+                              true,
+                              "raw save",
                               "not measured: the library was built without libsodium"};
             bench_snap_missing(x->o, &f);
             f.name = names[i].file;

@@ -37,7 +37,7 @@ static bool open_library(zstd *z)
 {
     static const char *const names[] = {"libzstd.so.1", "libzstd.so", "libzstd.1.dylib"};
     static const char *const functions[] = {
-        "ZSTD_versionString", "ZSTD_compressBound",      "ZSTD_isError",   "ZSTD_createCCtx",
+        "ZSTD_versionString", "ZSTD_compressBound",     "ZSTD_isError",   "ZSTD_createCCtx",
         "ZSTD_freeCCtx",      "ZSTD_CCtx_setParameter", "ZSTD_compress2", "ZSTD_decompress"};
     void *const to[] = {&z->version, &z->bound, &z->is_error, &z->create,
                         &z->destroy, &z->set,   &z->compress, &z->decompress};
@@ -61,9 +61,8 @@ static double run_save(void *user)
     zstd *z = user;
     kvt_save_options options = bench_snap_save_options(KVT_CODEC_AUTO);
     double start = bench_snap_start();
-    bench_require(
-        kvt_seq_save_memory(z->s.seq, z->image, z->image_room, &z->image_bytes, &options),
-        z->s.cache, "kvt_seq_save_memory");
+    bench_require(kvt_seq_save_memory(z->s.seq, z->image, z->image_room, &z->image_bytes, &options),
+                  z->s.cache, "kvt_seq_save_memory");
     return bench_snap_stop(start);
 }
 
@@ -104,8 +103,7 @@ void bench_snap_zstd(const bench_options *o)
     char rival[64], size[160], words[160];
     bench_figure save = {"zstd", "zstd_save", "of zstd -1 -T2", 0.9, true, "zstd -1 -T2", NULL};
     bench_figure load = {"zstd", "zstd_load", "of zstd -d", 0.9, true, "zstd -d", NULL};
-    bench_figure bytes = {"zstd",        "zstd_size", "of zstd -1's", NAN, false,
-                          "zstd -1 -T2", size};
+    bench_figure bytes = {"zstd", "zstd_size", "of zstd -1's", NAN, false, "zstd -1 -T2", size};
     memset(&z, 0, sizeof z);
     if (!open_library(&z)) {
         save.note = load.note = bytes.note = "not measured: no libzstd with threads";
