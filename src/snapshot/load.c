@@ -990,6 +990,11 @@ kvt_status kvt_seq_load(kvt_seq *seq, const char *path, const kvt_load_options *
         from.path = path;
         from.whole = 1;
         from.input.bytes = file.bytes;
+        if (!copy.key) {
+            from.input.view = kvt_snap_file_view;
+            from.input.read_at = file.bytes == UINT64_MAX ? NULL : kvt_snap_file_part;
+            from.input.skip = kvt_snap_file_skip;
+        }
         if (n < sizeof folder) { /* it was opened, so it is */
             memcpy(folder, path, n);
             folder[n] = '\0';
