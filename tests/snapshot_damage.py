@@ -348,7 +348,7 @@ def damage(reader, data, parents):
         if any(section[0] == 4 for section in c.base) and not reader.parent:
             contradict_blocks(c, native)
     contradict_end(c)
-    sections = rewrite.sections_of(reader)
+    sections = [section for section in rewrite.sections_of(reader) if section[0] != 12]
     sections.insert([s[0] in (8, 11) for s in sections].index(False),
                     [12, 0, 0, rewrite.piece_body(b"name", b"123456789")])
     contradict_caller(again(sections, parents, "caller")[1])
