@@ -94,6 +94,10 @@ if(KVTILE_PYTHON)
   endforeach()
   add_test(NAME snapshot_second_reader_encrypted COMMAND ${KVTILE_PYTHON}
     ${CMAKE_CURRENT_SOURCE_DIR}/read_encrypted.py --golden ${golden}/encrypted.kvx)
+  add_test(NAME snapshot_example COMMAND ${KVTILE_PYTHON}
+    ${CMAKE_CURRENT_SOURCE_DIR}/annotate_snapshot.py --check ${PROJECT_SOURCE_DIR}/docs/format.md
+    ${golden}/example.kvt)
+  set_tests_properties(snapshot_example PROPERTIES SKIP_RETURN_CODE 77)
 else()
   add_test(NAME snapshot_second_reader_needs_python3 COMMAND ${CMAKE_COMMAND} -E true)
   set_tests_properties(snapshot_second_reader_needs_python3 PROPERTIES DISABLED TRUE)
