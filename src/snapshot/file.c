@@ -133,7 +133,9 @@ int kvt_snap_same_folder(const char *a, const char *b)
 
 /* ---- reading ---- */
 
-/* One read; -1 with the failure noted. A regular file is read by places: parts of it may be, too. */
+/*
+ * One read; -1 with the failure noted. A regular file is read by places: parts of it may be, too.
+ */
 static int64_t read_once(kvt_snap_file *file, void *to, size_t bytes)
 {
     ssize_t n;

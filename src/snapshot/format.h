@@ -459,8 +459,8 @@ typedef struct kvt_snap_mapped {
 typedef struct kvt_snap_input {
     kvt_reader reader; /* read NULL: memory */
     /*
-     * The next bytes in memory of the reader's, until its next call; they are taken then. NULL: they
-     * have to be read. May be NULL.
+     * The next bytes in memory of the reader's, until its next call; they are taken then. NULL:
+     * they have to be read. May be NULL.
      */
     const unsigned char *(*view)(void *user, size_t bytes);
     /*
@@ -532,9 +532,9 @@ typedef struct kvt_snap_sink {
     kvt_status (*layer)(void *user, const kvt_snap_block *block, uint32_t layer_index,
                         const unsigned char *image, kvt_snap_buffer *scratch);
     /*
-     * All images of a native block, where they lie in a mapped file, of which n_blocks at most come,
-     * and the layers' digests, which the file may be too short for. *taken 1: they are used there.
-     * Comes before they are verified.
+     * All images of a native block, where they lie in a mapped file, of which n_blocks at most
+     * come, and the layers' digests, which the file may be too short for. *taken 1: they are used
+     * there. Comes before they are verified.
      */
     kvt_status (*map)(void *user, const kvt_snap_block *block, kvt_snap_mapped *file,
                       uint64_t n_blocks, const unsigned char *images, const unsigned char *digests,

@@ -18,7 +18,9 @@ typedef struct stage {
     const kvt_snap_context *context;
     kvt_seq *seq;
     const kvt_load_options *options;
-    /* By the file's groups: the cache's, UINT32_MAX: none; and by its layers, in the group's order. */
+    /*
+     * By the file's groups: the cache's, UINT32_MAX: none; and by its layers, in the group's order.
+     */
     uint32_t group_of[KVT_MAX_GROUPS], first_layer[KVT_MAX_GROUPS];
     uint32_t layer_of[KVT_MAX_LAYERS];  /* in the cache's group; UINT32_MAX: not wanted */
     kvt_group *sources[KVT_MAX_GROUPS]; /* where types are converted, else NULL */

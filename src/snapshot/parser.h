@@ -97,8 +97,8 @@ typedef struct kvt_snap_fault {
 } kvt_snap_fault;
 
 /*
- * Decode and check a payload: *streams is then its streams in native form, one after the other, where
- * they lie in the payload or in *buffer. Touches nothing but its arguments: any thread may.
+ * Decode and check a payload: *streams is then its streams in native form, one after the other,
+ * where they lie in the payload or in *buffer. Touches nothing but its arguments: any thread may.
  * *stored: bytes of the streams as stored. KVT_ERR_CORRUPT and KVT_ERR_FORMAT come with a fault.
  */
 kvt_status kvt_snap_decode_set(kvt_snap_codec *codec, const kvt_snap_shape *shapes, uint32_t n,
