@@ -1,6 +1,7 @@
 #!/bin/sh
-# The command line: test_tool.sh KVTILE GOLDEN_FOLDER WORK_FOLDER
-tool=$1 golden=$2 work=$3
+# The command line: test_tool.sh KVTILE GOLDEN_FOLDER WORK_FOLDER MAKE_SNAPSHOT
+# (What dump and diff say of keys and values is tried by test_tool_arrays.py.)
+tool=$1 golden=$2 work=$3 make=$4
 rm -rf "$work" && mkdir -p "$work" || exit 1
 failures=0
 
@@ -31,6 +32,32 @@ silent() {
         failures=$((failures + 1))
     fi
 }
+fails() {
+    echo "$*"
+    failures=$((failures + 1))
+}
+# refuses CODE PATTERN ARGUMENTS...: exits with CODE, one line on stderr, nothing on stdout
+refuses() {
+    want=$1 pattern=$2
+    shift 2
+    run "$want" "$@"
+    says err "^kvtile: .*$pattern"
+    silent out
+    [ "$(wc -l <"$work/err")" -eq 1 ] || fails "kvtile $*: not one line: $(cat "$work/err")"
+}
+# json: $work/out is one JSON object
+json() {
+    [ "$(wc -l <"$work/out")" -eq 1 ] || fails "not one line: $(cat "$work/out")"
+    if command -v python3 >/dev/null 2>&1; then
+        python3 -m json.tool <"$work/out" >/dev/null || fails "not JSON: $(cat "$work/out")"
+    fi
+}
+# leaves NAME...: these files, and no temporary, are in $work/new, which is emptied
+leaves() {
+    got=$(ls -A "$work/new" | tr '\n' ' ')
+    [ "$got" = "${*:+$* }" ] || fails "files: $got, not $*"
+    rm -rf "$work/new" && mkdir "$work/new"
+}
 
 run 0 --help
 says out 'kvtile info'
@@ -38,11 +65,32 @@ says out 'Exit code'
 run 0 --version
 says out '^kvtile [0-9]*\.[0-9]*\.[0-9]*$'
 run 2
-run 2 frobnicate "$golden/i8.kvt"
-says err frobnicate
-run 2 info
-run 2 info --loud "$golden/i8.kvt"
-run 2 verify --quick "$golden/i8.kvt"
+refuses 2 frobnicate frobnicate "$golden/i8.kvt"
+refuses 2 'no file' info
+refuses 2 'unknown option --loud' info --loud "$golden/i8.kvt"
+refuses 2 'unknown option --quick' verify --quick "$golden/i8.kvt"
+refuses 2 'unknown option --jso' info --jso "$golden/i8.kvt"
+refuses 2 'unknown option --json=1' info --json=1 "$golden/i8.kvt"
+refuses 2 '--quick and --verify' info --quick --verify "$golden/i8.kvt"
+for command in info verify dump diff convert; do
+    refuses 2 'no file' $command
+    refuses 2 'unknown option -x' $command -x
+done
+refuses 2 'a file is missing' diff "$golden/i8.kvt"
+refuses 2 'a file is missing' convert "$golden/i8.kvt"
+refuses 2 'one file too many: c' convert a b c
+refuses 2 'one file too many: b' dump a b
+for value in '--layer' '--layer=' '--layer=x' '--layer=1024' '--layer=-1' '--tokens=' '--tokens=a' \
+    '--tokens=1:2:3' '--tokens=1:b' '--tokens=-1:' '--tokens=1073741825' '--tokens=1e3' '--side=q' \
+    '--dtype=f64' '--npy=' '--output=' '--safetensors='; do
+    refuses 2 "${value%%=*}" dump "$value"
+done
+for value in '--codec=lz4' '--codec' '--level=20' '--level=-8' '--level=x' '--level=' '--tokens=1:'; do
+    refuses 2 "${value%%=*}" convert a b "$value"
+done
+refuses 2 bf16 dump --dtype bf16 --npy "$work/x" "$golden/i8.kvt"
+refuses 2 stdout dump --json --output - --layer 0 --side k "$golden/i8.kvt"
+refuses 2 stdout convert --json "$golden/i8.kvt" -
 
 run 0 info "$golden/i8.kvt"
 says out 'tokens  *300 in 5 blocks, 2 of them open$'
@@ -107,6 +155,29 @@ for name in cut longer nothing text; do
     run 1 info --json "$work/$name.kvt"
     says out '"ok":false,"error":"'
 done
+# A byte of a block that is flipped: the section, the layer and the offset are named.
+{ head -c 20000 "$golden/i8.kvt"; printf '\125'; tail -c +20002 "$golden/i8.kvt"; } >"$work/flipped.kvt"
+cmp -s "$golden/i8.kvt" "$work/flipped.kvt" && fails "the byte was that already"
+for command in verify info; do
+    refuses 1 'flipped.kvt: .*offset [0-9]*, block 1 .*, layer 0: checksum of the stream' $command "$work/flipped.kvt"
+done
+run 0 info --quick "$work/flipped.kvt"
+for command in "verify --json" "info --json" "dump --json" "diff --json $golden/i8.kvt"; do
+    run 1 $command "$work/flipped.kvt"
+    says err '^kvtile: .*flipped.kvt: .*block 1'
+    says out '"file":"[^"]*flipped.kvt","status":11,"ok":false,"error":"[^"]*block 1'
+    json
+done
+run 0 info --verify --quiet "$golden/i8.kvt"
+silent out
+run 0 verify --quiet "$golden/i8.kvt"
+silent out
+run 0 verify --quiet --json "$golden/i8.kvt"
+says out '"ok":true'
+run 0 verify --progress "$golden/i8.kvt"
+says err '^kvtile: .*i8.kvt: reading 100%$'
+run 1 verify --progress "$work/cut.kvt"
+grep -q '100%' "$work/err" && fails "progress of 100% of a file that is cut"
 run 1 verify "$golden/i8.kvt" "$work/cut.kvt" "$golden/empty.kvt"
 says out 'empty.kvt: sound'
 run 3 verify "$work/cut.kvt" "$work/missing.kvt"
@@ -129,11 +200,174 @@ fi
 (cd "$work" && cp "$golden/empty.kvt" ./--json && "$tool" verify -- --json >/dev/null) ||
     { echo "-- does not end the options"; failures=$((failures + 1)); }
 
+# ---- dump: tokens ----
+mkdir "$work/new"
+run 0 dump --tokens 229:231 "$golden/moved.kvt"
+printf 'index\tposition\ttoken_id\tkey_position\n229\t252\t341\t322\n230\t253\t378\t323\n' |
+    cmp - "$work/out" || fails "a table of tokens"
+run 0 dump --tokens=2 "$golden/i8.kvt"
+printf 'index\tposition\ttoken_id\n0\t0\t-1\n1\t1\t37\n' | cmp - "$work/out" || fails "a table of tokens"
+run 0 dump "$golden/i8.kvt"
+[ "$(wc -l <"$work/out")" -eq 301 ] || fails "not a line a token"
+run 0 dump --quiet "$golden/i8.kvt"
+silent out
+run 0 dump --tokens 298: --json "$golden/i8.kvt"
+says out '"status":0,"ok":true,"n_tokens":300,"first":298,"end":300,"next_position":329,"checkpoints":\[\],"released":\[\],"files":\[\],"token_ids":\[26,63\],"positions":\[327,328\],"key_positions":\[327,328\]}$'
+json
+run 0 dump --json "$golden/checkpoints.kvt"
+says out '"checkpoints":\[100,330,345,410\],"released":\[{"group":0,"first":64,"end":256}\]'
+json
+for name in empty tag v-in-k groups; do
+    run 0 dump --json "$golden/$name.kvt"
+    json
+done
+refuses 2 'it has 300 tokens, not 0:301' dump --tokens 301 "$golden/i8.kvt"
+refuses 2 'it has 300 tokens, not 9:8' dump --tokens 9:8 "$golden/i8.kvt"
+refuses 3 'missing.kvt: .*No such file' dump "$work/missing.kvt"
+
+# ---- dump: arrays ----
+run 0 dump --npy "$work/new/folder" --progress "$golden/tag.kvt"
+silent out
+says err '^kvtile: .*tag.kvt: writing 100%$'
+[ "$(ls -A "$work/new/folder" | tr '\n' ' ')" = "layers.0.k.npy layers.0.v.npy layers.1.k.npy layers.1.v.npy layers.2.k.npy layers.2.v.npy positions.npy token_ids.npy " ] ||
+    fails "arrays: $(ls -A "$work/new/folder")"
+refuses 3 'token_ids.npy: is there already' dump --npy "$work/new/folder" "$golden/tag.kvt"
+rm "$work/new/folder/token_ids.npy"
+refuses 3 'positions.npy: is there already' dump --npy "$work/new/folder" "$golden/tag.kvt"
+[ -e "$work/new/folder/token_ids.npy" ] && fails "an array of a dump that was refused"
+run 0 dump --npy "$work/new/folder" --force "$golden/tag.kvt"
+leaves folder
+run 0 dump --output "$work/new/k.npy" --safetensors "$work/new/k.st" --layer 1 --side k "$golden/tag.kvt"
+run 0 dump --output - --layer 1 --side k "$golden/tag.kvt"
+cmp "$work/out" "$work/new/k.npy" || fails "another array on stdout"
+run 0 dump --safetensors - --layer 1 --side k "$golden/tag.kvt"
+cmp "$work/out" "$work/new/k.st" || fails "other arrays on stdout"
+run 0 dump --json --output "$work/new/v.npy" --layer 1 --side v "$golden/tag.kvt"
+says out '"files":\["[^"]*new/v.npy"\]}$'
+json
+leaves k.npy k.st v.npy
+for how in '' '--layer 1' '--side k' '--layer 0 --layer 1 --side k'; do
+    refuses 2 'one side of one layer' dump --output "$work/new/x.npy" $how "$golden/tag.kvt"
+done
+refuses 2 'it has 3 layers, and none of number 3' dump --layer 3 --npy "$work/new/x" "$golden/tag.kvt"
+refuses 2 'layer 0 has no tokens 128 to 191: .*--tokens 192:' dump --npy "$work/new/x" "$golden/window.kvt"
+run 0 dump --layer 1 --npy "$work/new/x" "$golden/checkpoints.kvt" # whose group has no window
+refuses 3 'no/x: cannot be created: No such file' dump --safetensors "$work/new/no/x" "$golden/tag.kvt"
+leaves x
+: >"$work/new/x"
+for how in --safetensors '--layer 0 --side v --output'; do
+    refuses 3 'x: is there already (--force replaces it)' dump $how "$work/new/x" "$golden/tag.kvt"
+done
+[ -s "$work/new/x" ] && fails "a file was written over"
+chmod 640 "$work/new/x"
+run 0 dump --force --safetensors "$work/new/x" "$golden/tag.kvt"
+[ -s "$work/new/x" ] || fails "--force does not replace"
+case $(ls -l "$work/new/x") in -rw-r-----*) ;; *) fails "another mode" ;; esac
+refuses 3 'new: is a folder' dump --safetensors "$work/new" "$golden/tag.kvt"
+ln -s nowhere "$work/new/link"
+refuses 3 'link: is there already' dump --safetensors "$work/new/link" "$golden/tag.kvt"
+leaves link x
+
+# ---- diff ----
+run 0 diff "$golden/i8.kvt" "$golden/i8.kvt"
+says out 'are equal: 300 tokens$'
+run 0 diff --json "$golden/window.kvt" "$golden/window.kvt"
+says out '"equal":true,"same":{"fingerprint":true,"geometry":true,"types":true,"tag":true,"next_position":true,"checkpoints":true},"n_tokens":\[400,400\],"equal_token_ids":400,"equal_positions":400,"layers":\[\]}$'
+json
+"$make" "$work/a.kvt" 400 && "$make" "$work/b.kvt" 400 300 || fails "$make"
+run 1 diff "$work/a.kvt" "$work/b.kvt"
+says out 'the first 400 have equal ids, the first 400 equal positions'
+says out 'layer 1 K: 64 tokens in 1 block differ, the first is 256, by up to '
+says out 'layer 1 V: 1 token in 1 block differs, the first is 300, by up to '
+grep -q 'layer 0' "$work/out" && fails "layer 0 does not differ"
+run 1 diff --json "$work/a.kvt" "$work/b.kvt"
+says out '"equal":false,.*"layers":\[{"layer":1,"side":"k","compared":true,"tokens":64,"blocks":1,"released":0,"first":256,'
+json
+run 1 diff --quiet "$work/a.kvt" "$work/b.kvt"
+silent out
+run 1 diff "$golden/tag.kvt" "$golden/f16-f32.kvt"
+for what in 'types, ' 'tags' 'next positions' 'geometries'; do
+    says out "  $what.* differ"
+done
+run 1 diff "$work/a.kvt" "$golden/i8.kvt"
+says out '  fingerprints differ'
+run 1 diff "$golden/checkpoints.kvt" "$golden/i4-checkpoints.kvt"
+says out '  checkpoints differ'
+refuses 3 'missing.kvt: .*No such file' diff "$golden/i8.kvt" "$work/missing.kvt"
+
+# ---- convert ----
+run 0 convert --codec raw --progress "$golden/checkpoints.kvt" "$work/new/raw.kvt"
+says out 'raw.kvt: 410 tokens, [0-9]* bytes'
+says err 'writing 100%$'
+run 0 verify "$work/new/raw.kvt"
+run 0 diff "$golden/checkpoints.kvt" "$work/new/raw.kvt"
+[ "$(wc -c <"$work/new/raw.kvt")" -gt "$(wc -c <"$golden/checkpoints.kvt")" ] || fails "--codec raw"
+run 0 convert --level 19 --codec auto "$work/new/raw.kvt" "$work/new/small.kvt"
+run 0 diff "$golden/checkpoints.kvt" "$work/new/small.kvt"
+run 0 convert --json --tokens 200 "$golden/i8.kvt" "$work/new/part.kvt"
+says out '"status":0,"ok":true,"output":"[^"]*part.kvt","n_tokens":200,"file_bytes":[0-9]*}$'
+json
+run 0 info "$work/new/part.kvt"
+says out 'tokens  *200 in '
+refuses 3 'part.kvt: is there already' convert "$golden/i8.kvt" "$work/new/part.kvt"
+refuses 2 'it has 300 tokens, not 301' convert --tokens 301 "$golden/i8.kvt" "$work/new/x.kvt"
+refuses 1 'flipped.kvt: .*block 1' convert "$work/flipped.kvt" "$work/new/x.kvt"
+refuses 3 'no/x: cannot be created: No such file' convert "$golden/tag.kvt" "$work/new/no/x"
+run 0 convert --force --quiet "$golden/i8.kvt" "$work/new/part.kvt"
+silent out
+run 0 diff --quiet "$golden/i8.kvt" "$work/new/part.kvt"
+run 0 convert --force --tokens 100 "$work/new/part.kvt" "$work/new/part.kvt" # onto itself
+run 0 verify "$work/new/part.kvt"
+says out 'sound, 100 tokens'
+run 0 convert "$golden/i8.kvt" -
+cp "$work/out" "$work/new/stdout.kvt"
+run 0 diff "$golden/i8.kvt" "$work/new/stdout.kvt"
+leaves part.kvt raw.kvt small.kvt stdout.kvt
+
+# ---- outputs that fail ----
 # A write error on a full disk is an error of the tool.
 if [ -c /dev/full ] && [ -w /dev/full ]; then
-    "$tool" info "$golden/i8.kvt" >/dev/full 2>/dev/null
-    [ $? -eq 3 ] || { echo "a full disk was not noticed"; failures=$((failures + 1)); }
+    for command in info dump diff; do
+        "$tool" $command "$golden/i8.kvt" $([ $command = diff ] && echo "$golden/i8.kvt") \
+            >/dev/full 2>"$work/err"
+        [ $? -eq 3 ] || fails "$command: a full disk was not noticed"
+        says err '^kvtile: stdout: cannot be written$'
+    done
+    refuses 3 '/dev/full: cannot be written: No space' dump --safetensors /dev/full "$golden/i8.kvt"
+    refuses 3 '/dev/full: cannot be written: No space' dump --output /dev/full --layer 0 --side k "$golden/i8.kvt"
+    refuses 3 '/dev/full: cannot be written: No space' convert "$golden/i8.kvt" /dev/full
 fi
+"$make" "$work/big.kvt" 60000 || fails "$make" # 245 MB as f32
+if (ulimit -f 4000) 2>/dev/null; then # a limit on the size of files, met on the way
+    for how in "dump --safetensors" "convert --force"; do
+        case $how in dump*) set -- $how "$work/new/x" "$work/big.kvt" ;; *) set -- $how "$work/big.kvt" "$work/new/x" ;; esac
+        (ulimit -f 4000; exec "$tool" "$@" >"$work/out" 2>"$work/err")
+        [ $? -eq 3 ] || fails "$how: a limit on files was not noticed"
+        says err '^kvtile: .*new/x: cannot be written: File too large$'
+        leaves
+    done
+fi
+if [ "$(id -u)" -ne 0 ]; then
+    chmod 500 "$work/new"
+    refuses 3 'new/x: cannot be created: Permission denied' dump --safetensors "$work/new/x" "$golden/i8.kvt"
+    chmod 700 "$work/new"
+fi
+# A signal: no temporary is left, and the tool ends by it.
+for how in "dump --safetensors" "dump --npy" "convert --level=19"; do
+    case $how in dump*) set -- $how "$work/new/x" "$work/big.kvt" ;; *) set -- $how "$work/big.kvt" "$work/new/x" ;; esac
+    "$tool" "$@" >"$work/out" 2>"$work/err" &
+    pid=$!
+    i=0 # the temporary is there before the signal
+    until [ -n "$(find "$work/new" -name '.*kvtile*' -o -name '.*tmp*' 2>/dev/null)" ] || [ $i -ge 500 ]; do
+        i=$((i + 1))
+        sleep 0.01
+    done
+    kill -TERM $pid
+    wait $pid 2>/dev/null
+    [ $? -eq 143 ] || fails "$how: exit code after a signal"
+    [ -z "$(find "$work/new" -name '.*kvtile*' -o -name '.*tmp*')" ] || fails "$how: a temporary is left: $(find "$work/new")"
+    rm -rf "$work/new" && mkdir "$work/new"
+done
 
 [ $failures -eq 0 ] && rm -rf "$work"
 exit $((failures != 0))

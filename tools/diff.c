@@ -155,23 +155,33 @@ static kvt_status compare_tokens(diff *d)
     return status;
 }
 
-static void compare_part(const diff *d, rows *r, uint64_t first, uint64_t n, size_t row)
+/* The largest difference of two elements; 0 and -0 are equal. */
+static double distance(const float *x, const float *y, size_t n)
 {
-    uint64_t t, block;
+    double most = 0;
     size_t i;
 
+    if (memcmp(x, y, n * sizeof *x) != 0)
+        for (i = 0; i < n; i++)
+            most = fmax(most, fabs((double)x[i] - (double)y[i]));
+    return most;
+}
+
+static void compare_part(const diff *d, rows *r, uint64_t first, uint64_t n, size_t row)
+{
+    uint64_t t;
+
     for (t = first; t < first + n; t++) {
-        const float *x = d->part[0] + (t - first) * row, *y = d->part[1] + (t - first) * row;
-        if (memcmp(x, y, row * sizeof *x) == 0)
+        size_t at = (size_t)(t - first) * row;
+        double far = distance(d->part[0] + at, d->part[1] + at, row);
+        if (far == 0)
             continue;
-        block = t / KVT_BLOCK_TOKENS;
-        if (r->tokens == 0 || block != r->last_block)
+        if (r->tokens == 0 || t / KVT_BLOCK_TOKENS != r->last_block)
             r->blocks++;
-        r->last_block = block;
+        r->last_block = t / KVT_BLOCK_TOKENS;
         if (r->tokens++ == 0)
             r->first = t;
-        for (i = 0; i < row; i++)
-            r->largest = fmax(r->largest, fabs((double)x[i] - (double)y[i]));
+        r->largest = fmax(r->largest, far);
     }
 }
 
@@ -327,9 +337,10 @@ static void print_text(const diff *d)
             if (!r->compared)
                 printf("  layer %" PRIu32 " %c: another shape\n", layer, "KV"[side]);
             if (r->tokens)
-                printf("  layer %" PRIu32 " %c: %" PRIu64 " tokens in %" PRIu64
-                       " blocks differ, the first is %" PRIu64 ", by up to %.4g\n",
-                       layer, "KV"[side], r -> tokens, r -> blocks, r -> first, r -> largest);
+                printf("  layer %" PRIu32 " %c: %" PRIu64 " token%s in %" PRIu64
+                       " block%s differ%s, the first is %" PRIu64 ", by up to %.4g\n",
+                       layer, "KV"[side], r -> tokens, r -> tokens == 1 ? "" : "s", r->blocks,
+                       r->blocks == 1 ? "" : "s", r->tokens == 1 ? "s" : "", r->first, r->largest);
             if (r->missing)
                 printf("  layer %" PRIu32 " %c: %" PRIu64 " tokens are there in one alone\n", layer,
                        "KV"[side], r -> missing);

@@ -32,6 +32,9 @@ static void note_signals(void)
     if (is_set)
         return;
     is_set = 1;
+#ifdef SIGXFSZ
+    (void)signal(SIGXFSZ, SIG_IGN); /* a passed limit on the size of files is an error of write() */
+#endif
     for (i = 0; i < sizeof numbers / sizeof numbers[0]; i++) {
         memset(&action, 0, sizeof action);
         (void)sigemptyset(&action.sa_mask);
