@@ -1,4 +1,4 @@
-# What the library is linked with: SLEEF, Zstandard and xxHash.
+# What the library is linked with: SLEEF, Zstandard, xxHash and, where it encrypts, libsodium.
 # Included by the build and, installed beside it, by the package config, for whoever links the
 # static library. Targets, functions and cache variables have names of our own, so that they meet
 # no finder of the project around.
@@ -36,11 +36,19 @@ function(kvtile_find_library missing name header library package)
   endif()
 endfunction()
 
-# kvtile_find_dependencies(MISSING): the needed ones; MISSING: Debian's packages that lack.
-macro(kvtile_find_dependencies missing)
+macro(kvtile_find_sodium missing)
+  kvtile_find_library(${missing} sodium sodium.h sodium libsodium unofficial-sodium::sodium)
+endmacro()
+
+# kvtile_find_dependencies(MISSING CRYPT): the needed ones, libsodium where CRYPT is true; MISSING:
+# Debian's packages that lack.
+macro(kvtile_find_dependencies missing crypt)
   set(${missing})
   kvtile_find_library(${missing} sleef sleef.h sleef sleef sleef::sleef)
   kvtile_find_library(${missing} zstd zstd.h zstd libzstd
     zstd::libzstd zstd::libzstd_shared zstd::libzstd_static)
   kvtile_find_library(${missing} xxhash xxhash.h xxhash libxxhash xxHash::xxhash)
+  if(${crypt})
+    kvtile_find_sodium(${missing})
+  endif()
 endmacro()

@@ -49,6 +49,7 @@ HEAD = """\
  * are refused. -fno-math-errno and -DNDEBUG save some time.
  *
  * KVT_NO_POOL, if defined, leaves out the pool of threads. KVT_STATIC: no symbol is exported.
+ * KVT_CRYPT: snapshots can be encrypted; link with -lsodium too.
  */
 #if defined(__FAST_MATH__) || defined(__ASSOCIATIVE_MATH__) || defined(__RECIPROCAL_MATH__) ||      \\
     (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__) || defined(__NO_SIGNED_ZEROS__)
@@ -71,6 +72,9 @@ HEAD = """\
 #endif
 #if !defined(KVT_NO_POOL)
 #define KVT_HAVE_POOL
+#endif
+#if defined(KVT_CRYPT)
+#define KVT_HAVE_CRYPT
 #endif
 """
 

@@ -380,6 +380,16 @@ kvt_status kvt_memory_forecast(const kvt_config *config_in, uint64_t n_sequences
     return KVT_OK;
 }
 
+/* Layers of the group that has most. */
+static uint32_t largest_group(const kvt_cache *plan)
+{
+    uint32_t most = 0;
+    for (uint32_t g = 0; g < plan->n_groups; g++)
+        if (plan->groups[g].config.n_layers > most)
+            most = plan->groups[g].config.n_layers;
+    return most;
+}
+
 kvt_status kvt_working_forecast(const kvt_config *config_in, uint64_t n_tokens, uint64_t *bytes)
 {
     kvt_config config;
@@ -387,6 +397,7 @@ kvt_status kvt_working_forecast(const kvt_config *config_in, uint64_t n_tokens, 
     kvt_snap_header header;
     kvt_status status;
     uint64_t save, load;
+    size_t n_jobs;
 
     if (!config_in || !bytes || !kvt_copy_struct(&config, config_in, sizeof config))
         return KVT_ERR_ARG;
@@ -396,8 +407,9 @@ kvt_status kvt_working_forecast(const kvt_config *config_in, uint64_t n_tokens, 
     if (n_tokens > plan.max_tokens)
         return refuse(&config, KVT_ERR_LIMIT, "n_tokens is above max_tokens");
     kvt_snap_header_make(&plan, n_tokens, &header);
-    save = kvt_snap_save_bytes(&header);
-    load = kvt_snap_load_bytes(&header);
+    n_jobs = kvt_snap_jobs_count(&plan, largest_group(&plan));
+    save = kvt_snap_save_bytes(&header, n_jobs);
+    load = kvt_snap_load_bytes(&header, n_jobs);
     *bytes = save > load ? save : load;
     return KVT_OK;
 }

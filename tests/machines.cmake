@@ -97,6 +97,14 @@ endif()
 
 # ---- compiled only ----
 
+set(compile_headers ${KVTILE_SLEEF_INCLUDE_DIR}/sleef.h ${KVTILE_ZSTD_INCLUDE_DIR}/zstd.h
+  ${KVTILE_ZSTD_INCLUDE_DIR}/zstd_errors.h ${KVTILE_XXHASH_INCLUDE_DIR}/xxhash.h)
+set(compile_crypt OFF)
+if(KVTILE_SODIUM_INCLUDE_DIR)
+  list(APPEND compile_headers ${KVTILE_SODIUM_INCLUDE_DIR}/sodium.h ${KVTILE_SODIUM_INCLUDE_DIR}/sodium)
+  set(compile_crypt ON)
+endif()
+
 # kvtile_compile_test(NAME COMPILER PROCESSOR ARGUMENTS ...): the static library, with warnings as
 # errors. The libraries' headers are this machine's: they do not differ.
 function(kvtile_compile_test name compiler processor)
@@ -107,8 +115,8 @@ function(kvtile_compile_test name compiler processor)
   endif()
   add_test(NAME compile_${name} COMMAND ${CMAKE_COMMAND} -DSOURCE=${PROJECT_SOURCE_DIR}
     -DBUILD=${machines}/${name} -DGENERATOR=${CMAKE_GENERATOR} -DCOMPILER=${compiler}
-    -DPROCESSOR=${processor} -DNM=${CMAKE_NM} "-DOPTIONS=${minimal}"
-    "-DHEADERS=${KVTILE_SLEEF_INCLUDE_DIR}/sleef.h;${KVTILE_ZSTD_INCLUDE_DIR}/zstd.h;${KVTILE_ZSTD_INCLUDE_DIR}/zstd_errors.h;${KVTILE_XXHASH_INCLUDE_DIR}/xxhash.h"
+    -DPROCESSOR=${processor} -DNM=${CMAKE_NM} "-DOPTIONS=${minimal};-DKVTILE_CRYPT=${compile_crypt}"
+    "-DHEADERS=${compile_headers}"
     ${ARGN} -P ${CMAKE_CURRENT_SOURCE_DIR}/machines/compile.cmake)
   set_tests_properties(compile_${name} PROPERTIES TIMEOUT 1200 COST 300)
 endfunction()

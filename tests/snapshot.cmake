@@ -23,11 +23,14 @@ foreach(call open read write fsync close rename unlink ftruncate fchmod flock fc
 endforeach()
 add_test(NAME snapshot_calls COMMAND test_snapshot_calls)
 
-# A unit test of one file: it includes internal headers.
-add_executable(test_snapshot_codec test_snapshot_codec.c)
-target_include_directories(test_snapshot_codec PRIVATE ${PROJECT_SOURCE_DIR})
-target_link_libraries(test_snapshot_codec PRIVATE test_support kvtile_warnings kvtile_static)
-add_test(NAME snapshot_codec COMMAND test_snapshot_codec)
+# Unit tests of single files: they include internal headers.
+foreach(name codec image)
+  add_executable(test_snapshot_${name} test_snapshot_${name}.c)
+  target_include_directories(test_snapshot_${name} PRIVATE ${PROJECT_SOURCE_DIR})
+  target_link_libraries(test_snapshot_${name} PRIVATE test_support kvtile_warnings kvtile_static)
+  add_test(NAME snapshot_${name} COMMAND test_snapshot_${name})
+endforeach()
+target_link_libraries(test_snapshot_image PRIVATE kvtile::xxhash)
 
 set(golden ${CMAKE_CURRENT_SOURCE_DIR}/golden)
 set(golden_files)

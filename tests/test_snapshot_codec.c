@@ -512,7 +512,7 @@ static void check_block(kvt_type k_type, kvt_type v_type, uint32_t form, uint32_
     memset(blocks, 0, sizeof blocks);
     layout = &group.layouts[form];
     for (int i = 0; i < 2; i++) {
-        blocks[i].form = form;
+        blocks[i].form = (uint8_t)form;
         blocks[i].data = malloc(layout->block_bytes);
         streams[i] = malloc(bytes);
         assert_non_null(blocks[i].data);
@@ -522,7 +522,7 @@ static void check_block(kvt_type k_type, kvt_type v_type, uint32_t form, uint32_
             blocks[i].data[at] = (unsigned char)(seed >> 24);
         }
     }
-    kvt_snap_gather(&group, &blocks[0], 0, tokens, streams[0]);
+    kvt_snap_gather(&group, form, tokens, blocks[0].data, streams[0]);
     check_codes(&s[0], &group, &blocks[0], layout->k_codes, streams[0]);
     check_codes(&s[1], &group, &blocks[0], layout->v_codes, streams[0] + s[0].bytes);
     small = streams[0] + s[0].bytes + s[1].bytes;
@@ -540,8 +540,8 @@ static void check_block(kvt_type k_type, kvt_type v_type, uint32_t form, uint32_
     if (k_type == KVT_TYPE_I4 && form == KVT_SEALED)
         check_gains(&group, &blocks[0], layout->k_scales + 2 * 32, tokens, &small);
     assert_ptr_equal(small, streams[0] + bytes);
-    kvt_snap_scatter(&group, &blocks[1], 0, tokens, streams[0]);
-    kvt_snap_gather(&group, &blocks[1], 0, tokens, streams[1]);
+    kvt_snap_scatter(&group, form, tokens, streams[0], blocks[1].data);
+    kvt_snap_gather(&group, form, tokens, blocks[1].data, streams[1]);
     assert_memory_equal(streams[0], streams[1], bytes);
     check_codes(&s[0], &group, &blocks[1], layout->k_codes, streams[0]);
     check_codes(&s[1], &group, &blocks[1], layout->v_codes, streams[0] + s[0].bytes);

@@ -40,7 +40,7 @@ kvt_status kvt_block_get(kvt_cache *cache, uint32_t class_index, kvt_block **blo
         cache->n_free_blocks[class_index]--;
         cache->n_used_blocks[class_index]++;
         found->references = 1;
-        found->next = NULL;
+        assert(found->id_tokens == 0);
     }
     pthread_mutex_unlock(&cache->lock);
     if (!found) {
@@ -49,9 +49,10 @@ kvt_status kvt_block_get(kvt_cache *cache, uint32_t class_index, kvt_block **blo
             return status;
         found = memory;
         found->data = (unsigned char *)memory + sizeof *found;
-        found->class_index = class_index;
-        found->form =
-            class_index <= cache->n_groups ? KVT_SEALED : (class_index - 1) / cache->n_groups;
+        found->class_index = (uint16_t)class_index;
+        found->form = class_index <= cache->n_groups
+                          ? KVT_SEALED
+                          : (uint8_t)((class_index - 1) / cache->n_groups);
         found->is_new = 1;
         found->references = 1;
         pthread_mutex_lock(&cache->lock);
@@ -75,6 +76,7 @@ void kvt_block_part_locked(kvt_block *block)
 {
     if (block->twin)
         block->twin = block->twin->twin = NULL;
+    block->id_tokens = 0;
 }
 
 /* One reference less. 1: it was the last one, and the block is nobody's now. */
@@ -107,6 +109,27 @@ int kvt_block_is_own(kvt_cache *cache, const kvt_block *block)
     own = block->references == 1;
     pthread_mutex_unlock(&cache->lock);
     return own;
+}
+
+int kvt_block_id(kvt_cache *cache, const kvt_block *block, uint32_t tokens, unsigned char *id)
+{
+    int known;
+    pthread_mutex_lock(&cache->lock);
+    known = tokens > 0 && block->id_tokens == tokens;
+    if (known)
+        memcpy(id, block->id, sizeof block->id);
+    pthread_mutex_unlock(&cache->lock);
+    return known;
+}
+
+void kvt_block_set_id(kvt_cache *cache, kvt_block *block, uint32_t tokens, const unsigned char *id)
+{
+    assert(tokens > 0 && tokens <= KVT_TOKENS);
+    pthread_mutex_lock(&cache->lock);
+    assert(block->references > 0);
+    memcpy(block->id, id, sizeof block->id);
+    block->id_tokens = tokens;
+    pthread_mutex_unlock(&cache->lock);
 }
 
 void kvt_block_put(kvt_cache *cache, kvt_block *block)

@@ -7,8 +7,8 @@
  * rows.c (a sequence's block table), reserve.c, checkpoint.c, window.c (what is out of sight),
  * turns.c (keys that have moved), stats.c, sequence.c (steps), fork.c (sequences that share
  * blocks), open.c (tokens into open blocks), seal.c (these into sealed ones), reopen.c (and back),
- * append.c, select.c (a commit of some of a step's tokens), remove.c (tokens out of the middle) and
- * read.c. src/create.c makes a cache.
+ * append.c, select.c (a commit of some of a step's tokens), remove.c (tokens out of the middle),
+ * read.c and convert.c (blocks of other types). src/create.c makes a cache.
  */
 #ifndef KVT_CACHE_H
 #define KVT_CACHE_H
@@ -110,6 +110,8 @@ typedef struct kvt_layer {
 
 /* ---- blocks ---- */
 
+#define KVT_BLOCK_ID_BYTES 16
+
 /*
  * 64 tokens of one class. Class g < n_groups: sealed keys and values of group g. Class n_groups:
  * positions and token ids of the 64 tokens (kvt_meta). Class n_groups + 1 + g: open keys and values
@@ -118,19 +120,22 @@ typedef struct kvt_layer {
  */
 typedef struct kvt_block {
     _Alignas(64) unsigned char *data; /* 64 bytes in all where pointers are shorter, too */
-    struct kvt_block *next;           /* in a list of free blocks */
     /*
      * Open: the sealed form of its 64 tokens, if a sequence has one in force; sealed: the open
      * block that it is the sealed form of. Neither is a reference. Guarded by the cache's lock.
      */
     struct kvt_block *twin;
-    uint32_t class_index;
-    uint32_t form;       /* KVT_SEALED, ... */
-    uint32_t is_new;     /* has never been in a free list */
-    uint32_t references; /* of block tables and checkpoints; 0 in a free list */
-    uint32_t seen;       /* of them, by kvt_seq_get_stats; all three under the cache's lock */
+    union {
+        struct kvt_block *next; /* in a list of free or spare blocks: id_tokens is 0 there */
+        unsigned char id[KVT_BLOCK_ID_BYTES]; /* see kvt_block_id; under the cache's lock */
+    };
     uint64_t visit;
-    uint32_t reserved[2];
+    uint32_t id_tokens;   /* tokens that the id is of; 0: it is not known */
+    uint32_t references;  /* of block tables and checkpoints; 0 in a free list */
+    uint32_t seen;        /* of them, by kvt_seq_get_stats; visit, too, under the cache's lock */
+    uint16_t class_index; /* below KVT_MAX_CLASSES */
+    uint8_t form;         /* KVT_SEALED, ... */
+    uint8_t is_new;       /* has never been in a free list */
 } kvt_block;
 
 _Static_assert(sizeof(kvt_block) == 64, "a block's data begins at a multiple of 64 bytes");
@@ -416,10 +421,26 @@ void kvt_block_undo(kvt_cache *cache, kvt_block *block);
 /* With the cache's lock held: one more reference; one less (kvt_block_put). */
 void kvt_block_refer_locked(kvt_cache *cache, kvt_block *block);
 void kvt_block_put_locked(kvt_cache *cache, kvt_block *block);
-/* With the cache's lock held: a block is about to be written, and is its twin's form no longer. */
+/*
+ * With the cache's lock held: a block is about to be written. It is its twin's form no longer, and
+ * its id is not known.
+ */
 void kvt_block_part_locked(kvt_block *block);
 /* Whether a block has no reference but the caller's, which then nobody else can change. */
 int kvt_block_is_own(kvt_cache *cache, const kvt_block *block);
+
+/*
+ * A block's id (docs/format.md, "Blocks") names its contents with a number of tokens. It is a hash
+ * of all its bytes, so a block keeps it once it has been computed, until one of them may change.
+ *
+ * 1: it is known for so many tokens.
+ */
+int kvt_block_id(kvt_cache *cache, const kvt_block *block, uint32_t tokens, unsigned char *id);
+/*
+ * Keep it. tokens: 1 to 64. The block is in force in a table, or in a checkpoint, and nobody writes
+ * into these tokens meanwhile. One id is kept: the one for another number of tokens is lost.
+ */
+void kvt_block_set_id(kvt_cache *cache, kvt_block *block, uint32_t tokens, const unsigned char *id);
 
 /* Memory of the cache; where there is none, once more without free blocks. */
 kvt_status kvt_block_memory(kvt_cache *cache, size_t bytes, const char *what, void **memory);
@@ -638,6 +659,9 @@ static inline uint8_t *kvt_record_gains(const kvt_record *record, size_t dims_p)
  */
 #define KVT_K4_ALONG 32.0f /* steps */
 
+/* Of the memory of a head's record in a form. */
+kvt_record kvt_record_at(const kvt_group *group, uint32_t form, kvt_side side,
+                         unsigned char *memory);
 /* Of a block, layer and head. */
 kvt_record kvt_record_of(const kvt_group *group, const kvt_block *block, kvt_side side,
                          size_t layer_index, size_t kv_head);
@@ -698,5 +722,39 @@ void kvt_seal_offset(const kvt_kernels *kernels, const kvt_group *group, uint32_
  * block: the same numbers, K's but for the rounding to f16.
  */
 void kvt_reopen(const kvt_seq *seq, uint32_t g, size_t row, kvt_block *open);
+
+/* ---- read.c ---- */
+
+/*
+ * The token in a slot of a record of one form, as kvt_read gives it in f32: x[dims of the side].
+ * V in K: side is K.
+ */
+void kvt_record_read(const kvt_kernels *kernels, const kvt_group *group, uint32_t form,
+                     kvt_side side, size_t head, const kvt_record *record, size_t slot, float *x);
+
+/* ---- convert.c ---- */
+
+/*
+ * Blocks of one group as those of another group that differs from it in the types, and what
+ * follows from them, alone: the same heads, dims, seed, and V in K in both or neither.
+ *
+ * The form that a block of `tokens` tokens of row `row` has in the other group. In a sequence or
+ * checkpoint whose sealed rows come before the open ones they do so in these forms, too.
+ */
+uint32_t kvt_convert_form(const kvt_group *from_group, uint32_t form, const kvt_group *to_group,
+                          size_t row, uint32_t tokens);
+/* Bytes of the scratch memory that a conversion needs, of any alignment. */
+size_t kvt_convert_bytes(const kvt_group *from_group, const kvt_group *to_group);
+/*
+ * One layer of a block: `from` has it in `form` of from_group (layer_bytes of that layout), `to`
+ * gets it in to_form, which kvt_convert_form gives, of to_group. Both at multiples of 64 bytes, and
+ * apart. All of `to` is written, with zeros for tokens and dims that are not there. Depends on
+ * nothing but these bytes; the same on every instruction set.
+ *
+ * KVT_ERR_VALUE: a value is beyond what the other type can store; `to` is unspecified.
+ */
+kvt_status kvt_convert_layer(const kvt_kernels *kernels, const kvt_group *from_group, uint32_t form,
+                             const unsigned char *from, uint32_t tokens, const kvt_group *to_group,
+                             uint32_t to_form, unsigned char *to, void *scratch);
 
 #endif /* KVT_CACHE_H */

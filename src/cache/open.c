@@ -5,11 +5,10 @@
 
 #include "src/cache/cache.h"
 
-kvt_record kvt_record_of(const kvt_group *group, const kvt_block *block, kvt_side side,
-                         size_t layer_index, size_t kv_head)
+kvt_record kvt_record_at(const kvt_group *group, uint32_t form, kvt_side side,
+                         unsigned char *memory)
 {
-    const kvt_layout *layout = kvt_block_layout(group, block);
-    unsigned char *memory = kvt_head_record(group, block, layer_index, kv_head);
+    const kvt_layout *layout = &group->layouts[form];
     kvt_record record = {memory + (side == KVT_SIDE_K ? layout->k_codes : layout->v_codes), NULL,
                          NULL, NULL};
     if (side == KVT_SIDE_K && layout->k_scale_bytes)
@@ -21,6 +20,13 @@ kvt_record kvt_record_of(const kvt_group *group, const kvt_block *block, kvt_sid
     if (side == KVT_SIDE_K && layout->k_seed_bytes)
         record.seed = (uint16_t *)(void *)(memory + layout->k_seed);
     return record;
+}
+
+kvt_record kvt_record_of(const kvt_group *group, const kvt_block *block, kvt_side side,
+                         size_t layer_index, size_t kv_head)
+{
+    return kvt_record_at(group, block->form, side,
+                         kvt_head_record(group, block, layer_index, kv_head));
 }
 
 /*

@@ -56,38 +56,42 @@ static get_function *get_of(const kvt_kernels *k, kvt_side side, kvt_type type)
     }
 }
 
-/* One token of one side: value * scale, plus the offset, rotated back. */
-static void read_side(const reader *r, kvt_side side, uint64_t token, size_t head, float *x)
+void kvt_record_read(const kvt_kernels *k, const kvt_group *group, uint32_t form, kvt_side side,
+                     size_t head, const kvt_record *record, size_t slot, float *x)
 {
-    const kvt_kernels *k = r->kernels;
-    const kvt_group *group = r->group;
-    const kvt_block *block = kvt_seq_block(r->seq, (size_t)(token / KVT_TOKENS), r->group_index);
-    const kvt_layout *layout = kvt_block_layout(group, block);
-    kvt_record record = kvt_record_of(group, block, side, r->layer_index, head);
+    const kvt_layout *layout = &group->layouts[form];
+    const uint16_t *offset = record->offset;
     int is_k = side == KVT_SIDE_K;
     kvt_type type = is_k ? layout->k_type : layout->v_type;
     const kvt_rotation *rotation = is_k ? &group->rotation_k : &group->rotation_v;
     size_t dims = is_k ? group->config.k_dim : group->config.v_dim;
-    size_t slot = (size_t)(token % KVT_TOKENS);
 
     if (is_k && type == KVT_TYPE_I4) {
-        kvt_k4_get(k, &record, slot, dims, layout->k_dims, x);
+        kvt_k4_get(k, record, slot, dims, layout->k_dims, x);
         return;
     }
-    get_of(k, side, type)(record.codes, record.scales, slot, dims,
+    get_of(k, side, type)(record->codes, record->scales, slot, dims,
                           is_k ? layout->k_dims : layout->v_dims, x);
-    if (record.scales && type == KVT_TYPE_F16) { /* an open row's */
-        float scale = kvt_f16_to_f32(record.scales[slot] & 0x7fffu);
-        if (record.scales[slot] >> 15) /* which says that a row of K has no offset; V has none */
-            record.offset = NULL;
+    if (record->scales && type == KVT_TYPE_F16) { /* an open row's */
+        float scale = kvt_f16_to_f32(record->scales[slot] & 0x7fffu);
+        if (record->scales[slot] >> 15) /* which says that a row of K has no offset; V has none */
+            offset = NULL;
         for (size_t d = 0; d < dims; d++) /* of V, once 4-bit codes, it may be 0 */
             x[d] *= scale;
     }
-    for (size_t d = 0; record.offset && d < dims; d++)
-        x[d] += kvt_f16_to_f32(record.offset[d]);
+    for (size_t d = 0; offset && d < dims; d++)
+        x[d] += kvt_f16_to_f32(offset[d]);
     if (rotation->block)
         k->unrotate(x, rotation->signs + head * rotation->stride, dims, rotation->block,
                     rotation->inverse);
+}
+
+static void read_side(const reader *r, kvt_side side, uint64_t token, size_t head, float *x)
+{
+    const kvt_block *block = kvt_seq_block(r->seq, (size_t)(token / KVT_TOKENS), r->group_index);
+    const kvt_record record = kvt_record_of(r->group, block, side, r->layer_index, head);
+    kvt_record_read(r->kernels, r->group, block->form, side, head, &record,
+                    (size_t)(token % KVT_TOKENS), x);
 }
 
 static void read_k(const reader *r, uint64_t token, size_t head, float *x)

@@ -50,16 +50,33 @@ static kvt_status put_word(kvt_snap_saver *s, uint32_t word)
     return KVT_OK;
 }
 
+/* Whether the sequence's own block of a row is the same as one of an id. */
+static kvt_status same_as_own(kvt_snap_saver *s, uint64_t row, uint32_t group, uint32_t tokens,
+                              const unsigned char *id, int *same)
+{
+    const kvt_block *own = kvt_snap_own_block(s, row, group);
+    unsigned char own_id[KVT_SNAP_ID_BYTES];
+    kvt_status status;
+
+    *same = 0;
+    if (!own || tokens != kvt_snap_row_tokens(s->header->n_tokens, row))
+        return KVT_OK;
+    status = kvt_snap_id_of(s, own, row, group, tokens, own_id);
+    *same = status == KVT_OK && memcmp(own_id, id, sizeof own_id) == 0;
+    return status;
+}
+
 /* The entry of a block of a checkpoint; a new one where the table has none. */
 static kvt_status find_entry(kvt_snap_saver *s, const kvt_block *block, uint64_t row,
                              uint32_t group, uint32_t tokens, uint32_t *entry)
 {
-    unsigned char made[KVT_SNAP_ENTRY_BYTES], *at;
+    unsigned char id[KVT_SNAP_ID_BYTES];
     uint32_t *head = (uint32_t *)(void *)s->heads.data + row * s->header->n_groups + group, e;
-    const kvt_block *own =
-        kvt_snap_has_row(&s->runs, row, group) ? kvt_seq_block(s->seq, (size_t)row, group) : NULL;
+    const kvt_block *own = kvt_snap_own_block(s, row, group);
     size_t n = (size_t)s->n_own + s->n_extras;
+    kvt_snap_extra *extra;
     kvt_status status;
+    int same;
 
     *entry = own ? kvt_snap_own_entry(&s->runs, row, group) : KVT_SNAP_ABSENT;
     if (own == block && tokens == kvt_snap_row_tokens(s->header->n_tokens, row))
@@ -69,29 +86,34 @@ static kvt_status find_entry(kvt_snap_saver *s, const kvt_block *block, uint64_t
             *entry = (uint32_t)s->n_own + e - 1;
             return KVT_OK;
         }
-    kvt_snap_make_entry(s, block, row, group, tokens, made);
-    if (own && memcmp(s->table.data + (size_t)*entry * sizeof made, made, sizeof made) == 0)
-        return KVT_OK;
+    status = kvt_snap_id_of(s, block, row, group, tokens, id);
+    if (status == KVT_OK)
+        status = same_as_own(s, row, group, tokens, id, &same);
+    if (status != KVT_OK || same)
+        return status;
     for (e = *head; e; e = extra_at(s, e - 1)->next) {
         *entry = (uint32_t)s->n_own + e - 1;
-        if (memcmp(s->table.data + (size_t)*entry * sizeof made, made, sizeof made) == 0)
+        if (memcmp(extra_at(s, e - 1)->id, id, sizeof id) == 0)
             return KVT_OK;
     }
     if (n + 1 >= KVT_SNAP_ABSENT)
         return kvt_snap_fail(s->context, KVT_ERR_LIMIT, "save: too many blocks for a snapshot");
-    status = grow(s, &s->table, n * sizeof made, (n + 1) * sizeof made);
+    status = grow(s, &s->table, n * KVT_SNAP_ENTRY_BYTES, (n + 1) * KVT_SNAP_ENTRY_BYTES);
     if (status == KVT_OK)
         status = grow(s, &s->extras, s->n_extras * sizeof(kvt_snap_extra),
                       (s->n_extras + (size_t)1) * sizeof(kvt_snap_extra));
     if (status != KVT_OK)
         return status;
-    at = s->table.data + n * sizeof made;
-    memcpy(at, made, sizeof made);
-    extra_at(s, s->n_extras)->block = block;
-    extra_at(s, s->n_extras)->row = (uint32_t)row;
-    extra_at(s, s->n_extras)->group = group;
-    extra_at(s, s->n_extras)->tokens = tokens;
-    extra_at(s, s->n_extras)->next = *head;
+    kvt_snap_make_entry(s, block, row, group, tokens,
+                        s->chain && kvt_snap_chain_has(s->chain, id) ? id : NULL,
+                        s->table.data + n * KVT_SNAP_ENTRY_BYTES);
+    extra = extra_at(s, s->n_extras);
+    extra->block = block;
+    memcpy(extra->id, id, sizeof id);
+    extra->row = (uint32_t)row;
+    extra->group = group;
+    extra->tokens = tokens;
+    extra->next = *head;
     *head = ++s->n_extras;
     *entry = (uint32_t)n;
     return KVT_OK;
@@ -101,14 +123,15 @@ static kvt_status find_entry(kvt_snap_saver *s, const kvt_block *block, uint64_t
 static kvt_status plan_group(kvt_snap_saver *s, kvt_checkpoint *checkpoint, uint32_t group,
                              size_t first)
 {
-    kvt_block *const *blocks = kvt_checkpoint_blocks(checkpoint, group);
+    const uint32_t column = s->group_of[group];
+    kvt_block *const *blocks = kvt_checkpoint_blocks(checkpoint, column);
     size_t rows = kvt_rows(checkpoint->n_tokens), row;
     uint64_t sinks = s->runs.sinks[group];
     int differs = 0;
     kvt_status status = KVT_OK;
 
-    for (row = checkpoint->from[group]; status == KVT_OK && row < rows; row++) {
-        const kvt_block *block = blocks[row - checkpoint->from[group]];
+    for (row = checkpoint->from[column]; status == KVT_OK && row < rows; row++) {
+        const kvt_block *block = blocks[row - checkpoint->from[column]];
         uint32_t entry = KVT_SNAP_ABSENT, own = KVT_SNAP_ABSENT;
         if (block && (row < sinks || row >= first))
             status = find_entry(s, block, row, group,
@@ -136,17 +159,18 @@ static kvt_status find_firsts(kvt_snap_saver *s)
     const uint32_t n_groups = s->header->n_groups;
     size_t i, *firsts;
     uint32_t g;
-    kvt_status status = grow(s, &s->firsts, 0, seq->n_checkpoints * n_groups * sizeof *firsts);
+    kvt_status status = grow(s, &s->firsts, 0, s->n_checkpoints * n_groups * sizeof *firsts);
 
     if (status != KVT_OK)
         return status;
     firsts = (size_t *)(void *)s->firsts.data;
-    for (i = seq->n_checkpoints; i-- > 0;)
+    for (i = s->n_checkpoints; i-- > 0;)
         for (g = 0; g < n_groups; g++) {
             const kvt_checkpoint *point = seq->checkpoints[i];
-            size_t first =
-                kvt_window_first(seq, g, &point->groups[g], point->n_tokens, KVT_DRAFT_TOKENS);
-            size_t later = i + 1 < seq->n_checkpoints            ? firsts[(i + 1) * n_groups + g]
+            uint32_t column = s->group_of[g];
+            size_t first = kvt_window_first(seq, column, &point->groups[column], point->n_tokens,
+                                            KVT_DRAFT_TOKENS);
+            size_t later = i + 1 < s->n_checkpoints              ? firsts[(i + 1) * n_groups + g]
                            : s->runs.first[g] > s->runs.sinks[g] ? (size_t)s->runs.first[g]
                                                                  : 0;
             firsts[i * n_groups + g] = first < later ? first : later;
@@ -162,33 +186,20 @@ kvt_status kvt_snap_plan_checkpoints(kvt_snap_saver *s)
     kvt_status status = KVT_OK;
     uint32_t g;
 
-    if (seq->n_checkpoints) {
-        heads = kvt_rows(seq->checkpoints[seq->n_checkpoints - 1]->n_tokens) *
+    if (s->n_checkpoints) {
+        heads = kvt_rows(seq->checkpoints[s->n_checkpoints - 1]->n_tokens) *
                 (size_t)s->header->n_groups * sizeof(uint32_t);
         status = grow(s, &s->heads, 0, heads);
         if (status == KVT_OK && heads)
             memset(s->heads.data, 0, heads);
     }
-    if (status == KVT_OK && seq->n_checkpoints)
+    if (status == KVT_OK && s->n_checkpoints)
         status = find_firsts(s);
     firsts = (const size_t *)(const void *)s->firsts.data;
-    for (i = 0; i < seq->n_checkpoints; i++)
+    for (i = 0; i < s->n_checkpoints; i++)
         for (g = 0; status == KVT_OK && g < s->header->n_groups; g++)
             status = plan_group(s, seq->checkpoints[i], g, firsts[i * s->header->n_groups + g]);
     s->header->n_blocks = s->n_own + s->n_extras;
-    return status;
-}
-
-/* Bytes of a payload, and their checksum so far. */
-static kvt_status put_part(kvt_snap_saver *s, kvt_snap_summer *summer, const void *data,
-                           size_t bytes, size_t room)
-{
-    static const unsigned char zeros[8];
-    kvt_status status = kvt_snap_put(s, data, bytes);
-    if (status == KVT_OK)
-        status = kvt_snap_put(s, zeros, room - bytes);
-    kvt_snap_summer_add(summer, data, bytes);
-    kvt_snap_summer_add(summer, zeros, room - bytes);
     return status;
 }
 
@@ -198,9 +209,9 @@ kvt_status kvt_snap_put_checkpoints(kvt_snap_saver *s)
     kvt_status status = KVT_OK;
     size_t i;
 
-    for (i = 0; status == KVT_OK && i < s->seq->n_checkpoints; i++) {
+    for (i = 0; status == KVT_OK && i < s->n_checkpoints; i++) {
         kvt_checkpoint *checkpoint = s->seq->checkpoints[i];
-        unsigned char point[KVT_SNAP_POINT_BYTES], sum[KVT_SNAP_SUM_BYTES];
+        unsigned char point[KVT_SNAP_POINT_BYTES];
         uint64_t rows = kvt_rows(checkpoint->n_tokens), offset = s->offset;
         size_t bytes = 0, room, blob = (size_t)blob_room(checkpoint->blob_bytes);
         kvt_snap_summer summer;
@@ -217,17 +228,15 @@ kvt_status kvt_snap_put_checkpoints(kvt_snap_saver *s)
                                    sizeof point + room + blob + KVT_SNAP_SUM_BYTES,
                                    checkpoint->n_tokens);
         if (status == KVT_OK)
-            status = put_part(s, &summer, point, sizeof point, sizeof point);
+            status = kvt_snap_put_part(s, &summer, point, sizeof point, sizeof point);
         if (status == KVT_OK)
-            status = put_part(s, &summer, words, bytes, room);
+            status = kvt_snap_put_part(s, &summer, words, bytes, room);
         if (status == KVT_OK)
             status =
-                put_part(s, &summer, kvt_checkpoint_blob(checkpoint), checkpoint->blob_bytes, blob);
-        kvt_put64(sum, kvt_snap_summer_sum(&summer));
+                kvt_snap_put_part(s, &summer, kvt_checkpoint_blob(checkpoint), checkpoint->blob_bytes, blob);
         if (status == KVT_OK)
-            status = kvt_snap_put(s, sum, sizeof sum);
-        if (status == KVT_OK)
-            kvt_snap_put_note(s, KVT_SNAP_CHECKPOINT, checkpoint->n_tokens, offset);
+            status = kvt_snap_put_parts_end(s, &summer, KVT_SNAP_CHECKPOINT, checkpoint->n_tokens,
+                                            offset);
         words += bytes;
     }
     return status;
@@ -238,6 +247,11 @@ kvt_status kvt_snap_put_checkpoints(kvt_snap_saver *s)
 static const unsigned char *entry_of(const kvt_snap_parser *p, uint64_t i)
 {
     return p->table.data + i * KVT_SNAP_ENTRY_BYTES;
+}
+
+static uint32_t form_of(const unsigned char *entry)
+{
+    return entry[28] | (uint32_t)entry[29] << 8;
 }
 
 /* Why an entry cannot be that of a checkpoint's row, NULL when it can. Takes note of extras. */
@@ -266,7 +280,7 @@ static const char *entry_fault(kvt_snap_parser *p, uint64_t index, uint64_t row,
 static uint32_t own_form(const kvt_snap_parser *p, uint64_t row, uint32_t group)
 {
     return row > 0 && kvt_snap_has_row(&p->runs, row - 1, group)
-               ? kvt_get32(entry_of(p, kvt_snap_own_entry(&p->runs, row - 1, group)) + 28)
+               ? form_of(entry_of(p, kvt_snap_own_entry(&p->runs, row - 1, group)))
                : KVT_SEALED;
 }
 
@@ -305,9 +319,9 @@ static const char *group_fault(kvt_snap_parser *p, kvt_snap_checkpoint *c, uint3
             fault = entry_fault(p, index, row, g, kvt_snap_row_tokens(c->n_tokens, row));
             if (fault)
                 return fault;
-            if (!kvt_is_open(kvt_get32(entry_of(p, index) + 28)) && kvt_is_open(form))
+            if (!kvt_is_open(form_of(entry_of(p, index))) && kvt_is_open(form))
                 return "a sealed block behind an open one";
-            form = kvt_get32(entry_of(p, index) + 28);
+            form = form_of(entry_of(p, index));
         }
         if (!kvt_is_open(form))
             sealed = row + 1;
@@ -366,8 +380,8 @@ static int split(const kvt_snap_parser *p, kvt_snap_checkpoint *c, uint64_t byte
 kvt_status kvt_snap_take_checkpoint(kvt_snap_parser *p)
 {
     kvt_snap_checkpoint c;
+    unsigned char digest[KVT_SNAP_ID_BYTES];
     kvt_snap_section s;
-    size_t bytes;
     uint32_t g;
     kvt_status status = kvt_snap_expect(p, KVT_SNAP_CHECKPOINT, p->next.value, &s);
 
@@ -378,16 +392,9 @@ kvt_status kvt_snap_take_checkpoint(kvt_snap_parser *p)
     c.n_own = p->n_own;
     if (s.value > p->header->n_tokens || (p->counts.n_checkpoints && s.value <= p->n_tokens))
         return kvt_snap_corrupt(p, "checkpoints do not ascend up to the sequence's length");
-    if (s.bytes < KVT_SNAP_POINT_BYTES + KVT_SNAP_SUM_BYTES || s.bytes % 8 ||
-        s.bytes > SIZE_MAX / 2)
-        return kvt_snap_corrupt(p, "its size is %llu", (unsigned long long)s.bytes);
-    bytes = (size_t)s.bytes;
-    status = kvt_snap_take_growing(p, &p->payload, 0, bytes, "a snapshot's checkpoint");
+    status = kvt_snap_take_summed(p, &s, KVT_SNAP_POINT_BYTES, UINT64_MAX, digest);
     if (status != KVT_OK)
         return status;
-    if (!kvt_snap_same_sum(kvt_get64(p->payload.data + bytes - KVT_SNAP_SUM_BYTES),
-                           kvt_snap_sum(p->payload.data, bytes - KVT_SNAP_SUM_BYTES)))
-        return kvt_snap_corrupt(p, "checksum of its payload");
     memcpy(&c.next_position, p->payload.data, 4);
     if (!split(p, &c, s.bytes) || c.next_position < -1)
         return kvt_snap_corrupt(p, "its sizes, padding or next position");
@@ -401,5 +408,5 @@ kvt_status kvt_snap_take_checkpoint(kvt_snap_parser *p)
     memcpy(p->first, c.first, sizeof p->first);
     p->n_tokens = c.n_tokens;
     p->counts.n_checkpoints++;
-    return status == KVT_OK ? kvt_snap_note(p, &s) : status;
+    return status == KVT_OK ? kvt_snap_note(p, &s, digest) : status;
 }

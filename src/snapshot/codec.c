@@ -333,6 +333,22 @@ static kvt_status compress(kvt_snap_codec *codec, const unsigned char *from, siz
     return KVT_OK;
 }
 
+/*
+ * Whether a sample of codes of up to 8 bits shrinks by 2%, as it has to: what it does not is stored
+ * as it is at once. The entropy coder sees it in the distribution of bytes, so a sample from the
+ * middle tells; zstd's fast levels find no more than that in codes.
+ */
+#define SAMPLE_BYTES ((size_t)1 << 14)
+static kvt_status sample_shrinks(kvt_snap_codec *codec, const unsigned char *from, size_t bytes,
+                                 unsigned char *to, int *shrinks)
+{
+    size_t part = bytes < SAMPLE_BYTES ? bytes : SAMPLE_BYTES, stored;
+    kvt_status status = compress(codec, from + (bytes - part) / 2 / 64 * 64, part, 1, to,
+                                 part - part / 50, &stored);
+    *shrinks = status == KVT_OK && stored;
+    return status;
+}
+
 /* The largest stream: of a layer with 64 tokens, or of ids. */
 static size_t largest_stream(const kvt_snap_header *header)
 {
@@ -431,6 +447,17 @@ kvt_status kvt_snap_encode(kvt_snap_codec *codec, const kvt_snap_shape *shape,
         stream->filter = KVT_SNAP_PLANES;
         source = codec->filtered.data;
         planes = shape->element;
+    }
+    if (codec->samples && shape->bits <= 8 && !shape->repeats && shape->bytes >= 2 * SAMPLE_BYTES) {
+        int shrinks;
+        status = sample_shrinks(codec, source, shape->bytes, to, &shrinks);
+        if (status != KVT_OK)
+            return status;
+        if (!shrinks) {
+            stream_raw(shape, native, to, stream);
+            stream->sum = kvt_snap_sum(to, stream->stored_bytes);
+            return KVT_OK;
+        }
     }
     status = compress(codec, source, shape->bytes, planes, to, room, &stored);
     if (status == KVT_OK && shape->repeats && shape->bits == 8) {

@@ -38,6 +38,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/file.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -99,6 +100,35 @@ static void failed(kvt_snap_file *file, const char *call)
     file->call = call;
 }
 
+/* ---- paths ---- */
+
+size_t kvt_snap_folder_bytes(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    return slash ? (size_t)(slash - path) + 1 : 0;
+}
+
+int kvt_snap_same_file(const char *a, const char *b)
+{
+    struct stat one, other;
+    return stat(a, &one) == 0 && stat(b, &other) == 0 && one.st_dev == other.st_dev &&
+           one.st_ino == other.st_ino;
+}
+
+int kvt_snap_same_folder(const char *a, const char *b)
+{
+    char one[KVT_SNAP_PATH_BYTES + 1], other[KVT_SNAP_PATH_BYTES + 1];
+    size_t n = kvt_snap_folder_bytes(a), m = kvt_snap_folder_bytes(b);
+
+    if (n >= sizeof one - 1 || m >= sizeof other - 1)
+        return 0;
+    memcpy(one, a, n);
+    memcpy(one + n, ".", 2);
+    memcpy(other, b, m);
+    memcpy(other + m, ".", 2);
+    return kvt_snap_same_file(one, other);
+}
+
 /* ---- reading ---- */
 
 /* One read; -1 with the failure noted. */
@@ -111,6 +141,11 @@ static int64_t read_once(kvt_snap_file *file, void *to, size_t bytes)
     if (n < 0)
         failed(file, "read");
     return n;
+}
+
+static int64_t fd_read(void *user, void *data, size_t bytes)
+{
+    return read_once(user, data, bytes);
 }
 
 static int64_t file_read(void *user, void *data, size_t bytes)
@@ -151,6 +186,46 @@ kvt_status kvt_snap_file_open(const kvt_snap_context *context, const char *path,
     reader->user = file;
     reader->read = file_read;
     return kvt_snap_reserve(context, &file->ahead, 0, KVT_SNAP_AHEAD_BYTES, "a file's buffer");
+}
+
+int64_t kvt_snap_file_read_at(kvt_snap_file *file, uint64_t offset, void *to, size_t bytes)
+{
+    ssize_t n;
+    do
+        n = pread(file->fd, to, bytes < PART_BYTES ? bytes : PART_BYTES, (off_t)offset);
+    while (n < 0 && errno == EINTR);
+    if (n < 0)
+        failed(file, "pread");
+    return n;
+}
+
+kvt_status kvt_snap_file_map(kvt_snap_file *file, const char *path, kvt_snap_mapped *mapped)
+{
+    void *memory;
+
+    memset(mapped, 0, sizeof *mapped);
+    if (file->bytes == UINT64_MAX)
+        return kvt_snap_fail(file->context, KVT_ERR_UNSUPPORTED,
+                             "not a regular file, which could be mapped: %s", path);
+    if (file->bytes == 0)
+        return kvt_snap_fail(file->context, KVT_ERR_CORRUPT, "snapshot damaged: it is empty: %s",
+                             path);
+    if (file->bytes > SIZE_MAX / 2)
+        return kvt_snap_fail(file->context, KVT_ERR_LIMIT,
+                             "a file of %llu bytes is more than this machine can address: %s",
+                             (unsigned long long)file->bytes, path);
+    memory = mmap(NULL, (size_t)file->bytes, PROT_READ, MAP_SHARED, file->fd, 0);
+    if (memory == MAP_FAILED)
+        return io_fail(file->context, "mmap", errno, path);
+    mapped->memory = memory;
+    mapped->bytes = (size_t)file->bytes;
+    return KVT_OK;
+}
+
+void kvt_snap_unmap(const kvt_snap_mapped *mapped)
+{
+    if (mapped->memory)
+        (void)munmap((void *)(uintptr_t)mapped->memory, mapped->bytes);
 }
 
 kvt_status kvt_snap_file_expect_end(kvt_snap_file *file, const char *path)
@@ -226,6 +301,23 @@ static int file_write(void *user, const void *data, size_t bytes)
     return 0;
 }
 
+void kvt_snap_file_of_fd(const kvt_snap_context *context, int fd, kvt_snap_file *file,
+                         kvt_writer *writer, kvt_reader *reader)
+{
+    file_init(file, context);
+    file->fd = fd;
+    file->is_callers = 1;
+    file->bytes = UINT64_MAX;
+    if (writer) {
+        writer->user = file;
+        writer->write = file_write;
+    }
+    if (reader) { /* without a buffer: nothing behind the end is to be taken */
+        reader->user = file;
+        reader->read = fd_read;
+    }
+}
+
 /* The file that is to be replaced or made: path, or what the link at path points to. */
 static kvt_status set_target(kvt_snap_file *file, const char *path)
 {
@@ -239,11 +331,9 @@ static kvt_status set_target(kvt_snap_file *file, const char *path)
     return KVT_OK;
 }
 
-/* Bytes of the target's folder, the slash included; 0: the current one. */
 static size_t folder_bytes(const kvt_snap_file *file)
 {
-    const char *slash = strrchr(file->target, '/');
-    return slash ? (size_t)(slash - file->target) + 1 : 0;
+    return kvt_snap_folder_bytes(file->target);
 }
 
 /*
@@ -497,7 +587,7 @@ kvt_status kvt_snap_file_commit(kvt_snap_file *file)
 
 void kvt_snap_file_close(kvt_snap_file *file)
 {
-    if (file->fd >= 0)
+    if (file->fd >= 0 && !file->is_callers)
         (void)close(file->fd);
     if (file->folder >= 0)
         (void)close(file->folder);

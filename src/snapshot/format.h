@@ -32,13 +32,18 @@
 #define KVT_SNAP_STREAM_BYTES 24  /* one stream in a stream set's table */
 #define KVT_SNAP_SET_BYTES 8      /* a stream set before that table */
 #define KVT_SNAP_SUM_BYTES 8      /* an XXH64 */
-#define KVT_SNAP_ENTRY_BYTES 32   /* one entry of the block table, and of the index */
-#define KVT_SNAP_BLOCK_BYTES 48   /* payload of a block section */
-#define KVT_SNAP_END_BYTES 32     /* payload of the end section */
+#define KVT_SNAP_ENTRY_BYTES 32   /* one entry of the block table */
+#define KVT_SNAP_NOTE_BYTES 48    /* one entry of the index */
+#define KVT_SNAP_BLOCK_BYTES 40   /* payload of a block section */
+#define KVT_SNAP_END_BYTES 48     /* payload of the end section */
+#define KVT_SNAP_PARENT_BYTES 32  /* payload of the parent section before the name */
+#define KVT_SNAP_PIECE_BYTES 16   /* payload of a caller's section before the name */
 #define KVT_SNAP_STATE_BYTES 8    /* payload of the sequence section before the tag */
 #define KVT_SNAP_POINT_BYTES 16   /* payload of a checkpoint before its blocks */
 #define KVT_SNAP_ID_BYTES 16
 #define KVT_SNAP_ID_HEAD 8 /* an id is the digest of: tokens, representation, layers' digests */
+#define KVT_SNAP_ALIGN 64  /* of a native block's images, from the header's start */
+#define KVT_SNAP_NAME_MAX 255 /* bytes of a parent's file name */
 
 #define KVT_SNAP_CHUNK_TOKENS 16384 /* tokens of a section of ids or positions: 256 blocks */
 #define KVT_SNAP_MAX_STREAMS 3
@@ -60,7 +65,11 @@ enum { /* section types */
        KVT_SNAP_SEQUENCE = 8,
        KVT_SNAP_CHECKPOINT = 9,
        KVT_SNAP_SHIFTS = 10,
-       KVT_SNAP_LAST_TYPE = 10
+       KVT_SNAP_PARENT = 11,
+       KVT_SNAP_PIECE = 12,
+       KVT_SNAP_IMAGES = 13,
+       KVT_SNAP_DIGESTS = 14,
+       KVT_SNAP_LAST_TYPE = 14
 };
 
 #define KVT_SNAP_MOVED 1u    /* header flag: keys have moved, and sections of shifts say so */
@@ -72,7 +81,6 @@ enum { /* stream kinds */
        KVT_SNAP_KIND_K = 3,
        KVT_SNAP_KIND_V = 4,
        KVT_SNAP_KIND_SCALES = 5,
-       KVT_SNAP_KIND_NATIVE = 6, /* reserved: a layer as it lies in memory, to be mapped */
        KVT_SNAP_KIND_SHIFTS = 7
 };
 
@@ -116,15 +124,29 @@ static inline uint64_t kvt_get64(const unsigned char *p)
 /* ---- hash.c: the only file that names xxHash ---- */
 
 uint64_t kvt_snap_sum(const void *data, size_t bytes); /* XXH64, seed 0 */
-/* XXH64 of the concatenation of pieces. */
+/* XXH3-128 in its canonical (big-endian) bytes. */
+void kvt_snap_digest(const void *data, size_t bytes, unsigned char *digest);
+/* The same of the concatenation of pieces. */
+typedef struct kvt_snap_digester {
+    uint64_t state[72]; /* room for XXH3_state_t */
+} kvt_snap_digester;
+void kvt_snap_digester_init(kvt_snap_digester *digester);
+void kvt_snap_digester_add(kvt_snap_digester *digester, const void *data, size_t bytes);
+void kvt_snap_digester_end(const kvt_snap_digester *digester, unsigned char *digest);
+/*
+ * memcpy, and kvt_snap_digest of what is copied. `to` is not read soon: it may be written past the
+ * caches.
+ */
+void kvt_snap_copy_digest(void *to, const void *from, size_t bytes, unsigned char *digest);
+/* XXH64 and XXH3-128 of the concatenation of pieces. */
 typedef struct kvt_snap_summer {
     uint64_t state[16]; /* room for XXH64_state_t */
+    kvt_snap_digester digester;
 } kvt_snap_summer;
 void kvt_snap_summer_init(kvt_snap_summer *summer);
 void kvt_snap_summer_add(kvt_snap_summer *summer, const void *data, size_t bytes);
 uint64_t kvt_snap_summer_sum(const kvt_snap_summer *summer);
-/* XXH3-128 in its canonical (big-endian) bytes. */
-void kvt_snap_digest(const void *data, size_t bytes, unsigned char *digest);
+void kvt_snap_summer_digest(const kvt_snap_summer *summer, unsigned char *digest);
 
 /* Does a checksum hold? A fuzzer has to get past it. */
 static inline int kvt_snap_same_sum(uint64_t stored, uint64_t computed)
@@ -205,9 +227,19 @@ kvt_status kvt_snap_header_begin(const kvt_snap_context *context, const unsigned
 /* The whole header, after kvt_snap_header_begin. */
 kvt_status kvt_snap_header_get(const kvt_snap_context *context, const unsigned char *from,
                                size_t bytes, kvt_snap_header *header);
-/* KVT_ERR_MISMATCH, naming the field, unless the header is of this cache's model; KVT_ERR_FULL. */
-kvt_status kvt_snap_header_match(const kvt_cache *cache, const kvt_snap_header *header);
+/*
+ * KVT_ERR_MISMATCH, naming the field, unless the header is of this cache's model; KVT_ERR_FULL.
+ * converts: the storage types need not be the cache's.
+ */
+kvt_status kvt_snap_header_match(const kvt_cache *cache, const kvt_snap_header *header,
+                                 uint32_t converts);
+/* In parts, where layers are chosen: all but the groups; group g as one of the cache's. */
+kvt_status kvt_snap_header_match_model(const kvt_cache *cache, const kvt_snap_header *header);
+kvt_status kvt_snap_group_match(const kvt_cache *cache, const kvt_snap_header *header, uint32_t g,
+                                uint32_t of, uint32_t converts);
 
+/* Why a group cannot be one that kvt_cache_create takes; NULL when it can. */
+const char *kvt_snap_group_fault(const kvt_snapshot_group *group);
 /* Rows of a group that its window always leaves: as kvt_sink_rows; 0 where it has none. */
 uint64_t kvt_snap_sink_rows(const kvt_snapshot_group *group);
 
@@ -234,6 +266,10 @@ static inline uint32_t kvt_snap_row_tokens(uint64_t n_tokens, uint64_t row)
     uint64_t left = n_tokens - row * KVT_TOKENS;
     return left < KVT_TOKENS ? (uint32_t)left : KVT_TOKENS;
 }
+
+/* The id of a snapshot, of its header's bytes and its index's entries. */
+void kvt_snap_make_id(const unsigned char *header, size_t header_bytes, const unsigned char *index,
+                      size_t index_bytes, unsigned char *id);
 
 /* ---- streams.c: a block's layer and its native streams ---- */
 
@@ -264,15 +300,39 @@ int kvt_snap_seals(const kvt_snapshot_group *group);
 int kvt_snap_has_form(const kvt_snapshot_group *group, uint32_t form);
 /* Largest sum of a layer's streams over all groups and forms. */
 size_t kvt_snap_layer_bytes(const kvt_snap_header *header);
+/* The geometry of a header's group: its layouts, and nothing that points anywhere. */
+void kvt_snap_group_make(const kvt_snapshot_group *group, kvt_group *made);
+/* Largest image of a layer over all groups and forms. */
+size_t kvt_snap_image_bytes(const kvt_snap_header *header);
 
-/* A layer's streams, one after the other: live tokens only, zero where a tile has no token. */
-void kvt_snap_gather(const kvt_group *group, const kvt_block *block, size_t layer_index,
-                     uint32_t tokens, unsigned char *streams);
-/* The reverse, into a block. */
-void kvt_snap_scatter(const kvt_group *group, kvt_block *block, size_t layer_index, uint32_t tokens,
-                      const unsigned char *streams);
+/*
+ * A layer's streams, one after the other, from its memory: live tokens only, zero where a tile has
+ * no token.
+ */
+void kvt_snap_gather(const kvt_group *group, uint32_t form, uint32_t tokens,
+                     const unsigned char *layer, unsigned char *streams);
+/* The reverse: all of the image is written. What the streams have in dead lanes goes along. */
+void kvt_snap_scatter(const kvt_group *group, uint32_t form, uint32_t tokens,
+                      const unsigned char *streams, unsigned char *image);
 /* NULL when a native stream holds nothing that append could not have stored, else what. */
 const char *kvt_snap_check(const kvt_snap_shape *shape, const unsigned char *stream);
+
+/* ---- image.c: a layer as it is attended over; of the group the layouts count ---- */
+
+/*
+ * Whether a layer of a block lies in memory as its image: there are 64 tokens, and no padding that
+ * may hold anything.
+ */
+int kvt_snap_is_image(const kvt_group *group, uint32_t form, uint32_t tokens);
+/* Zero, in a layer's memory, what its image has as zero: where there is no token, dim or part. */
+void kvt_snap_image_clear(const kvt_group *group, uint32_t form, uint32_t tokens,
+                          unsigned char *layer);
+/*
+ * NULL when an image holds nothing that append could not have stored, and zeros where
+ * kvt_snap_image_clear makes them; else what.
+ */
+const char *kvt_snap_image_check(const kvt_group *group, uint32_t form, uint32_t tokens,
+                                 const unsigned char *image);
 
 /* ---- codec.c: filters, and the only file that names zstd ---- */
 
@@ -281,6 +341,7 @@ typedef struct kvt_snap_codec {
     void *compressor, *decompressor; /* made at first use */
     int level;
     uint32_t raw;       /* 1: no compression */
+    uint32_t samples;   /* 1: a sample of 8-bit and narrower codes says whether they are tried */
     kvt_status failure; /* of zstd's last allocation */
     kvt_snap_buffer filtered, attempt;
 } kvt_snap_codec;
@@ -314,7 +375,64 @@ uint64_t kvt_snap_decode_bytes(const kvt_snap_header *header);
 /* Whether a filter is defined for a stream. */
 int kvt_snap_filter_known(const kvt_snap_shape *shape, uint32_t filter);
 
+/* Room that a section of streams of so many bytes can take, its head included. */
+static inline size_t kvt_snap_set_room(size_t native_bytes)
+{
+    return KVT_SNAP_SECTION_BYTES + KVT_SNAP_SET_BYTES +
+           KVT_SNAP_MAX_STREAMS * KVT_SNAP_STREAM_BYTES + KVT_SNAP_SUM_BYTES + native_bytes + 8;
+}
+
+/* ---- jobs.c: one layer of a block, coded by any thread ---- */
+
+typedef struct kvt_snap_job {
+    uint32_t layer; /* in its block */
+    kvt_status status;
+    const char *fault;         /* a status KVT_ERR_CORRUPT: of what */
+    uint32_t kind;             /* and of which stream; 0: of the image */
+    kvt_snap_buffer section;   /* as the file has it: head, table and streams; reading: no head */
+    kvt_snap_buffer native;    /* its streams */
+    kvt_snap_buffer image;     /* where it has no other place */
+    kvt_snap_buffer scratch;   /* of conversions */
+    const unsigned char *from; /* reading: the section's payload; writing: the image */
+    unsigned char *to;         /* reading: the image; writing: where it goes in memory, or NULL */
+    size_t bytes;              /* of the section */
+    kvt_snap_codec codec;
+    unsigned char digest[KVT_SNAP_ID_BYTES];
+} kvt_snap_job;
+
+typedef struct kvt_snap_jobs {
+    const kvt_snap_context *context;
+    kvt_snap_job *jobs; /* [n] */
+    size_t n;
+} kvt_snap_jobs;
+
+/* How many layers are coded at once, of blocks of up to `layers` layers. */
+size_t kvt_snap_jobs_count(const kvt_cache *cache, uint32_t layers);
+kvt_status kvt_snap_jobs_make(kvt_snap_jobs *jobs, const kvt_snap_context *context,
+                              const kvt_snap_header *header);
+void kvt_snap_jobs_release(kvt_snap_jobs *jobs);
+/* task(arg, i) for the first n jobs, of about `bytes` bytes each. */
+void kvt_snap_jobs_run(kvt_snap_jobs *jobs, void (*task)(void *arg, size_t i), void *arg, size_t n,
+                       size_t bytes);
+
 /* ---- reader.c: read and verify a snapshot ---- */
+
+/* A file that is mapped. */
+typedef struct kvt_snap_mapped {
+    const unsigned char *memory;
+    size_t bytes;
+    void *owner; /* who has taken it over and will unmap it; NULL: who mapped it */
+} kvt_snap_mapped;
+
+/* Where a snapshot is read from. */
+typedef struct kvt_snap_input {
+    kvt_reader reader;           /* read NULL: memory */
+    const unsigned char *memory; /* the snapshot, from its header on */
+    kvt_snap_mapped *mapped;     /* memory is of it; parents are to be mapped too; NULL: not */
+    uint64_t bytes;              /* that there are at most, UINT64_MAX where unknown */
+    const char *folder;          /* where parents are; NULL: there is none */
+    const unsigned char *key;    /* of the parents, or NULL */
+} kvt_snap_input;
 
 typedef struct kvt_snap_block {
     uint64_t extra; /* 0: the sequence's own; else its number behind those, from 1 */
@@ -339,46 +457,108 @@ typedef struct kvt_snap_checkpoint {
     uint64_t blob_bytes;
 } kvt_snap_checkpoint;
 
+/* The parent section of a delta. */
+typedef struct kvt_snap_parent {
+    unsigned char id[KVT_SNAP_ID_BYTES];
+    uint64_t inherited; /* tokens */
+    uint32_t depth, name_bytes;
+    char name[KVT_SNAP_NAME_MAX + 1];
+} kvt_snap_parent;
+
 /* Where the verified parts go. Each callback may be NULL. A status other than KVT_OK ends all. */
 typedef struct kvt_snap_sink {
     void *user;
     kvt_status (*header)(void *user, const kvt_snap_header *header);
+    kvt_status (*parent)(void *user, const kvt_snap_parent *parent);
     /* Once, behind the header, whether the file has that section or not. */
     kvt_status (*sequence)(void *user, int32_t next_position, const unsigned char *tag,
                            uint32_t tag_bytes);
+    kvt_status (*piece)(void *user, const kvt_snapshot_piece *piece);
     /* kind: KVT_SNAP_KIND_TOKEN_IDS, _POSITIONS or _SHIFTS */
     kvt_status (*tokens)(void *user, uint32_t kind, uint64_t first, uint32_t n,
                          const unsigned char *values);
+    /*
+     * Memory for the image of a layer, or NULL: it is verified, but not wanted. What is there when
+     * the call fails is unspecified.
+     */
+    kvt_status (*place)(void *user, const kvt_snap_block *block, uint32_t layer_index,
+                        unsigned char **image);
+    /*
+     * The image of a layer, verified; called by any thread, several at once, so it must not fail
+     * with a text of its own place. scratch: of the thread.
+     */
     kvt_status (*layer)(void *user, const kvt_snap_block *block, uint32_t layer_index,
-                        const unsigned char *streams);
+                        const unsigned char *image, kvt_snap_buffer *scratch);
+    /*
+     * All images of a native block, where they lie in a mapped file, which has n_blocks at most,
+     * and the layers' digests, which the file may be too short for. *taken 1: they are used there.
+     * Comes before they are verified.
+     */
+    kvt_status (*map)(void *user, const kvt_snap_block *block, kvt_snap_mapped *file,
+                      uint64_t n_blocks, const unsigned char *images,
+                      const unsigned char *digests, int *taken);
+    /* A block's end: all its layers hold. */
+    kvt_status (*block)(void *user, const kvt_snap_block *block, const unsigned char *id);
     kvt_status (*checkpoint)(void *user, const kvt_snap_checkpoint *checkpoint);
+    /* done of total bytes of images; a status other than KVT_OK ends all. */
+    kvt_status (*progress)(void *user, uint64_t done, uint64_t total);
+    uint32_t lazy; /* 1: images that are mapped are not verified */
 } kvt_snap_sink;
 
 typedef struct kvt_snap_counts {
     uint64_t file_bytes, stored_bytes, native_bytes;
     uint64_t n_elements; /* of K and V */
-    uint64_t n_open_blocks, n_checkpoints;
+    uint64_t n_open_blocks, n_checkpoints, n_pieces, n_native_blocks, n_inherited_blocks;
+    unsigned char id[KVT_SNAP_ID_BYTES]; /* of the snapshot */
 } kvt_snap_counts;
 
 /*
  * Read a snapshot to its end and give its verified parts to the sink, in file order.
  *
- * remaining: bytes that the reader has, UINT64_MAX where unknown. header_only: stop after it and
- * the sequence section.
+ * header_only: stop after it, the parent and the sequence section.
  * header: filled in. counts (may be NULL): on success.
  */
-kvt_status kvt_snap_read(const kvt_snap_context *context, const kvt_reader *reader,
-                         uint64_t remaining, int header_only, const kvt_snap_sink *sink,
-                         kvt_snap_header *header, kvt_snap_counts *counts);
+kvt_status kvt_snap_read(const kvt_snap_context *context, const kvt_snap_input *input,
+                         int header_only, const kvt_snap_sink *sink, kvt_snap_header *header,
+                         kvt_snap_counts *counts);
 
 /*
  * Most working memory of kvt_snap_read, of a whole load from a file (blocks apart) and of a whole
  * save to one, for snapshots of up to header->n_tokens tokens of the header's groups, without
- * checkpoints.
+ * checkpoints, where n_jobs layers are coded at once.
  */
-uint64_t kvt_snap_read_bytes(const kvt_snap_header *header);
-uint64_t kvt_snap_load_bytes(const kvt_snap_header *header);
-uint64_t kvt_snap_save_bytes(const kvt_snap_header *header);
+uint64_t kvt_snap_read_bytes(const kvt_snap_header *header, size_t n_jobs);
+uint64_t kvt_snap_load_bytes(const kvt_snap_header *header, size_t n_jobs);
+uint64_t kvt_snap_save_bytes(const kvt_snap_header *header, size_t n_jobs);
+
+/* ---- chain.c: the parents of a delta ---- */
+
+typedef struct kvt_snap_chain kvt_snap_chain;
+struct kvt_snap_parser;
+
+/*
+ * Open the parent that a section names, and its own parents. header: of the child, which has to be
+ * of the same geometry. Reads their headers, parent sections, indexes and ends.
+ */
+kvt_status kvt_snap_chain_open(const kvt_snap_context *context, const kvt_snap_input *input,
+                               const kvt_snap_header *header, const kvt_snap_parent *parent,
+                               kvt_snap_chain **chain);
+/* The same of the file at path, which is to be a parent: sets *parent but for inherited. */
+kvt_status kvt_snap_chain_open_path(const kvt_snap_context *context, const char *path,
+                                    const unsigned char *key, const kvt_snap_header *header,
+                                    kvt_snap_parent *parent, kvt_snap_chain **chain);
+void kvt_snap_chain_close(const kvt_snap_context *context, kvt_snap_chain *chain);
+/* Ids, positions or shifts of n tokens, from a section's worth on: [n] integers. */
+kvt_status kvt_snap_chain_tokens(kvt_snap_chain *chain, uint32_t kind, uint64_t first, uint32_t n,
+                                 unsigned char *values);
+uint64_t kvt_snap_chain_n_tokens(const kvt_snap_chain *chain);
+/* Whether one of them has a block of this id. */
+int kvt_snap_chain_has(const kvt_snap_chain *chain, const unsigned char *id);
+/* Read the block of this id to the sink of the child's parser, and count it there. */
+kvt_status kvt_snap_chain_block(kvt_snap_chain *chain, const unsigned char *id,
+                                const kvt_snap_block *at, struct kvt_snap_parser *child);
+/* The snapshot's id, and how many parents it has. */
+void kvt_snap_chain_identity(const kvt_snap_chain *chain, unsigned char *id, uint32_t *depth);
 
 /* ---- file.c ---- */
 
@@ -389,10 +569,17 @@ uint64_t kvt_snap_save_bytes(const kvt_snap_header *header);
 #define KVT_SNAP_PATH_BYTES 4096
 #endif
 
+/* Bytes of a path's folder, the slash at its end included; 0 for the current one. */
+size_t kvt_snap_folder_bytes(const char *path);
+/* Whether two paths name the same file; whether their folders are the same. */
+int kvt_snap_same_file(const char *a, const char *b);
+int kvt_snap_same_folder(const char *a, const char *b);
+
 /* A file being read or written. */
 typedef struct kvt_snap_file {
     const kvt_snap_context *context;
     int fd, folder; /* -1: none */
+    int is_callers; /* fd is not to be closed */
     int lock;       /* keeps the temporary locked, -1: none */
     int error;      /* errno of the call below that failed */
     const char *call;
@@ -409,6 +596,14 @@ typedef struct kvt_snap_file {
 
 kvt_status kvt_snap_file_open(const kvt_snap_context *context, const char *path,
                               kvt_snap_file *file, kvt_reader *reader);
+/* Up to `bytes` bytes at an offset, fewer at the end; negative: the failure is noted. */
+int64_t kvt_snap_file_read_at(kvt_snap_file *file, uint64_t offset, void *to, size_t bytes);
+/* Map the whole file for reading, and give that up. */
+kvt_status kvt_snap_file_map(kvt_snap_file *file, const char *path, kvt_snap_mapped *mapped);
+void kvt_snap_unmap(const kvt_snap_mapped *mapped);
+/* A file of the caller's descriptor, which stays open; reader or writer may be NULL. */
+void kvt_snap_file_of_fd(const kvt_snap_context *context, int fd, kvt_snap_file *file,
+                         kvt_writer *writer, kvt_reader *reader);
 /* KVT_ERR_CORRUPT when there are bytes left to read. */
 kvt_status kvt_snap_file_expect_end(kvt_snap_file *file, const char *path);
 /* Of the options no_fsync and in_place count. */

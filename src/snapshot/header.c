@@ -120,8 +120,7 @@ kvt_status kvt_snap_header_begin(const kvt_snap_context *context, const unsigned
     return KVT_OK;
 }
 
-/* Why a group cannot be one that kvt_cache_create takes; NULL when it can. */
-static const char *group_fault(const kvt_snapshot_group *group)
+const char *kvt_snap_group_fault(const kvt_snapshot_group *group)
 {
     if (group->n_layers < 1 || group->n_layers > KVT_MAX_LAYERS)
         return "n_layers";
@@ -254,7 +253,7 @@ kvt_status kvt_snap_header_get(const kvt_snap_context *context, const unsigned c
         group->v_type = (kvt_type)v_type;
         group->window_tokens = kvt_get32(p + 40);
         group->sink_tokens = kvt_get32(p + 44);
-        fault = group_fault(group);
+        fault = kvt_snap_group_fault(group);
         if (fault)
             return kvt_snap_fail(context, KVT_ERR_CORRUPT,
                                  "snapshot damaged: the header's group %u: %s", (unsigned)g, fault);
@@ -309,52 +308,40 @@ static void hex(const uint8_t *bytes, size_t n, char *text, size_t text_bytes)
     text[2 * shown] = '\0';
 }
 
-kvt_status kvt_snap_header_match(const kvt_cache *cache, const kvt_snap_header *header)
+kvt_status kvt_snap_group_match(const kvt_cache *cache, const kvt_snap_header *header, uint32_t g,
+                                uint32_t of, uint32_t converts)
 {
-    uint32_t g, i, n = 0;
-
-    if (header->n_groups != cache->n_groups)
-        return kvt_fail(cache, KVT_ERR_MISMATCH,
-                        "snapshot of another model: n_groups is %u, the cache's is %u",
-                        (unsigned)header->n_groups, (unsigned)cache->n_groups);
-    if ((header->flags & KVT_SNAP_MOVED) && !cache->moves)
-        return kvt_fail(cache, KVT_ERR_MISMATCH,
-                        "snapshot of keys that have moved: RoPE of the cache's groups is not "
-                        "described");
-    for (g = 0; g < header->n_groups; g++) {
-        const kvt_snapshot_group *group = &header->groups[g];
-        const kvt_group_config *config = &cache->groups[g].config;
+    const kvt_snapshot_group *group = &header->groups[g];
+    const kvt_group_config *config = &cache->groups[of].config;
 
 #define KVT_SNAP_COMPARE(field)                                                                    \
     do {                                                                                           \
         if (group->field != config->field)                                                         \
             return differs(cache, g, #field, group->field, config->field);                         \
     } while (0)
-        KVT_SNAP_COMPARE(n_layers);
-        KVT_SNAP_COMPARE(n_q_heads);
-        KVT_SNAP_COMPARE(n_kv_heads);
-        KVT_SNAP_COMPARE(k_dim);
-        KVT_SNAP_COMPARE(v_dim);
-        if (group->k_type != config->k_type || group->v_type != config->v_type)
-            return kvt_fail(cache, KVT_ERR_MISMATCH,
-                            "snapshot of other storage: k_type, v_type of group %u are %s, %s, "
-                            "the cache's are %s, %s",
-                            (unsigned)g, type_name(group->k_type), type_name(group->v_type),
-                            type_name(config->k_type), type_name(config->v_type));
-        KVT_SNAP_COMPARE(flags);
-        KVT_SNAP_COMPARE(rotation_seed);
-        KVT_SNAP_COMPARE(window_tokens);
-        KVT_SNAP_COMPARE(sink_tokens);
-#undef KVT_SNAP_COMPARE
-        for (i = 0; i < group->n_layers; i++, n++) {
-            const kvt_layer *layer = &cache->layers[header->layers[n]];
-            if (layer->group != g || layer->index != i)
-                return kvt_fail(cache, KVT_ERR_MISMATCH,
-                                "snapshot of another model: layer %u is in group %u, in the cache "
-                                "it is in group %u",
-                                (unsigned)header->layers[n], (unsigned)g, (unsigned)layer->group);
-        }
-    }
+    KVT_SNAP_COMPARE(n_q_heads);
+    KVT_SNAP_COMPARE(n_kv_heads);
+    KVT_SNAP_COMPARE(k_dim);
+    KVT_SNAP_COMPARE(v_dim);
+    if (!converts && (group->k_type != config->k_type || group->v_type != config->v_type))
+        return kvt_fail(cache, KVT_ERR_MISMATCH,
+                        "snapshot of other storage: k_type, v_type of group %u are %s, %s, the "
+                        "cache's are %s, %s",
+                        (unsigned)g, type_name(group->k_type), type_name(group->v_type),
+                        type_name(config->k_type), type_name(config->v_type));
+    KVT_SNAP_COMPARE(flags);
+    KVT_SNAP_COMPARE(rotation_seed);
+    KVT_SNAP_COMPARE(window_tokens);
+    KVT_SNAP_COMPARE(sink_tokens);
+    return KVT_OK;
+}
+
+kvt_status kvt_snap_header_match_model(const kvt_cache *cache, const kvt_snap_header *header)
+{
+    if ((header->flags & KVT_SNAP_MOVED) && !cache->moves)
+        return kvt_fail(cache, KVT_ERR_MISMATCH,
+                        "snapshot of keys that have moved: RoPE of the cache's groups is not "
+                        "described");
     if (header->fingerprint_bytes != cache->fingerprint_bytes ||
         memcmp(header->fingerprint, cache->fingerprint, cache->fingerprint_bytes) != 0) {
         char stored[33], here[33];
@@ -371,4 +358,91 @@ kvt_status kvt_snap_header_match(const kvt_cache *cache, const kvt_snap_header *
             cache, KVT_ERR_FULL, "the snapshot has %llu tokens, max_tokens of the cache is %llu",
             (unsigned long long)header->n_tokens, (unsigned long long)cache->max_tokens);
     return KVT_OK;
+}
+
+kvt_status kvt_snap_header_match(const kvt_cache *cache, const kvt_snap_header *header,
+                                 uint32_t converts)
+{
+    uint32_t g, i, n = 0;
+
+    if (header->n_groups != cache->n_groups)
+        return kvt_fail(cache, KVT_ERR_MISMATCH,
+                        "snapshot of another model: n_groups is %u, the cache's is %u",
+                        (unsigned)header->n_groups, (unsigned)cache->n_groups);
+    for (g = 0; g < header->n_groups; g++) {
+        const kvt_snapshot_group *group = &header->groups[g];
+        const kvt_group_config *config = &cache->groups[g].config;
+        kvt_status status;
+
+        KVT_SNAP_COMPARE(n_layers);
+        status = kvt_snap_group_match(cache, header, g, g, converts);
+        if (status != KVT_OK)
+            return status;
+        for (i = 0; i < group->n_layers; i++, n++) {
+            const kvt_layer *layer = &cache->layers[header->layers[n]];
+            if (layer->group != g || layer->index != i)
+                return kvt_fail(cache, KVT_ERR_MISMATCH,
+                                "snapshot of another model: layer %u is in group %u, in the cache "
+                                "it is in group %u",
+                                (unsigned)header->layers[n], (unsigned)g, (unsigned)layer->group);
+        }
+    }
+#undef KVT_SNAP_COMPARE
+    return kvt_snap_header_match_model(cache, header);
+}
+
+/* ---- geometry, and the identity of a file ---- */
+
+void kvt_snap_group_make(const kvt_snapshot_group *group, kvt_group *made)
+{
+    kvt_group_config config;
+
+    memset(&config, 0, sizeof config);
+    config.struct_size = sizeof config;
+    config.n_layers = group->n_layers;
+    config.n_q_heads = group->n_q_heads;
+    config.n_kv_heads = group->n_kv_heads;
+    config.k_dim = group->k_dim;
+    config.v_dim = group->v_dim;
+    config.k_type = group->k_type;
+    config.v_type = group->v_type;
+    config.flags = group->flags;
+    config.rotation_seed = group->rotation_seed;
+    config.window_tokens = group->window_tokens;
+    config.sink_tokens = group->sink_tokens;
+    kvt_group_make(&config, made);
+}
+
+size_t kvt_snap_image_bytes(const kvt_snap_header *header)
+{
+    size_t most = 0;
+    uint32_t g, form;
+
+    for (g = 0; g < header->n_groups; g++) {
+        kvt_group made;
+        kvt_snap_group_make(&header->groups[g], &made);
+        for (form = 0; form < KVT_FORMS; form++)
+            if (kvt_snap_has_form(&header->groups[g], form) &&
+                made.layouts[form].layer_bytes > most)
+                most = made.layouts[form].layer_bytes;
+    }
+    return most;
+}
+
+void kvt_snap_make_id(const unsigned char *header, size_t header_bytes, const unsigned char *index,
+                      size_t index_bytes, unsigned char *id)
+{
+    kvt_snap_digester digester;
+    size_t at;
+
+    kvt_snap_digester_init(&digester);
+    kvt_snap_digester_add(&digester, header, header_bytes);
+    for (at = 0; at < index_bytes; at += KVT_SNAP_NOTE_BYTES) {
+        unsigned char piece[4 + 8 + KVT_SNAP_ID_BYTES];
+        memcpy(piece, index + at, 4);
+        memcpy(piece + 4, index + at + 8, 8);
+        memcpy(piece + 12, index + at + 32, KVT_SNAP_ID_BYTES);
+        kvt_snap_digester_add(&digester, piece, sizeof piece);
+    }
+    kvt_snap_digester_end(&digester, id);
 }

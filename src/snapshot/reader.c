@@ -10,6 +10,7 @@
  * What is remembered on the way: the block table (32 bytes a block), to hold each block's id
  * against, and the index as it has to be, to compare the stored one with at the end.
  */
+#include "src/snapshot/crypt.h"
 #include "src/snapshot/parser.h"
 
 #include <stdio.h>
@@ -31,41 +32,52 @@ static uint64_t growth(uint64_t bytes, int refilled)
     return step;
 }
 
-uint64_t kvt_snap_read_bytes(const kvt_snap_header *header)
+uint64_t kvt_snap_read_bytes(const kvt_snap_header *header, size_t n_jobs)
 {
     uint64_t chunks = (header->n_tokens + KVT_SNAP_CHUNK_TOKENS - 1) / KVT_SNAP_CHUNK_TOKENS;
     uint64_t native = kvt_snap_layer_bytes(header), ids = KVT_SNAP_CHUNK_TOKENS;
     uint64_t table = header->n_blocks * KVT_SNAP_ENTRY_BYTES, payload, index = KVT_SNAP_INDEX_BYTES,
-             extra;
+             extra, layer;
 
     if (header->n_tokens < ids)
         ids = header->n_tokens;
-    if (native < 4 * ids)
-        native = 4 * ids;
-    payload = KVT_SNAP_SET_BYTES + KVT_SNAP_MAX_STREAMS * KVT_SNAP_STREAM_BYTES +
-              KVT_SNAP_SUM_BYTES + native + 7;
-    while (index < (3 * chunks + 2 + header->n_blocks) * KVT_SNAP_ENTRY_BYTES)
+    layer = kvt_snap_set_room((size_t)native);
+    payload = kvt_snap_set_room(4 * (size_t)ids);
+    while (index < (3 * chunks + 3 + header->n_blocks) * KVT_SNAP_NOTE_BYTES)
         index *= 2;
     extra = index > KVT_SNAP_INDEX_BYTES ? index / 2 : 0;
     if (growth(table, 0) > extra)
         extra = growth(table, 0);
-    if (growth(payload, 1) > extra)
-        extra = growth(payload, 1);
-    return kvt_snap_counted(payload) + kvt_snap_counted(native) + kvt_snap_counted(table) + index +
-           kvt_snap_counted(KVT_SNAP_ID_HEAD + header->n_layers * (uint64_t)KVT_SNAP_ID_BYTES) +
-           kvt_snap_counted(extra) + kvt_snap_decode_bytes(header);
+    if (growth(layer, 1) > extra)
+        extra = growth(layer, 1);
+    return kvt_snap_counted(payload) + kvt_snap_counted(4 * ids) + kvt_snap_counted(table) + index +
+           kvt_snap_counted(KVT_SNAP_ID_HEAD + header->n_layers * (uint64_t)KVT_SNAP_ID_BYTES) * 2 +
+           kvt_snap_counted(sizeof(kvt_group) * header->n_groups) +
+           kvt_snap_counted(KVT_SNAP_HEADER_MAX) + kvt_snap_counted(extra) +
+           kvt_snap_decode_bytes(header) + kvt_snap_counted(sizeof(kvt_snap_job) * n_jobs) +
+           kvt_snap_counted(64 * n_jobs) +
+           n_jobs * (kvt_snap_counted(layer) + kvt_snap_counted(native) +
+                     kvt_snap_counted(kvt_snap_image_bytes(header)) +
+                     kvt_snap_decode_bytes(header));
 }
 
 /* ---- the parts of a snapshot ---- */
 
-static kvt_status read_header(kvt_snap_parser *p)
+kvt_status kvt_snap_read_header(kvt_snap_parser *p)
 {
-    unsigned char bytes[KVT_SNAP_HEADER_MAX];
+    void *memory;
+    unsigned char *bytes;
     size_t n;
-    kvt_status status;
+    kvt_status status = kvt_snap_reserve(p->context, &p->header_at, 0, KVT_SNAP_HEADER_MAX,
+                                         "a snapshot's header");
+    uint32_t g;
 
     (void)snprintf(p->place, sizeof p->place, "header");
-    status = kvt_snap_take(p, bytes, KVT_SNAP_MAGIC_BYTES);
+    bytes = p->header_at.data;
+    if (status == KVT_OK)
+        status = kvt_snap_take(p, bytes, KVT_SNAP_MAGIC_BYTES);
+    if (status == KVT_OK && kvt_snap_is_encrypted(bytes))
+        return kvt_snap_crypt_needs_key(p->context);
     if (status == KVT_OK && memcmp(bytes, KVT_SNAP_MAGIC, KVT_SNAP_MAGIC_BYTES) != 0)
         return kvt_snap_fail(p->context, KVT_ERR_FORMAT, "not a kvtile snapshot");
     if (status == KVT_OK)
@@ -77,80 +89,252 @@ static kvt_status read_header(kvt_snap_parser *p)
         status = kvt_snap_take(p, bytes + KVT_SNAP_FIXED_BYTES, n - KVT_SNAP_FIXED_BYTES);
     if (status == KVT_OK)
         status = kvt_snap_header_get(p->context, bytes, n, p->header);
-    if (status == KVT_OK && p->sink->header)
-        status = p->sink->header(p->sink->user, p->header);
-    return status;
+    if (status != KVT_OK)
+        return status;
+    p->header_bytes = n;
+    status = kvt_snap_alloc(p->context, p->header->n_groups * sizeof *p->groups,
+                            "a snapshot's geometry", &memory);
+    if (status != KVT_OK)
+        return status;
+    p->groups = memory;
+    for (g = 0; g < p->header->n_groups; g++)
+        kvt_snap_group_make(&p->header->groups[g], &p->groups[g]);
+    return p->sink->header ? p->sink->header(p->sink->user, p->header) : KVT_OK;
+}
+
+static int zeros_from(const unsigned char *data, size_t from, size_t to)
+{
+    unsigned char any = 0;
+    for (; from < to; from++)
+        any |= data[from];
+    return any == 0;
+}
+
+/* A file's name that is one in a folder. */
+static int is_name(const char *name, size_t bytes)
+{
+    return !memchr(name, 0, bytes) && !memchr(name, '/', bytes) &&
+           !(bytes == 1 && name[0] == '.') && !(bytes == 2 && memcmp(name, "..", 2) == 0);
+}
+
+/* What may follow: for the texts. */
+static uint32_t type_behind(const kvt_snap_parser *p)
+{
+    return p->header->n_tokens > p->parent.inherited ? KVT_SNAP_TOKEN_IDS : KVT_SNAP_BLOCK_TABLE;
+}
+
+kvt_status kvt_snap_read_parent(kvt_snap_parser *p, int *is_delta)
+{
+    const size_t most = KVT_SNAP_PARENT_BYTES + kvt_round_up(KVT_SNAP_NAME_MAX, 8);
+    unsigned char digest[KVT_SNAP_ID_BYTES];
+    kvt_snap_parent *parent = &p->parent;
+    const unsigned char *at;
+    size_t end;
+    kvt_snap_section s;
+    kvt_status status = kvt_snap_peek(p, type_behind(p), 0);
+
+    *is_delta = 0;
+    if (status != KVT_OK || p->next.type != KVT_SNAP_PARENT)
+        return status;
+    status = kvt_snap_expect(p, KVT_SNAP_PARENT, 0, &s);
+    if (status == KVT_OK)
+        status = kvt_snap_take_summed(p, &s, KVT_SNAP_PARENT_BYTES + 8, most, digest);
+    if (status != KVT_OK)
+        return status;
+    at = p->payload.data;
+    end = (size_t)s.bytes - KVT_SNAP_SUM_BYTES;
+    memcpy(parent->id, at, sizeof parent->id);
+    parent->inherited = kvt_get64(at + 16);
+    parent->depth = kvt_get32(at + 24);
+    parent->name_bytes = kvt_get32(at + 28);
+    if (parent->inherited > p->header->n_tokens)
+        return kvt_snap_corrupt(p, "%llu tokens are inherited, of %llu",
+                                (unsigned long long)parent->inherited,
+                                (unsigned long long)p->header->n_tokens);
+    if (parent->depth < 1 || parent->depth > KVT_MAX_DEPTH)
+        return kvt_snap_corrupt(p, "a depth of %u", (unsigned)parent->depth);
+    if (parent->name_bytes < 1 || parent->name_bytes > KVT_SNAP_NAME_MAX ||
+        end != kvt_round_up(KVT_SNAP_PARENT_BYTES + (size_t)parent->name_bytes, 8) ||
+        !is_name((const char *)at + KVT_SNAP_PARENT_BYTES, parent->name_bytes) ||
+        !zeros_from(at, KVT_SNAP_PARENT_BYTES + parent->name_bytes, end))
+        return kvt_snap_corrupt(p, "the parent's name, or padding");
+    memcpy(parent->name, at + KVT_SNAP_PARENT_BYTES, parent->name_bytes);
+    parent->name[parent->name_bytes] = '\0';
+    *is_delta = 1;
+    status = kvt_snap_note(p, &s, digest);
+    return status == KVT_OK && p->sink->parent ? p->sink->parent(p->sink->user, parent) : status;
 }
 
 /* The sequence section, if there is one. */
 static kvt_status read_sequence(kvt_snap_parser *p)
 {
-    unsigned char bytes[KVT_SNAP_STATE_BYTES + KVT_MAX_TAG + KVT_SNAP_SUM_BYTES] = {0};
+    unsigned char digest[KVT_SNAP_ID_BYTES];
+    const unsigned char *bytes = NULL;
     int32_t next_position = -1;
-    uint32_t tag_bytes = 0, i;
-    unsigned char any = 0;
+    uint32_t tag_bytes = 0;
     size_t end;
     kvt_snap_section s;
-    kvt_status status =
-        kvt_snap_peek(p, p->header->n_tokens ? KVT_SNAP_TOKEN_IDS : KVT_SNAP_BLOCK_TABLE, 0);
+    kvt_status status = kvt_snap_peek(p, type_behind(p), 0);
 
     if (status == KVT_OK && p->next.type == KVT_SNAP_SEQUENCE) {
         status = kvt_snap_expect(p, KVT_SNAP_SEQUENCE, 0, &s);
+        if (status == KVT_OK)
+            status = kvt_snap_take_summed(p, &s, KVT_SNAP_STATE_BYTES,
+                                          KVT_SNAP_STATE_BYTES + KVT_MAX_TAG, digest);
         if (status != KVT_OK)
             return status;
-        if (s.bytes < KVT_SNAP_STATE_BYTES + KVT_SNAP_SUM_BYTES || s.bytes > sizeof bytes ||
-            s.bytes % 8)
-            return kvt_snap_corrupt(p, "its size is %llu", (unsigned long long)s.bytes);
-        status = kvt_snap_take(p, bytes, (size_t)s.bytes);
-        if (status != KVT_OK)
-            return status;
+        bytes = p->payload.data;
         end = (size_t)s.bytes - KVT_SNAP_SUM_BYTES;
-        if (!kvt_snap_same_sum(kvt_get64(bytes + end), kvt_snap_sum(bytes, end)))
-            return kvt_snap_corrupt(p, "checksum of its payload");
         memcpy(&next_position, bytes, 4);
         tag_bytes = kvt_get32(bytes + 4);
         if (tag_bytes > KVT_MAX_TAG ||
             end != kvt_round_up(KVT_SNAP_STATE_BYTES + (size_t)tag_bytes, 8))
             return kvt_snap_corrupt(p, "a tag of %u bytes", (unsigned)tag_bytes);
-        for (i = KVT_SNAP_STATE_BYTES + tag_bytes; i < end; i++)
-            any |= bytes[i];
-        if (any || next_position < -1 || (next_position == -1 && tag_bytes == 0))
+        if (!zeros_from(bytes, KVT_SNAP_STATE_BYTES + tag_bytes, end) || next_position < -1 ||
+            (next_position == -1 && tag_bytes == 0))
             return kvt_snap_corrupt(p, "its next position, or padding");
-        status = kvt_snap_note(p, &s);
+        status = kvt_snap_note(p, &s, digest);
     }
     if (status == KVT_OK && p->sink->sequence)
-        status = p->sink->sequence(p->sink->user, next_position, bytes + KVT_SNAP_STATE_BYTES,
-                                   tag_bytes);
+        status = p->sink->sequence(p->sink->user, next_position,
+                                   bytes ? bytes + KVT_SNAP_STATE_BYTES : NULL, tag_bytes);
+    return status;
+}
+
+/* Whether a piece of this name was there before; else it is noted. */
+static kvt_status note_name(kvt_snap_parser *p, const char *name, size_t bytes)
+{
+    size_t at, need = p->names_bytes + bytes + 1;
+    kvt_status status;
+
+    for (at = 0; at < p->names_bytes; at += strlen((const char *)p->names.data + at) + 1)
+        if (strcmp((const char *)p->names.data + at, name) == 0)
+            return kvt_snap_corrupt(p, "two pieces have the same name");
+    if (need > p->names.bytes) {
+        status = kvt_snap_reserve(p->context, &p->names, p->names_bytes,
+                                  2 * need > 1024 ? 2 * need : 1024, "a snapshot's pieces");
+        if (status != KVT_OK)
+            return status;
+    }
+    memcpy(p->names.data + p->names_bytes, name, bytes + 1);
+    p->names_bytes = need;
+    return KVT_OK;
+}
+
+/* The caller's pieces, as many as there are. */
+static kvt_status read_pieces(kvt_snap_parser *p)
+{
+    uint64_t i;
+
+    for (i = 0;; i++) {
+        unsigned char digest[KVT_SNAP_ID_BYTES];
+        char name[KVT_MAX_NAME + 1];
+        kvt_snapshot_piece piece;
+        const unsigned char *at;
+        uint64_t data, end;
+        size_t name_bytes, first;
+        kvt_snap_section s;
+        kvt_status status = kvt_snap_peek(p, type_behind(p), 0);
+
+        if (status != KVT_OK || p->next.type != KVT_SNAP_PIECE)
+            return status;
+        status = kvt_snap_expect(p, KVT_SNAP_PIECE, i, &s);
+        if (status == KVT_OK)
+            status = kvt_snap_take_summed(p, &s, KVT_SNAP_PIECE_BYTES + 8, UINT64_MAX, digest);
+        if (status != KVT_OK)
+            return status;
+        at = p->payload.data;
+        end = s.bytes - KVT_SNAP_SUM_BYTES;
+        name_bytes = kvt_get32(at);
+        data = kvt_get64(at + 8);
+        if (kvt_get32(at + 4) || name_bytes < 1 || name_bytes > KVT_MAX_NAME)
+            return kvt_snap_corrupt(p, "a name of %zu bytes", name_bytes);
+        first = KVT_SNAP_PIECE_BYTES + kvt_round_up(name_bytes, 8);
+        if (first > end || data > end - first || (data + 7) / 8 * 8 != end - first)
+            return kvt_snap_corrupt(p, "%llu bytes of data", (unsigned long long)data);
+        if (memchr(at + KVT_SNAP_PIECE_BYTES, 0, name_bytes) ||
+            !zeros_from(at, KVT_SNAP_PIECE_BYTES + name_bytes, first) ||
+            !zeros_from(at, first + (size_t)data, (size_t)end))
+            return kvt_snap_corrupt(p, "its name, or padding");
+        memcpy(name, at + KVT_SNAP_PIECE_BYTES, name_bytes);
+        name[name_bytes] = '\0';
+        status = note_name(p, name, name_bytes);
+        if (status == KVT_OK)
+            status = kvt_snap_note(p, &s, digest);
+        p->counts.n_pieces++;
+        piece.name = name;
+        piece.data = at + first;
+        piece.bytes = (size_t)data;
+        if (status == KVT_OK && p->sink->piece)
+            status = p->sink->piece(p->sink->user, &piece);
+        if (status != KVT_OK)
+            return status;
+    }
+}
+
+kvt_status kvt_snap_read_chunk(kvt_snap_parser *p, uint32_t type, uint32_t kind, uint64_t first,
+                               uint32_t n, const unsigned char **values, unsigned char *digest)
+{
+    kvt_snap_fault fault = {NULL, 0, 0, 0};
+    kvt_snap_shape shape;
+    const unsigned char *from;
+    uint64_t stored;
+    kvt_snap_section s;
+    kvt_status status = kvt_snap_expect(p, type, first, &s);
+
+    memset(&shape, 0, sizeof shape);
+    shape.kind = kind;
+    shape.element = 4;
+    shape.bits = 32;
+    shape.bytes = n * (size_t)4;
+    if (status == KVT_OK)
+        status = kvt_snap_take_set(p, &s, 1, shape.bytes, &p->payload, &from);
+    if (status != KVT_OK)
+        return status;
+    status = kvt_snap_decode_set(&p->codec, &shape, 1, shape.bytes, from, (size_t)s.bytes,
+                                 &p->native, values, &stored, &fault);
+    if (status != KVT_OK)
+        return kvt_snap_set_failed(p, status, &fault);
+    kvt_snap_digest(*values, shape.bytes, digest);
+    return kvt_snap_note(p, &s, digest);
+}
+
+/* Those that the parent has. */
+static kvt_status inherit_tokens(kvt_snap_parser *p, uint32_t kind)
+{
+    uint64_t first;
+    kvt_status status = KVT_OK;
+
+    for (first = 0; first < p->parent.inherited; first += KVT_SNAP_CHUNK_TOKENS) {
+        uint64_t left = p->parent.inherited - first;
+        uint32_t n = left < KVT_SNAP_CHUNK_TOKENS ? (uint32_t)left : KVT_SNAP_CHUNK_TOKENS;
+        status = kvt_snap_reserve(p->context, &p->native, 0, n * (size_t)4, "a snapshot's tokens");
+        if (status == KVT_OK)
+            status = kvt_snap_chain_tokens(p->chain, kind, first, n, p->native.data);
+        if (status == KVT_OK && p->sink->tokens)
+            status = p->sink->tokens(p->sink->user, kind, first, n, p->native.data);
+        if (status != KVT_OK)
+            return status;
+    }
     return status;
 }
 
 static kvt_status read_tokens(kvt_snap_parser *p, uint32_t type, uint32_t kind)
 {
     uint64_t first;
+    kvt_status status = inherit_tokens(p, kind);
 
-    for (first = 0; first < p->header->n_tokens; first += KVT_SNAP_CHUNK_TOKENS) {
+    for (first = p->parent.inherited; status == KVT_OK && first < p->header->n_tokens;
+         first += KVT_SNAP_CHUNK_TOKENS) {
         uint64_t left = p->header->n_tokens - first;
         uint32_t n = left < KVT_SNAP_CHUNK_TOKENS ? (uint32_t)left : KVT_SNAP_CHUNK_TOKENS;
-        kvt_snap_shape shape;
-        const unsigned char *native;
-        kvt_snap_section s;
-        kvt_status status = kvt_snap_expect(p, type, first, &s);
-
-        memset(&shape, 0, sizeof shape);
-        shape.kind = kind;
-        shape.element = 4;
-        shape.bits = 32;
-        shape.bytes = n * (size_t)4;
-        if (status == KVT_OK)
-            status = kvt_snap_take_set(p, &s, &shape, 1, shape.bytes, &native);
-        if (status == KVT_OK)
-            status = kvt_snap_note(p, &s);
+        unsigned char digest[KVT_SNAP_ID_BYTES];
+        const unsigned char *values;
+        status = kvt_snap_read_chunk(p, type, kind, first, n, &values, digest);
         if (status == KVT_OK && p->sink->tokens)
-            status = p->sink->tokens(p->sink->user, kind, first, n, native);
-        if (status != KVT_OK)
-            return status;
+            status = p->sink->tokens(p->sink->user, kind, first, n, values);
     }
-    return KVT_OK;
+    return status;
 }
 
 static unsigned char *entry_at(const kvt_snap_parser *p, uint64_t b)
@@ -158,11 +342,29 @@ static unsigned char *entry_at(const kvt_snap_parser *p, uint64_t b)
     return p->table.data + b * KVT_SNAP_ENTRY_BYTES;
 }
 
-/* What holds for any entry but its place. */
+/* An entry's representation. */
+static uint32_t entry_form(const unsigned char *entry)
+{
+    return entry[28] | (uint32_t)entry[29] << 8;
+}
+
+/* What holds for any entry but its row. */
 static kvt_status check_form(kvt_snap_parser *p, uint64_t b, uint32_t group)
 {
-    uint32_t form = kvt_get32(entry_at(p, b) + 28);
+    const unsigned char *entry = entry_at(p, b);
+    uint32_t form = entry_form(entry), place = entry[30] | (uint32_t)entry[31] << 8;
 
+    if (place > 1)
+        return kvt_snap_fail(p->context, KVT_ERR_FORMAT,
+                             "snapshot with a block in place %u, which this build does not know",
+                             (unsigned)place);
+    if (place ? !p->chain : !zeros_from(entry, 0, KVT_SNAP_ID_BYTES))
+        return kvt_snap_corrupt(p, "entry %llu %s", (unsigned long long)b,
+                                place ? "is in a parent, and there is none"
+                                      : "has an id, and the block is here");
+    p->counts.n_inherited_blocks += place;
+    p->total += (uint64_t)p->header->groups[group].n_layers *
+                (form < KVT_FORMS ? p->groups[group].layouts[form].layer_bytes : 0);
     if (form >= KVT_FORMS)
         return kvt_snap_fail(p->context, KVT_ERR_FORMAT,
                              "snapshot with a block of representation %u, which this build "
@@ -212,7 +414,7 @@ static kvt_status check_own(kvt_snap_parser *p)
             status = check_form(p, b, g);
             if (status != KVT_OK)
                 return status;
-            form = kvt_get32(entry + 28);
+            form = entry_form(entry);
             if (!kvt_is_open(form) &&
                 kvt_is_open(forms[g])) /* open blocks follow the sealed ones */
                 return kvt_snap_corrupt(p, "entry %llu is sealed, behind an open one",
@@ -243,9 +445,23 @@ static kvt_status check_extras(kvt_snap_parser *p)
         status = check_form(p, b, group);
         if (status != KVT_OK)
             return status;
-        if (kvt_snap_has_row(&p->runs, row, group) &&
-            memcmp(entry, entry_at(p, kvt_snap_own_entry(&p->runs, row, group)),
-                   KVT_SNAP_ENTRY_BYTES) == 0)
+    }
+    return KVT_OK;
+}
+
+/* None of a checkpoint's blocks is the sequence's own: when all ids are known. */
+static kvt_status check_twins(kvt_snap_parser *p)
+{
+    uint64_t b;
+
+    (void)snprintf(p->place, sizeof p->place, "section block table 0");
+    for (b = p->n_own; b < p->header->n_blocks; b++) {
+        const unsigned char *entry = entry_at(p, b), *own;
+        uint32_t group = kvt_get32(entry + 16), row = kvt_get32(entry + 20);
+        if (!kvt_snap_has_row(&p->runs, row, group))
+            continue;
+        own = entry_at(p, kvt_snap_own_entry(&p->runs, row, group));
+        if (memcmp(entry, own, KVT_SNAP_ENTRY_BYTES - 2) == 0)
             return kvt_snap_corrupt(p, "entry %llu is there twice", (unsigned long long)b);
     }
     return KVT_OK;
@@ -254,7 +470,7 @@ static kvt_status check_extras(kvt_snap_parser *p)
 static kvt_status read_block_table(kvt_snap_parser *p)
 {
     uint64_t bytes = p->header->n_blocks * KVT_SNAP_ENTRY_BYTES;
-    unsigned char sum[KVT_SNAP_SUM_BYTES];
+    unsigned char sum[KVT_SNAP_SUM_BYTES], digest[KVT_SNAP_ID_BYTES];
     kvt_snap_section s;
     kvt_status status = kvt_snap_expect(p, KVT_SNAP_BLOCK_TABLE, 0, &s);
 
@@ -277,66 +493,23 @@ static kvt_status read_block_table(kvt_snap_parser *p)
     status = check_own(p);
     if (status == KVT_OK)
         status = check_extras(p);
-    return status == KVT_OK ? kvt_snap_note(p, &s) : status;
+    kvt_snap_digest(p->table.data, (size_t)bytes, digest);
+    return status == KVT_OK ? kvt_snap_note(p, &s, digest) : status;
 }
 
+/* Entry b, from here or from a parent; its id is in the table then. */
 static kvt_status read_block(kvt_snap_parser *p, uint64_t b)
 {
-    const unsigned char *entry = entry_at(p, b), *native = NULL;
+    unsigned char *entry = entry_at(p, b), id[KVT_SNAP_ID_BYTES];
     kvt_snap_block at = {b < p->n_own ? 0 : b - p->n_own + 1, kvt_get32(entry + 20),
-                         kvt_get32(entry + 16), kvt_get32(entry + 28), kvt_get32(entry + 24)};
-    const kvt_snapshot_group *geometry = &p->header->groups[at.group];
-    unsigned char bytes[KVT_SNAP_BLOCK_BYTES], id[KVT_SNAP_ID_BYTES];
-    kvt_snap_shape shapes[KVT_SNAP_MAX_STREAMS];
-    size_t native_bytes;
-    uint32_t n = kvt_snap_shapes(geometry, at.form, at.tokens, shapes, &native_bytes), layer;
-    uint32_t v_dim = geometry->flags & KVT_GROUP_V_IN_K ? 0 : geometry->v_dim;
-    kvt_snap_section block, s;
-    kvt_status status = kvt_snap_expect(p, KVT_SNAP_BLOCK, b, &block);
+                         kvt_get32(entry + 16), entry_form(entry), kvt_get32(entry + 24)};
+    kvt_status status;
 
-    if (status != KVT_OK)
-        return status;
-    if (block.bytes != sizeof bytes)
-        return kvt_snap_corrupt(p, "its size is %llu", (unsigned long long)block.bytes);
-    status = kvt_snap_take(p, bytes, sizeof bytes);
-    if (status != KVT_OK)
-        return status;
-    if (!kvt_snap_same_sum(kvt_get64(bytes + 40), kvt_snap_sum(bytes, 40)))
-        return kvt_snap_corrupt(p, "checksum of its payload");
-    if (memcmp(bytes, entry, KVT_SNAP_ENTRY_BYTES) != 0)
-        return kvt_snap_corrupt(p, "it is not the block that the block table lists");
-    if (kvt_get32(bytes + 32) != geometry->n_layers || kvt_get32(bytes + 36))
-        return kvt_snap_corrupt(p, "%u layers where %u belong", (unsigned)kvt_get32(bytes + 32),
-                                (unsigned)geometry->n_layers);
-    for (layer = 0; layer < geometry->n_layers; layer++) {
-        status = kvt_snap_expect(p, KVT_SNAP_LAYER, layer, &s);
-        if (status != KVT_OK)
-            return status;
-        (void)snprintf(p->place, sizeof p->place,
-                       "block %llu (group %u, tokens from %llu), layer %u", (unsigned long long)b,
-                       (unsigned)at.group, (unsigned long long)at.row * KVT_TOKENS,
-                       (unsigned)layer);
-        status = kvt_snap_take_set(p, &s, shapes, n, native_bytes, &native);
-        if (status != KVT_OK)
-            return status;
-        p->counts.native_bytes += native_bytes;
-        p->counts.n_elements +=
-            (uint64_t)geometry->n_kv_heads * (geometry->k_dim + v_dim) * at.tokens;
-        kvt_snap_digest(native, native_bytes,
-                        p->digests.data + KVT_SNAP_ID_HEAD + layer * (size_t)KVT_SNAP_ID_BYTES);
-        if (p->sink->layer)
-            status = p->sink->layer(p->sink->user, &at, layer, native);
-        if (status != KVT_OK)
-            return status;
-    }
-    memcpy(p->digests.data, entry + KVT_SNAP_ENTRY_BYTES - KVT_SNAP_ID_HEAD, KVT_SNAP_ID_HEAD);
-    kvt_snap_digest(p->digests.data,
-                    KVT_SNAP_ID_HEAD + geometry->n_layers * (size_t)KVT_SNAP_ID_BYTES, id);
-#ifndef KVT_FUZZING
-    if (memcmp(id, entry, KVT_SNAP_ID_BYTES) != 0)
-        return kvt_snap_corrupt(p, "the block's bytes do not make its id");
-#endif
-    return kvt_snap_note(p, &block);
+    if (entry[30])
+        return kvt_snap_chain_block(p->chain, entry, &at, p);
+    status = kvt_snap_read_block(p, b, &at, entry + KVT_SNAP_ID_BYTES, NULL, id);
+    memcpy(entry, id, sizeof id);
+    return status;
 }
 
 /* Those that there are, and that they name all blocks that are only theirs. */
@@ -351,12 +524,12 @@ static kvt_status read_checkpoints(kvt_snap_parser *p)
     }
     if (status == KVT_OK && p->n_own + p->n_named != p->header->n_blocks)
         return kvt_snap_corrupt(p, "the block table has blocks of no checkpoint");
-    return status;
+    return status == KVT_OK ? check_twins(p) : status;
 }
 
 static kvt_status read_index_and_end(kvt_snap_parser *p)
 {
-    unsigned char entry[KVT_SNAP_ENTRY_BYTES], end[KVT_SNAP_END_BYTES];
+    unsigned char entry[KVT_SNAP_NOTE_BYTES], end[KVT_SNAP_END_BYTES];
     uint64_t index_offset;
     size_t at;
     kvt_snap_section s;
@@ -387,17 +560,22 @@ static kvt_status read_index_and_end(kvt_snap_parser *p)
     status = kvt_snap_take(p, end, sizeof end);
     if (status != KVT_OK)
         return status;
-    if (!kvt_snap_same_sum(kvt_get64(end + 16), kvt_snap_sum(end, 16)) ||
+    kvt_snap_make_id(p->header_at.data, p->header_bytes, p->index.data, p->index_bytes,
+                     p->counts.id);
+    if (!kvt_snap_same_sum(kvt_get64(end + 32), kvt_snap_sum(end, 32)) ||
         kvt_get64(end) != index_offset || kvt_get64(end + 8) != p->offset ||
-        memcmp(end + 24, KVT_SNAP_FOOTER, KVT_SNAP_MAGIC_BYTES) != 0)
+        memcmp(end + 40, KVT_SNAP_FOOTER, KVT_SNAP_MAGIC_BYTES) != 0)
         return kvt_snap_corrupt(p, "the footer");
+#ifndef KVT_FUZZING
+    if (memcmp(end + 16, p->counts.id, KVT_SNAP_ID_BYTES) != 0)
+        return kvt_snap_corrupt(p, "the snapshot's id");
+#endif
     return KVT_OK;
 }
 
-static kvt_status read_body(kvt_snap_parser *p)
+kvt_status kvt_snap_prepare_blocks(kvt_snap_parser *p)
 {
     uint32_t layers = 0, g;
-    uint64_t b;
     kvt_status status;
 
     for (g = 0; g < p->header->n_groups; g++)
@@ -406,6 +584,29 @@ static kvt_status read_body(kvt_snap_parser *p)
     status = kvt_snap_reserve(p->context, &p->digests, 0,
                               KVT_SNAP_ID_HEAD + layers * (size_t)KVT_SNAP_ID_BYTES,
                               "a snapshot's digests");
+    return status == KVT_OK ? kvt_snap_jobs_make(&p->jobs, p->context, p->header) : status;
+}
+
+#define PROGRESS_BYTES ((uint64_t)64 << 20)
+
+kvt_status kvt_snap_tell(kvt_snap_parser *p, uint64_t bytes)
+{
+    if (p->child)
+        p = p->child;
+    p->done += bytes;
+    if (!p->sink->progress || (p->done - p->told < PROGRESS_BYTES && p->done < p->total))
+        return KVT_OK;
+    p->told = p->done;
+    return p->sink->progress(p->sink->user, p->done, p->total);
+}
+
+static kvt_status read_body(kvt_snap_parser *p)
+{
+    uint64_t b;
+    kvt_status status = kvt_snap_prepare_blocks(p);
+
+    if (status == KVT_OK)
+        status = read_pieces(p);
     if (status == KVT_OK)
         status = read_tokens(p, KVT_SNAP_TOKEN_IDS, KVT_SNAP_KIND_TOKEN_IDS);
     if (status == KVT_OK)
@@ -423,33 +624,57 @@ static kvt_status read_body(kvt_snap_parser *p)
     return status;
 }
 
-kvt_status kvt_snap_read(const kvt_snap_context *context, const kvt_reader *reader,
-                         uint64_t remaining, int header_only, const kvt_snap_sink *sink,
-                         kvt_snap_header *header, kvt_snap_counts *counts)
+void kvt_snap_parser_init(kvt_snap_parser *p, const kvt_snap_context *context,
+                          const kvt_snap_input *input, const kvt_snap_sink *sink,
+                          kvt_snap_header *header)
+{
+    memset(p, 0, sizeof *p);
+    p->context = context;
+    p->input = input;
+    p->sink = sink;
+    p->header = header;
+    p->remaining = input->bytes;
+    kvt_snap_codec_init(&p->codec, context);
+}
+
+void kvt_snap_parser_release(kvt_snap_parser *p)
+{
+    kvt_snap_chain_close(p->context, p->chain);
+    kvt_snap_jobs_release(&p->jobs);
+    kvt_snap_codec_release(&p->codec);
+    if (p->groups)
+        kvt_snap_free(p->context, p->groups, p->header->n_groups * sizeof *p->groups);
+    p->groups = NULL;
+    kvt_snap_release(p->context, &p->header_at);
+    kvt_snap_release(p->context, &p->payload);
+    kvt_snap_release(p->context, &p->native);
+    kvt_snap_release(p->context, &p->table);
+    kvt_snap_release(p->context, &p->index);
+    kvt_snap_release(p->context, &p->digests);
+    kvt_snap_release(p->context, &p->names);
+}
+
+kvt_status kvt_snap_read(const kvt_snap_context *context, const kvt_snap_input *input,
+                         int header_only, const kvt_snap_sink *sink, kvt_snap_header *header,
+                         kvt_snap_counts *counts)
 {
     kvt_snap_parser p;
     kvt_status status;
+    int is_delta;
 
-    memset(&p, 0, sizeof p);
-    p.context = context;
-    p.reader = reader;
-    p.sink = sink;
-    p.header = header;
-    p.remaining = remaining;
-    kvt_snap_codec_init(&p.codec, context);
-    status = read_header(&p);
+    kvt_snap_parser_init(&p, context, input, sink, header);
+    status = kvt_snap_read_header(&p);
+    if (status == KVT_OK)
+        status = kvt_snap_read_parent(&p, &is_delta);
     if (status == KVT_OK)
         status = read_sequence(&p);
+    if (status == KVT_OK && is_delta && !header_only)
+        status = kvt_snap_chain_open(context, input, header, &p.parent, &p.chain);
     if (status == KVT_OK && !header_only)
         status = read_body(&p);
     p.counts.file_bytes = p.offset;
     if (status == KVT_OK && counts)
         *counts = p.counts;
-    kvt_snap_codec_release(&p.codec);
-    kvt_snap_release(context, &p.payload);
-    kvt_snap_release(context, &p.native);
-    kvt_snap_release(context, &p.table);
-    kvt_snap_release(context, &p.index);
-    kvt_snap_release(context, &p.digests);
+    kvt_snap_parser_release(&p);
     return status;
 }

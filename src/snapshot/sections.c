@@ -16,18 +16,38 @@ kvt_status kvt_snap_corrupt(kvt_snap_parser *p, const char *format, ...)
     va_start(arguments, format);
     (void)vsnprintf(text, sizeof text, format, arguments);
     va_end(arguments);
-    return kvt_snap_fail(p->context, KVT_ERR_CORRUPT, "snapshot damaged before offset %llu, %s: %s",
-                         (unsigned long long)p->offset, p->place, text);
+    return kvt_snap_fail(p->context, KVT_ERR_CORRUPT,
+                         "snapshot damaged before offset %llu, %s%s: %s",
+                         (unsigned long long)p->offset, p->name, p->place, text);
 }
 
 /* ---- bytes ---- */
+
+const unsigned char *kvt_snap_take_view(kvt_snap_parser *p, size_t bytes)
+{
+    const unsigned char *at = p->input->memory;
+
+    if (!at || bytes > p->remaining)
+        return NULL;
+    at += p->offset;
+    p->offset += bytes;
+    p->remaining -= bytes;
+    return at;
+}
 
 kvt_status kvt_snap_take(kvt_snap_parser *p, void *to, size_t bytes)
 {
     unsigned char *at = to;
 
+    if (p->input->memory) {
+        const unsigned char *from = kvt_snap_take_view(p, bytes);
+        if (!from)
+            return kvt_snap_corrupt(p, "it is cut here");
+        memcpy(to, from, bytes);
+        return KVT_OK;
+    }
     while (bytes) {
-        int64_t n = p->reader->read(p->reader->user, at, bytes);
+        int64_t n = p->input->reader.read(p->input->reader.user, at, bytes);
         if (n == 0)
             return kvt_snap_corrupt(p, "it is cut here");
         if (n < 0 || (uint64_t)n > bytes)
@@ -68,7 +88,8 @@ static const char *section_name(uint32_t type)
 {
     static const char *const names[] = {"?",        "token ids",  "positions", "block table",
                                         "block",    "layer",      "index",     "end",
-                                        "sequence", "checkpoint", "shifts"};
+                                        "sequence", "checkpoint", "shifts",    "parent",
+                                        "piece",    "native",     "digests"};
     return type <= KVT_SNAP_LAST_TYPE ? names[type] : "?";
 }
 
@@ -136,7 +157,8 @@ kvt_status kvt_snap_peek(kvt_snap_parser *p, uint32_t wanted, uint64_t value)
                                  "snapshot with a section of type %u at offset %llu, which this "
                                  "build does not know",
                                  (unsigned)s->type, (unsigned long long)s->offset);
-        if (s->flags || s->bytes < KVT_SNAP_SUM_BYTES || wanted == KVT_SNAP_LAYER)
+        if (s->flags || s->bytes < KVT_SNAP_SUM_BYTES || wanted == KVT_SNAP_LAYER ||
+            wanted == KVT_SNAP_IMAGES || wanted == KVT_SNAP_DIGESTS)
             return kvt_snap_corrupt(p, "section of unknown type %u", (unsigned)s->type);
         (void)snprintf(p->place, sizeof p->place, "section of type %u", (unsigned)s->type);
         status = skip(p, s);
@@ -154,7 +176,8 @@ kvt_status kvt_snap_expect(kvt_snap_parser *p, uint32_t type, uint64_t value, kv
         return status;
     *s = p->next;
     p->has_next = 0;
-    if (s->type != type || s->flags != KVT_SNAP_REQUIRED || s->value != value)
+    if (s->type != type || s->flags != (type == KVT_SNAP_PIECE ? 0 : KVT_SNAP_REQUIRED) ||
+        s->value != value)
         return kvt_snap_corrupt(p, "section %s %llu is in its place", section_name(s->type),
                                 (unsigned long long)s->value);
     (void)snprintf(p->place, sizeof p->place, "section %s %llu", section_name(type),
@@ -162,9 +185,10 @@ kvt_status kvt_snap_expect(kvt_snap_parser *p, uint32_t type, uint64_t value, kv
     return KVT_OK;
 }
 
-kvt_status kvt_snap_note(kvt_snap_parser *p, const kvt_snap_section *s)
+kvt_status kvt_snap_note(kvt_snap_parser *p, const kvt_snap_section *s,
+                         const unsigned char *digest)
 {
-    size_t need = p->index_bytes + KVT_SNAP_ENTRY_BYTES;
+    size_t need = p->index_bytes + KVT_SNAP_NOTE_BYTES;
     kvt_status status = KVT_OK;
     unsigned char *entry;
 
@@ -181,27 +205,70 @@ kvt_status kvt_snap_note(kvt_snap_parser *p, const kvt_snap_section *s)
     kvt_put64(entry + 8, s->value);
     kvt_put64(entry + 16, s->offset);
     kvt_put64(entry + 24, p->offset - s->offset);
+    memcpy(entry + 32, digest, KVT_SNAP_ID_BYTES);
     p->index_bytes = need;
+    return KVT_OK;
+}
+
+kvt_status kvt_snap_take_summed(kvt_snap_parser *p, const kvt_snap_section *s, size_t least,
+                                uint64_t most, unsigned char *digest)
+{
+    size_t bytes = (size_t)s->bytes, end = bytes - KVT_SNAP_SUM_BYTES;
+    kvt_status status;
+
+    if (s->bytes % 8 || s->bytes < (uint64_t)least + KVT_SNAP_SUM_BYTES ||
+        s->bytes - KVT_SNAP_SUM_BYTES > most || s->bytes > SIZE_MAX / 2)
+        return kvt_snap_corrupt(p, "its size is %llu", (unsigned long long)s->bytes);
+    status = kvt_snap_take_growing(p, &p->payload, 0, bytes, "a snapshot's section");
+    if (status != KVT_OK)
+        return status;
+    if (!kvt_snap_same_sum(kvt_get64(p->payload.data + end), kvt_snap_sum(p->payload.data, end)))
+        return kvt_snap_corrupt(p, "checksum of its payload");
+    kvt_snap_digest(p->payload.data, end, digest);
     return KVT_OK;
 }
 
 /* ---- stream sets ---- */
 
-/* Check the table of a stream set against what the streams have to be, and take it. */
-static kvt_status take_table(kvt_snap_parser *p, const kvt_snap_shape *shapes, uint32_t n,
-                             kvt_snap_stream *streams, size_t payload_bytes)
+static kvt_status faulty(kvt_snap_fault *fault, kvt_status status, uint32_t kind, const char *text,
+                         uint32_t a, uint32_t b)
 {
-    const unsigned char *at = p->payload.data + KVT_SNAP_SET_BYTES;
+    fault->kind = kind;
+    fault->text = text;
+    fault->a = a;
+    fault->b = b;
+    return status;
+}
+
+kvt_status kvt_snap_set_failed(kvt_snap_parser *p, kvt_status status, const kvt_snap_fault *fault)
+{
+    char text[120];
+
+    if (!fault->text)
+        return status;
+    if (status == KVT_ERR_FORMAT)
+        return kvt_snap_fail(p->context, KVT_ERR_FORMAT,
+                             "snapshot, %s%s: filter %u or codec %u, which this build does not know",
+                             p->name, p->place, (unsigned)fault->a, (unsigned)fault->b);
+    (void)snprintf(text, sizeof text, fault->text, (unsigned)fault->a, (unsigned)fault->b);
+    return fault->kind ? kvt_snap_corrupt(p, "stream of kind %u: %s", (unsigned)fault->kind, text)
+                       : kvt_snap_corrupt(p, "%s", text);
+}
+
+/* Check the table of a stream set against what the streams have to be, and take it. */
+static kvt_status take_table(const unsigned char *payload, const kvt_snap_shape *shapes, uint32_t n,
+                             kvt_snap_stream *streams, size_t payload_bytes, kvt_snap_fault *fault)
+{
+    const unsigned char *at = payload + KVT_SNAP_SET_BYTES;
     size_t table = KVT_SNAP_SET_BYTES + n * (size_t)KVT_SNAP_STREAM_BYTES;
     uint64_t all = table + KVT_SNAP_SUM_BYTES;
     uint32_t i;
 
-    if (!kvt_snap_same_sum(kvt_get64(p->payload.data + table),
-                           kvt_snap_sum(p->payload.data, table)))
-        return kvt_snap_corrupt(p, "checksum of its stream table");
-    if (kvt_get32(p->payload.data) != n || kvt_get32(p->payload.data + 4))
-        return kvt_snap_corrupt(p, "%u streams where %u belong",
-                                (unsigned)kvt_get32(p->payload.data), (unsigned)n);
+    if (!kvt_snap_same_sum(kvt_get64(payload + table), kvt_snap_sum(payload, table)))
+        return faulty(fault, KVT_ERR_CORRUPT, 0, "checksum of its stream table", 0, 0);
+    if (kvt_get32(payload) != n || kvt_get32(payload + 4))
+        return faulty(fault, KVT_ERR_CORRUPT, 0, "%u streams where %u belong", kvt_get32(payload),
+                      n);
     for (i = 0; i < n; i++, at += KVT_SNAP_STREAM_BYTES) {
         kvt_snap_stream *stream = &streams[i];
         stream->kind = at[0] | (uint32_t)at[1] << 8;
@@ -211,84 +278,92 @@ static kvt_status take_table(kvt_snap_parser *p, const kvt_snap_shape *shapes, u
         stream->native_bytes = kvt_get32(at + 8);
         stream->sum = kvt_get64(at + 16);
         if (stream->kind != shapes[i].kind)
-            return kvt_snap_corrupt(p, "stream of kind %u where kind %u belongs",
-                                    (unsigned)stream->kind, (unsigned)shapes[i].kind);
+            return faulty(fault, KVT_ERR_CORRUPT, 0, "stream of kind %u where kind %u belongs",
+                          stream->kind, shapes[i].kind);
         if (!kvt_snap_filter_known(&shapes[i], stream->filter) || stream->codec > KVT_SNAP_ZSTD)
-            return kvt_snap_fail(p->context, KVT_ERR_FORMAT,
-                                 "snapshot, %s: filter %u or codec %u, which this build does not "
-                                 "know",
-                                 p->place, (unsigned)stream->filter, (unsigned)stream->codec);
+            return faulty(fault, KVT_ERR_FORMAT, stream->kind, "", stream->filter, stream->codec);
         if (stream->native_bytes != shapes[i].bytes)
-            return kvt_snap_corrupt(p, "stream of kind %u has %u bytes, %zu belong",
-                                    (unsigned)stream->kind, (unsigned)stream->native_bytes,
-                                    shapes[i].bytes);
+            return faulty(fault, KVT_ERR_CORRUPT, stream->kind, "it has %u bytes, %u belong",
+                          stream->native_bytes, (uint32_t)shapes[i].bytes);
         if (kvt_get32(at + 12) ||
             (stream->codec == KVT_SNAP_RAW ? stream->stored_bytes != stream->native_bytes
                                            : stream->stored_bytes >= stream->native_bytes))
-            return kvt_snap_corrupt(p, "stream of kind %u is stored in %u bytes",
-                                    (unsigned)stream->kind, (unsigned)stream->stored_bytes);
+            return faulty(fault, KVT_ERR_CORRUPT, stream->kind, "it is stored in %u bytes",
+                          stream->stored_bytes, 0);
         all += stream->stored_bytes;
     }
     if ((all + 7) / 8 * 8 != payload_bytes)
-        return kvt_snap_corrupt(p, "its streams make %llu bytes, the section has %zu",
-                                (unsigned long long)all, payload_bytes);
+        return faulty(fault, KVT_ERR_CORRUPT, 0, "its streams make %u bytes, the section has %u",
+                      (uint32_t)all, (uint32_t)payload_bytes);
     return KVT_OK;
 }
 
-kvt_status kvt_snap_take_set(kvt_snap_parser *p, const kvt_snap_section *s,
-                             const kvt_snap_shape *shapes, uint32_t n, size_t native_bytes,
-                             const unsigned char **native)
+kvt_status kvt_snap_take_set(kvt_snap_parser *p, const kvt_snap_section *s, uint32_t n,
+                             size_t native_bytes, kvt_snap_buffer *buffer,
+                             const unsigned char **from)
 {
-    kvt_snap_stream streams[KVT_SNAP_MAX_STREAMS];
     size_t table = KVT_SNAP_SET_BYTES + n * (size_t)KVT_SNAP_STREAM_BYTES + KVT_SNAP_SUM_BYTES;
-    size_t at = table, done = 0, bytes = (size_t)s->bytes;
+    size_t bytes = (size_t)s->bytes;
     kvt_status status;
-    int plain = 1;
-    uint32_t i;
 
     if (s->bytes < table || s->bytes > table + native_bytes + 7 || s->bytes % 8)
         return kvt_snap_corrupt(p, "its size is %llu", (unsigned long long)s->bytes);
-    status = kvt_snap_take_growing(p, &p->payload, 0, bytes, "a snapshot's section");
-    if (status == KVT_OK)
-        status = take_table(p, shapes, n, streams, bytes);
+    *from = kvt_snap_take_view(p, bytes);
+    if (*from)
+        return KVT_OK;
+    status = kvt_snap_take_growing(p, buffer, 0, bytes, "a snapshot's section");
+    *from = buffer->data;
+    return status;
+}
+
+kvt_status kvt_snap_decode_set(kvt_snap_codec *codec, const kvt_snap_shape *shapes, uint32_t n,
+                               size_t native_bytes, const unsigned char *payload, size_t bytes,
+                               kvt_snap_buffer *buffer, const unsigned char **streams,
+                               uint64_t *stored, kvt_snap_fault *fault)
+{
+    kvt_snap_stream table[KVT_SNAP_MAX_STREAMS];
+    size_t begin = KVT_SNAP_SET_BYTES + n * (size_t)KVT_SNAP_STREAM_BYTES + KVT_SNAP_SUM_BYTES;
+    size_t at = begin, done = 0;
+    kvt_status status = take_table(payload, shapes, n, table, bytes, fault);
+    int plain = 1;
+    uint32_t i;
+
+    *stored = 0;
     if (status != KVT_OK)
         return status;
     for (i = 0; i < n; i++) {
-        if (!kvt_snap_same_sum(streams[i].sum,
-                               kvt_snap_sum(p->payload.data + at, streams[i].stored_bytes)))
-            return kvt_snap_corrupt(p, "checksum of the stream of kind %u",
-                                    (unsigned)streams[i].kind);
-        at += streams[i].stored_bytes;
-        plain &= streams[i].codec == KVT_SNAP_RAW && streams[i].filter == KVT_SNAP_NATIVE;
-        p->counts.stored_bytes += s->type == KVT_SNAP_LAYER ? streams[i].stored_bytes : 0;
+        if (!kvt_snap_same_sum(table[i].sum, kvt_snap_sum(payload + at, table[i].stored_bytes)))
+            return faulty(fault, KVT_ERR_CORRUPT, table[i].kind, "its checksum", 0, 0);
+        at += table[i].stored_bytes;
+        plain &= table[i].codec == KVT_SNAP_RAW && table[i].filter == KVT_SNAP_NATIVE;
+        *stored += table[i].stored_bytes;
     }
     for (; at < bytes; at++)
-        if (p->payload.data[at])
-            return kvt_snap_corrupt(p, "padding that is not zero");
+        if (payload[at])
+            return faulty(fault, KVT_ERR_CORRUPT, 0, "padding that is not zero", 0, 0);
     if (plain) {
-        *native = p->payload.data + table; /* as it lies */
+        *streams = payload + begin; /* as it lies */
     } else {
-        status = kvt_snap_reserve(p->context, &p->native, 0, native_bytes, "a snapshot's streams");
+        status = kvt_snap_reserve(codec->context, buffer, 0, native_bytes, "a snapshot's streams");
         if (status != KVT_OK)
             return status;
-        *native = p->native.data;
+        *streams = buffer->data;
     }
-    at = table;
+    at = begin;
     for (i = 0; i < n; i++) {
-        const char *fault;
+        const char *text;
         if (!plain) {
-            status = kvt_snap_decode(&p->codec, &shapes[i], &streams[i], p->payload.data + at,
-                                     p->native.data + done);
+            status = kvt_snap_decode(codec, &shapes[i], &table[i], payload + at,
+                                     buffer->data + done);
             if (status == KVT_ERR_CORRUPT)
-                return kvt_snap_corrupt(p, "the stream of kind %u does not decompress",
-                                        (unsigned)streams[i].kind);
+                return faulty(fault, KVT_ERR_CORRUPT, table[i].kind, "it does not decompress", 0, 0);
             if (status != KVT_OK)
                 return status;
         }
-        fault = kvt_snap_check(&shapes[i], *native + done);
-        if (fault)
-            return kvt_snap_corrupt(p, "%s", fault);
-        at += streams[i].stored_bytes;
+        text = kvt_snap_check(&shapes[i], *streams + done);
+        if (text)
+            return faulty(fault, KVT_ERR_CORRUPT, 0, text, 0, 0);
+        at += table[i].stored_bytes;
         done += shapes[i].bytes;
     }
     return KVT_OK;

@@ -1,5 +1,5 @@
 /*
- * One layer of a block and its native streams: what is saved of the memory that tile.h describes.
+ * A layer of a block and its native streams: what is saved of the memory that tile.h describes.
  *
  * A native stream is the layout in memory without what is dead: dims are the model's, not the
  * padded ones (but in V's fifth bits, where the padding is zero); only tiles (K), runs of four or
@@ -8,6 +8,7 @@
  * come first and the padding last, so dropping it is a shorter copy.
  */
 #include "src/snapshot/format.h"
+#include "src/snapshot/lanes.h"
 
 int kvt_snap_seals(const kvt_snapshot_group *group)
 {
@@ -32,19 +33,6 @@ static int has_offset(const kvt_snapshot_group *group)
 static int has_v(const kvt_snapshot_group *group)
 {
     return !(group->flags & KVT_GROUP_V_IN_K);
-}
-
-/* Tokens whose codes lie together. */
-static size_t v_lanes(kvt_type type)
-{
-    return kvt_is_coarse(type) ? 8 : type == KVT_TYPE_I8 ? 4 : 1;
-}
-
-/* Bytes of the fifth bits of one head. */
-static size_t fifth_bytes(kvt_type type, size_t tokens, size_t dims)
-{
-    return type == KVT_TYPE_I5 ? kvt_round_up(tokens, 8) / 8 * (kvt_round_up(dims, 16) / 16) * 16
-                               : 0;
 }
 
 uint32_t kvt_snap_shapes(const kvt_snapshot_group *group, uint32_t form, uint32_t tokens,
@@ -77,15 +65,16 @@ uint32_t kvt_snap_shapes(const kvt_snapshot_group *group, uint32_t form, uint32_
     *bytes = shapes[0].bytes + n_small * 2;
     if (has_v(group)) {
         kvt_snap_shape *v = &shapes[n++];
-        size_t v_tokens = kvt_round_up(tokens, v_lanes(v_type));
+        size_t v_tokens = kvt_round_up(tokens, kvt_snap_v_lanes(v_type));
         *v = shapes[0];
         v->kind = KVT_SNAP_KIND_V;
         v->bits = (uint32_t)kvt_type_bits(v_type);
         v->element = (uint32_t)kvt_element_bytes(v_type);
         v->dims = group->v_dim;
-        v->bytes = heads * (kvt_is_coarse(v_type) ? v_tokens * group->v_dim / 2 +
-                                                        fifth_bytes(v_type, tokens, group->v_dim)
-                                                  : v_tokens * group->v_dim * v->element);
+        v->bytes =
+            heads * (kvt_is_coarse(v_type) ? v_tokens * group->v_dim / 2 +
+                                                 kvt_snap_fifth_bytes(v_type, tokens, group->v_dim)
+                                           : v_tokens * group->v_dim * v->element);
         *bytes += v->bytes;
     }
     if (n_small) {
@@ -138,17 +127,6 @@ static void clear_lanes(unsigned char *tile, size_t tile_bytes, size_t live, siz
         memset(tile + i + live * row, 0, lane - live * row);
 }
 
-/* Bytes of a tile's K and of a run of V's tokens that lie together, for `dims` dims. */
-static size_t k_tile_bytes(kvt_type type, size_t dims)
-{
-    return dims * KVT_TILE_TOKENS * kvt_type_bits(type) / 8;
-}
-
-static size_t v_run_bytes(kvt_type type, size_t dims)
-{
-    return kvt_is_coarse(type) ? dims * 4 : dims * v_lanes(type) * kvt_element_bytes(type);
-}
-
 static unsigned char *gather_rows(const unsigned char *codes, size_t n, size_t live, size_t step,
                                   unsigned char *to)
 {
@@ -164,8 +142,8 @@ static unsigned char *gather_rows(const unsigned char *codes, size_t n, size_t l
 static unsigned char *gather_k(const kvt_group *group, const kvt_layout *layout,
                                const unsigned char *codes, size_t tokens, unsigned char *to)
 {
-    size_t live = k_tile_bytes(layout->k_type, group->config.k_dim);
-    size_t step = k_tile_bytes(layout->k_type, layout->k_dims);
+    size_t live = kvt_snap_k_tile_bytes(layout->k_type, group->config.k_dim);
+    size_t step = kvt_snap_k_tile_bytes(layout->k_type, layout->k_dims);
     size_t tiles = (tokens + KVT_TILE_TOKENS - 1) / KVT_TILE_TOKENS;
 
     to = gather_rows(codes, tiles, live, step, to);
@@ -175,30 +153,6 @@ static unsigned char *gather_k(const kvt_group *group, const kvt_layout *layout,
     return to;
 }
 
-/* Words of V's tokens that lie together: the bits of those below `live`, which is not all. */
-static uint32_t live_bits(uint32_t bits, size_t live)
-{
-    uint32_t mask = 0;
-    size_t t;
-    if (bits == 8)
-        return ((uint32_t)1 << 8 * live) - 1;
-    for (t = 0; t < live; t++)
-        mask |= (uint32_t)15 << (t % 4 * 8 + t / 4 * 4);
-    return mask;
-}
-
-/*
- * The same for eight bytes of fifth bits, of half a run of 8 tokens and 16 dims: `live` tokens of
- * the run, `dims` dims from this one on.
- */
-static uint64_t live_fifths(size_t live, size_t half, size_t dims)
-{
-    size_t n = live > half * 4 ? live - half * 4 : 0;
-    uint64_t mask = ((uint64_t)1 << (n < 4 ? n : 4)) - 1;
-    mask *= 0x1111111111111111u;
-    return dims < 16 ? mask & (((uint64_t)1 << 4 * dims) - 1) : mask;
-}
-
 /* Zero where there is no token, or no dim. */
 static void clear_fifths(unsigned char *bits, size_t tokens, size_t dims)
 {
@@ -206,20 +160,21 @@ static void clear_fifths(unsigned char *bits, size_t tokens, size_t dims)
     for (run = 0; run < tokens; run += 8)
         for (d = 0; d < dims; d += 16)
             for (half = 0; half < 2; half++, bits += 8)
-                kvt_put64(bits, kvt_get64(bits) & live_fifths(tokens - run, half, dims - d));
+                kvt_put64(bits,
+                          kvt_get64(bits) & kvt_snap_live_fifths(tokens - run, half, dims - d));
 }
 
 static unsigned char *gather_v(const kvt_group *group, const kvt_layout *layout,
                                const unsigned char *codes, size_t tokens, unsigned char *to)
 {
-    size_t lanes = v_lanes(layout->v_type), dims = group->config.v_dim;
-    size_t live = v_run_bytes(layout->v_type, dims);
-    size_t fifths = fifth_bytes(layout->v_type, tokens, dims);
+    size_t lanes = kvt_snap_v_lanes(layout->v_type), dims = group->config.v_dim;
+    size_t live = kvt_snap_v_run_bytes(layout->v_type, dims);
+    size_t fifths = kvt_snap_fifth_bytes(layout->v_type, tokens, dims);
 
     to = gather_rows(codes, (tokens + lanes - 1) / lanes, live,
-                     v_run_bytes(layout->v_type, layout->v_dims), to);
+                     kvt_snap_v_run_bytes(layout->v_type, layout->v_dims), to);
     if (lanes > 1 && tokens % lanes) {
-        uint32_t mask = live_bits(lanes == 8 ? 4 : 8, tokens % lanes), word;
+        uint32_t mask = kvt_snap_live_bits(lanes == 8 ? 4 : 8, tokens % lanes), word;
         unsigned char *p;
         for (p = to - live; p < to; p += 4) {
             memcpy(&word, p, 4);
@@ -285,25 +240,23 @@ static void scatter_small(const small_run *run, const unsigned char *from, unsig
         record[run->at + i / 2] = from[i];
 }
 
-void kvt_snap_gather(const kvt_group *group, const kvt_block *block, size_t layer_index,
-                     uint32_t tokens, unsigned char *streams)
+void kvt_snap_gather(const kvt_group *group, uint32_t form, uint32_t tokens,
+                     const unsigned char *layer, unsigned char *streams)
 {
-    const kvt_layout *layout = kvt_block_layout(group, block);
-    size_t heads = group->config.n_kv_heads, h, i, n;
+    const kvt_layout *layout = &group->layouts[form];
+    size_t heads = group->config.n_kv_heads, step = layout->head_bytes, h, i, n;
     unsigned char *to = streams;
     small_run runs[MAX_RUNS];
 
     n = small_runs(group, layout, tokens, runs);
 
     for (h = 0; h < heads; h++)
-        to = gather_k(group, layout,
-                      kvt_head_record(group, block, layer_index, h) + layout->k_codes, tokens, to);
+        to = gather_k(group, layout, layer + h * step + layout->k_codes, tokens, to);
     for (h = 0; h < heads && !group->v_in_k; h++)
-        to = gather_v(group, layout,
-                      kvt_head_record(group, block, layer_index, h) + layout->v_codes, tokens, to);
+        to = gather_v(group, layout, layer + h * step + layout->v_codes, tokens, to);
     for (i = 0; i < n; i++)
         for (h = 0; h < heads; h++, to += runs[i].bytes)
-            gather_small(&runs[i], kvt_head_record(group, block, layer_index, h), to);
+            gather_small(&runs[i], layer + h * step, to);
 }
 
 /* ---- scatter ---- */
@@ -321,108 +274,36 @@ static const unsigned char *scatter_rows(unsigned char *codes, size_t n, size_t 
     return from + n * live;
 }
 
-void kvt_snap_scatter(const kvt_group *group, kvt_block *block, size_t layer_index, uint32_t tokens,
-                      const unsigned char *streams)
+void kvt_snap_scatter(const kvt_group *group, uint32_t form, uint32_t tokens,
+                      const unsigned char *streams, unsigned char *image)
 {
-    const kvt_layout *layout = kvt_block_layout(group, block);
-    size_t heads = group->config.n_kv_heads, lanes = v_lanes(layout->v_type), h, i, n;
+    const kvt_layout *layout = &group->layouts[form];
+    size_t heads = group->config.n_kv_heads, step = layout->head_bytes, h, i, n;
+    size_t lanes = kvt_snap_v_lanes(layout->v_type), v_runs = (tokens + lanes - 1) / lanes;
     size_t tiles = (tokens + (size_t)KVT_TILE_TOKENS - 1) / KVT_TILE_TOKENS;
-    size_t v_runs = (tokens + lanes - 1) / lanes;
-    size_t fifths = fifth_bytes(layout->v_type, tokens, group->config.v_dim);
+    size_t fifths = kvt_snap_fifth_bytes(layout->v_type, tokens, group->config.v_dim);
     const unsigned char *from = streams;
     small_run runs[MAX_RUNS];
 
+    memset(image, 0, layout->layer_bytes);
     for (h = 0; h < heads; h++)
-        from = scatter_rows(kvt_head_record(group, block, layer_index, h) + layout->k_codes, tiles,
-                            k_tile_bytes(layout->k_type, group->config.k_dim),
-                            k_tile_bytes(layout->k_type, layout->k_dims), from);
+        from = scatter_rows(image + h * step + layout->k_codes, tiles,
+                            kvt_snap_k_tile_bytes(layout->k_type, group->config.k_dim),
+                            kvt_snap_k_tile_bytes(layout->k_type, layout->k_dims), from);
     for (h = 0; h < heads && !group->v_in_k; h++, from += fifths) {
-        unsigned char *codes = kvt_head_record(group, block, layer_index, h) + layout->v_codes;
-        from = scatter_rows(codes, v_runs, v_run_bytes(layout->v_type, group->config.v_dim),
-                            v_run_bytes(layout->v_type, layout->v_dims), from);
+        unsigned char *codes = image + h * step + layout->v_codes;
+        from =
+            scatter_rows(codes, v_runs, kvt_snap_v_run_bytes(layout->v_type, group->config.v_dim),
+                         kvt_snap_v_run_bytes(layout->v_type, layout->v_dims), from);
         memcpy(codes + layout->v_dims * KVT_TOKENS / 2, from, fifths);
     }
     n = small_runs(group, layout, tokens, runs);
     for (i = 0; i < n; i++)
         for (h = 0; h < heads; h++, from += runs[i].bytes)
-            scatter_small(&runs[i], from, kvt_head_record(group, block, layer_index, h));
+            scatter_small(&runs[i], from, image + h * step);
 }
 
-/* ---- check: eight bytes at a time ---- */
-
-#define LANES8(x) ((uint64_t)(x)*0x0101010101010101u)
-#define LANES16(x) ((uint64_t)(x)*0x0001000100010001u)
-#define LANES32(x) ((uint64_t)(x)*0x0000000100000001u)
-
-/* Non-zero when a byte is 0x80. Exact: an addition that carries out of a lane marks its own. */
-static uint64_t has_minus_128(uint64_t x)
-{
-    x ^= LANES8(0x80);
-    return ~(((x & LANES8(0x7f)) + LANES8(0x7f)) | x) & LANES8(0x80);
-}
-
-/* Non-zero when an f16 is infinite or NaN: adding one to a full exponent carries. */
-static uint64_t has_infinite16(uint64_t x)
-{
-    return ((x & LANES16(0x7c00)) + LANES16(0x0400)) & LANES16(0x8000);
-}
-
-static uint64_t has_infinite32(uint64_t x)
-{
-    return ((x & LANES32(0x7f800000)) + LANES32(0x00800000)) & LANES32(0x80000000);
-}
-
-static uint64_t has_negative16(uint64_t x)
-{
-    return x & LANES16(0x8000);
-}
-
-static uint64_t has_negative32(uint64_t x)
-{
-    return x & LANES32(0x80000000);
-}
-
-/*
- * A function that answers 1 when fault(eight bytes) is 0 all over; the last, shorter piece is
- * filled up with zeros. Made by a macro, since a pointer to fault would be called for each piece.
- */
-#define ALL_SOUND(name, fault)                                                                     \
-    static int name(const unsigned char *p, size_t bytes)                                          \
-    {                                                                                              \
-        uint64_t any = 0, x;                                                                       \
-        size_t i;                                                                                  \
-                                                                                                   \
-        for (i = 0; i + 8 <= bytes; i += 8) {                                                      \
-            memcpy(&x, p + i, 8);                                                                  \
-            any |= fault(x);                                                                       \
-        }                                                                                          \
-        if (i < bytes) {                                                                           \
-            x = 0;                                                                                 \
-            memcpy(&x, p + i, bytes - i);                                                          \
-            any |= fault(x);                                                                       \
-        }                                                                                          \
-        return any == 0;                                                                           \
-    }
-
-ALL_SOUND(none_minus_128, has_minus_128)
-ALL_SOUND(all_finite16, has_infinite16)
-ALL_SOUND(all_finite32, has_infinite32)
-ALL_SOUND(none_negative16, has_negative16)
-ALL_SOUND(none_negative32, has_negative32)
-
-/* 1 when the magnitudes of all f16 are powers of two from 1 to 2^15: scales of an open block. */
-static int all_powers16(const unsigned char *p, size_t bytes)
-{
-    uint32_t bad = 0;
-    size_t i;
-
-    for (i = 0; i < bytes; i += 2) {
-        uint32_t x = p[i] | (uint32_t)p[i + 1] << 8;
-        x &= 0x7fffu;
-        bad |= (x & 0x3ffu) | (x - 0x3c00u > 15u * 0x400u);
-    }
-    return !bad;
-}
+/* ---- check ---- */
 
 /* 1 when the gains are bytes, and of sealed rows not 0. */
 static int gains_sound(const kvt_snap_shape *shape, const unsigned char *gains)
@@ -440,7 +321,7 @@ static int dead_bits_zero(const kvt_snap_shape *shape, const unsigned char *stre
 {
     size_t live = shape->tokens % 8, runs = (shape->tokens + (size_t)7) / 8;
     size_t row = (size_t)shape->dims * 4, h, i, d, half;
-    uint32_t mask = live ? ~live_bits(4, live) : 0, any = 0;
+    uint32_t mask = live ? ~kvt_snap_live_bits(4, live) : 0, any = 0;
     uint64_t fifth = 0;
 
     for (h = 0; h < shape->heads; h++) {
@@ -450,8 +331,8 @@ static int dead_bits_zero(const kvt_snap_shape *shape, const unsigned char *stre
         for (i = 0; shape->bits == 5 && i < shape->tokens; i += 8)
             for (d = 0; d < shape->dims; d += 16)
                 for (half = 0; half < 2; half++, stream += 8)
-                    fifth |=
-                        kvt_get64(stream) & ~live_fifths(shape->tokens - i, half, shape->dims - d);
+                    fifth |= kvt_get64(stream) &
+                             ~kvt_snap_live_fifths(shape->tokens - i, half, shape->dims - d);
     }
     return any == 0 && fifth == 0;
 }
@@ -497,7 +378,7 @@ const char *kvt_snap_check(const kvt_snap_shape *shape, const unsigned char *str
         return any & 0x80000000u ? "a token id below -1" : NULL;
     }
     case KVT_SNAP_KIND_POSITIONS:
-        return none_negative32(stream, bytes) ? NULL : "a negative position";
+        return kvt_snap_none_negative32(stream, bytes) ? NULL : "a negative position";
     case KVT_SNAP_KIND_SHIFTS: {
         size_t i;
         for (i = 0; i < bytes; i += 4)
@@ -506,14 +387,14 @@ const char *kvt_snap_check(const kvt_snap_shape *shape, const unsigned char *str
         return NULL;
     }
     case KVT_SNAP_KIND_SCALES:
-        if (!none_negative16(stream + shape->signs * (size_t)2,
-                             (shape->plain - shape->signs) * (size_t)2))
+        if (!kvt_snap_none_negative16(stream + shape->signs * (size_t)2,
+                                      (shape->plain - shape->signs) * (size_t)2))
             return "a negative scale";
         if (!gains_sound(shape, stream + bytes - shape->gains * (size_t)2))
             return "a gain that is none";
-        if (!all_powers16(stream, shape->powers * (size_t)2))
+        if (!kvt_snap_all_powers16(stream, shape->powers * (size_t)2))
             return "an open block's scale that is no power of two from 1 to 32768";
-        return all_finite16(stream, bytes) ? NULL : "a scale or offset that is not finite";
+        return kvt_snap_all_finite16(stream, bytes) ? NULL : "a scale or offset that is not finite";
     default: break;
     }
     if (!dead_lanes_zero(shape, stream))
@@ -521,8 +402,8 @@ const char *kvt_snap_check(const kvt_snap_shape *shape, const unsigned char *str
     if (shape->bits < 8)
         return NULL;
     if (shape->element == 1)
-        return none_minus_128(stream, bytes) ? NULL : "a code of -128";
-    return (shape->element == 2 ? all_finite16 : all_finite32)(stream, bytes)
+        return kvt_snap_none_minus_128(stream, bytes) ? NULL : "a code of -128";
+    return (shape->element == 2 ? kvt_snap_all_finite16 : kvt_snap_all_finite32)(stream, bytes)
                ? NULL
                : "a value that is not finite";
 }

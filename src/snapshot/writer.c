@@ -1,12 +1,11 @@
 /*
- * Save a sequence.
+ * Save a sequence: the parts of a snapshot, front to back, never seeking.
  *
- * Written in one go, never seeking: header, tag, token ids, positions, block table, blocks,
- * checkpoints, index, end.
- * The block table stands before the blocks and carries their ids, so that a reader of a stream
- * knows what will come; the ids are made in a pass of their own, which reads the cache once and
- * writes nothing. A block goes out layer by layer: gathered without what is dead, filtered and
- * compressed, and handed to the writer together with its head.
+ * Header, parent, tag, pieces, token ids, positions, block table, blocks (blocks_out.c), checkpoints
+ * (checkpoints.c), index, end. The block table stands before the blocks, so that a reader of a
+ * stream knows what will come; it has ids of those alone that a parent has, since an id is known
+ * when a block has been hashed, which is done while it is written. Ids of blocks that have not
+ * changed since they were hashed are remembered by the cache.
  */
 #include "src/snapshot/saver.h"
 
@@ -16,7 +15,7 @@
 
 static kvt_status write_bytes(kvt_snap_saver *s, const void *data, size_t bytes)
 {
-    int answer = s->writer->write(s->writer->user, data, bytes);
+    int answer = s->output.writer->write(s->output.writer->user, data, bytes);
     if (answer)
         return kvt_snap_fail(s->context, KVT_ERR_IO,
                              "writing a snapshot failed before offset %llu: write answered %d",
@@ -31,14 +30,35 @@ static kvt_status flush(kvt_snap_saver *s)
     return n ? write_bytes(s, s->out.data, n) : KVT_OK;
 }
 
+unsigned char *kvt_snap_put_room(kvt_snap_saver *s, uint64_t bytes)
+{
+    unsigned char *to = s->output.memory + s->offset;
+    if (bytes > s->output.room - s->offset) {
+        (void)kvt_snap_fail(s->context, KVT_ERR_FULL,
+                            "save: the memory of %zu bytes is too small (kvt_seq_save_bound)",
+                            s->output.room);
+        return NULL;
+    }
+    s->offset += bytes;
+    return to;
+}
+
 kvt_status kvt_snap_put(kvt_snap_saver *s, const void *data, size_t bytes)
 {
     kvt_status status = KVT_OK;
 
+    if (!bytes)
+        return KVT_OK;
+    if (!s->output.writer) {
+        unsigned char *to = kvt_snap_put_room(s, bytes);
+        if (to)
+            memcpy(to, data, bytes);
+        return to ? KVT_OK : KVT_ERR_FULL;
+    }
     s->offset += bytes;
     if (bytes > OUT_BYTES - s->out_bytes)
         status = flush(s);
-    if (status != KVT_OK || !bytes)
+    if (status != KVT_OK)
         return status;
     if (bytes >= OUT_BYTES)
         return write_bytes(s, data, bytes);
@@ -49,10 +69,10 @@ kvt_status kvt_snap_put(kvt_snap_saver *s, const void *data, size_t bytes)
 
 /* ---- sections ---- */
 
-static void make_head(unsigned char *head, uint32_t type, uint64_t bytes, uint64_t value)
+void kvt_snap_make_head(unsigned char *head, uint32_t type, uint64_t bytes, uint64_t value)
 {
     kvt_put32(head, type);
-    kvt_put32(head + 4, KVT_SNAP_REQUIRED);
+    kvt_put32(head + 4, type == KVT_SNAP_PIECE ? 0 : KVT_SNAP_REQUIRED);
     kvt_put64(head + 8, bytes);
     kvt_put64(head + 16, value);
     kvt_put64(head + 24, kvt_snap_sum(head, 24));
@@ -61,20 +81,23 @@ static void make_head(unsigned char *head, uint32_t type, uint64_t bytes, uint64
 kvt_status kvt_snap_put_head(kvt_snap_saver *s, uint32_t type, uint64_t bytes, uint64_t value)
 {
     unsigned char head[KVT_SNAP_SECTION_BYTES];
-    make_head(head, type, bytes, value);
+    kvt_snap_make_head(head, type, bytes, value);
     return kvt_snap_put(s, head, sizeof head);
 }
 
-/* Payload, and its checksum. */
-static kvt_status put_summed(kvt_snap_saver *s, const void *data, size_t bytes)
+kvt_status kvt_snap_put_summed(kvt_snap_saver *s, const void *data, size_t bytes,
+                               unsigned char *digest)
 {
     unsigned char sum[KVT_SNAP_SUM_BYTES];
     kvt_status status = kvt_snap_put(s, data, bytes);
     kvt_put64(sum, kvt_snap_sum(data, bytes));
+    if (digest)
+        kvt_snap_digest(data, bytes, digest);
     return status == KVT_OK ? kvt_snap_put(s, sum, sizeof sum) : status;
 }
 
-void kvt_snap_put_note(kvt_snap_saver *s, uint32_t type, uint64_t value, uint64_t offset)
+void kvt_snap_put_note(kvt_snap_saver *s, uint32_t type, uint64_t value, uint64_t offset,
+                       const unsigned char *digest)
 {
     unsigned char *entry = s->index.data + s->index_bytes;
     kvt_put32(entry, type);
@@ -82,25 +105,15 @@ void kvt_snap_put_note(kvt_snap_saver *s, uint32_t type, uint64_t value, uint64_
     kvt_put64(entry + 8, value);
     kvt_put64(entry + 16, offset);
     kvt_put64(entry + 24, s->offset - offset);
-    s->index_bytes += KVT_SNAP_ENTRY_BYTES;
+    memcpy(entry + 32, digest, KVT_SNAP_ID_BYTES);
+    s->index_bytes += KVT_SNAP_NOTE_BYTES;
 }
 
-/* Where the streams of a set of n begin in s->stored. */
-static unsigned char *set_streams(kvt_snap_saver *s, uint32_t n)
+kvt_status kvt_snap_make_set(kvt_snap_codec *codec, uint32_t type, uint64_t value,
+                             const kvt_snap_shape *shapes, uint32_t n, const unsigned char *native,
+                             unsigned char *to, size_t *bytes)
 {
-    return s->stored.data + KVT_SNAP_SECTION_BYTES + KVT_SNAP_SET_BYTES +
-           n * (size_t)KVT_SNAP_STREAM_BYTES + KVT_SNAP_SUM_BYTES;
-}
-
-/*
- * Code native streams that lie one after the other, and put them as a section. Without
- * compression they may lie at set_streams already.
- */
-static kvt_status put_set(kvt_snap_saver *s, uint32_t type, uint64_t value,
-                          const kvt_snap_shape *shapes, uint32_t n, const unsigned char *native)
-{
-    unsigned char *head = s->stored.data, *set = head + KVT_SNAP_SECTION_BYTES;
-    unsigned char *entry = set + KVT_SNAP_SET_BYTES;
+    unsigned char *set = to + KVT_SNAP_SECTION_BYTES, *entry = set + KVT_SNAP_SET_BYTES;
     size_t table = KVT_SNAP_SET_BYTES + n * (size_t)KVT_SNAP_STREAM_BYTES;
     size_t at = table + KVT_SNAP_SUM_BYTES, end;
     uint32_t i;
@@ -109,7 +122,7 @@ static kvt_status put_set(kvt_snap_saver *s, uint32_t type, uint64_t value,
     kvt_put32(set + 4, 0);
     for (i = 0; i < n; i++, entry += KVT_SNAP_STREAM_BYTES) {
         kvt_snap_stream stream;
-        kvt_status status = kvt_snap_encode(&s->codec, &shapes[i], native, set + at, &stream);
+        kvt_status status = kvt_snap_encode(codec, &shapes[i], native, set + at, &stream);
         if (status != KVT_OK)
             return status;
         entry[0] = (unsigned char)stream.kind;
@@ -126,11 +139,12 @@ static kvt_status put_set(kvt_snap_saver *s, uint32_t type, uint64_t value,
     kvt_put64(set + table, kvt_snap_sum(set, table));
     end = kvt_round_up(at, 8);
     memset(set + at, 0, end - at);
-    make_head(head, type, end, value);
-    return kvt_snap_put(s, head, KVT_SNAP_SECTION_BYTES + end);
+    kvt_snap_make_head(to, type, end, value);
+    *bytes = KVT_SNAP_SECTION_BYTES + end;
+    return KVT_OK;
 }
 
-/* ---- the parts of a snapshot ---- */
+/* ---- the parts before the blocks ---- */
 
 static kvt_status put_header(kvt_snap_saver *s)
 {
@@ -139,95 +153,198 @@ static kvt_status put_header(kvt_snap_saver *s)
     return kvt_snap_put(s, bytes, kvt_snap_header_bytes(s->header));
 }
 
-/* What the sequence has besides tokens; there is no section where that is nothing. */
-static kvt_status put_sequence(kvt_snap_saver *s)
+/* A section whose payload is here, but for its checksum. */
+static kvt_status put_section(kvt_snap_saver *s, uint32_t type, uint64_t value, const void *payload,
+                              size_t bytes)
 {
-    unsigned char payload[KVT_SNAP_STATE_BYTES + KVT_MAX_TAG];
-    size_t bytes = kvt_round_up(KVT_SNAP_STATE_BYTES + (size_t)s->seq->tag_bytes, 8);
+    unsigned char digest[KVT_SNAP_ID_BYTES];
     uint64_t offset = s->offset;
-    kvt_status status;
+    kvt_status status = kvt_snap_put_head(s, type, (uint64_t)bytes + KVT_SNAP_SUM_BYTES, value);
 
-    if (s->seq->tag_bytes == 0 && s->seq->next_position < 0)
-        return KVT_OK;
-    memset(payload, 0, sizeof payload);
-    kvt_put32(payload, (uint32_t)s->seq->next_position);
-    kvt_put32(payload + 4, s->seq->tag_bytes);
-    memcpy(payload + KVT_SNAP_STATE_BYTES, s->seq->tag, s->seq->tag_bytes);
-    status = kvt_snap_put_head(s, KVT_SNAP_SEQUENCE, bytes + KVT_SNAP_SUM_BYTES, 0);
     if (status == KVT_OK)
-        status = put_summed(s, payload, bytes);
+        status = kvt_snap_put_summed(s, payload, bytes, digest);
     if (status == KVT_OK)
-        kvt_snap_put_note(s, KVT_SNAP_SEQUENCE, 0, offset);
+        kvt_snap_put_note(s, type, value, offset, digest);
     return status;
 }
 
-/* n numbers of a row. */
-static void take_tokens(const kvt_meta *meta, uint32_t kind, size_t n, unsigned char *to)
+static kvt_status put_parent(kvt_snap_saver *s)
 {
-    size_t t;
+    unsigned char payload[KVT_SNAP_PARENT_BYTES + KVT_SNAP_NAME_MAX + 1] = {0};
+    const kvt_snap_parent *parent = &s->parent;
 
-    if (kind != KVT_SNAP_KIND_SHIFTS) {
-        memcpy(to, kind == KVT_SNAP_KIND_POSITIONS ? meta->positions : meta->token_ids, n * 4);
-        return;
+    if (!s->chain)
+        return KVT_OK;
+    memcpy(payload, parent->id, sizeof parent->id);
+    kvt_put64(payload + 16, parent->inherited);
+    kvt_put32(payload + 24, parent->depth);
+    kvt_put32(payload + 28, parent->name_bytes);
+    memcpy(payload + KVT_SNAP_PARENT_BYTES, parent->name, parent->name_bytes);
+    return put_section(s, KVT_SNAP_PARENT, 0, payload,
+                       kvt_round_up(KVT_SNAP_PARENT_BYTES + (size_t)parent->name_bytes, 8));
+}
+
+/* The next position that was set, and the tag; nothing where there is neither. */
+static kvt_status put_sequence(kvt_snap_saver *s)
+{
+    unsigned char payload[KVT_SNAP_STATE_BYTES + KVT_MAX_TAG] = {0};
+    /* What was set is of the token behind the last one. */
+    int whole = s->first_row * KVT_TOKENS + s->header->n_tokens == s->seq->length;
+    int32_t next_position = whole ? s->seq->next_position : -1;
+
+    if (next_position < 0 && !s->seq->tag_bytes)
+        return KVT_OK;
+    kvt_put32(payload, (uint32_t)next_position);
+    kvt_put32(payload + 4, s->seq->tag_bytes);
+    memcpy(payload + KVT_SNAP_STATE_BYTES, s->seq->tag, s->seq->tag_bytes);
+    return put_section(s, KVT_SNAP_SEQUENCE, 0, payload,
+                       kvt_round_up(KVT_SNAP_STATE_BYTES + (size_t)s->seq->tag_bytes, 8));
+}
+
+kvt_status kvt_snap_put_part(kvt_snap_saver *s, kvt_snap_summer *summer, const void *data,
+                             size_t bytes, size_t room)
+{
+    static const unsigned char zeros[8];
+    kvt_status status = kvt_snap_put(s, data, bytes);
+    if (status == KVT_OK)
+        status = kvt_snap_put(s, zeros, room - bytes);
+    kvt_snap_summer_add(summer, data, bytes);
+    kvt_snap_summer_add(summer, zeros, room - bytes);
+    return status;
+}
+
+kvt_status kvt_snap_put_parts_end(kvt_snap_saver *s, const kvt_snap_summer *summer, uint32_t type,
+                                  uint64_t value, uint64_t offset)
+{
+    unsigned char sum[KVT_SNAP_SUM_BYTES], digest[KVT_SNAP_ID_BYTES];
+    kvt_status status;
+
+    kvt_put64(sum, kvt_snap_summer_sum(summer));
+    kvt_snap_summer_digest(summer, digest);
+    status = kvt_snap_put(s, sum, sizeof sum);
+    if (status == KVT_OK)
+        kvt_snap_put_note(s, type, value, offset, digest);
+    return status;
+}
+
+static kvt_status put_pieces(kvt_snap_saver *s)
+{
+    kvt_status status = KVT_OK;
+    size_t i;
+
+    for (i = 0; status == KVT_OK && i < s->options->n_pieces; i++) {
+        const kvt_snapshot_piece *piece = &s->options->pieces[i];
+        size_t name = strlen(piece->name), name_room = kvt_round_up(name, 8);
+        size_t room = kvt_round_up(piece->bytes, 8);
+        unsigned char head[KVT_SNAP_PIECE_BYTES];
+        uint64_t offset = s->offset;
+        kvt_snap_summer summer;
+
+        kvt_put32(head, (uint32_t)name);
+        kvt_put32(head + 4, 0);
+        kvt_put64(head + 8, piece->bytes);
+        kvt_snap_summer_init(&summer);
+        status = kvt_snap_put_head(
+            s, KVT_SNAP_PIECE, sizeof head + name_room + (uint64_t)room + KVT_SNAP_SUM_BYTES, i);
+        if (status == KVT_OK)
+            status = kvt_snap_put_part(s, &summer, head, sizeof head, sizeof head);
+        if (status == KVT_OK)
+            status = kvt_snap_put_part(s, &summer, piece->name, name, name_room);
+        if (status == KVT_OK)
+            status = kvt_snap_put_part(s, &summer, piece->data, piece->bytes, room);
+        if (status == KVT_OK)
+            status = kvt_snap_put_parts_end(s, &summer, KVT_SNAP_PIECE, i, offset);
     }
-    for (t = 0; t < n; t++)
-        kvt_put32(to + t * 4, (uint32_t)kvt_shift_at(meta, t));
+    return status;
+}
+
+/* n integers of the file's tokens from `first` on. */
+static void take_tokens(const kvt_snap_saver *s, uint32_t kind, uint64_t first, uint32_t n,
+                        unsigned char *to)
+{
+    uint32_t i, here;
+
+    for (i = 0; i < n; i += here) {
+        uint64_t token = first + i;
+        const kvt_meta *meta = kvt_seq_meta(s->seq, s->first_row + (size_t)(token / KVT_TOKENS));
+        uint32_t slot = (uint32_t)(token % KVT_TOKENS), t;
+        unsigned char *at = to + i * (size_t)4;
+        here = KVT_TOKENS - slot < n - i ? KVT_TOKENS - slot : n - i;
+        if (kind == KVT_SNAP_KIND_SHIFTS)
+            for (t = 0; t < here; t++)
+                kvt_put32(at + t * (size_t)4, (uint32_t)kvt_shift_at(meta, slot + t));
+        else
+            memcpy(at,
+                   (kind == KVT_SNAP_KIND_POSITIONS ? meta->positions : meta->token_ids) + slot,
+                   here * (size_t)4);
+    }
+}
+
+static uint32_t chunk_of(uint64_t first, uint64_t end)
+{
+    return end - first < KVT_SNAP_CHUNK_TOKENS ? (uint32_t)(end - first) : KVT_SNAP_CHUNK_TOKENS;
+}
+
+/* How many of the first tokens the parent has with the same ids, positions and shifts. */
+static kvt_status find_inherited(kvt_snap_saver *s)
+{
+    static const uint32_t kinds[] = {KVT_SNAP_KIND_TOKEN_IDS, KVT_SNAP_KIND_POSITIONS,
+                                     KVT_SNAP_KIND_SHIFTS};
+    const size_t half = KVT_SNAP_CHUNK_TOKENS * (size_t)4;
+    uint64_t end = kvt_snap_chain_n_tokens(s->chain), first;
+    size_t k;
+
+    if (end > s->header->n_tokens)
+        end = s->header->n_tokens;
+    for (k = 0; k < sizeof kinds / sizeof *kinds; k++)
+        for (first = 0; first < end; first += KVT_SNAP_CHUNK_TOKENS) {
+            uint32_t n = chunk_of(first, end), i;
+            unsigned char *here = s->native_ids.data, *there = here + half;
+            kvt_status status = kvt_snap_chain_tokens(s->chain, kinds[k], first, n, there);
+            if (status != KVT_OK)
+                return status;
+            take_tokens(s, kinds[k], first, n, here);
+            for (i = 0; i < n && kvt_get32(here + 4 * i) == kvt_get32(there + 4 * i); i++)
+                ;
+            if (i < n)
+                end = first + i;
+        }
+    s->parent.inherited = end;
+    return KVT_OK;
 }
 
 static kvt_status put_tokens(kvt_snap_saver *s, uint32_t type, uint32_t kind)
 {
     uint64_t first, offset;
 
-    for (first = 0; first < s->header->n_tokens; first += KVT_SNAP_CHUNK_TOKENS) {
-        uint64_t left = s->header->n_tokens - first;
-        uint32_t n = left < KVT_SNAP_CHUNK_TOKENS ? (uint32_t)left : KVT_SNAP_CHUNK_TOKENS, i;
+    for (first = s->parent.inherited; first < s->header->n_tokens; first += KVT_SNAP_CHUNK_TOKENS) {
+        uint32_t n = chunk_of(first, s->header->n_tokens);
+        unsigned char digest[KVT_SNAP_ID_BYTES];
         kvt_snap_shape shape;
         kvt_status status;
+        size_t bytes;
 
         memset(&shape, 0, sizeof shape);
         shape.kind = kind;
         shape.element = 4;
         shape.bits = 32;
         shape.bytes = n * (size_t)4;
-        for (i = 0; i < n; i += KVT_TOKENS) {
-            const kvt_meta *meta = kvt_seq_meta(s->seq, (size_t)((first + i) / KVT_TOKENS));
-            size_t here = n - i < KVT_TOKENS ? n - i : KVT_TOKENS;
-            take_tokens(meta, kind, here, s->native.data + i * (size_t)4);
-        }
+        take_tokens(s, kind, first, n, s->native_ids.data);
+        kvt_snap_digest(s->native_ids.data, shape.bytes, digest);
         offset = s->offset;
-        status = put_set(s, type, first, &shape, 1, s->native.data);
+        status = kvt_snap_make_set(&s->codec, type, first, &shape, 1, s->native_ids.data,
+                                   s->stored.data, &bytes);
+        if (status == KVT_OK)
+            status = kvt_snap_put(s, s->stored.data, bytes);
         if (status != KVT_OK)
             return status;
-        kvt_snap_put_note(s, type, first, offset);
+        kvt_snap_put_note(s, type, first, offset, digest);
     }
     return KVT_OK;
 }
 
-void kvt_snap_make_entry(kvt_snap_saver *s, const kvt_block *block, uint64_t row, uint32_t group,
-                         uint32_t tokens, unsigned char *entry)
-{
-    const kvt_snapshot_group *geometry = &s->header->groups[group];
-    kvt_snap_shape shapes[KVT_SNAP_MAX_STREAMS];
-    size_t bytes;
-    uint32_t layer;
-
-    (void)kvt_snap_shapes(geometry, block->form, tokens, shapes, &bytes);
-    kvt_put32(entry + 16, group);
-    kvt_put32(entry + 20, (uint32_t)row);
-    kvt_put32(entry + 24, tokens);
-    kvt_put32(entry + 28, block->form);
-    memcpy(s->digests.data, entry + KVT_SNAP_ENTRY_BYTES - KVT_SNAP_ID_HEAD, KVT_SNAP_ID_HEAD);
-    for (layer = 0; layer < geometry->n_layers; layer++) {
-        kvt_snap_gather(&s->seq->cache->groups[group], block, layer, tokens, s->native.data);
-        kvt_snap_digest(s->native.data, bytes,
-                        s->digests.data + KVT_SNAP_ID_HEAD + layer * (size_t)KVT_SNAP_ID_BYTES);
-    }
-    kvt_snap_digest(s->digests.data,
-                    KVT_SNAP_ID_HEAD + geometry->n_layers * (size_t)KVT_SNAP_ID_BYTES, entry);
-}
-
 /* The entries of the sequence's own blocks. */
-static void make_own_entries(kvt_snap_saver *s)
+static kvt_status make_own_entries(kvt_snap_saver *s)
 {
     unsigned char *entry = s->table.data;
     uint64_t row;
@@ -235,63 +352,25 @@ static void make_own_entries(kvt_snap_saver *s)
 
     for (row = 0; row < kvt_rows(s->header->n_tokens); row++)
         for (g = 0; g < s->header->n_groups; g++) {
-            const kvt_block *block = kvt_seq_block(s->seq, (size_t)row, g);
-            if (!kvt_snap_has_row(&s->runs, row, g))
+            const kvt_block *block = kvt_snap_own_block(s, row, g);
+            uint32_t tokens = kvt_snap_row_tokens(s->header->n_tokens, row);
+            unsigned char id[KVT_SNAP_ID_BYTES];
+            int there = 0;
+            if (!block)
                 continue;
-            kvt_snap_make_entry(s, block, row, g, kvt_snap_row_tokens(s->header->n_tokens, row),
-                                entry);
+            if (s->chain) {
+                kvt_status status = kvt_snap_id_of(s, block, row, g, tokens, id);
+                if (status != KVT_OK)
+                    return status;
+                there = kvt_snap_chain_has(s->chain, id);
+            }
+            kvt_snap_make_entry(s, block, row, g, tokens, there ? id : NULL, entry);
             entry += KVT_SNAP_ENTRY_BYTES;
         }
+    return KVT_OK;
 }
 
-static kvt_status put_block_table(kvt_snap_saver *s)
-{
-    size_t bytes = (size_t)s->header->n_blocks * KVT_SNAP_ENTRY_BYTES;
-    uint64_t offset = s->offset;
-    kvt_status status = kvt_snap_put_head(s, KVT_SNAP_BLOCK_TABLE, bytes + KVT_SNAP_SUM_BYTES, 0);
-
-    if (status == KVT_OK)
-        status = put_summed(s, s->table.data, bytes);
-    if (status == KVT_OK)
-        kvt_snap_put_note(s, KVT_SNAP_BLOCK_TABLE, 0, offset);
-    return status;
-}
-
-/* Entry b of the table, which is this block. */
-static kvt_status put_block(kvt_snap_saver *s, uint64_t b, const kvt_block *block)
-{
-    const unsigned char *entry = s->table.data + b * KVT_SNAP_ENTRY_BYTES;
-    uint64_t offset = s->offset;
-    uint32_t group = kvt_get32(entry + 16), tokens = kvt_get32(entry + 24), layer, n;
-    const kvt_snapshot_group *geometry = &s->header->groups[group];
-    unsigned char payload[KVT_SNAP_BLOCK_BYTES - KVT_SNAP_SUM_BYTES];
-    kvt_snap_shape shapes[KVT_SNAP_MAX_STREAMS];
-    const uint32_t *layers = s->header->layers;
-    unsigned char *native;
-    size_t bytes;
-    kvt_status status;
-    uint32_t g;
-
-    for (g = 0; g < group; g++)
-        layers += s->header->groups[g].n_layers;
-    memcpy(payload, entry, KVT_SNAP_ENTRY_BYTES);
-    kvt_put32(payload + 32, geometry->n_layers);
-    kvt_put32(payload + 36, 0);
-    status = kvt_snap_put_head(s, KVT_SNAP_BLOCK, KVT_SNAP_BLOCK_BYTES, b);
-    if (status == KVT_OK)
-        status = put_summed(s, payload, sizeof payload);
-    n = kvt_snap_shapes(geometry, block->form, tokens, shapes, &bytes);
-    native = s->codec.raw ? set_streams(s, n) : s->native.data;
-    for (layer = 0; status == KVT_OK && layer < geometry->n_layers; layer++) {
-        /* The first layer's values depend on the token alone: they repeat as tokens do. */
-        shapes[1].repeats = shapes[1].kind == KVT_SNAP_KIND_V && layers[layer] == 0;
-        kvt_snap_gather(&s->seq->cache->groups[group], block, layer, tokens, native);
-        status = put_set(s, KVT_SNAP_LAYER, layer, shapes, n, native);
-    }
-    if (status == KVT_OK)
-        kvt_snap_put_note(s, KVT_SNAP_BLOCK, b, offset);
-    return status;
-}
+/* ---- blocks, and the parts behind them ---- */
 
 static kvt_status put_blocks(kvt_snap_saver *s)
 {
@@ -303,10 +382,18 @@ static kvt_status put_blocks(kvt_snap_saver *s)
     for (row = 0; row < kvt_rows(s->header->n_tokens); row++)
         for (g = 0; status == KVT_OK && g < s->header->n_groups; g++)
             if (kvt_snap_has_row(&s->runs, row, g))
-                status = put_block(s, b++, kvt_seq_block(s->seq, (size_t)row, g));
+                status = kvt_snap_put_block(s, b++, kvt_snap_own_block(s, row, g));
     for (i = 0; status == KVT_OK && i < s->n_extras; i++)
-        status = put_block(s, b++, extras[i].block);
+        status = kvt_snap_put_block(s, b++, extras[i].block);
     return status;
+}
+
+/* The snapshot's id, of its header and its index. */
+static void make_snapshot_id(const kvt_snap_saver *s, unsigned char *id)
+{
+    unsigned char header[KVT_SNAP_HEADER_MAX];
+    kvt_snap_header_put(s->header, header);
+    kvt_snap_make_id(header, kvt_snap_header_bytes(s->header), s->index.data, s->index_bytes, id);
 }
 
 static kvt_status put_index_and_end(kvt_snap_saver *s)
@@ -317,17 +404,18 @@ static kvt_status put_index_and_end(kvt_snap_saver *s)
         kvt_snap_put_head(s, KVT_SNAP_INDEX, (uint64_t)s->index_bytes + KVT_SNAP_SUM_BYTES, 0);
 
     if (status == KVT_OK)
-        status = put_summed(s, s->index.data, s->index_bytes);
+        status = kvt_snap_put_summed(s, s->index.data, s->index_bytes, NULL);
     if (status == KVT_OK)
         status = kvt_snap_put_head(s, KVT_SNAP_END, sizeof end, 0);
     if (status != KVT_OK)
         return status;
     kvt_put64(end, offset);
     kvt_put64(end + 8, s->offset + sizeof end);
-    kvt_put64(end + 16, kvt_snap_sum(end, 16));
-    memcpy(end + 24, KVT_SNAP_FOOTER, KVT_SNAP_MAGIC_BYTES);
+    make_snapshot_id(s, end + 16);
+    kvt_put64(end + 32, kvt_snap_sum(end, 32));
+    memcpy(end + 40, KVT_SNAP_FOOTER, KVT_SNAP_MAGIC_BYTES);
     status = kvt_snap_put(s, end, sizeof end);
-    return status == KVT_OK ? flush(s) : status;
+    return status == KVT_OK && s->output.writer ? flush(s) : status;
 }
 
 typedef struct saver_sizes {
@@ -340,27 +428,30 @@ static saver_sizes sizes_of(const kvt_snap_header *header)
     uint64_t chunks = (header->n_tokens + KVT_SNAP_CHUNK_TOKENS - 1) / KVT_SNAP_CHUNK_TOKENS;
     saver_sizes z;
 
-    z.native = kvt_snap_layer_bytes(header);
-    if (z.native < KVT_SNAP_CHUNK_TOKENS * (size_t)4)
-        z.native = KVT_SNAP_CHUNK_TOKENS * (size_t)4;
-    z.stored = KVT_SNAP_SECTION_BYTES + KVT_SNAP_SET_BYTES +
-               KVT_SNAP_MAX_STREAMS * KVT_SNAP_STREAM_BYTES + KVT_SNAP_SUM_BYTES + z.native + 8;
+    z.native = KVT_SNAP_CHUNK_TOKENS * (size_t)4;
+    z.stored = kvt_snap_set_room(z.native);
     z.digests = KVT_SNAP_ID_HEAD + header->n_layers * (size_t)KVT_SNAP_ID_BYTES;
     z.table = header->n_blocks * KVT_SNAP_ENTRY_BYTES;
-    z.index = (3 * chunks + 2 + header->n_blocks) * KVT_SNAP_ENTRY_BYTES;
+    z.index = (3 * chunks + 3 + header->n_blocks) * KVT_SNAP_NOTE_BYTES;
     return z;
 }
 
-uint64_t kvt_snap_save_bytes(const kvt_snap_header *header)
+uint64_t kvt_snap_save_bytes(const kvt_snap_header *header, size_t n_jobs)
 {
     saver_sizes z = sizes_of(header);
+    uint64_t layer = kvt_snap_layer_bytes(header), image = kvt_snap_image_bytes(header);
+    uint64_t job = kvt_snap_counted(layer) + kvt_snap_counted(kvt_snap_set_room((size_t)layer)) +
+                   kvt_snap_counted(image) + kvt_snap_encode_bytes(header);
+
     return kvt_snap_counted(sizeof *header) + kvt_snap_counted(OUT_BYTES) +
            kvt_snap_counted(z.native) + kvt_snap_counted(z.stored) + kvt_snap_counted(z.digests) +
-           kvt_snap_counted(z.table) + kvt_snap_counted(z.index) + kvt_snap_encode_bytes(header);
+           kvt_snap_counted(z.table) + kvt_snap_counted(z.index) +
+           kvt_snap_counted(sizeof(kvt_snap_job) * n_jobs) + kvt_snap_encode_bytes(header) +
+           n_jobs * job;
 }
 
 /*
- * All memory but the compressor's, so that little is left to fail once bytes have gone out, and the
+ * All memory but that of layers, so that little is left to fail once bytes have gone out, and the
  * block table.
  */
 static kvt_status prepare(kvt_snap_saver *s)
@@ -368,8 +459,9 @@ static kvt_status prepare(kvt_snap_saver *s)
     saver_sizes z = sizes_of(s->header);
     kvt_status status = kvt_snap_reserve(s->context, &s->out, 0, OUT_BYTES, "a snapshot's output");
 
-    if (status == KVT_OK)
-        status = kvt_snap_reserve(s->context, &s->native, 0, z.native, "a snapshot's streams");
+    if (status == KVT_OK) /* twice: find_inherited compares */
+        status = kvt_snap_reserve(s->context, &s->native_ids, 0, z.native * (s->chain ? 2 : 1),
+                                  "a snapshot's tokens");
     if (status == KVT_OK)
         status = kvt_snap_reserve(s->context, &s->stored, 0, z.stored, "a snapshot's section");
     if (status == KVT_OK)
@@ -377,159 +469,69 @@ static kvt_status prepare(kvt_snap_saver *s)
     if (status == KVT_OK)
         status =
             kvt_snap_reserve(s->context, &s->table, 0, (size_t)z.table, "a snapshot's block table");
-    if (status != KVT_OK)
-        return status;
-    make_own_entries(s);
-    status = kvt_snap_plan_checkpoints(s);
+    if (status == KVT_OK && s->chain)
+        status = find_inherited(s);
+    if (status == KVT_OK)
+        status = make_own_entries(s);
+    if (status == KVT_OK)
+        status = kvt_snap_plan_checkpoints(s);
     if (status == KVT_OK)
         status = kvt_snap_reserve(s->context, &s->index, 0,
                                   (size_t)sizes_of(s->header).index +
-                                      s->seq->n_checkpoints * KVT_SNAP_ENTRY_BYTES,
+                                      (s->n_checkpoints + s->options->n_pieces) *
+                                          KVT_SNAP_NOTE_BYTES,
                                   "a snapshot's index");
     return status;
 }
 
-/* Which rows the sequence has blocks of, and how many blocks that makes. */
-static void count_own(kvt_snap_saver *s)
+/* Bytes of images that will be written: for the progress. */
+static void count_total(kvt_snap_saver *s)
 {
+    uint64_t b;
+
+    for (b = 0; b < s->header->n_blocks; b++) {
+        const unsigned char *entry = s->table.data + b * KVT_SNAP_ENTRY_BYTES;
+        uint32_t group = kvt_get32(entry + 16);
+        if (!entry[30])
+            s->total += (uint64_t)s->header->groups[group].n_layers *
+                        s->stored_as[group]->layouts[entry[28]].layer_bytes;
+    }
+}
+
+kvt_status kvt_snap_write(kvt_snap_saver *s)
+{
+    uint64_t rows = 0;
     uint32_t g;
-
-    s->runs.n_groups = s->header->n_groups;
-    for (g = 0; g < s->header->n_groups; g++) {
-        const kvt_seq_group *state = &s->seq->groups[g];
-        s->runs.sinks[g] = kvt_snap_sink_rows(&s->header->groups[g]);
-        s->runs.first[g] =
-            kvt_window_first(s->seq, g, state, s->header->n_tokens, KVT_DRAFT_TOKENS);
-        if (s->runs.first[g] == 0)
-            s->runs.first[g] = s->runs.sinks[g];
-        s->n_own += kvt_rows(s->header->n_tokens) - (s->runs.first[g] - s->runs.sinks[g]);
-    }
-    s->header->n_blocks = s->n_own;
-}
-
-static kvt_status save(const kvt_seq *seq, const kvt_snap_context *context,
-                       const kvt_writer *writer, const kvt_save_options *options)
-{
-    kvt_snap_saver s;
-    void *memory;
     kvt_status status;
 
-    memset(&s, 0, sizeof s);
-    s.context = context;
-    s.seq = seq;
-    s.writer = writer;
-    kvt_snap_codec_init(&s.codec, context);
-    s.codec.raw = options->codec == KVT_CODEC_RAW;
-    s.codec.level = options->zstd_level ? options->zstd_level : 1;
-    status = kvt_snap_alloc(context, sizeof *s.header, "a snapshot's header", &memory);
+    for (g = 0; g < s->header->n_groups; g++)
+        rows += kvt_rows(s->header->n_tokens) - (s->runs.first[g] - s->runs.sinks[g]);
+    s->n_own = s->header->n_blocks = rows;
+    status = prepare(s);
     if (status != KVT_OK)
         return status;
-    s.header = memory;
-    kvt_snap_header_make(seq->cache, seq->length, s.header);
-    s.header->flags = kvt_turns_needed(seq) ? KVT_SNAP_MOVED : 0;
-    count_own(&s);
-    status = prepare(&s);
+    count_total(s);
+    status = put_header(s);
     if (status == KVT_OK)
-        status = put_header(&s);
+        status = put_parent(s);
     if (status == KVT_OK)
-        status = put_sequence(&s);
+        status = put_sequence(s);
     if (status == KVT_OK)
-        status = put_tokens(&s, KVT_SNAP_TOKEN_IDS, KVT_SNAP_KIND_TOKEN_IDS);
+        status = put_pieces(s);
     if (status == KVT_OK)
-        status = put_tokens(&s, KVT_SNAP_POSITIONS, KVT_SNAP_KIND_POSITIONS);
-    if (status == KVT_OK && (s.header->flags & KVT_SNAP_MOVED))
-        status = put_tokens(&s, KVT_SNAP_SHIFTS, KVT_SNAP_KIND_SHIFTS);
+        status = put_tokens(s, KVT_SNAP_TOKEN_IDS, KVT_SNAP_KIND_TOKEN_IDS);
     if (status == KVT_OK)
-        status = put_block_table(&s);
+        status = put_tokens(s, KVT_SNAP_POSITIONS, KVT_SNAP_KIND_POSITIONS);
+    if (status == KVT_OK && (s->header->flags & KVT_SNAP_MOVED))
+        status = put_tokens(s, KVT_SNAP_SHIFTS, KVT_SNAP_KIND_SHIFTS);
     if (status == KVT_OK)
-        status = put_blocks(&s);
+        status = put_section(s, KVT_SNAP_BLOCK_TABLE, 0, s->table.data,
+                             (size_t)s->header->n_blocks * KVT_SNAP_ENTRY_BYTES);
     if (status == KVT_OK)
-        status = kvt_snap_put_checkpoints(&s);
+        status = put_blocks(s);
     if (status == KVT_OK)
-        status = put_index_and_end(&s);
-    kvt_snap_release(context, &s.index);
-    kvt_snap_release(context, &s.words);
-    kvt_snap_release(context, &s.extras);
-    kvt_snap_release(context, &s.heads);
-    kvt_snap_release(context, &s.firsts);
-    kvt_snap_release(context, &s.table);
-    kvt_snap_release(context, &s.digests);
-    kvt_snap_release(context, &s.stored);
-    kvt_snap_release(context, &s.native);
-    kvt_snap_release(context, &s.out);
-    kvt_snap_codec_release(&s.codec);
-    kvt_snap_free(context, s.header, sizeof *s.header);
-    return status;
-}
-
-/* The checks that both forms share. *copy: the options, or the defaults. */
-static kvt_status admit(const kvt_seq *seq, const kvt_save_options *options, kvt_save_options *copy)
-{
-    memset(copy, 0, sizeof *copy);
-    if (options) {
-        if (!kvt_copy_struct(copy, options, sizeof *copy))
-            return kvt_fail(seq->cache, KVT_ERR_ARG, "save options: unknown struct_size");
-        if (copy->codec > KVT_CODEC_RAW || copy->no_fsync > 1 || copy->in_place > 1)
-            return kvt_fail(seq->cache, KVT_ERR_ARG,
-                            "save options: codec %u, no_fsync %u or in_place %u", copy->codec,
-                            copy->no_fsync, copy->in_place);
-        if (copy->zstd_level < -7 || copy->zstd_level > 19)
-            return kvt_fail(seq->cache, KVT_ERR_ARG, "save options: zstd_level %d is not -7 to 19",
-                            (int)copy->zstd_level);
-    }
-    if (seq->pending)
-        return kvt_fail(seq->cache, KVT_ERR_STATE, "save: a step is pending");
-    return KVT_OK;
-}
-
-kvt_status kvt_seq_save_stream(const kvt_seq *seq, const kvt_writer *writer,
-                               const kvt_save_options *options)
-{
-    kvt_snap_context context;
-    kvt_save_options copy;
-    kvt_status status;
-
-    if (!seq)
-        return KVT_ERR_ARG;
-    if (!writer || !writer->write)
-        return kvt_fail(seq->cache, KVT_ERR_ARG, "save: no writer");
-    status = admit(seq, options, &copy);
-    if (status != KVT_OK)
-        return status;
-    memset(&context, 0, sizeof context);
-    context.cache = seq->cache;
-    return save(seq, &context, writer, &copy);
-}
-
-kvt_status kvt_seq_save(const kvt_seq *seq, const char *path, const kvt_save_options *options)
-{
-    kvt_snap_context context;
-    kvt_save_options copy;
-    kvt_snap_file file;
-    kvt_writer writer;
-    kvt_status status, failure;
-
-    if (!seq)
-        return KVT_ERR_ARG;
-    if (!path || !*path)
-        return kvt_fail(seq->cache, KVT_ERR_ARG, "save: no path");
-    status = admit(seq, options, &copy);
-    if (status != KVT_OK)
-        return status;
-    memset(&context, 0, sizeof context);
-    context.cache = seq->cache;
-    status = kvt_snap_file_create(&context, path, &copy, &file, &writer);
+        status = kvt_snap_put_checkpoints(s);
     if (status == KVT_OK)
-        status = save(seq, &context, &writer, &copy);
-    if (status == KVT_ERR_IO) {
-        failure = kvt_snap_file_failure(&file, path);
-        status = failure != KVT_OK ? failure : status;
-    }
-    if (status == KVT_OK) {
-        status = kvt_snap_file_commit(&file);
-        if (status != KVT_OK)
-            status = kvt_snap_file_failure(&file, path);
-    }
-    kvt_snap_file_close(&file);
+        status = put_index_and_end(s);
     return status;
 }

@@ -1,0 +1,555 @@
+/*
+ * The parents of a delta: files that are read at any place.
+ *
+ * Each is opened once, its header, parent section, index and end are verified, and with them its
+ * snapshot id, which its child has noted. Its index says where its blocks are, by their ids, and its
+ * tokens. What is taken from it is verified as it is read, by the same code as the child itself.
+ */
+#include "src/snapshot/crypt.h"
+#include "src/snapshot/parser.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+#define AHEAD_BYTES ((size_t)1 << 15)
+
+typedef struct place {
+    unsigned char id[KVT_SNAP_ID_BYTES];
+    uint64_t number, offset;
+} place;
+
+typedef struct level {
+    kvt_snap_file file;
+    kvt_snap_crypt crypt;
+    kvt_snap_input input;
+    kvt_snap_mapped mapped;
+    kvt_snap_header header;
+    kvt_snap_parser p;
+    char path[KVT_SNAP_PATH_BYTES];
+    int encrypted, failed; /* failed: a read, for which file.c has the reason */
+    uint64_t at, bytes;    /* of the plain snapshot */
+    kvt_snap_buffer ahead; /* [begin, end) of it */
+    uint64_t begin, end;
+    kvt_snap_buffer places; /* place [n_places], by id */
+    size_t n_places;
+    unsigned char id[KVT_SNAP_ID_BYTES];
+} level;
+
+struct kvt_snap_chain {
+    const kvt_snap_context *context;
+    level *levels[KVT_MAX_DEPTH];
+    uint32_t n;
+    kvt_snap_jobs jobs; /* of the level that is read; and the digests of a block */
+    kvt_snap_buffer digests;
+};
+
+static const kvt_snap_sink no_sink;
+
+/* ---- bytes of a level ---- */
+
+static int64_t read_at(level *l, uint64_t offset, void *to, size_t bytes)
+{
+    if (l->encrypted)
+        return kvt_snap_decrypt_at(&l->crypt, offset, to, bytes) == KVT_OK ? (int64_t)bytes : -1;
+    return kvt_snap_file_read_at(&l->file, offset, to, bytes);
+}
+
+static int64_t source_read(void *user, uint64_t offset, void *to, size_t bytes)
+{
+    return kvt_snap_file_read_at(&((level *)user)->file, offset, to, bytes);
+}
+
+static int64_t level_read(void *user, void *to, size_t bytes)
+{
+    level *l = user;
+    int64_t n;
+
+    if (l->at >= l->bytes)
+        return 0;
+    if (bytes > l->bytes - l->at)
+        bytes = (size_t)(l->bytes - l->at);
+    if (l->at < l->begin || l->at >= l->end) {
+        size_t part = l->bytes - l->at < AHEAD_BYTES ? (size_t)(l->bytes - l->at) : AHEAD_BYTES;
+        if (bytes >= AHEAD_BYTES) {
+            n = read_at(l, l->at, to, bytes);
+            l->at += n > 0 ? (uint64_t)n : 0;
+            return n;
+        }
+        n = read_at(l, l->at, l->ahead.data, part);
+        if (n <= 0)
+            return n;
+        l->begin = l->at;
+        l->end = l->at + (uint64_t)n;
+    }
+    if (bytes > l->end - l->at)
+        bytes = (size_t)(l->end - l->at);
+    memcpy(to, l->ahead.data + (l->at - l->begin), bytes);
+    l->at += bytes;
+    return (int64_t)bytes;
+}
+
+static void seek(level *l, uint64_t offset)
+{
+    l->at = offset;
+    l->p.offset = offset;
+    l->p.remaining = offset < l->bytes ? l->bytes - offset : 0;
+    l->p.has_next = 0;
+}
+
+/* What a failed read says, in place of a plain KVT_ERR_IO. */
+static kvt_status explain(const level *l, kvt_status status)
+{
+    kvt_status why = KVT_OK;
+
+    if (status != KVT_ERR_IO)
+        return status;
+    if (l->encrypted)
+        why = kvt_snap_crypt_failure(&l->crypt);
+    if (why == KVT_OK)
+        why = kvt_snap_file_failure(&l->file, l->path);
+    return why != KVT_OK ? why : status;
+}
+
+/* ---- opening ---- */
+
+static void close_level(const kvt_snap_context *context, level *l)
+{
+    kvt_snap_parser_release(&l->p);
+    if (l->encrypted)
+        kvt_snap_crypt_release(&l->crypt);
+    if (l->mapped.memory && !l->mapped.owner)
+        kvt_snap_unmap(&l->mapped);
+    kvt_snap_file_close(&l->file);
+    kvt_snap_release(context, &l->ahead);
+    kvt_snap_release(context, &l->places);
+    kvt_snap_free(context, l, sizeof *l);
+}
+
+void kvt_snap_chain_close(const kvt_snap_context *context, kvt_snap_chain *chain)
+{
+    if (!chain)
+        return;
+    while (chain->n)
+        close_level(context, chain->levels[--chain->n]);
+    kvt_snap_jobs_release(&chain->jobs);
+    kvt_snap_release(context, &chain->digests);
+    kvt_snap_free(context, chain, sizeof *chain);
+}
+
+static int by_id(const void *a, const void *b)
+{
+    return memcmp(a, b, KVT_SNAP_ID_BYTES);
+}
+
+/* The blocks of a level's index, by their ids. */
+static kvt_status sort_places(level *l)
+{
+    const unsigned char *entry = l->p.index.data;
+    size_t n = l->p.index_bytes / KVT_SNAP_NOTE_BYTES, i;
+    place *places;
+    kvt_status status = kvt_snap_reserve(l->p.context, &l->places, 0, n * sizeof *places,
+                                         "a parent's blocks");
+
+    if (status != KVT_OK)
+        return status;
+    places = (place *)(void *)l->places.data;
+    for (i = 0; i < n; i++, entry += KVT_SNAP_NOTE_BYTES)
+        if (kvt_get32(entry) == KVT_SNAP_BLOCK) {
+            place *to = &places[l->n_places++];
+            memcpy(to->id, entry + 32, sizeof to->id);
+            to->number = kvt_get64(entry + 8);
+            to->offset = kvt_get64(entry + 16);
+        }
+    if (l->n_places)
+        qsort(places, l->n_places, sizeof *places, by_id);
+    return KVT_OK;
+}
+
+/* The end and the index, which is in p.index then, and the snapshot's id. */
+static kvt_status read_index(level *l)
+{
+    const uint64_t tail = KVT_SNAP_SECTION_BYTES + KVT_SNAP_END_BYTES;
+    unsigned char end[KVT_SNAP_END_BYTES], sum[KVT_SNAP_SUM_BYTES];
+    kvt_snap_parser *p = &l->p;
+    uint64_t offset, bytes;
+    kvt_snap_section s;
+    kvt_status status;
+
+    if (l->bytes < tail)
+        return kvt_snap_corrupt(p, "it is cut here");
+    seek(l, l->bytes - tail);
+    status = kvt_snap_expect(p, KVT_SNAP_END, 0, &s);
+    if (status == KVT_OK)
+        status = kvt_snap_take(p, end, sizeof end);
+    if (status != KVT_OK)
+        return status;
+    offset = kvt_get64(end);
+    if (s.bytes != sizeof end || !kvt_snap_same_sum(kvt_get64(end + 32), kvt_snap_sum(end, 32)) ||
+        kvt_get64(end + 8) != l->bytes || offset > l->bytes - tail ||
+        memcmp(end + 40, KVT_SNAP_FOOTER, KVT_SNAP_MAGIC_BYTES) != 0)
+        return kvt_snap_corrupt(p, "the footer");
+    seek(l, offset);
+    status = kvt_snap_expect(p, KVT_SNAP_INDEX, 0, &s);
+    if (status != KVT_OK)
+        return status;
+    bytes = s.bytes - KVT_SNAP_SUM_BYTES;
+    if (s.bytes < KVT_SNAP_SUM_BYTES || bytes % KVT_SNAP_NOTE_BYTES || bytes > SIZE_MAX / 2 ||
+        p->offset + s.bytes + tail != l->bytes)
+        return kvt_snap_corrupt(p, "its size is %llu", (unsigned long long)s.bytes);
+    status = kvt_snap_take_growing(p, &p->index, 0, (size_t)bytes, "a parent's index");
+    if (status == KVT_OK)
+        status = kvt_snap_take(p, sum, sizeof sum);
+    if (status != KVT_OK)
+        return status;
+    p->index_bytes = (size_t)bytes;
+    if (!kvt_snap_same_sum(kvt_get64(sum), kvt_snap_sum(p->index.data, p->index_bytes)))
+        return kvt_snap_corrupt(p, "checksum of its payload");
+    kvt_snap_make_id(p->header_at.data, p->header_bytes, p->index.data, p->index_bytes, l->id);
+    if (memcmp(end + 16, l->id, sizeof l->id) != 0)
+        return kvt_snap_corrupt(p, "the snapshot's id");
+    return sort_places(l);
+}
+
+/* The same model: all but what grows with the tokens. */
+static kvt_status check_header(const level *l, const kvt_snap_header *child)
+{
+    const kvt_snap_header *header = &l->header;
+
+    if (header->n_groups == child->n_groups && header->n_layers == child->n_layers &&
+        memcmp(header->groups, child->groups, header->n_groups * sizeof *header->groups) == 0 &&
+        memcmp(header->layers, child->layers, header->n_layers * sizeof *header->layers) == 0 &&
+        header->fingerprint_bytes == child->fingerprint_bytes &&
+        memcmp(header->fingerprint, child->fingerprint, child->fingerprint_bytes) == 0)
+        return KVT_OK;
+    return kvt_snap_fail(l->p.context, KVT_ERR_MISMATCH,
+                         "the parent is of another model, geometry or storage type: %s", l->path);
+}
+
+static kvt_status open_source(level *l, const kvt_snap_input *input)
+{
+    kvt_snap_source source = {l, source_read, l->file.bytes};
+    kvt_status status;
+
+    l->bytes = l->file.bytes;
+    if (!input->key)
+        return KVT_OK;
+    l->encrypted = 1;
+    status = kvt_snap_decrypt_open(l->p.context, input->key, &source, &l->crypt, &l->bytes);
+    if (status == KVT_ERR_IO && kvt_snap_file_failure(&l->file, l->path) != KVT_OK)
+        return KVT_ERR_IO;
+    return status;
+}
+
+/* path: in l->path. */
+static kvt_status open_level(const kvt_snap_context *context, const kvt_snap_input *input,
+                             const kvt_snap_header *child, level *l)
+{
+    kvt_reader unused;
+    kvt_status status;
+    int is_delta;
+
+    kvt_snap_parser_init(&l->p, context, input, &no_sink, &l->header);
+    (void)snprintf(l->p.name, sizeof l->p.name, "in the parent %s, ",
+                   l->path + kvt_snap_folder_bytes(l->path));
+    status = kvt_snap_file_open(context, l->path, &l->file, &unused);
+    if (status == KVT_OK && l->file.bytes == UINT64_MAX)
+        return kvt_snap_fail(context, KVT_ERR_IO, "the parent is not a regular file: %s", l->path);
+    if (status == KVT_OK)
+        status = kvt_snap_reserve(context, &l->ahead, 0, AHEAD_BYTES, "a file's buffer");
+    if (status == KVT_OK)
+        status = open_source(l, input);
+    if (status == KVT_OK && input->mapped && !l->encrypted)
+        status = kvt_snap_file_map(&l->file, l->path, &l->mapped);
+    if (status != KVT_OK)
+        return status;
+    l->input.bytes = l->bytes;
+    l->input.reader.user = l;
+    l->input.reader.read = level_read;
+    if (l->mapped.memory) {
+        l->input.memory = l->mapped.memory;
+        l->input.mapped = &l->mapped;
+    }
+    l->p.input = &l->input;
+    seek(l, 0);
+    status = kvt_snap_read_header(&l->p);
+    if (status == KVT_OK)
+        status = kvt_snap_read_parent(&l->p, &is_delta);
+    if (status == KVT_OK)
+        status = check_header(l, child);
+    if (status == KVT_OK)
+        status = read_index(l);
+    return explain(l, status);
+}
+
+static kvt_status new_level(kvt_snap_chain *chain, level **made)
+{
+    void *memory;
+    kvt_status status =
+        kvt_snap_alloc(chain->context, sizeof **made, "the parent of a snapshot", &memory);
+
+    if (status != KVT_OK)
+        return status;
+    memset(memory, 0, sizeof **made);
+    *made = memory;
+    (*made)->file.fd = (*made)->file.folder = (*made)->file.lock = -1;
+    (*made)->file.context = chain->context;
+    (*made)->p.context = chain->context;
+    (*made)->p.header = &(*made)->header;
+    chain->levels[chain->n++] = *made;
+    return KVT_OK;
+}
+
+/* The parents of what `parent` is the section of, to the end. */
+static kvt_status open_parents(kvt_snap_chain *chain, const kvt_snap_input *input,
+                               const kvt_snap_header *header, const kvt_snap_parent *parent)
+{
+    while (parent->depth) {
+        uint64_t needed = parent->inherited;
+        uint32_t depth = parent->depth;
+        level *l;
+        kvt_status status;
+
+        if (!input->folder)
+            return kvt_snap_fail(chain->context, KVT_ERR_IO,
+                                 "the snapshot is a delta: where its parent %s is has to be given "
+                                 "(load options: folder)",
+                                 parent->name);
+        if (chain->n == KVT_MAX_DEPTH)
+            return kvt_snap_fail(chain->context, KVT_ERR_CORRUPT,
+                                 "snapshot damaged: its parents make a chain of more than %u",
+                                 (unsigned)KVT_MAX_DEPTH);
+        status = new_level(chain, &l);
+        if (status != KVT_OK)
+            return status;
+        if (snprintf(l->path, sizeof l->path, "%s%s%s", input->folder,
+                     *input->folder && input->folder[strlen(input->folder) - 1] != '/' ? "/" : "",
+                     parent->name) >= (int)sizeof l->path)
+            return kvt_snap_fail(chain->context, KVT_ERR_IO, "a parent's path is too long: %s",
+                                 parent->name);
+        status = open_level(chain->context, input, header, l);
+        if (status != KVT_OK)
+            return status;
+        if (memcmp(l->id, parent->id, sizeof l->id) != 0)
+            return kvt_snap_fail(chain->context, KVT_ERR_MISMATCH,
+                                 "the parent is another snapshot than the delta was saved for: %s",
+                                 l->path);
+        if (l->header.n_tokens < needed || l->p.parent.depth != depth - 1)
+            return kvt_snap_fail(chain->context, KVT_ERR_CORRUPT,
+                                 "snapshot damaged: its tokens or depth do not fit its parent: %s",
+                                 l->path);
+        parent = &l->p.parent;
+    }
+    return KVT_OK;
+}
+
+static kvt_status new_chain(const kvt_snap_context *context, kvt_snap_chain **chain)
+{
+    void *memory;
+    kvt_status status =
+        kvt_snap_alloc(context, sizeof **chain, "the parents of a snapshot", &memory);
+
+    if (status == KVT_OK) {
+        memset(memory, 0, sizeof **chain);
+        *chain = memory;
+        (*chain)->context = context;
+    }
+    return status;
+}
+
+kvt_status kvt_snap_chain_open(const kvt_snap_context *context, const kvt_snap_input *input,
+                               const kvt_snap_header *header, const kvt_snap_parent *parent,
+                               kvt_snap_chain **chain)
+{
+    kvt_status status = new_chain(context, chain);
+    return status == KVT_OK ? open_parents(*chain, input, header, parent) : status;
+}
+
+kvt_status kvt_snap_chain_open_path(const kvt_snap_context *context, const char *path,
+                                    const unsigned char *key, const kvt_snap_header *header,
+                                    kvt_snap_parent *parent, kvt_snap_chain **chain)
+{
+    char folder[KVT_SNAP_PATH_BYTES];
+    size_t n = kvt_snap_folder_bytes(path);
+    kvt_snap_input input;
+    level *l;
+    kvt_status status;
+
+    if (strlen(path) >= sizeof folder)
+        return kvt_snap_fail(context, KVT_ERR_IO, "a parent's path is too long: %s", path);
+    memcpy(folder, path, n);
+    folder[n] = '\0';
+    memset(&input, 0, sizeof input);
+    input.key = key;
+    input.folder = folder;
+    status = new_chain(context, chain);
+    if (status == KVT_OK)
+        status = new_level(*chain, &l);
+    if (status != KVT_OK)
+        return status;
+    memcpy(l->path, path, strlen(path) + 1);
+    status = open_level(context, &input, header, l);
+    if (status != KVT_OK)
+        return status;
+    if (l->p.parent.depth >= KVT_MAX_DEPTH)
+        return kvt_snap_fail(context, KVT_ERR_LIMIT,
+                             "save: the parent has %u parents already, the most there can be: fold "
+                             "them (kvtile merge)",
+                             (unsigned)l->p.parent.depth);
+    memcpy(parent->id, l->id, sizeof l->id);
+    parent->depth = l->p.parent.depth + 1;
+    return open_parents(*chain, &input, header, &l->p.parent);
+}
+
+/* ---- what they have ---- */
+
+uint64_t kvt_snap_chain_n_tokens(const kvt_snap_chain *chain)
+{
+    return chain->levels[0]->header.n_tokens;
+}
+
+static const place *find(const level *l, const unsigned char *id)
+{
+    return l->n_places ? bsearch(id, l->places.data, l->n_places, sizeof(place), by_id) : NULL;
+}
+
+int kvt_snap_chain_has(const kvt_snap_chain *chain, const unsigned char *id)
+{
+    uint32_t i;
+    for (i = 0; i < chain->n; i++)
+        if (find(chain->levels[i], id))
+            return 1;
+    return 0;
+}
+
+/* The section of a level that token `token` is in, whose first token is *first. */
+static const unsigned char *find_chunk(const level *l, uint32_t type, uint64_t token,
+                                       uint64_t *first)
+{
+    uint64_t from = l->p.parent.inherited;
+    size_t at;
+
+    *first = from + (token - from) / KVT_SNAP_CHUNK_TOKENS * KVT_SNAP_CHUNK_TOKENS;
+    for (at = 0; at < l->p.index_bytes; at += KVT_SNAP_NOTE_BYTES) {
+        const unsigned char *entry = l->p.index.data + at;
+        if (kvt_get32(entry) == type && kvt_get64(entry + 8) == *first)
+            return entry;
+    }
+    return NULL;
+}
+
+/* Those of tokens first .. first + n - 1, all in one section of the level. */
+static kvt_status read_tokens(level *l, uint32_t kind, uint64_t first, uint32_t n,
+                              unsigned char *values)
+{
+    uint32_t type = kind == KVT_SNAP_KIND_TOKEN_IDS   ? KVT_SNAP_TOKEN_IDS
+                    : kind == KVT_SNAP_KIND_POSITIONS ? KVT_SNAP_POSITIONS
+                                                      : KVT_SNAP_SHIFTS;
+    unsigned char digest[KVT_SNAP_ID_BYTES];
+    const unsigned char *entry, *all;
+    uint64_t begin, left;
+    size_t index_bytes = l->p.index_bytes;
+    kvt_status status;
+
+    if (kind == KVT_SNAP_KIND_SHIFTS && !(l->header.flags & KVT_SNAP_MOVED)) {
+        memset(values, 0, n * (size_t)4);
+        return KVT_OK;
+    }
+    entry = find_chunk(l, type, first, &begin);
+    if (!entry)
+        return kvt_snap_corrupt(&l->p, "its index lacks tokens %llu",
+                                (unsigned long long)first);
+    seek(l, kvt_get64(entry + 16));
+    left = l->header.n_tokens - begin;
+    status = kvt_snap_read_chunk(&l->p, type, kind, begin,
+                                 left < KVT_SNAP_CHUNK_TOKENS ? (uint32_t)left
+                                                              : KVT_SNAP_CHUNK_TOKENS,
+                                 &all, digest);
+    l->p.index_bytes = index_bytes; /* it is the file's own: nothing is to be noted in it */
+    if (status != KVT_OK)
+        return explain(l, status);
+    entry = find_chunk(l, type, first, &begin);
+    if (!entry || memcmp(digest, entry + 32, sizeof digest) != 0)
+        return kvt_snap_corrupt(&l->p, "its tokens do not make their digest");
+    memcpy(values, all + (first - begin) * 4, n * (size_t)4);
+    return KVT_OK;
+}
+
+kvt_status kvt_snap_chain_tokens(kvt_snap_chain *chain, uint32_t kind, uint64_t first, uint32_t n,
+                                 unsigned char *values)
+{
+    while (n) {
+        uint32_t i = 0, part = n;
+        uint64_t begin;
+        level *l = chain->levels[0];
+        kvt_status status;
+
+        while (first < l->p.parent.inherited) { /* its parent has it */
+            uint64_t left = l->p.parent.inherited - first;
+            part = left < part ? (uint32_t)left : part;
+            l = chain->levels[++i];
+        }
+        begin = (first - l->p.parent.inherited) % KVT_SNAP_CHUNK_TOKENS;
+        if (part > KVT_SNAP_CHUNK_TOKENS - begin)
+            part = (uint32_t)(KVT_SNAP_CHUNK_TOKENS - begin);
+        status = read_tokens(l, kind, first, part, values);
+        if (status != KVT_OK)
+            return status;
+        values += part * (size_t)4;
+        first += part;
+        n -= part;
+    }
+    return KVT_OK;
+}
+
+static void add_counts(kvt_snap_counts *to, kvt_snap_counts *from)
+{
+    to->stored_bytes += from->stored_bytes;
+    to->native_bytes += from->native_bytes;
+    to->n_elements += from->n_elements;
+    to->n_native_blocks += from->n_native_blocks;
+    memset(from, 0, sizeof *from);
+}
+
+kvt_status kvt_snap_chain_block(kvt_snap_chain *chain, const unsigned char *id,
+                                const kvt_snap_block *at, kvt_snap_parser *child)
+{
+    unsigned char found[KVT_SNAP_ID_BYTES];
+    const place *where = NULL;
+    size_t index_bytes;
+    kvt_status status;
+    level *l = NULL;
+    uint32_t i;
+
+    for (i = 0; i < chain->n && !where; i++) {
+        l = chain->levels[i];
+        where = find(l, id);
+    }
+    if (!where)
+        return kvt_snap_corrupt(child, "no parent has the block of group %u, tokens from %llu",
+                                (unsigned)at->group, (unsigned long long)at->row * KVT_TOKENS);
+    if (!chain->jobs.n) {
+        status = kvt_snap_prepare_blocks(&l->p);
+        chain->jobs = l->p.jobs;
+        chain->digests = l->p.digests;
+        memset(&l->p.jobs, 0, sizeof l->p.jobs);
+        memset(&l->p.digests, 0, sizeof l->p.digests);
+        if (status != KVT_OK)
+            return status;
+    }
+    l->p.jobs = chain->jobs;
+    l->p.digests = chain->digests;
+    l->p.sink = child->sink;
+    l->p.child = child;
+    index_bytes = l->p.index_bytes;
+    seek(l, where->offset);
+    status = kvt_snap_read_block(&l->p, where->number, at, NULL, id, found);
+    l->p.index_bytes = index_bytes;
+    chain->jobs = l->p.jobs;
+    chain->digests = l->p.digests;
+    memset(&l->p.jobs, 0, sizeof l->p.jobs);
+    memset(&l->p.digests, 0, sizeof l->p.digests);
+    l->p.sink = &no_sink;
+    l->p.child = NULL;
+    add_counts(&child->counts, &l->p.counts);
+    return explain(l, status);
+}

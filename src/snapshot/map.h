@@ -1,0 +1,32 @@
+/*
+ * Blocks of a sequence that lie in a mapped file.
+ */
+#ifndef KVT_SNAPSHOT_MAP_H
+#define KVT_SNAPSHOT_MAP_H
+
+#include "src/snapshot/format.h"
+
+typedef struct kvt_mapping kvt_mapping;
+kvt_status kvt_seq_verify_layer(const kvt_seq *seq, uint32_t layer);
+/* The mappings that one load makes: one a file of the chain. */
+typedef struct kvt_snap_maps {
+    kvt_mapping *mappings[KVT_MAX_DEPTH + 1];
+    const kvt_snap_mapped *files[KVT_MAX_DEPTH + 1];
+    size_t used[KVT_MAX_DEPTH + 1]; /* blocks */
+    size_t n;
+    uint64_t bytes; /* of all blocks */
+    int lazy;       /* blocks are verified at first use */
+} kvt_snap_maps;
+
+/*
+ * The block of a file whose images and digests are there, as a block of the cache with one
+ * reference. The mapping takes the file's memory over.
+ */
+kvt_status kvt_snap_map_block(kvt_snap_maps *maps, kvt_cache *cache, kvt_snap_mapped *file,
+                              uint64_t n_blocks, uint32_t group, uint32_t form, uint32_t tokens,
+                              const unsigned char *images, const unsigned char *digests,
+                              kvt_block **block);
+/* The load is over: what no block lies in goes. */
+void kvt_snap_maps_release(kvt_snap_maps *maps);
+
+#endif /* KVT_SNAPSHOT_MAP_H */
