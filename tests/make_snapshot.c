@@ -1,12 +1,14 @@
 /*
- * make_snapshot PATH TOKENS [TOKEN]: a snapshot of two layers, i8, for tests of programs: 2 kv heads
- * of 64 dims, 1 KiB a token as f32 in each side of a layer. The values of token TOKEN of layer 1
- * are others than without it.
+ * make_snapshot PATH TOKENS [TOKEN [PARENT]]: a snapshot of two layers, i8, for tests of programs:
+ * 2 kv heads of 64 dims, 512 bytes a token as f32 in each side of a layer. The values of token TOKEN
+ * of layer 1 are others than without it; "none" is none. With a parent it is a delta, and has a
+ * piece "title" of 5 bytes.
  */
 #include <kvtile/kvtile.h>
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #define STEP 256u
 #define ROW 128u
@@ -56,11 +58,22 @@ int main(int argc, char **argv)
     kvt_config config = kvt_config_init();
     kvt_cache *cache = NULL;
     kvt_seq *seq = NULL;
-    uint64_t n_tokens = argc > 2 ? strtoull(argv[2], NULL, 10) : 0;
+    kvt_save_options options;
+    kvt_snapshot_piece piece = {"title", "a\0b\"c", 5};
+    uint64_t n_tokens = argc > 2 ? strtoull(argv[2], NULL, 10) : 0, changed = UINT64_MAX;
     int bad;
 
     if (argc < 3)
         return 2;
+    if (argc > 3 && strcmp(argv[3], "none") != 0)
+        changed = strtoull(argv[3], NULL, 10);
+    memset(&options, 0, sizeof options);
+    options.struct_size = sizeof options;
+    if (argc > 4) {
+        options.parent = argv[4];
+        options.pieces = &piece;
+        options.n_pieces = 1;
+    }
     group.n_layers = 2;
     group.n_q_heads = 4;
     group.n_kv_heads = 2;
@@ -70,8 +83,7 @@ int main(int argc, char **argv)
     config.n_groups = 1;
     config.max_tokens = n_tokens + 1;
     bad = kvt_cache_create(&config, &cache) != KVT_OK || kvt_seq_create(cache, &seq) != KVT_OK ||
-          fill(seq, n_tokens, argc > 3 ? strtoull(argv[3], NULL, 10) : UINT64_MAX) != 0 ||
-          kvt_seq_save(seq, argv[1], NULL) != KVT_OK;
+          fill(seq, n_tokens, changed) != 0 || kvt_seq_save(seq, argv[1], &options) != KVT_OK;
     kvt_seq_destroy(seq);
     kvt_cache_destroy(cache);
     return bad;

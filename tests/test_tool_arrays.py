@@ -17,7 +17,7 @@ import struct
 import subprocess
 import sys
 
-from read_snapshot import Reader, np  # exits with 77 where something is missing
+from read_snapshot import Reader, np, parents_of  # exits with 77 where something is missing
 
 KVTILE, WORK = sys.argv[1], sys.argv[2]
 
@@ -72,7 +72,7 @@ def as_dtype(x, dtype):
 def second_reader(path):
     """Ids, positions, those of the keys, (layer, side) -> [tokens][heads][dims], NaN where released."""
     with open(path, "rb") as file:
-        reader = Reader(file.read())
+        reader = Reader(file.read(), parents_of(path))
     dump, n, rows = reader.dump(), reader.n_tokens, {}
     ints = [np.frombuffer(dump[4 * n * i:4 * n * (i + 1)], "<i4") for i in range(3)]
     at = 12 * n

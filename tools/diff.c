@@ -57,11 +57,11 @@ static void compare_heads(diff *d)
         same_bytes(a->fingerprint, a->fingerprint_bytes, b->fingerprint, b->fingerprint_bytes);
     d->tag = same_bytes(a->tag, a->tag_bytes, b->tag, b->tag_bytes);
     d->next_position = a->next_position == b->next_position;
-    d->geometry = d->a.n_layers == d->b.n_layers;
+    d->geometry = d->a.info.n_layers == d->b.info.n_layers;
     d->types = 1;
     for (layer = 0; layer < d->n_layers; layer++) {
-        const kvt_snapshot_group *x = &a->groups[d->a.group_of[layer]];
-        const kvt_snapshot_group *y = &b->groups[d->b.group_of[layer]];
+        const kvt_snapshot_group *x = &a->groups[d->a.info.layer_groups[layer]];
+        const kvt_snapshot_group *y = &b->groups[d->b.info.layer_groups[layer]];
         if (x->n_q_heads != y->n_q_heads || x->n_kv_heads != y->n_kv_heads ||
             x->k_dim != y->k_dim || x->v_dim != y->v_dim || x->window_tokens != y->window_tokens ||
             x->sink_tokens != y->sink_tokens)
@@ -349,7 +349,7 @@ static void print_text(const diff *d)
 
 static int allocate(diff *d)
 {
-    d->n_layers = d->a.n_layers < d->b.n_layers ? d->a.n_layers : d->b.n_layers;
+    d->n_layers = d->a.info.n_layers < d->b.info.n_layers ? d->a.info.n_layers : d->b.info.n_layers;
     d->n = d->a.info.n_tokens < d->b.info.n_tokens ? d->a.info.n_tokens : d->b.info.n_tokens;
     d->layers = calloc(d->n_layers, sizeof *d->layers);
     d->part[0] = malloc(PART_FLOATS * sizeof(float));

@@ -87,7 +87,7 @@ static int list_items(dump *d)
     uint32_t layer;
     int side;
 
-    d->items = calloc(N_INTS + 2 * (size_t)d->s.n_layers, sizeof *d->items);
+    d->items = calloc(N_INTS + 2 * (size_t)d->s.info.n_layers, sizeof *d->items);
     d->part = malloc(sizeof(int32_t) * KVT_MAX_HEADS * KVT_MAX_DIM); /* a token at least */
     if (!d->items || !d->part)
         return tool_fail(d->o, d->s.path, KVT_ERR_MEMORY, "no memory");
@@ -95,7 +95,7 @@ static int list_items(dump *d)
     add_ints(d, POSITIONS, "positions");
     if (d->moved)
         add_ints(d, KEY_POSITIONS, "key_positions");
-    for (layer = 0; layer < d->s.n_layers; layer++)
+    for (layer = 0; layer < d->s.info.n_layers; layer++)
         for (side = 0; side < 2; side++)
             if ((!d->o->has_layers || d->o->layers[layer]) &&
                 (!d->o->has_side || (int)d->o->side == side))
@@ -115,11 +115,11 @@ static int check_range(dump *d)
                            length, o->first, end);
     d->first = o->first;
     d->n = end - o->first;
-    for (layer = d->s.n_layers; layer < KVT_MAX_LAYERS; layer++)
+    for (layer = d->s.info.n_layers; layer < KVT_MAX_LAYERS; layer++)
         if (o->layers[layer])
             return tool_refuse(o, d->s.path,
                                "it has %" PRIu32 " layers, and none of number %" PRIu32,
-                               d->s.n_layers, layer);
+                               d->s.info.n_layers, layer);
     for (g = 0; g < d->s.info.n_groups && (o->npy || o->output || o->safetensors); g++) {
         uint64_t gone, there;
         kvt_status status = source_released(&d->s, g, &gone, &there);
@@ -127,8 +127,8 @@ static int check_range(dump *d)
             return fail_read(d, status);
         if (gone == there || end <= gone || o->first >= there || d->n == 0)
             continue;
-        for (layer = 0; layer < d->s.n_layers; layer++)
-            if (d->s.group_of[layer] == g && (!o->has_layers || o->layers[layer]))
+        for (layer = 0; layer < d->s.info.n_layers; layer++)
+            if (d->s.info.layer_groups[layer] == g && (!o->has_layers || o->layers[layer]))
                 return tool_refuse(o, d->s.path,
                                    "layer %" PRIu32 " has no tokens %" PRIu64 " to %" PRIu64
                                    ": its window has released them (--tokens %" PRIu64

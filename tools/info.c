@@ -5,6 +5,7 @@
 
 #include <inttypes.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 static int is_v_in_k(const kvt_snapshot_group *group)
@@ -35,8 +36,8 @@ static void print_json_group(const tool_source *s, uint32_t g)
     uint32_t layer;
 
     printf("%s{\"n_layers\":%" PRIu32 ",\"layers\":[", g ? "," : "", group->n_layers);
-    for (layer = 0; layer < s->n_layers; layer++)
-        if (s->group_of[layer] == g) {
+    for (layer = 0; layer < s->info.n_layers; layer++)
+        if (s->info.layer_groups[layer] == g) {
             printf("%s%" PRIu32, comma, layer);
             comma = ",";
         }
@@ -56,7 +57,7 @@ static void print_json_group(const tool_source *s, uint32_t g)
            group->rotation_seed, group->window_tokens, group->sink_tokens);
 }
 
-static void print_json(const tool_source *s, const tool_options *o)
+static void print_json(const tool_source *s, const tool_pieces *pieces, const tool_options *o)
 {
     const kvt_snapshot_info *info = &s->info;
     uint32_t g;
@@ -71,8 +72,25 @@ static void print_json(const tool_source *s, const tool_options *o)
     printf(",\"next_position\":%" PRId32 ",\"groups\":[", info->next_position);
     for (g = 0; g < info->n_groups; g++)
         print_json_group(s, g);
-    printf("]");
+    printf("],\"encrypted\":");
+    json_bool((int)info->encrypted);
+    printf(",\"depth\":%" PRIu32 ",\"parent_name\":", info->depth);
+    json_string(info->parent_name);
+    printf(",\"parent_id\":");
+    json_hex(info->parent_id, info->depth ? sizeof info->parent_id : 0);
+    printf(",\"inherited_tokens\":%" PRIu64, info->inherited_tokens);
     if (!o->quick) {
+        size_t i;
+        printf(",\"snapshot_id\":");
+        json_hex(info->snapshot_id, sizeof info->snapshot_id);
+        printf(",\"inherited_blocks\":%" PRIu64 ",\"native_blocks\":%" PRIu64 ",\"pieces\":[",
+               info->inherited_blocks, info->native_blocks);
+        for (i = 0; i < pieces->n; i++) {
+            printf("%s{\"name\":", i ? "," : "");
+            json_string(pieces->list[i].name);
+            printf(",\"bytes\":%" PRIu64 "}", pieces->list[i].bytes);
+        }
+        printf("]");
         printf(",\"n_open_blocks\":%" PRIu64 ",\"n_checkpoints\":%" PRIu64, info->n_open_blocks,
                info->n_checkpoints);
         printf(",\"file_bytes\":%" PRIu64 ",\"stored_bytes\":%" PRIu64 ",\"native_bytes\":%" PRIu64
@@ -94,8 +112,8 @@ static void print_layers(const tool_source *s)
     for (g = 0; g < s->info.n_groups && s->info.n_groups > 1; g++) {
         const char *comma = "";
         printf("  layers of %" PRIu32 "      ", g);
-        for (layer = 0; layer < s->n_layers; layer = end) {
-            for (end = layer; end < s->n_layers && s->group_of[end] == g; end++)
+        for (layer = 0; layer < s->info.n_layers; layer = end) {
+            for (end = layer; end < s->info.n_layers && s->info.layer_groups[end] == g; end++)
                 continue;
             if (end > layer + 1)
                 printf("%s%" PRIu32 "-%" PRIu32, comma, layer, end - 1);
@@ -130,13 +148,35 @@ static void print_group(uint32_t g, const kvt_snapshot_group *group)
     printf("\n");
 }
 
-static void print_table(const tool_source *s, const tool_options *o)
+static void print_parent(const kvt_snapshot_info *info, const tool_options *o)
+{
+    if (!info->depth)
+        return;
+    printf("  parent           ");
+    tool_print_tag((const uint8_t *)info->parent_name, (uint32_t)strlen(info->parent_name));
+    printf(", ");
+    tool_print_hex(info->parent_id, sizeof info->parent_id);
+    printf("\n  inherited        %" PRIu64 " tokens", info->inherited_tokens);
+    if (!o->quick)
+        printf(", %" PRIu64 " blocks", info->inherited_blocks);
+    printf("; parents: %" PRIu32 "\n", info->depth);
+}
+
+static void print_table(const tool_source *s, const tool_pieces *pieces, const tool_options *o)
 {
     const kvt_snapshot_info *info = &s->info;
     uint32_t g;
+    size_t i;
 
     printf("%s\n", s->path);
-    printf("  format version   %" PRIu32 "\n", info->version);
+    printf("  format version   %" PRIu32 "%s\n", info->version,
+           info->encrypted ? ", encrypted" : "");
+    if (!o->quick) {
+        printf("  snapshot id      ");
+        tool_print_hex(info->snapshot_id, sizeof info->snapshot_id);
+        printf("\n");
+    }
+    print_parent(info, o);
     printf("  fingerprint      ");
     if (info->fingerprint_bytes)
         tool_print_hex(info->fingerprint, info->fingerprint_bytes);
@@ -150,6 +190,8 @@ static void print_table(const tool_source *s, const tool_options *o)
            info->n_blocks);
     if (!o->quick)
         printf(", %" PRIu64 " of them open", info->n_open_blocks);
+    if (!o->quick && info->native_blocks)
+        printf(", %" PRIu64 " can be mapped", info->native_blocks);
     if (info->next_position >= 0)
         printf("\n  next position    %" PRId32, info->next_position);
     if (!o->quick && info->n_checkpoints)
@@ -161,6 +203,12 @@ static void print_table(const tool_source *s, const tool_options *o)
     print_layers(s);
     if (o->quick)
         return;
+    for (i = 0; i < pieces->n; i++) {
+        printf("  piece            %" PRIu64 " bytes: ", pieces->list[i].bytes);
+        tool_print_tag((const uint8_t *)pieces->list[i].name,
+                       (uint32_t)strlen(pieces->list[i].name));
+        printf("\n");
+    }
     printf("  file             %" PRIu64 " bytes\n", info->file_bytes);
     printf("  keys and values  %" PRIu64 " bytes, stored in %" PRIu64 "\n", info->native_bytes,
            info->stored_bytes);
@@ -175,30 +223,19 @@ static void print_table(const tool_source *s, const tool_options *o)
 
 static int show(const char *path, const tool_options *o, int only_verify)
 {
+    tool_pieces pieces = {NULL, 0, 0};
     tool_source s;
-    char text[TOOL_TEXT] = "";
-    kvt_status status;
-    int code = source_describe(&s, path, o);
+    int code = source_describe(&s, path, !o->quick, &pieces, o);
 
-    if (code != SOUND)
-        return code;
-    if (!o->quick) {
-        progress_begin(o, path, "reading");
-        status = kvt_snapshot_inspect(path, 1, &s.info, text, sizeof text);
-        if (status != KVT_OK)
-            return tool_fail(o, path, status, "%s", *text ? text : kvt_status_string(status));
-        progress_end();
-    }
-    if (o->json)
-        print_json(&s, o);
-    else if (o->quiet)
-        return SOUND;
-    else if (only_verify)
+    if (code == SOUND && o->json)
+        print_json(&s, &pieces, o);
+    else if (code == SOUND && !o->quiet && only_verify)
         printf("%s: sound, %" PRIu64 " tokens, %" PRIu64 " bytes\n", path, s.info.n_tokens,
                s.info.file_bytes);
-    else
-        print_table(&s, o);
-    return SOUND;
+    else if (code == SOUND && !o->quiet)
+        print_table(&s, &pieces, o);
+    free(pieces.list);
+    return code;
 }
 
 static int each(const tool_options *o, int only_verify)

@@ -6,17 +6,19 @@ _kvtile()
     local command=${COMP_WORDS[1]} word ended= words= values=
     COMPREPLY=()
     if ((COMP_CWORD == 1)); then
-        mapfile -t COMPREPLY < <(compgen -W 'info verify dump diff convert --help --version' -- "$current")
+        mapfile -t COMPREPLY < <(compgen -W 'info verify dump diff convert merge --help --version' -- "$current")
         return
     fi
     case $command in
     info) words='--quick --verify' ;;
     verify | diff) ;;
     dump) words='--npy --output --safetensors --dtype --layer --side --tokens --force' ;;
-    convert) words='--codec --level --tokens --force' ;;
+    convert)
+        words='--codec --level --tokens --layer --k-type --v-type --new-key-file --decrypt --force' ;;
+    merge) words='--codec --level --new-key-file --decrypt --force' ;;
     *) return ;;
     esac
-    words+=' --json --quiet --progress --help --version'
+    words+=' --json --quiet --progress --key-file --help --version'
     for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
         [[ $word == -- ]] && ended=1
     done
@@ -29,11 +31,13 @@ _kvtile()
             mapfile -t COMPREPLY < <(compgen -d -- "$current")
             compopt -o filenames 2>/dev/null
             return ;;
-        --output | --safetensors)
+        --output | --safetensors | --key-file | --new-key-file)
             mapfile -t COMPREPLY < <(compgen -f -- "$current")
             compopt -o filenames 2>/dev/null
             return ;;
         --dtype) values='f32 f16 bf16' ;;
+        --k-type) values='f32 f16 i8 i4' ;;
+        --v-type) values='f32 f16 i8 i5 i4' ;;
         --side) values='k v' ;;
         --layer) values='all' ;;
         --codec) values='auto raw zstd' ;;

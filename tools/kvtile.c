@@ -17,36 +17,44 @@ static const char help[] =
     "  kvtile verify [OPTIONS] FILE...  read all of it and check everything\n"
     "  kvtile dump [OPTIONS] FILE       its tokens; its keys and values as arrays\n"
     "  kvtile diff [OPTIONS] FILE FILE  what differs between two\n"
-    "  kvtile convert [OPTIONS] IN OUT  save it anew\n"
+    "  kvtile convert [OPTIONS] IN OUT  save it anew: other types, codec, key, some of it\n"
+    "  kvtile merge [OPTIONS] IN OUT    a delta and its parents as one file\n"
     "  kvtile --help | --version\n"
     "\n"
     "all:\n"
-    "  --json              one JSON object on stdout: a file and line with info and verify\n"
-    "  --quiet             no other output but errors\n"
-    "  --progress          say on stderr how far it is, also where that is no terminal\n"
+    "  --json               one JSON object on stdout: a file and line with info and verify\n"
+    "  --quiet              no other output but errors\n"
+    "  --progress           say on stderr how far it is, also where that is no terminal\n"
+    "  --key-file FILE      key of encrypted files: 32 bytes, or 64 hex digits\n"
     "info:\n"
-    "  --quick             read and check the header only\n"
-    "  --verify            read all of the file, as without --quick\n"
+    "  --quick              read and check the header only\n"
+    "  --verify             read all of the file, as without --quick\n"
     "dump:\n"
-    "  --npy FOLDER        a .npy file for each array: token_ids, positions, and layers.N.k and\n"
-    "                      layers.N.v of shape [tokens][kv heads][dims]\n"
-    "  --output FILE       one of them: of one --layer and --side; \"-\" is stdout\n"
-    "  --safetensors FILE  all of them in one file\n"
-    "  --dtype TYPE        f32, the default, f16, or bf16 (safetensors only)\n"
-    "  --layer N           this layer; may be repeated; \"all\" is the default\n"
-    "  --side k|v          keys alone, or values\n"
+    "  --npy FOLDER         a .npy file for each array: token_ids, positions, and layers.N.k\n"
+    "                       and layers.N.v of shape [tokens][kv heads][dims]\n"
+    "  --output FILE        one of them: of one --layer and --side; \"-\" is stdout\n"
+    "  --safetensors FILE   all of them in one file\n"
+    "  --dtype TYPE         f32, the default, f16, or bf16 (safetensors only)\n"
+    "  --side k|v           keys alone, or values\n"
     "dump, convert:\n"
-    "  --tokens A:B        tokens A to B - 1; A or B may be left out; N stands for :N\n"
-    "  --force             replace files that are there already\n"
+    "  --tokens A:B         tokens A to B - 1; A or B may be left out; N stands for :N\n"
+    "  --layer N            this layer; may be repeated; \"all\" is the default\n"
+    "dump, convert, merge:\n"
+    "  --force              replace files that are there already\n"
+    "convert, merge:\n"
+    "  --codec CODEC        auto, raw or zstd\n"
+    "  --level N            of zstd, -7 to 19\n"
+    "  --new-key-file FILE  key of the output; without it that of --key-file\n"
+    "  --decrypt            the output is not encrypted\n"
     "convert:\n"
-    "  --codec CODEC       auto, raw or zstd\n"
-    "  --level N           of zstd, -7 to 19\n"
+    "  --k-type TYPE        store keys as f32, f16, i8 or i4\n"
+    "  --v-type TYPE        store values as f32, f16, i8, i5 or i4\n"
     "\n"
     "\"--\" ends the options.\n"
     "Exit code, the largest of all files: 0 sound (diff: equal), 1 damaged or not a snapshot\n"
     "(diff: different), 2 usage, 3 cannot be read or written.\n";
 
-enum { INFO = 1, VERIFY = 2, DUMP = 4, DIFF = 8, CONVERT = 16, ALL = 31 };
+enum { INFO = 1, VERIFY = 2, DUMP = 4, DIFF = 8, CONVERT = 16, MERGE = 32, ALL = 63 };
 
 static const struct command {
     const char *name;
@@ -56,7 +64,7 @@ static const struct command {
 } commands[] = {
     {"info", INFO, 1, 0, info_run},          {"verify", VERIFY, 1, 0, verify_run},
     {"dump", DUMP, 1, 1, dump_run},          {"diff", DIFF, 2, 2, diff_run},
-    {"convert", CONVERT, 2, 2, convert_run},
+    {"convert", CONVERT, 2, 2, convert_run}, {"merge", MERGE, 2, 2, merge_run},
 };
 
 /* ---- values: 0, or -1 for one that is not taken ---- */
@@ -101,6 +109,25 @@ static int set_force(tool_options *o, const char *value)
     (void)value;
     o->force = 1;
     return 0;
+}
+
+static int set_decrypt(tool_options *o, const char *value)
+{
+    (void)value;
+    o->decrypt = 1;
+    return 0;
+}
+
+static int set_key_file(tool_options *o, const char *value)
+{
+    o->key_file = value;
+    return *value ? 0 : -1;
+}
+
+static int set_new_key_file(tool_options *o, const char *value)
+{
+    o->new_key_file = value;
+    return *value ? 0 : -1;
 }
 
 static int set_npy(tool_options *o, const char *value)
@@ -210,6 +237,30 @@ static int set_level(tool_options *o, const char *value)
     return 0;
 }
 
+static int type_of(const char *name, kvt_type *type)
+{
+    int i;
+
+    for (i = KVT_TYPE_F32; i <= KVT_TYPE_I5; i++)
+        if (strcmp(name, tool_type_name((kvt_type)i)) == 0) {
+            *type = (kvt_type)i;
+            return 0;
+        }
+    return -1;
+}
+
+static int set_k_type(tool_options *o, const char *value)
+{
+    o->has_k_type = 1;
+    return type_of(value, &o->k_type) != 0 || o->k_type == KVT_TYPE_I5 ? -1 : 0;
+}
+
+static int set_v_type(tool_options *o, const char *value)
+{
+    o->has_v_type = 1;
+    return type_of(value, &o->v_type);
+}
+
 static const struct option {
     const char *name;
     int commands, has_value;
@@ -220,16 +271,21 @@ static const struct option {
     {"--progress", ALL, 0, set_progress},
     {"--quick", INFO, 0, set_quick},
     {"--verify", INFO, 0, set_verify},
-    {"--force", DUMP | CONVERT, 0, set_force},
+    {"--key-file", ALL, 1, set_key_file},
+    {"--force", DUMP | CONVERT | MERGE, 0, set_force},
     {"--npy", DUMP, 1, set_npy},
     {"--output", DUMP, 1, set_output},
     {"--safetensors", DUMP, 1, set_safetensors},
     {"--dtype", DUMP, 1, set_dtype},
-    {"--layer", DUMP, 1, set_layer},
+    {"--layer", DUMP | CONVERT, 1, set_layer},
     {"--side", DUMP, 1, set_side},
     {"--tokens", DUMP | CONVERT, 1, set_tokens},
-    {"--codec", CONVERT, 1, set_codec},
-    {"--level", CONVERT, 1, set_level},
+    {"--codec", CONVERT | MERGE, 1, set_codec},
+    {"--level", CONVERT | MERGE, 1, set_level},
+    {"--new-key-file", CONVERT | MERGE, 1, set_new_key_file},
+    {"--decrypt", CONVERT | MERGE, 0, set_decrypt},
+    {"--k-type", CONVERT, 1, set_k_type},
+    {"--v-type", CONVERT, 1, set_v_type},
 };
 
 /* ---- the command line ---- */
@@ -266,8 +322,7 @@ static int take_option(tool_options *o, int bit, char **argv, int argc, int *i)
 static int check(const tool_options *o, const struct command *command)
 {
     int to_stdout = (o->output && strcmp(o->output, "-") == 0) ||
-                    (o->safetensors && strcmp(o->safetensors, "-") == 0) ||
-                    (command->bit == CONVERT && strcmp(o->files[1], "-") == 0);
+                    (o->safetensors && strcmp(o->safetensors, "-") == 0);
 
     if (o->quick && o->verify)
         return usage("--quick and --verify", "");
@@ -277,8 +332,12 @@ static int check(const tool_options *o, const struct command *command)
         return usage("one file for --output and --safetensors", "");
     if (o->dtype == KVT_BF16 && (o->npy || o->output))
         return usage("NumPy's files have no bf16", "");
-    if (command->bit == CONVERT && o->first)
-        return usage("--tokens of convert begins at 0", "");
+    if (o->new_key_file && o->decrypt)
+        return usage("--new-key-file and --decrypt", "");
+    if (o->decrypt && !o->key_file)
+        return usage("--decrypt without --key-file", "");
+    if ((command->bit == CONVERT || command->bit == MERGE) && strcmp(o->files[1], "-") == 0)
+        return usage("the output has to be a file, not ", o->files[1]);
     return SOUND;
 }
 
@@ -312,7 +371,17 @@ static int run(const struct command *command, tool_options *o, int argc, char **
     if (command->most && o->n_files > command->most)
         return usage("one file too many: ", o->files[command->most]);
     code = check(o, command);
-    return code != SOUND ? code : finish(command->run(o));
+    if (code != SOUND)
+        return code;
+    if (o->key_file)
+        code = key_read(o, o->key_file, o->key);
+    if (code == SOUND && o->new_key_file)
+        code = key_read(o, o->new_key_file, o->new_key);
+    if (code == SOUND)
+        code = command->run(o);
+    key_forget(o->key);
+    key_forget(o->new_key);
+    return finish(code);
 }
 
 int main(int argc, char **argv)

@@ -22,7 +22,7 @@ static void on_signal(int number)
     noted = number;
 }
 
-static void note_signals(void)
+void output_note_signals(void)
 {
     static const int numbers[] = {SIGINT, SIGTERM, SIGHUP};
     static int is_set;
@@ -127,7 +127,7 @@ int output_open(tool_output *out, const char *path, int force)
     out->force = force;
     if (output_check(path, force, out->text, sizeof out->text) != 0)
         return -1;
-    note_signals();
+    output_note_signals();
     if (strcmp(path, "-") == 0) {
         out->file = stdout;
         return 0;

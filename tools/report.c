@@ -5,6 +5,7 @@
 
 #include <stdarg.h>
 #include <stdio.h>
+#include <string.h>
 
 static int exit_code(kvt_status status)
 {
@@ -16,6 +17,16 @@ static int exit_code(kvt_status status)
     }
 }
 
+/* The library's texts of files end with their names, with which the line begins already. */
+static void cut_name(char *text, const char *file)
+{
+    size_t n = strlen(text), name = strlen(file);
+
+    if (n > name + 2 && strcmp(text + n - name, file) == 0 &&
+        memcmp(text + n - name - 2, ": ", 2) == 0)
+        text[n - name - 2] = '\0';
+}
+
 static void report(const tool_options *o, const char *file, kvt_status status, const char *format,
                    va_list arguments)
 {
@@ -24,6 +35,7 @@ static void report(const tool_options *o, const char *file, kvt_status status, c
 
     progress_stop();
     (void)vsnprintf(text, sizeof text, format, arguments);
+    cut_name(text, file);
     if (o->json) {
         json_begin(file, status);
         printf(",\"error\":");

@@ -3,50 +3,55 @@
  */
 #include "tool.h"
 
-#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-/*
- * Which group each layer is of, from the file's header (docs/format.md, "Header"), which
- * kvt_snapshot_inspect has found sound: the layers' numbers stand behind the groups, those of
- * group 0 first.
- */
-static int read_layers(tool_source *s)
+static int take_piece(void *user, const kvt_snapshot_piece *piece)
 {
-    FILE *file = fopen(s->path, "rb");
-    int bad = !file || fseek(file, 64 + 48 * (long)s->info.n_groups, SEEK_SET) != 0;
-    uint32_t g, i;
+    tool_pieces *pieces = user;
+    tool_piece *list;
 
-    for (g = 0; g < s->info.n_groups; g++)
-        for (i = 0; i < s->info.groups[g].n_layers && !bad; i++) {
-            uint32_t layer;
-            bad = fread(&layer, sizeof layer, 1, file) != 1 || layer >= s->n_layers;
-            if (!bad)
-                s->group_of[layer] = (uint8_t)g;
-        }
-    if (file)
-        (void)fclose(file);
-    return bad;
+    if (!pieces)
+        return 0;
+    if (pieces->n == pieces->room) {
+        size_t room = pieces->room ? 2 * pieces->room : 8;
+        list = realloc(pieces->list, room * sizeof *list);
+        if (!list)
+            return 1;
+        pieces->list = list;
+        pieces->room = room;
+    }
+    list = &pieces->list[pieces->n++];
+    (void)snprintf(list->name, sizeof list->name, "%s", piece->name);
+    list->bytes = piece->bytes;
+    return 0;
 }
 
-int source_describe(tool_source *s, const char *path, const tool_options *o)
+int source_describe(tool_source *s, const char *path, int verify, tool_pieces *pieces,
+                    const tool_options *o)
 {
     char text[TOOL_TEXT] = "";
+    kvt_inspect_options options;
     kvt_status status;
-    uint32_t g;
 
     memset(s, 0, sizeof *s);
+    memset(&options, 0, sizeof options);
     s->path = path;
     s->info.struct_size = sizeof s->info;
-    status = kvt_snapshot_inspect(path, 0, &s->info, text, sizeof text);
+    options.struct_size = sizeof options;
+    options.verify = verify != 0;
+    options.key = o->key_file ? o->key : NULL;
+    options.on_piece = take_piece;
+    options.piece_user = pieces;
+    options.progress = progress_step;
+    if (verify)
+        progress_begin(o, path, "reading");
+    status = kvt_snapshot_inspect_with(path, &options, &s->info, text, sizeof text);
     if (status != KVT_OK)
         return tool_fail(o, path, status, "%s", *text ? text : kvt_status_string(status));
-    for (g = 0; g < s->info.n_groups; g++)
-        s->n_layers += s->info.groups[g].n_layers;
-    if (s->info.n_groups > 1 && read_layers(s))
-        return tool_fail(o, path, KVT_ERR_IO, "the header cannot be read again");
+    if (verify)
+        progress_end();
     return SOUND;
 }
 
@@ -73,8 +78,8 @@ static kvt_status create(tool_source *s, char *text, size_t text_bytes)
         to->sink_tokens = from->sink_tokens;
         to->rope_pairing = KVT_ROPE_NONE; /* keys that have moved are taken as they are */
         to->layers = layers + n;
-        for (i = 0; i < s->n_layers; i++)
-            if (s->group_of[i] == g)
+        for (i = 0; i < s->info.n_layers; i++)
+            if (s->info.layer_groups[i] == g)
                 layers[n++] = i;
     }
     config.groups = groups;
@@ -92,13 +97,14 @@ int source_load(tool_source *s, const char *path, const tool_options *o)
     char text[TOOL_TEXT] = "";
     kvt_load_options options;
     kvt_status status;
-    int code = source_describe(s, path, o);
+    int code = source_describe(s, path, 0, NULL, o);
 
     if (code != SOUND)
         return code;
     memset(&options, 0, sizeof options);
     options.struct_size = sizeof options;
     options.progress = progress_step;
+    options.key = o->key_file ? o->key : NULL;
     progress_begin(o, path, "reading");
     status = create(s, text, sizeof text);
     if (status == KVT_OK)
@@ -126,12 +132,12 @@ void source_release(tool_source *s)
 
 uint32_t source_heads(const tool_source *s, uint32_t layer)
 {
-    return s->info.groups[s->group_of[layer]].n_kv_heads;
+    return s->info.groups[s->info.layer_groups[layer]].n_kv_heads;
 }
 
 uint32_t source_dims(const tool_source *s, uint32_t layer, kvt_side side)
 {
-    const kvt_snapshot_group *group = &s->info.groups[s->group_of[layer]];
+    const kvt_snapshot_group *group = &s->info.groups[s->info.layer_groups[layer]];
     return side == KVT_SIDE_K ? group->k_dim : group->v_dim;
 }
 
@@ -147,7 +153,7 @@ kvt_status source_released(const tool_source *s, uint32_t group, uint64_t *first
     *first = *end = 0;
     if (of->window_tokens == 0)
         return KVT_OK;
-    while (s->group_of[layer] != group)
+    while (s->info.layer_groups[layer] != group)
         layer++;
     values = malloc((size_t)of->n_kv_heads * of->k_dim * sizeof *values);
     if (!values)

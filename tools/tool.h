@@ -27,8 +27,13 @@ typedef struct tool_options {
     int has_layers;                         /* dump: layers says which; else all */
     unsigned char layers[KVT_MAX_LAYERS];   /* 1: asked for */
     uint64_t first, end;                    /* --tokens; end UINT64_MAX: to the last one */
-    uint32_t codec;                         /* convert: KVT_CODEC_ */
-    int32_t level;                          /* convert: of zstd; 0: the library's default */
+    uint32_t codec;                         /* convert, merge: KVT_CODEC_ */
+    int32_t level;                          /* of zstd; 0: the library's default */
+    int has_k_type, has_v_type;             /* convert: else as they are */
+    kvt_type k_type, v_type;                /* where they are there */
+    const char *key_file, *new_key_file;    /* NULL: none */
+    int decrypt;                            /* convert, merge: the output has no key */
+    unsigned char key[KVT_KEY_BYTES], new_key[KVT_KEY_BYTES]; /* what the files hold */
 } tool_options;
 
 /* ---- commands: each answers an exit code ---- */
@@ -38,6 +43,7 @@ int verify_run(const tool_options *o);
 int dump_run(const tool_options *o);
 int diff_run(const tool_options *o);
 int convert_run(const tool_options *o);
+int merge_run(const tool_options *o);
 
 /* ---- errors (report.c) ---- */
 
@@ -103,24 +109,47 @@ int output_write(tool_output *out, const void *data, size_t bytes);
 int output_commit(tool_output *out); /* the file is under its name, or -1 */
 void output_discard(tool_output *out);
 
-/* From the first output on SIGINT, SIGTERM and SIGHUP are noted, so that no temporary is left. */
+/*
+ * From now on, as from output_open on, SIGINT, SIGTERM and SIGHUP are noted, so that no temporary is
+ * left.
+ */
+void output_note_signals(void);
 int output_interrupted(void);
 /* End by the signal that was noted; answers if there was none. */
 void output_end_interrupted(void);
+
+/* ---- keys (key.c) ---- */
+
+/* SOUND, or reported. */
+int key_read(const tool_options *o, const char *path, unsigned char key[KVT_KEY_BYTES]);
+void key_forget(unsigned char key[KVT_KEY_BYTES]);
 
 /* ---- a snapshot that is loaded (source.c) ---- */
 
 typedef struct tool_source {
     const char *path;
     kvt_snapshot_info info;
-    uint32_t n_layers;                /* of all groups */
-    uint8_t group_of[KVT_MAX_LAYERS]; /* [n_layers] of the model's layers */
-    kvt_cache *cache;                 /* with the geometry of the file */
-    kvt_seq *seq;                     /* NULL where it is not loaded */
+    kvt_cache *cache; /* with the geometry of the file */
+    kvt_seq *seq;     /* NULL where it is not loaded */
 } tool_source;
 
-/* Read and check the header, and which layer is of which group. SOUND, or reported. */
-int source_describe(tool_source *s, const char *path, const tool_options *o);
+/* A piece of the caller's. */
+typedef struct tool_piece {
+    char name[KVT_MAX_NAME + 1];
+    uint64_t bytes;
+} tool_piece;
+
+typedef struct tool_pieces {
+    tool_piece *list; /* [n], from malloc */
+    size_t n, room;
+} tool_pieces;
+
+/*
+ * What the file holds; without verify its header alone. SOUND, or reported. pieces (may be NULL)
+ * gets those of the caller's, with verify.
+ */
+int source_describe(tool_source *s, const char *path, int verify, tool_pieces *pieces,
+                    const tool_options *o);
 /* The same and all of its tokens. Release it in any case. */
 int source_load(tool_source *s, const char *path, const tool_options *o);
 void source_release(tool_source *s);

@@ -20,13 +20,16 @@ offers() {
     fi
 }
 
-offers '--help|--version|convert|diff|dump|info|verify|' ''
+offers '--help|--version|convert|diff|dump|info|merge|verify|' ''
 offers 'verify|' ve
-offers '--help|--json|--progress|--quick|--quiet|--verify|--version|' info --
-offers '--help|--json|--progress|--quiet|--version|' verify -
-offers '--help|--json|--progress|--quiet|--version|' diff -
+offers '--help|--json|--key-file|--progress|--quick|--quiet|--verify|--version|' info --
+offers '--help|--json|--key-file|--progress|--quiet|--version|' verify -
+offers '--help|--json|--key-file|--progress|--quiet|--version|' diff -
 offers '--safetensors|--side|' dump --s
 offers '--codec|' convert --c
+offers '--decrypt|' merge --d
+offers '' merge --k-t
+offers '--k-type|--key-file|' convert --k
 offers '' verify --quick
 offers '' frobnicate ''
 offers 'a b.kvt|folder|' info ''
@@ -45,6 +48,9 @@ offers 'all|' dump --layer ''
 offers '' dump --tokens ''
 offers 'auto|raw|zstd|' convert --codec ''
 offers '' convert --level ''
+offers 'f16|f32|i4|i8|' convert --k-type ''
+offers 'i4|i5|i8|' convert --v-type i
+offers 'other.txt|' merge --new-key-file o
 offers 'folder|' dump --npy ''
 offers 'other.txt|' dump --safetensors o
 offers 'a b.kvt|folder|' dump --side k ''
