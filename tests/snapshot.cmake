@@ -32,7 +32,29 @@ foreach(name codec image)
 endforeach()
 target_link_libraries(test_snapshot_image PRIVATE kvtile::xxhash)
 
+# Likewise, of src/snapshot/crypt.c.
 set(golden ${CMAKE_CURRENT_SOURCE_DIR}/golden)
+set(crypt_tests crypt_none)
+if(kvtile_crypt)
+  set(crypt_tests crypt crypt_faults)
+endif()
+foreach(name IN LISTS crypt_tests)
+  add_executable(test_snapshot_${name} test_snapshot_${name}.c)
+  target_include_directories(test_snapshot_${name} PRIVATE ${PROJECT_SOURCE_DIR})
+  target_link_libraries(test_snapshot_${name} PRIVATE kvtile_static test_support kvtile_warnings)
+  add_test(NAME snapshot_${name} COMMAND test_snapshot_${name} ${golden})
+  set_tests_properties(snapshot_${name} PROPERTIES TIMEOUT 1200 LABELS threads)
+  if(kvtile_crypt)
+    target_sources(test_snapshot_${name} PRIVATE crypt_support.c)
+    target_link_libraries(test_snapshot_${name} PRIVATE kvtile::sodium)
+  endif()
+endforeach()
+
+# Run by hand.
+add_executable(time_crypt EXCLUDE_FROM_ALL time_crypt.c)
+target_include_directories(time_crypt PRIVATE ${PROJECT_SOURCE_DIR})
+target_link_libraries(time_crypt PRIVATE kvtile_static kvtile_warnings)
+
 set(golden_files)
 foreach(name i8 i8-plain i8-large i8-sink f16-f32 groups empty v-in-k window checkpoints tag moved
     i4 i4-i5 i4-i5-cut i8-i4 i4-checkpoints)
@@ -69,6 +91,8 @@ if(KVTILE_PYTHON)
       ${CMAKE_CURRENT_SOURCE_DIR}/read_snapshot.py --${mode} ${program} ${golden_files})
     set_tests_properties(snapshot_second_reader_${mode} PROPERTIES SKIP_RETURN_CODE 77)
   endforeach()
+  add_test(NAME snapshot_second_reader_encrypted COMMAND ${KVTILE_PYTHON}
+    ${CMAKE_CURRENT_SOURCE_DIR}/read_encrypted.py --golden ${golden}/encrypted.kvx)
 else()
   add_test(NAME snapshot_second_reader_needs_python3 COMMAND ${CMAKE_COMMAND} -E true)
   set_tests_properties(snapshot_second_reader_needs_python3 PROPERTIES DISABLED TRUE)

@@ -1011,20 +1011,20 @@ typedef struct kvt_snapshot_piece {
  */
 typedef int (*kvt_progress)(void *user, uint64_t done, uint64_t total);
 
-#define KVT_KEY_BYTES 32 /* of a key for encrypted snapshots */
-#define KVT_MAX_NAME 64  /* bytes of a piece's name */
+#define KVT_KEY_BYTES 32  /* of a key for encrypted snapshots */
+#define KVT_MAX_NAME 64   /* bytes of a piece's name */
 #define KVT_MAX_DEPTH 256 /* of a chain of deltas */
 
 /* Zero the struct but for struct_size for the defaults. */
 typedef struct kvt_save_options {
-    size_t struct_size; /* sizeof(kvt_save_options) */
-    uint32_t codec;     /* KVT_CODEC_ */
-    uint32_t no_fsync;  /* 1: do not wait for the disk (files only) */
-    int32_t zstd_level; /* 0 stands for 1; else -7 to 19 */
-    uint32_t in_place;  /* 1: write over the file itself (files only); see kvt_seq_save */
-    uint64_t first_token;   /* save the tokens from this one on; a multiple of KVT_BLOCK_TOKENS. From
+    size_t struct_size;   /* sizeof(kvt_save_options) */
+    uint32_t codec;       /* KVT_CODEC_ */
+    uint32_t no_fsync;    /* 1: do not wait for the disk (files only) */
+    int32_t zstd_level;   /* 0 stands for 1; else -7 to 19 */
+    uint32_t in_place;    /* 1: write over the file itself (files only); see kvt_seq_save */
+    uint64_t first_token; /* save the tokens from this one on; a multiple of KVT_BLOCK_TOKENS. From
                                a later one than 0 checkpoints are left out */
-    uint64_t n_tokens;      /* so many; 0: all to the end. Checkpoints behind are left out */
+    uint64_t n_tokens;    /* so many; 0: all to the end. Checkpoints behind are left out */
     const uint32_t *layers; /* [n_layers] of the model's, ascending: the file has these alone, as
                                layers 0, 1, ...; NULL: all */
     uint32_t n_layers;      /* 0 where layers is NULL */
@@ -1103,16 +1103,16 @@ KVT_API kvt_status kvt_seq_save_bound(const kvt_seq *seq, uint64_t *bytes,
 
 /* Zero the struct but for struct_size for the defaults. */
 typedef struct kvt_load_options {
-    size_t struct_size;    /* sizeof(kvt_load_options) */
-    const int32_t *prompt; /* [n_prompt] the whole prompt's token ids, from token 0 on, or NULL */
-    uint64_t n_prompt;     /* 0 where prompt is NULL */
-    uint32_t reuse;        /* KVT_REUSE_: how much of the snapshot is restored */
-    uint32_t map;          /* KVT_MAP_ (kvt_seq_load only) */
-    uint32_t convert;      /* 1: a snapshot of other types is converted to the cache's */
-    uint32_t n_layers;     /* 0 where layers is NULL */
+    size_t struct_size;     /* sizeof(kvt_load_options) */
+    const int32_t *prompt;  /* [n_prompt] the whole prompt's token ids, from token 0 on, or NULL */
+    uint64_t n_prompt;      /* 0 where prompt is NULL */
+    uint32_t reuse;         /* KVT_REUSE_: how much of the snapshot is restored */
+    uint32_t map;           /* KVT_MAP_ (kvt_seq_load only) */
+    uint32_t convert;       /* 1: a snapshot of other types is converted to the cache's */
+    uint32_t n_layers;      /* 0 where layers is NULL */
     const uint32_t *layers; /* [n_layers of the cache], ascending: which layers of the file its
                                layers 0, 1, ... are; NULL: the file has the same ones */
-    const char *folder;       /* where a delta's parents are; NULL: the folder of the file */
+    const char *folder;     /* where a delta's parents are; NULL: the folder of the file */
     const unsigned char *key; /* [KVT_KEY_BYTES] of an encrypted snapshot, and of its parents */
     /* Each of the caller's pieces in turn (bytes of one are there during the call), or NULL. They
        are verified; the rest of the snapshot may still turn out damaged. Not 0: cancel. */
@@ -1126,10 +1126,11 @@ typedef struct kvt_load_options {
 #define KVT_REUSE_PREFIX 1u     /* the sequence ends at reuse_tokens */
 #define KVT_REUSE_CHECKPOINT 2u /* the sequence ends at checkpoint_tokens; empty where none is */
 
-#define KVT_MAP_NONE 0u   /* all is read into memory */
-#define KVT_MAP_VERIFY 1u /* blocks saved with KVT_CODEC_RAW are used where they lie in the file; it
+#define KVT_MAP_NONE 0u /* all is read into memory */
+#define KVT_MAP_VERIFY                                                                             \
+    1u                  /* blocks saved with KVT_CODEC_RAW are used where they lie in the file; it
                              is verified as a whole at once */
-#define KVT_MAP_LAZY 2u   /* the same; each layer of a block is verified at its first use */
+#define KVT_MAP_LAZY 2u /* the same; each layer of a block is verified at its first use */
 
 /*
  * How to go on with a prompt: truncate to reuse_tokens, then compute prompt[reuse_tokens] ..
@@ -1222,32 +1223,32 @@ typedef struct kvt_snapshot_info {
     uint32_t reserved;        /* 0 */
     uint64_t n_tokens;        /* of the sequence */
     uint64_t n_blocks;        /* of all groups, those that only checkpoints have included */
-    uint64_t n_open_blocks; /* of them: f16, where the group has i8, i4, i5; with verify, else 0 */
-    uint64_t n_checkpoints; /* with verify, else 0 */
-    uint64_t file_bytes;    /* read; kvt_snapshot_inspect reads to the end only with verify */
-    uint64_t stored_bytes;  /* of the blocks' streams as stored; with verify, else 0 */
-    uint64_t native_bytes;  /* of the same streams decoded; with verify, else 0 */
-    uint64_t n_elements;    /* of K and V in them; with verify, else 0 */
+    uint64_t n_open_blocks;  /* of them: f16, where the group has i8, i4, i5; with verify, else 0 */
+    uint64_t n_checkpoints;  /* with verify, else 0 */
+    uint64_t file_bytes;     /* read; kvt_snapshot_inspect reads to the end only with verify */
+    uint64_t stored_bytes;   /* of the blocks' streams as stored; with verify, else 0 */
+    uint64_t native_bytes;   /* of the same streams decoded; with verify, else 0 */
+    uint64_t n_elements;     /* of K and V in them; with verify, else 0 */
     uint8_t snapshot_id[16]; /* names the contents; with verify, else 0 */
     uint8_t parent_id[16];   /* of a delta: the parent's snapshot id */
     char parent_name[256];   /* of a delta: the parent's file name; else "" */
     uint32_t depth;          /* parents of the chain; 0: the file is no delta */
     uint32_t encrypted;      /* 1: it is */
-    uint64_t inherited_tokens; /* whose ids and positions the parent has */
-    uint64_t inherited_blocks; /* of n_blocks; with verify, else 0 */
-    uint64_t native_blocks;    /* of n_blocks: that can be mapped; with verify, else 0 */
-    uint64_t n_pieces;         /* the caller's; with verify, else 0 */
-    uint64_t reserved2[8];     /* 0 */
-    uint32_t n_layers;         /* of all groups */
+    uint64_t inherited_tokens;            /* whose ids and positions the parent has */
+    uint64_t inherited_blocks;            /* of n_blocks; with verify, else 0 */
+    uint64_t native_blocks;               /* of n_blocks: that can be mapped; with verify, else 0 */
+    uint64_t n_pieces;                    /* the caller's; with verify, else 0 */
+    uint64_t reserved2[8];                /* 0 */
+    uint32_t n_layers;                    /* of all groups */
     uint8_t layer_groups[KVT_MAX_LAYERS]; /* [n_layers] of the model's layers: their groups */
 } kvt_snapshot_info;
 
 /* Zero the struct but for struct_size for the defaults. */
 typedef struct kvt_inspect_options {
-    size_t struct_size;       /* sizeof(kvt_inspect_options) */
-    uint32_t verify;          /* 1: read the whole file, and what it takes of its parents */
-    uint32_t reserved;        /* 0 */
-    const char *folder;       /* as in kvt_load_options, as all below */
+    size_t struct_size; /* sizeof(kvt_inspect_options) */
+    uint32_t verify;    /* 1: read the whole file, and what it takes of its parents */
+    uint32_t reserved;  /* 0 */
+    const char *folder; /* as in kvt_load_options, as all below */
     const unsigned char *key;
     int (*on_piece)(void *user, const kvt_snapshot_piece *piece); /* with verify */
     void *piece_user;

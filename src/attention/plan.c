@@ -232,6 +232,8 @@ static kvt_status make_plan(kvt_attend_plan *plan, kvt_cache *cache, const kvt_a
         return kvt_fail(cache, KVT_ERR_ARG,
                         "kvt_attend: plan or args is NULL, or struct_size is not this version's");
     status = kvt_attend_check(cache, &args);
+    for (size_t i = 0; status == KVT_OK && i < args.n_items; i++)
+        status = kvt_seq_verify_layer(args.items[i].seq, args.layer);
     if (status != KVT_OK)
         return status;
     if (!kvt_work_measure(cache, &args, 0, &work))

@@ -8,7 +8,8 @@
  * A block is used by as many entries of block tables as it has references. All changes of them are
  * made under the cache's lock. One that is a sequence's alone and has no twin stays so until that
  * sequence itself is forked, so that what has been asked once holds through a call. A sealed block
- * with a twin may get a reference at any time, from a sequence that has the twin.
+ * with a twin may get a reference at any time, from a sequence that has the twin. One of a mapping
+ * (mapping.c) is nobody's own.
  */
 #include "src/cache/cache.h"
 
@@ -68,7 +69,7 @@ kvt_status kvt_block_get(kvt_cache *cache, uint32_t class_index, kvt_block **blo
 void kvt_block_refer_locked(kvt_cache *cache, kvt_block *block)
 {
     assert(block->references > 0);
-    if (++block->references == 2)
+    if (++block->references == 2 && !block->mapping)
         cache->n_shared_blocks[block->class_index]++;
 }
 
@@ -79,15 +80,19 @@ void kvt_block_part_locked(kvt_block *block)
     block->id_tokens = 0;
 }
 
-/* One reference less. 1: it was the last one, and the block is nobody's now. */
+/* One reference less. 1: it was the last one, and the block's memory is nobody's now. */
 static int drop_locked(kvt_cache *cache, kvt_block *block)
 {
     assert(block->references > 0);
     if (--block->references > 0) {
-        cache->n_shared_blocks[block->class_index] -= block->references == 1;
+        cache->n_shared_blocks[block->class_index] -= block->references == 1 && !block->mapping;
         return 0;
     }
     kvt_block_part_locked(block);
+    if (block->mapping) {
+        kvt_mapping_drop_locked(block->mapping);
+        return 0;
+    }
     cache->n_used_blocks[block->class_index]--;
     return 1;
 }
@@ -106,9 +111,23 @@ int kvt_block_is_own(kvt_cache *cache, const kvt_block *block)
 {
     int own;
     pthread_mutex_lock(&cache->lock);
-    own = block->references == 1;
+    own = kvt_block_is_own_locked(block);
     pthread_mutex_unlock(&cache->lock);
     return own;
+}
+
+void kvt_block_unlock(kvt_cache *cache)
+{
+    kvt_mapping *unused = cache->unused_mappings;
+    cache->unused_mappings = NULL;
+    pthread_mutex_unlock(&cache->lock);
+    while (unused) {
+        kvt_mapping *next = unused->next;
+        if (unused->close)
+            unused->close(unused);
+        kvt_mem_free_working(cache, unused, unused->bytes);
+        unused = next;
+    }
 }
 
 int kvt_block_id(kvt_cache *cache, const kvt_block *block, uint32_t tokens, unsigned char *id)
@@ -138,7 +157,7 @@ void kvt_block_put(kvt_cache *cache, kvt_block *block)
         return;
     pthread_mutex_lock(&cache->lock);
     kvt_block_put_locked(cache, block);
-    pthread_mutex_unlock(&cache->lock);
+    kvt_block_unlock(cache);
 }
 
 static void free_memory(kvt_cache *cache, kvt_block *block)
@@ -153,7 +172,7 @@ void kvt_block_free(kvt_cache *cache, kvt_block *block)
         return;
     pthread_mutex_lock(&cache->lock);
     last = drop_locked(cache, block);
-    pthread_mutex_unlock(&cache->lock);
+    kvt_block_unlock(cache);
     if (last)
         free_memory(cache, block);
 }

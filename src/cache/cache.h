@@ -3,12 +3,13 @@
  * the files of this folder offer. attention/ and snapshot/ read them; nothing here knows of those.
  *
  * Files, each of which may use those before it: geometry.c (layouts, rotation), blocks.c (blocks
- * and their free lists), cache.c (the handle), border.c (keys of a step that crosses token 64),
- * rows.c (a sequence's block table), reserve.c, checkpoint.c, window.c (what is out of sight),
- * turns.c (keys that have moved), stats.c, sequence.c (steps), fork.c (sequences that share
- * blocks), open.c (tokens into open blocks), seal.c (these into sealed ones), reopen.c (and back),
- * append.c, select.c (a commit of some of a step's tokens), remove.c (tokens out of the middle),
- * read.c and convert.c (blocks of other types). src/create.c makes a cache.
+ * and their free lists), mapping.c (blocks in a mapped file), cache.c (the handle), border.c (keys
+ * of a step that crosses token 64), rows.c (a sequence's block table), reserve.c, checkpoint.c,
+ * window.c (what is out of sight), turns.c (keys that have moved), stats.c, sequence.c (steps),
+ * fork.c (sequences that share blocks), open.c (tokens into open blocks), seal.c (these into sealed
+ * ones), reopen.c (and back), append.c, select.c (a commit of some of a step's tokens), remove.c
+ * (tokens out of the middle), read.c and convert.c (blocks of other types). src/create.c makes a
+ * cache.
  */
 #ifndef KVT_CACHE_H
 #define KVT_CACHE_H
@@ -116,7 +117,9 @@ typedef struct kvt_layer {
  * 64 tokens of one class. Class g < n_groups: sealed keys and values of group g. Class n_groups:
  * positions and token ids of the 64 tokens (kvt_meta). Class n_groups + 1 + g: open keys and values
  * of group g; class 2 * n_groups + 1 + g: fine ones; class 3 * n_groups + 1 + g: reopened ones.
- * The header and the data are one allocation; data begins at a multiple of 64 bytes.
+ * The header and the data are one allocation; data begins at a multiple of 64 bytes. Of a block of
+ * a mapping (kvt_mapping) the header is the mapping's; the data lies in the file, and is never
+ * written.
  */
 typedef struct kvt_block {
     _Alignas(64) unsigned char *data; /* 64 bytes in all where pointers are shorter, too */
@@ -129,6 +132,7 @@ typedef struct kvt_block {
         struct kvt_block *next; /* in a list of free or spare blocks: id_tokens is 0 there */
         unsigned char id[KVT_BLOCK_ID_BYTES]; /* see kvt_block_id; under the cache's lock */
     };
+    struct kvt_mapping *mapping; /* NULL: the data follows; never changed */
     uint64_t visit;
     uint32_t id_tokens;   /* tokens that the id is of; 0: it is not known */
     uint32_t references;  /* of block tables and checkpoints; 0 in a free list */
@@ -165,6 +169,15 @@ static inline int32_t kvt_shift_at(const kvt_meta *meta, size_t slot)
     return meta->shift == KVT_SHIFT_MIXED ? meta->shifts[slot] : meta->shift;
 }
 
+/*
+ * Whether a block with the caller's reference is the caller's alone, to be written or used again.
+ * With the cache's lock held.
+ */
+static inline int kvt_block_is_own_locked(const kvt_block *block)
+{
+    return block->references == 1 && !block->mapping;
+}
+
 #define KVT_MAX_CLASSES (KVT_FORMS * KVT_MAX_GROUPS + 1)
 
 /* ---- cache ---- */
@@ -188,9 +201,11 @@ struct kvt_cache {
     size_t class_bytes[KVT_MAX_CLASSES]; /* of a block's data */
     kvt_block *free_blocks[KVT_MAX_CLASSES];
     size_t n_free_blocks[KVT_MAX_CLASSES];
-    size_t n_used_blocks[KVT_MAX_CLASSES];   /* that sequences have, spare ones included */
+    size_t n_used_blocks[KVT_MAX_CLASSES];   /* that sequences have, spare ones included, but none
+                                                of a mapping, here and below */
     size_t n_shared_blocks[KVT_MAX_CLASSES]; /* of these: with several references */
     size_t n_spare_blocks[KVT_MAX_CLASSES];  /* of n_used_blocks; atomic */
+    struct kvt_mapping *unused_mappings;     /* to be closed: see kvt_block_unlock */
 
     kvt_kernels kernels;
     kvt_parallel parallel;
@@ -279,7 +294,7 @@ typedef struct kvt_turns {
  * (kvt_seq_group.first); the others have none. n_rows covers length + pending.
  *
  * Each entry is a reference to its block. A block with one reference belongs to the sequence; one
- * with more is never written: begin copies the row that it writes into (fork.c).
+ * with more, or of a mapping, is never written: begin copies the row that it writes into (fork.c).
  */
 struct kvt_seq {
     kvt_cache *cache;
@@ -305,6 +320,8 @@ struct kvt_seq {
     size_t border_bytes;
     uint32_t n_border;       /* tokens of the pending step whose keys are there */
     uint32_t border_counted; /* of a reserve: held against the budget, and stays */
+    uint32_t has_mapped;     /* the table or a checkpoint may have blocks of a mapping */
+    uint8_t verified[KVT_MAX_LAYERS / 8]; /* a bit a layer: all such blocks in force are; atomic */
 };
 
 static inline kvt_block **kvt_seq_entry(const kvt_seq *seq, size_t row, uint32_t column)
@@ -413,14 +430,16 @@ size_t kvt_block_bytes(const kvt_cache *cache, uint32_t class_index);
 kvt_status kvt_block_get(kvt_cache *cache, uint32_t class_index, kvt_block **block);
 /* Drop a reference; the last one puts the block into the free list. NULL is fine. */
 void kvt_block_put(kvt_cache *cache, kvt_block *block);
-/* Drop a reference; the last one gives the block back to the allocator. NULL is fine. */
+/* Drop a reference; the last one gives the memory back to the allocator. NULL is fine. */
 void kvt_block_free(kvt_cache *cache, kvt_block *block);
 /* Undo a kvt_block_get: to where it came from, the free list or the allocator. NULL is fine. */
 void kvt_block_undo(kvt_cache *cache, kvt_block *block);
 
-/* With the cache's lock held: one more reference; one less (kvt_block_put). */
+/* With the cache's lock held: one more reference; one less (kvt_block_put): unlock as below. */
 void kvt_block_refer_locked(kvt_cache *cache, kvt_block *block);
 void kvt_block_put_locked(kvt_cache *cache, kvt_block *block);
+/* Give up the cache's lock; then close the mappings that have lost their last block under it. */
+void kvt_block_unlock(kvt_cache *cache);
 /*
  * With the cache's lock held: a block is about to be written. It is its twin's form no longer, and
  * its id is not known.
@@ -448,6 +467,66 @@ kvt_status kvt_block_memory(kvt_cache *cache, size_t bytes, const char *what, vo
 void kvt_block_copy(kvt_cache *cache, const kvt_block *from, size_t n_tokens, kvt_block *to);
 /* Free every block in the free lists. */
 void kvt_blocks_trim(kvt_cache *cache);
+
+/* ---- mapping.c: blocks whose data lies in a mapped file ---- */
+
+/*
+ * The data of its blocks is read only, and is trusted only once it has been verified: a layer of a
+ * block at a time, when a call is about to read it. What the caller of kvt_mapping_create sets:
+ */
+typedef struct kvt_mapping {
+    kvt_cache *cache;
+    /*
+     * KVT_OK, or KVT_ERR_CORRUPT where the bytes of a layer of the block are not what they were,
+     * with the cache's error text set. Called by any thread, also for the same layer at once;
+     * without the cache's lock.
+     */
+    kvt_status (*verify)(struct kvt_mapping *mapping, const kvt_block *block, uint32_t layer_index);
+    /* All blocks are gone, and the references: called once, without a lock. May be NULL. */
+    void (*close)(struct kvt_mapping *mapping);
+    void *user;
+    /* What mapping.c has: */
+    struct kvt_mapping *next; /* in a list of those to be closed */
+    uint64_t references;      /* the creator's, and the blocks in use; under the cache's lock */
+    size_t bytes;             /* of this structure and all behind it */
+    size_t n_blocks, layers;  /* layers: of a block, at most */
+    kvt_block *blocks;        /* [n_blocks] */
+    uint8_t *states;          /* [n_blocks][layers], atomic */
+} kvt_mapping;
+
+/*
+ * A mapping with room for n_blocks blocks, and one reference. Its memory is counted, but not held
+ * against the budget. KVT_ERR_MEMORY, KVT_ERR_LIMIT.
+ */
+kvt_status kvt_mapping_create(kvt_cache *cache, size_t n_blocks, kvt_mapping **made);
+/*
+ * Make block i, once, with one reference, which kvt_block_put drops. data: at a multiple of 64,
+ * there until `close`. verified: all layers are.
+ */
+kvt_block *kvt_mapping_block(kvt_mapping *mapping, size_t i, uint32_t class_index,
+                             const unsigned char *data, int verified);
+/* The number of one of its blocks. */
+static inline size_t kvt_mapping_index(const kvt_mapping *mapping, const kvt_block *block)
+{
+    return (size_t)(block - mapping->blocks);
+}
+/* Drop the creator's reference. The mapping stays for as long as one of its blocks is in use. */
+void kvt_mapping_put(kvt_mapping *mapping);
+/* With the cache's lock held: one reference less, the creator's or that of a block in use. */
+void kvt_mapping_drop_locked(kvt_mapping *mapping);
+
+/* A layer of a block, if it is one of a mapping: as `verify`. A layer is verified once. */
+kvt_status kvt_block_verify(const kvt_block *block, uint32_t layer_index);
+/* Of all layers of a group: the blocks in force in rows from .. to - 1. */
+kvt_status kvt_seq_verify_rows(const kvt_seq *seq, uint32_t g, size_t from, size_t to);
+/* Of one layer: the blocks in force in rows from .. to - 1; in all rows. */
+kvt_status kvt_seq_verify_some(const kvt_seq *seq, uint32_t layer, size_t from, size_t to);
+kvt_status kvt_seq_verify_layer(const kvt_seq *seq, uint32_t layer);
+/*
+ * Blocks came into force that are another table's or a checkpoint's. (An open block that is beside
+ * its sealed form was verified by the begin of the step that sealed it.)
+ */
+void kvt_seq_unverified(kvt_seq *seq);
 
 /* ---- cache.c ---- */
 
@@ -735,8 +814,8 @@ void kvt_record_read(const kvt_kernels *kernels, const kvt_group *group, uint32_
 /* ---- convert.c ---- */
 
 /*
- * Blocks of one group as those of another group that differs from it in the types, and what
- * follows from them, alone: the same heads, dims, seed, and V in K in both or neither.
+ * Blocks of one group as those of another one with other types. Both have the same heads, dims,
+ * seed and flags, but for KVT_GROUP_NO_OFFSET where K is i4 in one of them.
  *
  * The form that a block of `tokens` tokens of row `row` has in the other group. In a sequence or
  * checkpoint whose sealed rows come before the open ones they do so in these forms, too.

@@ -73,7 +73,7 @@ void kvt_checkpoint_put(kvt_cache *cache, kvt_checkpoint *checkpoint)
     for (size_t i = 0; left == 0 && i < checkpoint->n_blocks; i++)
         if (checkpoint->blocks[i])
             kvt_block_put_locked(cache, checkpoint->blocks[i]);
-    pthread_mutex_unlock(&cache->lock);
+    kvt_block_unlock(cache);
     if (left == 0)
         kvt_mem_free(cache, checkpoint, checkpoint->bytes);
 }

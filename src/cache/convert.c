@@ -133,12 +133,10 @@ static void clear_padding(const convert_job *job, kvt_side side, const kvt_recor
 
 /* ---- sides that are copied ---- */
 
-/* Whether rows of both groups are in the same stored domain. */
+/* Whether rows of both groups are in the same stored domain: the seeds are the same. */
 static int same_domain(const kvt_group *from, const kvt_group *to, kvt_side side)
 {
-    const kvt_rotation *a = rotation_of(from, side), *b = rotation_of(to, side);
-    return a->block == b->block &&
-           (a->block == 0 || from->config.rotation_seed == to->config.rotation_seed);
+    return rotation_of(from, side)->block == rotation_of(to, side)->block;
 }
 
 static int is_copied(const convert_job *job, kvt_side side)
@@ -306,7 +304,8 @@ kvt_status kvt_convert_layer(const kvt_kernels *kernels, const kvt_group *from_g
     kvt_fpenv saved;
     int stored = 1;
 
-    assert(tokens >= 1 && tokens <= KVT_TOKENS && from_group->v_in_k == to_group->v_in_k);
+    assert(tokens >= 1 && tokens <= KVT_TOKENS && from_group->v_in_k == to_group->v_in_k &&
+           from_group->config.rotation_seed == to_group->config.rotation_seed);
     use_scratch(&job, scratch);
     memset(to, 0, to_layout->layer_bytes);
     saved = kvt_fpenv_enter();

@@ -38,7 +38,7 @@ static kvt_status make_reader(const kvt_seq *seq, uint32_t layer, uint64_t first
         return kvt_fail(cache, KVT_ERR_STATE,
                         "%s: the window of layer %u has released tokens %llu to %llu", call, layer,
                         (unsigned long long)sinks, (unsigned long long)released - 1);
-    return KVT_OK;
+    return kvt_seq_verify_some(seq, layer, (size_t)(first / KVT_TOKENS), kvt_rows(first + n));
 }
 
 typedef void get_function(const void *codes, const uint16_t *scales, size_t slot, size_t dims,
@@ -79,8 +79,12 @@ void kvt_record_read(const kvt_kernels *k, const kvt_group *group, uint32_t form
         for (size_t d = 0; d < dims; d++) /* of V, once 4-bit codes, it may be 0 */
             x[d] *= scale;
     }
-    for (size_t d = 0; offset && d < dims; d++)
-        x[d] += kvt_f16_to_f32(offset[d]);
+    if (offset) {
+        float base[KVT_MAX_DIM];
+        (void)k->load_f16(offset, base, dims);
+        for (size_t d = 0; d < dims; d++)
+            x[d] += base[d];
+    }
     if (rotation->block)
         k->unrotate(x, rotation->signs + head * rotation->stride, dims, rotation->block,
                     rotation->inverse);

@@ -36,7 +36,7 @@ static int reclaim(kvt_seq *seq, kvt_block *block)
     kvt_cache *cache = seq->cache;
     int own;
     pthread_mutex_lock(&cache->lock);
-    own = block->references == 1;
+    own = kvt_block_is_own_locked(block);
     if (own)
         kvt_block_part_locked(block);
     pthread_mutex_unlock(&cache->lock);
@@ -83,7 +83,7 @@ size_t kvt_rows_count_own(const kvt_seq *seq, size_t from, size_t to, uint32_t c
     pthread_mutex_lock(&seq->cache->lock);
     for (size_t row = from; row < to; row++) {
         const kvt_block *block = *kvt_seq_entry(seq, row, column);
-        n += block && block->form == form && block->references == 1;
+        n += block && block->form == form && kvt_block_is_own_locked(block);
     }
     pthread_mutex_unlock(&seq->cache->lock);
     return n;
@@ -101,7 +101,7 @@ static uint64_t own_open_bytes(const kvt_seq *seq, size_t from, size_t to, uint3
     pthread_mutex_lock(&seq->cache->lock);
     for (size_t row = from; row < to; row++) {
         const kvt_block *block = *kvt_seq_entry(seq, row, column);
-        if (block && kvt_is_open(block->form) && block->references == 1)
+        if (block && kvt_is_open(block->form) && kvt_block_is_own_locked(block))
             bytes += kvt_block_bytes(seq->cache, block->class_index);
     }
     pthread_mutex_unlock(&seq->cache->lock);
@@ -193,7 +193,7 @@ static void put_rows(kvt_seq *seq, size_t from, size_t to)
             if (*kvt_seq_entry(seq, row, c))
                 kvt_block_put_locked(cache, take_out(kvt_seq_entry(seq, row, c)));
     }
-    pthread_mutex_unlock(&cache->lock);
+    kvt_block_unlock(cache);
 }
 
 /* What a sequence of n_rows rows has sealed and released at most. */
@@ -285,6 +285,7 @@ void kvt_rows_restore(kvt_seq *seq, const kvt_checkpoint *checkpoint)
         }
     }
     memcpy(seq->groups, checkpoint->groups, sizeof seq->groups);
+    kvt_seq_unverified(seq);
     seq->length = checkpoint->n_tokens;
     seq->next_position = checkpoint->next_position;
     account(seq);
@@ -307,6 +308,21 @@ void kvt_rows_state(kvt_seq *seq)
     }
 }
 
+/* Whether a sequence's table or one of its checkpoints has a block of a mapping. */
+static uint32_t has_mapped(const kvt_seq *seq)
+{
+    for (size_t i = 0; i < seq->n_rows * seq->cache->n_columns; i++)
+        if (seq->table[i] && seq->table[i]->mapping)
+            return 1;
+    for (size_t i = 0; i < seq->n_checkpoints; i++) {
+        const kvt_checkpoint *checkpoint = seq->checkpoints[i];
+        for (size_t j = 0; j < checkpoint->n_blocks; j++)
+            if (checkpoint->blocks[j] && checkpoint->blocks[j]->mapping)
+                return 1;
+    }
+    return 0;
+}
+
 void kvt_rows_replace(kvt_seq *seq, const kvt_seq *with)
 {
     assert(seq->n_checkpoints == 0 && !seq->turns);
@@ -321,6 +337,8 @@ void kvt_rows_replace(kvt_seq *seq, const kvt_seq *with)
     seq->n_checkpoints = with->n_checkpoints;
     seq->checkpoint_room = with->checkpoint_room;
     seq->turns = with->turns;
+    seq->has_mapped = has_mapped(seq);
+    kvt_seq_unverified(seq);
 }
 
 kvt_status kvt_rows_set_exempt(kvt_seq *seq, uint64_t exempt)
@@ -363,6 +381,7 @@ void kvt_rows_share(const kvt_seq *from, uint64_t n_tokens, kvt_seq *to)
     pthread_mutex_unlock(&cache->lock);
     to->n_rows = n_rows;
     to->length = n_tokens;
+    to->has_mapped = from->has_mapped;
     memcpy(to->groups, from->groups, cache->n_groups * sizeof *to->groups);
     cut_groups(to, n_rows);
     if (n_tokens < from->length)
@@ -469,7 +488,7 @@ static kvt_block *block_to_copy(const kvt_seq *seq, uint32_t column)
         return NULL;
     block = kvt_seq_block(seq, seq->n_rows - 1, column);
     pthread_mutex_lock(&seq->cache->lock);
-    own = block->references == 1;
+    own = kvt_block_is_own_locked(block);
     if (own)
         kvt_block_part_locked(block);
     pthread_mutex_unlock(&seq->cache->lock);
@@ -646,7 +665,7 @@ static kvt_block *publish(kvt_cache *cache, kvt_block *open, kvt_block *sealed)
         kvt_block_put_locked(cache, sealed);
         sealed = open->twin;
     }
-    pthread_mutex_unlock(&cache->lock);
+    kvt_block_unlock(cache);
     return sealed;
 }
 
@@ -693,7 +712,7 @@ static int make_own(kvt_cache *cache, kvt_block *block)
 {
     int own;
     pthread_mutex_lock(&cache->lock);
-    own = block->references == 1;
+    own = kvt_block_is_own_locked(block);
     if (own)
         kvt_block_part_locked(block);
     pthread_mutex_unlock(&cache->lock);
@@ -706,6 +725,10 @@ kvt_status kvt_rows_own(kvt_seq *seq, const size_t *from)
     size_t want[KVT_MAX_CLASSES] = {0}, added[KVT_MAX_CLASSES] = {0};
     kvt_status status = KVT_OK;
 
+    for (uint32_t g = 0; status == KVT_OK && g < cache->n_groups; g++)
+        status = kvt_seq_verify_rows(seq, g, from[g], seq->n_rows);
+    if (status != KVT_OK)
+        return status;
     for (uint32_t c = 0; c <= cache->n_groups; c++)
         for (size_t row = from[c]; row < seq->n_rows; row++) {
             kvt_block *block = kvt_seq_block(seq, row, c);
@@ -746,6 +769,26 @@ kvt_status kvt_rows_own_last(kvt_seq *seq)
     return KVT_OK;
 }
 
+/*
+ * The blocks that a step copies, opens again, seals, or takes an offset from are what they were:
+ * its appends cannot fail for them.
+ */
+static kvt_status verify_step(const kvt_seq *seq, uint32_t g, const group_plan *plan)
+{
+    const kvt_group *group = &seq->cache->groups[g];
+    const size_t n = seq->n_rows, n_sealed = seq->groups[g].n_sealed - (size_t)plan->reopens;
+    kvt_status status = KVT_OK;
+    if (!seq->has_mapped || n == 0)
+        return KVT_OK;
+    if (group->seals || seq->length % KVT_TOKENS)
+        status = kvt_seq_verify_rows(seq, g, n - 1, n);
+    if (status == KVT_OK && group->offsets)
+        status = kvt_seq_verify_rows(seq, g, 0, 1);
+    if (status == KVT_OK && group->seals)
+        status = kvt_seq_verify_rows(seq, g, n_sealed, plan->seal_end < n ? plan->seal_end : n);
+    return status;
+}
+
 kvt_status kvt_rows_begin(kvt_seq *seq, uint64_t n_tokens)
 {
     group_plan plans[KVT_MAX_GROUPS];
@@ -753,8 +796,12 @@ kvt_status kvt_rows_begin(kvt_seq *seq, uint64_t n_tokens)
     size_t n_rows = kvt_rows(seq->length + n_tokens);
     kvt_status status;
 
-    for (uint32_t g = 0; g < seq->cache->n_groups; g++)
+    for (uint32_t g = 0; g < seq->cache->n_groups; g++) {
         plans[g] = plan_group(seq, g, seq->length + n_tokens);
+        status = verify_step(seq, g, &plans[g]);
+        if (status != KVT_OK)
+            return status;
+    }
     for (uint32_t c = 0; c <= seq->cache->n_groups; c++) {
         copies[c] = block_to_copy(seq, c);
         if (c == seq->cache->n_groups || !plans[c].reopens)

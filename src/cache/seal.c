@@ -215,12 +215,14 @@ void kvt_k4_get(const kvt_kernels *kernels, const kvt_record *record, size_t t, 
 {
     const float gain = kvt_k4_gain(kvt_record_gains(record, dims_p)[t]);
     uint16_t scales[KVT_MAX_DIM];
+    float middle[KVT_MAX_DIM];
     for (size_t d = 0; d < dims_p; d++)
         scales[d] = record->scales[d] & (uint16_t)~KVT_F16_MINUS;
     kernels->get_k_i4(record->codes, scales, t, dims, dims_p, x);
+    (void)kernels->load_f16(record->offset, middle, dims);
     for (size_t d = 0; d < dims; d++) {
-        const float middle = kvt_f16_to_f32(record->offset[d]);
-        x[d] = record->scales[d] & KVT_F16_MINUS ? x[d] * gain + middle : (x[d] + middle) * gain;
+        const float with = (x[d] + middle[d]) * gain, without = x[d] * gain + middle[d];
+        x[d] = record->scales[d] & KVT_F16_MINUS ? without : with;
     }
 }
 

@@ -377,5 +377,6 @@ kvt_status kvt_seq_clear(kvt_seq *seq)
     seq->turns = NULL;
     kvt_border_end(seq);
     kvt_rows_shrink(seq, 0);
+    seq->has_mapped = 0;
     return KVT_OK;
 }

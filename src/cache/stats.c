@@ -35,7 +35,7 @@ static void see_block(const kvt_cache *cache, kvt_block *block, uint32_t own, kv
 static void count_block(const kvt_cache *cache, kvt_block *block, uint32_t own,
                         kvt_seq_stats *stats)
 {
-    uint64_t bytes = kvt_block_bytes(cache, block->class_index);
+    uint64_t bytes = block->mapping ? 0 : kvt_block_bytes(cache, block->class_index);
     (void)own;
     if (block->visit == cache->n_visits)
         *(block->seen < block->references ? &stats->shared_bytes : &stats->own_bytes) += bytes;

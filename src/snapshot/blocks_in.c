@@ -34,9 +34,9 @@ static void decode_layer(void *arg, size_t i)
     b->stored[i] = b->image_bytes;
     memset(&b->faults[i], 0, sizeof b->faults[i]);
     if (!b->native) {
-        job->status = kvt_snap_decode_set(&job->codec, b->shapes, b->n_streams, b->native_bytes,
-                                          job->from, job->bytes, &job->native, &streams,
-                                          &b->stored[i], &b->faults[i]);
+        job->status =
+            kvt_snap_decode_set(&job->codec, b->shapes, b->n_streams, b->native_bytes, job->from,
+                                job->bytes, &job->native, &streams, &b->stored[i], &b->faults[i]);
         if (job->status != KVT_OK)
             return;
         kvt_snap_scatter(b->group, b->at->form, b->at->tokens, streams, job->to);
@@ -117,8 +117,8 @@ static kvt_status read_sets(batch *b, uint64_t number, uint32_t n_layers)
             if (status != KVT_OK)
                 return status;
             set_place(p, number, b->at, first + (uint32_t)i);
-            status = kvt_snap_take_set(p, &s, b->n_streams, b->native_bytes, &job->section,
-                                       &job->from);
+            status =
+                kvt_snap_take_set(p, &s, b->n_streams, b->native_bytes, &job->section, &job->from);
             job->bytes = (size_t)s.bytes;
             if (status == KVT_OK)
                 status = set_target(b, first + (uint32_t)i, job);
@@ -165,8 +165,8 @@ static kvt_status read_images(batch *b, uint64_t number, uint32_t n_layers, int 
     uint32_t first;
     size_t i;
     kvt_snap_section s;
-    kvt_status status =
-        kvt_snap_expect(p, KVT_SNAP_IMAGES, (0 - (p->offset + KVT_SNAP_SECTION_BYTES)) % KVT_SNAP_ALIGN, &s);
+    kvt_status status = kvt_snap_expect(
+        p, KVT_SNAP_IMAGES, (0 - (p->offset + KVT_SNAP_SECTION_BYTES)) % KVT_SNAP_ALIGN, &s);
 
     if (status != KVT_OK)
         return status;
@@ -181,7 +181,7 @@ static kvt_status read_images(batch *b, uint64_t number, uint32_t n_layers, int 
             return kvt_snap_corrupt(p, "padding that is not zero");
     if (p->input->mapped && p->sink->map && images <= p->remaining) {
         view += p->offset;
-        status = p->sink->map(p->sink->user, b->at, p->input->mapped, p->header->n_blocks, view,
+        status = p->sink->map(p->sink->user, b->at, p->input->mapped, (p->child ? p->child : p)->header->n_blocks, view,
                               view + images + KVT_SNAP_SECTION_BYTES + KVT_SNAP_ID_BYTES, taken);
         if (status != KVT_OK)
             return status;
@@ -230,8 +230,8 @@ static kvt_status read_digests(batch *b, uint64_t number, uint32_t n_layers, int
         memcpy(digests, p->payload.data + KVT_SNAP_ID_BYTES, bytes);
 #ifndef KVT_FUZZING
     for (i = 0; i < n_layers; i++)
-        if (memcmp(digests + i * KVT_SNAP_ID_BYTES,
-                   p->payload.data + (i + 1) * KVT_SNAP_ID_BYTES, KVT_SNAP_ID_BYTES) != 0) {
+        if (memcmp(digests + i * KVT_SNAP_ID_BYTES, p->payload.data + (i + 1) * KVT_SNAP_ID_BYTES,
+                   KVT_SNAP_ID_BYTES) != 0) {
             set_place(p, number, b->at, (uint32_t)i);
             return kvt_snap_corrupt(p, "its bytes do not make its digest");
         }
@@ -259,8 +259,8 @@ static kvt_status read_layers(batch *b, uint64_t number, uint32_t n_layers,
 {
     kvt_snap_parser *p = b->p;
     int taken = 0;
-    kvt_status status = b->native ? read_images(b, number, n_layers, &taken)
-                                  : read_sets(b, number, n_layers);
+    kvt_status status =
+        b->native ? read_images(b, number, n_layers, &taken) : read_sets(b, number, n_layers);
 
     if (status == KVT_OK)
         status = read_digests(b, number, n_layers, taken && p->sink->lazy, wanted, id);

@@ -44,8 +44,8 @@ static void make_image(const batch *b, kvt_snap_job *job)
     const kvt_group *stored = s->stored_as[b->group];
     const kvt_group *group = &s->seq->cache->groups[s->group_of[b->group]];
     size_t bytes = stored->layouts[b->form].layer_bytes;
-    const unsigned char *layer = kvt_head_record(
-        group, b->block, s->layer_of[s->first_layer[b->group] + job->layer], 0);
+    const unsigned char *layer =
+        kvt_head_record(group, b->block, s->layer_of[s->first_layer[b->group] + job->layer], 0);
 
     job->from = layer;
     if (!s->targets && kvt_snap_is_image(stored, b->form, b->tokens))
@@ -81,8 +81,8 @@ static void code_layer(void *arg, size_t i)
     kvt_snap_digest(job->from, bytes, job->digest);
     if (b->digests_only || s->native)
         return;
-    job->status = kvt_snap_reserve(s->context, &job->native, 0, b->native_bytes,
-                                   "a snapshot's streams");
+    job->status =
+        kvt_snap_reserve(s->context, &job->native, 0, b->native_bytes, "a snapshot's streams");
     if (job->status == KVT_OK)
         job->status = kvt_snap_reserve(s->context, &job->section, 0,
                                        kvt_snap_set_room(b->native_bytes), "a snapshot's section");
@@ -95,9 +95,9 @@ static void code_layer(void *arg, size_t i)
         /* The first layer's values depend on the token alone: they repeat as tokens do. */
         shapes[1].repeats = shapes[1].kind == KVT_SNAP_KIND_V &&
                             s->header->layers[s->first_layer[b->group] + job->layer] == 0;
-        job->status = kvt_snap_make_set(&job->codec, KVT_SNAP_LAYER, job->layer, shapes,
-                                        b->n_streams, job->native.data, job->section.data,
-                                        &job->bytes);
+        job->status =
+            kvt_snap_make_set(&job->codec, KVT_SNAP_LAYER, job->layer, shapes, b->n_streams,
+                              job->native.data, job->section.data, &job->bytes);
     }
 }
 
@@ -130,8 +130,7 @@ static kvt_status run(batch *b, uint32_t first, size_t n)
     for (i = 0; i < n; i++) {
         if (s->jobs.jobs[i].status != KVT_OK)
             return s->jobs.jobs[i].status;
-        memcpy(s->digests.data + KVT_SNAP_ID_HEAD +
-                   (first + i) * (size_t)KVT_SNAP_ID_BYTES,
+        memcpy(s->digests.data + KVT_SNAP_ID_HEAD + (first + i) * (size_t)KVT_SNAP_ID_BYTES,
                s->jobs.jobs[i].digest, KVT_SNAP_ID_BYTES);
     }
     return KVT_OK;
@@ -142,10 +141,9 @@ static void make_id(kvt_snap_saver *s, const batch *b, unsigned char *id)
 {
     kvt_put32(s->digests.data, b->tokens);
     kvt_put32(s->digests.data + 4, b->form);
-    kvt_snap_digest(s->digests.data,
-                    KVT_SNAP_ID_HEAD +
-                        s->header->groups[b->group].n_layers * (size_t)KVT_SNAP_ID_BYTES,
-                    id);
+    kvt_snap_digest(
+        s->digests.data,
+        KVT_SNAP_ID_HEAD + s->header->groups[b->group].n_layers * (size_t)KVT_SNAP_ID_BYTES, id);
     if (s->whole) /* bookkeeping, not contents: a const block takes it */
         kvt_block_set_id(s->seq->cache, (kvt_block *)(uintptr_t)b->block, b->tokens, id);
 }
@@ -213,8 +211,7 @@ static kvt_status put_block_head(kvt_snap_saver *s, const batch *b, uint64_t num
         status = kvt_snap_put_summed(s, payload, sizeof payload, NULL);
     if (status == KVT_OK && s->native) {
         size_t pad = (size_t)(0 - (s->offset + KVT_SNAP_SECTION_BYTES)) % KVT_SNAP_ALIGN;
-        uint64_t images =
-            (uint64_t)n_layers * s->stored_as[b->group]->layouts[b->form].layer_bytes;
+        uint64_t images = (uint64_t)n_layers * s->stored_as[b->group]->layouts[b->form].layer_bytes;
         status = kvt_snap_put_head(s, KVT_SNAP_IMAGES, pad + images, pad);
         if (status == KVT_OK)
             status = kvt_snap_put(s, zeros, pad);
@@ -261,8 +258,7 @@ uint64_t kvt_snap_block_bound(const kvt_snap_saver *s, uint64_t bytes, uint32_t 
         (void)kvt_snap_shapes(&s->header->groups[group], form, KVT_TOKENS, shapes, &native);
         bytes += n_layers * kvt_snap_set_room(native);
     }
-    return bytes + KVT_SNAP_SECTION_BYTES + (n_layers + 1) * KVT_SNAP_ID_BYTES +
-           KVT_SNAP_SUM_BYTES;
+    return bytes + KVT_SNAP_SECTION_BYTES + (n_layers + 1) * KVT_SNAP_ID_BYTES + KVT_SNAP_SUM_BYTES;
 }
 
 kvt_status kvt_snap_put_block(kvt_snap_saver *s, uint64_t number, const kvt_block *block)
@@ -281,8 +277,8 @@ kvt_status kvt_snap_put_block(kvt_snap_saver *s, uint64_t number, const kvt_bloc
     b = batch_of(s, block, kvt_get32(entry + 20), group, kvt_get32(entry + 24));
     status = put_block_head(s, &b, number, entry);
     for (first = 0; status == KVT_OK && first < n_layers; first += (uint32_t)s->jobs.n)
-        status = put_layers(s, &b, first,
-                            n_layers - first < s->jobs.n ? n_layers - first : s->jobs.n);
+        status =
+            put_layers(s, &b, first, n_layers - first < s->jobs.n ? n_layers - first : s->jobs.n);
     if (status != KVT_OK)
         return status;
     make_id(s, &b, id);

@@ -147,8 +147,8 @@ static kvt_status sort_places(level *l)
     const unsigned char *entry = l->p.index.data;
     size_t n = l->p.index_bytes / KVT_SNAP_NOTE_BYTES, i;
     place *places;
-    kvt_status status = kvt_snap_reserve(l->p.context, &l->places, 0, n * sizeof *places,
-                                         "a parent's blocks");
+    kvt_status status =
+        kvt_snap_reserve(l->p.context, &l->places, 0, n * sizeof *places, "a parent's blocks");
 
     if (status != KVT_OK)
         return status;
@@ -456,14 +456,12 @@ static kvt_status read_tokens(level *l, uint32_t kind, uint64_t first, uint32_t 
     }
     entry = find_chunk(l, type, first, &begin);
     if (!entry)
-        return kvt_snap_corrupt(&l->p, "its index lacks tokens %llu",
-                                (unsigned long long)first);
+        return kvt_snap_corrupt(&l->p, "its index lacks tokens %llu", (unsigned long long)first);
     seek(l, kvt_get64(entry + 16));
     left = l->header.n_tokens - begin;
-    status = kvt_snap_read_chunk(&l->p, type, kind, begin,
-                                 left < KVT_SNAP_CHUNK_TOKENS ? (uint32_t)left
-                                                              : KVT_SNAP_CHUNK_TOKENS,
-                                 &all, digest);
+    status = kvt_snap_read_chunk(
+        &l->p, type, kind, begin,
+        left < KVT_SNAP_CHUNK_TOKENS ? (uint32_t)left : KVT_SNAP_CHUNK_TOKENS, &all, digest);
     l->p.index_bytes = index_bytes; /* it is the file's own: nothing is to be noted in it */
     if (status != KVT_OK)
         return explain(l, status);

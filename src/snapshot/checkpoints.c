@@ -232,8 +232,8 @@ kvt_status kvt_snap_put_checkpoints(kvt_snap_saver *s)
         if (status == KVT_OK)
             status = kvt_snap_put_part(s, &summer, words, bytes, room);
         if (status == KVT_OK)
-            status =
-                kvt_snap_put_part(s, &summer, kvt_checkpoint_blob(checkpoint), checkpoint->blob_bytes, blob);
+            status = kvt_snap_put_part(s, &summer, kvt_checkpoint_blob(checkpoint),
+                                       checkpoint->blob_bytes, blob);
         if (status == KVT_OK)
             status = kvt_snap_put_parts_end(s, &summer, KVT_SNAP_CHECKPOINT, checkpoint->n_tokens,
                                             offset);

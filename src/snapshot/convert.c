@@ -41,15 +41,16 @@ kvt_status kvt_convert_image(const kvt_snap_context *context, const kvt_group *g
                              const unsigned char *from, uint32_t tokens, const kvt_group *to_group,
                              uint32_t to_form, unsigned char *to, kvt_snap_buffer *scratch)
 {
-    kvt_status status = kvt_snap_reserve(context, scratch, 0, kvt_convert_bytes(group, to_group),
-                                         "a conversion");
+    kvt_status status =
+        kvt_snap_reserve(context, scratch, 0, kvt_convert_bytes(group, to_group), "a conversion");
 
     if (status != KVT_OK)
         return status;
     status = kvt_convert_layer(&context->cache->kernels, group, form, from, tokens, to_group,
                                to_form, to, scratch->data);
     return status == KVT_ERR_VALUE
-               ? kvt_snap_fail(context, status, "convert: a value is beyond what the type can store")
+               ? kvt_snap_fail(context, status,
+                               "convert: a value is beyond what the type can store")
                : status;
 }
 

@@ -110,9 +110,8 @@ static kvt_status cut_short(kvt_snap_crypt *c, uint64_t number)
 static kvt_status lane_reserve(kvt_snap_crypt *c, kvt_snap_lane *lane)
 {
     const char *what = "a segment of an encrypted snapshot";
-    kvt_status status =
-        kvt_snap_reserve(c->context, &lane->coded, 0,
-                         (size_t)c->segment_bytes + KVT_SNAP_CRYPT_MORE_BYTES, what);
+    kvt_status status = kvt_snap_reserve(
+        c->context, &lane->coded, 0, (size_t)c->segment_bytes + KVT_SNAP_CRYPT_MORE_BYTES, what);
     if (status == KVT_OK)
         status = kvt_snap_reserve(c->context, &lane->plain, 0, c->segment_bytes, what);
     return status == KVT_OK ? KVT_OK : crypt_fail(c, status, "no memory for %s", what);
@@ -135,15 +134,16 @@ static kvt_status prepare(const kvt_snap_context *context, const unsigned char *
         n = getrandom(&probe, 1, 0);
     while (n < 0 && errno == EINTR);
     if (n != 1)
-        return crypt_fail(c, KVT_ERR_UNSUPPORTED, "no encryption: the system gives no random "
-                                                  "numbers");
+        return crypt_fail(c, KVT_ERR_UNSUPPORTED,
+                          "no encryption: the system gives no random "
+                          "numbers");
 #endif
     if (sodium_init() < 0)
         return crypt_fail(c, KVT_ERR_UNSUPPORTED, "no encryption: libsodium cannot be initialized");
     return KVT_OK;
 }
 
-/* As many segments at once as there are threads; no more memory for larger segments than for ours. */
+/* As many segments at once as there are threads; larger ones than ours take no more memory. */
 static void set_lanes(kvt_snap_crypt *c)
 {
     const kvt_cache *cache = c->context->cache;
@@ -373,9 +373,9 @@ kvt_status kvt_snap_encrypt_end(kvt_snap_crypt *c)
     c->ended = 1;
     if (!c->stopped)
         return KVT_OK;
-    return c->failure != KVT_OK ? kvt_snap_crypt_failure(c)
-                                : kvt_snap_fail(c->context, KVT_ERR_IO,
-                                                "writing the encrypted snapshot failed");
+    return c->failure != KVT_OK
+               ? kvt_snap_crypt_failure(c)
+               : kvt_snap_fail(c->context, KVT_ERR_IO, "writing the encrypted snapshot failed");
 }
 
 /* ---- decrypting, front to back ---- */
@@ -574,8 +574,7 @@ kvt_status kvt_snap_decrypt_open(const kvt_snap_context *context, const unsigned
     if (status == KVT_OK)
         status = head_begin(c);
     if (status == KVT_OK && source->bytes < KVT_SNAP_CRYPT_HEAD_BYTES)
-        status =
-            crypt_fail(c, KVT_ERR_CORRUPT, "the encrypted snapshot is cut short: in its head");
+        status = crypt_fail(c, KVT_ERR_CORRUPT, "the encrypted snapshot is cut short: in its head");
     if (status == KVT_OK)
         status = read_at(c, 0, c->head, KVT_SNAP_CRYPT_HEAD_BYTES);
     if (status == KVT_OK)

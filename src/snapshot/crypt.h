@@ -1,6 +1,6 @@
 /*
- * Encrypted files: a container around a whole snapshot, below its reader and writer. docs/format.md,
- * "Encrypted files", specifies the bytes.
+ * Encrypted files: a container around a whole snapshot, below its reader and writer.
+ * docs/format.md, "Encrypted files", specifies the bytes.
  *
  * crypt.c is the only file that names libsodium. Without it (KVT_HAVE_CRYPT undefined) everything
  * here but kvt_snap_is_encrypted, kvt_snap_crypt_failure, _release and _bytes answers
@@ -49,7 +49,7 @@ typedef struct kvt_snap_crypt {
     unsigned char key[KVT_SNAP_CRYPT_KEY_BYTES]; /* the file's, not the caller's */
     uint32_t segment_bytes, n_lanes;
     kvt_snap_lane lanes[KVT_SNAP_CRYPT_LANES];
-    uint64_t number; /* of the next segment to be written or read */
+    uint64_t number;                  /* of the next segment to be written or read */
     uint64_t n_segments, plain_bytes; /* of a source */
     uint32_t n_ready, lane; /* reading: lanes to deliver; the one that is written or delivered */
     size_t at;              /* delivered of that lane */
@@ -77,8 +77,8 @@ kvt_status kvt_snap_crypt_needs_key(const kvt_snap_context *context);
 
 /*
  * Every begin and open sets up *c, which is released by kvt_snap_crypt_release, after an error too.
- * key: KVT_SNAP_CRYPT_KEY_BYTES, not needed afterwards. *context, and what `to` and `from` point to,
- * stay.
+ * key: KVT_SNAP_CRYPT_KEY_BYTES, not needed afterwards. *context, and the users of `to`, `from` and
+ * `source`, stay.
  *
  * KVT_ERR_UNSUPPORTED: no libsodium, or no random numbers from the system. KVT_ERR_ARG: key NULL.
  */
@@ -117,7 +117,7 @@ kvt_status kvt_snap_decrypt_open(const kvt_snap_context *context, const unsigned
                                  const kvt_snap_source *source, kvt_snap_crypt *c,
                                  uint64_t *plain_bytes);
 /*
- * Plain bytes offset .. offset + bytes - 1. On an error `to` may hold a part of them, all authentic.
+ * Plain bytes offset .. offset + bytes - 1. On an error `to` may hold some of them, all authentic.
  * The segments last read stay decrypted. KVT_ERR_CORRUPT, also for a range beyond the end;
  * KVT_ERR_IO: read_at failed; KVT_ERR_MEMORY. Another call may succeed afterwards.
  */

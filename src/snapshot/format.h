@@ -41,8 +41,8 @@
 #define KVT_SNAP_STATE_BYTES 8    /* payload of the sequence section before the tag */
 #define KVT_SNAP_POINT_BYTES 16   /* payload of a checkpoint before its blocks */
 #define KVT_SNAP_ID_BYTES 16
-#define KVT_SNAP_ID_HEAD 8 /* an id is the digest of: tokens, representation, layers' digests */
-#define KVT_SNAP_ALIGN 64  /* of a native block's images, from the header's start */
+#define KVT_SNAP_ID_HEAD 8    /* an id is the digest of: tokens, representation, layers' digests */
+#define KVT_SNAP_ALIGN 64     /* of a native block's images, from the header's start */
 #define KVT_SNAP_NAME_MAX 255 /* bytes of a parent's file name */
 
 #define KVT_SNAP_CHUNK_TOKENS 16384 /* tokens of a section of ids or positions: 256 blocks */
@@ -490,13 +490,13 @@ typedef struct kvt_snap_sink {
     kvt_status (*layer)(void *user, const kvt_snap_block *block, uint32_t layer_index,
                         const unsigned char *image, kvt_snap_buffer *scratch);
     /*
-     * All images of a native block, where they lie in a mapped file, which has n_blocks at most,
+     * All images of a native block, where they lie in a mapped file, of which n_blocks at most come,
      * and the layers' digests, which the file may be too short for. *taken 1: they are used there.
      * Comes before they are verified.
      */
     kvt_status (*map)(void *user, const kvt_snap_block *block, kvt_snap_mapped *file,
-                      uint64_t n_blocks, const unsigned char *images,
-                      const unsigned char *digests, int *taken);
+                      uint64_t n_blocks, const unsigned char *images, const unsigned char *digests,
+                      int *taken);
     /* A block's end: all its layers hold. */
     kvt_status (*block)(void *user, const kvt_snap_block *block, const unsigned char *id);
     kvt_status (*checkpoint)(void *user, const kvt_snap_checkpoint *checkpoint);

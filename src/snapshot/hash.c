@@ -10,7 +10,7 @@
 
 #include "src/snapshot/format.h"
 
-_Static_assert(sizeof(XXH64_state_t) <= sizeof ((kvt_snap_summer *)0)->state, "too small");
+_Static_assert(sizeof(XXH64_state_t) <= sizeof((kvt_snap_summer *)0)->state, "too small");
 _Static_assert(sizeof(XXH3_state_t) <= sizeof(kvt_snap_digester), "kvt_snap_digester is too small");
 _Static_assert(sizeof(XXH128_canonical_t) == KVT_SNAP_ID_BYTES, "a digest has 16 bytes");
 

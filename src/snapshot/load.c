@@ -20,7 +20,7 @@ typedef struct stage {
     const kvt_load_options *options;
     /* By the file's groups: the cache's, UINT32_MAX: none; and by its layers, in the group's order. */
     uint32_t group_of[KVT_MAX_GROUPS], first_layer[KVT_MAX_GROUPS];
-    uint32_t layer_of[KVT_MAX_LAYERS]; /* in the cache's group; UINT32_MAX: not wanted */
+    uint32_t layer_of[KVT_MAX_LAYERS];  /* in the cache's group; UINT32_MAX: not wanted */
     kvt_group *sources[KVT_MAX_GROUPS]; /* where types are converted, else NULL */
     float *signs[KVT_MAX_GROUPS];       /* of their rotations */
     int whole;                          /* the file's blocks are the cache's: ids hold */
@@ -103,10 +103,11 @@ static kvt_status match_layers(stage *st, const kvt_snap_header *header)
             if (st->group_of[g] == UINT32_MAX)
                 st->group_of[g] = c;
             if (st->group_of[g] != c || cache->layers[at].index != next)
-                return kvt_fail(cache, KVT_ERR_MISMATCH,
-                                "snapshot of another model: its layer %u is in group %u, layer %u of "
-                                "the cache in group %u",
-                                (unsigned)layer, (unsigned)g, (unsigned)at, (unsigned)c);
+                return kvt_fail(
+                    cache, KVT_ERR_MISMATCH,
+                    "snapshot of another model: its layer %u is in group %u, layer %u of "
+                    "the cache in group %u",
+                    (unsigned)layer, (unsigned)g, (unsigned)at, (unsigned)c);
             st->layer_of[n] = next++;
         }
         if (st->group_of[g] != UINT32_MAX && next != cache->groups[st->group_of[g]].config.n_layers)
@@ -178,8 +179,8 @@ static kvt_status on_header(void *user, const kvt_snap_header *header)
     for (uint32_t g = 0; g < header->n_groups && st->options->layers; g++) {
         if (st->group_of[g] == UINT32_MAX)
             continue;
-        status = kvt_snap_group_match(st->seq->cache, header, g, st->group_of[g],
-                                      st->options->convert);
+        status =
+            kvt_snap_group_match(st->seq->cache, header, g, st->group_of[g], st->options->convert);
         if (status != KVT_OK)
             return status;
     }
@@ -354,8 +355,8 @@ static uint32_t form_of(const stage *st, const kvt_snap_block *at)
 {
     return st->sources[at->group]
                ? kvt_convert_form(st->sources[at->group], at->form,
-                                  &st->seq->cache->groups[st->group_of[at->group]],
-                                  (size_t)at->row, at->tokens)
+                                  &st->seq->cache->groups[st->group_of[at->group]], (size_t)at->row,
+                                  at->tokens)
                : at->form;
 }
 
@@ -395,8 +396,9 @@ static kvt_block *block_at(const stage *st, const kvt_snap_block *at)
 {
     if (at->extra)
         return *extra_at(st, at->extra - 1);
-    return at->row < kvt_rows(st->keep_tokens) ? staged(st, (size_t)at->row)[st->group_of[at->group]]
-                                               : NULL;
+    return at->row < kvt_rows(st->keep_tokens)
+               ? staged(st, (size_t)at->row)[st->group_of[at->group]]
+               : NULL;
 }
 
 /* An image in types of the file's, into the block. */
@@ -477,7 +479,8 @@ static kvt_block *block_of(const stage *st, const kvt_snap_checkpoint *c, uint32
 }
 
 /* Rows of a checkpoint that are sealed, or released: types that are converted change it. */
-static size_t sealed_rows(const stage *st, const kvt_snap_checkpoint *c, uint32_t group, size_t rows)
+static size_t sealed_rows(const stage *st, const kvt_snap_checkpoint *c, uint32_t group,
+                          size_t rows)
 {
     size_t row = 0;
 
@@ -520,8 +523,8 @@ static kvt_status on_checkpoint(void *user, const kvt_snap_checkpoint *c)
     for (g = 0; g <= cache->n_groups; g++)
         for (row = from[g]; row < rows; row++) {
             /* The last row's positions are the sequence's: it has the same tokens, and more. */
-            kvt_block *block = g < cache->n_groups ? block_of(st, c, file_group[g], row)
-                                                   : staged(st, row)[g];
+            kvt_block *block =
+                g < cache->n_groups ? block_of(st, c, file_group[g], row) : staged(st, row)[g];
             kvt_checkpoint_blocks(made, g)[row - from[g]] = block;
             if (block)
                 kvt_block_refer_locked(cache, block);
@@ -613,9 +616,9 @@ static void answer(const stage *st, const kvt_seq *seq, kvt_load_result *result)
 /* Cut to what the prompt can use. */
 static kvt_status cut(kvt_seq *seq, uint32_t reuse, kvt_load_result *result)
 {
-    uint64_t n = reuse == KVT_REUSE_PREFIX                    ? result->reuse_tokens
+    uint64_t n = reuse == KVT_REUSE_PREFIX                 ? result->reuse_tokens
                  : result->checkpoint_tokens == UINT64_MAX ? 0
-                                                              : result->checkpoint_tokens;
+                                                           : result->checkpoint_tokens;
     kvt_status status;
 
     if (n == seq->length)

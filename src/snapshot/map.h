@@ -6,13 +6,9 @@
 
 #include "src/snapshot/format.h"
 
-typedef struct kvt_mapping kvt_mapping;
-kvt_status kvt_seq_verify_layer(const kvt_seq *seq, uint32_t layer);
 /* The mappings that one load makes: one a file of the chain. */
 typedef struct kvt_snap_maps {
     kvt_mapping *mappings[KVT_MAX_DEPTH + 1];
-    const kvt_snap_mapped *files[KVT_MAX_DEPTH + 1];
-    size_t used[KVT_MAX_DEPTH + 1]; /* blocks */
     size_t n;
     uint64_t bytes; /* of all blocks */
     int lazy;       /* blocks are verified at first use */

@@ -56,9 +56,9 @@ uint64_t kvt_snap_read_bytes(const kvt_snap_header *header, size_t n_jobs)
            kvt_snap_counted(KVT_SNAP_HEADER_MAX) + kvt_snap_counted(extra) +
            kvt_snap_decode_bytes(header) + kvt_snap_counted(sizeof(kvt_snap_job) * n_jobs) +
            kvt_snap_counted(64 * n_jobs) +
-           n_jobs * (kvt_snap_counted(layer) + kvt_snap_counted(native) +
-                     kvt_snap_counted(kvt_snap_image_bytes(header)) +
-                     kvt_snap_decode_bytes(header));
+           n_jobs *
+               (kvt_snap_counted(layer) + kvt_snap_counted(native) +
+                kvt_snap_counted(kvt_snap_image_bytes(header)) + kvt_snap_decode_bytes(header));
 }
 
 /* ---- the parts of a snapshot ---- */
@@ -68,8 +68,8 @@ kvt_status kvt_snap_read_header(kvt_snap_parser *p)
     void *memory;
     unsigned char *bytes;
     size_t n;
-    kvt_status status = kvt_snap_reserve(p->context, &p->header_at, 0, KVT_SNAP_HEADER_MAX,
-                                         "a snapshot's header");
+    kvt_status status =
+        kvt_snap_reserve(p->context, &p->header_at, 0, KVT_SNAP_HEADER_MAX, "a snapshot's header");
     uint32_t g;
 
     (void)snprintf(p->place, sizeof p->place, "header");

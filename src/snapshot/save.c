@@ -5,7 +5,6 @@
 
 #include "src/snapshot/convert.h"
 #include "src/snapshot/crypt.h"
-#include "src/snapshot/map.h"
 
 /* ---- options ---- */
 
@@ -51,9 +50,10 @@ static kvt_status check_range(const kvt_seq *seq, kvt_save_options *o)
     if (o->n_tokens == 0)
         o->n_tokens = seq->length - o->first_token;
     if (o->first_token == 0 && o->n_tokens < seq->length && !kvt_window_reaches(seq, o->n_tokens))
-        return kvt_fail(seq->cache, KVT_ERR_STATE,
-                        "save: a window has released what a sequence of the first %llu tokens needs",
-                        (unsigned long long)o->n_tokens);
+        return kvt_fail(
+            seq->cache, KVT_ERR_STATE,
+            "save: a window has released what a sequence of the first %llu tokens needs",
+            (unsigned long long)o->n_tokens);
     for (g = 0; o->first_token && g < seq->cache->n_groups; g++)
         if (seq->groups[g].first * KVT_TOKENS > o->first_token)
             return kvt_fail(seq->cache, KVT_ERR_STATE,
@@ -430,9 +430,9 @@ kvt_status kvt_seq_save_memory(const kvt_seq *seq, void *to, size_t room, size_t
         kvt_writer writer = {&t, write_memory};
         status = write_to(&s, &writer);
         if (status == KVT_ERR_IO && t.full)
-            status = kvt_fail(seq->cache, KVT_ERR_FULL,
-                              "save: the memory of %zu bytes is too small (kvt_seq_save_bound)",
-                              room);
+            status =
+                kvt_fail(seq->cache, KVT_ERR_FULL,
+                         "save: the memory of %zu bytes is too small (kvt_seq_save_bound)", room);
         if (status == KVT_OK)
             *bytes = t.bytes;
     } else if (status == KVT_OK) {
@@ -452,7 +452,8 @@ static uint64_t bound_of(const kvt_snap_saver *s)
     const kvt_snap_header *header = s->header;
     const uint64_t summed = KVT_SNAP_SECTION_BYTES + KVT_SNAP_SUM_BYTES;
     uint64_t chunks = (header->n_tokens + KVT_SNAP_CHUNK_TOKENS - 1) / KVT_SNAP_CHUNK_TOKENS;
-    uint64_t kinds = header->flags & KVT_SNAP_MOVED ? 3 : 2, notes = 1, row, bytes, blocks = 0, table = 0;
+    uint64_t kinds = header->flags & KVT_SNAP_MOVED ? 3 : 2, notes = 1, row, bytes, blocks = 0,
+             table = 0;
     uint64_t set = kvt_snap_set_room(0) - 8 - 2 * KVT_SNAP_STREAM_BYTES;
     size_t i;
     uint32_t g;
@@ -462,9 +463,8 @@ static uint64_t bound_of(const kvt_snap_saver *s)
         bytes += summed + KVT_SNAP_PARENT_BYTES + KVT_SNAP_NAME_MAX + 1;
         notes++;
     }
-    if (s->seq->tag_bytes ||
-        (s->seq->next_position >= 0 &&
-         s->first_row * KVT_TOKENS + header->n_tokens == s->seq->length)) {
+    if (s->seq->tag_bytes || (s->seq->next_position >= 0 &&
+                              s->first_row * KVT_TOKENS + header->n_tokens == s->seq->length)) {
         bytes += summed + kvt_round_up(KVT_SNAP_STATE_BYTES + (size_t)s->seq->tag_bytes, 8);
         notes++;
     }
@@ -472,7 +472,8 @@ static uint64_t bound_of(const kvt_snap_saver *s)
         bytes += summed + KVT_SNAP_PIECE_BYTES +
                  kvt_round_up(strlen(s->options->pieces[i].name), 8) +
                  kvt_round_up(s->options->pieces[i].bytes, 8);
-    bytes += kinds * (chunks * set + kvt_round_up((size_t)(header->n_tokens % KVT_SNAP_CHUNK_TOKENS) * 4, 8) +
+    bytes += kinds * (chunks * set +
+                      kvt_round_up((size_t)(header->n_tokens % KVT_SNAP_CHUNK_TOKENS) * 4, 8) +
                       header->n_tokens / KVT_SNAP_CHUNK_TOKENS * KVT_SNAP_CHUNK_TOKENS * 4);
     notes += kinds * chunks;
     for (g = 0; g < header->n_groups; g++) /* the table, which images are aligned behind */

@@ -86,10 +86,9 @@ kvt_status kvt_snap_take_growing(kvt_snap_parser *p, kvt_snap_buffer *buffer, si
 
 static const char *section_name(uint32_t type)
 {
-    static const char *const names[] = {"?",        "token ids",  "positions", "block table",
-                                        "block",    "layer",      "index",     "end",
-                                        "sequence", "checkpoint", "shifts",    "parent",
-                                        "piece",    "native",     "digests"};
+    static const char *const names[] = {
+        "?",        "token ids",  "positions", "block table", "block", "layer",  "index",  "end",
+        "sequence", "checkpoint", "shifts",    "parent",      "piece", "native", "digests"};
     return type <= KVT_SNAP_LAST_TYPE ? names[type] : "?";
 }
 
@@ -185,8 +184,7 @@ kvt_status kvt_snap_expect(kvt_snap_parser *p, uint32_t type, uint64_t value, kv
     return KVT_OK;
 }
 
-kvt_status kvt_snap_note(kvt_snap_parser *p, const kvt_snap_section *s,
-                         const unsigned char *digest)
+kvt_status kvt_snap_note(kvt_snap_parser *p, const kvt_snap_section *s, const unsigned char *digest)
 {
     size_t need = p->index_bytes + KVT_SNAP_NOTE_BYTES;
     kvt_status status = KVT_OK;
@@ -247,9 +245,10 @@ kvt_status kvt_snap_set_failed(kvt_snap_parser *p, kvt_status status, const kvt_
     if (!fault->text)
         return status;
     if (status == KVT_ERR_FORMAT)
-        return kvt_snap_fail(p->context, KVT_ERR_FORMAT,
-                             "snapshot, %s%s: filter %u or codec %u, which this build does not know",
-                             p->name, p->place, (unsigned)fault->a, (unsigned)fault->b);
+        return kvt_snap_fail(
+            p->context, KVT_ERR_FORMAT,
+            "snapshot, %s%s: filter %u or codec %u, which this build does not know", p->name,
+            p->place, (unsigned)fault->a, (unsigned)fault->b);
     (void)snprintf(text, sizeof text, fault->text, (unsigned)fault->a, (unsigned)fault->b);
     return fault->kind ? kvt_snap_corrupt(p, "stream of kind %u: %s", (unsigned)fault->kind, text)
                        : kvt_snap_corrupt(p, "%s", text);
@@ -353,10 +352,11 @@ kvt_status kvt_snap_decode_set(kvt_snap_codec *codec, const kvt_snap_shape *shap
     for (i = 0; i < n; i++) {
         const char *text;
         if (!plain) {
-            status = kvt_snap_decode(codec, &shapes[i], &table[i], payload + at,
-                                     buffer->data + done);
+            status =
+                kvt_snap_decode(codec, &shapes[i], &table[i], payload + at, buffer->data + done);
             if (status == KVT_ERR_CORRUPT)
-                return faulty(fault, KVT_ERR_CORRUPT, table[i].kind, "it does not decompress", 0, 0);
+                return faulty(fault, KVT_ERR_CORRUPT, table[i].kind, "it does not decompress", 0,
+                              0);
             if (status != KVT_OK)
                 return status;
         }

@@ -274,8 +274,7 @@ static void take_tokens(const kvt_snap_saver *s, uint32_t kind, uint64_t first, 
             for (t = 0; t < here; t++)
                 kvt_put32(at + t * (size_t)4, (uint32_t)kvt_shift_at(meta, slot + t));
         else
-            memcpy(at,
-                   (kind == KVT_SNAP_KIND_POSITIONS ? meta->positions : meta->token_ids) + slot,
+            memcpy(at, (kind == KVT_SNAP_KIND_POSITIONS ? meta->positions : meta->token_ids) + slot,
                    here * (size_t)4);
     }
 }
@@ -476,11 +475,11 @@ static kvt_status prepare(kvt_snap_saver *s)
     if (status == KVT_OK)
         status = kvt_snap_plan_checkpoints(s);
     if (status == KVT_OK)
-        status = kvt_snap_reserve(s->context, &s->index, 0,
-                                  (size_t)sizes_of(s->header).index +
-                                      (s->n_checkpoints + s->options->n_pieces) *
-                                          KVT_SNAP_NOTE_BYTES,
-                                  "a snapshot's index");
+        status =
+            kvt_snap_reserve(s->context, &s->index, 0,
+                             (size_t)sizes_of(s->header).index +
+                                 (s->n_checkpoints + s->options->n_pieces) * KVT_SNAP_NOTE_BYTES,
+                             "a snapshot's index");
     return status;
 }
 
