@@ -462,6 +462,7 @@ for how in "dump --safetensors" "dump --npy" "convert --level=19"; do
     kill -TERM $pid
     wait $pid 2>/dev/null
     [ $? -eq 143 ] || fails "$how: exit code after a signal"
+    says err ': interrupted$'
     [ -z "$(find "$work/new" -name '.*kvtile*' -o -name '.*tmp*')" ] || fails "$how: a temporary is left: $(find "$work/new")"
     rm -rf "$work/new" && mkdir "$work/new"
 done

@@ -35,6 +35,8 @@ static void report(const tool_options *o, const char *file, kvt_status status, c
 
     progress_stop();
     (void)vsnprintf(text, sizeof text, format, arguments);
+    if (output_interrupted()) /* whatever the call has made of it */
+        (void)snprintf(text, sizeof text, "interrupted");
     cut_name(text, file);
     if (o->json) {
         json_begin(file, status);
