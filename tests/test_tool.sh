@@ -201,6 +201,8 @@ if command -v python3 >/dev/null 2>&1; then
         python3 -c 'import json, sys; [json.loads(line) for line in sys.stdin]' ||
         { echo "not JSON"; failures=$((failures + 1)); }
 fi
+refuses 3 'a?b: .*No such file or directory$' verify "$work/a
+b" # which stays one line
 (cd "$work" && cp "$golden/empty.kvt" ./--json && "$tool" verify -- --json >/dev/null) ||
     { echo "-- does not end the options"; failures=$((failures + 1)); }
 
