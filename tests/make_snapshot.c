@@ -1,8 +1,8 @@
 /*
  * make_snapshot PATH TOKENS [TOKEN [PARENT]]: a snapshot of two layers, i8, for tests of programs:
  * 2 kv heads of 64 dims, 512 bytes a token as f32 in each side of a layer. The values of token TOKEN
- * of layer 1 are others than without it; "none" is none. With a parent it is a delta, and has a
- * piece "title" of 5 bytes.
+ * of layer 1 are others than without it; "none" is none; a number from TOKENS on is the blob of a
+ * checkpoint at the end. With a parent it is a delta, and has a piece "title" of 5 bytes.
  */
 #include <kvtile/kvtile.h>
 
@@ -83,7 +83,10 @@ int main(int argc, char **argv)
     config.n_groups = 1;
     config.max_tokens = n_tokens + 1;
     bad = kvt_cache_create(&config, &cache) != KVT_OK || kvt_seq_create(cache, &seq) != KVT_OK ||
-          fill(seq, n_tokens, changed) != 0 || kvt_seq_save(seq, argv[1], &options) != KVT_OK;
+          fill(seq, n_tokens, changed) != 0 ||
+          (changed >= n_tokens && changed != UINT64_MAX &&
+           kvt_seq_checkpoint(seq, &changed, sizeof changed) != KVT_OK) ||
+          kvt_seq_save(seq, argv[1], &options) != KVT_OK;
     kvt_seq_destroy(seq);
     kvt_cache_destroy(cache);
     return bad;

@@ -291,6 +291,10 @@ says out '"equal":false,.*"layers":\[{"layer":1,"side":"k","compared":true,"toke
 json
 run 1 diff --quiet "$work/a.kvt" "$work/b.kvt"
 silent out
+"$make" "$work/a.kvt" 100 100 && "$make" "$work/b.kvt" 100 101 || fails "$make"
+run 1 diff --json "$work/a.kvt" "$work/b.kvt" # the blobs of their checkpoints
+says out '"tag":true,"next_position":true,"checkpoints":false},.*"layers":\[\]}$'
+"$make" "$work/a.kvt" 400 || fails "$make"
 run 1 diff "$golden/tag.kvt" "$golden/f16-f32.kvt"
 for what in 'types, ' 'tags' 'next positions' 'geometries'; do
     says out "  $what.* differ"

@@ -1,6 +1,6 @@
 /*
- * What the files of kvtile(1) share: the options, the exit codes, and errors, JSON, progress, output
- * files and loaded snapshots. All of it is of this program; the library is used by its public header.
+ * What the files of kvtile(1) share: the options, the exit codes, and errors, JSON, progress,
+ * output files, keys and loaded snapshots. The library is used by its public header alone.
  */
 #ifndef KVTILE_TOOLS_TOOL_H
 #define KVTILE_TOOLS_TOOL_H
@@ -110,8 +110,8 @@ int output_commit(tool_output *out); /* the file is under its name, or -1 */
 void output_discard(tool_output *out);
 
 /*
- * From now on, as from output_open on, SIGINT, SIGTERM and SIGHUP are noted, so that no temporary is
- * left.
+ * From now on, as from output_open on, SIGINT, SIGTERM and SIGHUP are noted, so that no temporary
+ * is left.
  */
 void output_note_signals(void);
 int output_interrupted(void);
