@@ -1,8 +1,8 @@
 /*
  * make_snapshot PATH TOKENS [TOKEN [PARENT]]: a snapshot of two layers, i8, for tests of programs:
- * 2 kv heads of 64 dims, 512 bytes a token as f32 in each side of a layer. The values of token TOKEN
- * of layer 1 are others than without it; "none" is none; a number from TOKENS on is the blob of a
- * checkpoint at the end. With a parent it is a delta, and has a piece "title" of 5 bytes.
+ * 2 kv heads of 64 dims, 512 bytes a token as f32 in each side of a layer. The values of token
+ * TOKEN of layer 1 are others than without it; "none" is none; a number from TOKENS on is the blob
+ * of a checkpoint at the end. With a parent it is a delta, and has a piece "title" of 5 bytes.
  */
 #include <kvtile/kvtile.h>
 
