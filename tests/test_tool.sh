@@ -105,6 +105,8 @@ silent err
 run 0 info --quick "$golden/groups.kvt"
 says out ' 1  *1  *4  *2  *8  *16  *f32  *i8  *as it is  *rotated  *none$'
 says out ' 0  *2  *2  *1  *16  *32  *i8  *f16  *with offset  *as it is  *none$'
+says out 'layers of 0  *0, 2$'
+says out 'layers of 1  *1$'
 run 0 info "$golden/i8-plain.kvt" # all flags are set
 says out ' *i8  *i8  *as it is  *as it is  *none$'
 run 0 info --json "$golden/i8-plain.kvt"
@@ -112,6 +114,7 @@ says out '"rotation":false,"offset":false,"v_rotation":false,"v_in_k":false,'
 run 0 info --json "$golden/v-in-k.kvt"
 says out '"rotation":true,"offset":true,"v_rotation":false,"v_in_k":true,'
 run 0 info --json "$golden/groups.kvt"
+says out '"groups":\[{"n_layers":2,"layers":\[0,2\],"n_q_heads":2,[^{]*},{"n_layers":1,"layers":\[1\],'
 says out '"v_type":"f16","rotation":false,"offset":true,"v_rotation":false,'
 says out '"v_type":"i8","rotation":false,"offset":false,"v_rotation":true,'
 run 0 info "$golden/window.kvt"
@@ -196,6 +199,10 @@ says out '"file":".*a\\"b\\\\c\\u0009d.kvt"'
 cp "$golden/empty.kvt" "$work/$(printf 'bad\377name.kvt')"
 run 0 info --json "$work/$(printf 'bad\377name.kvt')"
 says out 'bad\\ufffdname'
+accents="$work/$(printf '\303\251\342\202\254').kvt" # UTF-8, which stays
+cp "$golden/empty.kvt" "$accents"
+run 0 info --json --quick "$accents"
+says out "\"file\":\"$accents\",\"status\""
 if command -v python3 >/dev/null 2>&1; then
     "$tool" info --json "$golden"/*.kvt "$odd" "$work"/*.kvt 2>/dev/null |
         python3 -c 'import json, sys; [json.loads(line) for line in sys.stdin]' ||
