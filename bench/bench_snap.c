@@ -327,6 +327,12 @@ void bench_snap_missing(const bench_options *o, const bench_figure *f)
 int bench_snap_run(const bench_options *o)
 {
     unsigned speed = BENCH_PART_MEMORY | BENCH_PART_FILE | BENCH_PART_CRYPT | BENCH_PART_THREADS;
+    uint64_t available = bench_available_bytes();
+    if (o->parts & (speed | BENCH_PART_ZSTD) && available != UINT64_MAX &&
+        5 * o->bytes > available / 10 * 9) /* two caches, two images and the files */
+        bench_fail(2,
+                   "snapshot: --bytes of %.1f GiB need five times as much; %.1f GiB are available",
+                   (double)o->bytes * 0x1p-30, (double)available * 0x1p-30);
     bench_table_begin(o, "snapshot: figures with bars", columns, N_COLUMNS);
     if (o->parts & speed)
         bench_snap_speed(o, o->parts);

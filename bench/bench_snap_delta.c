@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 enum { TURN = 256, FIXED = 64 << 10 };
+#define LEAST ((uint64_t)10 << 30) /* bytes of memory for all layers */
 
 typedef struct delta {
     const bench_options *o;
@@ -175,8 +176,12 @@ static void report_times(delta *d)
 void bench_snap_delta(const bench_options *o)
 {
     delta d;
-    bench_options few = *o;
-    open_delta(&d, o, KVT_TYPE_I8, 0);
+    bench_options few = *o, first = *o;
+    if (!few.layers && !few.quick)
+        few.layers = 8;                  /* the sizes alone, which go with the layers */
+    if (bench_available_bytes() < LEAST) /* the cache, its image and its files are 2 GiB each */
+        first.layers = few.layers;
+    open_delta(&d, &first, KVT_TYPE_I8, 0);
     report_size(&d, "delta_size", KVT_CODEC_RAW, 1.05);
     report_size(&d, "delta_size_auto", KVT_CODEC_AUTO, NAN);
     d.codec = KVT_CODEC_RAW;
@@ -186,8 +191,6 @@ void bench_snap_delta(const bench_options *o)
     report_times(&d);
     close_delta(&d);
 
-    if (!few.layers && !few.quick)
-        few.layers = 8; /* the sizes alone, which go with the layers */
     open_delta(&d, &few, KVT_TYPE_I8, KVT_RESIDUAL_NONE);
     report_size(&d, "delta_size_residual_none", KVT_CODEC_RAW, 1.05);
     close_delta(&d);

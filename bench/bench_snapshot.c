@@ -1,6 +1,7 @@
 /*
- * snapshot: first (--part sweep) save and load of one sequence of each --k, --v, --ctx, ..., through memory and through a file, compressed and
- * raw, beside memcpy (memory) or plain fwrite and fread (file) of as many bytes.
+ * snapshot: first (--part sweep) save and load of one sequence of each --k, --v, --ctx, ...,
+ * through memory and through a file, compressed and raw, beside memcpy (memory) or plain fwrite and
+ * fread (file) of as many bytes.
  *
  * bytes are the keys and values of all layers as decode counts them, not the stored ones, so the
  * rates include the effect of compression. Files, the plain ones too, are written with and without
