@@ -109,7 +109,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         const golden *g = &golden_all[i];
         view v = {data, size, 0};
         kvt_reader reader = {&v, view_read};
-        kvt_load_result result = {0, 0, 0, 0, {0}};
+        kvt_load_result result = {0, 0, 0, 0, 0, {0}};
         uint64_t before;
         kvt_status status;
 

@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define GOLDEN_COUNT 17
+#define GOLDEN_COUNT 25
 #define GOLDEN_MOST 512 /* tokens */
 #define GOLDEN_LAYERS 3
 #define GOLDEN_POINTS 4
@@ -30,15 +30,23 @@ typedef struct golden {
     int32_t next;       /* position; 0: not set */
     uint32_t removed;   /* so many tokens from the 64th on, at the end; 20 come behind */
     uint32_t cut_point; /* 1: a checkpoint where it was truncated to */
+    uint32_t codec;     /* KVT_CODEC_; KVT_CODEC_RAW: a piece is saved, too */
+    const char *parent; /* the file of which this is a delta, or NULL */
 } golden;
 
+/* The piece. */
+#define GOLDEN_PIECE "note"
+#define GOLDEN_PIECE_TEXT "of the caller"
+
 /* The last fields; plain: neither window, checkpoints, tag nor next position. */
-#define GOLDEN_PLAIN 0, 0, {0}, NULL, 0, 0, 0
-#define GOLDEN_WINDOW 90, 70, {0}, NULL, 0, 0, 0
-#define GOLDEN_CHECKPOINTS 50, 0, {100, 330, 345, 410}, NULL, 0, 0, 0
-#define GOLDEN_TAG 0, 0, {0}, "lora: 7", 77, 0, 0
-#define GOLDEN_MOVED 0, 0, {0}, NULL, 0, 64, 0
-#define GOLDEN_CUT_POINT 50, 0, {100, 345, 380}, NULL, 0, 0, 1
+#define GOLDEN_PLAIN 0, 0, {0}, NULL, 0, 0, 0, KVT_CODEC_AUTO, NULL
+#define GOLDEN_NATIVE 0, 0, {0}, NULL, 0, 0, 0, KVT_CODEC_RAW, NULL
+#define GOLDEN_DELTA(codec, of) 0, 0, {0}, NULL, 0, 0, 0, codec, of
+#define GOLDEN_WINDOW 90, 70, {0}, NULL, 0, 0, 0, KVT_CODEC_ZSTD, NULL
+#define GOLDEN_CHECKPOINTS(codec) 50, 0, {100, 330, 345, 410}, NULL, 0, 0, 0, codec, NULL
+#define GOLDEN_TAG 0, 0, {0}, "lora: 7", 77, 0, 0, KVT_CODEC_AUTO, NULL
+#define GOLDEN_MOVED 0, 0, {0}, NULL, 0, 64, 0, KVT_CODEC_AUTO, NULL
+#define GOLDEN_CUT_POINT 50, 0, {100, 345, 380}, NULL, 0, 0, 1, KVT_CODEC_AUTO, NULL
 
 static const golden golden_all[GOLDEN_COUNT] = {
     /* Sealed, open and partial blocks. */
@@ -62,7 +70,7 @@ static const golden golden_all[GOLDEN_COUNT] = {
     {"window", KVT_TYPE_I8, KVT_TYPE_I8, 0, 1, 1, 24, 8, 0, 20, 400, 400, 400, 0, GOLDEN_WINDOW},
     /* Checkpoints: of what is released and sealed since, in one row, and at the end. */
     {"checkpoints", KVT_TYPE_I8, KVT_TYPE_F16, 0, 2, 1, 16, 8, KVT_RESIDUAL_NONE, 25, 420, 390, 410,
-     0, GOLDEN_CHECKPOINTS},
+     0, GOLDEN_CHECKPOINTS(KVT_CODEC_AUTO)},
     {"tag", KVT_TYPE_F16, KVT_TYPE_F16, 0, 1, 1, 8, 8, 0, 7, 30, 30, 30, 0, GOLDEN_TAG},
     /* Keys that have moved, and such that have not in the same block. */
     {"moved", KVT_TYPE_I8, KVT_TYPE_I8, 0, 1, 1, 16, 8, 0, 40, 300, 300, 300, 0, GOLDEN_MOVED},
@@ -80,6 +88,24 @@ static const golden golden_all[GOLDEN_COUNT] = {
     /* A checkpoint of a row that was truncated, then open again, and has been sealed anew. */
     {"i4-checkpoints", KVT_TYPE_I4, KVT_TYPE_I4, 0, 2, 1, 16, 24, KVT_RESIDUAL_NONE, 25, 420, 370,
      410, 0, GOLDEN_CUT_POINT},
+    /* The same contents in native sections. */
+    {"i8-native", KVT_TYPE_I8, KVT_TYPE_I8, 0, 1, 2, 24, 16, 0, 20, 300, 300, 300, 0,
+     GOLDEN_NATIVE},
+    {"f16-f32-native", KVT_TYPE_F16, KVT_TYPE_F32, 0, 1, 1, 8, 24, 0, 66, 66, 66, 66, 0,
+     GOLDEN_NATIVE},
+    {"v-in-k-native", KVT_TYPE_I8, KVT_TYPE_I8, KVT_GROUP_V_IN_K, 1, 2, 48, 32, KVT_RESIDUAL_NONE,
+     30, 200, 100, 160, 0, GOLDEN_NATIVE},
+    {"checkpoints-native", KVT_TYPE_I8, KVT_TYPE_F16, 0, 2, 1, 16, 8, KVT_RESIDUAL_NONE, 25, 420,
+     390, 410, 0, GOLDEN_CHECKPOINTS(KVT_CODEC_RAW)},
+    {"i4-native", KVT_TYPE_I4, KVT_TYPE_I4, 0, 1, 2, 24, 40, KVT_RESIDUAL_NONE, 20, 300, 150, 170,
+     0, GOLDEN_NATIVE},
+    {"i4-i5-native", KVT_TYPE_I4, KVT_TYPE_I5, 0, 1, 2, 40, 24, 0, 19, 400, 300, 331, 2,
+     GOLDEN_NATIVE},
+    /* What "i8" lacks of a longer sequence, and what that one lacks of a longer one. */
+    {"delta", KVT_TYPE_I8, KVT_TYPE_I8, 0, 1, 2, 24, 16, 0, 20, 360, 360, 360, 0,
+     GOLDEN_DELTA(KVT_CODEC_AUTO, "i8.kvt")},
+    {"delta-again", KVT_TYPE_I8, KVT_TYPE_I8, 0, 1, 2, 24, 16, 0, 20, 400, 400, 400, 0,
+     GOLDEN_DELTA(KVT_CODEC_RAW, "delta.kvt")},
 };
 
 /* k_dim, v_dim, kv heads of a group. */

@@ -21,12 +21,26 @@ int main(int argc, char **argv)
         const golden *g = &golden_all[i];
         kvt_cache *cache = golden_cache(g);
         kvt_seq *seq = NULL;
-        char path[1024];
+        const kvt_snapshot_piece piece = {GOLDEN_PIECE, GOLDEN_PIECE_TEXT,
+                                          sizeof GOLDEN_PIECE_TEXT - 1};
+        kvt_save_options options;
+        char path[1024], parent[1024];
 
+        memset(&options, 0, sizeof options);
+        options.struct_size = sizeof options;
+        options.codec = g->codec;
+        if (g->codec == KVT_CODEC_RAW) {
+            options.pieces = &piece;
+            options.n_pieces = 1;
+        }
+        if (g->parent) {
+            (void)snprintf(parent, sizeof parent, "%s/%s", argv[1], g->parent);
+            options.parent = parent;
+        }
         if (!cache || kvt_seq_create(cache, &seq) != KVT_OK || golden_fill(g, seq) != 0)
             return 1;
         (void)snprintf(path, sizeof path, "%s/%s.kvt", argv[1], g->name);
-        if (kvt_seq_save(seq, path, NULL) != KVT_OK) {
+        if (kvt_seq_save(seq, path, &options) != KVT_OK) {
             char text[256];
             (void)kvt_cache_error(cache, text, sizeof text);
             fprintf(stderr, "%s\n", text);

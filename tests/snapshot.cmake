@@ -1,8 +1,8 @@
 # Tests of snapshots and of the command line; included by tests/CMakeLists.txt.
-add_library(snapshot_support STATIC snapshot_support.c subject.c)
+add_library(snapshot_support STATIC snapshot_support.c snapshot_sign.c subject.c)
 target_link_libraries(snapshot_support PUBLIC test_support PRIVATE kvtile_warnings kvtile::xxhash)
 
-foreach(name snapshot snapshot_damage snapshot_files snapshot_rows snapshot_state
+foreach(name snapshot snapshot_damage snapshot_parts snapshot_files snapshot_rows snapshot_state
     snapshot_working seal fork select remove
     checkpoint accounting operations 4bit)
   add_executable(test_${name} test_${name}.c)
@@ -57,7 +57,8 @@ target_link_libraries(time_crypt PRIVATE kvtile_static kvtile_warnings)
 
 set(golden_files)
 foreach(name i8 i8-plain i8-large i8-sink f16-f32 groups empty v-in-k window checkpoints tag moved
-    i4 i4-i5 i4-i5-cut i8-i4 i4-checkpoints)
+    i4 i4-i5 i4-i5-cut i8-i4 i4-checkpoints i8-native f16-f32-native v-in-k-native
+    checkpoints-native i4-native i4-i5-native delta delta-again)
   list(APPEND golden_files ${golden}/${name}.kvt)
 endforeach()
 add_executable(test_snapshot_golden test_snapshot_golden.c)

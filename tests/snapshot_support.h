@@ -1,7 +1,7 @@
 /*
  * What the tests of snapshots share: caches of any geometry, filled with numbers that depend on
  * (layer, token) alone, snapshots in memory, and functions that recompute the checksums of a
- * modified snapshot. Includes the public header and xxHash.
+ * modified snapshot (snapshot_sign.c). Includes the public header and xxHash.
  */
 #ifndef KVT_TEST_SNAPSHOT_SUPPORT_H
 #define KVT_TEST_SNAPSHOT_SUPPORT_H
@@ -57,10 +57,26 @@ kvt_status load_bytes(kvt_seq *seq, const unsigned char *data, size_t n, kvt_loa
 /* Everything that can be read of a sequence, also by attention, as one hash. */
 uint64_t state_hash(const model *m, kvt_cache *cache, const kvt_seq *seq);
 
-/* Recompute all checksums and ids of a raw snapshot, as docs/format.md has them. */
+/*
+ * Recompute all checksums, digests and ids of a snapshot, as docs/format.md has them. Digests of
+ * streams with a filter or codec stay those that the file has; so do a layer's of a geometry that
+ * there is not.
+ */
 void resign(unsigned char *data, size_t n);
-/* The checksums only, of any snapshot. */
+/* The same without the ids and digests of blocks, layers, token ids, positions and shifts. */
 void resign_sums(unsigned char *data, size_t n);
+/* The checksums only: no digest, no id. */
+void resum(unsigned char *data, size_t n);
+/* Write index and end anew, for sections that were put in or taken out; resigns. */
+void reindex(bytes *f);
+/* Put a section in at an offset: n bytes of payload, then the room for its checksum. Reindexes. */
+void add_section(bytes *f, size_t at, uint32_t type, uint32_t flags, uint64_t value,
+                 const void *payload, size_t n);
+/* Replace `gone` bytes at an offset by n others. */
+void replace_bytes(bytes *f, size_t at, size_t gone, const void *data, size_t n);
+/* Put all blocks into native sections, or into layer sections of raw streams without filter; the
+ * streams of layer sections have to be such already. Resigns. */
+void relay(bytes *f, int native);
 /* Claim so many blocks, and their table's size; the table begins with the sum of an empty one. */
 void claim_blocks(unsigned char *data, size_t n, uint64_t n_blocks);
 /* Offset of the payload of the i-th section of a type; its size in *payload. */

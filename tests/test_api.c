@@ -1356,7 +1356,7 @@ static void bad_snapshot_arguments(void **state)
     kvt_reader reader = {&calls, read_never}, no_read = {&calls, NULL};
     const kvt_save_options save = {.struct_size = sizeof save};
     const kvt_load_options load = {.struct_size = sizeof load};
-    kvt_load_result result = {77, 77, 77, 77, {0}};
+    kvt_load_result result = {77, 77, 77, 77, 77, {0}};
     kvt_snapshot_info info;
     char text[100] = "";
     (void)state;

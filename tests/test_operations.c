@@ -610,10 +610,12 @@ static void save(actor *a, member *m)
 {
     bytes b = {NULL, 0, 0, 0, -1, 0};
     kvt_writer writer = bytes_writer(&b);
-    kvt_save_options options = {sizeof options, KVT_CODEC_ZSTD, 0, 0, 0};
+    kvt_save_options options;
     if (m->pending)
         return;
-    options.codec = rng_below(&a->r, 4) ? KVT_CODEC_RAW : KVT_CODEC_ZSTD;
+    memset(&options, 0, sizeof options);
+    options.struct_size = sizeof options;
+    options.codec = rng_below(&a->r, 4) ? KVT_CODEC_RAW : rng_below(&a->r, 3);
     arm(a);
     if (!succeeded(a, kvt_seq_save_stream(m->seq, &writer, &options), m)) {
         bytes_free(&b);

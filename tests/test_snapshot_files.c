@@ -124,7 +124,7 @@ static void test_file(void **state)
     assert_int_equal(result.n_tokens, 100);
     assert_true(state_hash(&f.m, f.cache, other) == f.hash);
     file = slurp(in_folder("a"));
-    stream = saved(f.cache, f.seq, KVT_CODEC_ZSTD);
+    stream = saved(f.cache, f.seq, KVT_CODEC_AUTO);
     assert_int_equal(file.n, stream.n);
     assert_memory_equal(file.data, stream.data, file.n);
     assert_int_equal(count_entries(folder), 1); /* no temporary is left */
@@ -639,7 +639,7 @@ static void test_in_place(void **state)
     assert_true(before.st_ino == after.st_ino && after.st_nlink == 2);
     assert_int_equal(after.st_mode & 0777, 0604);
     file = slurp(in_folder("a"));
-    stream = saved(f.cache, f.seq, KVT_CODEC_ZSTD);
+    stream = saved(f.cache, f.seq, KVT_CODEC_AUTO);
     assert_int_equal(file.n, stream.n);
     assert_memory_equal(file.data, stream.data, file.n);
     bytes_free(&file);

@@ -47,6 +47,11 @@ static void test_golden(void **state)
             fail_msg("%s: %s", path, text);
         assert_int_equal(info.n_tokens, g->n_tokens - g->removed + (g->removed ? 20 : 0));
         assert_int_equal(info.n_groups, g->n_groups);
+        assert_int_equal(info.n_pieces, g->codec == KVT_CODEC_RAW);
+        assert_int_equal(info.native_blocks,
+                         g->codec == KVT_CODEC_RAW ? info.n_blocks - info.inherited_blocks : 0);
+        assert_string_equal(info.parent_name, g->parent ? g->parent : "");
+        assert_int_equal(info.inherited_blocks > 0, g->parent != NULL);
         cache = golden_cache(g);
         assert_non_null(cache);
         assert_int_equal(kvt_seq_create(cache, &seq), KVT_OK);

@@ -302,7 +302,7 @@ static void blocks_are_there_once(void **state)
     expect_ok(s.cache, kvt_seq_checkpoint(seq, NULL, 0));
     file = saved(s.cache, seq, KVT_CODEC_RAW);
     n = file.n - before; /* its section and its entry in the index */
-    assert_int_equal(n, 32 + 16 + 8 + 8 + 32);
+    assert_int_equal(n, 32 + 16 + 8 + 8 + 48);
     bytes_free(&file);
     for (int i = 0; i < 5; i++) {
         grow(&s, seq, 1);
@@ -352,7 +352,8 @@ static void load_answers_for_prompts(void **state)
                 memset(&result, 0xff, sizeof result);
                 expect_ok(s.cache, kvt_seq_load_stream(seq, &reader, &options, &result));
                 assert_true(result.n_tokens == 400 && result.prefix_tokens == prefix);
-                assert_true(result.reserved[0] == 0 && result.reserved[3] == 0);
+                assert_true(result.reserved[0] == 0 && result.reserved[2] == 0 &&
+                            result.mapped_bytes == 0);
                 bound = n_prompt && prefix == n_prompt ? prefix - 1 : prefix;
                 for (size_t i = 0; i < n; i++)
                     last = at[i] <= bound ? at[i] : last;
@@ -400,7 +401,7 @@ static void tags_have_to_be_the_same(void **state)
     make(&s, 40, 0, KVT_TYPE_I8, 0, &r);
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         kvt_seq *seq = seq_of(&s), *other = seq_of(&s);
-        kvt_load_result result = {77, 77, 77, 77, {0}};
+        kvt_load_result result = {77, 77, 77, 77, 77, {0}};
         uint64_t before;
         bytes file;
         expect_ok(s.cache, kvt_seq_set_tag(seq, cases[i].stored, strlen(cases[i].stored)));

@@ -181,7 +181,8 @@ static kvt_status read_images(batch *b, uint64_t number, uint32_t n_layers, int 
             return kvt_snap_corrupt(p, "padding that is not zero");
     if (p->input->mapped && p->sink->map && images <= p->remaining) {
         view += p->offset;
-        status = p->sink->map(p->sink->user, b->at, p->input->mapped, (p->child ? p->child : p)->header->n_blocks, view,
+        status = p->sink->map(p->sink->user, b->at, p->input->mapped,
+                              (p->child ? p->child : p)->header->n_blocks, view,
                               view + images + KVT_SNAP_SECTION_BYTES + KVT_SNAP_ID_BYTES, taken);
         if (status != KVT_OK)
             return status;

@@ -133,11 +133,18 @@ static kvt_status plan_group(kvt_snap_saver *s, kvt_checkpoint *checkpoint, uint
     for (row = checkpoint->from[column]; status == KVT_OK && row < rows; row++) {
         const kvt_block *block = blocks[row - checkpoint->from[column]];
         uint32_t entry = KVT_SNAP_ABSENT, own = KVT_SNAP_ABSENT;
-        if (block && (row < sinks || row >= first))
-            status = find_entry(s, block, row, group,
-                                kvt_snap_row_tokens(checkpoint->n_tokens, row), &entry);
         if (kvt_snap_has_row(&s->runs, row, group))
             own = kvt_snap_own_entry(&s->runs, row, group);
+        /*
+         * Types that are not sealed have no rows that may still change but the last: what the
+         * sequence has of a full one stands for the open one that was.
+         */
+        if (s->targets && !s->stored_as[group]->seals && row < checkpoint->n_tokens / KVT_TOKENS &&
+            own != KVT_SNAP_ABSENT)
+            entry = own;
+        else if (block && (row < sinks || row >= first))
+            status = find_entry(s, block, row, group,
+                                kvt_snap_row_tokens(checkpoint->n_tokens, row), &entry);
         if (!differs && entry == own)
             continue;
         if (status == KVT_OK && !differs)

@@ -11,6 +11,10 @@
  * bytes that are stored to tell a wrong key from damage.
  *
  * The writer holds a full segment back until another byte comes: the last one is marked.
+ *
+ * Segments of 64 KiB to 16 MiB are equally fast, smaller ones slower (4 KiB: two thirds). 256 KiB
+ * are worth a wake-up of another thread, and little to decrypt for a few bytes at any place.
+ * tests/time_crypt.c measures it.
  */
 #ifdef KVT_HAVE_CRYPT
 #include <sodium.h>

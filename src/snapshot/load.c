@@ -549,10 +549,34 @@ static kvt_status on_checkpoint(void *user, const kvt_snap_checkpoint *c)
     return KVT_OK;
 }
 
+/* Converted types may need more of the first rows, or fewer, than the file has of a window. */
+static kvt_status check_sinks(const stage *st, const kvt_snap_header *header)
+{
+    uint32_t g;
+    size_t row;
+
+    for (g = 0; g < header->n_groups; g++) {
+        const kvt_group *own;
+        if (!st->sources[g])
+            continue;
+        own = &st->seq->cache->groups[st->group_of[g]];
+        if (kvt_sink_rows(own) == kvt_snap_sink_rows(&header->groups[g]))
+            continue;
+        for (row = 0; row < st->rows; row++)
+            if (!staged(st, row)[st->group_of[g]])
+                return kvt_fail(st->seq->cache, KVT_ERR_MISMATCH,
+                                "load: the window of group %u has released tokens, and the types "
+                                "differ in what they need of the first ones",
+                                (unsigned)g);
+    }
+    return KVT_OK;
+}
+
 /* All is there: the states of the groups. */
 static kvt_status complete(stage *st, const kvt_snap_header *header)
 {
     size_t rows = kvt_rows(st->keep_tokens);
+    kvt_status status;
     uint32_t c;
 
     while (st->rows > rows) { /* what is behind a prompt's end has not been staged */
@@ -563,6 +587,9 @@ static kvt_status complete(stage *st, const kvt_snap_header *header)
     if (st->keep_tokens < header->n_tokens)
         st->made.next_position = -1;
     set_view(st);
+    status = check_sinks(st, header);
+    if (status != KVT_OK)
+        return status;
     st->made.length = st->keep_tokens;
     memset(st->made.groups, 0, sizeof st->made.groups);
     kvt_rows_state(&st->made);

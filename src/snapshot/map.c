@@ -44,7 +44,8 @@ static kvt_status verify(kvt_mapping *mapping, const kvt_block *block, uint32_t 
         return KVT_OK;
     return kvt_fail(mapping->cache, KVT_ERR_CORRUPT,
                     "mapped snapshot damaged at offset %llu, layer %u of a block: %s",
-                    (unsigned long long)(image - file->mapped.memory), (unsigned)layer_index, fault);
+                    (unsigned long long)(image - file->mapped.memory), (unsigned)layer_index,
+                    fault);
 }
 
 static void close_file(kvt_mapping *mapping)

@@ -173,7 +173,7 @@ static kvt_status choose_types(kvt_snap_saver *s)
     return KVT_OK;
 }
 
-static void choose_rows(kvt_snap_saver *s)
+static kvt_status choose_rows(kvt_snap_saver *s)
 {
     const kvt_seq *seq = s->seq;
     uint64_t end = s->options->first_token + s->options->n_tokens;
@@ -187,6 +187,12 @@ static void choose_rows(kvt_snap_saver *s)
         if (!s->first_row) {
             size_t first =
                 kvt_window_first(seq, column, &seq->groups[column], end, KVT_DRAFT_TOKENS);
+            if (s->targets && seq->groups[column].first &&
+                kvt_sink_rows(&seq->cache->groups[column]) != s->runs.sinks[g])
+                return kvt_fail(seq->cache, KVT_ERR_STATE,
+                                "save: the window of group %u has released tokens, and the types "
+                                "differ in what they need of the first ones",
+                                (unsigned)column);
             if (first > s->runs.sinks[g])
                 s->runs.first[g] = first;
         }
@@ -195,6 +201,7 @@ static void choose_rows(kvt_snap_saver *s)
                                seq->checkpoints[s->n_checkpoints]->n_tokens <= end;
          s->n_checkpoints++)
         ;
+    return KVT_OK;
 }
 
 static void release(kvt_snap_saver *s)
@@ -266,8 +273,9 @@ static kvt_status prepare(kvt_snap_saver *s, const kvt_seq *seq, const kvt_snap_
     status = choose_types(s);
     if (status != KVT_OK)
         return status;
-    choose_rows(s);
-    status = verify_layers(s);
+    status = choose_rows(s);
+    if (status == KVT_OK)
+        status = verify_layers(s);
     if (status == KVT_OK)
         status = kvt_snap_jobs_make(&s->jobs, context, s->header);
     for (i = 0; i < s->jobs.n; i++)
