@@ -48,6 +48,18 @@ int kvt_cpu_has_avx2(void)
     return (xcr0() & XCR0_AVX) == XCR0_AVX && (leaf7_of(0).ebx & 1u << 5);
 }
 
+/* cpuid is slow, in virtual machines above all. The answer is the same whoever finds it. */
+int kvt_cpu_knows_avx2(void)
+{
+    static unsigned char known; /* 1: no, 2: yes */
+    unsigned char answer = __atomic_load_n(&known, __ATOMIC_RELAXED);
+    if (answer == 0) {
+        answer = kvt_cpu_has_avx2() ? 2 : 1;
+        __atomic_store_n(&known, answer, __ATOMIC_RELAXED);
+    }
+    return answer == 2;
+}
+
 int kvt_cpu_has_avxvnni(void)
 {
     return kvt_cpu_has_avx2() && leaf7_of(0).eax >= 1 && (leaf7_of(1).eax & 1u << 4);

@@ -7,6 +7,7 @@
 /* Whether this CPU has what a table needs, with the registers saved by the system. */
 #if defined(__x86_64__)
 int kvt_cpu_has_avx2(void);       /* AVX2, FMA and F16C */
+int kvt_cpu_knows_avx2(void);     /* the same, found out once: without a cache to keep it in */
 int kvt_cpu_has_avxvnni(void);    /* and AVX-VNNI */
 int kvt_cpu_has_avx512vnni(void); /* AVX-512 F, BW, DQ, VL and VNNI */
 int kvt_cpu_has_amx(void);        /* and AMX int8, which this process may use from now on */

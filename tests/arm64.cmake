@@ -35,7 +35,7 @@ endif()
 
 set(arm64 ${CMAKE_CURRENT_BINARY_DIR}/arm64)
 set(arm64_programs check_kernels test_attention test_api test_numerics test_steps
-  test_seal test_window test_snapshot_golden)
+  test_seal test_window test_snapshot_digest test_snapshot_golden)
 set(arm64_compiler)
 if(CMAKE_C_COMPILER_ID MATCHES "Clang") # which is every target's compiler
   set(arm64_compiler -DCMAKE_C_COMPILER=${CMAKE_C_COMPILER})
@@ -64,6 +64,7 @@ kvtile_arm64_test(check_kernels_max max check_kernels --seed 2 --kernel qk_i8)
 kvtile_arm64_test(numerics max test_numerics)
 kvtile_arm64_test(steps max test_steps)
 kvtile_arm64_test(seal max test_seal)
+kvtile_arm64_test(snapshot_digest cortex-a53 test_snapshot_digest)
 kvtile_arm64_test(snapshot_golden max test_snapshot_golden ${golden})
 kvtile_arm64_test(window max test_window)
 kvtile_arm64_test(attention max test_attention)

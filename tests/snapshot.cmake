@@ -24,13 +24,13 @@ endforeach()
 add_test(NAME snapshot_calls COMMAND test_snapshot_calls)
 
 # Unit tests of single files: they include internal headers.
-foreach(name codec image)
+foreach(name codec image digest)
   add_executable(test_snapshot_${name} test_snapshot_${name}.c)
   target_include_directories(test_snapshot_${name} PRIVATE ${PROJECT_SOURCE_DIR})
   target_link_libraries(test_snapshot_${name} PRIVATE test_support kvtile_warnings kvtile_static)
   add_test(NAME snapshot_${name} COMMAND test_snapshot_${name})
 endforeach()
-target_link_libraries(test_snapshot_image PRIVATE kvtile::xxhash)
+target_link_libraries(test_snapshot_digest PRIVATE kvtile::xxhash kvtile_flags)
 
 # Likewise, of src/snapshot/crypt.c.
 set(golden ${CMAKE_CURRENT_SOURCE_DIR}/golden)

@@ -192,7 +192,17 @@ typedef struct world {
 
 #define N_NUMBERS ((MOST + 64) * KV_HEADS * DIM)
 
-static void make_caches(world *w, uint64_t kind, uint32_t n_threads)
+/* Runs tasks from the last to the first, and counts them. */
+static void run_backwards(void *user, void (*task)(void *arg, size_t i), void *arg, size_t n)
+{
+    size_t *count = user;
+    *count += n;
+    while (n-- > 0)
+        task(arg, n);
+}
+
+/* count: of an executor's tasks; NULL: there is no executor. */
+static void make_caches_with(world *w, uint64_t kind, uint32_t n_threads, size_t *count)
 {
     static const kvt_type k[] = {KVT_TYPE_I8, KVT_TYPE_I4, KVT_TYPE_F16, KVT_TYPE_I4, KVT_TYPE_I8};
     static const kvt_type v[] = {KVT_TYPE_I8, KVT_TYPE_I4, KVT_TYPE_F16, KVT_TYPE_I5, KVT_TYPE_F16};
@@ -208,13 +218,21 @@ static void make_caches(world *w, uint64_t kind, uint32_t n_threads)
     config.groups = groups;
     config.n_groups = 2;
     config.max_tokens = MOST;
-    config.n_threads = pool_threads(n_threads);
+    config.n_threads = count ? n_threads : pool_threads(n_threads);
+    if (count)
+        config.executor =
+            (kvt_executor){.user = count, .run = run_backwards, .n_threads = n_threads};
     for (int i = 0; i < 2; i++) {
         ledger_init(&w->ledgers[i]);
         config.allocator = ledger_allocator(&w->ledgers[i]);
         expect_ok(NULL, kvt_cache_create(&config, &w->caches[i]));
     }
     w->numbers = rng_normals(&w->r, N_NUMBERS + 4096);
+}
+
+static void make_caches(world *w, uint64_t kind, uint32_t n_threads)
+{
+    make_caches_with(w, kind, n_threads, NULL);
 }
 
 static void close_caches(world *w)
@@ -585,8 +603,38 @@ static void layers_are_verified_when_they_are_read(void **state)
     for (uint32_t layer = 0; layer < LAYERS; layer++)
         expect_ok(seq->cache, attend(&w, copy, layer, out));
     assert_int_equal(w.region.verified, LAYERS * seq->n_rows);
+    assert_int_equal(copy->verified[0], (1 << LAYERS) - 1);
     free(x.data);
+    expect_ok(copy->cache, kvt_seq_clear(copy));
+    assert_false(copy->has_mapped);
     kvt_seq_destroy(copy);
+    destroy_pair(w.seqs[0]);
+    close_caches(&w);
+}
+
+/* A begin after a load has much to verify: the executor's threads share it. */
+static void verification_is_shared_out(void **state)
+{
+    static world w;
+    size_t count = 0, before;
+    kvt_seq *seq;
+    (void)state;
+    memset(&w, 0, sizeof w);
+    make_caches_with(&w, 0, 3, &count);
+    open_pair(&w, 500);
+    seq = w.seqs[0][1];
+    before = count;
+    expect_ok(seq->cache, kvt_seq_verify_rows(seq, 0, 1, seq->n_rows));
+    assert_int_equal(count - before, LAYERS / 2 * (seq->n_rows - 1));
+    assert_int_equal(w.region.verified, count - before);
+    expect_ok(seq->cache, kvt_seq_verify_rows(seq, 0, 0, seq->n_rows));
+    assert_int_equal(w.region.verified, LAYERS / 2 * seq->n_rows);
+    before = count;
+    expect_ok(seq->cache, kvt_seq_verify_rows(seq, 0, 0, seq->n_rows));
+    expect_ok(seq->cache, kvt_seq_verify_layer(seq, 0));
+    assert_int_equal(count, before);
+    for (uint32_t layer = 0; layer < LAYERS; layer++)
+        expect_equal_attend(&w, w.seqs[0], layer);
     destroy_pair(w.seqs[0]);
     close_caches(&w);
 }
@@ -836,13 +884,43 @@ static void mappings_end_with_their_last_reference(void **state)
     }
 }
 
+/* As where a sequence is of several files: both are closed when it goes. */
+static void mappings_end_together(void **state)
+{
+    static world w;
+    region regions[2];
+    kvt_block *blocks[2];
+    (void)state;
+    memset(&w, 0, sizeof w);
+    make_caches(&w, 0, 1);
+    for (int i = 0; i < 2; i++) {
+        kvt_mapping *mapping = NULL;
+        open_region(&regions[i], 1 << 20);
+        expect_ok(w.caches[1], kvt_mapping_create(w.caches[1], 1, &mapping));
+        mapping->user = &regions[i];
+        mapping->close = close_region;
+        blocks[i] = kvt_mapping_block(mapping, 0, 0, regions[i].memory, 1);
+        kvt_mapping_put(mapping);
+    }
+    pthread_mutex_lock(&w.caches[1]->lock);
+    for (int i = 0; i < 2; i++)
+        kvt_block_put_locked(w.caches[1], blocks[i]);
+    assert_int_equal(regions[0].closed + regions[1].closed, 0);
+    kvt_block_unlock(w.caches[1]);
+    assert_int_equal(regions[0].closed, 1);
+    assert_int_equal(regions[1].closed, 1);
+    close_caches(&w);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(mappings_end_with_their_last_reference),
+        cmocka_unit_test(mappings_end_together),
         cmocka_unit_test(mapped_sequences_are_as_others),
         cmocka_unit_test(reserves_and_capacities_are_exact),
         cmocka_unit_test(layers_are_verified_when_they_are_read),
+        cmocka_unit_test(verification_is_shared_out),
         cmocka_unit_test(damage_is_met_before_it_is_used),
         cmocka_unit_test(damage_stays_out_of_a_removal),
         cmocka_unit_test(damage_of_a_checkpoint),

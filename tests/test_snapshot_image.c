@@ -1,14 +1,12 @@
 /*
  * Images of layers and their native streams, for all types, forms and numbers of tokens: against
- * the places that simd/tile.h gives a token and a dim, and against what append has stored; and the
- * digests of images. A unit test of src/snapshot/image.c, streams.c and hash.c: it includes
- * internal headers and links the static library.
+ * the places that simd/tile.h gives a token and a dim, and against what append has stored. A unit
+ * test of src/snapshot/image.c and streams.c: it includes internal headers and links the static
+ * library.
  */
 #include "support.h"
 
 #include "src/snapshot/format.h"
-
-#include <stdio.h>
 
 /* ---- a layer's live bits, by tile.h ---- */
 
@@ -139,6 +137,15 @@ static const char *image_fault(const layer *l, const unsigned char *image)
     return kvt_snap_image_check(&l->group, l->form, l->tokens, image);
 }
 
+/* The same with a copy. */
+static const char *copy_fault(const layer *l, const unsigned char *image)
+{
+    unsigned char *to = some(l->bytes), digest[KVT_SNAP_ID_BYTES];
+    const char *fault = kvt_snap_image_copy(&l->group, l->form, l->tokens, to, image, digest);
+    free(to);
+    return fault;
+}
+
 /* What kvt_snap_check finds in streams. */
 static const char *streams_fault(const layer *l, const unsigned char *streams)
 {
@@ -174,7 +181,7 @@ static void check_dead(const layer *l, rng *r, unsigned char *image, int all)
             for (bit = 0x80; !(bit & dead);)
                 bit = (unsigned char)(bit >> 1);
         image[at] |= bit;
-        if (!image_fault(l, image))
+        if (!image_fault(l, image) || (i % 16 == 0 && !copy_fault(l, image)))
             fail_msg("byte %zu: 0x%x is taken", at, (unsigned)bit);
         image[at] = (unsigned char)(image[at] & ~bit);
     }
@@ -217,6 +224,7 @@ static void check_layer(layer *l, rng *r)
 {
     unsigned char *image = some(l->bytes), *again = some(l->bytes);
     unsigned char *streams = some(streams_bytes(l)), *other = some(streams_bytes(l));
+    unsigned char digests[2][KVT_SNAP_ID_BYTES];
     const int all = l->tokens == 64 || l->tokens == 37 || l->tokens == 1;
     size_t i;
 
@@ -235,6 +243,12 @@ static void check_layer(layer *l, rng *r)
     memset(again, 0xa5, l->bytes);
     kvt_snap_scatter(&l->group, l->form, l->tokens, streams, again);
     assert_memory_equal(again, image, l->bytes);
+
+    memset(again, 0xa5, l->bytes);
+    assert_null(kvt_snap_image_copy(&l->group, l->form, l->tokens, again, image, digests[0]));
+    assert_memory_equal(again, image, l->bytes);
+    kvt_snap_digest(image, l->bytes, digests[1]);
+    assert_memory_equal(digests[0], digests[1], sizeof digests[0]);
 
     if (all || l->tokens % 7 == 3) {
         check_dead(l, r, image, all && l->group.config.n_kv_heads == 1);

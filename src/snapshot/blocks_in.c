@@ -44,11 +44,14 @@ static void decode_layer(void *arg, size_t i)
         image = job->to;
     } else {
         image = job->to ? job->to : job->from;
-        if (job->to && job->from)
-            kvt_snap_copy_digest(job->to, job->from, b->image_bytes, job->digest);
-        else
+        if (job->to && job->from) {
+            b->faults[i].text = kvt_snap_image_copy(b->group, b->at->form, b->at->tokens, job->to,
+                                                    job->from, job->digest);
+        } else {
             kvt_snap_digest(image, b->image_bytes, job->digest);
-        b->faults[i].text = kvt_snap_image_check(b->group, b->at->form, b->at->tokens, image);
+            b->faults[i].text =
+                kvt_snap_image_check(b->group, b->at->form, b->at->tokens, image);
+        }
         if (b->faults[i].text) {
             job->status = KVT_ERR_CORRUPT;
             return;

@@ -11,6 +11,7 @@
 #ifndef KVT_SNAPSHOT_FORMAT_H
 #define KVT_SNAPSHOT_FORMAT_H
 
+#include "simd/stripes.h"
 #include "src/cache/cache.h"
 
 #include <limits.h>
@@ -124,20 +125,13 @@ static inline uint64_t kvt_get64(const unsigned char *p)
 /* ---- hash.c: the only file that names xxHash ---- */
 
 uint64_t kvt_snap_sum(const void *data, size_t bytes); /* XXH64, seed 0 */
-/* XXH3-128 in its canonical (big-endian) bytes. */
-void kvt_snap_digest(const void *data, size_t bytes, unsigned char *digest);
-/* The same of the concatenation of pieces. */
+/* XXH3-128, in its canonical (big-endian) bytes, of the concatenation of pieces. */
 typedef struct kvt_snap_digester {
     uint64_t state[72]; /* room for XXH3_state_t */
 } kvt_snap_digester;
 void kvt_snap_digester_init(kvt_snap_digester *digester);
 void kvt_snap_digester_add(kvt_snap_digester *digester, const void *data, size_t bytes);
 void kvt_snap_digester_end(const kvt_snap_digester *digester, unsigned char *digest);
-/*
- * memcpy, and kvt_snap_digest of what is copied. `to` is not read soon: it may be written past the
- * caches.
- */
-void kvt_snap_copy_digest(void *to, const void *from, size_t bytes, unsigned char *digest);
 /* XXH64 and XXH3-128 of the concatenation of pieces. */
 typedef struct kvt_snap_summer {
     uint64_t state[16]; /* room for XXH64_state_t */
@@ -147,6 +141,35 @@ void kvt_snap_summer_init(kvt_snap_summer *summer);
 void kvt_snap_summer_add(kvt_snap_summer *summer, const void *data, size_t bytes);
 uint64_t kvt_snap_summer_sum(const kvt_snap_summer *summer);
 void kvt_snap_summer_digest(const kvt_snap_summer *summer, unsigned char *digest);
+/* XXH3-128 of at most so many bytes, for digest.c. */
+#define KVT_SNAP_SHORT_BYTES 240
+void kvt_snap_digest_short(const void *data, size_t bytes, unsigned char *digest);
+
+/* ---- digest.c: XXH3-128 of what is long ---- */
+
+/* XXH3-128 in its canonical bytes. */
+void kvt_snap_digest(const void *data, size_t bytes, unsigned char *digest);
+/*
+ * memcpy, and kvt_snap_digest of what is copied. `to` is not going to be read soon: what is long is
+ * written past the caches.
+ */
+void kvt_snap_copy_digest(void *to, const void *from, size_t bytes, unsigned char *digest);
+/* The same of more than KVT_SNAP_SHORT_BYTES, by parts: what is read is in the caches then. */
+typedef struct kvt_snap_copier {
+    uint64_t accumulators[8];
+    kvt_stripes *stripes;
+    const unsigned char *from;
+    unsigned char *to;
+    size_t bytes, done, copied; /* done: in the accumulators */
+    int past_caches;
+} kvt_snap_copier;
+/* stripes NULL: those for this processor. to NULL: no copy. */
+void kvt_snap_copier_begin(kvt_snap_copier *copier, kvt_stripes *stripes, unsigned char *to,
+                           const unsigned char *from, size_t bytes);
+/* At least the first `end` bytes are read, but for the last stripe. */
+void kvt_snap_copier_reach(kvt_snap_copier *copier, size_t end);
+/* The rest. */
+void kvt_snap_copier_end(kvt_snap_copier *copier, unsigned char *digest);
 
 /* Does a checksum hold? A fuzzer has to get past it. */
 static inline int kvt_snap_same_sum(uint64_t stored, uint64_t computed)
@@ -333,6 +356,14 @@ void kvt_snap_image_clear(const kvt_group *group, uint32_t form, uint32_t tokens
  */
 const char *kvt_snap_image_check(const kvt_group *group, uint32_t form, uint32_t tokens,
                                  const unsigned char *image);
+/*
+ * The same and kvt_snap_copy_digest of the image, in one pass over memory. `from` must not change
+ * meanwhile, as memory that is mapped of a file may: what is checked is `from`. On a fault `to` and
+ * digest hold something.
+ */
+const char *kvt_snap_image_copy(const kvt_group *group, uint32_t form, uint32_t tokens,
+                                unsigned char *to, const unsigned char *from,
+                                unsigned char *digest);
 
 /* ---- codec.c: filters, and the only file that names zstd ---- */
 

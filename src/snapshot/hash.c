@@ -3,7 +3,7 @@
  *
  * Source: xxHash, https://github.com/Cyan4973/xxHash; both are specified there. The streaming
  * state lives in the caller's memory, so that nothing here allocates: that needs the complete
- * type, which xxhash.h shows to static users only.
+ * type, which xxhash.h shows to static users only. Of what is long the digest is made by digest.c.
  */
 #define XXH_STATIC_LINKING_ONLY
 #include <xxhash.h>
@@ -63,7 +63,7 @@ static void put_digest(XXH128_hash_t hash, unsigned char *digest)
     memcpy(digest, &canonical, sizeof canonical);
 }
 
-void kvt_snap_digest(const void *data, size_t bytes, unsigned char *digest)
+void kvt_snap_digest_short(const void *data, size_t bytes, unsigned char *digest)
 {
     put_digest(XXH3_128bits(data, bytes), digest);
 }
@@ -89,10 +89,4 @@ void kvt_snap_digester_end(const kvt_snap_digester *digester, unsigned char *dig
     XXH3_state_t state;
     memcpy(&state, digester->state, sizeof state);
     put_digest(XXH3_128bits_digest(&state), digest);
-}
-
-void kvt_snap_copy_digest(void *to, const void *from, size_t bytes, unsigned char *digest)
-{
-    memcpy(to, from, bytes);
-    kvt_snap_digest(from, bytes, digest);
 }

@@ -5,11 +5,14 @@
  * What has to be zero is found by one walk over a head's record, which clears it or looks for what
  * is not; the sizes of what is live are those of streams.c.
  */
+#include "simd/sound.h"
+#include "src/cpu.h"
 #include "src/snapshot/format.h"
 #include "src/snapshot/lanes.h"
 
 static const char no_token[] = "a value where there is no token";
 static const char no_dim[] = "a value where there is no dim";
+static const char not_finite[] = "a value that is not finite";
 
 int kvt_snap_is_image(const kvt_group *group, uint32_t form, uint32_t tokens)
 {
@@ -159,15 +162,21 @@ void kvt_snap_image_clear(const kvt_group *group, uint32_t form, uint32_t tokens
 
 /* ---- what append could have stored ---- */
 
+#if defined(KVT_HAVE_AVX2)
+#define SOUND(bits, fallback, codes, bytes)                                                        \
+    (kvt_cpu_knows_avx2() ? kvt_sound_##bits##_avx2(codes, bytes) : fallback(codes, bytes))
+#else
+#define SOUND(bits, fallback, codes, bytes) fallback(codes, bytes)
+#endif
+
 /* Codes, padding included: zeros are sound. */
 static const char *codes_fault(kvt_type type, const unsigned char *codes, size_t bytes)
 {
     switch (type) {
-    case KVT_TYPE_I8: return kvt_snap_none_minus_128(codes, bytes) ? NULL : "a code of -128";
-    case KVT_TYPE_F16:
-        return kvt_snap_all_finite16(codes, bytes) ? NULL : "a value that is not finite";
-    case KVT_TYPE_F32:
-        return kvt_snap_all_finite32(codes, bytes) ? NULL : "a value that is not finite";
+    case KVT_TYPE_I8:
+        return SOUND(i8, kvt_snap_none_minus_128, codes, bytes) ? NULL : "a code of -128";
+    case KVT_TYPE_F16: return SOUND(f16, kvt_snap_all_finite16, codes, bytes) ? NULL : not_finite;
+    case KVT_TYPE_F32: return SOUND(f32, kvt_snap_all_finite32, codes, bytes) ? NULL : not_finite;
     default: return NULL; /* all nibbles and fifth bits are */
     }
 }
@@ -216,25 +225,45 @@ static const char *scales_fault(const kvt_group *group, uint32_t form, size_t to
     return fault;
 }
 
+static const char *record_fault(const kvt_group *group, uint32_t form, size_t tokens,
+                                const unsigned char *record)
+{
+    const kvt_layout *layout = &group->layouts[form];
+    walk w = {record, NULL, NULL};
+    const char *fault;
+
+    zero_record(&w, group, form, tokens);
+    fault = w.fault;
+    if (!fault)
+        fault = codes_fault(layout->k_type, record + layout->k_codes, layout->k_code_bytes);
+    if (!fault && !group->v_in_k)
+        fault = codes_fault(layout->v_type, record + layout->v_codes, layout->v_code_bytes);
+    return fault ? fault : scales_fault(group, form, tokens, record);
+}
+
 const char *kvt_snap_image_check(const kvt_group *group, uint32_t form, uint32_t tokens,
                                  const unsigned char *image)
 {
-    const kvt_layout *layout = &group->layouts[form];
-    size_t h;
+    size_t step = group->layouts[form].head_bytes, h;
+    const char *fault = NULL;
+    for (h = 0; h < group->config.n_kv_heads && !fault; h++)
+        fault = record_fault(group, form, tokens, image + h * step);
+    return fault;
+}
 
-    for (h = 0; h < group->config.n_kv_heads; h++, image += layout->head_bytes) {
-        walk w = {image, NULL, NULL};
-        const char *fault;
-        zero_record(&w, group, form, tokens);
-        fault = w.fault;
-        if (!fault)
-            fault = codes_fault(layout->k_type, image + layout->k_codes, layout->k_code_bytes);
-        if (!fault && !group->v_in_k)
-            fault = codes_fault(layout->v_type, image + layout->v_codes, layout->v_code_bytes);
-        if (!fault)
-            fault = scales_fault(group, form, tokens, image);
-        if (fault)
-            return fault;
+const char *kvt_snap_image_copy(const kvt_group *group, uint32_t form, uint32_t tokens,
+                                unsigned char *to, const unsigned char *from, unsigned char *digest)
+{
+    size_t step = group->layouts[form].head_bytes, h;
+    const char *fault = NULL;
+    kvt_snap_copier copier;
+
+    /* A record of 8 dims has 512 bytes of codes and more. */
+    kvt_snap_copier_begin(&copier, NULL, to, from, group->layouts[form].layer_bytes);
+    for (h = 0; h < group->config.n_kv_heads && !fault; h++) {
+        kvt_snap_copier_reach(&copier, (h + 1) * step);
+        fault = record_fault(group, form, tokens, from + h * step);
     }
-    return NULL;
+    kvt_snap_copier_end(&copier, digest);
+    return fault;
 }

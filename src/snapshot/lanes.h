@@ -55,67 +55,65 @@ static inline uint64_t kvt_snap_live_fifths(size_t live, size_t half, size_t dim
     return dims < 16 ? mask & (((uint64_t)1 << 4 * dims) - 1) : mask;
 }
 
-/* ---- checks of numbers: eight bytes at a time ---- */
-
-#define LANES8(x) ((uint64_t)(x)*0x0101010101010101u)
-#define LANES16(x) ((uint64_t)(x)*0x0001000100010001u)
-#define LANES32(x) ((uint64_t)(x)*0x0000000100000001u)
-
-/* Non-zero when a byte is 0x80. Exact: an addition that carries out of a lane marks its own. */
-static inline uint64_t has_minus_128(uint64_t x)
-{
-    x ^= LANES8(0x80);
-    return ~(((x & LANES8(0x7f)) + LANES8(0x7f)) | x) & LANES8(0x80);
-}
-
-/* Non-zero when an f16 is infinite or NaN: adding one to a full exponent carries. */
-static inline uint64_t has_infinite16(uint64_t x)
-{
-    return ((x & LANES16(0x7c00)) + LANES16(0x0400)) & LANES16(0x8000);
-}
-
-static inline uint64_t has_infinite32(uint64_t x)
-{
-    return ((x & LANES32(0x7f800000)) + LANES32(0x00800000)) & LANES32(0x80000000);
-}
-
-static inline uint64_t has_negative16(uint64_t x)
-{
-    return x & LANES16(0x8000);
-}
-
-static inline uint64_t has_negative32(uint64_t x)
-{
-    return x & LANES32(0x80000000);
-}
-
 /*
- * A function that answers 1 when fault(eight bytes) is 0 all over; the last, shorter piece is
- * filled up with zeros. Made by a macro, since a pointer to fault would be called for each piece.
+ * ---- checks of numbers ----
+ *
+ * 1 when all are sound. They are reductions that a compiler turns into a few vector instructions,
+ * SSE2's too: hence the least byte in place of a comparison, and 16 bits with a sign.
  */
-#define ALL_SOUND(name, fault)                                                                     \
-    static inline int name(const unsigned char *p, size_t bytes)                                   \
-    {                                                                                              \
-        uint64_t any = 0, x;                                                                       \
-        size_t i;                                                                                  \
-                                                                                                   \
-        for (i = 0; i + 8 <= bytes; i += 8) {                                                      \
-            memcpy(&x, p + i, 8);                                                                  \
-            any |= fault(x);                                                                       \
-        }                                                                                          \
-        if (i < bytes) {                                                                           \
-            x = 0;                                                                                 \
-            memcpy(&x, p + i, bytes - i);                                                          \
-            any |= fault(x);                                                                       \
-        }                                                                                          \
-        return any == 0;                                                                           \
-    }
 
-ALL_SOUND(kvt_snap_none_minus_128, has_minus_128)
-ALL_SOUND(kvt_snap_all_finite16, has_infinite16)
-ALL_SOUND(kvt_snap_all_finite32, has_infinite32)
-ALL_SOUND(kvt_snap_none_negative16, has_negative16)
-ALL_SOUND(kvt_snap_none_negative32, has_negative32)
+static inline int kvt_snap_none_minus_128(const unsigned char *p, size_t bytes)
+{
+    unsigned char least = 255;
+    size_t i;
+    for (i = 0; i < bytes; i++) {
+        unsigned char x = p[i] ^ 0x80;
+        least = x < least ? x : least;
+    }
+    return least > 0;
+}
+
+static inline int kvt_snap_all_finite16(const unsigned char *p, size_t bytes)
+{
+    int16_t most = 0, x;
+    size_t i;
+    for (i = 0; i < bytes; i += sizeof x) {
+        memcpy(&x, p + i, sizeof x);
+        x &= 0x7fff;
+        most = x > most ? x : most;
+    }
+    return most < 0x7c00;
+}
+
+/* Adding one to a full exponent carries into the sign. */
+static inline int kvt_snap_all_finite32(const unsigned char *p, size_t bytes)
+{
+    uint32_t any = 0;
+    size_t i;
+    for (i = 0; i < bytes; i += 4)
+        any |= (kvt_get32(p + i) & 0x7f800000u) + 0x00800000u;
+    return !(any >> 31);
+}
+
+static inline int kvt_snap_none_negative16(const unsigned char *p, size_t bytes)
+{
+    uint16_t any = 0, x;
+    size_t i;
+    for (i = 0; i < bytes; i += sizeof x) {
+        memcpy(&x, p + i, sizeof x);
+        any |= x;
+    }
+    return !(any >> 15);
+}
+
+static inline int kvt_snap_none_negative32(const unsigned char *p, size_t bytes)
+{
+    uint32_t any = 0;
+    size_t i;
+    for (i = 0; i < bytes; i += 4)
+        any |= kvt_get32(p + i);
+    return !(any >> 31);
+}
 
 /* 1 when the magnitudes of all f16 are powers of two from 1 to 2^15: scales of an open block. */
 static inline int kvt_snap_all_powers16(const unsigned char *p, size_t bytes)
