@@ -3,6 +3,7 @@
 import gc
 import mmap
 import os
+import shutil
 import socket
 import sys
 import tempfile
@@ -12,6 +13,7 @@ import unittest
 import numpy as np
 
 import kvtile
+from kvtile import _snapshot
 from support import fill, group
 
 KEY = bytes(range(32))
@@ -86,7 +88,7 @@ class Places(Base):
         with open(self.path("fd"), "w+b") as f:
             f.write(b"head")
             f.flush()
-            self.seq.save(f.fileno(), codec="raw")
+            self.seq.save(np.int64(f.fileno()), codec="raw")
             f.write(b"tail")
             f.flush()
             os.lseek(f.fileno(), 4, os.SEEK_SET)
@@ -137,6 +139,29 @@ class Options(Base):
         self.assertEqual(kvtile.inspect(self.path("zstd"), verify=True).native_blocks, 0)
         self.assertEqual(info.snapshot_id, kvtile.inspect(self.path("zstd"), True).snapshot_id)
         self.assertIsNone(kvtile.inspect(self.path("raw")).snapshot_id)
+
+    def test_files(self):
+        """level, fsync and in_place reach the library."""
+        with kvtile.Cache(group(k_type="f16", v_type="f16"), 4096) as cache, \
+                cache.sequence() as seq:
+            k = np.resize(np.arange(97, dtype=np.float32), (300, 2, 64))
+            with seq.step(300) as step:
+                for layer in range(2):
+                    step.append(layer, k, k)
+            sizes = [len(seq.save_bytes(codec="zstd", level=level)) for level in (-7, 1, 0, 19)]
+            self.assertGreater(sizes[0], sizes[1])
+            self.assertEqual(sizes[1], sizes[2])
+            self.assertGreater(sizes[1], sizes[3])
+        path = self.path("a")
+        self.seq.save(path)
+        first = os.stat(path).st_ino
+        self.seq.save(path, in_place=True)
+        self.assertEqual(os.stat(path).st_ino, first)
+        self.seq.save(path)
+        self.assertNotEqual(os.stat(path).st_ino, first)
+        for fsync in (True, False):
+            options = _snapshot._Save(1, _snapshot._Callbacks(), fsync=fsync)
+            self.assertEqual(options.c.no_fsync, not fsync)
 
     def test_part(self):
         ids = self.seq.token_ids(64, 100)
@@ -214,6 +239,15 @@ class Options(Base):
         self.other.clear()
         self.other.load(self.path("whole.kvt"))
         self.check_same()
+        with tempfile.TemporaryDirectory() as elsewhere:
+            moved = os.path.join(elsewhere, "3.kvt")
+            shutil.copy(self.path("3.kvt"), moved)
+            with self.assertRaises(kvtile.IoError):
+                kvtile.inspect(moved, verify=True)
+            self.assertEqual(kvtile.inspect(moved, True, folder=self.folder.name).depth, 3)
+            kvtile.convert(moved, self.path("again.kvt"), folder=self.folder.name)
+            self.other.load(moved, folder=self.folder.name)
+            self.check_same()
         with self.assertRaises(kvtile.IoError), open(self.path("3.kvt"), "rb") as f:
             self.other.load(f, folder=self.path("nowhere"))
         os.replace(self.path("whole.kvt"), self.path("2.kvt"))  # a sound file, but another
@@ -270,6 +304,9 @@ class Options(Base):
                 self.assertEqual(self.contents(again), self.contents(seq))
             half = seq.save_bytes(types=["i8", ("f32", "f16")])
             seq.load_bytes(half, convert=True)
+            kvtile.convert(self.path("g"), self.path("all"), types="f16")
+            self.assertEqual([(g.k_type, g.v_type) for g in kvtile.inspect(self.path("all")).groups],
+                             [(kvtile.Type.F16, kvtile.Type.F16)] * 2)
 
     def test_key(self):
         if not ENCRYPTS:
@@ -313,6 +350,7 @@ class Options(Base):
             (kvtile.ArgError, lambda: self.seq.save_bytes(layers=[1, 0])),
             (kvtile.ArgError, lambda: self.seq.save_bytes(layers=[])),
             (ValueError, lambda: self.seq.save_bytes(key=bytes(31))),
+            (ValueError, lambda: self.seq.save_bytes(key=bytes(33))),
             (TypeError, lambda: self.seq.save_bytes(key="x" * 32)),
             (TypeError, lambda: self.seq.save_bytes(compress=False)),
             (ValueError, lambda: self.other.load_bytes(data, reuse="some")),

@@ -326,7 +326,7 @@ def save_into(seq: "Sequence", memory: Any, options: Mapping[str, Any]) -> int:
 def save_bytes(seq: "Sequence", options: Mapping[str, Any]) -> bytes:
     """`Sequence.save_bytes`."""
     # The bound is address space until it is written to.
-    memory = np.empty(save_bound(seq, {**options, "progress": None}), np.uint8)
+    memory = np.empty(save_bound(seq, options), np.uint8)
     return memory[:save_into(seq, memory, options)].tobytes()
 
 
