@@ -6,7 +6,7 @@
  *   clang -std=c11 -D_POSIX_C_SOURCE=200809L -O1 -g -DKVT_STATIC -DKVT_FUZZING -Iinclude \
  *     -ffp-contract=off -fsanitize=fuzzer,address,undefined -mavx2 -mfma -mf16c \
  *     $(find src simd -name "*.c") tests/fuzz_snapshot.c -lzstd -lxxhash -lsleef -lm -lpthread
- *   ./a.out -max_len=60000 corpus tests/golden
+ *   ./a.out -max_len=250000 corpus tests/golden
  *
  * With KVT_FUZZ_MAIN it has a main that replays files: fuzz_snapshot FILE...
  */

@@ -13,9 +13,57 @@
 
 #include "golden.h"
 
+/*
+ * The example of docs/format.md: a layer of one head of 8 dims, two tokens of a sealed block. Keys
+ * and values are small and not rotated, so that one can find them in the bytes.
+ */
+static int make_example(const char *folder)
+{
+    kvt_group_config group = kvt_group_config_init();
+    kvt_config config = kvt_config_init();
+    kvt_save_options options;
+    kvt_cache *cache = NULL;
+    kvt_seq *seq = NULL;
+    static float k[70 * 8], v[70 * 8];
+    kvt_tensor k_view = kvt_tensor_f32(k), v_view = kvt_tensor_f32(v);
+    int32_t ids[70];
+    char path[1024];
+    int bad;
+
+    for (int t = 0; t < 70; t++) {
+        ids[t] = 100 + t;
+        for (int d = 0; d < 8; d++) {
+            k[8 * t + d] = (float)(t % 2 ? d : 8 - d);
+            v[8 * t + d] = (float)(t % 2 ? -d : 2 * d);
+        }
+    }
+    group.n_layers = group.n_kv_heads = group.n_q_heads = 1;
+    group.k_dim = group.v_dim = 8;
+    group.k_type = group.v_type = KVT_TYPE_I8;
+    group.flags = KVT_GROUP_NO_ROTATION | KVT_GROUP_NO_V_ROTATION;
+    group.residual_tokens = KVT_RESIDUAL_NONE;
+    config.groups = &group;
+    config.n_groups = 1;
+    config.max_tokens = 128;
+    config.fingerprint = "example";
+    config.fingerprint_bytes = 7;
+    memset(&options, 0, sizeof options);
+    options.struct_size = sizeof options;
+    options.codec = KVT_CODEC_RAW;
+    (void)snprintf(path, sizeof path, "%s/example.kvt", folder);
+    bad = kvt_cache_create(&config, &cache) != KVT_OK || kvt_seq_create(cache, &seq) != KVT_OK;
+    for (size_t step = 0; !bad && step < 2; step++) /* the second makes the sealing final */
+        bad = kvt_seq_begin(seq, step ? 1 : 69, NULL) != KVT_OK ||
+              kvt_append(seq, 0, &k_view, &v_view) != KVT_OK || kvt_seq_commit(seq, ids) != KVT_OK;
+    bad = bad || kvt_seq_truncate(seq, 2) != KVT_OK || kvt_seq_save(seq, path, &options) != KVT_OK;
+    kvt_seq_destroy(seq);
+    kvt_cache_destroy(cache);
+    return bad;
+}
+
 int main(int argc, char **argv)
 {
-    if (argc != 2)
+    if (argc != 2 || make_example(argv[1]) != 0)
         return 2;
     for (unsigned i = 0; i < GOLDEN_COUNT; i++) {
         const golden *g = &golden_all[i];

@@ -231,12 +231,20 @@ class Reader:
         for b, (name, g, row, n, form, place) in enumerate(self.entries):
             if place == 0:
                 name = self.block(b, table[32 * b + 16:32 * b + 32])
-            need((name, g) in self.found, "a block that the parent does not have")
-            need(self.found[name, g][:2] == (n, form), "another block of the parent")
+            need(name in self.found, "a block that the parent does not have")
             need((name, g, row) not in ids, "a block is there twice")
             ids.add((name, g, row))
             self.names.append(name)
-            self.values.append(self.found[name, g][2])
+            self.values.append(self.values_of(name, self.groups[g], n, form))
+
+    def values_of(self, name, group, n, form):
+        """{layer: (K, V)}; a parent may have the block in another group of the same layout."""
+        of, tokens, was, images, values = self.found[name]
+        need((tokens, was, len(images)) == (n, form, group.n_layers), "another block of the parent")
+        if of.layout_bytes != group.layout_bytes:
+            need(len(images[0]) == group.image_bytes(form), "another block of the parent")
+            values = [group.values(n, form, group.streams(n, form, image)) for image in images]
+        return dict(zip(group.layers, values))
 
     def block(self, b, entry):
         """A block that is in this file. Its id; it is in self.found then."""
@@ -272,8 +280,7 @@ class Reader:
             streams = group.streams(n, form, image)
             layers.append((streams, group.values(n, form, streams)))
         self.layers += [(group, n, form, streams) for streams, _ in layers]
-        self.found[body[:16], g] = (n, form, {
-            layer: values for layer, (_, values) in zip(group.layers, layers)})
+        self.found[body[:16]] = group, n, form, images, [values for _, values in layers]
         self.note(4, b, start, body[:16])
         return body[:16]
 

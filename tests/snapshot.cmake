@@ -94,6 +94,10 @@ if(KVTILE_PYTHON)
   endforeach()
   add_test(NAME snapshot_second_reader_encrypted COMMAND ${KVTILE_PYTHON}
     ${CMAKE_CURRENT_SOURCE_DIR}/read_encrypted.py --golden ${golden}/encrypted.kvx)
+  add_test(NAME snapshot_example COMMAND ${KVTILE_PYTHON}
+    ${CMAKE_CURRENT_SOURCE_DIR}/annotate_snapshot.py --check ${PROJECT_SOURCE_DIR}/docs/format.md
+    ${golden}/example.kvt)
+  set_tests_properties(snapshot_example PROPERTIES SKIP_RETURN_CODE 77)
 else()
   add_test(NAME snapshot_second_reader_needs_python3 COMMAND ${CMAKE_COMMAND} -E true)
   set_tests_properties(snapshot_second_reader_needs_python3 PROPERTIES DISABLED TRUE)
@@ -107,6 +111,14 @@ target_link_libraries(fuzz_snapshot PRIVATE kvtile::kvtile kvtile_warnings)
 add_test(NAME fuzz_snapshot_replay COMMAND fuzz_snapshot ${golden_files})
 
 if(TARGET kvtile_tool)
+  add_executable(make_snapshot make_snapshot.c)
+  target_link_libraries(make_snapshot PRIVATE kvtile::kvtile kvtile_warnings)
   add_test(NAME tool COMMAND sh ${CMAKE_CURRENT_SOURCE_DIR}/test_tool.sh
-    $<TARGET_FILE:kvtile_tool> ${golden} ${CMAKE_CURRENT_BINARY_DIR}/test_tool)
+    $<TARGET_FILE:kvtile_tool> ${golden} ${CMAKE_CURRENT_BINARY_DIR}/test_tool
+    $<TARGET_FILE:make_snapshot>)
+  if(KVTILE_PYTHON)
+    add_test(NAME tool_arrays COMMAND ${KVTILE_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/test_tool_arrays.py
+      $<TARGET_FILE:kvtile_tool> ${CMAKE_CURRENT_BINARY_DIR}/test_tool_arrays ${golden_files})
+    set_tests_properties(tool_arrays PROPERTIES SKIP_RETURN_CODE 77 TIMEOUT 600)
+  endif()
 endif()

@@ -117,11 +117,11 @@ def damage_gaps(reader):
 
 
 def damage_bytes(read, data):
-    """Every 7th byte changed, cut at every 11th length; of long files about 2500 and 1500 in all."""
-    for i in range(0, len(data), max(7, len(data) // 2500)):
+    """Every 7th byte changed, cut at every 11th length; of long files about 1000 and 600 in all."""
+    for i in range(0, len(data), max(7, len(data) // 1000)):
         if not refused(read, data[:i] + bytes([data[i] ^ 0x40]) + data[i + 1:]):
             sys.exit("damage at %d was not found" % i)
-    for i in range(0, len(data), max(11, len(data) // 1500)):
+    for i in range(0, len(data), max(11, len(data) // 600)):
         if not refused(read, data[:i]):
             sys.exit("a cut at %d was not found" % i)
 
@@ -348,7 +348,7 @@ def damage(reader, data, parents):
         if any(section[0] == 4 for section in c.base) and not reader.parent:
             contradict_blocks(c, native)
     contradict_end(c)
-    sections = rewrite.sections_of(reader)
+    sections = [section for section in rewrite.sections_of(reader) if section[0] != 12]
     sections.insert([s[0] in (8, 11) for s in sections].index(False),
                     [12, 0, 0, rewrite.piece_body(b"name", b"123456789")])
     contradict_caller(again(sections, parents, "caller")[1])
@@ -360,8 +360,8 @@ def damage(reader, data, parents):
             return files[name[:-4].decode()]
         return parents
 
-    last = reader.n_own - 1
-    for inherited, keep in ((reader.n_tokens, -1), (reader.n_tokens // 3, last), (0, 0)):
+    here = [b for b, entry in enumerate(reader.entries[:reader.n_own]) if entry[5] == 0] or [-1]
+    for inherited, keep in ((reader.n_tokens, -1), (reader.n_tokens // 3, here[-1]), (0, here[0])):
         parents = named(first=reader)
         sections = rewrite.delta(reader, b"first.kvt", inherited, keep)
         child, c = again(sections, parents, "delta")

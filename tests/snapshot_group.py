@@ -133,6 +133,7 @@ def unfilter(data, how, shape):
 
 class Group:
     def __init__(self, data):
+        self.layout_bytes = data[8:40]
         (self.n_layers, self.q_heads, self.heads, self.k_dim, self.v_dim, self.k_type, self.v_type,
          self.flags, self.seed, self.window, self.sinks) = struct.unpack("<8IQII", data)
         need(self.flags < 16, "group: flags")

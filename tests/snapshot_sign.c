@@ -118,8 +118,10 @@ static int lay_out(layout *l, const unsigned char *group, size_t n, uint32_t for
 
     add_part(l, 3, 0, tiles, k_dim / k_per[k] * k_bytes[k], 4, k_wide / k_per[k] * k_bytes[k]);
     l->native[3] = l->heads * l->parts[0].head;
-    /* The stream's order of kind 5: K's scales, V's, offsets, the seed, gains; the gains' places are
-     * found when all else is. */
+    /*
+     * The stream's order of kind 5: K's scales, V's, offsets, the seed, gains. The places of the
+     * gains are found when all else is.
+     */
     add_numbers(l, k == I4 ? k_dim : n, k == I4 ? 2 * k_wide : 128, k_scales);
     gains = l->record = up(l->record, 64);
     if (k == I4)
@@ -327,7 +329,7 @@ static int is_stream_set(uint32_t type)
     return type == 1 || type == 2 || type == 5 || type == 10;
 }
 
-/* What is computed: checksums; with digests of all but blocks and streams, and the file's id; all. */
+/* What is computed: checksums; the file's id and digests but of blocks and streams, too; all. */
 typedef enum depth { SUMS, BUT_BLOCKS, ALL } depth;
 
 /* The block whose sections are walked over: where its digests go is known at their section. */

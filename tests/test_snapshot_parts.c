@@ -393,8 +393,8 @@ static void spill(const char *name, const bytes *file)
     assert_int_equal(fclose(f), 0);
 }
 
-/* base.kvt has 140 tokens; the file is a delta of it with 200, its rows 0 and 1 are the parent's. */
-static target delta_of(const model *m)
+/* base.kvt has 140 tokens; the file is a delta of it with n, its rows 0 and 1 are the parent's. */
+static target delta_of(const model *m, size_t n)
 {
     target t = target_of(m, 5, 0);
     kvt_seq *seq = model_seq(t.cache);
@@ -406,7 +406,10 @@ static target delta_of(const model *m)
     options.no_fsync = 1;
     model_append(m, t.cache, seq, 140, 40);
     expect_ok(t.cache, kvt_seq_save(seq, in_folder("base.kvt"), &options));
-    model_append(m, t.cache, seq, 60, 40);
+    if (n > 140)
+        model_append(m, t.cache, seq, n - 140, 40);
+    else
+        expect_ok(t.cache, kvt_seq_truncate(seq, n));
     (void)snprintf(path, sizeof path, "%s", in_folder("base.kvt"));
     options.parent = path;
     expect_ok(t.cache, kvt_seq_save(seq, in_folder("delta.kvt"), &options));
@@ -469,7 +472,7 @@ static void parents(void **state)
     (void)state;
     memset(x256, 'x', 256);
     m.groups[0].residual_tokens = KVT_RESIDUAL_NONE;
-    t = delta_of(&m);
+    t = delta_of(&m, 200);
     at = section_payload(t.file.data, t.file.n, 11, 0, &size);
     inherited = get64(t.file.data + at + 16);
     assert_int_equal(get32(t.file.data + at + 24), 1);
@@ -562,12 +565,45 @@ static void parents(void **state)
             expect(t.cache, KVT_ERR_MISMATCH, load(&t, &t.file));
             spill("base.kvt", &base);
         }
+        for (int i = 0; i < 3; i++) { /* an index that the parent's id is of, and no section is */
+            bytes child = copy_of(&t.file);
+            unsigned char *index, *id;
+            memcpy(file.data, base.data, base.n);
+            index = payload(&file, 6, 0, &size);
+            index += i < 2 ? 48 * i : 48 * 3; /* ids, positions; behind the table the first block */
+            assert_int_equal(get32(index), i < 2 ? i + 1 : 4);
+            index[32] ^= 1;
+            resign_sums(file.data, file.n);
+            spill("base.kvt", &file);
+            id = payload(&file, 7, 0, &size) + 16;
+            assert_memory_not_equal(id, payload(&child, 11, 0, &size), 16);
+            memcpy(payload(&child, 11, 0, &size), id, 16);
+            if (i == 2)
+                payload(&child, 3, 0, &size)[0] ^= 1;
+            resign(child.data, child.n);
+            expect(t.cache, KVT_ERR_CORRUPT, load(&t, &child));
+            bytes_free(&child);
+        }
+        spill("base.kvt", &base);
         bytes_free(&base);
         bytes_free(&file);
     }
     expect(t.cache, KVT_ERR_IO,
            (assert_int_equal(unlink(in_folder("base.kvt")), 0), load(&t, &t.file)));
     assert_true(state_hash(&t.m, t.cache, t.seq) == t.hash);
+    target_close(&t);
+    t = delta_of(&m, 100); /* shorter than its parent */
+    expect_ok(t.cache, load(&t, &t.file));
+    t.hash = state_hash(&t.m, t.cache, t.seq);
+    assert_int_equal(get64(payload(&t.file, 11, 0, &size) + 16), 100);
+    for (uint64_t i = 101; i < 150; i += 13) {
+        bytes file = copy_of(&t.file);
+        put64(payload(&file, 11, 0, &size) + 16, i);
+        resign(file.data, file.n);
+        refuse(&t, &file, "more inherited tokens than there are", (size_t)i);
+        expect_error_text(t.cache, "tokens are inherited", "inherited tokens");
+        bytes_free(&file);
+    }
     target_close(&t);
     other = m; /* of a plain file: place 1 and no parent */
     t = target_of(&other, 70, 0);

@@ -1,6 +1,7 @@
 #!/bin/sh
-# The command line: test_tool.sh KVTILE GOLDEN_FOLDER WORK_FOLDER
-tool=$1 golden=$2 work=$3
+# The command line: test_tool.sh KVTILE GOLDEN_FOLDER WORK_FOLDER MAKE_SNAPSHOT
+# (What dump and diff say of keys and values is tried by test_tool_arrays.py.)
+tool=$1 golden=$2 work=$3 make=$4
 rm -rf "$work" && mkdir -p "$work" || exit 1
 failures=0
 
@@ -31,6 +32,32 @@ silent() {
         failures=$((failures + 1))
     fi
 }
+fails() {
+    echo "$*"
+    failures=$((failures + 1))
+}
+# refuses CODE PATTERN ARGUMENTS...: exits with CODE, one line on stderr, nothing on stdout
+refuses() {
+    want=$1 pattern=$2
+    shift 2
+    run "$want" "$@"
+    says err "^kvtile: .*$pattern"
+    silent out
+    [ "$(wc -l <"$work/err")" -eq 1 ] || fails "kvtile $*: not one line: $(cat "$work/err")"
+}
+# json: $work/out is one JSON object
+json() {
+    [ "$(wc -l <"$work/out")" -eq 1 ] || fails "not one line: $(cat "$work/out")"
+    if command -v python3 >/dev/null 2>&1; then
+        python3 -m json.tool <"$work/out" >/dev/null || fails "not JSON: $(cat "$work/out")"
+    fi
+}
+# leaves NAME...: these files, and no temporary, are in $work/new, which is emptied
+leaves() {
+    got=$(ls -A "$work/new" | tr '\n' ' ')
+    [ "$got" = "${*:+$* }" ] || fails "files: $got, not $*"
+    rm -rf "$work/new" && mkdir "$work/new"
+}
 
 run 0 --help
 says out 'kvtile info'
@@ -38,11 +65,36 @@ says out 'Exit code'
 run 0 --version
 says out '^kvtile [0-9]*\.[0-9]*\.[0-9]*$'
 run 2
-run 2 frobnicate "$golden/i8.kvt"
-says err frobnicate
-run 2 info
-run 2 info --loud "$golden/i8.kvt"
-run 2 verify --quick "$golden/i8.kvt"
+refuses 2 frobnicate frobnicate "$golden/i8.kvt"
+refuses 2 'no file' info
+refuses 2 'unknown option --loud' info --loud "$golden/i8.kvt"
+refuses 2 'unknown option --quick' verify --quick "$golden/i8.kvt"
+refuses 2 'unknown option --jso' info --jso "$golden/i8.kvt"
+refuses 2 'unknown option --json=1' info --json=1 "$golden/i8.kvt"
+refuses 2 '--quick and --verify' info --quick --verify "$golden/i8.kvt"
+for command in info verify dump diff convert merge; do
+    refuses 2 'no file' $command
+    refuses 2 'unknown option -x' $command -x
+done
+refuses 2 'a file is missing' diff "$golden/i8.kvt"
+refuses 2 'a file is missing' convert "$golden/i8.kvt"
+refuses 2 'one file too many: c' convert a b c
+refuses 2 'one file too many: b' dump a b
+for value in '--layer' '--layer=' '--layer=x' '--layer=1024' '--layer=-1' '--tokens=' '--tokens=a' \
+    '--tokens=1:2:3' '--tokens=1:b' '--tokens=-1:' '--tokens=1073741825' '--tokens=1e3' '--side=q' \
+    '--dtype=f64' '--npy=' '--output=' '--safetensors='; do
+    refuses 2 "${value%%=*}" dump "$value"
+done
+for value in '--codec=lz4' '--codec' '--level=20' '--level=-8' '--level=x' '--level=' '--tokens=' '--k-type=i5' '--k-type=x' \
+    '--v-type=' '--layer=x' '--new-key-file='; do
+    refuses 2 "${value%%=*}" convert a b "$value"
+done
+refuses 2 bf16 dump --dtype bf16 --npy "$work/x" "$golden/i8.kvt"
+refuses 2 stdout dump --json --output - --layer 0 --side k "$golden/i8.kvt"
+refuses 2 'has to be a file' convert "$golden/i8.kvt" -
+refuses 2 'unknown option --k-type' merge --k-type=i8 a b
+refuses 2 '--decrypt without --key-file' convert --decrypt a b
+refuses 2 '--new-key-file and --decrypt' merge --decrypt --new-key-file x --key-file y a b
 
 run 0 info "$golden/i8.kvt"
 says out 'tokens  *300 in 5 blocks, 2 of them open$'
@@ -53,6 +105,8 @@ silent err
 run 0 info --quick "$golden/groups.kvt"
 says out ' 1  *1  *4  *2  *8  *16  *f32  *i8  *as it is  *rotated  *none$'
 says out ' 0  *2  *2  *1  *16  *32  *i8  *f16  *with offset  *as it is  *none$'
+says out 'layers of 0  *0, 2$'
+says out 'layers of 1  *1$'
 run 0 info "$golden/i8-plain.kvt" # all flags are set
 says out ' *i8  *i8  *as it is  *as it is  *none$'
 run 0 info --json "$golden/i8-plain.kvt"
@@ -60,6 +114,7 @@ says out '"rotation":false,"offset":false,"v_rotation":false,"v_in_k":false,'
 run 0 info --json "$golden/v-in-k.kvt"
 says out '"rotation":true,"offset":true,"v_rotation":false,"v_in_k":true,'
 run 0 info --json "$golden/groups.kvt"
+says out '"groups":\[{"n_layers":2,"layers":\[0,2\],"n_q_heads":2,[^{]*},{"n_layers":1,"layers":\[1\],'
 says out '"v_type":"f16","rotation":false,"offset":true,"v_rotation":false,'
 says out '"v_type":"i8","rotation":false,"offset":false,"v_rotation":true,'
 run 0 info "$golden/window.kvt"
@@ -107,6 +162,29 @@ for name in cut longer nothing text; do
     run 1 info --json "$work/$name.kvt"
     says out '"ok":false,"error":"'
 done
+# A byte of a block that is flipped: the section, the layer and the offset are named.
+{ head -c 20000 "$golden/i8.kvt"; printf '\125'; tail -c +20002 "$golden/i8.kvt"; } >"$work/flipped.kvt"
+cmp -s "$golden/i8.kvt" "$work/flipped.kvt" && fails "the byte was that already"
+for command in verify info; do
+    refuses 1 'flipped.kvt: .*offset [0-9]*, block 1 .*, layer 0: .*checksum' $command "$work/flipped.kvt"
+done
+run 0 info --quick "$work/flipped.kvt"
+for command in "verify --json" "info --json" "dump --json" "diff --json $golden/i8.kvt"; do
+    run 1 $command "$work/flipped.kvt"
+    says err '^kvtile: .*flipped.kvt: .*block 1'
+    says out '"file":"[^"]*flipped.kvt","status":11,"ok":false,"error":"[^"]*block 1'
+    json
+done
+run 0 info --verify --quiet "$golden/i8.kvt"
+silent out
+run 0 verify --quiet "$golden/i8.kvt"
+silent out
+run 0 verify --quiet --json "$golden/i8.kvt"
+says out '"ok":true'
+run 0 verify --progress "$golden/i8.kvt"
+says err '^kvtile: .*i8.kvt: reading 100%$'
+run 1 verify --progress "$work/cut.kvt"
+grep -q '100%' "$work/err" && fails "progress of 100% of a file that is cut"
 run 1 verify "$golden/i8.kvt" "$work/cut.kvt" "$golden/empty.kvt"
 says out 'empty.kvt: sound'
 run 3 verify "$work/cut.kvt" "$work/missing.kvt"
@@ -121,19 +199,286 @@ says out '"file":".*a\\"b\\\\c\\u0009d.kvt"'
 cp "$golden/empty.kvt" "$work/$(printf 'bad\377name.kvt')"
 run 0 info --json "$work/$(printf 'bad\377name.kvt')"
 says out 'bad\\ufffdname'
+accents="$work/$(printf '\303\251\342\202\254').kvt" # UTF-8, which stays
+cp "$golden/empty.kvt" "$accents"
+run 0 info --json --quick "$accents"
+says out "\"file\":\"$accents\",\"status\""
 if command -v python3 >/dev/null 2>&1; then
     "$tool" info --json "$golden"/*.kvt "$odd" "$work"/*.kvt 2>/dev/null |
         python3 -c 'import json, sys; [json.loads(line) for line in sys.stdin]' ||
         { echo "not JSON"; failures=$((failures + 1)); }
 fi
+refuses 3 'a?b: .*No such file or directory$' verify "$work/a
+b" # which stays one line
 (cd "$work" && cp "$golden/empty.kvt" ./--json && "$tool" verify -- --json >/dev/null) ||
     { echo "-- does not end the options"; failures=$((failures + 1)); }
 
+# ---- dump: tokens ----
+mkdir "$work/new"
+run 0 dump --tokens 229:231 "$golden/moved.kvt"
+printf 'index\tposition\ttoken_id\tkey_position\n229\t252\t341\t322\n230\t253\t378\t323\n' |
+    cmp - "$work/out" || fails "a table of tokens"
+run 0 dump --tokens=2 "$golden/i8.kvt"
+printf 'index\tposition\ttoken_id\n0\t0\t-1\n1\t1\t37\n' | cmp - "$work/out" || fails "a table of tokens"
+run 0 dump "$golden/i8.kvt"
+[ "$(wc -l <"$work/out")" -eq 301 ] || fails "not a line a token"
+run 0 dump --quiet "$golden/i8.kvt"
+silent out
+run 0 dump --tokens 298: --json "$golden/i8.kvt"
+says out '"status":0,"ok":true,"n_tokens":300,"first":298,"end":300,"next_position":329,"checkpoints":\[\],"released":\[\],"files":\[\],"token_ids":\[26,63\],"positions":\[327,328\],"key_positions":\[327,328\]}$'
+json
+run 0 dump --json "$golden/checkpoints.kvt"
+says out '"checkpoints":\[100,330,345,410\],"released":\[{"group":0,"first":64,"end":256}\]'
+json
+for name in empty tag v-in-k groups; do
+    run 0 dump --json "$golden/$name.kvt"
+    json
+done
+refuses 2 'it has 300 tokens, not 0:301' dump --tokens 301 "$golden/i8.kvt"
+refuses 2 'it has 300 tokens, not 9:8' dump --tokens 9:8 "$golden/i8.kvt"
+refuses 3 'missing.kvt: .*No such file' dump "$work/missing.kvt"
+
+# ---- dump: arrays ----
+run 0 dump --npy "$work/new/folder" --progress "$golden/tag.kvt"
+silent out
+says err '^kvtile: .*tag.kvt: writing 100%$'
+[ "$(ls -A "$work/new/folder" | tr '\n' ' ')" = "layers.0.k.npy layers.0.v.npy layers.1.k.npy layers.1.v.npy layers.2.k.npy layers.2.v.npy positions.npy token_ids.npy " ] ||
+    fails "arrays: $(ls -A "$work/new/folder")"
+refuses 3 'token_ids.npy: is there already' dump --npy "$work/new/folder" "$golden/tag.kvt"
+rm "$work/new/folder/token_ids.npy"
+refuses 3 'positions.npy: is there already' dump --npy "$work/new/folder" "$golden/tag.kvt"
+[ -e "$work/new/folder/token_ids.npy" ] && fails "an array of a dump that was refused"
+run 0 dump --npy "$work/new/folder" --force "$golden/tag.kvt"
+leaves folder
+run 0 dump --output "$work/new/k.npy" --safetensors "$work/new/k.st" --layer 1 --side k "$golden/tag.kvt"
+run 0 dump --output - --layer 1 --side k "$golden/tag.kvt"
+cmp "$work/out" "$work/new/k.npy" || fails "another array on stdout"
+run 0 dump --safetensors - --layer 1 --side k "$golden/tag.kvt"
+cmp "$work/out" "$work/new/k.st" || fails "other arrays on stdout"
+run 0 dump --json --output "$work/new/v.npy" --layer 1 --side v "$golden/tag.kvt"
+says out '"files":\["[^"]*new/v.npy"\]}$'
+json
+leaves k.npy k.st v.npy
+for how in '' '--layer 1' '--side k' '--layer 0 --layer 1 --side k'; do
+    refuses 2 'one side of one layer' dump --output "$work/new/x.npy" $how "$golden/tag.kvt"
+done
+refuses 2 'it has 3 layers, and none of number 3' dump --layer 3 --npy "$work/new/x" "$golden/tag.kvt"
+refuses 2 'layer 0 has no tokens 128 to 191: .*--tokens 192:' dump --npy "$work/new/x" "$golden/window.kvt"
+run 0 dump --layer 1 --npy "$work/new/x" "$golden/checkpoints.kvt" # whose group has no window
+refuses 3 'no/x: cannot be created: No such file' dump --safetensors "$work/new/no/x" "$golden/tag.kvt"
+leaves x
+: >"$work/new/x"
+for how in --safetensors '--layer 0 --side v --output'; do
+    refuses 3 'x: is there already (--force replaces it)' dump $how "$work/new/x" "$golden/tag.kvt"
+done
+[ -s "$work/new/x" ] && fails "a file was written over"
+chmod 640 "$work/new/x"
+run 0 dump --force --safetensors "$work/new/x" "$golden/tag.kvt"
+[ -s "$work/new/x" ] || fails "--force does not replace"
+case $(ls -l "$work/new/x") in -rw-r-----*) ;; *) fails "another mode" ;; esac
+refuses 3 'new: is a folder' dump --safetensors "$work/new" "$golden/tag.kvt"
+ln -s nowhere "$work/new/link"
+refuses 3 'link: is there already' dump --safetensors "$work/new/link" "$golden/tag.kvt"
+leaves link x
+
+# ---- diff ----
+run 0 diff "$golden/i8.kvt" "$golden/i8.kvt"
+says out 'are equal: 300 tokens$'
+run 0 diff --json "$golden/window.kvt" "$golden/window.kvt"
+says out '"equal":true,"same":{"fingerprint":true,"geometry":true,"types":true,"tag":true,"next_position":true,"checkpoints":true},"n_tokens":\[400,400\],"equal_token_ids":400,"equal_positions":400,"layers":\[\]}$'
+json
+"$make" "$work/a.kvt" 400 && "$make" "$work/b.kvt" 400 300 || fails "$make"
+run 1 diff "$work/a.kvt" "$work/b.kvt"
+says out 'the first 400 have equal ids, the first 400 equal positions'
+says out 'layer 1 K: 64 tokens in 1 block differ, the first is 256, by up to '
+says out 'layer 1 V: 1 token in 1 block differs, the first is 300, by up to '
+grep -q 'layer 0' "$work/out" && fails "layer 0 does not differ"
+run 1 diff --json "$work/a.kvt" "$work/b.kvt"
+says out '"equal":false,.*"layers":\[{"layer":1,"side":"k","compared":true,"tokens":64,"blocks":1,"released":0,"first":256,'
+json
+run 1 diff --quiet "$work/a.kvt" "$work/b.kvt"
+silent out
+"$make" "$work/a.kvt" 100 100 && "$make" "$work/b.kvt" 100 101 || fails "$make"
+run 1 diff --json "$work/a.kvt" "$work/b.kvt" # the blobs of their checkpoints
+says out '"tag":true,"next_position":true,"checkpoints":false},.*"layers":\[\]}$'
+"$make" "$work/a.kvt" 400 || fails "$make"
+run 1 diff "$golden/tag.kvt" "$golden/f16-f32.kvt"
+for what in 'types, ' 'tags' 'next positions' 'geometries'; do
+    says out "  $what.* differ"
+done
+run 1 diff "$work/a.kvt" "$golden/i8.kvt"
+says out '  fingerprints differ'
+run 1 diff "$golden/checkpoints.kvt" "$golden/i4-checkpoints.kvt"
+says out '  checkpoints differ'
+refuses 3 'missing.kvt: .*No such file' diff "$golden/i8.kvt" "$work/missing.kvt"
+
+# ---- convert ----
+run 0 convert --codec raw --progress "$golden/checkpoints.kvt" "$work/new/raw.kvt"
+says out 'raw.kvt: 410 tokens, [0-9]* bytes'
+says err 'converting 100%$'
+run 0 verify "$work/new/raw.kvt"
+run 0 diff "$golden/checkpoints.kvt" "$work/new/raw.kvt"
+[ "$(wc -c <"$work/new/raw.kvt")" -gt "$(wc -c <"$golden/checkpoints.kvt")" ] || fails "--codec raw"
+run 0 convert --level 19 --codec auto "$work/new/raw.kvt" "$work/new/small.kvt"
+run 0 diff "$golden/checkpoints.kvt" "$work/new/small.kvt"
+run 0 convert --json --tokens 200 "$golden/i8.kvt" "$work/new/part.kvt"
+says out '"status":0,"ok":true,"output":"[^"]*part.kvt","n_tokens":200,"file_bytes":[0-9]*}$'
+json
+run 0 info "$work/new/part.kvt"
+says out 'tokens  *200 in '
+refuses 3 'part.kvt: is there already' convert "$golden/i8.kvt" "$work/new/part.kvt"
+refuses 2 'it has 300 tokens, not 0:301' convert --tokens 301 "$golden/i8.kvt" "$work/new/x.kvt"
+refuses 1 'flipped.kvt: .*block 1' convert "$work/flipped.kvt" "$work/new/x.kvt"
+refuses 3 'no/x: .*No such file or directory$' convert "$golden/tag.kvt" "$work/new/no/x"
+run 0 convert --force --quiet "$golden/i8.kvt" "$work/new/part.kvt"
+silent out
+run 0 diff --quiet "$golden/i8.kvt" "$work/new/part.kvt"
+run 0 convert --force --tokens 100 "$work/new/part.kvt" "$work/new/part.kvt" # onto itself
+run 0 verify "$work/new/part.kvt"
+says out 'sound, 100 tokens'
+leaves part.kvt raw.kvt small.kvt
+# Some tokens, some layers, other types.
+run 0 convert --tokens 64:200 "$golden/f16-f32.kvt" "$work/new/x.kvt" --tokens 64: --quiet
+run 0 dump --json "$work/new/x.kvt"
+says out '"n_tokens":2,.*"token_ids":\[368,-1\],"positions":\[70,71\]'
+refuses 2 'a multiple of 64, not at 10' convert --tokens 10: "$golden/i8.kvt" "$work/new/y.kvt"
+refuses 2 'which are none' convert --tokens 64:64 "$golden/i8.kvt" "$work/new/y.kvt"
+refuses 2 'none of number 3' convert --layer 3 "$golden/i8.kvt" "$work/new/y.kvt"
+run 0 convert --layer 2 --layer=0 "$golden/groups.kvt" "$work/new/two.kvt"
+run 0 info --json "$work/new/two.kvt"
+says out '"groups":\[{"n_layers":2,"layers":\[0,1\],[^{]*"k_type":"i8",[^{]*}\]'
+for layer in 0 1; do
+    "$tool" dump --output - --layer $layer --side v "$work/new/two.kvt" >"$work/new/v$layer.npy"
+    "$tool" dump --output - --layer $((2 * layer)) --side v "$golden/groups.kvt" | cmp - "$work/new/v$layer.npy" ||
+        fails "--layer of convert: layer $layer"
+done
+run 0 convert --layer 1 --k-type f16 "$golden/groups.kvt" "$work/new/one.kvt"
+run 0 info --json "$work/new/one.kvt"
+says out '"groups":\[{"n_layers":1,"layers":\[0\],[^{]*"k_type":"f16","v_type":"i8"[^{]*}\]'
+run 0 convert --k-type i8 --v-type i4 "$golden/f16-f32.kvt" "$work/new/types.kvt"
+run 0 info --json "$work/new/types.kvt"
+says out '"k_type":"i8","v_type":"i4"'
+run 1 diff "$golden/f16-f32.kvt" "$work/new/types.kvt"
+says out '  types, flags or rotations differ'
+run 0 convert --k-type f32 --v-type f16 "$golden/v-in-k.kvt" "$work/new/f32.kvt" # V is K's
+run 0 info --json "$work/new/f32.kvt"
+says out '"k_type":"f32","v_type":"f32"'
+run 1 diff --json "$golden/v-in-k.kvt" "$work/new/f32.kvt"
+says out '"types":false.*"layers":\[\]}$' # f32 has the values that i8 has
+leaves f32.kvt one.kvt two.kvt types.kvt v0.npy v1.npy x.kvt
+
+# ---- deltas ----
+"$make" "$work/new/first.kvt" 300 && "$make" "$work/new/second.kvt" 500 none "$work/new/first.kvt" &&
+    "$make" "$work/new/third.kvt" 640 none "$work/new/second.kvt" && "$make" "$work/whole.kvt" 640 ||
+    fails "$make"
+run 0 info "$work/new/third.kvt"
+says out 'parent  *"second.kvt", [0-9a-f]\{32\}$'
+says out 'inherited  *500 tokens, [1-9][0-9]* blocks; parents: 2$'
+says out 'piece  *5 bytes: "title"$'
+run 0 info --json "$work/new/second.kvt"
+says out '"depth":1,"parent_name":"first.kvt","parent_id":"[0-9a-f]\{32\}","inherited_tokens":300,'
+says out '"pieces":\[{"name":"title","bytes":5}\]'
+id=$(sed 's/.*"parent_id":"\([0-9a-f]*\)".*/\1/' "$work/out")
+json
+run 0 info --json "$work/new/first.kvt"
+says out "\"snapshot_id\":\"$id\""
+says out '"depth":0,"parent_name":"","parent_id":"","inherited_tokens":0,'
+run 0 verify "$work/new/first.kvt" "$work/new/second.kvt" "$work/new/third.kvt"
+run 0 diff "$work/whole.kvt" "$work/new/third.kvt"
+run 0 merge --json "$work/new/third.kvt" "$work/new/merged.kvt"
+says out '"ok":true,"output":"[^"]*merged.kvt","n_tokens":640,"file_bytes":[0-9]*}$'
+run 0 merge --codec raw "$work/new/second.kvt" "$work/new/merged2.kvt"
+says out 'merged2.kvt: 500 tokens'
+rm "$work/new/first.kvt"
+run 0 diff "$work/whole.kvt" "$work/new/merged.kvt"
+run 0 info "$work/new/merged.kvt"
+says out 'piece  *5 bytes: "title"$'
+grep -q parent "$work/out" && fails "a merged file has a parent"
+refuses 3 'third.kvt: .*No such file.*first.kvt' merge "$work/new/third.kvt" "$work/new/x.kvt"
+refuses 3 'third.kvt: .*No such file.*first.kvt' verify "$work/new/third.kvt"
+cp "$work/whole.kvt" "$work/new/first.kvt" # another file of that name
+refuses 3 'third.kvt: .*first.kvt' verify "$work/new/third.kvt"
+refuses 3 'merged.kvt: is there already' merge "$work/new/third.kvt" "$work/new/merged.kvt"
+leaves first.kvt merged.kvt merged2.kvt second.kvt third.kvt
+
+# ---- keys ----
+printf '0123456789abcdef0123456789ABCDEF0123456789abcdef0123456789abcdef\n' >"$work/key"
+printf '01234567890123456789012345678901' >"$work/key2"
+for text in '' short '0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdeg' \
+    '0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef0'; do
+    printf '%s' "$text" >"$work/bad"
+    refuses 3 'bad: no key' info --key-file "$work/bad" "$golden/i8.kvt"
+done
+refuses 3 'nokey: the key cannot be opened: No such file' info --key-file "$work/nokey" "$golden/i8.kvt"
+refuses 3 'the key cannot be read: Is a directory' info --key-file "$work" "$golden/i8.kvt"
+"$tool" convert "$golden/i8.kvt" "$work/new/crypt.kvt" --new-key-file "$work/key" >"$work/out" 2>"$work/err"
+if grep -q libsodium "$work/err"; then
+    echo "skipped: encryption, without libsodium"
+else
+    says out 'crypt.kvt: 300 tokens'
+    refuses 3 'crypt.kvt: .*a key is needed' info "$work/new/crypt.kvt"
+    refuses 3 'crypt.kvt: .*another key' info --key-file "$work/key2" "$work/new/crypt.kvt"
+    refuses 3 'i8.kvt: .*not encrypted' info --key-file "$work/key2" "$golden/i8.kvt"
+    run 0 info --key-file "$work/key" "$work/new/crypt.kvt"
+    says out 'version  *1, encrypted$'
+    run 0 info --json --key-file "$work/key" "$work/new/crypt.kvt"
+    says out '"encrypted":true,'
+    run 0 verify --key-file "$work/key" "$work/new/crypt.kvt"
+    run 0 dump --key-file "$work/key" --tokens 1 "$work/new/crypt.kvt"
+    run 0 convert --key-file "$work/key" "$work/new/crypt.kvt" "$work/new/same.kvt" # the key stays
+    run 0 diff --key-file "$work/key" "$work/new/crypt.kvt" "$work/new/same.kvt"
+    run 0 merge --key-file "$work/key" --new-key-file "$work/key2" "$work/new/crypt.kvt" "$work/new/new.kvt"
+    refuses 3 'another key' info --key-file "$work/key" "$work/new/new.kvt"
+    run 0 convert --key-file "$work/key2" --decrypt "$work/new/new.kvt" "$work/new/plain.kvt"
+    run 0 diff "$golden/i8.kvt" "$work/new/plain.kvt"
+    leaves crypt.kvt new.kvt plain.kvt same.kvt
+fi
+
+# ---- outputs that fail ----
 # A write error on a full disk is an error of the tool.
 if [ -c /dev/full ] && [ -w /dev/full ]; then
-    "$tool" info "$golden/i8.kvt" >/dev/full 2>/dev/null
-    [ $? -eq 3 ] || { echo "a full disk was not noticed"; failures=$((failures + 1)); }
+    for command in info dump diff; do
+        "$tool" $command "$golden/i8.kvt" $([ $command = diff ] && echo "$golden/i8.kvt") \
+            >/dev/full 2>"$work/err"
+        [ $? -eq 3 ] || fails "$command: a full disk was not noticed"
+        says err '^kvtile: stdout: cannot be written$'
+    done
+    refuses 3 '/dev/full: cannot be written: No space' dump --safetensors /dev/full "$golden/i8.kvt"
+    refuses 3 '/dev/full: cannot be written: No space' dump --output /dev/full --layer 0 --side k "$golden/i8.kvt"
+    refuses 3 '/dev/full: not a regular file' convert "$golden/i8.kvt" /dev/full
 fi
+"$make" "$work/big.kvt" 60000 || fails "$make" # 245 MB as f32
+if (ulimit -f 4000) 2>/dev/null; then # a limit on the size of files, met on the way
+    for how in "dump --safetensors" "convert --force"; do
+        case $how in dump*) set -- $how "$work/new/x" "$work/big.kvt" ;; *) set -- $how "$work/big.kvt" "$work/new/x" ;; esac
+        (ulimit -f 4000; exec "$tool" "$@" >"$work/out" 2>"$work/err")
+        [ $? -eq 3 ] || fails "$how: a limit on files was not noticed"
+        says err '^kvtile: .*new/x: .*: File too large$'
+        leaves
+    done
+fi
+if [ "$(id -u)" -ne 0 ]; then
+    chmod 500 "$work/new"
+    refuses 3 'new/x: cannot be created: Permission denied' dump --safetensors "$work/new/x" "$golden/i8.kvt"
+    chmod 700 "$work/new"
+fi
+# A signal: no temporary is left, and the tool ends by it.
+for how in "dump --safetensors" "dump --npy" "convert --level=19"; do
+    case $how in dump*) set -- $how "$work/new/x" "$work/big.kvt" ;; *) set -- $how "$work/big.kvt" "$work/new/x" ;; esac
+    "$tool" "$@" >"$work/out" 2>"$work/err" &
+    pid=$!
+    i=0 # the temporary is there before the signal
+    until [ -n "$(find "$work/new" -name '.*kvtile*' -o -name '.*tmp*' 2>/dev/null)" ] || [ $i -ge 500 ]; do
+        i=$((i + 1))
+        sleep 0.01
+    done
+    kill -TERM $pid
+    wait $pid 2>/dev/null
+    [ $? -eq 143 ] || fails "$how: exit code after a signal"
+    says err ': interrupted$'
+    [ -z "$(find "$work/new" -name '.*kvtile*' -o -name '.*tmp*')" ] || fails "$how: a temporary is left: $(find "$work/new")"
+    rm -rf "$work/new" && mkdir "$work/new"
+done
 
 [ $failures -eq 0 ] && rm -rf "$work"
 exit $((failures != 0))

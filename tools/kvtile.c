@@ -1,323 +1,423 @@
 /*
- * kvtile: inspect and verify snapshots from the command line.
+ * kvtile: inspect, check, compare, convert and export snapshots from the command line.
  *
- *   kvtile info [--quick] [--json] FILE...     what a snapshot holds, and what it costs
- *   kvtile verify [--json] FILE...             read all of it and check everything
- *
- * Exit codes, the largest of all files: 0 sound, 1 damaged or not a snapshot, 2 usage,
- * 3 cannot be read.
+ * Here are the options and the choice of the command; each command is a file of its own (tool.h).
  */
-#include <kvtile/kvtile.h>
+#include "tool.h"
 
-#include <inttypes.h>
+#include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
-enum { SOUND = 0, DAMAGED = 1, USAGE = 2, UNREADABLE = 3 };
-
 static const char help[] =
-    "kvtile: look at snapshots of a kvtile cache\n"
+    "kvtile: look at snapshots of a kvtile cache, and convert them\n"
     "\n"
-    "  kvtile info [--quick] [--json] FILE...   what a snapshot holds and what it costs;\n"
-    "                                           --quick reads and checks the header only\n"
-    "  kvtile verify [--json] FILE...           read all of it and check everything\n"
+    "  kvtile info [OPTIONS] FILE...    what a snapshot holds and what it costs\n"
+    "  kvtile verify [OPTIONS] FILE...  read all of it and check everything\n"
+    "  kvtile dump [OPTIONS] FILE       its tokens; its keys and values as arrays\n"
+    "  kvtile diff [OPTIONS] FILE FILE  what differs between two\n"
+    "  kvtile convert [OPTIONS] IN OUT  save it anew: other types, codec, key, some of it\n"
+    "  kvtile merge [OPTIONS] IN OUT    a delta and its parents as one file\n"
     "  kvtile --help | --version\n"
     "\n"
-    "--json writes one JSON object a file and line. \"--\" ends the options.\n"
-    "Exit code, the largest of all files: 0 sound, 1 damaged or not a snapshot, 2 usage,\n"
-    "3 cannot be read.\n";
+    "all:\n"
+    "  --json               one JSON object on stdout: a file and line with info and verify\n"
+    "  --quiet              no other output but errors\n"
+    "  --progress           say on stderr how far it is, also where that is no terminal\n"
+    "  --key-file FILE      key of encrypted files: 32 bytes, or 64 hex digits\n"
+    "info:\n"
+    "  --quick              read and check the header only\n"
+    "  --verify             read all of the file, as without --quick\n"
+    "dump:\n"
+    "  --npy FOLDER         a .npy file for each array: token_ids, positions, and layers.N.k\n"
+    "                       and layers.N.v of shape [tokens][kv heads][dims]\n"
+    "  --output FILE        one of them: of one --layer and --side; \"-\" is stdout\n"
+    "  --safetensors FILE   all of them in one file\n"
+    "  --dtype TYPE         f32, the default, f16, or bf16 (safetensors only)\n"
+    "  --side k|v           keys alone, or values\n"
+    "dump, convert:\n"
+    "  --tokens A:B         tokens A to B - 1; A or B may be left out; N stands for :N\n"
+    "  --layer N            this layer; may be repeated; \"all\" is the default\n"
+    "dump, convert, merge:\n"
+    "  --force              replace files that are there already\n"
+    "convert, merge:\n"
+    "  --codec CODEC        auto, raw or zstd\n"
+    "  --level N            of zstd, -7 to 19\n"
+    "  --new-key-file FILE  key of the output; without it that of --key-file\n"
+    "  --decrypt            the output is not encrypted\n"
+    "convert:\n"
+    "  --k-type TYPE        store keys as f32, f16, i8 or i4\n"
+    "  --v-type TYPE        store values as f32, f16, i8, i5 or i4\n"
+    "\n"
+    "\"--\" ends the options.\n"
+    "Exit code, the largest of all files: 0 sound (diff: equal), 1 damaged or not a snapshot\n"
+    "(diff: different), 2 usage, 3 cannot be read or written.\n";
 
-typedef struct options {
-    int verify; /* the command; else info */
-    int quick, json;
-} options;
+enum { INFO = 1, VERIFY = 2, DUMP = 4, DIFF = 8, CONVERT = 16, MERGE = 32, ALL = 63 };
 
-static int exit_code(kvt_status status)
+static const struct command {
+    const char *name;
+    int bit;
+    int least, most; /* files; most 0: any number */
+    int (*run)(const tool_options *o);
+} commands[] = {
+    {"info", INFO, 1, 0, info_run},          {"verify", VERIFY, 1, 0, verify_run},
+    {"dump", DUMP, 1, 1, dump_run},          {"diff", DIFF, 2, 2, diff_run},
+    {"convert", CONVERT, 2, 2, convert_run}, {"merge", MERGE, 2, 2, merge_run},
+};
+
+/* ---- values: 0, or -1 for one that is not taken ---- */
+
+static int set_json(tool_options *o, const char *value)
 {
-    switch (status) {
-    case KVT_OK: return SOUND;
-    case KVT_ERR_FORMAT:
-    case KVT_ERR_CORRUPT: return DAMAGED;
-    default: return UNREADABLE;
-    }
+    (void)value;
+    o->json = 1;
+    return 0;
 }
 
-static const char *type_name(kvt_type type)
+static int set_quiet(tool_options *o, const char *value)
 {
-    switch (type) {
-    case KVT_TYPE_F32: return "f32";
-    case KVT_TYPE_F16: return "f16";
-    case KVT_TYPE_I8: return "i8";
-    case KVT_TYPE_I4: return "i4";
-    case KVT_TYPE_I5: return "i5";
-    default: return "?";
-    }
+    (void)value;
+    o->quiet = 1;
+    return 0;
 }
 
-static int is_v_in_k(const kvt_snapshot_group *group)
+static int set_progress(tool_options *o, const char *value)
 {
-    return (group->flags & KVT_GROUP_V_IN_K) != 0;
+    (void)value;
+    o->progress = 1;
+    return 0;
 }
 
-static int rotates_v(const kvt_snapshot_group *group) /* by itself: V in K is rotated as K is */
+static int set_quick(tool_options *o, const char *value)
 {
-    return group->v_type >= KVT_TYPE_I8 && !is_v_in_k(group) &&
-           !(group->flags & KVT_GROUP_NO_V_ROTATION);
+    (void)value;
+    o->quick = 1;
+    return 0;
 }
 
-static void print_hex(const uint8_t *bytes, uint32_t n)
+static int set_verify(tool_options *o, const char *value)
 {
-    uint32_t i;
-    for (i = 0; i < n; i++)
-        printf("%02x", bytes[i]);
+    (void)value;
+    o->verify = 1;
+    return 0;
 }
 
-/* A tag as it is where that is plain text, else as hex digits. */
-static void print_tag(const kvt_snapshot_info *info)
+static int set_force(tool_options *o, const char *value)
 {
-    uint32_t i;
-    for (i = 0; i < info->tag_bytes; i++)
-        if (info->tag[i] < 0x20 || info->tag[i] > 0x7e || info->tag[i] == '"') {
-            print_hex(info->tag, info->tag_bytes);
-            return;
-        }
-    printf("\"%.*s\"", (int)info->tag_bytes, (const char *)info->tag);
+    (void)value;
+    o->force = 1;
+    return 0;
 }
 
-/* A JSON string. Bytes that are no valid UTF-8 (file names may be anything) become U+FFFD. */
-static void print_json_string(const char *text)
+static int set_decrypt(tool_options *o, const char *value)
 {
-    const unsigned char *p = (const unsigned char *)text;
-
-    putchar('"');
-    while (*p) {
-        unsigned n = 0, i;
-        if (*p == '"' || *p == '\\') {
-            printf("\\%c", *p++);
-            continue;
-        }
-        if (*p < 0x20 || *p == 0x7f) {
-            printf("\\u%04x", *p++);
-            continue;
-        }
-        if (*p < 0x80) {
-            putchar(*p++);
-            continue;
-        }
-        if (*p >= 0xc2 && *p <= 0xdf)
-            n = 1;
-        else if (*p >= 0xe0 && *p <= 0xef)
-            n = 2;
-        else if (*p >= 0xf0 && *p <= 0xf4)
-            n = 3;
-        for (i = 1; i <= n && (p[i] & 0xc0) == 0x80; i++)
-            continue;
-        /* overlong forms, surrogates and code points beyond U+10FFFF: by the second byte */
-        if (n == 0 || i <= n || (p[0] == 0xe0 && p[1] < 0xa0) || (p[0] == 0xed && p[1] > 0x9f) ||
-            (p[0] == 0xf0 && p[1] < 0x90) || (p[0] == 0xf4 && p[1] > 0x8f)) {
-            printf("\\ufffd");
-            p++;
-            continue;
-        }
-        (void)fwrite(p, 1, n + 1, stdout);
-        p += n + 1;
-    }
-    putchar('"');
+    (void)value;
+    o->decrypt = 1;
+    return 0;
 }
 
-static void print_json(const char *path, const options *o, kvt_status status,
-                       const kvt_snapshot_info *info, const char *text)
+static int set_key_file(tool_options *o, const char *value)
 {
-    uint32_t g;
-
-    printf("{\"file\":");
-    print_json_string(path);
-    printf(",\"status\":%d,\"ok\":%s", (int)status, status == KVT_OK ? "true" : "false");
-    if (status != KVT_OK) {
-        printf(",\"error\":");
-        print_json_string(text);
-        printf("}\n");
-        return;
-    }
-    printf(",\"version\":%" PRIu32 ",\"n_tokens\":%" PRIu64 ",\"n_blocks\":%" PRIu64
-           ",\"fingerprint\":\"",
-           info->version, info->n_tokens, info->n_blocks);
-    print_hex(info->fingerprint, info->fingerprint_bytes);
-    printf("\",\"tag\":\"");
-    print_hex(info->tag, info->tag_bytes);
-    printf("\",\"next_position\":%" PRId32 ",\"groups\":[", info->next_position);
-    for (g = 0; g < info->n_groups; g++) {
-        const kvt_snapshot_group *group = &info->groups[g];
-        printf("%s{\"n_layers\":%" PRIu32 ",\"n_q_heads\":%" PRIu32 ",\"n_kv_heads\":%" PRIu32
-               ",\"k_dim\":%" PRIu32 ",\"v_dim\":%" PRIu32 ",\"k_type\":\"%s\",\"v_type\":\"%s\""
-               ",\"rotation\":%s,\"offset\":%s,\"v_rotation\":%s,\"v_in_k\":%s,\"rotation_seed\":"
-               "\"%" PRIu64 "\",\"window_tokens\":%" PRIu32 ",\"sink_tokens\":%" PRIu32 "}",
-               g ? "," : "", group->n_layers, group->n_q_heads, group->n_kv_heads, group->k_dim,
-               group->v_dim, type_name(group->k_type), type_name(group->v_type),
-               group->k_type == KVT_TYPE_I8 && !(group->flags & KVT_GROUP_NO_ROTATION) ? "true"
-                                                                                       : "false",
-               group->k_type >= KVT_TYPE_I8 && !(group->flags & KVT_GROUP_NO_OFFSET) ? "true"
-                                                                                     : "false",
-               rotates_v(group) ? "true" : "false", is_v_in_k(group) ? "true" : "false",
-               group->rotation_seed, group->window_tokens, group->sink_tokens);
-    }
-    printf("]");
-    if (!o->quick) {
-        printf(",\"n_open_blocks\":%" PRIu64 ",\"n_checkpoints\":%" PRIu64, info->n_open_blocks,
-               info->n_checkpoints);
-        printf(",\"file_bytes\":%" PRIu64 ",\"stored_bytes\":%" PRIu64 ",\"native_bytes\":%" PRIu64,
-               info->file_bytes, info->stored_bytes, info->native_bytes);
-        if (info->n_tokens)
-            printf(",\"ratio\":%.4f,\"bits_per_element\":%.4f",
-                   (double)info->native_bytes / (double)info->stored_bytes,
-                   8.0 * (double)info->stored_bytes / (double)info->n_elements);
-    }
-    printf("}\n");
+    o->key_file = value;
+    return *value ? 0 : -1;
 }
 
-static void print_table(const char *path, const options *o, const kvt_snapshot_info *info)
+static int set_new_key_file(tool_options *o, const char *value)
 {
-    uint32_t g;
+    o->new_key_file = value;
+    return *value ? 0 : -1;
+}
 
-    printf("%s\n", path);
-    printf("  format version   %" PRIu32 "\n", info->version);
-    printf("  fingerprint      ");
-    if (info->fingerprint_bytes)
-        print_hex(info->fingerprint, info->fingerprint_bytes);
+static int set_npy(tool_options *o, const char *value)
+{
+    o->npy = value;
+    return *value ? 0 : -1;
+}
+
+static int set_output(tool_options *o, const char *value)
+{
+    o->output = value;
+    return *value ? 0 : -1;
+}
+
+static int set_safetensors(tool_options *o, const char *value)
+{
+    o->safetensors = value;
+    return *value ? 0 : -1;
+}
+
+static int set_dtype(tool_options *o, const char *value)
+{
+    if (strcmp(value, "f32") == 0)
+        o->dtype = KVT_F32;
+    else if (strcmp(value, "f16") == 0)
+        o->dtype = KVT_F16;
+    else if (strcmp(value, "bf16") == 0)
+        o->dtype = KVT_BF16;
     else
-        printf("none");
-    if (info->tag_bytes) {
-        printf("\n  tag              ");
-        print_tag(info);
-    }
-    printf("\n  tokens           %" PRIu64 " in %" PRIu64 " blocks", info->n_tokens,
-           info->n_blocks);
-    if (!o->quick)
-        printf(", %" PRIu64 " of them open", info->n_open_blocks);
-    if (info->next_position >= 0)
-        printf("\n  next position    %" PRId32, info->next_position);
-    if (!o->quick && info->n_checkpoints)
-        printf("\n  checkpoints      %" PRIu64, info->n_checkpoints);
-    printf("\n  group  layers  q heads  kv heads  k dim  v dim  K    V     K is                  V "
-           "is      window\n");
-    for (g = 0; g < info->n_groups; g++) {
-        const kvt_snapshot_group *group = &info->groups[g];
-        const char *how = "as it is";
-        if (group->k_type == KVT_TYPE_I8) {
-            static const char *const hows[] = {"rotated, with offset", "with offset", "rotated",
-                                               "as it is"};
-            how = hows[group->flags & (KVT_GROUP_NO_ROTATION | KVT_GROUP_NO_OFFSET)];
-        } else if (group->k_type == KVT_TYPE_I4) {
-            how = "with offset";
-        }
-        printf("  %5" PRIu32 "  %6" PRIu32 "  %7" PRIu32 "  %8" PRIu32 "  %5" PRIu32 "  %5" PRIu32
-               "  %-3s  %-4s  %-20s  %-8s",
-               g, group->n_layers, group->n_q_heads, group->n_kv_heads, group->k_dim, group->v_dim,
-               type_name(group->k_type), is_v_in_k(group) ? "in K" : type_name(group->v_type), how,
-               is_v_in_k(group)   ? "K's"
-               : rotates_v(group) ? "rotated"
-                                  : "as it is");
-        if (group->window_tokens)
-            printf("  %" PRIu32 " tokens", group->window_tokens);
-        else
-            printf("  none");
-        if (group->sink_tokens)
-            printf(", %" PRIu32 " sinks", group->sink_tokens);
-        printf("\n");
-    }
-    if (o->quick)
-        return;
-    printf("  file             %" PRIu64 " bytes\n", info->file_bytes);
-    printf("  keys and values  %" PRIu64 " bytes, stored in %" PRIu64 "\n", info->native_bytes,
-           info->stored_bytes);
-    if (info->n_tokens) {
-        printf("  compression      %.3f to 1\n",
-               (double)info->native_bytes / (double)info->stored_bytes);
-        printf("  bits per element %.3f as stored, %.3f in the cache\n",
-               8.0 * (double)info->stored_bytes / (double)info->n_elements,
-               8.0 * (double)info->native_bytes / (double)info->n_elements);
-    }
+        return -1;
+    return 0;
 }
 
-static int show(const char *path, const options *o)
+/* Digits alone, up to the character `until`; *end is behind them. */
+static int number(const char *text, char until, uint64_t *value, const char **end)
 {
-    kvt_snapshot_info info;
-    char text[256] = "";
-    kvt_status status;
+    char *behind;
 
-    memset(&info, 0, sizeof info);
-    info.struct_size = sizeof info;
-    status = kvt_snapshot_inspect(path, !o->quick, &info, text, sizeof text);
-    if (status != KVT_OK && !*text)
-        (void)snprintf(text, sizeof text, "%s", kvt_status_string(status));
-    if (o->json)
-        print_json(path, o, status, &info, text);
-    else if (status != KVT_OK)
-        fprintf(stderr, "kvtile: %s: %s\n", path, text);
-    else if (o->verify)
-        printf("%s: sound, %" PRIu64 " tokens, %" PRIu64 " bytes\n", path, info.n_tokens,
-               info.file_bytes);
-    else
-        print_table(path, o, &info);
-    return exit_code(status);
+    if (*text < '0' || *text > '9')
+        return -1;
+    errno = 0;
+    *value = strtoull(text, &behind, 10);
+    *end = behind;
+    return errno != 0 || *value > KVT_MAX_TOKENS || (*behind != '\0' && *behind != until) ? -1 : 0;
 }
+
+static int set_layer(tool_options *o, const char *value)
+{
+    const char *end;
+    uint64_t layer;
+
+    if (strcmp(value, "all") == 0) {
+        o->has_layers = 0;
+        memset(o->layers, 0, sizeof o->layers);
+        return 0;
+    }
+    if (number(value, '\0', &layer, &end) != 0 || layer >= KVT_MAX_LAYERS)
+        return -1;
+    o->has_layers = 1;
+    o->layers[layer] = 1;
+    return 0;
+}
+
+static int set_side(tool_options *o, const char *value)
+{
+    if (strcmp(value, "k") != 0 && strcmp(value, "v") != 0)
+        return -1;
+    o->has_side = 1;
+    o->side = *value == 'k' ? KVT_SIDE_K : KVT_SIDE_V;
+    return 0;
+}
+
+static int set_tokens(tool_options *o, const char *value)
+{
+    const char *at = value;
+
+    o->first = 0;
+    o->end = UINT64_MAX;
+    if (!strchr(value, ':'))
+        return number(value, '\0', &o->end, &at);
+    if (*at != ':' && number(at, ':', &o->first, &at) != 0)
+        return -1;
+    return at[1] == '\0' ? 0 : number(at + 1, '\0', &o->end, &at);
+}
+
+static int set_codec(tool_options *o, const char *value)
+{
+    if (strcmp(value, "auto") == 0)
+        o->codec = KVT_CODEC_AUTO;
+    else if (strcmp(value, "raw") == 0)
+        o->codec = KVT_CODEC_RAW;
+    else if (strcmp(value, "zstd") == 0)
+        o->codec = KVT_CODEC_ZSTD;
+    else
+        return -1;
+    return 0;
+}
+
+static int set_level(tool_options *o, const char *value)
+{
+    char *end;
+    long level = strtol(value, &end, 10);
+
+    if (end == value || *end || level < -7 || level > 19)
+        return -1;
+    o->level = (int32_t)level;
+    return 0;
+}
+
+static int type_of(const char *name, kvt_type *type)
+{
+    int i;
+
+    for (i = KVT_TYPE_F32; i <= KVT_TYPE_I5; i++)
+        if (strcmp(name, tool_type_name((kvt_type)i)) == 0) {
+            *type = (kvt_type)i;
+            return 0;
+        }
+    return -1;
+}
+
+static int set_k_type(tool_options *o, const char *value)
+{
+    o->has_k_type = 1;
+    return type_of(value, &o->k_type) != 0 || o->k_type == KVT_TYPE_I5 ? -1 : 0;
+}
+
+static int set_v_type(tool_options *o, const char *value)
+{
+    o->has_v_type = 1;
+    return type_of(value, &o->v_type);
+}
+
+static const struct option {
+    const char *name;
+    int commands, has_value;
+    int (*set)(tool_options *o, const char *value);
+} options[] = {
+    {"--json", ALL, 0, set_json},
+    {"--quiet", ALL, 0, set_quiet},
+    {"--progress", ALL, 0, set_progress},
+    {"--quick", INFO, 0, set_quick},
+    {"--verify", INFO, 0, set_verify},
+    {"--key-file", ALL, 1, set_key_file},
+    {"--force", DUMP | CONVERT | MERGE, 0, set_force},
+    {"--npy", DUMP, 1, set_npy},
+    {"--output", DUMP, 1, set_output},
+    {"--safetensors", DUMP, 1, set_safetensors},
+    {"--dtype", DUMP, 1, set_dtype},
+    {"--layer", DUMP | CONVERT, 1, set_layer},
+    {"--side", DUMP, 1, set_side},
+    {"--tokens", DUMP | CONVERT, 1, set_tokens},
+    {"--codec", CONVERT | MERGE, 1, set_codec},
+    {"--level", CONVERT | MERGE, 1, set_level},
+    {"--new-key-file", CONVERT | MERGE, 1, set_new_key_file},
+    {"--decrypt", CONVERT | MERGE, 0, set_decrypt},
+    {"--k-type", CONVERT, 1, set_k_type},
+    {"--v-type", CONVERT, 1, set_v_type},
+};
+
+/* ---- the command line ---- */
 
 static int usage(const char *what, const char *argument)
 {
-    fprintf(stderr, "kvtile: %s%s\nTry kvtile --help.\n", what, argument);
+    (void)fprintf(stderr, "kvtile: %s%s (see kvtile --help)\n", what, argument);
     return USAGE;
+}
+
+/* Take the option at argv[*i], and its value: --name VALUE or --name=VALUE. */
+static int take_option(tool_options *o, int bit, char **argv, int argc, int *i)
+{
+    const char *argument = argv[*i], *equals = strchr(argument, '='), *value = NULL;
+    size_t n = equals ? (size_t)(equals - argument) : strlen(argument), at;
+
+    for (at = 0; at < sizeof options / sizeof options[0]; at++)
+        if (strlen(options[at].name) == n && strncmp(options[at].name, argument, n) == 0)
+            break;
+    if (at == sizeof options / sizeof options[0] || !(options[at].commands & bit) ||
+        (equals && !options[at].has_value))
+        return usage("unknown option ", argument);
+    if (options[at].has_value) {
+        value = equals ? equals + 1 : *i + 1 < argc ? argv[++*i] : NULL;
+        if (!value)
+            return usage("no value for ", argument);
+    }
+    if (options[at].set(o, value) != 0)
+        return usage("a value that is not taken for ", options[at].name);
+    return SOUND;
+}
+
+/* What no option rules out by itself. */
+static int check(const tool_options *o, const struct command *command)
+{
+    int to_stdout = (o->output && strcmp(o->output, "-") == 0) ||
+                    (o->safetensors && strcmp(o->safetensors, "-") == 0);
+
+    if (o->quick && o->verify)
+        return usage("--quick and --verify", "");
+    if (to_stdout && o->json)
+        return usage("--json, and stdout for the output", "");
+    if (o->output && o->safetensors && strcmp(o->output, o->safetensors) == 0)
+        return usage("one file for --output and --safetensors", "");
+    if (o->dtype == KVT_BF16 && (o->npy || o->output))
+        return usage("NumPy's files have no bf16", "");
+    if (o->new_key_file && o->decrypt)
+        return usage("--new-key-file and --decrypt", "");
+    if (o->decrypt && !o->key_file)
+        return usage("--decrypt without --key-file", "");
+    if ((command->bit == CONVERT || command->bit == MERGE) && strcmp(o->files[1], "-") == 0)
+        return usage("the output has to be a file, not ", o->files[1]);
+    return SOUND;
+}
+
+static int finish(int code)
+{
+    output_end_interrupted();
+    if (fflush(stdout) != 0 || ferror(stdout)) {
+        (void)fprintf(stderr, "kvtile: stdout: cannot be written\n");
+        return UNUSABLE;
+    }
+    return code;
+}
+
+static int run(const struct command *command, tool_options *o, int argc, char **argv)
+{
+    int i, code, ended = 0;
+
+    for (i = 2; i < argc; i++) { /* options may be anywhere before "--" */
+        if (!ended && strcmp(argv[i], "--") == 0) {
+            ended = 1;
+        } else if (!ended && argv[i][0] == '-' && argv[i][1] != '\0') {
+            code = take_option(o, command->bit, argv, argc, &i);
+            if (code != SOUND)
+                return code;
+        } else {
+            o->files[o->n_files++] = argv[i];
+        }
+    }
+    if (o->n_files < command->least)
+        return usage(o->n_files ? "a file is missing" : "no file", "");
+    if (command->most && o->n_files > command->most)
+        return usage("one file too many: ", o->files[command->most]);
+    code = check(o, command);
+    if (code != SOUND)
+        return code;
+    if (o->key_file)
+        code = key_read(o, o->key_file, o->key);
+    if (code == SOUND && o->new_key_file)
+        code = key_read(o, o->new_key_file, o->new_key);
+    if (code == SOUND)
+        code = command->run(o);
+    key_forget(o->key);
+    key_forget(o->new_key);
+    return finish(code);
 }
 
 int main(int argc, char **argv)
 {
-    options o = {0, 0, 0};
-    int i, worst = SOUND, files = 0, ended = 0;
+    tool_options *o;
+    size_t c;
+    int i, code;
 
-    for (i = 1; i < argc; i++) {
-        if (strcmp(argv[i], "--") == 0)
-            break;
+    for (i = 1; i < argc && strcmp(argv[i], "--") != 0; i++) {
         if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0) {
             (void)fputs(help, stdout);
-            return fflush(stdout) == 0 ? SOUND : UNREADABLE;
+            return finish(SOUND);
         }
         if (strcmp(argv[i], "--version") == 0) {
             printf("kvtile %s\n", kvt_version());
-            return fflush(stdout) == 0 ? SOUND : UNREADABLE;
+            return finish(SOUND);
         }
     }
     if (argc < 2)
         return usage("no command", "");
-    o.verify = strcmp(argv[1], "verify") == 0;
-    if (!o.verify && strcmp(argv[1], "info") != 0)
-        return usage("unknown command ", argv[1]);
-    for (i = 2; i < argc; i++) { /* options may be anywhere before "--" */
-        if (strcmp(argv[i], "--") == 0)
+    for (c = 0; c < sizeof commands / sizeof commands[0]; c++)
+        if (strcmp(argv[1], commands[c].name) == 0)
             break;
-        if (strcmp(argv[i], "--json") == 0)
-            o.json = 1;
-        else if (strcmp(argv[i], "--quick") == 0 && !o.verify)
-            o.quick = 1;
-        else if (argv[i][0] == '-')
-            return usage("unknown option ", argv[i]);
+    if (c == sizeof commands / sizeof commands[0])
+        return usage("unknown command ", argv[1]);
+    o = calloc(1, sizeof *o);
+    if (o)
+        o->files = calloc((size_t)argc, sizeof *o->files);
+    if (!o || !o->files) {
+        free(o);
+        (void)fprintf(stderr, "kvtile: no memory\n");
+        return UNUSABLE;
     }
-    for (i = 2; i < argc; i++) {
-        int code;
-        if (!ended && strcmp(argv[i], "--") == 0) {
-            ended = 1;
-            continue;
-        }
-        if (!ended && argv[i][0] == '-')
-            continue;
-        files++;
-        code = show(argv[i], &o);
-        if (code > worst)
-            worst = code;
-    }
-    if (!files)
-        return usage("no file", "");
-    if (fflush(stdout) != 0 || ferror(stdout)) {
-        fprintf(stderr, "kvtile: cannot write to the standard output\n");
-        return UNREADABLE;
-    }
-    return worst;
+    o->end = UINT64_MAX;
+    code = run(&commands[c], o, argc, argv);
+    free(o->files);
+    free(o);
+    return code;
 }

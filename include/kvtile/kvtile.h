@@ -1071,7 +1071,7 @@ typedef struct kvt_save_options {
  * KVT_ERR_IO        the text names the file, the call and the system's reason; the old file is in
  *                   place (the new one, where only the sync of the folder has failed)
  * KVT_ERR_LIMIT     2^32 - 1 blocks or more; the chain would pass KVT_MAX_DEPTH
- * KVT_ERR_MISMATCH  the parent is of another model, geometry or tag, or encrypted with another key
+ * KVT_ERR_MISMATCH  the parent is of another model or geometry, or encrypted with another key
  * KVT_ERR_CORRUPT   the parent is damaged, or what is mapped is
  * KVT_ERR_FORMAT    the parent is no snapshot
  * KVT_ERR_VALUE     convert: a value is beyond what the type can store
@@ -1085,13 +1085,13 @@ KVT_API kvt_status kvt_seq_save(const kvt_seq *seq, const char *path,
 KVT_API kvt_status kvt_seq_save_stream(const kvt_seq *seq, const kvt_writer *writer,
                                        const kvt_save_options *options);
 /*
- * The same to a file descriptor, from where it stands (a pipe, a socket, a file): neither synced nor
- * closed. SIGPIPE is the caller's to ignore; then a closed pipe is KVT_ERR_IO.
+ * The same to a file descriptor, from where it stands (a pipe, a socket, a file): neither synced
+ * nor closed. SIGPIPE is the caller's to ignore; then a closed pipe is KVT_ERR_IO.
  */
 KVT_API kvt_status kvt_seq_save_fd(const kvt_seq *seq, int fd, const kvt_save_options *options);
 /*
- * The same to memory: to: [room] bytes; *bytes: how many were written. KVT_ERR_FULL: there is no room;
- * what `to` holds is unspecified then. kvt_seq_save_bound tells how much suffices.
+ * The same to memory: to: [room] bytes; *bytes: how many were written. KVT_ERR_FULL: there is no
+ * room; what `to` holds is unspecified then. kvt_seq_save_bound tells how much suffices.
  */
 KVT_API kvt_status kvt_seq_save_memory(const kvt_seq *seq, void *to, size_t room, size_t *bytes,
                                        const kvt_save_options *options);
@@ -1170,8 +1170,9 @@ typedef struct kvt_load_result {
  * map: the file's pages are the cache's memory, shared with all processes that map it and not held
  * against the budget; what is appended or changed is copied first. The file must not be changed
  * while it is mapped (a save that replaces it is fine: it makes a new one); where it is cut short
- * the process gets SIGBUS. With KVT_MAP_LAZY kvt_attend, kvt_read, kvt_visit, kvt_seq_begin and saves
- * answer KVT_ERR_CORRUPT, with their output unwritten, when they meet a damaged layer of a block.
+ * the process gets SIGBUS. With KVT_MAP_LAZY kvt_attend, kvt_read, kvt_visit, kvt_seq_begin and
+ * saves answer KVT_ERR_CORRUPT, with their output unwritten, when they meet a damaged layer of a
+ * block.
  *
  * KVT_ERR_STATE     a step is pending
  * KVT_ERR_IO        cannot be opened or read; a parent is missing

@@ -17,6 +17,7 @@ typedef struct batch {
     uint32_t n_streams;
     size_t native_bytes, image_bytes;
     int native;
+    uint64_t read_at; /* not 0: where job 0's image is in the file, the others' behind it */
     kvt_snap_shape shapes[KVT_SNAP_MAX_STREAMS];
     kvt_snap_fault *faults; /* [jobs.n] */
     uint64_t *stored;       /* [jobs.n] */
@@ -43,14 +44,18 @@ static void decode_layer(void *arg, size_t i)
         kvt_snap_digest(job->to, b->image_bytes, job->digest);
         image = job->to;
     } else {
+        if (b->read_at && p->input->read_at(p->input->reader.user, b->read_at + i * b->image_bytes,
+                                            job->to, b->image_bytes) != b->image_bytes) {
+            job->status = KVT_ERR_IO;
+            return;
+        }
         image = job->to ? job->to : job->from;
         if (job->to && job->from) {
             b->faults[i].text = kvt_snap_image_copy(b->group, b->at->form, b->at->tokens, job->to,
                                                     job->from, job->digest);
         } else {
             kvt_snap_digest(image, b->image_bytes, job->digest);
-            b->faults[i].text =
-                kvt_snap_image_check(b->group, b->at->form, b->at->tokens, image);
+            b->faults[i].text = kvt_snap_image_check(b->group, b->at->form, b->at->tokens, image);
         }
         if (b->faults[i].text) {
             job->status = KVT_ERR_CORRUPT;
@@ -159,6 +164,21 @@ static kvt_status read_mapped(batch *b, uint64_t number, uint32_t n_layers,
     return KVT_OK;
 }
 
+/* A read of one of n images by its place has failed: once more, for the reason. */
+static kvt_status read_failed(batch *b, size_t n)
+{
+    kvt_snap_parser *p = b->p;
+    size_t i;
+
+    for (i = 0; i < n; i++) {
+        kvt_status status = kvt_snap_take(p, p->jobs.jobs[i].to, b->image_bytes);
+        if (status != KVT_OK)
+            return status;
+    }
+    return kvt_snap_fail(p->context, KVT_ERR_IO, "reading a snapshot failed before offset %llu",
+                         (unsigned long long)p->offset);
+}
+
 static kvt_status read_images(batch *b, uint64_t number, uint32_t n_layers, int *taken)
 {
     kvt_snap_parser *p = b->p;
@@ -167,6 +187,7 @@ static kvt_status read_images(batch *b, uint64_t number, uint32_t n_layers, int 
     const unsigned char *view = p->input->memory;
     uint32_t first;
     size_t i;
+    int by_places;
     kvt_snap_section s;
     kvt_status status = kvt_snap_expect(
         p, KVT_SNAP_IMAGES, (0 - (p->offset + KVT_SNAP_SECTION_BYTES)) % KVT_SNAP_ALIGN, &s);
@@ -194,14 +215,20 @@ static kvt_status read_images(batch *b, uint64_t number, uint32_t n_layers, int 
             return read_mapped(b, number, n_layers, view);
         }
     }
+    /* Several threads read at once what a file has: all of it is there, by its size. */
+    by_places = p->jobs.n > 1 && p->input->read_at && images <= p->remaining;
     for (first = 0; first < n_layers; first += (uint32_t)p->jobs.n) {
         size_t n = n_layers - first < p->jobs.n ? n_layers - first : p->jobs.n;
+        b->read_at = by_places ? p->offset : 0;
         for (i = 0; i < n; i++) {
             kvt_snap_job *job = &p->jobs.jobs[i];
             set_place(p, number, b->at, first + (uint32_t)i);
             status = set_target(b, first + (uint32_t)i, job);
             if (status != KVT_OK)
                 return status;
+            job->from = NULL;
+            if (by_places)
+                continue;
             job->from = kvt_snap_take_view(p, b->image_bytes);
             if (!job->from)
                 status = kvt_snap_take(p, job->to, b->image_bytes);
@@ -209,8 +236,12 @@ static kvt_status read_images(batch *b, uint64_t number, uint32_t n_layers, int 
                 return status;
         }
         status = run(b, number, first, n);
+        if (status == KVT_ERR_IO && by_places)
+            return read_failed(b, n);
         if (status != KVT_OK)
             return status;
+        if (by_places)
+            kvt_snap_skip(p, (uint64_t)n * b->image_bytes);
     }
     return KVT_OK;
 }

@@ -2,9 +2,9 @@
  * The blocks of a snapshot that is saved.
  *
  * A layer is written as its image, which is its memory where nothing in that is dead: hashed and
- * handed to the writer as it lies, in one pass; or as streams, gathered from the image, filtered and
- * compressed. Its digest is of the image either way. The layers of a block are coded side by side
- * (jobs.c) and go out in order; the digests follow, when they are known.
+ * handed to the writer as it lies, in one pass; or as streams, gathered from the image, filtered
+ * and compressed. Its digest is of the image either way. The layers of a block are coded side by
+ * side (jobs.c) and go out in order; the digests follow, when they are known.
  */
 #include "src/snapshot/saver.h"
 

@@ -2,8 +2,9 @@
  * The parents of a delta: files that are read at any place.
  *
  * Each is opened once, its header, parent section, index and end are verified, and with them its
- * snapshot id, which its child has noted. Its index says where its blocks are, by their ids, and its
- * tokens. What is taken from it is verified as it is read, by the same code as the child itself.
+ * snapshot id, which its child has noted. Its index says where its blocks are, by their ids, and
+ * its tokens. What is taken from it is verified as it is read, by the same code as the child
+ * itself.
  */
 #include "src/snapshot/crypt.h"
 #include "src/snapshot/parser.h"

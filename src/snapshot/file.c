@@ -46,6 +46,8 @@
 #include <sys/random.h>
 #endif
 
+#define LARGE_BYTES ((size_t)1 << 16) /* is read past the buffer */
+#define SMALL_BYTES ((size_t)1 << 12)
 #define TEMPORARIES 100              /* names that are tried when others exist */
 #define PART_BYTES ((size_t)1 << 30) /* of one system call: some refuse more than 2 GiB */
 
@@ -131,16 +133,53 @@ int kvt_snap_same_folder(const char *a, const char *b)
 
 /* ---- reading ---- */
 
-/* One read; -1 with the failure noted. */
+/*
+ * One read; -1 with the failure noted. A regular file is read by places: parts of it may be, too.
+ */
 static int64_t read_once(kvt_snap_file *file, void *to, size_t bytes)
 {
     ssize_t n;
+    bytes = bytes < PART_BYTES ? bytes : PART_BYTES;
     do
-        n = read(file->fd, to, bytes < PART_BYTES ? bytes : PART_BYTES);
+        n = file->bytes == UINT64_MAX ? read(file->fd, to, bytes)
+                                      : pread(file->fd, to, bytes, (off_t)file->position);
     while (n < 0 && errno == EINTR);
     if (n < 0)
         failed(file, "read");
+    else
+        file->position += (uint64_t)n;
     return n;
+}
+
+size_t kvt_snap_file_part(void *user, uint64_t offset, void *to, size_t bytes)
+{
+    const kvt_snap_file *file = user;
+    size_t done = 0;
+
+    while (done < bytes) {
+        size_t part = bytes - done < PART_BYTES ? bytes - done : PART_BYTES;
+        ssize_t n = pread(file->fd, (char *)to + done, part, (off_t)(offset + done));
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n <= 0)
+            break;
+        done += (size_t)n;
+    }
+    return done;
+}
+
+void kvt_snap_file_skip(void *user, uint64_t bytes)
+{
+    kvt_snap_file *file = user;
+    size_t have = file->end - file->begin;
+
+    if (bytes <= have) {
+        file->begin += (size_t)bytes;
+        return;
+    }
+    file->position += bytes - have;
+    file->begin = file->end = 0;
+    file->large = 1;
 }
 
 static int64_t fd_read(void *user, void *data, size_t bytes)
@@ -148,15 +187,22 @@ static int64_t fd_read(void *user, void *data, size_t bytes)
     return read_once(user, data, bytes);
 }
 
+/*
+ * Through the buffer, but for what is large: that is read to where it goes, and what little is
+ * between such parts without reading far ahead into the next one.
+ */
 static int64_t file_read(void *user, void *data, size_t bytes)
 {
     kvt_snap_file *file = user;
 
     if (file->begin == file->end) {
         int64_t n;
-        if (bytes >= KVT_SNAP_AHEAD_BYTES)
+        if (bytes >= LARGE_BYTES) {
+            file->large = 1;
             return read_once(file, data, bytes);
-        n = read_once(file, file->ahead.data, KVT_SNAP_AHEAD_BYTES);
+        }
+        n = read_once(file, file->ahead.data, file->large ? SMALL_BYTES : KVT_SNAP_AHEAD_BYTES);
+        file->large = 0;
         if (n <= 0)
             return n;
         file->begin = 0;
@@ -167,6 +213,29 @@ static int64_t file_read(void *user, void *data, size_t bytes)
     memcpy(data, file->ahead.data + file->begin, bytes);
     file->begin += bytes;
     return (int64_t)bytes;
+}
+
+const unsigned char *kvt_snap_file_view(void *user, size_t bytes)
+{
+    kvt_snap_file *file = user;
+    size_t have = file->end - file->begin;
+
+    if (bytes > KVT_SNAP_AHEAD_BYTES)
+        return NULL;
+    if (have < bytes) {
+        if (have)
+            memmove(file->ahead.data, file->ahead.data + file->begin, have);
+        file->begin = 0;
+        file->end = have;
+    }
+    while (file->end < file->begin + bytes) {
+        int64_t n = read_once(file, file->ahead.data + file->end, KVT_SNAP_AHEAD_BYTES - file->end);
+        if (n <= 0)
+            return NULL; /* a read says so, too */
+        file->end += (size_t)n;
+    }
+    file->begin += bytes;
+    return file->ahead.data + file->begin - bytes;
 }
 
 kvt_status kvt_snap_file_open(const kvt_snap_context *context, const char *path,

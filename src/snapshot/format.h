@@ -457,7 +457,18 @@ typedef struct kvt_snap_mapped {
 
 /* Where a snapshot is read from. */
 typedef struct kvt_snap_input {
-    kvt_reader reader;           /* read NULL: memory */
+    kvt_reader reader; /* read NULL: memory */
+    /*
+     * The next bytes in memory of the reader's, until its next call; they are taken then. NULL:
+     * they have to be read. May be NULL.
+     */
+    const unsigned char *(*view)(void *user, size_t bytes);
+    /*
+     * All bytes at an offset, as far as they can be read; called by any thread. And the next bytes
+     * have been read that way. Both or neither.
+     */
+    size_t (*read_at)(void *user, uint64_t offset, void *to, size_t bytes);
+    void (*skip)(void *user, uint64_t bytes);
     const unsigned char *memory; /* the snapshot, from its header on */
     kvt_snap_mapped *mapped;     /* memory is of it; parents are to be mapped too; NULL: not */
     uint64_t bytes;              /* that there are at most, UINT64_MAX where unknown */
@@ -521,9 +532,9 @@ typedef struct kvt_snap_sink {
     kvt_status (*layer)(void *user, const kvt_snap_block *block, uint32_t layer_index,
                         const unsigned char *image, kvt_snap_buffer *scratch);
     /*
-     * All images of a native block, where they lie in a mapped file, of which n_blocks at most come,
-     * and the layers' digests, which the file may be too short for. *taken 1: they are used there.
-     * Comes before they are verified.
+     * All images of a native block, where they lie in a mapped file, of which n_blocks at most
+     * come, and the layers' digests, which the file may be too short for. *taken 1: they are used
+     * there. Comes before they are verified.
      */
     kvt_status (*map)(void *user, const kvt_snap_block *block, kvt_snap_mapped *file,
                       uint64_t n_blocks, const unsigned char *images, const unsigned char *digests,
@@ -593,7 +604,7 @@ void kvt_snap_chain_identity(const kvt_snap_chain *chain, unsigned char *id, uin
 
 /* ---- file.c ---- */
 
-#define KVT_SNAP_AHEAD_BYTES ((size_t)1 << 18) /* read at once */
+#define KVT_SNAP_AHEAD_BYTES ((size_t)1 << 19) /* read at once: stays in a cache of its core */
 #ifdef PATH_MAX
 #define KVT_SNAP_PATH_BYTES PATH_MAX /* what realpath writes */
 #else
@@ -623,10 +634,16 @@ typedef struct kvt_snap_file {
     uint64_t bytes;        /* reading: size, UINT64_MAX where it has none */
     kvt_snap_buffer ahead; /* reading: [begin, end) is read already */
     size_t begin, end;
+    uint64_t position; /* reading a regular file: behind what has been read */
+    int large;         /* reading: the last part went past the buffer */
 } kvt_snap_file;
 
 kvt_status kvt_snap_file_open(const kvt_snap_context *context, const char *path,
                               kvt_snap_file *file, kvt_reader *reader);
+/* What kvt_snap_input has, of a file that is read; all but view of a regular one only. */
+const unsigned char *kvt_snap_file_view(void *user, size_t bytes);
+size_t kvt_snap_file_part(void *user, uint64_t offset, void *to, size_t bytes);
+void kvt_snap_file_skip(void *user, uint64_t bytes);
 /* Up to `bytes` bytes at an offset, fewer at the end; negative: the failure is noted. */
 int64_t kvt_snap_file_read_at(kvt_snap_file *file, uint64_t offset, void *to, size_t bytes);
 /* Map the whole file for reading, and give that up. */

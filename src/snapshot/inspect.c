@@ -125,6 +125,8 @@ static kvt_status read_file(inspection *i, kvt_snap_file *file, const kvt_reader
     input.key = i->options->key;
     input.reader = *reader;
     input.bytes = file->bytes;
+    if (!input.key)
+        input.view = kvt_snap_file_view;
     sink.user = i;
     sink.parent = on_parent;
     sink.sequence = on_sequence;

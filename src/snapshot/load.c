@@ -18,7 +18,9 @@ typedef struct stage {
     const kvt_snap_context *context;
     kvt_seq *seq;
     const kvt_load_options *options;
-    /* By the file's groups: the cache's, UINT32_MAX: none; and by its layers, in the group's order. */
+    /*
+     * By the file's groups: the cache's, UINT32_MAX: none; and by its layers, in the group's order.
+     */
     uint32_t group_of[KVT_MAX_GROUPS], first_layer[KVT_MAX_GROUPS];
     uint32_t layer_of[KVT_MAX_LAYERS];  /* in the cache's group; UINT32_MAX: not wanted */
     kvt_group *sources[KVT_MAX_GROUPS]; /* where types are converted, else NULL */
@@ -990,6 +992,11 @@ kvt_status kvt_seq_load(kvt_seq *seq, const char *path, const kvt_load_options *
         from.path = path;
         from.whole = 1;
         from.input.bytes = file.bytes;
+        if (!copy.key) {
+            from.input.view = kvt_snap_file_view;
+            from.input.read_at = file.bytes == UINT64_MAX ? NULL : kvt_snap_file_part;
+            from.input.skip = kvt_snap_file_skip;
+        }
         if (n < sizeof folder) { /* it was opened, so it is */
             memcpy(folder, path, n);
             folder[n] = '\0';

@@ -97,8 +97,8 @@ typedef struct kvt_snap_fault {
 } kvt_snap_fault;
 
 /*
- * Decode and check a payload: *streams is then its streams in native form, one after the other, where
- * they lie in the payload or in *buffer. Touches nothing but its arguments: any thread may.
+ * Decode and check a payload: *streams is then its streams in native form, one after the other,
+ * where they lie in the payload or in *buffer. Touches nothing but its arguments: any thread may.
  * *stored: bytes of the streams as stored. KVT_ERR_CORRUPT and KVT_ERR_FORMAT come with a fault.
  */
 kvt_status kvt_snap_decode_set(kvt_snap_codec *codec, const kvt_snap_shape *shapes, uint32_t n,
@@ -117,6 +117,8 @@ void kvt_snap_parser_release(kvt_snap_parser *p);
 /* The header, and the parent section if there is one (else parent.depth is 0). */
 kvt_status kvt_snap_read_header(kvt_snap_parser *p);
 kvt_status kvt_snap_read_parent(kvt_snap_parser *p, int *is_delta);
+/* The next bytes, read by places in the meantime. */
+void kvt_snap_skip(kvt_snap_parser *p, uint64_t bytes);
 /* Memory for blocks: jobs, and the digests of one. */
 kvt_status kvt_snap_prepare_blocks(kvt_snap_parser *p);
 /* One section of integers of n tokens from `first` on. */

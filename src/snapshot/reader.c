@@ -319,6 +319,28 @@ static kvt_status inherit_tokens(kvt_snap_parser *p, uint32_t kind)
     return status;
 }
 
+/* No key of this file has moved: so none of those that it inherits. */
+static kvt_status check_unmoved(kvt_snap_parser *p)
+{
+    uint64_t first;
+
+    for (first = 0; first < p->parent.inherited; first += KVT_SNAP_CHUNK_TOKENS) {
+        uint64_t left = p->parent.inherited - first;
+        uint32_t n = left < KVT_SNAP_CHUNK_TOKENS ? (uint32_t)left : KVT_SNAP_CHUNK_TOKENS;
+        kvt_status status =
+            kvt_snap_reserve(p->context, &p->native, 0, n * (size_t)4, "a snapshot's tokens");
+        if (status == KVT_OK)
+            status =
+                kvt_snap_chain_tokens(p->chain, KVT_SNAP_KIND_SHIFTS, first, n, p->native.data);
+        if (status != KVT_OK)
+            return status;
+        if (!zeros_from(p->native.data, 0, n * (size_t)4))
+            return kvt_snap_corrupt(p,
+                                    "keys that it inherits have moved, and it says that none has");
+    }
+    return KVT_OK;
+}
+
 static kvt_status read_tokens(kvt_snap_parser *p, uint32_t type, uint32_t kind)
 {
     uint64_t first;
@@ -613,6 +635,8 @@ static kvt_status read_body(kvt_snap_parser *p)
         status = read_tokens(p, KVT_SNAP_POSITIONS, KVT_SNAP_KIND_POSITIONS);
     if (status == KVT_OK && (p->header->flags & KVT_SNAP_MOVED))
         status = read_tokens(p, KVT_SNAP_SHIFTS, KVT_SNAP_KIND_SHIFTS);
+    else if (status == KVT_OK)
+        status = check_unmoved(p);
     if (status == KVT_OK)
         status = read_block_table(p);
     for (b = 0; status == KVT_OK && b < p->header->n_blocks; b++)

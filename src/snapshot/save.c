@@ -221,7 +221,6 @@ static void release(kvt_snap_saver *s)
     kvt_snap_release(context, &s->stored);
     kvt_snap_release(context, &s->native_ids);
     kvt_snap_release(context, &s->out);
-    kvt_snap_codec_release(&s->codec);
     for (g = 0; s->targets && g < s->header->n_groups; g++)
         kvt_snap_target_release(context, &s->targets[g], s->signs[g]);
     if (s->targets)
@@ -260,8 +259,6 @@ static kvt_status prepare(kvt_snap_saver *s, const kvt_seq *seq, const kvt_snap_
     s->context = context;
     s->seq = seq;
     s->options = options;
-    kvt_snap_codec_init(&s->codec, context);
-    codec_of(options, &s->codec);
     s->native = options->codec == KVT_CODEC_RAW;
     status = kvt_snap_alloc(context, sizeof *s->header, "a snapshot's header", &memory);
     if (status != KVT_OK)

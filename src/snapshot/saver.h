@@ -40,8 +40,7 @@ typedef struct kvt_snap_saver {
     size_t n_checkpoints;              /* of the sequence's, that are saved */
     kvt_snap_chain *chain;             /* of a delta: its parents, else NULL */
     kvt_snap_parent parent;
-    kvt_snap_codec codec; /* of all but layers */
-    kvt_snap_jobs jobs;
+    kvt_snap_jobs jobs;  /* the first one's codec codes what is no layer, too */
     uint64_t offset;     /* bytes put so far */
     kvt_snap_buffer out; /* collected: out_bytes of it */
     size_t out_bytes;
@@ -90,7 +89,7 @@ void kvt_snap_put_note(kvt_snap_saver *s, uint32_t type, uint64_t value, uint64_
 kvt_status kvt_snap_make_set(kvt_snap_codec *codec, uint32_t type, uint64_t value,
                              const kvt_snap_shape *shapes, uint32_t n, const unsigned char *native,
                              unsigned char *to, size_t *bytes);
-/* The whole snapshot: all of the saver up to `codec` is set. */
+/* The whole snapshot: all of the saver up to `jobs` is set. */
 kvt_status kvt_snap_write(kvt_snap_saver *s);
 
 /* ---- blocks_out.c ---- */

@@ -25,14 +25,28 @@ kvt_status kvt_snap_corrupt(kvt_snap_parser *p, const char *format, ...)
 
 const unsigned char *kvt_snap_take_view(kvt_snap_parser *p, size_t bytes)
 {
-    const unsigned char *at = p->input->memory;
+    const unsigned char *at = NULL;
 
-    if (!at || bytes > p->remaining)
+    if (bytes > p->remaining)
         return NULL;
-    at += p->offset;
+    if (p->input->memory)
+        at = p->input->memory + p->offset;
+    else if (p->input->view && p->jobs.n == 1) /* one at a time */
+        at = p->input->view(p->input->reader.user, bytes);
+    if (!at)
+        return NULL;
     p->offset += bytes;
-    p->remaining -= bytes;
+    if (p->remaining != UINT64_MAX)
+        p->remaining -= bytes;
     return at;
+}
+
+void kvt_snap_skip(kvt_snap_parser *p, uint64_t bytes)
+{
+    p->input->skip(p->input->reader.user, bytes);
+    p->offset += bytes;
+    if (p->remaining != UINT64_MAX)
+        p->remaining -= bytes;
 }
 
 kvt_status kvt_snap_take(kvt_snap_parser *p, void *to, size_t bytes)

@@ -1,11 +1,11 @@
 /*
  * Save a sequence: the parts of a snapshot, front to back, never seeking.
  *
- * Header, parent, tag, pieces, token ids, positions, block table, blocks (blocks_out.c), checkpoints
- * (checkpoints.c), index, end. The block table stands before the blocks, so that a reader of a
- * stream knows what will come; it has ids of those alone that a parent has, since an id is known
- * when a block has been hashed, which is done while it is written. Ids of blocks that have not
- * changed since they were hashed are remembered by the cache.
+ * Header, parent, tag, pieces, token ids, positions, block table, blocks (blocks_out.c),
+ * checkpoints (checkpoints.c), index, end. The block table stands before the blocks, so that a
+ * reader of a stream knows what will come; it has ids of those alone that a parent has, since an id
+ * is known when a block has been hashed, which is done while it is written. Ids of blocks that have
+ * not changed since they were hashed are remembered by the cache.
  */
 #include "src/snapshot/saver.h"
 
@@ -331,8 +331,8 @@ static kvt_status put_tokens(kvt_snap_saver *s, uint32_t type, uint32_t kind)
         take_tokens(s, kind, first, n, s->native_ids.data);
         kvt_snap_digest(s->native_ids.data, shape.bytes, digest);
         offset = s->offset;
-        status = kvt_snap_make_set(&s->codec, type, first, &shape, 1, s->native_ids.data,
-                                   s->stored.data, &bytes);
+        status = kvt_snap_make_set(&s->jobs.jobs[0].codec, type, first, &shape, 1,
+                                   s->native_ids.data, s->stored.data, &bytes);
         if (status == KVT_OK)
             status = kvt_snap_put(s, s->stored.data, bytes);
         if (status != KVT_OK)
@@ -445,8 +445,7 @@ uint64_t kvt_snap_save_bytes(const kvt_snap_header *header, size_t n_jobs)
     return kvt_snap_counted(sizeof *header) + kvt_snap_counted(OUT_BYTES) +
            kvt_snap_counted(z.native) + kvt_snap_counted(z.stored) + kvt_snap_counted(z.digests) +
            kvt_snap_counted(z.table) + kvt_snap_counted(z.index) +
-           kvt_snap_counted(sizeof(kvt_snap_job) * n_jobs) + kvt_snap_encode_bytes(header) +
-           n_jobs * job;
+           kvt_snap_counted(sizeof(kvt_snap_job) * n_jobs) + n_jobs * job;
 }
 
 /*

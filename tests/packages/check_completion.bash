@@ -20,28 +20,52 @@ offers() {
     fi
 }
 
-offers '--help|--version|info|verify|' ''
+offers '--help|--version|convert|diff|dump|info|merge|verify|' ''
 offers 'verify|' ve
-offers '--help|--json|--quick|--version|' info --
-offers '--help|--json|--version|' verify -
-offers '' verify --q
+offers '--help|--json|--key-file|--progress|--quick|--quiet|--verify|--version|' info --
+offers '--help|--json|--key-file|--progress|--quiet|--version|' verify -
+offers '--help|--json|--key-file|--progress|--quiet|--version|' diff -
+offers '--safetensors|--side|' dump --s
+offers '--codec|' convert --c
+offers '--decrypt|' merge --d
+offers '' merge --k-t
+offers '--k-type|--key-file|' convert --k
+offers '' verify --quick
 offers '' frobnicate ''
 offers 'a b.kvt|folder|' info ''
 offers 'a b.kvt|' verify --json a
+offers 'a b.kvt|' diff 'a b.kvt' a
 offers 'other.txt|' info o
 offers 'folder/c.kvt|' info folder/
 offers '' info -- --
+offers 'a b.kvt|folder|' dump -- ''
+# Values of options.
+offers 'bf16|f16|f32|' dump --dtype ''
+offers 'bf16|f16|f32|' dump --dtype = ''
+offers 'f16|f32|' dump --dtype = f
+offers 'k|v|' dump --side =
+offers 'all|' dump --layer ''
+offers '' dump --tokens ''
+offers 'auto|raw|zstd|' convert --codec ''
+offers '' convert --level ''
+offers 'f16|f32|i4|i8|' convert --k-type ''
+offers 'i4|i5|i8|' convert --v-type i
+offers 'other.txt|' merge --new-key-file o
+offers 'folder|' dump --npy ''
+offers 'other.txt|' dump --safetensors o
+offers 'a b.kvt|folder|' dump --side k ''
+offers 'a b.kvt|folder|' verify --side '' # not an option of this command
 complete -p kvtile >/dev/null || failures=$((failures + 1))
 
 # Each command and option of the help is offered, and the tool knows each offer.
 help=$("$kvtile" --help)
-for word in $(grep -oE -- '--[a-z]+|kvtile [a-z]+ ' <<<"$help" | sed 's/kvtile //' | sort -u); do
+for word in $(grep -oE -- '--[a-z][a-z-]*|kvtile [a-z]+ ' <<<"$help" | sed 's/kvtile //' | sort -u); do
     if ! grep -qE -- "[' ]$word[' ]" "$completion"; then
         echo "$word of the help is not offered"
         failures=$((failures + 1))
     fi
 done
-for word in $(grep -oE -- "-W '[^']*'" "$completion" | tr -d "'" | sed 's/^-W//'); do
+for word in $(grep -oE -- "(words\+?=|values=|-W )'[^']*'" "$completion" | tr -d "'" | sed -E 's/^(words\+?=|values=|-W )//'); do
     if ! grep -qE -- "(^|[^-a-z])$word([^-a-z]|$)" <<<"$help"; then
         echo "$word is offered, and not in the help"
         failures=$((failures + 1))

@@ -1,0 +1,93 @@
+/*
+ * make_snapshot PATH TOKENS [TOKEN [PARENT]]: a snapshot of two layers, i8, for tests of programs:
+ * 2 kv heads of 64 dims, 512 bytes a token as f32 in each side of a layer. The values of token
+ * TOKEN of layer 1 are others than without it; "none" is none; a number from TOKENS on is the blob
+ * of a checkpoint at the end. With a parent it is a delta, and has a piece "title" of 5 bytes.
+ */
+#include <kvtile/kvtile.h>
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define STEP 256u
+#define ROW 128u
+
+static float value(uint64_t token, uint32_t i, uint32_t seed)
+{
+    uint32_t x = ((uint32_t)token * ROW + i + seed) * 2654435761u;
+    x ^= x >> 15;
+    x *= 2246822519u;
+    x ^= x >> 13;
+    return ((float)(x & 1023u) - 511.5f) / 256.0f;
+}
+
+static int fill(kvt_seq *seq, uint64_t n_tokens, uint64_t changed)
+{
+    static float k[STEP * ROW], v[STEP * ROW];
+    kvt_tensor k_view = kvt_tensor_f32(k), v_view = kvt_tensor_f32(v);
+    int32_t ids[STEP];
+    uint64_t first, n, t;
+    uint32_t layer, i;
+
+    for (first = 0; first < n_tokens; first += n) {
+        n = n_tokens - first < STEP ? n_tokens - first : STEP;
+        if (kvt_seq_begin(seq, n, NULL) != KVT_OK)
+            return 1;
+        for (layer = 0; layer < 2; layer++) {
+            for (t = 0; t < n; t++)
+                for (i = 0; i < ROW; i++) {
+                    uint32_t seed = layer + (layer == 1 && first + t == changed ? 977u : 0u);
+                    k[t * ROW + i] = value(first + t, i, seed);
+                    v[t * ROW + i] = value(first + t, i, seed + 7u);
+                }
+            if (kvt_append(seq, layer, &k_view, &v_view) != KVT_OK)
+                return 1;
+        }
+        for (t = 0; t < n; t++)
+            ids[t] = (int32_t)((first + t) * 37 % 32000);
+        if (kvt_seq_commit(seq, ids) != KVT_OK)
+            return 1;
+    }
+    return 0;
+}
+
+int main(int argc, char **argv)
+{
+    kvt_group_config group = kvt_group_config_init();
+    kvt_config config = kvt_config_init();
+    kvt_cache *cache = NULL;
+    kvt_seq *seq = NULL;
+    kvt_save_options options;
+    kvt_snapshot_piece piece = {"title", "a\0b\"c", 5};
+    uint64_t n_tokens = argc > 2 ? strtoull(argv[2], NULL, 10) : 0, changed = UINT64_MAX;
+    int bad;
+
+    if (argc < 3)
+        return 2;
+    if (argc > 3 && strcmp(argv[3], "none") != 0)
+        changed = strtoull(argv[3], NULL, 10);
+    memset(&options, 0, sizeof options);
+    options.struct_size = sizeof options;
+    if (argc > 4) {
+        options.parent = argv[4];
+        options.pieces = &piece;
+        options.n_pieces = 1;
+    }
+    group.n_layers = 2;
+    group.n_q_heads = 4;
+    group.n_kv_heads = 2;
+    group.k_dim = group.v_dim = ROW / 2;
+    group.k_type = group.v_type = KVT_TYPE_I8;
+    config.groups = &group;
+    config.n_groups = 1;
+    config.max_tokens = n_tokens + 1;
+    bad = kvt_cache_create(&config, &cache) != KVT_OK || kvt_seq_create(cache, &seq) != KVT_OK ||
+          fill(seq, n_tokens, changed) != 0 ||
+          (changed >= n_tokens && changed != UINT64_MAX &&
+           kvt_seq_checkpoint(seq, &changed, sizeof changed) != KVT_OK) ||
+          kvt_seq_save(seq, argv[1], &options) != KVT_OK;
+    kvt_seq_destroy(seq);
+    kvt_cache_destroy(cache);
+    return bad;
+}

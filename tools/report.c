@@ -1,0 +1,104 @@
+/*
+ * Errors, and the names of things.
+ */
+#include "tool.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+static int exit_code(kvt_status status)
+{
+    switch (status) {
+    case KVT_OK: return SOUND;
+    case KVT_ERR_FORMAT:
+    case KVT_ERR_CORRUPT: return DAMAGED;
+    default: return UNUSABLE;
+    }
+}
+
+/* The library's texts of files end with their names, with which the line begins already. */
+static void cut_name(char *text, const char *file)
+{
+    size_t n = strlen(text), name = strlen(file);
+
+    if (n > name + 2 && strcmp(text + n - name, file) == 0 &&
+        memcmp(text + n - name - 2, ": ", 2) == 0)
+        text[n - name - 2] = '\0';
+}
+
+static void report(const tool_options *o, const char *file, kvt_status status, const char *format,
+                   va_list arguments)
+{
+    char text[TOOL_TEXT + 512];
+    const char *p;
+
+    progress_stop();
+    (void)vsnprintf(text, sizeof text, format, arguments);
+    if (output_interrupted()) /* whatever the call has made of it */
+        (void)snprintf(text, sizeof text, "interrupted");
+    cut_name(text, file);
+    if (o->json) {
+        json_begin(file, status);
+        printf(",\"error\":");
+        json_string(text);
+        printf("}\n");
+    }
+    (void)fflush(stdout);
+    (void)fputs("kvtile: ", stderr);
+    for (p = file; *p; p++) /* a name may have any bytes; the line is one */
+        (void)fputc((unsigned char)*p < 0x20 || *p == 0x7f ? '?' : *p, stderr);
+    (void)fprintf(stderr, ": %s\n", text);
+}
+
+int tool_fail(const tool_options *o, const char *file, kvt_status status, const char *format, ...)
+{
+    va_list arguments;
+
+    va_start(arguments, format);
+    report(o, file, status, format, arguments);
+    va_end(arguments);
+    return exit_code(status);
+}
+
+int tool_refuse(const tool_options *o, const char *file, const char *format, ...)
+{
+    va_list arguments;
+
+    va_start(arguments, format);
+    report(o, file, KVT_ERR_ARG, format, arguments);
+    va_end(arguments);
+    return USAGE;
+}
+
+const char *tool_type_name(kvt_type type)
+{
+    switch (type) {
+    case KVT_TYPE_F32: return "f32";
+    case KVT_TYPE_F16: return "f16";
+    case KVT_TYPE_I8: return "i8";
+    case KVT_TYPE_I4: return "i4";
+    case KVT_TYPE_I5: return "i5";
+    default: return "?";
+    }
+}
+
+void tool_print_hex(const uint8_t *bytes, uint32_t n)
+{
+    uint32_t i;
+
+    for (i = 0; i < n; i++)
+        printf("%02x", bytes[i]);
+}
+
+void tool_print_tag(const uint8_t *tag, uint32_t tag_bytes)
+{
+    uint32_t i;
+
+    for (i = 0; i < tag_bytes; i++)
+        if (tag[i] < 0x20 || tag[i] > 0x7e || tag[i] == '"') {
+            tool_print_hex(tag, tag_bytes);
+            return;
+        }
+    printf("\"%.*s\"", (int)tag_bytes, (const char *)tag);
+}

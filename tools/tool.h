@@ -1,0 +1,186 @@
+/*
+ * What the files of kvtile(1) share: the options, the exit codes, and errors, JSON, progress,
+ * output files, keys and loaded snapshots. The library is used by its public header alone.
+ */
+#ifndef KVTILE_TOOLS_TOOL_H
+#define KVTILE_TOOLS_TOOL_H
+
+#include <kvtile/kvtile.h>
+
+#include <stdio.h>
+
+/* Exit codes; of several files the largest. DIFFERENT is diff's. */
+enum { SOUND = 0, DAMAGED = 1, DIFFERENT = 1, USAGE = 2, UNUSABLE = 3 };
+
+#define TOOL_TEXT 512 /* room for the text of an error */
+
+typedef struct tool_options {
+    const char **files; /* [n_files] the arguments that are no options */
+    int n_files;
+    int json, quiet, progress;
+    int quick, verify;                      /* info */
+    int force;                              /* outputs may be there already */
+    const char *npy, *output, *safetensors; /* dump: NULL where not asked for */
+    kvt_dtype dtype;                        /* dump */
+    int has_side;                           /* dump --output */
+    kvt_side side;                          /* where has_side */
+    int has_layers;                         /* dump: layers says which; else all */
+    unsigned char layers[KVT_MAX_LAYERS];   /* 1: asked for */
+    uint64_t first, end;                    /* --tokens; end UINT64_MAX: to the last one */
+    uint32_t codec;                         /* convert, merge: KVT_CODEC_ */
+    int32_t level;                          /* of zstd; 0: the library's default */
+    int has_k_type, has_v_type;             /* convert: else as they are */
+    kvt_type k_type, v_type;                /* where they are there */
+    const char *key_file, *new_key_file;    /* NULL: none */
+    int decrypt;                            /* convert, merge: the output has no key */
+    unsigned char key[KVT_KEY_BYTES], new_key[KVT_KEY_BYTES]; /* what the files hold */
+} tool_options;
+
+/* ---- commands: each answers an exit code ---- */
+
+int info_run(const tool_options *o);
+int verify_run(const tool_options *o);
+int dump_run(const tool_options *o);
+int diff_run(const tool_options *o);
+int convert_run(const tool_options *o);
+int merge_run(const tool_options *o);
+
+/* ---- errors (report.c) ---- */
+
+/*
+ * The one line of an error, on stderr: "kvtile: FILE: TEXT"; with --json also the object of a file
+ * that has failed, on stdout. Answers the exit code that belongs to the status.
+ */
+#if defined(__GNUC__)
+__attribute__((format(printf, 4, 5)))
+#endif
+int tool_fail(const tool_options *o, const char *file, kvt_status status, const char *format, ...);
+
+/* Likewise, where the command line asks for what the file does not have: USAGE. */
+#if defined(__GNUC__)
+__attribute__((format(printf, 3, 4)))
+#endif
+int tool_refuse(const tool_options *o, const char *file, const char *format, ...);
+
+const char *tool_type_name(kvt_type type);
+void tool_print_hex(const uint8_t *bytes, uint32_t n);
+/* A tag as it is, in quotes, where that is plain text, else as hex digits. */
+void tool_print_tag(const uint8_t *tag, uint32_t tag_bytes);
+
+/* ---- JSON on stdout (json.c) ---- */
+
+void json_string(const char *text); /* in quotes; bytes that are no UTF-8 become U+FFFD */
+void json_hex(const uint8_t *bytes, uint32_t n); /* in quotes */
+void json_bool(int value);
+/* {"file":FILE,"status":N,"ok":..., the object's beginning: each command goes on with a comma. */
+void json_begin(const char *file, kvt_status status);
+
+/* ---- progress on stderr (progress.c) ---- */
+
+/*
+ * From one second on, where stderr is a terminal, or at once and as lines with --progress: how much
+ * of `what` is done of the file. One at a time; begin ends the one before.
+ */
+void progress_begin(const tool_options *o, const char *file, const char *what);
+/* A kvt_progress; user is not looked at. Not 0 when a signal wants the program to end. */
+int progress_step(void *user, uint64_t done, uint64_t total);
+void progress_end(void);  /* all is done */
+void progress_stop(void); /* no more is to come */
+
+/* ---- output files (output.c) ---- */
+
+/*
+ * A file that appears whole or not at all: written beside its name, synced, and renamed. "-" is
+ * stdout; what is no regular file (a pipe, a device) is written as it is.
+ */
+typedef struct tool_output {
+    const char *path;
+    char *temporary; /* NULL: written directly */
+    FILE *file;
+    int force;            /* a file of that name is replaced */
+    char text[TOOL_TEXT]; /* why a call has failed */
+} tool_output;
+
+/* 0, or -1: a file is there and may not be replaced (text says so). For checks before the work. */
+int output_check(const char *path, int force, char *text, size_t text_bytes);
+/* 0, or -1 with a text in the output; then nothing is left of it. */
+int output_open(tool_output *out, const char *path, int force);
+int output_write(tool_output *out, const void *data, size_t bytes);
+int output_commit(tool_output *out); /* the file is under its name, or -1 */
+void output_discard(tool_output *out);
+
+/*
+ * From now on, as from output_open on, SIGINT, SIGTERM and SIGHUP are noted, so that no temporary
+ * is left.
+ */
+void output_note_signals(void);
+int output_interrupted(void);
+/* End by the signal that was noted; answers if there was none. */
+void output_end_interrupted(void);
+
+/* ---- keys (key.c) ---- */
+
+/* SOUND, or reported. */
+int key_read(const tool_options *o, const char *path, unsigned char key[KVT_KEY_BYTES]);
+void key_forget(unsigned char key[KVT_KEY_BYTES]);
+
+/* ---- a snapshot that is loaded (source.c) ---- */
+
+typedef struct tool_source {
+    const char *path;
+    kvt_snapshot_info info;
+    kvt_cache *cache; /* with the geometry of the file */
+    kvt_seq *seq;     /* NULL where it is not loaded */
+} tool_source;
+
+/* A piece of the caller's. */
+typedef struct tool_piece {
+    char name[KVT_MAX_NAME + 1];
+    uint64_t bytes;
+} tool_piece;
+
+typedef struct tool_pieces {
+    tool_piece *list; /* [n], from malloc */
+    size_t n, room;
+} tool_pieces;
+
+/*
+ * What the file holds; without verify its header alone. SOUND, or reported. pieces (may be NULL)
+ * gets those of the caller's, with verify.
+ */
+int source_describe(tool_source *s, const char *path, int verify, tool_pieces *pieces,
+                    const tool_options *o);
+/* The same and all of its tokens. Release it in any case. */
+int source_load(tool_source *s, const char *path, const tool_options *o);
+void source_release(tool_source *s);
+
+/* Heads times dims of a side of the layer, and either of them. */
+uint32_t source_heads(const tool_source *s, uint32_t layer);
+uint32_t source_dims(const tool_source *s, uint32_t layer, kvt_side side);
+
+/*
+ * Which tokens the window of a group has released: *first .. *end - 1, none where both are equal.
+ * KVT_OK, or what a read has answered.
+ */
+kvt_status source_released(const tool_source *s, uint32_t group, uint64_t *first, uint64_t *end);
+
+/* ---- formats of arrays (npy.c, safetensors.c) ---- */
+
+typedef struct tool_array {
+    char name[40];   /* as "layers.0.k" */
+    char dtype[5];   /* "I32", "F32", "F16", "BF16": safetensors' names */
+    uint32_t n_dims; /* 1 or 3 */
+    uint64_t shape[3];
+} tool_array;
+
+uint64_t array_bytes(const tool_array *array);
+
+/* NumPy's header of an array: up to NPY_HEADER bytes; answers how many. */
+#define NPY_HEADER 192
+size_t npy_header(char *header, const tool_array *array);
+
+/* The header of a safetensors file, from malloc, with its size before it; NULL: no memory. */
+char *safetensors_header(const tool_array *arrays, size_t n_arrays, const char *metadata,
+                         size_t *bytes);
+
+#endif
