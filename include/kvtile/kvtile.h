@@ -186,7 +186,8 @@ typedef struct kvt_tensor {
 /*
  * The caller's memory. alloc returns `bytes` bytes at a multiple of `alignment` (a power of
  * two), or NULL; free takes back what alloc returned, with the same size. Both may be called
- * from any thread that calls into the cache. Copied at creation. alloc == NULL: the C library; on
+ * from any thread that calls into the cache or runs tasks of it, several at once. Copied at
+ * creation. alloc == NULL: the C library; on
  * Linux from 2 MiB on pages of the system's, huge ones where it has them (they make reading a long
  * context 1.1 to 1.2 times as fast: madvise large blocks likewise in an allocator of your own).
  */
@@ -465,7 +466,9 @@ KVT_API kvt_status kvt_memory_forecast(const kvt_config *config, uint64_t n_sequ
  * checkpoints. With them a save takes up to 100 bytes more for each of the sequence's blocks and
  * 200 for each that only checkpoints have, and 12 for each that a checkpoint has other than the
  * sequence; a load up to 150 for each that only checkpoints have, and up to twice the largest blob.
- * Errors as kvt_memory_forecast.
+ * The parents of a delta take 100 KiB each and 150 bytes for each of their blocks; a key 0.5 MiB for
+ * each thread, up to 16; a mapped snapshot 100 bytes and a byte a layer for each block, as long as
+ * it is mapped; pieces and conversions come besides. Errors as kvt_memory_forecast.
  */
 KVT_API kvt_status kvt_working_forecast(const kvt_config *config, uint64_t n_tokens,
                                         uint64_t *bytes);
@@ -667,6 +670,7 @@ KVT_API uint64_t kvt_seq_reachable(const kvt_seq *seq, uint64_t n_tokens);
  * KVT_ERR_UNSUPPORTED  neither whole blocks nor among the open ones; or block 0 of a group
  *                      whose keys have an offset (i8, i4), with KVT_RESIDUAL_NONE; or single
  *                      tokens of block 0 of one, where there are more than 64 tokens
+ * KVT_ERR_CORRUPT      what has to be copied lies in a mapped snapshot that is damaged there
  * KVT_ERR_MEMORY, KVT_ERR_BUDGET
  *
  * Source: the shift of StreamingLLM's cache (arXiv 2309.17453), by rotating q instead of K.
@@ -727,6 +731,8 @@ KVT_API kvt_status kvt_seq_checkpoint_drop(kvt_seq *seq, uint64_t n_tokens);
  * KVT_ERR_ARG     NULL, n_tokens 0, a negative position, or one that would pass INT32_MAX
  * KVT_ERR_STATE   a step is pending already
  * KVT_ERR_FULL    length + n_tokens is above max_tokens
+ * KVT_ERR_CORRUPT  what the step seals or copies lies in a mapped snapshot (KVT_MAP_LAZY), which is
+ *                  damaged there
  * KVT_ERR_MEMORY, KVT_ERR_BUDGET
  */
 KVT_API kvt_status kvt_seq_begin(kvt_seq *seq, uint64_t n_tokens, const int32_t *positions);
@@ -905,6 +911,8 @@ static inline kvt_attend_args kvt_attend_args_init(void)
  *                or a window without positions for the queries, an unknown flag or dtype
  * KVT_ERR_STATE  a query's position is so far back that its window has tokens which have been
  *                released: see kvt_group_config.window_tokens
+ * KVT_ERR_CORRUPT  a block of the layer lies in a mapped snapshot (KVT_MAP_LAZY) and is damaged;
+ *                  out is not written
  * KVT_ERR_VALUE  q, scale, softcap, a sink or a slope is not finite or negative where it may not
  *                be; a query is too far from all tokens for its slopes (see alibi_slopes); or
  *                logits or sums leave the range of f32; out is then unspecified
@@ -956,6 +964,7 @@ KVT_API kvt_status kvt_attend_finish(kvt_attend_plan *plan, void *scratch);
  *
  * KVT_ERR_ARG    NULL, no such layer or side, a range beyond the tokens, strides that overlap
  * KVT_ERR_STATE  the window of the layer's group has released some of the tokens
+ * KVT_ERR_CORRUPT  some lie in a mapped snapshot (KVT_MAP_LAZY), which is damaged there
  */
 KVT_API kvt_status kvt_read(const kvt_seq *seq, uint32_t layer, kvt_side side, uint64_t first,
                             uint64_t n, const kvt_tensor *out);
@@ -974,7 +983,8 @@ typedef struct kvt_token_view {
  * until it returns non-zero. stopped_at (may be NULL): the index at which it did, or first + n.
  * The visitor may read the sequence but not change it.
  *
- * KVT_ERR_ARG, KVT_ERR_STATE: as kvt_read. KVT_ERR_MEMORY: no room for one token as f32.
+ * KVT_ERR_ARG, KVT_ERR_STATE, KVT_ERR_CORRUPT: as kvt_read. KVT_ERR_MEMORY: no room for one token
+ * as f32.
  */
 KVT_API kvt_status kvt_visit(const kvt_seq *seq, uint32_t layer, uint64_t first, uint64_t n,
                              int (*visitor)(void *user, const kvt_token_view *token), void *user,
