@@ -123,6 +123,19 @@ class Places(Base):
         self.assertEqual(self.other.load(self.path("raw")).mapped_bytes, 0)
         with self.assertRaises(kvtile.ArgError):
             self.other.load_bytes(self.contents(self.seq), map="lazy")
+        with open(self.path("raw"), "r+b") as f:  # in the middle of keys and values
+            f.seek(os.path.getsize(self.path("raw")) // 2)
+            f.write(b"damaged")
+        other = self.cache.sequence()
+        with self.assertRaises(kvtile.CorruptError):
+            other.load(self.path("raw"), map="verify")
+        self.assertEqual(other.length, 0)
+        other.load(self.path("raw"), map="lazy")
+        with self.assertRaises(kvtile.CorruptError):
+            for layer in range(2):
+                other.keys(layer), other.values(layer)
+        with self.assertRaises(kvtile.CorruptError):
+            other.save_bytes()
 
 
 class Options(Base):

@@ -544,7 +544,8 @@ class Sequence(Handle):
         reuse: "all", or cut it to what the prompt can use: "prefix" to reuse_tokens, "checkpoint"
             to checkpoint_tokens (nothing where there is none)
         map: use what was saved with codec="raw" where it lies in the file, of a path: "verify" all
-            at once, or "lazy" at the first use. The file must not be changed meanwhile
+            at once, or "lazy" at the first use: then attend, keys, values, begin, remove and save
+            can be CorruptError. The file must not be changed as long as the sequence lives
         convert: a snapshot of other types is converted to the cache's
         layers: which of the file's the cache's layers are, ascending
         folder: where a delta's parents are; None: beside the file
