@@ -774,7 +774,14 @@ uniform_types(std::index_sequence<type...>) noexcept
     return all;
 }
 
-inline constexpr auto uniform = uniform_types(std::make_index_sequence<KVT_TYPE_I5 + 1>());
+/* The last ones are of no type: what the library refuses. */
+inline constexpr auto uniform = uniform_types(std::make_index_sequence<KVT_TYPE_I5 + 2>());
+
+inline const kvt_type *uniform_type(kvt_type type) noexcept
+{
+    const auto row = static_cast<std::size_t>(type);
+    return uniform[row < uniform.size() ? row : uniform.size() - 1].data();
+}
 
 } // namespace detail
 
@@ -857,10 +864,9 @@ struct save_options : kvt_save_options {
     /* Convert: all groups to these. */
     save_options &with_types(kvt_type k, kvt_type v) noexcept
     {
-        const auto known = [](kvt_type t) { return std::size_t{t} < detail::uniform.size(); };
         convert = 1;
-        k_types = known(k) ? detail::uniform[k].data() : nullptr;
-        v_types = known(v) ? detail::uniform[v].data() : nullptr;
+        k_types = detail::uniform_type(k);
+        v_types = detail::uniform_type(v);
         return *this;
     }
     save_options &with_parent(path snapshot) noexcept

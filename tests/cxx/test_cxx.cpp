@@ -919,6 +919,9 @@ static void errors(const std::string &folder)
     FAILS(KVT_ERR_ARG, save_fd, -1);
     FAILS(KVT_ERR_ARG, load_fd, -1);
     FAILS(KVT_ERR_ARG, save_bound, kvt::save_options().with_tokens(1));
+    const auto no_type = static_cast<kvt_type>(7);
+    FAILS(KVT_ERR_ARG, save_bound, kvt::save_options().with_types(no_type, KVT_TYPE_I4));
+    FAILS(KVT_ERR_ARG, save_bound, kvt::save_options().with_types(KVT_TYPE_I4, no_type));
     FAILS(KVT_ERR_ARG, load, folder + "/none.kvt", kvt::load_options().with_reuse(3));
     FAILS(KVT_ERR_ARG, load_from, memory, kvt::load_options().with_map(KVT_MAP_LAZY));
 
