@@ -229,17 +229,6 @@ static void release(kvt_snap_saver *s)
         kvt_snap_free(context, s->header, sizeof *s->header);
 }
 
-/* What is mapped and not verified yet is read now: it must not be saved as if it were sound. */
-static kvt_status verify_layers(const kvt_snap_saver *s)
-{
-    uint32_t layer;
-    kvt_status status = KVT_OK;
-
-    for (layer = 0; status == KVT_OK && layer < s->seq->cache->n_layers; layer++)
-        status = kvt_seq_verify_layer(s->seq, layer);
-    return status;
-}
-
 static void codec_of(const kvt_save_options *o, kvt_snap_codec *codec)
 {
     codec->raw = o->codec == KVT_CODEC_RAW;
@@ -271,8 +260,6 @@ static kvt_status prepare(kvt_snap_saver *s, const kvt_seq *seq, const kvt_snap_
     if (status != KVT_OK)
         return status;
     status = choose_rows(s);
-    if (status == KVT_OK)
-        status = verify_layers(s);
     if (status == KVT_OK)
         status = kvt_snap_jobs_make(&s->jobs, context, s->header);
     for (i = 0; i < s->jobs.n; i++)
