@@ -272,6 +272,7 @@ static kvt_status open_parent(kvt_snap_saver *s, const char *path)
 {
     const char *name = s->options->parent;
     size_t n;
+    int same;
     kvt_status status;
 
     if (!name)
@@ -281,9 +282,15 @@ static kvt_status open_parent(kvt_snap_saver *s, const char *path)
     if (status != KVT_OK)
         return status;
     n = kvt_snap_folder_bytes(name);
-    if (path && kvt_snap_same_file(name, path))
+    same = path ? kvt_snap_same_file(s->context, name, path) : 0;
+    if (same < 0)
+        return KVT_ERR_IO;
+    if (same)
         return kvt_fail(s->seq->cache, KVT_ERR_ARG, "save: the file is its own parent: %s", path);
-    if (path && !kvt_snap_same_folder(name, path))
+    same = path ? kvt_snap_same_folder(s->context, name, path) : 1;
+    if (same < 0)
+        return KVT_ERR_IO;
+    if (!same)
         return kvt_fail(s->seq->cache, KVT_ERR_ARG,
                         "save: the parent is not in the folder of the file: %s", name);
     name += n;
@@ -311,6 +318,8 @@ static kvt_status write_to(kvt_snap_saver *s, const kvt_writer *writer)
     status = kvt_snap_write(s);
     if (status == KVT_OK)
         status = kvt_snap_encrypt_end(&crypt);
+    else if (status == KVT_ERR_IO && kvt_snap_crypt_failure(&crypt) != KVT_OK)
+        status = kvt_snap_crypt_failure(&crypt); /* not the writer: the encryption */
     kvt_snap_crypt_release(&crypt);
     return status;
 }
