@@ -83,7 +83,7 @@ typedef enum kvt_status {
     KVT_ERR_VALUE = 3,       /* a number is not finite, or beyond what the type can store */
     KVT_ERR_MEMORY = 4,      /* the allocator returned NULL */
     KVT_ERR_BUDGET = 5,      /* the memory budget of the cache would be passed */
-    KVT_ERR_FULL = 6,        /* max_tokens of the sequence would be passed */
+    KVT_ERR_FULL = 6,        /* max_tokens, or the memory to save to, would be passed */
     KVT_ERR_LIMIT = 7,       /* a size is beyond a KVT_MAX_ limit or overflows */
     KVT_ERR_UNSUPPORTED = 8, /* this build or this CPU cannot do it */
     KVT_ERR_IO = 9,          /* a file or stream could not be opened, read or written */
@@ -466,9 +466,9 @@ KVT_API kvt_status kvt_memory_forecast(const kvt_config *config, uint64_t n_sequ
  * checkpoints. With them a save takes up to 100 bytes more for each of the sequence's blocks and
  * 200 for each that only checkpoints have, and 12 for each that a checkpoint has other than the
  * sequence; a load up to 150 for each that only checkpoints have, and up to twice the largest blob.
- * The parents of a delta take 100 KiB each and 150 bytes for each of their blocks; a key 0.5 MiB for
- * each thread, up to 16; a mapped snapshot 100 bytes and a byte a layer for each block, as long as
- * it is mapped; pieces and conversions come besides. Errors as kvt_memory_forecast.
+ * The parents of a delta take 100 KiB each and 150 bytes for each of their blocks; a key 0.5 MiB
+ * for each thread, up to 16; a mapped snapshot 100 bytes and a byte a layer for each block, as long
+ * as it is mapped; pieces and conversions come besides. Errors as kvt_memory_forecast.
  */
 KVT_API kvt_status kvt_working_forecast(const kvt_config *config, uint64_t n_tokens,
                                         uint64_t *bytes);
@@ -1039,7 +1039,10 @@ typedef struct kvt_save_options {
                                layers 0, 1, ...; NULL: all */
     uint32_t n_layers;       /* 0 where layers is NULL */
     uint32_t convert;        /* 1: keys and values are stored as k_types and v_types */
-    const kvt_type *k_types; /* [n_groups of the cache]; NULL: as they are */
+    uint32_t n_types;        /* 1: one for all groups; else one for each group of the cache, and 0
+                                stands for so many (not for kvt_snapshot_convert) */
+    uint32_t reserved;       /* 0 */
+    const kvt_type *k_types; /* [n_types]; NULL: as they are */
     const kvt_type *v_types; /* the same for values */
     const char *parent; /* path of a snapshot in the folder of the file that is saved: a delta is
                            saved, which has only what that one lacks; NULL: all */
@@ -1241,7 +1244,8 @@ typedef struct kvt_snapshot_info {
     uint64_t stored_bytes;   /* of the blocks' streams as stored; with verify, else 0 */
     uint64_t native_bytes;   /* of the same streams decoded; with verify, else 0 */
     uint64_t n_elements;     /* of K and V in them; with verify, else 0 */
-    uint8_t snapshot_id[16]; /* names the contents; with verify, else 0 */
+    uint8_t snapshot_id[16]; /* names what is in the file, however it is coded (a delta and what
+                                it is folded to have two); with verify, else 0 */
     uint8_t parent_id[16];   /* of a delta: the parent's snapshot id */
     char parent_name[256];   /* of a delta: the parent's file name; else "" */
     uint32_t depth;          /* parents of the chain; 0: the file is no delta */
@@ -1273,7 +1277,8 @@ typedef struct kvt_inspect_options {
  * it, are read and checked. verify 1: the whole file is read and every checksum, count and stream
  * is checked, as loading would, which checks only one thing more: that a window's blocks suffice.
  *
- * error_text (may be NULL): says why on failure. Errors as kvt_seq_load, without MISMATCH.
+ * error_text (may be NULL): says why on failure. Errors as kvt_seq_load; KVT_ERR_MISMATCH: a wrong
+ * key, or none where one is needed, or a parent that is another file than it was.
  */
 KVT_API kvt_status kvt_snapshot_inspect(const char *path, int verify, kvt_snapshot_info *info,
                                         char *error_text, size_t error_text_bytes);
@@ -1285,11 +1290,13 @@ KVT_API kvt_status kvt_snapshot_inspect_with(const char *path, const kvt_inspect
 /*
  * Read a snapshot, with its parents, and save it anew: with another codec or other types, some of
  * its tokens or layers, encrypted or not, as one file in place of a chain. Its pieces, tag and
- * checkpoints go along; options->pieces come besides. Memory: about that of the sequence.
+ * checkpoints go along; to_options->pieces come besides, in place of those of the same name.
+ * Memory: about that of the sequence.
  *
- * from_options (may be NULL): folder, key, progress, layers and convert (to what the file's own
- *     groups say: no meaning) as for a load; prompt, reuse and map have to be 0
- * to_options (may be NULL): as for kvt_seq_save
+ * from_options (may be NULL): folder, key, on_piece, progress and layers as for a load, the layers
+ *     being n_layers of the file's; all others have to be 0
+ * to_options (may be NULL): as for kvt_seq_save, of the groups that are left where layers are
+ *     chosen; with types n_types is 1 or their number
  * error_text (may be NULL): says why on failure. Errors as kvt_seq_load and kvt_seq_save.
  */
 KVT_API kvt_status kvt_snapshot_convert(const char *from, const kvt_load_options *from_options,

@@ -762,25 +762,14 @@ template <class O> class guarded
 #endif
 };
 
-/* Each type as often as there can be groups. */
-template <std::size_t... type>
-constexpr std::array<std::array<kvt_type, KVT_MAX_GROUPS>, sizeof...(type)>
-uniform_types(std::index_sequence<type...>) noexcept
-{
-    std::array<std::array<kvt_type, KVT_MAX_GROUPS>, sizeof...(type)> all{};
-    for (std::size_t t = 0; t < all.size(); t++)
-        for (std::size_t g = 0; g < KVT_MAX_GROUPS; g++)
-            all[t][g] = static_cast<kvt_type>(t);
-    return all;
-}
-
-/* The last ones are of no type: what the library refuses. */
-inline constexpr auto uniform = uniform_types(std::make_index_sequence<KVT_TYPE_I5 + 2>());
+/* One of each type, and last one of no type: what the library refuses. */
+inline constexpr kvt_type each_type[] = {KVT_TYPE_F32, KVT_TYPE_F16, KVT_TYPE_I8,
+                                         KVT_TYPE_I4,  KVT_TYPE_I5,  static_cast<kvt_type>(5)};
 
 inline const kvt_type *uniform_type(kvt_type type) noexcept
 {
-    const auto row = static_cast<std::size_t>(type);
-    return uniform[row < uniform.size() ? row : uniform.size() - 1].data();
+    const auto at = static_cast<std::size_t>(type);
+    return &each_type[at < std::size(each_type) ? at : std::size(each_type) - 1];
 }
 
 } // namespace detail
@@ -857,6 +846,7 @@ struct save_options : kvt_save_options {
     save_options &with_types(span<const kvt_type> k, span<const kvt_type> v) noexcept
     {
         convert = 1;
+        n_types = static_cast<std::uint32_t>(k.size() ? k.size() : v.size());
         k_types = k.data();
         v_types = v.data();
         return *this;
@@ -865,6 +855,7 @@ struct save_options : kvt_save_options {
     save_options &with_types(kvt_type k, kvt_type v) noexcept
     {
         convert = 1;
+        n_types = 1;
         k_types = detail::uniform_type(k);
         v_types = detail::uniform_type(v);
         return *this;

@@ -85,6 +85,7 @@ static void print_layout(void)
     FIELD(kvt_save_options, in_place), FIELD(kvt_save_options, first_token);
     FIELD(kvt_save_options, n_tokens), FIELD(kvt_save_options, layers);
     FIELD(kvt_save_options, n_layers), FIELD(kvt_save_options, convert);
+    FIELD(kvt_save_options, n_types), FIELD(kvt_save_options, reserved);
     FIELD(kvt_save_options, k_types), FIELD(kvt_save_options, v_types);
     FIELD(kvt_save_options, parent), FIELD(kvt_save_options, pieces);
     FIELD(kvt_save_options, n_pieces), FIELD(kvt_save_options, key);

@@ -101,7 +101,8 @@ class SaveOptions(Structure):
     _fields_ = [("struct_size", c_size_t), ("codec", c_uint32), ("no_fsync", c_uint32),
                 ("zstd_level", c_int32), ("in_place", c_uint32), ("first_token", c_uint64),
                 ("n_tokens", c_uint64), ("layers", POINTER(c_uint32)), ("n_layers", c_uint32),
-                ("convert", c_uint32), ("k_types", c_void_p), ("v_types", c_void_p),
+                ("convert", c_uint32), ("n_types", c_uint32), ("reserved", c_uint32),
+                ("k_types", c_void_p), ("v_types", c_void_p),
                 ("parent", c_char_p), ("pieces", POINTER(SnapshotPiece)), ("n_pieces", c_size_t),
                 ("key", c_void_p), ("progress", PROGRESS), ("progress_user", c_void_p)]
 

@@ -180,7 +180,7 @@ def _types(types: Any, n_groups: Optional[int]) -> List[Any]:
         if n_groups is not None and len(pairs) != n_groups:
             raise ValueError(f"types: {len(pairs)} for {n_groups} groups")
     else:
-        pairs = [_pair(types)] * (_lib.MAX_GROUPS if n_groups is None else n_groups)
+        pairs = [_pair(types)]  # one for all groups
     sides: List[Any] = []
     for side in range(2):
         column = [pair[side] for pair in pairs]
@@ -225,6 +225,7 @@ class _Save:
             for name in ("k_types", "v_types"):
                 if getattr(self, name) is not None:
                     setattr(c, name, ctypes.addressof(getattr(self, name)))
+                    c.n_types = len(getattr(self, name))
         if parent is not None:
             c.parent = os.fsencode(parent)
         if pieces:
