@@ -1011,7 +1011,7 @@ typedef struct kvt_reader {
 typedef struct kvt_snapshot_piece {
     const char *name; /* 1 to KVT_MAX_NAME bytes and a terminating 0; no two the same */
     const void *data; /* [bytes] */
-    size_t bytes;
+    size_t bytes;     /* of data */
 } kvt_snapshot_piece;
 
 /*
@@ -1035,18 +1035,19 @@ typedef struct kvt_save_options {
     uint64_t first_token; /* save the tokens from this one on; a multiple of KVT_BLOCK_TOKENS. From
                                a later one than 0 checkpoints are left out */
     uint64_t n_tokens;    /* so many; 0: all to the end. Checkpoints behind are left out */
-    const uint32_t *layers; /* [n_layers] of the model's, ascending: the file has these alone, as
+    const uint32_t *layers;  /* [n_layers] of the model's, ascending: the file has these alone, as
                                layers 0, 1, ...; NULL: all */
-    uint32_t n_layers;      /* 0 where layers is NULL */
-    uint32_t convert;       /* 1: keys and values are stored as k_types and v_types */
-    const kvt_type *k_types, *v_types; /* [n_groups of the cache]; NULL: as they are */
+    uint32_t n_layers;       /* 0 where layers is NULL */
+    uint32_t convert;        /* 1: keys and values are stored as k_types and v_types */
+    const kvt_type *k_types; /* [n_groups of the cache]; NULL: as they are */
+    const kvt_type *v_types; /* the same for values */
     const char *parent; /* path of a snapshot in the folder of the file that is saved: a delta is
                            saved, which has only what that one lacks; NULL: all */
     const kvt_snapshot_piece *pieces; /* [n_pieces], or NULL */
-    size_t n_pieces;
+    size_t n_pieces;                  /* 0 where pieces is NULL */
     const unsigned char *key; /* [KVT_KEY_BYTES]: encrypt; the parent's key too. NULL: do not */
     kvt_progress progress;    /* NULL: none */
-    void *progress_user;
+    void *progress_user;      /* its first argument */
 } kvt_save_options;
 
 #define KVT_CODEC_AUTO 0u /* each stream zstd where a sample says that it saves 2%, else raw */
@@ -1127,9 +1128,9 @@ typedef struct kvt_load_options {
     /* Each of the caller's pieces in turn (bytes of one are there during the call), or NULL. They
        are verified; the rest of the snapshot may still turn out damaged. Not 0: cancel. */
     int (*on_piece)(void *user, const kvt_snapshot_piece *piece);
-    void *piece_user;
+    void *piece_user;      /* its first argument */
     kvt_progress progress; /* NULL: none */
-    void *progress_user;
+    void *progress_user;   /* its first argument */
 } kvt_load_options;
 
 #define KVT_REUSE_ALL 0u        /* all of it; result tells what fits the prompt */
@@ -1256,15 +1257,15 @@ typedef struct kvt_snapshot_info {
 
 /* Zero the struct but for struct_size for the defaults. */
 typedef struct kvt_inspect_options {
-    size_t struct_size; /* sizeof(kvt_inspect_options) */
-    uint32_t verify;    /* 1: read the whole file, and what it takes of its parents */
-    uint32_t reserved;  /* 0 */
-    const char *folder; /* as in kvt_load_options, as all below */
-    const unsigned char *key;
+    size_t struct_size;       /* sizeof(kvt_inspect_options) */
+    uint32_t verify;          /* 1: read the whole file, and what it takes of its parents */
+    uint32_t reserved;        /* 0 */
+    const char *folder;       /* as in kvt_load_options, as all below */
+    const unsigned char *key; /* NULL: it is not encrypted */
     int (*on_piece)(void *user, const kvt_snapshot_piece *piece); /* with verify */
-    void *piece_user;
-    kvt_progress progress;
-    void *progress_user;
+    void *piece_user;                                             /* its first argument */
+    kvt_progress progress;                                        /* NULL: none */
+    void *progress_user;                                          /* its first argument */
 } kvt_inspect_options;
 
 /*
