@@ -229,24 +229,29 @@ double bench_snap_stop(double start)
     return seconds;
 }
 
+/* Seconds of each pair, ours and the rival's, and their quotients. */
+typedef struct pairs {
+    double *time, *rival, *value;               /* by the clock */
+    double *cpu, *rival_cpu, *cpu_value, bytes; /* of processor time */
+} pairs;
+
 static void emit(const bench_options *o, const bench_snap *s, const bench_figure *f,
-                 const bench_stats *value, double cpu_value, const double *times,
-                 const double *rival_times, double bytes, double rival_value,
+                 const bench_stats *value, const pairs *p, double rival_value,
                  const char *rival_unit)
 {
     bench_record r;
     bench_case none = {0};
     const bench_case *c = s ? &s->shape : &none;
     const char *type = s ? bench_type_name(c->k_type) : NULL;
-    size_t n = times ? o->bar_runs : 0;
+    size_t n = p ? o->bar_runs : 0;
+    double bytes = p ? p->bytes : 0.0;
     bool has_bar = isfinite(f->bar), measured = isfinite(value->median);
     bool met = f->at_least ? value->median >= f->bar : value->median <= f->bar;
     char bar[32] = "-";
     bench_stats time = {0}, rival_time = {0};
-    if (times)
-        time = bench_stats_of(times, n);
-    if (rival_times) {
-        rival_time = bench_stats_of(rival_times, n);
+    if (p) {
+        time = bench_stats_of(p->time, n);
+        rival_time = bench_stats_of(p->rival, n);
         rival_value = 1e-9 * bytes / rival_time.median;
         rival_unit = "GB/s";
     }
@@ -268,13 +273,15 @@ static void emit(const bench_options *o, const bench_snap *s, const bench_figure
     bench_record_number(&r, "p25", n ? value->p25 : NAN);
     bench_record_number(&r, "p75", n ? value->p75 : NAN);
     bench_record_number(&r, "p90", n ? value->p90 : NAN);
-    bench_record_number(&r, "cpu_value", cpu_value);
+    bench_record_number(&r, "cpu_value", p ? bench_median(p->cpu_value, n) : NAN);
+    bench_record_number(&r, "cpu_ms", p ? 1e3 * bench_median(p->cpu, n) : NAN);
     bench_record_text(&r, "rival", f->rival);
     bench_record_number(&r, "rival_value", rival_value);
     bench_record_text(&r, "rival_unit", rival_unit);
-    bench_record_number(&r, "rival_ms", rival_times ? 1e3 * rival_time.median : NAN);
-    bench_record_number(&r, "gbps", times && bytes > 0.0 ? 1e-9 * bytes / time.median : NAN);
-    bench_record_number(&r, "ms_median", times ? 1e3 * time.median : NAN);
+    bench_record_number(&r, "rival_cpu_ms", p ? 1e3 * bench_median(p->rival_cpu, n) : NAN);
+    bench_record_number(&r, "rival_ms", p ? 1e3 * rival_time.median : NAN);
+    bench_record_number(&r, "gbps", p ? 1e-9 * bytes / time.median : NAN);
+    bench_record_number(&r, "ms_median", p ? 1e3 * time.median : NAN);
     bench_record_integer(&r, "bytes", (uint64_t)bytes);
     bench_record_integer(&r, "pairs", n);
     bench_record_text(&r, "note", f->note);
@@ -289,34 +296,33 @@ void bench_snap_pairs(const bench_options *o, const bench_snap *s, const bench_f
                       double bytes)
 {
     size_t n = o->bar_runs;
-    double *time = bench_alloc(4 * n, sizeof *time), *other = time + n, *value = other + n;
-    double *cpu = value + n;
+    double *all = bench_alloc(6 * n, sizeof *all);
+    pairs p = {all, all + n, all + 2 * n, all + 3 * n, all + 4 * n, all + 5 * n, bytes};
     rival(user);
     ours(user);
     for (size_t i = 0; i < n; i++) {
-        double cpu_ours = 0.0, cpu_rival = 0.0;
         for (size_t turn = 0; turn < 2; turn++) {
             if ((i + turn) % 2 == 0) {
-                other[i] = rival(user);
-                cpu_rival = cpu_seconds;
+                p.rival[i] = rival(user);
+                p.rival_cpu[i] = cpu_seconds;
             } else {
-                time[i] = ours(user);
-                cpu_ours = cpu_seconds;
+                p.time[i] = ours(user);
+                p.cpu[i] = cpu_seconds;
             }
         }
-        value[i] = f->at_least ? other[i] / time[i] : time[i] / other[i];
-        cpu[i] = f->at_least ? cpu_rival / cpu_ours : cpu_ours / cpu_rival;
+        p.value[i] = f->at_least ? p.rival[i] / p.time[i] : p.time[i] / p.rival[i];
+        p.cpu_value[i] = f->at_least ? p.rival_cpu[i] / p.cpu[i] : p.cpu[i] / p.rival_cpu[i];
     }
-    bench_stats stats = bench_stats_of(value, n);
-    emit(o, s, f, &stats, bench_median(cpu, n), time, other, bytes, NAN, NULL);
-    free(time);
+    bench_stats stats = bench_stats_of(p.value, n);
+    emit(o, s, f, &stats, &p, NAN, NULL);
+    free(all);
 }
 
 void bench_snap_value(const bench_options *o, const bench_snap *s, const bench_figure *f,
                       double value, double rival_value, const char *rival_unit)
 {
     bench_stats stats = {.median = value};
-    emit(o, s, f, &stats, NAN, NULL, NULL, 0.0, rival_value, rival_unit);
+    emit(o, s, f, &stats, NULL, rival_value, rival_unit);
 }
 
 void bench_snap_missing(const bench_options *o, const bench_figure *f)
