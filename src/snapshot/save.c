@@ -304,16 +304,22 @@ static kvt_status open_parent(kvt_snap_saver *s, const char *path)
     return KVT_OK;
 }
 
-/* The plain bytes to a writer, or encrypted where there is a key. */
-static kvt_status write_to(kvt_snap_saver *s, const kvt_writer *writer)
+/*
+ * The plain bytes to a writer, or encrypted where there is a key. write_parts: of the writer, NULL:
+ * it has none.
+ */
+static kvt_status write_to(kvt_snap_saver *s, const kvt_writer *writer,
+                           int (*write_parts)(void *user, const kvt_snap_part *parts, size_t n))
 {
     kvt_snap_crypt crypt;
     kvt_writer plain;
     kvt_status status;
 
     s->output.writer = writer;
-    if (!s->options->key)
+    if (!s->options->key) {
+        s->output.write_parts = write_parts;
         return kvt_snap_write(s);
+    }
     status = kvt_snap_encrypt_begin(s->context, s->options->key, writer, &crypt, &plain);
     if (status != KVT_OK)
         return status;
@@ -355,7 +361,7 @@ kvt_status kvt_seq_save_stream(const kvt_seq *seq, const kvt_writer *writer,
     if (status == KVT_OK)
         status = open_parent(&s, NULL);
     if (status == KVT_OK)
-        status = write_to(&s, writer);
+        status = write_to(&s, writer, NULL);
     release(&s);
     return status;
 }
@@ -382,7 +388,7 @@ kvt_status kvt_seq_save_fd(const kvt_seq *seq, int fd, const kvt_save_options *o
     if (status == KVT_OK)
         status = open_parent(&s, NULL);
     if (status == KVT_OK)
-        status = write_to(&s, &writer);
+        status = write_to(&s, &writer, kvt_snap_file_write_parts);
     if (status == KVT_ERR_IO) {
         failure = kvt_snap_file_failure(&file, "the file descriptor");
         status = failure != KVT_OK ? failure : status;
@@ -432,7 +438,7 @@ kvt_status kvt_seq_save_memory(const kvt_seq *seq, void *to, size_t room, size_t
     if (status == KVT_OK && copy.key) {
         target t = {to, room, 0, 0};
         kvt_writer writer = {&t, write_memory};
-        status = write_to(&s, &writer);
+        status = write_to(&s, &writer, NULL);
         if (status == KVT_ERR_IO && t.full)
             status =
                 kvt_fail(seq->cache, KVT_ERR_FULL,
@@ -566,7 +572,7 @@ kvt_status kvt_seq_save(const kvt_seq *seq, const char *path, const kvt_save_opt
     }
     status = kvt_snap_file_create(&context, path, &copy, &file, &writer);
     if (status == KVT_OK)
-        status = write_to(&s, &writer);
+        status = write_to(&s, &writer, kvt_snap_file_write_parts);
     if (status == KVT_ERR_IO) {
         failure = kvt_snap_file_failure(&file, path);
         status = failure != KVT_OK ? failure : status;
