@@ -83,6 +83,16 @@ add_test(NAME snapshot_golden COMMAND test_snapshot_golden ${golden})
 add_executable(make_golden EXCLUDE_FROM_ALL make_golden.c)
 target_link_libraries(make_golden PRIVATE kvtile::kvtile kvtile_warnings)
 
+# Snapshots from machine to machine; here to itself, in arm64.cmake to another kind and back.
+set(exchange ${CMAKE_CURRENT_BINARY_DIR}/exchange)
+file(MAKE_DIRECTORY ${exchange})
+add_executable(snapshot_exchange snapshot_exchange.c)
+target_link_libraries(snapshot_exchange PRIVATE kvtile::kvtile kvtile_warnings)
+add_test(NAME snapshot_exchange_write COMMAND snapshot_exchange write ${exchange})
+add_test(NAME snapshot_exchange_check COMMAND snapshot_exchange check ${exchange})
+set_tests_properties(snapshot_exchange_write PROPERTIES FIXTURES_SETUP exchange)
+set_tests_properties(snapshot_exchange_check PROPERTIES FIXTURES_REQUIRED exchange)
+
 # An independent reader, written from docs/format.md alone.
 add_executable(dump_golden dump_golden.c)
 target_link_libraries(dump_golden PRIVATE kvtile::kvtile kvtile_warnings)
