@@ -2,7 +2,7 @@
 add_library(snapshot_support STATIC snapshot_support.c snapshot_sign.c subject.c)
 target_link_libraries(snapshot_support PUBLIC test_support PRIVATE kvtile_warnings kvtile::xxhash)
 
-foreach(name snapshot snapshot_damage snapshot_flips snapshot_parts snapshot_files snapshot_rows snapshot_state
+foreach(name snapshot snapshot_damage snapshot_flips snapshot_bounds snapshot_parts snapshot_files snapshot_rows snapshot_state
     snapshot_working seal fork select remove
     checkpoint accounting operations 4bit)
   add_executable(test_${name} test_${name}.c)
@@ -10,6 +10,7 @@ foreach(name snapshot snapshot_damage snapshot_flips snapshot_parts snapshot_fil
   add_test(NAME ${name} COMMAND test_${name})
   set_tests_properties(${name} PROPERTIES TIMEOUT 1200)
 endforeach()
+target_link_libraries(test_snapshot_bounds PRIVATE kvtile::xxhash)
 target_sources(test_operations PRIVATE operations_model.c operations_forms.c
   operations_attention.c)
 target_link_libraries(test_operations PRIVATE Threads::Threads m)
