@@ -465,6 +465,8 @@ KVT_API kvt_status kvt_memory_forecast(const kvt_config *config, uint64_t n_sequ
  * checkpoints. With them a save takes up to 100 bytes more for each of the sequence's blocks and
  * 200 for each that only checkpoints have, and 12 for each that a checkpoint has other than the
  * sequence; a load up to 150 for each that only checkpoints have, and up to twice the largest blob.
+ * A save or load of a delta takes up to 300 KiB more for each of its parents, and 120 bytes for
+ * each block that they have.
  * Errors as kvt_memory_forecast.
  */
 KVT_API kvt_status kvt_working_forecast(const kvt_config *config, uint64_t n_tokens,
