@@ -2,7 +2,7 @@
 add_library(snapshot_support STATIC snapshot_support.c snapshot_sign.c subject.c)
 target_link_libraries(snapshot_support PUBLIC test_support PRIVATE kvtile_warnings kvtile::xxhash)
 
-foreach(name snapshot snapshot_damage snapshot_parts snapshot_files snapshot_rows snapshot_state
+foreach(name snapshot snapshot_damage snapshot_flips snapshot_bounds snapshot_parts snapshot_files snapshot_rows snapshot_state
     snapshot_working seal fork select remove
     checkpoint accounting operations 4bit)
   add_executable(test_${name} test_${name}.c)
@@ -10,6 +10,7 @@ foreach(name snapshot snapshot_damage snapshot_parts snapshot_files snapshot_row
   add_test(NAME ${name} COMMAND test_${name})
   set_tests_properties(${name} PROPERTIES TIMEOUT 1200)
 endforeach()
+target_link_libraries(test_snapshot_bounds PRIVATE kvtile::xxhash)
 target_sources(test_operations PRIVATE operations_model.c operations_forms.c
   operations_attention.c)
 target_link_libraries(test_operations PRIVATE Threads::Threads m)
@@ -82,6 +83,16 @@ add_test(NAME snapshot_golden COMMAND test_snapshot_golden ${golden})
 # Writes the files in golden/; run by hand, once for each version of the format.
 add_executable(make_golden EXCLUDE_FROM_ALL make_golden.c)
 target_link_libraries(make_golden PRIVATE kvtile::kvtile kvtile_warnings)
+
+# Snapshots from machine to machine; here to itself, in arm64.cmake to another kind and back.
+set(exchange ${CMAKE_CURRENT_BINARY_DIR}/exchange)
+file(MAKE_DIRECTORY ${exchange})
+add_executable(snapshot_exchange snapshot_exchange.c)
+target_link_libraries(snapshot_exchange PRIVATE kvtile::kvtile kvtile_warnings)
+add_test(NAME snapshot_exchange_write COMMAND snapshot_exchange write ${exchange})
+add_test(NAME snapshot_exchange_check COMMAND snapshot_exchange check ${exchange})
+set_tests_properties(snapshot_exchange_write PROPERTIES FIXTURES_SETUP exchange)
+set_tests_properties(snapshot_exchange_check PROPERTIES FIXTURES_REQUIRED exchange)
 
 # An independent reader, written from docs/format.md alone.
 add_executable(dump_golden dump_golden.c)

@@ -697,6 +697,7 @@ typedef struct origin {
     const char *path;    /* of it */
     int whole;           /* the snapshot fills it */
     const kvt_snap_crypt *crypt;
+    const kvt_reader *rest; /* what an encrypted snapshot in memory lies in; or NULL */
 } origin;
 
 /* A failed read: why. */
@@ -723,6 +724,8 @@ static kvt_status expect_end(const stage *st, const origin *from, uint64_t bytes
         return KVT_OK;
     if (!from->input.memory && from->crypt)
         n = from->input.reader.read(from->input.reader.user, &byte, 1);
+    if (n == 0 && from->rest)
+        n = from->rest->read(from->rest->user, &byte, 1);
     if (n < 0)
         return KVT_ERR_IO;
     if (n > 0 || (from->input.memory && bytes != from->input.bytes))
@@ -957,6 +960,7 @@ kvt_status kvt_seq_load_memory(kvt_seq *seq, const void *data, size_t bytes,
     memset(&context, 0, sizeof context);
     context.cache = seq->cache;
     from = origin_of(copy.key ? &reader : NULL);
+    from.rest = copy.key ? &reader : NULL;
     from.whole = 1;
     if (!copy.key) {
         from.input.memory = data;
