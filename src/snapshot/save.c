@@ -451,7 +451,10 @@ kvt_status kvt_seq_save_memory(const kvt_seq *seq, void *to, size_t room, size_t
     return status;
 }
 
-/* Upper bounds: every stream raw, every row of a checkpoint a block of its own. */
+/*
+ * Upper bounds: every stream raw, every row of a checkpoint a block of its own. Where that is more
+ * than there will be, images are aligned behind something else: each may need the most padding.
+ */
 static uint64_t bound_of(const kvt_snap_saver *s)
 {
     const kvt_snap_header *header = s->header;
@@ -513,6 +516,8 @@ static uint64_t bound_of(const kvt_snap_saver *s)
             }
         }
     }
+    if (s->native && (s->options->parent || s->n_checkpoints))
+        bytes += blocks * (KVT_SNAP_ALIGN - 8); /* sections are multiples of 8 */
     notes += blocks;
     bytes += (blocks - table) * KVT_SNAP_ENTRY_BYTES;
     bytes += summed + notes * KVT_SNAP_NOTE_BYTES + KVT_SNAP_SECTION_BYTES + KVT_SNAP_END_BYTES;
