@@ -193,8 +193,8 @@ static kvt_status choose_rows(kvt_snap_saver *s)
                                 "save: the window of group %u has released tokens, and the types "
                                 "differ in what they need of the first ones",
                                 (unsigned)column);
-            if (first > s->runs.sinks[g])
-                s->runs.first[g] = first;
+            if (first > s->runs.sinks[g] && kvt_rows(end) > s->runs.sinks[g])
+                s->runs.first[g] = first; /* else no row of it is released: there are sinks alone */
         }
     }
     for (s->n_checkpoints = 0; !s->first_row && s->n_checkpoints < seq->n_checkpoints &&
