@@ -19,10 +19,24 @@ set_tests_properties(operations PROPERTIES LABELS threads)
 # The system calls of a save, taken by the linker: in the static library, which is named first.
 add_executable(test_snapshot_calls test_snapshot_calls.c)
 target_link_libraries(test_snapshot_calls PRIVATE kvtile_static snapshot_support kvtile_warnings)
-foreach(call open read write fsync close rename unlink ftruncate fchmod flock fcntl getrandom)
+foreach(call open read pread write fsync close rename unlink ftruncate fchmod flock fcntl getrandom)
   target_link_options(test_snapshot_calls PRIVATE -Wl,--wrap=${call})
 endforeach()
 add_test(NAME snapshot_calls COMMAND test_snapshot_calls)
+
+# Each of all its system calls and allocations failing, or its last one; call_faults.c.
+set(taken_calls open read pread write fsync close rename unlink ftruncate fchmod fstat stat lstat
+  flock fcntl getrandom mmap munmap opendir readdir realpath malloc realloc aligned_alloc)
+foreach(name faults crash)
+  add_executable(test_snapshot_${name} test_snapshot_${name}.c snapshot_scenes.c call_faults.c)
+  target_link_libraries(test_snapshot_${name} PRIVATE kvtile_static snapshot_support
+    kvtile::xxhash kvtile_warnings Threads::Threads)
+  foreach(call IN LISTS taken_calls)
+    target_link_options(test_snapshot_${name} PRIVATE -Wl,--wrap=${call})
+  endforeach()
+  add_test(NAME snapshot_${name} COMMAND test_snapshot_${name})
+  set_tests_properties(snapshot_${name} PROPERTIES TIMEOUT 1200)
+endforeach()
 
 # Unit tests of single files: they include internal headers.
 foreach(name codec image digest)

@@ -62,6 +62,8 @@ ssize_t __real_write(int fd, const void *data, size_t n_bytes);
 ssize_t __wrap_write(int fd, const void *data, size_t n_bytes);
 ssize_t __real_read(int fd, void *data, size_t n_bytes);
 ssize_t __wrap_read(int fd, void *data, size_t n_bytes);
+ssize_t __real_pread(int fd, void *data, size_t n_bytes, off_t at);
+ssize_t __wrap_pread(int fd, void *data, size_t n_bytes, off_t at);
 int __real_fsync(int fd);
 int __wrap_fsync(int fd);
 int __real_close(int fd);
@@ -107,6 +109,14 @@ ssize_t __wrap_read(int fd, void *data, size_t n_bytes)
     if (armed && take('R'))
         return -1;
     return __real_read(fd, data, n_bytes);
+}
+
+/* Of regular files. */
+ssize_t __wrap_pread(int fd, void *data, size_t n_bytes, off_t at)
+{
+    if (armed && take('R'))
+        return -1;
+    return __real_pread(fd, data, n_bytes, at);
 }
 
 int __wrap_fsync(int fd)

@@ -86,7 +86,10 @@ static int open_again(const char *path, int flags, mode_t mode)
 kvt_status kvt_snap_file_failure(const kvt_snap_file *file, const char *path)
 {
     int is_mount = file->call && file->error == EBUSY && strcmp(file->call, "rename") == 0;
+    int part = __atomic_load_n(&file->part_error, __ATOMIC_RELAXED);
 
+    if (!file->call && part)
+        return io_fail(file->context, "read", part, path);
     return !file->call
                ? KVT_OK
                : io_fail_with(file->context, file->call, file->error,
@@ -110,14 +113,28 @@ size_t kvt_snap_folder_bytes(const char *path)
     return slash ? (size_t)(slash - path) + 1 : 0;
 }
 
-int kvt_snap_same_file(const char *a, const char *b)
+/* A path: 1 there is such a file, 0 there is none, -1 nobody knows. */
+static int look(const kvt_snap_context *context, const char *path, struct stat *status)
 {
-    struct stat one, other;
-    return stat(a, &one) == 0 && stat(b, &other) == 0 && one.st_dev == other.st_dev &&
-           one.st_ino == other.st_ino;
+    if (stat(path, status) == 0)
+        return 1;
+    if (errno == ENOENT || errno == ENOTDIR)
+        return 0;
+    (void)io_fail(context, "stat", errno, path);
+    return -1;
 }
 
-int kvt_snap_same_folder(const char *a, const char *b)
+int kvt_snap_same_file(const kvt_snap_context *context, const char *a, const char *b)
+{
+    struct stat one, other;
+    int there = look(context, a, &one);
+
+    if (there > 0)
+        there = look(context, b, &other);
+    return there > 0 ? one.st_dev == other.st_dev && one.st_ino == other.st_ino : there;
+}
+
+int kvt_snap_same_folder(const kvt_snap_context *context, const char *a, const char *b)
 {
     char one[KVT_SNAP_PATH_BYTES + 1], other[KVT_SNAP_PATH_BYTES + 1];
     size_t n = kvt_snap_folder_bytes(a), m = kvt_snap_folder_bytes(b);
@@ -128,7 +145,7 @@ int kvt_snap_same_folder(const char *a, const char *b)
     memcpy(one + n, ".", 2);
     memcpy(other, b, m);
     memcpy(other + m, ".", 2);
-    return kvt_snap_same_file(one, other);
+    return kvt_snap_same_file(context, one, other);
 }
 
 /* ---- reading ---- */
@@ -153,7 +170,7 @@ static int64_t read_once(kvt_snap_file *file, void *to, size_t bytes)
 
 size_t kvt_snap_file_part(void *user, uint64_t offset, void *to, size_t bytes)
 {
-    const kvt_snap_file *file = user;
+    kvt_snap_file *file = user;
     size_t done = 0;
 
     while (done < bytes) {
@@ -161,6 +178,8 @@ size_t kvt_snap_file_part(void *user, uint64_t offset, void *to, size_t bytes)
         ssize_t n = pread(file->fd, (char *)to + done, part, (off_t)(offset + done));
         if (n < 0 && errno == EINTR)
             continue;
+        if (n < 0)
+            __atomic_store_n(&file->part_error, errno, __ATOMIC_RELAXED);
         if (n <= 0)
             break;
         done += (size_t)n;
@@ -395,7 +414,9 @@ static kvt_status set_target(kvt_snap_file *file, const char *path)
     if (strlen(path) >= sizeof file->target)
         return io_fail(file->context, "open", ENAMETOOLONG, path);
     memcpy(file->target, path, strlen(path) + 1);
-    if (lstat(path, &status) == 0 && S_ISLNK(status.st_mode) && !realpath(path, file->target))
+    if (lstat(path, &status) != 0) /* what cannot be seen may be a link */
+        return errno == ENOENT ? KVT_OK : io_fail(file->context, "lstat", errno, path);
+    if (S_ISLNK(status.st_mode) && !realpath(path, file->target))
         return io_fail(file->context, "following the link", errno, path);
     return KVT_OK;
 }
@@ -593,6 +614,8 @@ kvt_status kvt_snap_file_create(const kvt_snap_context *context, const char *pat
     if (answer != KVT_OK)
         return answer;
     replaces = stat(file->target, &status) == 0;
+    if (!replaces && errno != ENOENT) /* a file may be there whose permissions are to be kept */
+        return io_fail(context, "stat", errno, path);
     if (replaces && !S_ISREG(status.st_mode)) {
         if (S_ISDIR(status.st_mode))
             return io_fail(context, "open", EISDIR, path);

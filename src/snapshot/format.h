@@ -613,9 +613,9 @@ void kvt_snap_chain_identity(const kvt_snap_chain *chain, unsigned char *id, uin
 
 /* Bytes of a path's folder, the slash at its end included; 0 for the current one. */
 size_t kvt_snap_folder_bytes(const char *path);
-/* Whether two paths name the same file; whether their folders are the same. */
-int kvt_snap_same_file(const char *a, const char *b);
-int kvt_snap_same_folder(const char *a, const char *b);
+/* Whether two paths name the same file; whether their folders are the same. -1: KVT_ERR_IO. */
+int kvt_snap_same_file(const kvt_snap_context *context, const char *a, const char *b);
+int kvt_snap_same_folder(const kvt_snap_context *context, const char *a, const char *b);
 
 /* A file being read or written. */
 typedef struct kvt_snap_file {
@@ -625,6 +625,7 @@ typedef struct kvt_snap_file {
     int lock;       /* keeps the temporary locked, -1: none */
     int error;      /* errno of the call below that failed */
     const char *call;
+    int part_error;                   /* errno of a read of a part; atomic */
     char target[KVT_SNAP_PATH_BYTES]; /* name that the file is to get */
     char temporary[KVT_SNAP_PATH_BYTES];
     int exists;            /* the temporary does */
