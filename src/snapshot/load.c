@@ -478,6 +478,10 @@ static kvt_block *block_of(const stage *st, const kvt_snap_checkpoint *c, uint32
     entry = kvt_get32(c->entries[group] + 4 * (row - c->from[group]));
     if (entry == KVT_SNAP_ABSENT)
         return NULL;
+    /* Types that are not sealed: the sequence's own full row stands for it, as in a save. */
+    if (st->sources[group] && !st->seq->cache->groups[column].seals &&
+        row < c->n_tokens / KVT_TOKENS && staged(st, (size_t)row)[column])
+        return staged(st, (size_t)row)[column];
     return entry < c->n_own ? staged(st, (size_t)row)[column] : *extra_at(st, entry - c->n_own);
 }
 
