@@ -348,13 +348,167 @@ static void whole_files(void **state)
             }
 }
 
+/* ---- pieces, layers, tokens ---- */
+
+/* Names and contents in order, as one text. */
+static int collect(void *user, const kvt_snapshot_piece *piece)
+{
+    char *text = user;
+    size_t n = strlen(text);
+    (void)snprintf(text + n, 200 - n, "%s=%.*s;", piece->name, (int)piece->bytes,
+                   piece->bytes ? (const char *)piece->data : "");
+    return 0;
+}
+
+static void pieces_go_along(void **state)
+{
+    static const kvt_snapshot_piece first[] = {{"a", "1", 1}, {"b", "22", 2}, {"c", NULL, 0}};
+    static const kvt_snapshot_piece others[] = {{"b", "new", 3}, {"d", "4", 1}, {"e", NULL, 0}};
+    static const kvt_snapshot_piece twice[] = {{"x", "1", 1}, {"x", "2", 1}};
+    static const kvt_snapshot_piece unnamed[] = {{NULL, "1", 1}};
+    rng r = {75};
+    kvt_save_options o = saves(KVT_CODEC_RAW);
+    kvt_load_options l = loads();
+    kvt_snapshot_piece many[20];
+    char text[200] = "", names[20][4];
+    subject s;
+    kvt_seq *seq, *to;
+    (void)state;
+    open_kind(&s, I8, &r);
+    seq = full_seq(&s, 80);
+    to = tagged_seq(&s);
+    o.pieces = first;
+    o.n_pieces = 3;
+    expect_ok(s.cache, kvt_seq_save(seq, in_folder("a"), &o));
+    l.on_piece = collect;
+    l.piece_user = text;
+    assert_int_equal(kvt_snapshot_convert(in_folder("a"), &l, in_folder("b"), NULL, NULL, 0), 0);
+    assert_string_equal(text, "a=1;b=22;c=;"); /* the caller sees those of the file */
+    o.pieces = others;
+    assert_int_equal(convert("b", NULL, "c", &o, NULL), KVT_OK);
+    text[0] = '\0';
+    expect_ok(s.cache, kvt_seq_load(to, in_folder("c"), &l, NULL));
+    assert_string_equal(text, "a=1;b=new;c=;d=4;e=;");
+    o.pieces = twice;
+    o.n_pieces = 2;
+    assert_int_equal(convert("b", NULL, "d", &o, "same name"), KVT_ERR_ARG);
+    o.pieces = unnamed;
+    o.n_pieces = 1;
+    assert_int_equal(convert("b", NULL, "d", &o, "name"), KVT_ERR_ARG);
+    o.pieces = NULL;
+    assert_int_equal(convert("b", NULL, "d", &o, "pieces"), KVT_ERR_ARG);
+    for (int i = 0; i < 20; i++) {
+        (void)snprintf(names[i], sizeof names[i], "%d", i);
+        many[i].name = names[i];
+        many[i].data = names[i];
+        many[i].bytes = 1;
+    }
+    o.pieces = many;
+    o.n_pieces = 20;
+    expect_ok(s.cache, kvt_seq_save(seq, in_folder("many"), &o));
+    o.pieces = NULL;
+    o.n_pieces = 0;
+    assert_int_equal(convert("many", NULL, "c", &o, NULL), KVT_OK);
+    text[0] = '\0';
+    expect_ok(s.cache, kvt_seq_load(to, in_folder("c"), &l, NULL));
+    assert_int_equal(strlen(text), 10 * 4 + 10 * 5);
+    kvt_seq_destroy(to);
+    kvt_seq_destroy(seq);
+    close_subject(&s);
+}
+
+static int stop(void *user, uint64_t done, uint64_t total)
+{
+    (void)user;
+    return done == total;
+}
+
+static int stop_at_piece(void *user, const kvt_snapshot_piece *piece)
+{
+    (void)user;
+    return piece->bytes > 0;
+}
+
+static void parts_of_files(void **state)
+{
+    static const uint32_t layers[] = {1, 4}, down[] = {1, 0}, far[] = {0, 9}, beyond[] = {9};
+    static const uint32_t many[] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
+    static const kvt_type f16 = KVT_TYPE_F16;
+    static const kvt_snapshot_piece piece = {"p", "1", 1};
+    static const int32_t prompt[] = {1};
+    rng r = {76};
+    kvt_save_options o = saves(KVT_CODEC_RAW);
+    kvt_load_options l = loads();
+    kvt_snapshot_info info;
+    subject s;
+    kvt_seq *seq;
+    (void)state;
+    open_kind(&s, WINDOW, &r);
+    seq = full_seq(&s, 130);
+    o.pieces = &piece;
+    o.n_pieces = 1;
+    expect_ok(s.cache, kvt_seq_save(seq, in_folder("a"), &o));
+    o = saves(KVT_CODEC_ZSTD);
+    l.layers = layers;
+    l.n_layers = 2;
+    o.n_tokens = 100;
+    o.convert = 1;
+    o.n_types = 1;
+    o.k_types = o.v_types = &f16;
+    assert_int_equal(convert("a", &l, "b", &o, NULL), KVT_OK);
+    info.struct_size = sizeof info;
+    assert_int_equal(kvt_snapshot_inspect(in_folder("b"), 1, &info, NULL, 0), KVT_OK);
+    assert_int_equal(info.n_layers, 2);
+    assert_int_equal(info.n_groups, 2);
+    assert_int_equal(info.n_tokens, 100);
+    assert_int_equal(info.groups[0].k_type, KVT_TYPE_F16);
+    assert_int_equal(info.groups[0].window_tokens, 70);
+    assert_int_equal(info.groups[1].v_type, KVT_TYPE_F16);
+    o = saves(KVT_CODEC_RAW);
+    for (int i = 0; i < 16; i++) {
+        kvt_status expected = KVT_ERR_ARG;
+        const char *from = "a", *to = "x", *says = "";
+        l = loads();
+        o = saves(KVT_CODEC_RAW);
+        switch (i) {
+        case 0: l.layers = down, l.n_layers = 2, says = "ascend"; break;
+        case 1: l.layers = many, l.n_layers = 17, says = "ascend"; break;
+        case 2: l.layers = far, l.n_layers = 2, says = "layer"; break;
+        case 3: l.layers = beyond, l.n_layers = 1, says = "layer"; break;
+        case 4: l.n_layers = 2, says = "layers"; break;
+        case 5: l.struct_size = 1, says = "struct_size"; break;
+        case 6: o.struct_size = 1, says = "struct_size"; break;
+        case 7: l.prompt = prompt, l.n_prompt = 1, says = "prompt"; break;
+        case 8: l.reuse = 1, says = "reuse"; break;
+        case 9: l.map = 1, says = "map"; break;
+        case 10: l.convert = 1, says = "convert"; break;
+        case 11: from = NULL, says = "path"; break;
+        case 12: to = NULL, says = "path"; break;
+        case 13: from = "none", expected = KVT_ERR_IO, says = "none"; break;
+        case 14: l.progress = stop, expected = KVT_ERR_CANCELLED, says = "cancelled"; break;
+        default:
+            l.on_piece = stop_at_piece, expected = KVT_ERR_CANCELLED, says = "cancelled";
+            break;
+        }
+        assert_int_equal(convert(from, &l, to, &o, says), expected);
+        assert_int_not_equal(access(in_folder("x"), F_OK), 0);
+    }
+    kvt_seq_destroy(seq);
+    seq = seq_of(&s); /* nothing in it */
+    expect_ok(s.cache, kvt_seq_save(seq, in_folder("empty"), NULL));
+    assert_int_equal(convert("empty", NULL, "b", NULL, NULL), KVT_OK);
+    assert_int_equal(kvt_snapshot_inspect(in_folder("b"), 1, &info, NULL, 0), KVT_OK);
+    assert_int_equal(info.n_tokens, 0);
+    kvt_seq_destroy(seq);
+    close_subject(&s);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(pairs),
-        cmocka_unit_test(sides),
-        cmocka_unit_test(overflows),
-        cmocka_unit_test(whole_files),
+        cmocka_unit_test(pairs),           cmocka_unit_test(sides),
+        cmocka_unit_test(overflows),       cmocka_unit_test(whole_files),
+        cmocka_unit_test(pieces_go_along), cmocka_unit_test(parts_of_files),
     };
     RUN_IN_FOLDER(tests);
 }

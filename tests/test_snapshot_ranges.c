@@ -381,7 +381,7 @@ static void prompts_save_memory(void **state)
     ledger memory;
     subject s;
     kvt_seq *seq;
-    int32_t prompt[65];
+    int32_t prompt[60];
     (void)state;
     ledger_init(&memory);
     open_subject(&s, &g, 1, &r);
@@ -395,10 +395,10 @@ static void prompts_save_memory(void **state)
         kvt_seq *to;
         size_t with[2];
         expect_ok(s.cache, kvt_seq_save(seq, in_folder("file"), &o));
-        for (int i = 0; i < 65; i++)
+        for (int i = 0; i < 60; i++)
             prompt[i] = i;
         l.prompt = prompt;
-        l.n_prompt = 65;
+        l.n_prompt = 60;
         for (l.reuse = 0; l.reuse < 2; l.reuse++) {
             size_t live;
             expect_ok(s.cache, kvt_cache_trim(s.cache));
@@ -436,7 +436,7 @@ static void refused(void **state)
     hash = file_hash(&s, seq);
     file = saved(s.cache, seq, KVT_CODEC_RAW);
     spill(in_folder("file"), file.data, file.n);
-    for (int i = 0; i < 23; i++) {
+    for (int i = 0; i < 25; i++) {
         kvt_save_options o = saves(KVT_CODEC_RAW);
         bytes b = {NULL, 0, 0, 0, -1, 0};
         kvt_writer writer = bytes_writer(&b);
@@ -464,7 +464,9 @@ static void refused(void **state)
         case 19: o.k_types = types; break;
         case 20: o.convert = 1, o.v_types = none; break;
         case 21: o.convert = 1, o.k_types = k5; break;
-        default: o.n_pieces = 1; break;
+        case 22: o.n_pieces = 1; break;
+        case 23: o.convert = 1, o.k_types = types, o.n_types = 2; break;
+        default: o.n_types = 5; break;
         }
         expect(s.cache, KVT_ERR_ARG, kvt_seq_save(seq, in_folder("x"), &o));
         expect(s.cache, KVT_ERR_ARG, kvt_seq_save_stream(seq, &writer, &o));
@@ -474,7 +476,7 @@ static void refused(void **state)
         assert_true(n == 7 && bound == 7 && b.n == 0);
         assert_int_not_equal(access(in_folder("x"), F_OK), 0);
     }
-    for (int i = 0; i < 10; i++) {
+    for (int i = 0; i < 11; i++) {
         kvt_load_options l = loads();
         kvt_reader reader = bytes_reader(&file);
         file.at = 0;
@@ -488,6 +490,7 @@ static void refused(void **state)
         case 6: l.n_layers = 3; break;
         case 7: l.layers = twice; break;
         case 8: l.layers = twice, l.n_layers = 2; break;
+        case 9: l.reuse = KVT_REUSE_PREFIX; break;
         default: {
             static const uint32_t three[] = {0, 2, 2};
             l.layers = three, l.n_layers = 3;
