@@ -2,7 +2,9 @@
 add_library(snapshot_support STATIC snapshot_support.c snapshot_sign.c subject.c)
 target_link_libraries(snapshot_support PUBLIC test_support PRIVATE kvtile_warnings kvtile::xxhash)
 
-foreach(name snapshot snapshot_damage snapshot_flips snapshot_bounds snapshot_parts snapshot_files snapshot_rows snapshot_state
+foreach(name snapshot snapshot_damage snapshot_flips snapshot_bounds snapshot_options snapshot_delta
+    snapshot_map snapshot_ranges snapshot_convert snapshot_parts snapshot_files snapshot_rows
+    snapshot_state
     snapshot_working seal fork select remove
     checkpoint accounting operations 4bit)
   add_executable(test_${name} test_${name}.c)

@@ -478,6 +478,10 @@ static kvt_block *block_of(const stage *st, const kvt_snap_checkpoint *c, uint32
     entry = kvt_get32(c->entries[group] + 4 * (row - c->from[group]));
     if (entry == KVT_SNAP_ABSENT)
         return NULL;
+    /* Types that are not sealed: the sequence's own full row stands for it, as in a save. */
+    if (st->sources[group] && !st->seq->cache->groups[column].seals &&
+        row < c->n_tokens / KVT_TOKENS && staged(st, (size_t)row)[column])
+        return staged(st, (size_t)row)[column];
     return entry < c->n_own ? staged(st, (size_t)row)[column] : *extra_at(st, entry - c->n_own);
 }
 
@@ -690,12 +694,19 @@ static kvt_status admit(const kvt_seq *seq, const kvt_load_options *options, kvt
     return KVT_OK;
 }
 
+/* Reading memory by way of a reader: what is encrypted. */
+typedef struct view {
+    const unsigned char *data;
+    size_t bytes, at;
+} view;
+
 /* What is read from, beside the bytes. */
 typedef struct origin {
     kvt_snap_input input;
     kvt_snap_file *file; /* NULL: none */
     const char *path;    /* of it */
     int whole;           /* the snapshot fills it */
+    const view *view;    /* memory by way of a reader, NULL: none */
     const kvt_snap_crypt *crypt;
     const kvt_reader *rest; /* what an encrypted snapshot in memory lies in; or NULL */
 } origin;
@@ -728,7 +739,8 @@ static kvt_status expect_end(const stage *st, const origin *from, uint64_t bytes
         n = from->rest->read(from->rest->user, &byte, 1);
     if (n < 0)
         return KVT_ERR_IO;
-    if (n > 0 || (from->input.memory && bytes != from->input.bytes))
+    if (n > 0 || (from->input.memory && bytes != from->input.bytes) ||
+        (from->view && from->view->at != from->view->bytes))
         return kvt_fail(st->seq->cache, KVT_ERR_CORRUPT,
                         "snapshot damaged: there are bytes after its end%s%s",
                         from->path ? ": " : "", from->path ? from->path : "");
@@ -922,12 +934,6 @@ kvt_status kvt_seq_load_fd(kvt_seq *seq, int fd, const kvt_load_options *options
     return load_from(seq, &context, &from, &copy, result);
 }
 
-/* Reading memory by way of a reader: what is encrypted. */
-typedef struct view {
-    const unsigned char *data;
-    size_t bytes, at;
-} view;
-
 static int64_t read_memory(void *user, void *data, size_t bytes)
 {
     view *v = user;
@@ -962,7 +968,9 @@ kvt_status kvt_seq_load_memory(kvt_seq *seq, const void *data, size_t bytes,
     from = origin_of(copy.key ? &reader : NULL);
     from.rest = copy.key ? &reader : NULL;
     from.whole = 1;
-    if (!copy.key) {
+    if (copy.key) {
+        from.view = &v;
+    } else {
         from.input.memory = data;
         from.input.bytes = bytes;
     }

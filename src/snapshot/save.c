@@ -196,8 +196,8 @@ static kvt_status choose_rows(kvt_snap_saver *s)
                                 "save: the window of group %u has released tokens, and the types "
                                 "differ in what they need of the first ones",
                                 (unsigned)column);
-            if (first > s->runs.sinks[g])
-                s->runs.first[g] = first;
+            if (first > s->runs.sinks[g] && kvt_rows(end) > s->runs.sinks[g])
+                s->runs.first[g] = first; /* else no row of it is released: there are sinks alone */
         }
     }
     for (s->n_checkpoints = 0; !s->first_row && s->n_checkpoints < seq->n_checkpoints &&
@@ -456,7 +456,10 @@ kvt_status kvt_seq_save_memory(const kvt_seq *seq, void *to, size_t room, size_t
     return status;
 }
 
-/* Upper bounds: every stream raw, every row of a checkpoint a block of its own. */
+/*
+ * Upper bounds: every stream raw, every row of a checkpoint a block of its own. Where that is more
+ * than there will be, images are aligned behind something else: each may need the most padding.
+ */
 static uint64_t bound_of(const kvt_snap_saver *s)
 {
     const kvt_snap_header *header = s->header;
@@ -518,6 +521,8 @@ static uint64_t bound_of(const kvt_snap_saver *s)
             }
         }
     }
+    if (s->native && (s->options->parent || s->n_checkpoints))
+        bytes += blocks * (KVT_SNAP_ALIGN - 8); /* sections are multiples of 8 */
     notes += blocks;
     bytes += (blocks - table) * KVT_SNAP_ENTRY_BYTES;
     bytes += summed + notes * KVT_SNAP_NOTE_BYTES + KVT_SNAP_SECTION_BYTES + KVT_SNAP_END_BYTES;
