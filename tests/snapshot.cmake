@@ -103,13 +103,6 @@ else()
   set_tests_properties(snapshot_second_reader_needs_python3 PROPERTIES DISABLED TRUE)
 endif()
 
-# Replays the golden files and the corpus, if any; fuzzing itself needs clang's libFuzzer and
-# sources built with KVT_FUZZING, see the head of fuzz_snapshot.c.
-add_executable(fuzz_snapshot fuzz_snapshot.c)
-target_compile_definitions(fuzz_snapshot PRIVATE KVT_FUZZ_MAIN)
-target_link_libraries(fuzz_snapshot PRIVATE kvtile::kvtile kvtile_warnings)
-add_test(NAME fuzz_snapshot_replay COMMAND fuzz_snapshot ${golden_files})
-
 if(TARGET kvtile_tool)
   add_executable(make_snapshot make_snapshot.c)
   target_link_libraries(make_snapshot PRIVATE kvtile::kvtile kvtile_warnings)
