@@ -720,6 +720,8 @@ static kvt_status expect_end(const stage *st, const origin *from, uint64_t bytes
         return KVT_OK;
     if (!from->input.memory && from->crypt)
         n = from->input.reader.read(from->input.reader.user, &byte, 1);
+    if (n == 0 && from->crypt && !from->file) /* memory behind the last segment */
+        n = from->crypt->from.read(from->crypt->from.user, &byte, 1);
     if (n < 0)
         return KVT_ERR_IO;
     if (n > 0 || (from->input.memory && bytes != from->input.bytes))
