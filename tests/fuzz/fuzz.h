@@ -73,6 +73,7 @@ typedef struct place {
     unsigned char *before; /* [n_before] the sequence's state, as it is saved */
     size_t n_before;
     meter meter;
+    uint64_t working, working_tokens; /* the forecast of a load, and for how many tokens */
 } place;
 
 /* As file 0 and the controls say; the sequence is in its state. Never NULL. */
@@ -104,7 +105,7 @@ void check_unchanged(place *p);
 /* What holds after a load: attention is finite; it saves and loads to the same; it goes on. */
 void check_loaded(place *p, kvt_seq *seq, const kvt_load_result *result, int lazy);
 /* The most that a load takes of the allocator beyond what the cache keeps. */
-void check_memory(const place *p, const input *in, size_t before);
+void check_memory(place *p, const input *in, size_t before);
 
 /* Options of the controls; their arrays are static. */
 void options_of(const input *in, place *p, kvt_load_options *options);
