@@ -72,7 +72,7 @@ static kvt_status on_sequence(void *user, int32_t next_position, const unsigned 
     char stored[48], here[48];
 
     st->made.next_position = next_position;
-    if (tag_bytes == seq->tag_bytes && memcmp(tag, seq->tag, tag_bytes) == 0)
+    if (tag_bytes == seq->tag_bytes && (!tag_bytes || memcmp(tag, seq->tag, tag_bytes) == 0))
         return KVT_OK;
     show_tag(tag, tag_bytes, stored, sizeof stored);
     show_tag(seq->tag, seq->tag_bytes, here, sizeof here);
@@ -708,7 +708,6 @@ typedef struct origin {
     int whole;           /* the snapshot fills it */
     const view *view;    /* memory by way of a reader, NULL: none */
     const kvt_snap_crypt *crypt;
-    const kvt_reader *rest; /* what an encrypted snapshot in memory lies in; or NULL */
 } origin;
 
 /* A failed read: why. */
@@ -735,8 +734,6 @@ static kvt_status expect_end(const stage *st, const origin *from, uint64_t bytes
         return KVT_OK;
     if (!from->input.memory && from->crypt)
         n = from->input.reader.read(from->input.reader.user, &byte, 1);
-    if (n == 0 && from->rest)
-        n = from->rest->read(from->rest->user, &byte, 1);
     if (n < 0)
         return KVT_ERR_IO;
     if (n > 0 || (from->input.memory && bytes != from->input.bytes) ||
@@ -966,7 +963,6 @@ kvt_status kvt_seq_load_memory(kvt_seq *seq, const void *data, size_t bytes,
     memset(&context, 0, sizeof context);
     context.cache = seq->cache;
     from = origin_of(copy.key ? &reader : NULL);
-    from.rest = copy.key ? &reader : NULL;
     from.whole = 1;
     if (copy.key) {
         from.view = &v;

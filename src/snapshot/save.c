@@ -489,8 +489,12 @@ static uint64_t bound_of(const kvt_snap_saver *s)
                       kvt_round_up((size_t)(header->n_tokens % KVT_SNAP_CHUNK_TOKENS) * 4, 8) +
                       header->n_tokens / KVT_SNAP_CHUNK_TOKENS * KVT_SNAP_CHUNK_TOKENS * 4);
     notes += kinds * chunks;
-    for (g = 0; g < header->n_groups; g++) /* the table, which images are aligned behind */
+    for (g = 0; g < header->n_groups; g++) { /* all of the table: images are aligned behind it */
         table += kvt_rows(header->n_tokens) - (s->runs.first[g] - s->runs.sinks[g]);
+        for (i = 0; i < s->n_checkpoints; i++)
+            table += kvt_rows(s->seq->checkpoints[i]->n_tokens) -
+                     s->seq->checkpoints[i]->from[s->group_of[g]];
+    }
     bytes += summed + table * KVT_SNAP_ENTRY_BYTES;
     for (row = 0; row < kvt_rows(header->n_tokens); row++)
         for (g = 0; g < header->n_groups; g++) {
@@ -502,15 +506,13 @@ static uint64_t bound_of(const kvt_snap_saver *s)
                 s, bytes, g,
                 kvt_snap_stored_form(s, block, row, g, kvt_snap_row_tokens(header->n_tokens, row)));
         }
-    for (i = 0; i < s->n_checkpoints; i++, notes++) {
-        const kvt_checkpoint *point = s->seq->checkpoints[i];
-        bytes += summed + KVT_SNAP_POINT_BYTES + kvt_round_up(point->blob_bytes, 8) + 8;
+    for (i = 0; i < s->n_checkpoints; i++)
         for (g = 0; g < header->n_groups; g++) {
+            const kvt_checkpoint *point = s->seq->checkpoints[i];
             uint64_t n = kvt_rows(point->n_tokens) - point->from[s->group_of[g]];
-            uint32_t form;
-            bytes += 4 + 4 * n;
             for (; n; n--, blocks++) {
                 uint64_t most = 0;
+                uint32_t form;
                 for (form = 0; form < KVT_FORMS; form++) {
                     uint64_t with = kvt_snap_has_form(&header->groups[g], form)
                                         ? kvt_snap_block_bound(s, bytes, g, form)
@@ -520,11 +522,16 @@ static uint64_t bound_of(const kvt_snap_saver *s)
                 bytes = most;
             }
         }
+    /* Behind all blocks, as in the file: the padding of one would hide what stands before it. */
+    for (i = 0; i < s->n_checkpoints; i++, notes++) {
+        const kvt_checkpoint *point = s->seq->checkpoints[i];
+        bytes += summed + KVT_SNAP_POINT_BYTES + kvt_round_up(point->blob_bytes, 8) + 8;
+        for (g = 0; g < header->n_groups; g++)
+            bytes += 4 + 4 * (kvt_rows(point->n_tokens) - point->from[s->group_of[g]]);
     }
     if (s->native && (s->options->parent || s->n_checkpoints))
         bytes += blocks * (KVT_SNAP_ALIGN - 8); /* sections are multiples of 8 */
     notes += blocks;
-    bytes += (blocks - table) * KVT_SNAP_ENTRY_BYTES;
     bytes += summed + notes * KVT_SNAP_NOTE_BYTES + KVT_SNAP_SECTION_BYTES + KVT_SNAP_END_BYTES;
     return bytes;
 }
