@@ -35,7 +35,7 @@ endif()
 
 set(arm64 ${CMAKE_CURRENT_BINARY_DIR}/arm64)
 set(arm64_programs check_kernels test_attention test_api test_numerics test_steps
-  test_seal test_window test_snapshot_digest test_snapshot_golden)
+  test_seal test_window test_snapshot_digest test_snapshot_golden snapshot_exchange)
 set(arm64_compiler)
 if(CMAKE_C_COMPILER_ID MATCHES "Clang") # which is every target's compiler
   set(arm64_compiler -DCMAKE_C_COMPILER=${CMAKE_C_COMPILER})
@@ -66,6 +66,15 @@ kvtile_arm64_test(steps max test_steps)
 kvtile_arm64_test(seal max test_seal)
 kvtile_arm64_test(snapshot_digest cortex-a53 test_snapshot_digest)
 kvtile_arm64_test(snapshot_golden max test_snapshot_golden ${golden})
+# Snapshots that are written here are read there, and back, to the same bytes.
+kvtile_arm64_test(snapshot_exchange_check max snapshot_exchange check ${exchange})
+set_tests_properties(arm64_snapshot_exchange_check PROPERTIES
+  FIXTURES_REQUIRED "arm64_built;exchange")
+file(MAKE_DIRECTORY ${exchange}-arm64)
+kvtile_arm64_test(snapshot_exchange_write max snapshot_exchange write ${exchange}-arm64)
+set_tests_properties(arm64_snapshot_exchange_write PROPERTIES FIXTURES_SETUP exchange_arm64)
+add_test(NAME arm64_snapshot_exchange_back COMMAND snapshot_exchange check ${exchange}-arm64)
+set_tests_properties(arm64_snapshot_exchange_back PROPERTIES FIXTURES_REQUIRED exchange_arm64)
 kvtile_arm64_test(window max test_window)
 kvtile_arm64_test(attention max test_attention)
 set_tests_properties(arm64_attention PROPERTIES ENVIRONMENT KVT_TEST_QUICK=2)

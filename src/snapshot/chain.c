@@ -255,6 +255,7 @@ static kvt_status open_level(const kvt_snap_context *context, const kvt_snap_inp
     status = kvt_snap_file_open(context, l->path, &l->file, &unused);
     if (status == KVT_OK && l->file.bytes == UINT64_MAX)
         return kvt_snap_fail(context, KVT_ERR_IO, "the parent is not a regular file: %s", l->path);
+    kvt_snap_release(context, &l->file.ahead); /* for reading front to back: half a MiB a parent */
     if (status == KVT_OK)
         status = kvt_snap_reserve(context, &l->ahead, 0, AHEAD_BYTES, "a file's buffer");
     if (status == KVT_OK)

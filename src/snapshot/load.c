@@ -72,7 +72,7 @@ static kvt_status on_sequence(void *user, int32_t next_position, const unsigned 
     char stored[48], here[48];
 
     st->made.next_position = next_position;
-    if (tag_bytes == seq->tag_bytes && memcmp(tag, seq->tag, tag_bytes) == 0)
+    if (tag_bytes == seq->tag_bytes && (!tag_bytes || memcmp(tag, seq->tag, tag_bytes) == 0))
         return KVT_OK;
     show_tag(tag, tag_bytes, stored, sizeof stored);
     show_tag(seq->tag, seq->tag_bytes, here, sizeof here);
