@@ -88,14 +88,18 @@ static void bounds_hold(void **state)
         open_kind(&s, kind, &r);
         crypt = has_crypt(&s);
         for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i += is_quick() ? 5 : 1)
-            for (int marks = 0; marks < 2; marks++) {
-                kvt_seq *seq = marks ? full_seq(&s, lengths[i]) : seq_of(&s);
-                if (!marks && lengths[i])
+            for (int marks = 0; marks < 3; marks++) {
+                kvt_seq *seq = marks == 1 ? full_seq(&s, lengths[i]) : seq_of(&s);
+                if (marks != 1 && lengths[i])
                     grow(&s, seq, lengths[i]);
+                if (marks == 2) { /* no tag, but a position; keys that have moved */
+                    (void)kvt_seq_remove(seq, 64, 64);
+                    expect_ok(s.cache, kvt_seq_set_next_position(seq, 700));
+                }
                 for (int v = 0; v < VARIANTS; v++) {
-                    kvt_save_options o = variant(&s, v, lengths[i]);
+                    kvt_save_options o = variant(&s, v, kvt_seq_length(seq));
                     if (!o.key || crypt)
-                        check_bound(&s, seq, &o, marks, v);
+                        check_bound(&s, seq, &o, marks == 1, v);
                 }
                 kvt_seq_destroy(seq);
             }
