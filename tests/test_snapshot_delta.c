@@ -177,6 +177,47 @@ static void turns(void **state)
             }
 }
 
+/* n tokens whose ids are all the same, from token `first` of the test's on. */
+static void same_ids(const subject *s, kvt_seq *seq, size_t first, size_t n)
+{
+    int32_t ids[MOST];
+    for (size_t i = 0; i < n; i++)
+        ids[i] = 7;
+    expect_ok(s->cache, kvt_seq_begin(seq, n, NULL));
+    append_layers(s, seq, first);
+    expect_ok(s->cache, kvt_seq_commit(seq, ids));
+}
+
+/* Keys that have moved are told from such that have not by their shifts alone, either way. */
+static void shifts(void **state)
+{
+    rng r = {47};
+    (void)state;
+    for (int kind = 0; kind < KINDS; kind++)
+        for (int later = 0; later < 2; later++)
+            for (uint32_t codec = 0; codec < 2; codec++) {
+                kvt_save_options o = saves(codec);
+                subject s;
+                kvt_seq *seq, *moved;
+                if (kind == WINDOW || kind == I4_WINDOW || kind == I4_I5)
+                    continue; /* released, or not without its first block's offset */
+                open_kind(&s, kind, &r);
+                seq = tagged_seq(&s);
+                same_ids(&s, seq, 0, 260);
+                expect_ok(s.cache, kvt_seq_fork(seq, 260, &moved));
+                expect_ok(s.cache, kvt_seq_remove(moved, 64, 64));
+                expect_ok(s.cache, kvt_seq_save(later ? seq : moved, in_folder(level_name(0)), &o));
+                o.parent = in_folder(level_name(0));
+                expect_ok(s.cache, kvt_seq_save(later ? moved : seq, in_folder(level_name(1)), &o));
+                assert_int_equal(look_at(in_folder(level_name(1)), NULL).inherited_tokens, 64);
+                check_file(&s, later ? moved : seq, in_folder(level_name(1)), NULL, "shifts",
+                           (size_t)later);
+                kvt_seq_destroy(moved);
+                kvt_seq_destroy(seq);
+                close_subject(&s);
+            }
+}
+
 /* Saved in other types, with a parent of these; and a part of a sequence with one of a part. */
 static void options_of_deltas(void **state)
 {
@@ -423,11 +464,8 @@ static void depth(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(chains),
-        cmocka_unit_test(turns),
-        cmocka_unit_test(options_of_deltas),
-        cmocka_unit_test(sizes),
-        cmocka_unit_test(parents_that_are_not),
+        cmocka_unit_test(chains), cmocka_unit_test(turns),  cmocka_unit_test(options_of_deltas),
+        cmocka_unit_test(sizes),  cmocka_unit_test(shifts), cmocka_unit_test(parents_that_are_not),
         cmocka_unit_test(depth),
     };
     RUN_IN_FOLDER(tests);
