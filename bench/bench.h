@@ -12,6 +12,7 @@
  *   bench_append.c, bench_seal.c, bench_fork.c, bench_prefix.c, bench_shift.c, bench_snapshot.c,
  *   bench_fidelity.c, bench_fidelity_model.c, bench_fidelity_qkv.c
  *                           the commands
+ *   bench_snap*.c           snapshot's figures with bars (bench_snap.h)
  *   bench_rival.c           ggml-style q8_0, for comparison
  *   bench_formats.c         the other formats that fidelity compares (bench_formats.h)
  *   bench_npy.c             captured queries, keys and values
@@ -73,13 +74,24 @@ uint16_t bench_to_bf16(float x);
 /* ---- statistics ---- */
 
 typedef struct bench_stats {
-    double min, p10, median, p90;
+    double min, p10, p25, median, p75, p90;
 } bench_stats;
 
 bench_stats bench_stats_of(const double *x, size_t n);
 double bench_median(const double *x, size_t n);
 
 /* ---- options ---- */
+
+/* The parts of snapshot. */
+#define BENCH_PART_SWEEP 1u
+#define BENCH_PART_MEMORY 2u
+#define BENCH_PART_ZSTD 4u
+#define BENCH_PART_FILE 8u
+#define BENCH_PART_DELTA 16u
+#define BENCH_PART_MAP 32u
+#define BENCH_PART_MODEL 64u
+#define BENCH_PART_CRYPT 128u
+#define BENCH_PART_THREADS 256u
 
 enum { BENCH_LIST = 32 };
 
@@ -137,7 +149,11 @@ typedef struct bench_options {
     kvt_dtype dtypes[BENCH_LIST]; /* append: of the input */
     size_t n_dtypes;
 
-    const char *dir; /* snapshot: where files go */
+    const char *dir;           /* snapshot: where files go, as all below */
+    unsigned parts;            /* BENCH_PART_ */
+    uint64_t bytes, map_bytes; /* of the caches; 0: the default */
+    bool bars;                 /* 1 is the exit code where one is missed */
+    size_t bar_runs;           /* as runs, but for the default */
 
     double offsets[BENCH_LIST]; /* fidelity: of some K channels, in deviations */
     size_t n_offsets;
@@ -438,6 +454,7 @@ int bench_fork(const bench_options *options);
 int bench_shift(const bench_options *options);
 int bench_prefix(const bench_options *options);
 int bench_snapshot(const bench_options *options);
+int bench_snap_reader(int argc, char **argv); /* the hidden snapshot-reader: bench_snap_map.c */
 int bench_fidelity(const bench_options *options);
 int bench_page(const bench_options *options); /* report */
 int bench_compare(const bench_options *options);

@@ -34,6 +34,8 @@ static const struct figure {
     {"prefill", "ratio", "ratio_p10", "ratio_p90", HIGHER, 0.0},
     {"append", "memcpy_ratio", "memcpy_ratio_p10", "memcpy_ratio_p90", HIGHER, 0.0},
     {"snapshot", "plain_ratio", "plain_ratio_p10", "plain_ratio_p90", HIGHER, 0.0},
+    {"snapshot_bars", "value", "p10", "p90", HIGHER, 0.0},
+    {"snapshot_bars", "value", "p10", "p90", LOWER, 0.0}, /* by the line's "better" */
     {"seal", "ratio", "ratio_p10", "ratio_p90", HIGHER, 0.0},
     {"prefix", "ratio", "ratio_p10", "ratio_p90", HIGHER, 0.0},
     {"against", "speedup", "speedup_p10", "speedup_p90", HIGHER, 0.0},
@@ -50,10 +52,10 @@ enum { N_FIGURES = sizeof figures / sizeof figures[0] };
 /* What a configuration is, beside kernels, types, heads and dims. null, false and 0 are left out,
    so that a line without the key matches. */
 static const char *const identity[] = {
-    "v_in_k",   "ctx",        "threads",   "mode",   "window", "queries",    "against", "dtype",
-    "tokens",   "blocks",     "op",        "medium", "codec",  "fsync",      "layers",  "forks",
-    "steps",    "own_tokens", "data",      "method", "cut",    "offset",     "causal",  "scale",
-    "residual", "key_bias",   "reference", "layer",  "texts",  "predictions"};
+    "name",  "v_in_k",   "ctx",        "threads",   "mode",   "window", "queries",    "against",
+    "dtype", "tokens",   "blocks",     "op",        "medium", "codec",  "fsync",      "layers",
+    "forks", "steps",    "own_tokens", "data",      "method", "cut",    "offset",     "causal",
+    "scale", "residual", "key_bias",   "reference", "layer",  "texts",  "predictions"};
 enum { N_IDENTITY = sizeof identity / sizeof identity[0] };
 
 typedef struct entry {
@@ -101,8 +103,10 @@ static char *key_of(const bench_line *l)
 
 static const struct figure *figure_of(const bench_line *l)
 {
+    const char *way = bench_line_text(l, "better");
     for (size_t i = 0; i < N_FIGURES; i++)
         if (bench_line_is(l, "bench", figures[i].bench) &&
+            (!*way || !strcmp(way, figures[i].better == LOWER ? "lower" : "higher")) &&
             isfinite(bench_line_number(l, figures[i].value)))
             return &figures[i];
     return NULL;

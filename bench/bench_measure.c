@@ -131,10 +131,10 @@ static bool model_in(const char *folder, bench_text *model, bench_text *tokenize
     return readable(model->data) && readable(tokenizer->data);
 }
 
-/* examples/tinylm's model in the working directory or a folder above the program. */
-static bool find_model(bench_text *model, bench_text *tokenizer)
+bool bench_find_model(bench_text *model, bench_text *tokenizer)
 {
     char folder[sizeof self], *end;
+    find_self();
     if (model_in(".", model, tokenizer))
         return true;
     strcpy(folder, self);
@@ -155,9 +155,8 @@ static void push_fidelity(arguments *a, const bench_options *o)
         bench_text_add(&tokenizer, "%s", o->tokenizer);
     }
 #if defined(KVT_BENCH_TINYLM)
-    bool found = o->model || find_model(&model, &tokenizer);
+    bool found = o->model || bench_find_model(&model, &tokenizer);
 #else
-    (void)find_model;
     bool found = o->model; /* which fidelity refuses, and says why */
 #endif
     if (found) {
@@ -193,7 +192,8 @@ static const struct plan {
      "prefill --json --quick --k i8,i4 --mode near,fast --heads 8:2 --dim 64 --ctx 130", false},
     {"append --json --k f16,i8,i4", "append --json --quick --k f16,i8,i4 --dim 64 --ctx 100",
      false},
-    {"snapshot --json --k i8", "snapshot --json --quick --k i8 --dim 64 --ctx 200", false},
+    {"snapshot --json --k i8 --bytes 256m --map-bytes 1g",
+     "snapshot --json --quick --k i8 --dim 64 --ctx 200", false},
 };
 enum { N_PLANS = sizeof plans / sizeof plans[0] };
 
@@ -284,6 +284,12 @@ void bench_measure(const bench_options *options, const char *path)
             if (!strncmp(p->command, "snapshot", 8)) {
                 push(&a, "--dir");
                 push(&a, options->dir);
+                if (options->model) {
+                    push(&a, "--model");
+                    push(&a, options->model);
+                    push(&a, "--tokenizer");
+                    push(&a, options->tokenizer);
+                }
             }
         }
         if (options->seed != 1)

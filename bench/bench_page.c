@@ -63,7 +63,7 @@ static const struct {
     const char *id, *name;
 } sections[] = {{"decode-context", "Context"}, {"decode-heads", "GQA"}, {"fidelity", "Fidelity"},
                 {"prefill", "Prefill"},        {"append", "Append"},    {"snapshot", "Snapshot"},
-                {"machine", "Machine"},        {"how", "How measured"}};
+                {"snapshot-bars", "Bars"},     {"machine", "Machine"},  {"how", "How measured"}};
 
 /* The line that says on what and when: report's own, or the first that names a processor. */
 static const bench_line *setup_of(const bench_lines *data)

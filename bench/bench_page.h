@@ -17,6 +17,8 @@
 
 /* Into a file of JSON lines: what the commands print, each command behind a line that has it. */
 void bench_measure(const bench_options *options, const char *path);
+/* examples/tinylm's model in the working directory or a folder above the program. */
+bool bench_find_model(bench_text *model, bench_text *tokenizer);
 
 /* ---- charts ---- */
 

@@ -345,6 +345,44 @@ static void section_snapshot(bench_sections *s)
     free(lines);
 }
 
+static void section_bars(bench_sections *s)
+{
+    const bench_line **lines;
+    size_t n = bench_lines_of(s, "snapshot_bars", &lines);
+    bench_section_begin(s, "snapshot-bars", "Snapshot: bars");
+    if (n == 0) {
+        bench_section_missing(s, "kvt-bench snapshot --json");
+    } else {
+        bench_section_text(
+            s, "Saves, loads, deltas, mapped files and sizes, each beside what does the same in "
+               "another way, in the same run; the bar is what is asked of it. Synthetic keys and "
+               "values but for part model, which has a small language model's.");
+        bench_table t = bench_table_open(s, "snapshot-bars");
+        bench_titles(&t, "Part|figure|K/V|threads|value|p25 to p75|unit|bar|met|GB/s|beside|its "
+                         "figure|unit");
+        for (size_t i = 0; i < n; i++) {
+            bench_row_begin(&t);
+            bench_cell(&t, bench_line_text(lines[i], "part"));
+            bench_cell(&t, bench_line_text(lines[i], "name"));
+            bench_cell(&t, bench_or_dash(bench_line_types(lines[i])));
+            bench_cell(&t, bench_tokens_text(bench_line_number(lines[i], "threads")));
+            bench_cell_number(&t, bench_line_number(lines[i], "value"));
+            bench_cell_range(&t, lines[i], "p25", "p75");
+            bench_cell(&t, bench_line_text(lines[i], "unit"));
+            bench_cell(&t, bench_or_dash(bench_line_text(lines[i], "bar_text")));
+            bench_cell(&t, bench_or_dash(bench_line_text(lines[i], "met")));
+            bench_cell_number(&t, bench_line_number(lines[i], "gbps"));
+            bench_cell(&t, bench_line_text(lines[i], "rival"));
+            bench_cell_number(&t, bench_line_number(lines[i], "rival_value"));
+            bench_cell(&t, bench_or_dash(bench_line_text(lines[i], "rival_unit")));
+            bench_row(&t);
+        }
+        bench_table_close(&t);
+    }
+    bench_section_end(s);
+    free(lines);
+}
+
 void bench_sections_make(bench_sections *s)
 {
     bench_section_decode(s, true);
@@ -353,5 +391,6 @@ void bench_sections_make(bench_sections *s)
     section_prefill(s);
     section_append(s);
     section_snapshot(s);
+    section_bars(s);
     section_machine(s);
 }

@@ -1,6 +1,7 @@
 /*
- * snapshot: save and load of one sequence, through memory and through a file, compressed and
- * raw, beside memcpy (memory) or plain fwrite and fread (file) of as many bytes.
+ * snapshot: first (--part sweep) save and load of one sequence of each --k, --v, --ctx, ...,
+ * through memory and through a file, compressed and raw, beside memcpy (memory) or plain fwrite and
+ * fread (file) of as many bytes.
  *
  * bytes are the keys and values of all layers as decode counts them, not the stored ones, so the
  * rates include the effect of compression. Files, the plain ones too, are written with and without
@@ -9,8 +10,10 @@
  *
  * Loaded and saved state are compared (every dequantized number of the first and the last layer)
  * before anything is timed.
+ *
+ * Behind it come the figures with bars, on sequences of their own (bench_snap.c).
  */
-#include "bench.h"
+#include "bench_snap.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -317,7 +320,7 @@ static int run(const bench_options *options, const bench_case *c)
     return 0;
 }
 
-int bench_snapshot(const bench_options *options)
+static int sweep(const bench_options *options)
 {
     if (strlen(options->dir) > sizeof file_path - 64)
         bench_fail(2, "--dir: the path is too long");
@@ -334,5 +337,19 @@ int bench_snapshot(const bench_options *options)
         "Loads are into recycled blocks; files are read from the page cache. stored: the "
         "whole snapshot; compr. = bytes / stored.",
         bench_kv_formula);
+    return result;
+}
+
+int bench_snapshot(const bench_options *options)
+{
+    int result = 0;
+    if (options->parts & BENCH_PART_SWEEP)
+        result = sweep(options);
+    if (options->parts & ~BENCH_PART_SWEEP) {
+        if (options->parts & BENCH_PART_SWEEP)
+            bench_note(options, "%s", "");
+        int code = bench_snap_run(options);
+        result = code > result ? code : result;
+    }
     return result;
 }

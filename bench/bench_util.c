@@ -155,7 +155,7 @@ static double quantile(const double *sorted, size_t n, double q)
 
 bench_stats bench_stats_of(const double *x, size_t n)
 {
-    bench_stats s = {NAN, NAN, NAN, NAN};
+    bench_stats s = {NAN, NAN, NAN, NAN, NAN, NAN};
     if (n == 0)
         return s;
     double *sorted = bench_alloc(n, sizeof *sorted);
@@ -163,7 +163,9 @@ bench_stats bench_stats_of(const double *x, size_t n)
     qsort(sorted, n, sizeof *sorted, compare);
     s.min = sorted[0];
     s.p10 = quantile(sorted, n, 0.1);
+    s.p25 = quantile(sorted, n, 0.25);
     s.median = quantile(sorted, n, 0.5);
+    s.p75 = quantile(sorted, n, 0.75);
     s.p90 = quantile(sorted, n, 0.9);
     free(sorted);
     return s;

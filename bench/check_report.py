@@ -21,7 +21,7 @@ import zlib
 VOID = {"meta", "br", "hr", "img", "link", "input", "source", "wbr", "col", "area", "base", "embed"}
 SECTIONS = {  # id: charts that it has at least
     "decode-context": 1, "decode-heads": 1, "fidelity": 1, "prefill": 1, "append": 1, "snapshot": 1,
-    "machine": 0, "how": 0}
+    "snapshot-bars": 0, "machine": 0, "how": 0}
 failures = 0
 
 
@@ -130,6 +130,7 @@ def check_figures(page, lines):
     keys = {"prefill": ("prefill", ["gflops", "ratio"]),
             "append": ("append", ["us_per_token", "memcpy_ratio"]),
             "snapshot": ("snapshot", ["gbps", "plain_ratio"]),
+            "snapshot-bars": ("snapshot_bars", ["value"]),
             "machine": ("machine", ["read_gbps", "fma_gflops"])}
     n = 0
     for section, (bench, figures) in keys.items():

@@ -42,7 +42,8 @@ static const char usage[] =
     "  fork      a sequence that shares another one's blocks, and its first step\n"
     "  shift     decode over keys that have moved, beside as many that have not\n"
     "  prefix    attention of several forks in one call, beside a call for each\n"
-    "  snapshot  save and load, beside memcpy, fwrite and fread\n"
+    "  snapshot  save and load, beside memcpy, fwrite, fread and zstd; deltas, mapped files, "
+    "sizes\n"
     "  fidelity  what quantization costs, beside other formats: on random tokens, with --model on\n"
     "            a real model, with --qkv on queries, keys and values captured from one\n"
     "  machine   read bandwidth, clock and arithmetic peaks, which the others' ratios are to\n"
@@ -91,6 +92,13 @@ static const char usage[] =
     "snapshot:\n"
     "  --dir PATH          where files go for the time being               (default $TMPDIR, "
     "/tmp)\n"
+    "  --part LIST         sweep: each of --k, --v, --heads, --dim, --ctx, --threads; the others\n"
+    "                      are figures with bars, on sequences of their own: memory, zstd, file,\n"
+    "                      delta, map, model, crypt, threads             (default all)\n"
+    "  --bytes N           of keys and values in those, also as 256m, 1g   (default 1g)\n"
+    "  --map-bytes N       of the file that is mapped                      (default 4g)\n"
+    "  --bars              exit code 1 where a bar is missed\n"
+    "  --model FILE --tokenizer FILE   model's, of which the sizes are; as for report\n"
     "fidelity: (random tokens, or one of --model and --qkv)\n"
     "  --offset LIST       added to some K channels, in their deviations, 0 is plain\n"
     "                      (default 0,10,30,120; with --model 0,30,120)\n"
@@ -142,6 +150,23 @@ static uint64_t parse_count(const char *flag, const char *text, uint64_t least, 
         bench_fail(2, "%s: %s is not a number from %llu to %llu", flag, text,
                    (unsigned long long)least, (unsigned long long)most);
     return n;
+}
+
+/* Bytes: a number with an optional k, m or g. At most 2^40. */
+static uint64_t parse_bytes(const char *flag, const char *text)
+{
+    const char *units = "kmg", *unit;
+    char digits[24];
+    size_t n = strlen(text);
+    if (n < 2 || n >= sizeof digits || !(unit = strchr(units, tolower((unsigned char)text[n - 1]))))
+        return parse_count(flag, text, 1 << 20, (uint64_t)1 << 40);
+    int shift = 10 * (int)(unit - units + 1);
+    memcpy(digits, text, n - 1);
+    digits[n - 1] = 0;
+    uint64_t count = parse_count(flag, digits, 1, ((uint64_t)1 << 40) >> shift) << shift;
+    if (count < 1 << 20)
+        bench_fail(2, "%s: %s is less than 1m", flag, text);
+    return count;
 }
 
 /* a:b, or one number for both where `single` allows it. */
@@ -410,6 +435,33 @@ static void set_dir(bench_options *o, size_t i, const char *f, const char *x)
     (void)i, (void)f;
     o->dir = x;
 }
+static void set_part(bench_options *o, size_t i, const char *f, const char *x)
+{
+    static const char *const names[] = {"sweep", "memory", "zstd",  "file",   "delta",
+                                        "map",   "model",  "crypt", "threads"};
+    (void)i;
+    for (size_t n = 0; n < sizeof names / sizeof names[0]; n++)
+        if (!strcmp(x, names[n])) {
+            o->parts |= 1u << n;
+            return;
+        }
+    bench_fail(2, "%s: %s is not a part of snapshot", f, x);
+}
+static void set_bytes(bench_options *o, size_t i, const char *f, const char *x)
+{
+    (void)i;
+    o->bytes = parse_bytes(f, x);
+}
+static void set_map_bytes(bench_options *o, size_t i, const char *f, const char *x)
+{
+    (void)i;
+    o->map_bytes = parse_bytes(f, x);
+}
+static void set_bars(bench_options *o, size_t i, const char *f, const char *x)
+{
+    (void)i, (void)f, (void)x;
+    o->bars = true;
+}
 static void set_model(bench_options *o, size_t i, const char *f, const char *x)
 {
     (void)i, (void)f;
@@ -533,9 +585,13 @@ static const struct flag {
     {"--tokens", LIST, APPEND, ANY, set_tokens},
     {"--dtype", LIST, APPEND, ANY, set_dtype},
     {"--dir", ONE, SNAPSHOT | REPORT, ANY, set_dir},
+    {"--part", LIST, SNAPSHOT, ANY, set_part},
+    {"--bytes", ONE, SNAPSHOT, ANY, set_bytes},
+    {"--map-bytes", ONE, SNAPSHOT, ANY, set_map_bytes},
+    {"--bars", SWITCH, SNAPSHOT, ANY, set_bars},
     {"--offset", LIST, FIDELITY, RANDOM | ON_MODEL, set_offset},
-    {"--model", ONE, FIDELITY | REPORT, ON_MODEL, set_model},
-    {"--tokenizer", ONE, FIDELITY | REPORT, ON_MODEL, set_tokenizer},
+    {"--model", ONE, FIDELITY | REPORT | SNAPSHOT, ON_MODEL, set_model},
+    {"--tokenizer", ONE, FIDELITY | REPORT | SNAPSHOT, ON_MODEL, set_tokenizer},
     {"--text", ONE, FIDELITY, ON_MODEL, set_text},
     {"--stories", ONE, FIDELITY, ON_MODEL, set_stories},
     {"--qkv", ONE, FIDELITY, ON_QKV, set_qkv},
@@ -683,7 +739,7 @@ static void set_defaults(bench_options *o, int command)
             o->dims[o->n_dims++] = (bench_pair){256, 256};
         }
     }
-    if (o->n_ctx == 0 && !o->model)
+    if (o->n_ctx == 0 && (!o->model || command == SNAPSHOT))
         o->ctx[o->n_ctx++] = o->quick                                 ? 512
                              : command == FIDELITY                    ? 2048
                              : command == DECODE || command == FORK   ? 32768
@@ -725,10 +781,17 @@ static void set_defaults(bench_options *o, int command)
         o->offsets[o->n_offsets++] = 30.0;
         o->offsets[o->n_offsets++] = 120.0;
     }
+    o->bar_runs = o->quick ? 1 : o->runs ? o->runs : 9;
     if (o->runs == 0)
         o->runs = command == REPORT ? 9 : 15;
     if (o->quick)
         o->runs = 1;
+    if (o->parts == 0)
+        o->parts = ~0u;
+    if (o->bytes == 0)
+        o->bytes = (uint64_t)1 << (o->quick ? 20 : 30);
+    if (o->map_bytes == 0)
+        o->map_bytes = (uint64_t)4 << (o->quick ? 20 : 30);
     if (o->stories == 0)
         o->stories = o->quick ? 1 : 24;
     if (o->llc_bytes == 0)
@@ -826,6 +889,8 @@ int main(int argc, char **argv)
         fputs(usage, stderr);
         return 2;
     }
+    if (!strcmp(argv[1], "snapshot-reader"))
+        return bench_snap_reader(argc, argv);
     options.seed = 1;
     options.threshold = 5.0;
     options.command_line = join(argc, argv);

@@ -12,6 +12,10 @@ if(Python3_FOUND)
     set(report_model ${model} ${tokenizer})
   endif()
   add_test(NAME bench_report COMMAND ${check} page $<TARGET_FILE:kvt-bench> ${page} ${report_model})
+  # Every figure of snapshot is there, and a missed bar is the exit code with --bars alone.
+  add_test(NAME bench_snapshot_bars
+    COMMAND ${Python3_EXECUTABLE} -B ${CMAKE_CURRENT_SOURCE_DIR}/check_snapshot.py
+      $<TARGET_FILE:kvt-bench> ${CMAKE_CURRENT_BINARY_DIR} ${report_model})
   add_test(NAME bench_report_screen COMMAND ${check} screen ${page})
   set_tests_properties(bench_report PROPERTIES FIXTURES_SETUP bench_report_page)
   set_tests_properties(bench_report_screen PROPERTIES FIXTURES_REQUIRED bench_report_page)

@@ -49,6 +49,7 @@ static void choose_types(request *r, const tool_options *o, const kvt_snapshot_i
         n++;
     }
     r->save.convert = 1;
+    r->save.n_types = n;
     r->save.k_types = r->k_types;
     r->save.v_types = r->v_types;
 }

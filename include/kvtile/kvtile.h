@@ -83,7 +83,7 @@ typedef enum kvt_status {
     KVT_ERR_VALUE = 3,       /* a number is not finite, or beyond what the type can store */
     KVT_ERR_MEMORY = 4,      /* the allocator returned NULL */
     KVT_ERR_BUDGET = 5,      /* the memory budget of the cache would be passed */
-    KVT_ERR_FULL = 6,        /* max_tokens of the sequence would be passed */
+    KVT_ERR_FULL = 6,        /* max_tokens, or the memory to save to, would be passed */
     KVT_ERR_LIMIT = 7,       /* a size is beyond a KVT_MAX_ limit or overflows */
     KVT_ERR_UNSUPPORTED = 8, /* this build or this CPU cannot do it */
     KVT_ERR_IO = 9,          /* a file or stream could not be opened, read or written */
@@ -186,7 +186,8 @@ typedef struct kvt_tensor {
 /*
  * The caller's memory. alloc returns `bytes` bytes at a multiple of `alignment` (a power of
  * two), or NULL; free takes back what alloc returned, with the same size. Both may be called
- * from any thread that calls into the cache. Copied at creation. alloc == NULL: the C library; on
+ * from any thread that calls into the cache or runs tasks of it, several at once. Copied at
+ * creation. alloc == NULL: the C library; on
  * Linux from 2 MiB on pages of the system's, huge ones where it has them (they make reading a long
  * context 1.1 to 1.2 times as fast: madvise large blocks likewise in an allocator of your own).
  */
@@ -465,9 +466,9 @@ KVT_API kvt_status kvt_memory_forecast(const kvt_config *config, uint64_t n_sequ
  * checkpoints. With them a save takes up to 100 bytes more for each of the sequence's blocks and
  * 200 for each that only checkpoints have, and 12 for each that a checkpoint has other than the
  * sequence; a load up to 150 for each that only checkpoints have, and up to twice the largest blob.
- * A save or load of a delta takes up to 300 KiB more for each of its parents, and 120 bytes for
- * each block that they have.
- * Errors as kvt_memory_forecast.
+ * The parents of a delta take 300 KiB each and 150 bytes for each of their blocks; a key 0.5 MiB
+ * for each thread, up to 16; a mapped snapshot 100 bytes and a byte a layer for each block, as long
+ * as it is mapped; pieces and conversions come besides. Errors as kvt_memory_forecast.
  */
 KVT_API kvt_status kvt_working_forecast(const kvt_config *config, uint64_t n_tokens,
                                         uint64_t *bytes);
@@ -669,6 +670,7 @@ KVT_API uint64_t kvt_seq_reachable(const kvt_seq *seq, uint64_t n_tokens);
  * KVT_ERR_UNSUPPORTED  neither whole blocks nor among the open ones; or block 0 of a group
  *                      whose keys have an offset (i8, i4), with KVT_RESIDUAL_NONE; or single
  *                      tokens of block 0 of one, where there are more than 64 tokens
+ * KVT_ERR_CORRUPT      what has to be copied lies in a mapped snapshot that is damaged there
  * KVT_ERR_MEMORY, KVT_ERR_BUDGET
  *
  * Source: the shift of StreamingLLM's cache (arXiv 2309.17453), by rotating q instead of K.
@@ -729,6 +731,8 @@ KVT_API kvt_status kvt_seq_checkpoint_drop(kvt_seq *seq, uint64_t n_tokens);
  * KVT_ERR_ARG     NULL, n_tokens 0, a negative position, or one that would pass INT32_MAX
  * KVT_ERR_STATE   a step is pending already
  * KVT_ERR_FULL    length + n_tokens is above max_tokens
+ * KVT_ERR_CORRUPT  what the step seals or copies lies in a mapped snapshot (KVT_MAP_LAZY), which is
+ *                  damaged there
  * KVT_ERR_MEMORY, KVT_ERR_BUDGET
  */
 KVT_API kvt_status kvt_seq_begin(kvt_seq *seq, uint64_t n_tokens, const int32_t *positions);
@@ -907,6 +911,8 @@ static inline kvt_attend_args kvt_attend_args_init(void)
  *                or a window without positions for the queries, an unknown flag or dtype
  * KVT_ERR_STATE  a query's position is so far back that its window has tokens which have been
  *                released: see kvt_group_config.window_tokens
+ * KVT_ERR_CORRUPT  a block of the layer lies in a mapped snapshot (KVT_MAP_LAZY) and is damaged;
+ *                  out is not written
  * KVT_ERR_VALUE  q, scale, softcap, a sink or a slope is not finite or negative where it may not
  *                be; a query is too far from all tokens for its slopes (see alibi_slopes); or
  *                logits or sums leave the range of f32; out is then unspecified
@@ -958,6 +964,7 @@ KVT_API kvt_status kvt_attend_finish(kvt_attend_plan *plan, void *scratch);
  *
  * KVT_ERR_ARG    NULL, no such layer or side, a range beyond the tokens, strides that overlap
  * KVT_ERR_STATE  the window of the layer's group has released some of the tokens
+ * KVT_ERR_CORRUPT  some lie in a mapped snapshot (KVT_MAP_LAZY), which is damaged there
  */
 KVT_API kvt_status kvt_read(const kvt_seq *seq, uint32_t layer, kvt_side side, uint64_t first,
                             uint64_t n, const kvt_tensor *out);
@@ -976,7 +983,8 @@ typedef struct kvt_token_view {
  * until it returns non-zero. stopped_at (may be NULL): the index at which it did, or first + n.
  * The visitor may read the sequence but not change it.
  *
- * KVT_ERR_ARG, KVT_ERR_STATE: as kvt_read. KVT_ERR_MEMORY: no room for one token as f32.
+ * KVT_ERR_ARG, KVT_ERR_STATE, KVT_ERR_CORRUPT: as kvt_read. KVT_ERR_MEMORY: no room for one token
+ * as f32.
  */
 KVT_API kvt_status kvt_visit(const kvt_seq *seq, uint32_t layer, uint64_t first, uint64_t n,
                              int (*visitor)(void *user, const kvt_token_view *token), void *user,
@@ -1003,7 +1011,7 @@ typedef struct kvt_reader {
 typedef struct kvt_snapshot_piece {
     const char *name; /* 1 to KVT_MAX_NAME bytes and a terminating 0; no two the same */
     const void *data; /* [bytes] */
-    size_t bytes;
+    size_t bytes;     /* of data */
 } kvt_snapshot_piece;
 
 /*
@@ -1027,18 +1035,22 @@ typedef struct kvt_save_options {
     uint64_t first_token; /* save the tokens from this one on; a multiple of KVT_BLOCK_TOKENS. From
                                a later one than 0 checkpoints are left out */
     uint64_t n_tokens;    /* so many; 0: all to the end. Checkpoints behind are left out */
-    const uint32_t *layers; /* [n_layers] of the model's, ascending: the file has these alone, as
+    const uint32_t *layers;  /* [n_layers] of the model's, ascending: the file has these alone, as
                                layers 0, 1, ...; NULL: all */
-    uint32_t n_layers;      /* 0 where layers is NULL */
-    uint32_t convert;       /* 1: keys and values are stored as k_types and v_types */
-    const kvt_type *k_types, *v_types; /* [n_groups of the cache]; NULL: as they are */
+    uint32_t n_layers;       /* 0 where layers is NULL */
+    uint32_t convert;        /* 1: keys and values are stored as k_types and v_types */
+    uint32_t n_types;        /* 1: one for all groups; else one for each group of the cache, and 0
+                                stands for so many (not for kvt_snapshot_convert) */
+    uint32_t reserved;       /* 0 */
+    const kvt_type *k_types; /* [n_types]; NULL: as they are */
+    const kvt_type *v_types; /* the same for values */
     const char *parent; /* path of a snapshot in the folder of the file that is saved: a delta is
                            saved, which has only what that one lacks; NULL: all */
     const kvt_snapshot_piece *pieces; /* [n_pieces], or NULL */
-    size_t n_pieces;
+    size_t n_pieces;                  /* 0 where pieces is NULL */
     const unsigned char *key; /* [KVT_KEY_BYTES]: encrypt; the parent's key too. NULL: do not */
     kvt_progress progress;    /* NULL: none */
-    void *progress_user;
+    void *progress_user;      /* its first argument */
 } kvt_save_options;
 
 #define KVT_CODEC_AUTO 0u /* each stream zstd where a sample says that it saves 2%, else raw */
@@ -1119,9 +1131,9 @@ typedef struct kvt_load_options {
     /* Each of the caller's pieces in turn (bytes of one are there during the call), or NULL. They
        are verified; the rest of the snapshot may still turn out damaged. Not 0: cancel. */
     int (*on_piece)(void *user, const kvt_snapshot_piece *piece);
-    void *piece_user;
+    void *piece_user;      /* its first argument */
     kvt_progress progress; /* NULL: none */
-    void *progress_user;
+    void *progress_user;   /* its first argument */
 } kvt_load_options;
 
 #define KVT_REUSE_ALL 0u        /* all of it; result tells what fits the prompt */
@@ -1232,7 +1244,8 @@ typedef struct kvt_snapshot_info {
     uint64_t stored_bytes;   /* of the blocks' streams as stored; with verify, else 0 */
     uint64_t native_bytes;   /* of the same streams decoded; with verify, else 0 */
     uint64_t n_elements;     /* of K and V in them; with verify, else 0 */
-    uint8_t snapshot_id[16]; /* names the contents; with verify, else 0 */
+    uint8_t snapshot_id[16]; /* names what is in the file, however it is coded (a delta and what
+                                it is folded to have two); with verify, else 0 */
     uint8_t parent_id[16];   /* of a delta: the parent's snapshot id */
     char parent_name[256];   /* of a delta: the parent's file name; else "" */
     uint32_t depth;          /* parents of the chain; 0: the file is no delta */
@@ -1248,15 +1261,15 @@ typedef struct kvt_snapshot_info {
 
 /* Zero the struct but for struct_size for the defaults. */
 typedef struct kvt_inspect_options {
-    size_t struct_size; /* sizeof(kvt_inspect_options) */
-    uint32_t verify;    /* 1: read the whole file, and what it takes of its parents */
-    uint32_t reserved;  /* 0 */
-    const char *folder; /* as in kvt_load_options, as all below */
-    const unsigned char *key;
+    size_t struct_size;       /* sizeof(kvt_inspect_options) */
+    uint32_t verify;          /* 1: read the whole file, and what it takes of its parents */
+    uint32_t reserved;        /* 0 */
+    const char *folder;       /* as in kvt_load_options, as all below */
+    const unsigned char *key; /* NULL: it is not encrypted */
     int (*on_piece)(void *user, const kvt_snapshot_piece *piece); /* with verify */
-    void *piece_user;
-    kvt_progress progress;
-    void *progress_user;
+    void *piece_user;                                             /* its first argument */
+    kvt_progress progress;                                        /* NULL: none */
+    void *progress_user;                                          /* its first argument */
 } kvt_inspect_options;
 
 /*
@@ -1264,7 +1277,8 @@ typedef struct kvt_inspect_options {
  * it, are read and checked. verify 1: the whole file is read and every checksum, count and stream
  * is checked, as loading would, which checks only one thing more: that a window's blocks suffice.
  *
- * error_text (may be NULL): says why on failure. Errors as kvt_seq_load, without MISMATCH.
+ * error_text (may be NULL): says why on failure. Errors as kvt_seq_load; KVT_ERR_MISMATCH: a wrong
+ * key, or none where one is needed, or a parent that is another file than it was.
  */
 KVT_API kvt_status kvt_snapshot_inspect(const char *path, int verify, kvt_snapshot_info *info,
                                         char *error_text, size_t error_text_bytes);
@@ -1276,11 +1290,13 @@ KVT_API kvt_status kvt_snapshot_inspect_with(const char *path, const kvt_inspect
 /*
  * Read a snapshot, with its parents, and save it anew: with another codec or other types, some of
  * its tokens or layers, encrypted or not, as one file in place of a chain. Its pieces, tag and
- * checkpoints go along; options->pieces come besides. Memory: about that of the sequence.
+ * checkpoints go along; to_options->pieces come besides, in place of those of the same name.
+ * Memory: about that of the sequence.
  *
- * from_options (may be NULL): folder, key, progress, layers and convert (to what the file's own
- *     groups say: no meaning) as for a load; prompt, reuse and map have to be 0
- * to_options (may be NULL): as for kvt_seq_save
+ * from_options (may be NULL): folder, key, on_piece, progress and layers as for a load, the layers
+ *     being n_layers of the file's; all others have to be 0
+ * to_options (may be NULL): as for kvt_seq_save, of the groups that are left where layers are
+ *     chosen; with types n_types is 1 or their number
  * error_text (may be NULL): says why on failure. Errors as kvt_seq_load and kvt_seq_save.
  */
 KVT_API kvt_status kvt_snapshot_convert(const char *from, const kvt_load_options *from_options,

@@ -592,18 +592,6 @@ inline result<std::uint64_t> try_working_forecast(const kvt_config &config,
     return s == KVT_OK ? result<std::uint64_t>(std::move(n)) : result<std::uint64_t>(s);
 }
 
-/* kvt_snapshot_inspect. text (may be NULL): says why on failure. */
-inline result<kvt_snapshot_info> try_inspect(path file, bool verify,
-                                             message *text = nullptr) noexcept
-{
-    kvt_snapshot_info info{};
-    info.struct_size = sizeof info;
-    kvt_status s =
-        kvt_snapshot_inspect(file.c_str(), verify, &info, text ? text->text.data() : nullptr,
-                             text ? text->text.size() : 0);
-    return s == KVT_OK ? result<kvt_snapshot_info>(std::move(info)) : result<kvt_snapshot_info>(s);
-}
-
 #if KVT_HPP_EXCEPTIONS
 inline std::uint64_t memory_forecast(const kvt_config &config, std::uint64_t n_sequences,
                                      std::uint64_t n_tokens)
@@ -623,15 +611,6 @@ inline std::uint64_t working_forecast(const kvt_config &config, std::uint64_t n_
     auto r = try_working_forecast(c, n_tokens);
     if (!r)
         detail::fail(c, r.status());
-    return *r;
-}
-
-inline kvt_snapshot_info inspect(path file, bool verify)
-{
-    message text;
-    auto r = try_inspect(file, verify, &text);
-    if (!r)
-        throw error(r.status(), text.text[0] ? text : detail::to_message(r.why()));
     return *r;
 }
 #endif
@@ -687,10 +666,149 @@ template <class F> struct callback {
 
 } // namespace detail
 
-/* ---- options of snapshots ---- */
+/* ---- snapshots: options, and what needs no sequence ---- */
 
+namespace detail
+{
+
+/* What a callback answers to C: 0 goes on. One that answers nothing always does. */
+template <class F, class... A> int answer_of(F &function, const A &...arguments)
+{
+    if constexpr (std::is_void_v<decltype(function(arguments...))>) {
+        function(arguments...);
+        return 0;
+    } else {
+        return function(arguments...) ? 1 : 0;
+    }
+}
+
+/* These may throw: they are called by a `guarded`, which catches it, and never by C. */
+template <class F> int call_progress(void *user, std::uint64_t done, std::uint64_t total)
+{
+    return answer_of(*static_cast<F *>(user), done, total);
+}
+
+template <class F> int call_piece(void *user, const kvt_snapshot_piece *piece)
+{
+    return answer_of(*static_cast<F *>(user), *piece);
+}
+
+template <class F> void *address_of(F &function) noexcept
+{
+    return const_cast<void *>(static_cast<const void *>(&function));
+}
+
+/*
+ * A copy of options whose callbacks are this object's: what they throw is kept, the C call is told
+ * to end, and rethrow() lets it go on.
+ */
+template <class O> class guarded
+{
+  public:
+    explicit guarded(const O &options) noexcept : options_(options), copy_(options)
+    {
+        if (options.struct_size != sizeof options)
+            return; /* what it has is not known; the call says so */
+        if (options.progress) {
+            copy_.progress = [](void *user, std::uint64_t done, std::uint64_t total) noexcept {
+                auto *self = static_cast<guarded *>(user);
+                return self->keep([=] {
+                    return self->options_.progress(self->options_.progress_user, done, total);
+                });
+            };
+            copy_.progress_user = this;
+        }
+        if constexpr (!std::is_same_v<O, kvt_save_options>) {
+            if (options.on_piece) {
+                copy_.on_piece = [](void *user, const kvt_snapshot_piece *piece) noexcept {
+                    auto *self = static_cast<guarded *>(user);
+                    return self->keep(
+                        [=] { return self->options_.on_piece(self->options_.piece_user, piece); });
+                };
+                copy_.piece_user = this;
+            }
+        }
+    }
+    guarded(const guarded &) = delete;
+    guarded &operator=(const guarded &) = delete;
+    const O *get() const noexcept { return &copy_; }
+    void rethrow() const
+    {
+#if KVT_HPP_EXCEPTIONS
+        if (thrown_)
+            std::rethrow_exception(thrown_);
+#endif
+    }
+
+  private:
+    template <class G> int keep(G call) noexcept
+    {
+#if KVT_HPP_EXCEPTIONS
+        try {
+            return call();
+        } catch (...) {
+            thrown_ = std::current_exception();
+            return 1;
+        }
+#else
+        return call();
+#endif
+    }
+
+    const O &options_;
+    O copy_;
+#if KVT_HPP_EXCEPTIONS
+    std::exception_ptr thrown_;
+#endif
+};
+
+/* One of each type, and last one of no type: what the library refuses. */
+inline constexpr kvt_type each_type[] = {KVT_TYPE_F32, KVT_TYPE_F16, KVT_TYPE_I8,
+                                         KVT_TYPE_I4,  KVT_TYPE_I5,  static_cast<kvt_type>(5)};
+
+inline const kvt_type *uniform_type(kvt_type type) noexcept
+{
+    const auto at = static_cast<std::size_t>(type);
+    return &each_type[at < std::size(each_type) ? at : std::size(each_type) - 1];
+}
+
+} // namespace detail
+
+/* Bytes that travel with a snapshot. Views, of the name too, which ends with a zero. */
+struct snapshot_piece : kvt_snapshot_piece {
+    snapshot_piece(const char *piece_name, kvt::bytes contents) noexcept : kvt_snapshot_piece{}
+    {
+        name = piece_name;
+        data = contents.data();
+        bytes = contents.size();
+    }
+    snapshot_piece(const kvt_snapshot_piece &piece) noexcept : kvt_snapshot_piece(piece) {}
+};
+
+static_assert(sizeof(snapshot_piece) == sizeof(kvt_snapshot_piece),
+              "pieces are an array of the C type");
+
+/* A key for encrypted snapshots: std::array of so many bytes, or an array. A view. */
+class key
+{
+  public:
+    key(const std::array<unsigned char, KVT_KEY_BYTES> &secret) noexcept : data_(secret.data()) {}
+    key(const unsigned char (&secret)[KVT_KEY_BYTES]) noexcept : data_(secret) {}
+    const unsigned char *data() const noexcept { return data_; }
+
+  private:
+    const unsigned char *data_;
+};
+
+/*
+ * kvt_save_options with its defaults; what is given by pointers are views.
+ *
+ * Callables here and in the options below are kept by address. They are called by the calls of this
+ * header alone, which let go on what they throw; options whose callables throw are not for C's.
+ */
 struct save_options : kvt_save_options {
     save_options() noexcept : kvt_save_options{} { struct_size = sizeof(kvt_save_options); }
+    save_options(const kvt_save_options &options) noexcept : kvt_save_options(options) {}
     save_options &with_codec(std::uint32_t kvt_codec) noexcept
     {
         codec = kvt_codec;
@@ -711,21 +829,232 @@ struct save_options : kvt_save_options {
         in_place = yes ? 1 : 0;
         return *this;
     }
+    /* n tokens from `first` on; 0: all to the end. */
+    save_options &with_tokens(std::uint64_t first, std::uint64_t n = 0) noexcept
+    {
+        first_token = first;
+        n_tokens = n;
+        return *this;
+    }
+    save_options &with_layers(span<const std::uint32_t> ascending) noexcept
+    {
+        layers = ascending.data();
+        n_layers = static_cast<std::uint32_t>(ascending.size());
+        return *this;
+    }
+    /* Convert: one type for each group of the cache; {}: as they are. */
+    save_options &with_types(span<const kvt_type> k, span<const kvt_type> v) noexcept
+    {
+        convert = 1;
+        n_types = static_cast<std::uint32_t>(k.size() ? k.size() : v.size());
+        k_types = k.data();
+        v_types = v.data();
+        return *this;
+    }
+    /* Convert: all groups to these. */
+    save_options &with_types(kvt_type k, kvt_type v) noexcept
+    {
+        convert = 1;
+        n_types = 1;
+        k_types = detail::uniform_type(k);
+        v_types = detail::uniform_type(v);
+        return *this;
+    }
+    save_options &with_parent(path snapshot) noexcept
+    {
+        parent = snapshot.c_str();
+        return *this;
+    }
+    save_options &with_pieces(span<const snapshot_piece> all) noexcept
+    {
+        pieces = all.data();
+        n_pieces = all.size();
+        return *this;
+    }
+    save_options &with_key(kvt::key secret) noexcept
+    {
+        key = secret.data();
+        return *this;
+    }
+    /* function(done, total) in bytes; if it answers something true, the call is cancelled. */
+    template <class F> save_options &with_progress(F &function) noexcept
+    {
+        progress = detail::call_progress<F>;
+        progress_user = detail::address_of(function);
+        return *this;
+    }
 };
 
+/* kvt_load_options with its defaults, likewise. */
+struct load_options : kvt_load_options {
+    load_options() noexcept : kvt_load_options{} { struct_size = sizeof(kvt_load_options); }
+    load_options(const kvt_load_options &options) noexcept : kvt_load_options(options) {}
+    /* The whole prompt's token ids, from token 0 on; the result says how to go on with it. */
+    load_options &with_prompt(span<const std::int32_t> ids) noexcept
+    {
+        prompt = ids.data();
+        n_prompt = ids.size();
+        return *this;
+    }
+    load_options &with_reuse(std::uint32_t kvt_reuse) noexcept
+    {
+        reuse = kvt_reuse;
+        return *this;
+    }
+    load_options &with_map(std::uint32_t kvt_map) noexcept
+    {
+        map = kvt_map;
+        return *this;
+    }
+    load_options &with_convert(bool yes) noexcept
+    {
+        convert = yes ? 1 : 0;
+        return *this;
+    }
+    load_options &with_layers(span<const std::uint32_t> ascending) noexcept
+    {
+        layers = ascending.data();
+        n_layers = static_cast<std::uint32_t>(ascending.size());
+        return *this;
+    }
+    load_options &with_folder(path of_parents) noexcept
+    {
+        folder = of_parents.c_str();
+        return *this;
+    }
+    load_options &with_key(kvt::key secret) noexcept
+    {
+        key = secret.data();
+        return *this;
+    }
+    /* function(const kvt_snapshot_piece &); true cancels, as with_progress. */
+    template <class F> load_options &with_pieces(F &function) noexcept
+    {
+        on_piece = detail::call_piece<F>;
+        piece_user = detail::address_of(function);
+        return *this;
+    }
+    template <class F> load_options &with_progress(F &function) noexcept
+    {
+        progress = detail::call_progress<F>;
+        progress_user = detail::address_of(function);
+        return *this;
+    }
+};
+
+/* kvt_inspect_options with its defaults, likewise. */
+struct inspect_options : kvt_inspect_options {
+    inspect_options() noexcept : kvt_inspect_options{}
+    {
+        struct_size = sizeof(kvt_inspect_options);
+    }
+    inspect_options(const kvt_inspect_options &options) noexcept : kvt_inspect_options(options) {}
+    inspect_options &with_verify(bool yes) noexcept
+    {
+        verify = yes ? 1 : 0;
+        return *this;
+    }
+    inspect_options &with_folder(path of_parents) noexcept
+    {
+        folder = of_parents.c_str();
+        return *this;
+    }
+    inspect_options &with_key(kvt::key secret) noexcept
+    {
+        key = secret.data();
+        return *this;
+    }
+    /* function(const kvt_snapshot_piece &); true cancels. With verify. */
+    template <class F> inspect_options &with_pieces(F &function) noexcept
+    {
+        on_piece = detail::call_piece<F>;
+        piece_user = detail::address_of(function);
+        return *this;
+    }
+    template <class F> inspect_options &with_progress(F &function) noexcept
+    {
+        progress = detail::call_progress<F>;
+        progress_user = detail::address_of(function);
+        return *this;
+    }
+};
+
+/* kvt_snapshot_inspect. text (may be NULL): says why on failure. */
+inline result<kvt_snapshot_info> try_inspect(path file, bool verify,
+                                             message *text = nullptr) noexcept
+{
+    kvt_snapshot_info info{};
+    info.struct_size = sizeof info;
+    kvt_status s =
+        kvt_snapshot_inspect(file.c_str(), verify, &info, text ? text->text.data() : nullptr,
+                             text ? text->text.size() : 0);
+    return s == KVT_OK ? result<kvt_snapshot_info>(std::move(info)) : result<kvt_snapshot_info>(s);
+}
+
+/* kvt_snapshot_inspect_with. */
+inline result<kvt_snapshot_info> try_inspect(path file, const inspect_options &options,
+                                             message *text = nullptr)
+{
+    detail::guarded<kvt_inspect_options> with(options);
+    kvt_snapshot_info info{};
+    info.struct_size = sizeof info;
+    kvt_status s =
+        kvt_snapshot_inspect_with(file.c_str(), with.get(), &info,
+                                  text ? text->text.data() : nullptr, text ? text->text.size() : 0);
+    with.rethrow();
+    return s == KVT_OK ? result<kvt_snapshot_info>(std::move(info)) : result<kvt_snapshot_info>(s);
+}
+
+/* kvt_snapshot_convert. text (may be NULL): says why on failure. */
+inline result<void> try_convert(path from, path to, const save_options &to_options = save_options(),
+                                const load_options &from_options = load_options(),
+                                message *text = nullptr)
+{
+    detail::guarded<kvt_load_options> reads(from_options);
+    detail::guarded<kvt_save_options> writes(to_options);
+    kvt_status s =
+        kvt_snapshot_convert(from.c_str(), reads.get(), to.c_str(), writes.get(),
+                             text ? text->text.data() : nullptr, text ? text->text.size() : 0);
+    reads.rethrow();
+    writes.rethrow();
+    return s;
+}
+
+#if KVT_HPP_EXCEPTIONS
 namespace detail
 {
 
-inline kvt_load_options load_options(span<const std::int32_t> prompt) noexcept
+template <class R> void check_with(const R &r, const message &text)
 {
-    kvt_load_options o{};
-    o.struct_size = sizeof o;
-    o.prompt = prompt.data();
-    o.n_prompt = prompt.size();
-    return o;
+    if (!r)
+        throw error(r.status(), text.text[0] ? text : to_message(r.why()));
 }
 
 } // namespace detail
+
+inline kvt_snapshot_info inspect(path file, bool verify)
+{
+    message text;
+    auto r = try_inspect(file, verify, &text);
+    detail::check_with(r, text);
+    return *r;
+}
+
+inline kvt_snapshot_info inspect(path file, const inspect_options &options)
+{
+    message text;
+    auto r = try_inspect(file, options, &text);
+    detail::check_with(r, text);
+    return *r;
+}
+
+inline void convert(path from, path to, const save_options &to_options = save_options(),
+                    const load_options &from_options = load_options())
+{
+    message text;
+    detail::check_with(try_convert(from, to, to_options, from_options, &text), text);
+}
+#endif
 
 /* ---- sequences ---- */
 
@@ -952,17 +1281,20 @@ class sequence
 
     /* -- snapshots -- */
 
-    result<void> try_save(path file,
-                          const kvt_save_options &options = save_options()) const noexcept
+    result<void> try_save(path file, const save_options &options = save_options()) const
     {
-        return kvt_seq_save(seq_, file.c_str(), &options);
+        detail::guarded<kvt_save_options> with(options);
+        kvt_status s = kvt_seq_save(seq_, file.c_str(), with.get());
+        with.rethrow();
+        return s;
     }
     /* writer(const void *data, size_t bytes) answers whether all bytes were taken. */
     template <class F,
               class = std::enable_if_t<std::is_invocable_v<F &, const void *, std::size_t>>>
-    result<void> try_save(F &&writer, const kvt_save_options &options = save_options()) const
+    result<void> try_save(F &&writer, const save_options &options = save_options()) const
     {
         using function = std::remove_reference_t<F>;
+        detail::guarded<kvt_save_options> with(options);
         detail::callback<function> c(writer);
         kvt_writer w{};
         w.user = &c;
@@ -970,13 +1302,40 @@ class sequence
             return detail::callback<function>::guarded(
                 user, -1, [=](function &f) { return f(data, n) ? 0 : -1; });
         };
-        kvt_status s = kvt_seq_save_stream(seq_, &w, &options);
+        kvt_status s = kvt_seq_save_stream(seq_, &w, with.get());
         c.rethrow();
+        with.rethrow();
         return s;
+    }
+    /* To a file descriptor, from where it stands; it is not closed. */
+    result<void> try_save_fd(int fd, const save_options &options = save_options()) const
+    {
+        detail::guarded<kvt_save_options> with(options);
+        kvt_status s = kvt_seq_save_fd(seq_, fd, with.get());
+        with.rethrow();
+        return s;
+    }
+    /* Into memory that is there: how many bytes. KVT_ERR_FULL: no room; see save_bound. */
+    result<std::size_t> try_save_memory(buffer memory,
+                                        const save_options &options = save_options()) const
+    {
+        detail::guarded<kvt_save_options> with(options);
+        std::size_t n = 0;
+        kvt_status s =
+            kvt_seq_save_memory(seq_, some(memory.data()), memory.size(), &n, with.get());
+        with.rethrow();
+        return answer(s, n);
+    }
+    /* The most bytes that a save with these options writes now. */
+    result<std::uint64_t>
+    try_save_bound(const save_options &options = save_options()) const noexcept
+    {
+        std::uint64_t n = 0;
+        return answer(kvt_seq_save_bound(seq_, &n, &options), n);
     }
     /* Into memory: behind what a container of bytes, as std::vector<uint8_t>, holds. */
     template <class C>
-    result<void> try_save_to(C &memory, const kvt_save_options &options = save_options()) const
+    result<void> try_save_to(C &memory, const save_options &options = save_options()) const
     {
         static_assert(sizeof(typename C::value_type) == 1, "a container of bytes");
         return try_save(
@@ -987,24 +1346,30 @@ class sequence
             },
             options);
     }
+    result<kvt_load_result> try_load(path file, const load_options &options)
+    {
+        detail::guarded<kvt_load_options> with(options);
+        kvt_load_result loaded{};
+        kvt_status s = kvt_seq_load(seq_, file.c_str(), with.get(), &loaded);
+        with.rethrow();
+        return answer(s, loaded);
+    }
     /*
      * prompt: the whole prompt's token ids, from token 0 on; the result says how to go on with it.
      */
     result<kvt_load_result> try_load(path file, span<const std::int32_t> prompt = {}) noexcept
     {
-        kvt_load_options options = detail::load_options(prompt);
-        kvt_load_result loaded{};
-        return answer(kvt_seq_load(seq_, file.c_str(), &options, &loaded), loaded);
+        return try_load(file, load_options().with_prompt(prompt));
     }
     /*
      * reader(void *data, size_t bytes) as kvt_reader: how many bytes, 0 at the end, < 0: an error.
      */
     template <class F, class = std::enable_if_t<std::is_invocable_v<F &, void *, std::size_t>>>
-    result<kvt_load_result> try_load(F &&reader, span<const std::int32_t> prompt = {})
+    result<kvt_load_result> try_load(F &&reader, const load_options &options)
     {
         using function = std::remove_reference_t<F>;
+        detail::guarded<kvt_load_options> with(options);
         detail::callback<function> c(reader);
-        kvt_load_options options = detail::load_options(prompt);
         kvt_load_result loaded{};
         kvt_reader r{};
         r.user = &c;
@@ -1013,25 +1378,43 @@ class sequence
                 return static_cast<std::int64_t>(f(data, n));
             });
         };
-        kvt_status s = kvt_seq_load_stream(seq_, &r, &options, &loaded);
+        kvt_status s = kvt_seq_load_stream(seq_, &r, with.get(), &loaded);
         c.rethrow();
+        with.rethrow();
         return answer(s, loaded);
     }
-    /* From memory. */
+    template <class F, class = std::enable_if_t<std::is_invocable_v<F &, void *, std::size_t>>>
+    result<kvt_load_result> try_load(F &&reader, span<const std::int32_t> prompt = {})
+    {
+        return try_load(reader, load_options().with_prompt(prompt));
+    }
+    /* From a file descriptor, from where it stands; it is not closed. */
+    result<kvt_load_result> try_load_fd(int fd, const load_options &options)
+    {
+        detail::guarded<kvt_load_options> with(options);
+        kvt_load_result loaded{};
+        kvt_status s = kvt_seq_load_fd(seq_, fd, with.get(), &loaded);
+        with.rethrow();
+        return answer(s, loaded);
+    }
+    result<kvt_load_result> try_load_fd(int fd, span<const std::int32_t> prompt = {}) noexcept
+    {
+        return try_load_fd(fd, load_options().with_prompt(prompt));
+    }
+    /* From memory (kvt_seq_load_memory), which the snapshot fills. */
+    result<kvt_load_result> try_load_from(bytes memory, const load_options &options)
+    {
+        detail::guarded<kvt_load_options> with(options);
+        kvt_load_result loaded{};
+        kvt_status s =
+            kvt_seq_load_memory(seq_, some(memory.data()), memory.size(), with.get(), &loaded);
+        with.rethrow();
+        return answer(s, loaded);
+    }
     result<kvt_load_result> try_load_from(bytes memory,
                                           span<const std::int32_t> prompt = {}) noexcept
     {
-        const char *at = static_cast<const char *>(memory.data());
-        std::size_t left = memory.size();
-        auto read = [&at, &left](void *data, std::size_t n) noexcept {
-            n = n < left ? n : left;
-            if (n)
-                std::memcpy(data, at, n);
-            at += n;
-            left -= n;
-            return static_cast<std::int64_t>(n);
-        };
-        return try_load(read, prompt);
+        return try_load_from(memory, load_options().with_prompt(prompt));
     }
 
 #if KVT_HPP_EXCEPTIONS
@@ -1154,29 +1537,61 @@ class sequence
     {
         checked(try_abort());
     }
-    void save(path file, const kvt_save_options &options = save_options()) const
+    void save(path file, const save_options &options = save_options()) const
     {
         checked(try_save(file, options));
     }
     template <class F,
               class = std::enable_if_t<std::is_invocable_v<F &, const void *, std::size_t>>>
-    void save(F &&writer, const kvt_save_options &options = save_options()) const
+    void save(F &&writer, const save_options &options = save_options()) const
     {
         checked(try_save(writer, options));
     }
-    template <class C>
-    void save_to(C &memory, const kvt_save_options &options = save_options()) const
+    template <class C> void save_to(C &memory, const save_options &options = save_options()) const
     {
         checked(try_save_to(memory, options));
+    }
+    void save_fd(int fd, const save_options &options = save_options()) const
+    {
+        checked(try_save_fd(fd, options));
+    }
+    std::size_t save_memory(buffer memory, const save_options &options = save_options()) const
+    {
+        return checked(try_save_memory(memory, options));
+    }
+    std::uint64_t save_bound(const save_options &options = save_options()) const
+    {
+        return checked(try_save_bound(options));
+    }
+    kvt_load_result load(path file, const load_options &options)
+    {
+        return checked(try_load(file, options));
     }
     kvt_load_result load(path file, span<const std::int32_t> prompt = {})
     {
         return checked(try_load(file, prompt));
     }
     template <class F, class = std::enable_if_t<std::is_invocable_v<F &, void *, std::size_t>>>
+    kvt_load_result load(F &&reader, const load_options &options)
+    {
+        return checked(try_load(reader, options));
+    }
+    template <class F, class = std::enable_if_t<std::is_invocable_v<F &, void *, std::size_t>>>
     kvt_load_result load(F &&reader, span<const std::int32_t> prompt = {})
     {
         return checked(try_load(reader, prompt));
+    }
+    kvt_load_result load_fd(int fd, const load_options &options)
+    {
+        return checked(try_load_fd(fd, options));
+    }
+    kvt_load_result load_fd(int fd, span<const std::int32_t> prompt = {})
+    {
+        return checked(try_load_fd(fd, prompt));
+    }
+    kvt_load_result load_from(bytes memory, const load_options &options)
+    {
+        return checked(try_load_from(memory, options));
     }
     kvt_load_result load_from(bytes memory, span<const std::int32_t> prompt = {})
     {

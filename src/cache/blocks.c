@@ -51,9 +51,9 @@ kvt_status kvt_block_get(kvt_cache *cache, uint32_t class_index, kvt_block **blo
         found = memory;
         found->data = (unsigned char *)memory + sizeof *found;
         found->class_index = (uint16_t)class_index;
-        found->form = class_index <= cache->n_groups
-                          ? KVT_SEALED
-                          : (uint8_t)((class_index - 1) / cache->n_groups);
+        found->form =
+            (uint8_t)(class_index <= cache->n_groups ? (uint32_t)KVT_SEALED
+                                                     : (class_index - 1) / cache->n_groups);
         found->is_new = 1;
         found->references = 1;
         pthread_mutex_lock(&cache->lock);

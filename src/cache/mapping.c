@@ -63,8 +63,8 @@ kvt_block *kvt_mapping_block(kvt_mapping *mapping, size_t i, uint32_t class_inde
     block->data = (unsigned char *)(uintptr_t)data; /* never written through it */
     block->mapping = mapping;
     block->class_index = (uint16_t)class_index;
-    block->form =
-        class_index < cache->n_groups ? KVT_SEALED : (uint8_t)((class_index - 1) / cache->n_groups);
+    block->form = (uint8_t)(class_index < cache->n_groups ? (uint32_t)KVT_SEALED
+                                                          : (class_index - 1) / cache->n_groups);
     block->references = 1;
     memset(state_of(block, 0), verified ? VERIFIED : UNVERIFIED, mapping->layers);
     pthread_mutex_lock(&cache->lock);

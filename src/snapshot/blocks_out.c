@@ -44,10 +44,14 @@ static void make_image(const batch *b, kvt_snap_job *job)
     const kvt_group *stored = s->stored_as[b->group];
     const kvt_group *group = &s->seq->cache->groups[s->group_of[b->group]];
     size_t bytes = stored->layouts[b->form].layer_bytes;
-    const unsigned char *layer =
-        kvt_head_record(group, b->block, s->layer_of[s->first_layer[b->group] + job->layer], 0);
+    uint32_t index = s->layer_of[s->first_layer[b->group] + job->layer];
+    const unsigned char *layer = kvt_head_record(group, b->block, index, 0);
 
     job->from = layer;
+    /* What is mapped must not be saved as if it were sound. */
+    job->status = kvt_block_verify(b->block, index);
+    if (job->status != KVT_OK)
+        return;
     if (!s->targets && kvt_snap_is_image(stored, b->form, b->tokens))
         return;
     job->status = kvt_snap_reserve(s->context, &job->image, 0, bytes, "a layer's image");

@@ -56,6 +56,8 @@ kvt_status kvt_convert_image(const kvt_snap_context *context, const kvt_group *g
 
 /* ---- whole files ---- */
 
+#define CONVERT_THREADS 4u /* no more than there are CPUs run */
+
 /* Pieces of the file that is read, as they come. */
 typedef struct pieces {
     kvt_snapshot_piece *list;
@@ -245,6 +247,8 @@ kvt_status kvt_snapshot_convert(const char *from, const kvt_load_options *from_o
     if ((from_options && !kvt_copy_struct(&load, from_options, sizeof load)) ||
         (to_options && !kvt_copy_struct(&save, to_options, sizeof save)))
         return kvt_snap_fail(&context, KVT_ERR_ARG, "convert options: unknown struct_size");
+    if (save.convert && !save.n_types)
+        return kvt_snap_fail(&context, KVT_ERR_ARG, "convert options: types, and n_types is 0");
     if (load.prompt || load.n_prompt || load.reuse || load.map || load.convert)
         return kvt_snap_fail(&context, KVT_ERR_ARG,
                              "convert options: prompt, reuse, map or convert of the load");
@@ -257,7 +261,8 @@ kvt_status kvt_snapshot_convert(const char *from, const kvt_load_options *from_o
     looks.key = load.key;
     status = kvt_snapshot_inspect_with(from, &looks, info, error_text, error_text_bytes);
     if (status == KVT_OK)
-        status = make_cache(info, &load, 1, error_text, error_text_bytes, &cache);
+        status = make_cache(info, &load, kvt_parallel_has_pool() ? CONVERT_THREADS : 1, error_text,
+                            error_text_bytes, &cache);
     if (status == KVT_OK) {
         status = convert_with(cache, from, &load, to, &save, info);
         if (status != KVT_OK && error_text && error_text_bytes)

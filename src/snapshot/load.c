@@ -321,7 +321,8 @@ static void set_keep(stage *st)
     for (g = 0; g < st->seq->cache->n_groups; g++)
         if (kvt_has_window(&st->seq->cache->groups[g]))
             return;
-    st->keep_tokens = most;
+    /* One more than is wanted: the cut finds a checkpoint there, and restores it. */
+    st->keep_tokens = most < st->n_tokens ? most + 1 : most;
 }
 
 static kvt_block **extra_at(const stage *st, uint64_t i)
@@ -678,6 +679,8 @@ static kvt_status admit(const kvt_seq *seq, const kvt_load_options *options, kvt
         for (i = 1; i < copy->n_layers; i++)
             if (copy->layers[i] <= copy->layers[i - 1])
                 return kvt_fail(seq->cache, KVT_ERR_ARG, "load options: layers do not ascend");
+        if (copy->reuse && !copy->n_prompt)
+            return kvt_fail(seq->cache, KVT_ERR_ARG, "load options: reuse without a prompt");
         if (copy->map && copy->key)
             return kvt_fail(seq->cache, KVT_ERR_UNSUPPORTED,
                             "load: an encrypted snapshot cannot be mapped");

@@ -84,7 +84,7 @@ static kvt_status admit(const kvt_seq *seq, const kvt_save_options *options, kvt
         if (!kvt_copy_struct(copy, options, sizeof *copy))
             return refuse(seq, "unknown struct_size");
         if (copy->codec > KVT_CODEC_ZSTD || copy->no_fsync > 1 || copy->in_place > 1 ||
-            copy->convert > 1)
+            copy->convert > 1 || copy->reserved)
             return kvt_fail(seq->cache, KVT_ERR_ARG,
                             "save options: codec %u, no_fsync %u, in_place %u or convert %u",
                             copy->codec, copy->no_fsync, copy->in_place, copy->convert);
@@ -94,6 +94,9 @@ static kvt_status admit(const kvt_seq *seq, const kvt_save_options *options, kvt
         if (copy->convert ? !copy->k_types && !copy->v_types : copy->k_types || copy->v_types)
             return refuse(seq, copy->convert ? "convert, and neither k_types nor v_types"
                                              : "types, but convert is 0");
+        if (copy->n_types > 1 && copy->n_types != seq->cache->n_groups)
+            return kvt_fail(seq->cache, KVT_ERR_ARG, "save options: n_types is %u, of %u groups",
+                            (unsigned)copy->n_types, (unsigned)seq->cache->n_groups);
         if (copy->parent && !*copy->parent)
             return refuse(seq, "parent is an empty path");
     }
@@ -160,9 +163,9 @@ static kvt_status choose_types(kvt_snap_saver *s)
         kvt_snapshot_group *group = &header->groups[g];
         const kvt_group *from = s->stored_as[g];
         if (o->k_types)
-            group->k_type = o->k_types[s->group_of[g]];
+            group->k_type = o->k_types[o->n_types == 1 ? 0 : s->group_of[g]];
         if (o->v_types)
-            group->v_type = o->v_types[s->group_of[g]];
+            group->v_type = o->v_types[o->n_types == 1 ? 0 : s->group_of[g]];
         else if (group->flags & KVT_GROUP_V_IN_K)
             group->v_type = group->k_type;
         status = kvt_snap_target_make(s->context, from, group, &s->targets[g], &s->signs[g]);
@@ -229,17 +232,6 @@ static void release(kvt_snap_saver *s)
         kvt_snap_free(context, s->header, sizeof *s->header);
 }
 
-/* What is mapped and not verified yet is read now: it must not be saved as if it were sound. */
-static kvt_status verify_layers(const kvt_snap_saver *s)
-{
-    uint32_t layer;
-    kvt_status status = KVT_OK;
-
-    for (layer = 0; status == KVT_OK && layer < s->seq->cache->n_layers; layer++)
-        status = kvt_seq_verify_layer(s->seq, layer);
-    return status;
-}
-
 static void codec_of(const kvt_save_options *o, kvt_snap_codec *codec)
 {
     codec->raw = o->codec == KVT_CODEC_RAW;
@@ -271,8 +263,6 @@ static kvt_status prepare(kvt_snap_saver *s, const kvt_seq *seq, const kvt_snap_
     if (status != KVT_OK)
         return status;
     status = choose_rows(s);
-    if (status == KVT_OK)
-        status = verify_layers(s);
     if (status == KVT_OK)
         status = kvt_snap_jobs_make(&s->jobs, context, s->header);
     for (i = 0; i < s->jobs.n; i++)

@@ -16,7 +16,7 @@
 
 typedef struct stored {
     size_t n;
-    unsigned char bytes[1 << 18];
+    unsigned char bytes[1 << 19]; /* whole blocks, of 256 tokens */
 } stored;
 
 static float k[TOKENS * KV_HEADS * DIM], v[TOKENS * KV_HEADS * DIM], q[QUERIES * Q_HEADS * DIM];

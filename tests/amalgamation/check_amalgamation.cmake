@@ -102,6 +102,7 @@ if(NOT hashes STREQUAL expected)
 endif()
 
 file(GLOB snapshots ${golden}/*.kvt)
+list(FILTER snapshots EXCLUDE REGEX "/example\\.kvt$") # docs/format.md's, of another shape
 if(NOT snapshots)
   message(FATAL_ERROR "no golden snapshots")
 endif()

@@ -15,6 +15,9 @@
 #include <string>
 #include <thread>
 #include <vector>
+
+#include <fcntl.h>
+#include <unistd.h>
 #if __cplusplus >= 202002L
 #include <span>
 #endif
@@ -541,6 +544,61 @@ static void structs()
     options.with_codec(KVT_CODEC_RAW).with_level(5).with_fsync(false);
     CHECK(same(options.with_in_place(true), o));
 
+    const std::array<unsigned char, KVT_KEY_BYTES> secret{1, 2, 3};
+    const kvt_type k_types[] = {KVT_TYPE_I4, KVT_TYPE_I8}, v_types[] = {KVT_TYPE_I5, KVT_TYPE_F16};
+    const kvt::snapshot_piece with[] = {{"sampler", "state"}, {"none", {}}};
+    auto progress = [](std::uint64_t, std::uint64_t) {};
+    o.first_token = 64;
+    o.n_tokens = 100;
+    o.layers = of_layers;
+    o.n_layers = 3;
+    o.convert = 1;
+    o.k_types = k_types;
+    o.v_types = v_types;
+    o.parent = "parent.kvt";
+    o.pieces = with;
+    o.n_pieces = 2;
+    o.key = secret.data();
+    options.with_tokens(64, 100).with_layers(of_layers).with_types(k_types, v_types);
+    options.with_parent(o.parent).with_pieces(with).with_key(secret);
+    CHECK(same(options, o));
+    CHECK(std::string(with[0].name) == "sampler" && with[0].bytes == 5 && with[1].bytes == 0);
+    CHECK(options.with_progress(progress).progress && options.progress_user == &progress);
+    options.with_types(KVT_TYPE_I4, KVT_TYPE_I5);
+    CHECK(options.k_types[0] == KVT_TYPE_I4 && options.k_types[KVT_MAX_GROUPS - 1] == KVT_TYPE_I4);
+    CHECK(options.v_types[0] == KVT_TYPE_I5 && options.v_types[KVT_MAX_GROUPS - 1] == KVT_TYPE_I5);
+
+    const std::vector<std::int32_t> prompt = ids_of(0, 7);
+    auto piece = [](const kvt_snapshot_piece &) {};
+    kvt_load_options l{};
+    l.struct_size = sizeof l;
+    CHECK(same(kvt::load_options(), l));
+    l.prompt = prompt.data();
+    l.n_prompt = 7;
+    l.reuse = KVT_REUSE_PREFIX;
+    l.map = KVT_MAP_LAZY;
+    l.convert = 1;
+    l.layers = of_layers;
+    l.n_layers = 3;
+    l.folder = "folder";
+    l.key = secret.data();
+    kvt::load_options load;
+    load.with_prompt(prompt).with_reuse(KVT_REUSE_PREFIX).with_map(KVT_MAP_LAZY).with_convert(true);
+    CHECK(same(load.with_layers(of_layers).with_folder(l.folder).with_key(secret), l));
+    load.with_pieces(piece).with_progress(progress);
+    CHECK(load.on_piece && load.piece_user == &piece && load.progress_user == &progress);
+
+    kvt_inspect_options n{};
+    n.struct_size = sizeof n;
+    CHECK(same(kvt::inspect_options(), n));
+    n.verify = 1;
+    n.folder = l.folder;
+    n.key = secret.data();
+    kvt::inspect_options look;
+    CHECK(same(look.with_verify(true).with_folder(l.folder).with_key(secret), n));
+    look.with_pieces(piece).with_progress(progress);
+    CHECK(look.on_piece && look.piece_user == &piece && look.progress_user == &progress);
+
     const std::int32_t positions[] = {3, 4};
     const std::uint8_t mask[] = {1, 2, 3, 4};
     kvt_attend_item i{};
@@ -854,6 +912,18 @@ static void errors(const std::string &folder)
     kvt::cache others = cache_of(group_of(KVT_TYPE_F16));
     memory = contents(sequence_of(others, 7));
     FAILS(KVT_ERR_MISMATCH, load_from, memory);
+    std::array<unsigned char, 100> small{};
+    FAILS(KVT_ERR_FULL, save_memory, small);
+    FAILS(KVT_ERR_FULL, save_memory, kvt::buffer());
+    FAILS(KVT_ERR_CORRUPT, load_from, kvt::bytes());
+    FAILS(KVT_ERR_ARG, save_fd, -1);
+    FAILS(KVT_ERR_ARG, load_fd, -1);
+    FAILS(KVT_ERR_ARG, save_bound, kvt::save_options().with_tokens(1));
+    const auto no_type = static_cast<kvt_type>(7);
+    FAILS(KVT_ERR_ARG, save_bound, kvt::save_options().with_types(no_type, KVT_TYPE_I4));
+    FAILS(KVT_ERR_ARG, save_bound, kvt::save_options().with_types(KVT_TYPE_I4, no_type));
+    FAILS(KVT_ERR_ARG, load, folder + "/none.kvt", kvt::load_options().with_reuse(3));
+    FAILS(KVT_ERR_ARG, load_from, memory, kvt::load_options().with_map(KVT_MAP_LAZY));
 
     /* A step that is pending: it stays. */
     const auto before = contents(seq);
@@ -897,7 +967,24 @@ static void errors(const std::string &folder)
     kvt::message why;
     CHECK(kvt::try_inspect(folder + "/no-such-file.kvt", true, &why).status() == KVT_ERR_IO);
     CHECK(std::string(why.c_str()).find("no-such-file") != std::string::npos);
+    kvt::message same_why;
+    const auto look = kvt::inspect_options().with_verify(true);
+    CHECK(kvt::try_inspect(folder + "/no-such-file.kvt", look, &same_why).status() == KVT_ERR_IO);
+    CHECK(std::string(why.c_str()) == same_why.c_str());
+    CHECK(kvt::try_convert(folder + "/no-such-file.kvt", folder + "/to.kvt", {}, {}, &same_why)
+              .status() == KVT_ERR_IO);
+    CHECK(std::string(same_why.c_str()).find("no-such-file") != std::string::npos);
 #if KVT_HPP_EXCEPTIONS
+    for (int form = 0; form < 2; form++)
+        try {
+            if (form)
+                kvt::convert(folder + "/no-such-file.kvt", folder + "/to.kvt");
+            else
+                (void)kvt::inspect(folder + "/no-such-file.kvt", look);
+            NOT_REACHED();
+        } catch (const kvt::error &e) {
+            CHECK(e.status() == KVT_ERR_IO && std::string(e.what()) == why.c_str());
+        }
     try {
         cache.attend(5, seq, numbers.q, out);
         NOT_REACHED();
@@ -1014,6 +1101,251 @@ static void callbacks(const std::string &folder)
 #endif
 }
 
+/* Where bytes go to and come from, and what options do; the throwing forms where there are. */
+#if KVT_HPP_EXCEPTIONS
+#define DO(object, call, ...) (object.call(__VA_ARGS__))
+#define VALUE(object, call, ...) (object.call(__VA_ARGS__))
+#else
+#define DO(object, call, ...) (void)!object.try_##call(__VA_ARGS__)
+#define VALUE(object, call, ...) (*object.try_##call(__VA_ARGS__))
+#endif
+
+static void places(const std::string &folder)
+{
+    kvt::cache cache = cache_of(group_of());
+    kvt::sequence seq = sequence_of(cache, 200), other = sequence_of(cache, 3);
+    const auto before = contents(seq);
+    const auto raw = kvt::save_options().with_codec(KVT_CODEC_RAW);
+
+    /* Memory that is there: the bound is exact, and one byte less is too little. */
+    std::vector<unsigned char> memory(before.size());
+    CHECK(VALUE(seq, save_bound, raw) == before.size());
+    CHECK(VALUE(seq, save_memory, memory, raw) == before.size() && memory == before);
+    CHECK(seq.try_save_memory({memory.data(), memory.size() - 1}, raw).status() == KVT_ERR_FULL);
+    auto n = seq.try_save_bound();
+    CHECK(n);
+    memory.resize(*n);
+    CHECK(seq.try_save_memory(memory));
+    DO(other, load_from, memory.empty() ? kvt::bytes() : kvt::bytes(before));
+    CHECK(contents(other) == before);
+
+    /* A descriptor, from where it stands. */
+    const std::string file = folder + "/places.kvt";
+    int fd = open(file.c_str(), O_RDWR | O_CREAT | O_TRUNC, 0600);
+    CHECK(fd >= 0 && write(fd, "head", 4) == 4);
+    DO(seq, save_fd, fd, raw);
+    CHECK(lseek(fd, 0, SEEK_CUR) == static_cast<off_t>(before.size()) + 4);
+    CHECK(other.try_clear() && lseek(fd, 4, SEEK_SET) == 4);
+    CHECK(VALUE(other, load_fd, fd, ids_of(0, 50)).reuse_tokens == 49);
+    CHECK(contents(other) == before);
+    CHECK(lseek(fd, 4, SEEK_SET) == 4);
+    const auto prompt = ids_of(0, 100);
+    const auto partly = kvt::load_options().with_prompt(prompt).with_reuse(KVT_REUSE_PREFIX);
+    CHECK(VALUE(other, load_fd, fd, partly).n_tokens == 99 && other.length() == 99);
+    close(fd);
+
+    /* The same of memory, a stream and a file. */
+    CHECK(VALUE(other, load_from, before, partly).n_tokens == 99);
+    std::size_t at = 0;
+    CHECK(VALUE(
+              other, load,
+              [&](void *data, std::size_t bytes) {
+                  bytes = bytes < before.size() - at ? bytes : before.size() - at;
+                  std::memcpy(data, &before[at], bytes);
+                  at += bytes;
+                  return bytes;
+              },
+              partly)
+              .n_tokens == 99);
+    DO(seq, save, file, raw);
+    CHECK(VALUE(other, load, file, partly).n_tokens == 99);
+
+    /* Where it lies in the file. */
+    const auto mapped = kvt::load_options().with_map(KVT_MAP_LAZY);
+    CHECK(VALUE(other, load, file, mapped).mapped_bytes > 0 && contents(other) == before);
+}
+
+static void chains(const std::string &folder)
+{
+    kvt::cache cache = cache_of(group_of());
+    kvt::sequence seq = sequence_of(cache, 200), other = sequence_of(cache, 0);
+    const std::string first = folder + "/first.kvt", second = folder + "/second.kvt";
+    const std::string whole = folder + "/whole.kvt";
+    DO(seq, save, first);
+    feed(seq, 200, 100);
+    const kvt::snapshot_piece pieces[] = {{"sampler", "state"}, {"nothing", kvt::bytes()}};
+    DO(seq, save, second, kvt::save_options().with_parent(first).with_pieces(pieces));
+    std::vector<std::string> seen;
+    auto take = [&seen](const kvt_snapshot_piece &piece) {
+        seen.push_back(piece.name + std::string("=") +
+                       std::string(static_cast<const char *>(piece.data), piece.bytes));
+    };
+    const auto look =
+        kvt::inspect_options().with_verify(true).with_folder(folder).with_pieces(take);
+    auto info = kvt::try_inspect(second, look);
+    CHECK(info && info->depth == 1 && info->inherited_blocks > 0 && info->n_pieces == 2);
+    CHECK(std::string(info->parent_name) == "first.kvt");
+    CHECK(seen == std::vector<std::string>({"sampler=state", "nothing="}));
+    seen.clear();
+    const auto load = kvt::load_options().with_folder(folder).with_pieces(take);
+    DO(other, load, second, load);
+    CHECK(contents(other) == contents(seq) && seen.size() == 2);
+
+    /* As one file, of other types. */
+    const auto to_i4 = kvt::save_options().with_types(KVT_TYPE_I4, KVT_TYPE_I5);
+    CHECK(kvt::try_convert(second, whole));
+    info = kvt::try_inspect(whole, true);
+    CHECK(info && info->depth == 0 && info->n_pieces == 2 && info->inherited_blocks == 0);
+    CHECK(other.try_clear() && other.try_load(whole) && contents(other) == contents(seq));
+    CHECK(kvt::try_convert(second, whole, to_i4));
+    info = kvt::try_inspect(whole, false);
+    CHECK(info && info->groups[0].k_type == KVT_TYPE_I4 && info->groups[0].v_type == KVT_TYPE_I5);
+    CHECK(other.try_load(whole).status() == KVT_ERR_MISMATCH);
+    DO(other, load, whole, kvt::load_options().with_convert(true));
+    kvt::cache coarse = cache_of(group_of(KVT_TYPE_I4, KVT_TYPE_I5));
+    kvt::sequence i4 = sequence_of(coarse, 0);
+    CHECK(i4.try_load(whole) && i4.length() == 300);
+#if KVT_HPP_EXCEPTIONS
+    kvt::convert(second, whole, to_i4, load);
+    CHECK(kvt::inspect(whole, look).n_pieces == 2);
+#endif
+
+    /* A part of the tokens, and of the layers. */
+    const std::uint32_t one[] = {1};
+    std::vector<unsigned char> memory;
+    CHECK(seq.try_save_to(memory, kvt::save_options().with_tokens(64, 100).with_layers(one)));
+    kvt::cache small = cache_of(group_of().with_layers(1));
+    kvt::sequence part = sequence_of(small, 0);
+    CHECK(part.try_load_from(memory) && part.length() == 100);
+    std::vector<float> rows(100 * kv_heads * k_dim), expected(rows.size());
+    CHECK(part.try_read(0, KVT_SIDE_K, 0, 100, rows));
+    CHECK(seq.try_read(1, KVT_SIDE_K, 64, 100, expected) && rows == expected);
+    memory.clear();
+    CHECK(seq.try_save_to(memory));
+    CHECK(part.try_load_from(memory, kvt::load_options().with_layers(one)) && part.length() == 300);
+    CHECK(part.try_read(0, KVT_SIDE_K, 64, 100, rows) && rows == expected);
+}
+
+/* Encrypted, where the library can. */
+static void keys(const std::string &folder)
+{
+    kvt::cache cache = cache_of(group_of());
+    kvt::sequence seq = sequence_of(cache, 100), other = sequence_of(cache, 5);
+    const std::string file = folder + "/secret.kvt";
+    std::array<unsigned char, KVT_KEY_BYTES> secret{};
+    unsigned char wrong[KVT_KEY_BYTES] = {1};
+    secret[5] = 7;
+    auto saved = seq.try_save(file, kvt::save_options().with_key(secret));
+    if (saved.status() == KVT_ERR_UNSUPPORTED) {
+        std::puts("kvtile.hpp: the library has no encryption");
+        return;
+    }
+    CHECK(saved);
+    const auto before = contents(other);
+    CHECK(other.try_load(file).status() == KVT_ERR_MISMATCH);
+    CHECK(other.try_load(file, kvt::load_options().with_key(wrong)).status() == KVT_ERR_MISMATCH);
+    CHECK(contents(other) == before);
+    DO(other, load, file, kvt::load_options().with_key(secret));
+    CHECK(contents(other) == contents(seq));
+    auto info = kvt::try_inspect(file, kvt::inspect_options().with_verify(true).with_key(secret));
+    CHECK(info && info->encrypted == 1 && info->n_tokens == 100);
+    const std::string plain = folder + "/plain.kvt";
+    CHECK(kvt::try_convert(file, plain, {}, kvt::load_options().with_key(secret)));
+    CHECK(other.try_clear() && other.try_load(plain) && contents(other) == contents(seq));
+}
+
+/* Callbacks of options: what they answer, and what they throw. */
+static void cancelled(const std::string &folder)
+{
+    kvt::cache cache = cache_of(group_of());
+    kvt::sequence seq = sequence_of(cache, 200), other = sequence_of(cache, 5);
+    const std::string file = folder + "/cancelled.kvt", to = folder + "/never.kvt";
+    const kvt::snapshot_piece pieces[] = {{"a", "1"}, {"b", "2"}};
+    const auto with_pieces = kvt::save_options().with_pieces(pieces);
+    CHECK(seq.try_save(file, with_pieces));
+    const auto before = contents(other);
+    std::vector<unsigned char> memory(*seq.try_save_bound(with_pieces)), room(memory.size());
+    auto memory_bytes = seq.try_save_memory(memory, with_pieces);
+    CHECK(memory_bytes);
+    const kvt::bytes saved(memory.data(), *memory_bytes);
+
+    std::uint64_t last = 0, all = 0;
+    int pieces_seen = 0;
+    auto count = [&](std::uint64_t done, std::uint64_t total) {
+        CHECK(done > last && done <= total);
+        last = done;
+        all = total;
+        return false;
+    };
+    auto take = [&pieces_seen](const kvt_snapshot_piece &) { return ++pieces_seen == 3; };
+    const auto look = kvt::inspect_options().with_verify(true).with_pieces(take);
+    CHECK(kvt::try_inspect(file, kvt::inspect_options(look).with_progress(count)));
+    CHECK(last == all && all > 0 && pieces_seen == 2);
+    CHECK(kvt::try_inspect(file, look).status() == KVT_ERR_CANCELLED && pieces_seen == 3);
+    last = 0;
+    CHECK(seq.try_save_memory(room, kvt::save_options().with_progress(count)) && last == all);
+
+    auto stop = [](std::uint64_t, std::uint64_t) { return true; };
+    CHECK(seq.try_save(to, kvt::save_options().with_progress(stop)).status() == KVT_ERR_CANCELLED);
+    CHECK(other.try_load(file, kvt::load_options().with_progress(stop)).status() ==
+          KVT_ERR_CANCELLED);
+    CHECK(access(to.c_str(), F_OK) != 0 && contents(other) == before);
+
+#if KVT_HPP_EXCEPTIONS
+    struct thrown {
+        int number;
+    };
+    int calls = 0, caught = 0;
+    auto fail = [&calls](std::uint64_t, std::uint64_t) { throw thrown{++calls}; };
+    auto refuse = [&calls](const kvt_snapshot_piece &) { throw thrown{++calls}; };
+    const auto save = kvt::save_options().with_progress(fail);
+    const auto load = kvt::load_options().with_progress(fail);
+    const auto piece = kvt::load_options().with_pieces(refuse);
+    const auto discard = [](const void *, std::size_t) { return true; };
+    int fd = open(file.c_str(), O_RDONLY), null = open("/dev/null", O_WRONLY);
+    auto read_fd = [fd](void *data, std::size_t n) { return read(fd, data, n); };
+    auto try_all = [&](auto call) {
+        lseek(fd, 0, SEEK_SET);
+        try {
+            call();
+            NOT_REACHED();
+        } catch (const thrown &t) {
+            CHECK(t.number == calls); /* of this call */
+            caught++;
+        }
+    };
+    try_all([&] { (void)seq.try_save(to, save); });
+    try_all([&] { seq.save(to, save); });
+    try_all([&] { (void)seq.try_save(discard, save); });
+    try_all([&] { (void)seq.try_save_memory(room, save); });
+    try_all([&] { (void)seq.try_save_fd(null, save); });
+    try_all([&] { (void)other.try_load(file, load); });
+    try_all([&] { (void)other.load(file, piece); });
+    try_all([&] { (void)other.try_load(read_fd, load); });
+    try_all([&] { (void)other.try_load(read_fd, piece); });
+    try_all([&] { (void)other.try_load_fd(fd, piece); });
+    try_all([&] { (void)other.load_from(saved, load); });
+    try_all([&] { (void)other.load_from(saved, piece); });
+    const auto verify = kvt::inspect_options().with_verify(true);
+    try_all([&] { (void)kvt::inspect(file, kvt::inspect_options(verify).with_progress(fail)); });
+    try_all([&] { (void)kvt::inspect(file, kvt::inspect_options(verify).with_pieces(refuse)); });
+    try_all([&] { (void)kvt::try_convert(file, to, save); });
+    try_all([&] { kvt::convert(file, to, {}, load); });
+    try_all([&] { kvt::convert(file, to, {}, piece); });
+    close(fd);
+    close(null);
+    CHECK(caught == 17 && calls == 17);
+    CHECK(access(to.c_str(), F_OK) != 0 && contents(other) == before);
+    try {
+        seq.save(to, kvt::save_options().with_progress(stop));
+        NOT_REACHED();
+    } catch (const kvt::error &e) {
+        CHECK(e.status() == KVT_ERR_CANCELLED);
+        CHECK(std::string(e.what()).find("progress") != std::string::npos);
+    }
+#endif
+}
+
 /* Between the C calls nothing is allocated. */
 static void allocations()
 {
@@ -1022,6 +1354,8 @@ static void allocations()
     std::vector<float> out(q_heads * v_dim);
     std::vector<std::int32_t> ids(1);
     std::size_t sum = 0;
+    std::vector<unsigned char> memory(1 << 20);
+    auto told = [&sum](std::uint64_t done, std::uint64_t) { sum += done; };
     const std::size_t before = news;
     for (int i = 0; i < 3; i++) {
         kvt::step step = *seq.try_begin_step(1);
@@ -1038,6 +1372,9 @@ static void allocations()
             sum += n;
             return true;
         }));
+        const auto options = kvt::save_options().with_codec(KVT_CODEC_RAW).with_progress(told);
+        CHECK(seq.try_save_memory(memory, options));
+        CHECK(fork.try_load_from(memory).status() == KVT_ERR_CORRUPT); /* bytes behind it */
         CHECK(seq.try_begin(10000).status() == KVT_ERR_FULL);
     }
     CHECK(news == before && sum > 0);
@@ -1159,6 +1496,10 @@ int main(int argc, char **argv)
     steps();
     errors(folder);
     callbacks(folder);
+    places(folder);
+    chains(folder);
+    keys(folder);
+    cancelled(folder);
     allocations();
 #if KVT_HPP_EXCEPTIONS
     throwing(folder);

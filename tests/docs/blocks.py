@@ -6,7 +6,8 @@ A comment on the line before a block says how it is tested:
     <!-- test: file=NAME -->         written to NAME in the page's folder as well, for later blocks
     <!-- test: in=NAME -->           a part of a program: put into tests/docs/NAME in place of its comment BLOCK
     <!-- test: needs=A,B -->         skipped where one of these, a program or a file of the page's folder,
-                                     is not found; "installation": of this build, for pkg-config
+                                     is not found; "installation": of this build, for pkg-config;
+                                     "encryption": in this build; libsodium is linked
     <!-- test: prints -->            what the block before it, which was run, has printed
     <!-- test: output -->            what a program has printed: nothing to run
     <!-- test: not run: REASON -->   nothing to run, for this reason

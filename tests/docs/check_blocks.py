@@ -30,6 +30,10 @@ class Skip(Exception):
     pass
 
 
+def needs_of(block):
+    return [need for need in block.values.get("needs", "").split(",") if need]
+
+
 class Page:
     def __init__(self, options):
         self.options = options
@@ -95,7 +99,8 @@ class Page:
         folder = os.path.dirname(self.options.library)
         self.command([compiler, f"-std={standard}", *C_FLAGS, *self.options.flag,
                       f"-I{self.options.include}", f"-I{HERE}", source, "-o", program, self.options.library,
-                      f"-Wl,-rpath,{folder}", "-pthread", "-lm"])
+                      f"-Wl,-rpath,{folder}", "-pthread", "-lm",
+                      *([self.options.encryption] if "encryption" in needs_of(block) else [])])
         self.program = source
         return self.command([program])
 
@@ -170,10 +175,13 @@ class Page:
         run = self.RUNNERS.get(block.language)
         if not run:
             raise Failure("a block that is neither run nor exempted")
-        for need in filter(None, block.values.get("needs", "").split(",")):
+        for need in needs_of(block):
             if need == "installation":
                 if not self.options.prefix:
                     raise Skip("kvtile is not installed by this build")
+            elif need == "encryption":
+                if not self.options.encryption:
+                    raise Skip("this build does not encrypt")
             elif not (shutil.which(need, path=self.environment["PATH"]) or (self.work / need).exists()):
                 raise Skip(f"no {need}")
         self.printed = run(self, block)
@@ -187,6 +195,7 @@ def main():
     parser.add_argument("--include", default="")
     parser.add_argument("--library", default="", help="the shared library")
     parser.add_argument("--prefix", default="", help="where kvtile is installed")
+    parser.add_argument("--encryption", default="", help="libsodium, where kvtile has it")
     parser.add_argument("--cc", default="cc")
     parser.add_argument("--cxx", default="")
     parser.add_argument("--flag", action="append", default=[], help="for the compilers")

@@ -71,11 +71,11 @@ def main():
         if not good:
             wrong.append(name)
 
-    def blocks(name, page, code, says):
+    def blocks(name, page, code, says, *more):
         file = work / f"{name}.md"
         file.write_text(page, encoding="utf-8")
         expect(name, [sys.executable, HERE / "check_blocks.py", file, "--work", work / name, *others,
-                      "--prefix", work], code, says)
+                      "--prefix", work, *more], code, says)
 
     def links(name, page, code, says):
         file = work / f"{name}.md"
@@ -84,12 +84,15 @@ def main():
 
     blocks("sound", SOUND, 0, "6 blocks, 1 skipped, 0 failed")
     blocks("all_skipped", fenced("sh", "false\n", "run needs=no_such_program"), 77, "no no_such_program")
+    secret = fenced("sh", "true\n", "run needs=encryption")
+    blocks("no_encryption", secret, 77, "does not encrypt", "--encryption", "")
+    blocks("encryption", secret, 0, "1 blocks, 0 skipped, 0 failed", "--encryption", "libsodium.so")
     for name, (page, says) in FAULTS.items():
         blocks(name, page, 1, says)
     links("sound_links", SOUND_LINKS, 0, "5 links of 1 pages, 0 lead nowhere")
     for name, (page, says) in LINK_FAULTS.items():
         links(name, page, 1, says)
-    print(f"{len(wrong)} of {2 + len(FAULTS) + 1 + len(LINK_FAULTS)} are wrong")
+    print(f"{len(wrong)} of {4 + len(FAULTS) + 1 + len(LINK_FAULTS)} are wrong")
     return 1 if wrong else 0
 
 

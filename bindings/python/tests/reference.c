@@ -76,17 +76,37 @@ static void print_layout(void)
     FIELD(kvt_writer, user), FIELD(kvt_writer, write);
     STRUCT(kvt_reader);
     FIELD(kvt_reader, user), FIELD(kvt_reader, read);
+    STRUCT(kvt_snapshot_piece);
+    FIELD(kvt_snapshot_piece, name), FIELD(kvt_snapshot_piece, data);
+    FIELD(kvt_snapshot_piece, bytes);
     STRUCT(kvt_save_options);
     FIELD(kvt_save_options, struct_size), FIELD(kvt_save_options, codec);
     FIELD(kvt_save_options, no_fsync), FIELD(kvt_save_options, zstd_level);
-    FIELD(kvt_save_options, in_place);
+    FIELD(kvt_save_options, in_place), FIELD(kvt_save_options, first_token);
+    FIELD(kvt_save_options, n_tokens), FIELD(kvt_save_options, layers);
+    FIELD(kvt_save_options, n_layers), FIELD(kvt_save_options, convert);
+    FIELD(kvt_save_options, n_types), FIELD(kvt_save_options, reserved);
+    FIELD(kvt_save_options, k_types), FIELD(kvt_save_options, v_types);
+    FIELD(kvt_save_options, parent), FIELD(kvt_save_options, pieces);
+    FIELD(kvt_save_options, n_pieces), FIELD(kvt_save_options, key);
+    FIELD(kvt_save_options, progress), FIELD(kvt_save_options, progress_user);
     STRUCT(kvt_load_options);
     FIELD(kvt_load_options, struct_size), FIELD(kvt_load_options, prompt);
-    FIELD(kvt_load_options, n_prompt);
+    FIELD(kvt_load_options, n_prompt), FIELD(kvt_load_options, reuse), FIELD(kvt_load_options, map);
+    FIELD(kvt_load_options, convert), FIELD(kvt_load_options, n_layers);
+    FIELD(kvt_load_options, layers), FIELD(kvt_load_options, folder), FIELD(kvt_load_options, key);
+    FIELD(kvt_load_options, on_piece), FIELD(kvt_load_options, piece_user);
+    FIELD(kvt_load_options, progress), FIELD(kvt_load_options, progress_user);
+    STRUCT(kvt_inspect_options);
+    FIELD(kvt_inspect_options, struct_size), FIELD(kvt_inspect_options, verify);
+    FIELD(kvt_inspect_options, reserved), FIELD(kvt_inspect_options, folder);
+    FIELD(kvt_inspect_options, key), FIELD(kvt_inspect_options, on_piece);
+    FIELD(kvt_inspect_options, piece_user), FIELD(kvt_inspect_options, progress);
+    FIELD(kvt_inspect_options, progress_user);
     STRUCT(kvt_load_result);
     FIELD(kvt_load_result, n_tokens), FIELD(kvt_load_result, prefix_tokens);
     FIELD(kvt_load_result, reuse_tokens), FIELD(kvt_load_result, checkpoint_tokens);
-    FIELD(kvt_load_result, reserved);
+    FIELD(kvt_load_result, mapped_bytes), FIELD(kvt_load_result, reserved);
     STRUCT(kvt_snapshot_group);
     FIELD(kvt_snapshot_group, n_layers), FIELD(kvt_snapshot_group, n_q_heads);
     FIELD(kvt_snapshot_group, n_kv_heads), FIELD(kvt_snapshot_group, k_dim);
@@ -104,7 +124,12 @@ static void print_layout(void)
     FIELD(kvt_snapshot_info, n_open_blocks), FIELD(kvt_snapshot_info, n_checkpoints);
     FIELD(kvt_snapshot_info, file_bytes), FIELD(kvt_snapshot_info, stored_bytes);
     FIELD(kvt_snapshot_info, native_bytes), FIELD(kvt_snapshot_info, n_elements);
-    FIELD(kvt_snapshot_info, reserved2);
+    FIELD(kvt_snapshot_info, snapshot_id), FIELD(kvt_snapshot_info, parent_id);
+    FIELD(kvt_snapshot_info, parent_name), FIELD(kvt_snapshot_info, depth);
+    FIELD(kvt_snapshot_info, encrypted), FIELD(kvt_snapshot_info, inherited_tokens);
+    FIELD(kvt_snapshot_info, inherited_blocks), FIELD(kvt_snapshot_info, native_blocks);
+    FIELD(kvt_snapshot_info, n_pieces), FIELD(kvt_snapshot_info, reserved2);
+    FIELD(kvt_snapshot_info, n_layers), FIELD(kvt_snapshot_info, layer_groups);
 }
 
 static int run_step(kvt_cache *cache, kvt_seq *seq, size_t n, kvt_dtype dtype, FILE *in, FILE *out)

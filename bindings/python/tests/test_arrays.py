@@ -181,7 +181,7 @@ class Arrays(Base):
             (kvtile.NumberError, "scale", lambda: seq.attend(
                 0, q, causal=False, scale=float("nan"))),
             (ValueError, "8 is not a valid Precision", lambda: seq.attend(0, q, precision=8)),
-            (ValueError, "zstd_level: 20", lambda: seq.save_bytes(zstd_level=20)),
+            (ValueError, "level: 20", lambda: seq.save_bytes(level=20)),
             (TypeError, "mask: int64", lambda: seq.attend(0, q, mask=np.ones((10, 5), int))),
             (ValueError, "mask: shape", lambda: seq.attend(0, q, mask=np.ones((9, 5), bool))),
             (ValueError, "query_positions: shape",

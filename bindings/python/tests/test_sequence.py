@@ -193,7 +193,7 @@ class Snapshots(Base):
             self.assertEqual(info.groups[0].k_type, kvtile.Type.I8)
             data = open(path, "rb").read()
             self.assertEqual(self.seq.save_bytes(), data)
-            raw = self.seq.save_bytes(compress=False)
+            raw = self.seq.save_bytes(codec="raw")
             self.assertGreater(len(raw), len(data))
             with open(path, "r+b", buffering=0) as f:  # a raw file, which may take a part
                 self.seq.save(f)
@@ -205,7 +205,7 @@ class Snapshots(Base):
             with open(path, "rb") as f:
                 copies[2].load(f)
             copies[3].load_bytes(raw)
-            self.seq.save(path, in_place=True, fsync=False, zstd_level=3)
+            self.seq.save(path, in_place=True, fsync=False, codec="zstd", level=3)
             for c in copies:
                 self.assertEqual(self.state(c)[3:], self.state(self.seq)[3:])
                 self.assertEqual(c.checkpoint_read(150), b"blob")
@@ -214,7 +214,7 @@ class Snapshots(Base):
         fill(self.seq, 150)
         data = self.seq.save_bytes()
         result = self.seq.load_bytes(data, prompt=[*range(100), 7, 8, 9])
-        self.assertEqual(result, kvtile.LoadResult(150, 100, 100, None))
+        self.assertEqual(result, kvtile.LoadResult(150, 100, 100, None, 0, {}))
         self.assertEqual(self.seq.load_bytes(data, range(150)).reuse_tokens, 149)
 
     def test_damage(self):
@@ -302,6 +302,8 @@ class Errors(Base):
             "IoError": (lambda: self.seq.load("/nonexistent/file.kvt"), "/nonexistent/file.kvt"),
             "FormatError": (lambda: self.seq.load_bytes(b"no snapshot" * 100), "snapshot"),
             "CorruptError": (lambda: self.seq.load_bytes(data[:-1]), "."),
+            "CancelledError": (lambda: self.seq.save_bytes(progress=lambda done, total: True),
+                               "progress"),
             "MismatchError": (lambda: other.sequence().load_bytes(data), "fingerprint"),
         }
         before = self.state(self.seq)
@@ -355,7 +357,7 @@ class Lives(Base):
                      "values": (0,), "reserve": (1,), "truncate": (0,), "reachable": (0,),
                      "remove": (0, 64), "checkpoint_read": (0,), "checkpoint_drop": (0,),
                      "save": ("/tmp/never.kvt",), "load": ("/tmp/never.kvt",),
-                     "load_bytes": (b"",), "commit_selected": ([0],)}
+                     "load_bytes": (b"",), "save_into": (bytearray(9),), "commit_selected": ([0],)}
         quiet = {"close", "closed", "cache", "step", "groups", "max_tokens", "n_layers"}
         other = self.cache.sequence()
         self.seq.close()

@@ -19,20 +19,21 @@ from ._cache import Cache, CacheStats
 from ._config import (BLOCK_TOKENS, FINE_NONE, RESIDUAL_NONE, SELECT_TOKENS, TOKEN_NONE, Group,
                       GroupFlag, Precision, Rope, RopePairing, Type, isa_names, memory_forecast,
                       version, working_forecast)
-from ._errors import (ERRORS, ArgError, BudgetError, BusyError, ClosedError, CorruptError, Error,
-                      FormatError, FullError, IoError, LimitError, MismatchError, NumberError,
-                      OutOfMemoryError, StateError, UnsupportedError)
+from ._errors import (ERRORS, ArgError, BudgetError, BusyError, CancelledError, ClosedError,
+                      CorruptError, Error, FormatError, FullError, IoError, LimitError,
+                      MismatchError, NumberError, OutOfMemoryError, StateError, UnsupportedError)
 from ._lib import VERSION as __version__
 from ._sequence import Sequence, SequenceStats, Step
-from ._snapshot import LoadResult, SnapshotInfo, inspect
+from ._snapshot import KEY_BYTES, LoadResult, SnapshotInfo, convert, inspect
 from ._tensor import BFloat16
 
 __all__ = [
     "ArgError", "BFloat16", "BLOCK_TOKENS", "BudgetError", "BusyError", "Cache", "CacheStats",
-    "ClosedError", "CorruptError", "ERRORS", "Error", "FINE_NONE", "FormatError", "FullError",
-    "Group", "GroupFlag", "IoError", "LimitError", "LoadResult", "MismatchError", "NumberError",
-    "OutOfMemoryError", "Precision", "RESIDUAL_NONE", "Rope", "RopePairing", "SELECT_TOKENS",
-    "Sequence", "SequenceStats", "SnapshotInfo", "StateError", "Step", "TOKEN_NONE", "Type",
-    "UnsupportedError", "__version__", "inspect", "isa_names", "memory_forecast", "version",
+    "CancelledError", "ClosedError", "CorruptError", "Error", "ERRORS", "FINE_NONE",
+    "FormatError", "FullError", "Group", "GroupFlag", "IoError", "KEY_BYTES", "LimitError",
+    "LoadResult", "MismatchError", "NumberError", "OutOfMemoryError", "Precision",
+    "RESIDUAL_NONE", "Rope", "RopePairing", "SELECT_TOKENS", "Sequence", "SequenceStats",
+    "SnapshotInfo", "StateError", "Step", "TOKEN_NONE", "Type", "UnsupportedError",
+    "__version__", "convert", "inspect", "isa_names", "memory_forecast", "version",
     "working_forecast",
 ]

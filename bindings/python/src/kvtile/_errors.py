@@ -50,7 +50,7 @@ class BudgetError(Error):
 
 
 class FullError(Error):
-    """KVT_ERR_FULL: max_tokens of the sequence would be passed."""
+    """KVT_ERR_FULL: max_tokens of the sequence would be passed; a buffer has no room."""
 
     status = 6
 
@@ -86,9 +86,15 @@ class CorruptError(Error):
 
 
 class MismatchError(Error):
-    """KVT_ERR_MISMATCH: a sound snapshot of another model, geometry or storage type."""
+    """KVT_ERR_MISMATCH: a sound snapshot of another model, geometry, storage type or key."""
 
     status = 12
+
+
+class CancelledError(Error):
+    """KVT_ERR_CANCELLED: a progress function has answered something true."""
+
+    status = 13
 
 
 ERRORS: Dict[int, Type[Error]] = {
@@ -96,6 +102,7 @@ ERRORS: Dict[int, Type[Error]] = {
     for cls in (
         ArgError, StateError, NumberError, OutOfMemoryError, BudgetError, FullError, LimitError,
         UnsupportedError, IoError, FormatError, CorruptError, MismatchError,
+        CancelledError,
     )
 }
 """The exception class of each kvt_status but KVT_OK."""

@@ -16,6 +16,7 @@ from ctypes import (CFUNCTYPE, POINTER, Structure, c_char, c_char_p, c_double, c
 MAX_GROUPS = 8
 MAX_FINGERPRINT = 64
 MAX_TAG = 256
+MAX_LAYERS = 1024
 
 
 class Tensor(Structure):
@@ -88,18 +89,42 @@ class Reader(Structure):
     _fields_ = [("user", c_void_p), ("read", READ)]
 
 
+class SnapshotPiece(Structure):
+    _fields_ = [("name", c_char_p), ("data", c_void_p), ("bytes", c_size_t)]
+
+
+PROGRESS = CFUNCTYPE(c_int, c_void_p, c_uint64, c_uint64)
+ON_PIECE = CFUNCTYPE(c_int, c_void_p, POINTER(SnapshotPiece))
+
+
 class SaveOptions(Structure):
     _fields_ = [("struct_size", c_size_t), ("codec", c_uint32), ("no_fsync", c_uint32),
-                ("zstd_level", c_int32), ("in_place", c_uint32)]
+                ("zstd_level", c_int32), ("in_place", c_uint32), ("first_token", c_uint64),
+                ("n_tokens", c_uint64), ("layers", POINTER(c_uint32)), ("n_layers", c_uint32),
+                ("convert", c_uint32), ("n_types", c_uint32), ("reserved", c_uint32),
+                ("k_types", c_void_p), ("v_types", c_void_p),
+                ("parent", c_char_p), ("pieces", POINTER(SnapshotPiece)), ("n_pieces", c_size_t),
+                ("key", c_void_p), ("progress", PROGRESS), ("progress_user", c_void_p)]
 
 
 class LoadOptions(Structure):
-    _fields_ = [("struct_size", c_size_t), ("prompt", c_void_p), ("n_prompt", c_uint64)]
+    _fields_ = [("struct_size", c_size_t), ("prompt", c_void_p), ("n_prompt", c_uint64),
+                ("reuse", c_uint32), ("map", c_uint32), ("convert", c_uint32),
+                ("n_layers", c_uint32), ("layers", POINTER(c_uint32)), ("folder", c_char_p),
+                ("key", c_void_p), ("on_piece", ON_PIECE), ("piece_user", c_void_p),
+                ("progress", PROGRESS), ("progress_user", c_void_p)]
+
+
+class InspectOptions(Structure):
+    _fields_ = [("struct_size", c_size_t), ("verify", c_uint32), ("reserved", c_uint32),
+                ("folder", c_char_p), ("key", c_void_p), ("on_piece", ON_PIECE),
+                ("piece_user", c_void_p), ("progress", PROGRESS), ("progress_user", c_void_p)]
 
 
 class LoadResult(Structure):
     _fields_ = [("n_tokens", c_uint64), ("prefix_tokens", c_uint64), ("reuse_tokens", c_uint64),
-                ("checkpoint_tokens", c_uint64), ("reserved", c_uint64 * 4)]
+                ("checkpoint_tokens", c_uint64), ("mapped_bytes", c_uint64),
+                ("reserved", c_uint64 * 3)]
 
 
 class SnapshotGroup(Structure):
@@ -116,15 +141,21 @@ class SnapshotInfo(Structure):
                 ("tag", c_uint8 * MAX_TAG), ("tag_bytes", c_uint32), ("reserved", c_uint32),
                 ("n_tokens", c_uint64), ("n_blocks", c_uint64), ("n_open_blocks", c_uint64),
                 ("n_checkpoints", c_uint64), ("file_bytes", c_uint64), ("stored_bytes", c_uint64),
-                ("native_bytes", c_uint64), ("n_elements", c_uint64), ("reserved2", c_uint64 * 8)]
+                ("native_bytes", c_uint64), ("n_elements", c_uint64), ("snapshot_id", c_uint8 * 16),
+                ("parent_id", c_uint8 * 16), ("parent_name", c_char * 256), ("depth", c_uint32),
+                ("encrypted", c_uint32), ("inherited_tokens", c_uint64),
+                ("inherited_blocks", c_uint64), ("native_blocks", c_uint64),
+                ("n_pieces", c_uint64), ("reserved2", c_uint64 * 8), ("n_layers", c_uint32),
+                ("layer_groups", c_uint8 * MAX_LAYERS)]
 
 
 STRUCTS = {
     "kvt_tensor": Tensor, "kvt_allocator": Allocator, "kvt_executor": Executor,
     "kvt_group_config": GroupConfig, "kvt_config": Config, "kvt_cache_stats": CacheStats,
     "kvt_seq_stats": SeqStats, "kvt_attend_item": AttendItem, "kvt_attend_args": AttendArgs,
-    "kvt_writer": Writer, "kvt_reader": Reader, "kvt_save_options": SaveOptions,
-    "kvt_load_options": LoadOptions, "kvt_load_result": LoadResult,
+    "kvt_writer": Writer, "kvt_reader": Reader, "kvt_snapshot_piece": SnapshotPiece,
+    "kvt_save_options": SaveOptions, "kvt_load_options": LoadOptions,
+    "kvt_inspect_options": InspectOptions, "kvt_load_result": LoadResult,
     "kvt_snapshot_group": SnapshotGroup, "kvt_snapshot_info": SnapshotInfo,
 }
 """The header's structs: the tests compare size and offsets with what a C compiler says."""
@@ -178,9 +209,15 @@ _PROTOTYPES = {
     "kvt_read": (c_int, [_P, c_uint32, c_int, c_uint64, c_uint64, _P]),
     "kvt_seq_save": (c_int, [_P, c_char_p, _P]),
     "kvt_seq_save_stream": (c_int, [_P, _P, _P]),
+    "kvt_seq_save_fd": (c_int, [_P, c_int, _P]),
+    "kvt_seq_save_memory": (c_int, [_P, _P, c_size_t, _P, _P]),
+    "kvt_seq_save_bound": (c_int, [_P, _P, _P]),
     "kvt_seq_load": (c_int, [_P, c_char_p, _P, _P]),
     "kvt_seq_load_stream": (c_int, [_P, _P, _P, _P]),
-    "kvt_snapshot_inspect": (c_int, [c_char_p, c_int, _P, _P, c_size_t]),
+    "kvt_seq_load_fd": (c_int, [_P, c_int, _P, _P]),
+    "kvt_seq_load_memory": (c_int, [_P, _P, c_size_t, _P, _P]),
+    "kvt_snapshot_inspect_with": (c_int, [c_char_p, _P, _P, _P, c_size_t]),
+    "kvt_snapshot_convert": (c_int, [c_char_p, _P, c_char_p, _P, _P, c_size_t]),
 }
 
 VERSION = "0.1.0"

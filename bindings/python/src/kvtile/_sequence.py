@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-import io
 from ctypes import byref, c_size_t, c_uint64, c_void_p, sizeof
 from dataclasses import dataclass
-from typing import (TYPE_CHECKING, Any, BinaryIO, Callable, List, Optional, Type as Class, Union)
+from typing import (TYPE_CHECKING, Any, Callable, List, Optional, Type as Class)
 
 import numpy as np
 
@@ -497,35 +496,69 @@ class Sequence(Handle):
 
     # ---- snapshots ----
 
-    def save(self, file: Union[_snapshot.PathLike, BinaryIO], *, compress: bool = True,
-             zstd_level: int = 1, fsync: bool = True, in_place: bool = False) -> None:
-        """Save it to a path, or to a binary file object that is open for writing.
+    def save(self, file: _snapshot.File, **options: Any) -> None:
+        """Save it to a path, a file descriptor, or a binary file object that is open for writing.
 
-        compress, zstd_level: -7 to 19. fsync, in_place: of a path alone; in_place writes over a
-        file that cannot be renamed over, which is not atomic.
+        codec: "auto" (compress where a sample says that it saves), "raw" (the fastest, and can be
+            mapped) or "zstd"; level: of zstd, -7 to 19
+        fsync, in_place: of a path alone. False: do not wait for the disk; True: write over a file
+            that cannot be renamed over, which is not atomic
+        tokens: a range of step 1 of those to save, from a multiple of 64 on; checkpoints are kept
+            if it begins with 0
+        layers: ascending numbers of those to save, as layers 0, 1, ... of the file
+        types: convert; "i4" for K and V, ("i8", "i4") for each, or a list of one of these for
+            each group. None in a pair: as it is
+        parent: the path of a snapshot in the same folder: save what it lacks, a delta
+        pieces: {name: bytes} that travel with it; names of 1 to 64 bytes
+        key: 32 bytes: encrypt
+        progress: called as progress(done, total) in bytes of keys and values; what it raises is
+            raised, with nothing changed; if it answers something true, that is CancelledError
 
-        StateError: a step is pending. IoError: the old file is in place. An exception of the file
-        object's write is raised as it is.
+        StateError: a step is pending, or a window has released tokens. IoError: the old file is in
+        place. MismatchError, FormatError, CorruptError: the parent. NumberError: beyond a type.
+        UnsupportedError: a key, and the library was built without encryption. An exception of the
+        file object's write is raised as it is.
         """
-        _snapshot.save(self, file, compress, zstd_level, fsync, in_place)
+        _snapshot.save(self, file, options)
 
-    def save_bytes(self, *, compress: bool = True, zstd_level: int = 1) -> bytes:
-        """The snapshot as bytes: what `save` writes."""
-        buffer = io.BytesIO()
-        self.save(buffer, compress=compress, zstd_level=zstd_level)
-        return buffer.getvalue()
+    def save_bytes(self, **options: Any) -> bytes:
+        """The snapshot as bytes: what `save` writes, with its options."""
+        return _snapshot.save_bytes(self, options)
 
-    def load(self, file: Union[_snapshot.PathLike, BinaryIO],
-             prompt: Any = None) -> _snapshot.LoadResult:
-        """Replace the contents by a snapshot: of a path, or of a binary file object.
+    def save_into(self, memory: Any, **options: Any) -> int:
+        """`save` into a writable buffer: bytearray, mmap, NumPy array. How many bytes it has taken.
+
+        FullError: it has no room. Then what it holds is unspecified. See `save_bound`.
+        """
+        return _snapshot.save_into(self, memory, options)
+
+    def save_bound(self, **options: Any) -> int:
+        """The most bytes that a `save` with these options writes now."""
+        return _snapshot.save_bound(self, options)
+
+    def load(self, file: _snapshot.File, prompt: Any = None,
+             **options: Any) -> _snapshot.LoadResult:
+        """Replace the contents by a snapshot: of a path, a file descriptor, a binary file object.
 
         prompt: the whole prompt's token ids; the result says how much of it the snapshot has
+        reuse: "all", or cut it to what the prompt can use: "prefix" to reuse_tokens, "checkpoint"
+            to checkpoint_tokens (nothing where there is none)
+        map: use what was saved with codec="raw" where it lies in the file, of a path: "verify" all
+            at once, or "lazy" at the first use: then attend, keys, values, begin, remove and save
+            can be CorruptError. The file must not be changed as long as the sequence lives
+        convert: a snapshot of other types is converted to the cache's
+        layers: which of the file's the cache's layers are, ascending
+        folder: where a delta's parents are; None: beside the file
+        key: 32 bytes, of an encrypted snapshot and its parents
+        pieces: False: the result has no pieces
+        progress: see `save`
 
         On any error it is as it was: StateError, IoError, FormatError, CorruptError, MismatchError,
-        FullError, BudgetError. An exception of the file object's read is raised as it is.
+        FullError, BudgetError, NumberError, UnsupportedError, CancelledError. An exception of the
+        file object's read is raised as it is.
         """
-        return _snapshot.load(self, file, prompt)
+        return _snapshot.load(self, file, {**options, "prompt": prompt})
 
-    def load_bytes(self, data: Any, prompt: Any = None) -> _snapshot.LoadResult:
-        """`load` from bytes or any buffer."""
-        return self.load(io.BytesIO(data), prompt)
+    def load_bytes(self, data: Any, prompt: Any = None, **options: Any) -> _snapshot.LoadResult:
+        """`load` from bytes or any buffer, which is not copied."""
+        return _snapshot.load_bytes(self, data, {**options, "prompt": prompt})
