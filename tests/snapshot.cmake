@@ -2,7 +2,9 @@
 add_library(snapshot_support STATIC snapshot_support.c snapshot_sign.c subject.c)
 target_link_libraries(snapshot_support PUBLIC test_support PRIVATE kvtile_warnings kvtile::xxhash)
 
-foreach(name snapshot snapshot_damage snapshot_flips snapshot_bounds snapshot_parts snapshot_files snapshot_rows snapshot_state
+foreach(name snapshot snapshot_damage snapshot_flips snapshot_bounds snapshot_options snapshot_delta
+    snapshot_map snapshot_ranges snapshot_convert snapshot_parts snapshot_files snapshot_rows
+    snapshot_state
     snapshot_working seal fork select remove
     checkpoint accounting operations 4bit)
   add_executable(test_${name} test_${name}.c)
@@ -19,13 +21,14 @@ set_tests_properties(operations PROPERTIES LABELS threads)
 # The system calls of a save, taken by the linker: in the static library, which is named first.
 add_executable(test_snapshot_calls test_snapshot_calls.c)
 target_link_libraries(test_snapshot_calls PRIVATE kvtile_static snapshot_support kvtile_warnings)
-foreach(call open read pread write fsync close rename unlink ftruncate fchmod flock fcntl getrandom)
+foreach(call open read pread write writev fsync close rename unlink ftruncate fchmod flock fcntl
+    getrandom)
   target_link_options(test_snapshot_calls PRIVATE -Wl,--wrap=${call})
 endforeach()
 add_test(NAME snapshot_calls COMMAND test_snapshot_calls)
 
 # Each of all its system calls and allocations failing, or its last one; call_faults.c.
-set(taken_calls open read pread write fsync close rename unlink ftruncate fchmod fstat stat lstat
+set(taken_calls open read pread write writev fsync close rename unlink ftruncate fchmod fstat stat lstat
   flock fcntl getrandom mmap munmap opendir readdir realpath malloc realloc aligned_alloc)
 foreach(name faults crash)
   add_executable(test_snapshot_${name} test_snapshot_${name}.c snapshot_scenes.c call_faults.c)
@@ -127,13 +130,6 @@ else()
   add_test(NAME snapshot_second_reader_needs_python3 COMMAND ${CMAKE_COMMAND} -E true)
   set_tests_properties(snapshot_second_reader_needs_python3 PROPERTIES DISABLED TRUE)
 endif()
-
-# Replays the golden files and the corpus, if any; fuzzing itself needs clang's libFuzzer and
-# sources built with KVT_FUZZING, see the head of fuzz_snapshot.c.
-add_executable(fuzz_snapshot fuzz_snapshot.c)
-target_compile_definitions(fuzz_snapshot PRIVATE KVT_FUZZ_MAIN)
-target_link_libraries(fuzz_snapshot PRIVATE kvtile::kvtile kvtile_warnings)
-add_test(NAME fuzz_snapshot_replay COMMAND fuzz_snapshot ${golden_files})
 
 if(TARGET kvtile_tool)
   add_executable(make_snapshot make_snapshot.c)

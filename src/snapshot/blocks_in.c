@@ -229,7 +229,8 @@ static kvt_status read_images(batch *b, uint64_t number, uint32_t n_layers, int 
             job->from = NULL;
             if (by_places)
                 continue;
-            job->from = kvt_snap_take_view(p, b->image_bytes);
+            /* Of a file to where it stays: hashed there, while it is in a cache of the core. */
+            job->from = p->input->memory ? kvt_snap_take_view(p, b->image_bytes) : NULL;
             if (!job->from)
                 status = kvt_snap_take(p, job->to, b->image_bytes);
             if (status != KVT_OK)

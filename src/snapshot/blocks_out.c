@@ -240,8 +240,9 @@ static kvt_status put_layers(kvt_snap_saver *s, batch *b, uint32_t first, size_t
     status = run(b, first, n);
     for (i = 0; status == KVT_OK && !to && i < n; i++) {
         const kvt_snap_job *job = &s->jobs.jobs[i];
-        status = s->native ? kvt_snap_put(s, job->from, bytes)
-                           : kvt_snap_put(s, job->section.data, job->bytes);
+        status = !s->native                     ? kvt_snap_put(s, job->section.data, job->bytes)
+                 : job->from == job->image.data ? kvt_snap_put(s, job->from, bytes)
+                                                : kvt_snap_put_kept(s, job->from, bytes);
     }
     return status == KVT_OK ? tell(s, (uint64_t)n * bytes) : status;
 }

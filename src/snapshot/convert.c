@@ -231,6 +231,7 @@ kvt_status kvt_snapshot_convert(const char *from, const kvt_load_options *from_o
     kvt_snapshot_info *info;
     kvt_cache *cache = NULL;
     kvt_status status;
+    uint32_t i;
 
     memset(&context, 0, sizeof context);
     memset(&looks, 0, sizeof looks);
@@ -252,6 +253,9 @@ kvt_status kvt_snapshot_convert(const char *from, const kvt_load_options *from_o
     if (load.prompt || load.n_prompt || load.reuse || load.map || load.convert)
         return kvt_snap_fail(&context, KVT_ERR_ARG,
                              "convert options: prompt, reuse, map or convert of the load");
+    for (i = 1; load.layers && i < load.n_layers; i++)
+        if (load.layers[i] <= load.layers[i - 1])
+            return kvt_snap_fail(&context, KVT_ERR_ARG, "convert options: layers do not ascend");
     info = malloc(sizeof *info);
     if (!info)
         return kvt_snap_fail(&context, KVT_ERR_MEMORY, "no memory for a snapshot's header");

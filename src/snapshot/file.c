@@ -40,6 +40,7 @@
 #include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
 #if defined(__linux__)
@@ -48,6 +49,7 @@
 
 #define LARGE_BYTES ((size_t)1 << 16) /* is read past the buffer */
 #define SMALL_BYTES ((size_t)1 << 12)
+#define WRITE_PARTS 64               /* of one call: POSIX has 16 at least, Linux 1024 */
 #define TEMPORARIES 100              /* names that are tried when others exist */
 #define PART_BYTES ((size_t)1 << 30) /* of one system call: some refuse more than 2 GiB */
 
@@ -332,12 +334,12 @@ kvt_status kvt_snap_file_expect_end(kvt_snap_file *file, const char *path)
 /* ---- writing ---- */
 
 /*
- * write, without the signal that a passed limit on the size of files (RLIMIT_FSIZE) sends: it would
- * end the process, or call a handler of the caller's. It is blocked in this thread meanwhile and,
- * since the kernel sends it to the thread that writes, taken back there; the process's disposition
- * stays. One that was pending before is the caller's and stays too.
+ * writev, without the signal that a passed limit on the size of files (RLIMIT_FSIZE) sends: it
+ * would end the process, or call a handler of the caller's. It is blocked in this thread meanwhile
+ * and, since the kernel sends it to the thread that writes, taken back there; the process's
+ * disposition stays. One that was pending before is the caller's and stays too.
  */
-static ssize_t write_unsignalled(int fd, const void *data, size_t bytes)
+static ssize_t write_unsignalled(int fd, const struct iovec *parts, size_t n_parts)
 {
     static const struct timespec no_time = {0, 0};
     sigset_t limit, before, pending;
@@ -349,7 +351,7 @@ static ssize_t write_unsignalled(int fd, const void *data, size_t bytes)
     (void)pthread_sigmask(SIG_BLOCK, &limit, &before);
     if (sigismember(&before, SIGXFSZ) == 1 && sigpending(&pending) == 0)
         was_pending = sigismember(&pending, SIGXFSZ) == 1;
-    n = write(fd, data, bytes);
+    n = writev(fd, parts, (int)n_parts);
     error = errno;
     if (n < 0 && error == EFBIG && !was_pending)
         while (sigtimedwait(&limit, NULL, &no_time) < 0 && errno == EINTR)
@@ -359,12 +361,9 @@ static ssize_t write_unsignalled(int fd, const void *data, size_t bytes)
     return n;
 }
 
-static int file_write(void *user, const void *data, size_t bytes)
+/* In place: the old contents stay until there is something to write. */
+static int empty_first(kvt_snap_file *file)
 {
-    kvt_snap_file *file = user;
-    const unsigned char *at = data;
-
-    /* In place: the old contents stay until there is something to write. */
     while (file->truncates) {
         if (ftruncate(file->fd, 0) == 0) {
             file->truncates = 0;
@@ -373,18 +372,64 @@ static int file_write(void *user, const void *data, size_t bytes)
             return -1;
         }
     }
-    while (bytes) {
-        ssize_t n = write_unsignalled(file->fd, at, bytes < PART_BYTES ? bytes : PART_BYTES);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n <= 0) {
-            if (n == 0)
-                errno = EIO; /* no progress and no reason */
-            failed(file, "write");
-            return -1;
+    return 0;
+}
+
+/* Take n bytes from the front of the parts. */
+static void advance(struct iovec **parts, size_t *n_parts, size_t n)
+{
+    while (*n_parts && n >= (*parts)->iov_len) {
+        n -= (*parts)->iov_len;
+        (*parts)++;
+        (*n_parts)--;
+    }
+    if (n) {
+        (*parts)->iov_base = (char *)(*parts)->iov_base + n;
+        (*parts)->iov_len -= n;
+    }
+}
+
+int kvt_snap_file_write_parts(void *user, const kvt_snap_part *parts, size_t n_parts)
+{
+    kvt_snap_file *file = user;
+    struct iovec left[WRITE_PARTS], *at;
+    size_t i, n;
+
+    if (empty_first(file))
+        return -1;
+    for (; n_parts; n_parts -= n, parts += n) {
+        size_t here = n = n_parts < WRITE_PARTS ? n_parts : WRITE_PARTS;
+        for (i = 0; i < n; i++) {
+            left[i].iov_base = (void *)(uintptr_t)parts[i].data;
+            left[i].iov_len = parts[i].bytes;
         }
-        at += n;
-        bytes -= (size_t)n;
+        at = left;
+        while (here) {
+            ssize_t done = write_unsignalled(file->fd, at, here);
+            if (done < 0 && errno == EINTR)
+                continue;
+            if (done <= 0) {
+                if (done == 0)
+                    errno = EIO; /* no progress and no reason */
+                failed(file, "write");
+                return -1;
+            }
+            advance(&at, &here, (size_t)done);
+        }
+    }
+    return 0;
+}
+
+static int file_write(void *user, const void *data, size_t bytes)
+{
+    const unsigned char *at = data;
+
+    while (bytes) {
+        kvt_snap_part part = {at, bytes < PART_BYTES ? bytes : PART_BYTES};
+        if (kvt_snap_file_write_parts(user, &part, 1))
+            return -1;
+        at += part.bytes;
+        bytes -= part.bytes;
     }
     return 0;
 }

@@ -617,6 +617,15 @@ size_t kvt_snap_folder_bytes(const char *path);
 int kvt_snap_same_file(const kvt_snap_context *context, const char *a, const char *b);
 int kvt_snap_same_folder(const kvt_snap_context *context, const char *a, const char *b);
 
+/* Bytes that are written. */
+typedef struct kvt_snap_part {
+    const void *data;
+    size_t bytes;
+} kvt_snap_part;
+
+/* Write parts to a kvt_snap_file, in order: what a kvt_writer's write answers. */
+int kvt_snap_file_write_parts(void *user, const kvt_snap_part *parts, size_t n);
+
 /* A file being read or written. */
 typedef struct kvt_snap_file {
     const kvt_snap_context *context;

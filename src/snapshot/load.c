@@ -72,7 +72,7 @@ static kvt_status on_sequence(void *user, int32_t next_position, const unsigned 
     char stored[48], here[48];
 
     st->made.next_position = next_position;
-    if (tag_bytes == seq->tag_bytes && memcmp(tag, seq->tag, tag_bytes) == 0)
+    if (tag_bytes == seq->tag_bytes && (!tag_bytes || memcmp(tag, seq->tag, tag_bytes) == 0))
         return KVT_OK;
     show_tag(tag, tag_bytes, stored, sizeof stored);
     show_tag(seq->tag, seq->tag_bytes, here, sizeof here);
@@ -478,6 +478,10 @@ static kvt_block *block_of(const stage *st, const kvt_snap_checkpoint *c, uint32
     entry = kvt_get32(c->entries[group] + 4 * (row - c->from[group]));
     if (entry == KVT_SNAP_ABSENT)
         return NULL;
+    /* Types that are not sealed: the sequence's own full row stands for it, as in a save. */
+    if (st->sources[group] && !st->seq->cache->groups[column].seals &&
+        row < c->n_tokens / KVT_TOKENS && staged(st, (size_t)row)[column])
+        return staged(st, (size_t)row)[column];
     return entry < c->n_own ? staged(st, (size_t)row)[column] : *extra_at(st, entry - c->n_own);
 }
 
@@ -690,14 +694,20 @@ static kvt_status admit(const kvt_seq *seq, const kvt_load_options *options, kvt
     return KVT_OK;
 }
 
+/* Reading memory by way of a reader: what is encrypted. */
+typedef struct view {
+    const unsigned char *data;
+    size_t bytes, at;
+} view;
+
 /* What is read from, beside the bytes. */
 typedef struct origin {
     kvt_snap_input input;
     kvt_snap_file *file; /* NULL: none */
     const char *path;    /* of it */
     int whole;           /* the snapshot fills it */
+    const view *view;    /* memory by way of a reader, NULL: none */
     const kvt_snap_crypt *crypt;
-    const kvt_reader *rest; /* what an encrypted snapshot in memory lies in; or NULL */
 } origin;
 
 /* A failed read: why. */
@@ -724,11 +734,10 @@ static kvt_status expect_end(const stage *st, const origin *from, uint64_t bytes
         return KVT_OK;
     if (!from->input.memory && from->crypt)
         n = from->input.reader.read(from->input.reader.user, &byte, 1);
-    if (n == 0 && from->rest)
-        n = from->rest->read(from->rest->user, &byte, 1);
     if (n < 0)
         return KVT_ERR_IO;
-    if (n > 0 || (from->input.memory && bytes != from->input.bytes))
+    if (n > 0 || (from->input.memory && bytes != from->input.bytes) ||
+        (from->view && from->view->at != from->view->bytes))
         return kvt_fail(st->seq->cache, KVT_ERR_CORRUPT,
                         "snapshot damaged: there are bytes after its end%s%s",
                         from->path ? ": " : "", from->path ? from->path : "");
@@ -922,12 +931,6 @@ kvt_status kvt_seq_load_fd(kvt_seq *seq, int fd, const kvt_load_options *options
     return load_from(seq, &context, &from, &copy, result);
 }
 
-/* Reading memory by way of a reader: what is encrypted. */
-typedef struct view {
-    const unsigned char *data;
-    size_t bytes, at;
-} view;
-
 static int64_t read_memory(void *user, void *data, size_t bytes)
 {
     view *v = user;
@@ -960,9 +963,10 @@ kvt_status kvt_seq_load_memory(kvt_seq *seq, const void *data, size_t bytes,
     memset(&context, 0, sizeof context);
     context.cache = seq->cache;
     from = origin_of(copy.key ? &reader : NULL);
-    from.rest = copy.key ? &reader : NULL;
     from.whole = 1;
-    if (!copy.key) {
+    if (copy.key) {
+        from.view = &v;
+    } else {
         from.input.memory = data;
         from.input.bytes = bytes;
     }

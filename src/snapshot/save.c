@@ -196,8 +196,8 @@ static kvt_status choose_rows(kvt_snap_saver *s)
                                 "save: the window of group %u has released tokens, and the types "
                                 "differ in what they need of the first ones",
                                 (unsigned)column);
-            if (first > s->runs.sinks[g])
-                s->runs.first[g] = first;
+            if (first > s->runs.sinks[g] && kvt_rows(end) > s->runs.sinks[g])
+                s->runs.first[g] = first; /* else no row of it is released: there are sinks alone */
         }
     }
     for (s->n_checkpoints = 0; !s->first_row && s->n_checkpoints < seq->n_checkpoints &&
@@ -304,16 +304,22 @@ static kvt_status open_parent(kvt_snap_saver *s, const char *path)
     return KVT_OK;
 }
 
-/* The plain bytes to a writer, or encrypted where there is a key. */
-static kvt_status write_to(kvt_snap_saver *s, const kvt_writer *writer)
+/*
+ * The plain bytes to a writer, or encrypted where there is a key. write_parts: of the writer, NULL:
+ * it has none.
+ */
+static kvt_status write_to(kvt_snap_saver *s, const kvt_writer *writer,
+                           int (*write_parts)(void *user, const kvt_snap_part *parts, size_t n))
 {
     kvt_snap_crypt crypt;
     kvt_writer plain;
     kvt_status status;
 
     s->output.writer = writer;
-    if (!s->options->key)
+    if (!s->options->key) {
+        s->output.write_parts = write_parts;
         return kvt_snap_write(s);
+    }
     status = kvt_snap_encrypt_begin(s->context, s->options->key, writer, &crypt, &plain);
     if (status != KVT_OK)
         return status;
@@ -355,7 +361,7 @@ kvt_status kvt_seq_save_stream(const kvt_seq *seq, const kvt_writer *writer,
     if (status == KVT_OK)
         status = open_parent(&s, NULL);
     if (status == KVT_OK)
-        status = write_to(&s, writer);
+        status = write_to(&s, writer, NULL);
     release(&s);
     return status;
 }
@@ -382,7 +388,7 @@ kvt_status kvt_seq_save_fd(const kvt_seq *seq, int fd, const kvt_save_options *o
     if (status == KVT_OK)
         status = open_parent(&s, NULL);
     if (status == KVT_OK)
-        status = write_to(&s, &writer);
+        status = write_to(&s, &writer, kvt_snap_file_write_parts);
     if (status == KVT_ERR_IO) {
         failure = kvt_snap_file_failure(&file, "the file descriptor");
         status = failure != KVT_OK ? failure : status;
@@ -432,7 +438,7 @@ kvt_status kvt_seq_save_memory(const kvt_seq *seq, void *to, size_t room, size_t
     if (status == KVT_OK && copy.key) {
         target t = {to, room, 0, 0};
         kvt_writer writer = {&t, write_memory};
-        status = write_to(&s, &writer);
+        status = write_to(&s, &writer, NULL);
         if (status == KVT_ERR_IO && t.full)
             status =
                 kvt_fail(seq->cache, KVT_ERR_FULL,
@@ -450,7 +456,10 @@ kvt_status kvt_seq_save_memory(const kvt_seq *seq, void *to, size_t room, size_t
     return status;
 }
 
-/* Upper bounds: every stream raw, every row of a checkpoint a block of its own. */
+/*
+ * Upper bounds: every stream raw, every row of a checkpoint a block of its own. Where that is more
+ * than there will be, images are aligned behind something else: each may need the most padding.
+ */
 static uint64_t bound_of(const kvt_snap_saver *s)
 {
     const kvt_snap_header *header = s->header;
@@ -480,8 +489,12 @@ static uint64_t bound_of(const kvt_snap_saver *s)
                       kvt_round_up((size_t)(header->n_tokens % KVT_SNAP_CHUNK_TOKENS) * 4, 8) +
                       header->n_tokens / KVT_SNAP_CHUNK_TOKENS * KVT_SNAP_CHUNK_TOKENS * 4);
     notes += kinds * chunks;
-    for (g = 0; g < header->n_groups; g++) /* the table, which images are aligned behind */
+    for (g = 0; g < header->n_groups; g++) { /* all of the table: images are aligned behind it */
         table += kvt_rows(header->n_tokens) - (s->runs.first[g] - s->runs.sinks[g]);
+        for (i = 0; i < s->n_checkpoints; i++)
+            table += kvt_rows(s->seq->checkpoints[i]->n_tokens) -
+                     s->seq->checkpoints[i]->from[s->group_of[g]];
+    }
     bytes += summed + table * KVT_SNAP_ENTRY_BYTES;
     for (row = 0; row < kvt_rows(header->n_tokens); row++)
         for (g = 0; g < header->n_groups; g++) {
@@ -493,15 +506,13 @@ static uint64_t bound_of(const kvt_snap_saver *s)
                 s, bytes, g,
                 kvt_snap_stored_form(s, block, row, g, kvt_snap_row_tokens(header->n_tokens, row)));
         }
-    for (i = 0; i < s->n_checkpoints; i++, notes++) {
-        const kvt_checkpoint *point = s->seq->checkpoints[i];
-        bytes += summed + KVT_SNAP_POINT_BYTES + kvt_round_up(point->blob_bytes, 8) + 8;
+    for (i = 0; i < s->n_checkpoints; i++)
         for (g = 0; g < header->n_groups; g++) {
+            const kvt_checkpoint *point = s->seq->checkpoints[i];
             uint64_t n = kvt_rows(point->n_tokens) - point->from[s->group_of[g]];
-            uint32_t form;
-            bytes += 4 + 4 * n;
             for (; n; n--, blocks++) {
                 uint64_t most = 0;
+                uint32_t form;
                 for (form = 0; form < KVT_FORMS; form++) {
                     uint64_t with = kvt_snap_has_form(&header->groups[g], form)
                                         ? kvt_snap_block_bound(s, bytes, g, form)
@@ -511,9 +522,16 @@ static uint64_t bound_of(const kvt_snap_saver *s)
                 bytes = most;
             }
         }
+    /* Behind all blocks, as in the file: the padding of one would hide what stands before it. */
+    for (i = 0; i < s->n_checkpoints; i++, notes++) {
+        const kvt_checkpoint *point = s->seq->checkpoints[i];
+        bytes += summed + KVT_SNAP_POINT_BYTES + kvt_round_up(point->blob_bytes, 8) + 8;
+        for (g = 0; g < header->n_groups; g++)
+            bytes += 4 + 4 * (kvt_rows(point->n_tokens) - point->from[s->group_of[g]]);
     }
+    if (s->native && (s->options->parent || s->n_checkpoints))
+        bytes += blocks * (KVT_SNAP_ALIGN - 8); /* sections are multiples of 8 */
     notes += blocks;
-    bytes += (blocks - table) * KVT_SNAP_ENTRY_BYTES;
     bytes += summed + notes * KVT_SNAP_NOTE_BYTES + KVT_SNAP_SECTION_BYTES + KVT_SNAP_END_BYTES;
     return bytes;
 }
@@ -566,7 +584,7 @@ kvt_status kvt_seq_save(const kvt_seq *seq, const char *path, const kvt_save_opt
     }
     status = kvt_snap_file_create(&context, path, &copy, &file, &writer);
     if (status == KVT_OK)
-        status = write_to(&s, &writer);
+        status = write_to(&s, &writer, kvt_snap_file_write_parts);
     if (status == KVT_ERR_IO) {
         failure = kvt_snap_file_failure(&file, path);
         status = failure != KVT_OK ? failure : status;

@@ -15,12 +15,16 @@ typedef struct kvt_snap_extra {
     uint32_t next; /* of the same row and group: its number from 1, 0: none */
 } kvt_snap_extra;
 
-/* Where the bytes go: to a stream, to memory, or nowhere (they are counted). */
+/* Where the bytes go: to a stream, or to memory. */
 typedef struct kvt_snap_output {
     const kvt_writer *writer; /* NULL: memory */
-    unsigned char *memory;    /* [room]; NULL too: nowhere */
+    /* Of the writer's: several parts at once; answers as write. NULL: one after the other. */
+    int (*write_parts)(void *user, const kvt_snap_part *parts, size_t n);
+    unsigned char *memory; /* [room] */
     size_t room;
 } kvt_snap_output;
+
+#define KVT_SNAP_PARTS 64 /* collected before a write */
 
 typedef struct kvt_snap_saver {
     const kvt_snap_context *context;
@@ -42,8 +46,11 @@ typedef struct kvt_snap_saver {
     kvt_snap_parent parent;
     kvt_snap_jobs jobs;  /* the first one's codec codes what is no layer, too */
     uint64_t offset;     /* bytes put so far */
-    kvt_snap_buffer out; /* collected: out_bytes of it */
+    kvt_snap_buffer out; /* small pieces that are collected: out_bytes of it */
     size_t out_bytes;
+    kvt_snap_part
+        parts[KVT_SNAP_PARTS]; /* all that is collected, in order: in `out`, or elsewhere */
+    size_t n_parts, parts_bytes;
     kvt_snap_buffer native_ids; /* ids of a section */
     kvt_snap_buffer stored;     /* the section that is made of them */
     kvt_snap_buffer table, index, digests;
@@ -63,6 +70,8 @@ typedef struct kvt_snap_saver {
 
 /* Collect bytes, and write them when there are enough. */
 kvt_status kvt_snap_put(kvt_snap_saver *s, const void *data, size_t bytes);
+/* The same of bytes that stay where they are and as they are until the end of the save. */
+kvt_status kvt_snap_put_kept(kvt_snap_saver *s, const void *data, size_t bytes);
 /* Room for so many bytes in the memory that is written; NULL: there is none (KVT_ERR_FULL). */
 unsigned char *kvt_snap_put_room(kvt_snap_saver *s, uint64_t bytes);
 /* A section's head, into memory; and put. */

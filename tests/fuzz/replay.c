@@ -1,0 +1,56 @@
+/*
+ * Replays inputs of the fuzzers: fuzz_replay [--model] FILE|FOLDER...
+ *
+ * Each is given to all targets, with --model to that of models alone. A property that does not hold
+ * ends the process by abort.
+ */
+#include "fuzz.h"
+
+#include <dirent.h>
+#include <stdio.h>
+
+static unsigned char data[1 << 22];
+static size_t n_inputs;
+
+static int replay(const char *path, int model)
+{
+    FILE *f = fopen(path, "rb");
+    size_t n;
+    if (!f)
+        return 1;
+    n = fread(data, 1, sizeof data, f);
+    (void)fclose(f);
+    if (getenv("FUZZ_VERBOSE"))
+        (void)fprintf(stderr, "%s\n", path);
+    n_inputs++;
+    if (model)
+        return fuzz_model(data, n);
+#ifdef FUZZ_CRYPT
+    if (fuzz_crypt(data, n))
+        return 1;
+#endif
+    return fuzz_load(data, n) || fuzz_map(data, n) || fuzz_chain(data, n) || fuzz_convert(data, n);
+}
+
+int main(int argc, char **argv)
+{
+    int model = argc > 1 && strcmp(argv[1], "--model") == 0;
+    for (int i = 1 + model; i < argc; i++) {
+        DIR *folder = opendir(argv[i]);
+        const struct dirent *entry;
+        char path[4096];
+        if (!folder) {
+            if (replay(argv[i], model) != 0)
+                return 1;
+            continue;
+        }
+        while ((entry = readdir(folder)) != NULL) {
+            (void)snprintf(path, sizeof path, "%s/%s", argv[i], entry->d_name);
+            if (entry->d_name[0] != '.' && replay(path, model) != 0)
+                return 1;
+        }
+        (void)closedir(folder);
+    }
+    (void)printf("%zu inputs\n", n_inputs);
+    return n_inputs == 0;
+}

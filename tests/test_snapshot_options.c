@@ -1,0 +1,489 @@
+/*
+ * Where a snapshot goes and comes from besides files, how large it is, which tokens and layers it
+ * has, the caller's pieces, progress; and all that options must not say.
+ */
+#include "snapshot_options.h"
+
+#include <fcntl.h>
+
+/* ---- sizes ---- */
+
+/* Options of one kind; pieces and types are static. */
+static kvt_save_options variant(const subject *s, int i, uint64_t length)
+{
+    static const uint32_t layers[] = {0, 2};
+    static const kvt_snapshot_piece pieces[] = {
+        {"a", "0123456789", 10}, {"name of a piece", NULL, 0}, {"c", "01234567", 8}};
+    static const kvt_type i4[] = {KVT_TYPE_I4, KVT_TYPE_I4}, f16[] = {KVT_TYPE_F16, KVT_TYPE_F16};
+    kvt_save_options o = saves((uint32_t)(i % 3));
+    switch (i / 3) {
+    case 1: o.key = a_key; break;
+    case 2: o.pieces = pieces, o.n_pieces = 3; break;
+    case 3: o.n_tokens = length - length / 9; break;
+    case 4: o.layers = layers, o.n_layers = 2; break;
+    case 5:
+        o.convert = 1;
+        o.v_types = s->groups[0].flags & KVT_GROUP_V_IN_K ? f16 : i4;
+        o.k_types = f16;
+        break;
+    case 6: o.first_token = length / 64 * 64; break;
+    default: break;
+    }
+    return o;
+}
+
+enum { VARIANTS = 21 };
+
+/* checkpoints: those of the sequence are in the file. */
+static void check_bound(const subject *s, const kvt_seq *seq, const kvt_save_options *o,
+                        int checkpoints, int what)
+{
+    bytes file;
+    uint64_t bound = 7;
+    size_t n = 7;
+    unsigned char *memory;
+
+    if (kvt_seq_save_bound(seq, &bound, o) == KVT_ERR_STATE) { /* a window */
+        assert_int_equal(bound, 7);
+        return;
+    }
+    file = save_with(s, seq, o);
+    if (file.n > bound)
+        fail_msg("variant %d, %u tokens: %zu bytes, the bound is %llu", what,
+                 (unsigned)kvt_seq_length(seq), file.n, (unsigned long long)bound);
+    if (o->codec == KVT_CODEC_RAW && !checkpoints)
+        assert_int_equal(file.n, bound);
+    memory = malloc((size_t)bound + 8);
+    assert_non_null(memory);
+    for (size_t less = 1; less < file.n; less = less * 5 + 3) {
+        memset(memory, 0xa5, (size_t)bound + 8);
+        expect(s->cache, KVT_ERR_FULL, kvt_seq_save_memory(seq, memory, file.n - less, &n, o));
+        expect_error_text(s->cache, "too small", "save to memory");
+        assert_int_equal(n, 7);
+        for (size_t i = file.n - less; i < (size_t)bound + 8; i++)
+            assert_int_equal(memory[i], 0xa5);
+        if (is_quick())
+            break;
+    }
+    memset(memory, 0xa5, (size_t)bound + 8);
+    expect(s->cache, KVT_ERR_FULL, kvt_seq_save_memory(seq, memory, 0, &n, o));
+    expect_ok(s->cache, kvt_seq_save_memory(seq, memory, file.n, &n, o));
+    assert_int_equal(n, file.n);
+    if (!o->key)
+        assert_memory_equal(memory, file.data, n);
+    for (size_t i = n; i < (size_t)bound + 8; i++)
+        assert_int_equal(memory[i], 0xa5);
+    free(memory);
+    bytes_free(&file);
+}
+
+static void bounds_hold(void **state)
+{
+    static const size_t lengths[] = {0, 1, 63, 64, 65, 200, 333, 448};
+    rng r = {31};
+    (void)state;
+    for (int kind = 0; kind < KINDS; kind++) {
+        subject s;
+        int crypt;
+        open_kind(&s, kind, &r);
+        crypt = has_crypt(&s);
+        for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i += is_quick() ? 5 : 1)
+            for (int marks = 0; marks < 2; marks++) {
+                kvt_seq *seq = marks ? full_seq(&s, lengths[i]) : seq_of(&s);
+                if (!marks && lengths[i])
+                    grow(&s, seq, lengths[i]);
+                for (int v = 0; v < VARIANTS; v++) {
+                    kvt_save_options o = variant(&s, v, lengths[i]);
+                    if (!o.key || crypt)
+                        check_bound(&s, seq, &o, marks, v);
+                }
+                kvt_seq_destroy(seq);
+            }
+        close_subject(&s);
+    }
+}
+
+/* A delta is never larger than its bound, one of a parent with which it has nothing in common. */
+static void bounds_of_deltas(void **state)
+{
+    rng r = {32};
+    (void)state;
+    for (int kind = 0; kind < KINDS; kind++)
+        for (int parent = 0; parent < 2; parent++)
+            for (uint32_t codec = 0; codec < 3; codec++) {
+                kvt_save_options o = saves(codec);
+                kvt_seq *seq;
+                subject s;
+                open_kind(&s, kind, &r);
+                seq = full_seq(&s, 300);
+                if (parent) {
+                    expect_ok(s.cache, kvt_seq_save(seq, in_folder("p"), &o));
+                } else {
+                    kvt_seq *other = seq_of(&s);
+                    step_of(&s, other, 300, 200);
+                    expect_ok(s.cache, kvt_seq_save(other, in_folder("p"), &o));
+                    kvt_seq_destroy(other);
+                }
+                o.parent = in_folder("p");
+                check_bound(&s, seq, &o, 1, (int)codec);
+                kvt_seq_destroy(seq);
+                close_subject(&s);
+            }
+}
+
+/* ---- descriptors and memory ---- */
+
+static void descriptors(void **state)
+{
+    rng r = {33};
+    (void)state;
+    for (int kind = 0; kind < KINDS; kind++)
+        for (int encrypted = 0; encrypted < 2; encrypted++) {
+            kvt_save_options o = saves(encrypted ? KVT_CODEC_ZSTD : KVT_CODEC_RAW);
+            kvt_load_options l = loads();
+            kvt_load_result result;
+            kvt_seq *seq, *to;
+            char text[16] = "";
+            subject s;
+            int fd, ends[2];
+            open_kind(&s, kind, &r);
+            if (encrypted && !has_crypt(&s)) {
+                close_subject(&s);
+                return;
+            }
+            o.key = l.key = encrypted ? a_key : NULL;
+            seq = full_seq(&s, 200);
+            to = tagged_seq(&s);
+            fd = open(in_folder("stream"), O_RDWR | O_CREAT | O_TRUNC, 0600);
+            assert_true(fd >= 0);
+            assert_int_equal(write(fd, "before", 6), 6);
+            expect_ok(s.cache, kvt_seq_save_fd(seq, fd, &o));
+            assert_int_equal(write(fd, "behind", 6), 6);
+            assert_int_equal(lseek(fd, 6, SEEK_SET), 6);
+            expect_ok(s.cache, kvt_seq_load_fd(to, fd, &l, &result));
+            assert_int_equal(result.n_tokens, 200);
+            assert_int_equal(read(fd, text, sizeof text), 6); /* not read by the load */
+            assert_string_equal(text, "behind");
+            expect_equal(&s, seq, to, "by a descriptor", (size_t)kind);
+            assert_int_equal(lseek(fd, 5, SEEK_SET), 5); /* not where it begins */
+            expect(s.cache, KVT_ERR_FORMAT, kvt_seq_load_fd(to, fd, &l, NULL));
+            assert_int_equal(ftruncate(fd, 3000), 0);
+            assert_int_equal(lseek(fd, 6, SEEK_SET), 6);
+            expect(s.cache, KVT_ERR_CORRUPT, kvt_seq_load_fd(to, fd, &l, NULL));
+            expect_equal(&s, seq, to, "as it was", (size_t)kind);
+            assert_int_equal(close(fd), 0);
+            expect(s.cache, KVT_ERR_IO, kvt_seq_load_fd(to, fd, &l, NULL));
+            expect_error_text(s.cache, "descriptor", "a closed one");
+            expect(s.cache, KVT_ERR_IO, kvt_seq_save_fd(seq, fd, &o));
+            expect_error_text(s.cache, "descriptor", "a closed one");
+            expect(s.cache, KVT_ERR_ARG, kvt_seq_load_fd(to, -1, &l, NULL));
+            expect(s.cache, KVT_ERR_ARG, kvt_seq_save_fd(seq, -1, &o));
+            kvt_seq_destroy(to);
+
+            to = tagged_seq(&s); /* a pipe's room is less: only what fits is tried */
+            assert_int_equal(pipe(ends), 0);
+            expect_ok(s.cache, kvt_seq_truncate(seq, kvt_seq_reachable(seq, 2)));
+            o.codec = KVT_CODEC_ZSTD; /* raw, a block of one token is as large as a full one */
+            expect_ok(s.cache, kvt_seq_save_fd(seq, ends[1], &o));
+            assert_int_equal(write(ends[1], "behind", 6), 6);
+            expect_ok(s.cache, kvt_seq_load_fd(to, ends[0], &l, NULL));
+            memset(text, 0, sizeof text);
+            assert_int_equal(read(ends[0], text, sizeof text), 6);
+            assert_string_equal(text, "behind");
+            expect_equal(&s, seq, to, "by a pipe", (size_t)kind);
+            assert_int_equal(close(ends[1]), 0);
+            expect(s.cache, encrypted ? KVT_ERR_FORMAT : KVT_ERR_CORRUPT,
+                   kvt_seq_load_fd(to, ends[0], &l, NULL));
+            assert_int_equal(close(ends[0]), 0);
+            kvt_seq_destroy(to);
+            kvt_seq_destroy(seq);
+            close_subject(&s);
+        }
+}
+
+static void memory(void **state)
+{
+    rng r = {34};
+    (void)state;
+    for (int kind = 0; kind < KINDS; kind++)
+        for (int encrypted = 0; encrypted < 2; encrypted++) {
+            kvt_save_options o = saves(encrypted ? KVT_CODEC_AUTO : KVT_CODEC_RAW);
+            kvt_load_options l = loads();
+            unsigned char *data;
+            kvt_seq *seq, *to;
+            uint64_t bound;
+            size_t n;
+            subject s;
+            bytes stream;
+            open_kind(&s, kind, &r);
+            if (encrypted && !has_crypt(&s)) {
+                close_subject(&s);
+                return;
+            }
+            o.key = l.key = encrypted ? a_key : NULL;
+            seq = full_seq(&s, 130);
+            to = tagged_seq(&s);
+            expect_ok(s.cache, kvt_seq_save_bound(seq, &bound, &o));
+            data = malloc((size_t)bound + 1);
+            assert_non_null(data);
+            expect_ok(s.cache, kvt_seq_save_memory(seq, data, (size_t)bound, &n, &o));
+            expect_ok(s.cache, kvt_seq_load_memory(to, data, n, &l, NULL));
+            expect_equal(&s, seq, to, "by memory", (size_t)kind);
+            data[n] = 0;
+            expect(s.cache, KVT_ERR_CORRUPT, kvt_seq_load_memory(to, data, n + 1, &l, NULL));
+            expect_error_text(s.cache, "bytes after its end", "load from memory");
+            expect(s.cache, KVT_ERR_CORRUPT, kvt_seq_load_memory(to, data, n - 1, &l, NULL));
+            expect(s.cache, encrypted ? KVT_ERR_FORMAT : KVT_ERR_CORRUPT,
+                   kvt_seq_load_memory(to, data, 0, &l, NULL));
+            expect_equal(&s, seq, to, "as it was", (size_t)kind);
+            memset(&stream, 0, sizeof stream); /* of a stream more may follow */
+            stream.data = data;
+            stream.n = n + 1;
+            stream.most = 999;
+            {
+                kvt_reader reader = bytes_reader(&stream);
+                expect_ok(s.cache, kvt_seq_load_stream(to, &reader, &l, NULL));
+                assert_int_equal(stream.at, n);
+            }
+            spill(in_folder("more"), data, n + 1);
+            expect(s.cache, KVT_ERR_CORRUPT, kvt_seq_load(to, in_folder("more"), &l, NULL));
+            expect_error_text(s.cache, "bytes after its end", "load of a file");
+            free(data);
+            kvt_seq_destroy(to);
+            kvt_seq_destroy(seq);
+            close_subject(&s);
+        }
+}
+
+/* ---- progress ---- */
+
+typedef struct watch {
+    uint64_t done, total;
+    int calls, stop_at; /* < 0: never */
+} watch;
+
+static int see(void *user, uint64_t done, uint64_t total)
+{
+    watch *w = user;
+    assert_true(done > w->done || (done == w->done && w->calls == 0));
+    assert_true(w->calls == 0 || total == w->total);
+    assert_true(done <= total);
+    w->done = done;
+    w->total = total;
+    return w->calls++ == w->stop_at;
+}
+
+/* Names in the folder, but for the dots. */
+static int folder_entries(void)
+{
+    char command[100], text[20] = "";
+    FILE *p;
+    (void)snprintf(command, sizeof command, "ls -A '%s' | wc -l", folder);
+    p = popen(command, "r");
+    assert_non_null(p);
+    assert_non_null(fgets(text, sizeof text, p));
+    (void)pclose(p);
+    return atoi(text);
+}
+
+/* 70 MiB: more than one call. */
+static void progress(void **state)
+{
+    kvt_group_config g = group_of(4, 8, 8, 128, 128, KVT_TYPE_F32, KVT_TYPE_F32);
+    kvt_cache *cache = cache_of(&g, 2240, 1, NULL);
+    kvt_seq *seq, *to;
+    tokens t;
+    rng r = {35};
+    uint64_t hash;
+    int entries;
+    (void)state;
+    t = tokens_make(&r, 320, &g);
+    expect_ok(cache, kvt_seq_create(cache, &seq));
+    expect_ok(cache, kvt_seq_create(cache, &to));
+    append_all(cache, to, &g, &t, 0, 5, 5);
+    hash = seq_hash(to, &g);
+    for (int i = 0; i < 7; i++)
+        append_step(cache, seq, &g, &t, 0, 320);
+    tokens_free(&t);
+    spill(in_folder("file"), "old", 3);
+    entries = folder_entries();
+    for (uint32_t codec = 0; codec < 3; codec++) {
+        watch w = {0, 0, 0, -1}, all;
+        kvt_save_options o = saves(codec);
+        kvt_load_options l = loads();
+        bytes old;
+        o.progress = l.progress = see;
+        o.progress_user = l.progress_user = &w;
+        if (codec != KVT_CODEC_RAW && is_quick())
+            continue;
+        expect_ok(cache, kvt_seq_save(seq, in_folder("big"), &o));
+        assert_true(w.calls >= 2 && w.calls <= 5);
+        assert_int_equal(w.done, w.total);
+        assert_int_equal(w.total, (uint64_t)2240 * 4 * 8 * 256 * 4);
+        all = w;
+        for (int stop = 0; stop < all.calls; stop++) {
+            memset(&w, 0, sizeof w);
+            w.stop_at = stop;
+            expect(cache, KVT_ERR_CANCELLED, kvt_seq_save(seq, in_folder("file"), &o));
+            expect_error_text(cache, "cancelled", "save");
+            assert_int_equal(w.calls, stop + 1);
+            old = slurp(in_folder("file"));
+            assert_int_equal(old.n, 3);
+            bytes_free(&old);
+            assert_int_equal(folder_entries(), entries + 1);
+        }
+        for (uint32_t map = 0; map < 3; map++) {
+            l.map = map;
+            memset(&w, 0, sizeof w);
+            w.stop_at = -1;
+            {
+                kvt_seq *other;
+                expect_ok(cache, kvt_seq_create(cache, &other));
+                expect_ok(cache, kvt_seq_load(other, in_folder("big"), &l, NULL));
+                kvt_seq_destroy(other);
+            }
+            if (map != KVT_MAP_LAZY || codec != KVT_CODEC_RAW) {
+                assert_int_equal(w.total, all.total);
+                assert_int_equal(w.done, w.total);
+            }
+            all.calls = w.calls;
+            for (int stop = 0; stop < all.calls; stop++) {
+                memset(&w, 0, sizeof w);
+                w.stop_at = stop;
+                expect(cache, KVT_ERR_CANCELLED, kvt_seq_load(to, in_folder("big"), &l, NULL));
+                assert_true(seq_hash(to, &g) == hash);
+            }
+        }
+        assert_int_equal(unlink(in_folder("big")), 0);
+        expect_ok(cache, kvt_cache_trim(cache));
+    }
+    kvt_seq_destroy(to);
+    kvt_seq_destroy(seq);
+    kvt_cache_destroy(cache);
+}
+
+/* ---- pieces ---- */
+
+typedef struct seen {
+    const kvt_snapshot_piece *expected;
+    size_t n, stop_at;
+} seen;
+
+static int see_piece(void *user, const kvt_snapshot_piece *piece)
+{
+    seen *s = user;
+    const kvt_snapshot_piece *e = &s->expected[s->n];
+    assert_string_equal(piece->name, e->name);
+    assert_int_equal(piece->bytes, e->bytes);
+    if (e->bytes)
+        assert_memory_equal(piece->data, e->data, e->bytes);
+    return s->n++ == s->stop_at;
+}
+
+static void pieces(void **state)
+{
+    static char x65[66], large[100001];
+    kvt_snapshot_piece list[] = {{"z", large, sizeof large},
+                                 {"empty", NULL, 0},
+                                 {x65 + 1, "of 64", 5},
+                                 {"a", "8 bytes.", 8},
+                                 {"\xc3\xa4", "9 bytes..", 9}};
+    const size_t n = sizeof list / sizeof *list;
+    rng r = {36};
+    subject s;
+    kvt_seq *seq, *to;
+    (void)state;
+    memset(x65, 'x', 65);
+    for (size_t i = 0; i < sizeof large; i++)
+        large[i] = (char)(i * i % 251);
+    open_kind(&s, I8, &r);
+    seq = full_seq(&s, 100);
+    for (uint32_t codec = 0; codec < 3; codec++)
+        for (int way = 0; way < 4; way++) {
+            kvt_save_options o = saves(codec);
+            kvt_load_options l = loads();
+            seen w = {list, 0, SIZE_MAX};
+            bytes file;
+            o.pieces = list;
+            o.n_pieces = n;
+            l.on_piece = see_piece;
+            l.piece_user = &w;
+            l.map = way == 3 ? KVT_MAP_LAZY : KVT_MAP_NONE;
+            if (way == 1 && has_crypt(&s))
+                o.key = l.key = a_key;
+            file = save_with(&s, seq, &o);
+            spill(in_folder("pieces"), file.data, file.n);
+            for (size_t stop = 0; stop <= n; stop++) {
+                kvt_status expected = stop < n ? KVT_ERR_CANCELLED : KVT_OK;
+                w.n = 0;
+                w.stop_at = stop;
+                to = tagged_seq(&s);
+                expect(s.cache, expected,
+                       way == 2 ? kvt_seq_load_memory(to, file.data, file.n, &l, NULL)
+                                : kvt_seq_load(to, in_folder("pieces"), &l, NULL));
+                assert_int_equal(w.n, stop < n ? stop + 1 : n);
+                if (expected == KVT_OK)
+                    expect_equal(&s, seq, to, "with pieces", codec);
+                else
+                    assert_true(kvt_seq_is_empty(to));
+                kvt_seq_destroy(to);
+            }
+            l.on_piece = NULL; /* they are not needed */
+            to = tagged_seq(&s);
+            expect_ok(s.cache, kvt_seq_load(to, in_folder("pieces"), &l, NULL));
+            kvt_seq_destroy(to);
+            {
+                kvt_inspect_options looks;
+                kvt_snapshot_info info;
+                char text[200];
+                memset(&looks, 0, sizeof looks);
+                looks.struct_size = sizeof looks;
+                looks.verify = 1;
+                looks.key = l.key;
+                looks.on_piece = see_piece;
+                looks.piece_user = &w;
+                for (size_t stop = 0; stop <= n; stop++) {
+                    w.n = 0;
+                    w.stop_at = stop;
+                    info.struct_size = sizeof info;
+                    assert_int_equal(kvt_snapshot_inspect_with(in_folder("pieces"), &looks, &info,
+                                                               text, sizeof text),
+                                     stop < n ? KVT_ERR_CANCELLED : KVT_OK);
+                }
+                assert_int_equal(info.n_pieces, n);
+            }
+            bytes_free(&file);
+        }
+    for (int i = 0; i < 6; i++) {
+        kvt_snapshot_piece bad[2] = {{"a", "1", 1}, {"b", "2", 1}};
+        kvt_save_options o = saves(KVT_CODEC_RAW);
+        size_t room;
+        uint64_t bound = 0;
+        o.pieces = bad;
+        o.n_pieces = 2;
+        switch (i) {
+        case 0: bad[1].name = x65; break;
+        case 1: bad[1].name = ""; break;
+        case 2: bad[1].name = NULL; break;
+        case 3: bad[1].name = "a"; break;
+        case 4: bad[0].data = NULL; break;
+        default: bad[1].bytes = SIZE_MAX / 2; break;
+        }
+        expect(s.cache, KVT_ERR_ARG, kvt_seq_save(seq, in_folder("bad"), &o));
+        expect(s.cache, KVT_ERR_ARG, kvt_seq_save_bound(seq, &bound, &o));
+        expect(s.cache, KVT_ERR_ARG, kvt_seq_save_memory(seq, &bad, sizeof bad, &room, &o));
+        expect(s.cache, KVT_ERR_ARG, kvt_seq_save_fd(seq, 1, &o));
+    }
+    kvt_seq_destroy(seq);
+    close_subject(&s);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(bounds_hold), cmocka_unit_test(bounds_of_deltas),
+        cmocka_unit_test(descriptors), cmocka_unit_test(memory),
+        cmocka_unit_test(progress),    cmocka_unit_test(pieces),
+    };
+    RUN_IN_FOLDER(tests);
+}
