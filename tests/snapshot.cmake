@@ -29,7 +29,7 @@ add_test(NAME snapshot_calls COMMAND test_snapshot_calls)
 
 # Each of its system calls and allocations failing, or its last one; call_faults.c. (Where pointers
 # have 32 bits the calls have other names.)
-set(taken_calls open read pread write fsync close rename unlink ftruncate fchmod fstat stat lstat
+set(taken_calls open read pread write writev fsync close rename unlink ftruncate fchmod fstat stat lstat
   flock fcntl getrandom mmap munmap opendir readdir realpath malloc realloc aligned_alloc)
 if(CMAKE_SIZEOF_VOID_P EQUAL 8)
   foreach(name faults crash)
