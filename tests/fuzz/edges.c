@@ -360,6 +360,54 @@ static void callback_edges(place *p, unsigned char *data, size_t room)
     }
 }
 
+/* An encrypted delta of an encrypted parent, which is then damaged byte by byte. */
+static void chain_edges(place *p, unsigned char *data, size_t room)
+{
+    const char *parent = folder_file(8, NULL, 0), *child = folder_file(7, NULL, 0);
+    kvt_save_options save;
+    kvt_load_options load;
+    kvt_status status;
+    uint64_t bound;
+    size_t n;
+    FILE *f;
+
+    memset(&save, 0, sizeof save);
+    memset(&load, 0, sizeof load);
+    save.struct_size = sizeof save;
+    load.struct_size = sizeof load;
+    save.no_fsync = 1;
+    save.key = load.key = key;
+    status = kvt_seq_save(p->seq, parent, &save);
+    if (status == KVT_ERR_UNSUPPORTED)
+        return;
+    CHECK(status == KVT_OK);
+    save.parent = parent;
+    CHECK(kvt_seq_save(p->seq, child, &save) == KVT_OK);
+    CHECK(kvt_seq_save_bound(p->seq, &bound, &save) == KVT_OK);
+    CHECK(kvt_seq_load(p->other, child, &load, NULL) == KVT_OK);
+    load.map = KVT_MAP_VERIFY;
+    CHECK(kvt_seq_load(p->other, child, &load, NULL) == KVT_ERR_UNSUPPORTED);
+    load.map = 0;
+    CHECK(kvt_seq_load(p->other, child, NULL, NULL) == KVT_ERR_MISMATCH);
+    f = fopen(parent, "rb");
+    CHECK(f);
+    n = fread(data, 1, room, f);
+    CHECK(fclose(f) == 0);
+    for (size_t at = 0; at < n; at += 1 + n / 50) {
+        data[at] ^= 1;
+        (void)folder_file(8, data, n);
+        CHECK(kvt_seq_load(p->other, child, &load, NULL) != KVT_OK);
+        CHECK(kvt_seq_save(p->seq, folder_file(9, NULL, 0), &save) != KVT_OK);
+        data[at] ^= 1;
+        (void)folder_file(8, data, at);
+        CHECK(kvt_seq_load(p->other, child, &load, NULL) != KVT_OK);
+    }
+    (void)remove(parent);
+    CHECK(kvt_seq_load(p->other, child, &load, NULL) == KVT_ERR_IO);
+    load.folder = "/";
+    CHECK(kvt_seq_load(p->other, child, &load, NULL) == KVT_ERR_IO);
+}
+
 void fuzz_edges(place *p, const input *in)
 {
     static unsigned char data[1 << 21];
@@ -377,6 +425,7 @@ void fuzz_edges(place *p, const input *in)
     CHECK(kvt_seq_save(p->seq, folder_file(9, NULL, 0), &options) == KVT_OK);
     inspect_edges(folder_file(9, NULL, 0));
     callback_edges(p, data, sizeof data);
+    chain_edges(p, data, sizeof data);
     place_reset(p);
     for (size_t i = 7; i < 10; i++)
         (void)remove(folder_file(i, NULL, 0));
