@@ -1030,7 +1030,7 @@ typedef struct kvt_save_options {
     size_t struct_size;   /* sizeof(kvt_save_options) */
     uint32_t codec;       /* KVT_CODEC_ */
     uint32_t no_fsync;    /* 1: do not wait for the disk (files only) */
-    int32_t zstd_level;   /* 0 stands for 1; else -7 to 19 */
+    int32_t zstd_level;   /* 0 stands for 1, and 6 for small streams; else -7 to 19 */
     uint32_t in_place;    /* 1: write over the file itself (files only); see kvt_seq_save */
     uint64_t first_token; /* save the tokens from this one on; a multiple of KVT_BLOCK_TOKENS. From
                                a later one than 0 checkpoints are left out */

@@ -370,8 +370,9 @@ const char *kvt_snap_image_copy(const kvt_group *group, uint32_t form, uint32_t 
 typedef struct kvt_snap_codec {
     const kvt_snap_context *context;
     void *compressor, *decompressor; /* made at first use */
-    int level;
-    uint32_t raw;       /* 1: no compression */
+    int level;                       /* 0: 1, or more where a stream is small */
+    int set_level;                   /* that the compressor has */
+    uint32_t raw;                    /* 1: no compression */
     uint32_t samples;   /* 1: a sample of 8-bit and narrower codes says whether they are tried */
     kvt_status failure; /* of zstd's last allocation */
     kvt_snap_buffer filtered, attempt;

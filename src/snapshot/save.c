@@ -236,7 +236,7 @@ static void codec_of(const kvt_save_options *o, kvt_snap_codec *codec)
 {
     codec->raw = o->codec == KVT_CODEC_RAW;
     codec->samples = o->codec == KVT_CODEC_AUTO;
-    codec->level = o->zstd_level ? o->zstd_level : 1;
+    codec->level = o->zstd_level;
 }
 
 /* All but the output. */
