@@ -13,7 +13,7 @@
 # unverified (KVT_FUZZING), for what the mutator cannot mend.
 set(corpus ${CMAKE_CURRENT_SOURCE_DIR}/corpus)
 set(fuzz_sources fuzz/input.c fuzz/properties.c fuzz/target_load.c fuzz/target_map.c
-  fuzz/target_chain.c fuzz/target_convert.c)
+  fuzz/target_chain.c fuzz/target_convert.c fuzz/edges.c)
 set(fuzz_libraries kvtile_static kvtile_warnings m)
 if(kvtile_crypt)
   set(fuzz_crypt fuzz/target_crypt.c)
@@ -57,6 +57,8 @@ if(KVTILE_FUZZ)
     set(sources fuzz/target_${target}.c $<TARGET_OBJECTS:fuzz_mutator>)
     if(target STREQUAL "model")
       set(sources ${model_sources} fuzz/mutate_model.c)
+    elseif(target STREQUAL "convert")
+      list(APPEND sources fuzz/edges.c)
     elseif(target STREQUAL "crypt" AND NOT kvtile_crypt)
       continue()
     endif()

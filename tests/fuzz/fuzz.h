@@ -9,6 +9,7 @@
  *   input.c       takes an input apart; caches of any small geometry, whose memory is counted
  *   properties.c  what holds of a sequence before and after a load
  *   target_*.c    the targets
+ *   edges.c       options and callbacks that are at fault
  *   file.c        a snapshot as a list of sections, and all its checksums, digests and ids
  *   mutate.c      the mutator and the crossover of libFuzzer, on that list
  *   entry.c       libFuzzer's entry point; replay.c: a program that replays files
@@ -42,6 +43,9 @@ enum {                   /* controls */
        CONTROL_WHERE,    /* and where: 2 bytes */
        CONTROL_MORE = 13 /* bits of the targets */
 };
+
+#define MORE_EDGES 64  /* fuzz_convert: fuzz_edges */
+#define MORE_SWEEP 128 /* replay.c: each allocation fails in turn */
 
 typedef struct input {
     size_t n;
@@ -132,6 +136,8 @@ int fuzz_load(const uint8_t *data, size_t size);
 int fuzz_map(const uint8_t *data, size_t size);
 int fuzz_chain(const uint8_t *data, size_t size);
 int fuzz_convert(const uint8_t *data, size_t size);
+/* edges.c: faults of options and callbacks, with what file 0 of the folder makes. */
+void fuzz_edges(place *p, const input *in);
 int fuzz_crypt(const uint8_t *data, size_t size);
 int fuzz_model(const uint8_t *data, size_t size);
 

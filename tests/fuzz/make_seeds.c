@@ -120,6 +120,15 @@ typedef struct variant {
 } variant;
 
 static const variant variants[] = {
+    {"points", "edges", {0, 0, 0, 0, 0, 0, 0, 0, 32, [CONTROL_MORE] = MORE_EDGES}},
+    {"i8-f16", "edges", {0, 0, 0, 0, 0, 0, 0, 0, 32, [CONTROL_MORE] = MORE_EDGES}},
+    {"f16-i8", "sweep", {[CONTROL_MORE] = MORE_SWEEP}},
+    {"i4-again", "sweep", {[CONTROL_TYPES] = 1 + 1 * 4, [CONTROL_MORE] = MORE_SWEEP}},
+    {"i8-sealed", "sweep", {0, 0, 8, [CONTROL_CODEC] = 65 + 6, [CONTROL_MORE] = MORE_SWEEP}},
+    {"points", "sweep", {[CONTROL_MORE] = MORE_SWEEP}},
+    {"window", "sweep", {[CONTROL_MORE] = MORE_SWEEP}},
+    {"moved-f16", "sweep", {[CONTROL_MORE] = MORE_SWEEP}},
+    {"delta-two", "sweep", {[CONTROL_CODEC] = 1, [CONTROL_MORE] = MORE_SWEEP}},
     {"f16", "prefix", {1, 10}},
     {"i8-open", "prefix", {1, 16, 8}},
     {"points", "checkpoint", {2, 40}},

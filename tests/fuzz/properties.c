@@ -287,6 +287,7 @@ void save_options_of(const input *in, const place *p, kvt_save_options *options)
                                                                : (kvt_type)((codec / 3 + g) % 5);
         }
         options->convert = 1;
+        options->n_types = p->config.n_groups;
         options->k_types = k_types;
         options->v_types = v_types;
     }

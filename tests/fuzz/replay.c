@@ -12,6 +12,31 @@
 static unsigned char data[1 << 22];
 static size_t n_inputs;
 
+enum { SWEEP = 90 };
+
+static int all(size_t n)
+{
+#ifdef FUZZ_CRYPT
+    if (fuzz_crypt(data, n))
+        return 1;
+#endif
+    return fuzz_load(data, n) || fuzz_map(data, n) || fuzz_chain(data, n) || fuzz_convert(data, n);
+}
+
+/* Each allocation fails in turn, and each call of progress cancels. */
+static int sweep(size_t n)
+{
+    unsigned char *fail = data + 2 + CONTROL_FAIL, *cancel = data + 2 + CONTROL_CANCEL;
+    for (*fail = 1; *fail < SWEEP; ++*fail)
+        if (all(n))
+            return 1;
+    *fail = 0;
+    for (*cancel = 1; *cancel < 6; ++*cancel)
+        if (all(n))
+            return 1;
+    return 0;
+}
+
 static int replay(const char *path, int model)
 {
     FILE *f = fopen(path, "rb");
@@ -25,11 +50,9 @@ static int replay(const char *path, int model)
     n_inputs++;
     if (model)
         return fuzz_model(data, n);
-#ifdef FUZZ_CRYPT
-    if (fuzz_crypt(data, n))
+    if (all(n))
         return 1;
-#endif
-    return fuzz_load(data, n) || fuzz_map(data, n) || fuzz_chain(data, n) || fuzz_convert(data, n);
+    return n > FUZZ_HEAD && data[0] == 'F' && data[2 + CONTROL_MORE] & MORE_SWEEP ? sweep(n) : 0;
 }
 
 int main(int argc, char **argv)

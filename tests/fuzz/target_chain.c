@@ -19,6 +19,7 @@ static void go_on(place *p, const input *in)
     save_options_of(in, p, &options);
     options.parent = folder_file(0, NULL, 0);
     options.convert = 0;
+    options.n_types = 0;
     options.k_types = options.v_types = NULL;
     options.n_tokens = options.first_token = 0;
     p->meter.countdown = in->controls[CONTROL_FAIL];

@@ -112,10 +112,12 @@ static int goes_on_behind(const unsigned char *controls)
     return controls[CONTROL_DAMAGE] % 8 == 5;
 }
 
-/* At any place, as the parents of a delta are read. */
+/* At any place, as the parents of a delta are read. user: counts down to the call that fails. */
 static int64_t read_at(void *user, uint64_t offset, void *to, size_t n)
 {
-    (void)user;
+    unsigned *countdown = user;
+    if (*countdown && --*countdown == 0)
+        return -1;
     if (offset >= n_coded)
         return 0;
     n = n < n_coded - offset ? n : n_coded - (size_t)offset;
@@ -127,7 +129,8 @@ static void read_places(const input *in, int damaged)
 {
     static const kvt_snap_context context;
     static kvt_snap_crypt c;
-    const kvt_snap_source source = {NULL, read_at, n_coded};
+    unsigned countdown = in->controls[CONTROL_FAIL] % 8;
+    const kvt_snap_source source = {&countdown, read_at, n_coded};
     static unsigned char part[9000];
     uint64_t n;
 
@@ -139,10 +142,10 @@ static void read_places(const input *in, int damaged)
             status = kvt_snap_decrypt_at(&c, at, part, here);
             if (status == KVT_OK && in->bytes[0] == n)
                 CHECK(memcmp(part, in->files[0] + at, here) == 0);
-            CHECK(damaged || (status == KVT_OK) == (at < n));
+            CHECK(damaged || in->controls[CONTROL_FAIL] || (status == KVT_OK) == (at < n));
         }
     } else {
-        CHECK(damaged);
+        CHECK(damaged || in->controls[CONTROL_FAIL]);
     }
     kvt_snap_crypt_release(&c);
 }
