@@ -90,7 +90,7 @@ typedef enum kvt_status {
     KVT_ERR_FORMAT = 10,     /* not a kvtile snapshot, or of a version this build cannot read */
     KVT_ERR_CORRUPT = 11,    /* a snapshot is damaged: checksum, truncation, contradiction */
     KVT_ERR_MISMATCH = 12,   /* a sound snapshot of another model, geometry, type or key */
-    KVT_ERR_CANCELLED = 13   /* the caller's progress function has ended the call */
+    KVT_ERR_CANCELLED = 13   /* the caller's progress or on_piece has ended the call */
 } kvt_status;
 
 /* How K or V is stored. Bits per element at 128 dims, scales and offsets included. */
@@ -1181,7 +1181,9 @@ typedef struct kvt_load_result {
  * that its child has noted.
  *
  * map: the file's pages are the cache's memory, shared with all processes that map it and not held
- * against the budget; what is appended or changed is copied first. The file must not be changed
+ * against the budget; what is appended or changed is copied first. Blocks of other types (convert),
+ * and all of a file that has more layers than the cache, are read into memory. The file, and the
+ * parents in which blocks lie, must not be changed
  * while it is mapped (a save that replaces it is fine: it makes a new one); where it is cut short
  * the process gets SIGBUS. With KVT_MAP_LAZY kvt_attend, kvt_read, kvt_visit, kvt_seq_begin and
  * saves answer KVT_ERR_CORRUPT, with their output unwritten, when they meet a damaged layer of a
@@ -1198,7 +1200,7 @@ typedef struct kvt_load_result {
  * KVT_ERR_FULL      longer than max_tokens
  * KVT_ERR_VALUE     convert: a value is beyond what the cache's type can store
  * KVT_ERR_UNSUPPORTED  encrypted, and the library was built without libsodium; map of a file that
- *                      is encrypted, or converted, or where files cannot be mapped
+ *                      is encrypted, or where files cannot be mapped
  * KVT_ERR_CANCELLED    progress or on_piece said so
  * KVT_ERR_ARG, KVT_ERR_MEMORY, KVT_ERR_BUDGET
  */

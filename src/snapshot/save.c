@@ -285,11 +285,12 @@ static kvt_status open_parent(kvt_snap_saver *s, const char *path)
     if (status != KVT_OK)
         return status;
     n = kvt_snap_folder_bytes(name);
-    same = path ? kvt_snap_same_file(s->context, name, path) : 0;
+    same = path ? kvt_snap_chain_has_file(s->chain, path) : 0;
     if (same < 0)
         return KVT_ERR_IO;
     if (same)
-        return kvt_fail(s->seq->cache, KVT_ERR_ARG, "save: the file is its own parent: %s", path);
+        return kvt_fail(s->seq->cache, KVT_ERR_ARG,
+                        "save: the file is its own parent, or a parent of that: %s", path);
     same = path ? kvt_snap_same_folder(s->context, name, path) : 1;
     if (same < 0)
         return KVT_ERR_IO;
