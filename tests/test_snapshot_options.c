@@ -504,6 +504,13 @@ static void many_pieces(void **state)
     to = tagged_seq(&s);
     o.pieces = list;
     o.n_pieces = MANY;
+    for (int i = 1; i < MANY; i += 233) {
+        size_t room;
+        list[i].name = piece_names[MANY - 1 - i];
+        expect(s.cache, KVT_ERR_ARG, kvt_seq_save_memory(seq, &room, sizeof room, &room, &o));
+        expect_error_text(s.cache, "same name", "a name that is there");
+        list[i].name = piece_names[i];
+    }
     file = save_with(&s, seq, &o);
     l.on_piece = see_piece;
     l.piece_user = &w;
