@@ -525,8 +525,9 @@ typedef struct kvt_snap_sink {
     kvt_status (*place)(void *user, const kvt_snap_block *block, uint32_t layer_index,
                         unsigned char **image);
     /*
-     * The image of a layer, verified; called by any thread, several at once, so it must not fail
-     * with a text of its own place. scratch: of the thread.
+     * The image of a layer, verified; called by any thread, several at once. A text that it fails
+     * with does not depend on the block or layer: which of several is the last is not known.
+     * scratch: of the job.
      */
     kvt_status (*layer)(void *user, const kvt_snap_block *block, uint32_t layer_index,
                         const unsigned char *image, kvt_snap_buffer *scratch);
