@@ -290,10 +290,11 @@ static void inspect_edges(const char *path)
     CHECK(kvt_snapshot_convert(path, NULL, NULL, NULL, NULL, 0) == KVT_ERR_ARG);
     CHECK(kvt_snapshot_convert(path, NULL, "", NULL, text, 0) == KVT_ERR_ARG);
     CHECK(kvt_snapshot_convert("/nowhere", NULL, path, NULL, text, sizeof text) == KVT_ERR_IO);
-    for (unsigned i = 0; i < 12; i++) {
+    for (unsigned i = 0; i < 13; i++) {
         static const uint32_t layers[3] = {0, 0, 99};
         static const kvt_type types[1] = {KVT_TYPE_F16};
         static const kvt_snapshot_piece pieces[2] = {{"title", "new", 3}, {"fuzz", "b", 1}};
+        static const kvt_snapshot_piece nameless = {NULL, "b", 1};
         memset(&from, 0, sizeof from);
         memset(&to, 0, sizeof to);
         from.struct_size = i == 0 ? 1 : sizeof from;
@@ -305,8 +306,8 @@ static void inspect_edges(const char *path)
         from.n_layers = i == 5 ? 2 : i == 6;
         to.convert = i == 7;
         to.k_types = i == 7 ? types : NULL;
-        to.n_pieces = i == 8 ? 1 : i == 9 ? 2 : 0;
-        to.pieces = i == 9 ? pieces : NULL;
+        to.n_pieces = i == 8 || i == 12 ? 1 : i == 9 ? 2 : 0;
+        to.pieces = i == 9 ? pieces : i == 12 ? &nameless : NULL;
         from.on_piece = i == 10 ? refuse_piece : NULL;
         to.progress = i == 11 ? refuse_progress : NULL;
         to.no_fsync = 1;
@@ -413,6 +414,7 @@ void fuzz_edges(place *p, const input *in)
     static unsigned char data[1 << 21];
     static const unsigned char text[80] = "not a snapshot";
     const char *path = folder_file(8, text, sizeof text);
+    static const kvt_snapshot_piece pieces[2] = {{"title", "old", 3}, {"kept", "a", 1}};
     kvt_save_options options;
 
     if (kvt_seq_load(p->seq, folder_file(0, NULL, 0), NULL, NULL) != KVT_OK ||
@@ -422,6 +424,8 @@ void fuzz_edges(place *p, const input *in)
     load_edges(p, in->files[0], in->bytes[0], path);
     memset(&options, 0, sizeof options);
     options.struct_size = sizeof options;
+    options.pieces = pieces;
+    options.n_pieces = 2;
     CHECK(kvt_seq_save(p->seq, folder_file(9, NULL, 0), &options) == KVT_OK);
     inspect_edges(folder_file(9, NULL, 0));
     callback_edges(p, data, sizeof data);
