@@ -24,6 +24,9 @@ function(kvtile_fuzz_program name)
   target_include_directories(${name} PRIVATE ${PROJECT_SOURCE_DIR}
     ${PROJECT_SOURCE_DIR}/examples/tinylm)
   target_link_libraries(${name} PRIVATE ${fuzz_libraries} kvtile::xxhash)
+  if(KVTILE_FUZZ STREQUAL "UNCHECKED")
+    target_compile_definitions(${name} PRIVATE KVT_FUZZING)
+  endif()
 endfunction()
 
 # The model's reader alone, without the kernels of its products.

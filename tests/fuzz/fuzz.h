@@ -130,6 +130,13 @@ const char *fuzz_folder(void);
 /* Its file i gets these bytes; the path is static. data NULL: the path alone. */
 const char *folder_file(size_t i, const unsigned char *data, size_t n);
 
+/* Without checksums what loads may be damaged, and be found so later. */
+#ifdef KVT_FUZZING
+#define FUZZ_UNCHECKED 1
+#else
+#define FUZZ_UNCHECKED 0
+#endif
+
 /* ---- targets ---- */
 
 int fuzz_load(const uint8_t *data, size_t size);
