@@ -409,7 +409,7 @@ static void chain_edges(place *p, unsigned char *data, size_t room)
     CHECK(kvt_seq_load(p->other, child, &load, NULL) == KVT_ERR_IO);
 }
 
-void fuzz_edges(place *p, const input *in)
+void fuzz_edges(const uint8_t *input_data, size_t size)
 {
     static unsigned char data[1 << 21];
     static const unsigned char text[80] = "not a snapshot";
@@ -417,11 +417,16 @@ void fuzz_edges(place *p, const input *in)
     static const kvt_snapshot_piece pieces[2] = {{"title", "old", 3}, {"kept", "a", 1}};
     kvt_save_options options;
 
-    if (kvt_seq_load(p->seq, folder_file(0, NULL, 0), NULL, NULL) != KVT_OK ||
+    input in;
+    place *p;
+
+    input_open(&in, input_data, size);
+    p = place_of(&in);
+    if (kvt_seq_load_memory(p->seq, in.files[0], in.bytes[0], NULL, NULL) != KVT_OK ||
         kvt_seq_length(p->seq) > 1000)
         return;
     save_edges(p, path, data, sizeof data);
-    load_edges(p, in->files[0], in->bytes[0], path);
+    load_edges(p, in.files[0], in.bytes[0], path);
     memset(&options, 0, sizeof options);
     options.struct_size = sizeof options;
     options.pieces = pieces;
