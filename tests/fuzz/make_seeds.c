@@ -120,6 +120,9 @@ typedef struct variant {
 } variant;
 
 static const variant variants[] = {
+    {"moved", "edges", {[CONTROL_MORE] = MORE_EDGES}},
+    {"window-points", "edges", {[CONTROL_MORE] = MORE_EDGES}},
+    {"points-i4", "edges", {[CONTROL_MORE] = MORE_EDGES}},
     {"points", "edges", {0, 0, 0, 0, 0, 0, 0, 0, 32, [CONTROL_MORE] = MORE_EDGES}},
     {"i8-f16", "edges", {0, 0, 0, 0, 0, 0, 0, 0, 32, [CONTROL_MORE] = MORE_EDGES}},
     {"f16-i8", "sweep", {[CONTROL_MORE] = MORE_SWEEP}},
