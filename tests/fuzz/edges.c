@@ -290,10 +290,11 @@ static void inspect_edges(const char *path)
     CHECK(kvt_snapshot_convert(path, NULL, NULL, NULL, NULL, 0) == KVT_ERR_ARG);
     CHECK(kvt_snapshot_convert(path, NULL, "", NULL, text, 0) == KVT_ERR_ARG);
     CHECK(kvt_snapshot_convert("/nowhere", NULL, path, NULL, text, sizeof text) == KVT_ERR_IO);
-    for (unsigned i = 0; i < 12; i++) {
+    for (unsigned i = 0; i < 13; i++) {
         static const uint32_t layers[3] = {0, 0, 99};
         static const kvt_type types[1] = {KVT_TYPE_F16};
         static const kvt_snapshot_piece pieces[2] = {{"title", "new", 3}, {"fuzz", "b", 1}};
+        static const kvt_snapshot_piece nameless = {NULL, "b", 1};
         memset(&from, 0, sizeof from);
         memset(&to, 0, sizeof to);
         from.struct_size = i == 0 ? 1 : sizeof from;
@@ -305,8 +306,8 @@ static void inspect_edges(const char *path)
         from.n_layers = i == 5 ? 2 : i == 6;
         to.convert = i == 7;
         to.k_types = i == 7 ? types : NULL;
-        to.n_pieces = i == 8 ? 1 : i == 9 ? 2 : 0;
-        to.pieces = i == 9 ? pieces : NULL;
+        to.n_pieces = i == 8 || i == 12 ? 1 : i == 9 ? 2 : 0;
+        to.pieces = i == 9 ? pieces : i == 12 ? &nameless : NULL;
         from.on_piece = i == 10 ? refuse_piece : NULL;
         to.progress = i == 11 ? refuse_progress : NULL;
         to.no_fsync = 1;
@@ -320,6 +321,7 @@ static void inspect_edges(const char *path)
 
 static void callback_edges(place *p, unsigned char *data, size_t room)
 {
+    static const kvt_snapshot_piece pieces[2] = {{"title", "of two", 6}, {"none", "", 0}};
     kvt_save_options save;
     kvt_load_options load;
     for (unsigned coded = 0; coded < 4; coded++) {
@@ -327,10 +329,13 @@ static void callback_edges(place *p, unsigned char *data, size_t room)
         kvt_writer writer = {&f, failing_write};
         kvt_reader reader = {&f, failing_read};
         kvt_status status = KVT_ERR_IO;
+        size_t step;
         memset(&save, 0, sizeof save);
         memset(&load, 0, sizeof load);
         save.struct_size = sizeof save;
         load.struct_size = sizeof load;
+        save.pieces = pieces;
+        save.n_pieces = 2;
         save.key = load.key = coded & 1 ? key : NULL;
         save.codec = coded & 2 ? KVT_CODEC_RAW : KVT_CODEC_ZSTD;
         for (unsigned fail = 1; status != KVT_OK && fail < 300; fail++) {
@@ -350,18 +355,19 @@ static void callback_edges(place *p, unsigned char *data, size_t room)
             if (status == KVT_OK)
                 break;
         }
-        for (size_t small = 0; small < f.n; small += 1 + f.n / 40) {
+        step = coded & 1 || f.n > 40000 ? 1 + f.n / 40 : 8; /* at each part of each section */
+        for (size_t small = 0; small < f.n; small += step) {
             size_t n;
             CHECK(kvt_seq_save_memory(p->seq, data + f.n, small < room - f.n ? small : 0, &n,
                                       &save) == KVT_ERR_FULL);
         }
-        for (size_t n = 0; n < f.n; n += 1 + f.n / 60)
+        for (size_t n = 0; n < f.n; n += step)
             CHECK(kvt_seq_load_memory(p->other, data, n, &load, NULL) == KVT_ERR_CORRUPT || n < 64);
     }
 }
 
-/* An encrypted delta of an encrypted parent, which is then damaged byte by byte. */
-static void chain_edges(place *p, unsigned char *data, size_t room)
+/* A delta, encrypted where there is a key, of a parent that is then damaged and cut. */
+static void chain_edges(place *p, const unsigned char *with, unsigned char *data, size_t room)
 {
     const char *parent = folder_file(8, NULL, 0), *child = folder_file(7, NULL, 0);
     kvt_save_options save;
@@ -376,7 +382,7 @@ static void chain_edges(place *p, unsigned char *data, size_t room)
     save.struct_size = sizeof save;
     load.struct_size = sizeof load;
     save.no_fsync = 1;
-    save.key = load.key = key;
+    save.key = load.key = with;
     status = kvt_seq_save(p->seq, parent, &save);
     if (status == KVT_ERR_UNSUPPORTED)
         return;
@@ -386,18 +392,22 @@ static void chain_edges(place *p, unsigned char *data, size_t room)
     CHECK(kvt_seq_save_bound(p->seq, &bound, &save) == KVT_OK);
     CHECK(kvt_seq_load(p->other, child, &load, NULL) == KVT_OK);
     load.map = KVT_MAP_VERIFY;
-    CHECK(kvt_seq_load(p->other, child, &load, NULL) == KVT_ERR_UNSUPPORTED);
+    CHECK(kvt_seq_load(p->other, child, &load, NULL) == (with ? KVT_ERR_UNSUPPORTED : KVT_OK));
     load.map = 0;
-    CHECK(kvt_seq_load(p->other, child, NULL, NULL) == KVT_ERR_MISMATCH);
+    CHECK(kvt_seq_load(p->other, child, NULL, NULL) == (with ? KVT_ERR_MISMATCH : KVT_OK));
+    CHECK(kvt_seq_clear(p->other) == KVT_OK); /* it is mapped */
     f = fopen(parent, "rb");
     CHECK(f);
     n = fread(data, 1, room, f);
     CHECK(fclose(f) == 0);
-    for (size_t at = 0; at < n; at += 1 + n / 50) {
+    /* Of a plain parent not all is read; the index and what is before the blocks are. */
+    for (size_t at = 0; at < n; at += with || (at > 400 && n - at > 800) ? 1 + n / 50 : 4) {
         data[at] ^= 1;
         (void)folder_file(8, data, n);
-        CHECK(kvt_seq_load(p->other, child, &load, NULL) != KVT_OK);
-        CHECK(kvt_seq_save(p->seq, folder_file(9, NULL, 0), &save) != KVT_OK);
+        status = kvt_seq_load(p->other, child, &load, NULL);
+        CHECK(status != KVT_OK || !with);
+        status = kvt_seq_save(p->seq, folder_file(9, NULL, 0), &save);
+        CHECK(status != KVT_OK || !with);
         data[at] ^= 1;
         (void)folder_file(8, data, at);
         CHECK(kvt_seq_load(p->other, child, &load, NULL) != KVT_OK);
@@ -408,24 +418,33 @@ static void chain_edges(place *p, unsigned char *data, size_t room)
     CHECK(kvt_seq_load(p->other, child, &load, NULL) == KVT_ERR_IO);
 }
 
-void fuzz_edges(place *p, const input *in)
+void fuzz_edges(const uint8_t *input_data, size_t size)
 {
     static unsigned char data[1 << 21];
     static const unsigned char text[80] = "not a snapshot";
     const char *path = folder_file(8, text, sizeof text);
+    static const kvt_snapshot_piece pieces[2] = {{"title", "old", 3}, {"kept", "a", 1}};
     kvt_save_options options;
 
-    if (kvt_seq_load(p->seq, folder_file(0, NULL, 0), NULL, NULL) != KVT_OK ||
+    input in;
+    place *p;
+
+    input_open(&in, input_data, size);
+    p = place_of(&in);
+    if (kvt_seq_load_memory(p->seq, in.files[0], in.bytes[0], NULL, NULL) != KVT_OK ||
         kvt_seq_length(p->seq) > 1000)
         return;
     save_edges(p, path, data, sizeof data);
-    load_edges(p, in->files[0], in->bytes[0], path);
+    load_edges(p, in.files[0], in.bytes[0], path);
     memset(&options, 0, sizeof options);
     options.struct_size = sizeof options;
+    options.pieces = pieces;
+    options.n_pieces = 2;
     CHECK(kvt_seq_save(p->seq, folder_file(9, NULL, 0), &options) == KVT_OK);
     inspect_edges(folder_file(9, NULL, 0));
     callback_edges(p, data, sizeof data);
-    chain_edges(p, data, sizeof data);
+    chain_edges(p, NULL, data, sizeof data);
+    chain_edges(p, key, data, sizeof data);
     place_reset(p);
     for (size_t i = 7; i < 10; i++)
         (void)remove(folder_file(i, NULL, 0));

@@ -44,7 +44,7 @@ enum {                   /* controls */
        CONTROL_MORE = 13 /* bits of the targets */
 };
 
-#define MORE_EDGES 64  /* fuzz_convert: fuzz_edges */
+#define MORE_EDGES 64  /* replay.c: fuzz_edges */
 #define MORE_SWEEP 128 /* replay.c: each allocation fails in turn */
 
 typedef struct input {
@@ -130,14 +130,21 @@ const char *fuzz_folder(void);
 /* Its file i gets these bytes; the path is static. data NULL: the path alone. */
 const char *folder_file(size_t i, const unsigned char *data, size_t n);
 
+/* Without checksums what loads may be damaged, and be found so later. */
+#ifdef KVT_FUZZING
+#define FUZZ_UNCHECKED 1
+#else
+#define FUZZ_UNCHECKED 0
+#endif
+
 /* ---- targets ---- */
 
 int fuzz_load(const uint8_t *data, size_t size);
 int fuzz_map(const uint8_t *data, size_t size);
 int fuzz_chain(const uint8_t *data, size_t size);
 int fuzz_convert(const uint8_t *data, size_t size);
-/* edges.c: faults of options and callbacks, with what file 0 of the folder makes. */
-void fuzz_edges(place *p, const input *in);
+/* edges.c: faults of options and callbacks, with what file 0 makes. Slow: in replays. */
+void fuzz_edges(const uint8_t *data, size_t size);
 int fuzz_crypt(const uint8_t *data, size_t size);
 int fuzz_model(const uint8_t *data, size_t size);
 

@@ -120,6 +120,9 @@ typedef struct variant {
 } variant;
 
 static const variant variants[] = {
+    {"moved", "edges", {[CONTROL_MORE] = MORE_EDGES}},
+    {"window-points", "edges", {[CONTROL_MORE] = MORE_EDGES}},
+    {"points-i4", "edges", {[CONTROL_MORE] = MORE_EDGES}},
     {"points", "edges", {0, 0, 0, 0, 0, 0, 0, 0, 32, [CONTROL_MORE] = MORE_EDGES}},
     {"i8-f16", "edges", {0, 0, 0, 0, 0, 0, 0, 0, 32, [CONTROL_MORE] = MORE_EDGES}},
     {"f16-i8", "sweep", {[CONTROL_MORE] = MORE_SWEEP}},
@@ -163,6 +166,12 @@ static const variant variants[] = {
     {"groups", "save-layers", {0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 3}},
     {"i4-again", "save-as", {0, 0, 1, 0, 0, 0, 0, 0, 66, 0}},
     {"f32", "save-as", {0, 0, 1, 0, 0, 0, 0, 0, 67 + 3, 0}},
+    {"i8-open", "save-one-as", {0, 0, 1, 0, 0, 0, 0, 0, 64 + 16 + 1, 0}},
+    {"i8-open", "save-v-as", {0, 0, 1, 0, 0, 0, 0, 0, 64 + 144 + 1, 0}},
+    {"v-in-k", "save-k-as", {0, 0, 1, 0, 0, 0, 0, 0, 64 + 128 + 1, 0}},
+    {"window", "save-as", {0, 0, 1, 0, 0, 0, 0, 0, 64 + 1, 0}},
+    {"points", "save-v-as", {0, 0, 1, 0, 0, 0, 0, 0, 64 + 144 + 1, 0}},
+    {"groups", "save-one-as", {0, 0, 1, 0, 0, 0, 0, 0, 64 + 16 + 1, 0}},
     {"i8-open", "save-as", {0, 0, 1, 0, 0, 0, 0, 0, 65 + 6, 0}},
     {"points", "save-as", {0, 0, 1, 0, 0, 0, 0, 0, 65 + 6, 0}},
     {"f16", "save-in-place", {0, 0, 1, 0, 0, 0, 0, 0, 4, 0}},

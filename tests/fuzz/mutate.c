@@ -323,6 +323,44 @@ static void resize_payload(section *s)
     }
 }
 
+/* A checkpoint's rows, or what it is of. */
+static void change_checkpoint(file *f)
+{
+    size_t at = pick(f, 9), table = pick(f, 3), words;
+    section *s = &f->sections[at];
+    uint32_t n;
+    unsigned char *word;
+    if (at == f->n_sections || table == f->n_sections || s->n < 32)
+        return;
+    n = (uint32_t)(f->sections[table].n / 32);
+    words = (s->n - 24) / 4;
+    word = s->data + 16 + 4 * any((uint32_t)words);
+    switch (any(6)) {
+    case 0: store32(word, UINT32_MAX); break;
+    case 1: s->value += any(2) ? any(70) : 0 - (uint64_t)any(70); break;
+    case 2: store32(word, load32(word) ^ 1); break;
+    case 3: /* another block that only checkpoints have */
+        if (n && f->sections[table].n >= 40) {
+            section *t = &f->sections[table];
+            size_t from = 32 * any(n), last = t->n - 8;
+            section_resize(t, t->n + 32);
+            memcpy(t->data + last, t->data + from, 32);
+            store32(word, n);
+            for (size_t i = 0, blocks = 0; !t->data[from + 30] && i < f->n_sections; i++)
+                if (f->sections[i].type == 4 && blocks++ == from / 32 &&
+                    f->n_sections < FILE_SECTIONS - 64) {
+                    size_t to = at;
+                    while (to > 0 && f->sections[to - 1].type == 9)
+                        to--;
+                    insert_copy(f, to, f, i);
+                    break;
+                }
+        }
+        break;
+    default: store32(word, any(n + 2)); break;
+    }
+}
+
 /* What of the mending would undo nothing of the change. */
 static unsigned change_file(file *f)
 {
@@ -331,8 +369,9 @@ static unsigned change_file(file *f)
     static const uint32_t small[] = {3, 8, 9, 11, 12, 4};
     if (at == f->n_sections)
         return MEND_ALL;
-    switch (any(14)) {
+    switch (any(15)) {
     case 0: change_header(f); break;
+    case 13: change_checkpoint(f); break;
     case 1: change_order(f); break;
     case 2: change_table(f); break;
     case 3: /* the head */

@@ -9,7 +9,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { PARENT_BYTES = 1 << 20 }; /* that an open parent takes: the forecast leaves it out */
+enum { PARENT_BYTES = 300 << 10 }; /* of each parent: kvt_working_forecast */
 
 void fuzz_fail(const char *file, int line, const char *what)
 {
@@ -289,7 +289,13 @@ void save_options_of(const input *in, const place *p, kvt_save_options *options)
         options->convert = 1;
         options->n_types = p->config.n_groups;
         options->k_types = k_types;
-        options->v_types = v_types;
+        options->v_types = codec & 128 ? NULL : v_types;
+        if (codec & 16)
+            options->n_types = 1;
+        if ((codec & 144) == 144) {
+            options->v_types = v_types;
+            options->k_types = NULL;
+        }
     }
 }
 

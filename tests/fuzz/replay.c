@@ -52,7 +52,11 @@ static int replay(const char *path, int model)
         return fuzz_model(data, n);
     if (all(n))
         return 1;
-    return n > FUZZ_HEAD && data[0] == 'F' && data[2 + CONTROL_MORE] & MORE_SWEEP ? sweep(n) : 0;
+    if (n <= FUZZ_HEAD || data[0] != 'F')
+        return 0;
+    if (data[2 + CONTROL_MORE] & MORE_EDGES)
+        fuzz_edges(data, n);
+    return data[2 + CONTROL_MORE] & MORE_SWEEP ? sweep(n) : 0;
 }
 
 int main(int argc, char **argv)

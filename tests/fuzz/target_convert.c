@@ -111,9 +111,6 @@ int fuzz_convert(const uint8_t *data, size_t size)
         if (status == KVT_OK)
             check_written(&in, folder_file(6, NULL, 0));
     }
-    p = place_of(&in);
-    if (in.controls[CONTROL_MORE] & MORE_EDGES)
-        fuzz_edges(p, &in);
     for (size_t i = 0; i < 7; i++)
         (void)remove(folder_file(i, NULL, 0));
     return 0;
