@@ -484,7 +484,7 @@ static void pieces(void **state)
 static void many_pieces(void **state)
 {
     enum { MANY = 700 };
-    static char piece_names[MANY][16];
+    static char piece_names[MANY][24];
     static kvt_snapshot_piece list[MANY];
     kvt_save_options o = saves(KVT_CODEC_RAW);
     kvt_load_options l = loads();
