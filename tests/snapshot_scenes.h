@@ -71,6 +71,9 @@ typedef struct scenes {
     int fd; /* of SAVE_FD, LOAD_FD */
 } scenes;
 
+/* 0: it encrypts, and the library was built without libsodium. */
+int scene_is_possible(scene_kind kind);
+
 extern char scene_folder[64];
 const char *scene_path(scene_file file);
 

@@ -46,11 +46,11 @@ static uint32_t code_at(kvt_type type, int is_k, const void *codes, size_t t, si
     switch (type) {
     case KVT_TYPE_I8: return bytes[(is_k ? kvt_k8_index : kvt_v8_index)(t, d, dims)];
     case KVT_TYPE_I4:
-        return is_k ? bytes[kvt_k4_index(t, d, dims)] >> kvt_k4_shift(d) & 15u
-                    : bytes[kvt_v4_index(t, d, dims)] >> kvt_v4_shift(t) & 15u;
+        return is_k ? (uint32_t)bytes[kvt_k4_index(t, d, dims)] >> kvt_k4_shift(d) & 15u
+                    : (uint32_t)bytes[kvt_v4_index(t, d, dims)] >> kvt_v4_shift(t) & 15u;
     case KVT_TYPE_I5:
-        return (bytes[kvt_v4_index(t, d, dims)] >> kvt_v4_shift(t) & 15u) |
-               (bytes[kvt_v5_index(t, d, dims)] >> kvt_v5_shift(t, d) & 1u) << 4;
+        return ((uint32_t)bytes[kvt_v4_index(t, d, dims)] >> kvt_v4_shift(t) & 15u) |
+               ((uint32_t)bytes[kvt_v5_index(t, d, dims)] >> kvt_v5_shift(t, d) & 1u) << 4;
     case KVT_TYPE_F16:
         return ((const uint16_t *)codes)[(is_k ? kvt_kw_index : kvt_vw_index)(t, d, dims)];
     default: return ((const uint32_t *)codes)[(is_k ? kvt_kw_index : kvt_vw_index)(t, d, dims)];

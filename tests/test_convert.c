@@ -188,11 +188,11 @@ static uint32_t code_at(kvt_side side, kvt_type type, const void *codes, size_t 
     case KVT_TYPE_F16: return ((const uint16_t *)codes)[wide];
     case KVT_TYPE_I8: return bytes[is_k ? kvt_k8_index(t, d, dims_p) : kvt_v8_index(t, d, dims_p)];
     default:
-        code = is_k ? bytes[kvt_k4_index(t, d, dims_p)] >> kvt_k4_shift(d)
-                    : bytes[kvt_v4_index(t, d, dims_p)] >> kvt_v4_shift(t);
+        code = is_k ? (uint32_t)bytes[kvt_k4_index(t, d, dims_p)] >> kvt_k4_shift(d)
+                    : (uint32_t)bytes[kvt_v4_index(t, d, dims_p)] >> kvt_v4_shift(t);
         code &= 15;
         if (type == KVT_TYPE_I5)
-            code |= (bytes[kvt_v5_index(t, d, dims_p)] >> kvt_v5_shift(t, d) & 1u) << 4;
+            code |= ((uint32_t)bytes[kvt_v5_index(t, d, dims_p)] >> kvt_v5_shift(t, d) & 1u) << 4;
         return code;
     }
 }

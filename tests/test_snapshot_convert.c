@@ -370,7 +370,7 @@ static void pieces_go_along(void **state)
     kvt_save_options o = saves(KVT_CODEC_RAW);
     kvt_load_options l = loads();
     kvt_snapshot_piece many[20];
-    char text[200] = "", names[20][4];
+    char text[200] = "", names[20][12];
     subject s;
     kvt_seq *seq, *to;
     (void)state;

@@ -275,7 +275,7 @@ static void test_keys(void **state)
     assert_int_equal(decrypt(&context, key, &p, plain, n, S, &delivered), KVT_ERR_MISMATCH);
     assert_non_null(strstr(text, "not encrypted"));
     assert_int_equal(decrypt(&context, NULL, &f, plain, n, S, &delivered), KVT_ERR_ARG);
-    assert_int_equal(kvt_snap_crypt_needs_key(&context), KVT_ERR_MISMATCH);
+    assert_int_equal(kvt_snap_crypt_needs_key(&context, ""), KVT_ERR_MISMATCH);
     assert_non_null(strstr(text, "a key is needed"));
 
     /* Any head with a sum that is right: the key does not fit, or the segments do not. */

@@ -177,6 +177,47 @@ static void turns(void **state)
             }
 }
 
+/* n tokens whose ids are all the same, from token `first` of the test's on. */
+static void same_ids(const subject *s, kvt_seq *seq, size_t first, size_t n)
+{
+    int32_t ids[MOST];
+    for (size_t i = 0; i < n; i++)
+        ids[i] = 7;
+    expect_ok(s->cache, kvt_seq_begin(seq, n, NULL));
+    append_layers(s, seq, first);
+    expect_ok(s->cache, kvt_seq_commit(seq, ids));
+}
+
+/* Keys that have moved are told from such that have not by their shifts alone, either way. */
+static void shifts(void **state)
+{
+    rng r = {47};
+    (void)state;
+    for (int kind = 0; kind < KINDS; kind++)
+        for (int later = 0; later < 2; later++)
+            for (uint32_t codec = 0; codec < 2; codec++) {
+                kvt_save_options o = saves(codec);
+                subject s;
+                kvt_seq *seq, *moved;
+                if (kind == WINDOW || kind == I4_WINDOW || kind == I4_I5)
+                    continue; /* released, or not without its first block's offset */
+                open_kind(&s, kind, &r);
+                seq = tagged_seq(&s);
+                same_ids(&s, seq, 0, 260);
+                expect_ok(s.cache, kvt_seq_fork(seq, 260, &moved));
+                expect_ok(s.cache, kvt_seq_remove(moved, 64, 64));
+                expect_ok(s.cache, kvt_seq_save(later ? seq : moved, in_folder(level_name(0)), &o));
+                o.parent = in_folder(level_name(0));
+                expect_ok(s.cache, kvt_seq_save(later ? moved : seq, in_folder(level_name(1)), &o));
+                assert_int_equal(look_at(in_folder(level_name(1)), NULL).inherited_tokens, 64);
+                check_file(&s, later ? moved : seq, in_folder(level_name(1)), NULL, "shifts",
+                           (size_t)later);
+                kvt_seq_destroy(moved);
+                kvt_seq_destroy(seq);
+                close_subject(&s);
+            }
+}
+
 /* Saved in other types, with a parent of these; and a part of a sequence with one of a part. */
 static void options_of_deltas(void **state)
 {
@@ -306,6 +347,15 @@ static void parents_that_are_not(void **state)
     assert_int_equal(symlink("base", in_folder("link")), 0);
     expect(s.cache, KVT_ERR_ARG, kvt_seq_save(seq, in_folder("link"), &o));
     assert_int_equal(unlink(in_folder("link")), 0);
+    o.parent = in_folder("base"); /* nor of its parent's */
+    expect_ok(s.cache, kvt_seq_save(seq, in_folder("child"), &o));
+    o.parent = in_folder("child");
+    expect(s.cache, KVT_ERR_ARG, kvt_seq_save(seq, in_folder("base"), &o));
+    expect_error_text(s.cache, "its own parent", "a file of its child");
+    o.in_place = 1;
+    expect(s.cache, KVT_ERR_ARG, kvt_seq_save(seq, in_folder("base"), &o));
+    o.in_place = 0;
+    o.parent = in_folder("base");
     assert_int_equal(mkdir(in_folder("sub"), 0700), 0);
     expect(s.cache, KVT_ERR_ARG, kvt_seq_save(seq, in_folder("sub/delta"), &o));
     expect_error_text(s.cache, "not in the folder", "another folder");
@@ -327,6 +377,12 @@ static void parents_that_are_not(void **state)
         expect(s.cache, KVT_ERR_MISMATCH, kvt_seq_save(seq, in_folder("x"), &o));
         o.key = NULL;
         expect(s.cache, KVT_ERR_MISMATCH, kvt_seq_save(seq, in_folder("x"), &o));
+        expect_error_text(s.cache, "in the parent secret, ", "which file is encrypted");
+        o.key = a_key;
+        o.parent = in_folder("base");
+        expect(s.cache, KVT_ERR_MISMATCH, kvt_seq_save(seq, in_folder("x"), &o));
+        expect_error_text(s.cache, "in the parent base, ", "which file is not encrypted");
+        o.key = NULL;
     }
     /* loads: where the parents are */
     file = slurp(in_folder("delta"));
@@ -354,6 +410,13 @@ static void parents_that_are_not(void **state)
     expect_ok(s.cache, kvt_seq_save(other, in_folder("base"), &o));
     expect(s.cache, KVT_ERR_MISMATCH, kvt_seq_load(to, in_folder("delta"), &l, NULL));
     expect_error_text(s.cache, "base", "another parent");
+    spill(in_folder("base"), "this is no snapshot, but longer than a header", 45);
+    expect(s.cache, KVT_ERR_FORMAT, kvt_seq_load(to, in_folder("delta"), &l, NULL));
+    expect_error_text(s.cache, "in the parent base, not a kvtile", "which file is no snapshot");
+    assert_int_equal(unlink(in_folder("base")), 0);
+    assert_int_equal(mkfifo(in_folder("base"), 0600), 0); /* is not waited for */
+    expect(s.cache, KVT_ERR_IO, kvt_seq_load(to, in_folder("delta"), &l, NULL));
+    expect_error_text(s.cache, "not a regular file", "a pipe");
     assert_int_equal(unlink(in_folder("base")), 0);
     expect(s.cache, KVT_ERR_IO, kvt_seq_load(to, in_folder("delta"), &l, NULL));
     expect_error_text(s.cache, "base", "no parent");
@@ -375,6 +438,42 @@ static void parents_that_are_not(void **state)
     bytes_free(&base);
     kvt_seq_destroy(to);
     kvt_seq_destroy(other);
+    kvt_seq_destroy(seq);
+    close_subject(&s);
+}
+
+/* A name from a file is shown, and gives a terminal no orders. */
+static void names_in_texts(void **state)
+{
+    static const char bad[] = "a\033[2Jb\n";
+    char longer[100];
+    rng r = {46};
+    subject s;
+    kvt_seq *seq, *to;
+    kvt_save_options o = saves(KVT_CODEC_RAW);
+    bytes base;
+    (void)state;
+    open_kind(&s, I8, &r);
+    seq = full_seq(&s, 100);
+    to = tagged_seq(&s);
+    expect_ok(s.cache, kvt_seq_save(seq, in_folder(bad), &o));
+    o.parent = in_folder(bad);
+    expect_ok(s.cache, kvt_seq_save(seq, in_folder("named"), &o));
+    assert_int_equal(unlink(in_folder(bad)), 0);
+    expect(s.cache, KVT_ERR_IO, kvt_seq_load(to, in_folder("named"), NULL, NULL));
+    expect_error_text(s.cache, "a?[2Jb?", "a name with control characters");
+    memset(longer, 'x', sizeof longer - 1);
+    longer[sizeof longer - 1] = '\0';
+    o.parent = NULL;
+    expect_ok(s.cache, kvt_seq_save(seq, in_folder(longer), &o));
+    o.parent = in_folder(longer);
+    expect_ok(s.cache, kvt_seq_save(seq, in_folder("named"), &o));
+    base = slurp(in_folder(longer));
+    spill(in_folder(longer), base.data, base.n - 8);
+    expect(s.cache, KVT_ERR_CORRUPT, kvt_seq_load(to, in_folder("named"), NULL, NULL));
+    expect_error_text(s.cache, "xxx, ", "a long name");
+    bytes_free(&base);
+    kvt_seq_destroy(to);
     kvt_seq_destroy(seq);
     close_subject(&s);
 }
@@ -427,7 +526,9 @@ int main(void)
         cmocka_unit_test(turns),
         cmocka_unit_test(options_of_deltas),
         cmocka_unit_test(sizes),
+        cmocka_unit_test(shifts),
         cmocka_unit_test(parents_that_are_not),
+        cmocka_unit_test(names_in_texts),
         cmocka_unit_test(depth),
     };
     RUN_IN_FOLDER(tests);

@@ -539,10 +539,15 @@ static void close_case(subject *s)
 static void test_flips(void **state)
 {
     size_t flipped = 0, cut = 0, refused = 0, late = 0, same = 0, all = 0;
+#if defined(KVT_TEST_CRYPT)
+    const int cases = CASES;
+#else
+    const int cases = SECRET;
+#endif
     (void)state;
 
     every = getenv("KVT_TEST_FULL") ? 1 : is_quick() ? 97 : 23;
-    for (int kind = 0; kind < CASES; kind++) {
+    for (int kind = 0; kind < cases; kind++) {
         subject s = open_case((case_kind)kind);
         size_t structural = 0, before;
         for (size_t i = 0; i < s.good.n; i++) {
@@ -577,7 +582,7 @@ static void test_flips(void **state)
     assert_int_equal(seen.forms, 15);
     assert_int_equal(seen.places, 3);
     assert_int_equal(seen.layouts, 3);
-    assert_true(seen.padded && seen.moved && seen.encrypted);
+    assert_true(seen.padded && seen.moved && seen.encrypted == (cases == CASES));
 }
 
 static int setup(void **state)

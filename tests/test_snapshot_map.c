@@ -359,6 +359,45 @@ static void memory_is_the_files(void **state)
     ledger_close(&l);
 }
 
+/* Each file of a chain takes memory for the blocks that lie in it, not for all of the sequence. */
+static void memory_of_chains(void **state)
+{
+    enum { FILES = 10 };
+    kvt_group_config g = group_of(1, 1, 1, 8, 8, KVT_TYPE_F16, KVT_TYPE_F16);
+    rng r = {58};
+    subject s;
+    kvt_seq *seq, *to;
+    uint64_t empty, one, chain;
+    char names[FILES][8];
+    (void)state;
+    open_subject(&s, &g, 1, &r);
+    open_cache(&s, NULL);
+    seq = tagged_seq(&s);
+    grow(&s, seq, 64);
+    for (int i = 0; i < FILES; i++) {
+        (void)snprintf(names[i], sizeof names[i], "c%d", i);
+        save_as(&s, seq, names[i], KVT_CODEC_RAW, i ? names[i - 1] : NULL);
+        grow(&s, seq, 64);
+    }
+    save_as(&s, seq, "last", KVT_CODEC_RAW, names[FILES - 1]);
+    save_as(&s, seq, "one", KVT_CODEC_RAW, NULL);
+    for (uint32_t map = KVT_MAP_VERIFY; map <= KVT_MAP_LAZY; map++) {
+        expect_ok(s.cache, kvt_cache_trim(s.cache));
+        empty = kvt_cache_memory_bytes(s.cache);
+        to = mapped_seq(&s, "one", map);
+        one = kvt_cache_memory_bytes(s.cache) - empty;
+        kvt_seq_destroy(to);
+        expect_ok(s.cache, kvt_cache_trim(s.cache));
+        to = mapped_seq(&s, "last", map);
+        chain = kvt_cache_memory_bytes(s.cache) - empty;
+        expect_equal(&s, seq, to, "a chain that is mapped", map);
+        kvt_seq_destroy(to);
+        assert_true(chain < one + FILES * 512);
+    }
+    kvt_seq_destroy(seq);
+    close_subject(&s);
+}
+
 static void not_mapped(void **state)
 {
     rng r = {57};
@@ -429,10 +468,10 @@ static void not_mapped(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(all_is_equal), cmocka_unit_test(files_go),
-        cmocka_unit_test(loads_over),   cmocka_unit_test(damaged_layers),
-        cmocka_unit_test(damaged_ends), cmocka_unit_test(memory_is_the_files),
-        cmocka_unit_test(not_mapped),
+        cmocka_unit_test(all_is_equal),     cmocka_unit_test(files_go),
+        cmocka_unit_test(loads_over),       cmocka_unit_test(damaged_layers),
+        cmocka_unit_test(damaged_ends),     cmocka_unit_test(memory_is_the_files),
+        cmocka_unit_test(memory_of_chains), cmocka_unit_test(not_mapped),
     };
     RUN_IN_FOLDER(tests);
 }

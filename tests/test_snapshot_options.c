@@ -88,14 +88,18 @@ static void bounds_hold(void **state)
         open_kind(&s, kind, &r);
         crypt = has_crypt(&s);
         for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i += is_quick() ? 5 : 1)
-            for (int marks = 0; marks < 2; marks++) {
-                kvt_seq *seq = marks ? full_seq(&s, lengths[i]) : seq_of(&s);
-                if (!marks && lengths[i])
+            for (int marks = 0; marks < 3; marks++) {
+                kvt_seq *seq = marks == 1 ? full_seq(&s, lengths[i]) : seq_of(&s);
+                if (marks != 1 && lengths[i])
                     grow(&s, seq, lengths[i]);
+                if (marks == 2) { /* no tag, but a position; keys that have moved */
+                    (void)kvt_seq_remove(seq, 64, 64);
+                    expect_ok(s.cache, kvt_seq_set_next_position(seq, 700));
+                }
                 for (int v = 0; v < VARIANTS; v++) {
-                    kvt_save_options o = variant(&s, v, lengths[i]);
+                    kvt_save_options o = variant(&s, v, kvt_seq_length(seq));
                     if (!o.key || crypt)
-                        check_bound(&s, seq, &o, marks, v);
+                        check_bound(&s, seq, &o, marks == 1, v);
                 }
                 kvt_seq_destroy(seq);
             }
@@ -342,10 +346,8 @@ static void progress(void **state)
                 expect_ok(cache, kvt_seq_load(other, in_folder("big"), &l, NULL));
                 kvt_seq_destroy(other);
             }
-            if (map != KVT_MAP_LAZY || codec != KVT_CODEC_RAW) {
-                assert_int_equal(w.total, all.total);
-                assert_int_equal(w.done, w.total);
-            }
+            assert_int_equal(w.total, all.total);
+            assert_int_equal(w.done, w.total);
             all.calls = w.calls;
             for (int stop = 0; stop < all.calls; stop++) {
                 memset(&w, 0, sizeof w);
@@ -478,12 +480,133 @@ static void pieces(void **state)
     close_subject(&s);
 }
 
+/* Names are told apart, however many there are, and one that comes again is found. */
+static void many_pieces(void **state)
+{
+    enum { MANY = 700 };
+    static char piece_names[MANY][16];
+    static kvt_snapshot_piece list[MANY];
+    kvt_save_options o = saves(KVT_CODEC_RAW);
+    kvt_load_options l = loads();
+    seen w = {list, 0, SIZE_MAX};
+    rng r = {37};
+    subject s;
+    kvt_seq *seq, *to;
+    bytes file;
+    (void)state;
+    for (int i = 0; i < MANY; i++) {
+        (void)snprintf(piece_names[i], sizeof piece_names[i], "piece %03d", i);
+        list[i].name = list[i].data = piece_names[i];
+        list[i].bytes = (size_t)i % 16;
+    }
+    open_kind(&s, I8, &r);
+    seq = full_seq(&s, 10);
+    to = tagged_seq(&s);
+    o.pieces = list;
+    o.n_pieces = MANY;
+    for (int i = 1; i < MANY; i += 233) {
+        size_t room;
+        list[i].name = piece_names[MANY - 1 - i];
+        expect(s.cache, KVT_ERR_ARG, kvt_seq_save_memory(seq, &room, sizeof room, &room, &o));
+        expect_error_text(s.cache, "same name", "a name that is there");
+        list[i].name = piece_names[i];
+    }
+    file = save_with(&s, seq, &o);
+    l.on_piece = see_piece;
+    l.piece_user = &w;
+    expect_ok(s.cache, kvt_seq_load_memory(to, file.data, file.n, &l, NULL));
+    assert_int_equal(w.n, MANY);
+    l.on_piece = NULL;
+    for (int i = 1; i < MANY; i += 99)
+        for (int twin = 0; twin < i; twin += 50) {
+            size_t payload, at = section_payload(file.data, file.n, 12, (unsigned)i, &payload);
+            memcpy(file.data + at + 16, piece_names[twin], 9);
+            resign(file.data, file.n);
+            expect(s.cache, KVT_ERR_CORRUPT, kvt_seq_load_memory(to, file.data, file.n, &l, NULL));
+            expect_error_text(s.cache, "same name", "a name that comes again");
+            memcpy(file.data + at + 16, piece_names[i], 9);
+        }
+    resign(file.data, file.n);
+    expect_ok(s.cache, kvt_seq_load_memory(to, file.data, file.n, &l, NULL));
+    bytes_free(&file);
+    kvt_seq_destroy(to);
+    kvt_seq_destroy(seq);
+    close_subject(&s);
+}
+
+/* ---- inspection ---- */
+
+static int stop_at_once(void *user, uint64_t done, uint64_t total)
+{
+    (void)user;
+    return done <= total;
+}
+
+static void inspections(void **state)
+{
+    rng r = {37};
+    subject s;
+    kvt_seq *seq;
+    kvt_save_options o = saves(KVT_CODEC_ZSTD);
+    const char *path = in_folder("file");
+    (void)state;
+    open_kind(&s, WINDOW, &r);
+    seq = full_seq(&s, 100);
+    expect_ok(s.cache, kvt_seq_save(seq, path, &o));
+    for (int i = 0; i < 12; i++) {
+        kvt_status expected = KVT_ERR_ARG;
+        kvt_inspect_options looks;
+        kvt_snapshot_info info;
+        const char *at = path;
+        char text[200] = "";
+        memset(&looks, 0, sizeof looks);
+        looks.struct_size = sizeof looks;
+        looks.verify = 1;
+        info.struct_size = sizeof info;
+        switch (i) {
+        case 0: at = NULL; break;
+        case 1: at = ""; break;
+        case 2: info.struct_size = 8; break;
+        case 3: looks.struct_size = 8; break;
+        case 4: looks.verify = 2; break;
+        case 5: looks.progress = stop_at_once, expected = KVT_ERR_CANCELLED; break;
+        case 6: looks.folder = folder, expected = KVT_OK; break;
+        case 7: looks.key = a_key, expected = KVT_ERR_MISMATCH; break;
+        case 8: at = folder, expected = KVT_ERR_IO; break;
+        case 9: at = in_folder("nothing"), expected = KVT_ERR_IO; break;
+        default: expected = KVT_OK; break;
+        }
+        if (i == 7 && !has_crypt(&s))
+            expected = KVT_ERR_UNSUPPORTED;
+        assert_int_equal(
+            kvt_snapshot_inspect_with(at, i == 11 ? NULL : &looks, &info, text, sizeof text),
+            expected);
+        assert_true((expected == KVT_OK) == !*text);
+        if (expected != KVT_OK) {
+            if (i != 2)
+                info.struct_size = sizeof info;
+            assert_int_equal(kvt_snapshot_inspect_with(at, &looks, &info, NULL, 0), expected);
+            continue;
+        }
+        assert_int_equal(info.n_tokens, 100);
+        assert_int_equal(info.n_checkpoints > 0, i != 11);
+    }
+    {
+        char text[50];
+        assert_int_equal(kvt_snapshot_inspect_with(path, NULL, NULL, text, sizeof text),
+                         KVT_ERR_ARG);
+    }
+    kvt_seq_destroy(seq);
+    close_subject(&s);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(bounds_hold), cmocka_unit_test(bounds_of_deltas),
         cmocka_unit_test(descriptors), cmocka_unit_test(memory),
         cmocka_unit_test(progress),    cmocka_unit_test(pieces),
+        cmocka_unit_test(many_pieces), cmocka_unit_test(inspections),
     };
     RUN_IN_FOLDER(tests);
 }

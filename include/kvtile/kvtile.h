@@ -90,7 +90,7 @@ typedef enum kvt_status {
     KVT_ERR_FORMAT = 10,     /* not a kvtile snapshot, or of a version this build cannot read */
     KVT_ERR_CORRUPT = 11,    /* a snapshot is damaged: checksum, truncation, contradiction */
     KVT_ERR_MISMATCH = 12,   /* a sound snapshot of another model, geometry, type or key */
-    KVT_ERR_CANCELLED = 13   /* the caller's progress function has ended the call */
+    KVT_ERR_CANCELLED = 13   /* the caller's progress or on_piece has ended the call */
 } kvt_status;
 
 /* How K or V is stored. Bits per element at 128 dims, scales and offsets included. */
@@ -995,6 +995,9 @@ KVT_API kvt_status kvt_visit(const kvt_seq *seq, uint32_t layer, uint64_t first,
 /*
  * A byte stream of the caller. write returns 0 when all bytes were taken; read fills up to
  * `bytes` and returns how many, 0 at the end of the stream, or a negative number on an error.
+ *
+ * These, on_piece and progress below are called on the thread of the call, without a lock: they may
+ * use the cache, but not change the sequence that is saved or loaded.
  */
 typedef struct kvt_writer {
     void *user;                                               /* the first argument of write */
@@ -1016,8 +1019,8 @@ typedef struct kvt_snapshot_piece {
 
 /*
  * How far a save or load has come: done of total bytes of keys and values. Called between parts, at
- * most about every 64 MiB, on the thread of the call. Not 0: the call ends with KVT_ERR_CANCELLED,
- * having changed nothing.
+ * most about every 64 MiB. Not 0: the call ends with KVT_ERR_CANCELLED; a sequence, and a file that
+ * is not written in place, are as they were.
  */
 typedef int (*kvt_progress)(void *user, uint64_t done, uint64_t total);
 
@@ -1066,7 +1069,8 @@ typedef struct kvt_save_options {
  *
  * parent: ids, positions and blocks that the parent, or its own parent, has are not written again.
  * So a save after each turn writes about what the turn has added. The parent has to stay where it
- * is, unchanged, until the chain is folded (kvt_snapshot_convert, `kvtile merge`).
+ * is, unchanged, until the chain is folded (kvt_snapshot_convert, `kvtile merge`): a save over a
+ * file of its own chain is KVT_ERR_ARG.
  *
  * convert: from the values as read back, a type for each group (say i8 saved as i4). The cache is
  * not changed. Such a file loads into a cache of those types, or with kvt_load_options.convert.
@@ -1076,7 +1080,8 @@ typedef struct kvt_save_options {
  * in_place: for a file that cannot be renamed over, as one that is mounted by itself into a
  * container, or whose folder cannot be written. The file is emptied and written anew, then synced.
  * That is not atomic: a crash or a failure on the way leaves a part of the new file, which loading
- * refuses, and the old one is lost; keep other readers and writers of the file away meanwhile.
+ * refuses, and the old one is lost; keep other readers and writers of the file away meanwhile. Not
+ * for a file that is mapped (KVT_MAP_), by this sequence or another.
  *
  * No signal reaches the caller: a passed limit on the size of files (ulimit -f) is KVT_ERR_IO.
  *
@@ -1181,14 +1186,16 @@ typedef struct kvt_load_result {
  * that its child has noted.
  *
  * map: the file's pages are the cache's memory, shared with all processes that map it and not held
- * against the budget; what is appended or changed is copied first. The file must not be changed
+ * against the budget; what is appended or changed is copied first. Blocks of other types (convert),
+ * and all of a file that has more layers than the cache, are read into memory. The file, and the
+ * parents in which blocks lie, must not be changed
  * while it is mapped (a save that replaces it is fine: it makes a new one); where it is cut short
  * the process gets SIGBUS. With KVT_MAP_LAZY kvt_attend, kvt_read, kvt_visit, kvt_seq_begin and
  * saves answer KVT_ERR_CORRUPT, with their output unwritten, when they meet a damaged layer of a
  * block.
  *
  * KVT_ERR_STATE     a step is pending
- * KVT_ERR_IO        cannot be opened or read; a parent is missing
+ * KVT_ERR_IO        cannot be opened or read; a parent is missing, or no regular file
  * KVT_ERR_FORMAT    not a snapshot, or of a newer version
  * KVT_ERR_CORRUPT   damaged or cut; the text says what and where
  * KVT_ERR_MISMATCH  of another fingerprint, geometry, types, windows or tag, or with keys that have
@@ -1198,7 +1205,7 @@ typedef struct kvt_load_result {
  * KVT_ERR_FULL      longer than max_tokens
  * KVT_ERR_VALUE     convert: a value is beyond what the cache's type can store
  * KVT_ERR_UNSUPPORTED  encrypted, and the library was built without libsodium; map of a file that
- *                      is encrypted, or converted, or where files cannot be mapped
+ *                      is encrypted, or where files cannot be mapped
  * KVT_ERR_CANCELLED    progress or on_piece said so
  * KVT_ERR_ARG, KVT_ERR_MEMORY, KVT_ERR_BUDGET
  */

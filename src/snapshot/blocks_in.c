@@ -148,7 +148,7 @@ static kvt_status read_mapped(batch *b, uint64_t number, uint32_t n_layers,
     uint32_t first;
 
     if (p->sink->lazy)
-        return KVT_OK;
+        return kvt_snap_tell(p, n_layers * (uint64_t)b->image_bytes);
     for (first = 0; first < n_layers; first += (uint32_t)p->jobs.n) {
         size_t n = n_layers - first < p->jobs.n ? n_layers - first : p->jobs.n, i;
         kvt_status status;
@@ -205,8 +205,7 @@ static kvt_status read_images(batch *b, uint64_t number, uint32_t n_layers, int 
             return kvt_snap_corrupt(p, "padding that is not zero");
     if (p->input->mapped && p->sink->map && images <= p->remaining) {
         view += p->offset;
-        status = p->sink->map(p->sink->user, b->at, p->input->mapped,
-                              (p->child ? p->child : p)->header->n_blocks, view,
+        status = p->sink->map(p->sink->user, b->at, p->input->mapped, p->n_here, view,
                               view + images + KVT_SNAP_SECTION_BYTES + KVT_SNAP_ID_BYTES, taken);
         if (status != KVT_OK)
             return status;

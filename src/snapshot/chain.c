@@ -27,7 +27,7 @@ typedef struct level {
     kvt_snap_header header;
     kvt_snap_parser p;
     char path[KVT_SNAP_PATH_BYTES];
-    int encrypted, failed; /* failed: a read, for which file.c has the reason */
+    int encrypted;
     uint64_t at, bytes;    /* of the plain snapshot */
     kvt_snap_buffer ahead; /* [begin, end) of it */
     uint64_t begin, end;
@@ -42,6 +42,7 @@ struct kvt_snap_chain {
     uint32_t n;
     kvt_snap_jobs jobs; /* of the level that is read; and the digests of a block */
     kvt_snap_buffer digests;
+    int counted; /* the blocks of each level that the child's table has */
 };
 
 static const kvt_snap_sink no_sink;
@@ -97,6 +98,14 @@ static void seek(level *l, uint64_t offset)
     l->p.has_next = 0;
 }
 
+/* What the decryption of a level says, with its name, or `otherwise`. */
+static kvt_status crypt_failed(const level *l, kvt_status otherwise)
+{
+    return l->crypt.failure == KVT_OK
+               ? otherwise
+               : kvt_snap_fail(l->p.context, l->crypt.failure, "%s%s", l->p.name, l->crypt.text);
+}
+
 /* What a failed read says, in place of a plain KVT_ERR_IO. */
 static kvt_status explain(const level *l, kvt_status status)
 {
@@ -105,7 +114,7 @@ static kvt_status explain(const level *l, kvt_status status)
     if (status != KVT_ERR_IO)
         return status;
     if (l->encrypted)
-        why = kvt_snap_crypt_failure(&l->crypt);
+        why = crypt_failed(l, KVT_OK);
     if (why == KVT_OK)
         why = kvt_snap_file_failure(&l->file, l->path);
     return why != KVT_OK ? why : status;
@@ -238,24 +247,20 @@ static kvt_status open_source(level *l, const kvt_snap_input *input)
     status = kvt_snap_decrypt_open(l->p.context, input->key, &source, &l->crypt, &l->bytes);
     if (status == KVT_ERR_IO && kvt_snap_file_failure(&l->file, l->path) != KVT_OK)
         return KVT_ERR_IO;
-    return status;
+    return status == KVT_OK ? status : crypt_failed(l, status);
 }
 
 /* path: in l->path. */
 static kvt_status open_level(const kvt_snap_context *context, const kvt_snap_input *input,
                              const kvt_snap_header *child, level *l)
 {
-    kvt_reader unused;
     kvt_status status;
     int is_delta;
 
     kvt_snap_parser_init(&l->p, context, input, &no_sink, &l->header);
-    (void)snprintf(l->p.name, sizeof l->p.name, "in the parent %s, ",
+    (void)snprintf(l->p.name, sizeof l->p.name, "in the parent %.47s, ", /* cut, not the comma */
                    l->path + kvt_snap_folder_bytes(l->path));
-    status = kvt_snap_file_open(context, l->path, &l->file, &unused);
-    if (status == KVT_OK && l->file.bytes == UINT64_MAX)
-        return kvt_snap_fail(context, KVT_ERR_IO, "the parent is not a regular file: %s", l->path);
-    kvt_snap_release(context, &l->file.ahead); /* for reading front to back: half a MiB a parent */
+    status = kvt_snap_file_open_named(context, l->path, &l->file);
     if (status == KVT_OK)
         status = kvt_snap_reserve(context, &l->ahead, 0, AHEAD_BYTES, "a file's buffer");
     if (status == KVT_OK)
@@ -414,13 +419,33 @@ static const place *find(const level *l, const unsigned char *id)
     return l->n_places ? bsearch(id, l->places.data, l->n_places, sizeof(place), by_id) : NULL;
 }
 
-int kvt_snap_chain_has(const kvt_snap_chain *chain, const unsigned char *id)
+/* The first level that has a block, and where; NULL: none has. */
+static level *find_level(const kvt_snap_chain *chain, const unsigned char *id, const place **where)
 {
     uint32_t i;
-    for (i = 0; i < chain->n; i++)
-        if (find(chain->levels[i], id))
-            return 1;
-    return 0;
+
+    for (i = 0; i < chain->n; i++) {
+        *where = find(chain->levels[i], id);
+        if (*where)
+            return chain->levels[i];
+    }
+    return NULL;
+}
+
+int kvt_snap_chain_has(const kvt_snap_chain *chain, const unsigned char *id)
+{
+    const place *where;
+    return find_level(chain, id, &where) != NULL;
+}
+
+int kvt_snap_chain_has_file(const kvt_snap_chain *chain, const char *path)
+{
+    uint32_t i;
+    int same = 0;
+
+    for (i = 0; i < chain->n && !same; i++)
+        same = kvt_snap_same_file(chain->context, chain->levels[i]->path, path);
+    return same;
 }
 
 /* The section of a level that token `token` is in, whose first token is *first. */
@@ -501,6 +526,26 @@ kvt_status kvt_snap_chain_tokens(kvt_snap_chain *chain, uint32_t kind, uint64_t 
     return KVT_OK;
 }
 
+/*
+ * How many entries of the child's table each level has: a mapping of its file has room for these
+ * and no more, so that all mappings of a chain together have as much as the table.
+ */
+static void count_blocks(kvt_snap_chain *chain, const kvt_snap_parser *child)
+{
+    const unsigned char *entry = child->table.data;
+    uint64_t b;
+
+    if (chain->counted || !child->sink->map)
+        return;
+    chain->counted = 1;
+    for (b = 0; b < child->header->n_blocks; b++, entry += KVT_SNAP_ENTRY_BYTES) {
+        const place *where;
+        level *l = entry[30] ? find_level(chain, entry, &where) : NULL;
+        if (l)
+            l->p.n_here++;
+    }
+}
+
 static void add_counts(kvt_snap_counts *to, kvt_snap_counts *from)
 {
     to->stored_bytes += from->stored_bytes;
@@ -514,19 +559,15 @@ kvt_status kvt_snap_chain_block(kvt_snap_chain *chain, const unsigned char *id,
                                 const kvt_snap_block *at, kvt_snap_parser *child)
 {
     unsigned char found[KVT_SNAP_ID_BYTES];
-    const place *where = NULL;
+    const place *where;
     size_t index_bytes;
     kvt_status status;
-    level *l = NULL;
-    uint32_t i;
+    level *l = find_level(chain, id, &where);
 
-    for (i = 0; i < chain->n && !where; i++) {
-        l = chain->levels[i];
-        where = find(l, id);
-    }
-    if (!where)
+    if (!l)
         return kvt_snap_corrupt(child, "no parent has the block of group %u, tokens from %llu",
                                 (unsigned)at->group, (unsigned long long)at->row * KVT_TOKENS);
+    count_blocks(chain, child);
     if (!chain->jobs.n) {
         status = kvt_snap_prepare_blocks(&l->p);
         chain->jobs = l->p.jobs;

@@ -11,12 +11,15 @@
 kvt_status kvt_snap_fail(const kvt_snap_context *context, kvt_status status, const char *format,
                          ...)
 {
-    char text[256];
+    char text[256], *at;
     va_list arguments;
 
     va_start(arguments, format);
     (void)vsnprintf(text, sizeof text, format, arguments);
     va_end(arguments);
+    for (at = text; *at; at++) /* names that a file gives: no orders to a terminal */
+        if ((unsigned char)*at < 0x20 || *at == 0x7f)
+            *at = '?';
     if (context->cache)
         return kvt_fail(context->cache, status, "%s", text);
     if (context->text && context->text_bytes)

@@ -115,7 +115,7 @@ static kvt_status add_pieces(pieces *p, const kvt_save_options *o)
 
     if (!o->n_pieces)
         return KVT_OK;
-    if (!o->pieces)
+    if (!o->pieces || o->n_pieces > SIZE_MAX / sizeof *list - p->n)
         return KVT_ERR_ARG;
     list = realloc(p->list, (p->n + o->n_pieces) * sizeof *list);
     if (!list)
@@ -209,7 +209,10 @@ static kvt_status convert_with(kvt_cache *cache, const char *from, const kvt_loa
     if (status == KVT_OK) {
         added = add_pieces(&p, save);
         if (added != KVT_OK)
-            status = kvt_fail(cache, added, "no memory for pieces, or pieces is NULL");
+            status = kvt_fail(cache, added, "%s",
+                              added == KVT_ERR_ARG
+                                  ? "save options: pieces is NULL, or n_pieces is too large"
+                                  : "no memory for a snapshot's pieces");
     }
     writes.pieces = p.list;
     writes.n_pieces = p.n;

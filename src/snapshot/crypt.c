@@ -44,9 +44,10 @@ int kvt_snap_is_encrypted(const unsigned char *first)
     return memcmp(first, KVT_SNAP_CRYPT_MAGIC, KVT_SNAP_MAGIC_BYTES) == 0;
 }
 
-kvt_status kvt_snap_crypt_needs_key(const kvt_snap_context *context)
+kvt_status kvt_snap_crypt_needs_key(const kvt_snap_context *context, const char *name)
 {
-    return kvt_snap_fail(context, KVT_ERR_MISMATCH, "the snapshot is encrypted: a key is needed");
+    return kvt_snap_fail(context, KVT_ERR_MISMATCH, "%sthe snapshot is encrypted: a key is needed",
+                         name);
 }
 
 kvt_status kvt_snap_crypt_failure(const kvt_snap_crypt *c)

@@ -72,8 +72,11 @@ int kvt_snap_crypt_built(void);
 /* Whether a file that begins with these 8 bytes is an encrypted one. */
 int kvt_snap_is_encrypted(const unsigned char *first);
 
-/* KVT_ERR_MISMATCH with a text: what to answer where such a file is opened without a key. */
-kvt_status kvt_snap_crypt_needs_key(const kvt_snap_context *context);
+/*
+ * KVT_ERR_MISMATCH with a text: what to answer where such a file is opened without a key. name:
+ * what the text begins with.
+ */
+kvt_status kvt_snap_crypt_needs_key(const kvt_snap_context *context, const char *name);
 
 /*
  * Every begin and open sets up *c, which is released by kvt_snap_crypt_release, after an error too.

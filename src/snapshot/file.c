@@ -259,8 +259,8 @@ const unsigned char *kvt_snap_file_view(void *user, size_t bytes)
     return file->ahead.data + file->begin - bytes;
 }
 
-kvt_status kvt_snap_file_open(const kvt_snap_context *context, const char *path,
-                              kvt_snap_file *file, kvt_reader *reader)
+static kvt_status open_to_read(const kvt_snap_context *context, const char *path,
+                               kvt_snap_file *file)
 {
     struct stat status;
 
@@ -273,9 +273,36 @@ kvt_status kvt_snap_file_open(const kvt_snap_context *context, const char *path,
     if (S_ISDIR(status.st_mode))
         return io_fail(context, "open", EISDIR, path);
     file->bytes = S_ISREG(status.st_mode) ? (uint64_t)status.st_size : UINT64_MAX;
+    return KVT_OK;
+}
+
+kvt_status kvt_snap_file_open(const kvt_snap_context *context, const char *path,
+                              kvt_snap_file *file, kvt_reader *reader)
+{
+    kvt_status status = open_to_read(context, path, file);
+
     reader->user = file;
     reader->read = file_read;
+    if (status != KVT_OK)
+        return status;
     return kvt_snap_reserve(context, &file->ahead, 0, KVT_SNAP_AHEAD_BYTES, "a file's buffer");
+}
+
+kvt_status kvt_snap_file_open_named(const kvt_snap_context *context, const char *path,
+                                    kvt_snap_file *file)
+{
+    struct stat named;
+    int there = look(context, path, &named);
+    kvt_status status;
+
+    file_init(file, context);
+    if (there < 0)
+        return KVT_ERR_IO;
+    /* Before it is opened: that would wait for the other end of a pipe. */
+    status = there && !S_ISREG(named.st_mode) ? KVT_OK : open_to_read(context, path, file);
+    return status == KVT_OK && (file->fd < 0 || file->bytes == UINT64_MAX)
+               ? kvt_snap_fail(context, KVT_ERR_IO, "the parent is not a regular file: %s", path)
+               : status;
 }
 
 int64_t kvt_snap_file_read_at(kvt_snap_file *file, uint64_t offset, void *to, size_t bytes)

@@ -419,8 +419,6 @@ static inline size_t kvt_snap_set_room(size_t native_bytes)
 typedef struct kvt_snap_job {
     uint32_t layer; /* in its block */
     kvt_status status;
-    const char *fault;         /* a status KVT_ERR_CORRUPT: of what */
-    uint32_t kind;             /* and of which stream; 0: of the image */
     kvt_snap_buffer section;   /* as the file has it: head, table and streams; reading: no head */
     kvt_snap_buffer native;    /* its streams */
     kvt_snap_buffer image;     /* where it has no other place */
@@ -527,8 +525,9 @@ typedef struct kvt_snap_sink {
     kvt_status (*place)(void *user, const kvt_snap_block *block, uint32_t layer_index,
                         unsigned char **image);
     /*
-     * The image of a layer, verified; called by any thread, several at once, so it must not fail
-     * with a text of its own place. scratch: of the thread.
+     * The image of a layer, verified; called by any thread, several at once. A text that it fails
+     * with does not depend on the block or layer: which of several is the last is not known.
+     * scratch: of the job.
      */
     kvt_status (*layer)(void *user, const kvt_snap_block *block, uint32_t layer_index,
                         const unsigned char *image, kvt_snap_buffer *scratch);
@@ -600,8 +599,8 @@ int kvt_snap_chain_has(const kvt_snap_chain *chain, const unsigned char *id);
 /* Read the block of this id to the sink of the child's parser, and count it there. */
 kvt_status kvt_snap_chain_block(kvt_snap_chain *chain, const unsigned char *id,
                                 const kvt_snap_block *at, struct kvt_snap_parser *child);
-/* The snapshot's id, and how many parents it has. */
-void kvt_snap_chain_identity(const kvt_snap_chain *chain, unsigned char *id, uint32_t *depth);
+/* Whether one of them is the file at path: 1, 0, or -1: KVT_ERR_IO. */
+int kvt_snap_chain_has_file(const kvt_snap_chain *chain, const char *path);
 
 /* ---- file.c ---- */
 
@@ -651,6 +650,12 @@ typedef struct kvt_snap_file {
 
 kvt_status kvt_snap_file_open(const kvt_snap_context *context, const char *path,
                               kvt_snap_file *file, kvt_reader *reader);
+/*
+ * One that a snapshot names: a regular file, or KVT_ERR_IO. Nothing else is waited for. It is read
+ * by places alone, without a buffer.
+ */
+kvt_status kvt_snap_file_open_named(const kvt_snap_context *context, const char *path,
+                                    kvt_snap_file *file);
 /* What kvt_snap_input has, of a file that is read; all but view of a regular one only. */
 const unsigned char *kvt_snap_file_view(void *user, size_t bytes);
 size_t kvt_snap_file_part(void *user, uint64_t offset, void *to, size_t bytes);

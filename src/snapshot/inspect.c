@@ -119,9 +119,12 @@ static kvt_status read_file(inspection *i, kvt_snap_file *file, const kvt_reader
     memset(&input, 0, sizeof input);
     memset(&sink, 0, sizeof sink);
     memset(&counts, 0, sizeof counts);
-    memcpy(folder, path, n); /* it was opened, so it fits */
-    folder[n] = '\0';
-    input.folder = i->options->folder ? i->options->folder : folder;
+    input.folder = i->options->folder;
+    if (!input.folder && n < sizeof folder) { /* it was opened, so it is */
+        memcpy(folder, path, n);
+        folder[n] = '\0';
+        input.folder = folder;
+    }
     input.key = i->options->key;
     input.reader = *reader;
     input.bytes = file->bytes;

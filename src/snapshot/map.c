@@ -103,7 +103,7 @@ kvt_status kvt_snap_map_block(kvt_snap_maps *maps, kvt_cache *cache, kvt_snap_ma
     }
     mapping = file->owner;
     of = mapping->user;
-    if (of->used == of->n_blocks) /* a chain that has a block twice */
+    if (of->used == of->n_blocks) /* not reached: n_blocks counts all that come */
         return kvt_fail(cache, KVT_ERR_CORRUPT, "a mapped snapshot has more blocks than it says");
     of->origins[of->used].digests = digests;
     of->origins[of->used].tokens = tokens;

@@ -39,10 +39,12 @@ typedef struct kvt_snap_parser {
     kvt_snap_chain *chain; /* of a delta */
     kvt_snap_buffer names; /* of pieces: with their zeros, one after the other */
     size_t names_bytes;
-    kvt_snap_section next; /* its head has been read */
+    kvt_snap_buffer name_places; /* size_t [a power of two]: a hash table, 1 + places in names */
+    kvt_snap_section next;       /* its head has been read */
     int has_next;
     kvt_snap_runs runs; /* of the sequence's own blocks, which are n_own entries of the table */
     uint64_t n_own;
+    uint64_t n_here;   /* entries of the table, or of the child's, whose blocks are in this file */
     uint64_t n_named;  /* extras that a checkpoint has named: in the order of the table */
     uint64_t n_tokens; /* of the last checkpoint */
     /* By groups: see kvt_snap_checkpoint; of the sequence, and of the last checkpoint. */

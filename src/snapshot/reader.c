@@ -77,9 +77,9 @@ kvt_status kvt_snap_read_header(kvt_snap_parser *p)
     if (status == KVT_OK)
         status = kvt_snap_take(p, bytes, KVT_SNAP_MAGIC_BYTES);
     if (status == KVT_OK && kvt_snap_is_encrypted(bytes))
-        return kvt_snap_crypt_needs_key(p->context);
+        return kvt_snap_crypt_needs_key(p->context, p->name);
     if (status == KVT_OK && memcmp(bytes, KVT_SNAP_MAGIC, KVT_SNAP_MAGIC_BYTES) != 0)
-        return kvt_snap_fail(p->context, KVT_ERR_FORMAT, "not a kvtile snapshot");
+        return kvt_snap_fail(p->context, KVT_ERR_FORMAT, "%snot a kvtile snapshot", p->name);
     if (status == KVT_OK)
         status = kvt_snap_take(p, bytes + KVT_SNAP_MAGIC_BYTES,
                                KVT_SNAP_FIXED_BYTES - KVT_SNAP_MAGIC_BYTES);
@@ -201,15 +201,50 @@ static kvt_status read_sequence(kvt_snap_parser *p)
     return status;
 }
 
+#define NAME_PLACES 64u /* first size of the hash table */
+
+/* The place in the hash table that a name has, or is to get. */
+static size_t *name_place(const kvt_snap_parser *p, const char *name)
+{
+    size_t *places = (size_t *)(void *)p->name_places.data;
+    size_t mask = p->name_places.bytes / sizeof *places - 1;
+    size_t i = (size_t)kvt_snap_sum(name, strlen(name)) & mask;
+
+    while (places[i] && strcmp((const char *)p->names.data + places[i] - 1, name) != 0)
+        i = (i + 1) & mask;
+    return &places[i];
+}
+
+/* The hash table has room for one name more than there are, and stays half empty. */
+static kvt_status make_name_place(kvt_snap_parser *p)
+{
+    size_t places = p->name_places.bytes / sizeof(size_t), at;
+    kvt_status status;
+
+    if (p->counts.n_pieces < places / 2)
+        return KVT_OK;
+    places = places ? 2 * places : NAME_PLACES;
+    status = kvt_snap_reserve(p->context, &p->name_places, 0, places * sizeof(size_t),
+                              "a snapshot's pieces");
+    if (status != KVT_OK)
+        return status;
+    memset(p->name_places.data, 0, p->name_places.bytes);
+    for (at = 0; at < p->names_bytes; at += strlen((const char *)p->names.data + at) + 1)
+        *name_place(p, (const char *)p->names.data + at) = at + 1;
+    return KVT_OK;
+}
+
 /* Whether a piece of this name was there before; else it is noted. */
 static kvt_status note_name(kvt_snap_parser *p, const char *name, size_t bytes)
 {
-    size_t at, need = p->names_bytes + bytes + 1;
-    kvt_status status;
+    size_t need = p->names_bytes + bytes + 1, *place;
+    kvt_status status = make_name_place(p);
 
-    for (at = 0; at < p->names_bytes; at += strlen((const char *)p->names.data + at) + 1)
-        if (strcmp((const char *)p->names.data + at, name) == 0)
-            return kvt_snap_corrupt(p, "two pieces have the same name");
+    if (status != KVT_OK)
+        return status;
+    place = name_place(p, name);
+    if (*place)
+        return kvt_snap_corrupt(p, "two pieces have the same name");
     if (need > p->names.bytes) {
         status = kvt_snap_reserve(p->context, &p->names, p->names_bytes,
                                   2 * need > 1024 ? 2 * need : 1024, "a snapshot's pieces");
@@ -217,6 +252,7 @@ static kvt_status note_name(kvt_snap_parser *p, const char *name, size_t bytes)
             return status;
     }
     memcpy(p->names.data + p->names_bytes, name, bytes + 1);
+    *place = p->names_bytes + 1;
     p->names_bytes = need;
     return KVT_OK;
 }
@@ -515,6 +551,7 @@ static kvt_status read_block_table(kvt_snap_parser *p)
     status = check_own(p);
     if (status == KVT_OK)
         status = check_extras(p);
+    p->n_here = p->header->n_blocks - p->counts.n_inherited_blocks;
     kvt_snap_digest(p->table.data, (size_t)bytes, digest);
     return status == KVT_OK ? kvt_snap_note(p, &s, digest) : status;
 }
@@ -676,6 +713,7 @@ void kvt_snap_parser_release(kvt_snap_parser *p)
     kvt_snap_release(p->context, &p->index);
     kvt_snap_release(p->context, &p->digests);
     kvt_snap_release(p->context, &p->names);
+    kvt_snap_release(p->context, &p->name_places);
 }
 
 kvt_status kvt_snap_read(const kvt_snap_context *context, const kvt_snap_input *input,

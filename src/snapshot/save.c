@@ -6,6 +6,8 @@
 #include "src/snapshot/convert.h"
 #include "src/snapshot/crypt.h"
 
+#include <stdlib.h>
+
 /* ---- options ---- */
 
 static kvt_status refuse(const kvt_seq *seq, const char *what)
@@ -13,13 +15,42 @@ static kvt_status refuse(const kvt_seq *seq, const char *what)
     return kvt_fail(seq->cache, KVT_ERR_ARG, "save options: %s", what);
 }
 
+static int by_name(const void *a, const void *b)
+{
+    return strcmp(*(const char *const *)a, *(const char *const *)b);
+}
+
+/* No two of the pieces, whose names are sound, have the same. There may be many, of a file. */
+static kvt_status check_twins(const kvt_seq *seq, const kvt_save_options *o)
+{
+    size_t bytes = o->n_pieces * sizeof(const char *), i;
+    const char **names;
+    int twins = 0;
+    void *memory;
+    kvt_status status;
+
+    if (o->n_pieces < 2)
+        return KVT_OK;
+    status = kvt_mem_alloc_working(seq->cache, bytes, "the names of pieces", &memory);
+    if (status != KVT_OK)
+        return status;
+    names = memory;
+    for (i = 0; i < o->n_pieces; i++)
+        names[i] = o->pieces[i].name;
+    qsort(names, o->n_pieces, sizeof *names, by_name);
+    for (i = 1; i < o->n_pieces; i++)
+        twins |= strcmp(names[i - 1], names[i]) == 0;
+    kvt_mem_free_working(seq->cache, memory, bytes);
+    return twins ? refuse(seq, "two pieces have the same name") : KVT_OK;
+}
+
 static kvt_status check_pieces(const kvt_seq *seq, const kvt_save_options *o)
 {
-    size_t i, j;
+    size_t i;
 
     if (o->n_pieces && !o->pieces)
         return refuse(seq, "pieces is NULL");
-    if (o->n_pieces > UINT32_MAX)
+    if (o->n_pieces > UINT32_MAX || o->n_pieces > SIZE_MAX / sizeof *o->pieces)
         return refuse(seq, "too many pieces");
     for (i = 0; i < o->n_pieces; i++) {
         const kvt_snapshot_piece *piece = &o->pieces[i];
@@ -29,11 +60,8 @@ static kvt_status check_pieces(const kvt_seq *seq, const kvt_save_options *o)
             return refuse(seq, "a piece's data is NULL");
         if (piece->bytes > SIZE_MAX / 4)
             return refuse(seq, "a piece is too large");
-        for (j = 0; j < i; j++)
-            if (strcmp(piece->name, o->pieces[j].name) == 0)
-                return refuse(seq, "two pieces have the same name");
     }
-    return KVT_OK;
+    return check_twins(seq, o);
 }
 
 static kvt_status check_range(const kvt_seq *seq, kvt_save_options *o)
@@ -285,11 +313,12 @@ static kvt_status open_parent(kvt_snap_saver *s, const char *path)
     if (status != KVT_OK)
         return status;
     n = kvt_snap_folder_bytes(name);
-    same = path ? kvt_snap_same_file(s->context, name, path) : 0;
+    same = path ? kvt_snap_chain_has_file(s->chain, path) : 0;
     if (same < 0)
         return KVT_ERR_IO;
     if (same)
-        return kvt_fail(s->seq->cache, KVT_ERR_ARG, "save: the file is its own parent: %s", path);
+        return kvt_fail(s->seq->cache, KVT_ERR_ARG,
+                        "save: the file is its own parent, or a parent of that: %s", path);
     same = path ? kvt_snap_same_folder(s->context, name, path) : 1;
     if (same < 0)
         return KVT_ERR_IO;
