@@ -17,14 +17,27 @@ static int exit_code(kvt_status status)
     }
 }
 
-/* The library's texts of files end with their names, with which the line begins already. */
+/* A name may have any bytes; the line is one. */
+static char shown(char c)
+{
+    return (unsigned char)c < 0x20 || c == 0x7f ? '?' : c;
+}
+
+/*
+ * The library's texts of files end with their names, as they can be shown, with which the line
+ * begins already.
+ */
 static void cut_name(char *text, const char *file)
 {
-    size_t n = strlen(text), name = strlen(file);
+    size_t n = strlen(text), name = strlen(file), i;
+    const char *end = text + n - name;
 
-    if (n > name + 2 && strcmp(text + n - name, file) == 0 &&
-        memcmp(text + n - name - 2, ": ", 2) == 0)
-        text[n - name - 2] = '\0';
+    if (n <= name + 2 || memcmp(end - 2, ": ", 2) != 0)
+        return;
+    for (i = 0; i < name; i++)
+        if (shown(end[i]) != shown(file[i]))
+            return;
+    text[n - name - 2] = '\0';
 }
 
 static void report(const tool_options *o, const char *file, kvt_status status, const char *format,
@@ -46,8 +59,8 @@ static void report(const tool_options *o, const char *file, kvt_status status, c
     }
     (void)fflush(stdout);
     (void)fputs("kvtile: ", stderr);
-    for (p = file; *p; p++) /* a name may have any bytes; the line is one */
-        (void)fputc((unsigned char)*p < 0x20 || *p == 0x7f ? '?' : *p, stderr);
+    for (p = file; *p; p++)
+        (void)fputc(shown(*p), stderr);
     (void)fprintf(stderr, ": %s\n", text);
 }
 

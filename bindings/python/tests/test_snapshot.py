@@ -163,8 +163,8 @@ class Options(Base):
                     step.append(layer, k, k)
             sizes = [len(seq.save_bytes(codec="zstd", level=level)) for level in (-7, 1, 0, 19)]
             self.assertGreater(sizes[0], sizes[1])
-            self.assertEqual(sizes[1], sizes[2])
-            self.assertGreater(sizes[1], sizes[3])
+            self.assertGreater(sizes[1], sizes[2])  # small streams at level 6
+            self.assertGreaterEqual(sizes[2], sizes[3])
         path = self.path("a")
         self.seq.save(path)
         first = os.stat(path).st_ino

@@ -500,7 +500,8 @@ class Sequence(Handle):
         """Save it to a path, a file descriptor, or a binary file object that is open for writing.
 
         codec: "auto" (compress where a sample says that it saves), "raw" (the fastest, and can be
-            mapped) or "zstd"; level: of zstd, -7 to 19
+            mapped) or "zstd"; level: of zstd, -7 to 19 (0: 1, and 6 for
+            small streams)
         fsync, in_place: of a path alone. False: do not wait for the disk; True: write over a file
             that cannot be renamed over, which is not atomic
         tokens: a range of step 1 of those to save, from a multiple of 64 on; checkpoints are kept

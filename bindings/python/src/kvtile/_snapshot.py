@@ -200,7 +200,7 @@ class _Save:
     """kvt_save_options, with what they point to."""
 
     def __init__(self, n_groups: Optional[int], callbacks: _Callbacks, *, codec: str = "auto",
-                 level: int = 1, fsync: bool = True, in_place: bool = False,
+                 level: int = 0, fsync: bool = True, in_place: bool = False,
                  tokens: Optional[range] = None, layers: Any = None, types: Optional[Types] = None,
                  parent: Optional[PathLike] = None,
                  pieces: Optional[Mapping[str, Any]] = None, key: Any = None,
