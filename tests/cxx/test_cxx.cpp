@@ -553,6 +553,7 @@ static void structs()
     o.layers = of_layers;
     o.n_layers = 3;
     o.convert = 1;
+    o.n_types = 2;
     o.k_types = k_types;
     o.v_types = v_types;
     o.parent = "parent.kvt";
@@ -565,8 +566,8 @@ static void structs()
     CHECK(std::string(with[0].name) == "sampler" && with[0].bytes == 5 && with[1].bytes == 0);
     CHECK(options.with_progress(progress).progress && options.progress_user == &progress);
     options.with_types(KVT_TYPE_I4, KVT_TYPE_I5);
-    CHECK(options.k_types[0] == KVT_TYPE_I4 && options.k_types[KVT_MAX_GROUPS - 1] == KVT_TYPE_I4);
-    CHECK(options.v_types[0] == KVT_TYPE_I5 && options.v_types[KVT_MAX_GROUPS - 1] == KVT_TYPE_I5);
+    CHECK(options.n_types == 1 && *options.k_types == KVT_TYPE_I4 &&
+          *options.v_types == KVT_TYPE_I5);
 
     const std::vector<std::int32_t> prompt = ids_of(0, 7);
     auto piece = [](const kvt_snapshot_piece &) {};
