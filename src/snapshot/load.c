@@ -760,21 +760,16 @@ static void release(stage *st)
         }
 }
 
-static kvt_status on_tokens_end(stage *st, uint64_t end)
-{
-    if (end == st->n_tokens)
-        set_keep(st);
-    return KVT_OK;
-}
-
 /* All ids have come when the first positions do. */
 static kvt_status on_tokens_of_prompt(void *user, uint32_t kind, uint64_t first, uint32_t n,
                                       const unsigned char *values)
 {
     stage *st = user;
     kvt_status status = on_tokens(user, kind, first, n, values);
-    return status == KVT_OK && kind == KVT_SNAP_KIND_TOKEN_IDS ? on_tokens_end(st, first + n)
-                                                               : status;
+
+    if (status == KVT_OK && kind == KVT_SNAP_KIND_TOKEN_IDS && first + n == st->n_tokens)
+        set_keep(st);
+    return status;
 }
 
 static kvt_status load(kvt_seq *seq, const kvt_snap_context *context, const origin *from,
@@ -874,6 +869,15 @@ static origin origin_of(const kvt_reader *reader)
     return from;
 }
 
+/* What all loads begin with. */
+static kvt_status begin(const kvt_seq *seq, const kvt_load_options *options,
+                        kvt_snap_context *context, kvt_load_options *copy)
+{
+    memset(context, 0, sizeof *context);
+    context->cache = seq->cache;
+    return admit(seq, options, copy);
+}
+
 static kvt_status refuse_map(const kvt_seq *seq, const kvt_load_options *options)
 {
     return options->map ? kvt_fail(seq->cache, KVT_ERR_ARG, "load: only a file can be mapped")
@@ -892,13 +896,11 @@ kvt_status kvt_seq_load_stream(kvt_seq *seq, const kvt_reader *reader,
         return KVT_ERR_ARG;
     if (!reader || !reader->read)
         return kvt_fail(seq->cache, KVT_ERR_ARG, "load: no reader");
-    status = admit(seq, options, &copy);
+    status = begin(seq, options, &context, &copy);
     if (status == KVT_OK)
         status = refuse_map(seq, &copy);
     if (status != KVT_OK)
         return status;
-    memset(&context, 0, sizeof context);
-    context.cache = seq->cache;
     from = origin_of(reader);
     return load_from(seq, &context, &from, &copy, result);
 }
@@ -917,13 +919,11 @@ kvt_status kvt_seq_load_fd(kvt_seq *seq, int fd, const kvt_load_options *options
         return KVT_ERR_ARG;
     if (fd < 0)
         return kvt_fail(seq->cache, KVT_ERR_ARG, "load: file descriptor %d", fd);
-    status = admit(seq, options, &copy);
+    status = begin(seq, options, &context, &copy);
     if (status == KVT_OK)
         status = refuse_map(seq, &copy);
     if (status != KVT_OK)
         return status;
-    memset(&context, 0, sizeof context);
-    context.cache = seq->cache;
     kvt_snap_file_of_fd(&context, fd, &file, NULL, &reader);
     from = origin_of(&reader);
     from.file = &file;
@@ -955,13 +955,11 @@ kvt_status kvt_seq_load_memory(kvt_seq *seq, const void *data, size_t bytes,
         return KVT_ERR_ARG;
     if (!data)
         return kvt_fail(seq->cache, KVT_ERR_ARG, "load: no memory");
-    status = admit(seq, options, &copy);
+    status = begin(seq, options, &context, &copy);
     if (status == KVT_OK)
         status = refuse_map(seq, &copy);
     if (status != KVT_OK)
         return status;
-    memset(&context, 0, sizeof context);
-    context.cache = seq->cache;
     from = origin_of(copy.key ? &reader : NULL);
     from.whole = 1;
     if (copy.key) {
@@ -989,12 +987,10 @@ kvt_status kvt_seq_load(kvt_seq *seq, const char *path, const kvt_load_options *
         return KVT_ERR_ARG;
     if (!path || !*path)
         return kvt_fail(seq->cache, KVT_ERR_ARG, "load: no path");
-    status = admit(seq, options, &copy);
+    status = begin(seq, options, &context, &copy);
     if (status != KVT_OK)
         return status;
-    memset(&context, 0, sizeof context);
     memset(&mapped, 0, sizeof mapped);
-    context.cache = seq->cache;
     status = kvt_snap_file_open(&context, path, &file, &reader);
     if (status == KVT_OK) {
         size_t n = kvt_snap_folder_bytes(path);

@@ -362,12 +362,20 @@ static kvt_status write_to(kvt_snap_saver *s, const kvt_writer *writer,
     return status;
 }
 
-static kvt_snap_context context_of(const kvt_seq *seq)
+/* What all saves begin with: the options, copied, and all but the output. */
+static kvt_status begin(kvt_snap_saver *s, const kvt_seq *seq, const kvt_save_options *options,
+                        kvt_snap_context *context, kvt_save_options *copy)
 {
-    kvt_snap_context context;
-    memset(&context, 0, sizeof context);
-    context.cache = seq->cache;
-    return context;
+    kvt_status status = admit(seq, options, copy);
+
+    if (status != KVT_OK)
+        return status;
+    memset(context, 0, sizeof *context);
+    context->cache = seq->cache;
+    status = prepare(s, seq, context, copy);
+    if (status != KVT_OK)
+        release(s);
+    return status;
 }
 
 kvt_status kvt_seq_save_stream(const kvt_seq *seq, const kvt_writer *writer,
@@ -382,13 +390,10 @@ kvt_status kvt_seq_save_stream(const kvt_seq *seq, const kvt_writer *writer,
         return KVT_ERR_ARG;
     if (!writer || !writer->write)
         return kvt_fail(seq->cache, KVT_ERR_ARG, "save: no writer");
-    status = admit(seq, options, &copy);
+    status = begin(&s, seq, options, &context, &copy);
     if (status != KVT_OK)
         return status;
-    context = context_of(seq);
-    status = prepare(&s, seq, &context, &copy);
-    if (status == KVT_OK)
-        status = open_parent(&s, NULL);
+    status = open_parent(&s, NULL);
     if (status == KVT_OK)
         status = write_to(&s, writer, NULL);
     release(&s);
@@ -408,14 +413,11 @@ kvt_status kvt_seq_save_fd(const kvt_seq *seq, int fd, const kvt_save_options *o
         return KVT_ERR_ARG;
     if (fd < 0)
         return kvt_fail(seq->cache, KVT_ERR_ARG, "save: file descriptor %d", fd);
-    status = admit(seq, options, &copy);
+    status = begin(&s, seq, options, &context, &copy);
     if (status != KVT_OK)
         return status;
-    context = context_of(seq);
     kvt_snap_file_of_fd(&context, fd, &file, &writer, NULL);
-    status = prepare(&s, seq, &context, &copy);
-    if (status == KVT_OK)
-        status = open_parent(&s, NULL);
+    status = open_parent(&s, NULL);
     if (status == KVT_OK)
         status = write_to(&s, &writer, kvt_snap_file_write_parts);
     if (status == KVT_ERR_IO) {
@@ -457,13 +459,10 @@ kvt_status kvt_seq_save_memory(const kvt_seq *seq, void *to, size_t room, size_t
         return KVT_ERR_ARG;
     if (!to || !bytes)
         return kvt_fail(seq->cache, KVT_ERR_ARG, "save: no memory");
-    status = admit(seq, options, &copy);
+    status = begin(&s, seq, options, &context, &copy);
     if (status != KVT_OK)
         return status;
-    context = context_of(seq);
-    status = prepare(&s, seq, &context, &copy);
-    if (status == KVT_OK)
-        status = open_parent(&s, NULL);
+    status = open_parent(&s, NULL);
     if (status == KVT_OK && copy.key) {
         target t = {to, room, 0, 0};
         kvt_writer writer = {&t, write_memory};
@@ -576,13 +575,10 @@ kvt_status kvt_seq_save_bound(const kvt_seq *seq, uint64_t *bytes, const kvt_sav
         return KVT_ERR_ARG;
     if (!bytes)
         return kvt_fail(seq->cache, KVT_ERR_ARG, "save: bytes is NULL");
-    status = admit(seq, options, &copy);
+    status = begin(&s, seq, options, &context, &copy);
     if (status != KVT_OK)
         return status;
-    context = context_of(seq);
-    status = prepare(&s, seq, &context, &copy);
-    if (status == KVT_OK)
-        *bytes = copy.key ? kvt_snap_crypt_bound(bound_of(&s)) : bound_of(&s);
+    *bytes = copy.key ? kvt_snap_crypt_bound(bound_of(&s)) : bound_of(&s);
     release(&s);
     return status;
 }
@@ -600,13 +596,10 @@ kvt_status kvt_seq_save(const kvt_seq *seq, const char *path, const kvt_save_opt
         return KVT_ERR_ARG;
     if (!path || !*path)
         return kvt_fail(seq->cache, KVT_ERR_ARG, "save: no path");
-    status = admit(seq, options, &copy);
+    status = begin(&s, seq, options, &context, &copy);
     if (status != KVT_OK)
         return status;
-    context = context_of(seq);
-    status = prepare(&s, seq, &context, &copy);
-    if (status == KVT_OK)
-        status = open_parent(&s, path);
+    status = open_parent(&s, path);
     if (status != KVT_OK) {
         release(&s);
         return status;
