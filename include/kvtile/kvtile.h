@@ -1116,6 +1116,7 @@ KVT_API kvt_status kvt_seq_save_memory(const kvt_seq *seq, void *to, size_t room
 /*
  * The most bytes that a save with these options writes now. With KVT_CODEC_RAW and neither parent
  * nor checkpoints it is exact.
+ * KVT_ERR_STATE, KVT_ERR_ARG, KVT_ERR_MEMORY: as kvt_seq_save. A parent is not opened.
  */
 KVT_API kvt_status kvt_seq_save_bound(const kvt_seq *seq, uint64_t *bytes,
                                       const kvt_save_options *options);
@@ -1181,6 +1182,9 @@ typedef struct kvt_load_result {
  * the load. What was saved goes on bit for bit, but that sealings which the last commit before the
  * save (or a checkpoint) caused are not taken back any more by a truncate, as if another begin had
  * come. options and result may be NULL.
+ *
+ * With options.reuse the snapshot is taken up whole where a window has released blocks, and then
+ * cut. Should that fail (KVT_ERR_MEMORY, KVT_ERR_BUDGET), the sequence holds all of the snapshot.
  *
  * A delta is loaded with the chain of its parents, each found by its name and held against the id
  * that its child has noted.

@@ -822,7 +822,7 @@ static kvt_status load(kvt_seq *seq, const kvt_snap_context *context, const orig
         answer(&st, seq, &found);
         if (options->reuse)
             status = cut(seq, options->reuse, &found);
-        if (result)
+        if (status == KVT_OK && result)
             *result = found;
     } else {
         drop(&st);
