@@ -1,4 +1,5 @@
-# What the library is linked with: SLEEF, Zstandard, xxHash and, where it encrypts, libsodium.
+# What the library is linked with: SLEEF, Zstandard, xxHash and, where it has what needs them,
+# libsodium and hiredis.
 # Included by the build and, installed beside it, by the package config, for whoever links the
 # static library. Targets, functions and cache variables have names of our own, so that they meet
 # no finder of the project around.
@@ -40,9 +41,13 @@ macro(kvtile_find_sodium missing)
   kvtile_find_library(${missing} sodium sodium.h sodium libsodium unofficial-sodium::sodium)
 endmacro()
 
-# kvtile_find_dependencies(MISSING CRYPT): the needed ones, libsodium where CRYPT is true; MISSING:
-# Debian's packages that lack.
-macro(kvtile_find_dependencies missing crypt)
+macro(kvtile_find_hiredis missing)
+  kvtile_find_library(${missing} hiredis hiredis/hiredis.h hiredis hiredis hiredis::hiredis)
+endmacro()
+
+# kvtile_find_dependencies(MISSING CRYPT REDIS): the needed ones, libsodium where CRYPT is true and
+# hiredis where REDIS is; MISSING: Debian's packages that lack.
+macro(kvtile_find_dependencies missing crypt redis)
   set(${missing})
   kvtile_find_library(${missing} sleef sleef.h sleef sleef sleef::sleef)
   kvtile_find_library(${missing} zstd zstd.h zstd libzstd
@@ -50,5 +55,8 @@ macro(kvtile_find_dependencies missing crypt)
   kvtile_find_library(${missing} xxhash xxhash.h xxhash libxxhash xxHash::xxhash)
   if(${crypt})
     kvtile_find_sodium(${missing})
+  endif()
+  if(${redis})
+    kvtile_find_hiredis(${missing})
   endif()
 endmacro()

@@ -17,7 +17,7 @@ foreach(kind shared static)
   install(EXPORT kvtile_${kind} NAMESPACE kvtile:: FILE kvtile-${kind}-targets.cmake
     DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/kvtile)
 endforeach()
-install(FILES include/kvtile/kvtile.h include/kvtile/kvtile.hpp
+install(FILES include/kvtile/kvtile.h include/kvtile/kvtile.hpp include/kvtile/store.h
   DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/kvtile)
 
 set(package ${CMAKE_CURRENT_BINARY_DIR}/package)
@@ -46,6 +46,9 @@ set(pc_libs)
 set(pc_dependencies SLEEF:sleef:sleef ZSTD:libzstd:zstd XXHASH:libxxhash:xxhash)
 if(kvtile_crypt)
   list(APPEND pc_dependencies SODIUM:libsodium:sodium)
+endif()
+if(kvtile_redis)
+  list(APPEND pc_dependencies HIREDIS:hiredis:hiredis)
 endif()
 foreach(dependency IN LISTS pc_dependencies)
   string(REPLACE ":" ";" dependency ${dependency})

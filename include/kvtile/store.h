@@ -1,0 +1,341 @@
+/*
+ * kvtile/store.h: prefixes of prompts in a store that processes and machines share.
+ *
+ * A prompt's keys and values depend on its tokens alone. So blocks of 64 tokens are put into a
+ * store under a key that is a hash of all tokens up to the block's end (SHA-256, chained from block
+ * to block) and of all that the numbers depend on besides: the model's fingerprint, the sequence's
+ * tag, the group's geometry and types, a namespace, a salt. Whoever has the same prompt finds the
+ * blocks under the same keys, in whichever process or machine they were computed.
+ *
+ *   kvt_store store;
+ *   kvt_store_open_directory(&config, &store);          or kvt_store_open_redis, or your own
+ *   kvt_prefix_get(&store, seq, prompt, n, NULL, &got);  the longest prefix, into an empty sequence
+ *   ... compute prompt[got.n_tokens] .. prompt[n - 1] ...
+ *   kvt_prefix_put(&store, seq, NULL, NULL);             what the store has not got yet
+ *
+ * A value is verified before anything of it is used: it carries its key and digests of all its
+ * bytes. One that is damaged, or was put under another's key, is never taken: it is removed, and
+ * the prefix ends before it. A store that fails costs a status and a recompute.
+ *
+ * What stored values are is specified in docs/format.md, "Stored values".
+ */
+#ifndef KVTILE_STORE_H
+#define KVTILE_STORE_H
+
+#include <kvtile/kvtile.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- what a store is ---- */
+
+#define KVT_STORE_KEY_BYTES 32    /* a SHA-256 */
+#define KVT_STORE_ERROR_BYTES 256 /* of a text, the terminating zero included */
+
+/* The name of a value. Keys are uniformly distributed: any of their bytes can choose a shard. */
+typedef struct kvt_store_key {
+    uint8_t bytes[KVT_STORE_KEY_BYTES];
+} kvt_store_key;
+
+/* Why a call has failed, for people. */
+typedef struct kvt_store_error {
+    char text[KVT_STORE_ERROR_BYTES];
+} kvt_store_error;
+
+/* Bytes of a value that is put. */
+typedef struct kvt_store_part {
+    const void *data; /* [bytes] */
+    size_t bytes;
+} kvt_store_part;
+
+/* A value that is put: its parts, one after the other. */
+typedef struct kvt_store_value {
+    const kvt_store_part *parts; /* [n_parts] */
+    size_t n_parts;
+    uint64_t bytes; /* of all parts */
+} kvt_store_value;
+
+#define KVT_STORE_MORE 0 /* go on */
+#define KVT_STORE_SKIP 1 /* no more of this value */
+#define KVT_STORE_STOP 2 /* no more at all: the call ends with KVT_OK */
+
+/*
+ * Who takes the values that a get finds. Both are called on the thread of the get, without a lock
+ * that a call of the store would need.
+ */
+typedef struct kvt_store_receiver {
+    void *user; /* the first argument of both */
+    /*
+     * Bytes offset .. offset + bytes - 1 of value i of `total` bytes in all. The parts of a value
+     * come in order, from offset 0, without a gap, and one value after the other; the values in any
+     * order. Returns KVT_STORE_. A value of which not all parts have come was not found.
+     */
+    int (*part)(void *user, size_t i, uint64_t total, uint64_t offset, const void *data,
+                size_t bytes);
+    /*
+     * Memory of the receiver's for bytes of value i from `offset` on, the next that part would be
+     * given; *bytes: how many, in: that are wanted at most, 1 at least; out: that there is room for.
+     * A store that fills it calls part with this address as data. NULL: there is none; part is given
+     * memory of the store's, or the value is skipped, as part then says. Stores need not call it.
+     */
+    void *(*place)(void *user, size_t i, uint64_t total, uint64_t offset, size_t *bytes);
+} kvt_store_receiver;
+
+/* A value that is in a store: see kvt_store.list. */
+typedef struct kvt_store_entry {
+    kvt_store_key key;
+    uint64_t bytes;       /* of the value; UINT64_MAX: unknown */
+    int64_t used_seconds; /* since it was put or got last; -1: unknown */
+    int64_t left_seconds; /* until it expires; -1: it does not, or that is unknown */
+} kvt_store_entry;
+
+/* What a store has: see kvt_store.stats. The counters are of this process, since it was opened. */
+typedef struct kvt_store_stats {
+    uint64_t n_values;   /* in the store; UINT64_MAX: unknown, here and below */
+    uint64_t bytes;      /* of them */
+    uint64_t max_bytes;  /* its bound; 0: none */
+    uint64_t n_got;      /* values found by get */
+    uint64_t n_missed;   /* keys that get or exists did not find */
+    uint64_t n_put;      /* values put */
+    uint64_t n_evicted;  /* values removed to keep the bound */
+    uint64_t n_failed;   /* calls that failed */
+    uint64_t reserved[8]; /* 0 */
+} kvt_store_stats;
+
+/*
+ * A store: functions over keys and values, which know nothing of kvtile. Zero the struct, set
+ * struct_size, user and the functions; get, put, exists and remove are needed, the others may be
+ * NULL.
+ *
+ * Each is called by any thread, several at once. A failure is answered as a kvt_status other than
+ * KVT_OK with error->text set (error is never NULL), within a time that the store bounds:
+ * KVT_ERR_IO, KVT_ERR_MEMORY, KVT_ERR_FULL (no room for a value), KVT_ERR_UNSUPPORTED.
+ */
+typedef struct kvt_store {
+    size_t struct_size; /* sizeof(kvt_store) */
+    void *user;         /* the first argument of all */
+    /* The values of keys[n] to the receiver, as far as they are there. */
+    kvt_status (*get)(void *user, const kvt_store_key *keys, size_t n,
+                      const kvt_store_receiver *receiver, kvt_store_error *error);
+    /*
+     * Put n values, in place of those that are there. Each appears whole or not at all. *n_put: how
+     * many of the first ones are there now, also where the call fails.
+     */
+    kvt_status (*put)(void *user, const kvt_store_key *keys, const kvt_store_value *values,
+                      size_t n, size_t *n_put, kvt_store_error *error);
+    /* found[i] 1: there is a value for keys[i]; else 0. */
+    kvt_status (*exists)(void *user, const kvt_store_key *keys, size_t n, uint8_t *found,
+                         kvt_store_error *error);
+    /* Remove those that are there. */
+    kvt_status (*remove)(void *user, const kvt_store_key *keys, size_t n, kvt_store_error *error);
+    /* Each value in turn, until on_entry returns non-zero. Values put meanwhile may be missed. */
+    kvt_status (*list)(void *user, int (*on_entry)(void *entry_user, const kvt_store_entry *entry),
+                       void *entry_user, kvt_store_error *error);
+    kvt_status (*stats)(void *user, kvt_store_stats *stats, kvt_store_error *error);
+    /*
+     * Bring the store into order: leftovers of processes that have died are removed, what is in it
+     * is counted anew, its bound is kept.
+     */
+    kvt_status (*collect)(void *user, kvt_store_error *error);
+    /* Free what user is. No other call is running, and none comes after. */
+    void (*close)(void *user);
+    void *reserved[4]; /* NULL */
+} kvt_store;
+
+/* Close a store, if it has a close, and zero the struct. NULL and a zeroed struct are fine. */
+KVT_API void kvt_store_close(kvt_store *store);
+
+/* ---- the stores that there are ---- */
+
+/* A directory: zero the struct but for struct_size and path for the defaults. */
+typedef struct kvt_directory_config {
+    size_t struct_size; /* sizeof(kvt_directory_config) */
+    const char *path;   /* of the directory; it is made, but not the one that it is in */
+    uint64_t max_bytes; /* of all values; 0: no bound, or the one that the directory has already.
+                           The last process that opens it with another one changes it for all */
+    uint32_t sync;      /* 1: put waits for the disk. Without it a power cut may lose or damage
+                           values that were put shortly before; damaged ones are never taken */
+    uint32_t reserved;  /* 0 */
+    char *error_text;   /* where a failure is told; may be NULL */
+    size_t error_text_bytes;
+} kvt_directory_config;
+
+/*
+ * Open a directory as a store: one file a value, for any number of processes on one machine at
+ * once. Each may be killed at any point. With a bound the values that were used the longest time
+ * ago are removed for new ones; of those that are used by one get, the first are removed last.
+ *
+ * KVT_ERR_IO           it cannot be made, opened or locked, or it is no directory
+ * KVT_ERR_FORMAT       it is another program's, or of a newer version
+ * KVT_ERR_UNSUPPORTED  the system has no POSIX files
+ * KVT_ERR_ARG, KVT_ERR_MEMORY
+ */
+KVT_API kvt_status kvt_store_open_directory(const kvt_directory_config *config, kvt_store *store);
+
+/* A Redis or Valkey server or cluster: zero the struct but for struct_size for the defaults. */
+typedef struct kvt_redis_config {
+    size_t struct_size;    /* sizeof(kvt_redis_config) */
+    const char *host;      /* NULL: 127.0.0.1; of a cluster any of its nodes */
+    const char *unix_path; /* of a socket, in place of host and port; or NULL */
+    uint32_t port;         /* 0: 6379 */
+    uint32_t database;     /* SELECT; 0 on a cluster */
+    const char *username;  /* AUTH (Redis 6 on); NULL: the default user */
+    const char *password;  /* AUTH; NULL: none */
+    uint32_t tls;          /* 1: by TLS, where the library was built with hiredis 1.0 or later and
+                              its hiredis_ssl; else KVT_ERR_UNSUPPORTED: use stunnel */
+    uint32_t ttl_seconds;  /* a value expires so long after it was put or got last; 0: never */
+    uint32_t connect_timeout_ms; /* 0: 500 */
+    uint32_t timeout_ms;         /* without a byte coming or going; 0: 1000 */
+    uint32_t call_timeout_ms;    /* of one call as a whole; 0: 30000 */
+    uint32_t retry_ms;           /* after a failed connection calls fail at once for so long, before
+                                    it is tried again; 0: 1000 */
+    uint32_t pipeline;           /* commands sent before the first one's answer is there; 0: 16 */
+    uint32_t reserved;           /* 0 */
+    const char *prefix;          /* of the keys on the server; NULL: "kvt:" */
+    const char *tls_ca_file;     /* NULL: the system's */
+    char *error_text;            /* where a failure is told; may be NULL */
+    size_t error_text_bytes;
+} kvt_redis_config;
+
+/*
+ * Open a store on a Redis or Valkey server or cluster: one string a value. Redirections of a
+ * cluster (MOVED, ASK) are followed. The server is not needed for the opening: a call that needs
+ * it connects, and connects again after a failure. Calls take turns.
+ *
+ * KVT_ERR_UNSUPPORTED  the library was built without hiredis, or tls without hiredis_ssl
+ * KVT_ERR_ARG, KVT_ERR_MEMORY
+ */
+KVT_API kvt_status kvt_store_open_redis(const kvt_redis_config *config, kvt_store *store);
+
+/*
+ * Two stores as one: `near` before `far`, as a directory before a server. What near lacks comes
+ * from far, and is put into near on the way; puts and removals go to both. A failure of one does
+ * not hide what the other has: a get fails where far has failed and near has not got all of it.
+ * Both are copied, and closed with the store made, which takes them over on KVT_OK.
+ *
+ * KVT_ERR_ARG, KVT_ERR_MEMORY
+ */
+KVT_API kvt_status kvt_store_open_tiers(const kvt_store *near_store, const kvt_store *far_store,
+                                        kvt_store *store);
+
+/* ---- prefixes ---- */
+
+/* Bytes that a block's numbers depend on besides its tokens: an image's hash, an adapter. */
+typedef struct kvt_prefix_extra {
+    uint64_t block;   /* its number: tokens 64 * block and on. Later blocks depend on it, too */
+    const void *data; /* [bytes] */
+    size_t bytes;
+} kvt_prefix_extra;
+
+#define KVT_PREFIX_BLOCKS 0u     /* whole blocks */
+#define KVT_PREFIX_CHECKPOINT 1u /* the sequence ends at a checkpoint, which travels too */
+
+/* Zero the struct but for struct_size for the defaults. A put and a get have to agree on the first
+   two and on the extras. */
+typedef struct kvt_prefix_options {
+    size_t struct_size;      /* sizeof(kvt_prefix_options) */
+    const void *name_space;  /* [name_space_bytes]: whose prefixes these are; or NULL */
+    size_t name_space_bytes; /* 0 where name_space is NULL */
+    const void *salt; /* [salt_bytes]: with a secret one keys cannot be guessed from tokens by those
+                         who can look into the store but do not have it; or NULL */
+    size_t salt_bytes;              /* 0 where salt is NULL */
+    const kvt_prefix_extra *extras; /* [n_extras], ascending by block, or NULL */
+    size_t n_extras;                /* 0 where extras is NULL */
+    const int32_t *positions; /* get, probe: [n_prompt] of the prompt's tokens; NULL: 0, 1, 2, ... */
+    uint64_t n_tokens;        /* put: no more than the first so many; 0: all. Else 0 */
+    uint32_t checkpoints;     /* KVT_PREFIX_. put: checkpoints are put, too. get, probe: only where
+                                 there is one */
+    uint32_t reserved;        /* 0 */
+    const uint64_t *checkpoint_tokens; /* get, probe: [n_checkpoint_tokens], ascending: lengths at
+                                          which a checkpoint may be; NULL: any */
+    size_t n_checkpoint_tokens;        /* 0 where checkpoint_tokens is NULL */
+} kvt_prefix_options;
+
+/* What a call found or did. */
+typedef struct kvt_prefix_result {
+    uint64_t n_tokens;     /* put: of the sequence's first so many all that is needed is in the store
+                              now. get: restored. probe: that a get would restore */
+    uint64_t n_values;     /* put: written; get: read */
+    uint64_t n_bytes;      /* of these */
+    uint64_t n_refused;    /* get: damaged, or another's, and removed */
+    uint64_t n_checkpoints; /* put: written */
+    uint64_t reserved[3];  /* 0 */
+} kvt_prefix_result;
+
+/*
+ * Put the sealed blocks of a sequence's prefix, as far as the store has not got them. A block is
+ * put when it is full, sealed in all groups (kvt_group_config.residual_tokens: the newest 64 to 127
+ * tokens are not) and all its tokens were committed with ids. Tokens behind a removal
+ * (kvt_seq_remove) are not put, as what they are depends on more than the tokens before them.
+ * A window's group is put as far as its blocks are still there: put after each step of a long prefill.
+ *
+ * options and result may be NULL. The sequence may be used by other calls that take it as const.
+ *
+ * KVT_ERR_STATE        a step is pending
+ * KVT_ERR_ARG          NULL; a store without its functions; options that contradict
+ * KVT_ERR_UNSUPPORTED  the library was built without libsodium
+ * KVT_ERR_IO, KVT_ERR_FULL, ...  the store's; what has been put by then stays and is sound
+ * KVT_ERR_CORRUPT      a block lies in a mapped snapshot (KVT_MAP_LAZY), which is damaged there
+ * KVT_ERR_MEMORY
+ */
+KVT_API kvt_status kvt_prefix_put(const kvt_store *store, const kvt_seq *seq,
+                                  const kvt_prefix_options *options, kvt_prefix_result *result);
+
+/*
+ * Restore the longest prefix of a prompt that the store has into an empty sequence: whole blocks of
+ * 64 tokens, sealed, with positions and ids; at most n_prompt - 1 tokens, since the last token has
+ * to be computed for its logits. With KVT_PREFIX_CHECKPOINT the longest one that ends at a
+ * checkpoint, as a model with recurrent layers needs it: its blob is read by
+ * kvt_seq_checkpoint_read. None at all is KVT_OK with n_tokens 0.
+ *
+ * Everything is read and verified before the sequence changes: on any error it is empty as before.
+ * The sequence's tag is part of the keys: kvt_seq_set_tag before.
+ *
+ * KVT_ERR_STATE        the sequence is not empty, or a step is pending
+ * KVT_ERR_ARG          NULL; a store without its functions; options that contradict; a token id
+ *                      below 0
+ * KVT_ERR_UNSUPPORTED  the library was built without libsodium
+ * KVT_ERR_IO, ...      the store's: compute the prompt instead
+ * KVT_ERR_MEMORY, KVT_ERR_BUDGET
+ */
+KVT_API kvt_status kvt_prefix_get(const kvt_store *store, kvt_seq *seq, const int32_t *prompt,
+                                  uint64_t n_prompt, const kvt_prefix_options *options,
+                                  kvt_prefix_result *result);
+
+/*
+ * How much kvt_prefix_get would restore, without reading values: the store is asked which keys it
+ * has. The sequence says of which cache and tag; its tokens have no influence. Errors as
+ * kvt_prefix_get.
+ */
+KVT_API kvt_status kvt_prefix_probe(const kvt_store *store, const kvt_seq *seq,
+                                    const int32_t *prompt, uint64_t n_prompt,
+                                    const kvt_prefix_options *options, kvt_prefix_result *result);
+
+/* What a value tells of itself. */
+typedef struct kvt_value_info {
+    size_t struct_size;  /* set to sizeof(kvt_value_info) before the call */
+    uint32_t version;    /* of the format */
+    uint32_t checkpoint; /* 1: of a checkpoint */
+    uint64_t n_tokens;   /* from the prompt's beginning up to its end */
+    uint32_t n_blocks;   /* of keys and values */
+    uint32_t reserved;   /* 0 */
+    uint64_t blob_bytes; /* of a checkpoint */
+    uint64_t reserved2[4]; /* 0 */
+} kvt_value_info;
+
+/*
+ * Check a value as a store has it, without a cache: that it is one, is that of the key (may be NULL)
+ * and that all its digests hold. error_text (may be NULL) says why not.
+ *
+ * KVT_ERR_FORMAT, KVT_ERR_CORRUPT, KVT_ERR_MISMATCH (of another key), KVT_ERR_ARG
+ */
+KVT_API kvt_status kvt_value_check(const kvt_store_key *key, const void *data, size_t bytes,
+                                   kvt_value_info *info, char *error_text,
+                                   size_t error_text_bytes);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* KVTILE_STORE_H */

@@ -1,0 +1,27 @@
+/*
+ * Stores of prefixes: what the files of this folder offer each other. Above snapshot/ and cache/,
+ * of which prefix.c and value.c alone know; directory.c, redis.c and tiers.c know keys and values
+ * as bytes.
+ */
+#ifndef KVT_STORE_STORE_H
+#define KVT_STORE_STORE_H
+
+#include <kvtile/store.h>
+
+#if defined(__GNUC__)
+#define KVT_STORE_PRINTF(text, first) __attribute__((format(printf, text, first)))
+#else
+#define KVT_STORE_PRINTF(text, first)
+#endif
+
+/* Whether a caller's store is of our size and has what is needed. */
+int kvt_store_is_whole(const kvt_store *store);
+
+/* Set the text and return status. */
+kvt_status kvt_store_fail(kvt_store_error *error, kvt_status status, const char *format, ...)
+    KVT_STORE_PRINTF(3, 4);
+/* The same of an opening, whose text may be NULL. */
+kvt_status kvt_store_fail_open(char *text, size_t text_bytes, kvt_status status,
+                               const char *format, ...) KVT_STORE_PRINTF(4, 5);
+
+#endif /* KVT_STORE_STORE_H */
