@@ -75,9 +75,10 @@ typedef struct kvt_store_receiver {
                 size_t bytes);
     /*
      * Memory of the receiver's for bytes of value i from `offset` on, the next that part would be
-     * given; *bytes: how many, in: that are wanted at most, 1 at least; out: that there is room for.
-     * A store that fills it calls part with this address as data. NULL: there is none; part is given
-     * memory of the store's, or the value is skipped, as part then says. Stores need not call it.
+     * given. *bytes, 1 at least: how many are wanted at most; then how many there is room for.
+     * A store that fills it calls part with this address as data. NULL: there is none; part is
+     * given memory of the store's, and may say that the value is to be skipped. Stores need not
+     * call it.
      */
     void *(*place)(void *user, size_t i, uint64_t total, uint64_t offset, size_t *bytes);
 } kvt_store_receiver;
@@ -92,14 +93,14 @@ typedef struct kvt_store_entry {
 
 /* What a store has: see kvt_store.stats. The counters are of this process, since it was opened. */
 typedef struct kvt_store_stats {
-    uint64_t n_values;   /* in the store; UINT64_MAX: unknown, here and below */
-    uint64_t bytes;      /* of them */
-    uint64_t max_bytes;  /* its bound; 0: none */
-    uint64_t n_got;      /* values found by get */
-    uint64_t n_missed;   /* keys that get or exists did not find */
-    uint64_t n_put;      /* values put */
-    uint64_t n_evicted;  /* values removed to keep the bound */
-    uint64_t n_failed;   /* calls that failed */
+    uint64_t n_values;    /* in the store; UINT64_MAX: unknown, here and below */
+    uint64_t bytes;       /* of them */
+    uint64_t max_bytes;   /* its bound; 0: none */
+    uint64_t n_got;       /* values found by get */
+    uint64_t n_missed;    /* keys that get or exists did not find */
+    uint64_t n_put;       /* values put */
+    uint64_t n_evicted;   /* values removed to keep the bound */
+    uint64_t n_failed;    /* calls that failed */
     uint64_t reserved[8]; /* 0 */
 } kvt_store_stats;
 
@@ -242,11 +243,12 @@ typedef struct kvt_prefix_options {
     size_t salt_bytes;              /* 0 where salt is NULL */
     const kvt_prefix_extra *extras; /* [n_extras], ascending by block, or NULL */
     size_t n_extras;                /* 0 where extras is NULL */
-    const int32_t *positions; /* get, probe: [n_prompt] of the prompt's tokens; NULL: 0, 1, 2, ... */
-    uint64_t n_tokens;        /* put: no more than the first so many; 0: all. Else 0 */
-    uint32_t checkpoints;     /* KVT_PREFIX_. put: checkpoints are put, too. get, probe: only where
+    const int32_t
+        *positions;       /* get, probe: [n_prompt] of the prompt's tokens; NULL: 0, 1, 2, ... */
+    uint64_t n_tokens;    /* put: no more than the first so many; 0: all. Else 0 */
+    uint32_t checkpoints; /* KVT_PREFIX_. put: checkpoints are put, too. get, probe: only where
                                  there is one */
-    uint32_t reserved;        /* 0 */
+    uint32_t reserved;    /* 0 */
     const uint64_t *checkpoint_tokens; /* get, probe: [n_checkpoint_tokens], ascending: lengths at
                                           which a checkpoint may be; NULL: any */
     size_t n_checkpoint_tokens;        /* 0 where checkpoint_tokens is NULL */
@@ -254,13 +256,13 @@ typedef struct kvt_prefix_options {
 
 /* What a call found or did. */
 typedef struct kvt_prefix_result {
-    uint64_t n_tokens;     /* put: of the sequence's first so many all that is needed is in the store
+    uint64_t n_tokens;  /* put: of the sequence's first so many all that is needed is in the store
                               now. get: restored. probe: that a get would restore */
-    uint64_t n_values;     /* put: written; get: read */
-    uint64_t n_bytes;      /* of these */
-    uint64_t n_refused;    /* get: damaged, or another's, and removed */
+    uint64_t n_values;  /* put: written; get: read */
+    uint64_t n_bytes;   /* of these */
+    uint64_t n_refused; /* get: damaged, or another's, and removed */
     uint64_t n_checkpoints; /* put: written */
-    uint64_t reserved[3];  /* 0 */
+    uint64_t reserved[3];   /* 0 */
 } kvt_prefix_result;
 
 /*
@@ -268,7 +270,8 @@ typedef struct kvt_prefix_result {
  * put when it is full, sealed in all groups (kvt_group_config.residual_tokens: the newest 64 to 127
  * tokens are not) and all its tokens were committed with ids. Tokens behind a removal
  * (kvt_seq_remove) are not put, as what they are depends on more than the tokens before them.
- * A window's group is put as far as its blocks are still there: put after each step of a long prefill.
+ * A window's group is put as far as its blocks are still there: put after each step of a long
+ * prefill.
  *
  * options and result may be NULL. The sequence may be used by other calls that take it as const.
  *
@@ -314,25 +317,24 @@ KVT_API kvt_status kvt_prefix_probe(const kvt_store *store, const kvt_seq *seq,
 
 /* What a value tells of itself. */
 typedef struct kvt_value_info {
-    size_t struct_size;  /* set to sizeof(kvt_value_info) before the call */
-    uint32_t version;    /* of the format */
-    uint32_t checkpoint; /* 1: of a checkpoint */
-    uint64_t n_tokens;   /* from the prompt's beginning up to its end */
-    uint32_t n_blocks;   /* of keys and values */
-    uint32_t reserved;   /* 0 */
-    uint64_t blob_bytes; /* of a checkpoint */
+    size_t struct_size;    /* set to sizeof(kvt_value_info) before the call */
+    uint32_t version;      /* of the format */
+    uint32_t checkpoint;   /* 1: of a checkpoint */
+    uint64_t n_tokens;     /* from the prompt's beginning up to its end */
+    uint32_t n_blocks;     /* of keys and values */
+    uint32_t reserved;     /* 0 */
+    uint64_t blob_bytes;   /* of a checkpoint */
     uint64_t reserved2[4]; /* 0 */
 } kvt_value_info;
 
 /*
- * Check a value as a store has it, without a cache: that it is one, is that of the key (may be NULL)
- * and that all its digests hold. error_text (may be NULL) says why not.
+ * Check a value as a store has it, without a cache: that it is one, is that of the key (may be
+ * NULL) and that all its digests hold. error_text (may be NULL) says why not.
  *
  * KVT_ERR_FORMAT, KVT_ERR_CORRUPT, KVT_ERR_MISMATCH (of another key), KVT_ERR_ARG
  */
 KVT_API kvt_status kvt_value_check(const kvt_store_key *key, const void *data, size_t bytes,
-                                   kvt_value_info *info, char *error_text,
-                                   size_t error_text_bytes);
+                                   kvt_value_info *info, char *error_text, size_t error_text_bytes);
 
 #ifdef __cplusplus
 }

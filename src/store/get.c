@@ -1,1 +1,360 @@
+/*
+ * kvt_prefix_get: the longest prefix that a store has, into an empty sequence.
+ *
+ * The length is chosen by which keys the store has, and its values are got, into blocks that no
+ * sequence has yet. What turns out to be gone or damaged shortens the prefix, and what a window's
+ * group then needs besides is got, too. At the end the blocks make a table, which the sequence
+ * takes in one go, as a load does.
+ *
+ * With checkpoints the value of the deepest one comes first: it has the blocks that are not sealed
+ * at its length, and says so which sealed ones are needed.
+ */
 #include "src/store/prefix.h"
+
+typedef struct fetch {
+    kvt_prefix *p;
+    kvt_snap_buffer staged; /* kvt_block *[n_rows][n_groups], NULL: not there */
+    kvt_snap_buffer wants, keys, refused;
+    kvt_prefix_result result;
+    /* A checkpoint's value: its blocks by rows are the ends of the groups' columns. */
+    int has_checkpoint;
+    kvt_value_head head;
+    kvt_snap_buffer tail;          /* kvt_block *[tail_rows][n_groups] */
+    size_t tail_from, tail_rows;   /* the first row of it */
+    size_t sealed[KVT_MAX_GROUPS]; /* rows before those of the value */
+    kvt_snap_buffer blob;
+} fetch;
+
+static kvt_block **staged_at(const fetch *f, size_t row, uint32_t group)
+{
+    return (kvt_block **)(void *)f->staged.data + kvt_prefix_at(f->p, row, group);
+}
+
+static kvt_block **tail_at(const fetch *f, size_t row, uint32_t group)
+{
+    assert(row >= f->tail_from && row < f->tail_from + f->tail_rows);
+    return (kvt_block **)(void *)f->tail.data + kvt_prefix_at(f->p, row - f->tail_from, group);
+}
+
+static void drop_tail(fetch *f)
+{
+    for (size_t i = 0; i < f->tail_rows * f->p->cache->n_groups; i++)
+        kvt_block_undo(f->p->cache, ((kvt_block **)(void *)f->tail.data)[i]);
+    f->tail_rows = 0;
+    f->has_checkpoint = 0;
+}
+
+static void release(fetch *f)
+{
+    const kvt_snap_context *context = &f->p->context;
+
+    drop_tail(f);
+    for (size_t i = 0; f->staged.data && i < f->p->n_rows * f->p->cache->n_groups; i++)
+        kvt_block_undo(f->p->cache, ((kvt_block **)(void *)f->staged.data)[i]);
+    kvt_snap_release(context, &f->staged);
+    kvt_snap_release(context, &f->wants);
+    kvt_snap_release(context, &f->keys);
+    kvt_snap_release(context, &f->refused);
+    kvt_snap_release(context, &f->tail);
+    kvt_snap_release(context, &f->blob);
+}
+
+/* ---- blocks ---- */
+
+static kvt_status on_block(void *user, size_t i, const kvt_prefix_got *got)
+{
+    fetch *f = user;
+    const kvt_prefix_want *want = (const kvt_prefix_want *)(const void *)f->wants.data + i;
+
+    assert(!*staged_at(f, want->row, want->group));
+    *staged_at(f, want->row, want->group) = got->blocks[0];
+    return KVT_OK;
+}
+
+/* Room for the most blocks that may be wanted. */
+static kvt_status make_room(fetch *f)
+{
+    const kvt_prefix *p = f->p;
+    const size_t n = p->n_rows * p->cache->n_groups + 1;
+    kvt_status status =
+        kvt_snap_reserve(&p->context, &f->staged, 0, n * sizeof(kvt_block *), "a prefix's blocks");
+    if (status == KVT_OK) {
+        memset(f->staged.data, 0, n * sizeof(kvt_block *));
+        status = kvt_snap_reserve(&p->context, &f->wants, 0, n * sizeof(kvt_prefix_want),
+                                  "a prefix's blocks");
+    }
+    if (status == KVT_OK)
+        status = kvt_snap_reserve(&p->context, &f->keys, 0, n * sizeof(kvt_store_key),
+                                  "a prefix's blocks");
+    return status == KVT_OK ? kvt_snap_reserve(&p->context, &f->refused, 0, n, "a prefix's blocks")
+                            : status;
+}
+
+static kvt_status receive(fetch *f, size_t n,
+                          kvt_status (*on_value)(void *user, size_t i, const kvt_prefix_got *got))
+{
+    kvt_prefix_receiver r;
+    kvt_status status;
+
+    kvt_prefix_receiver_begin(&r, f->p, (const kvt_prefix_want *)(const void *)f->wants.data,
+                              (const kvt_store_key *)(const void *)f->keys.data, n,
+                              f->refused.data);
+    r.on_value = on_value;
+    r.user = f;
+    status = kvt_prefix_receive(&r);
+    kvt_prefix_receiver_end(&r);
+    f->result.n_values += r.n_values;
+    f->result.n_bytes += r.n_bytes;
+    for (size_t i = 0; i < n; i++)
+        f->result.n_refused += f->refused.data[i];
+    return status;
+}
+
+/*
+ * Get the blocks that a sequence of n_tokens needs of the first sealed[g] rows of each group and
+ * that are not there yet. *all 0: some could not be had, and count as not found from now on.
+ */
+static kvt_status get_blocks(fetch *f, uint64_t n_tokens, const size_t *sealed, int *all)
+{
+    kvt_prefix *p = f->p;
+    kvt_prefix_want *wants = (kvt_prefix_want *)(void *)f->wants.data;
+    kvt_store_key *keys = (kvt_store_key *)(void *)f->keys.data;
+    size_t first[KVT_MAX_GROUPS], n = 0, i, rows = 0;
+    kvt_status status;
+
+    for (uint32_t g = 0; g < p->cache->n_groups; g++) {
+        first[g] = kvt_prefix_first(p, g, n_tokens);
+        rows = sealed[g] > rows ? sealed[g] : rows;
+    }
+    for (size_t row = 0; row < rows; row++)
+        for (uint32_t g = 0; g < p->cache->n_groups; g++) {
+            if (row >= sealed[g] || !kvt_prefix_needs(p, g, first[g], row) || *staged_at(f, row, g))
+                continue;
+            wants[n].n_tokens = ((uint64_t)row + 1) * KVT_TOKENS;
+            wants[n].row = row;
+            wants[n].group = g;
+            keys[n++] = kvt_prefix_keys(p)[kvt_prefix_at(p, row, g)];
+        }
+    status = receive(f, n, on_block);
+    *all = 1;
+    for (i = 0; i < n; i++)
+        if (!*staged_at(f, wants[i].row, wants[i].group)) {
+            p->found.data[kvt_prefix_at(p, wants[i].row, wants[i].group)] = 0;
+            *all = 0;
+        }
+    return status;
+}
+
+/* The longest prefix of whole rows: *n_tokens of it are there. */
+static kvt_status get_rows(fetch *f, uint64_t *n_tokens)
+{
+    size_t sealed[KVT_MAX_GROUPS], rows;
+    kvt_status status = KVT_OK;
+    int all = 0;
+
+    do {
+        rows = kvt_prefix_longest(f->p);
+        for (uint32_t g = 0; g < f->p->cache->n_groups; g++)
+            sealed[g] = rows;
+        if (rows == 0)
+            break;
+        status = get_blocks(f, rows * (uint64_t)KVT_TOKENS, sealed, &all);
+    } while (status == KVT_OK && !all);
+    *n_tokens = rows * (uint64_t)KVT_TOKENS;
+    return status;
+}
+
+/* ---- checkpoints ---- */
+
+/* Take a checkpoint's value: its blocks have to be the last rows of each group, sealed first. */
+static kvt_status on_checkpoint(void *user, size_t i, const kvt_prefix_got *got)
+{
+    fetch *f = user;
+    const kvt_cache *cache = f->p->cache;
+    const size_t rows = kvt_rows(got->head.n_tokens);
+    size_t next[KVT_MAX_GROUPS], from = rows, n;
+    int open[KVT_MAX_GROUPS] = {0}, sound = 1;
+    kvt_status status;
+
+    for (uint32_t g = 0; g < cache->n_groups; g++)
+        next[g] = f->sealed[g] = SIZE_MAX;
+    for (n = 0; n < got->head.n_entries; n++) {
+        const kvt_value_entry *entry = &got->entries[n];
+        const uint32_t g = entry->group;
+        const size_t row = (size_t)entry->row;
+        if (next[g] == SIZE_MAX)
+            f->sealed[g] = next[g] = row;
+        sound &= row == next[g] && (kvt_is_open(entry->form) || !open[g]);
+        open[g] |= kvt_is_open(entry->form);
+        next[g] = row + 1;
+        from = row < from ? row : from;
+    }
+    for (uint32_t g = 0; g < cache->n_groups; g++) {
+        if (next[g] == SIZE_MAX)
+            f->sealed[g] = next[g] = (size_t)(got->head.n_tokens / KVT_TOKENS);
+        sound &= next[g] == rows;
+    }
+    if (!sound) { /* checksums hold, and it is none all the same */
+        f->refused.data[i] = 1;
+        for (n = 0; n < got->head.n_entries; n++)
+            kvt_block_undo(f->p->cache, got->blocks[n]);
+        return KVT_OK;
+    }
+    n = (rows - from) * cache->n_groups;
+    status = kvt_snap_reserve(&f->p->context, &f->tail, 0, n * sizeof(kvt_block *) + 1,
+                              "a stored checkpoint");
+    if (status == KVT_OK)
+        status = kvt_snap_reserve(&f->p->context, &f->blob, 0, (size_t)got->head.blob_bytes + 1,
+                                  "a stored checkpoint");
+    if (status != KVT_OK)
+        return status;
+    memset(f->tail.data, 0, n * sizeof(kvt_block *));
+    f->tail_from = from;
+    f->tail_rows = rows - from;
+    for (n = 0; n < got->head.n_entries; n++)
+        *tail_at(f, (size_t)got->entries[n].row, got->entries[n].group) = got->blocks[n];
+    if (got->head.blob_bytes)
+        memcpy(f->blob.data, got->blob, (size_t)got->head.blob_bytes);
+    f->head = got->head;
+    f->has_checkpoint = 1;
+    return KVT_OK;
+}
+
+/* The deepest checkpoint of which all is there. */
+static kvt_status get_checkpoint(fetch *f, uint64_t *n_tokens)
+{
+    uint64_t most = f->p->n_tokens;
+    kvt_prefix_want *want = (kvt_prefix_want *)(void *)f->wants.data;
+    kvt_status status;
+
+    for (;;) {
+        int all = 0;
+        status =
+            kvt_prefix_find_checkpoint(f->p, most, n_tokens, (kvt_store_key *)(void *)f->keys.data);
+        if (status != KVT_OK || *n_tokens == UINT64_MAX)
+            break;
+        memset(want, 0, sizeof *want);
+        want->n_tokens = *n_tokens;
+        want->group = UINT32_MAX;
+        status = receive(f, 1, on_checkpoint);
+        if (status == KVT_OK && f->has_checkpoint)
+            status = get_blocks(f, *n_tokens, f->sealed, &all);
+        if (status != KVT_OK || all)
+            break;
+        drop_tail(f);
+        most = *n_tokens - 1;
+    }
+    if (*n_tokens == UINT64_MAX)
+        *n_tokens = 0;
+    return status;
+}
+
+/* ---- the sequence ---- */
+
+/* A row of the table: its blocks are moved there, and one of positions and ids is made. */
+static kvt_status move_row(fetch *f, kvt_seq *made, size_t row)
+{
+    kvt_cache *cache = f->p->cache;
+    const size_t n = kvt_snap_row_tokens(made->length, row);
+    kvt_meta *meta;
+    kvt_status status;
+
+    made->n_rows = row + 1;
+    status = kvt_block_get(cache, cache->n_groups, kvt_seq_entry(made, row, cache->n_groups));
+    if (status != KVT_OK)
+        return status;
+    for (uint32_t g = 0; g < cache->n_groups; g++) {
+        kvt_block **from =
+            f->has_checkpoint && row >= f->sealed[g] ? tail_at(f, row, g) : staged_at(f, row, g);
+        *kvt_seq_entry(made, row, g) = *from;
+        *from = NULL;
+    }
+    meta = kvt_seq_meta(made, row);
+    kvt_prefix_tokens(f->p, row, n, meta->token_ids, meta->positions);
+    meta->shift = 0;
+    kvt_meta_bound(meta, n, row > 0 ? kvt_seq_meta(made, row - 1) : NULL);
+    return KVT_OK;
+}
+
+static kvt_status take_over(fetch *f, kvt_seq *seq, uint64_t n_tokens)
+{
+    kvt_cache *cache = f->p->cache;
+    const size_t rows = kvt_rows(n_tokens);
+    kvt_snap_buffer table = {NULL, 0};
+    kvt_seq *made;
+    void *memory;
+    kvt_status status = kvt_snap_alloc(&f->p->context, sizeof *made, "a prefix's staging", &memory);
+
+    if (status != KVT_OK)
+        return status;
+    made = memory;
+    memset(made, 0, sizeof *made);
+    made->cache = cache;
+    made->length = n_tokens;
+    made->next_position = f->has_checkpoint ? f->head.next_position : -1;
+    status = kvt_snap_reserve(&f->p->context, &table, 0,
+                              rows * cache->n_columns * sizeof *made->table, "a prefix's staging");
+    if (status == KVT_OK) {
+        made->table = (kvt_block **)(void *)table.data;
+        memset(made->table, 0, rows * cache->n_columns * sizeof *made->table);
+    }
+    for (size_t row = 0; row < rows && status == KVT_OK; row++)
+        status = move_row(f, made, row);
+    if (status == KVT_OK) {
+        kvt_rows_state(made);
+        if (!kvt_window_suffices(made, n_tokens))
+            status = kvt_fail(cache, KVT_ERR_CORRUPT, "%s: blocks that a window needs are missing",
+                              f->p->call);
+    }
+    if (status == KVT_OK) {
+        kvt_checkpoints_drop_from(seq, 0);
+        kvt_turns_free(cache, seq->turns);
+        seq->turns = NULL;
+        kvt_rows_replace(seq, made);
+    }
+    for (size_t i = 0; status != KVT_OK && i < made->n_rows * cache->n_columns; i++)
+        kvt_block_undo(cache, made->table[i]);
+    kvt_snap_release(&f->p->context, &table);
+    kvt_snap_free(&f->p->context, memory, sizeof *made);
+    return status;
+}
+
+kvt_status kvt_prefix_get(const kvt_store *store, kvt_seq *seq, const int32_t *prompt,
+                          uint64_t n_prompt, const kvt_prefix_options *options,
+                          kvt_prefix_result *result)
+{
+    kvt_prefix p;
+    fetch f;
+    uint64_t n_tokens = 0;
+    kvt_status status = kvt_prefix_admit(&p, "kvt_prefix_get", store, seq, options);
+
+    if (!seq)
+        return status;
+    memset(&f, 0, sizeof f);
+    f.p = &p;
+    if (status == KVT_OK && (seq->length || seq->pending))
+        status = kvt_fail(seq->cache, KVT_ERR_STATE, "kvt_prefix_get: %s",
+                          seq->pending ? "a step is pending" : "the sequence is not empty");
+    if (status == KVT_OK)
+        status = kvt_prefix_begin(&p, prompt, n_prompt);
+    if (status == KVT_OK)
+        status = kvt_prefix_find(&p);
+    if (status == KVT_OK)
+        status = make_room(&f);
+    if (status == KVT_OK)
+        status = p.options.checkpoints ? get_checkpoint(&f, &n_tokens) : get_rows(&f, &n_tokens);
+    if (status == KVT_OK && n_tokens)
+        status = take_over(&f, seq, n_tokens);
+    if (status == KVT_OK && f.has_checkpoint) {
+        status = kvt_seq_checkpoint(seq, f.blob.data, (size_t)f.head.blob_bytes);
+        if (status != KVT_OK)
+            (void)kvt_seq_clear(seq);
+    }
+    if (status == KVT_OK && result) {
+        f.result.n_tokens = n_tokens;
+        *result = f.result;
+    }
+    release(&f);
+    kvt_prefix_release(&p);
+    return status;
+}

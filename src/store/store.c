@@ -30,8 +30,8 @@ kvt_status kvt_store_fail(kvt_store_error *error, kvt_status status, const char 
     return status;
 }
 
-kvt_status kvt_store_fail_open(char *text, size_t text_bytes, kvt_status status,
-                               const char *format, ...)
+kvt_status kvt_store_fail_open(char *text, size_t text_bytes, kvt_status status, const char *format,
+                               ...)
 {
     if (text && text_bytes) {
         va_list arguments;

@@ -21,7 +21,7 @@ int kvt_store_is_whole(const kvt_store *store);
 kvt_status kvt_store_fail(kvt_store_error *error, kvt_status status, const char *format, ...)
     KVT_STORE_PRINTF(3, 4);
 /* The same of an opening, whose text may be NULL. */
-kvt_status kvt_store_fail_open(char *text, size_t text_bytes, kvt_status status,
-                               const char *format, ...) KVT_STORE_PRINTF(4, 5);
+kvt_status kvt_store_fail_open(char *text, size_t text_bytes, kvt_status status, const char *format,
+                               ...) KVT_STORE_PRINTF(4, 5);
 
 #endif /* KVT_STORE_STORE_H */
