@@ -9,10 +9,10 @@
  * With checkpoints the value of the deepest one comes first: it has the blocks that are not sealed
  * at its length, and says so which sealed ones are needed.
  */
-#include "src/store/prefix.h"
+#include "src/store/stored.h"
 
 typedef struct fetch {
-    kvt_prefix *p;
+    kvt_stored *p;
     kvt_snap_buffer staged; /* kvt_block *[n_rows][n_groups], NULL: not there */
     kvt_snap_buffer wants, keys, refused;
     kvt_prefix_result result;
@@ -27,13 +27,13 @@ typedef struct fetch {
 
 static kvt_block **staged_at(const fetch *f, size_t row, uint32_t group)
 {
-    return (kvt_block **)(void *)f->staged.data + kvt_prefix_at(f->p, row, group);
+    return (kvt_block **)(void *)f->staged.data + kvt_stored_at(f->p, row, group);
 }
 
 static kvt_block **tail_at(const fetch *f, size_t row, uint32_t group)
 {
     assert(row >= f->tail_from && row < f->tail_from + f->tail_rows);
-    return (kvt_block **)(void *)f->tail.data + kvt_prefix_at(f->p, row - f->tail_from, group);
+    return (kvt_block **)(void *)f->tail.data + kvt_stored_at(f->p, row - f->tail_from, group);
 }
 
 static void drop_tail(fetch *f)
@@ -61,10 +61,10 @@ static void release(fetch *f)
 
 /* ---- blocks ---- */
 
-static kvt_status on_block(void *user, size_t i, const kvt_prefix_got *got)
+static kvt_status on_block(void *user, size_t i, const kvt_stored_got *got)
 {
     fetch *f = user;
-    const kvt_prefix_want *want = (const kvt_prefix_want *)(const void *)f->wants.data + i;
+    const kvt_stored_want *want = (const kvt_stored_want *)(const void *)f->wants.data + i;
 
     assert(!*staged_at(f, want->row, want->group));
     *staged_at(f, want->row, want->group) = got->blocks[0];
@@ -74,13 +74,13 @@ static kvt_status on_block(void *user, size_t i, const kvt_prefix_got *got)
 /* Room for the most blocks that may be wanted. */
 static kvt_status make_room(fetch *f)
 {
-    const kvt_prefix *p = f->p;
+    const kvt_stored *p = f->p;
     const size_t n = p->n_rows * p->cache->n_groups + 1;
     kvt_status status =
         kvt_snap_reserve(&p->context, &f->staged, 0, n * sizeof(kvt_block *), "a prefix's blocks");
     if (status == KVT_OK) {
         memset(f->staged.data, 0, n * sizeof(kvt_block *));
-        status = kvt_snap_reserve(&p->context, &f->wants, 0, n * sizeof(kvt_prefix_want),
+        status = kvt_snap_reserve(&p->context, &f->wants, 0, n * sizeof(kvt_stored_want),
                                   "a prefix's blocks");
     }
     if (status == KVT_OK)
@@ -91,18 +91,18 @@ static kvt_status make_room(fetch *f)
 }
 
 static kvt_status receive(fetch *f, size_t n,
-                          kvt_status (*on_value)(void *user, size_t i, const kvt_prefix_got *got))
+                          kvt_status (*on_value)(void *user, size_t i, const kvt_stored_got *got))
 {
-    kvt_prefix_receiver r;
+    kvt_stored_receiver r;
     kvt_status status;
 
-    kvt_prefix_receiver_begin(&r, f->p, (const kvt_prefix_want *)(const void *)f->wants.data,
+    kvt_stored_receiver_begin(&r, f->p, (const kvt_stored_want *)(const void *)f->wants.data,
                               (const kvt_store_key *)(const void *)f->keys.data, n,
                               f->refused.data);
     r.on_value = on_value;
     r.user = f;
-    status = kvt_prefix_receive(&r);
-    kvt_prefix_receiver_end(&r);
+    status = kvt_stored_receive(&r);
+    kvt_stored_receiver_end(&r);
     f->result.n_values += r.n_values;
     f->result.n_bytes += r.n_bytes;
     for (size_t i = 0; i < n; i++)
@@ -116,30 +116,30 @@ static kvt_status receive(fetch *f, size_t n,
  */
 static kvt_status get_blocks(fetch *f, uint64_t n_tokens, const size_t *sealed, int *all)
 {
-    kvt_prefix *p = f->p;
-    kvt_prefix_want *wants = (kvt_prefix_want *)(void *)f->wants.data;
+    kvt_stored *p = f->p;
+    kvt_stored_want *wants = (kvt_stored_want *)(void *)f->wants.data;
     kvt_store_key *keys = (kvt_store_key *)(void *)f->keys.data;
     size_t first[KVT_MAX_GROUPS], n = 0, i, rows = 0;
     kvt_status status;
 
     for (uint32_t g = 0; g < p->cache->n_groups; g++) {
-        first[g] = kvt_prefix_first(p, g, n_tokens);
+        first[g] = kvt_stored_first(p, g, n_tokens);
         rows = sealed[g] > rows ? sealed[g] : rows;
     }
     for (size_t row = 0; row < rows; row++)
         for (uint32_t g = 0; g < p->cache->n_groups; g++) {
-            if (row >= sealed[g] || !kvt_prefix_needs(p, g, first[g], row) || *staged_at(f, row, g))
+            if (row >= sealed[g] || !kvt_stored_needs(p, g, first[g], row) || *staged_at(f, row, g))
                 continue;
             wants[n].n_tokens = ((uint64_t)row + 1) * KVT_TOKENS;
             wants[n].row = row;
             wants[n].group = g;
-            keys[n++] = kvt_prefix_keys(p)[kvt_prefix_at(p, row, g)];
+            keys[n++] = kvt_stored_keys(p)[kvt_stored_at(p, row, g)];
         }
     status = receive(f, n, on_block);
     *all = 1;
     for (i = 0; i < n; i++)
         if (!*staged_at(f, wants[i].row, wants[i].group)) {
-            p->found.data[kvt_prefix_at(p, wants[i].row, wants[i].group)] = 0;
+            p->found.data[kvt_stored_at(p, wants[i].row, wants[i].group)] = 0;
             *all = 0;
         }
     return status;
@@ -153,7 +153,7 @@ static kvt_status get_rows(fetch *f, uint64_t *n_tokens)
     int all = 0;
 
     do {
-        rows = kvt_prefix_longest(f->p);
+        rows = kvt_stored_longest(f->p);
         for (uint32_t g = 0; g < f->p->cache->n_groups; g++)
             sealed[g] = rows;
         if (rows == 0)
@@ -167,7 +167,7 @@ static kvt_status get_rows(fetch *f, uint64_t *n_tokens)
 /* ---- checkpoints ---- */
 
 /* Take a checkpoint's value: its blocks have to be the last rows of each group, sealed first. */
-static kvt_status on_checkpoint(void *user, size_t i, const kvt_prefix_got *got)
+static kvt_status on_checkpoint(void *user, size_t i, const kvt_stored_got *got)
 {
     fetch *f = user;
     const kvt_cache *cache = f->p->cache;
@@ -224,13 +224,13 @@ static kvt_status on_checkpoint(void *user, size_t i, const kvt_prefix_got *got)
 static kvt_status get_checkpoint(fetch *f, uint64_t *n_tokens)
 {
     uint64_t most = f->p->n_tokens;
-    kvt_prefix_want *want = (kvt_prefix_want *)(void *)f->wants.data;
+    kvt_stored_want *want = (kvt_stored_want *)(void *)f->wants.data;
     kvt_status status;
 
     for (;;) {
         int all = 0;
         status =
-            kvt_prefix_find_checkpoint(f->p, most, n_tokens, (kvt_store_key *)(void *)f->keys.data);
+            kvt_stored_find_checkpoint(f->p, most, n_tokens, (kvt_store_key *)(void *)f->keys.data);
         if (status != KVT_OK || *n_tokens == UINT64_MAX)
             break;
         memset(want, 0, sizeof *want);
@@ -270,7 +270,7 @@ static kvt_status move_row(fetch *f, kvt_seq *made, size_t row)
         *from = NULL;
     }
     meta = kvt_seq_meta(made, row);
-    kvt_prefix_tokens(f->p, row, n, meta->token_ids, meta->positions);
+    kvt_stored_tokens(f->p, row, n, meta->token_ids, meta->positions);
     meta->shift = 0;
     kvt_meta_bound(meta, n, row > 0 ? kvt_seq_meta(made, row - 1) : NULL);
     return KVT_OK;
@@ -323,10 +323,10 @@ kvt_status kvt_prefix_get(const kvt_store *store, kvt_seq *seq, const int32_t *p
                           uint64_t n_prompt, const kvt_prefix_options *options,
                           kvt_prefix_result *result)
 {
-    kvt_prefix p;
+    kvt_stored p;
     fetch f;
     uint64_t n_tokens = 0;
-    kvt_status status = kvt_prefix_admit(&p, "kvt_prefix_get", store, seq, options);
+    kvt_status status = kvt_stored_admit(&p, "kvt_prefix_get", store, seq, options);
 
     if (!seq)
         return status;
@@ -336,9 +336,9 @@ kvt_status kvt_prefix_get(const kvt_store *store, kvt_seq *seq, const int32_t *p
         status = kvt_fail(seq->cache, KVT_ERR_STATE, "kvt_prefix_get: %s",
                           seq->pending ? "a step is pending" : "the sequence is not empty");
     if (status == KVT_OK)
-        status = kvt_prefix_begin(&p, prompt, n_prompt);
+        status = kvt_stored_begin(&p, prompt, n_prompt);
     if (status == KVT_OK)
-        status = kvt_prefix_find(&p);
+        status = kvt_stored_find(&p);
     if (status == KVT_OK)
         status = make_room(&f);
     if (status == KVT_OK)
@@ -355,6 +355,6 @@ kvt_status kvt_prefix_get(const kvt_store *store, kvt_seq *seq, const int32_t *p
         *result = f.result;
     }
     release(&f);
-    kvt_prefix_release(&p);
+    kvt_stored_release(&p);
     return status;
 }

@@ -5,14 +5,14 @@
  * layers, and the store takes both. Only blocks with padding, or with slots without a token, are
  * copied first, with zeros there.
  */
-#include "src/store/prefix.h"
+#include "src/store/stored.h"
 
 #define BATCH 64u                        /* values that are put at once, at most */
 #define BATCH_BYTES ((uint64_t)64 << 20) /* and bytes, unless a value has more */
 #define PARTS 2u                         /* of a block's value */
 
 typedef struct batch {
-    kvt_prefix *p;
+    kvt_stored *p;
     size_t n;
     uint64_t bytes;
     kvt_snap_buffer heads; /* [BATCH][head_room] */
@@ -75,7 +75,7 @@ static int is_open(const kvt_seq *seq, size_t row)
 /* ---- values ---- */
 
 /* Digests of a block's layers, after which its images are at *images. copy: room, where needed. */
-static kvt_status digest_block(kvt_prefix *p, const kvt_block *block, uint32_t tokens,
+static kvt_status digest_block(kvt_stored *p, const kvt_block *block, uint32_t tokens,
                                unsigned char *copy, unsigned char *digests,
                                const unsigned char **images)
 {
@@ -101,7 +101,7 @@ static kvt_status digest_block(kvt_prefix *p, const kvt_block *block, uint32_t t
     return KVT_OK;
 }
 
-static kvt_value_entry entry_of(const kvt_prefix *p, const kvt_block *block, size_t row, uint32_t g,
+static kvt_value_entry entry_of(const kvt_stored *p, const kvt_block *block, size_t row, uint32_t g,
                                 uint32_t tokens)
 {
     const kvt_group *group = &p->cache->groups[g];
@@ -154,7 +154,7 @@ static kvt_status flush(batch *b)
     if (b->n)
         status = store->put(store->user, b->keys, b->values, b->n, &n_put, &b->p->error);
     if (status != KVT_OK)
-        return kvt_prefix_store_failed(b->p, status);
+        return kvt_stored_store_failed(b->p, status);
     for (i = 0; i < b->n; i++) {
         b->p->found.data[b->at[i]] = 1;
         b->result->n_values++;
@@ -167,9 +167,9 @@ static kvt_status flush(batch *b)
 
 static kvt_status add_block(batch *b, const kvt_block *block, size_t row, uint32_t g)
 {
-    kvt_prefix *p = b->p;
+    kvt_stored *p = b->p;
     const kvt_value_entry entry = entry_of(p, block, row, g, KVT_TOKENS);
-    const size_t images = entry.n_layers * (size_t)entry.layer_bytes, at = kvt_prefix_at(p, row, g);
+    const size_t images = entry.n_layers * (size_t)entry.layer_bytes, at = kvt_stored_at(p, row, g);
     unsigned char *to;
     const unsigned char *data;
     kvt_value_head head;
@@ -185,7 +185,7 @@ static kvt_status add_block(batch *b, const kvt_block *block, size_t row, uint32
         return status;
     i = b->n;
     to = b->heads.data + i * b->head_room;
-    head.key = kvt_prefix_keys(p)[at];
+    head.key = kvt_stored_keys(p)[at];
     head.bytes = head_bytes + images;
     head.n_tokens = ((uint64_t)row + 1) * KVT_TOKENS;
     head.next_position = -1;
@@ -210,7 +210,7 @@ static kvt_status add_block(batch *b, const kvt_block *block, size_t row, uint32
     return KVT_OK;
 }
 
-static kvt_status put_rows(kvt_prefix *p, size_t rows, kvt_prefix_result *result)
+static kvt_status put_rows(kvt_stored *p, size_t rows, kvt_prefix_result *result)
 {
     kvt_status status;
     batch *b;
@@ -227,7 +227,7 @@ static kvt_status put_rows(kvt_prefix *p, size_t rows, kvt_prefix_result *result
     for (size_t row = 0; row < rows && status == KVT_OK; row++)
         for (uint32_t g = 0; g < p->cache->n_groups && status == KVT_OK; g++) {
             const kvt_block *block = sealed_block(p->seq, row, g);
-            if (block && !p->found.data[kvt_prefix_at(p, row, g)])
+            if (block && !p->found.data[kvt_stored_at(p, row, g)])
                 status = add_block(b, block, row, g);
         }
     if (status == KVT_OK)
@@ -254,7 +254,7 @@ static int is_whole(const kvt_block *block, const kvt_checkpoint *c, size_t row)
 }
 
 typedef struct point {
-    kvt_prefix *p;
+    kvt_stored *p;
     kvt_checkpoint *checkpoint;
     size_t from[KVT_MAX_GROUPS]; /* the first row whose block is in the value */
     uint64_t n_layers;
@@ -349,7 +349,7 @@ static kvt_status make_point(point *t, kvt_store_value *value)
     return KVT_OK;
 }
 
-static kvt_status put_checkpoint(kvt_prefix *p, kvt_checkpoint *checkpoint,
+static kvt_status put_checkpoint(kvt_stored *p, kvt_checkpoint *checkpoint,
                                  kvt_prefix_result *result)
 {
     const kvt_store *store = p->store;
@@ -366,17 +366,17 @@ static kvt_status put_checkpoint(kvt_prefix *p, kvt_checkpoint *checkpoint,
     t.head.n_tokens = checkpoint->n_tokens;
     t.head.blob_bytes = checkpoint->blob_bytes;
     t.head.next_position = checkpoint->next_position;
-    kvt_prefix_checkpoint_key(p, checkpoint->n_tokens, &t.head.key);
+    kvt_stored_checkpoint_key(p, checkpoint->n_tokens, &t.head.key);
     status = store->exists(store->user, &t.head.key, 1, &found, &p->error);
     if (status != KVT_OK)
-        return kvt_prefix_store_failed(p, status);
+        return kvt_stored_store_failed(p, status);
     if (found || !survey(&t))
         return KVT_OK;
     status = make_point(&t, &value);
     if (status == KVT_OK) {
         status = store->put(store->user, &t.head.key, &value, 1, &n_put, &p->error);
         if (status != KVT_OK)
-            status = kvt_prefix_store_failed(p, status);
+            status = kvt_stored_store_failed(p, status);
     }
     if (status == KVT_OK) {
         result->n_checkpoints++;
@@ -391,7 +391,7 @@ static kvt_status put_checkpoint(kvt_prefix *p, kvt_checkpoint *checkpoint,
 
 /* ---- the call ---- */
 
-static kvt_status check(const kvt_prefix *p)
+static kvt_status check(const kvt_stored *p)
 {
     const kvt_prefix_options *o = &p->options;
 
@@ -407,11 +407,11 @@ static kvt_status check(const kvt_prefix *p)
 kvt_status kvt_prefix_put(const kvt_store *store, const kvt_seq *seq,
                           const kvt_prefix_options *options, kvt_prefix_result *result)
 {
-    kvt_prefix p;
+    kvt_stored p;
     kvt_prefix_result made;
     uint64_t n_tokens = 0;
     size_t rows = 0, i;
-    kvt_status status = kvt_prefix_admit(&p, "kvt_prefix_put", store, seq, options);
+    kvt_status status = kvt_stored_admit(&p, "kvt_prefix_put", store, seq, options);
 
     if (!seq)
         return status;
@@ -425,20 +425,20 @@ kvt_status kvt_prefix_put(const kvt_store *store, const kvt_seq *seq,
         n_tokens = count_keyed(seq, n_tokens);
         while (rows < n_tokens / KVT_TOKENS && !is_open(seq, rows))
             rows++;
-        status = kvt_prefix_make_keys(&p, NULL, n_tokens);
+        status = kvt_stored_make_keys(&p, NULL, n_tokens);
     }
     if (status == KVT_OK)
-        status = kvt_prefix_find(&p);
+        status = kvt_stored_find(&p);
     if (status == KVT_OK)
         status = put_rows(&p, rows, &made);
     for (i = 0; status == KVT_OK && p.options.checkpoints && i < seq->n_checkpoints; i++)
         if (seq->checkpoints[i]->n_tokens > 0 && seq->checkpoints[i]->n_tokens <= n_tokens)
             status = put_checkpoint(&p, seq->checkpoints[i], &made);
     if (status == KVT_OK) {
-        made.n_tokens = kvt_prefix_longest(&p) * (uint64_t)KVT_TOKENS;
+        made.n_tokens = kvt_stored_longest(&p) * (uint64_t)KVT_TOKENS;
         if (result)
             *result = made;
     }
-    kvt_prefix_release(&p);
+    kvt_stored_release(&p);
     return status;
 }

@@ -2,18 +2,18 @@
  * Values as they come out of a store: verified, and into blocks of their own.
  *
  * One value comes at a time, in parts of any size. Its head is collected: as much as is needed to
- * know how long the next piece of it is. Images go where they are to stay, and each is verified when
- * its last byte is there, while it is in the core's cache: a store that reads into the memory that
- * `place` tells moves the bytes once. An image that comes in one part is copied, hashed and checked
- * in one pass.
+ * know how long the next piece of it is. Images go where they are to stay, and each is verified
+ * when its last byte is there, while it is in the core's cache: a store that reads into the memory
+ * that `place` tells moves the bytes once. An image that comes in one part is copied, hashed and
+ * checked in one pass.
  *
  * Nothing here changes a sequence: the blocks of a value that is whole and verified are handed on.
  */
-#include "src/store/prefix.h"
+#include "src/store/stored.h"
 
 enum { FIXED, ENTRIES, DIGESTS, IMAGES, BLOB, DONE, REFUSED };
 
-void kvt_prefix_receiver_begin(kvt_prefix_receiver *r, kvt_prefix *p, const kvt_prefix_want *wants,
+void kvt_stored_receiver_begin(kvt_stored_receiver *r, kvt_stored *p, const kvt_stored_want *wants,
                                const kvt_store_key *keys, size_t n, uint8_t *refused)
 {
     memset(r, 0, sizeof *r);
@@ -27,7 +27,7 @@ void kvt_prefix_receiver_begin(kvt_prefix_receiver *r, kvt_prefix *p, const kvt_
 }
 
 /* Give up the blocks of the value that was coming. */
-static void drop(kvt_prefix_receiver *r)
+static void drop(kvt_stored_receiver *r)
 {
     if (r->current != SIZE_MAX && r->got.blocks)
         for (uint32_t i = 0; i < r->got.head.n_entries; i++)
@@ -36,7 +36,7 @@ static void drop(kvt_prefix_receiver *r)
     r->current = SIZE_MAX;
 }
 
-void kvt_prefix_receiver_end(kvt_prefix_receiver *r)
+void kvt_stored_receiver_end(kvt_stored_receiver *r)
 {
     drop(r);
     kvt_snap_release(&r->p->context, &r->head);
@@ -45,7 +45,7 @@ void kvt_prefix_receiver_end(kvt_prefix_receiver *r)
     kvt_snap_release(&r->p->context, &r->blob);
 }
 
-static kvt_value_entry *entries_of(const kvt_prefix_receiver *r)
+static kvt_value_entry *entries_of(const kvt_stored_receiver *r)
 {
     return (kvt_value_entry *)(void *)r->entries.data;
 }
@@ -53,7 +53,7 @@ static kvt_value_entry *entries_of(const kvt_prefix_receiver *r)
 /* ---- the head ---- */
 
 /* More of the head is needed: room for it. */
-static kvt_status need_head(kvt_prefix_receiver *r, uint64_t bytes)
+static kvt_status need_head(kvt_stored_receiver *r, uint64_t bytes)
 {
     size_t room = (size_t)bytes;
 
@@ -66,9 +66,9 @@ static kvt_status need_head(kvt_prefix_receiver *r, uint64_t bytes)
 }
 
 /* Bytes that the head of a block's value has: known before it comes. */
-static uint64_t expected_head(const kvt_prefix_receiver *r)
+static uint64_t expected_head(const kvt_stored_receiver *r)
 {
-    const kvt_prefix_want *want = &r->wants[r->current];
+    const kvt_stored_want *want = &r->wants[r->current];
     kvt_value_head head;
 
     memset(&head, 0, sizeof head);
@@ -79,9 +79,9 @@ static uint64_t expected_head(const kvt_prefix_receiver *r)
 }
 
 /* Whether the head is that of the value that is wanted. */
-static int is_wanted(const kvt_prefix_receiver *r)
+static int is_wanted(const kvt_stored_receiver *r)
 {
-    const kvt_prefix_want *want = &r->wants[r->current];
+    const kvt_stored_want *want = &r->wants[r->current];
     const kvt_value_head *head = &r->got.head;
 
     return memcmp(&head->key, &r->keys[r->current], sizeof head->key) == 0 &&
@@ -90,9 +90,9 @@ static int is_wanted(const kvt_prefix_receiver *r)
 }
 
 /* Whether a block of a value is one that the cache can have there. */
-static int is_sound(const kvt_prefix_receiver *r, const kvt_value_entry *entry)
+static int is_sound(const kvt_stored_receiver *r, const kvt_value_entry *entry)
 {
-    const kvt_prefix_want *want = &r->wants[r->current];
+    const kvt_stored_want *want = &r->wants[r->current];
     const kvt_cache *cache = r->p->cache;
     const kvt_group *group;
 
@@ -111,7 +111,7 @@ static int is_sound(const kvt_prefix_receiver *r, const kvt_value_entry *entry)
     return group->seals && (entry->form == KVT_OPEN || group->reopens);
 }
 
-static kvt_status begin_images(kvt_prefix_receiver *r)
+static kvt_status begin_images(kvt_stored_receiver *r)
 {
     const size_t n = r->got.head.n_entries;
     kvt_status status = kvt_snap_reserve(&r->p->context, &r->blocks, 0, n * sizeof(kvt_block *) + 1,
@@ -133,7 +133,7 @@ static kvt_status begin_images(kvt_prefix_receiver *r)
 }
 
 /* The blob's room, which is not there at once: what claims to be large has to come first. */
-static kvt_status grow_blob(kvt_prefix_receiver *r)
+static kvt_status grow_blob(kvt_stored_receiver *r)
 {
     const uint64_t bytes = r->got.head.blob_bytes;
     size_t room = r->blob.bytes ? 2 * r->blob.bytes : (size_t)1 << 20;
@@ -145,7 +145,7 @@ static kvt_status grow_blob(kvt_prefix_receiver *r)
 }
 
 /* All that was needed of the head is there: take it, and see what comes next. */
-static kvt_status take_head(kvt_prefix_receiver *r)
+static kvt_status take_head(kvt_stored_receiver *r)
 {
     kvt_value_head *head = &r->got.head;
     kvt_status status = KVT_OK;
@@ -193,19 +193,19 @@ static kvt_status take_head(kvt_prefix_receiver *r)
 
 /* ---- images ---- */
 
-static const unsigned char *next_digest(const kvt_prefix_receiver *r)
+static const unsigned char *next_digest(const kvt_stored_receiver *r)
 {
     return r->head.data + kvt_value_digests_at(&r->got.head) + r->digest * KVT_SNAP_ID_BYTES;
 }
 
-static unsigned char *image_of(const kvt_prefix_receiver *r)
+static unsigned char *image_of(const kvt_stored_receiver *r)
 {
     const kvt_value_entry *entry = &entries_of(r)[r->entry];
     return r->got.blocks[r->entry]->data + (size_t)r->layer * (size_t)entry->layer_bytes;
 }
 
 /* An image is there: from NULL: where it stays; else it is copied there. */
-static void take_image(kvt_prefix_receiver *r, const unsigned char *from)
+static void take_image(kvt_stored_receiver *r, const unsigned char *from)
 {
     const kvt_value_entry *entry = &entries_of(r)[r->entry];
     const kvt_group *group = &r->p->cache->groups[entry->group];
@@ -227,7 +227,7 @@ static void take_image(kvt_prefix_receiver *r, const unsigned char *from)
 }
 
 /* Bytes of images: how many of them were taken. */
-static size_t take_images(kvt_prefix_receiver *r, const unsigned char *data, size_t bytes)
+static size_t take_images(kvt_stored_receiver *r, const unsigned char *data, size_t bytes)
 {
     const size_t layer_bytes = (size_t)entries_of(r)[r->entry].layer_bytes;
     unsigned char *to = image_of(r) + r->layer_have;
@@ -249,7 +249,7 @@ static size_t take_images(kvt_prefix_receiver *r, const unsigned char *data, siz
 /* ---- the end ---- */
 
 /* The id of a block's contents, as snapshots have it: a delta then need not hash it. */
-static void set_id(const kvt_prefix_receiver *r)
+static void set_id(const kvt_stored_receiver *r)
 {
     const kvt_value_entry *entry = &entries_of(r)[0];
     unsigned char id[KVT_SNAP_ID_BYTES];
@@ -261,7 +261,7 @@ static void set_id(const kvt_prefix_receiver *r)
     kvt_block_set_id(r->p->cache, r->got.blocks[0], entry->tokens, id);
 }
 
-static kvt_status finish(kvt_prefix_receiver *r)
+static kvt_status finish(kvt_stored_receiver *r)
 {
     unsigned char digest[KVT_SNAP_ID_BYTES];
     kvt_status status;
@@ -288,7 +288,7 @@ static kvt_status finish(kvt_prefix_receiver *r)
 }
 
 /* Stages that need no more bytes than there are. */
-static kvt_status advance(kvt_prefix_receiver *r)
+static kvt_status advance(kvt_stored_receiver *r)
 {
     kvt_status status = KVT_OK;
     while (status == KVT_OK && r->stage < IMAGES && r->have >= r->need)
@@ -302,7 +302,7 @@ static kvt_status advance(kvt_prefix_receiver *r)
     return status;
 }
 
-static kvt_status take(kvt_prefix_receiver *r, const unsigned char *data, size_t bytes)
+static kvt_status take(kvt_stored_receiver *r, const unsigned char *data, size_t bytes)
 {
     while (bytes && r->stage != REFUSED && r->stage != DONE) {
         size_t n;
@@ -331,7 +331,7 @@ static kvt_status take(kvt_prefix_receiver *r, const unsigned char *data, size_t
 
 /* ---- what the store calls ---- */
 
-static kvt_status begin_value(kvt_prefix_receiver *r, size_t i, uint64_t total)
+static kvt_status begin_value(kvt_stored_receiver *r, size_t i, uint64_t total)
 {
     drop(r);
     r->current = i;
@@ -353,7 +353,7 @@ static kvt_status begin_value(kvt_prefix_receiver *r, size_t i, uint64_t total)
 static int part(void *user, size_t i, uint64_t total, uint64_t offset, const void *data,
                 size_t bytes)
 {
-    kvt_prefix_receiver *r = user;
+    kvt_stored_receiver *r = user;
 
     if (r->status != KVT_OK)
         return KVT_STORE_STOP;
@@ -388,7 +388,7 @@ static int part(void *user, size_t i, uint64_t total, uint64_t offset, const voi
 
 static void *place(void *user, size_t i, uint64_t total, uint64_t offset, size_t *bytes)
 {
-    kvt_prefix_receiver *r = user;
+    kvt_stored_receiver *r = user;
     unsigned char *at;
     uint64_t room;
 
@@ -428,7 +428,7 @@ static void *place(void *user, size_t i, uint64_t total, uint64_t offset, size_t
     return room ? at : NULL;
 }
 
-kvt_status kvt_prefix_receive(kvt_prefix_receiver *r)
+kvt_status kvt_stored_receive(kvt_stored_receiver *r)
 {
     const kvt_store *store = r->p->store;
     kvt_store_receiver receiver = {r, part, place};
@@ -447,5 +447,5 @@ kvt_status kvt_prefix_receive(kvt_prefix_receiver *r)
     }
     if (r->status != KVT_OK)
         return r->status;
-    return status == KVT_OK ? KVT_OK : kvt_prefix_store_failed(r->p, status);
+    return status == KVT_OK ? KVT_OK : kvt_stored_store_failed(r->p, status);
 }

@@ -5,7 +5,7 @@
 #include <sodium.h>
 #endif
 
-#include "src/store/prefix.h"
+#include "src/store/stored.h"
 
 #ifdef KVT_HAVE_CRYPT
 int kvt_store_has_sha256(void)

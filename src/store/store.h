@@ -1,7 +1,6 @@
 /*
- * Stores of prefixes: what the files of this folder offer each other. Above snapshot/ and cache/,
- * of which prefix.c and value.c alone know; directory.c, redis.c and tiers.c know keys and values
- * as bytes.
+ * Stores: what the files of this folder offer each other, those of prefixes apart (stored.h).
+ * directory.c, redis.c and tiers.c know keys and values as bytes.
  */
 #ifndef KVT_STORE_STORE_H
 #define KVT_STORE_STORE_H

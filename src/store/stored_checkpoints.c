@@ -1,41 +1,41 @@
 /*
  * Checkpoints in a store: at which lengths of a prompt there is one.
  *
- * A checkpoint can be at any length, and a store tells only whether it has a key. So the keys of all
- * lengths that may have one are made and looked for, the deepest first, by thousands: most prompts
- * go on from near their end. options.checkpoint_tokens says fewer.
+ * A checkpoint can be at any length, and a store tells only whether it has a key. So the keys of
+ * all lengths that may have one are made and looked for, the deepest first, by thousands: most
+ * prompts go on from near their end. options.checkpoint_tokens says fewer.
  */
-#include "src/store/prefix.h"
+#include "src/store/stored.h"
 
 #define AT_ONCE 1024u
 
-void kvt_prefix_checkpoint_key(kvt_prefix *p, uint64_t n_tokens, kvt_store_key *key)
+void kvt_stored_checkpoint_key(kvt_stored *p, uint64_t n_tokens, kvt_store_key *key)
 {
     const size_t row = (size_t)(n_tokens / KVT_TOKENS), behind = (size_t)(n_tokens % KVT_TOKENS);
     int32_t ids[KVT_TOKENS], positions[KVT_TOKENS];
 
-    kvt_prefix_chain_seek(&p->chain, &p->options, row, p->hashes.data + row * sizeof p->chain.hash);
+    kvt_stored_chain_seek(&p->chain, &p->options, row, p->hashes.data + row * sizeof p->chain.hash);
     if (behind)
-        kvt_prefix_tokens(p, row, behind, ids, positions);
-    kvt_prefix_chain_checkpoint(&p->chain, ids, positions, behind, key);
+        kvt_stored_tokens(p, row, behind, ids, positions);
+    kvt_stored_chain_checkpoint(&p->chain, ids, positions, behind, key);
 }
 
 /* Whether all blocks are found that a sequence has sealed at a length, as far as it needs them. */
-static int has_sealed_rows(const kvt_prefix *p, uint64_t n_tokens)
+static int has_sealed_rows(const kvt_stored *p, uint64_t n_tokens)
 {
     for (uint32_t g = 0; g < p->cache->n_groups; g++) {
         const kvt_group *group = &p->cache->groups[g];
         const size_t rows = kvt_rows_older(n_tokens, group->seals ? group->residual_tokens : 0);
-        const size_t first = kvt_prefix_first(p, g, n_tokens);
+        const size_t first = kvt_stored_first(p, g, n_tokens);
         for (size_t row = 0; row < rows; row++)
-            if (kvt_prefix_needs(p, g, first, row) && !p->found.data[kvt_prefix_at(p, row, g)])
+            if (kvt_stored_needs(p, g, first, row) && !p->found.data[kvt_stored_at(p, row, g)])
                 return 0;
     }
     return 1;
 }
 
 /* The next lengths to be looked at, descending, at most AT_ONCE. *left: how many were not yet. */
-static size_t next_lengths(const kvt_prefix *p, uint64_t most, uint64_t *left, uint64_t *lengths)
+static size_t next_lengths(const kvt_stored *p, uint64_t most, uint64_t *left, uint64_t *lengths)
 {
     const kvt_prefix_options *o = &p->options;
     size_t n = 0;
@@ -49,7 +49,7 @@ static size_t next_lengths(const kvt_prefix *p, uint64_t most, uint64_t *left, u
     return n;
 }
 
-kvt_status kvt_prefix_find_checkpoint(kvt_prefix *p, uint64_t most, uint64_t *n_tokens,
+kvt_status kvt_stored_find_checkpoint(kvt_stored *p, uint64_t most, uint64_t *n_tokens,
                                       kvt_store_key *key)
 {
     uint64_t lengths[AT_ONCE], left;
@@ -66,11 +66,11 @@ kvt_status kvt_prefix_find_checkpoint(kvt_prefix *p, uint64_t most, uint64_t *n_
         kvt_store_key *made = (kvt_store_key *)(void *)keys.data;
         n = next_lengths(p, most, &left, lengths);
         for (i = 0; i < n; i++)
-            kvt_prefix_checkpoint_key(p, lengths[i], &made[i]);
+            kvt_stored_checkpoint_key(p, lengths[i], &made[i]);
         if (n)
             status = p->store->exists(p->store->user, made, n, found, &p->error);
         if (status != KVT_OK) {
-            status = kvt_prefix_store_failed(p, status);
+            status = kvt_stored_store_failed(p, status);
             break;
         }
         for (i = 0; i < n && *n_tokens == UINT64_MAX; i++)

@@ -6,7 +6,7 @@
  * The head is verified by its checksum before anything of it is used, an image by its digest. The
  * key in it tells values that were swapped.
  */
-#include "src/store/prefix.h"
+#include "src/store/stored.h"
 
 #include <stdio.h>
 

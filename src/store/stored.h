@@ -1,9 +1,9 @@
 /*
- * Prefixes of sequences as keys and values of a store: what chain.c, value.c, prefix.c, put.c and
- * get.c offer each other. Keys and values are specified in docs/format.md, "Stored values".
+ * Prefixes of sequences as keys and values of a store: what block_keys.c, value.c, stored.c, put.c
+ * and get.c offer each other. Keys and values are specified in docs/format.md, "Stored values".
  */
-#ifndef KVT_STORE_PREFIX_H
-#define KVT_STORE_PREFIX_H
+#ifndef KVT_STORE_STORED_H
+#define KVT_STORE_STORED_H
 
 #include "src/snapshot/format.h"
 #include "src/store/store.h"
@@ -19,29 +19,29 @@ void kvt_store_sha256_begin(kvt_store_sha256 *hash);
 void kvt_store_sha256_add(kvt_store_sha256 *hash, const void *data, size_t bytes);
 void kvt_store_sha256_end(kvt_store_sha256 *hash, unsigned char *digest);
 
-/* ---- chain.c: keys ---- */
+/* ---- block_keys.c: keys ---- */
 
 /* The hash of a prefix, row by row (64 tokens), and what keys of its blocks are made of besides. */
-typedef struct kvt_prefix_chain {
+typedef struct kvt_stored_chain {
     const kvt_cache *cache;
     const kvt_prefix_extra *extras; /* [n_extras], those of the rows that are left */
     size_t n_extras;
     uint64_t row; /* rows in the hash */
     unsigned char hash[KVT_STORE_KEY_BYTES];
     unsigned char geometry[KVT_MAX_GROUPS][KVT_STORE_KEY_BYTES];
-} kvt_prefix_chain;
+} kvt_stored_chain;
 
-void kvt_prefix_chain_begin(kvt_prefix_chain *chain, const kvt_seq *seq,
+void kvt_stored_chain_begin(kvt_stored_chain *chain, const kvt_seq *seq,
                             const kvt_prefix_options *options);
 /* Stand behind the first `rows` rows, whose hash is known. */
-void kvt_prefix_chain_seek(kvt_prefix_chain *chain, const kvt_prefix_options *options,
+void kvt_stored_chain_seek(kvt_stored_chain *chain, const kvt_prefix_options *options,
                            uint64_t rows, const unsigned char *hash);
 /* One row more: ids[64], positions[64]. */
-void kvt_prefix_chain_add(kvt_prefix_chain *chain, const int32_t *ids, const int32_t *positions);
+void kvt_stored_chain_add(kvt_stored_chain *chain, const int32_t *ids, const int32_t *positions);
 /* The key of a group's block of the row that was added last. */
-void kvt_prefix_chain_key(const kvt_prefix_chain *chain, uint32_t group, kvt_store_key *key);
+void kvt_stored_chain_key(const kvt_stored_chain *chain, uint32_t group, kvt_store_key *key);
 /* The key of a checkpoint n tokens (0 to 63) behind the rows that were added. */
-void kvt_prefix_chain_checkpoint(const kvt_prefix_chain *chain, const int32_t *ids,
+void kvt_stored_chain_checkpoint(const kvt_stored_chain *chain, const int32_t *ids,
                                  const int32_t *positions, size_t n, kvt_store_key *key);
 
 /* ---- value.c ---- */
@@ -95,10 +95,10 @@ const char *kvt_value_check_sizes(const kvt_value_head *head, uint64_t n_layers,
 const char *kvt_value_check_sum(const kvt_value_head *head, uint64_t n_layers,
                                 const unsigned char *from);
 
-/* ---- prefix.c: what put, get and probe share ---- */
+/* ---- stored.c: what put, get and probe share ---- */
 
 /* The rows of a prefix: their keys, and which of them there are values for. */
-typedef struct kvt_prefix {
+typedef struct kvt_stored {
     kvt_snap_context context;
     kvt_cache *cache;
     const kvt_seq *seq;
@@ -109,83 +109,83 @@ typedef struct kvt_prefix {
     const int32_t *prompt; /* NULL: the sequence's own tokens */
     uint64_t n_tokens;     /* that may be used */
     size_t n_rows;         /* full ones of them */
-    kvt_prefix_chain chain;
+    kvt_stored_chain chain;
     kvt_snap_buffer keys;   /* kvt_store_key [n_rows][n_groups] */
     kvt_snap_buffer hashes; /* [n_rows + 1][KVT_STORE_KEY_BYTES]: of the first rows */
     kvt_snap_buffer found;  /* uint8_t [n_rows][n_groups] */
     kvt_snap_buffer reach;  /* int32_t [n_rows]: the highest position up to a row's end */
-    kvt_snap_buffer fits;   /* uint8_t [n_rows + 1], of kvt_prefix_longest */
-} kvt_prefix;
+    kvt_snap_buffer fits;   /* uint8_t [n_rows + 1], of kvt_stored_longest */
+} kvt_stored;
 
 /* Check the arguments and copy the options. */
-kvt_status kvt_prefix_admit(kvt_prefix *p, const char *call, const kvt_store *store,
+kvt_status kvt_stored_admit(kvt_stored *p, const char *call, const kvt_store *store,
                             const kvt_seq *seq, const kvt_prefix_options *options);
 /* The keys of the first n_tokens tokens' full rows. prompt NULL: of the sequence. */
-kvt_status kvt_prefix_make_keys(kvt_prefix *p, const int32_t *prompt, uint64_t n_tokens);
-void kvt_prefix_release(kvt_prefix *p);
-static inline kvt_store_key *kvt_prefix_keys(const kvt_prefix *p)
+kvt_status kvt_stored_make_keys(kvt_stored *p, const int32_t *prompt, uint64_t n_tokens);
+void kvt_stored_release(kvt_stored *p);
+static inline kvt_store_key *kvt_stored_keys(const kvt_stored *p)
 {
     return (kvt_store_key *)(void *)p->keys.data;
 }
-static inline size_t kvt_prefix_at(const kvt_prefix *p, size_t row, uint32_t group)
+static inline size_t kvt_stored_at(const kvt_stored *p, size_t row, uint32_t group)
 {
     return row * p->cache->n_groups + group;
 }
 /* A token's position; ids and positions of tokens from row * 64 on, n of them (up to 64). */
-int32_t kvt_prefix_position(const kvt_prefix *p, uint64_t token);
-void kvt_prefix_tokens(const kvt_prefix *p, size_t row, size_t n, int32_t *ids, int32_t *positions);
+int32_t kvt_stored_position(const kvt_stored *p, uint64_t token);
+void kvt_stored_tokens(const kvt_stored *p, size_t row, size_t n, int32_t *ids, int32_t *positions);
 /* A failure of the store: its text, after the call's name, is the cache's. */
-kvt_status kvt_prefix_store_failed(kvt_prefix *p, kvt_status status);
+kvt_status kvt_stored_store_failed(kvt_stored *p, kvt_status status);
 /* Which of the rows' blocks are in the store. */
-kvt_status kvt_prefix_find(kvt_prefix *p);
+kvt_status kvt_stored_find(kvt_stored *p);
 /* The first row behind the sinks that a group with a window needs at a length; else 0. */
-size_t kvt_prefix_first(const kvt_prefix *p, uint32_t group, uint64_t n_tokens);
+size_t kvt_stored_first(const kvt_stored *p, uint32_t group, uint64_t n_tokens);
 /* Whether a group needs a row at a length, given that first row. */
-static inline int kvt_prefix_needs(const kvt_prefix *p, uint32_t group, size_t first, size_t row)
+static inline int kvt_stored_needs(const kvt_stored *p, uint32_t group, size_t first, size_t row)
 {
     return row >= first || row < kvt_sink_rows(&p->cache->groups[group]);
 }
 /* The most rows of which all is found that a sequence of them needs. */
-size_t kvt_prefix_longest(kvt_prefix *p);
+size_t kvt_stored_longest(kvt_stored *p);
 /* What get and probe begin with: the prompt is checked, and its keys are made. */
-kvt_status kvt_prefix_begin(kvt_prefix *p, const int32_t *prompt, uint64_t n_prompt);
+kvt_status kvt_stored_begin(kvt_stored *p, const int32_t *prompt, uint64_t n_prompt);
 
 /* ---- stored_checkpoints.c ---- */
 
 /* The key of a checkpoint at n_tokens tokens. */
-void kvt_prefix_checkpoint_key(kvt_prefix *p, uint64_t n_tokens, kvt_store_key *key);
+void kvt_stored_checkpoint_key(kvt_stored *p, uint64_t n_tokens, kvt_store_key *key);
 /*
  * The deepest checkpoint in the store at `most` tokens or less, at which all rows are found that
  * are sealed there: its length and key. UINT64_MAX: there is none.
  */
-kvt_status kvt_prefix_find_checkpoint(kvt_prefix *p, uint64_t most, uint64_t *n_tokens,
+kvt_status kvt_stored_find_checkpoint(kvt_stored *p, uint64_t most, uint64_t *n_tokens,
                                       kvt_store_key *key);
 
 /* ---- receive.c: values as they come ---- */
 
 /* What a value is to be. */
-typedef struct kvt_prefix_want {
+typedef struct kvt_stored_want {
     uint64_t n_tokens; /* of a checkpoint, or to the block's end */
     size_t row;
     uint32_t group; /* UINT32_MAX: a checkpoint's value */
-} kvt_prefix_want;
+} kvt_stored_want;
 
 /* A value that has come whole and is verified. */
-typedef struct kvt_prefix_got {
+typedef struct kvt_stored_got {
     kvt_value_head head;
     const kvt_value_entry *entries; /* [head.n_entries] */
     kvt_block **blocks;             /* [head.n_entries] with one reference each, which are given */
     const unsigned char *blob;      /* [head.blob_bytes] */
-} kvt_prefix_got;
+} kvt_stored_got;
 
-typedef struct kvt_prefix_receiver {
-    kvt_prefix *p;
-    const kvt_prefix_want *wants; /* [n_wants], as the keys of the get */
+typedef struct kvt_stored_receiver {
+    kvt_stored *p;
+    const kvt_stored_want *wants; /* [n_wants], as the keys of the get */
     const kvt_store_key *keys;    /* [n_wants] */
     size_t n_wants;
     uint8_t *refused; /* [n_wants] 1: the value is damaged, or another's */
     /* Take the blocks of a value over. */
-    kvt_status (*on_value)(void *user, size_t i, const kvt_prefix_got *got);
+    kvt_status (*on_value)(void *user, size_t i, const kvt_stored_got *got);
     void *user;
     kvt_status status; /* that ended the get, other than the store's */
     uint64_t n_values, n_bytes;
@@ -195,18 +195,18 @@ typedef struct kvt_prefix_receiver {
     uint32_t stage;
     kvt_snap_buffer head, entries, blocks, blob;
     size_t have, need; /* bytes of the head, or of the blob */
-    kvt_prefix_got got;
+    kvt_stored_got got;
     uint64_t n_layers, image_bytes;
     uint32_t entry, layer; /* whose image is coming */
     size_t layer_have;     /* bytes of it that have come */
     size_t digest;         /* of the head's digests: the next one's number */
-} kvt_prefix_receiver;
+} kvt_stored_receiver;
 
 /* wants and keys stay the caller's. */
-void kvt_prefix_receiver_begin(kvt_prefix_receiver *r, kvt_prefix *p, const kvt_prefix_want *wants,
+void kvt_stored_receiver_begin(kvt_stored_receiver *r, kvt_stored *p, const kvt_stored_want *wants,
                                const kvt_store_key *keys, size_t n, uint8_t *refused);
 /* Get all wanted values; those that were refused are removed from the store. */
-kvt_status kvt_prefix_receive(kvt_prefix_receiver *r);
-void kvt_prefix_receiver_end(kvt_prefix_receiver *r);
+kvt_status kvt_stored_receive(kvt_stored_receiver *r);
+void kvt_stored_receiver_end(kvt_stored_receiver *r);
 
-#endif /* KVT_STORE_PREFIX_H */
+#endif /* KVT_STORE_STORED_H */

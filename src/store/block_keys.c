@@ -14,7 +14,7 @@
  *
  * A checkpoint's key has the tokens behind the last full row, and the geometry of all groups.
  */
-#include "src/store/prefix.h"
+#include "src/store/stored.h"
 
 #define LABEL_BYTES 8
 
@@ -69,7 +69,7 @@ static void hash_geometry(const kvt_cache *cache, uint32_t g, unsigned char *dig
     kvt_store_sha256_end(&hash, digest);
 }
 
-void kvt_prefix_chain_begin(kvt_prefix_chain *chain, const kvt_seq *seq,
+void kvt_stored_chain_begin(kvt_stored_chain *chain, const kvt_seq *seq,
                             const kvt_prefix_options *options)
 {
     const kvt_cache *cache = seq->cache;
@@ -90,7 +90,7 @@ void kvt_prefix_chain_begin(kvt_prefix_chain *chain, const kvt_seq *seq,
         hash_geometry(cache, g, chain->geometry[g]);
 }
 
-void kvt_prefix_chain_seek(kvt_prefix_chain *chain, const kvt_prefix_options *options,
+void kvt_stored_chain_seek(kvt_stored_chain *chain, const kvt_prefix_options *options,
                            uint64_t rows, const unsigned char *hash)
 {
     size_t before = 0, end = options->n_extras;
@@ -109,7 +109,7 @@ void kvt_prefix_chain_seek(kvt_prefix_chain *chain, const kvt_prefix_options *op
 }
 
 /* The extra bytes of the row that is next, which may be none. */
-static void add_extra(kvt_store_sha256 *hash, const kvt_prefix_chain *chain)
+static void add_extra(kvt_store_sha256 *hash, const kvt_stored_chain *chain)
 {
     if (chain->n_extras && chain->extras->block == chain->row)
         add_sized(hash, chain->extras->data, chain->extras->bytes);
@@ -124,7 +124,7 @@ static void add_tokens(kvt_store_sha256 *hash, const int32_t *ids, const int32_t
     kvt_store_sha256_add(hash, positions, n * sizeof *positions);
 }
 
-void kvt_prefix_chain_add(kvt_prefix_chain *chain, const int32_t *ids, const int32_t *positions)
+void kvt_stored_chain_add(kvt_stored_chain *chain, const int32_t *ids, const int32_t *positions)
 {
     kvt_store_sha256 hash;
 
@@ -140,7 +140,7 @@ void kvt_prefix_chain_add(kvt_prefix_chain *chain, const int32_t *ids, const int
     chain->row++;
 }
 
-void kvt_prefix_chain_key(const kvt_prefix_chain *chain, uint32_t group, kvt_store_key *key)
+void kvt_stored_chain_key(const kvt_stored_chain *chain, uint32_t group, kvt_store_key *key)
 {
     const size_t row = (size_t)chain->row - 1;
     kvt_store_sha256 hash;
@@ -152,7 +152,7 @@ void kvt_prefix_chain_key(const kvt_prefix_chain *chain, uint32_t group, kvt_sto
     kvt_store_sha256_end(&hash, key->bytes);
 }
 
-void kvt_prefix_chain_checkpoint(const kvt_prefix_chain *chain, const int32_t *ids,
+void kvt_stored_chain_checkpoint(const kvt_stored_chain *chain, const int32_t *ids,
                                  const int32_t *positions, size_t n, kvt_store_key *key)
 {
     kvt_store_sha256 hash;

@@ -7,18 +7,18 @@
  * needs all. So the longest prefix is the largest number of rows at which nothing that is needed
  * lacks.
  */
-#include "src/store/prefix.h"
+#include "src/store/stored.h"
 
 #include <stdio.h>
 
 /* ---- arguments ---- */
 
-static kvt_status refuse(const kvt_prefix *p, const char *why)
+static kvt_status refuse(const kvt_stored *p, const char *why)
 {
     return kvt_fail(p->cache, KVT_ERR_ARG, "%s: %s", p->call, why);
 }
 
-static kvt_status check_options(const kvt_prefix *p)
+static kvt_status check_options(const kvt_stored *p)
 {
     const kvt_prefix_options *o = &p->options;
     size_t i;
@@ -47,7 +47,7 @@ static kvt_status check_options(const kvt_prefix *p)
     return KVT_OK;
 }
 
-kvt_status kvt_prefix_admit(kvt_prefix *p, const char *call, const kvt_store *store,
+kvt_status kvt_stored_admit(kvt_stored *p, const char *call, const kvt_store *store,
                             const kvt_seq *seq, const kvt_prefix_options *options)
 {
     memset(p, 0, sizeof *p);
@@ -68,7 +68,7 @@ kvt_status kvt_prefix_admit(kvt_prefix *p, const char *call, const kvt_store *st
     return check_options(p);
 }
 
-void kvt_prefix_release(kvt_prefix *p)
+void kvt_stored_release(kvt_stored *p)
 {
     kvt_snap_release(&p->context, &p->keys);
     kvt_snap_release(&p->context, &p->hashes);
@@ -77,7 +77,7 @@ void kvt_prefix_release(kvt_prefix *p)
     kvt_snap_release(&p->context, &p->fits);
 }
 
-kvt_status kvt_prefix_store_failed(kvt_prefix *p, kvt_status status)
+kvt_status kvt_stored_store_failed(kvt_stored *p, kvt_status status)
 {
     p->error.text[sizeof p->error.text - 1] = '\0';
     return kvt_snap_fail(&p->context, status, "%s: %s", p->call,
@@ -86,14 +86,14 @@ kvt_status kvt_prefix_store_failed(kvt_prefix *p, kvt_status status)
 
 /* ---- tokens and keys ---- */
 
-int32_t kvt_prefix_position(const kvt_prefix *p, uint64_t token)
+int32_t kvt_stored_position(const kvt_stored *p, uint64_t token)
 {
     if (!p->prompt)
         return kvt_seq_meta(p->seq, (size_t)(token / KVT_TOKENS))->positions[token % KVT_TOKENS];
     return p->options.positions ? p->options.positions[token] : (int32_t)token;
 }
 
-void kvt_prefix_tokens(const kvt_prefix *p, size_t row, size_t n, int32_t *ids, int32_t *positions)
+void kvt_stored_tokens(const kvt_stored *p, size_t row, size_t n, int32_t *ids, int32_t *positions)
 {
     const uint64_t first = (uint64_t)row * KVT_TOKENS;
     size_t t;
@@ -103,15 +103,15 @@ void kvt_prefix_tokens(const kvt_prefix *p, size_t row, size_t n, int32_t *ids, 
     else
         memcpy(ids, kvt_seq_meta(p->seq, row)->token_ids, n * sizeof *ids);
     for (t = 0; t < n; t++)
-        positions[t] = kvt_prefix_position(p, first + t);
+        positions[t] = kvt_stored_position(p, first + t);
 }
 
-kvt_status kvt_prefix_make_keys(kvt_prefix *p, const int32_t *prompt, uint64_t n_tokens)
+kvt_status kvt_stored_make_keys(kvt_stored *p, const int32_t *prompt, uint64_t n_tokens)
 {
     const size_t n_rows = (size_t)(n_tokens / KVT_TOKENS);
     const size_t n = n_rows * p->cache->n_groups;
     int32_t ids[KVT_TOKENS], positions[KVT_TOKENS], highest = INT32_MIN;
-    kvt_prefix_chain *chain = &p->chain;
+    kvt_stored_chain *chain = &p->chain;
     unsigned char *hash;
     kvt_status status;
     size_t row, t;
@@ -134,37 +134,37 @@ kvt_status kvt_prefix_make_keys(kvt_prefix *p, const int32_t *prompt, uint64_t n
     if (status != KVT_OK)
         return status;
     memset(p->found.data, 0, n + 1);
-    kvt_prefix_chain_begin(chain, p->seq, &p->options);
+    kvt_stored_chain_begin(chain, p->seq, &p->options);
     hash = p->hashes.data;
     memcpy(hash, chain->hash, sizeof chain->hash);
     for (row = 0; row < n_rows; row++) {
-        kvt_prefix_tokens(p, row, KVT_TOKENS, ids, positions);
+        kvt_stored_tokens(p, row, KVT_TOKENS, ids, positions);
         for (t = 0; t < KVT_TOKENS; t++)
             highest = positions[t] > highest ? positions[t] : highest;
         ((int32_t *)(void *)p->reach.data)[row] = highest;
-        kvt_prefix_chain_add(chain, ids, positions);
+        kvt_stored_chain_add(chain, ids, positions);
         hash += sizeof chain->hash;
         memcpy(hash, chain->hash, sizeof chain->hash);
         for (uint32_t g = 0; g < p->cache->n_groups; g++)
-            kvt_prefix_chain_key(chain, g, &kvt_prefix_keys(p)[kvt_prefix_at(p, row, g)]);
+            kvt_stored_chain_key(chain, g, &kvt_stored_keys(p)[kvt_stored_at(p, row, g)]);
     }
     return KVT_OK;
 }
 
-kvt_status kvt_prefix_find(kvt_prefix *p)
+kvt_status kvt_stored_find(kvt_stored *p)
 {
     const size_t n = p->n_rows * p->cache->n_groups;
     kvt_status status;
 
     if (n == 0)
         return KVT_OK;
-    status = p->store->exists(p->store->user, kvt_prefix_keys(p), n, p->found.data, &p->error);
-    return status == KVT_OK ? KVT_OK : kvt_prefix_store_failed(p, status);
+    status = p->store->exists(p->store->user, kvt_stored_keys(p), n, p->found.data, &p->error);
+    return status == KVT_OK ? KVT_OK : kvt_stored_store_failed(p, status);
 }
 
 /* ---- how much is there ---- */
 
-size_t kvt_prefix_first(const kvt_prefix *p, uint32_t g, uint64_t n_tokens)
+size_t kvt_stored_first(const kvt_stored *p, uint32_t g, uint64_t n_tokens)
 {
     const kvt_group *group = &p->cache->groups[g];
     const int32_t *reach = (const int32_t *)(const void *)p->reach.data;
@@ -176,7 +176,7 @@ size_t kvt_prefix_first(const kvt_prefix *p, uint32_t g, uint64_t n_tokens)
     if (!kvt_has_window(group) || n_tokens <= slack)
         return 0;
     for (i = 0; i <= slack; i++) {
-        const int64_t next = (int64_t)kvt_prefix_position(p, n_tokens - 1 - i) + 1;
+        const int64_t next = (int64_t)kvt_stored_position(p, n_tokens - 1 - i) + 1;
         lowest = next < lowest ? next : lowest;
     }
     high = kvt_rows_older(n_tokens, slack + (group->seals ? group->residual_tokens : 0));
@@ -190,7 +190,7 @@ size_t kvt_prefix_first(const kvt_prefix *p, uint32_t g, uint64_t n_tokens)
     return low > kvt_sink_rows(group) ? low : 0;
 }
 
-size_t kvt_prefix_longest(kvt_prefix *p)
+size_t kvt_stored_longest(kvt_stored *p)
 {
     unsigned char *fits = p->fits.data;
     size_t most = p->n_rows, rows;
@@ -200,8 +200,8 @@ size_t kvt_prefix_longest(kvt_prefix *p)
         const size_t sinks = kvt_sink_rows(&p->cache->groups[g]);
         size_t lacks_sink = SIZE_MAX, lacks = SIZE_MAX; /* the first sink; the last behind them */
         for (rows = 1; rows <= most; rows++) {
-            const size_t row = rows - 1, first = kvt_prefix_first(p, g, rows * KVT_TOKENS);
-            if (!p->found.data[kvt_prefix_at(p, row, g)]) {
+            const size_t row = rows - 1, first = kvt_stored_first(p, g, rows * KVT_TOKENS);
+            if (!p->found.data[kvt_stored_at(p, row, g)]) {
                 if (row >= sinks)
                     lacks = row;
                 else if (lacks_sink == SIZE_MAX)
@@ -219,7 +219,7 @@ size_t kvt_prefix_longest(kvt_prefix *p)
 /* ---- probing ---- */
 
 /* What get and probe have in common before a key is made: how much of the prompt may be used. */
-kvt_status kvt_prefix_begin(kvt_prefix *p, const int32_t *prompt, uint64_t n_prompt)
+kvt_status kvt_stored_begin(kvt_stored *p, const int32_t *prompt, uint64_t n_prompt)
 {
     uint64_t usable = n_prompt ? n_prompt - 1 : 0, i;
 
@@ -236,37 +236,37 @@ kvt_status kvt_prefix_begin(kvt_prefix *p, const int32_t *prompt, uint64_t n_pro
                 return refuse(p, "a position is below 0");
     if (usable > p->cache->max_tokens)
         usable = p->cache->max_tokens;
-    return kvt_prefix_make_keys(p, prompt, usable);
+    return kvt_stored_make_keys(p, prompt, usable);
 }
 
 kvt_status kvt_prefix_probe(const kvt_store *store, const kvt_seq *seq, const int32_t *prompt,
                             uint64_t n_prompt, const kvt_prefix_options *options,
                             kvt_prefix_result *result)
 {
-    kvt_prefix p;
+    kvt_stored p;
     kvt_prefix_result found;
     kvt_store_key key;
-    kvt_status status = kvt_prefix_admit(&p, "kvt_prefix_probe", store, seq, options);
+    kvt_status status = kvt_stored_admit(&p, "kvt_prefix_probe", store, seq, options);
 
     if (status == KVT_OK && !result)
         status = refuse(&p, "result is NULL");
     if (status == KVT_OK)
-        status = kvt_prefix_begin(&p, prompt, n_prompt);
+        status = kvt_stored_begin(&p, prompt, n_prompt);
     if (status == KVT_OK)
-        status = kvt_prefix_find(&p);
+        status = kvt_stored_find(&p);
     if (status == KVT_OK) {
         memset(&found, 0, sizeof found);
         if (p.options.checkpoints) {
-            status = kvt_prefix_find_checkpoint(&p, p.n_tokens, &found.n_tokens, &key);
+            status = kvt_stored_find_checkpoint(&p, p.n_tokens, &found.n_tokens, &key);
             if (found.n_tokens == UINT64_MAX)
                 found.n_tokens = 0;
         } else {
-            found.n_tokens = kvt_prefix_longest(&p) * (uint64_t)KVT_TOKENS;
+            found.n_tokens = kvt_stored_longest(&p) * (uint64_t)KVT_TOKENS;
         }
     }
     if (status == KVT_OK)
         *result = found;
     if (seq)
-        kvt_prefix_release(&p);
+        kvt_stored_release(&p);
     return status;
 }
