@@ -143,7 +143,7 @@ static void open_subject(subject *b, const bench_options *o, uint32_t layers)
     with.layers = layers;
     uint64_t bytes = o->bytes / (layers > 2 ? 2 : 8);
     uint64_t n = bench_snap_tokens(&with, KVT_TYPE_I8, bytes) + 128;
-    bench_snap_open(&b->s, &with, KVT_TYPE_I8, 1, n, 0);
+    bench_snap_open(&b->s, &with, KVT_TYPE_I8, 1, n + 64, 0);
     bench_snap_fill(&b->s, n);
     require(kvt_seq_create(b->s.cache, &b->to), b, "kvt_seq_create");
     b->n_prompt = n;
@@ -173,6 +173,8 @@ static void remove_values(subject *b)
     }
     snprintf(path, sizeof path, "%s/kvtile-store", b->folder);
     unlink(path);
+    snprintf(path, sizeof path, "%s/tmp", b->folder);
+    rmdir(path);
     rmdir(b->folder);
 }
 
