@@ -135,7 +135,7 @@ static void fill(subject *b)
     bench_snap_free(image, room2);
 }
 
-static void open_subject(subject *b, const bench_options *o, uint32_t layers)
+static void open_subject(subject *b, const bench_options *o, uint32_t layers, uint32_t threads)
 {
     bench_options with = *o;
     memset(b, 0, sizeof *b);
@@ -143,7 +143,7 @@ static void open_subject(subject *b, const bench_options *o, uint32_t layers)
     with.layers = layers;
     uint64_t bytes = o->bytes / (layers > 2 ? 2 : 8);
     uint64_t n = bench_snap_tokens(&with, KVT_TYPE_I8, bytes) + 128;
-    bench_snap_open(&b->s, &with, KVT_TYPE_I8, 1, n + 64, 0);
+    bench_snap_open(&b->s, &with, KVT_TYPE_I8, threads, n + 64, 0);
     bench_snap_fill(&b->s, n);
     require(kvt_seq_create(b->s.cache, &b->to), b, "kvt_seq_create");
     b->n_prompt = n;
@@ -178,13 +178,13 @@ static void remove_values(subject *b)
     rmdir(b->folder);
 }
 
-static void directory(const bench_options *o, uint32_t layers)
+static void directory(const bench_options *o, uint32_t layers, uint32_t threads)
 {
     subject b;
     char text[256] = "", name[64];
     kvt_store_error error;
     kvt_directory_config config;
-    open_subject(&b, o, layers);
+    open_subject(&b, o, layers, threads);
     snprintf(b.folder, sizeof b.folder, "%s/kvt-bench-store-%ld", o->dir, (long)getpid());
     memset(&config, 0, sizeof config);
     config.struct_size = sizeof config;
@@ -326,7 +326,7 @@ static void redis(const bench_options *o, uint32_t layers)
     kvt_redis_config config;
     bench_figure figure = {"redis", name, "of its GETs", 0.7, true, "redis-benchmark -t get", NULL};
     snprintf(name, sizeof name, "get, %u layers", (unsigned)layers);
-    open_subject(&b, o, layers);
+    open_subject(&b, o, layers, 1);
     if (o->redis)
         address_of(&b, o->redis);
     else if (!start_server(&b)) {
@@ -372,7 +372,8 @@ int bench_store(const bench_options *o)
     size_t n = o->layers || o->quick ? 1 : 2;
     bench_snap_begin(o, "store_bars", "store: figures with bars");
     for (size_t i = 0; i < n && o->parts & BENCH_PART_DIRECTORY; i++)
-        directory(o, o->layers ? (uint32_t)o->layers : layers[i]);
+        for (size_t t = 0; t < o->n_threads; t++)
+            directory(o, o->layers ? (uint32_t)o->layers : layers[i], o->threads[t]);
     for (size_t i = 0; i < n && o->parts & BENCH_PART_REDIS; i++)
         redis(o, o->layers ? (uint32_t)o->layers : layers[i]);
     return bench_snap_end(o, "Values are in the page cache, or in the server's memory.");

@@ -102,7 +102,8 @@ static const char usage[] =
     "  --map-bytes N       of the file that is mapped                      (default 4g)\n"
     "  --bars              exit code 1 where a bar is missed\n"
     "  --model FILE --tokenizer FILE   model's, of which the sizes are; as for report\n"
-    "store: (--dir, --bytes and --bars as for snapshot; one --isa; --layers: default 2 and 32)\n"
+    "store: (--dir, --bytes and --bars as for snapshot; one --isa; --layers: default 2 and 32;\n"
+    "        --threads: default 1 and all processors)\n"
     "  --part LIST         directory, redis                                (default both)\n"
     "  --redis HOST:PORT   this server                     (default: redis-server is started)\n"
     "  --pipeline N        commands in flight                              (default 16)\n"
@@ -771,7 +772,7 @@ static void set_defaults(bench_options *o, int command)
                                                                       : 4096;
     if (o->n_threads == 0) {
         o->threads[o->n_threads++] = 1;
-        if ((command == MACHINE || command == REPORT) && bench_processors() > 1)
+        if ((command == MACHINE || command == REPORT || command == STORE) && bench_processors() > 1)
             o->threads[o->n_threads++] = bench_processors();
     }
     if (o->n_isas == 0) {

@@ -2,13 +2,13 @@
  * A directory as a store: one file a value. See directory.h for what lies where, directory_state.c
  * for what a process that is killed may leave.
  *
- * A get reads files that nobody changes: values are replaced by rename, so an open file stays what it
- * was. It is read, not mapped: where somebody does cut a file short, a read ends early and the value
- * was not found; a page of a mapping would end the process (SIGBUS).
+ * A get reads files that nobody changes: values are replaced by rename, so an open file stays what
+ * it was. It is read, not mapped: where somebody does cut a file short, a read ends early and the
+ * value was not found; a page of a mapping would end the process (SIGBUS).
  *
- * The time of use is the file's mtime, set to the nanosecond by put and get. Of one call's keys each
- * gets a time one microsecond before the one of the key before it, so that of a prefix the end is
- * evicted first: a beginning is of use without the end, an end is not without the beginning.
+ * The time of use is the file's mtime, set to the nanosecond by put and get. Of one call's keys
+ * each gets a time one microsecond before the one of the key before it, so that of a prefix the end
+ * is evicted first: a beginning is of use without the end, an end is not without the beginning.
  *
  * A value without bytes is delivered by one call of part, with 0 bytes.
  */
@@ -24,6 +24,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#define READERS 16 /* gets at once that are worth it, for disks that serve several */
 #define READ_FLAGS (O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY)
 
 static void add(uint64_t *counter, uint64_t n)
@@ -472,6 +473,7 @@ static kvt_status open_directory(const kvt_directory_config *config, kvt_store *
     store->stats = stats;
     store->collect = collect;
     store->close = close_directory;
+    store->n_at_once = READERS;
     return KVT_OK;
 }
 

@@ -49,8 +49,8 @@ typedef struct kvt_dir_lock {
 
 /* ---- directory_files.c ---- */
 
-/* The text: the call, why, the file below PATH ("" for PATH), PATH. KVT_ERR_FULL where the disk or a
-   quota is full, else KVT_ERR_IO. */
+/* The text: the call, why, the file below PATH ("" for PATH), PATH. KVT_ERR_FULL where the disk
+   or a quota is full, else KVT_ERR_IO. */
 kvt_status kvt_dir_fail(const kvt_dir *dir, kvt_store_error *error, const char *call, int number,
                         const char *name);
 
@@ -115,7 +115,8 @@ kvt_status kvt_dir_scan(kvt_dir *dir, kvt_dir_lock *lock,
 kvt_status kvt_dir_recount(kvt_dir *dir, kvt_dir_lock *lock, kvt_store_error *error);
 /*
  * Evict the values that were used the longest time ago until lock->bytes <= limit; none of the n
- * keys. KVT_ERR_FULL: there are not enough others. KVT_ERR_IO: there are, but they cannot be removed.
+ * keys. KVT_ERR_FULL: there are not enough others. KVT_ERR_IO: there are, but they cannot be
+ * removed.
  */
 kvt_status kvt_dir_evict(kvt_dir *dir, kvt_dir_lock *lock, uint64_t limit,
                          const kvt_store_key *keys, size_t n, kvt_store_error *error);

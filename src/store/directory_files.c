@@ -2,12 +2,12 @@
  * The directory store: names, and the writing of values.
  *
  * A value is written to a temporary in PATH/tmp, and renamed to its name: whole or absent. The
- * temporary is opened with O_EXCL and locked (flock) until it has been renamed or removed. The kernel
- * drops that lock when the process ends, however it ends: a temporary that can be locked has no
- * writer, and a sweep removes it. Between open and flock a new one looks as if it had no writer: who
- * makes one checks after flock that it is still there, and makes another if not. All temporaries are
- * in one folder, not beside the values, so that a sweep need not go through these: each opening of a
- * store makes one.
+ * temporary is opened with O_EXCL and locked (flock) until it has been renamed or removed. The
+ * kernel drops that lock when the process ends, however it ends: a temporary that can be locked has
+ * no writer, and a sweep removes it. Between open and flock a new one looks as if it had no writer:
+ * who makes one checks after flock that it is still there, and makes another if not. All
+ * temporaries are in one folder, not beside the values, so that a sweep need not go through these:
+ * each opening of a store makes one.
  *
  * src/snapshot/file.c does the same for a file that a caller names; it has more to heed (links,
  * permissions of what is replaced), and nothing but the method in common.

@@ -1,15 +1,16 @@
 /*
  * The directory store: what goes through all values.
  *
- * Eviction is by a scan of all names, sizes and times of use, under the lock; there is no list of them
- * in memory, which would have to be the same in all processes. A scan costs as much as the store has
- * values (about 1.5 us each where the kernel has their inodes in memory). So it evicts 1/32 of the
- * bound at least, and costs a put of a full store as much as 32 values take in the scan, however many
- * there are. What it evicts is in a heap of the values seen so far that were used the longest time
- * ago, with the newest of them on top, which is replaced when an older one comes.
+ * Eviction is by a scan of all names, sizes and times of use, under the lock; there is no list of
+ * them in memory, which would have to be the same in all processes. A scan costs as much as the
+ * store has values (about 1.5 us each where the kernel has their inodes in memory). So it evicts
+ * 1/32 of the bound at least, and costs a put of a full store as much as 32 values take in the
+ * scan, however many there are. What it evicts is in a heap of the values seen so far that were
+ * used the longest time ago, with the newest of them on top, which is replaced when an older one
+ * comes.
  *
- * A get does not need the lock, so a value may be used between the scan and its removal: it is looked
- * at once more, and stays if its time has changed.
+ * A get does not need the lock, so a value may be used between the scan and its removal: it is
+ * looked at once more, and stays if its time has changed.
  */
 #ifndef _XOPEN_SOURCE
 #define _XOPEN_SOURCE 700

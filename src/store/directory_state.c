@@ -6,13 +6,13 @@
  * description, so it excludes threads and stores of one process as well as processes, and a forked
  * process has none of its parent's. The kernel drops it when its process ends.
  *
- * A process that ends amid a turn must not leave wrong counts. So before the first change the file is
- * marked dirty, and after the last one it gets the new counts without the mark. Who takes the lock
- * and finds the mark counts anew, by a scan. A value is renamed to its name only when there is room
- * for it, so at no point are there more bytes than the bound, but for temporaries, of which a process
- * has one for each thread that puts. Counts may also be wrong after a power cut: a file system
- * orders nothing without fsync. So the file has the number of the system's start, and an opening
- * under another one counts anew.
+ * A process that ends amid a turn must not leave wrong counts. So before the first change the file
+ * is marked dirty, and after the last one it gets the new counts without the mark. Who takes the
+ * lock and finds the mark counts anew, by a scan. A value is renamed to its name only when there is
+ * room for it, so at no point are there more bytes than the bound, but for temporaries, of which a
+ * process has one for each thread that puts. Counts may also be wrong after a power cut: a file
+ * system orders nothing without fsync. So the file has the number of the system's start, and an
+ * opening under another one counts anew.
  *
  * flock has no time limit: the lock is tried in turn, with pauses. Who holds it may need long for a
  * scan, on a disk that is cold: every second it writes the file, with another number of the turn. A

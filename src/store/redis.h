@@ -2,13 +2,14 @@
  * A Redis or Valkey server, or a cluster, as a store: what the files redis*.c offer each other.
  *
  * A client is the connections of one call, one a node. A call takes an idle client or makes one, so
- * that no lock is held while it waits for a server or gives values to a receiver, which may call the
- * store again. What all clients share, under the store's lock: the nodes' addresses and failures,
- * the cluster's map of slots, counters.
+ * that no lock is held while it waits for a server or gives values to a receiver, which may call
+ * the store again. What all clients share, under the store's lock: the nodes' addresses and
+ * failures, the cluster's map of slots, counters.
  *
- * hiredis parses replies (redisReader), but for the bytes of values that are got: these are received
- * into the receiver's memory, or given to it in pieces from the receive buffer. Sockets are our own,
- * so that every wait has a deadline: hiredis 0.14 has none for sending a value in parts.
+ * hiredis parses replies (redisReader), but for the bytes of values that are got: these are
+ * received into the receiver's memory, or given to it in pieces from the receive buffer. Sockets
+ * are our own, so that every wait has a deadline: hiredis 0.14 has none for sending a value in
+ * parts.
  */
 #ifndef KVT_STORE_REDIS_H
 #define KVT_STORE_REDIS_H

@@ -1,10 +1,10 @@
 /*
  * A cluster's slots and nodes: which node has a key, and who says so (CLUSTER SLOTS, MOVED, ASK).
  *
- * A server is taken for a single one until it answers MOVED or CLUSTER SLOTS. Node 0 is the config's
- * address; the others are those that the cluster names. They are only added, so that a number stays
- * valid for all clients; a cluster that has had KVT_REDIS_NODES addresses in one process's life needs
- * a store opened anew.
+ * A server is taken for a single one until it answers MOVED or CLUSTER SLOTS. Node 0 is the
+ * config's address; the others are those that the cluster names. They are only added, so that a
+ * number stays valid for all clients; a cluster that has had KVT_REDIS_NODES addresses in one
+ * process's life needs a store opened anew.
  */
 #include "src/store/redis.h"
 
@@ -28,8 +28,8 @@ uint16_t kvt_redis_crc16(uint16_t crc, const void *data, size_t bytes)
     return crc;
 }
 
-/* Of a key with a brace, and one behind it that closes it, only what is between them counts, if it is
-   something. A key's digits are no braces, so the prefix alone decides. */
+/* Of a key with a brace, and one behind it that closes it, only what is between them counts, if
+   it is something. A key's digits are no braces, so the prefix alone decides. */
 void kvt_redis_prepare_slots(kvt_redis *redis)
 {
     const char *open = strchr(redis->prefix, '{');

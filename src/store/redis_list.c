@@ -2,8 +2,8 @@
  * What a server or a cluster's masters have: the values one by one (SCAN), and figures.
  *
  * A value that the server's table moves meanwhile may be listed twice (SCAN). Before Redis 7.2
- * (CLIENT NO-TOUCH) a list counts as a use of what it lists, as STRLEN does; the time since the last
- * use is read first.
+ * (CLIENT NO-TOUCH) a list counts as a use of what it lists, as STRLEN does; the time since the
+ * last use is read first.
  */
 #include "src/store/redis.h"
 
@@ -256,9 +256,9 @@ static kvt_status measure_node(scan *s)
 }
 
 /*
- * What a server has besides our values is unknown to it: only few keys are looked at one by one. Its
- * memory is that of all it has, and more than the values' bytes, so these are unknown unless there is
- * no key at all.
+ * What a server has besides our values is unknown to it: only few keys are looked at one by one.
+ * Its memory is that of all it has, and more than the values' bytes, so these are unknown unless
+ * there is no key at all.
  */
 kvt_status kvt_redis_stats(kvt_redis *redis, kvt_store_stats *stats, kvt_store_error *error)
 {

@@ -2,10 +2,10 @@
  * What a Redis or Valkey server answers: receiving, replies, values, errors.
  *
  * Replies of one line go to hiredis line by line. What stands behind the line of a bulk string that
- * a receiver wants is its value: it never passes through hiredis, which would copy it twice and need
- * memory for all of it. The receiver's own memory (place) is received into, a few bytes more into the
- * buffer behind it; otherwise the receiver is given the buffer's bytes as they come. Other replies
- * (arrays) go to hiredis as a whole.
+ * a receiver wants is its value: it never passes through hiredis, which would copy it twice and
+ * need memory for all of it. The receiver's own memory (place) is received into, a few bytes more
+ * into the buffer behind it; otherwise the receiver is given the buffer's bytes as they come. Other
+ * replies (arrays) go to hiredis as a whole.
  */
 #include "src/store/redis.h"
 

@@ -4,11 +4,11 @@
  * A get asks near for all keys, then far for those that near did not deliver in whole. What far
  * delivers passes through to the receiver part by part; it is copied meanwhile, and when its last
  * part has come, and the receiver has not left it, put into near: one value at a time is in memory.
- * The copy grows with what comes, not with the size that far claims. The put runs inside far's get: a
- * slow near slows far.
+ * The copy grows with what comes, not with the size that far claims. The put runs inside far's get:
+ * a slow near slows far.
  *
- * A value of which near has delivered a part before it failed comes from far from its beginning: the
- * two copies may differ in their bytes, so that one cannot be continued by the other.
+ * A value of which near has delivered a part before it failed comes from far from its beginning:
+ * the two copies may differ in their bytes, so that one cannot be continued by the other.
  */
 #include "src/store/store.h"
 
@@ -204,8 +204,8 @@ static kvt_status get(void *user, const kvt_store_key *keys, size_t n,
 /* ---- the others ---- */
 
 /*
- * Both always: what one has is of use without the other. *n_put is the smaller of both, as "there" is
- * in both.
+ * Both always: what one has is of use without the other. *n_put is the smaller of both, as "there"
+ * is in both.
  */
 static kvt_status put(void *user, const kvt_store_key *keys, const kvt_store_value *values,
                       size_t n, size_t *n_put, kvt_store_error *error)
@@ -373,6 +373,7 @@ kvt_status kvt_store_open_tiers(const kvt_store *near_store, const kvt_store *fa
     store->put = put;
     store->exists = exists;
     store->remove = remove_values;
+    store->n_at_once = t->near_store.n_at_once;
     store->list = t->near_store.list || t->far_store.list ? list : NULL;
     store->stats = stats;
     store->collect = t->near_store.collect || t->far_store.collect ? collect : NULL;
