@@ -152,7 +152,7 @@ static int part(void *user, size_t i, uint64_t total, uint64_t offset, const voi
         v->n_begun++;
         v->have = 0;
         v->total = total;
-        if (!c->places) {
+        if (!c->places || v->data != data) {
             free(v->data);
             v->data = malloc((size_t)total + 1);
             assert_non_null(v->data);
