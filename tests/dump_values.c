@@ -26,27 +26,76 @@ typedef struct example {
     kvt_type k_type, v_type;
     uint32_t flags, k_dim, v_dim, kv_heads;
     uint32_t residual, window, sinks;
-    uint32_t fine;         /* fine_tokens of the first group */
+    uint32_t fine; /* fine_tokens of the first group */
+    uint32_t n_layers;
     uint32_t n_groups;     /* 2: layer 1 is of a group of its own, K f16 of 8 dims, V i8 of 16 */
     uint32_t peak, cut_at; /* so many tokens, cut, then up to MOST */
     uint32_t points[POINTS];
-    int named; /* namespace, salt, fingerprint, tag, extras, positions */
+    int named; /* namespace, salt, tag, extras, positions */
 } example;
 
 static const example examples[] = {
-    {"i8", KVT_TYPE_I8, KVT_TYPE_I8, 0, 24, 40, 2, 0, 0, 0, 0, 1, 0, 0, {0}, 0},
-    {"i8-named", KVT_TYPE_I8, KVT_TYPE_I8, 0, 16, 16, 1, 0, 0, 0, 0, 1, 0, 0, {0}, 1},
-    {"i4-i5", KVT_TYPE_I4, KVT_TYPE_I5, 0, 40, 24, 2, 0, 0, 0, 130, 1, 0, 0, {0}, 0},
-    {"i4", KVT_TYPE_I4, KVT_TYPE_I4, 8, 16, 16, 1, 0, 0, 0, KVT_FINE_NONE, 1, 0, 0, {0}, 0},
-    {"f16-f32", KVT_TYPE_F16, KVT_TYPE_F32, 0, 8, 24, 1, 0, 0, 0, 0, 1, 0, 0, {0}, 0},
-    {"v-in-k", KVT_TYPE_I8, KVT_TYPE_I8, KVT_GROUP_V_IN_K, 48, 32, 2, 0, 0, 0, 0, 1, 0, 0, {0}, 0},
-    {"window", KVT_TYPE_I8, KVT_TYPE_I8, 0, 24, 8, 1, 0, 100, 70, 0, 2, 0, 0, {0}, 0},
+    {"i8", KVT_TYPE_I8, KVT_TYPE_I8, 0, 24, 40, 2, 0, 0, 0, 0, 3, 1, 0, 0, {0}, 0},
+    {"i8-named", KVT_TYPE_I8, KVT_TYPE_I8, 0, 16, 16, 1, 0, 0, 0, 0, 3, 1, 0, 0, {0}, 1},
+    {"i4-i5", KVT_TYPE_I4, KVT_TYPE_I5, 0, 40, 24, 2, 0, 0, 0, 130, 3, 1, 0, 0, {0}, 0},
+    {"i4", KVT_TYPE_I4, KVT_TYPE_I4, 8, 16, 16, 1, 0, 0, 0, KVT_FINE_NONE, 3, 1, 0, 0, {0}, 0},
+    {"f16-f32", KVT_TYPE_F16, KVT_TYPE_F32, 0, 8, 24, 1, 0, 0, 0, 0, 3, 1, 0, 0, {0}, 0},
+    {"v-in-k",
+     KVT_TYPE_I8,
+     KVT_TYPE_I8,
+     KVT_GROUP_V_IN_K,
+     48,
+     32,
+     2,
+     0,
+     0,
+     0,
+     0,
+     3,
+     1,
+     0,
+     0,
+     {0},
+     0},
+    {"window", KVT_TYPE_I8, KVT_TYPE_I8, 0, 24, 8, 1, 0, 100, 70, 0, 3, 2, 0, 0, {0}, 0},
     /* Inside of a row, at its end, less than a row, and one with a next position of its own. */
-    {"checkpoints", KVT_TYPE_I8, KVT_TYPE_F16, 0, 16, 8, 1, 0, 90, 0, 0, 2, 0, 0,
-     {50, 192, 345, 384, 410}, 1},
+    {"checkpoints",
+     KVT_TYPE_I8,
+     KVT_TYPE_F16,
+     0,
+     16,
+     8,
+     1,
+     0,
+     90,
+     0,
+     0,
+     3,
+     2,
+     0,
+     0,
+     {50, 192, 345, 384, 410},
+     1},
     /* In rows that were sealed, cut, and are open again. */
-    {"checkpoints-i4", KVT_TYPE_I4, KVT_TYPE_I4, 0, 16, 24, 1, KVT_RESIDUAL_NONE, 0, 0, 0, 1, 370,
-     300, {100, 300, 310, 330, 400}, 0},
+    {"checkpoints-i4",
+     KVT_TYPE_I4,
+     KVT_TYPE_I4,
+     0,
+     16,
+     24,
+     1,
+     KVT_RESIDUAL_NONE,
+     0,
+     0,
+     0,
+     3,
+     1,
+     370,
+     300,
+     {100, 300, 310, 330, 400},
+     0},
+    /* Of docs/format.md. */
+    {"example", KVT_TYPE_I8, KVT_TYPE_I8, 9, 8, 8, 1, 0, 0, 0, 0, 1, 1, 0, 0, {0}, 0},
 };
 enum { N_EXAMPLES = sizeof examples / sizeof *examples };
 
@@ -140,7 +189,7 @@ static kvt_status remove_values(void *user, const kvt_store_key *keys, size_t n,
 /* ---- a sequence ---- */
 
 static const char name_space[] = "a tenant", salt[] = "\x00\x01 salt", tag[] = "lora: 7",
-                  fingerprint[] = "golden weights";
+                  fingerprint[] = "example";
 static const unsigned char image[3] = {0xca, 0x00, 0xfe};
 static const kvt_prefix_extra extras[] = {{1, image, sizeof image}, {4, "adapter", 7}};
 
@@ -173,7 +222,7 @@ static kvt_cache *make_cache(const example *e)
     for (uint32_t g = 0; g < e->n_groups; g++) {
         kvt_group_config *c = &groups[g];
         *c = kvt_group_config_init();
-        c->n_layers = e->n_groups == 1 ? LAYERS : 2 - g;
+        c->n_layers = e->n_groups == 1 ? e->n_layers : 2 - g;
         c->layers = e->n_groups == 1 ? NULL : split[g];
         c->n_kv_heads = g ? 2 : e->kv_heads;
         c->n_q_heads = 2 * c->n_kv_heads;
@@ -191,8 +240,8 @@ static kvt_cache *make_cache(const example *e)
     config.groups = groups;
     config.n_groups = e->n_groups;
     config.max_tokens = MOST + 1;
-    config.fingerprint = e->named ? fingerprint : NULL;
-    config.fingerprint_bytes = e->named ? sizeof fingerprint - 1 : 0;
+    config.fingerprint = fingerprint;
+    config.fingerprint_bytes = sizeof fingerprint - 1;
     if (kvt_cache_create(&config, &cache) != KVT_OK)
         die("kvt_cache_create", NULL);
     return cache;
@@ -216,7 +265,7 @@ static void step(const example *e, kvt_cache *cache, kvt_seq *seq, uint32_t n)
 
     if (kvt_seq_begin(seq, n, positions + first) != KVT_OK)
         die("kvt_seq_begin", cache);
-    for (uint32_t layer = 0; layer < LAYERS; layer++) {
+    for (uint32_t layer = 0; layer < e->n_layers; layer++) {
         const kvt_group_config *c = group_of_layer(e, layer);
         const uint32_t k_row = c->n_kv_heads * c->k_dim, v_row = c->n_kv_heads * c->v_dim;
         for (uint32_t t = 0; t < n; t++) {
@@ -311,7 +360,7 @@ static void describe(const example *e, const folder *f, uint64_t n_tokens)
     (void)fprintf(file, ",\n");
     write_hex(file, "salt", salt, e->named ? sizeof salt - 1 : 0);
     (void)fprintf(file, ",\n");
-    write_hex(file, "fingerprint", fingerprint, e->named ? sizeof fingerprint - 1 : 0);
+    write_hex(file, "fingerprint", fingerprint, sizeof fingerprint - 1);
     (void)fprintf(file, ",\n");
     write_hex(file, "tag", tag, e->named ? sizeof tag - 1 : 0);
     (void)fprintf(file, ",\n\"extras\": [");
@@ -335,7 +384,7 @@ static void describe(const example *e, const folder *f, uint64_t n_tokens)
                       c->fine_tokens == KVT_FINE_NONE ? 0
                       : c->fine_tokens                ? c->fine_tokens
                                                       : KVT_FINE_TOKENS);
-        for (uint32_t layer = 0; layer < LAYERS; layer++)
+        for (uint32_t layer = 0; layer < e->n_layers; layer++)
             if (group_of_layer(e, layer) == c) {
                 (void)fprintf(file, "%s%u", between, layer);
                 between = ", ";
@@ -362,7 +411,7 @@ static void describe(const example *e, const folder *f, uint64_t n_tokens)
 /* A row's K and V of each layer. */
 static void write_row(const example *e, const kvt_seq *seq, uint64_t first, uint64_t n, FILE *file)
 {
-    for (uint32_t layer = 0; layer < LAYERS; layer++)
+    for (uint32_t layer = 0; layer < e->n_layers; layer++)
         for (int side = 0; side < 2; side++) {
             static float x[64 * HEADS * WIDEST];
             const kvt_group_config *c = group_of_layer(e, layer);

@@ -2,10 +2,11 @@
 """Make the keys of stored prefixes and read their values: a second reader, written from
 docs/format.md ("Stored values") and docs/numerics.md.
 
-read_value.py --golden LIST PROGRAM FOLDER   have PROGRAM (dump_values.c) fill the folder, which is
-                                             emptied first; compare all keys and numbers with what
-                                             this reader makes of them, and the values with LIST
-read_value.py --update LIST PROGRAM FOLDER   and write LIST
+read_value.py --golden LIST PAGE PROGRAM FOLDER   have PROGRAM (dump_values.c) fill the folder, which is
+                                                  emptied first; compare all keys and numbers with
+                                                  what this reader makes of them, the values with
+                                                  LIST, and one with the example of PAGE
+read_value.py --update LIST PAGE PROGRAM FOLDER   and write LIST and the example
 
 Each value is damaged, too, at every byte of its head and at some of its images. Exit code 77: numpy,
 libxxhash or libzstd is missing, or the library was built without SHA-256.
@@ -21,6 +22,7 @@ import sys
 from snapshot_group import FINE, I4, I5, OPEN, REOPENED, SEALED, Group, Refused, need, np, xxh64, xxh128
 
 VERSION = 1
+MARK = "<!-- the stored example: tests/read_value.py -->\n<!-- test: output -->\n```\n"
 
 
 def sized(data):
@@ -134,11 +136,15 @@ class Case:
         self.layers = {layer: (g, i) for g, group in enumerate(self.case["groups"])
                        for i, layer in enumerate(group["layers"])}
         self.n_numbers = self.n_values = 0
+        self.forms = set()
         self.lines = []
 
     def read(self, name):
-        with open(os.path.join(self.folder, name), "rb") as file:
-            return file.read()
+        try:
+            with open(os.path.join(self.folder, name), "rb") as file:
+                return file.read()
+        except FileNotFoundError:
+            raise Refused("there is no " + name) from None
 
     def value(self, key, check):
         """Checked and damaged; check(value) does the rest of what a reader must check."""
@@ -153,6 +159,7 @@ class Case:
             self.refuses(other, key, "another length")
         self.refuses(data, bytes(32), "another key")
         self.n_values += 1
+        self.forms |= {entry[2] for entry in value.entries}
         self.lines.append("%s %s %s" % (os.path.basename(self.folder), key.hex(),
                                         hashlib.sha256(data).hexdigest()))
         return value
@@ -213,22 +220,125 @@ class Case:
         need(names == files, "values under other keys: %s" % sorted(files ^ names))
 
 
+class Example:
+    """The first row's key and its value's head, byte for byte."""
+
+    def __init__(self, folder):
+        self.case, self.lines, self.hashed, self.at = Case(folder), [], b"", None
+        keys, group = self.case.keys, self.case.case["groups"][0]
+        names = [bytes.fromhex(self.case.case[name])
+                 for name in ("name_space", "salt", "fingerprint", "tag")]
+        self.begin("H(0): SHA-256 of", b"kvt:seed")
+        self.word("I", VERSION, "version")
+        for name, data in zip(("namespace", "salt", "fingerprint", "tag"), names):
+            self.word("Q", len(data), "size of the " + name)
+            self.put(data, "%s: %r" % (name, data.decode()))
+        self.end(keys.rows[0])
+        self.begin("G: SHA-256 of", b"kvt:geom")
+        self.word("I", len(group["layers"]), "n_layers")
+        for name in ("n_q_heads", "n_kv_heads", "k_dim", "v_dim", "k_type", "v_type", "flags"):
+            self.word("I", group[name], name)
+        self.word("Q", group["rotation_seed"], "rotation_seed")
+        for name in ("window_tokens", "sink_tokens"):
+            self.word("I", group[name], name)
+        for layer in group["layers"]:
+            self.word("I", layer, "layer number")
+        self.end(keys.geometry[0])
+        self.begin("H(1): SHA-256 of", b"kvt:rows")
+        self.put(keys.rows[0], "H(0)")
+        self.word("Q", 0, "size of the extra bytes")
+        for name, ints in (("id", keys.ids), ("position", keys.positions)):
+            for t in range(3):
+                self.word("i", ints[t], "%s of token %d" % (name, t))
+            data = struct.pack("<60i", *ints[3:63])
+            self.lines.append("%-31s%ss of tokens 3 to 62" % ("..", name))
+            self.hashed += data
+            self.word("i", ints[63], "%s of token 63" % name)
+        self.end(keys.rows[1])
+        self.begin("key: SHA-256 of", b"kvt:bloc")
+        self.put(keys.rows[1], "H(1)")
+        self.put(keys.geometry[0], "G")
+        self.word("I", keys.form(0, 0), "representation")
+        key = keys.block(0, 0)
+        self.end(key)
+        self.head(key)
+
+    def put(self, data, text):
+        for i in range(0, len(data), 8):
+            where = "" if self.at is None else "%04x  " % (self.at + i)
+            self.lines.append(("%-31s%s" % (where + data[i:i + 8].hex(" "), text if i == 0 else "")).rstrip())
+        self.hashed += data
+        if self.at is not None:
+            self.at += len(data)
+
+    def word(self, form, x, text):
+        self.put(struct.pack("<" + form, x), "%s: %d" % (text, x))
+
+    def begin(self, text, label):
+        self.lines += [""] * bool(self.lines) + ["-- " + text]
+        self.hashed = b""
+        self.put(label, repr(label.decode()))
+
+    def end(self, digest):
+        need(hashlib.sha256(self.hashed).digest() == digest, "the example's hash")
+        self.lines.append("is")
+        self.put(digest, "")
+
+    def head(self, key):
+        data, at = self.case.read(key.hex() + ".bin"), 0
+        self.lines += ["", "-- the value's head"]
+        self.at, self.hashed = 0, b""
+        self.put(data[:8], "magic")
+        for form, text in (("I", "version"), ("I", "flags: of a block"), ("", "key"), ("Q", "size of the value"),
+                           ("Q", "n_tokens"), ("Q", "blob size"), ("i", "next position"),
+                           ("I", "entries"), ("Q", "row of entry 0"), ("I", "group"),
+                           ("I", "representation"), ("I", "tokens"), ("I", "n_layers"),
+                           ("Q", "size of an image")):
+            if form:
+                self.word(form, *struct.unpack_from("<" + form, data, self.at), text)
+            else:
+                self.put(key, text)
+        self.put(data[self.at:self.at + 16], "digest of the image: XXH3-128")
+        self.put(data[self.at:self.at + 8], "XXH64 of all before it")
+        zeros = -self.at % 64
+        self.put(data[self.at:self.at + zeros], "zeros: the images begin at a multiple of 64")
+        need(self.hashed == data[:self.at], "the example's head")
+        self.lines.append("%04x  .. up to %04x             the image" % (self.at, len(data)))
+
+    def compare(self, page, update):
+        text = "\n".join(self.lines) + "\n"
+        with open(page, encoding="utf-8") as file:
+            old = file.read()
+        need(old.count(MARK) == 1, "%s has no place for the example" % page)
+        begin = old.index(MARK) + len(MARK)
+        end = old.index("```\n", begin)
+        if update:
+            with open(page, "w", encoding="utf-8") as file:
+                file.write(old[:begin] + text + old[end:])
+        else:
+            need(old[begin:end] == text, "%s has another example; --update puts it there" % page)
+
+
 def main(arguments):
-    if len(arguments) != 4 or arguments[0] not in ("--golden", "--update"):
+    if len(arguments) != 5 or arguments[0] not in ("--golden", "--update"):
         sys.exit(__doc__)
-    mode, path, program, folder = arguments
+    mode, path, page, program, folder = arguments
     shutil.rmtree(folder, ignore_errors=True)
     os.makedirs(folder)
     subprocess.run([program, folder], check=True)
-    lines = []
-    for name in sorted(os.listdir(folder)):
-        case = Case(os.path.join(folder, name))
-        try:
+    lines, forms = [], set()
+    try:
+        for name in sorted(os.listdir(folder)):
+            case = Case(os.path.join(folder, name))
             case.run()
-        except Refused as refused:
-            sys.exit("%s: %s" % (name, refused))
-        print("%s: %d values, %d numbers" % (name, case.n_values, case.n_numbers))
-        lines += case.lines
+            print("%s: %d values, %d numbers" % (name, case.n_values, case.n_numbers))
+            lines += case.lines
+            forms |= case.forms
+        need(forms == {SEALED, OPEN, FINE, REOPENED}, "not all representations are there")
+        name = "example"
+        Example(os.path.join(folder, name)).compare(page, mode == "--update")
+    except Refused as refused:
+        sys.exit("%s: %s" % (name, refused))
     text = "".join(line + "\n" for line in lines)
     if mode == "--update":
         with open(path, "w", encoding="ascii") as file:
