@@ -1,6 +1,7 @@
 # Tests of stores of prefixes; included by tests/CMakeLists.txt.
-add_library(store_support STATIC memory_store.c)
-target_link_libraries(store_support PUBLIC test_support PRIVATE kvtile_warnings)
+add_library(store_support STATIC memory_store.c store_scenes.c)
+target_link_libraries(store_support PUBLIC snapshot_support PRIVATE kvtile_warnings
+  kvtile::xxhash)
 
 # kvtile_store_test(NAME [LIBRARIES ...]): tests/test_store_NAME.c on the public headers.
 function(kvtile_store_test name)
@@ -12,7 +13,7 @@ function(kvtile_store_test name)
 endfunction()
 
 if(kvtile_crypt) # keys are SHA-256, by libsodium
-  kvtile_store_test(prefix snapshot_support)
+  kvtile_store_test(prefix)
 endif()
 
 # An independent reader of stored values, written from docs/format.md: it makes the keys by itself.
