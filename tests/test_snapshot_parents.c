@@ -452,10 +452,8 @@ static void fits(void **state)
         {16, 141, 200, "/base"},   /* base has 140 tokens */
         {16, 140, 201, "/middle"}, /* and middle 200 */
         {24, 2, 2, "/middle"},     /* depths */
-        {24, 1, 3, "/middle"},
-        {24, 2, 3, "/base"},
-        {24, 256, 2, "/middle"},
-        {24, 255, 256, "/base"},
+        {24, 1, 3, "/middle"},     {24, 2, 3, "/base"},
+        {24, 256, 2, "/middle"},   {24, 255, 256, "/base"},
     };
     chain c;
     (void)state;
@@ -515,9 +513,7 @@ static void other_models(void **state)
         kvt_seq *of_other;
         kvt_save_options plain = saves(KVT_CODEC_RAW);
         switch (what) {
-        case 0: /* groups */
-            other = model_of(4, 2, 80, 96, KVT_TYPE_I8, KVT_TYPE_I8);
-            break;
+        case 0: /* groups */ other = model_of(4, 2, 80, 96, KVT_TYPE_I8, KVT_TYPE_I8); break;
         case 1: /* layers */
             other.groups[1].n_layers = 1;
             other.layers[0][1] = 1;
