@@ -594,6 +594,129 @@ static void paths(void **state)
     chain_close(&c);
 }
 
+/* ---- tokens ---- */
+
+/* Keys that have moved in a parent have not in its delta: it would load them as if they stood. */
+static void moved_keys(void **state)
+{
+    rng r = {62};
+    kvt_save_options o = saves(KVT_CODEC_RAW);
+    bytes base, delta, bent;
+    subject s;
+    kvt_seq *seq, *to;
+    uint64_t hash;
+    size_t size, at;
+    (void)state;
+    open_kind(&s, I8, &r);
+    seq = tagged_seq(&s);
+    grow(&s, seq, 260);
+    expect_ok(s.cache, kvt_seq_remove(seq, 64, 64));
+    expect_ok(s.cache, kvt_seq_save(seq, in_folder("base"), &o));
+    grow(&s, seq, 70);
+    o.parent = in_folder("base");
+    expect_ok(s.cache, kvt_seq_save(seq, in_folder("delta"), &o));
+    base = slurp(in_folder("base"));
+    delta = slurp(in_folder("delta"));
+    to = tagged_seq(&s);
+    grow(&s, to, 20);
+    hash = file_hash(&s, to);
+    assert_int_equal(get32(delta.data + 44), 1);
+    put32(delta.data + 44, 0);
+    at = section_payload(delta.data, delta.n, 10, 0, &size);
+    replace_bytes(&delta, at - HEAD, HEAD + size, NULL, 0);
+    relay(&delta, 0);
+    relay(&delta, 1);
+    spill(in_folder("delta"), delta.data, delta.n);
+    expect(s.cache, KVT_ERR_CORRUPT, kvt_seq_load(to, in_folder("delta"), NULL, NULL));
+    expect_error_text(s.cache, "keys that it inherits have moved", "no flag and no shifts");
+    assert_true(file_hash(&s, to) == hash);
+    bent = copy_of(&base); /* and the parent's cannot be read */
+    note(&bent, 10, 0)[35] ^= 1;
+    resign_sums(bent.data, bent.n);
+    adopt(&delta, &bent);
+    spill(in_folder("base"), bent.data, bent.n);
+    spill(in_folder("delta"), delta.data, delta.n);
+    expect(s.cache, KVT_ERR_CORRUPT, kvt_seq_load(to, in_folder("delta"), NULL, NULL));
+    expect_error_text(s.cache, "section shifts 0: its tokens do not make their digest", "shifts");
+    assert_true(file_hash(&s, to) == hash);
+    bytes_free(&bent);
+    bytes_free(&base);
+    bytes_free(&delta);
+    kvt_seq_destroy(to);
+    kvt_seq_destroy(seq);
+    close_subject(&s);
+}
+
+/* Sections of 16384 tokens that begin where a parent's own do: a delta's cross their borders. */
+static void long_parents(void **state)
+{
+    static const size_t lengths[] = {100, 16600, 17000};
+    model m = model_of(1, 1, 8, 8, KVT_TYPE_F16, KVT_TYPE_F16);
+    static int32_t of_seq[17000], of_loaded[17000];
+    kvt_cache *cache;
+    kvt_seq *seq, *to;
+    (void)state;
+    m.max_tokens = 17000;
+    cache = model_cache(&m);
+    seq = model_seq(cache);
+    to = model_seq(cache);
+    for (int i = 0; i < 3; i++) {
+        kvt_save_options o = saves(KVT_CODEC_RAW);
+        const char *names[] = {"l0", "l1", "l2"};
+        o.parent = i ? in_folder(names[i - 1]) : NULL;
+        model_append(&m, cache, seq, lengths[i] - (size_t)kvt_seq_length(seq), 4000);
+        expect_ok(cache, kvt_seq_save(seq, in_folder(names[i]), &o));
+    }
+    expect_ok(cache, kvt_seq_load(to, in_folder("l2"), NULL, NULL));
+    assert_int_equal(kvt_seq_length(to), 17000);
+    expect_ok(cache, kvt_seq_token_ids(seq, 0, 17000, of_seq));
+    expect_ok(cache, kvt_seq_token_ids(to, 0, 17000, of_loaded));
+    assert_memory_equal(of_seq, of_loaded, sizeof of_seq);
+    expect_ok(cache, kvt_seq_positions(seq, 0, 17000, of_seq));
+    expect_ok(cache, kvt_seq_positions(to, 0, 17000, of_loaded));
+    assert_memory_equal(of_seq, of_loaded, sizeof of_seq);
+    kvt_seq_destroy(to);
+    kvt_seq_destroy(seq);
+    kvt_cache_destroy(cache);
+}
+
+/* Saves that go elsewhere than to a path: nothing is written where there is no parent. */
+static void no_parent(void **state)
+{
+    rng r = {63};
+    kvt_save_options o = saves(KVT_CODEC_RAW);
+    bytes b = {NULL, 0, 0, 0, -1, 0};
+    kvt_writer writer = bytes_writer(&b);
+    unsigned char memory[8] = {0};
+    size_t n = 7;
+    uint64_t bound = 7;
+    subject s;
+    kvt_seq *seq;
+    int ends[2];
+    (void)state;
+    open_kind(&s, I8, &r);
+    seq = full_seq(&s, 100);
+    assert_int_equal(pipe(ends), 0);
+    o.parent = in_folder("nowhere");
+    expect(s.cache, KVT_ERR_IO, kvt_seq_save_stream(seq, &writer, &o));
+    expect_error_text(s.cache, "/nowhere", "stream");
+    expect(s.cache, KVT_ERR_IO, kvt_seq_save_fd(seq, ends[1], &o));
+    expect_error_text(s.cache, "/nowhere", "descriptor");
+    expect(s.cache, KVT_ERR_IO, kvt_seq_save_memory(seq, memory, sizeof memory, &n, &o));
+    expect_error_text(s.cache, "/nowhere", "memory");
+    spill(in_folder("file"), "text", 4); /* nor below a file */
+    o.parent = in_folder("file/base");
+    expect(s.cache, KVT_ERR_IO, kvt_seq_save_stream(seq, &writer, &o));
+    expect_error_text(s.cache, "file/base", "below a file");
+    expect_ok(s.cache, kvt_seq_save_bound(seq, &bound, &o)); /* that needs none */
+    assert_true(b.n == 0 && n == 7 && bound > 7);
+    assert_int_equal(close(ends[1]), 0);
+    assert_int_equal(read(ends[0], memory, 1), 0);
+    assert_int_equal(close(ends[0]), 0);
+    kvt_seq_destroy(seq);
+    close_subject(&s);
+}
+
 /* ---- encrypted ---- */
 
 /* Any byte of an encrypted parent, and any length: the text names the file. */
@@ -651,8 +774,9 @@ static void encrypted(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(ends),         cmocka_unit_test(indexes), cmocka_unit_test(fits),
-        cmocka_unit_test(other_models), cmocka_unit_test(paths),   cmocka_unit_test(encrypted),
+        cmocka_unit_test(ends),         cmocka_unit_test(indexes),      cmocka_unit_test(fits),
+        cmocka_unit_test(other_models), cmocka_unit_test(paths),        cmocka_unit_test(encrypted),
+        cmocka_unit_test(moved_keys),   cmocka_unit_test(long_parents), cmocka_unit_test(no_parent),
     };
     RUN_IN_FOLDER(tests);
 }
