@@ -275,7 +275,7 @@ static void damaged_blocks(void **state)
         seq = full_seq(&s, 300);
         save_as(&s, seq, "a", KVT_CODEC_RAW, NULL);
         file = slurp(in_folder("a"));
-        for (unsigned block = 0; block < get64(file.data + 48); block++) {
+        for (unsigned block = 0; block < get64(file.data + 48); block += is_quick() ? 3 : 1) {
             size_t at = image_at(&file, block, &n) + n - 1;
             kvt_seq *to = tagged_seq(&s);
             kvt_save_options o = saves(block % 2 ? KVT_CODEC_RAW : KVT_CODEC_ZSTD);

@@ -525,7 +525,7 @@ static void other_models(void **state)
             other.layers[0][1] = 1;
             other.layers[1][0] = 2;
             break;
-        case 5: other.fingerprint = "another model"; break;
+        case 5: other.fingerprint = "test model, and more"; break;
         default: other.fingerprint = "Test model"; break;
         }
         others = model_cache(&other);
@@ -652,6 +652,7 @@ static void long_parents(void **state)
 {
     static const size_t lengths[] = {100, 16600, 17000};
     model m = model_of(1, 1, 8, 8, KVT_TYPE_F16, KVT_TYPE_F16);
+    kvt_snapshot_info info;
     static int32_t of_seq[17000], of_loaded[17000];
     kvt_cache *cache;
     kvt_seq *seq, *to;
@@ -666,6 +667,9 @@ static void long_parents(void **state)
         o.parent = i ? in_folder(names[i - 1]) : NULL;
         model_append(&m, cache, seq, lengths[i] - (size_t)kvt_seq_length(seq), 4000);
         expect_ok(cache, kvt_seq_save(seq, in_folder(names[i]), &o));
+        info.struct_size = sizeof info;
+        assert_int_equal(kvt_snapshot_inspect(in_folder(names[i]), 1, &info, NULL, 0), KVT_OK);
+        assert_int_equal(info.inherited_tokens, i ? lengths[i - 1] : 0); /* all are found there */
     }
     expect_ok(cache, kvt_seq_load(to, in_folder("l2"), NULL, NULL));
     assert_int_equal(kvt_seq_length(to), 17000);
