@@ -182,11 +182,11 @@ run 0 verify --remove "$work/store"
 says out "store: $((n - 1)) sound, 0 damaged, 0 removed, "
 
 # ---- gc ----
-touch "$work/store/tmp/put-1-1-1" # of a process that has died
+touch "$work/store/tmp/put-0123456789abcdef" # of a process that has died
 cp "$work/sound" "$file"          # not counted
 run 0 gc "$work/store"
 says out "store: $n values, $bytes bytes, 0 values evicted\$"
-[ ! -e "$work/store/tmp/put-1-1-1" ] || [ ! -d "$work/store/tmp" ] || fails "a leftover stays"
+[ ! -e "$work/store/tmp/put-0123456789abcdef" ] || [ ! -d "$work/store/tmp" ] || fails "a leftover stays"
 run 0 gc --max-bytes "$((bytes / 2048))K" "$work/store"
 says out " bytes of $((bytes / 2048 * 1024)), [1-9][0-9]* values evicted\$"
 run 0 stats --json "$work/store"
