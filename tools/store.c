@@ -78,7 +78,20 @@ static int by_age(const void *a, const void *b)
                                               : by_key(a, b);
 }
 
-/* SOUND with all entries, sorted unless how is NULL, or reported. */
+/* A value that a server moves while it is listed may come twice. */
+static void drop_doubles(entries *e)
+{
+    size_t i, n = 0;
+
+    if (e->n)
+        qsort(e->list, e->n, sizeof *e->list, by_key);
+    for (i = 0; i < e->n; i++)
+        if (n == 0 || by_key(&e->list[n - 1], &e->list[i]) != 0)
+            e->list[n++] = e->list[i];
+    e->n = n;
+}
+
+/* SOUND with all entries, each once, sorted, or reported. */
 static int list_all(const tool_store *s, const tool_options *o, entries *e,
                     int (*how)(const void *, const void *))
 {
@@ -92,7 +105,8 @@ static int list_all(const tool_store *s, const tool_options *o, entries *e,
         status = KVT_ERR_MEMORY;
     if (status != KVT_OK)
         return failed(s, o, status, &error);
-    if (how && e->n)
+    drop_doubles(e);
+    if (how != by_key && e->n)
         qsort(e->list, e->n, sizeof *e->list, how);
     return SOUND;
 }
@@ -185,7 +199,7 @@ static int count(const tool_store *s, const tool_options *o, kvt_store_stats *st
         return failed(s, o, status, &error);
     if ((stats->n_values != UINT64_MAX && stats->bytes != UINT64_MAX) || !s->store.list)
         return SOUND;
-    code = list_all(s, o, &e, NULL);
+    code = list_all(s, o, &e, by_key);
     for (i = 0; i < e.n && bytes != UINT64_MAX; i++)
         bytes = e.list[i].bytes == UINT64_MAX ? UINT64_MAX : bytes + e.list[i].bytes;
     stats->n_values = e.n;
