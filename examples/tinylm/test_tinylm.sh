@@ -179,6 +179,7 @@ serve_demo)
     : >"$dir/file"
     not_served --prefix-tokens 300 --store "$dir/file"
     not_served --prefix-tokens 300 --store redis://127.0.0.1:1
+    grep -q '^.store: get: ' "$dir/err" || fail "no message of the get"
     command -v redis-server >/dev/null 2>&1 || exit 0
     port=$((20000 + $$ % 20000))
     KVTILE_STORE_PASSWORD=secret
