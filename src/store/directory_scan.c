@@ -24,8 +24,9 @@
 #include <string.h>
 #include <unistd.h>
 
-#define BATCHES 32 /* of the bound, that a scan evicts one of */
-#define SCANS 4    /* of one eviction, at most */
+#define BATCHES 32       /* of the bound, that a scan evicts one of */
+#define SCANS 4          /* of one eviction, at most */
+#define CLOCK_SECONDS 60 /* by which clocks of machines may differ */
 
 /* ---- a scan ---- */
 
@@ -149,6 +150,7 @@ kvt_status kvt_dir_recount(kvt_dir *dir, kvt_dir_lock *lock, kvt_store_error *er
 
 typedef struct old_value {
     struct timespec used;
+    int is_future; /* so it says */
     uint64_t bytes;
     kvt_store_key key;
 } old_value;
@@ -157,6 +159,7 @@ typedef struct eviction {
     count all;
     const kvt_store_key *keys; /* [n_keys]: not these */
     size_t n_keys;
+    int64_t latest;    /* second that is not in the future */
     uint64_t wanted;   /* bytes to evict */
     old_value *values; /* the heap */
     size_t n, room;
@@ -164,9 +167,14 @@ typedef struct eviction {
     int out_of_memory;
 } eviction;
 
-/* Below 0: a was used before b. */
+/*
+ * Below 0: a was used before b. A time in the future is of a clock that was wrong: nobody knows when
+ * such a value was used, and it would outlast all others.
+ */
 static int compare(const old_value *a, const old_value *b)
 {
+    if (a->is_future != b->is_future)
+        return a->is_future ? -1 : 1;
     if (a->used.tv_sec != b->used.tv_sec)
         return a->used.tv_sec < b->used.tv_sec ? -1 : 1;
     if (a->used.tv_nsec != b->used.tv_nsec)
@@ -225,7 +233,9 @@ static int consider(void *user, const kvt_store_key *key, const struct stat *sta
     old_value value;
 
     (void)count_value(&e->all, key, status);
+    memset(&value, 0, sizeof value);
     value.used = status->st_mtim;
+    value.is_future = (int64_t)status->st_mtim.tv_sec > e->latest;
     value.bytes = (uint64_t)status->st_size;
     value.key = *key;
     if (e->bytes >= e->wanted && (e->n == 0 || compare(&value, &e->values[0]) >= 0))
@@ -294,6 +304,7 @@ kvt_status kvt_dir_evict(kvt_dir *dir, kvt_dir_lock *lock, uint64_t limit,
         memset(&e, 0, sizeof e);
         e.keys = keys;
         e.n_keys = n;
+        e.latest = (int64_t)time(NULL) + CLOCK_SECONDS;
         e.wanted = lock->bytes - limit > batch ? lock->bytes - limit : batch;
         kvt_dir_sweep(dir);
         status = kvt_dir_scan(dir, lock, consider, &e, error);

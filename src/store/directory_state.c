@@ -328,7 +328,7 @@ static int is_empty(const kvt_dir *dir)
  */
 static kvt_status look(kvt_dir *dir, kvt_store_error *error)
 {
-    int flags = O_NOFOLLOW | O_NONBLOCK | O_NOCTTY, attempt, fd = -1, empty;
+    int flags = O_NOFOLLOW | O_NONBLOCK | O_NOCTTY, attempt, fd = -1, empty, number = 0;
     struct stat status;
 
     for (attempt = 0; attempt < 2; attempt++) {
@@ -337,7 +337,8 @@ static kvt_status look(kvt_dir *dir, kvt_store_error *error)
             dir->reads_only = 1;
             fd = kvt_dir_openat(dir->fd, KVT_DIR_STATE_NAME, O_RDONLY | flags, 0);
         }
-        if (fd >= 0 || errno != ENOENT)
+        number = fd < 0 ? errno : 0;
+        if (number != ENOENT)
             break;
         empty = is_empty(dir);
         if (empty < 0)
@@ -347,11 +348,11 @@ static kvt_status look(kvt_dir *dir, kvt_store_error *error)
         errno = ENOENT; /* of the open */
         /* Not empty: another process may have made it meanwhile. */
     }
-    if (fd < 0 && (errno == ENOENT || errno == ELOOP || errno == EISDIR))
+    if (number == ENOENT || number == ELOOP || number == EISDIR || number == ENXIO)
         return kvt_store_fail(error, KVT_ERR_FORMAT, "the directory is not empty, and no store: %s",
                               dir->path);
     if (fd < 0)
-        return kvt_dir_fail(dir, error, "open", errno, KVT_DIR_STATE_NAME);
+        return kvt_dir_fail(dir, error, "open", number, KVT_DIR_STATE_NAME);
     attempt = fstat(fd, &status) == 0 && !S_ISREG(status.st_mode);
     (void)close(fd);
     return attempt ? kvt_store_fail(error, KVT_ERR_FORMAT,
