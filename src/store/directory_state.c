@@ -345,7 +345,6 @@ static kvt_status look(kvt_dir *dir, kvt_store_error *error)
             return kvt_dir_fail(dir, error, "readdir", errno, "");
         if (empty)
             return KVT_OK;
-        errno = ENOENT; /* of the open */
         /* Not empty: another process may have made it meanwhile. */
     }
     if (number == ENOENT || number == ELOOP || number == EISDIR || number == ENXIO)

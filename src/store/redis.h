@@ -90,6 +90,7 @@ typedef struct kvt_redis_link {
     size_t ring_first, ring_count, ring_capacity;
     size_t n_flying; /* commands in the ring */
     uint64_t flying_bytes;
+    uint64_t value_bytes; /* of the value that was got last: what others may have */
 } kvt_redis_link;
 
 typedef struct kvt_redis_client {

@@ -21,7 +21,7 @@
 
 #define ROUNDS 16
 #define PAUSE_MS 10                       /* before a round that waits for the cluster */
-#define FLYING_BYTES ((uint64_t)32 << 20) /* of values sent and not answered, to one node */
+#define FLYING_BYTES ((uint64_t)32 << 20) /* of values under way to or from one node */
 
 enum { MAIN, ASKING, RENEW }; /* kvt_redis_request.kind: the command; what goes before, behind it */
 
@@ -132,11 +132,26 @@ static void append_command(run *r, kvt_redis_link *link, size_t index)
     c->asking = 0;
 }
 
+/*
+ * Whether one more command may be under way. Bytes are bounded, too: of values to a server, so that
+ * little is in doubt when it is lost; of values from it, as far as their sizes can be guessed, as
+ * a server holds the answers to all commands that it has read before it sends the first one.
+ */
+static int has_room(const run *r, const kvt_redis_link *link)
+{
+    uint64_t bytes = link->flying_bytes;
+    if (link->n_flying == 0)
+        return 1;
+    if (r->job->operation == KVT_REDIS_GET && link->value_bytes)
+        bytes =
+            link->value_bytes < FLYING_BYTES ? link->n_flying * link->value_bytes : FLYING_BYTES;
+    return link->n_flying < r->redis->pipeline && link->ring_capacity - link->ring_count >= 4 &&
+           bytes < FLYING_BYTES;
+}
+
 static void fill(run *r, kvt_redis_link *link)
 {
-    while (link->queue != SIZE_MAX && link->n_flying < r->redis->pipeline &&
-           link->ring_capacity - link->ring_count >= 4 &&
-           (link->n_flying == 0 || link->flying_bytes < FLYING_BYTES)) {
+    while (link->queue != SIZE_MAX && has_room(r, link)) {
         size_t index = link->queue;
         link->queue = r->commands[index].next;
         append_command(r, link, index);
@@ -253,9 +268,11 @@ static kvt_status step(run *r, kvt_redis_link *link, int *moved, kvt_store_error
             return KVT_OK;
         }
         pop(link);
-        if (event == KVT_REDIS_VALUE)
+        if (event == KVT_REDIS_VALUE) {
             r->commands[head.index].finished = r->job->done[head.index] = 1;
-        else if (head.kind == MAIN)
+            link->value_bytes = link->value.total;
+        }
+        if (event == KVT_REDIS_REPLY && head.kind == MAIN)
             take_reply(r, link, head.index, reply);
         if (reply)
             freeReplyObject(reply);
