@@ -34,6 +34,7 @@ refuses() {
     want=$1 pattern=$2
     shift 2
     run "$want" "$@"
+    silent out
     says err "^kvtile: .*$pattern"
     [ "$(wc -l <"$work/err")" -eq 1 ] || fails "kvtile store $*: not one line: $(cat "$work/err")"
 }
@@ -74,6 +75,7 @@ for url in redis:// redis://:secret@ redis://host:0 redis://host:65536 redis://h
     grep -q secret "$work/err" && fails "the error shows a password"
 done
 refuses 2 "redis://h:1/0: a server's bound" gc --max-bytes 1k redis://h:1
+refuses 2 "redis://\[::1\]:6379/0: --ca-file" ls --ca-file x 'redis://[::1]'
 printf 'x\n' >"$work/password"
 refuses 2 'redis://h:1/3: two passwords' ls --password-file "$work/password" redis://u:secret@h:1/3
 for text in '' '\n' 'a\nb' 'a\0b'; do

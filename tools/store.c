@@ -130,11 +130,21 @@ static void print_seconds(const char *before, int64_t value, const char *unknown
 typedef struct listing {
     const tool_store *store;
     const tool_options *o;
+    int has_names; /* the line of names is there */
 } listing;
+
+static void print_names(listing *l)
+{
+    if (!l->o->json && !l->o->quiet && !l->has_names)
+        printf("key\tbytes\tused\tleft\n");
+    l->has_names = 1;
+}
 
 static int print_entry(void *user, const kvt_store_entry *entry)
 {
-    const listing *l = user;
+    listing *l = user;
+
+    print_names(l); /* with the first one: nothing stands before an error */
 
     if (l->o->json) {
         json_begin(store_name(l->store), KVT_OK);
@@ -157,25 +167,26 @@ static int print_entry(void *user, const kvt_store_entry *entry)
 static int list(const tool_store *s, const tool_options *o)
 {
     static int (*const hows[])(const void *, const void *) = {NULL, by_key, by_size, by_age};
-    listing l = {s, o};
+    listing l = {s, o, 0};
     kvt_store_error error = {""};
     entries e = {NULL, 0, 0, 0};
     kvt_status status;
     size_t i;
     int code;
 
-    if (!o->json && !o->quiet)
-        printf("key\tbytes\tused\tleft\n");
     if (!o->sort) { /* as they come: nothing is held */
         if (!s->store.list)
             return lacks(s, o, "the store cannot be listed");
         status = s->store.list(s->store.user, print_entry, &l, &error);
-        return status == KVT_OK ? SOUND : failed(s, o, status, &error);
+        code = status == KVT_OK ? SOUND : failed(s, o, status, &error);
+    } else {
+        code = list_all(s, o, &e, hows[o->sort]);
+        for (i = 0; code == SOUND && i < e.n; i++)
+            (void)print_entry(&l, &e.list[i]);
+        free(e.list);
     }
-    code = list_all(s, o, &e, hows[o->sort]);
-    for (i = 0; code == SOUND && i < e.n; i++)
-        (void)print_entry(&l, &e.list[i]);
-    free(e.list);
+    if (code == SOUND)
+        print_names(&l);
     return code;
 }
 

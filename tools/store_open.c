@@ -205,6 +205,8 @@ static int open_server(tool_store *s, parts *p, const tool_options *o)
     set_name(s, p);
     if (o->max_bytes)
         return tool_refuse(o, s->name, "a server's bound is its own: its option maxmemory");
+    if (o->ca_file && !p->tls)
+        return tool_refuse(o, s->name, "--ca-file is for rediss://");
     if (p->password && o->password_file)
         return tool_refuse(o, s->name, "two passwords: of the URL, and --password-file");
     if (o->password_file) {

@@ -283,8 +283,7 @@ static int work_elsewhere(const options *o, int i, const kvt_prefix_options *pre
     if (pid == 0) {
         close(fd[0]);
         to->failed = work(o, i, prefix, cut, n_tokens, to);
-        fflush(stdout);
-        _exit(write(fd[1], to, sizeof *to) != (ssize_t)sizeof *to);
+        exit(write(fd[1], to, sizeof *to) != (ssize_t)sizeof *to);
     }
     close(fd[1]);
     size_t n = 0;
