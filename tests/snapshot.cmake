@@ -146,6 +146,10 @@ if(TARGET kvtile_tool)
   add_test(NAME tool COMMAND sh ${CMAKE_CURRENT_SOURCE_DIR}/test_tool.sh
     $<TARGET_FILE:kvtile_tool> ${golden} ${CMAKE_CURRENT_BINARY_DIR}/test_tool
     $<TARGET_FILE:make_snapshot>)
+  add_test(NAME tool_store COMMAND sh ${CMAKE_CURRENT_SOURCE_DIR}/test_tool_store.sh
+    $<TARGET_FILE:kvtile_tool> ${CMAKE_CURRENT_BINARY_DIR}/test_tool_store
+    $<TARGET_FILE:make_snapshot>)
+  set_tests_properties(tool_store PROPERTIES SKIP_RETURN_CODE 77 TIMEOUT 600)
   if(KVTILE_PYTHON)
     add_test(NAME tool_arrays COMMAND ${KVTILE_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/test_tool_arrays.py
       $<TARGET_FILE:kvtile_tool> ${CMAKE_CURRENT_BINARY_DIR}/test_tool_arrays ${golden_files})
