@@ -320,7 +320,7 @@ void folder_agrees(const char *path, kvt_store *s)
 int count_descriptors(void)
 {
     int n = 0;
-    for (int fd = 0; fd < 256; fd++)
+    for (int fd = 0; fd < 64; fd++)
         n += fcntl(fd, F_GETFD) != -1;
     return n;
 }
