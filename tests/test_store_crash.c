@@ -23,7 +23,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { BOUND = 60000, BYTES = 4000, NUMBERS = 40, WORKERS = 3 };
+enum { BOUND = 30000, BYTES = 4000, NUMBERS = 40, WORKERS = 3 };
 
 static char path[64];
 static const call_fate fates[] = {FATE_KILL_BEFORE, FATE_KILL_AMID, FATE_KILL_AFTER};
@@ -57,8 +57,12 @@ static int do_deed(kvt_store *s, deed what)
 
     switch (what) {
     case REMOVE: return s->remove(s->user, &key, 1, &error) == KVT_OK;
-    case OPEN_LESS: return folder_open(path, BOUND - 2 * BYTES, &other) == KVT_OK;
-    default: return put_number(s, what == PUT_OVER ? 2 : 39, 7, what == PUT_NEW ? 1500 : BYTES);
+    case OPEN_LESS:
+        if (folder_open(path, BOUND - 2 * BYTES, &other) != KVT_OK)
+            return 0;
+        kvt_store_close(&other);
+        return 1;
+    default: return put_number(s, what == PUT_OVER ? 2 : 39, 7, what == PUT_NEW ? 1024 : BYTES);
     }
 }
 
@@ -115,15 +119,15 @@ static int was_killed(pid_t child)
     return 0;
 }
 
-/* Fifteen values fill the store, and no temporary is there. */
+/* Eight values fill the store, and no temporary is there. */
 static void fill(kvt_store *s)
 {
     kvt_store_key keys[NUMBERS];
     for (size_t i = 0; i < NUMBERS; i++)
         keys[i] = key_of(i);
     store_ok(s->remove(s->user, keys, NUMBERS, &store_error));
-    for (uint64_t i = 0; i < 15; i++)
-        store_ok(put_value(s, i, 1, i == 14 ? 2000 : BYTES));
+    for (uint64_t i = 0; i < 8; i++)
+        store_ok(put_value(s, i, 1, i == 7 ? 900 : BYTES));
     store_ok(s->collect(s->user, &store_error));
 }
 
@@ -135,6 +139,26 @@ static void expect_bound(uint64_t max_bytes, size_t n_temporaries, const char *w
         fail_msg("%s, killed at %zu: %llu values of %llu bytes, %llu unsound, %llu temporaries",
                  what, at, (unsigned long long)f.n_values, (unsigned long long)f.bytes,
                  (unsigned long long)f.n_unsound, (unsigned long long)f.n_temporaries);
+}
+
+/* Whether a call of a deed is a write, of which a part can be done. */
+static int is_write(kvt_store *s, deed what, size_t at)
+{
+    static char kinds[DEEDS][1000];
+    const call *made;
+    size_t n;
+
+    if (!kinds[what][0]) {
+        fill(s);
+        arm(-1, FATE_NONE);
+        assert_true(do_deed(s, what));
+        calls_disarm();
+        made = calls_made(&n);
+        assert_true(n < sizeof kinds[what]);
+        for (size_t i = 0; i < n; i++)
+            kinds[what][i] = made[i].kind == CALL_WRITE || made[i].kind == CALL_PWRITE ? 'w' : '-';
+    }
+    return kinds[what][at] == 'w';
 }
 
 /* Each call of each deed, in a directory that nobody else uses. */
@@ -150,10 +174,12 @@ static void test_alone(void **state)
         for (size_t at = 0; goes_on; at++) {
             assert_true(at < 1000);
             goes_on = 0;
-            for (int f = 0; f < 3; f++) {
+            for (int f = 0; f < 3 && (f == 0 || goes_on); f++) {
                 folder_state before, after;
                 kvt_store_stats stats;
                 pid_t child;
+                if (fates[f] == FATE_KILL_AMID && !is_write(&s, (deed)what, at))
+                    continue;                               /* as after it */
                 store_ok(folder_open(path, BOUND, &again)); /* OPEN_LESS has changed it */
                 kvt_store_close(&again);
                 fill(&s);
@@ -185,7 +211,7 @@ static void test_alone(void **state)
                 store_ok(s.collect(s.user, &store_error));
                 assert_int_equal(folder_look(path).n_temporaries, 0);
                 folder_agrees(path, &s);
-                assert_true(has_value(&s, 13)); /* of the newest ones */
+                assert_true(has_value(&s, 6)); /* of the newest ones */
             }
         }
     }
@@ -270,8 +296,8 @@ static pid_t start(uint64_t seed)
         kvt_store own;
         if (folder_open(path, 0, &own) != KVT_OK)
             _exit(1);
-        arm((long)rng_below(&r, 800), fates[rng_below(&r, 3)]);
-        _exit(!work(&own, seed, 3));
+        arm((long)rng_below(&r, 400), fates[rng_below(&r, 3)]);
+        _exit(!work(&own, seed, 6));
     }
     return child;
 }
