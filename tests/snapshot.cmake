@@ -30,8 +30,9 @@ add_test(NAME snapshot_calls COMMAND test_snapshot_calls)
 
 # Each of its system calls and allocations failing, or its last one; call_faults.c. (Where pointers
 # have 32 bits the calls have other names.)
-set(taken_calls open read pread write writev fsync close rename unlink ftruncate fchmod fstat stat lstat
-  flock fcntl getrandom mmap munmap opendir readdir realpath malloc realloc aligned_alloc)
+set(taken_calls open openat read pread write pwrite writev fsync close rename renameat unlink unlinkat
+  ftruncate fchmod fstat stat lstat fstatat mkdir mkdirat futimens flock fcntl getrandom mmap munmap
+  opendir fdopendir readdir realpath malloc calloc realloc aligned_alloc)
 if(CMAKE_SIZEOF_VOID_P EQUAL 8)
   foreach(name faults crash)
     add_executable(test_snapshot_${name} test_snapshot_${name}.c snapshot_scenes.c call_faults.c)
