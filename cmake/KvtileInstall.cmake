@@ -18,7 +18,7 @@ foreach(kind shared static)
     DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/kvtile)
 endforeach()
 install(FILES include/kvtile/kvtile.h include/kvtile/kvtile.hpp include/kvtile/store.h
-  DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/kvtile)
+  include/kvtile/store.hpp DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/kvtile)
 
 set(package ${CMAKE_CURRENT_BINARY_DIR}/package)
 configure_package_config_file(cmake/kvtile-config.cmake.in ${package}/kvtile-config.cmake
