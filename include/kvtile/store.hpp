@@ -371,8 +371,8 @@ class store
      *   kvt_status remove(span<const kvt_store_key>, kvt_store_error &);
      *
      * and, if it likes, list(entry_visitor, kvt_store_error &), stats(kvt_store_stats &,
-     * kvt_store_error &), collect(kvt_store_error &). What they throw is KVT_ERR_IO with its what(),
-     * the status of a kvt::error, or KVT_ERR_MEMORY for std::bad_alloc.
+     * kvt_store_error &), collect(kvt_store_error &). What they throw is KVT_ERR_IO with its
+     * what(), the status of a kvt::error, or KVT_ERR_MEMORY for std::bad_alloc.
      */
     template <class T> static store of(T &object) noexcept
     {

@@ -1,7 +1,7 @@
 /*
  * store.hpp: what it answers is what the C calls answer, and what is put has the same bytes; stores
- * close once, move, and are empty behind that; classes of ours are stores, and what they throw is an
- * error; failures, in both forms, have the status and the text. Compiled as test_cxx.cpp is.
+ * close once, move, and are empty behind that; classes of ours are stores, and what they throw is
+ * an error; failures, in both forms, have the status and the text. Compiled as test_cxx.cpp is.
  */
 #include <kvtile/store.hpp>
 
