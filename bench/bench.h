@@ -13,6 +13,7 @@
  *   bench_fidelity.c, bench_fidelity_model.c, bench_fidelity_qkv.c
  *                           the commands
  *   bench_snap*.c           snapshot's figures with bars (bench_snap.h)
+ *   bench_store.c           store, with bars likewise
  *   bench_rival.c           ggml-style q8_0, for comparison
  *   bench_formats.c         the other formats that fidelity compares (bench_formats.h)
  *   bench_npy.c             captured queries, keys and values
@@ -92,6 +93,10 @@ double bench_median(const double *x, size_t n);
 #define BENCH_PART_MODEL 64u
 #define BENCH_PART_CRYPT 128u
 #define BENCH_PART_THREADS 256u
+/* Those of store. */
+#define BENCH_PART_DIRECTORY 512u
+#define BENCH_PART_REDIS 1024u
+#define BENCH_PARTS_STORE (BENCH_PART_DIRECTORY | BENCH_PART_REDIS)
 
 enum { BENCH_LIST = 32 };
 
@@ -153,6 +158,8 @@ typedef struct bench_options {
     unsigned parts;            /* BENCH_PART_ */
     uint64_t bytes, map_bytes; /* of the caches; 0: the default */
     bool bars;                 /* 1 is the exit code where one is missed */
+    const char *redis;         /* store: HOST:PORT; NULL: one is started */
+    uint64_t pipeline;         /* store: commands in flight */
     size_t bar_runs;           /* as runs, but for the default */
 
     double offsets[BENCH_LIST]; /* fidelity: of some K channels, in deviations */
@@ -454,6 +461,7 @@ int bench_fork(const bench_options *options);
 int bench_shift(const bench_options *options);
 int bench_prefix(const bench_options *options);
 int bench_snapshot(const bench_options *options);
+int bench_store(const bench_options *options);
 int bench_snap_reader(int argc, char **argv); /* the hidden snapshot-reader: bench_snap_map.c */
 int bench_fidelity(const bench_options *options);
 int bench_page(const bench_options *options); /* report */

@@ -30,6 +30,7 @@ static const bench_column columns[] = {
 enum { N_COLUMNS = sizeof columns / sizeof columns[0] };
 
 static size_t n_bars, n_missed;
+static const char *bench_name = "snapshot_bars";
 
 /* ---- files ---- */
 
@@ -162,13 +163,16 @@ void bench_snap_fill(bench_snap *s, uint64_t n_tokens)
     kvt_tensor k = kvt_tensor_f32(s->k), v = kvt_tensor_f32(s->v);
     while (n_tokens > 0) {
         uint64_t n = n_tokens < STEP_TOKENS ? n_tokens : STEP_TOKENS;
+        int32_t ids[STEP_TOKENS];
+        for (uint64_t i = 0; i < n; i++)
+            ids[i] = (int32_t)(kvt_seq_length(s->seq) + i);
         bench_require(kvt_seq_begin(s->seq, n, NULL), s->cache, "kvt_seq_begin");
         for (uint32_t layer = 0; layer < s->n_layers; layer++) {
             draw(s, s->k, (size_t)n * s->width);
             draw(s, s->v, (size_t)n * s->width);
             bench_require(kvt_append(s->seq, layer, &k, &v), s->cache, "kvt_append");
         }
-        bench_require(kvt_seq_commit(s->seq, NULL), s->cache, "kvt_seq_commit");
+        bench_require(kvt_seq_commit(s->seq, ids), s->cache, "kvt_seq_commit");
         n_tokens -= n;
     }
 }
@@ -259,7 +263,7 @@ static void emit(const bench_options *o, const bench_snap *s, const bench_figure
         snprintf(bar, sizeof bar, "%s %.4g", f->at_least ? ">=" : "<=", f->bar);
     n_bars += has_bar && measured;
     n_missed += has_bar && measured && !met;
-    bench_record_begin(&r, "snapshot_bars", s ? kvt_cache_isa(s->cache) : NULL, type, type, c);
+    bench_record_begin(&r, bench_name, s ? kvt_cache_isa(s->cache) : NULL, type, type, c);
     bench_record_integer(&r, "layers", s ? s->n_layers : 0);
     bench_record_text(&r, "part", f->part);
     bench_record_text(&r, "name", f->name);
@@ -330,6 +334,24 @@ void bench_snap_missing(const bench_options *o, const bench_figure *f)
     bench_snap_value(o, NULL, f, NAN, NAN, NULL);
 }
 
+void bench_snap_begin(const bench_options *o, const char *bench, const char *title)
+{
+    bench_name = bench;
+    n_bars = n_missed = 0;
+    bench_table_begin(o, title, columns, N_COLUMNS);
+}
+
+int bench_snap_end(const bench_options *o, const char *note)
+{
+    bench_note(o,
+               "value: median of the pairs' ratios, p25 and p75 its quartiles, cpu: of processor "
+               "times; GB/s and ms: of the "
+               "library, its: of what it is beside.\n"
+               "%zu bars, %zu missed. %s",
+               n_bars, n_missed, note);
+    return o->bars && n_missed > 0;
+}
+
 int bench_snap_run(const bench_options *o)
 {
     unsigned speed = BENCH_PART_MEMORY | BENCH_PART_FILE | BENCH_PART_CRYPT | BENCH_PART_THREADS;
@@ -339,7 +361,7 @@ int bench_snap_run(const bench_options *o)
         bench_fail(2,
                    "snapshot: --bytes of %.1f GiB need five times as much; %.1f GiB are available",
                    (double)o->bytes * 0x1p-30, (double)available * 0x1p-30);
-    bench_table_begin(o, "snapshot: figures with bars", columns, N_COLUMNS);
+    bench_snap_begin(o, "snapshot_bars", "snapshot: figures with bars");
     if (o->parts & speed)
         bench_snap_speed(o, o->parts);
     if (o->parts & BENCH_PART_ZSTD)
@@ -350,11 +372,5 @@ int bench_snap_run(const bench_options *o)
         bench_snap_map(o);
     if (o->parts & BENCH_PART_MODEL)
         bench_snap_model(o);
-    bench_note(o,
-               "value: median of the pairs' ratios, p25 and p75 its quartiles, cpu: of processor "
-               "times; GB/s and ms: of the "
-               "library, its: of what it is beside.\n"
-               "%zu bars, %zu missed. Files are new ones in the page cache, without fsync.",
-               n_bars, n_missed);
-    return o->bars && n_missed > 0;
+    return bench_snap_end(o, "Files are new ones in the page cache, without fsync.");
 }

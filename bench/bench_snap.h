@@ -83,6 +83,10 @@ void bench_snap_delta(const bench_options *o);
 void bench_snap_map(const bench_options *o);
 void bench_snap_model(const bench_options *o);
 
+/* Begin and end the figures: the records' name; 1 where --bars is given and a bar is missed. */
+void bench_snap_begin(const bench_options *o, const char *bench, const char *title);
+int bench_snap_end(const bench_options *o, const char *note);
+
 /* All parts of o->parts; 1 where --bars is given and a bar is missed. */
 int bench_snap_run(const bench_options *o);
 

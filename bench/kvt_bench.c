@@ -24,11 +24,13 @@ enum {
     SEAL = 1024,
     REPORT = 2048,
     COMPARE = 4096,
+    STORE = 8192,
     ATTEND = DECODE | PREFILL | STEP | PREFIX,
     CACHE = ATTEND | APPEND | SEAL | SNAPSHOT | FORK | SHIFT,
+    BARS = SNAPSHOT | STORE,
     MODEL = CACHE | FIDELITY,
-    TIMED = CACHE | MACHINE,
-    ALL = MODEL | MACHINE
+    TIMED = CACHE | MACHINE | STORE,
+    ALL = MODEL | MACHINE | STORE
 };
 
 static const char usage[] =
@@ -44,6 +46,7 @@ static const char usage[] =
     "  prefix    attention of several forks in one call, beside a call for each\n"
     "  snapshot  save and load, beside memcpy, fwrite, fread and zstd; deltas, mapped files, "
     "sizes\n"
+    "  store     a prefix out of a directory or Redis, beside read() and redis-benchmark\n"
     "  fidelity  what quantization costs, beside other formats: on random tokens, with --model on\n"
     "            a real model, with --qkv on queries, keys and values captured from one\n"
     "  machine   read bandwidth, clock and arithmetic peaks, which the others' ratios are to\n"
@@ -99,6 +102,11 @@ static const char usage[] =
     "  --map-bytes N       of the file that is mapped                      (default 4g)\n"
     "  --bars              exit code 1 where a bar is missed\n"
     "  --model FILE --tokenizer FILE   model's, of which the sizes are; as for report\n"
+    "store: (--dir, --bytes and --bars as for snapshot; one --isa; --layers: default 2 and 32;\n"
+    "        --threads: default 1 and all processors)\n"
+    "  --part LIST         directory, redis                                (default both)\n"
+    "  --redis HOST:PORT   this server                     (default: redis-server is started)\n"
+    "  --pipeline N        commands in flight                              (default 16)\n"
     "fidelity: (random tokens, or one of --model and --qkv)\n"
     "  --offset LIST       added to some K channels, in their deviations, 0 is plain\n"
     "                      (default 0,10,30,120; with --model 0,30,120)\n"
@@ -437,15 +445,27 @@ static void set_dir(bench_options *o, size_t i, const char *f, const char *x)
 }
 static void set_part(bench_options *o, size_t i, const char *f, const char *x)
 {
-    static const char *const names[] = {"sweep", "memory", "zstd",  "file",   "delta",
-                                        "map",   "model",  "crypt", "threads"};
+    static const char *const names[] = {"sweep", "memory", "zstd",    "file",      "delta", "map",
+                                        "model", "crypt",  "threads", "directory", "redis"};
     (void)i;
     for (size_t n = 0; n < sizeof names / sizeof names[0]; n++)
         if (!strcmp(x, names[n])) {
             o->parts |= 1u << n;
             return;
         }
-    bench_fail(2, "%s: %s is not a part of snapshot", f, x);
+    bench_fail(2, "%s: there is no part %s", f, x);
+}
+static void set_redis(bench_options *o, size_t i, const char *f, const char *x)
+{
+    (void)i;
+    if (!*x)
+        bench_fail(2, "%s: no host", f);
+    o->redis = x;
+}
+static void set_pipeline(bench_options *o, size_t i, const char *f, const char *x)
+{
+    (void)i;
+    o->pipeline = parse_count(f, x, 1, 1000);
 }
 static void set_bytes(bench_options *o, size_t i, const char *f, const char *x)
 {
@@ -567,7 +587,7 @@ static const struct flag {
     {"--ctx", LIST, MODEL & ~SEAL, RANDOM | ON_MODEL, set_ctx},
     {"--threads", LIST, (ALL & ~SEAL) | REPORT, ANY, set_threads},
     {"--isa", LIST, ALL | REPORT, RANDOM | ON_QKV, set_isa},
-    {"--layers", ONE, CACHE, ANY, set_layers},
+    {"--layers", ONE, CACHE | STORE, ANY, set_layers},
     {"--runs", ONE, TIMED | REPORT, ANY, set_runs},
     {"--llc-mib", ONE, TIMED | REPORT, ANY, set_llc},
     {"--seed", ONE, ALL | REPORT, ANY, set_seed},
@@ -584,11 +604,13 @@ static const struct flag {
     {"--count", SWITCH, STEP, ANY, set_count},
     {"--tokens", LIST, APPEND, ANY, set_tokens},
     {"--dtype", LIST, APPEND, ANY, set_dtype},
-    {"--dir", ONE, SNAPSHOT | REPORT, ANY, set_dir},
-    {"--part", LIST, SNAPSHOT, ANY, set_part},
-    {"--bytes", ONE, SNAPSHOT, ANY, set_bytes},
+    {"--dir", ONE, BARS | REPORT, ANY, set_dir},
+    {"--part", LIST, BARS, ANY, set_part},
+    {"--redis", ONE, STORE, ANY, set_redis},
+    {"--pipeline", ONE, STORE, ANY, set_pipeline},
+    {"--bytes", ONE, BARS, ANY, set_bytes},
     {"--map-bytes", ONE, SNAPSHOT, ANY, set_map_bytes},
-    {"--bars", SWITCH, SNAPSHOT, ANY, set_bars},
+    {"--bars", SWITCH, BARS, ANY, set_bars},
     {"--offset", LIST, FIDELITY, RANDOM | ON_MODEL, set_offset},
     {"--model", ONE, FIDELITY | REPORT | SNAPSHOT, ON_MODEL, set_model},
     {"--tokenizer", ONE, FIDELITY | REPORT | SNAPSHOT, ON_MODEL, set_tokenizer},
@@ -666,6 +688,8 @@ static void parse_flags(bench_options *o, int command, const char *command_name,
         else
             flags[f].set(o, 0, name, value);
     }
+    if (o->parts & (command == STORE ? ~BENCH_PARTS_STORE : BENCH_PARTS_STORE))
+        bench_fail(2, "--part: not one of %s", command_name);
     if (!o->model != !o->tokenizer)
         bench_fail(2, "--model and --tokenizer go together");
     if (o->text && !o->model)
@@ -748,7 +772,7 @@ static void set_defaults(bench_options *o, int command)
                                                                       : 4096;
     if (o->n_threads == 0) {
         o->threads[o->n_threads++] = 1;
-        if ((command == MACHINE || command == REPORT) && bench_processors() > 1)
+        if ((command == MACHINE || command == REPORT || command == STORE) && bench_processors() > 1)
             o->threads[o->n_threads++] = bench_processors();
     }
     if (o->n_isas == 0) {
@@ -786,6 +810,8 @@ static void set_defaults(bench_options *o, int command)
         o->runs = command == REPORT ? 9 : 15;
     if (o->quick)
         o->runs = 1;
+    if (o->pipeline == 0)
+        o->pipeline = 16;
     if (o->parts == 0)
         o->parts = ~0u;
     if (o->bytes == 0)
@@ -873,6 +899,7 @@ int main(int argc, char **argv)
                     {"shift", SHIFT, bench_shift},
                     {"prefix", PREFIX, bench_prefix},
                     {"snapshot", SNAPSHOT, bench_snapshot},
+                    {"store", STORE, bench_store},
                     {"fidelity", FIDELITY, bench_fidelity},
                     {"machine", MACHINE, bench_machine},
                     {"report", REPORT, bench_page},

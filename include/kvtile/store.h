@@ -69,7 +69,8 @@ typedef struct kvt_store_receiver {
     /*
      * Bytes offset .. offset + bytes - 1 of value i of `total` bytes in all. The parts of a value
      * come in order, from offset 0, without a gap, and one value after the other; the values in any
-     * order. Returns KVT_STORE_. A value of which not all parts have come was not found.
+     * order. Returns KVT_STORE_. A value of which not all parts have come was not found; it may
+     * come again from offset 0, where a store has another copy.
      */
     int (*part)(void *user, size_t i, uint64_t total, uint64_t offset, const void *data,
                 size_t bytes);
@@ -142,7 +143,12 @@ typedef struct kvt_store {
     kvt_status (*collect)(void *user, kvt_store_error *error);
     /* Free what user is. No other call is running, and none comes after. */
     void (*close)(void *user);
-    void *reserved[4]; /* NULL */
+    /*
+     * Gets that gain by running at once, on threads of the cache's, each for some of the keys; 0
+     * stands for 1.
+     */
+    size_t n_at_once;
+    void *reserved[3]; /* NULL */
 } kvt_store;
 
 /* Close a store, if it has a close, and zero the struct. NULL and a zeroed struct are fine. */
@@ -213,8 +219,13 @@ KVT_API kvt_status kvt_store_open_redis(const kvt_redis_config *config, kvt_stor
 /*
  * Two stores as one: `near` before `far`, as a directory before a server. What near lacks comes
  * from far, and is put into near on the way; puts and removals go to both. A failure of one does
- * not hide what the other has: a get fails where far has failed and near has not got all of it.
- * Both are copied, and closed with the store made, which takes them over on KVT_OK.
+ * not hide what the other has: a get or exists fails where far has failed and near has not got all
+ * of it. A put, remove, list or collect fails where one of both has; a put counts what is in both.
+ * A list has near's values, then far's: those that both have come twice. Statistics are far's, but
+ * n_got, n_missed, n_put and n_failed of both as one; failures of near that a call has got over are
+ * in n_failed, too.
+ *
+ * Both stores are copied, and closed with the store made, which takes them over on KVT_OK.
  *
  * KVT_ERR_ARG, KVT_ERR_MEMORY
  */

@@ -11,6 +11,8 @@
  */
 #include "src/store/stored.h"
 
+#define NANOSECONDS_A_KB 200u /* of a value, read and verified: for the choice of threads */
+
 typedef struct fetch {
     kvt_stored *p;
     kvt_snap_buffer staged; /* kvt_block *[n_rows][n_groups], NULL: not there */
@@ -90,24 +92,99 @@ static kvt_status make_room(fetch *f)
                             : status;
 }
 
-static kvt_status receive(fetch *f, size_t n,
-                          kvt_status (*on_value)(void *user, size_t i, const kvt_stored_got *got))
-{
-    kvt_stored_receiver r;
-    kvt_status status;
+typedef kvt_status take_value(void *user, size_t i, const kvt_stored_got *got);
 
-    kvt_stored_receiver_begin(&r, f->p, (const kvt_stored_want *)(const void *)f->wants.data,
-                              (const kvt_store_key *)(const void *)f->keys.data, n,
-                              f->refused.data);
-    r.on_value = on_value;
-    r.user = f;
-    status = kvt_stored_receive(&r);
-    kvt_stored_receiver_end(&r);
-    f->result.n_values += r.n_values;
-    f->result.n_bytes += r.n_bytes;
-    for (size_t i = 0; i < n; i++)
+/* Values that are got at once: those of a receiver are a run of the wants. */
+typedef struct slice {
+    kvt_stored_receiver r;
+    size_t first;
+    take_value *take;
+    fetch *f;
+    kvt_status status;
+} slice;
+
+static kvt_status take_of_slice(void *user, size_t i, const kvt_stored_got *got)
+{
+    const slice *s = user;
+    return s->take(s->f, s->first + i, got);
+}
+
+static void run_slice(void *arg, size_t i)
+{
+    slice *s = (slice *)arg + i;
+    s->status = kvt_stored_receive(&s->r);
+}
+
+/* How many receivers are worth it for n values. */
+static size_t count_slices(const fetch *f, size_t n)
+{
+    kvt_cache *cache = f->p->cache;
+    const uint64_t nanoseconds = n * (uint64_t)cache->class_bytes[0] / 1024 * NANOSECONDS_A_KB;
+    size_t most = f->p->store->n_at_once, slices = 1;
+
+    if (most > 1 && n > 1)
+        slices = kvt_parallel_threads(&cache->parallel, nanoseconds);
+    slices = slices < most ? slices : most;
+    return slices < 1 ? 1 : slices < n ? slices : n;
+}
+
+/* Where slice i of n values begins. */
+static size_t slice_at(size_t n, size_t n_slices, size_t i)
+{
+    const size_t more = n % n_slices;
+    return i * (n / n_slices) + (i < more ? i : more);
+}
+
+/* Get the n values that are wanted. */
+static kvt_status receive(fetch *f, size_t n, take_value *take)
+{
+    const kvt_stored *p = f->p;
+    size_t n_slices, i;
+    kvt_status status;
+    slice *slices;
+    void *memory;
+
+    if (n == 0)
+        return KVT_OK;
+    n_slices = count_slices(f, n);
+    status = kvt_snap_alloc(&p->context, n_slices * sizeof *slices, "a prefix's values", &memory);
+    if (status != KVT_OK)
+        return status;
+    slices = memory;
+    for (i = 0; i < n_slices; i++) {
+        slice *s = &slices[i];
+        size_t here;
+        s->first = slice_at(n, n_slices, i);
+        here = slice_at(n, n_slices, i + 1) - s->first;
+        kvt_stored_receiver_begin(&s->r, f->p,
+                                  (const kvt_stored_want *)(const void *)f->wants.data + s->first,
+                                  (const kvt_store_key *)(const void *)f->keys.data + s->first,
+                                  here, f->refused.data + s->first);
+        s->r.on_value = take_of_slice;
+        s->r.user = s;
+        s->take = take;
+        s->f = f;
+    }
+    kvt_parallel_run(&p->cache->parallel, run_slice, slices, n_slices, (uint32_t)n_slices);
+    for (i = 0; i < n_slices; i++) {
+        slice *s = &slices[i];
+        if (s->status != KVT_OK && status == KVT_OK)
+            status = s->r.status != KVT_OK ? s->status
+                                           : kvt_stored_store_failed(p, s->status, &s->r.error);
+        f->result.n_values += s->r.n_values;
+        f->result.n_bytes += s->r.n_bytes;
+        kvt_stored_receiver_end(&s->r);
+    }
+    for (i = 0; i < n; i++)
         f->result.n_refused += f->refused.data[i];
+    kvt_snap_free(&p->context, memory, n_slices * sizeof *slices);
     return status;
+}
+
+static int is_wanted(const fetch *f, size_t row, uint32_t g, const size_t *sealed,
+                     const size_t *first)
+{
+    return row < sealed[g] && kvt_stored_needs(f->p, g, first[g], row) && !*staged_at(f, row, g);
 }
 
 /*
@@ -119,7 +196,7 @@ static kvt_status get_blocks(fetch *f, uint64_t n_tokens, const size_t *sealed, 
     kvt_stored *p = f->p;
     kvt_stored_want *wants = (kvt_stored_want *)(void *)f->wants.data;
     kvt_store_key *keys = (kvt_store_key *)(void *)f->keys.data;
-    size_t first[KVT_MAX_GROUPS], n = 0, i, rows = 0;
+    size_t first[KVT_MAX_GROUPS], n = 0, n_slices, rows = 0;
     kvt_status status;
 
     for (uint32_t g = 0; g < p->cache->n_groups; g++) {
@@ -127,17 +204,23 @@ static kvt_status get_blocks(fetch *f, uint64_t n_tokens, const size_t *sealed, 
         rows = sealed[g] > rows ? sealed[g] : rows;
     }
     for (size_t row = 0; row < rows; row++)
-        for (uint32_t g = 0; g < p->cache->n_groups; g++) {
-            if (row >= sealed[g] || !kvt_stored_needs(p, g, first[g], row) || *staged_at(f, row, g))
-                continue;
-            wants[n].n_tokens = ((uint64_t)row + 1) * KVT_TOKENS;
-            wants[n].row = row;
-            wants[n].group = g;
-            keys[n++] = kvt_stored_keys(p)[kvt_stored_at(p, row, g)];
-        }
+        for (uint32_t g = 0; g < p->cache->n_groups; g++)
+            n += (size_t)is_wanted(f, row, g, sealed, first);
+    n_slices = n ? count_slices(f, n) : 1;
+    for (size_t row = 0, i = 0; row < rows; row++)
+        for (uint32_t g = 0; g < p->cache->n_groups; g++)
+            if (is_wanted(f, row, g, sealed, first)) {
+                /* Each slice has values of the whole prefix: all are used as long ago. */
+                const size_t to = slice_at(n, n_slices, i % n_slices) + i / n_slices;
+                wants[to].n_tokens = ((uint64_t)row + 1) * KVT_TOKENS;
+                wants[to].row = row;
+                wants[to].group = g;
+                keys[to] = kvt_stored_keys(p)[kvt_stored_at(p, row, g)];
+                i++;
+            }
     status = receive(f, n, on_block);
     *all = 1;
-    for (i = 0; i < n; i++)
+    for (size_t i = 0; i < n; i++)
         if (!*staged_at(f, wants[i].row, wants[i].group)) {
             p->found.data[kvt_stored_at(p, wants[i].row, wants[i].group)] = 0;
             *all = 0;

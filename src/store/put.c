@@ -154,7 +154,7 @@ static kvt_status flush(batch *b)
     if (b->n)
         status = store->put(store->user, b->keys, b->values, b->n, &n_put, &b->p->error);
     if (status != KVT_OK)
-        return kvt_stored_store_failed(b->p, status);
+        return kvt_stored_store_failed(b->p, status, &b->p->error);
     for (i = 0; i < b->n; i++) {
         b->p->found.data[b->at[i]] = 1;
         b->result->n_values++;
@@ -369,14 +369,14 @@ static kvt_status put_checkpoint(kvt_stored *p, kvt_checkpoint *checkpoint,
     kvt_stored_checkpoint_key(p, checkpoint->n_tokens, &t.head.key);
     status = store->exists(store->user, &t.head.key, 1, &found, &p->error);
     if (status != KVT_OK)
-        return kvt_stored_store_failed(p, status);
+        return kvt_stored_store_failed(p, status, &p->error);
     if (found || !survey(&t))
         return KVT_OK;
     status = make_point(&t, &value);
     if (status == KVT_OK) {
         status = store->put(store->user, &t.head.key, &value, 1, &n_put, &p->error);
         if (status != KVT_OK)
-            status = kvt_stored_store_failed(p, status);
+            status = kvt_stored_store_failed(p, status, &p->error);
     }
     if (status == KVT_OK) {
         result->n_checkpoints++;

@@ -437,7 +437,7 @@ kvt_status kvt_stored_receive(kvt_stored_receiver *r)
 
     if (r->n_wants == 0)
         return KVT_OK;
-    status = store->get(store->user, r->keys, r->n_wants, &receiver, &r->p->error);
+    status = store->get(store->user, r->keys, r->n_wants, &receiver, &r->error);
     drop(r);
     for (i = 0; i < r->n_wants; i++) { /* so that a put can mend them */
         kvt_store_error unused;
@@ -445,7 +445,5 @@ kvt_status kvt_stored_receive(kvt_stored_receiver *r)
         if (r->refused[i])
             (void)store->remove(store->user, &r->keys[i], 1, &unused);
     }
-    if (r->status != KVT_OK)
-        return r->status;
-    return status == KVT_OK ? KVT_OK : kvt_stored_store_failed(r->p, status);
+    return r->status != KVT_OK ? r->status : status;
 }

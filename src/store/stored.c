@@ -77,11 +77,11 @@ void kvt_stored_release(kvt_stored *p)
     kvt_snap_release(&p->context, &p->fits);
 }
 
-kvt_status kvt_stored_store_failed(kvt_stored *p, kvt_status status)
+kvt_status kvt_stored_store_failed(const kvt_stored *p, kvt_status status, kvt_store_error *error)
 {
-    p->error.text[sizeof p->error.text - 1] = '\0';
+    error->text[sizeof error->text - 1] = '\0';
     return kvt_snap_fail(&p->context, status, "%s: %s", p->call,
-                         p->error.text[0] ? p->error.text : "the store has failed");
+                         error->text[0] ? error->text : "the store has failed");
 }
 
 /* ---- tokens and keys ---- */
@@ -159,7 +159,7 @@ kvt_status kvt_stored_find(kvt_stored *p)
     if (n == 0)
         return KVT_OK;
     status = p->store->exists(p->store->user, kvt_stored_keys(p), n, p->found.data, &p->error);
-    return status == KVT_OK ? KVT_OK : kvt_stored_store_failed(p, status);
+    return status == KVT_OK ? KVT_OK : kvt_stored_store_failed(p, status, &p->error);
 }
 
 /* ---- how much is there ---- */

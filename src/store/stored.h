@@ -134,8 +134,9 @@ static inline size_t kvt_stored_at(const kvt_stored *p, size_t row, uint32_t gro
 /* A token's position; ids and positions of tokens from row * 64 on, n of them (up to 64). */
 int32_t kvt_stored_position(const kvt_stored *p, uint64_t token);
 void kvt_stored_tokens(const kvt_stored *p, size_t row, size_t n, int32_t *ids, int32_t *positions);
-/* A failure of the store: its text, after the call's name, is the cache's. */
-kvt_status kvt_stored_store_failed(kvt_stored *p, kvt_status status);
+/* A failure of the store: its text, after the call's name, is the cache's. error: p's or
+   another. */
+kvt_status kvt_stored_store_failed(const kvt_stored *p, kvt_status status, kvt_store_error *error);
 /* Which of the rows' blocks are in the store. */
 kvt_status kvt_stored_find(kvt_stored *p);
 /* The first row behind the sinks that a group with a window needs at a length; else 0. */
@@ -187,7 +188,8 @@ typedef struct kvt_stored_receiver {
     /* Take the blocks of a value over. */
     kvt_status (*on_value)(void *user, size_t i, const kvt_stored_got *got);
     void *user;
-    kvt_status status; /* that ended the get, other than the store's */
+    kvt_status status; /* that ended the get, other than the store's, which error is of */
+    kvt_store_error error;
     uint64_t n_values, n_bytes;
     /* receive.c's: */
     size_t current; /* the value that is coming; SIZE_MAX: none */
@@ -205,7 +207,10 @@ typedef struct kvt_stored_receiver {
 /* wants and keys stay the caller's. */
 void kvt_stored_receiver_begin(kvt_stored_receiver *r, kvt_stored *p, const kvt_stored_want *wants,
                                const kvt_store_key *keys, size_t n, uint8_t *refused);
-/* Get all wanted values; those that were refused are removed from the store. */
+/*
+ * Get all wanted values; those that were refused are removed from the store. Several receivers may
+ * do so at once. A status of the store's leaves r->status KVT_OK, and its text in r->error.
+ */
 kvt_status kvt_stored_receive(kvt_stored_receiver *r);
 void kvt_stored_receiver_end(kvt_stored_receiver *r);
 

@@ -70,7 +70,7 @@ kvt_status kvt_stored_find_checkpoint(kvt_stored *p, uint64_t most, uint64_t *n_
         if (n)
             status = p->store->exists(p->store->user, made, n, found, &p->error);
         if (status != KVT_OK) {
-            status = kvt_stored_store_failed(p, status);
+            status = kvt_stored_store_failed(p, status, &p->error);
             break;
         }
         for (i = 0; i < n && *n_tokens == UINT64_MAX; i++)

@@ -1,0 +1,124 @@
+/*
+ * The directory store: what its files offer each other. directory.c has the calls of the store;
+ * directory_files.c values and temporaries; directory_state.c the lock and the counts;
+ * directory_scan.c what goes through all values: counting anew, eviction.
+ *
+ *   PATH/kvtile-store   counts and bound; whoever changes the files of values has it locked
+ *   PATH/ab/abcd...     a value: its key in hexadecimal, in the folder of the key's first byte
+ *   PATH/tmp/put-...    values that are being written, locked by who writes them
+ *
+ * All names are relative to the open folder PATH: that the process changes its directory, or
+ * somebody moves PATH, has no influence. Other files are never touched.
+ */
+#ifndef KVT_STORE_DIRECTORY_H
+#define KVT_STORE_DIRECTORY_H
+
+#include "src/store/store.h"
+
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/stat.h>
+#include <time.h>
+
+#define KVT_DIR_PIECE_BYTES ((size_t)256 << 10) /* that a receiver is given at once */
+#define KVT_DIR_NAME_BYTES 80                   /* of any name below PATH */
+#define KVT_DIR_STATE_NAME "kvtile-store"
+#define KVT_DIR_TEMPORARIES "tmp"
+
+typedef struct kvt_dir {
+    int fd;         /* of the folder */
+    int reads_only; /* nothing in it can be changed */
+    int syncs;      /* put waits for the disk */
+    char *path;     /* for texts */
+    /* The rest is atomic. */
+    uint64_t max_bytes;        /* as it was read last */
+    void *spare;               /* KVT_DIR_PIECE_BYTES for a get, or NULL */
+    unsigned char synced[256]; /* this folder's entry in PATH has been synced */
+    uint64_t n_got, n_missed, n_put, n_evicted, n_failed, n_temporaries;
+} kvt_dir;
+
+/* Under the lock: the state file, and what it says. */
+typedef struct kvt_dir_lock {
+    int fd;
+    int is_dirty; /* the file says that its counts may be wrong */
+    uint64_t max_bytes, bytes, n_values;
+    uint64_t boot;        /* the system's start in which it was opened last */
+    uint64_t turn;        /* one more with each writing */
+    int64_t told_seconds; /* when kvt_dir_progress wrote last */
+} kvt_dir_lock;
+
+/* ---- directory_files.c ---- */
+
+/* The text: the call, why, the file below PATH ("" for PATH), PATH. KVT_ERR_FULL where the disk
+   or a quota is full, else KVT_ERR_IO. */
+kvt_status kvt_dir_fail(const kvt_dir *dir, kvt_store_error *error, const char *call, int number,
+                        const char *name);
+
+/* The file's name of a value. */
+void kvt_dir_name(const kvt_store_key *key, char name[KVT_DIR_NAME_BYTES]);
+/* Whether a file of the folder xx is a value's; then its key. */
+int kvt_dir_key(const char *folder, const char *name, kvt_store_key *key);
+
+/* As openat, close-on-exec and again after EINTR. */
+int kvt_dir_openat(int folder, const char *name, int flags, mode_t mode);
+int kvt_dir_sync(int fd);
+/* The time that value i of a call gets: the first is the newest. */
+struct timespec kvt_dir_stamp(struct timespec now, size_t i);
+/* Set a file's time of use. It cannot fail: without it the value is evicted sooner. */
+void kvt_dir_touch(int fd, struct timespec stamp);
+
+/* A value that is being written. */
+typedef struct kvt_dir_temporary {
+    int lock; /* a descriptor that keeps it locked; -1: there is none */
+    char name[KVT_DIR_NAME_BYTES];
+} kvt_dir_temporary;
+
+kvt_status kvt_dir_write(kvt_dir *dir, const kvt_store_value *value, struct timespec stamp,
+                         kvt_dir_temporary *temporary, kvt_store_error *error);
+/* Make it the value of a name, or remove it. The lock of the state is held for the former. */
+kvt_status kvt_dir_commit(kvt_dir *dir, kvt_dir_temporary *temporary, const char *name,
+                          kvt_store_error *error);
+void kvt_dir_discard(kvt_dir *dir, kvt_dir_temporary *temporary);
+/* Make the entry of a value last: KVT_ERR_IO if the disk fails. */
+kvt_status kvt_dir_sync_entry(kvt_dir *dir, const kvt_store_key *key, kvt_store_error *error);
+/* Remove the temporaries of processes that have died. */
+void kvt_dir_sweep(kvt_dir *dir);
+
+/* ---- directory_state.c ---- */
+
+/*
+ * Make the state of a directory that has none, check the one it has, and set the bound: max_bytes 0
+ * leaves it.
+ */
+kvt_status kvt_dir_state_open(kvt_dir *dir, uint64_t max_bytes, kvt_store_error *error);
+
+/*
+ * Wait for the lock; its state is right then: where the process before has not come to its end, all
+ * is counted anew.
+ */
+kvt_status kvt_dir_lock_take(kvt_dir *dir, kvt_dir_lock *lock, kvt_store_error *error);
+/* To be called before files of values change: from then on the counts are not relied on. */
+kvt_status kvt_dir_lock_change(kvt_dir *dir, kvt_dir_lock *lock, kvt_store_error *error);
+/* Write the counts, if files have changed, and let the lock go. */
+void kvt_dir_lock_drop(kvt_dir *dir, kvt_dir_lock *lock);
+/* Between the parts of long work, for those who wait: see directory_state.c. */
+void kvt_dir_progress(kvt_dir *dir, kvt_dir_lock *lock);
+
+/* ---- directory_scan.c ---- */
+
+/* Call on_value for each value until it returns non-zero. lock may be NULL. */
+kvt_status kvt_dir_scan(kvt_dir *dir, kvt_dir_lock *lock,
+                        int (*on_value)(void *user, const kvt_store_key *key,
+                                        const struct stat *status),
+                        void *user, kvt_store_error *error);
+/* Count the values anew; dead temporaries are removed. */
+kvt_status kvt_dir_recount(kvt_dir *dir, kvt_dir_lock *lock, kvt_store_error *error);
+/*
+ * Evict the values that were used the longest time ago until lock->bytes <= limit; none of the n
+ * keys. KVT_ERR_FULL: there are not enough others. KVT_ERR_IO: there are, but they cannot be
+ * removed.
+ */
+kvt_status kvt_dir_evict(kvt_dir *dir, kvt_dir_lock *lock, uint64_t limit,
+                         const kvt_store_key *keys, size_t n, kvt_store_error *error);
+
+#endif /* KVT_STORE_DIRECTORY_H */
