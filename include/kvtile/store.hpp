@@ -372,17 +372,22 @@ class store
      *
      * and, if it likes, list(entry_visitor, kvt_store_error &), stats(kvt_store_stats &,
      * kvt_store_error &), collect(kvt_store_error &). What they throw is KVT_ERR_IO with its
-     * what(), the status of a kvt::error, or KVT_ERR_MEMORY for std::bad_alloc.
+     * what(), the status of a kvt::error, or KVT_ERR_MEMORY for std::bad_alloc. n_at_once: gets
+     * that gain by running at once.
      */
-    template <class T> static store of(T &object) noexcept
+    template <class T> static store of(T &object, std::size_t n_at_once = 1) noexcept
     {
-        return store(detail::store_of(object));
+        kvt_store s = detail::store_of(object);
+        s.n_at_once = n_at_once;
+        return store(s);
     }
-    template <class T> static store of(std::unique_ptr<T> object) noexcept
+    template <class T>
+    static store of(std::unique_ptr<T> object, std::size_t n_at_once = 1) noexcept
     {
         if (!object)
             return store();
         kvt_store s = detail::store_of(*object);
+        s.n_at_once = n_at_once;
         s.close = [](void *user) noexcept { delete static_cast<T *>(user); };
         (void)object.release();
         return store(s);

@@ -480,7 +480,7 @@ static void owners()
         store = std::move(itself);
         CHECK(store && gone == 0);
         store = kvt::store::of(std::make_unique<shelf>(gone));
-        CHECK(gone == 1);
+        CHECK(gone == 1 && store.get()->n_at_once == 1);
         kvt_store c_store = store.release();
         CHECK(!store && gone == 1);
         kvt::store again(c_store);
@@ -491,7 +491,8 @@ static void owners()
         shelf object(gone);
         {
             kvt::store store = kvt::store::of(object);
-            CHECK(store && !store.get()->close);
+            CHECK(store && !store.get()->close && store.get()->n_at_once == 1);
+            CHECK(kvt::store::of(object, 4).get()->n_at_once == 4);
         }
         CHECK(gone == 2);
     }

@@ -155,7 +155,7 @@ static void print_layout(void)
     FIELD(kvt_store, struct_size), FIELD(kvt_store, user), FIELD(kvt_store, get);
     FIELD(kvt_store, put), FIELD(kvt_store, exists), FIELD(kvt_store, remove);
     FIELD(kvt_store, list), FIELD(kvt_store, stats), FIELD(kvt_store, collect);
-    FIELD(kvt_store, close), FIELD(kvt_store, reserved);
+    FIELD(kvt_store, close), FIELD(kvt_store, n_at_once), FIELD(kvt_store, reserved);
     STRUCT(kvt_directory_config);
     FIELD(kvt_directory_config, struct_size), FIELD(kvt_directory_config, path);
     FIELD(kvt_directory_config, max_bytes), FIELD(kvt_directory_config, sync);

@@ -275,7 +275,11 @@ class Mappings(Base):
             self.seq.prefix_put(store)
             self.other.clear()
             self.other.prefix_get(store, self.prompt)
-            del store
+            error = values.error = KeyError("mine")
+            with self.assertRaises(KeyError):
+                self.other.prefix_probe(store, self.prompt)
+            values.error = None
+            del store, error
         self.assertEqual(sys.getrefcount(values), before)
 
 
@@ -335,7 +339,7 @@ class Opened(Base):
         self.assertEqual(near, far)
         self.other.clear()
         far.error = OSError("far away")  # near has all of it
-        self.assertEqual(self.other.prefix_get(store, self.prompt).n_tokens, 192)
+        self.assertEqual(self.other.prefix_get(store, self.prompt[:193]).n_tokens, 192)
         self.other.clear()
         near.popitem()
         with self.assertRaisesRegex(OSError, "far away"):

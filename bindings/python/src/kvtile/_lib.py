@@ -206,7 +206,7 @@ class Store(Structure):
     _fields_ = [("struct_size", c_size_t), ("user", c_void_p), ("get", STORE_GET),
                 ("put", STORE_PUT), ("exists", STORE_EXISTS), ("remove", STORE_REMOVE),
                 ("list", STORE_LIST), ("stats", STORE_STATS), ("collect", STORE_COLLECT),
-                ("close", c_void_p), ("reserved", c_void_p * 4)]
+                ("close", c_void_p), ("n_at_once", c_size_t), ("reserved", c_void_p * 3)]
 
 
 class DirectoryConfig(Structure):

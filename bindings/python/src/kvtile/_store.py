@@ -6,8 +6,8 @@ import ctypes
 import os
 import threading
 from ctypes import byref, c_uint64, sizeof
-from typing import (TYPE_CHECKING, Any, Callable, Iterable, List, Mapping, MutableMapping, NamedTuple,
-                    Optional, Type as Class, Union)
+from typing import (TYPE_CHECKING, Any, Callable, Iterable, List, Mapping, MutableMapping,
+                    NamedTuple, Optional, Type as Class, Union)
 
 from . import _lib
 from ._config import _whole
@@ -82,22 +82,35 @@ class ValueInfo(NamedTuple):
     blob_bytes: int
 
 
-# What a mapping has raised in a call of this thread: it goes on when the C call has ended.
-_raised = threading.local()
+# What a mapping has raised in the call that runs on this thread: it goes on when the C call has
+# ended.
+_running = threading.local()
+
+
+class _Call:
+    raised: Optional[BaseException] = None
 
 
 def _run(function: Callable[..., Any], *args: Any) -> Any:
-    _raised.error = None
+    call, around = _Call(), getattr(_running, "call", None)
+    _running.call = call
+    failed: Optional[Error] = None
+    result: Any = None
     try:
         result = function(*args)
-    except Error:
-        if _raised.error is not None:
-            raise _raised.error
-        raise
+    except Error as error:
+        failed = error
     finally:
-        error, _raised.error = _raised.error, None
-    if error is not None and not isinstance(error, Exception):
-        raise error  # KeyboardInterrupt: never dropped, even where another tier has answered
+        _running.call = around
+    raised, call.raised = call.raised, None
+    try:
+        # KeyboardInterrupt is not dropped where another tier has answered.
+        if raised is not None and (failed or not isinstance(raised, Exception)):
+            raise raised
+        if failed:
+            raise failed
+    finally:
+        del raised, failed  # whose tracebacks refer to here
     return result
 
 
@@ -117,7 +130,9 @@ class _Mapping:
                 function(*args[1:])
                 return 0
             except BaseException as error:
-                _raised.error = error
+                running = getattr(_running, "call", None)
+                if running is not None:
+                    running.raised = error
                 text = f"{type(error).__name__}: {error}".encode("utf-8", "replace")
                 args[-1].contents.text = text[:255]
                 return _IO
@@ -258,7 +273,7 @@ class Store(Handle):
                 if status:
                     throw(status, _lib.error_of(None, status))
                 near._pointer = far._pointer = None
-                return cls(c, (near._keep, far._keep))
+                return cls(c, (near._c, near._keep, far._c, far._keep))  # _c: its callbacks
             finally:
                 far._give()
         finally:
@@ -269,7 +284,8 @@ class Store(Handle):
         """A mapping of keys (32 bytes) to values (bytes): a dict, a shelf, a class of yours.
 
         Its get, __setitem__, __contains__, pop, and for `entries` its iterator, are called by
-        whichever thread uses the store. What they raise is raised by the call that needed them.
+        whichever thread uses the store. What they raise is raised by the call that needed them;
+        where the cache's threads call them, as a far tier of a directory's, IoError with its text.
         """
         c = _lib.Store(struct_size=sizeof(_lib.Store))
         return cls(c, _Mapping(mapping, c))
