@@ -18,7 +18,7 @@ foreach(kind shared static)
     DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/kvtile)
 endforeach()
 install(FILES include/kvtile/kvtile.h include/kvtile/kvtile.hpp include/kvtile/store.h
-  DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/kvtile)
+  include/kvtile/store.hpp DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/kvtile)
 
 set(package ${CMAKE_CURRENT_BINARY_DIR}/package)
 configure_package_config_file(cmake/kvtile-config.cmake.in ${package}/kvtile-config.cmake
@@ -48,7 +48,9 @@ if(kvtile_crypt)
   list(APPEND pc_dependencies SODIUM:libsodium:sodium)
 endif()
 if(kvtile_redis)
-  list(APPEND pc_dependencies HIREDIS:hiredis:hiredis)
+  # Not by its module, whose flags (-D_FILE_OFFSET_BITS=64, its folder with an alloc.h and a read.h)
+  # pkg-config --cflags would give to users of the shared library too.
+  string(APPEND pc_libs " -lhiredis")
 endif()
 foreach(dependency IN LISTS pc_dependencies)
   string(REPLACE ":" ";" dependency ${dependency})

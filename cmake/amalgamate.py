@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Make one kvtile.c of the library's sources, for a program that takes in files, not a library.
 
-amalgamate.py SOURCE FOLDER writes kvtile.c, kvtile.h, kvtile.hpp and LICENSE into FOLDER.
+amalgamate.py SOURCE FOLDER writes kvtile.c, the four public headers and LICENSE into FOLDER.
 
 The internal headers come first, each once, then the files. Macros of a file are undefined at its
 end. Where files define the same static name or type, the later one's gets the file's name as a
@@ -33,7 +33,7 @@ PASTED += ["product_near", "product_fast", "store_near", "store_fast"]
 
 HEAD = """\
 /*
- * kvtile %s in one file, with kvtile.h beside it. Made by cmake/amalgamate.py: change the
+ * kvtile %s in one file, with kvtile.h and store.h beside it. Made by cmake/amalgamate.py: change the
  * library's sources, not this. Licence: MIT, see LICENSE.
  *
  *   cc -O2 -std=c11 kvtile.c app.c -lsleef -lzstd -lxxhash -lm -lpthread
@@ -49,7 +49,8 @@ HEAD = """\
  * are refused. -fno-math-errno and -DNDEBUG save some time.
  *
  * KVT_NO_POOL, if defined, leaves out the pool of threads. KVT_STATIC: no symbol is exported.
- * KVT_CRYPT: snapshots can be encrypted; link with -lsodium too.
+ * KVT_CRYPT: snapshots can be encrypted, and prefixes put into stores (store.h); link with -lsodium
+ * too. KVT_REDIS: stores can be on Redis or Valkey; link with -lhiredis too.
  */
 #if defined(__FAST_MATH__) || defined(__ASSOCIATIVE_MATH__) || defined(__RECIPROCAL_MATH__) ||      \\
     (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__) || defined(__NO_SIGNED_ZEROS__)
@@ -76,7 +77,13 @@ HEAD = """\
 #if defined(KVT_CRYPT)
 #define KVT_HAVE_CRYPT
 #endif
+#if defined(KVT_REDIS)
+#define KVT_HAVE_REDIS
+#endif
 """
+
+# The public ones, which lie beside kvtile.c.
+HEADERS = ["kvtile/kvtile.h", "kvtile/store.h"]
 
 TOKEN = re.compile(r'/\*.*?\*/|"(?:[^"\\\n]|\\.)*"|' r"'(?:[^'\\\n]|\\.)*'"
                    r"|[A-Za-z_]\w*|##|->|\d[\w.]*|[ \t]+|.", re.DOTALL)
@@ -111,7 +118,7 @@ class File:
                 local = path.parent / name
                 self.includes.append(local if (root / local).exists() else pathlib.Path(name))
                 continue
-            if include and include[2] == "kvtile/kvtile.h":
+            if include and include[2] in HEADERS:
                 continue
             if include and depth == 0 and self.arch is None:
                 self.system.append(include[2])
@@ -318,7 +325,7 @@ def amalgamate(root):
     out.append("#if !defined(_GNU_SOURCE)\n#define _GNU_SOURCE /* affinity, madvise, flock */\n"
                "#endif\n#define XXH_STATIC_LINKING_ONLY\n#define ZSTD_STATIC_LINKING_ONLY\n")
     system = sorted({name for file in order for name in file.system})
-    out.append('#include "kvtile.h"\n\n' + "".join(f"#include <{name}>\n" for name in system))
+    out.append('#include "kvtile.h"\n#include "store.h"\n\n' + "".join(f"#include <{name}>\n" for name in system))
     out.append("#pragma GCC visibility push(hidden) /* but for what kvtile.h exports */\n")
     isa = None
     for file in order:
@@ -344,7 +351,7 @@ def main():
     text = amalgamate(root)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "kvtile.c").write_text(text)
-    for path in ("include/kvtile/kvtile.h", "include/kvtile/kvtile.hpp", "LICENSE"):
+    for path in [f"include/{name}" for name in HEADERS + ["kvtile/kvtile.hpp", "kvtile/store.hpp"]] + ["LICENSE"]:
         if (root / path).exists():
             (folder / pathlib.Path(path).name).write_bytes((root / path).read_bytes())
 

@@ -1,4 +1,4 @@
-# kvtile.hpp with the C++ compilers that are here: as C++17 and C++20, with exceptions and without.
+# kvtile.hpp and store.hpp with the C++ compilers that are here: as C++17 and C++20, with exceptions and without.
 # Included by tests/CMakeLists.txt. The project itself is C alone: each test compiles its program.
 if(CMAKE_CROSSCOMPILING)
   return()

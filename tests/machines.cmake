@@ -104,6 +104,11 @@ if(KVTILE_SODIUM_INCLUDE_DIR)
   list(APPEND compile_headers ${KVTILE_SODIUM_INCLUDE_DIR}/sodium.h ${KVTILE_SODIUM_INCLUDE_DIR}/sodium)
   set(compile_crypt ON)
 endif()
+set(compile_redis OFF)
+if(KVTILE_HIREDIS_INCLUDE_DIR)
+  list(APPEND compile_headers ${KVTILE_HIREDIS_INCLUDE_DIR}/hiredis)
+  set(compile_redis ON)
+endif()
 
 # kvtile_compile_test(NAME COMPILER PROCESSOR ARGUMENTS ...): the static library, with warnings as
 # errors. The libraries' headers are this machine's: they do not differ.
@@ -115,7 +120,7 @@ function(kvtile_compile_test name compiler processor)
   endif()
   add_test(NAME compile_${name} COMMAND ${CMAKE_COMMAND} -DSOURCE=${PROJECT_SOURCE_DIR}
     -DBUILD=${machines}/${name} -DGENERATOR=${CMAKE_GENERATOR} -DCOMPILER=${compiler}
-    -DPROCESSOR=${processor} -DNM=${CMAKE_NM} "-DOPTIONS=${minimal};-DKVTILE_CRYPT=${compile_crypt}"
+    -DPROCESSOR=${processor} -DNM=${CMAKE_NM} "-DOPTIONS=${minimal};-DKVTILE_CRYPT=${compile_crypt};-DKVTILE_REDIS=${compile_redis}"
     "-DHEADERS=${compile_headers}"
     ${ARGN} -P ${CMAKE_CURRENT_SOURCE_DIR}/machines/compile.cmake)
   set_tests_properties(compile_${name} PROPERTIES TIMEOUT 1200 COST 300)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Doxygen's view of the public header: its plain comments as documentation.
+"""Doxygen's view of a public header: its plain comments as documentation.
 
     filter.py HEADER
 
@@ -11,9 +11,11 @@ Prints the header with these changes and as many lines as before where it can:
   - a field without a comment is documented by its struct's, if that names it, or says "fields as
     in X"; fields with a trailing underscore are the library's own
 
+The comment at kvtile.h's beginning is the main page, another header's is about that file.
 A comment with a blank line behind it, and a line /* ---- ... ---- */, are notes to the reader of the
 header and stay plain comments.
 """
+import os
 import re
 import sys
 
@@ -39,7 +41,7 @@ def marked_up(text):
     return "\n".join(lines)
 
 
-def comments(source):
+def comments(source, file):
     """The header with its comments turned into documentation where they belong to something."""
     out, end = [], 0
     code = COMMENT.sub("", source)
@@ -62,6 +64,8 @@ def comments(source):
             pass
         elif before.strip():
             comment = documented(comment, "/**< ")
+        elif not out and file != "kvtile.h":
+            comment = f"/** @file {file}{linked(comment[2:-2])}*/"
         elif not out:
             comment = ("/** @file kvtile.h @brief The public header; the main page is about it. */ "
                        f"/** @mainpage{linked(comment[2:-2])}*/")
@@ -135,4 +139,4 @@ def fields(source):
 
 if __name__ == "__main__":
     with open(sys.argv[1], encoding="utf-8") as header:
-        sys.stdout.write(fields(shared(comments(header.read()))))
+        sys.stdout.write(fields(shared(comments(header.read(), os.path.basename(sys.argv[1])))))

@@ -1060,6 +1060,7 @@ inline void convert(path from, path to, const save_options &to_options = save_op
 
 class cache;
 class step;
+class store; /* of store.hpp */
 
 /*
  * A sequence of a cache; made by cache::create_sequence and fork. kvt_seq_destroy at its end, a
@@ -1602,6 +1603,7 @@ class sequence
   private:
     friend class step;
     friend class append_plan;
+    friend class store;
 
     /* A pointer to nothing is not NULL, which means something else. */
     template <class T> static T *some(T *pointer) noexcept

@@ -22,7 +22,7 @@
 #ifndef KVTILE_STORE_H
 #define KVTILE_STORE_H
 
-#include <kvtile/kvtile.h>
+#include "kvtile.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -40,20 +40,20 @@ typedef struct kvt_store_key {
 
 /* Why a call has failed, for people. */
 typedef struct kvt_store_error {
-    char text[KVT_STORE_ERROR_BYTES];
+    char text[KVT_STORE_ERROR_BYTES]; /* ends with a zero */
 } kvt_store_error;
 
 /* Bytes of a value that is put. */
 typedef struct kvt_store_part {
     const void *data; /* [bytes] */
-    size_t bytes;
+    size_t bytes;     /* there */
 } kvt_store_part;
 
 /* A value that is put: its parts, one after the other. */
 typedef struct kvt_store_value {
     const kvt_store_part *parts; /* [n_parts] */
-    size_t n_parts;
-    uint64_t bytes; /* of all parts */
+    size_t n_parts;              /* there */
+    uint64_t bytes;              /* of all parts */
 } kvt_store_value;
 
 #define KVT_STORE_MORE 0 /* go on */
@@ -86,8 +86,8 @@ typedef struct kvt_store_receiver {
 
 /* A value that is in a store: see kvt_store.list. */
 typedef struct kvt_store_entry {
-    kvt_store_key key;
-    uint64_t bytes;       /* of the value; UINT64_MAX: unknown */
+    kvt_store_key key;    /* of the value */
+    uint64_t bytes;       /* of it; UINT64_MAX: unknown */
     int64_t used_seconds; /* since it was put or got last; -1: unknown */
     int64_t left_seconds; /* until it expires; -1: it does not, or that is unknown */
 } kvt_store_entry;
@@ -134,6 +134,7 @@ typedef struct kvt_store {
     /* Each value in turn, until on_entry returns non-zero. Values put meanwhile may be missed. */
     kvt_status (*list)(void *user, int (*on_entry)(void *entry_user, const kvt_store_entry *entry),
                        void *entry_user, kvt_store_error *error);
+    /* What it has and has done: all fields are written. */
     kvt_status (*stats)(void *user, kvt_store_stats *stats, kvt_store_error *error);
     /*
      * Bring the store into order: leftovers of processes that have died are removed, what is in it
@@ -165,7 +166,7 @@ typedef struct kvt_directory_config {
                            values that were put shortly before; damaged ones are never taken */
     uint32_t reserved;  /* 0 */
     char *error_text;   /* where a failure is told; may be NULL */
-    size_t error_text_bytes;
+    size_t error_text_bytes; /* room there, the terminating zero included */
 } kvt_directory_config;
 
 /*
@@ -202,7 +203,7 @@ typedef struct kvt_redis_config {
     const char *prefix;          /* of the keys on the server; NULL: "kvt:" */
     const char *tls_ca_file;     /* NULL: the system's */
     char *error_text;            /* where a failure is told; may be NULL */
-    size_t error_text_bytes;
+    size_t error_text_bytes;     /* room there, the terminating zero included */
 } kvt_redis_config;
 
 /*
@@ -237,7 +238,7 @@ KVT_API kvt_status kvt_store_open_tiers(const kvt_store *near_store, const kvt_s
 typedef struct kvt_prefix_extra {
     uint64_t block;   /* its number: tokens 64 * block and on. Later blocks depend on it, too */
     const void *data; /* [bytes] */
-    size_t bytes;
+    size_t bytes;     /* there */
 } kvt_prefix_extra;
 
 #define KVT_PREFIX_BLOCKS 0u     /* whole blocks */

@@ -2,8 +2,8 @@
 #
 #   refusals  what would change stored bytes does not compile: -ffast-math, and parts of it
 #   others    AMALGAMATION/kvtile/kvtile.c compiles with COMPILER and FLAGS without a warning, with
-#             examples/first.c, which runs; its widest instruction set is ISA, which attends as
-#             scalar does (attend.c); the golden snapshots that this build makes have the
+#             examples/first.c and package/use.c, which run; its widest instruction set is ISA, which
+#             attends as scalar does (attend.c); the golden snapshots that this build makes have the
 #             hashes of tests/golden, and those in there hold what the library reads from them,
 #             byte for byte.
 cmake_minimum_required(VERSION 3.25)
@@ -65,18 +65,27 @@ endif()
 check(output ${COMPILER} ${FLAGS} -Wall -Wextra -Werror -fPIC -c
   ${AMALGAMATION}/kvtile/kvtile.c -o kvtile.o)
 set(libraries -lsleef -lzstd -lxxhash -lm -lpthread)
-foreach(program examples/first.c tests/amalgamation/attend.c tests/make_golden.c
+foreach(optional CRYPT:sodium REDIS:hiredis)
+  string(REPLACE ":" ";" optional ${optional})
+  list(GET optional 0 macro)
+  list(GET optional 1 library)
+  if(FLAGS MATCHES "-DKVT_${macro}")
+    list(APPEND libraries -l${library})
+  endif()
+endforeach()
+foreach(program examples/first.c tests/package/use.c tests/amalgamation/attend.c tests/make_golden.c
     tests/dump_golden.c)
   get_filename_component(name ${program} NAME_WE)
-  check(output ${COMPILER} ${FLAGS} -D_POSIX_C_SOURCE=200809L -I${AMALGAMATION}
+  check(output ${COMPILER} ${FLAGS} -D_POSIX_C_SOURCE=200809L "-DKVTILE_VERSION=\"${VERSION}\""
+    -I${AMALGAMATION}
     ${SOURCE}/${program} kvtile.o ${libraries} -o ${name})
 endforeach()
 
-# What it exports is what the header declares.
+# What it exports is what the headers declare.
 if(NM AND NOT run)
   check(output ${COMPILER} -shared kvtile.o ${libraries} -o libkvtile.so)
   check(output ${CMAKE_COMMAND} -DNM=${NM} -DLIBRARY=${WORK}/libkvtile.so
-    -DHEADER=${AMALGAMATION}/kvtile/kvtile.h -P ${SOURCE}/tests/check_symbols.cmake)
+    -DINCLUDE=${AMALGAMATION}/kvtile -P ${SOURCE}/tests/check_symbols.cmake)
 endif()
 
 execute(output ${run} ./first)
@@ -86,6 +95,8 @@ if(NOT status EQUAL 0 AND FLAGS MATCHES "avx512" AND status MATCHES "llegal")
 elseif(NOT output STREQUAL "saved: 100 tokens\n")
   message(FATAL_ERROR "first: ${output}${errors}\n=> ${status}")
 endif()
+
+check(output ${run} ./use)
 
 # The kernels that the flags enable are there, and are right.
 check(output ${run} ./attend ${ISA})

@@ -6,7 +6,7 @@ cmake_minimum_required(VERSION 3.25)
 file(REMOVE_RECURSE ${BUILD})
 file(COPY ${HEADERS} DESTINATION ${BUILD}/headers)
 set(libraries)
-foreach(library SLEEF ZSTD XXHASH SODIUM) # not linked
+foreach(library SLEEF ZSTD XXHASH SODIUM HIREDIS) # not linked
   list(APPEND libraries -DKVTILE_${library}_INCLUDE_DIR=${BUILD}/headers
     -DKVTILE_${library}_LIBRARY=/dev/null)
 endforeach()
@@ -45,7 +45,7 @@ names(own --defined-only ${BUILD}/libkvtile.a)
 names(libc --defined-only ${LIBC})
 foreach(name IN LISTS needed)
   if(NOT name IN_LIST own AND NOT name IN_LIST libc AND
-     NOT name MATCHES "^(Sleef_|ZSTD_|XXH|crypto_|sodium_|randombytes_|__[a-z]+[sdt]i[0-9]$|_GLOBAL_OFFSET_TABLE_$)")
+     NOT name MATCHES "^(Sleef_|ZSTD_|XXH|crypto_|sodium_|randombytes_|redis[A-Z]|freeReplyObject|sds[a-z]|hi_|__[a-z]+[sdt]i[0-9]$|_GLOBAL_OFFSET_TABLE_$)")
     message(SEND_ERROR "${LIBC} does not have ${name}")
   endif()
 endforeach()

@@ -3,6 +3,7 @@
  * the library need what it is linked with. KVTILE_VERSION is what the package says it is.
  */
 #include <kvtile/kvtile.h>
+#include <kvtile/store.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,6 +17,43 @@
     } while (0)
 
 static float k[100][2][64], v[100][2][64], q[8][64], out[8][64];
+
+/* As far as the library was built with what stores need; nothing listens at the port. */
+static int use_stores(const kvt_seq *seq)
+{
+    kvt_directory_config directory;
+    kvt_redis_config redis;
+    kvt_prefix_result result;
+    kvt_store store;
+    kvt_status status;
+
+    memset(&store, 0, sizeof store);
+    memset(&directory, 0, sizeof directory);
+    directory.struct_size = sizeof directory;
+    directory.path = "use.store";
+    status = kvt_store_open_directory(&directory, &store);
+    CHECK(status == KVT_OK || status == KVT_ERR_UNSUPPORTED);
+    if (status == KVT_OK) {
+        status = kvt_prefix_put(&store, seq, NULL, &result);
+        CHECK(status == KVT_OK || status == KVT_ERR_UNSUPPORTED);
+    }
+    kvt_store_close(&store);
+
+    memset(&redis, 0, sizeof redis);
+    redis.struct_size = sizeof redis;
+    redis.port = 1;
+    status = kvt_store_open_redis(&redis, &store);
+    CHECK(status == KVT_OK || status == KVT_ERR_UNSUPPORTED);
+    if (status == KVT_OK) {
+        kvt_store_key key;
+        uint8_t found;
+        kvt_store_error error;
+        memset(&key, 0, sizeof key);
+        CHECK(store.exists(store.user, &key, 1, &found, &error) == KVT_ERR_IO);
+    }
+    kvt_store_close(&store);
+    return 0;
+}
 
 static int use(uint32_t n_threads)
 {
@@ -68,6 +106,7 @@ static int use(uint32_t n_threads)
     info.struct_size = sizeof info;
     CHECK(kvt_snapshot_inspect("use.kvt", 1, &info, NULL, 0) == KVT_OK);
     CHECK(info.n_tokens == 100);
+    CHECK(use_stores(seq) == 0);
     kvt_seq_destroy(seq);
     kvt_cache_destroy(cache);
     return 0;

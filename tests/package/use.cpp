@@ -1,8 +1,9 @@
 /*
- * What somebody else's C++ program does with kvtile: kvtile.hpp beside kvtile.h, both forms of
- * errors. KVTILE_VERSION is what the package says it is.
+ * What somebody else's C++ program does with kvtile: kvtile.hpp beside kvtile.h, store.hpp, both
+ * forms of errors. KVTILE_VERSION is what the package says it is.
  */
 #include <kvtile/kvtile.hpp>
+#include <kvtile/store.hpp>
 
 #include <cstdio>
 #include <string>
@@ -22,6 +23,10 @@ static bool use()
     cache.attend(0, seq, q, out);
     step.commit();
     seq.save_to(memory);
+    auto store = kvt::store::try_open_directory(kvt::directory_config("use.store"));
+    if (store ? !*store || store->try_prefix_put(seq).status() == KVT_ERR_ARG
+              : store.status() != KVT_ERR_UNSUPPORTED)
+        return false;
     seq.clear();
     if (out[511] < 0.99f || out[511] > 1.01f || seq.load_from(memory).n_tokens != 100)
         return false;

@@ -1,5 +1,5 @@
 /*
- * What the Python tests compare with: the header's structs as the compiler lays them out, and the
+ * What the Python tests compare with: the headers' structs as the compiler lays them out, and the
  * same steps as a test's in C alone.
  *
  *   reference layout
@@ -10,6 +10,7 @@
  *       both layers as f32; SNAPSHOT: the sequence. Token i has the id i.
  */
 #include <kvtile/kvtile.h>
+#include <kvtile/store.h>
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -130,6 +131,66 @@ static void print_layout(void)
     FIELD(kvt_snapshot_info, inherited_blocks), FIELD(kvt_snapshot_info, native_blocks);
     FIELD(kvt_snapshot_info, n_pieces), FIELD(kvt_snapshot_info, reserved2);
     FIELD(kvt_snapshot_info, n_layers), FIELD(kvt_snapshot_info, layer_groups);
+    STRUCT(kvt_store_key);
+    FIELD(kvt_store_key, bytes);
+    STRUCT(kvt_store_error);
+    FIELD(kvt_store_error, text);
+    STRUCT(kvt_store_part);
+    FIELD(kvt_store_part, data), FIELD(kvt_store_part, bytes);
+    STRUCT(kvt_store_value);
+    FIELD(kvt_store_value, parts), FIELD(kvt_store_value, n_parts), FIELD(kvt_store_value, bytes);
+    STRUCT(kvt_store_receiver);
+    FIELD(kvt_store_receiver, user), FIELD(kvt_store_receiver, part);
+    FIELD(kvt_store_receiver, place);
+    STRUCT(kvt_store_entry);
+    FIELD(kvt_store_entry, key), FIELD(kvt_store_entry, bytes);
+    FIELD(kvt_store_entry, used_seconds), FIELD(kvt_store_entry, left_seconds);
+    STRUCT(kvt_store_stats);
+    FIELD(kvt_store_stats, n_values), FIELD(kvt_store_stats, bytes);
+    FIELD(kvt_store_stats, max_bytes), FIELD(kvt_store_stats, n_got);
+    FIELD(kvt_store_stats, n_missed), FIELD(kvt_store_stats, n_put);
+    FIELD(kvt_store_stats, n_evicted), FIELD(kvt_store_stats, n_failed);
+    FIELD(kvt_store_stats, reserved);
+    STRUCT(kvt_store);
+    FIELD(kvt_store, struct_size), FIELD(kvt_store, user), FIELD(kvt_store, get);
+    FIELD(kvt_store, put), FIELD(kvt_store, exists), FIELD(kvt_store, remove);
+    FIELD(kvt_store, list), FIELD(kvt_store, stats), FIELD(kvt_store, collect);
+    FIELD(kvt_store, close), FIELD(kvt_store, n_at_once), FIELD(kvt_store, reserved);
+    STRUCT(kvt_directory_config);
+    FIELD(kvt_directory_config, struct_size), FIELD(kvt_directory_config, path);
+    FIELD(kvt_directory_config, max_bytes), FIELD(kvt_directory_config, sync);
+    FIELD(kvt_directory_config, reserved), FIELD(kvt_directory_config, error_text);
+    FIELD(kvt_directory_config, error_text_bytes);
+    STRUCT(kvt_redis_config);
+    FIELD(kvt_redis_config, struct_size), FIELD(kvt_redis_config, host);
+    FIELD(kvt_redis_config, unix_path), FIELD(kvt_redis_config, port);
+    FIELD(kvt_redis_config, database), FIELD(kvt_redis_config, username);
+    FIELD(kvt_redis_config, password), FIELD(kvt_redis_config, tls);
+    FIELD(kvt_redis_config, ttl_seconds), FIELD(kvt_redis_config, connect_timeout_ms);
+    FIELD(kvt_redis_config, timeout_ms), FIELD(kvt_redis_config, call_timeout_ms);
+    FIELD(kvt_redis_config, retry_ms), FIELD(kvt_redis_config, pipeline);
+    FIELD(kvt_redis_config, reserved), FIELD(kvt_redis_config, prefix);
+    FIELD(kvt_redis_config, tls_ca_file), FIELD(kvt_redis_config, error_text);
+    FIELD(kvt_redis_config, error_text_bytes);
+    STRUCT(kvt_prefix_extra);
+    FIELD(kvt_prefix_extra, block), FIELD(kvt_prefix_extra, data), FIELD(kvt_prefix_extra, bytes);
+    STRUCT(kvt_prefix_options);
+    FIELD(kvt_prefix_options, struct_size), FIELD(kvt_prefix_options, name_space);
+    FIELD(kvt_prefix_options, name_space_bytes), FIELD(kvt_prefix_options, salt);
+    FIELD(kvt_prefix_options, salt_bytes), FIELD(kvt_prefix_options, extras);
+    FIELD(kvt_prefix_options, n_extras), FIELD(kvt_prefix_options, positions);
+    FIELD(kvt_prefix_options, n_tokens), FIELD(kvt_prefix_options, checkpoints);
+    FIELD(kvt_prefix_options, reserved), FIELD(kvt_prefix_options, checkpoint_tokens);
+    FIELD(kvt_prefix_options, n_checkpoint_tokens);
+    STRUCT(kvt_prefix_result);
+    FIELD(kvt_prefix_result, n_tokens), FIELD(kvt_prefix_result, n_values);
+    FIELD(kvt_prefix_result, n_bytes), FIELD(kvt_prefix_result, n_refused);
+    FIELD(kvt_prefix_result, n_checkpoints), FIELD(kvt_prefix_result, reserved);
+    STRUCT(kvt_value_info);
+    FIELD(kvt_value_info, struct_size), FIELD(kvt_value_info, version);
+    FIELD(kvt_value_info, checkpoint), FIELD(kvt_value_info, n_tokens);
+    FIELD(kvt_value_info, n_blocks), FIELD(kvt_value_info, reserved);
+    FIELD(kvt_value_info, blob_bytes), FIELD(kvt_value_info, reserved2);
 }
 
 static int run_step(kvt_cache *cache, kvt_seq *seq, size_t n, kvt_dtype dtype, FILE *in, FILE *out)

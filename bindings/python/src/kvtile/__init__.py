@@ -25,6 +25,7 @@ from ._errors import (ERRORS, ArgError, BudgetError, BusyError, CancelledError, 
 from ._lib import VERSION as __version__
 from ._sequence import Sequence, SequenceStats, Step
 from ._snapshot import KEY_BYTES, LoadResult, SnapshotInfo, convert, inspect
+from ._store import PrefixResult, Store, StoreEntry, StoreStats, ValueInfo, value_check
 from ._tensor import BFloat16
 
 __all__ = [
@@ -32,8 +33,8 @@ __all__ = [
     "CancelledError", "ClosedError", "CorruptError", "Error", "ERRORS", "FINE_NONE",
     "FormatError", "FullError", "Group", "GroupFlag", "IoError", "KEY_BYTES", "LimitError",
     "LoadResult", "MismatchError", "NumberError", "OutOfMemoryError", "Precision",
-    "RESIDUAL_NONE", "Rope", "RopePairing", "SELECT_TOKENS", "Sequence", "SequenceStats",
-    "SnapshotInfo", "StateError", "Step", "TOKEN_NONE", "Type", "UnsupportedError",
-    "__version__", "convert", "inspect", "isa_names", "memory_forecast", "version",
-    "working_forecast",
+    "PrefixResult", "RESIDUAL_NONE", "Rope", "RopePairing", "SELECT_TOKENS", "Sequence",
+    "SequenceStats", "SnapshotInfo", "StateError", "Step", "Store", "StoreEntry", "StoreStats",
+    "TOKEN_NONE", "Type", "UnsupportedError", "ValueInfo", "__version__", "convert", "inspect",
+    "isa_names", "memory_forecast", "value_check", "version", "working_forecast",
 ]

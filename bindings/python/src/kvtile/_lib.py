@@ -1,4 +1,4 @@
-"""The C library: where it is found, its structs and prototypes (kvtile.h, by ctypes).
+"""The C library: where it is found, its structs and prototypes (kvtile.h and store.h, by ctypes).
 
 ctypes and not cffi: a call by ctypes takes 0.25 microseconds, by cffi 0.2, by a compiled cffi
 module 0.15 to 0.2, and ctypes needs neither a compiler nor a package at run time.
@@ -149,6 +149,105 @@ class SnapshotInfo(Structure):
                 ("layer_groups", c_uint8 * MAX_LAYERS)]
 
 
+# ---- store.h ----
+
+STORE_KEY_BYTES = 32
+STORE_STOP = 2
+
+
+class StoreKey(Structure):
+    _fields_ = [("bytes", c_uint8 * STORE_KEY_BYTES)]
+
+
+class StoreError(Structure):
+    _fields_ = [("text", c_char * 256)]
+
+
+class StorePart(Structure):
+    _fields_ = [("data", c_void_p), ("bytes", c_size_t)]
+
+
+class StoreValue(Structure):
+    _fields_ = [("parts", POINTER(StorePart)), ("n_parts", c_size_t), ("bytes", c_uint64)]
+
+
+STORE_PART = CFUNCTYPE(c_int, c_void_p, c_size_t, c_uint64, c_uint64, c_void_p, c_size_t)
+
+
+class StoreReceiver(Structure):
+    _fields_ = [("user", c_void_p), ("part", STORE_PART), ("place", c_void_p)]
+
+
+class StoreEntry(Structure):
+    _fields_ = [("key", StoreKey), ("bytes", c_uint64), ("used_seconds", c_int64),
+                ("left_seconds", c_int64)]
+
+
+class StoreStats(Structure):
+    _fields_ = [(name, c_uint64) for name in
+                ("n_values", "bytes", "max_bytes", "n_got", "n_missed", "n_put", "n_evicted",
+                 "n_failed")] + [("reserved", c_uint64 * 8)]
+
+
+_KEYS = POINTER(StoreKey)
+_ERROR = POINTER(StoreError)
+STORE_ON_ENTRY = CFUNCTYPE(c_int, c_void_p, POINTER(StoreEntry))
+STORE_GET = CFUNCTYPE(c_int, c_void_p, _KEYS, c_size_t, POINTER(StoreReceiver), _ERROR)
+STORE_PUT = CFUNCTYPE(c_int, c_void_p, _KEYS, POINTER(StoreValue), c_size_t, POINTER(c_size_t),
+                      _ERROR)
+STORE_EXISTS = CFUNCTYPE(c_int, c_void_p, _KEYS, c_size_t, POINTER(c_uint8), _ERROR)
+STORE_REMOVE = CFUNCTYPE(c_int, c_void_p, _KEYS, c_size_t, _ERROR)
+STORE_LIST = CFUNCTYPE(c_int, c_void_p, STORE_ON_ENTRY, c_void_p, _ERROR)
+STORE_STATS = CFUNCTYPE(c_int, c_void_p, POINTER(StoreStats), _ERROR)
+STORE_COLLECT = CFUNCTYPE(c_int, c_void_p, _ERROR)
+
+
+class Store(Structure):
+    _fields_ = [("struct_size", c_size_t), ("user", c_void_p), ("get", STORE_GET),
+                ("put", STORE_PUT), ("exists", STORE_EXISTS), ("remove", STORE_REMOVE),
+                ("list", STORE_LIST), ("stats", STORE_STATS), ("collect", STORE_COLLECT),
+                ("close", c_void_p), ("n_at_once", c_size_t), ("reserved", c_void_p * 3)]
+
+
+class DirectoryConfig(Structure):
+    _fields_ = [("struct_size", c_size_t), ("path", c_char_p), ("max_bytes", c_uint64),
+                ("sync", c_uint32), ("reserved", c_uint32), ("error_text", c_char_p),
+                ("error_text_bytes", c_size_t)]
+
+
+class RedisConfig(Structure):
+    _fields_ = [("struct_size", c_size_t), ("host", c_char_p), ("unix_path", c_char_p),
+                ("port", c_uint32), ("database", c_uint32), ("username", c_char_p),
+                ("password", c_char_p), ("tls", c_uint32), ("ttl_seconds", c_uint32),
+                ("connect_timeout_ms", c_uint32), ("timeout_ms", c_uint32),
+                ("call_timeout_ms", c_uint32), ("retry_ms", c_uint32), ("pipeline", c_uint32),
+                ("reserved", c_uint32), ("prefix", c_char_p), ("tls_ca_file", c_char_p),
+                ("error_text", c_char_p), ("error_text_bytes", c_size_t)]
+
+
+class PrefixExtra(Structure):
+    _fields_ = [("block", c_uint64), ("data", c_char_p), ("bytes", c_size_t)]
+
+
+class PrefixOptions(Structure):
+    _fields_ = [("struct_size", c_size_t), ("name_space", c_char_p), ("name_space_bytes", c_size_t),
+                ("salt", c_char_p), ("salt_bytes", c_size_t), ("extras", POINTER(PrefixExtra)),
+                ("n_extras", c_size_t), ("positions", c_void_p), ("n_tokens", c_uint64),
+                ("checkpoints", c_uint32), ("reserved", c_uint32),
+                ("checkpoint_tokens", POINTER(c_uint64)), ("n_checkpoint_tokens", c_size_t)]
+
+
+class PrefixResult(Structure):
+    _fields_ = [("n_tokens", c_uint64), ("n_values", c_uint64), ("n_bytes", c_uint64),
+                ("n_refused", c_uint64), ("n_checkpoints", c_uint64), ("reserved", c_uint64 * 3)]
+
+
+class ValueInfo(Structure):
+    _fields_ = [("struct_size", c_size_t), ("version", c_uint32), ("checkpoint", c_uint32),
+                ("n_tokens", c_uint64), ("n_blocks", c_uint32), ("reserved", c_uint32),
+                ("blob_bytes", c_uint64), ("reserved2", c_uint64 * 4)]
+
+
 STRUCTS = {
     "kvt_tensor": Tensor, "kvt_allocator": Allocator, "kvt_executor": Executor,
     "kvt_group_config": GroupConfig, "kvt_config": Config, "kvt_cache_stats": CacheStats,
@@ -157,8 +256,14 @@ STRUCTS = {
     "kvt_save_options": SaveOptions, "kvt_load_options": LoadOptions,
     "kvt_inspect_options": InspectOptions, "kvt_load_result": LoadResult,
     "kvt_snapshot_group": SnapshotGroup, "kvt_snapshot_info": SnapshotInfo,
+    "kvt_store_key": StoreKey, "kvt_store_error": StoreError, "kvt_store_part": StorePart,
+    "kvt_store_value": StoreValue, "kvt_store_receiver": StoreReceiver,
+    "kvt_store_entry": StoreEntry, "kvt_store_stats": StoreStats, "kvt_store": Store,
+    "kvt_directory_config": DirectoryConfig, "kvt_redis_config": RedisConfig,
+    "kvt_prefix_extra": PrefixExtra, "kvt_prefix_options": PrefixOptions,
+    "kvt_prefix_result": PrefixResult, "kvt_value_info": ValueInfo,
 }
-"""The header's structs: the tests compare size and offsets with what a C compiler says."""
+"""The headers' structs: the tests compare size and offsets with what a C compiler says."""
 
 _P = c_void_p
 _PROTOTYPES = {
@@ -218,6 +323,14 @@ _PROTOTYPES = {
     "kvt_seq_load_memory": (c_int, [_P, _P, c_size_t, _P, _P]),
     "kvt_snapshot_inspect_with": (c_int, [c_char_p, _P, _P, _P, c_size_t]),
     "kvt_snapshot_convert": (c_int, [c_char_p, _P, c_char_p, _P, _P, c_size_t]),
+    "kvt_store_close": (None, [_P]),
+    "kvt_store_open_directory": (c_int, [_P, _P]),
+    "kvt_store_open_redis": (c_int, [_P, _P]),
+    "kvt_store_open_tiers": (c_int, [_P, _P, _P]),
+    "kvt_prefix_put": (c_int, [_P, _P, _P, _P]),
+    "kvt_prefix_get": (c_int, [_P, _P, _P, c_uint64, _P, _P]),
+    "kvt_prefix_probe": (c_int, [_P, _P, _P, c_uint64, _P, _P]),
+    "kvt_value_check": (c_int, [_P, c_char_p, c_size_t, _P, _P, c_size_t]),
 }
 
 VERSION = "0.1.0"

@@ -9,7 +9,7 @@ from typing import (TYPE_CHECKING, Any, Callable, List, Optional, Type as Class)
 
 import numpy as np
 
-from . import _lib, _snapshot
+from . import _lib, _snapshot, _store
 from ._attend import SCRATCH_ITEMS, TENSOR_SIZE, TENSORS, attend, make_scratch, n_rows, scratch_pool
 from ._config import Precision, _whole
 from ._errors import BusyError, StateError
@@ -563,3 +563,42 @@ class Sequence(Handle):
     def load_bytes(self, data: Any, prompt: Any = None, **options: Any) -> _snapshot.LoadResult:
         """`load` from bytes or any buffer, which is not copied."""
         return _snapshot.load_bytes(self, data, {**options, "prompt": prompt})
+
+    # ---- prefixes in a store ----
+
+    def prefix_put(self, store: _store.Store, **options: Any) -> _store.PrefixResult:
+        """Put the sealed blocks into a store, as far as it has not got them.
+
+        Blocks of 64 tokens that are full, sealed in all groups (Group.residual_tokens: the newest
+        64 to 127 tokens are not), and of which all tokens were committed with ids.
+
+        namespace, salt: bytes that the keys depend on: whose prefixes these are; a secret, without
+            which keys cannot be guessed from tokens
+        extras: {block: bytes} that tokens from 64 * block on depend on: an image, an adapter
+        n_tokens: of no more than the first so many; 0: all
+        checkpoints: True: put checkpoints, too
+
+        StateError: a step is pending. UnsupportedError: the library was built without libsodium.
+        IoError, FullError: the store's. CorruptError: of a mapped snapshot.
+        """
+        return _store.prefix_put(self, store, options)
+
+    def prefix_get(self, store: _store.Store, prompt: Any, positions: Any = None,
+                   **options: Any) -> _store.PrefixResult:
+        """Restore the longest prefix of a prompt that a store has into this empty sequence.
+
+        prompt: the whole prompt's token ids. At most all but the last are restored, in whole blocks
+        positions: of the prompt's tokens; None: 0, 1, 2, ...
+        namespace, salt, extras: as `prefix_put` had them. So is `tag`, which is to be set before
+        checkpoints: True: up to the last checkpoint, or up to one at one of these lengths, whose
+            bytes `checkpoint_read` has
+
+        On any error it is empty as before: StateError (it is not empty), IoError and others of the
+        store, BudgetError, UnsupportedError.
+        """
+        return _store.prefix_find(self, store, prompt, True, positions, options)
+
+    def prefix_probe(self, store: _store.Store, prompt: Any, positions: Any = None,
+                     **options: Any) -> _store.PrefixResult:
+        """How much `prefix_get` would restore into an empty sequence, without reading values."""
+        return _store.prefix_find(self, store, prompt, False, positions, options)

@@ -1,0 +1,447 @@
+"""Stores of prefixes: directories, Redis servers, tiers, and mappings of Python (store.h)."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from ctypes import byref, c_uint64, sizeof
+from typing import (TYPE_CHECKING, Any, Callable, Iterable, List, Mapping, MutableMapping,
+                    NamedTuple, Optional, Type as Class, Union)
+
+from . import _lib
+from ._config import _whole
+from ._errors import BusyError, Error, UnsupportedError, throw
+from ._handle import Handle
+from ._lib import lib
+from ._tensor import int32s
+
+if TYPE_CHECKING:
+    from ._sequence import Sequence
+
+PathLike = Union[str, bytes, "os.PathLike[str]", "os.PathLike[bytes]"]
+
+_UNKNOWN = 2**64 - 1
+_IO = 9  # KVT_ERR_IO
+
+
+class PrefixResult(NamedTuple):
+    """What a call on prefixes found or did.
+
+    n_tokens: put: of the first so many all that is needed is in the store now; get: restored;
+        probe: that a get would restore
+    n_values, n_bytes: put: written; get: read
+    n_refused: get: damaged, or another's, and removed. n_checkpoints: put: written
+    """
+
+    n_tokens: int
+    n_values: int
+    n_bytes: int
+    n_refused: int
+    n_checkpoints: int
+
+
+class StoreStats(NamedTuple):
+    """What a store has; None where that is unknown. The counters are of this process.
+
+    max_bytes: its bound, 0 for none. n_failed: calls that failed.
+    """
+
+    n_values: Optional[int]
+    bytes: Optional[int]
+    max_bytes: Optional[int]
+    n_got: Optional[int]
+    n_missed: Optional[int]
+    n_put: Optional[int]
+    n_evicted: Optional[int]
+    n_failed: Optional[int]
+
+
+class StoreEntry(NamedTuple):
+    """A value in a store; None where a field is unknown.
+
+    used_seconds: since it was put or got last. left_seconds: until it expires; None: never, too.
+    """
+
+    key: bytes
+    bytes: Optional[int]
+    used_seconds: Optional[int]
+    left_seconds: Optional[int]
+
+
+class ValueInfo(NamedTuple):
+    """What a value tells of itself: see `value_check`.
+
+    n_tokens: from the prompt's beginning to its end. blob_bytes: of a checkpoint.
+    """
+
+    version: int
+    checkpoint: bool
+    n_tokens: int
+    n_blocks: int
+    blob_bytes: int
+
+
+# What a mapping has raised in the call that runs on this thread: it goes on when the C call has
+# ended.
+_running = threading.local()
+
+
+class _Call:
+    raised: Optional[BaseException] = None
+
+
+def _run(function: Callable[..., Any], *args: Any) -> Any:
+    call, around = _Call(), getattr(_running, "call", None)
+    _running.call = call
+    failed: Optional[Error] = None
+    result: Any = None
+    try:
+        result = function(*args)
+    except Error as error:
+        failed = error
+    finally:
+        _running.call = around
+    raised, call.raised = call.raised, None
+    try:
+        # KeyboardInterrupt is not dropped where another tier has answered.
+        if raised is not None and (failed or not isinstance(raised, Exception)):
+            raise raised
+        if failed:
+            raise failed
+    finally:
+        del raised, failed  # whose tracebacks refer to here
+    return result
+
+
+class _Mapping:
+    """The functions of a kvt_store over a mapping of bytes to bytes."""
+
+    def __init__(self, mapping: MutableMapping[bytes, Any], c: "_lib.Store") -> None:
+        self.mapping = mapping
+        for name in ("get", "put", "exists", "remove", "list"):
+            setattr(c, name, getattr(_lib, f"STORE_{name.upper()}")(
+                self.guarded(getattr(self, name))))
+
+    @staticmethod
+    def guarded(function: Callable[..., None]) -> Callable[..., int]:
+        def call(*args: Any) -> int:
+            try:
+                function(*args[1:])
+                return 0
+            except BaseException as error:
+                running = getattr(_running, "call", None)
+                if running is not None:
+                    running.raised = error
+                text = f"{type(error).__name__}: {error}".encode("utf-8", "replace")
+                args[-1].contents.text = text[:255]
+                return _IO
+        return call
+
+    @staticmethod
+    def keys(keys: Any, n: int) -> List[bytes]:
+        return [bytes(key.bytes) for key in keys[:n]]
+
+    def get(self, keys: Any, n: int, receiver: Any, error: Any) -> None:
+        to = receiver.contents
+        for i, key in enumerate(self.keys(keys, n)):
+            value = self.mapping.get(key)
+            if value is None:
+                continue
+            data = bytes(value)
+            address = ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p)
+            if to.part(to.user, i, len(data), 0, address, len(data)) == _lib.STORE_STOP:
+                return
+
+    def put(self, keys: Any, values: Any, n: int, n_put: Any, error: Any) -> None:
+        n_put[0] = 0
+        for i, key in enumerate(self.keys(keys, n)):
+            value = values[i]
+            self.mapping[key] = b"".join(ctypes.string_at(part.data, part.bytes)
+                                         for part in value.parts[:value.n_parts])
+            n_put[0] = i + 1
+
+    def exists(self, keys: Any, n: int, found: Any, error: Any) -> None:
+        for i, key in enumerate(self.keys(keys, n)):
+            found[i] = key in self.mapping
+
+    def remove(self, keys: Any, n: int, error: Any) -> None:
+        for key in self.keys(keys, n):
+            self.mapping.pop(key, None)
+
+    def list(self, on_entry: Any, user: Any, error: Any) -> None:
+        for key in list(self.mapping):
+            value = self.mapping.get(key)
+            if len(key) != _lib.STORE_KEY_BYTES or value is None:
+                continue
+            entry = _lib.StoreEntry(bytes=len(value), used_seconds=-1, left_seconds=-1)
+            entry.key.bytes[:] = key
+            if on_entry(user, byref(entry)):
+                return
+
+
+def _text(value: Optional[str]) -> Optional[bytes]:
+    return None if value is None else value.encode()
+
+
+class Store(Handle):
+    """A store of prefixes, which threads, processes and machines share: `Store.directory`,
+    `Store.redis`, `Store.tiers`, `Store.mapping`.
+
+    `Sequence.prefix_put` puts a prompt's blocks there, `Sequence.prefix_get` takes the longest
+    prefix that is there. Values are verified before anything of them is used. A store that fails
+    costs an exception and a recompute.
+
+    Threads: all calls on it may run at the same time, but close(): BusyError while one runs.
+    """
+
+    _kind = "store"
+
+    def __init__(self, _c: "_lib.Store", _keep: Any = None) -> None:
+        self._users = 0
+        self._lock = threading.RLock()
+        self._c = _c
+        self._keep = _keep  # what its functions need
+        self._pointer = ctypes.addressof(_c)
+
+    @classmethod
+    def _open(cls, function: Callable[..., int], config: Any) -> "Store":
+        text = ctypes.create_string_buffer(1024)
+        config.struct_size = sizeof(config)
+        config.error_text = ctypes.cast(text, ctypes.c_char_p)
+        config.error_text_bytes = len(text)
+        c = _lib.Store()
+        status = function(byref(config), byref(c))
+        if status:
+            throw(status, text.value.decode("utf-8", "replace") or _lib.error_of(None, status))
+        return cls(c)
+
+    @classmethod
+    def directory(cls, path: PathLike, *, max_bytes: int = 0, sync: bool = False) -> "Store":
+        """A directory, for any number of processes on one machine; it is made, not its parents.
+
+        max_bytes: of all values; 0: no bound, or the one that it has. The values that were used the
+            longest time ago are removed for new ones
+        sync: a put waits for the disk
+
+        IoError, FormatError (another program's), UnsupportedError.
+        """
+        return cls._open(lib.kvt_store_open_directory, _lib.DirectoryConfig(
+            path=os.fsencode(path), max_bytes=_whole(max_bytes, "max_bytes", 64), sync=bool(sync)))
+
+    @classmethod
+    def redis(cls, host: Optional[str] = None, port: int = 0, *,
+              unix_path: Optional[PathLike] = None, database: int = 0,
+              username: Optional[str] = None, password: Optional[str] = None, tls: bool = False,
+              tls_ca_file: Optional[PathLike] = None, ttl_seconds: int = 0,
+              connect_timeout_ms: int = 0, timeout_ms: int = 0, call_timeout_ms: int = 0,
+              retry_ms: int = 0, pipeline: int = 0, prefix: Optional[str] = None) -> "Store":
+        """A Redis or Valkey server, or a cluster of them; it is connected to when it is needed.
+
+        host, port: None, 0: 127.0.0.1, 6379; of a cluster any node. unix_path: in their place
+        ttl_seconds: values expire so long after they were put or got last; 0: never
+        connect_timeout_ms, timeout_ms (of silence), call_timeout_ms, retry_ms (calls fail at once
+            for so long after a failed connection), pipeline, prefix: None, 0: store.h's defaults
+
+        UnsupportedError: the library was built without hiredis, or tls without hiredis_ssl.
+        """
+        whole = {name: _whole(value, name, 32) for name, value in (
+            ("port", port), ("database", database), ("ttl_seconds", ttl_seconds),
+            ("connect_timeout_ms", connect_timeout_ms), ("timeout_ms", timeout_ms),
+            ("call_timeout_ms", call_timeout_ms), ("retry_ms", retry_ms), ("pipeline", pipeline))}
+        return cls._open(lib.kvt_store_open_redis, _lib.RedisConfig(
+            host=_text(host), unix_path=None if unix_path is None else os.fsencode(unix_path),
+            username=_text(username), password=_text(password), tls=bool(tls),
+            tls_ca_file=None if tls_ca_file is None else os.fsencode(tls_ca_file),
+            prefix=_text(prefix), **whole))
+
+    @classmethod
+    def tiers(cls, near: "Store", far: "Store") -> "Store":
+        """Two as one: what near lacks comes from far, and is put into near on the way.
+
+        It takes both over: they are closed, and with it what they were. BusyError, and both stay
+        as they are, while a call on one of them runs.
+        """
+        if near is far:
+            raise ValueError("tiers: one store as both")
+        first = near._take(True)
+        try:
+            second = far._take(True)
+            try:
+                c = _lib.Store()
+                status = lib.kvt_store_open_tiers(first, second, byref(c))
+                if status:
+                    throw(status, _lib.error_of(None, status))
+                near._pointer = far._pointer = None
+                return cls(c, (near._c, near._keep, far._c, far._keep))  # _c: its callbacks
+            finally:
+                far._give()
+        finally:
+            near._give()
+
+    @classmethod
+    def mapping(cls, mapping: MutableMapping[bytes, Any]) -> "Store":
+        """A mapping of keys (32 bytes) to values (bytes): a dict, a shelf, a class of yours.
+
+        Its get, __setitem__, __contains__, pop, and for `entries` its iterator, are called by
+        whichever thread uses the store. What they raise is raised by the call that needed them;
+        where the cache's threads call them, as a far tier of a directory's, IoError with its text.
+        """
+        c = _lib.Store(struct_size=sizeof(_lib.Store))
+        return cls(c, _Mapping(mapping, c))
+
+    def __del__(self, close: Callable[..., None] = lib.kvt_store_close) -> None:
+        pointer, self._pointer = getattr(self, "_pointer", None), None
+        if pointer:
+            close(pointer)
+
+    def __enter__(self) -> "Store":
+        return self
+
+    def __exit__(self, kind: Optional[Class[BaseException]], *_: Any) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<kvtile.Store{', closed' if self.closed else ''}>"
+
+    def close(self) -> None:
+        """Close it. BusyError: a call runs."""
+        with self._lock:
+            if self._pointer is None:
+                return
+            if self._users:
+                raise BusyError("the store is in use by another call")
+            pointer, self._pointer = self._pointer, None
+        lib.kvt_store_close(pointer)
+
+    def _call(self, name: str, *args: Any) -> None:
+        self._take()
+        try:
+            function = getattr(self._c, name)
+            if not function:
+                raise UnsupportedError(f"the store has no {name}")
+            error = _lib.StoreError()
+
+            def call() -> None:
+                status = function(self._c.user, *args, byref(error))
+                if status:
+                    throw(status, error.text.decode("utf-8", "replace")
+                          or _lib.error_of(None, status))
+            _run(call)
+        finally:
+            self._give()
+
+    def stats(self) -> StoreStats:
+        """What it has and has done. UnsupportedError: it does not count. IoError."""
+        c = _lib.StoreStats()
+        self._call("stats", byref(c))
+        values = (getattr(c, name) for name in StoreStats._fields)
+        return StoreStats(*(None if value == _UNKNOWN else value for value in values))
+
+    def collect(self) -> None:
+        """Remove what dead processes have left, count anew, keep the bound. UnsupportedError."""
+        self._call("collect")
+
+    def entries(self) -> List[StoreEntry]:
+        """All its values. UnsupportedError: it cannot list them. IoError."""
+        found: List[StoreEntry] = []
+
+        def take(_: Any, entry: Any) -> int:
+            e = entry.contents
+            found.append(StoreEntry(bytes(e.key.bytes), None if e.bytes == _UNKNOWN else e.bytes,
+                                    None if e.used_seconds < 0 else e.used_seconds,
+                                    None if e.left_seconds < 0 else e.left_seconds))
+            return 0
+
+        self._call("list", _lib.STORE_ON_ENTRY(take), None)
+        return found
+
+
+class _Options:
+    """kvt_prefix_options, with what they point to."""
+
+    def __init__(self, *, namespace: bytes = b"", salt: bytes = b"",
+                 extras: Optional[Mapping[int, bytes]] = None, n_tokens: int = 0,
+                 positions: Any = None, checkpoints: Union[bool, Iterable[int]] = False) -> None:
+        namespace, salt = bytes(namespace), bytes(salt)
+        c = self.c = _lib.PrefixOptions(
+            struct_size=sizeof(_lib.PrefixOptions), name_space=namespace or None,
+            name_space_bytes=len(namespace), salt=salt or None, salt_bytes=len(salt),
+            n_tokens=_whole(n_tokens, "n_tokens", 64))
+        if extras:
+            array = (_lib.PrefixExtra * len(extras))()
+            for extra, block in zip(array, sorted(extras)):
+                data = bytes(extras[block])
+                extra.block = _whole(block, "extras", 64)
+                extra.data, extra.bytes = data, len(data)
+            c.extras, c.n_extras = array, len(extras)
+        if positions is not None:
+            self.positions = positions
+            c.positions = positions.ctypes.data
+        if not isinstance(checkpoints, bool):
+            lengths = sorted(_whole(x, "checkpoints", 64) for x in checkpoints)
+            self.lengths = (c_uint64 * max(len(lengths), 1))(*lengths)
+            c.checkpoints = 1
+            c.checkpoint_tokens, c.n_checkpoint_tokens = self.lengths, len(lengths)
+            self.none = not lengths  # which C takes as any
+        else:
+            c.checkpoints = checkpoints
+            self.none = False
+
+
+def _result(c: "_lib.PrefixResult") -> PrefixResult:
+    return PrefixResult(*(getattr(c, name) for name in PrefixResult._fields))
+
+
+def prefix_put(seq: "Sequence", store: Store, options: Mapping[str, Any]) -> PrefixResult:
+    """`Sequence.prefix_put`."""
+    o = _Options(**options)
+    result = _lib.PrefixResult()
+    pointer = store._take()
+    try:
+        _run(seq._read, lambda s: lib.kvt_prefix_put(pointer, s, byref(o.c), byref(result)))
+    finally:
+        store._give()
+    return _result(result)
+
+
+def prefix_find(seq: "Sequence", store: Store, prompt: Any, read: bool, positions: Any,
+                options: Mapping[str, Any]) -> PrefixResult:
+    """`Sequence.prefix_get`, or, where read is false, `Sequence.prefix_probe`."""
+    ids = int32s(prompt, "prompt")
+    if positions is not None:
+        positions = int32s(positions, "positions", len(ids))
+    o = _Options(positions=positions, **options)
+    result = _lib.PrefixResult()
+    function = lib.kvt_prefix_get if read else lib.kvt_prefix_probe
+    pointer = store._take()
+    try:
+        if not o.none:
+            _run(seq._write if read else seq._read, lambda s: function(
+                pointer, s, ids.ctypes.data, len(ids), byref(o.c), byref(result)))
+    finally:
+        store._give()
+    return _result(result)
+
+
+def value_check(data: Any, key: Optional[bytes] = None) -> ValueInfo:
+    """Check a value as a store has it: that it is one, is that of the key, and is sound.
+
+    data: bytes, or a buffer. key: its 32 bytes; None: of any
+
+    FormatError, CorruptError, MismatchError (of another key).
+    """
+    view = memoryview(data).cast("B")
+    memory = bytes(view)
+    c_key = None
+    if key is not None:
+        if len(key) != _lib.STORE_KEY_BYTES:
+            raise ValueError(f"key: {len(key)} bytes, needs {_lib.STORE_KEY_BYTES}")
+        c_key = byref(_lib.StoreKey((ctypes.c_uint8 * _lib.STORE_KEY_BYTES)(*key)))
+    info = _lib.ValueInfo(struct_size=sizeof(_lib.ValueInfo))
+    text = ctypes.create_string_buffer(1024)
+    status = lib.kvt_value_check(c_key, memory, len(memory), byref(info), text, len(text))
+    if status:
+        throw(status, text.value.decode("utf-8", "replace") or _lib.error_of(None, status))
+    return ValueInfo(info.version, bool(info.checkpoint), info.n_tokens, info.n_blocks,
+                     info.blob_bytes)
