@@ -84,7 +84,8 @@ static inline size_t kvt_packed_bytes(size_t rows, size_t dims_p)
     X(void, store_f16, (const float *src, void *dst, size_t n))                                    \
     X(void, store_bf16, (const float *src, void *dst, size_t n))                                   \
     /* y[i] = x[i] * sign[i] (+-1); fast Walsh-Hadamard transform of each `block` dims (a power */ \
-    /* of two that divides dims); y[i] *= scale (a power of two). Order: docs/numerics.md. y may */ \
+    /* of two that divides dims); y[i] *= scale (a power of two). Order: docs/numerics.md. y may
+       */ \
     /* be x. */                                                                                    \
     X(void, rotate, (const float *x, const float *sign, size_t dims, size_t block, float scale,    \
                      float *y))                                                                    \
@@ -92,7 +93,8 @@ static inline size_t kvt_packed_bytes(size_t rows, size_t dims_p)
     X(void, unrotate, (float *x, const float *sign, size_t dims, size_t block, float scale))       \
     /* Store tokens slot .. slot + n - 1, all of one tile (slot % 16 + n <= 16), from rows of */   \
     /* f32 x[i * ldx]. 1 when stored, 0 when a value does not fit the type (f16: beyond 65504 */   \
-    /* after rounding; i8: the scale would be beyond f16) with the slots unspecified. A tile has */ \
+    /* after rounding; i8: the scale would be beyond f16) with the slots unspecified. A tile has
+       */ \
     /* one writer at a time: lanes of 4 tokens may be rewritten whole. */                          \
     X(int, put_k_f32, (const float *x, size_t ldx, size_t n, size_t dims, size_t dims_p,           \
                        void *codes, uint16_t *scales, size_t slot))                                \
@@ -122,7 +124,8 @@ static inline size_t kvt_packed_bytes(size_t rows, size_t dims_p)
                         size_t dims_p, float *x))                                                  \
     X(void, get_v_i8, (const void *codes, const uint16_t *scales, size_t slot, size_t dims,        \
                        size_t dims_p, float *x))                                                   \
-    /* Sealing: a full block whose tokens are f16 becomes i8. open: its 64 tokens as put_k_f16 or */ \
+    /* Sealing: a full block whose tokens are f16 becomes i8. open: its 64 tokens as put_k_f16 or
+       */ \
     /* put_v_f16 lay them out, zero in the padding, 64-byte aligned; open_scales: [64] f16, */     \
     /* positive powers of two. An element is x = code * scale, which f32 holds exactly. */         \
     /* The mean of K's tokens without outliers, mean[dims_p]: sums in lanes of tokens 16 apart, */ \
@@ -258,7 +261,8 @@ static inline size_t kvt_packed_bytes(size_t rows, size_t dims_p)
                          const void *next, float *s))                                              \
     /* s[r * 64 + t] = (s + add[r]) * gain of token t, for all 64. */                              \
     X(void, gain_k, (float *s, size_t rows, const uint8_t *gains, const float *add))               \
-    /* V of 4 and 5 bits. _near: p * scale rounded to multiples of its largest over 120 or more. */ \
+    /* V of 4 and 5 bits. _near: p * scale rounded to multiples of its largest over 120 or more.
+       */ \
     X(void, pv_i4, (const float *p, size_t rows, const void *codes, const uint16_t *scales,        \
                     size_t n_tokens, size_t dims_p, const float *alpha, const void *next,          \
                     float *acc, size_t ldacc))                                                     \

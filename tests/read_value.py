@@ -42,10 +42,10 @@ class Keys:
         self.fine_rows = [(g["fine_tokens"] + 63) // 64 if {g["k_type"], g["v_type"]} & {I4, I5} else 0
                           for g in case["groups"]]
         self.geometry = [sha256(b"kvt:geom", struct.pack(
-            "<8IQII", len(g["layers"]), g["n_q_heads"], g["n_kv_heads"], g["k_dim"], g["v_dim"],
+            "<9IQII", number, len(g["layers"]), g["n_q_heads"], g["n_kv_heads"], g["k_dim"], g["v_dim"],
             g["k_type"], g["v_type"], g["flags"], g["rotation_seed"], g["window_tokens"],
             g["sink_tokens"]), struct.pack("<%dI" % len(g["layers"]), *g["layers"]))
-            for g in case["groups"]]
+            for number, g in enumerate(case["groups"])]
         names = [sized(bytes.fromhex(case[name])) for name in ("name_space", "salt", "fingerprint", "tag")]
         self.rows = [sha256(b"kvt:seed", struct.pack("<I", VERSION), *names)]  # of 0, 1, ... rows
         for row in range(len(self.ids) // 64):
@@ -65,8 +65,10 @@ class Keys:
 
     def checkpoint(self, n_tokens):
         row, n = divmod(n_tokens, 64)
+        groups = [geometry + (struct.pack("<I", self.form(row, g)) if n else b"")
+                  for g, geometry in enumerate(self.geometry)]
         return sha256(b"kvt:chec", self.rows[row], struct.pack("<I", n), self.tokens(row, n) if n else b"",
-                      *self.geometry)
+                      *groups)
 
 
 class Value:
@@ -235,6 +237,7 @@ class Example:
             self.put(data, "%s: %r" % (name, data.decode()))
         self.end(keys.rows[0])
         self.begin("G: SHA-256 of", b"kvt:geom")
+        self.word("I", 0, "number of the group")
         self.word("I", len(group["layers"]), "n_layers")
         for name in ("n_q_heads", "n_kv_heads", "k_dim", "v_dim", "k_type", "v_type", "flags"):
             self.word("I", group[name], name)

@@ -1,6 +1,6 @@
 /*
- * Redis servers and clusters for tests: each on a port of the loopback and a socket of its own, in a
- * temporary folder, killed with the test. All functions assert.
+ * Redis servers and clusters for tests: each on a port of the loopback and a socket of its own, in
+ * a temporary folder, killed with the test. All functions assert.
  */
 #ifndef KVT_TEST_REDIS_SUPPORT_H
 #define KVT_TEST_REDIS_SUPPORT_H
@@ -41,8 +41,8 @@ void redis_thaw(redis_server *server);
 
 /*
  * The answer to a command of words by spaces, on a connection of its own: a line with its first
- * character ("+OK", ":3", "-ERR ..."), a string, or an array as it is sent ("*1\r\n..."). Valid until
- * the next call.
+ * character ("+OK", ":3", "-ERR ..."), a string, or an array as it is sent ("*1\r\n..."). Valid
+ * until the next call.
  */
 const char *redis_say(const redis_server *server, const char *format, ...);
 /* The same, which must be `answer`. */

@@ -1,6 +1,6 @@
 /*
- * Keys and values for tests of a store, and a receiver that checks what it is given. Key and value of
- * number i are the same everywhere. All functions assert.
+ * Keys and values for tests of a store, and a receiver that checks what it is given. Key and value
+ * of number i are the same everywhere. All functions assert.
  */
 #ifndef KVT_TEST_REDIS_VALUES_H
 #define KVT_TEST_REDIS_VALUES_H

@@ -1,9 +1,9 @@
 /*
  * Processes that end by SIGKILL amid a call of the directory store: before each system call of a
  * put, after it, and amid each write; alone, and with three processes at work that use the same
- * directory; and four processes that are killed at random calls. Each time all values are whole, and
- * no more than the bound allows, but for a temporary a process; the next call works, and counts what
- * is there.
+ * directory; and four processes that are killed at random calls. Each time all values are whole,
+ * and no more than the bound allows, but for a temporary a process; the next call works, and counts
+ * what is there.
  *
  * The calls are taken by the linker (call_faults.c). Runs in a folder of its own under the current
  * one. KVT_TEST_QUICK: fewer kills.

@@ -1,6 +1,6 @@
 /*
- * The directory store, one process: values of all sizes through all kinds of receivers, the bound and
- * what it evicts, the counts. What else may be in a directory, and several processes, are in
+ * The directory store, one process: values of all sizes through all kinds of receivers, the bound
+ * and what it evicts, the counts. What else may be in a directory, and several processes, are in
  * test_store_shared.c. Runs in a folder of its own under the current one.
  */
 #ifndef _XOPEN_SOURCE

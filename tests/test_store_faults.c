@@ -1,8 +1,9 @@
 /*
- * Each system call and each allocation of a call of the directory store fails in turn: what the call
- * says is what is in the directory then, and its counts are right; the values that were there before
- * are; nothing is left, neither a temporary nor a descriptor; and the next call works. Counts are
- * printed. And a lock that is not let go: how long a call waits, by a clock of the test's.
+ * Each system call and each allocation of a call of the directory store fails in turn: what the
+ * call says is what is in the directory then, and its counts are right; the values that were there
+ * before are; nothing is left, neither a temporary nor a descriptor; and the next call works.
+ * Counts are printed. And a lock that is not let go: how long a call waits, by a clock of the
+ * test's.
  *
  * The calls are taken by the linker (call_faults.c). Runs in a folder of its own under the current
  * one. KVT_TEST_QUICK: fewer errors for each call.
@@ -31,7 +32,8 @@ enum { BOUND = 4500 };
 static char path[64];
 static kvt_store s; /* open from scene to scene */
 
-/* The clock of waiting: it stands still in trials, as the seconds that a long turn notes are calls. */
+/* The clock of waiting: it stands still in trials, as the seconds that a long turn notes are
+   calls. */
 static int is_fake;
 static int64_t fake_seconds, goes_on_until;
 

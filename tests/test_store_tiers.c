@@ -186,7 +186,8 @@ static kvt_store fake_open(fake *f)
     return s;
 }
 
-/* Both, and the store of both: near has the versions 1, far 2, of the numbers whose bits are set. */
+/* Both, and the store of both: near has the versions 1, far 2, of the numbers whose bits are
+   set. */
 typedef struct pair {
     fake near_fake, far_fake;
     kvt_store s;

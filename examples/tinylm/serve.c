@@ -13,9 +13,9 @@
  *
  * What is restored is sealed (docs/design.md, "Open and sealed blocks"): with i8, i4 or i5 the
  * story's newest 64 to 127 tokens are then of these types, where a sequence that has just computed
- * them still has them as f16. So the second text is not that of a cold cache to the bit, but that of
- * a sequence that has computed story and question of the first process itself and was cut back to
- * the tokens that were restored. A third process, without a store, compares the two: the logits
+ * them still has them as f16. So the second text is not that of a cold cache to the bit, but that
+ * of a sequence that has computed story and question of the first process itself and was cut back
+ * to the tokens that were restored. A third process, without a store, compares the two: the logits
  * behind the question have the same bits.
  */
 #define _XOPEN_SOURCE 700 /* nftw */

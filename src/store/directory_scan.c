@@ -169,8 +169,8 @@ typedef struct eviction {
 } eviction;
 
 /*
- * Below 0: a was used before b. A time in the future is of a clock that was wrong: nobody knows when
- * such a value was used, and it would outlast all others.
+ * Below 0: a was used before b. A time in the future is of a clock that was wrong: nobody knows
+ * when such a value was used, and it would outlast all others.
  */
 static int compare(const old_value *a, const old_value *b)
 {
