@@ -441,12 +441,14 @@ kvt_status kvt_redis_link_open(const kvt_redis *redis, kvt_redis_link *link,
     link->timed_out = 0;
     if (end_ms > clock->end_ms)
         end_ms = clock->end_ms;
-    link->reader = redisReaderCreate();
-    if (!link->reader)
+    if (!kvt_redis_link_make_reader(link))
         return kvt_store_fail(error, KVT_ERR_MEMORY, "no memory for a connection");
     link->fd = link->node->host ? connect_host(link, end_ms, error)
                                 : connect_socket(link, redis->unix_path, end_ms, error);
     status = link->fd < 0 ? KVT_ERR_IO : greet(redis, link, clock, error);
+    if (status == KVT_OK && !kvt_redis_link_is_clean(link))
+        status =
+            kvt_store_fail(error, KVT_ERR_IO, "%s answers what it was not asked", link->node->name);
     if (status != KVT_OK)
         kvt_redis_link_close(link);
     return status;
