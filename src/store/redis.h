@@ -145,6 +145,8 @@ void kvt_redis_append_string(kvt_redis_link *link, const void *text, size_t byte
 /* A command of words, each up to a zero; the last one is NULL. */
 void kvt_redis_append_words(kvt_redis_link *link, ...);
 
+/* Send until the socket takes no more. Returns whether a byte was sent. */
+int kvt_redis_link_send(kvt_redis_link *link);
 /* Send and receive what can be without waiting. *moved: whether any byte was. */
 kvt_status kvt_redis_link_move(kvt_redis_link *link, const kvt_store_receiver *receiver,
                                const kvt_redis_clock *clock, int *moved, kvt_store_error *error);
