@@ -18,3 +18,8 @@ if(kvtile_redis)
   kvtile_redis_test(store_redis_faults)
   kvtile_redis_test(store_cluster)
 endif()
+
+if(kvtile_redis) # not a test: it measures
+  add_executable(time_redis EXCLUDE_FROM_ALL time_redis.c)
+  target_link_libraries(time_redis PRIVATE redis_support kvtile_warnings)
+endif()
