@@ -1,6 +1,6 @@
 # Tests of stores on Redis; included by tests/CMakeLists.txt. They start servers of their own, on free
 # ports of the loopback, and are skipped where there is no redis-server.
-add_library(redis_support STATIC redis_support.c redis_values.c)
+add_library(redis_support STATIC redis_fake.c redis_support.c redis_values.c)
 target_link_libraries(redis_support PUBLIC test_support PRIVATE kvtile_warnings)
 
 function(kvtile_redis_test name)
@@ -16,4 +16,13 @@ endfunction()
 kvtile_redis_test(store_redis threads)
 if(kvtile_redis AND kvtile_crypt)
   kvtile_redis_test(store_soak)
+endif()
+if(kvtile_redis)
+  kvtile_redis_test(store_redis_faults)
+  kvtile_redis_test(store_cluster)
+endif()
+
+if(kvtile_redis) # not a test: it measures
+  add_executable(time_redis EXCLUDE_FROM_ALL time_redis.c)
+  target_link_libraries(time_redis PRIVATE redis_support kvtile_warnings)
 endif()

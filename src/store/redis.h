@@ -73,7 +73,10 @@ typedef struct kvt_redis_link {
     int fd; /* -1: none */
     const kvt_redis_node *node;
     redisReader *reader;
-    unsigned char *in; /* bytes received, not yet used: in_begin .. in_end - 1 */
+    redisReplyObjectFunctions functions; /* the reader's, but for create_array */
+    const redisReplyObjectFunctions *own_functions;
+    uint64_t n_elements; /* of all arrays of the reply that is read */
+    unsigned char *in;   /* bytes received, not yet used: in_begin .. in_end - 1 */
     size_t in_begin, in_end;
     kvt_redis_incoming value;
     /* To be sent. */
@@ -143,6 +146,8 @@ void kvt_redis_append_string(kvt_redis_link *link, const void *text, size_t byte
 /* A command of words, each up to a zero; the last one is NULL. */
 void kvt_redis_append_words(kvt_redis_link *link, ...);
 
+/* Send until the socket takes no more. Returns whether a byte was sent. */
+int kvt_redis_link_send(kvt_redis_link *link);
 /* Send and receive what can be without waiting. *moved: whether any byte was. */
 kvt_status kvt_redis_link_move(kvt_redis_link *link, const kvt_store_receiver *receiver,
                                const kvt_redis_clock *clock, int *moved, kvt_store_error *error);
@@ -155,6 +160,8 @@ kvt_status kvt_redis_check_time(const kvt_redis *redis, const kvt_redis_clock *c
 
 /* ---- redis_reply.c ---- */
 
+/* Make the link's reader. 0: no memory. */
+int kvt_redis_link_make_reader(kvt_redis_link *link);
 /* "NODE: what: the system's text". KVT_ERR_IO. */
 kvt_status kvt_redis_fail_errno(const kvt_redis_link *link, const char *what, int number,
                                 kvt_store_error *error);

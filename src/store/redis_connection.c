@@ -200,9 +200,9 @@ void kvt_redis_append_words(kvt_redis_link *link, ...)
     va_end(words);
 }
 
-/* Send until the socket takes no more. After a failure nothing is sent, but replies are read still:
-   a server that closes a connection has often said why. */
-static int send_some(kvt_redis_link *link)
+/* After a failure nothing is sent, but replies are read still: a server that closes a connection has
+   often said why. */
+int kvt_redis_link_send(kvt_redis_link *link)
 {
     int moved = 0;
     while (link->first < link->n_segments) {
@@ -258,7 +258,7 @@ kvt_status kvt_redis_link_move(kvt_redis_link *link, const kvt_store_receiver *r
 
     if (link->no_memory)
         return kvt_store_fail(error, KVT_ERR_MEMORY, "no memory for a command");
-    *moved = send_some(link);
+    *moved = kvt_redis_link_send(link);
     status = kvt_redis_link_receive(link, receiver, moved, error);
     if (status != KVT_OK)
         return status;
@@ -441,12 +441,14 @@ kvt_status kvt_redis_link_open(const kvt_redis *redis, kvt_redis_link *link,
     link->timed_out = 0;
     if (end_ms > clock->end_ms)
         end_ms = clock->end_ms;
-    link->reader = redisReaderCreate();
-    if (!link->reader)
+    if (!kvt_redis_link_make_reader(link))
         return kvt_store_fail(error, KVT_ERR_MEMORY, "no memory for a connection");
     link->fd = link->node->host ? connect_host(link, end_ms, error)
                                 : connect_socket(link, redis->unix_path, end_ms, error);
     status = link->fd < 0 ? KVT_ERR_IO : greet(redis, link, clock, error);
+    if (status == KVT_OK && !kvt_redis_link_is_clean(link))
+        status =
+            kvt_store_fail(error, KVT_ERR_IO, "%s answers what it was not asked", link->node->name);
     if (status != KVT_OK)
         kvt_redis_link_close(link);
     return status;

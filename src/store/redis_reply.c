@@ -19,6 +19,34 @@
 #define AHEAD_BYTES ((size_t)32 << 10) /* received behind bytes that are placed: they are copied */
 #define LINE_BYTES ((size_t)16 << 10)  /* longer lines are no Redis */
 #define REPLY_BYTES ((size_t)64 << 20) /* of a reply that hiredis holds */
+#define REPLY_ELEMENTS 1000000 /* of its arrays: hiredis makes room for all that are announced */
+
+#if HIREDIS_MAJOR >= 1
+typedef size_t array_count;
+#else
+typedef int array_count;
+#endif
+
+static void *create_array(const redisReadTask *task, array_count n)
+{
+    kvt_redis_link *link = task->privdata;
+    link->n_elements += (uint64_t)n;
+    return link->n_elements > REPLY_ELEMENTS ? NULL : link->own_functions->createArray(task, n);
+}
+
+int kvt_redis_link_make_reader(kvt_redis_link *link)
+{
+    link->reader = redisReaderCreate();
+    if (!link->reader)
+        return 0;
+    link->own_functions = link->reader->fn;
+    link->functions = *link->reader->fn;
+    link->functions.createArray = create_array;
+    link->reader->fn = &link->functions;
+    link->reader->privdata = link;
+    link->n_elements = 0;
+    return 1;
+}
 
 /* ---- texts ---- */
 
@@ -257,6 +285,9 @@ kvt_status kvt_redis_link_next(kvt_redis_link *link, const kvt_store_receiver *r
         }
         return next_of_value(link, receiver, event, error);
     }
+    /* A single line: not the beginning of something longer, for which hiredis would make room. */
+    if (!memchr("+-:", line[0], 3) && (n != 5 || memcmp(line, "$-1\r\n", 5) != 0))
+        return fail_protocol(link, "a reply of another type", error);
     if (redisReaderFeed(link->reader, (const char *)line, n) != REDIS_OK)
         return kvt_store_fail(error, KVT_ERR_MEMORY, "no memory for a reply");
     if (redisReaderGetReply(link->reader, &parsed) != REDIS_OK)
@@ -290,6 +321,7 @@ kvt_status kvt_redis_link_take(const kvt_redis *redis, kvt_redis_link *link,
         if (parsed) {
             *reply = parsed;
             link->since_ms = 0;
+            link->n_elements = 0;
             return KVT_OK;
         }
         if (link->reader->len - link->reader->pos > REPLY_BYTES)

@@ -2,15 +2,17 @@
  * One command a key, pipelined, to the node that has it; to several nodes side by side.
  *
  * A job runs in rounds. In a round each command that is not done goes into the queue of its slot's
- * node; every link sends up to `pipeline` commands before their answers are there; the round ends
- * when no link has anything left. A redirection (MOVED, ASK) or a lost node of a cluster leaves
- * commands for another round, before which the map of slots is fetched. A single server that is
- * lost ends the job, as does a lost node that the map still has: a new master is used by the next
- * call.
+ * node; every link sends up to `pipeline` commands before their answers are there; the round ends when
+ * no link has anything left. A receiver is given one value after the other: while one link is in the
+ * middle of one, the others only send.
  *
- * An answer that is an error ends the job, too: nothing more is sent, but what was sent is
- * answered, so that it is known what has been put and the connection stays in order. A connection
- * with answers outstanding is closed.
+ * A redirection (MOVED, ASK) or a lost node of a cluster leaves commands for another round, before
+ * which the map of slots is fetched. A single server that is lost ends the job, as does a lost node
+ * that the map still has: a new master is used by the next call.
+ *
+ * An answer that is an error ends the job, too: nothing more is sent, but what was sent is answered,
+ * so that it is known what has been put and the connection stays in order. A connection with
+ * answers outstanding is closed.
  */
 #include "src/store/redis.h"
 
@@ -42,9 +44,8 @@ typedef struct run {
     command *commands;
     kvt_status status; /* of the job's first failure, which *error tells */
     kvt_store_error *error;
-    int stopped; /* by the receiver */
-    /* The link whose value the receiver is being given; the others wait for its end. */
-    const kvt_redis_link *giving;
+    int stopped;                  /* by the receiver */
+    const kvt_redis_link *giving; /* whose value the receiver has some of: no other's is given */
     int is_cluster, del, has_ttl;
     char expire[16]; /* ttl_seconds */
     /* Of a round. */
@@ -256,8 +257,9 @@ static kvt_status step(run *r, kvt_redis_link *link, int *moved, kvt_store_error
         link->queue = SIZE_MAX;
     if (link->ring_count == 0)
         return KVT_OK;
-    if (r->giving && r->giving != link) {
-        link->since_ms = 0; /* it is not asked for anything: it cannot be late, and is not polled */
+    if (r->giving && r->giving != link) { /* what it has to give waits in the socket */
+        *moved = kvt_redis_link_send(link);
+        link->since_ms = 0;
         return KVT_OK;
     }
     status = kvt_redis_link_move(link, r->job->receiver, &r->clock, moved, error);
@@ -268,7 +270,6 @@ static kvt_status step(run *r, kvt_redis_link *link, int *moved, kvt_store_error
         redisReply *reply = NULL;
 
         status = kvt_redis_link_next(link, receiver, head.index, &event, &reply, error);
-        r->giving = link->value.active ? link : NULL;
         if (status != KVT_OK || event == KVT_REDIS_NOTHING)
             break;
         if (event == KVT_REDIS_STOPPED) {
@@ -285,6 +286,7 @@ static kvt_status step(run *r, kvt_redis_link *link, int *moved, kvt_store_error
         if (reply)
             freeReplyObject(reply);
     }
+    r->giving = link->value.active ? link : NULL;
     if (status == KVT_OK && link->ring_count == 0) {
         link->since_ms = 0;
         if (!kvt_redis_link_is_clean(link))
@@ -313,8 +315,6 @@ static void lose_link(run *r, int node, kvt_status status, const kvt_store_error
 {
     kvt_redis_link *link = r->client->links[node];
 
-    if (r->giving == link)
-        r->giving = NULL;
     if (link->timed_out)
         kvt_redis_node_failed(r->redis, node, error);
     if (link->value.active) /* the receiver has some of it and cannot be given it from the start */
@@ -324,12 +324,13 @@ static void lose_link(run *r, int node, kvt_status status, const kvt_store_error
             node;
     for (size_t i = link->queue; i != SIZE_MAX; i = r->commands[i].next)
         r->commands[i].failed_node = node;
+    if (r->giving == link)
+        r->giving = NULL;
     kvt_redis_link_close(link);
     lose_node(r, node, status, error);
 }
 
-/* Put the commands that are not finished into their nodes' queues. Returns whether there are
-   any. */
+/* Put the commands that are not finished into their nodes' queues. Returns whether there are any. */
 static int assign(run *r)
 {
     kvt_redis *redis = r->redis;
