@@ -66,17 +66,6 @@ static kvt_block *sealed_block(const kvt_seq *seq, size_t row, uint32_t g)
     return NULL;
 }
 
-/* Whether a row is open in a group: nothing of it or behind it can be put. */
-static int is_open(const kvt_seq *seq, size_t row)
-{
-    for (uint32_t g = 0; g < seq->cache->n_groups; g++) {
-        const kvt_block *block = kvt_seq_block(seq, row, g);
-        if (block && kvt_is_open(block->form))
-            return 1;
-    }
-    return 0;
-}
-
 /* ---- values ---- */
 
 /* Digests of a block's layers, after which its images are at *images. copy: room, where needed. */
@@ -226,7 +215,7 @@ static kvt_status add_block(batch *b, const kvt_block *block, size_t row, uint32
     return KVT_OK;
 }
 
-static kvt_status put_rows(kvt_stored *p, size_t rows, kvt_prefix_result *result)
+static kvt_status put_rows(kvt_stored *p, kvt_prefix_result *result)
 {
     kvt_status status;
     batch *b;
@@ -239,7 +228,7 @@ static kvt_status put_rows(kvt_stored *p, size_t rows, kvt_prefix_result *result
     memset(b, 0, sizeof *b);
     b->p = p;
     b->result = result;
-    for (size_t row = 0; row < rows && status == KVT_OK; row++)
+    for (size_t row = 0; row < p->n_rows && status == KVT_OK; row++)
         for (uint32_t g = 0; g < p->cache->n_groups && status == KVT_OK; g++) {
             const kvt_block *block = sealed_block(p->seq, row, g);
             if (block && !p->found.data[kvt_stored_at(p, row, g)])
@@ -425,7 +414,7 @@ kvt_status kvt_prefix_put(const kvt_store *store, const kvt_seq *seq,
     kvt_stored p;
     kvt_prefix_result made;
     uint64_t n_tokens = 0;
-    size_t rows = 0, i;
+    size_t i;
     kvt_status status = kvt_stored_admit(&p, "kvt_prefix_put", store, seq, options);
 
     if (!seq)
@@ -438,14 +427,12 @@ kvt_status kvt_prefix_put(const kvt_store *store, const kvt_seq *seq,
         if (p.options.n_tokens && p.options.n_tokens < n_tokens)
             n_tokens = p.options.n_tokens;
         n_tokens = count_keyed(seq, n_tokens);
-        while (rows < n_tokens / KVT_TOKENS && !is_open(seq, rows))
-            rows++;
         status = kvt_stored_make_keys(&p, NULL, n_tokens);
     }
     if (status == KVT_OK)
         status = kvt_stored_find(&p);
     if (status == KVT_OK)
-        status = put_rows(&p, rows, &made);
+        status = put_rows(&p, &made);
     for (i = 0; status == KVT_OK && p.options.checkpoints && i < seq->n_checkpoints; i++)
         if (seq->checkpoints[i]->n_tokens > 0 && seq->checkpoints[i]->n_tokens <= n_tokens)
             status = put_checkpoint(&p, seq->checkpoints[i], &made);
