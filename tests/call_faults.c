@@ -36,7 +36,6 @@ static struct {
     int file;
 } known[MOST_FDS];
 
-int __real_open(const char *path, int flags, ...);
 int __wrap_open(const char *path, int flags, mode_t mode);
 ssize_t __real_read(int fd, void *data, size_t n);
 ssize_t __wrap_read(int fd, void *data, size_t n);
@@ -44,6 +43,8 @@ ssize_t __real_pread(int fd, void *data, size_t n, off_t at);
 ssize_t __wrap_pread(int fd, void *data, size_t n, off_t at);
 ssize_t __real_write(int fd, const void *data, size_t n);
 ssize_t __wrap_write(int fd, const void *data, size_t n);
+ssize_t __real_pwrite(int fd, const void *data, size_t n, off_t at);
+ssize_t __wrap_pwrite(int fd, const void *data, size_t n, off_t at);
 int __real_fsync(int fd);
 int __wrap_fsync(int fd);
 int __real_close(int fd);
@@ -62,6 +63,20 @@ int __real_stat(const char *path, struct stat *status);
 int __wrap_stat(const char *path, struct stat *status);
 int __real_lstat(const char *path, struct stat *status);
 int __wrap_lstat(const char *path, struct stat *status);
+int __real_openat(int folder, const char *path, int flags, ...);
+int __wrap_openat(int folder, const char *path, int flags, mode_t mode);
+int __real_renameat(int from_folder, const char *from, int to_folder, const char *to);
+int __wrap_renameat(int from_folder, const char *from, int to_folder, const char *to);
+int __real_unlinkat(int folder, const char *path, int flags);
+int __wrap_unlinkat(int folder, const char *path, int flags);
+int __real_fstatat(int folder, const char *path, struct stat *status, int flags);
+int __wrap_fstatat(int folder, const char *path, struct stat *status, int flags);
+int __real_mkdir(const char *path, mode_t mode);
+int __wrap_mkdir(const char *path, mode_t mode);
+int __real_mkdirat(int folder, const char *path, mode_t mode);
+int __wrap_mkdirat(int folder, const char *path, mode_t mode);
+int __real_futimens(int fd, const struct timespec times[2]);
+int __wrap_futimens(int fd, const struct timespec times[2]);
 int __real_flock(int fd, int operation);
 int __wrap_flock(int fd, int operation);
 int __real_fcntl(int fd, int command, long argument);
@@ -74,12 +89,16 @@ int __real_munmap(void *at, size_t n);
 int __wrap_munmap(void *at, size_t n);
 DIR *__real_opendir(const char *path);
 DIR *__wrap_opendir(const char *path);
+DIR *__real_fdopendir(int fd);
+DIR *__wrap_fdopendir(int fd);
 struct dirent *__real_readdir(DIR *folder);
 struct dirent *__wrap_readdir(DIR *folder);
 char *__real_realpath(const char *path, char *to);
 char *__wrap_realpath(const char *path, char *to);
 void *__real_malloc(size_t n);
 void *__wrap_malloc(size_t n);
+void *__real_calloc(size_t n, size_t bytes);
+void *__wrap_calloc(size_t n, size_t bytes);
 void *__real_realloc(void *memory, size_t n);
 void *__wrap_realloc(void *memory, size_t n);
 void *__real_aligned_alloc(size_t alignment, size_t n);
@@ -123,10 +142,10 @@ int calls_met(void)
 const char *call_name(call_kind kind)
 {
     static const char *const names[CALL_KINDS] = {
-        "open",    "read",    "pread",     "write",        "fsync", "close",
-        "rename",  "unlink",  "ftruncate", "fchmod",       "fstat", "stat",
-        "lstat",   "flock",   "fcntl",     "getrandom",    "mmap",  "munmap",
-        "opendir", "readdir", "realpath",  "an allocation"};
+        "open",    "read",    "pread",     "write",    "pwrite",       "fsync",     "close",
+        "rename",  "unlink",  "ftruncate", "fchmod",   "fstat",        "stat",      "lstat",
+        "fstatat", "mkdir",   "futimens",  "flock",    "fcntl",        "getrandom", "mmap",
+        "munmap",  "opendir", "readdir",   "realpath", "an allocation"};
     return names[kind];
 }
 
@@ -220,19 +239,24 @@ static size_t part_of(call_fate fate, size_t n)
 
 /* ---- the calls ---- */
 
-int __wrap_open(const char *path, int flags, mode_t mode)
+int __wrap_openat(int folder, const char *path, int flags, mode_t mode)
 {
     call_fate fate = take(CALL_OPEN, -1, path, NULL, flags, NULL, 0);
     int fd;
     if (fate == FATE_FAIL)
         return -1;
-    fd = __real_open(path, flags, mode);
+    fd = __real_openat(folder, path, flags, mode);
     if (counts(CALL_OPEN)) {
         calls[n_calls - 1].file = n_files;
         remember(fd, calls[n_calls - 1].role, n_files++);
     }
     after(fate);
     return fd;
+}
+
+int __wrap_open(const char *path, int flags, mode_t mode)
+{
+    return __wrap_openat(AT_FDCWD, path, flags, mode);
 }
 
 ssize_t __wrap_read(int fd, void *data, size_t n)
@@ -264,6 +288,17 @@ ssize_t __wrap_write(int fd, const void *data, size_t n)
     if (fate == FATE_FAIL || fate == FATE_END)
         return fate == FATE_FAIL ? -1 : 0;
     done = __real_write(fd, data, part_of(fate, n));
+    after(fate);
+    return done;
+}
+
+ssize_t __wrap_pwrite(int fd, const void *data, size_t n, off_t at)
+{
+    call_fate fate = take(CALL_PWRITE, fd, NULL, NULL, 0, data, n);
+    ssize_t done;
+    if (fate == FATE_FAIL || fate == FATE_END)
+        return fate == FATE_FAIL ? -1 : 0;
+    done = __real_pwrite(fd, data, part_of(fate, n), at);
     after(fate);
     return done;
 }
@@ -327,6 +362,42 @@ int __wrap_unlink(const char *path)
 {
     call_fate fate = take(CALL_UNLINK, -1, path, NULL, 0, NULL, 0);
     PLAIN(CALL_UNLINK, __real_unlink(path));
+}
+
+int __wrap_renameat(int from_folder, const char *from, int to_folder, const char *to)
+{
+    call_fate fate = take(CALL_RENAME, -1, from, to, 0, NULL, 0);
+    PLAIN(CALL_RENAME, __real_renameat(from_folder, from, to_folder, to));
+}
+
+int __wrap_unlinkat(int folder, const char *path, int flags)
+{
+    call_fate fate = take(CALL_UNLINK, -1, path, NULL, flags, NULL, 0);
+    PLAIN(CALL_UNLINK, __real_unlinkat(folder, path, flags));
+}
+
+int __wrap_fstatat(int folder, const char *path, struct stat *status, int flags)
+{
+    call_fate fate = take(CALL_FSTATAT, -1, path, NULL, flags, NULL, 0);
+    PLAIN(CALL_FSTATAT, __real_fstatat(folder, path, status, flags));
+}
+
+int __wrap_mkdir(const char *path, mode_t mode)
+{
+    call_fate fate = take(CALL_MKDIR, -1, path, NULL, 0, NULL, 0);
+    PLAIN(CALL_MKDIR, __real_mkdir(path, mode));
+}
+
+int __wrap_mkdirat(int folder, const char *path, mode_t mode)
+{
+    call_fate fate = take(CALL_MKDIR, -1, path, NULL, 0, NULL, 0);
+    PLAIN(CALL_MKDIR, __real_mkdirat(folder, path, mode));
+}
+
+int __wrap_futimens(int fd, const struct timespec times[2])
+{
+    call_fate fate = take(CALL_FUTIMENS, fd, NULL, NULL, 0, NULL, 0);
+    PLAIN(CALL_FUTIMENS, __real_futimens(fd, times));
 }
 
 int __wrap_ftruncate(int fd, off_t n)
@@ -421,6 +492,17 @@ DIR *__wrap_opendir(const char *path)
     return answer;
 }
 
+DIR *__wrap_fdopendir(int fd)
+{
+    call_fate fate = take(CALL_OPENDIR, fd, NULL, NULL, 0, NULL, 0);
+    DIR *answer;
+    if (fate == FATE_FAIL)
+        return NULL;
+    answer = __real_fdopendir(fd);
+    after(fate);
+    return answer;
+}
+
 struct dirent *__wrap_readdir(DIR *folder)
 {
     call_fate fate = take(CALL_READDIR, -1, NULL, NULL, 0, NULL, 0);
@@ -448,6 +530,13 @@ char *__wrap_realpath(const char *path, char *to)
 void *__wrap_malloc(size_t n)
 {
     return take(CALL_ALLOC, -1, NULL, NULL, 0, NULL, n) == FATE_FAIL ? NULL : __real_malloc(n);
+}
+
+void *__wrap_calloc(size_t n, size_t bytes)
+{
+    return take(CALL_ALLOC, -1, NULL, NULL, 0, NULL, n * bytes) == FATE_FAIL
+               ? NULL
+               : __real_calloc(n, bytes);
 }
 
 void *__wrap_realloc(void *memory, size_t n)

@@ -2,6 +2,8 @@
  * The library's system calls and allocations, taken by the linker (--wrap) in programs that link
  * the static library: counted, recorded, made to fail, or to end the process.
  *
+ * Calls relative to a folder (openat, renameat, ...) count as those that are not.
+ *
  * Only what happens between calls_arm and calls_disarm counts. Calls of the shared libraries
  * (libc's own, zstd's, libsodium's) are not taken.
  */
@@ -17,6 +19,7 @@ typedef enum call_kind {
     CALL_READ,
     CALL_PREAD,
     CALL_WRITE,
+    CALL_PWRITE,
     CALL_FSYNC,
     CALL_CLOSE,
     CALL_RENAME,
@@ -26,15 +29,18 @@ typedef enum call_kind {
     CALL_FSTAT,
     CALL_STAT,
     CALL_LSTAT,
+    CALL_FSTATAT,
+    CALL_MKDIR,
+    CALL_FUTIMENS,
     CALL_FLOCK,
     CALL_FCNTL,
     CALL_GETRANDOM,
     CALL_MMAP,
     CALL_MUNMAP,
-    CALL_OPENDIR,
+    CALL_OPENDIR, /* and fdopendir */
     CALL_READDIR,
     CALL_REALPATH,
-    CALL_ALLOC, /* malloc, realloc, aligned_alloc, and calls_alloc */
+    CALL_ALLOC, /* malloc, calloc, realloc, aligned_alloc, and calls_alloc */
     CALL_KINDS
 } call_kind;
 
@@ -61,11 +67,11 @@ typedef struct call {
 typedef enum call_fate {
     FATE_NONE,
     FATE_FAIL,        /* it does nothing and answers an error; close and munmap are done */
-    FATE_SHORT,       /* read, pread, write: a part; of one byte nothing is left out */
+    FATE_SHORT,       /* read, pread, write, pwrite: a part; of one byte nothing is left out */
     FATE_END,         /* read, pread: 0 bytes */
     FATE_PRETEND,     /* nothing is done, and success answered: fsync, rename */
     FATE_KILL_BEFORE, /* the process ends by SIGKILL */
-    FATE_KILL_AMID,   /* write: a part of it is done */
+    FATE_KILL_AMID,   /* write, pwrite: a part of it is done */
     FATE_KILL_AFTER
 } call_fate;
 

@@ -3,8 +3,13 @@
  * 2 kv heads of 64 dims, 512 bytes a token as f32 in each side of a layer. The values of token
  * TOKEN of layer 1 are others than without it; "none" is none; a number from TOKENS on is the blob
  * of a checkpoint at the end. With a parent it is a delta, and has a piece "title" of 5 bytes.
+ *
+ * make_snapshot store:FOLDER TOKENS, make_snapshot redis:PORT TOKENS: the blocks of that sequence
+ * into a store, of a server on 127.0.0.1. Prints how many values were written. Exit code 77: the
+ * library cannot.
  */
 #include <kvtile/kvtile.h>
+#include <kvtile/store.h>
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -52,6 +57,31 @@ static int fill(kvt_seq *seq, uint64_t n_tokens, uint64_t changed)
     return 0;
 }
 
+/* Its exit code. */
+static int put(const char *to, const kvt_seq *seq)
+{
+    kvt_directory_config directory = {.struct_size = sizeof directory};
+    kvt_redis_config redis = {.struct_size = sizeof redis};
+    kvt_prefix_result result = {0};
+    kvt_status status;
+    kvt_store store;
+
+    memset(&store, 0, sizeof store);
+    directory.path = strchr(to, ':') + 1;
+    if (*to == 's') {
+        status = kvt_store_open_directory(&directory, &store);
+    } else {
+        redis.port = (uint32_t)strtoul(directory.path, NULL, 10);
+        status = kvt_store_open_redis(&redis, &store);
+    }
+    if (status == KVT_OK)
+        status = kvt_prefix_put(&store, seq, NULL, &result);
+    kvt_store_close(&store);
+    if (status == KVT_OK)
+        printf("%u\n", (unsigned)result.n_values);
+    return status == KVT_OK ? 0 : status == KVT_ERR_UNSUPPORTED ? 77 : 1;
+}
+
 int main(int argc, char **argv)
 {
     kvt_group_config group = kvt_group_config_init();
@@ -85,8 +115,11 @@ int main(int argc, char **argv)
     bad = kvt_cache_create(&config, &cache) != KVT_OK || kvt_seq_create(cache, &seq) != KVT_OK ||
           fill(seq, n_tokens, changed) != 0 ||
           (changed >= n_tokens && changed != UINT64_MAX &&
-           kvt_seq_checkpoint(seq, &changed, sizeof changed) != KVT_OK) ||
-          kvt_seq_save(seq, argv[1], &options) != KVT_OK;
+           kvt_seq_checkpoint(seq, &changed, sizeof changed) != KVT_OK);
+    if (!bad && (strncmp(argv[1], "store:", 6) == 0 || strncmp(argv[1], "redis:", 6) == 0))
+        bad = put(argv[1], seq);
+    else if (!bad)
+        bad = kvt_seq_save(seq, argv[1], &options) != KVT_OK;
     kvt_seq_destroy(seq);
     kvt_cache_destroy(cache);
     return bad;

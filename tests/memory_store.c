@@ -29,6 +29,7 @@ void memory_store_drop(memory_store *m, memory_value *value)
     *value = m->values[--m->n];
 }
 
+/* A value of so many bytes, which are to be written, in place of one that is there. */
 static memory_value *add(memory_store *m, const kvt_store_key *key, size_t bytes)
 {
     memory_value *value = memory_store_find(m, key);
@@ -46,6 +47,15 @@ static memory_value *add(memory_store *m, const kvt_store_key *key, size_t bytes
     value->bytes = bytes;
     value->data = malloc(bytes + 1);
     assert_non_null(value->data);
+    return value;
+}
+
+memory_value *memory_store_set(memory_store *m, const kvt_store_key *key, const void *data,
+                               size_t bytes)
+{
+    memory_value *value = add(m, key, bytes);
+    if (bytes)
+        memcpy(value->data, data, bytes);
     return value;
 }
 
@@ -189,7 +199,7 @@ void memory_store_free(memory_store *m)
 void memory_store_copy(const memory_store *from, memory_store *to)
 {
     for (size_t i = 0; i < from->n; i++) {
-        memory_value *value = add(to, &from->values[i].key, from->values[i].bytes);
-        memcpy(value->data, from->values[i].data, value->bytes);
+        const memory_value *value = &from->values[i];
+        (void)memory_store_set(to, &value->key, value->data, value->bytes);
     }
 }

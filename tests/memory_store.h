@@ -33,6 +33,9 @@ void memory_store_free(memory_store *m);
 /* The value of a key, or NULL. */
 memory_value *memory_store_find(memory_store *m, const kvt_store_key *key);
 void memory_store_drop(memory_store *m, memory_value *value);
+/* A copy of some bytes as the value of a key, in place of one that is there. */
+memory_value *memory_store_set(memory_store *m, const kvt_store_key *key, const void *data,
+                               size_t n);
 /* A copy of the values, into a store that has been opened. */
 void memory_store_copy(const memory_store *from, memory_store *to);
 

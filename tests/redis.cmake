@@ -14,3 +14,6 @@ function(kvtile_redis_test name)
 endfunction()
 
 kvtile_redis_test(store_redis threads)
+if(kvtile_redis AND kvtile_crypt)
+  kvtile_redis_test(store_soak)
+endif()

@@ -4,7 +4,7 @@ target_link_libraries(snapshot_support PUBLIC test_support PRIVATE kvtile_warnin
 
 foreach(name snapshot snapshot_damage snapshot_flips snapshot_bounds snapshot_options snapshot_delta
     snapshot_map snapshot_ranges snapshot_convert snapshot_parts snapshot_files snapshot_rows
-    snapshot_state
+    snapshot_parents snapshot_state
     snapshot_working seal fork select remove
     checkpoint accounting operations 4bit)
   add_executable(test_${name} test_${name}.c)
@@ -13,6 +13,7 @@ foreach(name snapshot snapshot_damage snapshot_flips snapshot_bounds snapshot_op
   set_tests_properties(${name} PROPERTIES TIMEOUT 1200)
 endforeach()
 target_link_libraries(test_snapshot_bounds PRIVATE kvtile::xxhash)
+target_link_libraries(test_snapshot_parents PRIVATE kvtile::xxhash)
 target_sources(test_operations PRIVATE operations_model.c operations_forms.c
   operations_attention.c)
 target_link_libraries(test_operations PRIVATE Threads::Threads m)
@@ -29,8 +30,9 @@ add_test(NAME snapshot_calls COMMAND test_snapshot_calls)
 
 # Each of its system calls and allocations failing, or its last one; call_faults.c. (Where pointers
 # have 32 bits the calls have other names.)
-set(taken_calls open read pread write writev fsync close rename unlink ftruncate fchmod fstat stat lstat
-  flock fcntl getrandom mmap munmap opendir readdir realpath malloc realloc aligned_alloc)
+set(taken_calls open openat read pread write pwrite writev fsync close rename renameat unlink unlinkat
+  ftruncate fchmod fstat stat lstat fstatat mkdir mkdirat futimens flock fcntl getrandom mmap munmap
+  opendir fdopendir readdir realpath malloc calloc realloc aligned_alloc)
 if(CMAKE_SIZEOF_VOID_P EQUAL 8)
   foreach(name faults crash)
     add_executable(test_snapshot_${name} test_snapshot_${name}.c snapshot_scenes.c call_faults.c)
@@ -145,6 +147,10 @@ if(TARGET kvtile_tool)
   add_test(NAME tool COMMAND sh ${CMAKE_CURRENT_SOURCE_DIR}/test_tool.sh
     $<TARGET_FILE:kvtile_tool> ${golden} ${CMAKE_CURRENT_BINARY_DIR}/test_tool
     $<TARGET_FILE:make_snapshot>)
+  add_test(NAME tool_store COMMAND sh ${CMAKE_CURRENT_SOURCE_DIR}/test_tool_store.sh
+    $<TARGET_FILE:kvtile_tool> ${CMAKE_CURRENT_BINARY_DIR}/test_tool_store
+    $<TARGET_FILE:make_snapshot>)
+  set_tests_properties(tool_store PROPERTIES SKIP_RETURN_CODE 77 TIMEOUT 600)
   if(KVTILE_PYTHON)
     add_test(NAME tool_arrays COMMAND ${KVTILE_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/test_tool_arrays.py
       $<TARGET_FILE:kvtile_tool> ${CMAKE_CURRENT_BINARY_DIR}/test_tool_arrays ${golden_files})

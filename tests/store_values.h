@@ -9,7 +9,7 @@
 
 #include <kvtile/store.h>
 
-/* The key of a number. */
+/* The key of a number. They are in four folders, so that a scan has few calls to fail or die in. */
 kvt_store_key key_of(uint64_t number);
 /* The value of a number in one of its versions: with a sum over itself and its key. At least 24
    bytes, else bytes that have no sum. */

@@ -298,6 +298,11 @@ static kvt_status convert(const char *from, const kvt_load_options *l, const cha
     assert_int_equal(kvt_snapshot_convert(from ? in_folder(from) : NULL, l,
                                           to ? in_folder(to) : NULL, o, NULL, 0),
                      status);
+    text[0] = 'x';
+    assert_int_equal(kvt_snapshot_convert(from ? in_folder(from) : NULL, l,
+                                          to ? in_folder(to) : NULL, o, text, 0),
+                     status);
+    assert_int_equal(text[0], 'x');
     return status;
 }
 
@@ -465,7 +470,7 @@ static void parts_of_files(void **state)
     assert_int_equal(info.groups[0].window_tokens, 70);
     assert_int_equal(info.groups[1].v_type, KVT_TYPE_F16);
     o = saves(KVT_CODEC_RAW);
-    for (int i = 0; i < 16; i++) {
+    for (int i = 0; i < 18; i++) {
         kvt_status expected = KVT_ERR_ARG;
         const char *from = "a", *to = "x", *says = "";
         l = loads();
@@ -485,6 +490,8 @@ static void parts_of_files(void **state)
         case 11: from = NULL, says = "path"; break;
         case 12: to = NULL, says = "path"; break;
         case 13: from = "none", expected = KVT_ERR_IO, says = "none"; break;
+        case 16: o.pieces = &piece, o.n_pieces = SIZE_MAX, says = "n_pieces is too large"; break;
+        case 17: l.n_prompt = 1, says = "prompt"; break;
         case 14: l.progress = stop, expected = KVT_ERR_CANCELLED, says = "cancelled"; break;
         default:
             l.on_piece = stop_at_piece, expected = KVT_ERR_CANCELLED, says = "cancelled";

@@ -1172,6 +1172,8 @@ static void test_unknown_sections(void **state)
                 section[i] ^= 4;
                 must_refuse(&v, file, good.n + 80, "unknown section", i);
                 section[i] ^= 4;
+                must_refuse(&v, file, end + i, "cut in an unknown section", i);
+                expect_error_text(v.cache, "it is cut here", "cut in an unknown section");
             }
         } else {
             must_refuse(&v, file, good.n + 80, "unknown section, flags", flags);
@@ -1226,6 +1228,8 @@ static void test_mismatch(void **state)
     OTHER(m.groups[1].window_tokens = 9, "window_tokens of group 1 is 9, the cache's is 0");
     OTHER((m.groups[1].window_tokens = 9, m.groups[1].sink_tokens = 3), "window_tokens of group 1");
     OTHER((m.layers[0][1] = 1, m.layers[1][0] = 2), "layer 1 is in group 0");
+    OTHER((m.layers[0][0] = 2, m.layers[0][1] = 3, m.layers[1][0] = 0, m.layers[1][1] = 1),
+          "layer 3 is in group 0, in the cache it is in group 1");
     OTHER(m.fingerprint = "test modem", "fingerprint");
     OTHER(m.fingerprint = "", "(0 bytes)");
     m = model_of_two();
@@ -1235,6 +1239,30 @@ static void test_mismatch(void **state)
     m.layers[1][1] = 2;
     m.layers[1][2] = 3;
     mismatch(&m, KVT_ERR_MISMATCH, "n_layers of group 0 is 1, the cache's is 2");
+}
+
+/* Layer numbers: ascending in a group, each once. */
+static void test_layer_numbers(void **state)
+{
+    static const uint32_t cases[][4] = {
+        {2, 0, 1, 3}, {0, 2, 3, 1}, {0, 0, 1, 3}, {0, 2, 1, 2}, {0, 2, 1, 4}, {0, UINT32_MAX, 1, 3},
+    };
+    model m = model_of_two();
+    victim v = victim_make(&m);
+    bytes file = snapshot_of(&m, 70, KVT_CODEC_RAW);
+    unsigned char *layers = file.data + 64 + 2 * 48;
+    (void)state;
+    assert_true(get32(layers) == 0 && get32(layers + 4) == 2 && get32(layers + 12) == 3);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        for (size_t l = 0; l < 4; l++)
+            put32(layers + 4 * l, cases[i][l]);
+        resign(file.data, file.n);
+        must_refuse(&v, file.data, file.n, "layer numbers", i);
+        expect_error_text(v.cache, "the header's layer numbers", "layer numbers");
+        victim_check(&v);
+    }
+    bytes_free(&file);
+    victim_destroy(&v);
 }
 
 static void test_too_long(void **state)
@@ -1399,13 +1427,21 @@ static void test_wide_table(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_every_byte),    cmocka_unit_test(test_contradictions),
-        cmocka_unit_test(test_signed_scales), cmocka_unit_test(test_extreme_seeds),
-        cmocka_unit_test(test_ids),           cmocka_unit_test(test_wide_values),
-        cmocka_unit_test(test_v_in_k),        cmocka_unit_test(test_unknown_sections),
-        cmocka_unit_test(test_mismatch),      cmocka_unit_test(test_too_long),
-        cmocka_unit_test(test_allocations),   cmocka_unit_test(test_failing_writer),
-        cmocka_unit_test(test_arguments),     cmocka_unit_test(test_wide_table),
+        cmocka_unit_test(test_every_byte),
+        cmocka_unit_test(test_contradictions),
+        cmocka_unit_test(test_signed_scales),
+        cmocka_unit_test(test_extreme_seeds),
+        cmocka_unit_test(test_ids),
+        cmocka_unit_test(test_wide_values),
+        cmocka_unit_test(test_v_in_k),
+        cmocka_unit_test(test_unknown_sections),
+        cmocka_unit_test(test_layer_numbers),
+        cmocka_unit_test(test_mismatch),
+        cmocka_unit_test(test_too_long),
+        cmocka_unit_test(test_allocations),
+        cmocka_unit_test(test_failing_writer),
+        cmocka_unit_test(test_arguments),
+        cmocka_unit_test(test_wide_table),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

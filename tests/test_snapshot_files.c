@@ -248,6 +248,20 @@ static void test_bad_paths(void **state)
         expect_said(&f, strerror(EACCES));
         assert_int_equal(chmod(folder, 0700), 0);
     }
+    { /* Paths of more bytes than the system takes; and with a temporary's name */
+        static char longer[5000];
+        size_t n = (size_t)snprintf(longer, sizeof longer, "%s/", folder);
+        while (n < 4090)
+            n += (size_t)snprintf(longer + n, sizeof longer - n, "./");
+        longer[n - 1] = 'a';
+        expect(f.cache, KVT_ERR_IO, kvt_seq_save(f.seq, longer, NULL));
+        expect_said(&f, strerror(ENAMETOOLONG));
+        memset(longer + n - 1, 'a', sizeof longer - n);
+        expect(f.cache, KVT_ERR_IO, kvt_seq_save(f.seq, longer, NULL));
+        expect_said(&f, strerror(ENAMETOOLONG));
+        expect(f.cache, KVT_ERR_IO, kvt_seq_load(f.seq, longer, NULL, NULL));
+        expect_said(&f, strerror(ENAMETOOLONG));
+    }
     check(&f);
     assert_int_equal(count_entries(folder), 0);
     unmake(&f);

@@ -261,6 +261,44 @@ static void damaged_layers(void **state)
     }
 }
 
+/* Any block, also one that only a checkpoint has: what is damaged is not saved. */
+static void damaged_blocks(void **state)
+{
+    rng r = {59};
+    (void)state;
+    for (int kind = 0; kind < KINDS; kind++) {
+        subject s;
+        kvt_seq *seq;
+        bytes file;
+        size_t n;
+        open_kind(&s, kind, &r);
+        seq = full_seq(&s, 300);
+        save_as(&s, seq, "a", KVT_CODEC_RAW, NULL);
+        file = slurp(in_folder("a"));
+        for (unsigned block = 0; block < get64(file.data + 48); block += is_quick() ? 3 : 1) {
+            size_t at = image_at(&file, block, &n) + n - 1;
+            kvt_seq *to = tagged_seq(&s);
+            kvt_save_options o = saves(block % 2 ? KVT_CODEC_RAW : KVT_CODEC_ZSTD);
+            bytes into = {NULL, 0, 0, 0, -1, 0};
+            kvt_writer writer = bytes_writer(&into);
+            file.data[at] ^= 0x20;
+            spill(in_folder("bad"), file.data, file.n);
+            expect_ok(s.cache, load_mapped(to, "bad", KVT_MAP_LAZY, NULL));
+            expect(s.cache, KVT_ERR_CORRUPT, kvt_seq_save_stream(to, &writer, &o));
+            expect_error_text(s.cache, "its bytes do not make its digest", "a save");
+            expect(s.cache, KVT_ERR_CORRUPT, kvt_seq_save(to, in_folder("out"), &o));
+            assert_int_not_equal(access(in_folder("out"), F_OK), 0);
+            assert_int_equal(kvt_seq_length(to), 300);
+            bytes_free(&into);
+            kvt_seq_destroy(to);
+            file.data[at] ^= 0x20;
+        }
+        bytes_free(&file);
+        kvt_seq_destroy(seq);
+        close_subject(&s);
+    }
+}
+
 /* A damaged last block, which the next step copies. */
 static void damaged_ends(void **state)
 {
@@ -472,6 +510,7 @@ int main(void)
         cmocka_unit_test(loads_over),       cmocka_unit_test(damaged_layers),
         cmocka_unit_test(damaged_ends),     cmocka_unit_test(memory_is_the_files),
         cmocka_unit_test(memory_of_chains), cmocka_unit_test(not_mapped),
+        cmocka_unit_test(damaged_blocks),
     };
     RUN_IN_FOLDER(tests);
 }

@@ -205,6 +205,62 @@ static void descriptors(void **state)
         }
 }
 
+/* What has no size: a pipe by a path. It ends where its bytes do. */
+static kvt_status load_pipe(kvt_seq *to, const unsigned char *data, size_t n)
+{
+    char path[64];
+    int ends[2];
+    kvt_status status;
+    assert_int_equal(pipe(ends), 0);
+    assert_int_equal(write(ends[1], data, n), n);
+    assert_int_equal(close(ends[1]), 0);
+    (void)snprintf(path, sizeof path, "/proc/self/fd/%d", ends[0]);
+    status = kvt_seq_load(to, path, NULL, NULL);
+    assert_int_equal(close(ends[0]), 0);
+    return status;
+}
+
+static void pipes(void **state)
+{
+    rng r = {39};
+    (void)state;
+    if (access("/proc/self/fd", R_OK) != 0)
+        skip();
+    for (int kind = 0; kind < KINDS; kind++)
+        for (uint32_t codec = 0; codec < 3; codec++) {
+            subject s;
+            kvt_seq *seq, *to;
+            bytes file;
+            uint64_t hash;
+            open_kind(&s, kind, &r);
+            seq = seq_of(&s);
+            to = seq_of(&s);
+            grow(&s, seq, 3);
+            file = saved(s.cache, seq, codec);
+            grow(&s, seq, 40);
+            if (file.n < 60000) { /* it fits into a pipe */
+                expect_ok(s.cache, load_pipe(to, file.data, file.n));
+                assert_int_equal(kvt_seq_length(to), 3);
+                hash = file_hash(&s, to);
+                for (size_t cut = 1; cut < file.n; cut += file.n / 23) {
+                    expect(s.cache, KVT_ERR_CORRUPT, load_pipe(to, file.data, file.n - cut));
+                    expect_error_text(s.cache, "it is cut here", "a pipe that ends early");
+                    assert_true(file_hash(&s, to) == hash);
+                }
+                file.data = realloc(file.data, file.n + 1);
+                assert_non_null(file.data);
+                file.data[file.n] = 0;
+                expect(s.cache, KVT_ERR_CORRUPT, load_pipe(to, file.data, file.n + 1));
+                expect_error_text(s.cache, "bytes after its end", "a pipe with more");
+                assert_true(file_hash(&s, to) == hash);
+            }
+            bytes_free(&file);
+            kvt_seq_destroy(to);
+            kvt_seq_destroy(seq);
+            close_subject(&s);
+        }
+}
+
 static void memory(void **state)
 {
     rng r = {34};
@@ -542,6 +598,12 @@ static int stop_at_once(void *user, uint64_t done, uint64_t total)
     return done <= total;
 }
 
+static int go_on(void *user, uint64_t done, uint64_t total)
+{
+    *(uint64_t *)user = done;
+    return done > total;
+}
+
 static void inspections(void **state)
 {
     rng r = {37};
@@ -553,8 +615,9 @@ static void inspections(void **state)
     open_kind(&s, WINDOW, &r);
     seq = full_seq(&s, 100);
     expect_ok(s.cache, kvt_seq_save(seq, path, &o));
-    for (int i = 0; i < 12; i++) {
+    for (int i = 0; i < 13; i++) {
         kvt_status expected = KVT_ERR_ARG;
+        uint64_t done = 0;
         kvt_inspect_options looks;
         kvt_snapshot_info info;
         const char *at = path;
@@ -574,6 +637,7 @@ static void inspections(void **state)
         case 7: looks.key = a_key, expected = KVT_ERR_MISMATCH; break;
         case 8: at = folder, expected = KVT_ERR_IO; break;
         case 9: at = in_folder("nothing"), expected = KVT_ERR_IO; break;
+        case 12: looks.progress = go_on, looks.progress_user = &done, expected = KVT_OK; break;
         default: expected = KVT_OK; break;
         }
         if (i == 7 && !has_crypt(&s))
@@ -590,6 +654,7 @@ static void inspections(void **state)
         }
         assert_int_equal(info.n_tokens, 100);
         assert_int_equal(info.n_checkpoints > 0, i != 11);
+        assert_int_equal(done > 0, i == 12);
     }
     {
         char text[50];
@@ -605,8 +670,9 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(bounds_hold), cmocka_unit_test(bounds_of_deltas),
         cmocka_unit_test(descriptors), cmocka_unit_test(memory),
-        cmocka_unit_test(progress),    cmocka_unit_test(pieces),
-        cmocka_unit_test(many_pieces), cmocka_unit_test(inspections),
+        cmocka_unit_test(pipes),       cmocka_unit_test(progress),
+        cmocka_unit_test(pieces),      cmocka_unit_test(many_pieces),
+        cmocka_unit_test(inspections),
     };
     RUN_IN_FOLDER(tests);
 }

@@ -358,6 +358,14 @@ static void pieces(void **state)
         refuse(&t, &file, "cut piece", cut);
         bytes_free(&file);
     }
+    { /* a name of 64 bytes, for which the payload has no room */
+        bytes file = copy_of(&t.file);
+        unsigned char bad[24] = {64};
+        add_section(&file, header + 32 + first + 8, 12, 0, 1, bad, sizeof bad);
+        refuse(&t, &file, "piece that is all name", 0);
+        expect_error_text(t.cache, "bytes of data", "piece that is all name");
+        bytes_free(&file);
+    }
     { /* behind the block table */
         bytes file = copy_of(&t.file);
         size_t table, at = section_payload(file.data, file.n, 3, 0, &table);

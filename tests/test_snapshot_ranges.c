@@ -416,6 +416,46 @@ static void prompts_save_memory(void **state)
     ledger_close(&memory);
 }
 
+/* Layers that are of two groups in the file, and of one in the cache: chosen ones, too. */
+static void groups_differ(void **state)
+{
+    static const uint32_t both[] = {0, 1};
+    model m = model_of(1, 1, 16, 16, KVT_TYPE_F16, KVT_TYPE_F16);
+    kvt_load_options l = loads();
+    kvt_cache *cache;
+    kvt_seq *seq;
+    bytes file;
+    uint64_t hash;
+    (void)state;
+    m.groups[1] = m.groups[0];
+    m.layers[1][0] = 1;
+    m.n_groups = 2;
+    cache = model_cache(&m);
+    seq = model_seq(cache);
+    model_append(&m, cache, seq, 70, 70);
+    file = saved(cache, seq, KVT_CODEC_RAW);
+    kvt_seq_destroy(seq);
+    kvt_cache_destroy(cache);
+    m = model_of(2, 1, 16, 16, KVT_TYPE_F16, KVT_TYPE_F16);
+    cache = model_cache(&m);
+    seq = model_seq(cache);
+    model_append(&m, cache, seq, 5, 5);
+    hash = state_hash(&m, cache, seq);
+    for (int chosen = 0; chosen < 2; chosen++) {
+        l.layers = chosen ? both : NULL;
+        l.n_layers = chosen ? 2 : 0;
+        expect(cache, KVT_ERR_MISMATCH, kvt_seq_load_memory(seq, file.data, file.n, &l, NULL));
+        expect_error_text(cache,
+                          chosen ? "1 of its layers are of group 0 of the cache, which has 2"
+                                 : "n_groups is 2, the cache's is 1",
+                          "two groups");
+        assert_true(state_hash(&m, cache, seq) == hash);
+    }
+    bytes_free(&file);
+    kvt_seq_destroy(seq);
+    kvt_cache_destroy(cache);
+}
+
 /* ---- options that are refused ---- */
 
 static void refused(void **state)
@@ -424,6 +464,7 @@ static void refused(void **state)
     static const kvt_type k5[] = {KVT_TYPE_I5};
     static const uint32_t twice[] = {1, 1}, down[] = {1, 0}, far[] = {0, 3};
     static const int32_t prompt[] = {1, 2};
+    static const kvt_snapshot_piece large = {"large", prompt, SIZE_MAX / 4 + 1};
     rng r = {67};
     subject s;
     kvt_seq *seq;
@@ -436,7 +477,7 @@ static void refused(void **state)
     hash = file_hash(&s, seq);
     file = saved(s.cache, seq, KVT_CODEC_RAW);
     spill(in_folder("file"), file.data, file.n);
-    for (int i = 0; i < 25; i++) {
+    for (int i = 0; i < 29; i++) {
         kvt_save_options o = saves(KVT_CODEC_RAW);
         bytes b = {NULL, 0, 0, 0, -1, 0};
         kvt_writer writer = bytes_writer(&b);
@@ -466,6 +507,12 @@ static void refused(void **state)
         case 21: o.convert = 1, o.k_types = k5; break;
         case 22: o.n_pieces = 1; break;
         case 23: o.convert = 1, o.k_types = types, o.n_types = 2; break;
+        case 24: o.reserved = 1; break;
+        case 25:
+            o.pieces = &large, o.n_pieces = (size_t)UINT32_MAX + (SIZE_MAX > UINT32_MAX);
+            break;
+        case 26: o.pieces = &large, o.n_pieces = 1; break;
+        case 27: o.parent = ""; break;
         default: o.n_types = 5; break;
         }
         expect(s.cache, KVT_ERR_ARG, kvt_seq_save(seq, in_folder("x"), &o));
@@ -502,6 +549,7 @@ static void refused(void **state)
         expect(s.cache, KVT_ERR_ARG, kvt_seq_load_memory(seq, file.data, file.n, &l, NULL));
         assert_int_equal(file.at, 0);
     }
+    assert_true(file_hash(&s, seq) == hash);
     expect(s.cache, KVT_ERR_ARG, kvt_seq_save_memory(seq, NULL, 9, &n, NULL));
     expect(s.cache, KVT_ERR_ARG, kvt_seq_save_memory(seq, &n, sizeof n, NULL, NULL));
     expect(s.cache, KVT_ERR_ARG, kvt_seq_save_bound(seq, NULL, NULL));
@@ -526,7 +574,6 @@ static void refused(void **state)
         expect(s.cache, KVT_ERR_STATE, load_bytes(seq, file.data, file.n, NULL));
     }
     expect_ok(s.cache, kvt_seq_abort(seq));
-    (void)hash;
     assert_int_equal(kvt_seq_length(seq), 100);
     bytes_free(&file);
     kvt_seq_destroy(seq);
@@ -539,7 +586,7 @@ int main(void)
         cmocka_unit_test(prefixes),    cmocka_unit_test(middles),
         cmocka_unit_test(some_layers), cmocka_unit_test(all_at_once),
         cmocka_unit_test(prompts),     cmocka_unit_test(prompts_save_memory),
-        cmocka_unit_test(refused),
+        cmocka_unit_test(refused),     cmocka_unit_test(groups_differ),
     };
     RUN_IN_FOLDER(tests);
 }

@@ -530,6 +530,27 @@ static void gap(bytes *f)
     static const uint32_t a[] = {1, UINT32_MAX, 14, 1, 16, 17};
     set_words(f, 0, a, 6);
 }
+static void
+sealed_behind_open_extra(bytes *f) /* at 200: a sealed row 2 that is not the sequence's */
+{
+    static const uint32_t c[] = {1, 14, 20, 21, 2, 19, 22};
+    add_block(f, 4, 20, 2);
+    assert_true(get32(payload(f, 3, 0) + 32 * 14 + 28) == 1);
+    set_words(f, 2, c, 7);
+}
+static void sealed_early(bytes *f) /* at the sequence's end; its row 5 is open */
+{
+    static const uint32_t words[] = {5, 22, 12, 7};
+    unsigned char body[16 + 16] = {0xff, 0xff, 0xff, 0xff};
+    size_t size, end;
+    for (int w = 0; w < 4; w++)
+        put32(body + 16 + 4 * w, words[w]);
+    assert_true(get32(payload(f, 3, 0) + 32 * 10 + 28) == 1);
+    add_block(f, 0, 22, 0);
+    put_entry(f, 22, 20, 5);
+    end = section_payload(f->data, f->n, 6, 0, &size) - 32;
+    add_section(f, end, 9, 1, 400, body, sizeof body);
+}
 
 /*
  * The first group has a window: at 200 it has rows 1 .. 3, then 3 and 4, 3 and 4, 3 .. 5, 3 .. 5.
@@ -585,6 +606,51 @@ static void window_no_last(bytes *f)
 {
     uint32_t words[] = {1, word(f, 0, 1), word(f, 0, 2), UINT32_MAX};
     set_first_words(f, 0, words, 4);
+}
+static void window_own_of_released(bytes *f) /* row 3, which the sequence has no more */
+{
+    uint32_t words[] = {1, word(f, 0, 1), 0, word(f, 0, 3)};
+    set_first_words(f, 0, words, 4);
+}
+/* The entry of a row of the sequence's own. */
+static uint32_t own_entry(bytes *f, uint32_t group, uint32_t row)
+{
+    for (uint32_t i = 0; i < get64(f->data + 48); i++) {
+        const unsigned char *entry = payload(f, 3, 0) + 32 * (size_t)i;
+        if (get32(entry + 16) == group && get32(entry + 20) == row)
+            return i;
+    }
+    fail_msg("no such row");
+    return 0;
+}
+/* A checkpoint behind the others, that has as the first of group 0's rows none; 1: and one more. */
+static void add_absent(bytes *f, uint64_t n_tokens, int more)
+{
+    const uint32_t first = get32(payload(f, 3, 0) + 32 * own_entry(f, 0, 8) + 20), rows = 9;
+    unsigned char body[16 + 16] = {0xff, 0xff, 0xff, 0xff};
+    size_t size, end = section_payload(f->data, f->n, 6, 0, &size) - 32;
+    assert_int_equal(first, 8);
+    put32(body + 16, 8);
+    put32(body + 20, UINT32_MAX);
+    put32(body + 24, more ? own_entry(f, 0, 9) : rows);
+    put32(body + 28, more ? rows + 1 : 0);
+    add_section(f, end, 9, 1, n_tokens, body, sizeof body);
+}
+static void window_first_is_absent(bytes *f)
+{
+    add_absent(f, 600, 1);
+}
+static void window_last_is_absent(bytes *f)
+{
+    add_absent(f, 576, 0);
+}
+/* Row 0 is a sink, and another one at 200; row 1, which could be released, is not there. */
+static void behind_a_sink(bytes *f)
+{
+    uint32_t words[] = {0, word(f, 0, 1), UINT32_MAX, word(f, 0, 2), word(f, 0, 3)};
+    assert_int_equal(word(f, 0, 0), 1);
+    put_entry(f, words[1], 20, 0);
+    set_first_words(f, 0, words, 5);
 }
 static void window_too_short(bytes *f) /* row 4 has 20 tokens that the next query sees */
 {
@@ -670,17 +736,23 @@ static void other_checkpoints(void **state)
         CASE(no_row_differs, "last row is not"),
         CASE(fewer_tokens, "more or fewer"),
         CASE(gap, "without a block"),
+        CASE(sealed_behind_open_extra, "a sealed block behind an open one"),
+        CASE(sealed_early, "open again"),
         CASE(there_again, "there again"),
         CASE(window_gap, "without a block"),
         CASE(window_no_last, "without a block"),
         CASE(window_too_short, "the checkpoint at 330 tokens"),
+        CASE(window_own_of_released, "another row"),
+        CASE(window_first_is_absent, "there again"),
+        CASE(window_last_is_absent, "without a block"),
     };
     (void)state;
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         rng r = {24};
-        int window = i >= 14;
+        int window = i >= 16;
         kvt_seq *victim;
         kvt_status status;
+        uint64_t before;
         bytes file, good;
         subject s;
         make(&s, window ? 20 : 0, 0, window ? KVT_TYPE_F16 : KVT_TYPE_I8, 0, &r);
@@ -696,11 +768,13 @@ static void other_checkpoints(void **state)
         victim = seq_of(&s);
         grow(&s, victim, 80);
         checkpoint(&s, victim);
+        before = file_hash(&s, victim);
         status = load_bytes(victim, file.data, file.n, NULL);
         if (cases[i].text) {
             if (status != KVT_ERR_CORRUPT)
                 fail_msg("%s: status %d", cases[i].name, (int)status);
             expect_error_text(s.cache, cases[i].text, cases[i].name);
+            assert_true(file_hash(&s, victim) == before);
         } else {
             expect_ok(s.cache, status);
             bytes_free(&file);
@@ -710,6 +784,35 @@ static void other_checkpoints(void **state)
         }
         bytes_free(&file);
         bytes_free(&good);
+        kvt_seq_destroy(victim);
+        close_subject(&s);
+    }
+}
+
+/* A checkpoint that has another sink, and none of the rows behind it: sealed, and open. */
+static void other_sinks(void **state)
+{
+    (void)state;
+    for (int open = 0; open < 2; open++) {
+        rng r = {27};
+        kvt_seq *victim;
+        uint64_t before;
+        bytes file;
+        subject s;
+        make(&s, 20, 4, open ? KVT_TYPE_I8 : KVT_TYPE_F16, open ? 128 : 0, &r);
+        file = releasing_file(&s);
+        relay(&file, 0);
+        assert_int_equal(get32(payload(&file, 3, 0) + 32 * word(&file, 0, 1) + 28), open);
+        behind_a_sink(&file);
+        settle(&file);
+        victim = seq_of(&s);
+        grow(&s, victim, 80);
+        checkpoint(&s, victim);
+        before = file_hash(&s, victim);
+        expect(s.cache, KVT_ERR_CORRUPT, load_bytes(victim, file.data, file.n, NULL));
+        expect_error_text(s.cache, open ? "a row without a block" : "cannot have changed", "sinks");
+        assert_true(file_hash(&s, victim) == before);
+        bytes_free(&file);
         kvt_seq_destroy(victim);
         close_subject(&s);
     }
@@ -727,6 +830,7 @@ static void own_rows(void **state)
         {{4, 2}, KVT_RESIDUAL_NONE, 0},   {{4, 99}, KVT_RESIDUAL_NONE, 0},
         {{0, 99}, KVT_RESIDUAL_NONE, 0},  {{3, 99}, KVT_RESIDUAL_NONE, 0},
         {{8, 99}, KVT_RESIDUAL_NONE, 0},  {{2, 99}, 1000, 0},
+        {{9, 99}, KVT_RESIDUAL_NONE, 0}, /* the last one of all */
     };
     (void)state;
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -793,13 +897,10 @@ static void windows_have_to_be_the_same(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(every_byte),
-        cmocka_unit_test(signed_sections),
-        cmocka_unit_test(contradictions),
-        cmocka_unit_test(other_checkpoints),
-        cmocka_unit_test(reopened_rows),
-        cmocka_unit_test(own_rows),
-        cmocka_unit_test(windows_have_to_be_the_same),
+        cmocka_unit_test(every_byte),     cmocka_unit_test(signed_sections),
+        cmocka_unit_test(contradictions), cmocka_unit_test(other_checkpoints),
+        cmocka_unit_test(other_sinks),    cmocka_unit_test(reopened_rows),
+        cmocka_unit_test(own_rows),       cmocka_unit_test(windows_have_to_be_the_same),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

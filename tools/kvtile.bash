@@ -3,10 +3,10 @@
 _kvtile()
 {
     local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD-1]}
-    local command=${COMP_WORDS[1]} word ended= words= values=
+    local command=${COMP_WORDS[1]} word ended= words= values= keys=' --key-file'
     COMPREPLY=()
     if ((COMP_CWORD == 1)); then
-        mapfile -t COMPREPLY < <(compgen -W 'info verify dump diff convert merge --help --version' -- "$current")
+        mapfile -t COMPREPLY < <(compgen -W 'info verify dump diff convert merge store --help --version' -- "$current")
         return
     fi
     case $command in
@@ -16,9 +16,24 @@ _kvtile()
     convert)
         words='--codec --level --tokens --layer --k-type --v-type --new-key-file --decrypt --force' ;;
     merge) words='--codec --level --new-key-file --decrypt --force' ;;
+    store)
+        if ((COMP_CWORD == 2)); then
+            mapfile -t COMPREPLY < <(compgen -W 'ls stats gc verify --help --version' -- "$current")
+            return
+        fi
+        case ${COMP_WORDS[2]} in
+        ls) words='--sort' ;;
+        gc) words='--max-bytes' ;;
+        verify) words='--remove' ;;
+        stats) ;;
+        *) return ;;
+        esac
+        words+=' --password-file --prefix --ca-file'
+        keys= ;;
     *) return ;;
     esac
-    words+=' --json --quiet --progress --key-file --help --version'
+    words+="$keys"
+    words+=' --json --quiet --progress --help --version'
     for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
         [[ $word == -- ]] && ended=1
     done
@@ -31,7 +46,7 @@ _kvtile()
             mapfile -t COMPREPLY < <(compgen -d -- "$current")
             compopt -o filenames 2>/dev/null
             return ;;
-        --output | --safetensors | --key-file | --new-key-file)
+        --output | --safetensors | --key-file | --new-key-file | --password-file | --ca-file)
             mapfile -t COMPREPLY < <(compgen -f -- "$current")
             compopt -o filenames 2>/dev/null
             return ;;
@@ -41,7 +56,8 @@ _kvtile()
         --side) values='k v' ;;
         --layer) values='all' ;;
         --codec) values='auto raw zstd' ;;
-        --tokens | --level) return ;;
+        --sort) values='key size age' ;;
+        --tokens | --level | --prefix | --max-bytes) return ;;
         esac
         if [[ $values ]]; then
             mapfile -t COMPREPLY < <(compgen -W "$values" -- "$current")
@@ -50,6 +66,11 @@ _kvtile()
     fi
     if [[ -z $ended && $current == -* ]]; then
         mapfile -t COMPREPLY < <(compgen -W "$words" -- "$current")
+        return
+    fi
+    if [[ $command == store ]]; then
+        mapfile -t COMPREPLY < <(compgen -d -- "$current")
+        compopt -o filenames 2>/dev/null
         return
     fi
     # Snapshots and folders; any file where no name ends in .kvt: the ending is the user's choice.

@@ -1,5 +1,6 @@
 /*
- * kvtile: inspect, check, compare, convert and export snapshots from the command line.
+ * kvtile: inspect, check, compare, convert and export snapshots, and look after stores of prefixes,
+ * from the command line.
  *
  * Here are the options and the choice of the command; each command is a file of its own (tool.h).
  */
@@ -11,7 +12,7 @@
 #include <string.h>
 
 static const char help[] =
-    "kvtile: look at snapshots of a kvtile cache, and convert them\n"
+    "kvtile: look at snapshots of a kvtile cache, convert them, and look after stores\n"
     "\n"
     "  kvtile info [OPTIONS] FILE...    what a snapshot holds and what it costs\n"
     "  kvtile verify [OPTIONS] FILE...  read all of it and check everything\n"
@@ -19,12 +20,17 @@ static const char help[] =
     "  kvtile diff [OPTIONS] FILE FILE  what differs between two\n"
     "  kvtile convert [OPTIONS] IN OUT  save it anew: other types, codec, key, some of it\n"
     "  kvtile merge [OPTIONS] IN OUT    a delta and its parents as one file\n"
+    "  kvtile store ls [OPTIONS] STORE      the values of a store of prefixes\n"
+    "  kvtile store stats [OPTIONS] STORE   how many they are, and their bound\n"
+    "  kvtile store gc [OPTIONS] STORE      remove leftovers, count anew, keep the bound\n"
+    "  kvtile store verify [OPTIONS] STORE  read and check all values\n"
     "  kvtile --help | --version\n"
     "\n"
     "all:\n"
     "  --json               one JSON object on stdout: a file and line with info and verify\n"
     "  --quiet              no other output but errors\n"
     "  --progress           say on stderr how far it is, also where that is no terminal\n"
+    "all but store:\n"
     "  --key-file FILE      key of encrypted files: 32 bytes, or 64 hex digits\n"
     "info:\n"
     "  --quick              read and check the header only\n"
@@ -49,22 +55,56 @@ static const char help[] =
     "convert:\n"
     "  --k-type TYPE        store keys as f32, f16, i8 or i4\n"
     "  --v-type TYPE        store values as f32, f16, i8, i5 or i4\n"
+    "store:\n"
+    "  --password-file FILE of a server: one line; else KVTILE_STORE_PASSWORD of the environment\n"
+    "  --prefix TEXT        of the keys on a server; \"kvt:\" is the default\n"
+    "  --ca-file FILE       certificates for rediss://, in place of the system's\n"
+    "store ls:\n"
+    "  --sort HOW           by key, size (largest first) or age (longest unused first)\n"
+    "store gc:\n"
+    "  --max-bytes N        the new bound of a directory; k, m or g behind it: times 1024, ...\n"
+    "store verify:\n"
+    "  --remove             remove damaged values\n"
+    "\n"
+    "STORE: a directory, redis[s]://[user:password@]host[:port][/database], or\n"
+    "redis+unix:///path/of/socket.\n"
     "\n"
     "\"--\" ends the options.\n"
     "Exit code, the largest of all files: 0 sound (diff: equal), 1 damaged or not a snapshot\n"
     "(diff: different), 2 usage, 3 cannot be read or written.\n";
 
-enum { INFO = 1, VERIFY = 2, DUMP = 4, DIFF = 8, CONVERT = 16, MERGE = 32, ALL = 63 };
+enum {
+    INFO = 1,
+    VERIFY = 2,
+    DUMP = 4,
+    DIFF = 8,
+    CONVERT = 16,
+    MERGE = 32,
+    FILES = 63, /* what is about files */
+    STORE_LS = 64,
+    STORE_STATS = 128,
+    STORE_GC = 256,
+    STORE_VERIFY = 512,
+    STORE = 960,
+    ALL = FILES | STORE
+};
 
 static const struct command {
-    const char *name;
+    const char *name, *second; /* second: another word, or NULL */
     int bit;
     int least, most; /* files; most 0: any number */
     int (*run)(const tool_options *o);
 } commands[] = {
-    {"info", INFO, 1, 0, info_run},          {"verify", VERIFY, 1, 0, verify_run},
-    {"dump", DUMP, 1, 1, dump_run},          {"diff", DIFF, 2, 2, diff_run},
-    {"convert", CONVERT, 2, 2, convert_run}, {"merge", MERGE, 2, 2, merge_run},
+    {"info", NULL, INFO, 1, 0, info_run},
+    {"verify", NULL, VERIFY, 1, 0, verify_run},
+    {"dump", NULL, DUMP, 1, 1, dump_run},
+    {"diff", NULL, DIFF, 2, 2, diff_run},
+    {"convert", NULL, CONVERT, 2, 2, convert_run},
+    {"merge", NULL, MERGE, 2, 2, merge_run},
+    {"store", "ls", STORE_LS, 1, 1, store_ls_run},
+    {"store", "stats", STORE_STATS, 1, 1, store_stats_run},
+    {"store", "gc", STORE_GC, 1, 1, store_gc_run},
+    {"store", "verify", STORE_VERIFY, 1, 1, store_verify_run},
 };
 
 /* ---- values: 0, or -1 for one that is not taken ---- */
@@ -261,6 +301,67 @@ static int set_v_type(tool_options *o, const char *value)
     return type_of(value, &o->v_type);
 }
 
+static int set_password_file(tool_options *o, const char *value)
+{
+    o->password_file = value;
+    return *value ? 0 : -1;
+}
+
+static int set_prefix(tool_options *o, const char *value)
+{
+    o->prefix = value;
+    return *value ? 0 : -1;
+}
+
+static int set_ca_file(tool_options *o, const char *value)
+{
+    o->ca_file = value;
+    return *value ? 0 : -1;
+}
+
+static int set_sort(tool_options *o, const char *value)
+{
+    static const char *const names[] = {"", "key", "size", "age"};
+    int i;
+
+    for (i = SORT_KEY; i <= SORT_AGE; i++)
+        if (strcmp(value, names[i]) == 0)
+            o->sort = i;
+    return o->sort && strcmp(value, names[o->sort]) == 0 ? 0 : -1;
+}
+
+static int set_remove(tool_options *o, const char *value)
+{
+    (void)value;
+    o->remove = 1;
+    return 0;
+}
+
+static int set_max_bytes(tool_options *o, const char *value)
+{
+    static const char units[] = "kmg";
+    const char *unit;
+    char *end;
+    int shift = 0;
+
+    if (*value < '0' || *value > '9')
+        return -1;
+    errno = 0;
+    o->max_bytes = strtoull(value, &end, 10);
+    if (errno || o->max_bytes == 0)
+        return -1;
+    if (*end) {
+        unit = strchr(units, *end | 0x20); /* in lower case */
+        if (!unit || end[1])
+            return -1;
+        shift = 10 * (int)(unit - units + 1);
+    }
+    if (o->max_bytes > UINT64_MAX >> shift)
+        return -1;
+    o->max_bytes <<= shift;
+    return 0;
+}
+
 static const struct option {
     const char *name;
     int commands, has_value;
@@ -271,7 +372,7 @@ static const struct option {
     {"--progress", ALL, 0, set_progress},
     {"--quick", INFO, 0, set_quick},
     {"--verify", INFO, 0, set_verify},
-    {"--key-file", ALL, 1, set_key_file},
+    {"--key-file", FILES, 1, set_key_file},
     {"--force", DUMP | CONVERT | MERGE, 0, set_force},
     {"--npy", DUMP, 1, set_npy},
     {"--output", DUMP, 1, set_output},
@@ -286,6 +387,12 @@ static const struct option {
     {"--decrypt", CONVERT | MERGE, 0, set_decrypt},
     {"--k-type", CONVERT, 1, set_k_type},
     {"--v-type", CONVERT, 1, set_v_type},
+    {"--password-file", STORE, 1, set_password_file},
+    {"--prefix", STORE, 1, set_prefix},
+    {"--ca-file", STORE, 1, set_ca_file},
+    {"--sort", STORE_LS, 1, set_sort},
+    {"--max-bytes", STORE_GC, 1, set_max_bytes},
+    {"--remove", STORE_VERIFY, 0, set_remove},
 };
 
 /* ---- the command line ---- */
@@ -353,9 +460,10 @@ static int finish(int code)
 
 static int run(const struct command *command, tool_options *o, int argc, char **argv)
 {
+    const char *a_file = command->bit & STORE ? "store" : "file";
     int i, code, ended = 0;
 
-    for (i = 2; i < argc; i++) { /* options may be anywhere before "--" */
+    for (i = command->second ? 3 : 2; i < argc; i++) { /* options may be anywhere before "--" */
         if (!ended && strcmp(argv[i], "--") == 0) {
             ended = 1;
         } else if (!ended && argv[i][0] == '-' && argv[i][1] != '\0') {
@@ -367,9 +475,10 @@ static int run(const struct command *command, tool_options *o, int argc, char **
         }
     }
     if (o->n_files < command->least)
-        return usage(o->n_files ? "a file is missing" : "no file", "");
+        return usage(o->n_files ? "a file is missing" : "no ", o->n_files ? "" : a_file);
     if (command->most && o->n_files > command->most)
-        return usage("one file too many: ", o->files[command->most]);
+        return usage(command->bit & STORE ? "one store too many: " : "one file too many: ",
+                     o->files[command->most]);
     code = check(o, command);
     if (code != SOUND)
         return code;
@@ -384,10 +493,32 @@ static int run(const struct command *command, tool_options *o, int argc, char **
     return finish(code);
 }
 
+/* NULL: there is none, and that has been said. */
+static const struct command *find_command(int argc, char **argv)
+{
+    int is_name = 0;
+    size_t c;
+
+    for (c = 0; c < sizeof commands / sizeof commands[0]; c++) {
+        if (strcmp(argv[1], commands[c].name) != 0)
+            continue;
+        is_name = 1;
+        if (!commands[c].second || (argc > 2 && strcmp(argv[2], commands[c].second) == 0))
+            return &commands[c];
+    }
+    if (!is_name)
+        (void)usage("unknown command ", argv[1]);
+    else if (argc > 2)
+        (void)usage("unknown command store ", argv[2]);
+    else
+        (void)usage("store: no command: ls, stats, gc or verify", "");
+    return NULL;
+}
+
 int main(int argc, char **argv)
 {
+    const struct command *command;
     tool_options *o;
-    size_t c;
     int i, code;
 
     for (i = 1; i < argc && strcmp(argv[i], "--") != 0; i++) {
@@ -402,11 +533,9 @@ int main(int argc, char **argv)
     }
     if (argc < 2)
         return usage("no command", "");
-    for (c = 0; c < sizeof commands / sizeof commands[0]; c++)
-        if (strcmp(argv[1], commands[c].name) == 0)
-            break;
-    if (c == sizeof commands / sizeof commands[0])
-        return usage("unknown command ", argv[1]);
+    command = find_command(argc, argv);
+    if (!command)
+        return USAGE;
     o = calloc(1, sizeof *o);
     if (o)
         o->files = calloc((size_t)argc, sizeof *o->files);
@@ -416,7 +545,7 @@ int main(int argc, char **argv)
         return UNUSABLE;
     }
     o->end = UINT64_MAX;
-    code = run(&commands[c], o, argc, argv);
+    code = run(command, o, argc, argv);
     free(o->files);
     free(o);
     return code;

@@ -10,6 +10,7 @@
 
 static struct {
     const char *file, *what; /* NULL: none is shown */
+    const char *stopped;     /* what progress_stop has stopped, or NULL */
     int lines;               /* --progress: lines, from the beginning on; else one on a terminal */
     int shown;               /* the percentage that stands there, -1: none */
     double began, wrote;     /* seconds */
@@ -40,6 +41,7 @@ void progress_begin(const tool_options *o, const char *file, const char *what)
         return;
     now.file = file;
     now.what = what;
+    now.stopped = NULL;
     now.lines = o->progress;
     now.shown = -1;
     now.began = now.wrote = seconds();
@@ -71,5 +73,11 @@ void progress_stop(void)
 {
     if (now.what && !now.lines && now.shown >= 0)
         (void)fputs("\r\033[K", stderr);
+    now.stopped = now.what;
     now.what = NULL;
+}
+
+void progress_resume(void)
+{
+    now.what = now.stopped;
 }

@@ -1,16 +1,21 @@
 /*
  * What the files of kvtile(1) share: the options, the exit codes, and errors, JSON, progress,
- * output files, keys and loaded snapshots. The library is used by its public header alone.
+ * output files, keys, loaded snapshots and open stores. The library is used by its public headers
+ * alone.
  */
 #ifndef KVTILE_TOOLS_TOOL_H
 #define KVTILE_TOOLS_TOOL_H
 
 #include <kvtile/kvtile.h>
+#include <kvtile/store.h>
 
 #include <stdio.h>
 
 /* Exit codes; of several files the largest. DIFFERENT is diff's. */
 enum { SOUND = 0, DAMAGED = 1, DIFFERENT = 1, USAGE = 2, UNUSABLE = 3 };
+
+/* The order of store ls: as the store has them, or sorted. */
+enum { SORT_NONE = 0, SORT_KEY = 1, SORT_SIZE = 2, SORT_AGE = 3 };
 
 #define TOOL_TEXT 512 /* room for the text of an error */
 
@@ -34,6 +39,10 @@ typedef struct tool_options {
     const char *key_file, *new_key_file;    /* NULL: none */
     int decrypt;                            /* convert, merge: the output has no key */
     unsigned char key[KVT_KEY_BYTES], new_key[KVT_KEY_BYTES]; /* what the files hold */
+    int sort;                                                 /* store ls: SORT_ */
+    int remove;                                               /* store verify: what is damaged */
+    uint64_t max_bytes;                           /* store gc: the new bound; 0: none given */
+    const char *password_file, *prefix, *ca_file; /* store; NULL: none */
 } tool_options;
 
 /* ---- commands: each answers an exit code ---- */
@@ -44,6 +53,10 @@ int dump_run(const tool_options *o);
 int diff_run(const tool_options *o);
 int convert_run(const tool_options *o);
 int merge_run(const tool_options *o);
+int store_ls_run(const tool_options *o);
+int store_stats_run(const tool_options *o);
+int store_gc_run(const tool_options *o);
+int store_verify_run(const tool_options *o);
 
 /* ---- errors (report.c) ---- */
 
@@ -86,6 +99,8 @@ void progress_begin(const tool_options *o, const char *file, const char *what);
 int progress_step(void *user, uint64_t done, uint64_t total);
 void progress_end(void);  /* all is done */
 void progress_stop(void); /* no more is to come */
+/* Behind an error that has not ended the work: go on with what progress_stop has stopped. */
+void progress_resume(void);
 
 /* ---- output files (output.c) ---- */
 
@@ -163,6 +178,21 @@ uint32_t source_dims(const tool_source *s, uint32_t layer, kvt_side side);
  * KVT_OK, or what a read has answered.
  */
 kvt_status source_released(const tool_source *s, uint32_t group, uint64_t *first, uint64_t *end);
+
+/* ---- stores (store_open.c) ---- */
+
+typedef struct tool_store {
+    const char *path; /* of a directory; NULL: a server */
+    char name[1100];  /* of a server, without user and password */
+    kvt_store store;
+} tool_store;
+
+/*
+ * Open the store of a path or a URL that is there already. SOUND, or reported. kvt_store_close
+ * closes it, also where it is not open.
+ */
+int store_open(tool_store *s, const char *name, const tool_options *o);
+const char *store_name(const tool_store *s); /* as it is shown */
 
 /* ---- formats of arrays (npy.c, safetensors.c) ---- */
 

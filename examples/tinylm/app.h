@@ -4,6 +4,8 @@
 
 #include "tinylm.h"
 
+#include <kvtile/store.h>
+
 enum {
     PREFILL_TOKENS = 256,                 /* a step while a prompt is read */
     MAX_DRAFT = KVT_SELECT_TOKENS - 1,    /* a step is a token and its draft */
@@ -19,7 +21,7 @@ enum {
 typedef struct options {
     const char *command, *program;
     const char *model, *tokenizer;
-    const char *prompt, *save, *load, *text;
+    const char *prompt, *save, *load, *text, *store;
     kvt_type k_type, v_type;
     bool k_given, v_given, ids, shift, sinks_given;
     uint64_t seed;
@@ -67,7 +69,10 @@ typedef struct dialog {
     float *logits;  /* [1 + n_draft][vocab_size] */
     uint32_t *order;
     dialog_counts counts;
-    bool show_ids;     /* print token ids, one a line, instead of text */
+    const kvt_store *store; /* where prompts' prefixes are looked up; NULL: nowhere */
+    const kvt_prefix_options *prefix_options; /* for it; or NULL */
+    kvt_prefix_result got;                    /* from it */
+    bool show_ids;                            /* print token ids, one a line, instead of text */
     bool silent, echo; /* nothing is printed; the prompt is printed once it is accepted */
 } dialog;
 
@@ -120,6 +125,7 @@ int cmd_generate(const options *o, tl_error *err);
 int cmd_chat(options *o, tl_error *err);
 int cmd_eval(const options *o, tl_error *err);
 int cmd_demo(const options *o, tl_error *err);
+int cmd_serve_demo(const options *o, tl_error *err);
 int cmd_stories(const options *o, tl_error *err);
 
 #endif

@@ -211,6 +211,22 @@ static int add_prompt(dialog *d, const char *prompt, tl_error *err)
     return 0;
 }
 
+/*
+ * The longest prefix of the prompt that the store has, instead of computing it. Without it, and
+ * without a store that answers, all is computed.
+ */
+static void get_prefix(dialog *d)
+{
+    tl_error why;
+    kvt_status status =
+        kvt_prefix_get(d->store, d->kv.seq, d->tokens, d->n_tokens, d->prefix_options, &d->got);
+    if (tl_kvt_check(d->kv.cache, status, "get", &why)) {
+        d->got = (kvt_prefix_result){0};
+        fprintf(stderr, "[store: %s]\n", why.text);
+    }
+    d->session.position = (size_t)d->got.n_tokens;
+}
+
 int dialog_read(dialog *d, const char *prompt, tl_error *err)
 {
     if (d->n_tokens == 0 || (prompt && *prompt)) {
@@ -222,6 +238,8 @@ int dialog_read(dialog *d, const char *prompt, tl_error *err)
             return -1;
         d->session.position = d->n_tokens - 1;
     }
+    if (d->store && d->session.position == 0)
+        get_prefix(d);
     return feed(d, err);
 }
 

@@ -14,6 +14,8 @@ static int run(options *o, tl_error *err)
         return cmd_eval(o, err);
     if (strcmp(o->command, "demo") == 0)
         return cmd_demo(o, err);
+    if (strcmp(o->command, "serve-demo") == 0)
+        return cmd_serve_demo(o, err);
     return cmd_stories(o, err);
 }
 

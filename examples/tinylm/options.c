@@ -14,7 +14,7 @@
 #define TINYLM_DATA "."
 #endif
 
-enum { GENERATE = 1, CHAT = 2, EVAL = 4, DEMO = 8, STORIES = 16, ALL = 31 };
+enum { GENERATE = 1, CHAT = 2, EVAL = 4, DEMO = 8, STORIES = 16, SERVE = 32, ALL = 63 };
 
 static const struct {
     const char *name, *summary;
@@ -28,6 +28,7 @@ static const struct {
     {"eval", "perplexity, divergence from the f32 cache and recall, on held-out stories or a text",
      EVAL},
     {"demo", "save, restore in a second process, compare; then the table of all types", DEMO},
+    {"serve-demo", "two processes, one prompt: the second gets what the first has computed", SERVE},
     {"stories", "print the stories that the model was trained on or is evaluated with", STORIES},
 };
 enum { N_COMMANDS = sizeof commands / sizeof commands[0] };
@@ -53,9 +54,9 @@ static const struct flag {
      AT(top_p), 0.0001, 1, GENERATE | CHAT},
     {"--seed", "N", "of the sampling, or of the first story", COUNT, AT(seed), 0, 1e15, ALL},
     {"--k", "TYPE", "store keys as f32, f16, i8 or i4", TYPE, AT(k_type), 0, 0,
-     GENERATE | CHAT | EVAL},
+     GENERATE | CHAT | EVAL | SERVE},
     {"--v", "TYPE", "store values as f32, f16, i8, i4 or i5", TYPE, AT(v_type), 0, 0,
-     GENERATE | CHAT | EVAL},
+     GENERATE | CHAT | EVAL | SERVE},
     {"--threads", "N", "threads of products and attention", COUNT, AT(threads), 1, 256,
      ALL & ~STORIES},
     {"--save", "FILE", "put the conversation away at the end", STRING, AT(save), 0, 0, CHAT},
@@ -81,6 +82,10 @@ static const struct flag {
      EVAL | DEMO | STORIES},
     {"--chunk", "N", "tokens appended in one step; 1: as in decoding", COUNT, AT(chunk), 1, 4096,
      EVAL},
+    {"--store", "STORE", "a directory, or redis://host[:port]; default: a temporary directory",
+     STRING, AT(store), 0, 0, SERVE},
+    {"--prefix-tokens", "N", "length of the prompts' common part; default: what fits", COUNT,
+     AT(tokens), 128, 65536, SERVE},
 #undef AT
 };
 enum { N_FLAGS = sizeof flags / sizeof flags[0] };

@@ -143,6 +143,61 @@ chat)
     "$tinylm" stories --tokens 5000 >"$dir/long"
     refused generate --prompt "$(cat "$dir/long")"
     ;;
+serve_demo)
+    refused serve-demo --prefix-tokens 100
+    refused serve-demo --prefix-tokens 2000
+    refused serve-demo --prompt x
+    mkdir "$dir/tmp"
+    TMPDIR="$dir/tmp"
+    export TMPDIR
+    # served STORE ARGUMENTS...: the second process gets blocks of the prompt, and the first none.
+    served() {
+        "$tinylm" serve-demo "$@" >"$dir/out" 2>"$dir/err" || fail "$* failed: $(cat "$dir/err")"
+        grep -q '^.store: .*\(libsodium\|hiredis\)' "$dir/err" && return 77
+        grep -q '^first process: [0-9]* tokens, 0 of them .* put [1-9]' "$dir/out" &&
+            grep -q '^second process: [0-9]* tokens, [1-9][0-9]* of them ' "$dir/out" &&
+            grep -q '^prefill: .* times as fast' "$dir/out" || fail "$*: $(cat "$dir/out" "$dir/err")"
+        grep -q ': the same logits, the same text$' "$dir/out" || fail "$*: no comparison"
+        grep -q 'the story says' "$dir/out" && fail "$*: a fact was not found: $(cat "$dir/out")"
+        return 0
+    }
+    # not_served ARGUMENTS...: a store that fails costs a message and a recompute.
+    not_served() {
+        "$tinylm" serve-demo "$@" >"$dir/out" 2>"$dir/err" || fail "$*: failed: $(cat "$dir/err")"
+        grep -q '^.store: ' "$dir/err" || fail "$*: no message"
+        grep -q 'nothing came from the store' "$dir/out" || fail "$*: $(cat "$dir/out")"
+        grep -q ': the same logits, the same text$' "$dir/out" || fail "$*: no comparison"
+    }
+    served --prefix-tokens 512
+    [ $? -eq 77 ] && exit 77
+    [ -z "$(ls -A "$dir/tmp")" ] || fail "the temporary directory stays"
+    for type in f32 i4; do
+        served --k $type --v $type --prefix-tokens 700 --threads 2
+    done
+    served --store "$dir/store"
+    served --store "$dir/store" # another run has its own name space
+    : >"$dir/file"
+    not_served --prefix-tokens 300 --store "$dir/file"
+    not_served --prefix-tokens 300 --store redis://127.0.0.1:1
+    grep -q '^.store: get: ' "$dir/err" || fail "no message of the get"
+    command -v redis-server >/dev/null 2>&1 || exit 0
+    port=$((20000 + $$ % 20000))
+    KVTILE_STORE_PASSWORD=secret
+    export KVTILE_STORE_PASSWORD
+    redis-server --port $port --bind 127.0.0.1 --save '' --appendonly no --dir "$dir" \
+        --requirepass secret >"$dir/server" 2>&1 &
+    server=$!
+    trap 'kill $server 2>/dev/null; wait $server 2>/dev/null; rm -rf "$dir"' EXIT
+    for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
+        grep -qi 'ready to accept' "$dir/server" && break
+        kill -0 $server 2>/dev/null || exit 0 # the port is another's
+        sleep 0.1
+    done
+    served --prefix-tokens 512 --store redis://127.0.0.1:$port
+    [ $? -eq 77 ] && exit 0 # a library without hiredis
+    KVTILE_STORE_PASSWORD=wrong
+    not_served --prefix-tokens 300 --store redis://127.0.0.1:$port
+    ;;
 parallel)
     prompt=$("$tinylm" stories --seed 78 --tokens 500)
     for type in f32 i8; do

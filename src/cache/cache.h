@@ -314,6 +314,11 @@ struct kvt_seq {
     kvt_checkpoint **checkpoints; /* [checkpoint_room], n_checkpoints of them, by tokens */
     size_t n_checkpoints, checkpoint_room;
     int32_t next_position; /* of the next token where the caller has set it, else -1 */
+    /*
+     * Tokens from here on were computed with tokens before them that kvt_seq_remove has taken out.
+     * UINT64_MAX: none.
+     */
+    uint64_t removed_from;
     uint32_t tag_bytes;
     unsigned char tag[KVT_MAX_TAG];
     float *border; /* [border_bytes] see border.c; NULL: none */

@@ -9,6 +9,7 @@
 #include "src/snapshot/crypt.h"
 #include "src/snapshot/parser.h"
 
+#include <assert.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -185,8 +186,7 @@ static kvt_status read_index(level *l)
     kvt_snap_section s;
     kvt_status status;
 
-    if (l->bytes < tail)
-        return kvt_snap_corrupt(p, "it is cut here");
+    assert(l->bytes > tail); /* there is a header, which is longer */
     seek(l, l->bytes - tail);
     status = kvt_snap_expect(p, KVT_SNAP_END, 0, &s);
     if (status == KVT_OK)
@@ -245,9 +245,7 @@ static kvt_status open_source(level *l, const kvt_snap_input *input)
         return KVT_OK;
     l->encrypted = 1;
     status = kvt_snap_decrypt_open(l->p.context, input->key, &source, &l->crypt, &l->bytes);
-    if (status == KVT_ERR_IO && kvt_snap_file_failure(&l->file, l->path) != KVT_OK)
-        return KVT_ERR_IO;
-    return status == KVT_OK ? status : crypt_failed(l, status);
+    return explain(l, crypt_failed(l, status));
 }
 
 /* path: in l->path. */
@@ -321,10 +319,7 @@ static kvt_status open_parents(kvt_snap_chain *chain, const kvt_snap_input *inpu
                                  "the snapshot is a delta: where its parent %s is has to be given "
                                  "(load options: folder)",
                                  parent->name);
-        if (chain->n == KVT_MAX_DEPTH)
-            return kvt_snap_fail(chain->context, KVT_ERR_CORRUPT,
-                                 "snapshot damaged: its parents make a chain of more than %u",
-                                 (unsigned)KVT_MAX_DEPTH);
+        assert(chain->n < KVT_MAX_DEPTH); /* the first depth is at most that, and each one less */
         status = new_level(chain, &l);
         if (status != KVT_OK)
             return status;
@@ -474,7 +469,7 @@ static kvt_status read_tokens(level *l, uint32_t kind, uint64_t first, uint32_t 
     unsigned char digest[KVT_SNAP_ID_BYTES];
     const unsigned char *entry, *all;
     uint64_t begin, left;
-    size_t index_bytes = l->p.index_bytes;
+    size_t index_bytes = l->p.index_bytes, at;
     kvt_status status;
 
     if (kind == KVT_SNAP_KIND_SHIFTS && !(l->header.flags & KVT_SNAP_MOVED)) {
@@ -484,6 +479,7 @@ static kvt_status read_tokens(level *l, uint32_t kind, uint64_t first, uint32_t 
     entry = find_chunk(l, type, first, &begin);
     if (!entry)
         return kvt_snap_corrupt(&l->p, "its index lacks tokens %llu", (unsigned long long)first);
+    at = (size_t)(entry - l->p.index.data);
     seek(l, kvt_get64(entry + 16));
     left = l->header.n_tokens - begin;
     status = kvt_snap_read_chunk(
@@ -492,8 +488,8 @@ static kvt_status read_tokens(level *l, uint32_t kind, uint64_t first, uint32_t 
     l->p.index_bytes = index_bytes; /* it is the file's own: nothing is to be noted in it */
     if (status != KVT_OK)
         return explain(l, status);
-    entry = find_chunk(l, type, first, &begin);
-    if (!entry || memcmp(digest, entry + 32, sizeof digest) != 0)
+    entry = l->p.index.data + at; /* which may lie elsewhere now */
+    if (memcmp(digest, entry + 32, sizeof digest) != 0)
         return kvt_snap_corrupt(&l->p, "its tokens do not make their digest");
     memcpy(values, all + (first - begin) * 4, n * (size_t)4);
     return KVT_OK;

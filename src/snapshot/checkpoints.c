@@ -318,8 +318,8 @@ static const char *group_fault(kvt_snap_parser *p, kvt_snap_checkpoint *c, uint3
         if (row == from && own)
             return "a first row that is the sequence's own";
         if (index == KVT_SNAP_ABSENT) {
-            if (!group->window_tokens || first != row || row < sinks || row + 1 == rows ||
-                kvt_is_open(form))
+            /* first is not below sinks */
+            if (!group->window_tokens || first != row || row + 1 == rows || kvt_is_open(form))
                 return "a row without a block";
             first = row + 1;
         } else {

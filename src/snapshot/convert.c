@@ -72,7 +72,7 @@ static int take_piece(void *user, const kvt_snapshot_piece *piece)
     size_t name = strlen(piece->name) + 1;
     char *copy;
 
-    if (p->options && p->options->on_piece && p->options->on_piece(p->options->piece_user, piece))
+    if (p->options->on_piece && p->options->on_piece(p->options->piece_user, piece))
         return 1;
     if (p->n == p->room) {
         size_t room = p->room ? 2 * p->room : 8;

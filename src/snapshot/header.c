@@ -380,7 +380,8 @@ kvt_status kvt_snap_header_match(const kvt_cache *cache, const kvt_snap_header *
             return status;
         for (i = 0; i < group->n_layers; i++, n++) {
             const kvt_layer *layer = &cache->layers[header->layers[n]];
-            if (layer->group != g || layer->index != i)
+            /* Both ascend, and are as many: where all are of the group, they are the same ones. */
+            if (layer->group != g)
                 return kvt_fail(cache, KVT_ERR_MISMATCH,
                                 "snapshot of another model: layer %u is in group %u, in the cache "
                                 "it is in group %u",

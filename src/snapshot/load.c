@@ -104,7 +104,7 @@ static kvt_status match_layers(stage *st, const kvt_snap_header *header)
             c = cache->layers[at].group;
             if (st->group_of[g] == UINT32_MAX)
                 st->group_of[g] = c;
-            if (st->group_of[g] != c || cache->layers[at].index != next)
+            if (st->group_of[g] != c)
                 return kvt_fail(
                     cache, KVT_ERR_MISMATCH,
                     "snapshot of another model: its layer %u is in group %u, layer %u of "

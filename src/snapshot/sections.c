@@ -45,8 +45,7 @@ void kvt_snap_skip(kvt_snap_parser *p, uint64_t bytes)
 {
     p->input->skip(p->input->reader.user, bytes);
     p->offset += bytes;
-    if (p->remaining != UINT64_MAX)
-        p->remaining -= bytes;
+    p->remaining -= bytes; /* known, where there are places to read by */
 }
 
 kvt_status kvt_snap_take(kvt_snap_parser *p, void *to, size_t bytes)
@@ -103,7 +102,8 @@ static const char *section_name(uint32_t type)
     static const char *const names[] = {
         "?",        "token ids",  "positions", "block table", "block", "layer",  "index",  "end",
         "sequence", "checkpoint", "shifts",    "parent",      "piece", "native", "digests"};
-    return type <= KVT_SNAP_LAST_TYPE ? names[type] : "?";
+    _Static_assert(sizeof names / sizeof *names == KVT_SNAP_LAST_TYPE + 1, "a name for each");
+    return names[type]; /* it is one that is known: kvt_snap_peek */
 }
 
 /* An optional section of a later version: its last eight bytes are the XXH64 of the others. */

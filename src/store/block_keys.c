@@ -12,7 +12,9 @@
  * threads, the residual window. The first rows of 4-bit groups are of another form; it is in the
  * key instead of fine_tokens, by which caches may differ.
  *
- * A checkpoint's key has the tokens behind the last full row, and the geometry of all groups.
+ * A checkpoint's key has the tokens behind the last full row, and the geometry of all groups; with
+ * each the form that the row of these tokens is sealed in, if there are any: a truncate may have
+ * left a sealed block there.
  */
 #include "src/store/stored.h"
 
@@ -164,7 +166,10 @@ void kvt_stored_chain_checkpoint(const kvt_stored_chain *chain, const int32_t *i
         add_extra(&hash, chain);
         add_tokens(&hash, ids, positions, n);
     }
-    for (uint32_t g = 0; g < chain->cache->n_groups; g++)
+    for (uint32_t g = 0; g < chain->cache->n_groups; g++) {
         kvt_store_sha256_add(&hash, chain->geometry[g], sizeof chain->geometry[g]);
+        if (n)
+            add32(&hash, kvt_sealed_form(&chain->cache->groups[g], (size_t)chain->row));
+    }
     kvt_store_sha256_end(&hash, key->bytes);
 }

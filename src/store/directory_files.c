@@ -158,12 +158,15 @@ static int lock_again(int fd)
     return answer;
 }
 
-/* Lock a new temporary. 0: a sweep has taken it for one without a writer, and removes it. */
+/*
+ * Lock a new temporary. 0: a sweep has taken it for one without a writer, and removes it; -1: errno
+ * says why it cannot be locked, and a sweep would remove it sooner or later.
+ */
 static int claim(int fd)
 {
     struct stat status;
-    if (lock_again(fd) != 0 && errno == EWOULDBLOCK)
-        return 0;
+    if (lock_again(fd) != 0)
+        return errno == EWOULDBLOCK ? 0 : -1;
     return fstat(fd, &status) != 0 || status.st_nlink > 0;
 }
 
@@ -182,7 +185,7 @@ static void name_temporary(kvt_dir *dir, char name[KVT_DIR_NAME_BYTES])
 /* The descriptor to write to; -1: errno says why not, *call at which call. */
 static int make_temporary(kvt_dir *dir, kvt_dir_temporary *temporary, const char **call)
 {
-    int attempt, fd, number;
+    int attempt, fd, number, claimed;
 
     for (attempt = 0; attempt < ATTEMPTS; attempt++) {
         name_temporary(dir, temporary->name);
@@ -199,22 +202,22 @@ static int make_temporary(kvt_dir *dir, kvt_dir_temporary *temporary, const char
             continue;
         if (fd < 0)
             return -1;
-        if (!claim(fd)) {
-            (void)close(fd);
-            (void)unlinkat(dir->fd, temporary->name, 0);
-            errno = EEXIST;
-            continue;
+        claimed = claim(fd);
+        if (claimed > 0) { /* a second descriptor keeps the lock: the first is closed before the
+                              rename */
+            *call = "fcntl";
+            temporary->lock = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+            if (temporary->lock >= 0)
+                return fd;
+        } else {
+            *call = "flock";
         }
-        /* A second descriptor keeps the lock: the first is closed before the rename. */
-        temporary->lock = fcntl(fd, F_DUPFD_CLOEXEC, 0);
-        if (temporary->lock >= 0)
-            return fd;
-        *call = "fcntl";
         number = errno;
         (void)unlinkat(dir->fd, temporary->name, 0);
         (void)close(fd);
-        errno = number;
-        return -1;
+        errno = claimed ? number : EEXIST;
+        if (claimed)
+            return -1;
     }
     return -1;
 }

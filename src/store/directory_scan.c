@@ -40,20 +40,20 @@ typedef struct scan {
     kvt_store_error *error;
 } scan;
 
-/* The entries of a folder; NULL: the error's text is set, or with *gone that it is none. */
-static DIR *open_stream(const scan *s, const char *name, int *gone)
+/* The entries of a folder; NULL: it has failed, or with KVT_OK there is no such folder. */
+static DIR *open_stream(const scan *s, const char *name, kvt_status *status)
 {
     int fd = kvt_dir_openat(s->dir->fd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0), number;
     DIR *stream = fd < 0 ? NULL : fdopendir(fd);
 
-    *gone = fd < 0 && (errno == ENOENT || errno == ENOTDIR || errno == ELOOP);
-    if (!stream && !*gone) {
-        number = errno;
-        if (fd >= 0)
-            (void)close(fd);
-        (void)kvt_dir_fail(s->dir, s->error, fd < 0 ? "open" : "fdopendir", number, name);
-    }
-    return stream;
+    *status = KVT_OK;
+    number = errno;
+    if (stream || (fd < 0 && (number == ENOENT || number == ENOTDIR || number == ELOOP)))
+        return stream;
+    if (fd >= 0)
+        (void)close(fd);
+    *status = kvt_dir_fail(s->dir, s->error, fd < 0 ? "open" : "fdopendir", number, name);
+    return NULL;
 }
 
 static kvt_status close_stream(const scan *s, DIR *stream, const char *name, int number)
@@ -65,11 +65,11 @@ static kvt_status close_stream(const scan *s, DIR *stream, const char *name, int
 static kvt_status scan_folder(scan *s, const char *folder)
 {
     struct dirent *entry;
-    int gone;
-    DIR *stream = open_stream(s, folder, &gone);
+    kvt_status opened;
+    DIR *stream = open_stream(s, folder, &opened);
 
     if (!stream)
-        return gone ? KVT_OK : KVT_ERR_IO;
+        return opened;
     for (errno = 0; !s->ended && (entry = readdir(stream)) != NULL; errno = 0) {
         struct stat status;
         kvt_store_key key;
@@ -94,13 +94,13 @@ kvt_status kvt_dir_scan(kvt_dir *dir, kvt_dir_lock *lock,
                         void *user, kvt_store_error *error)
 {
     scan s = {dir, lock, on_value, user, 0, error};
-    kvt_status status = KVT_OK;
+    kvt_status status;
     struct dirent *entry;
-    int gone, number;
-    DIR *stream = open_stream(&s, ".", &gone);
+    int number;
+    DIR *stream = open_stream(&s, ".", &status);
 
-    if (!stream)
-        return gone ? kvt_dir_fail(dir, error, "open", errno, "") : KVT_ERR_IO;
+    if (!stream) /* "." is there as long as dir->fd is open */
+        return status;
     while (!s.ended && status == KVT_OK && (errno = 0, entry = readdir(stream)) != NULL) {
         const char *name = entry->d_name;
         if (strlen(name) != 2 || strspn(name, "0123456789abcdef") != 2)

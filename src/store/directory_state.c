@@ -46,12 +46,14 @@
 
 static const char magic[8] = {'K', 'V', 'T', 'S', 'T', 'O', 'R', 'E'};
 
-/* The state file. */
+/* The state file. What cannot be had again by counting has a sum of its own. */
 typedef struct state_file {
     char magic[8];
     uint32_t version;
     uint32_t is_dirty;
-    uint64_t max_bytes, bytes, n_values, boot, turn;
+    uint64_t max_bytes;
+    uint64_t bound_sum; /* of max_bytes */
+    uint64_t bytes, n_values, boot, turn;
     uint64_t sum; /* of all before */
 } state_file;
 
@@ -74,19 +76,22 @@ static int64_t now_seconds(void)
 
 /* ---- the file ---- */
 
-typedef enum reading { SOUND, FRESH, DAMAGED, NEWER, FOREIGN, FAILED } reading;
+/* UNSURE: only the bound is known. DAMAGED: not even that. */
+typedef enum reading { SOUND, UNSURE, FRESH, DAMAGED, NEWER, FOREIGN, FAILED } reading;
 
 static reading read_file(int fd, state_file *file)
 {
     static const state_file zero;
-    ssize_t n;
+    size_t have = 0;
+    ssize_t n = 1;
 
     memset(file, 0, sizeof *file);
-    do
-        n = pread(fd, file, sizeof *file, 0);
-    while (n < 0 && errno == EINTR);
-    if (n < 0)
-        return FAILED;
+    while (have < sizeof *file && n != 0) {
+        n = pread(fd, (char *)file + have, sizeof *file - have, (off_t)have);
+        if (n < 0 && errno != EINTR)
+            return FAILED;
+        have += n > 0 ? (size_t)n : 0;
+    }
     /* Empty: its process has ended before it wrote. Zeros: a power cut. */
     if (memcmp(file, &zero, sizeof zero) == 0)
         return FRESH;
@@ -94,10 +99,11 @@ static reading read_file(int fd, state_file *file)
         return FOREIGN;
     if (file->version > VERSION)
         return NEWER;
-    return n == (ssize_t)sizeof *file && file->version == VERSION &&
-                   file->sum == sum_of(file, offsetof(state_file, sum))
-               ? SOUND
-               : DAMAGED;
+    if (file->version != VERSION ||
+        file->bound_sum != sum_of(&file->max_bytes, sizeof file->max_bytes))
+        return DAMAGED;
+    return have == sizeof *file && file->sum == sum_of(file, offsetof(state_file, sum)) ? SOUND
+                                                                                        : UNSURE;
 }
 
 static int write_file(kvt_dir_lock *lock, int is_dirty)
@@ -110,6 +116,7 @@ static int write_file(kvt_dir_lock *lock, int is_dirty)
     file.version = VERSION;
     file.is_dirty = (uint32_t)is_dirty;
     file.max_bytes = lock->max_bytes;
+    file.bound_sum = sum_of(&file.max_bytes, sizeof file.max_bytes);
     file.bytes = lock->bytes;
     file.n_values = lock->n_values;
     file.boot = lock->boot;
@@ -220,15 +227,16 @@ static kvt_status read_state(kvt_dir *dir, kvt_dir_lock *lock, kvt_store_error *
     lock->turn = file.turn;
     lock->is_dirty = what != SOUND || file.is_dirty;
     if (what == SOUND) {
-        lock->max_bytes = file.max_bytes;
         lock->bytes = file.bytes;
         lock->n_values = file.n_values;
         lock->boot = file.boot;
+    }
+    if (what == SOUND || what == UNSURE) {
+        lock->max_bytes = file.max_bytes;
         __atomic_store_n(&dir->max_bytes, file.max_bytes, __ATOMIC_RELAXED);
         return KVT_OK;
     }
     lock->max_bytes = __atomic_load_n(&dir->max_bytes, __ATOMIC_RELAXED);
-    lock->bytes = lock->n_values = lock->boot = 0;
     return what == FRESH || lock->max_bytes
                ? KVT_OK
                : kvt_store_fail(error, KVT_ERR_FORMAT,
@@ -385,8 +393,8 @@ kvt_status kvt_dir_state_open(kvt_dir *dir, uint64_t max_bytes, kvt_store_error 
         lock.boot = boot;
         lock.max_bytes = max_bytes ? max_bytes : lock.max_bytes;
         __atomic_store_n(&dir->max_bytes, lock.max_bytes, __ATOMIC_RELAXED);
-        if (write_file(&lock, 1) == 0) /* the bound is to outlast a power cut */
-            (void)fsync(lock.fd);
+        if (dir->syncs && write_file(&lock, 1) == 0) /* the bound is to outlast a power cut */
+            (void)kvt_dir_sync(lock.fd);
     }
     if (lock.max_bytes && lock.bytes > lock.max_bytes) {
         kvt_store_error ignored; /* a put will do it, or say why not */

@@ -16,7 +16,7 @@
 typedef struct fetch {
     kvt_stored *p;
     kvt_snap_buffer staged; /* kvt_block *[n_rows][n_groups], NULL: not there */
-    kvt_snap_buffer wants, keys, refused;
+    kvt_snap_buffer wants, keys, refused, taken;
     kvt_prefix_result result;
     /* A checkpoint's value: its blocks by rows are the ends of the groups' columns. */
     int has_checkpoint;
@@ -57,6 +57,7 @@ static void release(fetch *f)
     kvt_snap_release(context, &f->wants);
     kvt_snap_release(context, &f->keys);
     kvt_snap_release(context, &f->refused);
+    kvt_snap_release(context, &f->taken);
     kvt_snap_release(context, &f->tail);
     kvt_snap_release(context, &f->blob);
 }
@@ -88,7 +89,9 @@ static kvt_status make_room(fetch *f)
     if (status == KVT_OK)
         status = kvt_snap_reserve(&p->context, &f->keys, 0, n * sizeof(kvt_store_key),
                                   "a prefix's blocks");
-    return status == KVT_OK ? kvt_snap_reserve(&p->context, &f->refused, 0, n, "a prefix's blocks")
+    if (status == KVT_OK)
+        status = kvt_snap_reserve(&p->context, &f->refused, 0, n, "a prefix's blocks");
+    return status == KVT_OK ? kvt_snap_reserve(&p->context, &f->taken, 0, n, "a prefix's blocks")
                             : status;
 }
 
@@ -159,7 +162,7 @@ static kvt_status receive(fetch *f, size_t n, take_value *take)
         kvt_stored_receiver_begin(&s->r, f->p,
                                   (const kvt_stored_want *)(const void *)f->wants.data + s->first,
                                   (const kvt_store_key *)(const void *)f->keys.data + s->first,
-                                  here, f->refused.data + s->first);
+                                  here, f->refused.data + s->first, f->taken.data + s->first);
         s->r.on_value = take_of_slice;
         s->r.user = s;
         s->take = take;
@@ -279,8 +282,6 @@ static kvt_status on_checkpoint(void *user, size_t i, const kvt_stored_got *got)
     }
     if (!sound) { /* checksums hold, and it is none all the same */
         f->refused.data[i] = 1;
-        for (n = 0; n < got->head.n_entries; n++)
-            kvt_block_undo(f->p->cache, got->blocks[n]);
         return KVT_OK;
     }
     n = (rows - from) * cache->n_groups;
@@ -335,7 +336,7 @@ static kvt_status get_checkpoint(fetch *f, uint64_t *n_tokens)
 /* ---- the sequence ---- */
 
 /* A row of the table: its blocks are moved there, and one of positions and ids is made. */
-static kvt_status move_row(fetch *f, kvt_seq *made, size_t row)
+static kvt_status move_row(fetch *f, kvt_seq *made, const size_t *first, size_t row)
 {
     kvt_cache *cache = f->p->cache;
     const size_t n = kvt_snap_row_tokens(made->length, row);
@@ -347,8 +348,10 @@ static kvt_status move_row(fetch *f, kvt_seq *made, size_t row)
     if (status != KVT_OK)
         return status;
     for (uint32_t g = 0; g < cache->n_groups; g++) {
-        kvt_block **from =
-            f->has_checkpoint && row >= f->sealed[g] ? tail_at(f, row, g) : staged_at(f, row, g);
+        const int is_tail = f->has_checkpoint && row >= f->sealed[g];
+        kvt_block **from = is_tail ? tail_at(f, row, g) : staged_at(f, row, g);
+        if (!is_tail && !kvt_stored_needs(f->p, g, first[g], row))
+            continue; /* got for a longer prefix: there may be none between it and the others */
         *kvt_seq_entry(made, row, g) = *from;
         *from = NULL;
     }
@@ -363,6 +366,7 @@ static kvt_status take_over(fetch *f, kvt_seq *seq, uint64_t n_tokens)
 {
     kvt_cache *cache = f->p->cache;
     const size_t rows = kvt_rows(n_tokens);
+    size_t first[KVT_MAX_GROUPS];
     kvt_snap_buffer table = {NULL, 0};
     kvt_seq *made;
     void *memory;
@@ -381,8 +385,10 @@ static kvt_status take_over(fetch *f, kvt_seq *seq, uint64_t n_tokens)
         made->table = (kvt_block **)(void *)table.data;
         memset(made->table, 0, rows * cache->n_columns * sizeof *made->table);
     }
+    for (uint32_t g = 0; g < cache->n_groups; g++)
+        first[g] = kvt_stored_first(f->p, g, n_tokens);
     for (size_t row = 0; row < rows && status == KVT_OK; row++)
-        status = move_row(f, made, row);
+        status = move_row(f, made, first, row);
     if (status == KVT_OK) {
         kvt_rows_state(made);
         if (!kvt_window_suffices(made, n_tokens))

@@ -17,8 +17,8 @@ typedef struct batch {
     uint64_t bytes;
     kvt_snap_buffer heads; /* [BATCH][head_room] */
     size_t head_room;
-    kvt_snap_buffer copies; /* [BATCH][copy_room] */
-    size_t copy_room;
+    kvt_snap_buffer copies; /* of the values' images, copied bytes of them in use */
+    size_t copied;
     size_t at[BATCH]; /* in the prefix's keys */
     kvt_store_key keys[BATCH];
     kvt_store_value values[BATCH];
@@ -28,9 +28,14 @@ typedef struct batch {
 
 /* ---- which tokens ---- */
 
-/* Tokens from the beginning that have ids and whose keys have not moved. */
+/*
+ * Tokens from the beginning that have ids and depend on those before them alone. A loaded sequence
+ * has only the shifts of its keys to tell of a removal.
+ */
 static uint64_t count_keyed(const kvt_seq *seq, uint64_t most)
 {
+    if (most > seq->removed_from)
+        most = seq->removed_from;
     for (uint64_t i = 0; i < most; i++) {
         const kvt_meta *meta = kvt_seq_meta(seq, (size_t)(i / KVT_TOKENS));
         if (meta->token_ids[i % KVT_TOKENS] < 0 || kvt_shift_at(meta, i % KVT_TOKENS) != 0)
@@ -118,31 +123,38 @@ static kvt_value_entry entry_of(const kvt_stored *p, const kvt_block *block, siz
 
 /* ---- batches of blocks ---- */
 
+/* Room for the values of a batch, before the first one. */
 static kvt_status make_room(batch *b)
 {
     const kvt_cache *cache = b->p->cache;
+    uint64_t copies = 0; /* bytes of the largest block that is copied; then of all in a batch */
     kvt_value_head head;
     kvt_status status;
+
+    if (b->heads.data)
+        return KVT_OK;
 
     memset(&head, 0, sizeof head);
     head.n_entries = 1;
     for (uint32_t g = 0; g < cache->n_groups; g++) {
         const kvt_group *group = &cache->groups[g];
-        size_t bytes = (size_t)kvt_value_head_bytes(&head, group->config.n_layers);
+        const size_t bytes = (size_t)kvt_value_head_bytes(&head, group->config.n_layers);
         b->head_room = bytes > b->head_room ? bytes : b->head_room;
         for (uint32_t form = 0; form < KVT_FORMS; form++) {
             if (kvt_is_open(form) || kvt_snap_is_image(group, form, KVT_TOKENS))
                 continue;
-            bytes = group->layouts[form].block_bytes;
-            b->copy_room = bytes > b->copy_room ? bytes : b->copy_room;
+            if (group->layouts[form].block_bytes > copies)
+                copies = group->layouts[form].block_bytes;
         }
     }
-    status =
-        kvt_snap_reserve(&b->p->context, &b->heads, 0, BATCH * b->head_room, "a prefix's values");
-    return status == KVT_OK && b->copy_room
-               ? kvt_snap_reserve(&b->p->context, &b->copies, 0, BATCH * b->copy_room,
-                                  "a prefix's values")
-               : status;
+    if (copies < BATCH_BYTES)
+        copies = copies < BATCH_BYTES / BATCH ? BATCH * copies : BATCH_BYTES;
+    status = copies ? kvt_snap_reserve(&b->p->context, &b->copies, 0, (size_t)copies,
+                                       "a prefix's values")
+                    : KVT_OK;
+    return status == KVT_OK ? kvt_snap_reserve(&b->p->context, &b->heads, 0, BATCH * b->head_room,
+                                               "a prefix's values")
+                            : status;
 }
 
 static kvt_status flush(batch *b)
@@ -155,12 +167,12 @@ static kvt_status flush(batch *b)
         status = store->put(store->user, b->keys, b->values, b->n, &n_put, &b->p->error);
     if (status != KVT_OK)
         return kvt_stored_store_failed(b->p, status, &b->p->error);
-    for (i = 0; i < b->n; i++) {
+    for (i = 0; i < b->n && i < n_put; i++) {
         b->p->found.data[b->at[i]] = 1;
         b->result->n_values++;
         b->result->n_bytes += b->values[i].bytes;
     }
-    b->n = 0;
+    b->n = b->copied = 0;
     b->bytes = 0;
     return KVT_OK;
 }
@@ -170,7 +182,7 @@ static kvt_status add_block(batch *b, const kvt_block *block, size_t row, uint32
     kvt_stored *p = b->p;
     const kvt_value_entry entry = entry_of(p, block, row, g, KVT_TOKENS);
     const size_t images = entry.n_layers * (size_t)entry.layer_bytes, at = kvt_stored_at(p, row, g);
-    unsigned char *to;
+    unsigned char *to, *copy;
     const unsigned char *data;
     kvt_value_head head;
     kvt_status status = KVT_OK;
@@ -181,9 +193,12 @@ static kvt_status add_block(batch *b, const kvt_block *block, size_t row, uint32
     head_bytes = (size_t)kvt_value_head_bytes(&head, entry.n_layers);
     if (b->n == BATCH || (b->n && b->bytes + head_bytes + images > BATCH_BYTES))
         status = flush(b);
+    if (status == KVT_OK)
+        status = make_room(b);
     if (status != KVT_OK)
         return status;
     i = b->n;
+    copy = b->copies.data ? b->copies.data + b->copied : NULL;
     to = b->heads.data + i * b->head_room;
     head.key = kvt_stored_keys(p)[at];
     head.bytes = head_bytes + images;
@@ -191,10 +206,11 @@ static kvt_status add_block(batch *b, const kvt_block *block, size_t row, uint32
     head.next_position = -1;
     kvt_value_put_fixed(&head, to);
     kvt_value_put_entry(&head, 0, &entry, to);
-    status = digest_block(p, block, KVT_TOKENS, b->copies.data + i * b->copy_room,
-                          to + kvt_value_digests_at(&head), &data);
+    status = digest_block(p, block, KVT_TOKENS, copy, to + kvt_value_digests_at(&head), &data);
     if (status != KVT_OK)
         return status;
+    if (data == copy)
+        b->copied += images;
     kvt_value_put_sum(&head, entry.n_layers, to);
     b->parts[i][0].data = to;
     b->parts[i][0].bytes = head_bytes;
@@ -223,7 +239,6 @@ static kvt_status put_rows(kvt_stored *p, size_t rows, kvt_prefix_result *result
     memset(b, 0, sizeof *b);
     b->p = p;
     b->result = result;
-    status = make_room(b);
     for (size_t row = 0; row < rows && status == KVT_OK; row++)
         for (uint32_t g = 0; g < p->cache->n_groups && status == KVT_OK; g++) {
             const kvt_block *block = sealed_block(p->seq, row, g);

@@ -14,7 +14,8 @@
 enum { FIXED, ENTRIES, DIGESTS, IMAGES, BLOB, DONE, REFUSED };
 
 void kvt_stored_receiver_begin(kvt_stored_receiver *r, kvt_stored *p, const kvt_stored_want *wants,
-                               const kvt_store_key *keys, size_t n, uint8_t *refused)
+                               const kvt_store_key *keys, size_t n, uint8_t *refused,
+                               uint8_t *taken)
 {
     memset(r, 0, sizeof *r);
     r->p = p;
@@ -22,8 +23,10 @@ void kvt_stored_receiver_begin(kvt_stored_receiver *r, kvt_stored *p, const kvt_
     r->keys = keys;
     r->n_wants = n;
     r->refused = refused;
+    r->taken = taken;
     r->current = SIZE_MAX;
     memset(refused, 0, n);
+    memset(taken, 0, n);
 }
 
 /* Give up the blocks of the value that was coming. */
@@ -78,7 +81,10 @@ static uint64_t expected_head(const kvt_stored_receiver *r)
                : kvt_value_head_bytes(&head, r->p->cache->groups[want->group].config.n_layers);
 }
 
-/* Whether the head is that of the value that is wanted. */
+/*
+ * Whether the head is that of the value that is wanted. It is not verified yet: what it claims to
+ * have is bounded by what a sequence of its length can have, before there is memory for it.
+ */
 static int is_wanted(const kvt_stored_receiver *r)
 {
     const kvt_stored_want *want = &r->wants[r->current];
@@ -86,7 +92,8 @@ static int is_wanted(const kvt_stored_receiver *r)
 
     return memcmp(&head->key, &r->keys[r->current], sizeof head->key) == 0 &&
            head->n_tokens == want->n_tokens &&
-           !(head->flags & KVT_VALUE_CHECKPOINT) == (want->group != UINT32_MAX);
+           !(head->flags & KVT_VALUE_CHECKPOINT) == (want->group != UINT32_MAX) &&
+           head->n_entries <= kvt_rows(head->n_tokens) * (uint64_t)r->p->cache->n_groups;
 }
 
 /* Whether a block of a value is one that the cache can have there. */
@@ -136,12 +143,14 @@ static kvt_status begin_images(kvt_stored_receiver *r)
 static kvt_status grow_blob(kvt_stored_receiver *r)
 {
     const uint64_t bytes = r->got.head.blob_bytes;
-    size_t room = r->blob.bytes ? 2 * r->blob.bytes : (size_t)1 << 20;
+    uint64_t room = r->blob.bytes ? 2 * (uint64_t)r->blob.bytes : (uint64_t)1 << 20;
     if (room > bytes)
-        room = (size_t)bytes;
+        room = bytes;
     if (room <= r->blob.bytes)
         return KVT_OK;
-    return kvt_snap_reserve(&r->p->context, &r->blob, r->have, room, "a stored checkpoint");
+    if (room > SIZE_MAX / 2)
+        return kvt_fail(r->p->cache, KVT_ERR_LIMIT, "%s: a checkpoint's blob", r->p->call);
+    return kvt_snap_reserve(&r->p->context, &r->blob, r->have, (size_t)room, "a stored checkpoint");
 }
 
 /* All that was needed of the head is there: take it, and see what comes next. */
@@ -280,6 +289,11 @@ static kvt_status finish(kvt_stored_receiver *r)
     status = r->on_value(r->user, r->current, &r->got);
     if (status != KVT_OK)
         return status;
+    if (r->refused[r->current]) {
+        r->stage = REFUSED;
+        return KVT_OK;
+    }
+    r->taken[r->current] = 1;
     r->got.blocks = NULL; /* taken over */
     r->n_values++;
     r->n_bytes += r->total;
@@ -357,7 +371,7 @@ static int part(void *user, size_t i, uint64_t total, uint64_t offset, const voi
 
     if (r->status != KVT_OK)
         return KVT_STORE_STOP;
-    if (i >= r->n_wants)
+    if (i >= r->n_wants || r->taken[i] || r->refused[i]) /* there is no such one, or it has come */
         return KVT_STORE_SKIP;
     if (offset == 0 && (r->current != i || r->offset != 0 || r->total != total))
         r->status = begin_value(r, i, total);
@@ -392,7 +406,7 @@ static void *place(void *user, size_t i, uint64_t total, uint64_t offset, size_t
     unsigned char *at;
     uint64_t room;
 
-    if (r->status != KVT_OK || i >= r->n_wants)
+    if (r->status != KVT_OK || i >= r->n_wants || r->taken[i] || r->refused[i])
         return NULL;
     if (offset == 0 && (r->current != i || r->offset != 0 || r->total != total)) {
         r->status = begin_value(r, i, total);

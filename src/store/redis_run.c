@@ -43,6 +43,8 @@ typedef struct run {
     kvt_status status; /* of the job's first failure, which *error tells */
     kvt_store_error *error;
     int stopped; /* by the receiver */
+    /* The link whose value the receiver is being given; the others wait for its end. */
+    const kvt_redis_link *giving;
     int is_cluster, del, has_ttl;
     char expire[16]; /* ttl_seconds */
     /* Of a round. */
@@ -254,6 +256,10 @@ static kvt_status step(run *r, kvt_redis_link *link, int *moved, kvt_store_error
         link->queue = SIZE_MAX;
     if (link->ring_count == 0)
         return KVT_OK;
+    if (r->giving && r->giving != link) {
+        link->since_ms = 0; /* it is not asked for anything: it cannot be late, and is not polled */
+        return KVT_OK;
+    }
     status = kvt_redis_link_move(link, r->job->receiver, &r->clock, moved, error);
     while (status == KVT_OK && link->ring_count > 0) {
         kvt_redis_request head = link->ring[link->ring_first];
@@ -262,6 +268,7 @@ static kvt_status step(run *r, kvt_redis_link *link, int *moved, kvt_store_error
         redisReply *reply = NULL;
 
         status = kvt_redis_link_next(link, receiver, head.index, &event, &reply, error);
+        r->giving = link->value.active ? link : NULL;
         if (status != KVT_OK || event == KVT_REDIS_NOTHING)
             break;
         if (event == KVT_REDIS_STOPPED) {
@@ -306,6 +313,8 @@ static void lose_link(run *r, int node, kvt_status status, const kvt_store_error
 {
     kvt_redis_link *link = r->client->links[node];
 
+    if (r->giving == link)
+        r->giving = NULL;
     if (link->timed_out)
         kvt_redis_node_failed(r->redis, node, error);
     if (link->value.active) /* the receiver has some of it and cannot be given it from the start */

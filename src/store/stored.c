@@ -116,6 +116,9 @@ kvt_status kvt_stored_make_keys(kvt_stored *p, const int32_t *prompt, uint64_t n
     kvt_status status;
     size_t row, t;
 
+    if (n_rows > SIZE_MAX / 2 / sizeof(kvt_stored_want) / KVT_MAX_GROUPS)
+        return kvt_fail(p->cache, KVT_ERR_LIMIT, "%s: the keys of %llu tokens", p->call,
+                        (unsigned long long)n_tokens);
     p->prompt = prompt;
     p->n_tokens = n_tokens;
     p->n_rows = n_rows;

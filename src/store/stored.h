@@ -73,9 +73,9 @@ typedef struct kvt_value_entry {
 uint64_t kvt_value_head_bytes(const kvt_value_head *head, uint64_t n_layers);
 /* Where the digests are: of the layers in order, then of the blob, where the value is a
    checkpoint's. */
-static inline size_t kvt_value_digests_at(const kvt_value_head *head)
+static inline uint64_t kvt_value_digests_at(const kvt_value_head *head)
 {
-    return KVT_VALUE_FIXED_BYTES + (size_t)head->n_entries * KVT_VALUE_ENTRY_BYTES;
+    return KVT_VALUE_FIXED_BYTES + (uint64_t)head->n_entries * KVT_VALUE_ENTRY_BYTES;
 }
 /* Write all but the digests, which are there, and then the checksum of all. */
 void kvt_value_put_fixed(const kvt_value_head *head, unsigned char *to);
@@ -185,7 +185,8 @@ typedef struct kvt_stored_receiver {
     const kvt_store_key *keys;    /* [n_wants] */
     size_t n_wants;
     uint8_t *refused; /* [n_wants] 1: the value is damaged, or another's */
-    /* Take the blocks of a value over. */
+    uint8_t *taken;   /* [n_wants] 1: it has come */
+    /* Take the blocks of a value over; or set refused[i], and take nothing. */
     kvt_status (*on_value)(void *user, size_t i, const kvt_stored_got *got);
     void *user;
     kvt_status status; /* that ended the get, other than the store's, which error is of */
@@ -204,9 +205,10 @@ typedef struct kvt_stored_receiver {
     size_t digest;         /* of the head's digests: the next one's number */
 } kvt_stored_receiver;
 
-/* wants and keys stay the caller's. */
+/* wants, keys, refused and taken stay the caller's. */
 void kvt_stored_receiver_begin(kvt_stored_receiver *r, kvt_stored *p, const kvt_stored_want *wants,
-                               const kvt_store_key *keys, size_t n, uint8_t *refused);
+                               const kvt_store_key *keys, size_t n, uint8_t *refused,
+                               uint8_t *taken);
 /*
  * Get all wanted values; those that were refused are removed from the store. Several receivers may
  * do so at once. A status of the store's leaves r->status KVT_OK, and its text in r->error.

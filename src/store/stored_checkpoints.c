@@ -53,7 +53,7 @@ kvt_status kvt_stored_find_checkpoint(kvt_stored *p, uint64_t most, uint64_t *n_
                                       kvt_store_key *key)
 {
     uint64_t lengths[AT_ONCE], left;
-    uint8_t found[AT_ONCE];
+    uint8_t found[AT_ONCE] = {0};
     kvt_snap_buffer keys = {NULL, 0};
     kvt_status status;
     size_t n = 1, i;

@@ -2,7 +2,7 @@
  * Around a part of a program on a page of the guide, which stands in the place of the comment
  * BLOCK: a cache of two layers, an empty sequence, and a stand-in for a model's computations.
  */
-#include <kvtile/kvtile.h>
+#include <kvtile/store.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -20,7 +20,7 @@ offers() {
     fi
 }
 
-offers '--help|--version|convert|diff|dump|info|merge|verify|' ''
+offers '--help|--version|convert|diff|dump|info|merge|store|verify|' ''
 offers 'verify|' ve
 offers '--help|--json|--key-file|--progress|--quick|--quiet|--verify|--version|' info --
 offers '--help|--json|--key-file|--progress|--quiet|--version|' verify -
@@ -31,6 +31,16 @@ offers '--decrypt|' merge --d
 offers '' merge --k-t
 offers '--k-type|--key-file|' convert --k
 offers '' verify --quick
+offers '--help|--version|gc|ls|stats|verify|' store ''
+offers 'stats|' store s
+offers '--ca-file|--help|--json|--password-file|--prefix|--progress|--quiet|--sort|--version|' store ls -
+offers '--ca-file|--help|--json|--password-file|--prefix|--progress|--quiet|--version|' store stats -
+offers '--max-bytes|' store gc --m
+offers '--remove|' store verify --r
+offers '' store ls --k
+offers '' store frobnicate ''
+offers 'folder|' store ls ''
+offers 'folder|' store verify --remove f
 offers '' frobnicate ''
 offers 'a b.kvt|folder|' info ''
 offers 'a b.kvt|' verify --json a
@@ -52,6 +62,9 @@ offers 'f16|f32|i4|i8|' convert --k-type ''
 offers 'i4|i5|i8|' convert --v-type i
 offers 'other.txt|' merge --new-key-file o
 offers 'folder|' dump --npy ''
+offers 'age|key|size|' store ls --sort ''
+offers '' store gc --max-bytes ''
+offers 'other.txt|' store stats --password-file o
 offers 'other.txt|' dump --safetensors o
 offers 'a b.kvt|folder|' dump --side k ''
 offers 'a b.kvt|folder|' verify --side '' # not an option of this command
@@ -59,7 +72,7 @@ complete -p kvtile >/dev/null || failures=$((failures + 1))
 
 # Each command and option of the help is offered, and the tool knows each offer.
 help=$("$kvtile" --help)
-for word in $(grep -oE -- '--[a-z][a-z-]*|kvtile [a-z]+ ' <<<"$help" | sed 's/kvtile //' | sort -u); do
+for word in $(grep -oE -- '--[a-z][a-z-]*|kvtile [a-z]+ ([a-z]+ )?' <<<"$help" | sed 's/kvtile //' | tr ' ' '\n' | sort -u); do
     if ! grep -qE -- "[' ]$word[' ]" "$completion"; then
         echo "$word of the help is not offered"
         failures=$((failures + 1))

@@ -35,14 +35,14 @@ foreach(option IN LISTS of_manual)
   endif()
 endforeach()
 
-# Commands: two spaces, a word, and what it does (kvt-bench), or the program and a word (kvtile).
-string(REGEX MATCHALL "\n  (kvtile )?[a-z]+ +" commands "${help}")
+# Commands: two spaces, a word, and what it does (kvt-bench), or the program and a word or two (kvtile).
+string(REGEX MATCHALL "\n  (kvtile [a-z]+( [a-z]+)?|[a-z]+) +" commands "${help}")
 list(LENGTH commands n)
 if(n LESS 2)
   message(FATAL_ERROR "${PROGRAM} --help lists no commands")
 endif()
 foreach(command IN LISTS commands)
-  string(REGEX REPLACE "\n  (kvtile )?([a-z]+) +" "\\2" command "${command}")
+  string(REGEX REPLACE "\n  (kvtile )?([a-z]+( [a-z]+)?) +" "\\2" command "${command}")
   if(NOT command STREQUAL "kvtile" AND NOT text MATCHES "\n\\.It Cm ${command}[ \n]") # kvtile --help
     message(SEND_ERROR "${MANUAL} lacks the command ${command}")
   endif()
