@@ -85,7 +85,7 @@ HEAD = """\
 # The public ones, which lie beside kvtile.c.
 HEADERS = ["kvtile/kvtile.h", "kvtile/store.h"]
 
-TOKEN = re.compile(r'/\*.*?\*/|"(?:[^"\\\n]|\\.)*"|' r"'(?:[^'\\\n]|\\.)*'"
+TOKEN = re.compile(r'#pragma[^\n]*|/\*.*?\*/|"(?:[^"\\\n]|\\.)*"|' r"'(?:[^'\\\n]|\\.)*'"
                    r"|[A-Za-z_]\w*|##|->|\d[\w.]*|[ \t]+|.", re.DOTALL)
 IDENTIFIER = re.compile(r"[A-Za-z_]\w*$")
 ATTRIBUTES = {"__attribute__", "_Alignas"}
@@ -204,8 +204,8 @@ class File:
                 elif not skip and IDENTIFIER.match(token):
                     before.append(token)
             names.append(before[-1])
-        for kind, name in zip(outer, outer[1:]):
-            if kind in ("struct", "union", "enum") and IDENTIFIER.match(name) and "{" in outer:
+        for kind, name, brace in zip(outer, outer[1:], outer[2:]):
+            if kind in ("struct", "union", "enum") and IDENTIFIER.match(name) and brace == "{":
                 names.append(name)
         if "enum" in outer and "{" in outer:
             body = " ".join(token for token, depth in statement if depth == 1)
@@ -219,7 +219,7 @@ class File:
 
 
 def renamed(file, renames, beginnings, kernels):
-    """Its text with names replaced, other than members, and beginnings of names likewise."""
+    """Its text with names replaced, other than of members, and beginnings of names likewise."""
     if file.stem in TEMPLATES:
         prefix = file.stem + "_"
         text = re.sub(r"_KERNELS\(static, ,", f"_KERNELS(static, {prefix},", file.text)
@@ -231,9 +231,19 @@ def renamed(file, renames, beginnings, kernels):
     # A kernel's name in a macro's arguments becomes part of a kvt_ name.
     fixed = {token for line in re.findall(r"^[A-Z]\w*\(.*", file.code, re.MULTILINE)
              for token in re.findall(r"\w+", line) if token in kernels}
-    out, before = [], ""
-    for token in TOKEN.findall(file.text):
-        if IDENTIFIER.match(token) and before not in (".", "->"):
+    tokens = TOKEN.findall(file.text)
+    code = [i for i, token in enumerate(tokens) if not token.isspace() and token[:2] != "/*"]
+    behind = dict(zip(code, [tokens[i] for i in code[1:]])) # of a token the next one
+    out, before, before_that = [], "", ""
+    bodies = [] # of the braces around, whether they are a struct's
+    for i, token in enumerate(tokens):
+        if token == "{":
+            bodies.append("struct" in (before, before_that) or "union" in (before, before_that))
+        elif token == "}" and bodies:
+            bodies.pop()
+        member = before in (".", "->") or (bodies and bodies[-1] and
+                                           behind.get(i) in (";", ",", "[", ":"))
+        if IDENTIFIER.match(token) and not member:
             if token in renames:
                 out.append(renames[token])
             elif token not in fixed and any(token.startswith(b) for b in beginnings):
@@ -243,8 +253,8 @@ def renamed(file, renames, beginnings, kernels):
                 out.append(token)
         else:
             out.append(token)
-        if not token.isspace():
-            before = token
+        if not token.isspace() and token[:2] != "/*":
+            before_that, before = before, token
     return "".join(out)
 
 
