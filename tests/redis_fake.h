@@ -1,6 +1,7 @@
 /*
- * Servers that do not behave, each a thread with a port of the loopback: what they answer, when they
- * do, and when they close is up to the test. One connection after the other. All functions assert.
+ * Servers that do not behave, each a thread with a port of the loopback: what they answer, when
+ * they do, and when they close is up to the test. One connection after the other. All functions
+ * assert.
  */
 #ifndef KVT_TEST_REDIS_FAKE_H
 #define KVT_TEST_REDIS_FAKE_H
@@ -39,7 +40,8 @@ typedef struct fake {
 void fake_start(fake *f);
 void fake_stop(fake *f);
 
-/* A port that nobody listens at; and one where connections are never accepted (close the sockets). */
+/* A port that nobody listens at; and one where connections are never accepted (close the
+   sockets). */
 int port_of_nobody(void);
 int port_of_nowhere(int sockets[4]);
 

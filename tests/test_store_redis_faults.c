@@ -1,7 +1,7 @@
 /*
  * A store on Redis where something fails: servers that are not there, that die in the middle of a
- * pipeline, that are slow, that answer nonsense. Every call ends in its time with a status and a text,
- * and what one call has left unanswered is never taken for another's.
+ * pipeline, that are slow, that answer nonsense. Every call ends in its time with a status and a
+ * text, and what one call has left unanswered is never taken for another's.
  */
 #include "redis_fake.h"
 #include "redis_support.h"

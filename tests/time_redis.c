@@ -1,6 +1,6 @@
 /*
- * How fast values come from a Redis server, against redis-benchmark on the same server, value size and
- * pipeline, each with one connection, in turns:
+ * How fast values come from a Redis server, against redis-benchmark on the same server, value size
+ * and pipeline, each with one connection, in turns:
  *
  *   time_redis [turns]
  *

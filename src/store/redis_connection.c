@@ -200,8 +200,8 @@ void kvt_redis_append_words(kvt_redis_link *link, ...)
     va_end(words);
 }
 
-/* After a failure nothing is sent, but replies are read still: a server that closes a connection has
-   often said why. */
+/* After a failure nothing is sent, but replies are read still: a server that closes a connection
+   has often said why. */
 int kvt_redis_link_send(kvt_redis_link *link)
 {
     int moved = 0;

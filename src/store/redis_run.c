@@ -2,17 +2,17 @@
  * One command a key, pipelined, to the node that has it; to several nodes side by side.
  *
  * A job runs in rounds. In a round each command that is not done goes into the queue of its slot's
- * node; every link sends up to `pipeline` commands before their answers are there; the round ends when
- * no link has anything left. A receiver is given one value after the other: while one link is in the
- * middle of one, the others only send.
+ * node; every link sends up to `pipeline` commands before their answers are there; the round ends
+ * when no link has anything left. A receiver is given one value after the other: while one link is
+ * in the middle of one, the others only send.
  *
  * A redirection (MOVED, ASK) or a lost node of a cluster leaves commands for another round, before
  * which the map of slots is fetched. A single server that is lost ends the job, as does a lost node
  * that the map still has: a new master is used by the next call.
  *
- * An answer that is an error ends the job, too: nothing more is sent, but what was sent is answered,
- * so that it is known what has been put and the connection stays in order. A connection with
- * answers outstanding is closed.
+ * An answer that is an error ends the job, too: nothing more is sent, but what was sent is
+ * answered, so that it is known what has been put and the connection stays in order. A connection
+ * with answers outstanding is closed.
  */
 #include "src/store/redis.h"
 
@@ -330,7 +330,8 @@ static void lose_link(run *r, int node, kvt_status status, const kvt_store_error
     lose_node(r, node, status, error);
 }
 
-/* Put the commands that are not finished into their nodes' queues. Returns whether there are any. */
+/* Put the commands that are not finished into their nodes' queues. Returns whether there are
+   any. */
 static int assign(run *r)
 {
     kvt_redis *redis = r->redis;
