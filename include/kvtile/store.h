@@ -218,12 +218,13 @@ KVT_API kvt_status kvt_store_open_redis(const kvt_redis_config *config, kvt_stor
 
 /*
  * Two stores as one: `near` before `far`, as a directory before a server. What near lacks comes
- * from far, and is put into near on the way; puts and removals go to both. A failure of one does
- * not hide what the other has: a get or exists fails where far has failed and near has not got all
- * of it. A put, remove, list or collect fails where one of both has; a put counts what is in both.
+ * from far, and is put into near on the way; puts and removals go to both. The failure of one does
+ * not hide what the other has: exists then tells of that one alone, and a put is done where one of
+ * both has taken all; such failures are in n_failed. A get fails where far has failed and near has
+ * not got all that is asked for. A remove, list or collect fails where one of both has. What far
+ * could not take while it was down it is not given later, as long as near has it.
  * A list has near's values, then far's: those that both have come twice. Statistics are far's, but
- * n_got, n_missed, n_put and n_failed of both as one; failures of near that a call has got over are
- * in n_failed, too.
+ * n_got, n_missed, n_put and n_failed of both as one.
  *
  * Both stores are copied, and closed with the store made, which takes them over on KVT_OK.
  *

@@ -204,8 +204,8 @@ static kvt_status get(void *user, const kvt_store_key *keys, size_t n,
 /* ---- the others ---- */
 
 /*
- * Both always: what one has is of use without the other. *n_put is the smaller of both, as "there"
- * is in both.
+ * Both always: what one has is of use without the other, so the failure of one is none of the call:
+ * it is counted.
  */
 static kvt_status put(void *user, const kvt_store_key *keys, const kvt_store_value *values,
                       size_t n, size_t *n_put, kvt_store_error *error)
@@ -217,9 +217,10 @@ static kvt_status put(void *user, const kvt_store_key *keys, const kvt_store_val
 
     near_status = t->near_store.put(t->near_store.user, keys, values, n, &n_near, error);
     far_status = t->far_store.put(t->far_store.user, keys, values, n, &n_far, &far_error);
-    *n_put = n_near < n_far ? n_near : n_far;
+    *n_put = n_near > n_far ? n_near : n_far;
     add(&t->n_put, *n_put);
-    return answer(t, near_status, far_status, error, &far_error);
+    near_status = answer(t, near_status, far_status, error, &far_error);
+    return *n_put == n ? KVT_OK : near_status;
 }
 
 /* far, for what near has not. */
@@ -256,17 +257,16 @@ static kvt_status exists(void *user, const kvt_store_key *keys, size_t n, uint8_
                          kvt_store_error *error)
 {
     tiers *t = user;
-    kvt_status status = t->near_store.exists(t->near_store.user, keys, n, found, error);
+    kvt_store_error far_error = {""};
+    kvt_status near_status, far_status;
 
-    if (status != KVT_OK) {
-        add(&t->n_failed, 1);
-        if (n)
-            memset(found, 0, n);
-    }
-    status = exists_far(t, keys, n, found, error);
-    if (status != KVT_OK)
-        add(&t->n_failed, 1);
-    return status;
+    near_status = t->near_store.exists(t->near_store.user, keys, n, found, error);
+    if (near_status != KVT_OK && n)
+        memset(found, 0, n);
+    far_status = exists_far(t, keys, n, found, &far_error);
+    (void)answer(t, near_status, far_status, error, &far_error);
+    /* What one of them has is there, whatever the other may have besides. */
+    return near_status == KVT_OK || far_status == KVT_OK ? KVT_OK : far_status;
 }
 
 static kvt_status remove_values(void *user, const kvt_store_key *keys, size_t n,
