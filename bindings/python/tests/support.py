@@ -37,6 +37,16 @@ def fill(seq, n, seed=0, ids=True):
     return data
 
 
+def has_keys():
+    """Whether the library has the keys of stores, SHA-256: libsodium."""
+    with kvtile.Cache(group(), 100) as cache, cache.sequence() as seq:
+        try:
+            seq.prefix_put(kvtile.Store.mapping({}))
+        except kvtile.UnsupportedError:
+            return False
+    return True
+
+
 def attention(q, k, v, scale=None, visible=None):
     """[n][h][d] over [t][kv][d] in f64; visible: bool [n][t]."""
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))

@@ -15,7 +15,7 @@ import tempfile
 import unittest
 import zipfile
 
-from support import torch
+from support import has_keys, torch
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 PACKAGE = os.path.dirname(HERE)
@@ -25,6 +25,10 @@ BUILD = os.environ.get("KVTILE_BUILD_DIR")
 def programs(language="python"):
     with open(os.path.join(PACKAGE, "README.md"), encoding="utf-8") as f:
         return re.findall(rf"^```{language}\n(.*?)^```", f.read(), re.M | re.S)
+
+
+def can_run(program):
+    return (torch or "torch" not in program) and (has_keys() or "kvtile.Store" not in program)
 
 
 def can_make_environments():
@@ -78,7 +82,7 @@ class Package(unittest.TestCase):
         self.assertEqual(used, {os.path.join(os.path.dirname(where), "libkvtile.so.0")})
         self.assertTrue(os.path.exists(os.path.join(os.path.dirname(where), "py.typed")))
         for text in programs():
-            if "torch" not in text or torch:
+            if can_run(text):
                 self.run_(self.python, "-c", text)
         self.run_(self.python, os.path.join(HERE, "run.py"), "test_sequence.Steps", "test_arrays",
                   PYTHONDONTWRITEBYTECODE="1")
@@ -163,10 +167,10 @@ class Readme(unittest.TestCase):
     def test_programs(self):
         """In the source tree, with the build's library."""
         listed = programs()
-        self.assertEqual(len(listed), 2)
+        self.assertEqual(len(listed), 3)
         with tempfile.TemporaryDirectory() as folder:
             for text in listed:
-                if "torch" in text and not torch:
+                if not can_run(text):
                     continue
                 result = subprocess.run([sys.executable, "-c", text], cwd=folder,
                                         capture_output=True, text=True)

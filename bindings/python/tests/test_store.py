@@ -10,17 +10,7 @@ import unittest
 import numpy as np
 
 import kvtile
-from support import fill, group
-
-
-def has_keys():
-    """Whether the library has SHA-256: libsodium."""
-    with kvtile.Cache(group(), 100) as cache, cache.sequence() as seq:
-        try:
-            seq.prefix_put(kvtile.Store.mapping({}))
-        except kvtile.UnsupportedError:
-            return False
-    return True
+from support import fill, group, has_keys
 
 
 KEYS = has_keys()
