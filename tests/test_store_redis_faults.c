@@ -401,7 +401,6 @@ static void test_nonsense(void **state)
     long_line[0] = '+';
     for (size_t i = 0; i < sizeof nonsense / sizeof *nonsense; i++) {
         fake f = {.kind = FAKE_SAYS, .text = nonsense[i].answer};
-        fprintf(stderr, "%zu\n", i);
         kvt_redis_config config;
         kvt_store store;
         kvt_store_error error;
