@@ -182,7 +182,7 @@ static void take_error(run *r, kvt_redis_link *link, size_t index, const redisRe
         return;
     }
     if ((ask || kvt_redis_is_error(reply, "MOVED")) &&
-        kvt_redis_parse_target(r->redis, link->node, reply->str + (ask ? 4 : 6), &slot, &node)) {
+        kvt_redis_parse_target(r->redis, link->node, reply->str + (ask ? 3 : 5), &slot, &node)) {
         (void)pthread_mutex_lock(&r->redis->lock);
         if (!r->redis->is_cluster)
             memset(r->redis->slots, -1, sizeof r->redis->slots);
