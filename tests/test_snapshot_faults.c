@@ -261,8 +261,9 @@ static void test_calls(void **state)
     for (int kind = 0; kind < CALL_KINDS; kind++)
         if (t.of_kind[kind])
             print_message("  %s: %zu\n", call_name((call_kind)kind), t.of_kind[kind]);
-    for (int kind = 0; kind < CALL_ALLOC; kind++) /* each was met somewhere */
-        assert_true(t.of_kind[kind] > 0);
+    for (int kind = 0; kind < CALL_ALLOC; kind++) /* each was met somewhere, but stores' calls */
+        assert_true(t.of_kind[kind] > 0 || kind == CALL_PWRITE || kind == CALL_FSTATAT ||
+                    kind == CALL_MKDIR || kind == CALL_FUTIMENS);
 }
 
 /* A file that ends early while it is read: damaged, or a failed read, and nothing else. */

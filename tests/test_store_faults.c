@@ -36,6 +36,9 @@ static kvt_store s; /* open from scene to scene */
    calls. */
 static int is_fake;
 static int64_t fake_seconds, goes_on_until;
+static int runs_on;          /* it does not stand still: a second each time that it is read */
+static long touches_at = -1; /* the reading at which somebody uses value 1; < 0: none */
+static int has_touched;
 
 typedef enum scene {
     PUT_NEW,
@@ -484,6 +487,12 @@ int __wrap_clock_gettime(clockid_t clock, struct timespec *to)
 {
     int answer = __real_clock_gettime(clock, to);
     if (is_fake && clock == CLOCK_MONOTONIC) {
+        if (touches_at >= 0 && touches_at-- == 0) {
+            char file[256];
+            folder_file(path, 1, file, sizeof file);
+            has_touched = utimensat(AT_FDCWD, file, NULL, 0) == 0;
+        }
+        fake_seconds += runs_on;
         to->tv_sec = (time_t)fake_seconds;
         to->tv_nsec = 0;
     }
@@ -522,6 +531,73 @@ static void test_wait(void **state)
     folder_remove(path);
 }
 
+/* A turn that takes long says so every second: by a write after each folder of a scan. */
+static void test_progress(void **state)
+{
+    (void)state;
+    for (runs_on = 0; runs_on < 2; runs_on++) {
+        size_t n, writes = 0;
+        call *made = calls_of(PUT_EVICT, 0, &n);
+        for (size_t i = 0; i < n; i++)
+            writes += made[i].kind == CALL_PWRITE;
+        if (runs_on ? writes < 2 + 4 : writes != 2)
+            fail_msg("%zu writes", writes);
+        free(made);
+    }
+    runs_on = 0;
+    close_store();
+    folder_remove(path);
+}
+
+/* A value that is used while a put is about to evict it stays, and the next one goes. */
+static void test_used_meanwhile(void **state)
+{
+    size_t n_touched = 0;
+    long at = 0;
+    (void)state;
+
+    do {
+        result r;
+        memset(&r, 0, sizeof r);
+        begin(PUT_EVICT);
+        is_fake = 1;
+        has_touched = 0;
+        touches_at = at++;
+        run(PUT_EVICT, &r);
+        is_fake = 0;
+        store_is(KVT_OK, r.status);
+        n_touched += (size_t)has_touched;
+        assert_true(has_value(&s, 1) == has_touched);
+        assert_true(has_value(&s, 2) == !has_touched);
+        assert_true(has_value(&s, 3) && has_value(&s, 4) && has_value(&s, 5));
+        folder_agrees(path, &s);
+    } while (touches_at < 0);
+    touches_at = -1;
+    print_message("used at %zu points of an eviction\n", n_touched);
+    assert_true(n_touched > 3);
+    close_store();
+    folder_remove(path);
+}
+
+/* With sync: the value before it gets its name, the folders after it. */
+static void test_syncs(void **state)
+{
+    size_t n, before = 0, after = 0, renames = 0;
+    call *made = calls_of(PUT_SYNC, 0, &n);
+    (void)state;
+
+    for (size_t i = 0; i < n; i++) {
+        renames += made[i].kind == CALL_RENAME;
+        if (made[i].kind == CALL_FSYNC)
+            *(renames ? &after : &before) += 1;
+        assert_true(made[i].kind != CALL_FSYNC || renames || made[i].role == ROLE_OUT);
+    }
+    assert_true(renames == 1 && before == 1 && after == 2);
+    free(made);
+    close_store();
+    folder_remove(path);
+}
+
 static int setup(void **state)
 {
     (void)state;
@@ -532,9 +608,9 @@ static int setup(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_calls),
-        cmocka_unit_test(test_memory),
-        cmocka_unit_test(test_wait),
+        cmocka_unit_test(test_calls),          cmocka_unit_test(test_memory),
+        cmocka_unit_test(test_wait),           cmocka_unit_test(test_progress),
+        cmocka_unit_test(test_used_meanwhile), cmocka_unit_test(test_syncs),
     };
     return cmocka_run_group_tests(tests, setup, NULL);
 }
