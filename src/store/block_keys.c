@@ -54,6 +54,7 @@ static void hash_geometry(const kvt_cache *cache, uint32_t g, unsigned char *dig
     kvt_store_sha256 hash;
 
     begin(&hash, "kvt:geom");
+    add32(&hash, g); /* a value has it, too */
     add32(&hash, c->n_layers);
     add32(&hash, c->n_q_heads);
     add32(&hash, c->n_kv_heads);
