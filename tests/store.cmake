@@ -14,4 +14,7 @@ endfunction()
 
 if(kvtile_crypt) # keys are SHA-256, by libsodium
   kvtile_store_test(prefix)
+  kvtile_store_test(damage)
+  kvtile_store_test(checkpoints)
+  kvtile_store_test(faults)
 endif()
