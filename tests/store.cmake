@@ -17,4 +17,5 @@ if(kvtile_crypt) # keys are SHA-256, by libsodium
   kvtile_store_test(damage)
   kvtile_store_test(checkpoints)
   kvtile_store_test(faults)
+  kvtile_store_test(liars)
 endif()
