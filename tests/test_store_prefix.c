@@ -300,6 +300,26 @@ static void test_names(void **state)
     memory_store_free(&m);
 }
 
+/* Names that would look the same without their sizes, though others have them. */
+static void test_names_like_sizes(void **state)
+{
+    static const char nothing[8], eight[8] = {8};
+    kvt_prefix_options options = prefix_options();
+    scene c;
+    (void)state;
+    open_scene(&c, 0, 0);
+    grow(&c.s, c.source, TOKENS);
+    options.salt = nothing;
+    options.salt_bytes = 8;
+    expect_ok(c.s.cache, kvt_prefix_put(&c.store, c.source, &options, NULL));
+    assert_int_equal(get(&c, c.prompt, TOKENS, &options), SEALED);
+    options.name_space = eight;
+    options.name_space_bytes = 8;
+    options.salt_bytes = 0;
+    assert_int_equal(get(&c, c.prompt, TOKENS, &options), 0);
+    close_scene(&c);
+}
+
 static void other_geometry(size_t i, kvt_group_config *group)
 {
     switch (i) {
@@ -896,6 +916,7 @@ int main(void)
         cmocka_unit_test(test_positions),
         cmocka_unit_test(test_extras),
         cmocka_unit_test(test_names),
+        cmocka_unit_test(test_names_like_sizes),
         cmocka_unit_test(test_geometries),
         cmocka_unit_test(test_layer_numbers),
         cmocka_unit_test(test_fine_tokens),
