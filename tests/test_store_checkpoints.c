@@ -7,7 +7,7 @@
 #include <stdio.h>
 
 enum { POINTS = 6 };
-/* Multiples of 64 and not; in the first row, and far behind the first one that a window releases. */
+/* Multiples of 64 and not; in the first row, and far behind what a window releases. */
 static const uint64_t lengths[POINTS] = {20, 64, 200, 384, 513, 641};
 
 /* The blob of a checkpoint: its bytes depend on the length, which is 0 of the first one. */

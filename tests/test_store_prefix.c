@@ -861,8 +861,8 @@ static void test_windows(void **state)
 }
 
 /*
- * Positions that go back: a shorter prefix can need fewer rows than were got for a longer one, which
- * then is given up without leaving a gap.
+ * Positions that go back: a shorter prefix can need fewer rows than were got for a longer one; the
+ * others are given up without leaving a gap.
  */
 static void test_windows_and_positions_that_go_back(void **state)
 {
