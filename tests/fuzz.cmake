@@ -1,8 +1,8 @@
 # Fuzzing of the snapshot code (tests/fuzz/fuzz.h); included by tests/CMakeLists.txt.
 #
 # Everywhere: a program that replays inputs, and a test that gives it the golden files and the
-# corpus. With -DKVTILE_FUZZ=ON and clang: fuzz_load, fuzz_map, fuzz_chain, fuzz_convert, fuzz_crypt
-# and fuzz_model, with libFuzzer and the sanitizers for addresses and undefined behaviour:
+# corpus. With -DKVTILE_FUZZ=ON and clang: fuzz_load, fuzz_map, fuzz_chain, fuzz_convert, fuzz_crypt,
+# fuzz_store and fuzz_model, with libFuzzer and the sanitizers for addresses and undefined behaviour:
 #
 #   cmake -B build/fuzz -G Ninja -DCMAKE_C_COMPILER=clang -DCMAKE_BUILD_TYPE=RelWithDebInfo \
 #     -DKVTILE_FUZZ=ON
@@ -16,7 +16,7 @@ set(fuzz_sources fuzz/input.c fuzz/properties.c fuzz/target_load.c fuzz/target_m
   fuzz/target_chain.c fuzz/target_convert.c fuzz/edges.c)
 set(fuzz_libraries kvtile_static kvtile_warnings m)
 if(kvtile_crypt)
-  set(fuzz_crypt fuzz/target_crypt.c)
+  set(fuzz_crypt fuzz/target_crypt.c fuzz/target_store.c)
 endif()
 
 function(kvtile_fuzz_program name)
@@ -38,6 +38,7 @@ if(NOT WIN32)
   target_link_libraries(fuzz_replay PRIVATE Threads::Threads)
   if(kvtile_crypt)
     target_compile_definitions(fuzz_replay PRIVATE FUZZ_CRYPT)
+    add_test(NAME fuzz_store_replay COMMAND fuzz_replay --store ${corpus}/store)
   endif()
   add_test(NAME fuzz_snapshot_replay COMMAND fuzz_replay ${golden_files} ${golden}/encrypted.kvx
     ${corpus}/snapshot)
@@ -56,12 +57,14 @@ if(KVTILE_FUZZ)
     target_link_libraries(fuzz_${part} PRIVATE ${fuzz_libraries} kvtile::xxhash kvtile::zstd)
   endforeach()
   add_custom_target(fuzzers)
-  foreach(target load map chain convert crypt model)
+  foreach(target load map chain convert crypt store model)
     set(sources fuzz/target_${target}.c $<TARGET_OBJECTS:fuzz_mutator>)
     if(target STREQUAL "model")
       set(sources ${model_sources} fuzz/mutate_model.c)
-    elseif(target STREQUAL "crypt" AND NOT kvtile_crypt)
+    elseif(target MATCHES "^(crypt|store)$" AND NOT kvtile_crypt)
       continue()
+    elseif(target STREQUAL "store")
+      set(sources fuzz/target_store.c)
     endif()
     kvtile_fuzz_program(fuzz_${target} fuzz/entry.c ${sources})
     target_compile_definitions(fuzz_${target} PRIVATE KVT_FUZZ_TARGET=fuzz_${target})

@@ -127,8 +127,13 @@ static kvt_status put(void *user, const kvt_store_key *keys, const kvt_store_val
     if (fails(m, "put", error, &status))
         return status;
     for (size_t i = 0; i < n; i++) {
-        memory_value *value = add(m, &keys[i], (size_t)values[i].bytes);
+        memory_value *value;
         size_t at = 0;
+        if (m->put_at_most >= 0 && i == (size_t)m->put_at_most) {
+            (void)snprintf(error->text, sizeof error->text, "the put was made to fail half way");
+            return m->failure;
+        }
+        value = add(m, &keys[i], (size_t)values[i].bytes);
         for (size_t j = 0; j < values[i].n_parts; j++) {
             if (values[i].parts[j].bytes)
                 memcpy(value->data + at, values[i].parts[j].data, values[i].parts[j].bytes);
@@ -176,7 +181,7 @@ kvt_store memory_store_open(memory_store *m)
     kvt_store store;
 
     memset(m, 0, sizeof *m);
-    m->fail_at = m->fail_part = -1;
+    m->fail_at = m->fail_part = m->put_at_most = -1;
     m->failure = KVT_ERR_IO;
     memset(&store, 0, sizeof store);
     store.struct_size = sizeof store;

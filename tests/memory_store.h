@@ -23,6 +23,7 @@ typedef struct memory_store {
     int backwards;     /* give the values in reverse order */
     long fail_at;      /* the call, of all four, that fails; < 0: none */
     long fail_part;    /* the part of a get at which it fails; < 0: none */
+    long put_at_most;  /* values of a put, which then fails; < 0: all */
     kvt_status failure;
     size_t n_calls, n_gets, n_puts, n_exists, n_removes, n_parts;
 } memory_store;

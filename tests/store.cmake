@@ -14,6 +14,10 @@ endfunction()
 
 if(kvtile_crypt) # keys are SHA-256, by libsodium
   kvtile_store_test(prefix)
+  kvtile_store_test(damage)
+  kvtile_store_test(checkpoints)
+  kvtile_store_test(prefix_faults)
+  kvtile_store_test(liars)
 endif()
 
 # An independent reader of stored values, written from docs/format.md: it makes the keys by itself.

@@ -329,27 +329,26 @@ static void test_swapped(void **state)
 /* Values that a sequence of another kind, with the same tokens, has put. */
 static void test_foreign(void **state)
 {
+    static scene scenes[KINDS];
     (void)state;
     for (size_t k = 0; k < KINDS; k++)
+        open_scene(&scenes[k], k, 0);
+    for (size_t k = 0; k < KINDS; k++)
         for (size_t other = 0; other < KINDS; other++) {
-            scene c, from;
-            if (k == other)
-                continue;
-            open_scene(&c, k, 0);
-            open_scene(&from, other, 0);
-            for (size_t row = 0; row < c.rows && row < from.rows; row++) {
-                const memory_value *v = find_value(&c.sound, 0, (row + 1) * 64, 0);
-                const memory_value *f = find_value(&from.sound, 0, (row + 1) * 64, 0);
-                memory_value *put = memory_store_set(&c.m, &v->key, f->data, f->bytes);
-                expect_refused(&c, v, "a value of another type", other);
-                put = memory_store_set(&c.m, &v->key, f->data, f->bytes);
+            scene *c = &scenes[k], *from = &scenes[other];
+            for (size_t row = 0; k != other && row < c->rows && row < from->rows; row++) {
+                const memory_value *v = find_value(&c->sound, 0, (row + 1) * 64, 0);
+                const memory_value *f = find_value(&from->sound, 0, (row + 1) * 64, 0);
+                memory_value *put = memory_store_set(&c->m, &v->key, f->data, f->bytes);
+                expect_refused(c, v, "a value of another type", other);
+                put = memory_store_set(&c->m, &v->key, f->data, f->bytes);
                 memcpy(put->data + VALUE_KEY, &v->key, sizeof v->key);
                 resign_value(put->data, put->bytes);
-                expect_refused(&c, v, "a value of another type with this key in it", other);
+                expect_refused(c, v, "a value of another type with this key in it", other);
             }
-            close_scene(&from);
-            close_scene(&c);
         }
+    for (size_t k = 0; k < KINDS; k++)
+        close_scene(&scenes[k]);
 }
 
 /* The same model, types and tokens for another name space, salt, tag, ... */
@@ -458,7 +457,8 @@ static void test_contradictions(void **state)
         n = pick(&c, values);
         for (size_t i = 0; i < n; i++)
             for (size_t f = 0; f < sizeof fields / sizeof *fields; f++)
-                for (size_t j = 0; j < 3 * sizeof numbers / sizeof *numbers; j++) {
+                for (size_t j = 0; j < 3 * sizeof numbers / sizeof *numbers;
+                     j += i == n / 2 && k < 2 && !is_quick() ? 1 : 5) {
                     const memory_value *v = values[i];
                     memory_value *put = memory_store_set(&c.m, &v->key, v->data, v->bytes);
                     const lie *l = &fields[f];

@@ -1,8 +1,8 @@
 /*
- * Replays inputs of the fuzzers: fuzz_replay [--model] FILE|FOLDER...
+ * Replays inputs of the fuzzers: fuzz_replay [--model|--store] FILE|FOLDER...
  *
- * Each is given to all targets, with --model to that of models alone. A property that does not hold
- * ends the process by abort.
+ * Each is given to all targets, with --model to that of models alone, with --store to that of
+ * stored values. A property that does not hold ends the process by abort.
  */
 #include "fuzz.h"
 
@@ -37,7 +37,7 @@ static int sweep(size_t n)
     return 0;
 }
 
-static int replay(const char *path, int model)
+static int replay(const char *path, int (*only)(const uint8_t *data, size_t size))
 {
     FILE *f = fopen(path, "rb");
     size_t n;
@@ -48,8 +48,8 @@ static int replay(const char *path, int model)
     if (getenv("FUZZ_VERBOSE"))
         (void)fprintf(stderr, "%s\n", path);
     n_inputs++;
-    if (model)
-        return fuzz_model(data, n);
+    if (only)
+        return only(data, n);
     if (all(n))
         return 1;
     if (n <= FUZZ_HEAD || data[0] != 'F')
@@ -61,19 +61,25 @@ static int replay(const char *path, int model)
 
 int main(int argc, char **argv)
 {
-    int model = argc > 1 && strcmp(argv[1], "--model") == 0;
-    for (int i = 1 + model; i < argc; i++) {
+    int (*only)(const uint8_t *bytes, size_t size) = NULL;
+    if (argc > 1 && strcmp(argv[1], "--model") == 0)
+        only = fuzz_model;
+#ifdef FUZZ_CRYPT /* keys are libsodium's */
+    if (argc > 1 && strcmp(argv[1], "--store") == 0)
+        only = fuzz_store;
+#endif
+    for (int i = 1 + (only != NULL); i < argc; i++) {
         DIR *folder = opendir(argv[i]);
         const struct dirent *entry;
         char path[4096];
         if (!folder) {
-            if (replay(argv[i], model) != 0)
+            if (replay(argv[i], only) != 0)
                 return 1;
             continue;
         }
         while ((entry = readdir(folder)) != NULL) {
             (void)snprintf(path, sizeof path, "%s/%s", argv[i], entry->d_name);
-            if (entry->d_name[0] != '.' && replay(path, model) != 0)
+            if (entry->d_name[0] != '.' && replay(path, only) != 0)
                 return 1;
         }
         (void)closedir(folder);
