@@ -95,8 +95,11 @@ static int send_all(int fd, const char *data, size_t n)
 static void repeat(fake *f, int fd, size_t n)
 {
     char bytes[4096];
+    const char *text = f->then ? f->then : f->text;
+    if (f->then)
+        n = strlen(f->then);
     while (wait_for(f, fd, -1, -1))
-        if (recv(fd, bytes, sizeof bytes, 0) <= 0 || !send_all(fd, f->text, n))
+        if (recv(fd, bytes, sizeof bytes, 0) <= 0 || !send_all(fd, text, n))
             return;
 }
 

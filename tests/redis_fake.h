@@ -22,6 +22,7 @@ typedef struct fake {
     fake_kind kind;
     const char *text;
     size_t text_bytes; /* 0: up to its zero */
+    const char *then;  /* FAKE_SAYS: from the second time on; NULL: `text` */
     int pause_ms;
     /* FAKE_PASSES: */
     int target;     /* its port */
