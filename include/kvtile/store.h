@@ -209,7 +209,8 @@ typedef struct kvt_redis_config {
 /*
  * Open a store on a Redis or Valkey server or cluster: one string a value. Redirections of a
  * cluster (MOVED, ASK) are followed. The server is not needed for the opening: a call that needs
- * it connects, and connects again after a failure. Calls take turns.
+ * it connects, and connects again after a failure. Calls of several threads have connections of
+ * their own.
  *
  * KVT_ERR_UNSUPPORTED  the library was built without hiredis, or tls without hiredis_ssl
  * KVT_ERR_ARG, KVT_ERR_MEMORY
