@@ -357,7 +357,10 @@ class Lives(Base):
                      "values": (0,), "reserve": (1,), "truncate": (0,), "reachable": (0,),
                      "remove": (0, 64), "checkpoint_read": (0,), "checkpoint_drop": (0,),
                      "save": ("/tmp/never.kvt",), "load": ("/tmp/never.kvt",),
-                     "load_bytes": (b"",), "save_into": (bytearray(9),), "commit_selected": ([0],)}
+                     "load_bytes": (b"",), "save_into": (bytearray(9),), "commit_selected": ([0],),
+                     "prefix_put": (kvtile.Store.mapping({}),),
+                     "prefix_get": (kvtile.Store.mapping({}), [0]),
+                     "prefix_probe": (kvtile.Store.mapping({}), [0])}
         quiet = {"close", "closed", "cache", "step", "groups", "max_tokens", "n_layers"}
         other = self.cache.sequence()
         self.seq.close()
