@@ -532,11 +532,14 @@ static void test_closing(void **state)
     kvt_store_part parts[32];
     kvt_store_value value = {parts, 32, 32 << 20};
     kvt_store_key key = key_of(0);
+    char path[96];
     (void)state;
     for (size_t p = 0; p < 32; p++)
         parts[p] = (kvt_store_part){part, 1 << 20};
-    for (size_t i = 0; i < 2; i++) {
-        fake f = {.kind = FAKE_ENDS, .text = answers[i]};
+    (void)snprintf(path, sizeof path, "%s/fake", server.folder);
+    for (size_t i = 0; i < 4; i++) {
+        /* A Unix socket is known to be closed at once. */
+        fake f = {.kind = FAKE_ENDS, .text = answers[i & 1], .path = i & 2 ? path : NULL};
         kvt_redis_config config;
         kvt_store store;
         kvt_store_error error;
@@ -544,8 +547,9 @@ static void test_closing(void **state)
 
         fake_start(&f);
         config = config_of(f.port);
+        config.unix_path = f.path;
         store = open_with(&config);
-        expect_call(i ? KVT_ERR_FULL : KVT_ERR_IO, error,
+        expect_call(i & 1 ? KVT_ERR_FULL : KVT_ERR_IO, error,
                     store.put(store.user, &key, &value, 1, &n_put, &error));
         assert_int_equal(n_put, 0);
         kvt_store_close(&store);
