@@ -192,19 +192,17 @@ typedef struct kvt_redis_config {
     const char *password;  /* AUTH; NULL: none */
     uint32_t tls;          /* 0. 1 is for TLS, as yet KVT_ERR_UNSUPPORTED: use stunnel */
     uint32_t ttl_seconds;  /* a value expires so long after it was put or got last; 0: never */
-    uint32_t
-        connect_timeout_ms;   /* 0: 500. A host's name is looked up by getaddrinfo, which takes the
-                                    time that the system gives it: use an address for a bound */
-    uint32_t timeout_ms;      /* without a byte coming or going; 0: 1000 */
-    uint32_t call_timeout_ms; /* of one call as a whole; 0: 30000 */
-    uint32_t retry_ms;        /* after a connection that failed, or did not answer for timeout_ms,
-                                    calls fail at once for so long before the next; 0: 1000 */
-    uint32_t pipeline;        /* commands sent before the first one's answer is there; 0: 16 */
-    uint32_t reserved;        /* 0 */
-    const char *prefix;       /* of the keys on the server; NULL: "kvt:" */
-    const char *tls_ca_file;  /* not used as yet */
-    char *error_text;         /* where a failure is told; may be NULL */
-    size_t error_text_bytes;  /* room there, the terminating zero included */
+    uint32_t connect_timeout_ms; /* 0: 500. Not of the lookup of a host's name, which the system
+                                    bounds: use an address */
+    uint32_t timeout_ms;         /* without a byte coming or going; 0: 1000 */
+    uint32_t call_timeout_ms;    /* of one call as a whole; 0: 30000 */
+    uint32_t retry_ms;  /* after a node could not be reached calls fail at once so long; 0: 1000 */
+    uint32_t pipeline;  /* commands sent before the first one's answer is there; 0: 16 */
+    uint32_t reserved;  /* 0 */
+    const char *prefix; /* of the keys on the server; NULL: "kvt:" */
+    const char *tls_ca_file; /* not used as yet */
+    char *error_text;        /* where a failure is told; may be NULL */
+    size_t error_text_bytes; /* room there, the terminating zero included */
 } kvt_redis_config;
 
 /*
