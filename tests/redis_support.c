@@ -352,12 +352,30 @@ void redis_cluster_stop(redis_cluster *cluster)
         redis_stop(&cluster->nodes[i]);
 }
 
+/* Wait until no node takes a dead one for the master of a slot. */
+static void wait_until_forgotten(const redis_cluster *cluster, int dead)
+{
+    char port[16];
+    double end = now_s() + PATIENCE_S;
+
+    (void)snprintf(port, sizeof port, "\n:%d\r", cluster->nodes[dead].port);
+    for (int i = 0; i < cluster->n_nodes; i++)
+        while (cluster->nodes[i].pid &&
+               strstr(redis_say(&cluster->nodes[i], "CLUSTER SLOTS"), port)) {
+            if (now_s() > end)
+                fail_msg("node %d does not see the failover", i);
+            pause_ms(20);
+        }
+}
+
 void redis_cluster_failover(redis_cluster *cluster, int n)
 {
     redis_server *replica = &cluster->nodes[cluster->n_masters + n];
     redis_expect(replica, "+OK", "CLUSTER FAILOVER TAKEOVER");
     wait_for(replica, "ROLE", "\nmaster\r");
     redis_cluster_wait(cluster);
+    if (cluster->nodes[n].pid == 0)
+        wait_until_forgotten(cluster, n);
 }
 
 void redis_cluster_move_keys(redis_cluster *cluster, int slot, int from, int to)

@@ -331,9 +331,9 @@ class Opened(Base):
         far.error = OSError("far away")  # near has all of it
         self.assertEqual(self.other.prefix_get(store, self.prompt[:193]).n_tokens, 192)
         self.other.clear()
-        near.popitem()
-        with self.assertRaisesRegex(OSError, "far away"):
-            self.other.prefix_get(store, self.prompt)
+        near.popitem()  # then what near has
+        self.assertLess(self.other.prefix_get(store, self.prompt).n_tokens, 192)
+        self.other.clear()
         far.error = KeyboardInterrupt()
         with self.assertRaises(KeyboardInterrupt):
             self.other.prefix_get(store, self.prompt)
