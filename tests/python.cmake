@@ -26,12 +26,12 @@ endif()
 foreach(part arrays numbers package sequence snapshot store threads tinylm transformers)
   add_test(NAME python_${part}
     COMMAND ${KVTILE_PYTHON} ${python_dir}/tests/run.py test_${part})
-  set_tests_properties(python_${part} PROPERTIES SKIP_RETURN_CODE 77 TIMEOUT 600 LABELS python
+  set_tests_properties(python_${part} PROPERTIES SKIP_RETURN_CODE 77 TIMEOUT 1500 LABELS python
     ENVIRONMENT "${python_environment}")
 endforeach()
 set_tests_properties(python_package PROPERTIES COST 60) # it compiles the library
 # The ratios of an interpreter's calls on a busy machine need some room: bench_overhead.py says more.
 add_test(NAME python_overhead COMMAND ${KVTILE_PYTHON} ${python_dir}/bench_overhead.py
   --small 400 --pairs 40 --check 1.05)
-set_tests_properties(python_overhead PROPERTIES SKIP_RETURN_CODE 77 TIMEOUT 600 LABELS python
+set_tests_properties(python_overhead PROPERTIES SKIP_RETURN_CODE 77 TIMEOUT 1500 LABELS python
   RUN_SERIAL TRUE ENVIRONMENT "${python_environment}")
