@@ -279,11 +279,13 @@ void redis_stop(redis_server *server)
 
 void redis_freeze(redis_server *server)
 {
+    assert_true(server->pid > 0); /* else it would be a group of processes */
     assert_int_equal(kill(server->pid, SIGSTOP), 0);
 }
 
 void redis_thaw(redis_server *server)
 {
+    assert_true(server->pid > 0); /* else it would be a group of processes */
     assert_int_equal(kill(server->pid, SIGCONT), 0);
 }
 
