@@ -9,6 +9,7 @@
 #include <poll.h>
 #include <sched.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 static int listen_at(int *port, int backlog)
@@ -23,6 +24,17 @@ static int listen_at(int *port, int backlog)
     *port = ntohs(address.sin_port);
     if (backlog >= 0)
         assert_int_equal(listen(fd, backlog), 0);
+    return fd;
+}
+
+static int listen_at_path(const char *path)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    int fd = socket(AF_UNIX, SOCK_STREAM, 0);
+    assert_true(fd >= 0 && strlen(path) < sizeof address.sun_path);
+    memcpy(address.sun_path, path, strlen(path) + 1);
+    assert_int_equal(bind(fd, (struct sockaddr *)&address, sizeof address), 0);
+    assert_int_equal(listen(fd, 16), 0);
     return fd;
 }
 
@@ -95,8 +107,11 @@ static int send_all(int fd, const char *data, size_t n)
 static void repeat(fake *f, int fd, size_t n)
 {
     char bytes[4096];
+    const char *text = f->then ? f->then : f->text;
+    if (f->then)
+        n = strlen(f->then);
     while (wait_for(f, fd, -1, -1))
-        if (recv(fd, bytes, sizeof bytes, 0) <= 0 || !send_all(fd, f->text, n))
+        if (recv(fd, bytes, sizeof bytes, 0) <= 0 || !send_all(fd, text, n))
             return;
 }
 
@@ -189,7 +204,7 @@ static void *serve(void *user)
 
 void fake_start(fake *f)
 {
-    f->listener = listen_at(&f->port, 16);
+    f->listener = f->path ? listen_at_path(f->path) : listen_at(&f->port, 16);
     atomic_store(&f->n_accepted, 0);
     assert_int_equal(pipe(f->stop), 0);
     assert_int_equal(pthread_create(&f->thread, NULL, serve, f), 0);
@@ -200,6 +215,8 @@ void fake_stop(fake *f)
     assert_int_equal(write(f->stop[1], "x", 1), 1);
     assert_int_equal(pthread_join(f->thread, NULL), 0);
     (void)close(f->listener);
+    if (f->path)
+        (void)unlink(f->path);
     (void)close(f->stop[0]);
     (void)close(f->stop[1]);
 }

@@ -20,8 +20,10 @@ typedef enum fake_kind {
 
 typedef struct fake {
     fake_kind kind;
+    const char *path; /* a socket of the file system, in place of a port; or NULL */
     const char *text;
     size_t text_bytes; /* 0: up to its zero */
+    const char *then;  /* FAKE_SAYS: from the second time on; NULL: `text` */
     int pause_ms;
     /* FAKE_PASSES: */
     int target;     /* its port */

@@ -502,10 +502,11 @@ static void test_secret(void **state)
         "-secret\r\n",
         "+OK\r\n-ERR unknown command `secret`\r\n",
         ":5\r\n",
+        "+OK\r\n",
     };
     (void)state;
     for (size_t i = 0; i < sizeof answers / sizeof *answers; i++) {
-        fake f = {.kind = FAKE_SAYS, .text = answers[i]};
+        fake f = {.kind = FAKE_SAYS, .text = answers[i], .then = "-ERR it was secret\r\n"};
         kvt_redis_config config;
         kvt_store store;
         kvt_store_error error;
@@ -521,6 +522,40 @@ static void test_secret(void **state)
         kvt_store_close(&store);
         fake_stop(&f);
     }
+}
+
+/* A server that closes while it is sent to: no signal, and what it has said is told. */
+static void test_closing(void **state)
+{
+    static const char *const answers[] = {"", "-ERR Protocol error: invalid bulk length\r\n"};
+    unsigned char *part = value_of(0, 1 << 20);
+    kvt_store_part parts[32];
+    kvt_store_value value = {parts, 32, 32 << 20};
+    kvt_store_key key = key_of(0);
+    char path[96];
+    (void)state;
+    for (size_t p = 0; p < 32; p++)
+        parts[p] = (kvt_store_part){part, 1 << 20};
+    (void)snprintf(path, sizeof path, "%s/fake", server.folder);
+    for (size_t i = 0; i < 4; i++) {
+        /* A Unix socket is known to be closed at once. */
+        fake f = {.kind = FAKE_ENDS, .text = answers[i & 1], .path = i & 2 ? path : NULL};
+        kvt_redis_config config;
+        kvt_store store;
+        kvt_store_error error;
+        size_t n_put = 9;
+
+        fake_start(&f);
+        config = config_of(f.port);
+        config.unix_path = f.path;
+        store = open_with(&config);
+        expect_call(i & 1 ? KVT_ERR_FULL : KVT_ERR_IO, error,
+                    store.put(store.user, &key, &value, 1, &n_put, &error));
+        assert_int_equal(n_put, 0);
+        kvt_store_close(&store);
+        fake_stop(&f);
+    }
+    free(part);
 }
 
 /* What comes between two calls is no answer to the second one. */
@@ -551,6 +586,7 @@ int main(void)
         cmocka_unit_test(test_cuts),     cmocka_unit_test(test_slices),
         cmocka_unit_test(test_nonsense), cmocka_unit_test(test_all_nonsense),
         cmocka_unit_test(test_secret),   cmocka_unit_test(test_late_answer),
+        cmocka_unit_test(test_closing),
     };
     int failed;
     if (!redis_is_there()) {

@@ -190,28 +190,29 @@ typedef struct kvt_redis_config {
     uint32_t database;     /* SELECT; 0 on a cluster */
     const char *username;  /* AUTH (Redis 6 on); NULL: the default user */
     const char *password;  /* AUTH; NULL: none */
-    uint32_t tls;          /* 1: by TLS, where the library was built with hiredis 1.0 or later and
-                              its hiredis_ssl; else KVT_ERR_UNSUPPORTED: use stunnel */
+    uint32_t tls;          /* 0. 1 is for TLS, as yet KVT_ERR_UNSUPPORTED: use stunnel */
     uint32_t ttl_seconds;  /* a value expires so long after it was put or got last; 0: never */
-    uint32_t connect_timeout_ms; /* 0: 500 */
+    uint32_t connect_timeout_ms; /* 0: 500. Not of the lookup of a host's name, which the system
+                                    bounds: use an address */
     uint32_t timeout_ms;         /* without a byte coming or going; 0: 1000 */
     uint32_t call_timeout_ms;    /* of one call as a whole; 0: 30000 */
-    uint32_t retry_ms;           /* after a failed connection calls fail at once for so long, before
-                                    it is tried again; 0: 1000 */
-    uint32_t pipeline;           /* commands sent before the first one's answer is there; 0: 16 */
-    uint32_t reserved;           /* 0 */
-    const char *prefix;          /* of the keys on the server; NULL: "kvt:" */
-    const char *tls_ca_file;     /* NULL: the system's */
-    char *error_text;            /* where a failure is told; may be NULL */
-    size_t error_text_bytes;     /* room there, the terminating zero included */
+    uint32_t retry_ms;  /* after a node could not be reached calls fail at once so long; 0: 1000 */
+    uint32_t pipeline;  /* commands sent before the first one's answer is there; 0: 16 */
+    uint32_t reserved;  /* 0 */
+    const char *prefix; /* of the keys on the server; NULL: "kvt:" */
+    const char *tls_ca_file; /* not used as yet */
+    char *error_text;        /* where a failure is told; may be NULL */
+    size_t error_text_bytes; /* room there, the terminating zero included */
 } kvt_redis_config;
 
 /*
  * Open a store on a Redis or Valkey server or cluster: one string a value. Redirections of a
- * cluster (MOVED, ASK) are followed. The server is not needed for the opening: a call that needs
- * it connects, and connects again after a failure. Calls take turns.
+ * cluster (MOVED, ASK) are followed. The server is not needed for the opening: a call that needs it
+ * connects, and connects again after a failure. Calls of several threads run side by side, each on
+ * connections of its own, which are kept for later calls. After a fork the child opens its own
+ * store.
  *
- * KVT_ERR_UNSUPPORTED  the library was built without hiredis, or tls without hiredis_ssl
+ * KVT_ERR_UNSUPPORTED  the library was built without hiredis, or tls is 1
  * KVT_ERR_ARG, KVT_ERR_MEMORY
  */
 KVT_API kvt_status kvt_store_open_redis(const kvt_redis_config *config, kvt_store *store);

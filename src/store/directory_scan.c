@@ -65,22 +65,22 @@ static kvt_status close_stream(const scan *s, DIR *stream, const char *name, int
 static kvt_status scan_folder(scan *s, const char *folder)
 {
     struct dirent *entry;
-    kvt_status opened;
-    DIR *stream = open_stream(s, folder, &opened);
+    kvt_status failed;
+    DIR *stream = open_stream(s, folder, &failed);
 
     if (!stream)
-        return opened;
+        return failed;
     for (errno = 0; !s->ended && (entry = readdir(stream)) != NULL; errno = 0) {
         struct stat status;
         kvt_store_key key;
         if (!kvt_dir_key(folder, entry->d_name, &key))
             continue;
         if (fstatat(dirfd(stream), entry->d_name, &status, AT_SYMLINK_NOFOLLOW) != 0) {
-            int number = errno;
-            if (number == ENOENT)
+            if (errno == ENOENT) /* removed meanwhile */
                 continue;
-            (void)closedir(stream);
-            return kvt_dir_fail(s->dir, s->error, "fstatat", number, entry->d_name);
+            failed = kvt_dir_fail(s->dir, s->error, "fstatat", errno, entry->d_name);
+            (void)closedir(stream); /* and the entry with it */
+            return failed;
         }
         if (S_ISREG(status.st_mode))
             s->ended = s->on_value(s->user, &key, &status) != 0;
@@ -275,7 +275,8 @@ static int remove_chosen(kvt_dir *dir, kvt_dir_lock *lock, eviction *e, int look
     int number = 0;
     size_t i;
 
-    qsort(e->values, e->n, sizeof *e->values, compare_to_sort);
+    if (e->n)
+        qsort(e->values, e->n, sizeof *e->values, compare_to_sort);
     for (i = 0; i < e->n; i++) {
         char name[KVT_DIR_NAME_BYTES];
         kvt_dir_name(&e->values[i].key, name);

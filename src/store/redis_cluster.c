@@ -19,10 +19,10 @@ uint16_t kvt_redis_crc16(uint16_t crc, const void *data, size_t bytes)
 {
     const unsigned char *byte = data;
     for (size_t i = 0; i < bytes; i++) {
-        crc = (uint16_t)(crc ^ (byte[i] << 8));
+        crc = (uint16_t)(crc ^ (unsigned)byte[i] << 8);
         for (int half = 0; half < 2; half++) {
             unsigned top = crc >> 12;
-            crc = (uint16_t)((crc << 4) ^ (top << 12) ^ (top << 5) ^ top);
+            crc = (uint16_t)((unsigned)crc << 4 ^ top << 12 ^ top << 5 ^ top);
         }
     }
     return crc;

@@ -225,7 +225,7 @@ int kvt_redis_link_send(kvt_redis_link *link)
             skip = 0;
         }
         message.msg_iov = pieces;
-        message.msg_iovlen = n;
+        message.msg_iovlen = (__typeof__(message.msg_iovlen))n; /* POSIX: int; glibc: size_t */
         sent = sendmsg(link->fd, &message, MSG_NOSIGNAL);
         if (sent < 0 && errno == EINTR)
             continue;
