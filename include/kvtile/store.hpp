@@ -77,7 +77,7 @@ struct redis_config : kvt_redis_config {
         password = secret;
         return *this;
     }
-    /* ca_file: NULL for the system's. */
+    /* As yet KVT_ERR_UNSUPPORTED. ca_file: NULL for the system's. */
     redis_config &with_tls(const char *ca_file = nullptr) noexcept
     {
         tls = 1;

@@ -242,8 +242,9 @@ class Store(Handle):
         ttl_seconds: values expire so long after they were put or got last; 0: never
         connect_timeout_ms, timeout_ms (of silence), call_timeout_ms, retry_ms (calls fail at once
             for so long after a failed connection), pipeline, prefix: None, 0: store.h's defaults
+        tls: as yet UnsupportedError; tls_ca_file is for it
 
-        UnsupportedError: the library was built without hiredis, or tls without hiredis_ssl.
+        UnsupportedError: the library was built without hiredis.
         """
         whole = {name: _whole(value, name, 32) for name, value in (
             ("port", port), ("database", database), ("ttl_seconds", ttl_seconds),
