@@ -256,6 +256,7 @@ const char *bench_commit(void);
 uint64_t bench_preemptions(void);      /* of this process so far; 0 where unknown */
 uint64_t bench_cache_bytes(int level); /* data or unified; 0 where unknown */
 unsigned bench_processors(void);       /* that this process may use */
+bool bench_has_pool(void);             /* the library was built with KVTILE_POOL */
 uint64_t bench_llc_bytes(void);
 #define BENCH_HUGE_PAGE ((size_t)2 << 20) /* last-level cache; a guess of 32 MiB where unknown */
 uint64_t bench_available_bytes(void);     /* of memory; UINT64_MAX where unknown */

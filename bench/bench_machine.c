@@ -106,6 +106,15 @@ uint64_t bench_llc_bytes(void)
     return largest ? largest : UINT64_C(32) << 20;
 }
 
+bool bench_has_pool(void)
+{
+#if defined(KVT_BENCH_POOL)
+    return true;
+#else
+    return false;
+#endif
+}
+
 unsigned bench_processors(void)
 {
 #if defined(__linux__)

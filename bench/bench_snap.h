@@ -73,6 +73,7 @@ void bench_snap_pairs(const bench_options *o, const bench_snap *s, const bench_f
 void bench_snap_value(const bench_options *o, const bench_snap *s, const bench_figure *f,
                       double value, double rival_value, const char *rival_unit);
 void bench_snap_missing(const bench_options *o, const bench_figure *f); /* not measured: f->note */
+#define BENCH_SNAP_NO_POOL "not measured: the library was built without a thread pool"
 
 /* A path in --dir that is removed when the program ends; up to 16 of them. */
 const char *bench_snap_path(const bench_options *o, const char *suffix);

@@ -239,27 +239,22 @@ static void part_crypt(speed *x)
     kvt_save_options options = bench_snap_save_options(KVT_CODEC_RAW);
     uint64_t bound;
     options.key = key;
-    if (kvt_seq_save_bound(x->one.seq, &bound, &options) == KVT_ERR_UNSUPPORTED) {
-        for (int i = 0; i < 2; i++) {
-            bench_figure f = {"crypt",
-                              names[i].save,
-                              "of raw",
-                              0.5,
-                              true,
-                              "raw save",
-                              "not measured: the library was built without libsodium"};
+    bool has_crypt = kvt_seq_save_bound(x->one.seq, &bound, &options) != KVT_ERR_UNSUPPORTED;
+    if (has_crypt)
+        make_image(x, KVT_CODEC_RAW, key);
+    for (int i = 0; i < 2; i++) {
+        bench_figure f = {"crypt", names[i].save, "of raw", 0.5, true, "raw save", NULL};
+        if (!has_crypt || (i == 1 && !bench_has_pool())) {
+            f.note = has_crypt ? BENCH_SNAP_NO_POOL
+                               : "not measured: the library was built without libsodium";
             bench_snap_missing(x->o, &f);
             f.name = names[i].file;
             bench_snap_missing(x->o, &f);
             f.name = names[i].load;
             f.bar = NAN;
             bench_snap_missing(x->o, &f);
+            continue;
         }
-        return;
-    }
-    make_image(x, KVT_CODEC_RAW, key);
-    for (int i = 0; i < 2; i++) {
-        bench_figure f = {"crypt", names[i].save, "of raw", 0.5, true, "raw save", NULL};
         x->of = i ? &x->two : &x->one;
         run_load_crypt(x);
         bench_snap_check(x->of, x->raw, x->bytes, "crypt");
@@ -271,7 +266,8 @@ static void part_crypt(speed *x)
         f.rival = "raw load";
         bench_snap_pairs(x->o, x->of, &f, run_load_crypt, run_load, x, (double)x->bytes);
     }
-    bench_snap_free(x->image, x->image_room);
+    if (has_crypt)
+        bench_snap_free(x->image, x->image_room);
 }
 
 static void part_threads(speed *x)
@@ -280,6 +276,13 @@ static void part_threads(speed *x)
                                             {"threads_save_zstd", "threads_load_zstd"}};
     for (int i = 0; i < 2; i++) {
         bench_figure f = {"threads", names[i][0], "of one thread", NAN, true, "one thread", NULL};
+        if (!bench_has_pool()) {
+            f.note = BENCH_SNAP_NO_POOL;
+            bench_snap_missing(x->o, &f);
+            f.name = names[i][1];
+            bench_snap_missing(x->o, &f);
+            continue;
+        }
         x->codec = i ? KVT_CODEC_ZSTD : KVT_CODEC_RAW;
         make_image(x, x->codec, NULL);
         run_load_two(x);
@@ -318,14 +321,17 @@ void bench_snap_speed(const bench_options *o, unsigned parts)
     if (parts & BENCH_PART_FILE)
         part_file(&x);
     if (parts & (BENCH_PART_CRYPT | BENCH_PART_THREADS)) {
-        bench_snap_open(&x.two, o, KVT_TYPE_I8, 2, n_tokens, 0);
-        bench_require(kvt_seq_load_memory(x.two.seq, x.raw, x.bytes, NULL, NULL), x.two.cache,
-                      "kvt_seq_load_memory");
+        if (bench_has_pool()) {
+            bench_snap_open(&x.two, o, KVT_TYPE_I8, 2, n_tokens, 0);
+            bench_require(kvt_seq_load_memory(x.two.seq, x.raw, x.bytes, NULL, NULL), x.two.cache,
+                          "kvt_seq_load_memory");
+        }
         if (parts & BENCH_PART_CRYPT)
             part_crypt(&x);
         if (parts & BENCH_PART_THREADS)
             part_threads(&x);
-        bench_snap_close(&x.two);
+        if (bench_has_pool())
+            bench_snap_close(&x.two);
     }
     unlink(x.plain);
     unlink(x.path);

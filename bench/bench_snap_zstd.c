@@ -105,8 +105,9 @@ void bench_snap_zstd(const bench_options *o)
     bench_figure load = {"zstd", "zstd_load", "of zstd -d", 0.9, true, "zstd -d", NULL};
     bench_figure bytes = {"zstd", "zstd_size", "of zstd -1's", NAN, false, "zstd -1 -T2", size};
     memset(&z, 0, sizeof z);
-    if (!open_library(&z)) {
-        save.note = load.note = bytes.note = "not measured: no libzstd with threads";
+    if (!bench_has_pool() || !open_library(&z)) {
+        save.note = load.note = bytes.note =
+            bench_has_pool() ? "not measured: no libzstd with threads" : BENCH_SNAP_NO_POOL;
         bench_snap_missing(o, &save);
         bench_snap_missing(o, &load);
         bench_snap_missing(o, &bytes);

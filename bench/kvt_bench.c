@@ -772,12 +772,7 @@ static void set_defaults(bench_options *o, int command)
                                                                       : 4096;
     if (o->n_threads == 0) {
         o->threads[o->n_threads++] = 1;
-#if defined(KVT_BENCH_POOL)
-        const bool has_pool = true;
-#else
-        const bool has_pool = false;
-#endif
-        if ((command == MACHINE || command == REPORT || (command == STORE && has_pool)) &&
+        if ((command == MACHINE || command == REPORT || (command == STORE && bench_has_pool())) &&
             bench_processors() > 1)
             o->threads[o->n_threads++] = bench_processors();
     }
