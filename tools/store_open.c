@@ -227,6 +227,7 @@ static int open_server(tool_store *s, parts *p, const tool_options *o)
     config.tls = p->tls;
     config.tls_ca_file = o->ca_file;
     config.prefix = o->prefix;
+    config.call_timeout_ms = 86400000; /* a list is as long as it is: silence alone ends it */
     config.error_text = text;
     config.error_text_bytes = sizeof text;
     status = kvt_store_open_redis(&config, &s->store);

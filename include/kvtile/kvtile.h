@@ -1184,7 +1184,7 @@ typedef struct kvt_load_result {
  * come. options and result may be NULL.
  *
  * With options.reuse the snapshot is taken up whole where a window has released blocks, and then
- * cut. Should that fail (KVT_ERR_MEMORY, KVT_ERR_BUDGET), the sequence holds all of the snapshot.
+ * cut; else what the cut would drop is not taken up at all.
  *
  * A delta is loaded with the chain of its parents, each found by its name and held against the id
  * that its child has noted.

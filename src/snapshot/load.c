@@ -647,7 +647,7 @@ static void answer(const stage *st, const kvt_seq *seq, kvt_load_result *result)
     result->mapped_bytes = st->maps.bytes;
 }
 
-/* Cut to what the prompt can use. */
+/* Cut to what the prompt can use: no step is pending and it can be reached, so it does not fail. */
 static kvt_status cut(kvt_seq *seq, uint32_t reuse, kvt_load_result *result)
 {
     uint64_t n = reuse == KVT_REUSE_PREFIX                 ? result->reuse_tokens
