@@ -1,5 +1,5 @@
 # Tests of stores of prefixes; included by tests/CMakeLists.txt.
-add_library(store_support STATIC memory_store.c store_scenes.c)
+add_library(store_support STATIC memory_store.c store_scenes.c prefix_scene.c)
 target_link_libraries(store_support PUBLIC snapshot_support PRIVATE kvtile_warnings
   kvtile::xxhash)
 
@@ -14,6 +14,7 @@ endfunction()
 
 if(kvtile_crypt) # keys are SHA-256, by libsodium
   kvtile_store_test(prefix)
+  kvtile_store_test(keys)
   kvtile_store_test(damage)
   kvtile_store_test(checkpoints)
   kvtile_store_test(prefix_faults)

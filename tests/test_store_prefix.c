@@ -1,7 +1,7 @@
 /*
  * Prefixes in a store: what is got is what was put, and only by who has the same prompt.
  */
-#include "store_scenes.h"
+#include "prefix_scene.h"
 
 #include <stdio.h>
 #include <unistd.h>
@@ -69,94 +69,42 @@ static void test_round_trips(void **state)
     }
 }
 
-/* ---- scenes of one source ---- */
-
-typedef struct scene {
-    subject s;
-    memory_store m;
-    kvt_store store;
-    kvt_seq *source, *to;
-    int32_t prompt[MOST + 1];
-} scene;
-
-enum { TOKENS = 300, SEALED = 192 }; /* of the source, and of them what is put */
-
-static void open_scene(scene *c, size_t geometry, uint64_t n)
-{
-    kvt_group_config group = geometry_group(geometry);
-    rng r = {geometry + 7};
-
-    memset(c, 0, sizeof *c);
-    open_subject(&c->s, &group, 1, &r);
-    open_cache(&c->s, NULL);
-    c->store = memory_store_open(&c->m);
-    make_prompt(c->prompt, MOST + 1);
-    c->source = sequence_of(&c->s, n);
-    c->to = seq_of(&c->s);
-    if (n)
-        expect_ok(c->s.cache, kvt_prefix_put(&c->store, c->source, NULL, NULL));
-}
-
-static void close_scene(scene *c)
-{
-    kvt_seq_destroy(c->source);
-    kvt_seq_destroy(c->to);
-    memory_store_free(&c->m);
-    close_subject(&c->s);
-}
-
-/* What a get gives, which is what a probe says; the sequence is cleared. */
-static uint64_t get(scene *c, const int32_t *prompt, uint64_t n, const kvt_prefix_options *options)
-{
-    kvt_prefix_result probed, got;
-    const size_t gets = c->m.n_gets;
-    expect_ok(c->s.cache, kvt_prefix_probe(&c->store, c->to, prompt, n, options, &probed));
-    assert_int_equal(c->m.n_gets, gets);
-    expect_ok(c->s.cache, kvt_prefix_get(&c->store, c->to, prompt, n, options, &got));
-    assert_int_equal(probed.n_tokens, got.n_tokens);
-    assert_int_equal(probed.n_values + probed.n_bytes + probed.n_refused, 0);
-    assert_int_equal(got.n_refused, 0);
-    assert_int_equal(kvt_seq_length(c->to), got.n_tokens);
-    expect_ok(c->s.cache, kvt_seq_clear(c->to));
-    return got.n_tokens;
-}
-
 /* ---- prompts ---- */
 
 static void test_prompts_that_leave(void **state)
 {
-    scene c;
+    prefix_scene c;
     (void)state;
-    open_scene(&c, 0, TOKENS);
+    prefix_open(&c, 0, TOKENS);
     for (size_t at = 0; at < TOKENS; at++) {
         const uint64_t expected = at < SEALED ? at / 64 * 64 : SEALED;
         c.prompt[at] ^= 1 << 20;
-        assert_int_equal(get(&c, c.prompt, TOKENS, NULL), expected);
+        assert_int_equal(prefix_get(&c, c.prompt, TOKENS, NULL), expected);
         c.prompt[at] ^= 1 << 20;
     }
-    close_scene(&c);
+    prefix_close(&c);
 }
 
 /* The last token is to be computed. */
 static void test_lengths_of_prompts(void **state)
 {
-    scene c;
+    prefix_scene c;
     (void)state;
-    open_scene(&c, 0, TOKENS);
-    assert_int_equal(get(&c, NULL, 0, NULL), 0);
+    prefix_open(&c, 0, TOKENS);
+    assert_int_equal(prefix_get(&c, NULL, 0, NULL), 0);
     for (uint64_t n = 0; n <= MOST; n++) {
         const uint64_t expected = n == 0 ? 0 : (n - 1) / 64 * 64;
-        assert_int_equal(get(&c, c.prompt, n, NULL), expected < SEALED ? expected : SEALED);
+        assert_int_equal(prefix_get(&c, c.prompt, n, NULL), expected < SEALED ? expected : SEALED);
     }
-    close_scene(&c);
+    prefix_close(&c);
 }
 
 static void test_max_tokens(void **state)
 {
     static const uint64_t most[] = {1, 63, 64, 65, 130, 192, 200};
-    scene c;
+    prefix_scene c;
     (void)state;
-    open_scene(&c, 0, TOKENS);
+    prefix_open(&c, 0, TOKENS);
     for (size_t i = 0; i < sizeof most / sizeof *most; i++) {
         kvt_config config = c.s.config;
         kvt_prefix_result got;
@@ -171,326 +119,7 @@ static void test_max_tokens(void **state)
         kvt_seq_destroy(seq);
         kvt_cache_destroy(cache);
     }
-    close_scene(&c);
-}
-
-/* ---- positions ---- */
-
-static void test_positions(void **state)
-{
-    int32_t positions[TOKENS], read[TOKENS];
-    kvt_prefix_options options = prefix_options();
-    scene c;
-    (void)state;
-    for (int kind = 0; kind < 3; kind++) {
-        kvt_prefix_result got;
-        open_scene(&c, 0, 0);
-        for (int i = 0; i < TOKENS; i++) /* with gaps; the same for several; descending */
-            positions[i] = kind == 0 ? 3 * i + i % 5 : kind == 1 ? i / 9 : TOKENS - i;
-        expect_ok(c.s.cache, kvt_seq_begin(c.source, TOKENS, positions));
-        append_layers(&c.s, c.source, 0);
-        expect_ok(c.s.cache, kvt_seq_commit(c.source, c.prompt));
-        expect_ok(c.s.cache, kvt_prefix_put(&c.store, c.source, NULL, NULL));
-        assert_int_equal(get(&c, c.prompt, TOKENS, NULL), 0);
-        options.positions = positions;
-        assert_int_equal(get(&c, c.prompt, TOKENS, &options), SEALED);
-        expect_ok(c.s.cache, kvt_prefix_get(&c.store, c.to, c.prompt, TOKENS, &options, &got));
-        expect_ok(c.s.cache, kvt_seq_positions(c.to, 0, SEALED, read));
-        assert_memory_equal(read, positions, SEALED * sizeof *read);
-        expect_ok(c.s.cache, kvt_seq_token_ids(c.to, 0, SEALED, read));
-        assert_memory_equal(read, c.prompt, SEALED * sizeof *read);
-        expect_ok(c.s.cache, kvt_seq_clear(c.to));
-        for (size_t at = 0; at < SEALED; at += 31) {
-            positions[at]++;
-            assert_int_equal(get(&c, c.prompt, TOKENS, &options), at / 64 * 64);
-            positions[at]--;
-        }
-        close_scene(&c);
-    }
-}
-
-/* ---- what keys are made of ---- */
-
-static void test_extras(void **state)
-{
-    kvt_prefix_extra extras[3] = {{1, "image", 5}, {2, "adapter", 7}, {2, "other", 5}};
-    kvt_prefix_options options = prefix_options(), put = prefix_options();
-    scene c;
-    (void)state;
-    open_scene(&c, 0, 0);
-    grow(&c.s, c.source, TOKENS);
-    put.extras = extras;
-    put.n_extras = 2;
-    expect_ok(c.s.cache, kvt_prefix_put(&c.store, c.source, &put, NULL));
-    assert_int_equal(get(&c, c.prompt, TOKENS, &put), SEALED);
-    assert_int_equal(get(&c, c.prompt, TOKENS, NULL), 64);
-    options.extras = extras;
-    options.n_extras = 1;
-    assert_int_equal(get(&c, c.prompt, TOKENS, &options), 128);
-    options.extras = extras + 1; /* the first one missing: the second one's block depends on it */
-    assert_int_equal(get(&c, c.prompt, TOKENS, &options), 64);
-    options.extras = extras;
-    options.n_extras = 2;
-    extras[1].data = "adaptor";
-    assert_int_equal(get(&c, c.prompt, TOKENS, &options), 128);
-    extras[1].data = "adapter";
-    extras[1].bytes = 6;
-    assert_int_equal(get(&c, c.prompt, TOKENS, &options), 128);
-    extras[1].bytes = 7;
-    extras[0].block = 0;
-    assert_int_equal(get(&c, c.prompt, TOKENS, &options), 0);
-    extras[0].block = 1;
-    extras[1].block = UINT64_MAX;
-    assert_int_equal(get(&c, c.prompt, TOKENS, &options), 128);
-    close_scene(&c);
-}
-
-typedef struct name {
-    const char *name_space, *salt, *tag, *fingerprint;
-} name;
-
-/* Each of them is another one, also where two of them side by side look the same. */
-static void test_names(void **state)
-{
-    static const name names[] = {{"", "", "", ""},    {"ab", "c", "", ""}, {"a", "bc", "", ""},
-                                 {"abc", "", "", ""}, {"", "abc", "", ""}, {"", "", "abc", ""},
-                                 {"", "", "", "abc"}, {"", "ab", "c", ""}, {"", "", "ab", "c"},
-                                 {"", "", "a", "bc"}, {"a", "b", "c", ""}, {"a", "", "b", "c"}};
-    enum { N = sizeof names / sizeof *names };
-    memory_store m;
-    kvt_store store = memory_store_open(&m);
-    kvt_group_config group = geometry_group(0);
-    int32_t prompt[TOKENS];
-    subject s;
-    rng r = {1};
-
-    (void)state;
-    make_prompt(prompt, TOKENS);
-    open_subject(&s, &group, 1, &r);
-    open_cache(&s, NULL);
-    for (int put = 0; put < 2; put++)
-        for (size_t i = 0; i < N; i++) {
-            kvt_prefix_options options = prefix_options();
-            kvt_config config = s.config;
-            kvt_prefix_result result;
-            subject named = s;
-            kvt_seq *seq;
-            config.fingerprint = (const uint8_t *)names[i].fingerprint;
-            config.fingerprint_bytes = strlen(names[i].fingerprint);
-            expect_ok(NULL, kvt_cache_create(&config, &named.cache));
-            seq = seq_of(&named);
-            expect_ok(named.cache, kvt_seq_set_tag(seq, names[i].tag, strlen(names[i].tag)));
-            options.name_space = names[i].name_space;
-            options.name_space_bytes = strlen(names[i].name_space);
-            options.salt = names[i].salt;
-            options.salt_bytes = strlen(names[i].salt);
-            expect_ok(named.cache, kvt_prefix_get(&store, seq, prompt, TOKENS, &options, &result));
-            assert_int_equal(result.n_tokens, put ? SEALED : 0);
-            assert_int_equal(result.n_refused, 0);
-            if (!put) {
-                grow(&named, seq, TOKENS);
-                expect_ok(named.cache, kvt_prefix_put(&store, seq, &options, &result));
-                assert_int_equal(result.n_values, 3);
-                assert_int_equal(m.n, 3 * (i + 1));
-            }
-            kvt_seq_destroy(seq);
-            kvt_cache_destroy(named.cache);
-        }
-    close_subject(&s);
-    memory_store_free(&m);
-}
-
-/* Names that would look the same without their sizes, though others have them. */
-static void test_names_like_sizes(void **state)
-{
-    static const char nothing[8], eight[8] = {8};
-    kvt_prefix_options options = prefix_options();
-    scene c;
-    (void)state;
-    open_scene(&c, 0, 0);
-    grow(&c.s, c.source, TOKENS);
-    options.salt = nothing;
-    options.salt_bytes = 8;
-    expect_ok(c.s.cache, kvt_prefix_put(&c.store, c.source, &options, NULL));
-    assert_int_equal(get(&c, c.prompt, TOKENS, &options), SEALED);
-    options.name_space = eight;
-    options.name_space_bytes = 8;
-    options.salt_bytes = 0;
-    assert_int_equal(get(&c, c.prompt, TOKENS, &options), 0);
-    close_scene(&c);
-}
-
-static void other_geometry(size_t i, kvt_group_config *group)
-{
-    switch (i) {
-    case 0: break;
-    case 1: group->n_q_heads = 4; break;
-    case 2: group->n_kv_heads = 2; break;
-    case 3: group->k_dim = 32; break;
-    case 4: group->v_dim = 32; break;
-    case 5: group->k_type = KVT_TYPE_F16; break;
-    case 6: group->v_type = KVT_TYPE_I4; break;
-    case 7: group->flags = KVT_GROUP_NO_OFFSET; break;
-    case 8: group->flags = KVT_GROUP_NO_V_ROTATION; break;
-    case 9: group->rotation_seed = 43; break;
-    case 10: group->window_tokens = 5000; break;
-    case 11: group->window_tokens = 5001; break;
-    case 12: group->window_tokens = 5000, group->sink_tokens = 4; break;
-    default: group->n_layers = 1; break;
-    }
-}
-
-static void test_geometries(void **state)
-{
-    enum { N = 14 };
-    memory_store m;
-    kvt_store store = memory_store_open(&m);
-    int32_t prompt[TOKENS];
-    size_t before = 0;
-
-    (void)state;
-    make_prompt(prompt, TOKENS);
-    for (size_t i = 0; i < N; i++) {
-        kvt_group_config group = geometry_group(0);
-        kvt_prefix_result result;
-        subject s;
-        rng r = {i};
-        kvt_seq *seq;
-        other_geometry(i, &group);
-        open_subject(&s, &group, 1, &r);
-        open_cache(&s, NULL);
-        seq = seq_of(&s);
-        expect_ok(s.cache, kvt_prefix_get(&store, seq, prompt, TOKENS, NULL, &result));
-        if (result.n_tokens || result.n_refused)
-            fail_msg("geometry %u: %u tokens", (unsigned)i, (unsigned)result.n_tokens);
-        grow(&s, seq, TOKENS);
-        expect_ok(s.cache, kvt_prefix_put(&store, seq, NULL, &result));
-        assert_true(m.n >= before + 3);
-        before = m.n;
-        kvt_seq_destroy(seq);
-        close_subject(&s);
-    }
-    memory_store_free(&m);
-}
-
-/* The model's numbers of a group's layers are in its keys. */
-static void test_layer_numbers(void **state)
-{
-    static const uint32_t numbers[3][4] = {{0, 1, 2, 3}, {2, 3, 0, 1}, {0, 2, 1, 3}};
-    memory_store m;
-    kvt_store store = memory_store_open(&m);
-    int32_t prompt[TOKENS];
-
-    (void)state;
-    make_prompt(prompt, TOKENS);
-    for (size_t i = 0; i < 3; i++) {
-        kvt_group_config groups[2] = {geometry_group(0), geometry_group(0)};
-        kvt_prefix_result result;
-        subject s;
-        rng r = {1};
-        kvt_seq *seq;
-        groups[0].layers = &numbers[i][0];
-        groups[1].layers = &numbers[i][2];
-        open_subject(&s, groups, 2, &r);
-        open_cache(&s, NULL);
-        seq = seq_of(&s);
-        expect_ok(s.cache, kvt_prefix_get(&store, seq, prompt, TOKENS, NULL, &result));
-        /* Groups in another order are others, and are not taken for damaged. */
-        assert_int_equal(result.n_tokens, 0);
-        assert_int_equal(result.n_refused, 0);
-        grow(&s, seq, TOKENS);
-        expect_ok(s.cache, kvt_prefix_put(&store, seq, NULL, &result));
-        assert_int_equal(result.n_values, 6);
-        kvt_seq_destroy(seq);
-        close_subject(&s);
-    }
-    memory_store_free(&m);
-}
-
-/* Rows whose form is the same are shared by caches that differ in fine_tokens. */
-static void test_fine_tokens(void **state)
-{
-    static const uint32_t fine[] = {64, KVT_FINE_NONE, 128, 640, 64};
-    (void)state;
-    for (size_t i = 1; i < 5; i++) {
-        kvt_prefix_result result;
-        scene c;
-        subject s;
-        rng r = {3 + 7};
-        kvt_group_config group = geometry_group(2);
-        kvt_seq *seq;
-        open_scene(&c, 2, 0);
-        kvt_seq_destroy(c.source);
-        kvt_seq_destroy(c.to);
-        close_subject(&c.s);
-        group.fine_tokens = fine[i - 1];
-        open_subject(&c.s, &group, 1, &r);
-        open_cache(&c.s, NULL);
-        c.source = sequence_of(&c.s, TOKENS);
-        c.to = seq_of(&c.s);
-        expect_ok(c.s.cache, kvt_prefix_put(&c.store, c.source, NULL, NULL));
-        group.fine_tokens = fine[i];
-        s = c.s;
-        s.groups[0].fine_tokens = fine[i];
-        open_cache(&s, NULL);
-        seq = sequence_of(&s, TOKENS);
-        expect_ok(s.cache, kvt_prefix_put(&c.store, seq, NULL, &result));
-        /* Rows 0, 1, 2: fine as far as the one and as the other says. */
-        {
-            size_t same = 0;
-            for (uint32_t row = 0; row < 3; row++) {
-                uint32_t a = fine[i - 1] == KVT_FINE_NONE ? 0 : fine[i - 1] / 64;
-                uint32_t b = fine[i] == KVT_FINE_NONE ? 0 : fine[i] / 64;
-                same += (row < a) == (row < b);
-            }
-            assert_int_equal(result.n_values, 3 - same);
-            assert_int_equal(result.n_tokens, SEALED);
-        }
-        kvt_seq_destroy(seq);
-        kvt_cache_destroy(s.cache);
-        close_scene(&c);
-    }
-}
-
-/* The residual window changes no sealed block: all are shared, byte for byte. */
-static void test_residual_tokens(void **state)
-{
-    static const uint32_t residuals[] = {64, KVT_RESIDUAL_NONE, 200};
-    (void)state;
-    for (size_t geometry = 0; geometry < 4; geometry++) {
-        kvt_prefix_result result;
-        memory_store first;
-        (void)memory_store_open(&first);
-        for (size_t i = 0; i < 3; i++) {
-            kvt_group_config group = geometry_group(geometry);
-            memory_store m;
-            kvt_store store = memory_store_open(&m);
-            subject s;
-            rng r = {geometry + 1};
-            kvt_seq *seq;
-            group.residual_tokens = residuals[i];
-            open_subject(&s, &group, 1, &r);
-            open_cache(&s, NULL);
-            seq = sequence_of(&s, 500);
-            expect_ok(s.cache, kvt_prefix_put(&store, seq, NULL, &result));
-            assert_int_equal(result.n_tokens, i == 0 ? 384 : i == 1 ? 448 : 256);
-            if (i == 0)
-                memory_store_copy(&m, &first);
-            for (size_t j = 0; j < m.n; j++) {
-                const memory_value *v = memory_store_find(&first, &m.values[j].key);
-                if (!v) {
-                    assert_true(get64(m.values[j].data + VALUE_TOKENS) > 384);
-                    continue;
-                }
-                assert_int_equal(v->bytes, m.values[j].bytes);
-                assert_memory_equal(v->data, m.values[j].data, v->bytes);
-            }
-            kvt_seq_destroy(seq);
-            close_subject(&s);
-            memory_store_free(&m);
-        }
-        memory_store_free(&first);
-    }
+    prefix_close(&c);
 }
 
 /* ---- what is put ---- */
@@ -501,8 +130,8 @@ static void test_cuts(void **state)
     (void)state;
     for (size_t geometry = 0; geometry < 7; geometry++) {
         static const size_t steps[] = {1, 7, 64, 100, 500};
-        scene c;
-        open_scene(&c, geometry, 500);
+        prefix_scene c;
+        prefix_open(&c, geometry, 500);
         for (size_t i = is_quick() ? 2 : 0; i < 5; i++) {
             memory_store m;
             kvt_store store = memory_store_open(&m);
@@ -522,7 +151,7 @@ static void test_cuts(void **state)
             kvt_seq_destroy(seq);
             memory_store_free(&m);
         }
-        close_scene(&c);
+        prefix_close(&c);
     }
 }
 
@@ -533,8 +162,8 @@ static void test_ids_missing(void **state)
     for (size_t i = 0; i < 6; i++) {
         int32_t ids[TOKENS];
         kvt_prefix_result put;
-        scene c;
-        open_scene(&c, 0, 0);
+        prefix_scene c;
+        prefix_open(&c, 0, 0);
         make_prompt(ids, TOKENS);
         ids[at[i]] = KVT_TOKEN_NONE;
         expect_ok(c.s.cache, kvt_seq_begin(c.source, TOKENS, NULL));
@@ -544,7 +173,7 @@ static void test_ids_missing(void **state)
         assert_int_equal(put.n_tokens, at[i] / 64 * 64);
         assert_int_equal(put.n_values, at[i] / 64);
         assert_int_equal(c.m.n, at[i] / 64);
-        close_scene(&c);
+        prefix_close(&c);
     }
 }
 
@@ -621,10 +250,10 @@ static void test_removals(void **state)
 static void test_truncate(void **state)
 {
     kvt_prefix_result put;
-    scene c;
+    prefix_scene c;
     kvt_seq *like;
     (void)state;
-    open_scene(&c, 0, 500);
+    prefix_open(&c, 0, 500);
     assert_int_equal(c.m.n, 6);
     expect_ok(c.s.cache, kvt_seq_truncate(c.source, 256));
     step_of(&c.s, c.source, 300, 300); /* other tokens */
@@ -632,10 +261,11 @@ static void test_truncate(void **state)
     assert_int_equal(put.n_values, 3);
     assert_int_equal(put.n_tokens, 448);
     assert_int_equal(c.m.n, 9);
-    assert_int_equal(get(&c, c.prompt, MOST, NULL), 384); /* the first ones are still there */
+    assert_int_equal(prefix_get(&c, c.prompt, MOST, NULL),
+                     384); /* the first ones are still there */
     for (int32_t i = 0; i < 300; i++)
         c.prompt[256 + i] = 300 + i;
-    assert_int_equal(get(&c, c.prompt, 556, NULL), 448);
+    assert_int_equal(prefix_get(&c, c.prompt, 556, NULL), 448);
     /* A fork, and what it shares. */
     expect_ok(c.s.cache, kvt_seq_fork(c.source, 300, &like));
     expect_ok(c.s.cache, kvt_prefix_put(&c.store, like, NULL, &put));
@@ -645,7 +275,7 @@ static void test_truncate(void **state)
     expect_ok(c.s.cache, kvt_prefix_put(&c.store, like, NULL, &put));
     assert_int_equal(put.n_values, 2);
     kvt_seq_destroy(like);
-    close_scene(&c);
+    prefix_close(&c);
 }
 
 static void test_n_tokens(void **state)
@@ -654,15 +284,15 @@ static void test_n_tokens(void **state)
     for (uint64_t n = 1; n < 520; n += 21) {
         kvt_prefix_options options = prefix_options();
         kvt_prefix_result put;
-        scene c;
-        open_scene(&c, 0, 0);
+        prefix_scene c;
+        prefix_open(&c, 0, 0);
         grow(&c.s, c.source, 500);
         options.n_tokens = n;
         expect_ok(c.s.cache, kvt_prefix_put(&c.store, c.source, &options, &put));
         assert_int_equal(put.n_tokens, n < 384 ? n / 64 * 64 : 384);
         assert_int_equal(put.n_values, put.n_tokens / 64);
         assert_int_equal(c.m.n, put.n_tokens / 64);
-        close_scene(&c);
+        prefix_close(&c);
     }
 }
 
@@ -672,21 +302,21 @@ static void test_put_half_way(void **state)
     (void)state;
     for (long most = 0; most < 6; most++) {
         kvt_prefix_result put;
-        scene c;
-        open_scene(&c, 1, 0);
+        prefix_scene c;
+        prefix_open(&c, 1, 0);
         grow(&c.s, c.source, 500);
         c.m.put_at_most = most;
         c.m.failure = KVT_ERR_FULL;
         expect(c.s.cache, KVT_ERR_FULL, kvt_prefix_put(&c.store, c.source, NULL, &put));
         expect_error_text(c.s.cache, "kvt_prefix_put: the put was made to fail half way", "text");
         assert_int_equal(c.m.n, most);
-        assert_int_equal(get(&c, c.prompt, MOST, NULL), most * 64);
+        assert_int_equal(prefix_get(&c, c.prompt, MOST, NULL), most * 64);
         c.m.put_at_most = -1;
         expect_ok(c.s.cache, kvt_prefix_put(&c.store, c.source, NULL, &put));
         assert_int_equal(put.n_values, 6 - most);
         assert_int_equal(put.n_tokens, 384);
-        assert_int_equal(get(&c, c.prompt, MOST, NULL), 384);
-        close_scene(&c);
+        assert_int_equal(prefix_get(&c, c.prompt, MOST, NULL), 384);
+        prefix_close(&c);
     }
 }
 
@@ -756,8 +386,8 @@ static void test_mapped(void **state)
         kvt_store store = memory_store_open(&m);
         kvt_save_options save;
         FILE *f;
-        scene c;
-        open_scene(&c, 0, 500);
+        prefix_scene c;
+        prefix_open(&c, 0, 500);
         memset(&save, 0, sizeof save);
         save.struct_size = sizeof save;
         save.codec = KVT_CODEC_RAW;
@@ -799,7 +429,7 @@ static void test_mapped(void **state)
             assert_memory_equal(v->data, m.values[i].data, v->bytes);
         }
         memory_store_free(&m);
-        close_scene(&c);
+        prefix_close(&c);
     }
     (void)remove(path);
 }
@@ -810,9 +440,9 @@ static void test_mapped(void **state)
 static void test_windows(void **state)
 {
     kvt_prefix_result got;
-    scene c;
+    prefix_scene c;
     (void)state;
-    open_scene(&c, 8, 0);
+    prefix_open(&c, 8, 0);
     while (kvt_seq_length(c.source) < MOST) {
         grow(&c.s, c.source, 40);
         expect_ok(c.s.cache, kvt_prefix_put(&c.store, c.source, NULL, &got));
@@ -857,7 +487,7 @@ static void test_windows(void **state)
         assert_int_equal(got.n_tokens, 384);
         memory_store_free(&m);
     }
-    close_scene(&c);
+    prefix_close(&c);
 }
 
 /*
@@ -871,9 +501,9 @@ static void test_windows_and_positions_that_go_back(void **state)
     kvt_prefix_result got;
     memory_value *v;
     bytes file;
-    scene c;
+    prefix_scene c;
     (void)state;
-    open_scene(&c, 9, 0); /* f16, a window of 100 */
+    prefix_open(&c, 9, 0); /* f16, a window of 100 */
     for (int32_t i = 0; i < MOST; i++)
         positions[i] = i < 576 ? i : i - 400;
     expect_ok(c.s.cache, kvt_seq_begin(c.source, 640, positions));
@@ -903,7 +533,7 @@ static void test_windows_and_positions_that_go_back(void **state)
     expect_ok(c.s.cache, kvt_seq_clear(c.to));
     expect_ok(c.s.cache, load_bytes(c.to, file.data, file.n, NULL));
     bytes_free(&file);
-    close_scene(&c);
+    prefix_close(&c);
 }
 
 int main(void)
@@ -913,14 +543,6 @@ int main(void)
         cmocka_unit_test(test_prompts_that_leave),
         cmocka_unit_test(test_lengths_of_prompts),
         cmocka_unit_test(test_max_tokens),
-        cmocka_unit_test(test_positions),
-        cmocka_unit_test(test_extras),
-        cmocka_unit_test(test_names),
-        cmocka_unit_test(test_names_like_sizes),
-        cmocka_unit_test(test_geometries),
-        cmocka_unit_test(test_layer_numbers),
-        cmocka_unit_test(test_fine_tokens),
-        cmocka_unit_test(test_residual_tokens),
         cmocka_unit_test(test_cuts),
         cmocka_unit_test(test_ids_missing),
         cmocka_unit_test(test_removals),

@@ -1,0 +1,336 @@
+/*
+ * Prefixes in a store: what a value's key depends on, so that it is found by nothing else.
+ */
+#include "prefix_scene.h"
+
+#include <stdio.h>
+
+/* ---- positions ---- */
+
+static void test_positions(void **state)
+{
+    int32_t positions[TOKENS], read[TOKENS];
+    kvt_prefix_options options = prefix_options();
+    prefix_scene c;
+    (void)state;
+    for (int kind = 0; kind < 3; kind++) {
+        kvt_prefix_result got;
+        prefix_open(&c, 0, 0);
+        for (int i = 0; i < TOKENS; i++) /* with gaps; the same for several; descending */
+            positions[i] = kind == 0 ? 3 * i + i % 5 : kind == 1 ? i / 9 : TOKENS - i;
+        expect_ok(c.s.cache, kvt_seq_begin(c.source, TOKENS, positions));
+        append_layers(&c.s, c.source, 0);
+        expect_ok(c.s.cache, kvt_seq_commit(c.source, c.prompt));
+        expect_ok(c.s.cache, kvt_prefix_put(&c.store, c.source, NULL, NULL));
+        assert_int_equal(prefix_get(&c, c.prompt, TOKENS, NULL), 0);
+        options.positions = positions;
+        assert_int_equal(prefix_get(&c, c.prompt, TOKENS, &options), SEALED);
+        expect_ok(c.s.cache, kvt_prefix_get(&c.store, c.to, c.prompt, TOKENS, &options, &got));
+        expect_ok(c.s.cache, kvt_seq_positions(c.to, 0, SEALED, read));
+        assert_memory_equal(read, positions, SEALED * sizeof *read);
+        expect_ok(c.s.cache, kvt_seq_token_ids(c.to, 0, SEALED, read));
+        assert_memory_equal(read, c.prompt, SEALED * sizeof *read);
+        expect_ok(c.s.cache, kvt_seq_clear(c.to));
+        for (size_t at = 0; at < SEALED; at += 31) {
+            positions[at]++;
+            assert_int_equal(prefix_get(&c, c.prompt, TOKENS, &options), at / 64 * 64);
+            positions[at]--;
+        }
+        prefix_close(&c);
+    }
+}
+
+/* ---- what keys are made of ---- */
+
+static void test_extras(void **state)
+{
+    kvt_prefix_extra extras[3] = {{1, "image", 5}, {2, "adapter", 7}, {2, "other", 5}};
+    kvt_prefix_options options = prefix_options(), put = prefix_options();
+    prefix_scene c;
+    (void)state;
+    prefix_open(&c, 0, 0);
+    grow(&c.s, c.source, TOKENS);
+    put.extras = extras;
+    put.n_extras = 2;
+    expect_ok(c.s.cache, kvt_prefix_put(&c.store, c.source, &put, NULL));
+    assert_int_equal(prefix_get(&c, c.prompt, TOKENS, &put), SEALED);
+    assert_int_equal(prefix_get(&c, c.prompt, TOKENS, NULL), 64);
+    options.extras = extras;
+    options.n_extras = 1;
+    assert_int_equal(prefix_get(&c, c.prompt, TOKENS, &options), 128);
+    options.extras = extras + 1; /* the first one missing: the second one's block depends on it */
+    assert_int_equal(prefix_get(&c, c.prompt, TOKENS, &options), 64);
+    options.extras = extras;
+    options.n_extras = 2;
+    extras[1].data = "adaptor";
+    assert_int_equal(prefix_get(&c, c.prompt, TOKENS, &options), 128);
+    extras[1].data = "adapter";
+    extras[1].bytes = 6;
+    assert_int_equal(prefix_get(&c, c.prompt, TOKENS, &options), 128);
+    extras[1].bytes = 7;
+    extras[0].block = 0;
+    assert_int_equal(prefix_get(&c, c.prompt, TOKENS, &options), 0);
+    extras[0].block = 1;
+    extras[1].block = UINT64_MAX;
+    assert_int_equal(prefix_get(&c, c.prompt, TOKENS, &options), 128);
+    prefix_close(&c);
+}
+
+typedef struct name {
+    const char *name_space, *salt, *tag, *fingerprint;
+} name;
+
+/* Each of them is another one, also where two of them side by side look the same. */
+static void test_names(void **state)
+{
+    static const name names[] = {{"", "", "", ""},    {"ab", "c", "", ""}, {"a", "bc", "", ""},
+                                 {"abc", "", "", ""}, {"", "abc", "", ""}, {"", "", "abc", ""},
+                                 {"", "", "", "abc"}, {"", "ab", "c", ""}, {"", "", "ab", "c"},
+                                 {"", "", "a", "bc"}, {"a", "b", "c", ""}, {"a", "", "b", "c"}};
+    enum { N = sizeof names / sizeof *names };
+    memory_store m;
+    kvt_store store = memory_store_open(&m);
+    kvt_group_config group = geometry_group(0);
+    int32_t prompt[TOKENS];
+    subject s;
+    rng r = {1};
+
+    (void)state;
+    make_prompt(prompt, TOKENS);
+    open_subject(&s, &group, 1, &r);
+    open_cache(&s, NULL);
+    for (int put = 0; put < 2; put++)
+        for (size_t i = 0; i < N; i++) {
+            kvt_prefix_options options = prefix_options();
+            kvt_config config = s.config;
+            kvt_prefix_result result;
+            subject named = s;
+            kvt_seq *seq;
+            config.fingerprint = (const uint8_t *)names[i].fingerprint;
+            config.fingerprint_bytes = strlen(names[i].fingerprint);
+            expect_ok(NULL, kvt_cache_create(&config, &named.cache));
+            seq = seq_of(&named);
+            expect_ok(named.cache, kvt_seq_set_tag(seq, names[i].tag, strlen(names[i].tag)));
+            options.name_space = names[i].name_space;
+            options.name_space_bytes = strlen(names[i].name_space);
+            options.salt = names[i].salt;
+            options.salt_bytes = strlen(names[i].salt);
+            expect_ok(named.cache, kvt_prefix_get(&store, seq, prompt, TOKENS, &options, &result));
+            assert_int_equal(result.n_tokens, put ? SEALED : 0);
+            assert_int_equal(result.n_refused, 0);
+            if (!put) {
+                grow(&named, seq, TOKENS);
+                expect_ok(named.cache, kvt_prefix_put(&store, seq, &options, &result));
+                assert_int_equal(result.n_values, 3);
+                assert_int_equal(m.n, 3 * (i + 1));
+            }
+            kvt_seq_destroy(seq);
+            kvt_cache_destroy(named.cache);
+        }
+    close_subject(&s);
+    memory_store_free(&m);
+}
+
+/* Names that would look the same without their sizes, though others have them. */
+static void test_names_like_sizes(void **state)
+{
+    static const char nothing[8], eight[8] = {8};
+    kvt_prefix_options options = prefix_options();
+    prefix_scene c;
+    (void)state;
+    prefix_open(&c, 0, 0);
+    grow(&c.s, c.source, TOKENS);
+    options.salt = nothing;
+    options.salt_bytes = 8;
+    expect_ok(c.s.cache, kvt_prefix_put(&c.store, c.source, &options, NULL));
+    assert_int_equal(prefix_get(&c, c.prompt, TOKENS, &options), SEALED);
+    options.name_space = eight;
+    options.name_space_bytes = 8;
+    options.salt_bytes = 0;
+    assert_int_equal(prefix_get(&c, c.prompt, TOKENS, &options), 0);
+    prefix_close(&c);
+}
+
+static void other_geometry(size_t i, kvt_group_config *group)
+{
+    switch (i) {
+    case 0: break;
+    case 1: group->n_q_heads = 4; break;
+    case 2: group->n_kv_heads = 2; break;
+    case 3: group->k_dim = 32; break;
+    case 4: group->v_dim = 32; break;
+    case 5: group->k_type = KVT_TYPE_F16; break;
+    case 6: group->v_type = KVT_TYPE_I4; break;
+    case 7: group->flags = KVT_GROUP_NO_OFFSET; break;
+    case 8: group->flags = KVT_GROUP_NO_V_ROTATION; break;
+    case 9: group->rotation_seed = 43; break;
+    case 10: group->window_tokens = 5000; break;
+    case 11: group->window_tokens = 5001; break;
+    case 12: group->window_tokens = 5000, group->sink_tokens = 4; break;
+    default: group->n_layers = 1; break;
+    }
+}
+
+static void test_geometries(void **state)
+{
+    enum { N = 14 };
+    memory_store m;
+    kvt_store store = memory_store_open(&m);
+    int32_t prompt[TOKENS];
+    size_t before = 0;
+
+    (void)state;
+    make_prompt(prompt, TOKENS);
+    for (size_t i = 0; i < N; i++) {
+        kvt_group_config group = geometry_group(0);
+        kvt_prefix_result result;
+        subject s;
+        rng r = {i};
+        kvt_seq *seq;
+        other_geometry(i, &group);
+        open_subject(&s, &group, 1, &r);
+        open_cache(&s, NULL);
+        seq = seq_of(&s);
+        expect_ok(s.cache, kvt_prefix_get(&store, seq, prompt, TOKENS, NULL, &result));
+        if (result.n_tokens || result.n_refused)
+            fail_msg("geometry %u: %u tokens", (unsigned)i, (unsigned)result.n_tokens);
+        grow(&s, seq, TOKENS);
+        expect_ok(s.cache, kvt_prefix_put(&store, seq, NULL, &result));
+        assert_true(m.n >= before + 3);
+        before = m.n;
+        kvt_seq_destroy(seq);
+        close_subject(&s);
+    }
+    memory_store_free(&m);
+}
+
+/* The model's numbers of a group's layers are in its keys. */
+static void test_layer_numbers(void **state)
+{
+    static const uint32_t numbers[3][4] = {{0, 1, 2, 3}, {2, 3, 0, 1}, {0, 2, 1, 3}};
+    memory_store m;
+    kvt_store store = memory_store_open(&m);
+    int32_t prompt[TOKENS];
+
+    (void)state;
+    make_prompt(prompt, TOKENS);
+    for (size_t i = 0; i < 3; i++) {
+        kvt_group_config groups[2] = {geometry_group(0), geometry_group(0)};
+        kvt_prefix_result result;
+        subject s;
+        rng r = {1};
+        kvt_seq *seq;
+        groups[0].layers = &numbers[i][0];
+        groups[1].layers = &numbers[i][2];
+        open_subject(&s, groups, 2, &r);
+        open_cache(&s, NULL);
+        seq = seq_of(&s);
+        expect_ok(s.cache, kvt_prefix_get(&store, seq, prompt, TOKENS, NULL, &result));
+        /* Groups in another order are others, and are not taken for damaged. */
+        assert_int_equal(result.n_tokens, 0);
+        assert_int_equal(result.n_refused, 0);
+        grow(&s, seq, TOKENS);
+        expect_ok(s.cache, kvt_prefix_put(&store, seq, NULL, &result));
+        assert_int_equal(result.n_values, 6);
+        kvt_seq_destroy(seq);
+        close_subject(&s);
+    }
+    memory_store_free(&m);
+}
+
+/* Rows whose form is the same are shared by caches that differ in fine_tokens. */
+static void test_fine_tokens(void **state)
+{
+    static const uint32_t fine[] = {64, KVT_FINE_NONE, 128, 640, 64};
+    (void)state;
+    for (size_t i = 1; i < 5; i++) {
+        kvt_prefix_result result;
+        prefix_scene c;
+        subject s;
+        rng r = {3 + 7};
+        kvt_group_config group = geometry_group(2);
+        kvt_seq *seq;
+        prefix_open(&c, 2, 0);
+        kvt_seq_destroy(c.source);
+        kvt_seq_destroy(c.to);
+        close_subject(&c.s);
+        group.fine_tokens = fine[i - 1];
+        open_subject(&c.s, &group, 1, &r);
+        open_cache(&c.s, NULL);
+        c.source = sequence_of(&c.s, TOKENS);
+        c.to = seq_of(&c.s);
+        expect_ok(c.s.cache, kvt_prefix_put(&c.store, c.source, NULL, NULL));
+        group.fine_tokens = fine[i];
+        s = c.s;
+        s.groups[0].fine_tokens = fine[i];
+        open_cache(&s, NULL);
+        seq = sequence_of(&s, TOKENS);
+        expect_ok(s.cache, kvt_prefix_put(&c.store, seq, NULL, &result));
+        /* Rows 0, 1, 2: fine as far as the one and as the other says. */
+        {
+            size_t same = 0;
+            for (uint32_t row = 0; row < 3; row++) {
+                uint32_t a = fine[i - 1] == KVT_FINE_NONE ? 0 : fine[i - 1] / 64;
+                uint32_t b = fine[i] == KVT_FINE_NONE ? 0 : fine[i] / 64;
+                same += (row < a) == (row < b);
+            }
+            assert_int_equal(result.n_values, 3 - same);
+            assert_int_equal(result.n_tokens, SEALED);
+        }
+        kvt_seq_destroy(seq);
+        kvt_cache_destroy(s.cache);
+        prefix_close(&c);
+    }
+}
+
+/* The residual window changes no sealed block: all are shared, byte for byte. */
+static void test_residual_tokens(void **state)
+{
+    static const uint32_t residuals[] = {64, KVT_RESIDUAL_NONE, 200};
+    (void)state;
+    for (size_t geometry = 0; geometry < 4; geometry++) {
+        kvt_prefix_result result;
+        memory_store first;
+        (void)memory_store_open(&first);
+        for (size_t i = 0; i < 3; i++) {
+            kvt_group_config group = geometry_group(geometry);
+            memory_store m;
+            kvt_store store = memory_store_open(&m);
+            subject s;
+            rng r = {geometry + 1};
+            kvt_seq *seq;
+            group.residual_tokens = residuals[i];
+            open_subject(&s, &group, 1, &r);
+            open_cache(&s, NULL);
+            seq = sequence_of(&s, 500);
+            expect_ok(s.cache, kvt_prefix_put(&store, seq, NULL, &result));
+            assert_int_equal(result.n_tokens, i == 0 ? 384 : i == 1 ? 448 : 256);
+            if (i == 0)
+                memory_store_copy(&m, &first);
+            for (size_t j = 0; j < m.n; j++) {
+                const memory_value *v = memory_store_find(&first, &m.values[j].key);
+                if (!v) {
+                    assert_true(get64(m.values[j].data + VALUE_TOKENS) > 384);
+                    continue;
+                }
+                assert_int_equal(v->bytes, m.values[j].bytes);
+                assert_memory_equal(v->data, m.values[j].data, v->bytes);
+            }
+            kvt_seq_destroy(seq);
+            close_subject(&s);
+            memory_store_free(&m);
+        }
+        memory_store_free(&first);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_positions),   cmocka_unit_test(test_extras),
+        cmocka_unit_test(test_names),       cmocka_unit_test(test_names_like_sizes),
+        cmocka_unit_test(test_geometries),  cmocka_unit_test(test_layer_numbers),
+        cmocka_unit_test(test_fine_tokens), cmocka_unit_test(test_residual_tokens),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
