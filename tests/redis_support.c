@@ -309,11 +309,39 @@ static void wait_for(const redis_server *server, const char *command, const char
     }
 }
 
+/*
+ * Wait until all nodes know of the last epoch. A replica that takes over with the epoch that its
+ * dead master had made for a slot moved to it is not believed by those who know of the master's.
+ */
+static void wait_for_epoch(const redis_cluster *cluster)
+{
+    double end = now_s() + PATIENCE_S;
+    char last[64] = "";
+    for (int i = 0, agreed = 0; agreed < cluster->n_nodes; i = (i + 1) % cluster->n_nodes) {
+        char epoch[64] = "";
+        const char *found;
+        if (cluster->nodes[i].pid) {
+            found = strstr(redis_say(&cluster->nodes[i], "CLUSTER INFO"), "cluster_current_epoch:");
+            assert_non_null(found);
+            (void)snprintf(epoch, sizeof epoch, "%.*s", (int)strcspn(found, "\r"), found);
+        }
+        if (*epoch && strcmp(epoch, last) != 0) {
+            (void)snprintf(last, sizeof last, "%s", epoch);
+            agreed = 0;
+            pause_ms(20);
+        }
+        agreed++;
+        if (now_s() > end)
+            fail_msg("the nodes do not agree on an epoch");
+    }
+}
+
 void redis_cluster_wait(redis_cluster *cluster)
 {
     for (int i = 0; i < cluster->n_nodes; i++)
         if (cluster->nodes[i].pid)
             wait_for(&cluster->nodes[i], "CLUSTER INFO", "cluster_state:ok");
+    wait_for_epoch(cluster);
 }
 
 void redis_cluster_start(redis_cluster *cluster, int n_masters, int n_replicas, const char *options)
@@ -410,4 +438,5 @@ void redis_cluster_move(redis_cluster *cluster, int slot, int from, int to)
     for (int i = 0; i < cluster->n_masters; i++)
         redis_expect(&cluster->nodes[(to + i) % cluster->n_masters], "+OK",
                      "CLUSTER SETSLOT %d NODE %s", slot, redis_cluster_id(cluster, to));
+    wait_for_epoch(cluster);
 }
