@@ -306,6 +306,8 @@ static void check_group(const kvt_group_config *config, rng *r)
         for (l.tokens = 1; l.tokens <= 64; l.tokens++) {
             if (!kvt_snap_has_form(&l.geometry, l.form))
                 continue;
+            if (is_quick() && l.tokens % 9 != 1) /* with 1, 37 and 64 */
+                continue;
             layer_make(&l, r);
             check_layer(&l, r);
             layer_free(&l);
