@@ -105,7 +105,7 @@ void kvt_stored_chain_seek(kvt_stored_chain *chain, const kvt_prefix_options *op
         else
             end = middle;
     }
-    chain->extras = options->extras + before;
+    chain->extras = before ? options->extras + before : options->extras; /* which may be NULL */
     chain->n_extras = options->n_extras - before;
     chain->row = rows;
     memcpy(chain->hash, hash, sizeof chain->hash);
