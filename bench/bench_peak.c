@@ -88,6 +88,8 @@ TARGET_AMX static void dot_amx(size_t steps)
         config.row_bytes[i] = 64;
         config.rows[i] = 16;
     }
+    /* gcc 12 takes ldtilecfg to read 8 bytes, tileloadd none: it would drop stores to them. */
+    __asm__ volatile("" : : "r"(&config), "r"(bytes) : "memory");
     _tile_loadconfig(&config);
     _tile_zero(0);
     _tile_zero(1);
