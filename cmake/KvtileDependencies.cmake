@@ -1,5 +1,5 @@
 # What the library is linked with: SLEEF, Zstandard, xxHash and, where it has what needs them,
-# libsodium and hiredis.
+# libsodium, hiredis and OpenSSL.
 # Included by the build and, installed beside it, by the package config, for whoever links the
 # static library. Targets, functions and cache variables have names of our own, so that they meet
 # no finder of the project around.
@@ -50,9 +50,40 @@ macro(kvtile_find_hiredis missing)
   kvtile_find_library(${missing} hiredis hiredis/hiredis.h hiredis hiredis hiredis::hiredis)
 endmacro()
 
-# kvtile_find_dependencies(MISSING CRYPT REDIS): the needed ones, libsodium where CRYPT is true and
-# hiredis where REDIS is; MISSING: Debian's packages that lack.
-macro(kvtile_find_dependencies missing crypt redis)
+# kvtile_find_ssl(MISSING): kvtile::ssl and kvtile::crypto, of OpenSSL 1.1.1 or newer.
+# kvtile_ssl_why: that an older one was found.
+function(kvtile_find_ssl missing)
+  set(kvtile_ssl_why "" PARENT_SCOPE)
+  set(none)
+  kvtile_find_library(none crypto openssl/crypto.h crypto libcrypto OpenSSL::Crypto)
+  # Where several architectures share a system, each has a folder of what differs: 32 bits, 64 bits.
+  find_path(KVTILE_OPENSSLCONF_INCLUDE_DIR openssl/opensslconf.h
+    HINTS ${KVTILE_CRYPTO_INCLUDE_DIR} ${KVTILE_PC_CRYPTO_INCLUDE_DIRS})
+  mark_as_advanced(KVTILE_OPENSSLCONF_INCLUDE_DIR)
+  if(NOT none AND KVTILE_CRYPTO_INCLUDE_DIR) # else it is of the project around
+    # 0x1010100fL; from 3.0 on parts of it alone
+    file(STRINGS ${KVTILE_CRYPTO_INCLUDE_DIR}/openssl/opensslv.h version
+      REGEX "define +OPENSSL_VERSION_(NUMBER +0x|MAJOR +)[0-9]")
+    if(NOT version MATCHES "MAJOR +[3-9]|0x([2-9]|1010[1-9]|101[1-9]|1[1-9])")
+      set(none old)
+      set(kvtile_ssl_why "\n${KVTILE_CRYPTO_INCLUDE_DIR} has an OpenSSL that is older than 1.1.1."
+        PARENT_SCOPE)
+    endif()
+  endif()
+  if(NOT none)
+    kvtile_find_library(none ssl openssl/ssl.h ssl libssl OpenSSL::SSL)
+  endif()
+  if(none)
+    set(${missing} ${${missing}} libssl-dev PARENT_SCOPE)
+  elseif(KVTILE_OPENSSLCONF_INCLUDE_DIR)
+    set_property(TARGET kvtile::ssl APPEND PROPERTY INTERFACE_INCLUDE_DIRECTORIES
+      ${KVTILE_OPENSSLCONF_INCLUDE_DIR})
+  endif()
+endfunction()
+
+# kvtile_find_dependencies(MISSING CRYPT REDIS TLS): the needed ones, libsodium where CRYPT is true,
+# hiredis where REDIS is, OpenSSL where TLS is; MISSING: Debian's packages that lack.
+macro(kvtile_find_dependencies missing crypt redis tls)
   set(${missing})
   kvtile_find_library(${missing} sleef sleef.h sleef sleef sleef::sleef)
   kvtile_find_library(${missing} zstd zstd.h zstd libzstd
@@ -63,5 +94,8 @@ macro(kvtile_find_dependencies missing crypt redis)
   endif()
   if(${redis})
     kvtile_find_hiredis(${missing})
+  endif()
+  if(${tls})
+    kvtile_find_ssl(${missing})
   endif()
 endmacro()

@@ -4,7 +4,7 @@
 #   dpkg --add-architecture arm64 && apt-get update
 #   apt-get install gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user libsleef-dev:arm64 \
 #     libzstd-dev:arm64 libxxhash-dev:arm64 libcmocka-dev:arm64 libsodium-dev:arm64 \
-#     libhiredis-dev:arm64
+#     libhiredis-dev:arm64 libssl-dev:arm64
 #   cmake -S . -B build/arm64 -G Ninja --toolchain cmake/aarch64-linux-gnu.cmake
 set(CMAKE_SYSTEM_NAME Linux)
 set(CMAKE_SYSTEM_PROCESSOR aarch64)

@@ -50,7 +50,8 @@ HEAD = """\
  *
  * KVT_NO_POOL, if defined, leaves out the pool of threads. KVT_STATIC: no symbol is exported.
  * KVT_CRYPT: snapshots can be encrypted, and prefixes put into stores (store.h); link with -lsodium
- * too. KVT_REDIS: stores can be on Redis or Valkey; link with -lhiredis too.
+ * too. KVT_REDIS: stores can be on Redis or Valkey; link with -lhiredis too. KVT_TLS, with that: by
+ * TLS; link with -lssl -lcrypto too (OpenSSL 1.1.1 or newer).
  */
 #if defined(__FAST_MATH__) || defined(__ASSOCIATIVE_MATH__) || defined(__RECIPROCAL_MATH__) ||      \\
     (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__) || defined(__NO_SIGNED_ZEROS__)
@@ -79,6 +80,9 @@ HEAD = """\
 #endif
 #if defined(KVT_REDIS)
 #define KVT_HAVE_REDIS
+#endif
+#if defined(KVT_TLS)
+#define KVT_HAVE_TLS
 #endif
 """
 

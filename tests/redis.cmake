@@ -9,6 +9,9 @@ function(kvtile_redis_test name)
   if(kvtile_redis)
     target_compile_definitions(test_${name} PRIVATE KVT_TEST_REDIS)
   endif()
+  if(kvtile_tls)
+    target_compile_definitions(test_${name} PRIVATE KVT_TEST_TLS)
+  endif()
   add_test(NAME ${name} COMMAND test_${name})
   set_tests_properties(${name} PROPERTIES TIMEOUT 600 SKIP_RETURN_CODE 77 LABELS "${ARGN}")
 endfunction()
@@ -20,6 +23,22 @@ endif()
 if(kvtile_redis)
   kvtile_redis_test(store_redis_faults)
   kvtile_redis_test(store_cluster)
+endif()
+
+# The same by TLS, and what is of TLS alone. Skipped where there is no program openssl, which makes the
+# certificates, or where redis-server has no TLS.
+if(kvtile_tls)
+  set(certificates ${CMAKE_CURRENT_SOURCE_DIR}/make_certificates.sh)
+  foreach(name store_redis store_cluster)
+    add_test(NAME ${name}_by_tls COMMAND test_${name} ${certificates})
+    set_tests_properties(${name}_by_tls PROPERTIES TIMEOUT 600 SKIP_RETURN_CODE 77)
+  endforeach()
+  set_tests_properties(store_redis_by_tls PROPERTIES LABELS threads)
+  add_executable(test_store_redis_tls test_store_redis_tls.c)
+  target_link_libraries(test_store_redis_tls PRIVATE redis_support kvtile_warnings kvtile::ssl
+    kvtile::crypto Threads::Threads) # it has servers of its own
+  add_test(NAME store_redis_tls COMMAND test_store_redis_tls ${certificates})
+  set_tests_properties(store_redis_tls PROPERTIES TIMEOUT 600 SKIP_RETURN_CODE 77)
 endif()
 
 if(kvtile_redis) # not a test: it measures

@@ -151,7 +151,9 @@ static int pass(fake *f, int from, int to, rng *r, size_t *left)
         at += (ssize_t)piece;
         if (left && (*left -= piece) == 0)
             return 0;
-        if (left && f->slice)
+        if (left && f->slice && f->pause_ms)
+            (void)poll(NULL, 0, f->pause_ms);
+        else if (left && f->slice)
             sched_yield();
     }
     return 1;
@@ -165,6 +167,7 @@ static void pass_all(fake *f, int fd, int first)
     if (target < 0)
         return;
     (void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    (void)setsockopt(target, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     while (left > 0 && wait_for(f, fd, target, -1))
         if (!pass(f, fd, target, NULL, NULL) || !pass(f, target, fd, &r, &left))
             break;

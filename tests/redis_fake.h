@@ -24,7 +24,7 @@ typedef struct fake {
     const char *text;
     size_t text_bytes; /* 0: up to its zero */
     const char *then;  /* FAKE_SAYS: from the second time on; NULL: `text` */
-    int pause_ms;
+    int pause_ms;      /* FAKE_PASSES: between two pieces */
     /* FAKE_PASSES: */
     int target;     /* its port */
     uint32_t slice; /* answers are passed on in pieces of 1 .. slice bytes; 0: as they come */

@@ -33,6 +33,33 @@ int redis_is_there(void)
     return system("redis-server --version > /dev/null 2>&1") == 0;
 }
 
+static char certificates[64]; /* a folder; "": servers have no TLS */
+
+const char *redis_use_tls(const char *script)
+{
+    char line[512];
+    int status;
+
+    /* Which either knows the option or does not, and ends, as it is to listen nowhere. */
+    if (system("redis-server --port 0 --tls-port 0 2>&1 | grep -q 'Bad directive'") == 0)
+        return NULL;
+    (void)snprintf(certificates, sizeof certificates, "/tmp/kvt-tls-XXXXXX");
+    assert_non_null(mkdtemp(certificates));
+    (void)snprintf(line, sizeof line, "'%s' %s", script, certificates);
+    status = system(line);
+    if (status != -1 && WIFEXITED(status) && WEXITSTATUS(status) == 77) {
+        redis_end_tls();
+        return NULL;
+    }
+    assert_int_equal(status, 0);
+    return certificates;
+}
+
+int redis_port(const redis_server *server)
+{
+    return server->tls_port ? server->tls_port : server->port;
+}
+
 static void pause_ms(int ms)
 {
     (void)poll(NULL, 0, ms);
@@ -161,11 +188,18 @@ void redis_expect(const redis_server *server, const char *expected, const char *
 /* Run the program; it dies with us. */
 static void launch(redis_server *server)
 {
-    char port[16], line[512], *words[64], *rest = NULL;
+    char port[16], line[1024], *words[64], *rest = NULL;
     size_t n = 0;
+    int used = 0;
 
     (void)snprintf(port, sizeof port, "%d", server->port);
-    (void)snprintf(line, sizeof line, "%s", server->options);
+    if (server->tls_port)
+        used = snprintf(line, sizeof line,
+                        "--tls-port %d --tls-cert-file %s/server.crt --tls-key-file %s/server.key "
+                        "--tls-ca-cert-file %s/ca.crt --tls-auth-clients no --tls-cluster yes "
+                        "--tls-replication yes ",
+                        server->tls_port, certificates, certificates, certificates);
+    (void)snprintf(line + used, sizeof line - (size_t)used, "%s", server->options);
     words[n++] = "redis-server";
     words[n++] = "--port";
     words[n++] = port;
@@ -230,6 +264,8 @@ void redis_start(redis_server *server, const char *options)
     (void)snprintf(server->options, sizeof server->options, "%s", options ? options : "");
     for (int tries = 0; tries < 20; tries++) {
         server->port = find_port();
+        while (certificates[0] && (!server->tls_port || server->tls_port == server->port))
+            server->tls_port = find_port();
         launch(server);
         if (wait_until_it_answers(server))
             return;
@@ -287,6 +323,13 @@ void redis_thaw(redis_server *server)
 {
     assert_true(server->pid > 0); /* else it would be a group of processes */
     assert_int_equal(kill(server->pid, SIGCONT), 0);
+}
+
+void redis_end_tls(void)
+{
+    if (certificates[0])
+        (void)nftw(certificates, remove_one, 8, FTW_DEPTH | FTW_PHYS);
+    certificates[0] = 0;
 }
 
 /* ---- clusters ---- */
@@ -362,7 +405,7 @@ void redis_cluster_start(redis_cluster *cluster, int n_masters, int n_replicas, 
             redis_expect(node, "+OK", "CLUSTER ADDSLOTSRANGE %d %d", 16384 * i / n_masters,
                          16384 * (i + 1) / n_masters - 1);
         if (i > 0)
-            redis_expect(&cluster->nodes[0], "+OK", "CLUSTER MEET 127.0.0.1 %d", node->port);
+            redis_expect(&cluster->nodes[0], "+OK", "CLUSTER MEET 127.0.0.1 %d", redis_port(node));
     }
     (void)snprintf(known, sizeof known, "cluster_known_nodes:%d\r\n", cluster->n_nodes);
     for (int i = 0; i < cluster->n_nodes; i++)
@@ -388,6 +431,7 @@ static void wait_until_forgotten(const redis_cluster *cluster, int dead)
     char port[16];
     double end = now_s() + PATIENCE_S;
 
+    /* On a connection without TLS a node names the others' ports without. */
     (void)snprintf(port, sizeof port, "\n:%d\r", cluster->nodes[dead].port);
     for (int i = 0; i < cluster->n_nodes; i++)
         while (cluster->nodes[i].pid &&
@@ -419,7 +463,7 @@ void redis_cluster_move_keys(redis_cluster *cluster, int slot, int from, int to)
         key = strchr(key, '\n') + 1;
         (void)snprintf(name, sizeof name, "%.*s", (int)strcspn(key, "\r"), key);
         redis_expect(&cluster->nodes[from], "+OK", "MIGRATE 127.0.0.1 %d %s 0 5000",
-                     cluster->nodes[to].port, name);
+                     redis_port(&cluster->nodes[to]), name);
     }
 }
 

@@ -14,6 +14,7 @@
 typedef struct redis_server {
     pid_t pid; /* 0: it does not run */
     int port;
+    int tls_port; /* 0: it has none */
     char folder[64];
     char socket[96];
     char options[512]; /* of its command line, by spaces */
@@ -26,6 +27,19 @@ typedef struct redis_cluster {
 
 /* Whether there is a redis-server; a test without one exits with 77. */
 int redis_is_there(void);
+
+/*
+ * Certificates for all servers that are started from now on, made in a temporary folder, which is
+ * returned; make_certificates.sh, whose path is given, says which. The servers listen at tls_port
+ * too, with that of `server`, trust `ca`, and want none of a client ("--tls-auth-clients no"). A
+ * cluster's nodes name each other their tls_port. NULL: there is no openssl, or redis-server has no
+ * TLS.
+ */
+const char *redis_use_tls(const char *script);
+/* Remove the folder. */
+void redis_end_tls(void);
+/* The port of a server for clients: tls_port where there is one. */
+int redis_port(const redis_server *server);
 
 /* Start a server with more options ("--maxmemory 8mb"; or NULL) and wait until it answers. */
 void redis_start(redis_server *server, const char *options);

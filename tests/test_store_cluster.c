@@ -1,5 +1,7 @@
 /*
  * A store on a Redis cluster: keys on all nodes, slots that move, masters that die.
+ *
+ *   test_store_cluster [make_certificates.sh]    by TLS, where that is given
  */
 #include "redis_support.h"
 #include "redis_values.h"
@@ -10,11 +12,14 @@
 #define N 200 /* values: on each of three nodes some */
 
 static redis_cluster cluster;
+static char ca_file[96]; /* "": without TLS */
 
 static kvt_redis_config config_of(int node)
 {
     kvt_redis_config config = {.struct_size = sizeof config,
-                               .port = (uint32_t)cluster.nodes[node].port};
+                               .port = (uint32_t)redis_port(&cluster.nodes[node])};
+    config.tls = cluster.nodes[node].tls_port > 0;
+    config.tls_ca_file = config.tls ? ca_file : NULL;
     config.timeout_ms = config.connect_timeout_ms = 20000; /* machines are busy */
     config.retry_ms = 1;
     return config;
@@ -344,7 +349,7 @@ static void test_database(void **state)
     kvt_store_close(&store);
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(test_all_nodes, empty),
@@ -360,8 +365,17 @@ int main(void)
         print_message("no redis-server\n");
         return 77;
     }
+    if (argc > 1) {
+        const char *certificates = redis_use_tls(argv[1]);
+        if (!certificates) {
+            print_message("no openssl, or redis-server has no TLS\n");
+            return 77;
+        }
+        (void)snprintf(ca_file, sizeof ca_file, "%s/ca.crt", certificates);
+    }
     redis_cluster_start(&cluster, 3, 1, NULL);
     failed = cmocka_run_group_tests(tests, NULL, NULL);
     redis_cluster_stop(&cluster);
+    redis_end_tls();
     return failed;
 }

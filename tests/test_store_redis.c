@@ -1,5 +1,7 @@
 /*
  * A Redis server as a store: what each function does, on servers of its own.
+ *
+ *   test_store_redis [make_certificates.sh]    by TLS, where that is given
  */
 #include "redis_support.h"
 #include "redis_values.h"
@@ -9,10 +11,13 @@
 #ifdef KVT_TEST_REDIS
 
 static redis_server server; /* for all tests that need nothing special; emptied before each */
+static char ca_file[96];    /* "": without TLS */
 
 static kvt_redis_config config_of(const redis_server *s)
 {
-    kvt_redis_config config = {.struct_size = sizeof config, .port = (uint32_t)s->port};
+    kvt_redis_config config = {.struct_size = sizeof config, .port = (uint32_t)redis_port(s)};
+    config.tls = s->tls_port > 0;
+    config.tls_ca_file = config.tls ? ca_file : NULL;
     config.timeout_ms = config.connect_timeout_ms = 20000; /* machines are busy */
     return config;
 }
@@ -502,7 +507,7 @@ static void test_replica(void **state)
     size_t n_put = 99;
     char options[64];
     (void)state;
-    (void)snprintf(options, sizeof options, "--replicaof 127.0.0.1 %d", server.port);
+    (void)snprintf(options, sizeof options, "--replicaof 127.0.0.1 %d", redis_port(&server));
     redis_start(&replica, options);
     store = open_store(&replica);
     expect_call(KVT_ERR_IO, error, put_values(&store, 0, 30, 100, 1, &n_put, &error));
@@ -514,9 +519,9 @@ static void test_replica(void **state)
 
 static void test_arguments(void **state)
 {
-    kvt_redis_config good = config_of(&server), bad;
+    kvt_redis_config good = {.struct_size = sizeof good, .port = (uint32_t)server.port}, bad;
     kvt_store store, before;
-    char text[64], longer[300];
+    char text[256], longer[300];
     (void)state;
     memset(&store, 7, sizeof store);
     before = store;
@@ -542,7 +547,17 @@ static void test_arguments(void **state)
     REJECT(KVT_ERR_ARG, reserved = 1);
     REJECT(KVT_ERR_ARG, pipeline = 65537);
     REJECT(KVT_ERR_ARG, unix_path = longer);
+    REJECT(KVT_ERR_ARG, tls_ca_file = "ca");
+    REJECT(KVT_ERR_ARG, tls_cert_file = bad.tls_key_file = "file");
+    good.tls = 1;
+    REJECT(KVT_ERR_ARG, unix_path = "socket");
+    REJECT(KVT_ERR_ARG, tls_cert_file = "file");
+    REJECT(KVT_ERR_ARG, tls_key_file = "file");
+#ifndef KVT_TEST_TLS
     REJECT(KVT_ERR_UNSUPPORTED, tls = 1);
+    assert_non_null(strstr(text, "KVTILE_TLS"));
+    assert_non_null(strstr(text, "stunnel"));
+#endif
 }
 
 /* A name that is resolved; a server on one of its addresses only. */
@@ -603,7 +618,7 @@ static void test_threads(void **state)
     kvt_store_close(&store);
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(test_sizes, empty),
@@ -630,9 +645,18 @@ int main(void)
         print_message("no redis-server\n");
         return 77;
     }
+    if (argc > 1) {
+        const char *certificates = redis_use_tls(argv[1]);
+        if (!certificates) {
+            print_message("no openssl, or redis-server has no TLS\n");
+            return 77;
+        }
+        (void)snprintf(ca_file, sizeof ca_file, "%s/ca.crt", certificates);
+    }
     redis_start(&server, "--enable-debug-command yes");
     failed = cmocka_run_group_tests(tests, NULL, NULL);
     redis_stop(&server);
+    redis_end_tls();
     return failed;
 }
 

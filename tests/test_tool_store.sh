@@ -54,7 +54,6 @@ lines() {
 run 2
 says err 'no command: ls, stats, gc or verify'
 refuses 2 'unknown command store frobnicate' frobnicate x
-refuses 2 'unknown option --key-file' ls --key-file x y
 refuses 2 'unknown option --remove' ls --remove y
 refuses 2 'unknown option --sort' verify --sort key y
 refuses 2 'unknown option --max-bytes' stats --max-bytes 1 y
@@ -76,6 +75,10 @@ for url in redis:// redis://:secret@ redis://host:0 redis://host:65536 redis://h
 done
 refuses 2 "redis://h:1/0: a server's bound" gc --max-bytes 1k redis://h:1
 refuses 2 "redis://\[::1\]:6379/0: --ca-file" ls --ca-file x 'redis://[::1]'
+refuses 2 'redis://h:6379/0: --cert-file' ls --cert-file x --key-file y redis://h
+for option in --cert-file --key-file; do
+    refuses 2 'one without the other' ls $option x rediss://h
+done
 printf 'x\n' >"$work/password"
 refuses 2 'redis://h:1/3: two passwords' ls --password-file "$work/password" redis://u:secret@h:1/3
 for text in '' '\n' 'a\nb' 'a\0b'; do
@@ -98,6 +101,7 @@ done
 for option in --password-file --prefix --ca-file; do
     refuses 2 'empty: a directory has no' ls $option x "$work/empty"
 done
+refuses 2 'empty: a directory has no TLS' ls --cert-file x --key-file y "$work/empty"
 
 # ---- a directory ----
 "$make" "store:$work/store" 1100 >"$work/out"
@@ -243,6 +247,15 @@ serve() {
     done
     return 1
 }
+# serve_tls: the same, with TLS on another port.
+serve_tls() {
+    for attempt in 1 2 3 4 5; do
+        tls_port=$((port + 100 + 7 * attempt))
+        serve --tls-port $tls_port --tls-cert-file "$work/tls/server.crt" \
+            --tls-key-file "$work/tls/server.key" --tls-ca-cert-file "$work/tls/ca.crt" && return 0
+    done
+    return 1
+}
 stop() {
     kill $server
     wait $server 2>/dev/null
@@ -305,6 +318,32 @@ else
     export KVTILE_STORE_PASSWORD
     run 0 stats "redis+unix://$socket"
     stop
+    unset KVTILE_STORE_PASSWORD
+    # TLS, of a server that wants to know its clients.
+    mkdir "$work/tls"
+    "$(dirname "$0")/make_certificates.sh" "$work/tls" >"$work/out" 2>&1
+    made=$?
+    run 3 stats --ca-file "$work/tls/nothing" rediss://localhost:1
+    if grep -q KVTILE_TLS "$work/err"; then
+        echo "skipped: TLS, without it in the library"
+    elif [ $made -eq 77 ] || redis-server --port 0 --tls-port 0 2>&1 | grep -q 'Bad directive'; then
+        echo "skipped: TLS, without openssl or a redis-server that has it"
+    elif [ $made -ne 0 ] || ! serve_tls; then
+        fails "TLS: $(cat "$work/out" "$work/server")"
+    else
+        client="--cert-file $work/tls/client.crt --key-file $work/tls/client.key"
+        says err 'tls_ca_file: .*/nothing: No such file'
+        run 0 stats --ca-file "$work/tls/ca.crt" $client rediss://localhost:$tls_port
+        says out "^rediss://localhost:$tls_port/0\$"
+        run 0 ls --ca-file "$work/tls/ca.crt" $client rediss://127.0.0.1:$tls_port/2
+        lines 1
+        refuses 3 "rediss://localhost:$tls_port/0: .*client certificate" stats \
+            --ca-file "$work/tls/ca.crt" rediss://localhost:$tls_port
+        refuses 3 "rediss://localhost:$tls_port/0: .*certificate verify failed" stats \
+            --ca-file "$work/tls/stranger.crt" $client rediss://localhost:$tls_port
+        refuses 3 "redis://127.0.0.1:$tls_port/0: .*TLS" stats redis://127.0.0.1:$tls_port
+        stop
+    fi
 fi
 
 [ $failures -eq 0 ] && rm -rf "$work"

@@ -2,9 +2,10 @@
  * How fast values come from a Redis server, against redis-benchmark on the same server, value size
  * and pipeline, each with one connection, in turns:
  *
- *   time_redis [turns]
+ *   time_redis [turns [make_certificates.sh]]
  *
- * Prints medians in MiB/s and their ratio; with the receiver's memory (place) and without.
+ * Prints medians in MiB/s and their ratio; with the receiver's memory (place) and without. With the
+ * script also by TLS, and the ratio to the same without.
  */
 #include "redis_support.h"
 #include "redis_values.h"
@@ -95,14 +96,30 @@ static double median(double *values, size_t n)
     return values[n / 2];
 }
 
+/* The same server by TLS. */
+static kvt_store open_by_tls(kvt_redis_config config, const redis_server *server,
+                             const char *certificates)
+{
+    char ca[128];
+    kvt_store store;
+    config.port = (uint32_t)server->tls_port;
+    config.tls = 1;
+    config.tls_ca_file = ca;
+    (void)snprintf(ca, sizeof ca, "%s/ca.crt", certificates);
+    assert_int_equal(kvt_store_open_redis(&config, &store), KVT_OK);
+    return store;
+}
+
 int main(int argc, char **argv)
 {
     static const size_t sizes[] = {4u << 20, 264u << 10, 64u << 10};
     size_t turns = argc > 1 ? strtoul(argv[1], NULL, 10) : 7;
+    const char *certificates;
     redis_server server;
 
     if (!redis_is_there() || turns < 1 || turns > TURNS_MOST)
         return 77;
+    certificates = argc > 2 ? redis_use_tls(argv[2]) : NULL;
     redis_start(&server, NULL);
     for (size_t s = 0; s < 3; s++) {
         size_t bytes = sizes[s], n = ((size_t)128 << 20) / bytes;
@@ -110,16 +127,18 @@ int main(int argc, char **argv)
                                    .port = (uint32_t)server.port,
                                    .pipeline = PIPELINE,
                                    .timeout_ms = 20000};
-        kvt_store store;
+        kvt_store store, tls = {0};
         kvt_store_key *keys = malloc(n * sizeof *keys);
         unsigned char *memory = value_of(s, PIPELINE * bytes);
-        double rates[5][TURNS_MOST];
+        double rates[8][TURNS_MOST] = {{0}};
 
         assert_non_null(keys);
         for (size_t i = 0; i < n; i++)
             keys[i] = key_of(0); /* as redis-benchmark does */
         assert_int_equal(kvt_store_open_redis(&config, &store), KVT_OK);
         (void)put_rate(&store, keys, 1, bytes, memory);
+        if (certificates)
+            tls = open_by_tls(config, &server, certificates);
         (void)peer_rate(&server, "set", 16, bytes);
         for (size_t t = 0; t < turns; t++) {
             rates[0][t] = peer_rate(&server, "get", n, bytes);
@@ -127,18 +146,29 @@ int main(int argc, char **argv)
             rates[2][t] = get_rate(&store, keys, n, bytes, memory);
             rates[3][t] = peer_rate(&server, "set", n, bytes);
             rates[4][t] = put_rate(&store, keys, n, bytes, memory);
+            if (!certificates)
+                continue;
+            rates[5][t] = get_rate(&tls, keys, n, bytes, NULL);
+            rates[6][t] = get_rate(&tls, keys, n, bytes, memory);
+            rates[7][t] = put_rate(&tls, keys, n, bytes, memory);
         }
-        for (size_t r = 0; r < 5; r++)
+        for (size_t r = 0; r < 8; r++)
             rates[r][0] = median(rates[r], turns);
         printf("%7zu bytes: get %5.0f MiB/s, placed %5.0f, redis-benchmark %5.0f: %.2f, %.2f; "
                "put %5.0f, redis-benchmark %5.0f: %.2f\n",
                bytes, rates[1][0], rates[2][0], rates[0][0], rates[1][0] / rates[0][0],
                rates[2][0] / rates[0][0], rates[4][0], rates[3][0], rates[4][0] / rates[3][0]);
+        if (certificates)
+            printf("  by TLS: get %5.0f MiB/s, placed %5.0f: %.2f, %.2f; put %5.0f: %.2f\n",
+                   rates[5][0], rates[6][0], rates[5][0] / rates[1][0], rates[6][0] / rates[2][0],
+                   rates[7][0], rates[7][0] / rates[4][0]);
         (void)fflush(stdout);
         kvt_store_close(&store);
+        kvt_store_close(&tls);
         free(memory);
         free(keys);
     }
     redis_stop(&server);
+    redis_end_tls();
     return 0;
 }

@@ -28,8 +28,8 @@ _kvtile()
         stats) ;;
         *) return ;;
         esac
-        words+=' --password-file --prefix --ca-file'
-        keys= ;;
+        words+=' --password-file --prefix --ca-file --cert-file'
+        keys=' --key-file' ;;
     *) return ;;
     esac
     words+="$keys"
@@ -46,7 +46,8 @@ _kvtile()
             mapfile -t COMPREPLY < <(compgen -d -- "$current")
             compopt -o filenames 2>/dev/null
             return ;;
-        --output | --safetensors | --key-file | --new-key-file | --password-file | --ca-file)
+        --output | --safetensors | --key-file | --new-key-file | --password-file | --ca-file | \
+            --cert-file)
             mapfile -t COMPREPLY < <(compgen -f -- "$current")
             compopt -o filenames 2>/dev/null
             return ;;

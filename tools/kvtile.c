@@ -58,7 +58,9 @@ static const char help[] =
     "store:\n"
     "  --password-file FILE of a server: one line; else KVTILE_STORE_PASSWORD of the environment\n"
     "  --prefix TEXT        of the keys on a server; \"kvt:\" is the default\n"
-    "  --ca-file FILE       certificates for rediss://, in place of the system's\n"
+    "  --ca-file FILE       rediss://: certificates that are trusted, in place of the system's\n"
+    "  --cert-file FILE     rediss://: a certificate of the client's,\n"
+    "  --key-file FILE      and its private key\n"
     "store ls:\n"
     "  --sort HOW           by key, size (largest first) or age (longest unused first)\n"
     "store gc:\n"
@@ -319,6 +321,18 @@ static int set_ca_file(tool_options *o, const char *value)
     return *value ? 0 : -1;
 }
 
+static int set_cert_file(tool_options *o, const char *value)
+{
+    o->cert_file = value;
+    return *value ? 0 : -1;
+}
+
+static int set_cert_key_file(tool_options *o, const char *value)
+{
+    o->cert_key_file = value;
+    return *value ? 0 : -1;
+}
+
 static int set_sort(tool_options *o, const char *value)
 {
     static const char *const names[] = {"", "key", "size", "age"};
@@ -390,6 +404,8 @@ static const struct option {
     {"--password-file", STORE, 1, set_password_file},
     {"--prefix", STORE, 1, set_prefix},
     {"--ca-file", STORE, 1, set_ca_file},
+    {"--cert-file", STORE, 1, set_cert_file},
+    {"--key-file", STORE, 1, set_cert_key_file},
     {"--sort", STORE_LS, 1, set_sort},
     {"--max-bytes", STORE_GC, 1, set_max_bytes},
     {"--remove", STORE_VERIFY, 0, set_remove},
@@ -410,10 +426,10 @@ static int take_option(tool_options *o, int bit, char **argv, int argc, int *i)
     size_t n = equals ? (size_t)(equals - argument) : strlen(argument), at;
 
     for (at = 0; at < sizeof options / sizeof options[0]; at++)
-        if (strlen(options[at].name) == n && strncmp(options[at].name, argument, n) == 0)
+        if (strlen(options[at].name) == n && strncmp(options[at].name, argument, n) == 0 &&
+            options[at].commands & bit)
             break;
-    if (at == sizeof options / sizeof options[0] || !(options[at].commands & bit) ||
-        (equals && !options[at].has_value))
+    if (at == sizeof options / sizeof options[0] || (equals && !options[at].has_value))
         return usage("unknown option ", argument);
     if (options[at].has_value) {
         value = equals ? equals + 1 : *i + 1 < argc ? argv[++*i] : NULL;
@@ -443,6 +459,8 @@ static int check(const tool_options *o, const struct command *command)
         return usage("--new-key-file and --decrypt", "");
     if (o->decrypt && !o->key_file)
         return usage("--decrypt without --key-file", "");
+    if (!o->cert_file != !o->cert_key_file)
+        return usage("--cert-file and --key-file: one without the other", "");
     if ((command->bit == CONVERT || command->bit == MERGE) && strcmp(o->files[1], "-") == 0)
         return usage("the output has to be a file, not ", o->files[1]);
     return SOUND;

@@ -205,8 +205,9 @@ static int open_server(tool_store *s, parts *p, const tool_options *o)
     set_name(s, p);
     if (o->max_bytes)
         return tool_refuse(o, s->name, "a server's bound is its own: its option maxmemory");
-    if (o->ca_file && !p->tls)
-        return tool_refuse(o, s->name, "--ca-file is for rediss://");
+    if ((o->ca_file || o->cert_file) && !p->tls)
+        return tool_refuse(o, s->name, "%s is for rediss://",
+                           o->ca_file ? "--ca-file" : "--cert-file");
     if (p->password && o->password_file)
         return tool_refuse(o, s->name, "two passwords: of the URL, and --password-file");
     if (o->password_file) {
@@ -226,6 +227,8 @@ static int open_server(tool_store *s, parts *p, const tool_options *o)
     config.password = p->password && *p->password ? p->password : NULL;
     config.tls = p->tls;
     config.tls_ca_file = o->ca_file;
+    config.tls_cert_file = o->cert_file;
+    config.tls_key_file = o->cert_key_file;
     config.prefix = o->prefix;
     config.call_timeout_ms = 86400000; /* a list is as long as it is: silence alone ends it */
     config.error_text = text;
@@ -262,7 +265,7 @@ static int open_folder(tool_store *s, const char *path, const tool_options *o)
     kvt_status status;
     int code;
 
-    if (o->password_file || o->prefix || o->ca_file)
+    if (o->password_file || o->prefix || o->ca_file || o->cert_file)
         return tool_refuse(o, path, "a directory has no %s",
                            o->password_file ? "password"
                            : o->prefix      ? "prefix"

@@ -41,8 +41,9 @@ typedef struct tool_options {
     unsigned char key[KVT_KEY_BYTES], new_key[KVT_KEY_BYTES]; /* what the files hold */
     int sort;                                                 /* store ls: SORT_ */
     int remove;                                               /* store verify: what is damaged */
-    uint64_t max_bytes;                           /* store gc: the new bound; 0: none given */
-    const char *password_file, *prefix, *ca_file; /* store; NULL: none */
+    uint64_t max_bytes;                              /* store gc: the new bound; 0: none given */
+    const char *password_file, *prefix;              /* store; NULL: none, as those below */
+    const char *ca_file, *cert_file, *cert_key_file; /* of TLS */
 } tool_options;
 
 /* ---- commands: each answers an exit code ---- */

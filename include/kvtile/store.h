@@ -190,19 +190,23 @@ typedef struct kvt_redis_config {
     uint32_t database;     /* SELECT; 0 on a cluster */
     const char *username;  /* AUTH (Redis 6 on); NULL: the default user */
     const char *password;  /* AUTH; NULL: none */
-    uint32_t tls;          /* 0. 1 is for TLS, as yet KVT_ERR_UNSUPPORTED: use stunnel */
+    uint32_t tls;          /* 1: by TLS, 1.2 or newer; not with unix_path. 0: as it is */
     uint32_t ttl_seconds;  /* a value expires so long after it was put or got last; 0: never */
-    uint32_t connect_timeout_ms; /* 0: 500. Not of the lookup of a host's name, which the system
-                                    bounds: use an address */
+    uint32_t connect_timeout_ms; /* 0: 500. TLS's handshake included, but not the lookup of a
+                                    host's name, which the system bounds: use an address */
     uint32_t timeout_ms;         /* without a byte coming or going; 0: 1000 */
     uint32_t call_timeout_ms;    /* of one call as a whole; 0: 30000 */
     uint32_t retry_ms;  /* after a node could not be reached calls fail at once so long; 0: 1000 */
     uint32_t pipeline;  /* commands sent before the first one's answer is there; 0: 16 */
     uint32_t reserved;  /* 0 */
     const char *prefix; /* of the keys on the server; NULL: "kvt:" */
-    const char *tls_ca_file; /* not used as yet */
-    char *error_text;        /* where a failure is told; may be NULL */
-    size_t error_text_bytes; /* room there, the terminating zero included */
+    /* Files in PEM, read by the opening; with tls alone: */
+    const char *tls_ca_file;   /* certificates that are trusted; NULL: the system's */
+    const char *tls_cert_file; /* the client's, for a server that wants one (tls-auth-clients), with
+                                  the CAs below a root; NULL: none */
+    const char *tls_key_file;  /* its private key, without a password; with tls_cert_file */
+    char *error_text;          /* where a failure is told; may be NULL */
+    size_t error_text_bytes;   /* room there, the terminating zero included */
 } kvt_redis_config;
 
 /*
@@ -212,8 +216,18 @@ typedef struct kvt_redis_config {
  * connections of its own, which are kept for later calls. After a fork the child opens its own
  * store.
  *
- * KVT_ERR_UNSUPPORTED  the library was built without hiredis, or tls is 1
- * KVT_ERR_ARG, KVT_ERR_MEMORY
+ * By TLS a server is sent nothing before its certificate was verified: that a trusted CA has
+ * signed it, that it holds today, and that it is for the host that was connected to, which is
+ * `host`, or what the cluster names a node, by name or by address. Nothing turns that off. A server
+ * that does not pass, or refuses the client's certificate, is a call's KVT_ERR_IO with a text that
+ * says why.
+ *
+ * KVT_ERR_UNSUPPORTED  the library was built without hiredis; or tls is 1, and it was built without
+ *                      OpenSSL (CMake's KVTILE_TLS)
+ * KVT_ERR_IO           a file for TLS cannot be read
+ * KVT_ERR_ARG          one has no certificate or key, or the key is another certificate's; tls with
+ *                      unix_path; a file for TLS without tls
+ * KVT_ERR_MEMORY
  */
 KVT_API kvt_status kvt_store_open_redis(const kvt_redis_config *config, kvt_store *store);
 

@@ -77,11 +77,18 @@ struct redis_config : kvt_redis_config {
         password = secret;
         return *this;
     }
-    /* As yet KVT_ERR_UNSUPPORTED. ca_file: NULL for the system's. */
+    /* ca_file: certificates that are trusted, in PEM; NULL: the system's. */
     redis_config &with_tls(const char *ca_file = nullptr) noexcept
     {
         tls = 1;
         tls_ca_file = ca_file;
+        return *this;
+    }
+    /* With TLS: what a server that wants to know its clients is shown; both in PEM. */
+    redis_config &with_client_certificate(const char *cert_file, const char *key_file) noexcept
+    {
+        tls_cert_file = cert_file;
+        tls_key_file = key_file;
         return *this;
     }
     redis_config &with_ttl(std::uint32_t seconds) noexcept

@@ -209,6 +209,7 @@ static void close_store(void *user)
     free(redis->unix_path);
     free(redis->username);
     free(redis->prefix);
+    kvt_redis_tls_free(redis->tls);
     (void)pthread_mutex_destroy(&redis->lock);
     free(redis);
 }
@@ -238,6 +239,12 @@ static const char *find_mistake(const kvt_redis_config *config)
         return "there is a username without a password";
     if (config->tls > 1)
         return "tls is neither 0 nor 1";
+    if (!config->tls && (config->tls_ca_file || config->tls_cert_file || config->tls_key_file))
+        return "there is a file for TLS, but tls is 0";
+    if (!config->tls_cert_file != !config->tls_key_file)
+        return "of tls_cert_file and tls_key_file there is one without the other";
+    if (config->tls && config->unix_path)
+        return "tls is for a host and port: unix_path has no host that could be verified";
     if (config->reserved)
         return "reserved is not 0";
     if (config->pipeline > 65536)
@@ -252,6 +259,9 @@ kvt_status kvt_store_open_redis(const kvt_redis_config *config, kvt_store *store
 {
     kvt_redis *redis;
     const char *mistake;
+    kvt_redis_tls *tls = NULL;
+    kvt_store_error error;
+    kvt_status status = KVT_OK;
     int no_memory = 0;
 
     if (!config || config->struct_size != sizeof *config || !store)
@@ -261,14 +271,18 @@ kvt_status kvt_store_open_redis(const kvt_redis_config *config, kvt_store *store
         return kvt_store_fail_open(config->error_text, config->error_text_bytes, KVT_ERR_ARG, "%s",
                                    mistake);
     if (config->tls)
-        return kvt_store_fail_open(config->error_text, config->error_text_bytes,
-                                   KVT_ERR_UNSUPPORTED,
-                                   "the library has no TLS: let stunnel carry the connection");
+        status = kvt_redis_tls_make(config, &tls, &error);
+    if (status != KVT_OK)
+        return kvt_store_fail_open(config->error_text, config->error_text_bytes, status, "%s",
+                                   error.text);
     redis = calloc(1, sizeof *redis);
-    if (!redis)
+    if (!redis) {
+        kvt_redis_tls_free(tls);
         return kvt_store_fail_open(config->error_text, config->error_text_bytes, KVT_ERR_MEMORY,
                                    "no memory for the store");
+    }
     (void)pthread_mutex_init(&redis->lock, NULL);
+    redis->tls = tls;
     redis->host = copy_text(config->unix_path ? NULL
                             : config->host    ? config->host
                                               : "127.0.0.1",

@@ -9,7 +9,7 @@
  * hiredis parses replies (redisReader), but for the bytes of values that are got: these are
  * received into the receiver's memory, or given to it in pieces from the receive buffer. Sockets
  * are our own, so that every wait has a deadline: hiredis 0.14 has none for sending a value in
- * parts.
+ * parts. It has no TLS either: that is OpenSSL's, on the same sockets (redis_tls.c).
  */
 #ifndef KVT_STORE_REDIS_H
 #define KVT_STORE_REDIS_H
@@ -21,6 +21,12 @@
 #include <hiredis/hiredis.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+
+#ifndef MSG_NOSIGNAL
+#define MSG_NOSIGNAL 0 /* then there is SO_NOSIGPIPE */
+#endif
 
 #define KVT_REDIS_SLOTS 16384
 #define KVT_REDIS_NODES 1024                   /* addresses of a cluster that are known at most */
@@ -33,6 +39,9 @@ typedef struct kvt_redis_clock {
     uint64_t end_ms;
     uint64_t idle_ms;
 } kvt_redis_clock;
+
+typedef struct kvt_redis_tls kvt_redis_tls;         /* what all connections by TLS need */
+typedef struct kvt_redis_session kvt_redis_session; /* one connection's */
 
 typedef struct kvt_redis_node {
     char *host; /* NULL: the config's unix_path */
@@ -72,6 +81,10 @@ typedef struct kvt_redis_incoming {
 typedef struct kvt_redis_link {
     int fd; /* -1: none */
     const kvt_redis_node *node;
+    kvt_redis_session *tls;            /* NULL: bytes come and go as they are */
+    short receive_events, send_events; /* of poll: what a receive, what a send waits for */
+    int tls_moved;                     /* a byte of the socket's has come or gone */
+    int first_byte;                    /* that has been received; -1: none yet */
     redisReader *reader;
     redisReplyObjectFunctions functions; /* the reader's, but for create_array */
     const redisReplyObjectFunctions *own_functions;
@@ -106,6 +119,7 @@ typedef struct kvt_redis_client {
 
 typedef struct kvt_redis {
     char *host, *unix_path, *username, *password, *prefix;
+    kvt_redis_tls *tls; /* NULL: without */
     size_t prefix_bytes;
     uint32_t port, database, ttl_seconds;
     uint32_t connect_timeout_ms, timeout_ms, call_timeout_ms, retry_ms, pipeline;
@@ -194,6 +208,29 @@ int kvt_redis_is_error(const redisReply *reply, const char *code);
 /* The status and the text of an error that the server has answered. */
 kvt_status kvt_redis_refused(const kvt_redis *redis, const kvt_redis_node *node,
                              const redisReply *reply, kvt_store_error *error);
+
+/* ---- redis_tls.c ---- */
+
+/* From the config, whose files are read now. KVT_ERR_UNSUPPORTED in a build without TLS. */
+kvt_status kvt_redis_tls_make(const kvt_redis_config *config, kvt_redis_tls **tls,
+                              kvt_store_error *error);
+void kvt_redis_tls_free(kvt_redis_tls *tls);
+/* The handshake on link->fd, until end_ms. After a failure too there may be a session to end. */
+kvt_status kvt_redis_tls_connect(const kvt_redis_tls *tls, kvt_redis_link *link, uint64_t end_ms,
+                                 kvt_store_error *error);
+/* Free link->tls; fine where it is NULL. */
+void kvt_redis_tls_end(kvt_redis_link *link);
+/*
+ * As readv and sendmsg of a socket that does not block, for n_pieces of 1 or more. They set the
+ * link's events, and tls_moved where bytes came or went of which none is the caller's yet. EPROTO:
+ * kvt_redis_tls_failure has the text, which is strerror's for any other number.
+ */
+ssize_t kvt_redis_tls_receive(kvt_redis_link *link, const struct iovec *pieces, size_t n_pieces);
+ssize_t kvt_redis_tls_send(kvt_redis_link *link, const struct iovec *pieces, size_t n_pieces);
+const char *kvt_redis_tls_failure(const kvt_redis_link *link, int number);
+/* Whether the server has neither sent anything nor closed. Messages of TLS's own, as its session
+   tickets, are taken. */
+int kvt_redis_tls_is_quiet(kvt_redis_link *link);
 
 /* ---- redis_cluster.c ---- */
 

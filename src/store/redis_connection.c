@@ -17,18 +17,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
-#include <sys/uio.h>
 #include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
 
 #define SEND_SEGMENTS 64
 #define SEND_BYTES ((size_t)1 << 30) /* of one system call, which takes no more than SSIZE_MAX */
-
-#ifndef MSG_NOSIGNAL
-#define MSG_NOSIGNAL 0 /* then there is SO_NOSIGPIPE */
-#endif
 
 uint64_t kvt_redis_now_ms(void)
 {
@@ -68,6 +62,11 @@ kvt_redis_link *kvt_redis_link_make(const kvt_redis_node *node, size_t ring_capa
 
 void kvt_redis_link_close(kvt_redis_link *link)
 {
+    kvt_redis_tls_end(link);
+    link->receive_events = POLLIN;
+    link->send_events = POLLOUT;
+    link->tls_moved = 0;
+    link->first_byte = -1;
     if (link->fd >= 0)
         (void)close(link->fd);
     link->fd = -1;
@@ -108,8 +107,11 @@ int kvt_redis_link_is_usable(kvt_redis_link *link)
 {
     char byte;
     /* A server closes idle connections, or has been restarted: then there is an end to be read. */
-    return kvt_redis_link_is_clean(link) && recv(link->fd, &byte, 1, MSG_PEEK) < 0 &&
-           (errno == EAGAIN || errno == EWOULDBLOCK);
+    if (!kvt_redis_link_is_clean(link))
+        return 0;
+    if (link->tls)
+        return kvt_redis_tls_is_quiet(link);
+    return recv(link->fd, &byte, 1, MSG_PEEK) < 0 && (errno == EAGAIN || errno == EWOULDBLOCK);
 }
 
 /* ---- what is to be sent ---- */
@@ -226,7 +228,8 @@ int kvt_redis_link_send(kvt_redis_link *link)
         }
         message.msg_iov = pieces;
         message.msg_iovlen = (__typeof__(message.msg_iovlen))n; /* POSIX: int; glibc: size_t */
-        sent = sendmsg(link->fd, &message, MSG_NOSIGNAL);
+        sent = link->tls ? kvt_redis_tls_send(link, pieces, n)
+                         : sendmsg(link->fd, &message, MSG_NOSIGNAL);
         if (sent < 0 && errno == EINTR)
             continue;
         if (sent < 0) {
@@ -260,6 +263,8 @@ kvt_status kvt_redis_link_move(kvt_redis_link *link, const kvt_store_receiver *r
         return kvt_store_fail(error, KVT_ERR_MEMORY, "no memory for a command");
     *moved = kvt_redis_link_send(link);
     status = kvt_redis_link_receive(link, receiver, moved, error);
+    *moved |= link->tls_moved;
+    link->tls_moved = 0;
     if (status != KVT_OK)
         return status;
     if (*moved) {
@@ -287,8 +292,9 @@ void kvt_redis_wait(kvt_redis_link *const *links, size_t n, struct pollfd *polle
         if (!link || link->fd < 0 || link->since_ms == 0)
             continue;
         polled[n_polled].fd = link->fd;
-        polled[n_polled].events =
-            (short)(link->first < link->n_segments ? POLLIN | POLLOUT : POLLIN);
+        polled[n_polled].events = link->receive_events;
+        if (link->first < link->n_segments)
+            polled[n_polled].events |= link->send_events;
         polled[n_polled].revents = 0;
         n_polled++;
         if (link->since_ms + clock->idle_ms < until)
@@ -445,7 +451,11 @@ kvt_status kvt_redis_link_open(const kvt_redis *redis, kvt_redis_link *link,
         return kvt_store_fail(error, KVT_ERR_MEMORY, "no memory for a connection");
     link->fd = link->node->host ? connect_host(link, end_ms, error)
                                 : connect_socket(link, redis->unix_path, end_ms, error);
-    status = link->fd < 0 ? KVT_ERR_IO : greet(redis, link, clock, error);
+    status = link->fd < 0 ? KVT_ERR_IO : KVT_OK;
+    if (status == KVT_OK && redis->tls)
+        status = kvt_redis_tls_connect(redis->tls, link, end_ms, error);
+    if (status == KVT_OK)
+        status = greet(redis, link, clock, error);
     if (status == KVT_OK && !kvt_redis_link_is_clean(link))
         status =
             kvt_store_fail(error, KVT_ERR_IO, "%s answers what it was not asked", link->node->name);

@@ -13,10 +13,9 @@
 
 #include <errno.h>
 #include <string.h>
-#include <sys/socket.h>
-#include <sys/uio.h>
 
 #define AHEAD_BYTES ((size_t)32 << 10) /* received behind bytes that are placed: they are copied */
+#define TLS_ALERT 21                   /* the first byte of a record of that kind */
 #define LINE_BYTES ((size_t)16 << 10)  /* longer lines are no Redis */
 #define REPLY_BYTES ((size_t)64 << 20) /* of a reply that hiredis holds */
 #define REPLY_ELEMENTS 1000000 /* of its arrays: hiredis makes room for all that are announced */
@@ -109,14 +108,35 @@ kvt_status kvt_redis_fail_errno(const kvt_redis_link *link, const char *what, in
                           strerror(number));
 }
 
+/* A server that expects TLS closes when it is spoken to without, or answers with an alert. */
+static const char *hint(const kvt_redis_link *link)
+{
+    int may_be_tls =
+        !link->tls && link->node->host && (link->first_byte < 0 || link->first_byte == TLS_ALERT);
+    return may_be_tls ? ": does the server expect TLS?" : "";
+}
+
 static kvt_status fail_protocol(const kvt_redis_link *link, const char *what,
                                 kvt_store_error *error)
 {
-    return kvt_store_fail(error, KVT_ERR_IO, "%s does not speak Redis' protocol: %s",
-                          link->node->name, what);
+    return kvt_store_fail(error, KVT_ERR_IO, "%s does not speak Redis' protocol: %s%s",
+                          link->node->name, what, hint(link));
+}
+
+static kvt_status fail_io(const kvt_redis_link *link, const char *what, int number,
+                          kvt_store_error *error)
+{
+    return kvt_store_fail(error, KVT_ERR_IO, "%s: %s: %s%s", link->node->name, what,
+                          kvt_redis_tls_failure(link, number), hint(link));
 }
 
 /* ---- what is received ---- */
+
+static ssize_t receive(kvt_redis_link *link, const struct iovec *pieces, int n_pieces)
+{
+    return link->tls ? kvt_redis_tls_receive(link, pieces, (size_t)n_pieces)
+                     : readv(link->fd, pieces, n_pieces);
+}
 
 /* *moved: whether a byte has come. */
 kvt_status kvt_redis_link_receive(kvt_redis_link *link, const kvt_store_receiver *receiver,
@@ -131,7 +151,7 @@ kvt_status kvt_redis_link_receive(kvt_redis_link *link, const kvt_store_receiver
         struct iovec pieces[2] = {
             {value->place + value->place_filled, value->place_bytes - value->place_filled},
             {link->in, AHEAD_BYTES}};
-        n = readv(link->fd, pieces, 2);
+        n = receive(link, pieces, 2);
         if (n > 0) {
             size_t placed = (size_t)n < pieces[0].iov_len ? (size_t)n : pieces[0].iov_len;
             value->place_filled += placed;
@@ -149,25 +169,26 @@ kvt_status kvt_redis_link_receive(kvt_redis_link *link, const kvt_store_receiver
             room = AHEAD_BYTES;
         if (room == 0)
             return KVT_OK;
-        n = recv(link->fd, link->in + link->in_end, room, 0);
+        n = receive(link, &(struct iovec){link->in + link->in_end, room}, 1);
         if (n > 0)
             link->in_end += (size_t)n;
     }
     if (n > 0) {
         *moved = 1;
+        if (link->first_byte < 0)
+            link->first_byte = link->in[0]; /* no value has been announced */
         return KVT_OK;
     }
     if (n == 0)
         return link->send_error
-                   ? kvt_redis_fail_errno(link, "sending failed", link->send_error, error)
-                   : kvt_store_fail(error, KVT_ERR_IO, "%s has closed the connection",
-                                    link->node->name);
+                   ? fail_io(link, "sending failed", link->send_error, error)
+                   : kvt_store_fail(error, KVT_ERR_IO, "%s has closed the connection%s",
+                                    link->node->name, hint(link));
     if (errno == EINTR)
         return KVT_OK;
     if (errno != EAGAIN && errno != EWOULDBLOCK)
-        return kvt_redis_fail_errno(link, "receiving failed", errno, error);
-    return link->send_error ? kvt_redis_fail_errno(link, "sending failed", link->send_error, error)
-                            : KVT_OK;
+        return fail_io(link, "receiving failed", errno, error);
+    return link->send_error ? fail_io(link, "sending failed", link->send_error, error) : KVT_OK;
 }
 
 /* Give bytes of the value to the receiver. Returns KVT_STORE_. */

@@ -550,6 +550,7 @@ static void opened(const std::string &folder)
                        .with_database(3)
                        .with_login("user", "secret")
                        .with_tls("ca")
+                       .with_client_certificate("cert", "key")
                        .with_ttl(60)
                        .with_timeouts(1, 2, 3)
                        .with_retry(4)
@@ -557,6 +558,7 @@ static void opened(const std::string &folder)
                        .with_prefix("p");
     CHECK(c.struct_size == sizeof(kvt_redis_config) && c.unix_path == folder && c.database == 3);
     CHECK(std::string(c.username) == "user" && std::string(c.password) == "secret" && c.tls == 1);
+    CHECK(std::string(c.tls_cert_file) == "cert" && std::string(c.tls_key_file) == "key");
     CHECK(std::string(c.tls_ca_file) == "ca" && c.ttl_seconds == 60 && c.connect_timeout_ms == 1);
     CHECK(c.timeout_ms == 2 && c.call_timeout_ms == 3 && c.retry_ms == 4 && c.pipeline == 5);
 

@@ -5,11 +5,14 @@
 cmake_minimum_required(VERSION 3.25)
 file(REMOVE_RECURSE ${BUILD})
 file(COPY ${HEADERS} DESTINATION ${BUILD}/headers)
+file(GLOB opensslconf ${OPENSSLCONF}/*conf*.h)
+file(COPY ${opensslconf} DESTINATION ${BUILD}/headers/openssl)
 set(libraries)
-foreach(library SLEEF ZSTD XXHASH SODIUM HIREDIS) # not linked
+foreach(library SLEEF ZSTD XXHASH SODIUM HIREDIS SSL CRYPTO) # not linked
   list(APPEND libraries -DKVTILE_${library}_INCLUDE_DIR=${BUILD}/headers
     -DKVTILE_${library}_LIBRARY=/dev/null)
 endforeach()
+list(APPEND libraries -DKVTILE_OPENSSLCONF_INCLUDE_DIR=${BUILD}/headers)
 
 function(check)
   execute_process(COMMAND ${ARGN} RESULT_VARIABLE result OUTPUT_VARIABLE output
@@ -45,7 +48,7 @@ names(own --defined-only ${BUILD}/libkvtile.a)
 names(libc --defined-only ${LIBC})
 foreach(name IN LISTS needed)
   if(NOT name IN_LIST own AND NOT name IN_LIST libc AND
-     NOT name MATCHES "^(Sleef_|ZSTD_|XXH|crypto_|sodium_|randombytes_|redis[A-Z]|freeReplyObject$|__[a-z]+[sdt]i[0-9]$|_GLOBAL_OFFSET_TABLE_$)")
+     NOT name MATCHES "^(Sleef_|ZSTD_|XXH|crypto_|sodium_|randombytes_|redis[A-Z]|SSL_|TLS_|BIO_|ERR_|X509_|OPENSSL_|freeReplyObject$|__[a-z]+[sdt]i[0-9]$|_GLOBAL_OFFSET_TABLE_$)")
     message(SEND_ERROR "${LIBC} does not have ${name}")
   endif()
 endforeach()

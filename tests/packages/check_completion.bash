@@ -33,11 +33,11 @@ offers '--k-type|--key-file|' convert --k
 offers '' verify --quick
 offers '--help|--version|gc|ls|stats|verify|' store ''
 offers 'stats|' store s
-offers '--ca-file|--help|--json|--password-file|--prefix|--progress|--quiet|--sort|--version|' store ls -
-offers '--ca-file|--help|--json|--password-file|--prefix|--progress|--quiet|--version|' store stats -
+offers '--ca-file|--cert-file|--help|--json|--key-file|--password-file|--prefix|--progress|--quiet|--sort|--version|' store ls -
+offers '--ca-file|--cert-file|--help|--json|--key-file|--password-file|--prefix|--progress|--quiet|--version|' store stats -
 offers '--max-bytes|' store gc --m
 offers '--remove|' store verify --r
-offers '' store ls --k
+offers '--key-file|' store ls --k
 offers '' store frobnicate ''
 offers 'folder|' store ls ''
 offers 'folder|' store verify --remove f

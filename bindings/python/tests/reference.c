@@ -170,7 +170,8 @@ static void print_layout(void)
     FIELD(kvt_redis_config, timeout_ms), FIELD(kvt_redis_config, call_timeout_ms);
     FIELD(kvt_redis_config, retry_ms), FIELD(kvt_redis_config, pipeline);
     FIELD(kvt_redis_config, reserved), FIELD(kvt_redis_config, prefix);
-    FIELD(kvt_redis_config, tls_ca_file), FIELD(kvt_redis_config, error_text);
+    FIELD(kvt_redis_config, tls_ca_file), FIELD(kvt_redis_config, tls_cert_file);
+    FIELD(kvt_redis_config, tls_key_file), FIELD(kvt_redis_config, error_text);
     FIELD(kvt_redis_config, error_text_bytes);
     STRUCT(kvt_prefix_extra);
     FIELD(kvt_prefix_extra, block), FIELD(kvt_prefix_extra, data), FIELD(kvt_prefix_extra, bytes);

@@ -2,6 +2,9 @@
 
 import gc
 import os
+import socket
+import ssl
+import subprocess
 import sys
 import tempfile
 import threading
@@ -315,6 +318,52 @@ class Opened(Base):
             self.other.prefix_get(store, self.prompt)
         with self.assertRaises(ValueError):
             kvtile.Store.redis(port=2**32)
+        for options in ({"tls_ca_file": "ca"}, {"tls": True, "tls_cert_file": "cert"},
+                        {"tls": True, "tls_key_file": "key"}, {"tls": True, "unix_path": "path"}):
+            with self.assertRaisesRegex(kvtile.ArgError, "tls"):
+                kvtile.Store.redis("127.0.0.1", 1, **options)
+
+    def test_redis_by_tls(self):
+        nothing = os.path.join(self.folder, "nothing")
+        try:
+            with self.assertRaisesRegex(kvtile.IoError, "tls_ca_file: .*nothing"):
+                kvtile.Store.redis("localhost", 1, tls=True, tls_ca_file=nothing)
+        except kvtile.UnsupportedError as error:
+            self.skipTest(str(error))
+        script = os.path.join(os.path.dirname(__file__), "../../../tests/make_certificates.sh")
+        if subprocess.run([script, self.folder], check=False).returncode == 77:
+            self.skipTest("no openssl")
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+
+        def path(name):
+            return os.path.join(self.folder, name)
+
+        context.load_cert_chain(path("server.crt"), path("server.key"))
+        context.load_verify_locations(path("ca.crt"))
+        context.verify_mode = ssl.CERT_REQUIRED
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            def serve():  # whatever is wanted is not there
+                for _ in range(2):
+                    try:
+                        connection = context.wrap_socket(listener.accept()[0], server_side=True)
+                        with connection:
+                            while data := connection.recv(65536):
+                                connection.sendall(b":0\r\n" if b"EXISTS" in data else b"$-1\r\n")
+                    except OSError:
+                        pass
+            thread = threading.Thread(target=serve)
+            thread.start()
+            port = listener.getsockname()[1]
+            options = {"tls": True, "connect_timeout_ms": 20000, "timeout_ms": 20000,
+                       "pipeline": 1, "tls_ca_file": path("ca.crt"),
+                       "tls_cert_file": path("client.crt"), "tls_key_file": path("client.key")}
+            with kvtile.Store.redis("localhost", port, **options) as store:
+                self.assertEqual(self.other.prefix_get(store, self.prompt).n_tokens, 0)
+            options["tls_ca_file"] = path("stranger.crt")
+            with kvtile.Store.redis("localhost", port, **options) as store:
+                with self.assertRaisesRegex(kvtile.IoError, "certificate verify failed"):
+                    self.other.prefix_get(store, self.prompt)
+            thread.join()
 
     def test_tiers(self):
         near, far = {}, Broken()

@@ -222,6 +222,7 @@ class RedisConfig(Structure):
                 ("connect_timeout_ms", c_uint32), ("timeout_ms", c_uint32),
                 ("call_timeout_ms", c_uint32), ("retry_ms", c_uint32), ("pipeline", c_uint32),
                 ("reserved", c_uint32), ("prefix", c_char_p), ("tls_ca_file", c_char_p),
+                ("tls_cert_file", c_char_p), ("tls_key_file", c_char_p),
                 ("error_text", c_char_p), ("error_text_bytes", c_size_t)]
 
 

@@ -233,7 +233,8 @@ class Store(Handle):
     def redis(cls, host: Optional[str] = None, port: int = 0, *,
               unix_path: Optional[PathLike] = None, database: int = 0,
               username: Optional[str] = None, password: Optional[str] = None, tls: bool = False,
-              tls_ca_file: Optional[PathLike] = None, ttl_seconds: int = 0,
+              tls_ca_file: Optional[PathLike] = None, tls_cert_file: Optional[PathLike] = None,
+              tls_key_file: Optional[PathLike] = None, ttl_seconds: int = 0,
               connect_timeout_ms: int = 0, timeout_ms: int = 0, call_timeout_ms: int = 0,
               retry_ms: int = 0, pipeline: int = 0, prefix: Optional[str] = None) -> "Store":
         """A Redis or Valkey server, or a cluster of them; it is connected to when it is needed.
@@ -242,19 +243,23 @@ class Store(Handle):
         ttl_seconds: values expire so long after they were put or got last; 0: never
         connect_timeout_ms, timeout_ms (of silence), call_timeout_ms, retry_ms (calls fail at once
             for so long after a failed connection), pipeline, prefix: None, 0: store.h's defaults
-        tls: as yet UnsupportedError; tls_ca_file is for it
+        tls: the server's certificate and its host's name are verified; with it, files in PEM:
+            tls_ca_file: certificates that are trusted; None: the system's
+            tls_cert_file, tls_key_file: the client's, where the server wants one; or None
 
-        UnsupportedError: the library was built without hiredis.
+        IoError: a file for TLS cannot be read. ArgError: it has no certificate or key.
+        UnsupportedError: the library was built without hiredis, or without OpenSSL and tls is set.
         """
         whole = {name: _whole(value, name, 32) for name, value in (
             ("port", port), ("database", database), ("ttl_seconds", ttl_seconds),
             ("connect_timeout_ms", connect_timeout_ms), ("timeout_ms", timeout_ms),
             ("call_timeout_ms", call_timeout_ms), ("retry_ms", retry_ms), ("pipeline", pipeline))}
+        paths = {name: None if path is None else os.fsencode(path) for name, path in (
+            ("unix_path", unix_path), ("tls_ca_file", tls_ca_file),
+            ("tls_cert_file", tls_cert_file), ("tls_key_file", tls_key_file))}
         return cls._open(lib.kvt_store_open_redis, _lib.RedisConfig(
-            host=_text(host), unix_path=None if unix_path is None else os.fsencode(unix_path),
-            username=_text(username), password=_text(password), tls=bool(tls),
-            tls_ca_file=None if tls_ca_file is None else os.fsencode(tls_ca_file),
-            prefix=_text(prefix), **whole))
+            host=_text(host), username=_text(username), password=_text(password), tls=bool(tls),
+            prefix=_text(prefix), **whole, **paths))
 
     @classmethod
     def tiers(cls, near: "Store", far: "Store") -> "Store":
