@@ -344,7 +344,7 @@ static void change_checkpoint(file *f)
             section *t = &f->sections[table];
             size_t from = 32 * any(n), last = t->n - 8;
             section_resize(t, t->n + 32);
-            memcpy(t->data + last, t->data + from, 32);
+            memmove(t->data + last, t->data + from, 32); /* of a table that is none they overlap */
             store32(word, n);
             for (size_t i = 0, blocks = 0; !t->data[from + 30] && i < f->n_sections; i++)
                 if (f->sections[i].type == 4 && blocks++ == from / 32 &&
