@@ -309,6 +309,56 @@ static void test_other_window(void **state)
             }
 }
 
+/*
+ * A window keeps the first row of 4-bit keys, which is in i8, and not that of f16. What was
+ * converted has it in the checkpoint, and loses nothing when the window releases it.
+ */
+static void checkpoint_of_other_sinks(uint64_t n, uint64_t more)
+{
+    model m = model_of(2, 2, 16, 16, KVT_TYPE_I4, KVT_TYPE_I4), other;
+    kvt_load_options convert = {.struct_size = sizeof convert, .convert = 1};
+    kvt_cache *here, *there;
+    kvt_seq *a, *b, *c;
+    bytes file;
+    m.max_tokens = 2048;
+    m.groups[0].window_tokens = 2;
+    m.groups[0].residual_tokens = KVT_RESIDUAL_NONE;
+    other = m;
+    other.groups[0].k_type = other.groups[0].v_type = KVT_TYPE_F16;
+    here = model_cache(&m);
+    there = model_cache(&other);
+    a = model_seq(here);
+    b = model_seq(there);
+    c = model_seq(there);
+    model_append(&m, here, a, n, n);
+    expect_ok(here, kvt_seq_checkpoint(a, "here", 4));
+    model_append(&m, here, a, more, more);
+    file = saved(here, a, KVT_CODEC_RAW);
+    expect_ok(there, kvt_seq_load_memory(b, file.data, file.n, &convert, NULL));
+    expect_ok(there, kvt_seq_load_memory(c, file.data, file.n, &convert, NULL));
+    bytes_free(&file);
+    model_append(&other, there, b, 600, 60); /* releases the first rows */
+    expect_ok(there, kvt_seq_truncate(b, n));
+    expect_ok(there, kvt_seq_truncate(c, n)); /* of which none has been */
+    same_bytes(there, b, there, c, KVT_CODEC_RAW);
+    model_append(&other, there, b, 30, 30);
+    model_append(&other, there, c, 30, 30);
+    same_bytes(there, b, there, c, KVT_CODEC_RAW);
+    kvt_seq_destroy(a);
+    kvt_seq_destroy(b);
+    kvt_seq_destroy(c);
+    kvt_cache_destroy(here);
+    kvt_cache_destroy(there);
+}
+
+static void test_checkpoint_of_other_sinks(void **state)
+{
+    (void)state;
+    for (uint64_t n = 66; n < 130; n += 9) /* and nothing is released yet */
+        for (uint64_t more = 1; more < 40; more += 20)
+            checkpoint_of_other_sinks(n, more);
+}
+
 static void test_groups(void **state)
 {
     model m = model_of_two();
@@ -647,6 +697,7 @@ int main(void)
         cmocka_unit_test(test_switches),
         cmocka_unit_test(test_windows),
         cmocka_unit_test(test_other_window),
+        cmocka_unit_test(test_checkpoint_of_other_sinks),
         cmocka_unit_test(test_cuts),
         cmocka_unit_test(test_groups),
         cmocka_unit_test(test_dims),

@@ -516,8 +516,15 @@ static kvt_status on_checkpoint(void *user, const kvt_snap_checkpoint *c)
     for (g = 0; g < KVT_MAX_GROUPS; g++)
         if (g < st->n_groups && st->group_of[g] != UINT32_MAX)
             file_group[st->group_of[g]] = g;
-    for (g = 0; g < cache->n_groups; g++)
+    for (g = 0; g < cache->n_groups; g++) {
+        size_t behind = (size_t)c->first[file_group[g]];
         from[g] = (size_t)c->kept[file_group[g]];
+        /* A window may release it later, also where the file has none. */
+        if (behind == 0)
+            behind = kvt_sink_rows(&cache->groups[g]);
+        if (kvt_has_window(&cache->groups[g]) && behind < from[g])
+            from[g] = behind;
+    }
     from[cache->n_groups] = (size_t)(c->n_tokens / KVT_TOKENS);
     status = kvt_checkpoints_make_room(&st->made);
     if (status == KVT_OK)
