@@ -259,7 +259,6 @@ kvt_status kvt_store_open_redis(const kvt_redis_config *config, kvt_store *store
 {
     kvt_redis *redis;
     const char *mistake;
-    kvt_redis_tls *tls = NULL;
     kvt_store_error error;
     kvt_status status = KVT_OK;
     int no_memory = 0;
@@ -270,19 +269,11 @@ kvt_status kvt_store_open_redis(const kvt_redis_config *config, kvt_store *store
     if (mistake)
         return kvt_store_fail_open(config->error_text, config->error_text_bytes, KVT_ERR_ARG, "%s",
                                    mistake);
-    if (config->tls)
-        status = kvt_redis_tls_make(config, &tls, &error);
-    if (status != KVT_OK)
-        return kvt_store_fail_open(config->error_text, config->error_text_bytes, status, "%s",
-                                   error.text);
     redis = calloc(1, sizeof *redis);
-    if (!redis) {
-        kvt_redis_tls_free(tls);
+    if (!redis)
         return kvt_store_fail_open(config->error_text, config->error_text_bytes, KVT_ERR_MEMORY,
                                    "no memory for the store");
-    }
     (void)pthread_mutex_init(&redis->lock, NULL);
-    redis->tls = tls;
     redis->host = copy_text(config->unix_path ? NULL
                             : config->host    ? config->host
                                               : "127.0.0.1",
@@ -300,10 +291,14 @@ kvt_status kvt_store_open_redis(const kvt_redis_config *config, kvt_store *store
     redis->retry_ms = or_default(config->retry_ms, 1000);
     redis->pipeline = or_default(config->pipeline, 16);
     memset(redis->slots, -1, sizeof redis->slots);
-    if (no_memory || kvt_redis_add_node(redis, redis->host, redis->port) < 0) {
+    if (no_memory || kvt_redis_add_node(redis, redis->host, redis->port) < 0)
+        status = kvt_store_fail(&error, KVT_ERR_MEMORY, "no memory for the store");
+    else if (config->tls)
+        status = kvt_redis_tls_make(config, &redis->tls, &error);
+    if (status != KVT_OK) {
         close_store(redis);
-        return kvt_store_fail_open(config->error_text, config->error_text_bytes, KVT_ERR_MEMORY,
-                                   "no memory for the store");
+        return kvt_store_fail_open(config->error_text, config->error_text_bytes, status, "%s",
+                                   error.text);
     }
     redis->prefix_bytes = strlen(redis->prefix);
     kvt_redis_prepare_slots(redis);

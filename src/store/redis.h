@@ -28,6 +28,7 @@
 #define MSG_NOSIGNAL 0 /* then there is SO_NOSIGPIPE */
 #endif
 
+#define KVT_TLS_ALERT 21 /* the first byte of a record of that kind */
 #define KVT_REDIS_SLOTS 16384
 #define KVT_REDIS_NODES 1024                   /* addresses of a cluster that are known at most */
 #define KVT_REDIS_HEX_BYTES 64                 /* of a key, behind the prefix */
@@ -84,7 +85,7 @@ typedef struct kvt_redis_link {
     kvt_redis_session *tls;            /* NULL: bytes come and go as they are */
     short receive_events, send_events; /* of poll: what a receive, what a send waits for */
     int tls_moved;                     /* a byte of the socket's has come or gone */
-    int first_byte;                    /* that has been received; -1: none yet */
+    int first_byte;                    /* of the socket's that has come; -1: none yet */
     redisReader *reader;
     redisReplyObjectFunctions functions; /* the reader's, but for create_array */
     const redisReplyObjectFunctions *own_functions;

@@ -15,7 +15,6 @@
 #include <string.h>
 
 #define AHEAD_BYTES ((size_t)32 << 10) /* received behind bytes that are placed: they are copied */
-#define TLS_ALERT 21                   /* the first byte of a record of that kind */
 #define LINE_BYTES ((size_t)16 << 10)  /* longer lines are no Redis */
 #define REPLY_BYTES ((size_t)64 << 20) /* of a reply that hiredis holds */
 #define REPLY_ELEMENTS 1000000 /* of its arrays: hiredis makes room for all that are announced */
@@ -111,8 +110,8 @@ kvt_status kvt_redis_fail_errno(const kvt_redis_link *link, const char *what, in
 /* A server that expects TLS closes when it is spoken to without, or answers with an alert. */
 static const char *hint(const kvt_redis_link *link)
 {
-    int may_be_tls =
-        !link->tls && link->node->host && (link->first_byte < 0 || link->first_byte == TLS_ALERT);
+    int may_be_tls = !link->tls && link->node->host &&
+                     (link->first_byte < 0 || link->first_byte == KVT_TLS_ALERT);
     return may_be_tls ? ": does the server expect TLS?" : "";
 }
 

@@ -37,8 +37,7 @@
 #define RECORD_BYTES ((size_t)16 << 10) /* the most that TLS puts into a record */
 #define FAILURE_BYTES 144               /* of a text that a node's name goes before */
 #define ALERTS 1000                     /* SSL's reasons from here on are the peer's alerts */
-#define HANDSHAKE_BYTE 22               /* records of a server begin with it, or with */
-#define ALERT_BYTE 21
+#define HANDSHAKE_BYTE 22               /* records of a server begin with it, or with an alert's */
 
 struct kvt_redis_tls {
     SSL_CTX *context;
@@ -51,7 +50,6 @@ struct kvt_redis_session {
     SSL *ssl;
     kvt_redis_link *link;
     int established;
-    int first_byte;                /* that the server has sent; -1: none yet */
     int ended;                     /* the server has closed */
     int receive_error, send_error; /* errno of the socket's; EPROTO: SSL's own, which is: */
     char failure[FAILURE_BYTES];
@@ -71,8 +69,8 @@ static int read_socket(BIO *bio, char *data, int bytes)
     while (n < 0 && errno == EINTR);
     if (n > 0) {
         session->link->tls_moved = 1;
-        if (session->first_byte < 0)
-            session->first_byte = (unsigned char)data[0];
+        if (session->link->first_byte < 0)
+            session->link->first_byte = (unsigned char)data[0];
     } else if (n == 0) {
         session->ended = 1;
     } else if (errno == EAGAIN || errno == EWOULDBLOCK) {
@@ -169,8 +167,8 @@ static void describe(kvt_redis_session *session)
         if (ERR_GET_LIB(code) == ERR_LIB_SSL && ERR_GET_REASON(code) > ALERTS)
             alert = ERR_GET_REASON(code) - ALERTS;
     }
-    if (!session->established && session->first_byte >= 0 &&
-        session->first_byte != HANDSHAKE_BYTE && session->first_byte != ALERT_BYTE) {
+    if (!session->established && session->link->first_byte >= 0 &&
+        session->link->first_byte != HANDSHAKE_BYTE && session->link->first_byte != KVT_TLS_ALERT) {
         (void)snprintf(session->failure, sizeof session->failure,
                        "the server does not speak TLS on this port");
     } else if (!session->established && verified != X509_V_OK) {
@@ -327,7 +325,6 @@ static kvt_redis_session *make_session(const kvt_redis_tls *tls, kvt_redis_link 
         return NULL;
     session->tls = tls;
     session->link = link;
-    session->first_byte = -1;
     session->ssl = SSL_new(tls->context);
     bio = session->ssl ? BIO_new(tls->method) : NULL;
     if (!bio)
@@ -350,8 +347,7 @@ fail:
 static kvt_status fail_late(const kvt_redis_link *link, kvt_store_error *error)
 {
     return kvt_store_fail(error, KVT_ERR_IO, "%s: no TLS handshake in time%s", link->node->name,
-                          link->tls->first_byte < 0 ? ": does the server speak TLS on this port?"
-                                                    : "");
+                          link->first_byte < 0 ? ": does the server speak TLS on this port?" : "");
 }
 
 kvt_status kvt_redis_tls_connect(const kvt_redis_tls *tls, kvt_redis_link *link, uint64_t end_ms,
