@@ -330,8 +330,7 @@ void bench_snap_speed(const bench_options *o, unsigned parts)
             part_crypt(&x);
         if (parts & BENCH_PART_THREADS)
             part_threads(&x);
-        if (bench_has_pool())
-            bench_snap_close(&x.two);
+        bench_snap_close(&x.two);
     }
     unlink(x.plain);
     unlink(x.path);
