@@ -20,6 +20,7 @@
 #include <sys/prctl.h>
 #endif
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/time.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -34,25 +35,51 @@ int redis_is_there(void)
 }
 
 static char certificates[64]; /* a folder; "": servers have no TLS */
+static char ca_file[80];
 
-const char *redis_use_tls(const char *script)
+/* 0: there is no openssl, or redis-server has no TLS. */
+static int use_tls(const char *script)
 {
     char line[512];
     int status;
 
     /* Which either knows the option or does not, and ends, as it is to listen nowhere. */
     if (system("redis-server --port 0 --tls-port 0 2>&1 | grep -q 'Bad directive'") == 0)
-        return NULL;
-    (void)snprintf(certificates, sizeof certificates, "/tmp/kvt-tls-XXXXXX");
-    assert_non_null(mkdtemp(certificates));
+        return 0;
+    (void)snprintf(certificates, sizeof certificates, "/tmp/kvt-tls-%ld", (long)getpid());
+    assert_int_equal(mkdir(certificates, 0700), 0);
     (void)snprintf(line, sizeof line, "'%s' %s", script, certificates);
     status = system(line);
     if (status != -1 && WIFEXITED(status) && WEXITSTATUS(status) == 77) {
-        redis_end_tls();
-        return NULL;
+        redis_end();
+        return 0;
     }
     assert_int_equal(status, 0);
+    (void)snprintf(ca_file, sizeof ca_file, "%s/ca.crt", certificates);
+    return 1;
+}
+
+int redis_begin(const char *script)
+{
+    if (!redis_is_there()) {
+        print_message("no redis-server\n");
+        return 0;
+    }
+    if (script && !use_tls(script)) {
+        print_message("no openssl, or redis-server has no TLS\n");
+        return 0;
+    }
+    return 1;
+}
+
+const char *redis_certificates(void)
+{
     return certificates;
+}
+
+const char *redis_ca_file(void)
+{
+    return *certificates ? ca_file : NULL;
 }
 
 int redis_port(const redis_server *server)
@@ -325,7 +352,7 @@ void redis_thaw(redis_server *server)
     assert_int_equal(kill(server->pid, SIGCONT), 0);
 }
 
-void redis_end_tls(void)
+void redis_end(void)
 {
     if (certificates[0])
         (void)nftw(certificates, remove_one, 8, FTW_DEPTH | FTW_PHYS);
@@ -352,39 +379,11 @@ static void wait_for(const redis_server *server, const char *command, const char
     }
 }
 
-/*
- * Wait until all nodes know of the last epoch. A replica that takes over with the epoch that its
- * dead master had made for a slot moved to it is not believed by those who know of the master's.
- */
-static void wait_for_epoch(const redis_cluster *cluster)
-{
-    double end = now_s() + PATIENCE_S;
-    char last[64] = "";
-    for (int i = 0, agreed = 0; agreed < cluster->n_nodes; i = (i + 1) % cluster->n_nodes) {
-        char epoch[64] = "";
-        const char *found;
-        if (cluster->nodes[i].pid) {
-            found = strstr(redis_say(&cluster->nodes[i], "CLUSTER INFO"), "cluster_current_epoch:");
-            assert_non_null(found);
-            (void)snprintf(epoch, sizeof epoch, "%.*s", (int)strcspn(found, "\r"), found);
-        }
-        if (*epoch && strcmp(epoch, last) != 0) {
-            (void)snprintf(last, sizeof last, "%s", epoch);
-            agreed = 0;
-            pause_ms(20);
-        }
-        agreed++;
-        if (now_s() > end)
-            fail_msg("the nodes do not agree on an epoch");
-    }
-}
-
 void redis_cluster_wait(redis_cluster *cluster)
 {
     for (int i = 0; i < cluster->n_nodes; i++)
         if (cluster->nodes[i].pid)
             wait_for(&cluster->nodes[i], "CLUSTER INFO", "cluster_state:ok");
-    wait_for_epoch(cluster);
 }
 
 void redis_cluster_start(redis_cluster *cluster, int n_masters, int n_replicas, const char *options)
@@ -475,6 +474,22 @@ void redis_cluster_begin_move(redis_cluster *cluster, int slot, int from, int to
                  redis_cluster_id(cluster, to));
 }
 
+/*
+ * Until all nodes know a node's epoch. A replica that takes over with the one that its dead master
+ * had made for a slot moved to it is not believed by those who know of the master's.
+ */
+static void wait_for_epoch(const redis_cluster *cluster, int node)
+{
+    char epoch[64];
+    const char *line =
+        strstr(redis_say(&cluster->nodes[node], "CLUSTER INFO"), "cluster_current_epoch:");
+    assert_non_null(line);
+    (void)snprintf(epoch, sizeof epoch, "%.*s\r", (int)strcspn(line, "\r"), line);
+    for (int i = 0; i < cluster->n_nodes; i++)
+        if (cluster->nodes[i].pid)
+            wait_for(&cluster->nodes[i], "CLUSTER INFO", epoch);
+}
+
 void redis_cluster_move(redis_cluster *cluster, int slot, int from, int to)
 {
     redis_cluster_begin_move(cluster, slot, from, to);
@@ -482,5 +497,5 @@ void redis_cluster_move(redis_cluster *cluster, int slot, int from, int to)
     for (int i = 0; i < cluster->n_masters; i++)
         redis_expect(&cluster->nodes[(to + i) % cluster->n_masters], "+OK",
                      "CLUSTER SETSLOT %d NODE %s", slot, redis_cluster_id(cluster, to));
-    wait_for_epoch(cluster);
+    wait_for_epoch(cluster, to);
 }

@@ -29,15 +29,16 @@ typedef struct redis_cluster {
 int redis_is_there(void);
 
 /*
- * Certificates for all servers that are started from now on, made in a temporary folder, which is
- * returned; make_certificates.sh, whose path is given, says which. The servers listen at tls_port
- * too, with that of `server`, trust `ca`, and want none of a client ("--tls-auth-clients no"). A
- * cluster's nodes name each other their tls_port. NULL: there is no openssl, or redis-server has no
- * TLS.
+ * Whether tests can begin; else prints why not. script, the path of make_certificates.sh, or NULL:
+ * with TLS, for which it makes certificates in a temporary folder. Then all servers listen at
+ * tls_port too, with that of `server`, trust `ca`, and want none of a client ("--tls-auth-clients
+ * no"), and a cluster's nodes name each other their tls_port.
  */
-const char *redis_use_tls(const char *script);
-/* Remove the folder. */
-void redis_end_tls(void);
+int redis_begin(const char *script);
+/* Remove the folder, if there is one. */
+void redis_end(void);
+const char *redis_certificates(void); /* the folder */
+const char *redis_ca_file(void);      /* what clients trust; NULL: without TLS */
 /* The port of a server for clients: tls_port where there is one. */
 int redis_port(const redis_server *server);
 

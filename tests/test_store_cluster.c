@@ -12,14 +12,13 @@
 #define N 200 /* values: on each of three nodes some */
 
 static redis_cluster cluster;
-static char ca_file[96]; /* "": without TLS */
 
 static kvt_redis_config config_of(int node)
 {
     kvt_redis_config config = {.struct_size = sizeof config,
                                .port = (uint32_t)redis_port(&cluster.nodes[node])};
-    config.tls = cluster.nodes[node].tls_port > 0;
-    config.tls_ca_file = config.tls ? ca_file : NULL;
+    config.tls = redis_ca_file() != NULL;
+    config.tls_ca_file = redis_ca_file();
     config.timeout_ms = config.connect_timeout_ms = 20000; /* machines are busy */
     config.retry_ms = 1;
     return config;
@@ -361,21 +360,11 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_frozen),
     };
     int failed;
-    if (!redis_is_there()) {
-        print_message("no redis-server\n");
+    if (!redis_begin(argc > 1 ? argv[1] : NULL))
         return 77;
-    }
-    if (argc > 1) {
-        const char *certificates = redis_use_tls(argv[1]);
-        if (!certificates) {
-            print_message("no openssl, or redis-server has no TLS\n");
-            return 77;
-        }
-        (void)snprintf(ca_file, sizeof ca_file, "%s/ca.crt", certificates);
-    }
     redis_cluster_start(&cluster, 3, 1, NULL);
     failed = cmocka_run_group_tests(tests, NULL, NULL);
     redis_cluster_stop(&cluster);
-    redis_end_tls();
+    redis_end();
     return failed;
 }

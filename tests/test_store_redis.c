@@ -11,13 +11,12 @@
 #ifdef KVT_TEST_REDIS
 
 static redis_server server; /* for all tests that need nothing special; emptied before each */
-static char ca_file[96];    /* "": without TLS */
 
 static kvt_redis_config config_of(const redis_server *s)
 {
     kvt_redis_config config = {.struct_size = sizeof config, .port = (uint32_t)redis_port(s)};
-    config.tls = s->tls_port > 0;
-    config.tls_ca_file = config.tls ? ca_file : NULL;
+    config.tls = redis_ca_file() != NULL;
+    config.tls_ca_file = redis_ca_file();
     config.timeout_ms = config.connect_timeout_ms = 20000; /* machines are busy */
     return config;
 }
@@ -641,22 +640,12 @@ int main(int argc, char **argv)
         cmocka_unit_test_setup(test_threads, empty),
     };
     int failed;
-    if (!redis_is_there()) {
-        print_message("no redis-server\n");
+    if (!redis_begin(argc > 1 ? argv[1] : NULL))
         return 77;
-    }
-    if (argc > 1) {
-        const char *certificates = redis_use_tls(argv[1]);
-        if (!certificates) {
-            print_message("no openssl, or redis-server has no TLS\n");
-            return 77;
-        }
-        (void)snprintf(ca_file, sizeof ca_file, "%s/ca.crt", certificates);
-    }
     redis_start(&server, "--enable-debug-command yes");
     failed = cmocka_run_group_tests(tests, NULL, NULL);
     redis_stop(&server);
-    redis_end_tls();
+    redis_end();
     return failed;
 }
 

@@ -35,10 +35,8 @@ static const char *file(const char *name)
 
 static kvt_redis_config config_of(int port)
 {
-    static char ca[128];
     kvt_redis_config config = {.struct_size = sizeof config, .port = (uint32_t)port, .tls = 1};
-    (void)snprintf(ca, sizeof ca, "%s", file("ca.crt"));
-    config.tls_ca_file = ca;
+    config.tls_ca_file = redis_ca_file();
     config.timeout_ms = config.connect_timeout_ms = 20000; /* machines are busy */
     config.retry_ms = 1;
     return config;
@@ -775,14 +773,13 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_cluster),
     };
     int failed;
-    if (argc != 2 || !redis_is_there() || !(folder = redis_use_tls(argv[1]))) {
-        print_message("no redis-server, one without TLS, or no openssl\n");
+    if (argc != 2 || !redis_begin(argv[1]))
         return 77;
-    }
+    folder = redis_certificates();
     (void)signal(SIGPIPE, SIG_DFL);
     redis_start(&server, NULL);
     failed = cmocka_run_group_tests(tests, NULL, NULL);
     redis_stop(&server);
-    redis_end_tls();
+    redis_end();
     return failed;
 }

@@ -97,15 +97,12 @@ static double median(double *values, size_t n)
 }
 
 /* The same server by TLS. */
-static kvt_store open_by_tls(kvt_redis_config config, const redis_server *server,
-                             const char *certificates)
+static kvt_store open_by_tls(kvt_redis_config config, const redis_server *server)
 {
-    char ca[128];
     kvt_store store;
     config.port = (uint32_t)server->tls_port;
     config.tls = 1;
-    config.tls_ca_file = ca;
-    (void)snprintf(ca, sizeof ca, "%s/ca.crt", certificates);
+    config.tls_ca_file = redis_ca_file();
     assert_int_equal(kvt_store_open_redis(&config, &store), KVT_OK);
     return store;
 }
@@ -114,12 +111,11 @@ int main(int argc, char **argv)
 {
     static const size_t sizes[] = {4u << 20, 264u << 10, 64u << 10};
     size_t turns = argc > 1 ? strtoul(argv[1], NULL, 10) : 7;
-    const char *certificates;
+    int by_tls = argc > 2;
     redis_server server;
 
-    if (!redis_is_there() || turns < 1 || turns > TURNS_MOST)
+    if (turns < 1 || turns > TURNS_MOST || !redis_begin(by_tls ? argv[2] : NULL))
         return 77;
-    certificates = argc > 2 ? redis_use_tls(argv[2]) : NULL;
     redis_start(&server, NULL);
     for (size_t s = 0; s < 3; s++) {
         size_t bytes = sizes[s], n = ((size_t)128 << 20) / bytes;
@@ -137,8 +133,8 @@ int main(int argc, char **argv)
             keys[i] = key_of(0); /* as redis-benchmark does */
         assert_int_equal(kvt_store_open_redis(&config, &store), KVT_OK);
         (void)put_rate(&store, keys, 1, bytes, memory);
-        if (certificates)
-            tls = open_by_tls(config, &server, certificates);
+        if (by_tls)
+            tls = open_by_tls(config, &server);
         (void)peer_rate(&server, "set", 16, bytes);
         for (size_t t = 0; t < turns; t++) {
             rates[0][t] = peer_rate(&server, "get", n, bytes);
@@ -146,7 +142,7 @@ int main(int argc, char **argv)
             rates[2][t] = get_rate(&store, keys, n, bytes, memory);
             rates[3][t] = peer_rate(&server, "set", n, bytes);
             rates[4][t] = put_rate(&store, keys, n, bytes, memory);
-            if (!certificates)
+            if (!by_tls)
                 continue;
             rates[5][t] = get_rate(&tls, keys, n, bytes, NULL);
             rates[6][t] = get_rate(&tls, keys, n, bytes, memory);
@@ -158,7 +154,7 @@ int main(int argc, char **argv)
                "put %5.0f, redis-benchmark %5.0f: %.2f\n",
                bytes, rates[1][0], rates[2][0], rates[0][0], rates[1][0] / rates[0][0],
                rates[2][0] / rates[0][0], rates[4][0], rates[3][0], rates[4][0] / rates[3][0]);
-        if (certificates)
+        if (by_tls)
             printf("  by TLS: get %5.0f MiB/s, placed %5.0f: %.2f, %.2f; put %5.0f: %.2f\n",
                    rates[5][0], rates[6][0], rates[5][0] / rates[1][0], rates[6][0] / rates[2][0],
                    rates[7][0], rates[7][0] / rates[4][0]);
@@ -169,6 +165,6 @@ int main(int argc, char **argv)
         free(keys);
     }
     redis_stop(&server);
-    redis_end_tls();
+    redis_end();
     return 0;
 }
