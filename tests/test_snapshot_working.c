@@ -11,6 +11,8 @@
 #include <stdio.h>
 #include <unistd.h>
 
+#define FILE_BUFFER_BYTES ((uint64_t)512 << 10) /* KVT_SNAP_AHEAD_BYTES */
+
 static char path[64];
 
 static uint64_t forecast_of(const model *m, uint64_t n_sequences, uint64_t n_tokens)
@@ -315,7 +317,8 @@ static void test_forecast(void **state)
                 printf("geometry %zu, %llu tokens: peak %llu, forecast %llu\n", i,
                        (unsigned long long)n, (unsigned long long)peak,
                        (unsigned long long)forecast);
-            if (peak > forecast || (n >= 64 && forecast > 2 * peak))
+            /* A file's buffer is foretold whole; a small file takes as much as it has bytes. */
+            if (peak > forecast || (n >= 64 && forecast > 2 * peak + FILE_BUFFER_BYTES))
                 fail_msg("geometry %zu, %llu tokens: %llu bytes foretold, %llu used", i,
                          (unsigned long long)n, (unsigned long long)forecast,
                          (unsigned long long)peak);
