@@ -113,9 +113,8 @@ static void write_all(const bytes *base, const bytes *middle, const bytes *delta
 }
 
 /* The files are sound: the delta loads in each way. */
-static void accept(const chain *c)
+static void accept_written(const chain *c)
 {
-    write_all(&c->base, &c->middle, &c->delta);
     for (uint32_t map = 0; map < 3; map++) {
         kvt_load_options l = loads();
         kvt_seq *to = tagged_seq(&c->s);
@@ -124,6 +123,12 @@ static void accept(const chain *c)
         expect_equal(&c->s, c->seq, to, "sound files", map);
         kvt_seq_destroy(to);
     }
+}
+
+static void accept(const chain *c)
+{
+    write_all(&c->base, &c->middle, &c->delta);
+    accept_written(c);
 }
 
 /* ---- index and end, of any parent ---- */
@@ -194,6 +199,14 @@ static void end_size(bytes *f)
     put64(f->data + f->n - TAIL + 8, 40);
     sign_head(f->data + f->n - TAIL);
 }
+static void end_twice(bytes *f)
+{
+    bytes end = copy_of(f);
+    replace_bytes(f, f->n - TAIL, 0, end.data + end.n - TAIL, TAIL);
+    put64(f->data + f->n - 40, f->n);
+    sign_end(f);
+    bytes_free(&end);
+}
 static void end_large(bytes *f)
 {
     put64(f->data + f->n - TAIL + 8, 56);
@@ -209,7 +222,7 @@ static void index_empty(bytes *f)
 {
     set_index_size(f, 0);
 }
-static void index_of_no_entries(bytes *f) /* a multiple, which does not end at the end */
+static void index_of_no_entries(bytes *f) /* though it has some */
 {
     set_index_size(f, 8);
 }
@@ -273,12 +286,13 @@ static void ends(void **state)
         CASE(end_type, "section index 0 is in its place"),
         CASE(end_flags, "section end 0 is in its place"),
         CASE(end_size, "section end 0: the footer"),
+        CASE(end_twice, "section end 0: there are two"),
         CASE(end_large, "a section of 56 bytes, 48 are left"),
         CASE(index_empty, "section index 0: its size is 0"),
-        CASE(index_of_no_entries, "section index 0: its size is 8"),
+        CASE(index_of_no_entries, "section index 0: checksum of its payload"),
         CASE(index_odd, "section index 0: its size is"),
-        CASE(index_short, "section index 0: its size is"),
-        CASE(index_long, "section index 0: its size is"),
+        CASE(index_short, "section index 0: checksum of its payload"),
+        CASE(index_long, "section index 0: checksum of its payload"),
         CASE(index_huge, "bytes, "),
         CASE(index_value, "section index 1 is in its place"),
         CASE(index_entry, "section index 0: checksum of its payload"),
@@ -437,6 +451,42 @@ static void indexes(void **state)
         bytes_free(&delta);
     }
     accept(&c);
+    chain_close(&c);
+}
+
+/* Sections of later versions, between a parent's index and its end, are skipped and checked. */
+static void unknown_sections(void **state)
+{
+    unsigned char section[HEAD + 48] = {0};
+    chain c;
+    (void)state;
+    chain_open(&c, I8, NULL);
+    put32(section, 77);
+    put64(section + 8, 48);
+    memset(section + HEAD, 'x', 40);
+    for (unsigned n = 1; n < 4; n++) {
+        bytes base = copy_of(&c.base), middle = copy_of(&c.middle), delta = copy_of(&c.delta);
+        size_t at = base.n - TAIL;
+        for (unsigned i = 0; i < n; i++)
+            replace_bytes(&base, at, 0, section, sizeof section);
+        put64(base.data + base.n - 40, base.n);
+        put32(base.data + at + 4, n == 3); /* required */
+        resign(base.data, base.n);
+        adopt(&middle, &base);
+        adopt(&delta, &middle);
+        write_all(&base, &middle, &delta);
+        if (n == 3) {
+            refuse(&c, KVT_ERR_FORMAT, "section of type 77", "required");
+        } else {
+            accept_written(&c);
+            base.data[at + HEAD + 7] ^= 1;
+            spill(in_folder("base"), base.data, base.n);
+            refuse(&c, KVT_ERR_CORRUPT, "in the parent base, section of type 77", "damaged");
+        }
+        bytes_free(&base);
+        bytes_free(&middle);
+        bytes_free(&delta);
+    }
     chain_close(&c);
 }
 
@@ -778,9 +828,16 @@ static void encrypted(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(ends),         cmocka_unit_test(indexes),      cmocka_unit_test(fits),
-        cmocka_unit_test(other_models), cmocka_unit_test(paths),        cmocka_unit_test(encrypted),
-        cmocka_unit_test(moved_keys),   cmocka_unit_test(long_parents), cmocka_unit_test(no_parent),
+        cmocka_unit_test(ends),
+        cmocka_unit_test(indexes),
+        cmocka_unit_test(unknown_sections),
+        cmocka_unit_test(fits),
+        cmocka_unit_test(other_models),
+        cmocka_unit_test(paths),
+        cmocka_unit_test(encrypted),
+        cmocka_unit_test(moved_keys),
+        cmocka_unit_test(long_parents),
+        cmocka_unit_test(no_parent),
     };
     RUN_IN_FOLDER(tests);
 }

@@ -203,8 +203,7 @@ static kvt_status read_index(level *l)
     if (status != KVT_OK)
         return status;
     bytes = s.bytes - KVT_SNAP_SUM_BYTES;
-    if (s.bytes < KVT_SNAP_SUM_BYTES || bytes % KVT_SNAP_NOTE_BYTES || bytes > SIZE_MAX / 2 ||
-        p->offset + s.bytes + tail != l->bytes)
+    if (s.bytes < KVT_SNAP_SUM_BYTES || bytes % KVT_SNAP_NOTE_BYTES || bytes > SIZE_MAX / 2)
         return kvt_snap_corrupt(p, "its size is %llu", (unsigned long long)s.bytes);
     status = kvt_snap_take_growing(p, &p->index, 0, (size_t)bytes, "a parent's index");
     if (status == KVT_OK)
@@ -214,6 +213,11 @@ static kvt_status read_index(level *l)
     p->index_bytes = (size_t)bytes;
     if (!kvt_snap_same_sum(kvt_get64(sum), kvt_snap_sum(p->index.data, p->index_bytes)))
         return kvt_snap_corrupt(p, "checksum of its payload");
+    status = kvt_snap_expect(p, KVT_SNAP_END, 0, &s); /* what is not known may stand before it */
+    if (status != KVT_OK)
+        return status;
+    if (s.offset != l->bytes - tail)
+        return kvt_snap_corrupt(p, "there are two");
     kvt_snap_make_id(p->header_at.data, p->header_bytes, p->index.data, p->index_bytes, l->id);
     if (memcmp(end + 16, l->id, sizeof l->id) != 0)
         return kvt_snap_corrupt(p, "the snapshot's id");
