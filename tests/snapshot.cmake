@@ -4,7 +4,7 @@ target_link_libraries(snapshot_support PUBLIC test_support PRIVATE kvtile_warnin
 
 foreach(name snapshot snapshot_damage snapshot_flips snapshot_bounds snapshot_options snapshot_delta
     snapshot_map snapshot_ranges snapshot_convert snapshot_parts snapshot_files snapshot_rows
-    snapshot_parents snapshot_state
+    snapshot_parents snapshot_state snapshot_overlap
     snapshot_working seal fork select remove
     checkpoint accounting operations 4bit)
   add_executable(test_${name} test_${name}.c)
@@ -14,6 +14,8 @@ foreach(name snapshot snapshot_damage snapshot_flips snapshot_bounds snapshot_op
 endforeach()
 target_link_libraries(test_snapshot_bounds PRIVATE kvtile::xxhash)
 target_link_libraries(test_snapshot_parents PRIVATE kvtile::xxhash)
+target_link_libraries(test_snapshot_overlap PRIVATE Threads::Threads)
+set_tests_properties(snapshot_overlap PROPERTIES LABELS threads)
 target_sources(test_operations PRIVATE operations_model.c operations_forms.c
   operations_attention.c)
 target_link_libraries(test_operations PRIVATE Threads::Threads m)

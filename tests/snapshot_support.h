@@ -16,7 +16,7 @@ typedef struct counter {
 
 typedef struct model {
     kvt_group_config groups[2];
-    uint32_t layers[2][4];
+    uint32_t layers[2][40];
     uint32_t n_groups;
     uint64_t max_tokens;
     const char *fingerprint;

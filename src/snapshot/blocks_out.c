@@ -11,6 +11,7 @@
 #include "src/snapshot/convert.h"
 
 #define PROGRESS_BYTES ((uint64_t)64 << 20)
+#define WRITE_COST 3 /* of a byte to the page cache, in bytes that are hashed */
 
 /* What the tasks of one batch have in common. */
 typedef struct batch {
@@ -19,6 +20,7 @@ typedef struct batch {
     uint32_t group, form, tokens, n_streams;
     size_t native_bytes;
     int digests_only;
+    int written; /* write_beside: the answer */
     kvt_snap_shape shapes[KVT_SNAP_MAX_STREAMS];
 } batch;
 
@@ -105,6 +107,17 @@ static void code_layer(void *arg, size_t i)
     }
 }
 
+/* Layer i - 1; first what is collected, while other threads code layers. */
+static void write_beside(void *arg, size_t i)
+{
+    batch *b = arg;
+
+    if (i)
+        code_layer(b, i - 1);
+    else
+        b->written = kvt_snap_write_collected(b->s);
+}
+
 static batch batch_of(kvt_snap_saver *s, const kvt_block *block, uint64_t row, uint32_t group,
                       uint32_t tokens)
 {
@@ -125,12 +138,20 @@ static batch batch_of(kvt_snap_saver *s, const kvt_block *block, uint64_t row, u
 static kvt_status run(batch *b, uint32_t first, size_t n)
 {
     kvt_snap_saver *s = b->s;
-    size_t i;
+    size_t bytes = s->stored_as[b->group]->layouts[b->form].layer_bytes, i;
 
     for (i = 0; i < n; i++)
         s->jobs.jobs[i].layer = first + (uint32_t)i;
-    kvt_snap_jobs_run(&s->jobs, code_layer, b, n,
-                      s->stored_as[b->group]->layouts[b->form].layer_bytes);
+    if (s->writes_beside && !b->digests_only && s->parts_bytes >= KVT_SNAP_WRITE_BYTES / 2) {
+        kvt_status status;
+        size_t work = n * bytes + s->parts_bytes * WRITE_COST;
+        kvt_snap_jobs_run(&s->jobs, write_beside, b, n + 1, work / (n + 1));
+        status = kvt_snap_written(s, b->written);
+        if (status != KVT_OK)
+            return status;
+    } else {
+        kvt_snap_jobs_run(&s->jobs, code_layer, b, n, bytes);
+    }
     for (i = 0; i < n; i++) {
         if (s->jobs.jobs[i].status != KVT_OK)
             return s->jobs.jobs[i].status;
@@ -266,6 +287,21 @@ uint64_t kvt_snap_block_bound(const kvt_snap_saver *s, uint64_t bytes, uint32_t 
     return bytes + KVT_SNAP_SECTION_BYTES + (n_layers + 1) * KVT_SNAP_ID_BYTES + KVT_SNAP_SUM_BYTES;
 }
 
+/* As many as are worth a write, all of a block in equal parts, where they take no buffers. */
+static size_t layers_at_once(const kvt_snap_saver *s, const batch *b)
+{
+    const kvt_group *stored = s->stored_as[b->group];
+    size_t bytes = stored->layouts[b->form].layer_bytes, n_layers, parts, n;
+
+    if (!s->writes_beside || s->targets || !kvt_snap_is_image(stored, b->form, b->tokens))
+        return s->jobs.n;
+    n_layers = s->header->groups[b->group].n_layers;
+    parts = (n_layers * bytes + KVT_SNAP_WRITE_BYTES / 2) / KVT_SNAP_WRITE_BYTES;
+    n = parts > 1 ? (n_layers + parts - 1) / parts : n_layers;
+    n = n < s->jobs.room ? n : s->jobs.room;
+    return n > s->jobs.n ? n : s->jobs.n;
+}
+
 kvt_status kvt_snap_put_block(kvt_snap_saver *s, uint64_t number, const kvt_block *block)
 {
     const unsigned char *entry = s->table.data + number * KVT_SNAP_ENTRY_BYTES;
@@ -275,15 +311,16 @@ kvt_status kvt_snap_put_block(kvt_snap_saver *s, uint64_t number, const kvt_bloc
     unsigned char id[KVT_SNAP_ID_BYTES];
     kvt_snap_summer summer;
     batch b;
+    size_t at_once;
     kvt_status status;
 
     if (entry[30]) /* in a parent */
         return KVT_OK;
     b = batch_of(s, block, kvt_get32(entry + 20), group, kvt_get32(entry + 24));
     status = put_block_head(s, &b, number, entry);
-    for (first = 0; status == KVT_OK && first < n_layers; first += (uint32_t)s->jobs.n)
-        status =
-            put_layers(s, &b, first, n_layers - first < s->jobs.n ? n_layers - first : s->jobs.n);
+    at_once = layers_at_once(s, &b);
+    for (first = 0; status == KVT_OK && first < n_layers; first += (uint32_t)at_once)
+        status = put_layers(s, &b, first, n_layers - first < at_once ? n_layers - first : at_once);
     if (status != KVT_OK)
         return status;
     make_id(s, &b, id);

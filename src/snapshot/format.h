@@ -432,16 +432,19 @@ typedef struct kvt_snap_job {
 
 typedef struct kvt_snap_jobs {
     const kvt_snap_context *context;
-    kvt_snap_job *jobs; /* [n] */
-    size_t n;
+    kvt_snap_job *jobs; /* [room] */
+    size_t n;           /* of layers that may take buffers */
+    size_t room;        /* n or more: of layers that take none */
 } kvt_snap_jobs;
 
 /* How many layers are coded at once, of blocks of up to `layers` layers. */
 size_t kvt_snap_jobs_count(const kvt_cache *cache, uint32_t layers);
+/* And where none takes a buffer, of blocks of a header; n: what jobs_count has answered. */
+size_t kvt_snap_jobs_room(const kvt_snap_header *header, size_t n);
 kvt_status kvt_snap_jobs_make(kvt_snap_jobs *jobs, const kvt_snap_context *context,
                               const kvt_snap_header *header);
 void kvt_snap_jobs_release(kvt_snap_jobs *jobs);
-/* task(arg, i) for the first n jobs, of about `bytes` bytes each. */
+/* task(arg, i) for i < n, each about `bytes` bytes of work. */
 void kvt_snap_jobs_run(kvt_snap_jobs *jobs, void (*task)(void *arg, size_t i), void *arg, size_t n,
                        size_t bytes);
 

@@ -8,6 +8,7 @@
 #include "src/snapshot/format.h"
 
 #define JOBS_A_THREAD 2u    /* so that one that is late does not hold up all */
+#define JOBS_ROOM 32u       /* of those that take no buffers, where there is more than one */
 #define NANOSECONDS_A_KB 80 /* that a thread takes at least: hashing */
 
 size_t kvt_snap_jobs_count(const kvt_cache *cache, uint32_t layers)
@@ -17,11 +18,24 @@ size_t kvt_snap_jobs_count(const kvt_cache *cache, uint32_t layers)
     return n < layers ? n : layers ? layers : 1;
 }
 
+size_t kvt_snap_jobs_room(const kvt_snap_header *header, size_t n)
+{
+    size_t room = 0;
+    uint32_t g;
+
+    for (g = 0; n > 1 && g < header->n_groups; g++)
+        if (header->groups[g].n_layers > room)
+            room = header->groups[g].n_layers;
+    if (room > JOBS_ROOM)
+        room = JOBS_ROOM;
+    return room > n ? room : n;
+}
+
 kvt_status kvt_snap_jobs_make(kvt_snap_jobs *jobs, const kvt_snap_context *context,
                               const kvt_snap_header *header)
 {
     uint32_t layers = 0, g;
-    size_t n, i;
+    size_t n, room, i;
     void *memory;
     kvt_status status;
 
@@ -31,13 +45,15 @@ kvt_status kvt_snap_jobs_make(kvt_snap_jobs *jobs, const kvt_snap_context *conte
     n = kvt_snap_jobs_count(context->cache, layers);
     memset(jobs, 0, sizeof *jobs);
     jobs->context = context;
-    status = kvt_snap_alloc(context, n * sizeof *jobs->jobs, "a snapshot's layers", &memory);
+    room = kvt_snap_jobs_room(header, n);
+    status = kvt_snap_alloc(context, room * sizeof *jobs->jobs, "a snapshot's layers", &memory);
     if (status != KVT_OK)
         return status;
     jobs->jobs = memory;
     jobs->n = n;
-    memset(jobs->jobs, 0, n * sizeof *jobs->jobs);
-    for (i = 0; i < n; i++)
+    jobs->room = room;
+    memset(jobs->jobs, 0, room * sizeof *jobs->jobs);
+    for (i = 0; i < room; i++)
         kvt_snap_codec_init(&jobs->jobs[i].codec, context);
     return KVT_OK;
 }
@@ -46,7 +62,7 @@ void kvt_snap_jobs_release(kvt_snap_jobs *jobs)
 {
     size_t i;
 
-    for (i = 0; i < jobs->n; i++) {
+    for (i = 0; i < jobs->room; i++) {
         kvt_snap_job *job = &jobs->jobs[i];
         kvt_snap_codec_release(&job->codec);
         kvt_snap_release(jobs->context, &job->section);
@@ -55,9 +71,9 @@ void kvt_snap_jobs_release(kvt_snap_jobs *jobs)
         kvt_snap_release(jobs->context, &job->scratch);
     }
     if (jobs->jobs)
-        kvt_snap_free(jobs->context, jobs->jobs, jobs->n * sizeof *jobs->jobs);
+        kvt_snap_free(jobs->context, jobs->jobs, jobs->room * sizeof *jobs->jobs);
     jobs->jobs = NULL;
-    jobs->n = 0;
+    jobs->n = jobs->room = 0;
 }
 
 void kvt_snap_jobs_run(kvt_snap_jobs *jobs, void (*task)(void *arg, size_t i), void *arg, size_t n,

@@ -54,7 +54,8 @@ uint64_t kvt_snap_read_bytes(const kvt_snap_header *header, size_t n_jobs)
            kvt_snap_counted(KVT_SNAP_ID_HEAD + header->n_layers * (uint64_t)KVT_SNAP_ID_BYTES) * 2 +
            kvt_snap_counted(sizeof(kvt_group) * header->n_groups) +
            kvt_snap_counted(KVT_SNAP_HEADER_MAX) + kvt_snap_counted(extra) +
-           kvt_snap_decode_bytes(header) + kvt_snap_counted(sizeof(kvt_snap_job) * n_jobs) +
+           kvt_snap_decode_bytes(header) +
+           kvt_snap_counted(sizeof(kvt_snap_job) * kvt_snap_jobs_room(header, n_jobs)) +
            kvt_snap_counted(64 * n_jobs) +
            n_jobs *
                (kvt_snap_counted(layer) + kvt_snap_counted(native) +

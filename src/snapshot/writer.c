@@ -10,25 +10,29 @@
 #include "src/snapshot/saver.h"
 
 #define OUT_BYTES ((size_t)1 << 16) /* small pieces are collected up to this before a write */
-/*
- * And so much in all, with what lies in memory that stays. A file system makes the pages that hold
- * a file as large as its writes: writes of a layer each, of 130 KiB, took ext4 twice the time.
- */
-#define WRITE_BYTES ((size_t)1 << 21)
 
 /* ---- bytes ---- */
 
-static kvt_status write_failed(const kvt_snap_saver *s, int answer)
+kvt_status kvt_snap_written(const kvt_snap_saver *s, int answer)
 {
+    if (!answer)
+        return KVT_OK;
     return kvt_snap_fail(s->context, KVT_ERR_IO,
                          "writing a snapshot failed before offset %llu: write answered %d",
                          (unsigned long long)s->offset, answer);
 }
 
+int kvt_snap_write_collected(kvt_snap_saver *s)
+{
+    size_t n = s->n_parts;
+
+    s->n_parts = s->parts_bytes = s->out_bytes = 0;
+    return s->output.write_parts(s->output.writer->user, s->parts, n);
+}
+
 static kvt_status write_bytes(kvt_snap_saver *s, const void *data, size_t bytes)
 {
-    int answer = s->output.writer->write(s->output.writer->user, data, bytes);
-    return answer ? write_failed(s, answer) : KVT_OK;
+    return kvt_snap_written(s, s->output.writer->write(s->output.writer->user, data, bytes));
 }
 
 /* What is collected. */
@@ -37,11 +41,9 @@ static kvt_status flush(kvt_snap_saver *s)
     size_t n = s->n_parts, i;
     kvt_status status = KVT_OK;
 
+    if (n && s->output.write_parts)
+        return kvt_snap_written(s, kvt_snap_write_collected(s));
     s->n_parts = s->parts_bytes = s->out_bytes = 0;
-    if (n && s->output.write_parts) {
-        int answer = s->output.write_parts(s->output.writer->user, s->parts, n);
-        return answer ? write_failed(s, answer) : KVT_OK;
-    }
     for (i = 0; status == KVT_OK && i < n; i++)
         status = write_bytes(s, s->parts[i].data, s->parts[i].bytes);
     return status;
@@ -59,7 +61,10 @@ static kvt_status collect(kvt_snap_saver *s, const unsigned char *data, size_t b
         s->parts[s->n_parts].data = data;
         s->parts[s->n_parts++].bytes = bytes;
     }
-    return s->parts_bytes >= WRITE_BYTES || s->n_parts == KVT_SNAP_PARTS ? flush(s) : KVT_OK;
+    return s->parts_bytes >= (s->writes_beside ? 2 * KVT_SNAP_WRITE_BYTES : KVT_SNAP_WRITE_BYTES) ||
+                   s->n_parts == KVT_SNAP_PARTS
+               ? flush(s)
+               : KVT_OK;
 }
 
 unsigned char *kvt_snap_put_room(kvt_snap_saver *s, uint64_t bytes)
@@ -493,7 +498,8 @@ uint64_t kvt_snap_save_bytes(const kvt_snap_header *header, size_t n_jobs)
     return kvt_snap_counted(sizeof *header) + kvt_snap_counted(OUT_BYTES) +
            kvt_snap_counted(z.native) + kvt_snap_counted(z.stored) + kvt_snap_counted(z.digests) +
            kvt_snap_counted(z.table) + kvt_snap_counted(z.index) +
-           kvt_snap_counted(sizeof(kvt_snap_job) * n_jobs) + n_jobs * job;
+           kvt_snap_counted(sizeof(kvt_snap_job) * kvt_snap_jobs_room(header, n_jobs)) +
+           n_jobs * job;
 }
 
 /*
@@ -553,6 +559,7 @@ kvt_status kvt_snap_write(kvt_snap_saver *s)
     for (g = 0; g < s->header->n_groups; g++)
         rows += kvt_rows(s->header->n_tokens) - (s->runs.first[g] - s->runs.sinks[g]);
     s->n_own = s->header->n_blocks = rows;
+    s->writes_beside = s->native && s->output.write_parts && s->jobs.n > 1;
     status = prepare(s);
     if (status != KVT_OK)
         return status;
