@@ -81,9 +81,9 @@ function(kvtile_find_ssl missing)
   endif()
 endfunction()
 
-# kvtile_find_dependencies(MISSING CRYPT REDIS TLS): the needed ones, libsodium where CRYPT is true,
-# hiredis where REDIS is, OpenSSL where TLS is; MISSING: Debian's packages that lack.
-macro(kvtile_find_dependencies missing crypt redis tls)
+# kvtile_find_dependencies(MISSING CRYPT REDIS OPENSSL): the needed ones, libsodium where CRYPT is
+# true, hiredis where REDIS is, OpenSSL where OPENSSL is; MISSING: Debian's packages that lack.
+macro(kvtile_find_dependencies missing crypt redis openssl)
   set(${missing})
   kvtile_find_library(${missing} sleef sleef.h sleef sleef sleef::sleef)
   kvtile_find_library(${missing} zstd zstd.h zstd libzstd
@@ -95,7 +95,7 @@ macro(kvtile_find_dependencies missing crypt redis tls)
   if(${redis})
     kvtile_find_hiredis(${missing})
   endif()
-  if(${tls})
+  if(${openssl})
     kvtile_find_ssl(${missing})
   endif()
 endmacro()

@@ -50,8 +50,9 @@ HEAD = """\
  *
  * KVT_NO_POOL, if defined, leaves out the pool of threads. KVT_STATIC: no symbol is exported.
  * KVT_CRYPT: snapshots can be encrypted, and prefixes put into stores (store.h); link with -lsodium
- * too. KVT_REDIS: stores can be on Redis or Valkey; link with -lhiredis too. KVT_TLS, with that: by
- * TLS; link with -lssl -lcrypto too (OpenSSL 1.1.1 or newer).
+ * too. KVT_CIPHER, with that: by OpenSSL, twice as fast; link with -lcrypto too. KVT_REDIS: stores
+ * can be on Redis or Valkey; link with -lhiredis too. KVT_TLS, with that: by TLS; link with -lssl
+ * -lcrypto too (OpenSSL 1.1.1 or newer).
  */
 #if defined(__FAST_MATH__) || defined(__ASSOCIATIVE_MATH__) || defined(__RECIPROCAL_MATH__) ||      \\
     (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__) || defined(__NO_SIGNED_ZEROS__)
@@ -77,6 +78,9 @@ HEAD = """\
 #endif
 #if defined(KVT_CRYPT)
 #define KVT_HAVE_CRYPT
+#endif
+#if defined(KVT_CIPHER)
+#define KVT_HAVE_CIPHER
 #endif
 #if defined(KVT_REDIS)
 #define KVT_HAVE_REDIS

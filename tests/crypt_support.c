@@ -102,6 +102,16 @@ kvt_snap_context context_of(kvt_cache *cache)
 
 /* ---- whole files ---- */
 
+int by_parts;
+
+static int file_write_parts(void *user, const kvt_snap_part *parts, size_t n)
+{
+    int answer = 0;
+    for (size_t i = 0; i < n && !answer; i++)
+        answer = file_write(user, parts[i].data, parts[i].bytes);
+    return answer;
+}
+
 unsigned char *plain_of(size_t n, uint64_t seed)
 {
     unsigned char *plain = malloc(n + 1);
@@ -122,6 +132,7 @@ kvt_status encrypt(const kvt_snap_context *context, const unsigned char *plain, 
     rng r = {n + most};
     int failed = 0;
 
+    c.write_parts = by_parts ? file_write_parts : NULL;
     for (size_t i = 0, part; status == KVT_OK && i < n && !failed; i += part) {
         part = most ? rng_below(&r, (uint32_t)most + 1) : n;
         part = part < n - i ? part : n - i;

@@ -38,6 +38,8 @@ unsigned char *plain_of(size_t n, uint64_t seed);
 /* Encrypt, in writes of up to `most` bytes (0: one). */
 kvt_status encrypt(const kvt_snap_context *context, const unsigned char *plain, size_t n,
                    uint32_t segment, size_t most, file *to);
+/* Whether it takes several segments at once (kvt_snap_crypt.write_parts). Off at first. */
+extern int by_parts;
 file encrypted(const unsigned char *plain, size_t n);
 /*
  * Decrypt front to back in reads of up to `most` bytes. Delivered bytes have to be the beginning of

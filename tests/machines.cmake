@@ -120,9 +120,11 @@ if(KVTILE_HIREDIS_INCLUDE_DIR)
   set(compile_redis ON)
 endif()
 set(compile_tls OFF)
-if(compile_redis AND KVTILE_SSL_INCLUDE_DIR AND KVTILE_OPENSSLCONF_INCLUDE_DIR)
+set(compile_cipher OFF)
+if(KVTILE_SSL_INCLUDE_DIR AND KVTILE_OPENSSLCONF_INCLUDE_DIR)
   list(APPEND compile_headers ${KVTILE_SSL_INCLUDE_DIR}/openssl)
-  set(compile_tls ON)
+  set(compile_tls ${compile_redis})
+  set(compile_cipher ${compile_crypt})
 endif()
 
 # kvtile_compile_test(NAME COMPILER PROCESSOR ARGUMENTS ...): the static library, with warnings as
@@ -135,7 +137,7 @@ function(kvtile_compile_test name compiler processor)
   endif()
   add_test(NAME compile_${name} COMMAND ${CMAKE_COMMAND} -DSOURCE=${PROJECT_SOURCE_DIR}
     -DBUILD=${machines}/${name} -DGENERATOR=${CMAKE_GENERATOR} -DCOMPILER=${compiler}
-    -DPROCESSOR=${processor} -DNM=${CMAKE_NM} "-DOPTIONS=${minimal};-DKVTILE_CRYPT=${compile_crypt};-DKVTILE_REDIS=${compile_redis};-DKVTILE_TLS=${compile_tls}"
+    -DPROCESSOR=${processor} -DNM=${CMAKE_NM} "-DOPTIONS=${minimal};-DKVTILE_CRYPT=${compile_crypt};-DKVTILE_REDIS=${compile_redis};-DKVTILE_TLS=${compile_tls};-DKVTILE_CIPHER=${compile_cipher}"
     "-DHEADERS=${compile_headers}" "-DOPENSSLCONF=${KVTILE_OPENSSLCONF_INCLUDE_DIR}/openssl"
     ${ARGN} -P ${CMAKE_CURRENT_SOURCE_DIR}/machines/compile.cmake)
   set_tests_properties(compile_${name} PROPERTIES TIMEOUT 1200 COST 300)

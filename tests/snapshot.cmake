@@ -80,6 +80,23 @@ foreach(name IN LISTS crypt_tests)
   endif()
 endforeach()
 
+# Likewise, of src/snapshot/cipher.c; once more where OpenSSL has no ciphers, as its FIPS provider has
+# not all.
+if(kvtile_crypt)
+  add_executable(test_snapshot_cipher test_snapshot_cipher.c)
+  target_include_directories(test_snapshot_cipher PRIVATE ${PROJECT_SOURCE_DIR})
+  target_link_libraries(test_snapshot_cipher PRIVATE kvtile_static test_support kvtile_warnings
+    kvtile::sodium)
+  add_test(NAME snapshot_cipher COMMAND test_snapshot_cipher)
+  if(kvtile_cipher)
+    target_compile_definitions(test_snapshot_cipher PRIVATE KVT_TEST_CIPHER)
+    target_link_libraries(test_snapshot_cipher PRIVATE kvtile::ssl kvtile::crypto)
+    add_test(NAME snapshot_cipher_none COMMAND test_snapshot_cipher none)
+    set_tests_properties(snapshot_cipher_none PROPERTIES SKIP_RETURN_CODE 77
+      ENVIRONMENT "OPENSSL_CONF=${CMAKE_CURRENT_SOURCE_DIR}/openssl_no_ciphers.cnf")
+  endif()
+endif()
+
 # Run by hand.
 add_executable(time_crypt EXCLUDE_FROM_ALL time_crypt.c)
 target_include_directories(time_crypt PRIVATE ${PROJECT_SOURCE_DIR})

@@ -33,7 +33,9 @@ static void test_round_trip(void **state)
             file f = file_of(NULL, 0);
             size_t delivered;
 
+            by_parts = (int)(k / 4 + i) % 2;
             assert_int_equal(encrypt(&writer, plain, n, S, most[(k + i) % 4], &f), KVT_OK);
+            by_parts = 0;
             assert_int_equal(f.n, HEAD + n + 49 * (n ? (n + S - 1) / S : 1));
             f.pieces = k % 2 ? &r : NULL;
             assert_int_equal(decrypt(&reader, key, &f, plain, n, k % 3 ? 999 : 3 * S, &delivered),

@@ -206,7 +206,7 @@ static void full_disk(void **state)
     }
 }
 
-/* A damaged layer shows while what comes before it is written; no room as well: that comes first. */
+/* A damaged layer shows while what comes before it is written. No room before it comes first. */
 static void damaged_layer(void **state)
 {
     model m = large_model();

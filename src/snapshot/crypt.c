@@ -1,6 +1,5 @@
 /*
- * Encrypted files, by libsodium's crypto_secretstream_xchacha20poly1305. The only file that names
- * libsodium.
+ * Encrypted files, by libsodium's crypto_secretstream_xchacha20poly1305 (cipher.c).
  *
  * A container is a head and segments of one size, the last one shorter. Each is a secret stream of
  * one message, with a header (nonce) of its own, so that segments are coded in parallel and read at
@@ -62,9 +61,10 @@ static uint32_t lanes_of(uint32_t n_threads)
 
 uint64_t kvt_snap_crypt_bytes(uint32_t n_threads)
 {
+    uint64_t coded = kvt_snap_counted(KVT_SNAP_CRYPT_SEGMENT + KVT_SNAP_CRYPT_MORE_BYTES);
+
     return lanes_of(n_threads) *
-           (kvt_snap_counted(KVT_SNAP_CRYPT_SEGMENT) +
-            kvt_snap_counted(KVT_SNAP_CRYPT_SEGMENT + KVT_SNAP_CRYPT_MORE_BYTES));
+           (kvt_snap_counted(KVT_SNAP_CRYPT_SEGMENT) + (n_threads > 1 ? 2 : 1) * coded);
 }
 
 #ifdef KVT_HAVE_CRYPT
@@ -112,11 +112,19 @@ static kvt_status cut_short(kvt_snap_crypt *c, uint64_t number)
                       (unsigned long long)number);
 }
 
+/* Whether segments are encrypted while those before are written. */
+static int writes_beside(const kvt_snap_crypt *c)
+{
+    return c->write_parts && c->n_lanes > 1;
+}
+
 static kvt_status lane_reserve(kvt_snap_crypt *c, kvt_snap_lane *lane)
 {
     const char *what = "a segment of an encrypted snapshot";
     kvt_status status = kvt_snap_reserve(
         c->context, &lane->coded, 0, (size_t)c->segment_bytes + KVT_SNAP_CRYPT_MORE_BYTES, what);
+    if (status == KVT_OK && writes_beside(c))
+        status = kvt_snap_reserve(c->context, &lane->other, 0, lane->coded.bytes, what);
     if (status == KVT_OK)
         status = kvt_snap_reserve(c->context, &lane->plain, 0, c->segment_bytes, what);
     return status == KVT_OK ? KVT_OK : crypt_fail(c, status, "no memory for %s", what);
@@ -242,16 +250,14 @@ static void encode(void *arg, size_t i)
     kvt_snap_crypt *c = arg;
     kvt_snap_lane *lane = &c->lanes[i];
     unsigned char *to = lane->coded.data, data[DATA_BYTES];
-    crypto_secretstream_xchacha20poly1305_state state;
+    const kvt_snap_message message = {c->key, to + 8, data, sizeof data};
 
     additional(c, lane, data);
     kvt_put32(to, lane->bytes);
     kvt_put32(to + 4, lane->last ? LAST : 0);
-    (void)crypto_secretstream_xchacha20poly1305_init_push(&state, to + 8, c->key);
-    (void)crypto_secretstream_xchacha20poly1305_push(&state, to + KVT_SNAP_CRYPT_PREFIX_BYTES, NULL,
-                                                     lane->plain.data, lane->bytes, data,
-                                                     sizeof data, tag_of(lane));
-    sodium_memzero(&state, sizeof state);
+    randombytes_buf(to + 8, crypto_secretstream_xchacha20poly1305_HEADERBYTES);
+    kvt_snap_seal(&message, lane->plain.data, lane->bytes, tag_of(lane),
+                  to + KVT_SNAP_CRYPT_PREFIX_BYTES);
 }
 
 static void decode(void *arg, size_t i)
@@ -260,17 +266,12 @@ static void decode(void *arg, size_t i)
     kvt_snap_lane *lane = &c->lanes[i];
     const unsigned char *from = lane->coded.data;
     unsigned char data[DATA_BYTES], tag = 0;
-    crypto_secretstream_xchacha20poly1305_state state;
+    const kvt_snap_message message = {c->key, from + 8, data, sizeof data};
 
     additional(c, lane, data);
-    lane->sound =
-        crypto_secretstream_xchacha20poly1305_init_pull(&state, from + 8, c->key) == 0 &&
-        crypto_secretstream_xchacha20poly1305_pull(
-            &state, lane->plain.data, NULL, &tag, from + KVT_SNAP_CRYPT_PREFIX_BYTES,
-            (unsigned long long)lane->bytes + crypto_secretstream_xchacha20poly1305_ABYTES, data,
-            sizeof data) == 0 &&
-        tag == tag_of(lane);
-    sodium_memzero(&state, sizeof state);
+    lane->sound = kvt_snap_unseal(&message, from + KVT_SNAP_CRYPT_PREFIX_BYTES, lane->bytes, &tag,
+                                  lane->plain.data) &&
+                  tag == tag_of(lane);
 }
 
 /* Code the first n lanes. */
@@ -302,7 +303,33 @@ static int prefix_get(const kvt_snap_crypt *c, kvt_snap_lane *lane)
 
 /* ---- encrypting ---- */
 
-/* Encrypt and write the lanes up to the current one. */
+static void write_collected(kvt_snap_crypt *c)
+{
+    c->answer = 0;
+    if (c->write_parts)
+        c->answer = c->write_parts(c->to.user, c->parts, c->n_parts);
+    else
+        for (size_t i = 0; i < c->n_parts && !c->answer; i++)
+            c->answer = c->to.write(c->to.user, c->parts[i].data, c->parts[i].bytes);
+    c->n_parts = 0;
+}
+
+/* Lane i - 1; first what is collected, while other threads encrypt. */
+static void write_beside(void *arg, size_t i)
+{
+    if (i)
+        encode(arg, i - 1);
+    else
+        write_collected(arg);
+}
+
+static void collect(kvt_snap_crypt *c, const void *data, size_t bytes)
+{
+    c->parts[c->n_parts].data = data;
+    c->parts[c->n_parts++].bytes = bytes;
+}
+
+/* Encrypt the lanes up to the current one, and write them: with the next ones, or now. */
 static int flush(kvt_snap_crypt *c, int last)
 {
     size_t n = (size_t)c->lane + 1;
@@ -311,19 +338,29 @@ static int flush(kvt_snap_crypt *c, int last)
         c->lanes[i].number = c->number++;
         c->lanes[i].last = last && i + 1 == n;
     }
-    run(c, encode, n);
-    if (!c->begun && c->to.write(c->to.user, c->head, sizeof c->head) != 0)
+    if (c->n_parts)
+        run(c, write_beside, n + 1);
+    else
+        run(c, encode, n);
+    if (c->answer)
         return -1;
+    if (!c->begun)
+        collect(c, c->head, sizeof c->head);
     c->begun = 1;
     for (size_t i = 0; i < n; i++) {
         kvt_snap_lane *lane = &c->lanes[i];
-        if (c->to.write(c->to.user, lane->coded.data,
-                        (size_t)lane->bytes + KVT_SNAP_CRYPT_MORE_BYTES) != 0)
-            return -1;
+        kvt_snap_buffer coded = lane->coded;
+        collect(c, coded.data, (size_t)lane->bytes + KVT_SNAP_CRYPT_MORE_BYTES);
+        if (writes_beside(c)) {
+            lane->coded = lane->other;
+            lane->other = coded;
+        }
         lane->bytes = 0;
     }
     c->lane = 0;
-    return 0;
+    if (last || !writes_beside(c))
+        write_collected(c);
+    return c->answer ? -1 : 0;
 }
 
 static int plain_write(void *user, const void *data, size_t bytes)
@@ -637,6 +674,7 @@ void kvt_snap_crypt_release(kvt_snap_crypt *c)
             sodium_memzero(lane->plain.data, lane->plain.bytes);
         kvt_snap_release(c->context, &lane->plain);
         kvt_snap_release(c->context, &lane->coded);
+        kvt_snap_release(c->context, &lane->other);
     }
     sodium_memzero(c->key, sizeof c->key);
     c->n_ready = c->lane = 0;

@@ -2,9 +2,9 @@
  * Encrypted files: a container around a whole snapshot, below its reader and writer.
  * docs/format.md, "Encrypted files", specifies the bytes.
  *
- * crypt.c is the only file that names libsodium. Without it (KVT_HAVE_CRYPT undefined) everything
- * here but kvt_snap_is_encrypted, kvt_snap_crypt_failure, _release and _bytes answers
- * KVT_ERR_UNSUPPORTED.
+ * crypt.c and cipher.c alone name libsodium, cipher.c alone OpenSSL. Without libsodium
+ * (KVT_HAVE_CRYPT undefined) everything here but kvt_snap_is_encrypted, kvt_snap_crypt_failure,
+ * _release and _bytes answers KVT_ERR_UNSUPPORTED.
  */
 #ifndef KVT_SNAPSHOT_CRYPT_H
 #define KVT_SNAPSHOT_CRYPT_H
@@ -33,6 +33,7 @@ typedef struct kvt_snap_source {
 /* One segment in memory. */
 typedef struct kvt_snap_lane {
     kvt_snap_buffer plain, coded;
+    kvt_snap_buffer other; /* coded of the batch before, which is written meanwhile */
     uint64_t number;
     uint32_t bytes; /* of plain */
     uint32_t last;  /* 1: the last segment of the file */
@@ -43,6 +44,15 @@ typedef struct kvt_snap_lane {
 typedef struct kvt_snap_crypt {
     const kvt_snap_context *context;
     kvt_writer to;
+    /*
+     * Of the writer's, to be set after a begin: several parts at once, by any thread, while what
+     * follows is encrypted; answers as write. NULL: `to` alone, by the thread that writes to
+     * *plain.
+     */
+    int (*write_parts)(void *user, const kvt_snap_part *parts, size_t n);
+    kvt_snap_part parts[KVT_SNAP_CRYPT_LANES + 1]; /* to be written: the head, and segments */
+    size_t n_parts;
+    int answer; /* of the last write */
     kvt_reader from;
     kvt_snap_source source;
     unsigned char head[KVT_SNAP_CRYPT_HEAD_BYTES];
@@ -137,5 +147,23 @@ void kvt_snap_crypt_release(kvt_snap_crypt *c);
 
 /* The most that one takes of the context's memory, in a cache of n_threads (0 and 1: without). */
 uint64_t kvt_snap_crypt_bytes(uint32_t n_threads);
+
+/* ---- cipher.c: one segment. Only where there is libsodium. ---- */
+
+typedef struct kvt_snap_message {
+    const unsigned char *key, *header; /* 32 bytes, and 24 random ones of this message alone */
+    const unsigned char *data;         /* additional data, at most 2^20 bytes */
+    size_t data_bytes;
+} kvt_snap_message;
+
+/* *coded: the tag, encrypted, so many bytes, and the authenticator: bytes + 17. */
+void kvt_snap_seal(const kvt_snap_message *m, const unsigned char *plain, size_t bytes,
+                   unsigned char tag, unsigned char *coded);
+/* 1: authentic, *tag and `plain`, bytes long, are what was encrypted; else 0, and neither is. */
+int kvt_snap_unseal(const kvt_snap_message *m, const unsigned char *coded, size_t bytes,
+                    unsigned char *tag, unsigned char *plain);
+/* The same as kvt_snap_seal, where OpenSSL can do it: 1. Otherwise 0. */
+int kvt_snap_seal_by_openssl(const kvt_snap_message *m, const unsigned char *plain, size_t bytes,
+                             unsigned char tag, unsigned char *coded);
 
 #endif /* KVT_SNAPSHOT_CRYPT_H */

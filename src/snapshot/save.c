@@ -352,6 +352,7 @@ static kvt_status write_to(kvt_snap_saver *s, const kvt_writer *writer,
     status = kvt_snap_encrypt_begin(s->context, s->options->key, writer, &crypt, &plain);
     if (status != KVT_OK)
         return status;
+    crypt.write_parts = write_parts;
     s->output.writer = &plain;
     status = kvt_snap_write(s);
     if (status == KVT_OK)

@@ -65,7 +65,7 @@ endif()
 check(output ${COMPILER} ${FLAGS} -Wall -Wextra -Werror -fPIC -c
   ${AMALGAMATION}/kvtile/kvtile.c -o kvtile.o)
 set(libraries -lsleef -lzstd -lxxhash -lm -lpthread)
-foreach(optional CRYPT:sodium REDIS:hiredis TLS:ssl TLS:crypto)
+foreach(optional CRYPT:sodium CIPHER:crypto REDIS:hiredis TLS:ssl TLS:crypto)
   string(REPLACE ":" ";" optional ${optional})
   list(GET optional 0 macro)
   list(GET optional 1 library)

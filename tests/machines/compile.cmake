@@ -48,7 +48,7 @@ names(own --defined-only ${BUILD}/libkvtile.a)
 names(libc --defined-only ${LIBC})
 foreach(name IN LISTS needed)
   if(NOT name IN_LIST own AND NOT name IN_LIST libc AND
-     NOT name MATCHES "^(Sleef_|ZSTD_|XXH|crypto_|sodium_|randombytes_|redis[A-Z]|SSL_|TLS_|BIO_|ERR_|X509_|OPENSSL_|freeReplyObject$|__[a-z]+[sdt]i[0-9]$|_GLOBAL_OFFSET_TABLE_$)")
+     NOT name MATCHES "^(Sleef_|ZSTD_|XXH|crypto_|sodium_|randombytes_|redis[A-Z]|SSL_|TLS_|BIO_|ERR_|EVP_|X509_|OPENSSL_|freeReplyObject$|__[a-z]+[sdt]i[0-9]$|_GLOBAL_OFFSET_TABLE_$)")
     message(SEND_ERROR "${LIBC} does not have ${name}")
   endif()
 endforeach()
