@@ -21,11 +21,12 @@ MODEL = {"model_auto_%s" % t for t in ("i8", "f16", "i4")}
 LEVELS = {"model_level_%d_%s" % (n, t) for n in (1, -1, 3, 6, 9, 12) for t in ("i8", "f16", "i4")}
 BARS = {"memory_save": 0.8, "memory_load": 0.8, "zstd_save": 0.9, "zstd_load": 0.9,
         "file_save": 0.9, "file_load": 0.9, "file_save_2": 0.9, "file_load_2": 0.9,
-        "delta_size": 1.05, "delta_size_residual_none": 1.05, "delta_size_f16": 1.05, "delta_time_file": 0.02, "delta_time_memory": 0.02,
-        "delta_time_file_raw": 0.02, "delta_time_memory_raw": 0.02, "map_lazy": 0.05,
-        "map_second_process": 0.01, "model_auto_i8": 1.01, "model_auto_f16": 1.01,
-        "model_auto_i4": 1.01, "crypt_save_memory_1": 0.5, "crypt_save_memory_2": 0.5,
-        "crypt_save_file_1": 0.5, "crypt_save_file_2": 0.5}
+        "delta_size": 1.05, "delta_size_residual_none": 1.05, "delta_size_f16": 1.05,
+        "delta_time_file": 0.02, "delta_time_memory": 0.02, "delta_time_file_raw": 0.02,
+        "delta_time_memory_raw": 0.02, "map_lazy": 0.05, "map_second_process": 0.01,
+        "model_auto_i8": 1.01, "model_auto_f16": 1.01, "model_auto_i4": 1.01,
+        "crypt_save_memory_1": 0.5, "crypt_save_memory_2": 0.5, "crypt_save_file_1": 0.5,
+        "crypt_save_file_2": 0.5}
 
 
 def fail(text):
