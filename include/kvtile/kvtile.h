@@ -1076,7 +1076,9 @@ typedef struct kvt_save_options {
  * convert: from the values as read back, a type for each group (say i8 saved as i4). The cache is
  * not changed. Such a file loads into a cache of those types, or with kvt_load_options.convert.
  *
- * Several threads of the cache (n_threads, executor) code at once. The bytes do not depend on it.
+ * Several threads of the cache (n_threads, executor) code at once, and one of them writes to a file
+ * or descriptor meanwhile; a kvt_writer is called by the caller's thread alone, as are all
+ * callbacks. The bytes do not depend on it.
  *
  * in_place: for a file that cannot be renamed over, as one that is mounted by itself into a
  * container, or whose folder cannot be written. The file is emptied and written anew, then synced.
