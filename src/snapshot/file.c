@@ -222,7 +222,7 @@ static int64_t file_read(void *user, void *data, size_t bytes)
             file->large = 1;
             return read_once(file, data, bytes);
         }
-        n = read_once(file, file->ahead.data, file->large ? SMALL_BYTES : file->ahead_bytes);
+        n = read_once(file, file->ahead.data, file->large ? SMALL_BYTES : file->ahead.bytes);
         file->large = 0;
         if (n <= 0)
             return n;
@@ -241,7 +241,7 @@ const unsigned char *kvt_snap_file_view(void *user, size_t bytes)
     kvt_snap_file *file = user;
     size_t have = file->end - file->begin;
 
-    if (bytes > file->ahead_bytes)
+    if (bytes > file->ahead.bytes)
         return NULL;
     if (have < bytes) {
         if (have)
@@ -250,7 +250,7 @@ const unsigned char *kvt_snap_file_view(void *user, size_t bytes)
         file->end = have;
     }
     while (file->end < file->begin + bytes) {
-        int64_t n = read_once(file, file->ahead.data + file->end, file->ahead_bytes - file->end);
+        int64_t n = read_once(file, file->ahead.data + file->end, file->ahead.bytes - file->end);
         if (n <= 0)
             return NULL; /* a read says so, too */
         file->end += (size_t)n;
@@ -280,17 +280,16 @@ kvt_status kvt_snap_file_open(const kvt_snap_context *context, const char *path,
                               kvt_snap_file *file, kvt_reader *reader)
 {
     kvt_status status = open_to_read(context, path, file);
+    size_t bytes;
 
     reader->user = file;
     reader->read = file_read;
     if (status != KVT_OK)
         return status;
     /* No more than a small file has: its pages are most of what such a load costs. */
-    file->ahead_bytes =
-        file->bytes < KVT_SNAP_AHEAD_BYTES ? (size_t)file->bytes : KVT_SNAP_AHEAD_BYTES;
-    if (file->ahead_bytes < SMALL_BYTES)
-        file->ahead_bytes = SMALL_BYTES;
-    return kvt_snap_reserve(context, &file->ahead, 0, file->ahead_bytes, "a file's buffer");
+    bytes = file->bytes < KVT_SNAP_AHEAD_BYTES ? (size_t)file->bytes : KVT_SNAP_AHEAD_BYTES;
+    return kvt_snap_reserve(context, &file->ahead, 0, bytes < SMALL_BYTES ? SMALL_BYTES : bytes,
+                            "a file's buffer");
 }
 
 kvt_status kvt_snap_file_open_named(const kvt_snap_context *context, const char *path,

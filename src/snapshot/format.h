@@ -646,7 +646,7 @@ typedef struct kvt_snap_file {
     int syncs;             /* the file and its folder */
     uint64_t bytes;        /* reading: size, UINT64_MAX where it has none */
     kvt_snap_buffer ahead; /* reading: [begin, end) is read already */
-    size_t ahead_bytes, begin, end;
+    size_t begin, end;
     uint64_t position; /* reading a regular file: behind what has been read */
     int large;         /* reading: the last part went past the buffer */
 } kvt_snap_file;
