@@ -3,11 +3,11 @@
  * by OpenSSL where the build has it: 1.9 GB/s with AVX2, where libsodium has 1.0.
  *
  * OpenSSL has the AEAD of RFC 8439, and vector code for it, on ARM too, where libsodium 1.0.18 has
- * none. A message of the secret stream is that AEAD's, under a key and a nonce that HChaCha20 makes of the header: a block of 64 bytes that
- * begins with the tag and of whose ciphertext the first byte alone is stored, then the message. The
- * two pad differently behind it, but not where its size is a multiple of 16, which is that of every
- * segment but the last one. The last one, and all of them where OpenSSL refuses the cipher (as its
- * FIPS provider does), are libsodium's.
+ * none. A message of the secret stream is that AEAD's, under a key and a nonce that HChaCha20 makes
+ * of the header: a block of 64 bytes that begins with the tag and of whose ciphertext the first
+ * byte alone is stored, then the message. The two pad differently behind it, but not where its size
+ * is a multiple of 16, which is that of every segment but the last one. The last one, and all of
+ * them where OpenSSL refuses the cipher (as its FIPS provider does), are libsodium's.
  */
 #ifdef KVT_HAVE_CRYPT
 #include <sodium.h>
