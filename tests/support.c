@@ -1,5 +1,6 @@
 #include "support.h"
 
+#include <dirent.h>
 #include <math.h>
 #include <stdio.h>
 
@@ -280,9 +281,26 @@ kvt_allocator ledger_allocator(ledger *l)
     return (kvt_allocator){l, ledger_alloc, ledger_free};
 }
 
+int quick_level(void)
+{
+    const char *level = getenv("KVT_TEST_QUICK");
+    return level ? 1 + (strcmp(level, "2") == 0) : 0;
+}
+
 int is_quick(void)
 {
-    return getenv("KVT_TEST_QUICK") != NULL;
+    return quick_level() > 0;
+}
+
+int count_entries(const char *folder)
+{
+    DIR *dir = opendir(folder);
+    int n = 0;
+    assert_non_null(dir);
+    while (readdir(dir))
+        n++;
+    assert_int_equal(closedir(dir), 0);
+    return n - 2; /* without "." and ".." */
 }
 
 void expect_error_text(const kvt_cache *cache, const char *fragment, const char *where)

@@ -92,8 +92,15 @@ void ledger_init(ledger *l);
 void ledger_close(ledger *l);
 kvt_allocator ledger_allocator(ledger *l);
 
-/* 1 when the environment variable KVT_TEST_QUICK is set: smaller counts, for valgrind. */
-int is_quick(void);
+/*
+ * KVT_TEST_QUICK: smaller counts. 1 for sanitizers, 2 for what is slower still: valgrind and QEMU;
+ * 0 where it is not set.
+ */
+int quick_level(void);
+int is_quick(void); /* at either level */
+
+/* The entries of a folder, hidden ones included. */
+int count_entries(const char *folder);
 
 /* Assert that the cache's error text contains a fragment. */
 void expect_error_text(const kvt_cache *cache, const char *fragment, const char *where);

@@ -87,7 +87,7 @@ static void survivors_stay(void **state)
                 memcpy(had, t.fed.k + first * ROW, 64 * ROW * sizeof *had);
                 fill_up(&t, n, 0);
                 read_all(&t, k, v);
-                for (int cycle = 0; cycle < (is_quick() ? 20 : 200); cycle++) {
+                for (int cycle = 0; cycle < (is_quick() ? 20 / quick_level() : 200); cycle++) {
                     size_t cut = first + 1 + rng_below(&r, 63);
                     expect_ok(t.cache, kvt_seq_begin(t.seq, 1, NULL)); /* nothing is taken back */
                     expect_ok(t.cache, kvt_seq_abort(t.seq));
@@ -234,7 +234,8 @@ static void a_reopened_block_is_exempt(void **state)
 /* What is left after many cuts, each filled with other tokens, is as near to what it was. */
 static void no_wear(void **state)
 {
-    enum { N = 128, STAYS = 8, CYCLES = 200 };
+    enum { N = 128, STAYS = 8 };
+    const int cycles = quick_level() == 2 ? 40 : 200;
     rng r = {32};
     (void)state;
     for (size_t types = 0; types < N_PAIRS; types++)
@@ -245,7 +246,7 @@ static void no_wear(void **state)
             for (size_t i = 0; kind == 1 && i < N * ROW; i++)
                 t.fed.k[i] += i % DIM % 7 == 3 ? 30.0f : 0.0f;
             fill_up(&t, N, 0);
-            for (int cycle = 0; cycle < CYCLES; cycle++) {
+            for (int cycle = 0; cycle < cycles; cycle++) {
                 size_t cut = N - 64 + STAYS + rng_below(&r, 64 - STAYS);
                 expect_ok(t.cache, kvt_seq_begin(t.seq, 1, NULL));
                 expect_ok(t.cache, kvt_seq_abort(t.seq));

@@ -100,13 +100,6 @@ static errors attend_once(const setup *s, uint64_t seed)
     return e;
 }
 
-/* 1: for sanitizers, 2: for what is slower still, as valgrind and QEMU are. */
-static int quick(void)
-{
-    const char *level = getenv("KVT_TEST_QUICK");
-    return level ? (strcmp(level, "2") == 0) + 1 : 0;
-}
-
 static const uint32_t dims[] = {8, 48, 64, 80, 96, 128, 192, 256, 512, 576};
 static const uint32_t heads[][2] = {{4, 4},  {4, 2}, {6, 2},  {8, 2},  {5, 1}, {12, 2},
                                     {14, 2}, {8, 1}, {16, 1}, {33, 1}, {71, 1}};
@@ -184,8 +177,9 @@ static void every_type_dim_ratio_and_length(void **state)
                     }
                     /* The reference is slow: long contexts of wide heads one in four, and none
                      * where everything is slow (sanitizers). */
-                    if (quick() ? work > 200000 || rng_below(&r, 12 * (uint32_t)quick() - 6)
-                                : work > 4000000 && rng_below(&r, 4)) {
+                    if (quick_level()
+                            ? work > 200000 || rng_below(&r, 12 * (uint32_t)quick_level() - 6)
+                            : work > 4000000 && rng_below(&r, 4)) {
                         n_left_out++;
                         continue;
                     }
@@ -227,7 +221,7 @@ static void every_ratio(void **state)
     for (uint32_t isa = 0; kvt_isa_name(isa); isa++)
         for (size_t h = 0; h < sizeof heads / sizeof *heads; h++)
             for (int type = 0; type < 3; type++) {
-                if (quick() == 2 && (h + isa) % 3 != (size_t)type)
+                if (quick_level() == 2 && (h + isa) % 3 != (size_t)type)
                     continue;
                 setup s = {
                     group_of(1, heads[h][0], heads[h][1], 64, 64, (kvt_type)type, (kvt_type)type),
@@ -248,7 +242,7 @@ static void large_logits(void **state)
     for (uint32_t isa = 0; kvt_isa_name(isa); isa++)
         for (double deviation = 3; deviation < 100; deviation *= 3) {
             setup s = {group_of(1, 8, 2, 128, 128, KVT_TYPE_F32, KVT_TYPE_F32),
-                       quick() == 2 ? 500 : 2000,
+                       quick_level() == 2 ? 500 : 2000,
                        2000,
                        deviation,
                        kvt_isa_name(isa),
@@ -284,7 +278,7 @@ static void v_in_k(void **state)
                         errors e;
                         size_t mode = (size_t)n_run++ % 3;
                         size_t work = counts[count] * shapes[shape][0] * shapes[shape][2];
-                        if (work > (quick() ? 100000 : 20000000) ||
+                        if (work > (quick_level() ? 100000 : 20000000) ||
                             (work > 1000000 && rng_below(&r, 4)))
                             continue;
                         s.group = group_of(1, shapes[shape][2], shapes[shape][3], shapes[shape][0],
@@ -449,7 +443,7 @@ static void options_against_the_reference(void **state)
     (void)state;
     for (uint32_t isa = 0; kvt_isa_name(isa); isa++)
         for (size_t shape = 0; shape < sizeof shapes / sizeof *shapes; shape++)
-            for (int bits = 0; bits < 32; bits += quick() ? 11 * quick() : 1) {
+            for (int bits = 0; bits < 32; bits += quick_level() ? 11 * quick_level() : 1) {
                 options o = {bits & 1,
                              bits >> 1 & 1,
                              bits >> 2 & 1,
@@ -544,7 +538,7 @@ static void dead_tokens_change_nothing(void **state)
     (void)state;
     for (uint32_t isa = 0; kvt_isa_name(isa); isa++)
         for (int type = 0; type < 6; type++) /* from 3 on with V in K */
-            for (int trial = 0; trial < 100; trial += quick() ? 19 : 1) {
+            for (int trial = 0; trial < 100; trial += quick_level() ? 19 : 1) {
                 /* Small queries, then those around which i8's scores leave f32. */
                 int power = trial < 10 ? trial * 9 : 88 + trial % 10;
                 rng r = {(uint64_t)trial};
@@ -599,7 +593,7 @@ static void unseen_tokens_change_nothing(void **state)
     static const uint32_t modes[] = {0, KVT_ATTEND_F32, KVT_ATTEND_FAST};
     (void)state;
     for (uint32_t isa = 0; kvt_isa_name(isa); isa++)
-        for (int bits = 0; bits < 64; bits += quick() ? 7 : 1)
+        for (int bits = 0; bits < 64; bits += quick_level() ? 7 : 1)
             for (int type = 0; type < N_STORAGES; type++)
                 for (int mode = 0; mode < (type >= I8_STORAGE ? 3 : 1); mode++) {
                     int masked = bits & 1, softcap = bits >> 1 & 1, same_block = bits >> 2 & 1;
@@ -824,7 +818,7 @@ static void same_bits_for_threads_batches_and_plans(void **state)
         float *reference[N_SEQS], *q[N_SEQS];
         g.flags = type < N_STORAGES ? 0 : KVT_GROUP_V_IN_K;
         for (int threads = 0; threads < 5; threads++) {
-            if (quick() == 2 && threads && threads - 1 != type % 4)
+            if (quick_level() == 2 && threads && threads - 1 != type % 4)
                 continue;
             rng r = {123};
             kvt_config config = kvt_config_init();
@@ -947,7 +941,7 @@ static void random_batches(void **state)
     rng r = {2024};
     (void)state;
     for (size_t shape = 0; shape < sizeof shapes / sizeof *shapes; shape++)
-        for (int round = 0; round < (quick() ? 3 - quick() : 12); round++) {
+        for (int round = 0; round < (quick_level() ? 3 - quick_level() : 12); round++) {
             uint32_t n_threads = 2 + rng_below(&r, 12), n_heads = shapes[shape][0];
             int type = (int)rng_below(&r, N_STORAGES);
             kvt_group_config g =

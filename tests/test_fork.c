@@ -107,7 +107,7 @@ static void a_fork_is_a_truncated_copy(void **state)
         open_two(&s, &r, residuals[i]);
         s.ledger = &memory;
         open_cache(&s, NULL);
-        for (size_t j = 0; j < 10; j++) {
+        for (size_t j = 0; j < 10; j += quick_level() == 2 ? 3 : 1) {
             size_t n = lengths[j];
             check_fork(&s, n, n, &r);
             check_fork(&s, n, 0, &r);
@@ -379,7 +379,7 @@ static void a_fork_can_reserve(void **state)
 {
     rng r = {17};
     (void)state;
-    for (size_t n = 70; n < 400; n += 17)
+    for (size_t n = 70; n < 400; n += quick_level() == 2 ? 51 : 17)
         for (size_t more = 1; more < 300; more += 47) {
             subject s;
             ledger memory;

@@ -1060,7 +1060,7 @@ static uint64_t n_runs(void)
     const char *given = getenv("KVT_TEST_OPERATIONS");
     if (given)
         return strtoull(given, NULL, 10);
-    return HAS_THREAD_SANITIZER ? 25 : is_quick() ? 100 : 400;
+    return HAS_THREAD_SANITIZER ? 25 : is_quick() ? 100 / (uint64_t)quick_level() : 400;
 }
 
 static void random_operations(void **state)

@@ -37,17 +37,6 @@ static const char *in_folder(const char *name)
     return path[turn];
 }
 
-static int count_entries(const char *path)
-{
-    DIR *dir = opendir(path);
-    int n = 0;
-    assert_non_null(dir);
-    while (readdir(dir))
-        n++;
-    closedir(dir);
-    return n - 2;
-}
-
 static bytes slurp(const char *path)
 {
     bytes b = {NULL, 0, 0, 0, -1, 0};

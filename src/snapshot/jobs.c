@@ -18,14 +18,20 @@ size_t kvt_snap_jobs_count(const kvt_cache *cache, uint32_t layers)
     return n < layers ? n : layers ? layers : 1;
 }
 
+static uint32_t most_layers(const kvt_snap_header *header)
+{
+    uint32_t layers = 0, g;
+
+    for (g = 0; g < header->n_groups; g++)
+        if (header->groups[g].n_layers > layers)
+            layers = header->groups[g].n_layers;
+    return layers;
+}
+
 size_t kvt_snap_jobs_room(const kvt_snap_header *header, size_t n)
 {
-    size_t room = 0;
-    uint32_t g;
+    size_t room = n > 1 ? most_layers(header) : 0;
 
-    for (g = 0; n > 1 && g < header->n_groups; g++)
-        if (header->groups[g].n_layers > room)
-            room = header->groups[g].n_layers;
     if (room > JOBS_ROOM)
         room = JOBS_ROOM;
     return room > n ? room : n;
@@ -34,15 +40,10 @@ size_t kvt_snap_jobs_room(const kvt_snap_header *header, size_t n)
 kvt_status kvt_snap_jobs_make(kvt_snap_jobs *jobs, const kvt_snap_context *context,
                               const kvt_snap_header *header)
 {
-    uint32_t layers = 0, g;
-    size_t n, room, i;
+    size_t n = kvt_snap_jobs_count(context->cache, most_layers(header)), room, i;
     void *memory;
     kvt_status status;
 
-    for (g = 0; g < header->n_groups; g++)
-        if (header->groups[g].n_layers > layers)
-            layers = header->groups[g].n_layers;
-    n = kvt_snap_jobs_count(context->cache, layers);
     memset(jobs, 0, sizeof *jobs);
     jobs->context = context;
     room = kvt_snap_jobs_room(header, n);
