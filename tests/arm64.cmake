@@ -77,8 +77,9 @@ add_test(NAME arm64_snapshot_exchange_back COMMAND snapshot_exchange check ${exc
 set_tests_properties(arm64_snapshot_exchange_back PROPERTIES FIXTURES_REQUIRED exchange_arm64)
 kvtile_arm64_test(window max test_window)
 kvtile_arm64_test(attention max test_attention)
-set_tests_properties(arm64_attention PROPERTIES ENVIRONMENT KVT_TEST_QUICK=2)
-foreach(long attention numerics seal steps) # minutes: not last, when nothing else is left to run
+set_tests_properties(arm64_attention arm64_numerics arm64_seal PROPERTIES
+  ENVIRONMENT KVT_TEST_QUICK=2)
+foreach(long check_kernels_neon attention numerics seal steps) # minutes: not last, when nothing else is left to run
   set_tests_properties(arm64_${long} PROPERTIES COST 900)
 endforeach()
 # A cache uses the widest instruction set of the processor.

@@ -37,6 +37,7 @@ typedef struct check {
     uint64_t random;
     unsigned long failures, calls;
     int bench;        /* time one typical call instead of checking */
+    int quick;        /* KVT_TEST_QUICK: a quarter of the trials, under emulators and sanitizers */
     double ns, bytes; /* of it: the result */
     check_slot slots[CHECK_SLOTS];
 } check;
@@ -57,6 +58,9 @@ int check_amx_emulated(void);
 void check_fail(check *c, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 /* ---- random data ---- */
+
+/* n, or a quarter of it: of random trials of one kind. */
+size_t check_rounds(const check *c, size_t n);
 
 uint64_t check_random(check *c);
 /* 0 .. n - 1 */

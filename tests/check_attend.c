@@ -109,11 +109,11 @@ static void check_qk(check *c, qk_function *kernel, type t)
         CHECK_BENCH(c, 64 * 128 * element_bytes(t),
                     kernel(q, 128, 4, codes, scales, 64, 128, NULL, s));
     }
-    for (size_t i = 0; i < 400; i++) {
+    for (size_t i = 0; i < check_rounds(c, 400); i++) {
         size_t dims = check_dims(check_below(c, CHECK_N_DIMS)), dims_p = kvt_round_up(dims, 16);
         size_t rows = i % KVT_ROWS_MAX + 1, n_tokens = token_count(c, i);
         size_t ldq = dims_p + 16 * check_below(c, 3);
-        check_kind kind = i < 200 ? CHECK_NORMAL : (check_kind)(i % CHECK_KINDS);
+        check_kind kind = i < check_rounds(c, 200) ? CHECK_NORMAL : (check_kind)(i % CHECK_KINDS);
         float *q = check_buffer(c, 0, ((rows - 1) * ldq + dims_p) * 4, 64);
         unsigned char *codes = check_buffer(c, 1, KVT_TOKENS * dims_p * element_bytes(t), 64);
         uint16_t *scales = check_buffer(c, 2, 128, 64);
@@ -215,11 +215,11 @@ static void check_packed(check *c, pack_function *pack, qk_packed_function *kern
             CHECK_BENCH(c, 4 * 128 * 4, pack(q, 128, 4, 128, packed));
         CHECK_BENCH(c, 64 * 128, kernel(packed, 0, 4, codes, scales, 64, 128, NULL, s));
     }
-    for (size_t i = 0; i < 400; i++) {
+    for (size_t i = 0; i < check_rounds(c, 400); i++) {
         size_t dims = check_dims(check_below(c, CHECK_N_DIMS)), dims_p = kvt_round_up(dims, 16);
         size_t rows = i % KVT_ROWS_MAX + 1, n_tokens = token_count(c, i);
         size_t first = i % 3 ? 0 : check_below(c, rows), ldq = dims_p + 16 * check_below(c, 3);
-        check_kind kind = i < 200 ? CHECK_NORMAL : (check_kind)(i % CHECK_KINDS);
+        check_kind kind = i < check_rounds(c, 200) ? CHECK_NORMAL : (check_kind)(i % CHECK_KINDS);
         float *q = check_buffer(c, 0, ((rows - 1) * ldq + dims_p) * 4, 64);
         unsigned char *codes = check_buffer(c, 1, KVT_TOKENS * dims_p, 64);
         uint16_t *scales = check_buffer(c, 2, 128, 64);
@@ -338,7 +338,7 @@ static void check_pv(check *c, pv_function *kernel, type t, double steps)
         CHECK_BENCH(c, 64 * 128 * element_bytes(t),
                     kernel(p, 4, codes, scales, 64, 128, alpha, NULL, acc, 128));
     }
-    for (size_t i = 0; i < 400; i++) {
+    for (size_t i = 0; i < check_rounds(c, 400); i++) {
         size_t dims = check_dims(check_below(c, CHECK_N_DIMS)), dims_p = kvt_round_up(dims, 16);
         size_t rows = i % KVT_ROWS_MAX + 1, n_tokens = token_count(c, i);
         size_t ldacc = dims_p + check_below(c, 33), n_acc = (rows - 1) * ldacc + dims_p;
@@ -440,7 +440,7 @@ void check_dots_f16(check *c, void (*kernel)(const float *, size_t, size_t, cons
     static float bench_a[4 * 128], bench_out[4];
     static uint16_t bench_b[128];
     CHECK_BENCH(c, 4 * 128 * 6, kernel(bench_a, 128, 4, bench_b, 128, bench_out));
-    for (size_t i = 0; i < 1500; i++) {
+    for (size_t i = 0; i < check_rounds(c, 1500); i++) {
         size_t n = i % 2 ? 8 + 8 * check_below(c, 72) : kvt_round_up(check_dims(i / 2), 16);
         size_t rows = 1 + i % 9, ldq = n + 8 * check_below(c, 3);
         float *a = check_buffer(c, 0, ((rows - 1) * ldq + n) * 4, 4);
@@ -474,7 +474,7 @@ void check_logits(check *c, void (*kernel)(float *, size_t, float, float, float)
 {
     static float bench_s[KVT_TOKENS];
     CHECK_BENCH(c, 512, kernel(bench_s, 64, 0.5f, 0.125f, 0.0f));
-    for (size_t i = 0; i < 4000; i++) {
+    for (size_t i = 0; i < check_rounds(c, 4000); i++) {
         size_t n = i % KVT_TOKENS + 1;
         float *s = check_buffer(c, 0, KVT_TOKENS * 4, 4), in[KVT_TOKENS];
         float add = i % 3 ? check_normal(c) * 10 : 0.0f, scale = fabsf(check_normal(c)) + 0.01f;
@@ -505,7 +505,7 @@ void check_alibi(check *c, void (*kernel)(float *, size_t, const int32_t *, int3
     static float bench_s[KVT_TOKENS];
     static int32_t bench_positions[KVT_TOKENS];
     CHECK_BENCH(c, 768, kernel(bench_s, 64, bench_positions, 5, 0.125f));
-    for (size_t i = 0; i < 4000; i++) {
+    for (size_t i = 0; i < check_rounds(c, 4000); i++) {
         size_t n = i % KVT_TOKENS + 1;
         float *s = check_buffer(c, 0, KVT_TOKENS * 4, 4), in[KVT_TOKENS];
         int32_t *positions = check_buffer(c, 1, n * 4, 4);
@@ -641,7 +641,7 @@ void check_softmax(check *c, softmax_function *kernel)
     }
     check_exponentials(c, kernel);
     check_not_finite(c, kernel);
-    for (size_t i = 0; i < 8000; i++) {
+    for (size_t i = 0; i < check_rounds(c, 8000); i++) {
         size_t n = i % KVT_TOKENS + 1, rows = i % 11 ? 1 + check_below(c, 9) : KVT_ROWS_MAX;
         float *s = check_buffer(c, 0, rows * KVT_TOKENS * 4, 64);
         float in[KVT_ROWS_MAX * KVT_TOKENS];
@@ -688,7 +688,7 @@ void check_merge(check *c,
 {
     static float bench_a[128], bench_b[128], bench_m, bench_l;
     CHECK_BENCH(c, 1536, kernel(bench_a, &bench_m, &bench_l, bench_b, 0.0f, 0.0f, 128));
-    for (size_t i = 0; i < 2000; i++) {
+    for (size_t i = 0; i < check_rounds(c, 2000); i++) {
         size_t n = kvt_round_up(check_dims(i), 16);
         float *acc = check_buffer(c, 0, n * 4, 4), *acc2 = check_buffer(c, 1, n * 4, 4);
         float in[CHECK_MAX_DIMS];
@@ -723,7 +723,7 @@ void check_finish(check *c, float (*kernel)(float *, size_t, float, float, float
     volatile float sink = 0;
     (void)sink;
     CHECK_BENCH(c, 1024, sink += kernel(bench_a, 128, 0.0f, 1.0f, -INFINITY));
-    for (size_t i = 0; i < 2000; i++) {
+    for (size_t i = 0; i < check_rounds(c, 2000); i++) {
         size_t n = kvt_round_up(check_dims(i), 16);
         float *acc = check_buffer(c, 0, n * 4, 4), in[CHECK_MAX_DIMS];
         int empty = i / 10 % 5 == 0, no_sink = i / 10 % 2 == 0;

@@ -26,6 +26,11 @@ void check_fail(check *c, const char *format, ...)
 
 /* ---- random data ---- */
 
+size_t check_rounds(const check *c, size_t n)
+{
+    return c->quick ? n / 4 : n;
+}
+
 uint64_t check_random(check *c) /* splitmix64 */
 {
     uint64_t x = c->random += 0x9e3779b97f4a7c15u;

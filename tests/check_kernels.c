@@ -182,6 +182,7 @@ int main(int argc, char **argv)
                         "PART is a part of a kernel's name.\n");
         return 2;
     }
+    c.quick = getenv("KVT_TEST_QUICK") != NULL;
     printf("seed %llu\n", (unsigned long long)o.seed);
     for (size_t i = 0; i < N_ISAS; i++) {
         if (o.isa && strcmp(o.isa, isas[i].table->isa) != 0)

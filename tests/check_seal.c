@@ -255,7 +255,7 @@ void check_mean_k_f16(check *c, mean_function *kernel)
         float *mean = check_buffer(c, 2, 512, 4);
         CHECK_BENCH(c, 64 * 128 * 2, kernel(open, scales, 128, mean));
     }
-    for (size_t i = 0; i < 12 * N_DIMS * OPEN_KINDS; i++) {
+    for (size_t i = 0; i < check_rounds(c, 12) * N_DIMS * OPEN_KINDS; i++) {
         static const char *const names[OPEN_KINDS] = {"normal", "small", "large", "subnormal",
                                                       "equal",  "zero",  "step"};
         size_t dims_p = padded_dims(i), dims = dims_p - check_below(c, 2) * 8, left_out;
@@ -272,7 +272,7 @@ void check_mean_k_f16(check *c, mean_function *kernel)
     if (!without || !with || most < 31)
         check_fail(c, "the data is not varied: %zu without outliers, %zu with, up to %zu", without,
                    with, most);
-    for (size_t i = 0; i < 30; i++)
+    for (size_t i = 0; i < check_rounds(c, 30); i++)
         check_mean_at_bound(c, kernel);
 }
 
@@ -554,7 +554,7 @@ static void check_projections(check *c, seal_k_function *kernel, size_t dims_p)
 {
     static float w[KVT_TOKENS * MAX_DIMS];
     row_errors errors = {0};
-    for (size_t i = 0; i < 100; i++) {
+    for (size_t i = 0; i < check_rounds(c, 100); i++) {
         uint16_t *open = check_buffer(c, 0, KVT_TOKENS * dims_p * 2, 64);
         uint16_t *open_scales = check_buffer(c, 1, KVT_TOKENS * 2, 2);
         unsigned char *codes = check_buffer(c, 3, KVT_TOKENS * dims_p, 64);
@@ -586,7 +586,7 @@ void check_seal_k_i8(check *c, seal_k_function *kernel)
         check_fill(c, delta, 128, CHECK_NORMAL, 0);
         CHECK_BENCH(c, 64 * 128 * 3, kernel(open, open_scales, delta, 128, NULL, codes, scales));
     }
-    for (size_t i = 0; i < 12 * N_DIMS * OPEN_KINDS; i++) {
+    for (size_t i = 0; i < check_rounds(c, 12) * N_DIMS * OPEN_KINDS; i++) {
         size_t dims_p = padded_dims(i), dims = dims_p - check_below(c, 2) * 8;
         open_kind kind = (open_kind)(i / N_DIMS % OPEN_KINDS);
         uint16_t *open = check_buffer(c, 0, KVT_TOKENS * dims_p * 2, 64);
@@ -604,7 +604,7 @@ void check_seal_k_i8(check *c, seal_k_function *kernel)
         kernel(open, open_scales, delta, dims_p, i % 2 ? codes : NULL, codes, scales);
         check_sealed_k(c, w, dims_p, codes, scales, (int)kind, NULL);
     }
-    for (size_t i = 0; i < 8 * N_DIMS; i++) {
+    for (size_t i = 0; i < check_rounds(c, 8) * N_DIMS; i++) {
         check_special_rows(c, kernel, padded_dims(i), 0);
         check_special_rows(c, kernel, padded_dims(i), -24);
     }
@@ -623,7 +623,7 @@ void check_seal_v_i8(check *c, void (*kernel)(const void *, const uint16_t *, si
         uint16_t *scales = check_buffer(c, 4, KVT_TOKENS * 2, 64);
         CHECK_BENCH(c, 64 * 128 * 3, kernel(open, open_scales, 128, NULL, codes, scales));
     }
-    for (size_t i = 0; i < 12 * N_DIMS * OPEN_KINDS; i++) {
+    for (size_t i = 0; i < check_rounds(c, 12) * N_DIMS * OPEN_KINDS; i++) {
         size_t dims_p = padded_dims(i), dims = dims_p - check_below(c, 2) * 8;
         open_kind kind = (open_kind)(i / N_DIMS % OPEN_KINDS);
         uint16_t *open = check_buffer(c, 0, KVT_TOKENS * dims_p * 2, 64);

@@ -21,7 +21,7 @@ static void check_load(check *c, load_function *kernel, load_function *scalar, s
     static const float bench_src[128];
     static float bench_dst[128];
     CHECK_BENCH(c, 128 * (element + 4), kernel(bench_src, bench_dst, 128));
-    for (size_t i = 0; i < 3000; i++) {
+    for (size_t i = 0; i < check_rounds(c, 3000); i++) {
         size_t n = i < 200 ? i % 50 + 1 : check_dims(i);
         unsigned char *src = check_buffer(c, 0, n * element, element);
         float *dst = check_buffer(c, 1, n * sizeof *dst, sizeof *dst);
@@ -165,7 +165,7 @@ static void check_store_type(check *c, store_function *kernel, uint32_t infinity
             }
         }
     }
-    for (size_t i = 0; i < 20000; i++) {
+    for (size_t i = 0; i < check_rounds(c, 20000); i++) {
         n = 1 + check_below(c, 64);
         for (size_t j = 0; j < n; j++)
             x[j] = i % 2 ? check_finite(c) : ldexpf(check_normal(c), (int)check_below(c, 50) - 30);
@@ -189,7 +189,7 @@ void check_store_f16(check *c, store_function *kernel)
                      kvt_f32_to_f16_round(-points[i], up) != check_to_f16(-points[i], up)))
                     check_fail(c, "tile.h: %a, up %d", (double)points[i], up);
     }
-    for (size_t i = 0; i < 1000000 && !c->bench; i++) {
+    for (size_t i = 0; i < check_rounds(c, 1000000) && !c->bench; i++) {
         float x = check_finite(c);
         if (kvt_f32_to_f16_round(x, 0) != check_to_f16(x, 0) ||
             kvt_f32_to_f16_round(x, 1) != check_to_f16(x, 1))
@@ -219,7 +219,7 @@ static void check_rotation(check *c, unrotate_function *kernel, unrotate_functio
 {
     static float bench_x[16 * 128], bench_sign[128];
     CHECK_BENCH(c, 16 * 128 * 8, unrotate_rows(kernel, bench_x, bench_sign, 128));
-    for (size_t i = 0; i < 40 * CHECK_N_DIMS; i++) {
+    for (size_t i = 0; i < check_rounds(c, 40) * CHECK_N_DIMS; i++) {
         size_t dims = check_dims(i);
         for (size_t block = 1; dims % block == 0; block *= 2) {
             float *x = check_buffer(c, 0, dims * 4, 4);
@@ -257,7 +257,7 @@ void check_rotate(check *c, rotate_function *kernel)
     rotate_kernel = kernel;
     check_rotation(c, rotate_row, rotate_row_scalar);
     /* Into another row; and what is not finite makes all of its block so. */
-    for (size_t i = 0; i < 10 * CHECK_N_DIMS; i++) {
+    for (size_t i = 0; i < check_rounds(c, 10) * CHECK_N_DIMS; i++) {
         size_t dims = check_dims(i);
         for (size_t block = 1; dims % block == 0; block *= 2) {
             float *x = check_buffer(c, 0, dims * 4, 4), *sign = check_buffer(c, 1, dims * 4, 4);
@@ -294,7 +294,7 @@ void check_unrotate(check *c, unrotate_function *kernel)
 {
     check_rotation(c, kernel, SCALAR.unrotate);
     /* The two are inverses, and rotate is the transform: its norm grows by sqrt(block). */
-    for (size_t i = 0; i < 10 * CHECK_N_DIMS && !c->bench; i++) {
+    for (size_t i = 0; i < check_rounds(c, 10) * CHECK_N_DIMS && !c->bench; i++) {
         size_t dims = check_dims(i), block = dims & (~dims + 1);
         float x[CHECK_MAX_DIMS], y[CHECK_MAX_DIMS], sign[CHECK_MAX_DIMS];
         double before = 0, after = 0, error = 0;
@@ -520,7 +520,7 @@ static void check_get(check *c, get_function *kernel, get_function *scalar, cons
         memset(scales, 0, 128);
         CHECK_BENCH(c, 128 * (4 + s->element), kernel(codes, scales, 5, 128, 128, x));
     }
-    for (size_t i = 0; i < 10 * CHECK_N_DIMS; i++) {
+    for (size_t i = 0; i < check_rounds(c, 10) * CHECK_N_DIMS; i++) {
         size_t dims = check_dims(i), dims_p = kvt_round_up(dims, 16);
         unsigned char *codes = check_buffer(c, 0, KVT_TOKENS * dims_p * s->element, 64);
         uint16_t *scales = check_buffer(c, 1, 128, 64);
@@ -576,7 +576,7 @@ void check_center(check *c, void (*kernel)(const float *, const float *, size_t,
     static const float bench_x[128], bench_mu[128];
     static float bench_y[128];
     CHECK_BENCH(c, 128 * 12, kernel(bench_x, bench_mu, 128, bench_y));
-    for (size_t i = 0; i < 2000; i++) {
+    for (size_t i = 0; i < check_rounds(c, 2000); i++) {
         size_t n = i < 200 ? i % 50 + 1 : check_dims(i);
         float *x = check_buffer(c, 0, n * 4, 4), *mu = check_buffer(c, 1, n * 4, 4);
         float *y = i % 2 ? x : check_buffer(c, 2, n * 4, 4), expected[CHECK_MAX_DIMS];

@@ -93,7 +93,7 @@ def damage_dead(reader):
                 wide = (dims + 15) // 16
                 token = at // (128 * wide) * 8 + at // 64 % 2 * 4 + at % 4
                 dead = token >= n or at // 128 % wide * 16 + at // 4 % 16 >= dims
-            if dead and bit % 5 == 0:
+            if dead and bit % 11 == 0:
                 v = bytearray(streams[4])
                 v[bit // 8] |= 1 << bit % 8
                 if not refuses(group, n, form, {**streams, 4: bytes(v)}):
@@ -108,7 +108,7 @@ def damage_gaps(reader):
         seen.add((group, n, form))
         image = group.image(n, form, streams)
         full = group.image(n, form, {kind: b"\xff" * len(data) for kind, data in streams.items()})
-        for i in np.flatnonzero(np.frombuffer(full, "u1") == 0)[::7]:
+        for i in np.flatnonzero(np.frombuffer(full, "u1") == 0)[::17]:
             try:
                 group.streams(n, form, image[:i] + b"\x01" + image[i + 1:])
             except Refused:
@@ -117,11 +117,11 @@ def damage_gaps(reader):
 
 
 def damage_bytes(read, data):
-    """Every 7th byte changed, cut at every 11th length; of long files about 1000 and 600 in all."""
-    for i in range(0, len(data), max(7, len(data) // 1000)):
+    """Every 7th byte changed, cut at every 11th length; of long files about 300 and 200 in all."""
+    for i in range(0, len(data), max(7, len(data) // 300)):
         if not refused(read, data[:i] + bytes([data[i] ^ 0x40]) + data[i + 1:]):
             sys.exit("damage at %d was not found" % i)
-    for i in range(0, len(data), max(11, len(data) // 600)):
+    for i in range(0, len(data), max(11, len(data) // 200)):
         if not refused(read, data[:i]):
             sys.exit("a cut at %d was not found" % i)
 

@@ -292,6 +292,11 @@ int is_quick(void)
     return quick_level() > 0;
 }
 
+int is_full(void)
+{
+    return getenv("KVT_TEST_FULL") != NULL;
+}
+
 int count_entries(const char *folder)
 {
     DIR *dir = opendir(folder);

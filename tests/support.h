@@ -98,6 +98,8 @@ kvt_allocator ledger_allocator(ledger *l);
  */
 int quick_level(void);
 int is_quick(void); /* at either level */
+/* 1 when KVT_TEST_FULL is set: all of what is else a sample, for minutes. */
+int is_full(void);
 
 /* The entries of a folder, hidden ones included. */
 int count_entries(const char *folder);

@@ -959,6 +959,8 @@ static void rows_without_offset(void **state)
         for (int kind = BARE_KIND; kind <= EIGHTH_KIND; kind++)
             for (size_t f = 0; f < 4; f++)
                 for (size_t d = 0; d < (is_quick() ? 1 : 3); d++) {
+                    if (quick_level() == 2 && ((size_t)kind + f + isa) % 2)
+                        continue;
                     kvt_group_config g = group_of(1, HEADS, HEADS, dims[d], 64 * (f == 3) + 64,
                                                   KVT_TYPE_I8, KVT_TYPE_I8);
                     subject s = {.isa = kvt_isa_name(isa), .g = g, .hostile = (int)d & 1};
@@ -1038,7 +1040,7 @@ static void mixed_types(void **state)
             for (int i = 0; i < 2; i++) {
                 kvt_group_config g = any_group(&r, i ? 40 : 128, i ? 64 : 24, (kvt_type)(types / 3),
                                                (kvt_type)(types % 3));
-                if (is_quick() && (types + i + (int)isa) % 3)
+                if (is_quick() && (types + i + (int)isa) % (3 * quick_level()))
                     continue;
                 check_cuts(kvt_isa_name(isa), &g, i, any_kind(&r), i ? 1 : 30, rng_next(&r));
             }
@@ -1085,7 +1087,7 @@ static void coarse_as_specified(void **state)
                         any_group(&r, dims[d], dims[rng_below(&r, 7)], coarse[c][0], coarse[c][1]);
                     int has_f16 = coarse[c][0] == KVT_TYPE_F16 || coarse[c][1] == KVT_TYPE_F16;
                     double size;
-                    if (is_quick() && (d + c + isa + (size_t)i) % 5)
+                    if (is_quick() && (d + c + isa + (size_t)i) % (4 * (size_t)quick_level() + 1))
                         continue;
                     if (has_f16 && kind == 7) /* is beyond it */
                         kind = FLAT_KIND;
@@ -1114,7 +1116,7 @@ static void coarse_cut_and_sealed_again(void **state)
             for (size_t c = 0; c < 4; c++) {
                 kvt_group_config g = group_of(1, HEADS, HEADS, 64, 48, coarse[c][0], coarse[c][1]);
                 subject s = {.isa = kvt_isa_name(isa), .g = g};
-                if (is_quick() && ((size_t)kind + c) % 4)
+                if (is_quick() && ((size_t)kind + c + 4 * isa) % (4 * (size_t)quick_level()))
                     continue;
                 s.g.fine_tokens = kind % 2 ? KVT_FINE_NONE : 0;
                 s.g.residual_tokens = kind % 3 ? KVT_RESIDUAL_NONE : 0;
@@ -1248,7 +1250,7 @@ static void refusals(void **state)
         for (size_t d = 0; d < 5; d++)
             for (size_t f = 0; f < 4 + 5; f++) {
                 subject s = {.isa = kvt_isa_name(isa)};
-                if (is_quick() && (d + f + isa) % 4)
+                if (is_quick() && (d + f + isa) % (4 * (size_t)quick_level()))
                     continue;
                 s.g = group_of(1, HEADS, HEADS, dims[d], dims[4 - d], KVT_TYPE_I8, KVT_TYPE_I8);
                 s.g.flags = flags[f % 4] & (f < 4 ? 11 : 9);

@@ -93,7 +93,7 @@ static void all_lengths(const model *given)
     model m = *given;
     m.max_tokens = 2304;
     for (size_t i = 0; i < N_LENGTHS; i++) {
-        if (lengths[i] > 200 && getenv("KVT_TEST_QUICK"))
+        if (lengths[i] > 200 && is_quick())
             continue;
         round_trip(&m, lengths[i], lengths[i] > 200 ? 100 : 5, KVT_CODEC_ZSTD);
         round_trip(&m, lengths[i], 200, KVT_CODEC_RAW);
@@ -176,7 +176,7 @@ static void test_cut_blocks(void **state)
                     continue;
                 m.groups[0].residual_tokens = KVT_RESIDUAL_NONE;
                 m.groups[0].fine_tokens = fine[i];
-                for (size_t cut = 1; cut < 192; cut += is_quick() ? 31 : 1)
+                for (size_t cut = 1; cut < 192; cut += is_quick() ? 31 : is_full() ? 1 : 2)
                     if (cut % 64)
                         cut_trip(&m, cut);
             }

@@ -546,7 +546,7 @@ static void test_flips(void **state)
 #endif
     (void)state;
 
-    every = getenv("KVT_TEST_FULL") ? 1 : is_quick() ? 97 : 23;
+    every = is_full() ? 1 : is_quick() ? 97 : 23;
     for (int kind = 0; kind < cases; kind++) {
         subject s = open_case((case_kind)kind);
         size_t structural = 0, before;

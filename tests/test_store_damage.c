@@ -195,9 +195,9 @@ static size_t pick(scene *c, const memory_value **values)
 static void change_bytes(size_t k, int checkpoints)
 {
     const memory_value *values[ROWS] = {NULL};
-    const int full = getenv("KVT_TEST_FULL") != NULL;
-    /* 7: with each bit of a byte in turn */
-    const size_t step = full ? 1 : is_quick() ? 37 : k == 0 ? 1 : 7;
+    const int full = is_full();
+    /* 7 and 15: with each bit of a byte in turn */
+    const size_t step = full ? 1 : is_quick() ? 37 : checkpoints ? 15 : k == 0 ? 1 : 7;
     scene c;
     size_t n;
 
@@ -238,7 +238,7 @@ static void test_bytes_of_checkpoints(void **state)
 static void change_lengths(size_t k, int checkpoints)
 {
     const memory_value *values[ROWS] = {NULL};
-    const size_t step = is_quick() ? 41 : 1;
+    const size_t step = is_quick() ? 41 : is_full() ? 1 : 5;
     unsigned char *longer;
     scene c;
     size_t n;

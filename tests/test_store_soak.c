@@ -235,7 +235,7 @@ static void end(tally *all, const pid_t *clients, const char *what, uint64_t blo
 
 static uint64_t blocks_of(void)
 {
-    return getenv("KVT_TEST_FULL") ? 10000 : is_quick() ? 300 : 1500;
+    return is_full() ? 10000 : is_quick() ? 300 : 1500;
 }
 
 /* Whether there is more to do. */

@@ -216,7 +216,7 @@ static void change_layout(file *f, size_t at)
         return;
     }
     memset(images, 0, image * n_layers);
-    for (i = 0; i < n_layers && f->sections[at + 1].type == 5; i++) {
+    for (i = 0; i < n_layers && at + 1 < f->n_sections && f->sections[at + 1].type == 5; i++) {
         unsigned char *streams = set_native(&f->sections[at + 1], shapes, n, bytes);
         if (streams)
             kvt_snap_scatter(&group, form, tokens, streams, images + i * image);
