@@ -16,9 +16,10 @@ static void test_first_bytes(void **state)
 
 static void test_round_trip(void **state)
 {
-    static const size_t sizes[] = {0,         1,         S - 1,     S,         S + 1,     2 * S - 1,
-                                   2 * S,     3 * S - 1, 3 * S,     3 * S + 1, 4 * S,     7 * S + 5,
-                                   9 * S - 1, 9 * S,     9 * S + 1, 40 * S,    41 * S + 9};
+    static const size_t sizes[] = {0,         1,          S - 1,     S,         S + 1,
+                                   2 * S - 1, 2 * S,      3 * S - 1, 3 * S,     3 * S + 1,
+                                   4 * S,     7 * S + 5,  9 * S - 1, 9 * S,     9 * S + 1,
+                                   16 * S,    16 * S + 1, 40 * S,    41 * S + 9};
     kvt_cache *caches[] = {NULL, cache_with(2, 0, NULL), cache_with(3, 1, NULL),
                            cache_with(64, 1, NULL)};
     rng r = {3};

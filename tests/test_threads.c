@@ -962,10 +962,10 @@ static double times_of_ideal(ragged *b, stopwatch *w, uint32_t n_threads, int by
 static void unlike_sequences_share_out(void **state)
 {
     static const uint32_t threads[] = {1, 2, 8, 16};
-    const size_t n = is_quick() ? 3000 : 32768;
     (void)state;
     for (uint32_t heads = 1; heads <= 8; heads += heads == 1 ? 1 : 6)
         for (int shape = 0; shape < 4; shape++) {
+            const size_t n = is_quick() ? 3000 : is_full() || heads < 8 ? 32768 : 12288;
             kvt_group_config g = group_of(1, heads * (shape == 2 ? 4 : 1), heads, 128, 128,
                                           KVT_TYPE_I8, KVT_TYPE_I8);
             size_t n_items = shape == 3 ? 1 : is_quick() ? 7 : RAGGED;

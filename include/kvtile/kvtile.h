@@ -467,7 +467,7 @@ KVT_API kvt_status kvt_memory_forecast(const kvt_config *config, uint64_t n_sequ
  * 200 for each that only checkpoints have, and 12 for each that a checkpoint has other than the
  * sequence; a load up to 150 for each that only checkpoints have, and up to twice the largest blob.
  * The parents of a delta take 300 KiB each and 120 bytes for each of their blocks; a key 0.5 MiB,
- * and with several threads 0.75 MiB for each of up to 16; a mapped snapshot 100 bytes and a byte a
+ * and with several threads 3 MiB for each of up to 4; a mapped snapshot 100 bytes and a byte a
  * layer for each block, as long as it is mapped; pieces and conversions come besides. Errors as
  * kvt_memory_forecast.
  */
