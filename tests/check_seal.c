@@ -255,7 +255,10 @@ void check_mean_k_f16(check *c, mean_function *kernel)
         float *mean = check_buffer(c, 2, 512, 4);
         CHECK_BENCH(c, 64 * 128 * 2, kernel(open, scales, 128, mean));
     }
-    for (size_t i = 0; i < check_rounds(c, 12) * N_DIMS * OPEN_KINDS; i++) {
+    /* A block with 31 outliers or more is a matter of some hundred. */
+    for (size_t i = 0; i < 12 * N_DIMS * OPEN_KINDS &&
+                       (i < check_rounds(c, 12) * N_DIMS * OPEN_KINDS || most < 31);
+         i++) {
         static const char *const names[OPEN_KINDS] = {"normal", "small", "large", "subnormal",
                                                       "equal",  "zero",  "step"};
         size_t dims_p = padded_dims(i), dims = dims_p - check_below(c, 2) * 8, left_out;
