@@ -2,7 +2,7 @@
 # under QEMU on processors with and without dot and matrix products. Included by
 # tests/CMakeLists.txt; cmake/aarch64-linux-gnu.cmake lists the packages to install.
 #
-# Each instruction set is checked in full on the oldest processor that has it, where instructions
+# Each kernel of an instruction set is checked on the oldest processor that has it, where instructions
 # of a newer set are illegal; on newer processors in part.
 set(missing)
 foreach(tool aarch64-linux-gnu-gcc qemu-aarch64)

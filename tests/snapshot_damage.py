@@ -79,7 +79,7 @@ def check_seeds(reader):
 
 
 def damage_dead(reader):
-    """Each bit of the last tile or run of V that is no token's, or no dim's, is refused."""
+    """A bit of the last tile or run of V that is no token's, or no dim's, is refused: every 11th."""
     for group, n, form, streams in reader.layers:
         if group.types(form)[1] not in (I4, I5):
             continue
@@ -100,7 +100,7 @@ def damage_dead(reader):
                     sys.exit("bit %d of V is nobody's and was taken" % bit)
 
 def damage_gaps(reader):
-    """Every byte of an image that is nobody's is refused: one layer of each kind of block."""
+    """A byte of an image that is nobody's is refused: every 17th, one layer of each kind of block."""
     seen = set()
     for group, n, form, streams in reader.layers:
         if (group, n, form) in seen:
