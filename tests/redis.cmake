@@ -33,7 +33,8 @@ if(kvtile_tls)
     add_test(NAME ${name}_by_tls COMMAND test_${name} ${certificates})
     set_tests_properties(${name}_by_tls PROPERTIES TIMEOUT 600 SKIP_RETURN_CODE 77)
   endforeach()
-  set_tests_properties(store_redis_by_tls PROPERTIES LABELS threads)
+  set_tests_properties(store_redis_by_tls PROPERTIES LABELS threads ENVIRONMENT
+    TSAN_OPTIONS=suppressions=${CMAKE_CURRENT_SOURCE_DIR}/thread_sanitizer.supp)
   add_executable(test_store_redis_tls test_store_redis_tls.c)
   target_link_libraries(test_store_redis_tls PRIVATE redis_support kvtile_warnings kvtile::ssl
     kvtile::crypto Threads::Threads) # it has servers of its own
