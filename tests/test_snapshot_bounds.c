@@ -311,6 +311,7 @@ static void test_bombs(void **state)
 /* ---- deltas and mapped files ---- */
 
 enum { DEPTH = 6, LEVEL_BYTES = 300 << 10 }; /* for each parent: buffers, tokens, zstd */
+enum { KEY_BYTES = 513 << 10 };              /* for each file that is encrypted */
 
 static void test_chains(void **state)
 {

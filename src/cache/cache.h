@@ -605,6 +605,8 @@ void kvt_rows_release(kvt_seq *seq);
 
 /* Whether all that a sequence of its first n_tokens tokens needs is in its table. */
 int kvt_window_reaches(const kvt_seq *seq, uint64_t n_tokens);
+/* The same of group g alone. */
+int kvt_window_group_reaches(const kvt_seq *seq, uint32_t g, uint64_t n_tokens);
 /*
  * Whether a sequence that is loaded, or a checkpoint of it, of n_tokens tokens may lack what it
  * does. It may have gone on at positions farther back than those that windows were released for.
@@ -688,8 +690,8 @@ const float *kvt_turn_of(const kvt_turns *turns, uint32_t group, int32_t shift);
  * more, or some besides. NULL where there are none.
  */
 kvt_status kvt_turns_make(const kvt_seq *seq, uint64_t moved, int32_t delta, kvt_turns **made);
-/* Whether a key of the sequence has moved. */
-int kvt_turns_needed(const kvt_seq *seq);
+/* Whether a key of tokens first .. first + n_tokens - 1 has moved. */
+int kvt_turns_needed(const kvt_seq *seq, uint64_t first, uint64_t n_tokens);
 kvt_status kvt_turns_copy(kvt_cache *cache, const kvt_turns *turns, kvt_turns **copy);
 void kvt_turns_free(kvt_cache *cache, kvt_turns *turns);
 

@@ -136,12 +136,16 @@ kvt_status kvt_turns_make(const kvt_seq *seq, uint64_t moved, int32_t delta, kvt
     return KVT_OK;
 }
 
-int kvt_turns_needed(const kvt_seq *seq)
+int kvt_turns_needed(const kvt_seq *seq, uint64_t first, uint64_t n_tokens)
 {
-    shift_walk walk = {UINT64_MAX, 0, 0, 0, NULL};
-    if (seq->turns)
-        walk_shifts(seq, &walk);
-    return walk.n > 0;
+    for (uint64_t token = first; seq->turns && token < first + n_tokens; token++) {
+        const kvt_meta *meta = kvt_seq_meta(seq, (size_t)(token / KVT_TOKENS));
+        if (kvt_shift_at(meta, token % KVT_TOKENS))
+            return 1;
+        if (meta->shift != KVT_SHIFT_MIXED) /* it is that of the whole row */
+            token = (token / KVT_TOKENS + 1) * KVT_TOKENS - 1;
+    }
+    return 0;
 }
 
 kvt_status kvt_turns_copy(kvt_cache *cache, const kvt_turns *turns, kvt_turns **copy)

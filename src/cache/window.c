@@ -39,25 +39,38 @@ static int64_t position_of(const kvt_seq *seq, uint64_t token)
     return kvt_seq_meta(seq, (size_t)(token / KVT_TOKENS))->positions[token % KVT_TOKENS];
 }
 
-/* Whether n_tokens tokens have what a query at `position` sees. */
+/* Whether n_tokens tokens have what a query of group g at `position` sees. */
+static int group_has_sight(const kvt_seq *seq, uint32_t g, uint64_t n_tokens, int64_t position)
+{
+    const kvt_group *group = &seq->cache->groups[g];
+    size_t n_rows = kvt_rows(n_tokens), first = seq->groups[g].first;
+
+    if (first == 0 || n_rows <= kvt_sink_rows(group))
+        return 1;
+    return n_rows > first &&
+           first_beyond(seq, group, n_rows, position - (int64_t)group->window_tokens) >= first;
+}
+
 static int has_sight(const kvt_seq *seq, uint64_t n_tokens, int64_t position)
 {
-    for (uint32_t g = 0; g < seq->cache->n_groups; g++) {
-        const kvt_group *group = &seq->cache->groups[g];
-        size_t n_rows = kvt_rows(n_tokens), first = seq->groups[g].first;
-        if (first == 0 || n_rows <= kvt_sink_rows(group))
-            continue;
-        if (n_rows <= first ||
-            first_beyond(seq, group, n_rows, position - (int64_t)group->window_tokens) < first)
+    for (uint32_t g = 0; g < seq->cache->n_groups; g++)
+        if (!group_has_sight(seq, g, n_tokens, position))
             return 0;
-    }
     return 1;
+}
+
+int kvt_window_group_reaches(const kvt_seq *seq, uint32_t g, uint64_t n_tokens)
+{
+    return n_tokens == seq->length || n_tokens == 0 ||
+           group_has_sight(seq, g, n_tokens, position_of(seq, n_tokens - 1) + 1);
 }
 
 int kvt_window_reaches(const kvt_seq *seq, uint64_t n_tokens)
 {
-    return n_tokens == seq->length || n_tokens == 0 ||
-           has_sight(seq, n_tokens, position_of(seq, n_tokens - 1) + 1);
+    for (uint32_t g = 0; g < seq->cache->n_groups; g++)
+        if (!kvt_window_group_reaches(seq, g, n_tokens))
+            return 0;
+    return 1;
 }
 
 int kvt_window_suffices(const kvt_seq *seq, uint64_t n_tokens)

@@ -125,15 +125,20 @@ static int writes_beside(const kvt_snap_crypt *c)
     return c->write_parts && c->n_lanes > 1;
 }
 
+/* No more than a source has: there may be many of them, and small. */
 static kvt_status lane_reserve(kvt_snap_crypt *c, kvt_snap_lane *lane)
 {
     const char *what = "a segment of an encrypted snapshot";
-    kvt_status status = kvt_snap_reserve(
-        c->context, &lane->coded, 0, (size_t)c->segment_bytes + KVT_SNAP_CRYPT_MORE_BYTES, what);
+    size_t bytes = c->segment_bytes;
+    kvt_status status;
+
+    if (c->source.read_at && c->plain_bytes < bytes)
+        bytes = c->plain_bytes ? (size_t)c->plain_bytes : 1;
+    status = kvt_snap_reserve(c->context, &lane->coded, 0, bytes + KVT_SNAP_CRYPT_MORE_BYTES, what);
     if (status == KVT_OK && writes_beside(c))
         status = kvt_snap_reserve(c->context, &lane->other, 0, lane->coded.bytes, what);
     if (status == KVT_OK)
-        status = kvt_snap_reserve(c->context, &lane->plain, 0, c->segment_bytes, what);
+        status = kvt_snap_reserve(c->context, &lane->plain, 0, bytes, what);
     return status == KVT_OK ? KVT_OK : crypt_fail(c, status, "no memory for %s", what);
 }
 
@@ -163,7 +168,7 @@ static kvt_status prepare(const kvt_snap_context *context, const unsigned char *
     return KVT_OK;
 }
 
-/* Larger segments than ours take no more memory. */
+/* Larger segments than ours take no more memory, but for one that is larger than all lanes. */
 static void set_lanes(kvt_snap_crypt *c, int encrypts)
 {
     const kvt_cache *cache = c->context->cache;
@@ -636,6 +641,7 @@ kvt_status kvt_snap_decrypt_open(const kvt_snap_context *context, const unsigned
     if (c->n_segments == 0 || (coded % whole && coded % whole < KVT_SNAP_CRYPT_MORE_BYTES))
         return cut_short(c, coded / whole);
     c->plain_bytes = coded - c->n_segments * KVT_SNAP_CRYPT_MORE_BYTES;
+    c->n_lanes = 1; /* each of a delta's parents is a source */
     status = load(c, c->n_segments - 1, 1);
     if (status == KVT_OK)
         *plain_bytes = c->plain_bytes;

@@ -69,11 +69,12 @@ typedef struct kvt_snap_crypt {
     char text[160];         /* of it */
 } kvt_snap_crypt;
 
-/* Bytes of the container around so many plain ones, at most. */
+/* Bytes of the container around so many plain ones. */
 static inline uint64_t kvt_snap_crypt_bound(uint64_t plain_bytes)
 {
+    uint64_t segments = (plain_bytes + KVT_SNAP_CRYPT_SEGMENT - 1) / KVT_SNAP_CRYPT_SEGMENT;
     return plain_bytes + KVT_SNAP_CRYPT_HEAD_BYTES +
-           (plain_bytes / KVT_SNAP_CRYPT_SEGMENT + 1) * KVT_SNAP_CRYPT_MORE_BYTES;
+           (segments ? segments : 1) * KVT_SNAP_CRYPT_MORE_BYTES;
 }
 
 /* Whether this build can encrypt. */
@@ -131,7 +132,7 @@ kvt_status kvt_snap_decrypt_open(const kvt_snap_context *context, const unsigned
                                  uint64_t *plain_bytes);
 /*
  * Plain bytes offset .. offset + bytes - 1. On an error `to` may hold some of them, all authentic.
- * The segments last read stay decrypted. KVT_ERR_CORRUPT, also for a range beyond the end;
+ * The segment last read stays decrypted. KVT_ERR_CORRUPT, also for a range beyond the end;
  * KVT_ERR_IO: read_at failed; KVT_ERR_MEMORY. Another call may succeed afterwards.
  */
 kvt_status kvt_snap_decrypt_at(kvt_snap_crypt *c, uint64_t offset, void *to, size_t bytes);
@@ -145,7 +146,10 @@ kvt_status kvt_snap_crypt_failure(const kvt_snap_crypt *c);
 /* Wipe and free. A zeroed struct is fine. */
 void kvt_snap_crypt_release(kvt_snap_crypt *c);
 
-/* The most that one takes of the context's memory, in a cache of n_threads (0 and 1: without). */
+/*
+ * The most that one takes of the context's memory, in a cache of n_threads (0 and 1: without). A
+ * source takes what one thread does.
+ */
 uint64_t kvt_snap_crypt_bytes(uint32_t n_threads);
 
 /* ---- cipher.c: one segment. Only where there is libsodium. ---- */

@@ -64,6 +64,17 @@ static kvt_status check_pieces(const kvt_seq *seq, const kvt_save_options *o)
     return check_twins(seq, o);
 }
 
+/* Whether a layer of group g is saved; layers are sound. */
+static int saves_group(const kvt_seq *seq, const kvt_save_options *o, uint32_t g)
+{
+    uint32_t i;
+
+    for (i = 0; i < o->n_layers; i++)
+        if (seq->cache->layers[o->layers[i]].group == g)
+            return 1;
+    return o->n_layers == 0;
+}
+
 static kvt_status check_range(const kvt_seq *seq, kvt_save_options *o)
 {
     uint32_t g;
@@ -77,16 +88,19 @@ static kvt_status check_range(const kvt_seq *seq, kvt_save_options *o)
                         (unsigned long long)seq->length);
     if (o->n_tokens == 0)
         o->n_tokens = seq->length - o->first_token;
-    if (o->first_token == 0 && o->n_tokens < seq->length && !kvt_window_reaches(seq, o->n_tokens))
-        return kvt_fail(
-            seq->cache, KVT_ERR_STATE,
-            "save: a window has released what a sequence of the first %llu tokens needs",
-            (unsigned long long)o->n_tokens);
-    for (g = 0; o->first_token && g < seq->cache->n_groups; g++)
-        if (seq->groups[g].first * KVT_TOKENS > o->first_token)
+    for (g = 0; g < seq->cache->n_groups; g++) {
+        if (!saves_group(seq, o, g))
+            continue;
+        if (o->first_token == 0 && !kvt_window_group_reaches(seq, g, o->n_tokens))
+            return kvt_fail(seq->cache, KVT_ERR_STATE,
+                            "save: the window of group %u has released what a sequence of the "
+                            "first %llu tokens needs",
+                            (unsigned)g, (unsigned long long)o->n_tokens);
+        if (o->first_token && seq->groups[g].first * KVT_TOKENS > o->first_token)
             return kvt_fail(seq->cache, KVT_ERR_STATE,
                             "save: the window of group %u has released tokens from %llu on",
                             (unsigned)g, (unsigned long long)o->first_token);
+    }
     return KVT_OK;
 }
 
@@ -130,9 +144,9 @@ static kvt_status admit(const kvt_seq *seq, const kvt_save_options *options, kvt
     }
     if (seq->pending)
         return kvt_fail(seq->cache, KVT_ERR_STATE, "save: a step is pending");
-    status = check_range(seq, copy);
+    status = check_layers(seq, copy);
     if (status == KVT_OK)
-        status = check_layers(seq, copy);
+        status = check_range(seq, copy);
     return status == KVT_OK ? check_pieces(seq, copy) : status;
 }
 
@@ -285,7 +299,8 @@ static kvt_status prepare(kvt_snap_saver *s, const kvt_seq *seq, const kvt_snap_
         return status;
     s->header = memory;
     kvt_snap_header_make(seq->cache, options->n_tokens, s->header);
-    s->header->flags = kvt_turns_needed(seq) ? KVT_SNAP_MOVED : 0;
+    if (kvt_turns_needed(seq, options->first_token, options->n_tokens))
+        s->header->flags = KVT_SNAP_MOVED;
     choose_layers(s);
     status = choose_types(s);
     if (status != KVT_OK)
