@@ -38,7 +38,9 @@ class Reader:
             need(not self.parent or not self.parent.shifts[:self.inherited].any(),
                  "shifts of the parent")
         need((self.shifts != -2**31).all(), "shifts")
-        self.key_positions = self.positions + self.shifts
+        key_positions = self.positions.astype("<i8") + self.shifts
+        need((key_positions >= 0).all() and (key_positions < 2**31).all(), "shifts")
+        self.key_positions = key_positions.astype("<i4")
         self.blocks()
         self.checkpoints()
         self.end()

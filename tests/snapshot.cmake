@@ -24,8 +24,8 @@ set_tests_properties(operations PROPERTIES LABELS threads)
 # The system calls of a save, taken by the linker: in the static library, which is named first.
 add_executable(test_snapshot_calls test_snapshot_calls.c)
 target_link_libraries(test_snapshot_calls PRIVATE kvtile_static snapshot_support kvtile_warnings)
-foreach(call open read pread write writev fsync close rename unlink ftruncate fchmod flock fcntl
-    getrandom)
+foreach(call open read pread write writev fsync close rename unlink ftruncate fchmod fchown
+    fsetxattr flock fcntl getrandom)
   target_link_options(test_snapshot_calls PRIVATE -Wl,--wrap=${call})
 endforeach()
 add_test(NAME snapshot_calls COMMAND test_snapshot_calls)

@@ -66,6 +66,7 @@ kvt_config model_config(const model *m, kvt_group_config *groups)
     config.fingerprint = m->fingerprint;
     config.fingerprint_bytes = strlen(m->fingerprint);
     config.memory_budget_bytes = m->budget_bytes;
+    config.n_threads = m->n_threads;
     if (m->ledger)
         config.allocator = ledger_allocator(m->ledger);
     if (m->counter) {

@@ -23,6 +23,7 @@ typedef struct model {
     counter *counter;      /* NULL: the ledger */
     ledger *ledger;        /* NULL: the C library */
     uint64_t budget_bytes; /* 0: none */
+    uint32_t n_threads;    /* 0: one */
 } model;
 
 /* The config of a model; its groups are in groups[2]. */

@@ -14,6 +14,9 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <sys/stat.h>
+#if defined(__linux__)
+#include <sys/xattr.h>
+#endif
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -26,6 +29,7 @@ static char folder[64], file_a[80];
  *   d open the folder   o open the file    k lock it   D a second descriptor of it
  *   t empty it          w write            f sync it   c close it
  *   r rename            F sync the folder  e close it  l close the second descriptor   u unlink
+ *   m permissions       g group            x ACL
  * other letters never stand for calls.
  */
 static char calls[256];
@@ -77,6 +81,10 @@ int __real_ftruncate(int fd, off_t n_bytes);
 int __wrap_ftruncate(int fd, off_t n_bytes);
 int __real_fchmod(int fd, mode_t mode);
 int __wrap_fchmod(int fd, mode_t mode);
+int __real_fchown(int fd, uid_t owner, gid_t group);
+int __wrap_fchown(int fd, uid_t owner, gid_t group);
+int __real_fsetxattr(int fd, const char *name, const void *value, size_t n_bytes, int flags);
+int __wrap_fsetxattr(int fd, const char *name, const void *value, size_t n_bytes, int flags);
 int __real_flock(int fd, int operation);
 int __wrap_flock(int fd, int operation);
 int __real_fcntl(int fd, int command, long argument);
@@ -162,6 +170,16 @@ int __wrap_ftruncate(int fd, off_t n_bytes)
 int __wrap_fchmod(int fd, mode_t mode)
 {
     return armed && take('m') ? -1 : __real_fchmod(fd, mode);
+}
+
+int __wrap_fchown(int fd, uid_t owner, gid_t group)
+{
+    return armed && take('g') ? -1 : __real_fchown(fd, owner, group);
+}
+
+int __wrap_fsetxattr(int fd, const char *name, const void *value, size_t n_bytes, int flags)
+{
+    return armed && take('x') ? -1 : __real_fsetxattr(fd, name, value, n_bytes, flags);
 }
 
 int __wrap_flock(int fd, int operation)
@@ -351,6 +369,78 @@ static void test_each_call_fails(void **state)
                 expect_file(second_hash);
             }
 }
+
+static mode_t mode_of(const char *path)
+{
+    struct stat status;
+    assert_int_equal(stat(path, &status), 0);
+    return status.st_mode & 0777;
+}
+
+/* What replaces a file keeps its group; where it cannot, another group gets no more than others. */
+static void test_group(void **state)
+{
+    const gid_t other = getegid() + 12345;
+    struct stat status;
+    (void)state;
+
+    begin_with(1);
+    if (chown(file_a, (uid_t)-1, other) != 0)
+        skip(); /* for root, and who is in several groups */
+    assert_int_equal(chmod(file_a, 0664), 0);
+    expect_ok(cache, save(second, 1, 0));
+    assert_int_equal(stat(file_a, &status), 0);
+    assert_int_equal(status.st_gid, other);
+    assert_int_equal(mode_of(file_a), 0664);
+    fault('g', EPERM, 0, 1);
+    expect_ok(cache, save(second, 1, 0));
+    assert_int_equal(fail_times, 0);
+    assert_int_equal(stat(file_a, &status), 0);
+    assert_int_equal(status.st_gid, getegid());
+    assert_int_equal(mode_of(file_a), 0644);
+}
+
+#if defined(__linux__)
+/* An ACL of one named user besides; its mask is what the group's bits are. */
+static void put_acl_entry(unsigned char *to, unsigned tag, unsigned rights, uint32_t id)
+{
+    put32(to, tag | rights << 16);
+    put32(to + 4, id);
+}
+
+static void test_acl(void **state)
+{
+    static const char name[] = "system.posix_acl_access", by_default[] = "system.posix_acl_default";
+    unsigned char acl[44], found[64];
+    (void)state;
+
+    put32(acl, 2);
+    put_acl_entry(acl + 4, 1, 6, UINT32_MAX);
+    put_acl_entry(acl + 12, 2, 6, 12345);
+    put_acl_entry(acl + 20, 4, 0, UINT32_MAX);
+    put_acl_entry(acl + 28, 16, 6, UINT32_MAX);
+    put_acl_entry(acl + 36, 32, 0, UINT32_MAX);
+    begin_with(1);
+    assert_int_equal(chmod(file_a, 0600), 0);
+    if (setxattr(file_a, name, acl, sizeof acl, 0) != 0)
+        skip(); /* not on this file system */
+    assert_int_equal(mode_of(file_a), 0660);
+    expect_ok(cache, save(second, 1, 0));
+    assert_int_equal(getxattr(file_a, name, found, sizeof found), sizeof acl);
+    assert_memory_equal(found, acl, sizeof acl);
+    fault('x', EPERM, 0, 1);
+    expect_ok(cache, save(second, 1, 0));
+    assert_int_equal(fail_times, 0);
+    assert_int_equal(getxattr(file_a, name, found, sizeof found), -1);
+    assert_int_equal(mode_of(file_a), 0600);
+    /* One that the folder gives to new files is not that of the old one. */
+    assert_int_equal(setxattr(folder, by_default, acl, sizeof acl, 0), 0);
+    expect_ok(cache, save(second, 1, 0));
+    assert_int_equal(getxattr(file_a, name, found, sizeof found), -1);
+    assert_int_equal(mode_of(file_a), 0600);
+    assert_int_equal(removexattr(folder, by_default), 0);
+}
+#endif
 
 static void test_each_write_fails(void **state)
 {
@@ -629,6 +719,10 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_order),
         cmocka_unit_test(test_each_call_fails),
+        cmocka_unit_test(test_group),
+#if defined(__linux__)
+        cmocka_unit_test(test_acl),
+#endif
         cmocka_unit_test(test_each_write_fails),
         cmocka_unit_test(test_interrupted),
         cmocka_unit_test(test_in_place_fails),

@@ -1239,6 +1239,13 @@ static void test_mismatch(void **state)
     m.layers[1][1] = 2;
     m.layers[1][2] = 3;
     mismatch(&m, KVT_ERR_MISMATCH, "n_layers of group 0 is 1, the cache's is 2");
+    m = model_of_two(); /* the same first group, of layers that the cache does not have */
+    m.groups[1].n_layers = 38;
+    m.layers[0][0] = 38;
+    m.layers[0][1] = 39;
+    for (uint32_t i = 0; i < 38; i++)
+        m.layers[1][i] = i;
+    mismatch(&m, KVT_ERR_MISMATCH, "n_layers of group 1 is 38, the cache's is 2");
 }
 
 /* Layer numbers: ascending in a group, each once. */

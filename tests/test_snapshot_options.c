@@ -5,6 +5,8 @@
 #include "snapshot_options.h"
 
 #include <fcntl.h>
+#include <sys/wait.h>
+#include <time.h>
 
 /* ---- sizes ---- */
 
@@ -75,6 +77,34 @@ static void check_bound(const subject *s, const kvt_seq *seq, const kvt_save_opt
         assert_int_equal(memory[i], 0xa5);
     free(memory);
     bytes_free(&file);
+}
+
+/* An encrypted file whose last segment is full, and such as have 8 bytes more or less. */
+static void bounds_of_segments(void **state)
+{
+    static unsigned char data[(1 << 19) + 8];
+    const uint64_t segment = 1 << 18;
+    kvt_snapshot_piece piece = {"fills a segment up", data, 0};
+    kvt_save_options o = saves(KVT_CODEC_RAW);
+    rng r = {42};
+    subject s;
+    kvt_seq *seq;
+    uint64_t bound;
+    (void)state;
+    open_kind(&s, I8, &r);
+    if (has_crypt(&s)) {
+        seq = tagged_seq(&s);
+        grow(&s, seq, 100);
+        o.pieces = &piece;
+        o.n_pieces = 1;
+        expect_ok(s.cache, kvt_seq_save_bound(seq, &bound, &o)); /* exact */
+        piece.bytes = (size_t)(2 * segment - bound % segment - 8);
+        o.key = a_key;
+        for (int i = 0; i < 3; i++, piece.bytes += 8)
+            check_bound(&s, seq, &o, 0, i);
+        kvt_seq_destroy(seq);
+    }
+    close_subject(&s);
 }
 
 static void bounds_hold(void **state)
@@ -203,6 +233,40 @@ static void descriptors(void **state)
             kvt_seq_destroy(seq);
             close_subject(&s);
         }
+}
+
+/* A pipe whose ends do not block is waited for: here for each other, as it is full, or empty. */
+static void descriptors_that_do_not_block(void **state)
+{
+    rng r = {41};
+    kvt_save_options o = saves(KVT_CODEC_RAW);
+    kvt_seq *seq, *to;
+    subject s;
+    int ends[2], answer;
+    pid_t child;
+    (void)state;
+    open_kind(&s, I8, &r);
+    seq = tagged_seq(&s);
+    to = tagged_seq(&s);
+    grow(&s, seq, 300);
+    assert_int_equal(pipe(ends), 0);
+    assert_int_equal(fcntl(ends[0], F_SETFL, O_NONBLOCK), 0);
+    assert_int_equal(fcntl(ends[1], F_SETFL, O_NONBLOCK), 0);
+    child = fork();
+    assert_true(child >= 0);
+    if (child == 0) {
+        (void)nanosleep(&(struct timespec){0, 50000000}, NULL); /* the reader is there first */
+        _exit(kvt_seq_save_fd(seq, ends[1], &o) == KVT_OK ? 0 : 1);
+    }
+    assert_int_equal(close(ends[1]), 0);
+    expect_ok(s.cache, kvt_seq_load_fd(to, ends[0], NULL, NULL));
+    assert_int_equal(waitpid(child, &answer, 0), child);
+    assert_true(WIFEXITED(answer) && WEXITSTATUS(answer) == 0);
+    expect_equal(&s, seq, to, "by a pipe that does not block", 0);
+    assert_int_equal(close(ends[0]), 0);
+    kvt_seq_destroy(to);
+    kvt_seq_destroy(seq);
+    close_subject(&s);
 }
 
 /* What has no size: a pipe by a path. It ends where its bytes do. */
@@ -668,10 +732,16 @@ static void inspections(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(bounds_hold), cmocka_unit_test(bounds_of_deltas),
-        cmocka_unit_test(descriptors), cmocka_unit_test(memory),
-        cmocka_unit_test(pipes),       cmocka_unit_test(progress),
-        cmocka_unit_test(pieces),      cmocka_unit_test(many_pieces),
+        cmocka_unit_test(bounds_of_segments),
+        cmocka_unit_test(bounds_hold),
+        cmocka_unit_test(bounds_of_deltas),
+        cmocka_unit_test(descriptors),
+        cmocka_unit_test(memory),
+        cmocka_unit_test(descriptors_that_do_not_block),
+        cmocka_unit_test(pipes),
+        cmocka_unit_test(progress),
+        cmocka_unit_test(pieces),
+        cmocka_unit_test(many_pieces),
         cmocka_unit_test(inspections),
     };
     RUN_IN_FOLDER(tests);

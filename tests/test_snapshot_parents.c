@@ -7,7 +7,7 @@
 
 #include <xxhash.h>
 
-enum { HEAD = 32, NOTE = 48, TAIL = 80 };
+enum { HEAD = 32, NOTE = 48, TAIL = 80, SET = 40 }; /* SET: before the stream of a set of one */
 
 /* A chain of three raw files, base, middle and delta, and a sequence that must not change. */
 typedef struct chain {
@@ -697,6 +697,117 @@ static void moved_keys(void **state)
     close_subject(&s);
 }
 
+/* A parent on the way says that no key has moved, and inherits such as have. */
+static void moved_keys_on_the_way(void **state)
+{
+    rng r = {63};
+    kvt_save_options o = saves(KVT_CODEC_RAW);
+    bytes middle, delta;
+    subject s;
+    kvt_seq *seq, *to;
+    uint64_t hash;
+    size_t size, at;
+    (void)state;
+    open_kind(&s, I8, &r);
+    seq = tagged_seq(&s);
+    grow(&s, seq, 260);
+    expect_ok(s.cache, kvt_seq_remove(seq, 64, 64));
+    expect_ok(s.cache, kvt_seq_save(seq, in_folder("base"), &o));
+    grow(&s, seq, 70);
+    o.parent = in_folder("base");
+    expect_ok(s.cache, kvt_seq_save(seq, in_folder("middle"), &o));
+    grow(&s, seq, 70);
+    o.parent = in_folder("middle");
+    expect_ok(s.cache, kvt_seq_save(seq, in_folder("delta"), &o));
+    middle = slurp(in_folder("middle"));
+    delta = slurp(in_folder("delta"));
+    to = tagged_seq(&s);
+    grow(&s, to, 20);
+    hash = file_hash(&s, to);
+    put32(middle.data + 44, 0);
+    at = section_payload(middle.data, middle.n, 10, 0, &size);
+    replace_bytes(&middle, at - HEAD, HEAD + size, NULL, 0);
+    relay(&middle, 0);
+    relay(&middle, 1);
+    adopt(&delta, &middle);
+    spill(in_folder("middle"), middle.data, middle.n);
+    spill(in_folder("delta"), delta.data, delta.n);
+    expect(s.cache, KVT_ERR_CORRUPT, kvt_seq_load(to, in_folder("delta"), NULL, NULL));
+    expect_error_text(s.cache, "keys that it inherits have moved", "a parent on the way");
+    expect_error_text(s.cache, "in the parent middle", "which");
+    assert_true(file_hash(&s, to) == hash);
+    bytes_free(&middle);
+    bytes_free(&delta);
+    kvt_seq_destroy(to);
+    kvt_seq_destroy(seq);
+    close_subject(&s);
+}
+
+/* A key's position, which is its token's and the shift, is one. */
+static void positions_of_keys(void **state)
+{
+    static const int32_t shifts[] = {INT32_MAX, -1000000, -INT32_MAX};
+    rng r = {64};
+    kvt_save_options o = saves(KVT_CODEC_RAW);
+    subject s;
+    kvt_seq *seq, *to;
+    uint64_t hash;
+    size_t size, at;
+    (void)state;
+    open_kind(&s, I8, &r);
+    seq = tagged_seq(&s);
+    grow(&s, seq, 260);
+    expect_ok(s.cache, kvt_seq_remove(seq, 64, 64));
+    expect_ok(s.cache, kvt_seq_save(seq, in_folder("moved"), &o));
+    to = tagged_seq(&s);
+    grow(&s, to, 20);
+    hash = file_hash(&s, to);
+    for (size_t i = 0; i < sizeof shifts / sizeof *shifts; i++) {
+        bytes file = slurp(in_folder("moved"));
+        kvt_snapshot_info info;
+        at = section_payload(file.data, file.n, 10, 0, &size);
+        put32(file.data + at + SET + 4 * 100, (uint32_t)shifts[i]); /* of token 100 */
+        resign(file.data, file.n);
+        spill(in_folder("bent"), file.data, file.n);
+        info.struct_size = sizeof info;
+        assert_int_equal(kvt_snapshot_inspect(in_folder("bent"), 0, &info, NULL, 0), KVT_OK);
+        expect(s.cache, KVT_ERR_CORRUPT, kvt_seq_load(to, in_folder("bent"), NULL, NULL));
+        expect_error_text(s.cache, "tokens 64 to 127 was computed for no position", "a shift");
+        assert_true(file_hash(&s, to) == hash);
+        bytes_free(&file);
+    }
+    kvt_seq_destroy(to);
+    kvt_seq_destroy(seq);
+    close_subject(&s);
+}
+
+/* A parent's own parent section is the one that its id is made of. */
+static void parent_sections(void **state)
+{
+    chain c;
+    bytes other, middle;
+    unsigned char *to;
+    uint64_t size;
+    (void)state;
+    chain_open(&c, I8, NULL);
+    write_all(&c.base, &c.middle, &c.delta);
+    other = copy_of(&c.base); /* other tokens over the same blocks */
+    payload(&other, 1, 0)[SET] ^= 1;
+    resign(other.data, other.n);
+    accept_written(&c);
+    middle = copy_of(&c.middle);
+    to = payload(&middle, 11, 0);
+    memcpy(to, other.data + other.n - 48 + 16, 16);
+    size = get64(to - HEAD + 8);
+    put64(to + size - 8, XXH64(to, (size_t)size - 8, 0));
+    write_all(&other, &middle, &c.delta); /* middle's id is what it was */
+    refuse(&c, KVT_ERR_CORRUPT, "it does not have the parent section", "another parent");
+    bytes_free(&middle);
+    accept(&c);
+    bytes_free(&other);
+    chain_close(&c);
+}
+
 /* Sections of 16384 tokens that begin where a parent's own do: a delta's cross their borders. */
 static void long_parents(void **state)
 {
@@ -836,6 +947,9 @@ int main(void)
         cmocka_unit_test(paths),
         cmocka_unit_test(encrypted),
         cmocka_unit_test(moved_keys),
+        cmocka_unit_test(moved_keys_on_the_way),
+        cmocka_unit_test(positions_of_keys),
+        cmocka_unit_test(parent_sections),
         cmocka_unit_test(long_parents),
         cmocka_unit_test(no_parent),
     };

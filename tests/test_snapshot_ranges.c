@@ -416,6 +416,74 @@ static void prompts_save_memory(void **state)
     ledger_close(&memory);
 }
 
+/* A window of a group that is not saved has released tokens of the range. */
+static void windows_elsewhere(void **state)
+{
+    static const uint32_t without[] = {3, 4}, with[] = {2, 3};
+    rng r = {67};
+    kvt_save_options o = saves(KVT_CODEC_RAW);
+    subject s;
+    kvt_seq *seq;
+    bytes before, after;
+    uint64_t bound;
+    (void)state;
+    open_kind(&s, WINDOW, &r);
+    seq = tagged_seq(&s);
+    grow(&s, seq, 100);
+    o.layers = without;
+    o.n_layers = 2;
+    before = save_with(&s, seq, &o);
+    grow(&s, seq, 400);
+    o.n_tokens = 100;
+    after = save_with(&s, seq, &o);
+    expect_ok(s.cache, kvt_seq_save_bound(seq, &bound, &o));
+    assert_int_equal(bound, after.n);
+    assert_int_equal(after.n, before.n);
+    assert_memory_equal(after.data, before.data, after.n);
+    bytes_free(&after);
+    o.first_token = 128;
+    after = save_with(&s, seq, &o);
+    bytes_free(&after);
+    o.layers = with;
+    expect(s.cache, KVT_ERR_STATE, kvt_seq_save_bound(seq, &bound, &o));
+    expect_error_text(s.cache, "window of group 0 has released tokens from 128 on", "a part");
+    o.first_token = 0;
+    expect(s.cache, KVT_ERR_STATE, kvt_seq_save_bound(seq, &bound, &o));
+    expect_error_text(s.cache, "window of group 0 has released what", "a beginning");
+    bytes_free(&before);
+    kvt_seq_destroy(seq);
+    close_subject(&s);
+}
+
+/* Keys behind the range have moved: the file is that of a sequence of which none has. */
+static void moved_elsewhere(void **state)
+{
+    rng r = {68};
+    kvt_save_options o = saves(KVT_CODEC_RAW);
+    subject s;
+    kvt_seq *seq;
+    bytes before, after;
+    (void)state;
+    open_kind(&s, F16, &r);
+    seq = tagged_seq(&s);
+    grow(&s, seq, 256);
+    o.n_tokens = 130;
+    before = save_with(&s, seq, &o);
+    expect_ok(s.cache, kvt_seq_remove(seq, 130, 64));
+    after = save_with(&s, seq, &o);
+    assert_int_equal(after.n, before.n);
+    assert_memory_equal(after.data, before.data, after.n);
+    bytes_free(&after);
+    o.n_tokens = 131;
+    after = save_with(&s, seq, &o);
+    assert_int_equal(get32(before.data + 44), 0);
+    assert_int_equal(get32(after.data + 44), 1);
+    bytes_free(&after);
+    bytes_free(&before);
+    kvt_seq_destroy(seq);
+    close_subject(&s);
+}
+
 /* Layers that are of two groups in the file, and of one in the cache: chosen ones, too. */
 static void groups_differ(void **state)
 {
@@ -583,10 +651,11 @@ static void refused(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(prefixes),    cmocka_unit_test(middles),
-        cmocka_unit_test(some_layers), cmocka_unit_test(all_at_once),
-        cmocka_unit_test(prompts),     cmocka_unit_test(prompts_save_memory),
-        cmocka_unit_test(refused),     cmocka_unit_test(groups_differ),
+        cmocka_unit_test(prefixes),          cmocka_unit_test(middles),
+        cmocka_unit_test(some_layers),       cmocka_unit_test(all_at_once),
+        cmocka_unit_test(prompts),           cmocka_unit_test(prompts_save_memory),
+        cmocka_unit_test(refused),           cmocka_unit_test(groups_differ),
+        cmocka_unit_test(windows_elsewhere), cmocka_unit_test(moved_elsewhere),
     };
     RUN_IN_FOLDER(tests);
 }

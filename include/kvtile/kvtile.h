@@ -466,10 +466,11 @@ KVT_API kvt_status kvt_memory_forecast(const kvt_config *config, uint64_t n_sequ
  * checkpoints. With them a save takes up to 100 bytes more for each of the sequence's blocks and
  * 200 for each that only checkpoints have, and 12 for each that a checkpoint has other than the
  * sequence; a load up to 150 for each that only checkpoints have, and up to twice the largest blob.
- * The parents of a delta take 300 KiB each and 120 bytes for each of their blocks; a key 0.5 MiB,
- * and with several threads 3 MiB for each of up to 4; a mapped snapshot 100 bytes and a byte a
- * layer for each block, as long as it is mapped; pieces and conversions come besides. Errors as
- * kvt_memory_forecast.
+ * The parents of a delta take 300 KiB each and 120 bytes for each of their blocks; a key 0.5 MiB
+ * for the file and for each of its parents, and with several threads 3 MiB more for each of up to 4
+ * (twice the segments of a file that another program has made with larger ones); a mapped snapshot
+ * 100 bytes and a byte a layer for each block, as long as it is mapped; pieces and conversions come
+ * besides. Errors as kvt_memory_forecast.
  */
 KVT_API kvt_status kvt_working_forecast(const kvt_config *config, uint64_t n_tokens,
                                         uint64_t *bytes);
@@ -1048,8 +1049,9 @@ typedef struct kvt_save_options {
     uint32_t reserved;       /* 0 */
     const kvt_type *k_types; /* [n_types]; NULL: as they are */
     const kvt_type *v_types; /* the same for values */
-    const char *parent; /* path of a snapshot in the folder of the file that is saved: a delta is
-                           saved, which has only what that one lacks; NULL: all */
+    const char *parent; /* path of a snapshot in the folder of the file that is saved (where that is
+                           a link, of the link): a delta is saved, which has only what that one
+                           lacks; NULL: all */
     const kvt_snapshot_piece *pieces; /* [n_pieces], or NULL */
     size_t n_pieces;                  /* 0 where pieces is NULL */
     const unsigned char *key; /* [KVT_KEY_BYTES]: encrypt; the parent's key too. NULL: do not */
@@ -1107,7 +1109,8 @@ KVT_API kvt_status kvt_seq_save_stream(const kvt_seq *seq, const kvt_writer *wri
                                        const kvt_save_options *options);
 /*
  * The same to a file descriptor, from where it stands (a pipe, a socket, a file): neither synced
- * nor closed. SIGPIPE is the caller's to ignore; then a closed pipe is KVT_ERR_IO.
+ * nor closed; waited for where it does not block. SIGPIPE is the caller's to ignore; then a closed
+ * pipe is KVT_ERR_IO.
  */
 KVT_API kvt_status kvt_seq_save_fd(const kvt_seq *seq, int fd, const kvt_save_options *options);
 /*
@@ -1221,7 +1224,7 @@ KVT_API kvt_status kvt_seq_load(kvt_seq *seq, const char *path, const kvt_load_o
 /* The same from a stream; nothing behind the snapshot is read. A delta needs options.folder. */
 KVT_API kvt_status kvt_seq_load_stream(kvt_seq *seq, const kvt_reader *reader,
                                        const kvt_load_options *options, kvt_load_result *result);
-/* The same from a file descriptor, from where it stands. It is not closed. */
+/* The same from a file descriptor, from where it stands. It is not closed, but waited for. */
 KVT_API kvt_status kvt_seq_load_fd(kvt_seq *seq, int fd, const kvt_load_options *options,
                                    kvt_load_result *result);
 /* The same from memory: data: [bytes], which the snapshot fills. */

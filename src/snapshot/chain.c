@@ -176,17 +176,37 @@ static kvt_status sort_places(level *l)
     return KVT_OK;
 }
 
-/* The end and the index, which is in p.index then, and the snapshot's id. */
+/* Whether the index has the parent section that was read, and no other. noted: its entry, or 0 */
+static int has_parent_noted(const kvt_snap_parser *p, const unsigned char *noted)
+{
+    size_t at;
+
+    for (at = 0; at < p->index_bytes; at += KVT_SNAP_NOTE_BYTES)
+        if (kvt_get32(p->index.data + at) == KVT_SNAP_PARENT) {
+            if (!noted || memcmp(p->index.data + at, noted, KVT_SNAP_NOTE_BYTES) != 0)
+                return 0;
+            noted = NULL;
+        }
+    return !noted;
+}
+
+/*
+ * The end and the index, which is in p.index then, and the snapshot's id. p.index: of the parent
+ * section, if there is one.
+ */
 static kvt_status read_index(level *l)
 {
     const uint64_t tail = KVT_SNAP_SECTION_BYTES + KVT_SNAP_END_BYTES;
-    unsigned char end[KVT_SNAP_END_BYTES], sum[KVT_SNAP_SUM_BYTES];
+    unsigned char end[KVT_SNAP_END_BYTES], sum[KVT_SNAP_SUM_BYTES], noted[KVT_SNAP_NOTE_BYTES];
     kvt_snap_parser *p = &l->p;
+    int is_delta = p->index_bytes != 0;
     uint64_t offset, bytes;
     kvt_snap_section s;
     kvt_status status;
 
     assert(l->bytes > tail); /* there is a header, which is longer */
+    if (is_delta)
+        memcpy(noted, p->index.data, sizeof noted);
     seek(l, l->bytes - tail);
     status = kvt_snap_expect(p, KVT_SNAP_END, 0, &s);
     if (status == KVT_OK)
@@ -213,6 +233,8 @@ static kvt_status read_index(level *l)
     p->index_bytes = (size_t)bytes;
     if (!kvt_snap_same_sum(kvt_get64(sum), kvt_snap_sum(p->index.data, p->index_bytes)))
         return kvt_snap_corrupt(p, "checksum of its payload");
+    if (!has_parent_noted(p, is_delta ? noted : NULL))
+        return kvt_snap_corrupt(p, "it does not have the parent section");
     status = kvt_snap_expect(p, KVT_SNAP_END, 0, &s); /* what is not known may stand before it */
     if (status != KVT_OK)
         return status;
@@ -499,18 +521,27 @@ static kvt_status read_tokens(level *l, uint32_t kind, uint64_t first, uint32_t 
     return KVT_OK;
 }
 
+static int all_zero(const unsigned char *values, size_t bytes)
+{
+    while (bytes && !values[bytes - 1])
+        bytes--;
+    return bytes == 0;
+}
+
 kvt_status kvt_snap_chain_tokens(kvt_snap_chain *chain, uint32_t kind, uint64_t first, uint32_t n,
                                  unsigned char *values)
 {
     while (n) {
         uint32_t i = 0, part = n;
         uint64_t begin;
-        level *l = chain->levels[0];
+        level *l = chain->levels[0], *unmoved = NULL; /* on the way, of which no key has moved */
         kvt_status status;
 
         while (first < l->p.parent.inherited) { /* its parent has it */
             uint64_t left = l->p.parent.inherited - first;
             part = left < part ? (uint32_t)left : part;
+            if (kind == KVT_SNAP_KIND_SHIFTS && !(l->header.flags & KVT_SNAP_MOVED))
+                unmoved = l;
             l = chain->levels[++i];
         }
         begin = (first - l->p.parent.inherited) % KVT_SNAP_CHUNK_TOKENS;
@@ -519,6 +550,8 @@ kvt_status kvt_snap_chain_tokens(kvt_snap_chain *chain, uint32_t kind, uint64_t 
         status = read_tokens(l, kind, first, part, values);
         if (status != KVT_OK)
             return status;
+        if (unmoved && !all_zero(values, part * (size_t)4))
+            return kvt_snap_corrupt(&unmoved->p, KVT_SNAP_MOVED_TEXT);
         values += part * (size_t)4;
         first += part;
         n -= part;

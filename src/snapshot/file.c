@@ -34,6 +34,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -45,6 +46,7 @@
 #include <unistd.h>
 #if defined(__linux__)
 #include <sys/random.h>
+#include <sys/xattr.h>
 #endif
 
 #define LARGE_BYTES ((size_t)1 << 16) /* is read past the buffer */
@@ -150,6 +152,14 @@ int kvt_snap_same_folder(const kvt_snap_context *context, const char *a, const c
     return kvt_snap_same_file(context, one, other);
 }
 
+/* A descriptor of the caller's that does not block is waited for. */
+static int waits(const kvt_snap_file *file, short events)
+{
+    struct pollfd poller = {file->fd, events, 0};
+
+    return errno == EAGAIN && file->is_callers && (poll(&poller, 1, -1) >= 0 || errno == EINTR);
+}
+
 /* ---- reading ---- */
 
 /*
@@ -162,7 +172,7 @@ static int64_t read_once(kvt_snap_file *file, void *to, size_t bytes)
     do
         n = file->bytes == UINT64_MAX ? read(file->fd, to, bytes)
                                       : pread(file->fd, to, bytes, (off_t)file->position);
-    while (n < 0 && errno == EINTR);
+    while (n < 0 && (errno == EINTR || waits(file, POLLIN)));
     if (n < 0)
         failed(file, "read");
     else
@@ -336,6 +346,9 @@ kvt_status kvt_snap_file_map(kvt_snap_file *file, const char *path, kvt_snap_map
                              "a file of %llu bytes is more than this machine can address: %s",
                              (unsigned long long)file->bytes, path);
     memory = mmap(NULL, (size_t)file->bytes, PROT_READ, MAP_SHARED, file->fd, 0);
+    if (memory == MAP_FAILED && errno == ENODEV)
+        return kvt_snap_fail(file->context, KVT_ERR_UNSUPPORTED,
+                             "its file system cannot map it: %s", path);
     if (memory == MAP_FAILED)
         return io_fail(file->context, "mmap", errno, path);
     mapped->memory = memory;
@@ -437,7 +450,7 @@ int kvt_snap_file_write_parts(void *user, const kvt_snap_part *parts, size_t n_p
         at = left;
         while (here) {
             ssize_t done = write_unsignalled(file->fd, at, here);
-            if (done < 0 && errno == EINTR)
+            if (done < 0 && (errno == EINTR || waits(file, POLLOUT)))
                 continue;
             if (done <= 0) {
                 if (done == 0)
@@ -674,6 +687,49 @@ static kvt_status open_in_place(kvt_snap_file *file, const char *path, int repla
     return KVT_OK;
 }
 
+#if defined(__linux__)
+/* The file that is replaced has the same list of access rights (ACL) as the new one: 1. */
+static int keep_acl(const kvt_snap_file *file)
+{
+    static const char name[] = "system.posix_acl_access";
+    char acl[1024];
+    ssize_t n = getxattr(file->target, name, acl, sizeof acl);
+
+    if (n > 0)
+        return fsetxattr(file->fd, name, acl, (size_t)n, 0) == 0;
+    if (n < 0 && errno != ENODATA)
+        return errno == ENOTSUP || errno == ENOSYS; /* there are none */
+    /* One that the folder gives to new files is not the old file's. */
+    return fremovexattr(file->fd, name) == 0 || errno == ENODATA || errno == ENOTSUP;
+}
+#else
+static int keep_acl(const kvt_snap_file *file)
+{
+    (void)file;
+    return 1;
+}
+#endif
+
+/*
+ * A new file is its writer's alone until it has the group, the ACL and the permissions of the one
+ * that it replaces. Where the group or the ACL cannot be kept, its group is another one, and gets
+ * no more than everybody has.
+ */
+static kvt_status keep_access(const kvt_snap_file *file, const struct stat *old, const char *path)
+{
+    mode_t mode = old->st_mode & 0777;
+    struct stat made;
+    int kept;
+
+    if (fstat(file->fd, &made) != 0)
+        return io_fail(file->context, "fstat", errno, path);
+    kept = made.st_gid == old->st_gid || fchown(file->fd, (uid_t)-1, old->st_gid) == 0;
+    kept = keep_acl(file) && kept;
+    if (!kept)
+        mode &= ~(mode_t)070 | (mode & 07) << 3;
+    return fchmod(file->fd, mode) == 0 ? KVT_OK : io_fail(file->context, "fchmod", errno, path);
+}
+
 kvt_status kvt_snap_file_create(const kvt_snap_context *context, const char *path,
                                 const kvt_save_options *options, kvt_snap_file *file,
                                 kvt_writer *writer)
@@ -702,11 +758,10 @@ kvt_status kvt_snap_file_create(const kvt_snap_context *context, const char *pat
         answer = open_folder(file, path);
     if (answer == KVT_OK && options->in_place)
         return open_in_place(file, path, replaces);
-    /* Never wider than what it replaces, not even for a moment; fchmod undoes the umask. */
     if (answer == KVT_OK)
-        answer = make_temporary(file, path, replaces ? status.st_mode & 0777 : 0666, replaces);
-    if (answer == KVT_OK && replaces && fchmod(file->fd, status.st_mode & 0777) != 0)
-        answer = io_fail(context, "fchmod", errno, path);
+        answer = make_temporary(file, path, replaces ? status.st_mode & 0700 : 0666, replaces);
+    if (answer == KVT_OK && replaces)
+        answer = keep_access(file, &status, path);
     if (answer == KVT_OK)
         remove_stale(file); /* before the writing: they may take the room that it needs */
     return answer;

@@ -372,10 +372,12 @@ kvt_status kvt_snap_header_match(const kvt_cache *cache, const kvt_snap_header *
     for (g = 0; g < header->n_groups; g++) {
         const kvt_snapshot_group *group = &header->groups[g];
         const kvt_group_config *config = &cache->groups[g].config;
-        kvt_status status;
-
         KVT_SNAP_COMPARE(n_layers);
-        status = kvt_snap_group_match(cache, header, g, g, converts);
+    }
+    /* So the file has as many layers as the cache: its numbers, which are below that, are here. */
+    for (g = 0; g < header->n_groups; g++) {
+        const kvt_snapshot_group *group = &header->groups[g];
+        kvt_status status = kvt_snap_group_match(cache, header, g, g, converts);
         if (status != KVT_OK)
             return status;
         for (i = 0; i < group->n_layers; i++, n++) {

@@ -52,6 +52,9 @@ typedef struct kvt_snap_parser {
     uint64_t sealed[KVT_MAX_GROUPS], first[KVT_MAX_GROUPS];
 } kvt_snap_parser;
 
+/* Of a file that has no shifts, and whose parents have some. */
+#define KVT_SNAP_MOVED_TEXT "keys that it inherits have moved, and it says that none has"
+
 /* KVT_ERR_CORRUPT, with a text that says where and what. */
 kvt_status kvt_snap_corrupt(kvt_snap_parser *p, const char *format, ...)
 #if defined(__GNUC__)

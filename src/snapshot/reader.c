@@ -372,8 +372,7 @@ static kvt_status check_unmoved(kvt_snap_parser *p)
         if (status != KVT_OK)
             return status;
         if (!zeros_from(p->native.data, 0, n * (size_t)4))
-            return kvt_snap_corrupt(p,
-                                    "keys that it inherits have moved, and it says that none has");
+            return kvt_snap_corrupt(p, KVT_SNAP_MOVED_TEXT);
     }
     return KVT_OK;
 }
