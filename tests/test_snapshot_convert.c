@@ -5,6 +5,7 @@
 #include "snapshot_options.h"
 
 #include <math.h>
+#include <sys/stat.h>
 
 static const kvt_type k_types[] = {KVT_TYPE_F32, KVT_TYPE_F16, KVT_TYPE_I8, KVT_TYPE_I4};
 static const kvt_type v_types[] = {KVT_TYPE_F32, KVT_TYPE_F16, KVT_TYPE_I8, KVT_TYPE_I4,
@@ -510,9 +511,86 @@ static void parts_of_files(void **state)
     close_subject(&s);
 }
 
+static kvt_status anew(const char *from, const char *to, char *text)
+{
+    kvt_save_options o = saves(KVT_CODEC_RAW);
+    return kvt_snapshot_convert(in_folder(from), NULL, in_folder(to), &o, text, 256);
+}
+
+/* Onto a parent of the file: with it others would be lost that have it for a parent. */
+static void chains(void **state)
+{
+    static const char *const names[] = {"root", "middle", "last"};
+    rng r = {91};
+    kvt_save_options o = saves(KVT_CODEC_RAW);
+    kvt_seq *seq, *to;
+    char text[256];
+    subject s;
+    (void)state;
+    open_kind(&s, I8, &r);
+    seq = tagged_seq(&s);
+    to = tagged_seq(&s);
+    for (int i = 0; i < 3; i++) {
+        o.parent = i ? in_folder(names[i - 1]) : NULL;
+        grow(&s, seq, 100);
+        expect_ok(s.cache, kvt_seq_save(seq, in_folder(names[i]), &o));
+    }
+    assert_int_equal(symlink("root", in_folder("link")), 0);
+    for (int i = 0; i < 3; i++) {
+        static const char *const onto[] = {"root", "middle", "link"};
+        assert_int_equal(anew("last", onto[i], text), KVT_ERR_ARG);
+        assert_non_null(strstr(text, "the output is a parent of the file"));
+        assert_non_null(strstr(text, onto[i]));
+        expect_ok(s.cache, kvt_seq_load(to, in_folder("last"), NULL, NULL));
+        expect_equal(&s, seq, to, "of a chain", (size_t)i);
+    }
+    assert_int_equal(anew("root", "root", text), KVT_OK); /* raw as it is: its id stays */
+    expect_ok(s.cache, kvt_seq_load(to, in_folder("last"), NULL, NULL));
+    assert_int_equal(anew("last", "last", text), KVT_OK);
+    assert_int_equal(unlink(in_folder("root")), 0);
+    expect_ok(s.cache, kvt_seq_load(to, in_folder("last"), NULL, NULL));
+    expect_equal(&s, seq, to, "folded", 0);
+    assert_int_equal(anew("middle", "new", text), KVT_ERR_IO);
+    assert_non_null(strstr(text, "root"));
+    kvt_seq_destroy(to);
+    kvt_seq_destroy(seq);
+    close_subject(&s);
+}
+
+/* What cannot be read twice; what claims more than it can hold. */
+static void sources(void **state)
+{
+    rng r = {92};
+    kvt_save_options o = saves(KVT_CODEC_RAW);
+    char text[256];
+    kvt_seq *seq;
+    bytes file;
+    subject s;
+    (void)state;
+    assert_int_equal(mkfifo(in_folder("pipe"), 0600), 0);
+    assert_int_equal(anew("pipe", "new", text), KVT_ERR_IO);
+    assert_non_null(strstr(text, "not a regular file"));
+    open_kind(&s, I8, &r);
+    seq = tagged_seq(&s);
+    grow(&s, seq, 70);
+    expect_ok(s.cache, kvt_seq_save(seq, in_folder("file"), &o));
+    file = slurp(in_folder("file"));
+    put64(file.data + 24, (uint64_t)1 << 30); /* tokens */
+    put64(file.data + 48, (uint64_t)1 << 24); /* blocks: one for 64 */
+    resum(file.data, file.n);
+    spill(in_folder("liar"), file.data, file.n);
+    assert_int_equal(anew("liar", "new", text), KVT_ERR_CORRUPT);
+    assert_non_null(strstr(text, "cannot hold the 1073741824 tokens and 16777216 blocks"));
+    assert_int_equal(access(in_folder("new"), F_OK), -1);
+    bytes_free(&file);
+    kvt_seq_destroy(seq);
+    close_subject(&s);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(chains),          cmocka_unit_test(sources),
         cmocka_unit_test(pairs),           cmocka_unit_test(sides),
         cmocka_unit_test(overflows),       cmocka_unit_test(whole_files),
         cmocka_unit_test(pieces_go_along), cmocka_unit_test(parts_of_files),

@@ -1314,7 +1314,8 @@ KVT_API kvt_status kvt_snapshot_inspect_with(const char *path, const kvt_inspect
  *     being n_layers of the file's; all others have to be 0
  * to_options (may be NULL): as for kvt_seq_save, of the groups that are left where layers are
  *     chosen; with types n_types is 1 or their number
- * error_text (may be NULL): says why on failure. Errors as kvt_seq_load and kvt_seq_save.
+ * error_text (may be NULL): says why on failure. Errors as kvt_seq_load and kvt_seq_save. `to` may
+ * be `from`, but none of its parents (KVT_ERR_ARG); `from` has to be a regular file (KVT_ERR_IO).
  */
 KVT_API kvt_status kvt_snapshot_convert(const char *from, const kvt_load_options *from_options,
                                         const char *to, const kvt_save_options *to_options,

@@ -3,6 +3,7 @@
  */
 #include "src/snapshot/convert.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 
 kvt_status kvt_snap_target_make(const kvt_snap_context *context, const kvt_group *of,
@@ -185,6 +186,73 @@ static kvt_status make_cache(const kvt_snapshot_info *info, const kvt_load_optio
     return status;
 }
 
+/* Whether a file of so many bytes can have the tokens and blocks that its header claims. */
+static int fits(const kvt_snapshot_info *info, uint64_t bytes)
+{
+    uint64_t chunks = (info->n_tokens - info->inherited_tokens) / KVT_SNAP_CHUNK_TOKENS;
+
+    return info->n_blocks * KVT_SNAP_ENTRY_BYTES +
+               2 * chunks * (KVT_SNAP_SECTION_BYTES + KVT_SNAP_NOTE_BYTES) <=
+           bytes;
+}
+
+/*
+ * A file's header, which its size does not contradict. It is read more than once, and so is no
+ * pipe.
+ */
+static kvt_status look_at(const kvt_snap_context *context, const char *path,
+                          const kvt_inspect_options *options, kvt_snapshot_info *info)
+{
+    uint64_t bytes;
+    kvt_status status = kvt_snap_file_size(context, path, &bytes);
+
+    if (status == KVT_OK)
+        status = kvt_snapshot_inspect_with(path, options, info, context->text, context->text_bytes);
+    if (status == KVT_OK && !fits(info, bytes))
+        status = kvt_snap_fail(
+            context, KVT_ERR_CORRUPT,
+            "snapshot damaged: %llu bytes cannot hold the %llu tokens and %llu blocks of its "
+            "header: %s",
+            (unsigned long long)bytes, (unsigned long long)info->n_tokens,
+            (unsigned long long)info->n_blocks, path);
+    return status;
+}
+
+/* The parents of a delta: none is the file that is to be written, which they would be lost with. */
+static kvt_status look_at_parents(const kvt_snap_context *context, const char *from, const char *to,
+                                  const kvt_inspect_options *options, const kvt_snapshot_info *info)
+{
+    const int folder_bytes = (int)kvt_snap_folder_bytes(from);
+    kvt_snapshot_info *parent;
+    char path[KVT_SNAP_PATH_BYTES];
+    kvt_status status = KVT_OK;
+    uint32_t left = info->depth;
+
+    if (!left)
+        return KVT_OK;
+    parent = malloc(sizeof *parent);
+    if (!parent)
+        return kvt_snap_fail(context, KVT_ERR_MEMORY, "no memory for a snapshot's header");
+    *parent = *info;
+    for (; status == KVT_OK && left && parent->depth; left--) {
+        int same, n = options->folder ? snprintf(path, sizeof path, "%s/%s", options->folder,
+                                                 parent->parent_name)
+                                      : snprintf(path, sizeof path, "%.*s%s", folder_bytes, from,
+                                                 parent->parent_name);
+        if (n < 0 || n >= (int)sizeof path)
+            status = kvt_snap_fail(context, KVT_ERR_IO, "a parent's path is too long: %s", from);
+        else if ((same = kvt_snap_same_file(context, path, to)) != 0)
+            status = same < 0
+                         ? KVT_ERR_IO
+                         : kvt_snap_fail(context, KVT_ERR_ARG,
+                                         "convert: the output is a parent of the file: %s", to);
+        else
+            status = look_at(context, path, options, parent);
+    }
+    free(parent);
+    return status;
+}
+
 static kvt_status convert_with(kvt_cache *cache, const char *from, const kvt_load_options *load,
                                const char *to, const kvt_save_options *save,
                                const kvt_snapshot_info *info)
@@ -266,7 +334,9 @@ kvt_status kvt_snapshot_convert(const char *from, const kvt_load_options *from_o
     looks.struct_size = sizeof looks;
     looks.folder = load.folder;
     looks.key = load.key;
-    status = kvt_snapshot_inspect_with(from, &looks, info, error_text, error_text_bytes);
+    status = look_at(&context, from, &looks, info);
+    if (status == KVT_OK)
+        status = look_at_parents(&context, from, to, &looks, info);
     if (status == KVT_OK)
         status = make_cache(info, &load, kvt_parallel_has_pool() ? CONVERT_THREADS : 1, error_text,
                             error_text_bytes, &cache);

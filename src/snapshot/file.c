@@ -138,6 +138,20 @@ int kvt_snap_same_file(const kvt_snap_context *context, const char *a, const cha
     return there > 0 ? one.st_dev == other.st_dev && one.st_ino == other.st_ino : there;
 }
 
+kvt_status kvt_snap_file_size(const kvt_snap_context *context, const char *path, uint64_t *bytes)
+{
+    struct stat status;
+    int there = look(context, path, &status);
+
+    *bytes = there > 0 ? (uint64_t)status.st_size : 0;
+    if (there < 0)
+        return KVT_ERR_IO;
+    return there && !S_ISREG(status.st_mode) && !S_ISDIR(status.st_mode)
+               ? kvt_snap_fail(context, KVT_ERR_IO,
+                               "not a regular file, which can be read more than once: %s", path)
+               : KVT_OK;
+}
+
 int kvt_snap_same_folder(const kvt_snap_context *context, const char *a, const char *b)
 {
     char one[KVT_SNAP_PATH_BYTES + 1], other[KVT_SNAP_PATH_BYTES + 1];
