@@ -1,5 +1,6 @@
 """Snapshots: where bytes go to and come from, what each option does, and how it fails."""
 
+import ctypes
 import gc
 import mmap
 import os
@@ -9,11 +10,12 @@ import sys
 import tempfile
 import threading
 import unittest
+from unittest import mock
 
 import numpy as np
 
 import kvtile
-from kvtile import _snapshot
+from kvtile import _bytes, _snapshot
 from support import fill, group
 
 KEY = bytes(range(32))
@@ -376,6 +378,85 @@ class Options(Base):
             with self.assertRaises(error):
                 call()
         self.assertEqual(self.other.length, 0)
+
+
+    def test_nul(self):
+        """C would take what is before it: nothing is done."""
+        self.seq.save(self.path("a"), pieces={"x": b"1"})
+        fill(self.other, 5)
+        before = self.contents(self.other)
+        bad = self.path("a\0b")
+        for call in (
+            lambda: self.seq.save(bad),
+            lambda: self.seq.save(os.fsencode(bad)),
+            lambda: self.seq.save(self.path("c"), parent=bad),
+            lambda: self.seq.save(self.path("c"), pieces={"x\0y": b""}),
+            lambda: self.seq.save_bytes(pieces={"\0": b""}),
+            lambda: self.other.load(bad),
+            lambda: self.other.load(self.path("a"), folder=self.folder.name + "\0"),
+            lambda: kvtile.inspect(bad),
+            lambda: kvtile.inspect(self.path("a"), True, folder=self.folder.name + "\0"),
+            lambda: kvtile.convert(bad, self.path("c")),
+            lambda: kvtile.convert(self.path("a"), self.path("c\0d"), types=["i4"]),
+            lambda: kvtile.convert(self.path("a"), self.path("c"), pieces={"x\0y": b""}),
+            lambda: kvtile.Cache(group(), 100, isa="scalar\0more"),
+        ):
+            with self.assertRaisesRegex(ValueError, "embedded null byte"):
+                call()
+        self.assertEqual(os.listdir(self.folder.name), ["a"])
+        self.assertEqual(self.contents(self.other), before)
+
+
+class Memory(unittest.TestCase):
+    """Memory of C of 2 GiB and more; pages that are only read take none."""
+
+    BYTES = 2**32 + 8
+
+    def setUp(self):
+        try:
+            self.memory = mmap.mmap(-1, self.BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except OSError as error:
+            self.skipTest(str(error))
+        one = ctypes.c_char.from_buffer(self.memory)
+        self.address = ctypes.addressof(one)
+        del one
+        self.memory[-3:] = b"end"
+
+    def tearDown(self):
+        self.memory.close()
+
+    def test_view(self):
+        view = _bytes.view(self.address, self.BYTES)
+        self.assertEqual((view.nbytes, view[-3:].tobytes()), (self.BYTES, b"end"))
+
+    def test_copied(self):
+        end = self.address + self.BYTES - 3
+        self.assertEqual(_bytes.copied(end, 3), b"end")
+        self.assertEqual(_bytes.copied(None, 0), b"")
+        with mock.patch.object(_bytes, "_STRING_AT_MAX", 2):
+            self.assertEqual(_bytes.copied(end, 3), b"end")
+        with mock.patch.object(_bytes, "view") as view, \
+                mock.patch.object(ctypes, "string_at") as string_at:
+            for n in (2**31, 2**32, self.BYTES):
+                _bytes.copied(self.address, n)
+                view.assert_called_with(self.address, n)
+            string_at.assert_not_called()
+            _bytes.copied(self.address, 2**31 - 1)
+            string_at.assert_called_with(self.address, 2**31 - 1)
+
+    def test_write(self):
+        """A file object gets all of it, in parts of its own."""
+        kept, n = None, 0
+
+        def write(piece):
+            nonlocal kept, n
+            kept, n = piece, n + len(piece)
+            self.assertLessEqual(len(piece), 1 << 20)
+            return len(piece)
+        self.assertEqual(_snapshot._taker(write)(None, self.address, self.BYTES), 0)
+        self.assertEqual(n, self.BYTES)
+        self.memory[-3:] = b"new"
+        self.assertEqual(bytes(kept[-3:]), b"end")
 
 
 class Callbacks(Base):

@@ -323,6 +323,16 @@ class Opened(Base):
             with self.assertRaisesRegex(kvtile.ArgError, "tls"):
                 kvtile.Store.redis("127.0.0.1", 1, **options)
 
+    def test_nul(self):
+        """C would take what is before it: nothing is done."""
+        with self.assertRaisesRegex(ValueError, "path: embedded null byte"):
+            kvtile.Store.directory(os.path.join(self.folder, "a\0b"))
+        self.assertEqual(os.listdir(self.folder), [])
+        for name in ("host", "unix_path", "username", "password", "prefix", "tls_ca_file",
+                     "tls_cert_file", "tls_key_file"):
+            with self.assertRaisesRegex(ValueError, name + ": embedded null byte"):
+                kvtile.Store.redis(**{name: "a\0b"})
+
     def test_redis_by_tls(self):
         nothing = os.path.join(self.folder, "nothing")
         try:

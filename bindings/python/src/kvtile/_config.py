@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, List, Optional, Sequence as Seq, Tuple, Union
 
 from . import _lib
+from ._bytes import text_or_none
 from ._errors import throw
 from ._lib import lib
 from ._tensor import floats
@@ -156,7 +157,7 @@ class ConfigC:
             max_tokens=_whole(max_tokens, "max_tokens", 64),
             memory_budget_bytes=_whole(memory_budget_bytes, "memory_budget_bytes", 64),
             fingerprint=fingerprint, fingerprint_bytes=len(fingerprint),
-            isa=None if isa is None else isa.encode(),
+            isa=text_or_none(isa, "isa"),
             error_text=ctypes.cast(self.text, ctypes.c_char_p), error_text_bytes=len(self.text))
         self.list = listed
 

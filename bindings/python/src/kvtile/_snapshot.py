@@ -11,7 +11,8 @@ from typing import (TYPE_CHECKING, Any, BinaryIO, Callable, Dict, List, Mapping,
 
 import numpy as np
 
-from . import _lib
+from . import _bytes, _lib
+from ._bytes import PathLike, copied
 from ._config import Group, GroupFlag, Type, TypeLike, _whole, as_type
 from ._errors import throw
 from ._lib import lib
@@ -20,7 +21,6 @@ from ._tensor import int32s
 if TYPE_CHECKING:
     from ._sequence import Sequence
 
-PathLike = Union[str, bytes, "os.PathLike[str]", "os.PathLike[bytes]"]
 File = Union[PathLike, int, BinaryIO]
 Progress = Callable[[int, int], Any]
 TypePair = Tuple[Optional[TypeLike], Optional[TypeLike]]
@@ -113,7 +113,7 @@ class _Callbacks:
 
         def take(_: Any, piece: Any) -> int:
             p = piece.contents
-            found[os.fsdecode(p.name)] = ctypes.string_at(p.data, p.bytes) if p.bytes else b""
+            found[os.fsdecode(p.name)] = copied(p.data, p.bytes)
             return 0
 
         return _lib.ON_PIECE(self.guarded(take, 1))
@@ -227,12 +227,12 @@ class _Save:
                     setattr(c, name, ctypes.addressof(getattr(self, name)))
                     c.n_types = len(getattr(self, name))
         if parent is not None:
-            c.parent = os.fsencode(parent)
+            c.parent = _bytes.path(parent, "parent")
         if pieces:
             array = (_lib.SnapshotPiece * len(pieces))()
             for piece, (name, data) in zip(array, pieces.items()):
                 owner, piece.data, piece.bytes = _address(data, f"pieces[{name!r}]")
-                piece.name = os.fsencode(name)
+                piece.name = _bytes.path(name, f"pieces[{name!r}]")
                 self.keep.append(owner)
             c.pieces, c.n_pieces = array, len(pieces)
         self.key = _key(key)
@@ -258,8 +258,7 @@ class _Load:
             c.prompt, c.n_prompt = self.ids.ctypes.data, len(self.ids)
         if layers is not None:
             c.layers, c.n_layers = _layer_numbers(layers), len(layers)
-        if folder is not None:
-            c.folder = os.fsencode(folder)
+        c.folder = _bytes.path_or_none(folder, "folder")
         self.key = _key(key)
         if self.key is not None:
             c.key = ctypes.addressof(self.key)
@@ -280,6 +279,23 @@ def _fd(fd: int) -> int:
     return int(fd)
 
 
+_WRITE_BYTES = 1 << 20
+
+
+def _taker(write: Callable[[Any], Any]) -> Callable[[Any, int, int], int]:
+    """What C writes to. The file may keep what it is given, so that gets copies, of parts."""
+    def take(_: Any, data: int, size: int) -> int:
+        for at in range(0, size, _WRITE_BYTES):
+            piece = memoryview(copied(data + at, min(size - at, _WRITE_BYTES)))
+            while piece:  # a raw file may take a part
+                n = write(piece)
+                if not n:
+                    raise OSError("the file takes no more bytes")
+                piece = piece[n:]
+        return 0
+    return take
+
+
 def save(seq: "Sequence", file: File, options: Mapping[str, Any]) -> None:
     """`Sequence.save`."""
     callbacks = _Callbacks()
@@ -288,19 +304,10 @@ def save(seq: "Sequence", file: File, options: Mapping[str, Any]) -> None:
         callbacks.run(seq._read, lib.kvt_seq_save_fd, _fd(file), byref(o.c))  # type: ignore
         return
     if not hasattr(file, "write"):
-        callbacks.run(seq._read, lib.kvt_seq_save, os.fsencode(file), byref(o.c))  # type: ignore
+        callbacks.run(seq._read, lib.kvt_seq_save,
+                      _bytes.path(file, "file"), byref(o.c))  # type: ignore
         return
-    write = file.write  # type: ignore
-
-    def take(_: Any, data: int, size: int) -> int:
-        piece = memoryview(ctypes.string_at(data, size))
-        while piece:  # a raw file may take a part
-            n = write(piece)
-            if not n:
-                raise OSError("the file takes no more bytes")
-            piece = piece[n:]
-        return 0
-
+    take = _taker(file.write)  # type: ignore
     writer = _lib.Writer(None, _lib.WRITE(callbacks.guarded(take, 1)))
     callbacks.run(seq._read, lib.kvt_seq_save_stream, byref(writer), byref(o.c))
 
@@ -340,8 +347,8 @@ def load(seq: "Sequence", file: File, options: Mapping[str, Any]) -> LoadResult:
         callbacks.run(seq._write, lib.kvt_seq_load_fd, _fd(file), byref(o.c),  # type: ignore
                       byref(result))
     elif not hasattr(file, "read"):
-        callbacks.run(seq._write, lib.kvt_seq_load, os.fsencode(file), byref(o.c),  # type: ignore
-                      byref(result))
+        callbacks.run(seq._write, lib.kvt_seq_load,
+                      _bytes.path(file, "file"), byref(o.c), byref(result))  # type: ignore
     else:
         read = file.read  # type: ignore
 
@@ -386,15 +393,16 @@ def inspect(path: PathLike, verify: bool = False, *, folder: Optional[PathLike] 
     c = _lib.SnapshotInfo(struct_size=sizeof(_lib.SnapshotInfo))
     text = ctypes.create_string_buffer(1024)
     pieces: Dict[str, bytes] = {}
+    file = _bytes.path(path, "path")
     secret = _key(key)
     callbacks = _Callbacks()
     options = _lib.InspectOptions(
         struct_size=sizeof(_lib.InspectOptions), verify=bool(verify),
-        folder=None if folder is None else os.fsencode(folder),
+        folder=_bytes.path_or_none(folder, "folder"),
         key=None if secret is None else ctypes.addressof(secret),
         on_piece=callbacks.pieces(pieces), progress=callbacks.progress(progress))
     callbacks.run(lambda: _check(lib.kvt_snapshot_inspect_with(
-        os.fsencode(path), byref(options), byref(c), text, len(text)), text))
+        file, byref(options), byref(c), text, len(text)), text))
     of_layers = tuple(c.layer_groups[:c.n_layers])
     groups = tuple(
         Group(n_layers=g.n_layers, n_q_heads=g.n_q_heads, n_kv_heads=g.n_kv_heads, k_dim=g.k_dim,
@@ -430,6 +438,7 @@ def convert(source: PathLike, target: PathLike, *, source_key: Any = None,
 
     Errors as `Sequence.load` and `Sequence.save`. On any of them the target is as it was.
     """
+    from_file, to_file = _bytes.path(source, "source"), _bytes.path(target, "target")
     callbacks = _Callbacks()
     n_groups = None
     if isinstance(options.get("types"), list):
@@ -438,5 +447,4 @@ def convert(source: PathLike, target: PathLike, *, source_key: Any = None,
     writes = _Save(n_groups, callbacks, progress=progress, **options)
     text = ctypes.create_string_buffer(1024)
     callbacks.run(lambda: _check(lib.kvt_snapshot_convert(
-        os.fsencode(source), byref(reads.c), os.fsencode(target), byref(writes.c), text,
-        len(text)), text))
+        from_file, byref(reads.c), to_file, byref(writes.c), text, len(text)), text))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import threading
 from ctypes import byref, c_uint64, sizeof
 from typing import (TYPE_CHECKING, Any, Callable, Iterable, List, Mapping, MutableMapping,
                     NamedTuple, Optional, Type as Class, Union)
 
-from . import _lib
+from . import _bytes, _lib
+from ._bytes import PathLike, copied
 from ._config import _whole
 from ._errors import BusyError, Error, UnsupportedError, throw
 from ._handle import Handle
@@ -18,8 +18,6 @@ from ._tensor import int32s
 
 if TYPE_CHECKING:
     from ._sequence import Sequence
-
-PathLike = Union[str, bytes, "os.PathLike[str]", "os.PathLike[bytes]"]
 
 _UNKNOWN = 2**64 - 1
 _IO = 9  # KVT_ERR_IO
@@ -157,7 +155,7 @@ class _Mapping:
         n_put[0] = 0
         for i, key in enumerate(self.keys(keys, n)):
             value = values[i]
-            self.mapping[key] = b"".join(ctypes.string_at(part.data, part.bytes)
+            self.mapping[key] = b"".join(copied(part.data, part.bytes)
                                          for part in value.parts[:value.n_parts])
             n_put[0] = i + 1
 
@@ -178,10 +176,6 @@ class _Mapping:
             entry.key.bytes[:] = key
             if on_entry(user, byref(entry)):
                 return
-
-
-def _text(value: Optional[str]) -> Optional[bytes]:
-    return None if value is None else value.encode()
 
 
 class Store(Handle):
@@ -227,7 +221,8 @@ class Store(Handle):
         IoError, FormatError (another program's), UnsupportedError.
         """
         return cls._open(lib.kvt_store_open_directory, _lib.DirectoryConfig(
-            path=os.fsencode(path), max_bytes=_whole(max_bytes, "max_bytes", 64), sync=bool(sync)))
+            path=_bytes.path(path, "path"), max_bytes=_whole(max_bytes, "max_bytes", 64),
+            sync=bool(sync)))
 
     @classmethod
     def redis(cls, host: Optional[str] = None, port: int = 0, *,
@@ -254,12 +249,13 @@ class Store(Handle):
             ("port", port), ("database", database), ("ttl_seconds", ttl_seconds),
             ("connect_timeout_ms", connect_timeout_ms), ("timeout_ms", timeout_ms),
             ("call_timeout_ms", call_timeout_ms), ("retry_ms", retry_ms), ("pipeline", pipeline))}
-        paths = {name: None if path is None else os.fsencode(path) for name, path in (
+        paths = {name: _bytes.path_or_none(path, name) for name, path in (
             ("unix_path", unix_path), ("tls_ca_file", tls_ca_file),
             ("tls_cert_file", tls_cert_file), ("tls_key_file", tls_key_file))}
+        texts = {name: _bytes.text_or_none(text, name) for name, text in (
+            ("host", host), ("username", username), ("password", password), ("prefix", prefix))}
         return cls._open(lib.kvt_store_open_redis, _lib.RedisConfig(
-            host=_text(host), username=_text(username), password=_text(password), tls=bool(tls),
-            prefix=_text(prefix), **whole, **paths))
+            tls=bool(tls), **whole, **paths, **texts))
 
     @classmethod
     def tiers(cls, near: "Store", far: "Store") -> "Store":
