@@ -9,6 +9,7 @@ import sys
 import tempfile
 import threading
 import unittest
+import weakref
 
 import numpy as np
 
@@ -274,6 +275,16 @@ class Mappings(Base):
             values.error = None
             del store, error
         self.assertEqual(sys.getrefcount(values), before)
+
+
+    def test_unknown_status(self):
+        """Error, with the status; its traceback is no cycle."""
+        try:
+            kvtile._errors.throw(2044, "text")
+        except kvtile.Error as error:
+            self.assertEqual((type(error), error.status), (kvtile.Error, 2044))
+            left = weakref.ref(error)
+        self.assertIsNone(left())
 
 
 class Opened(Base):

@@ -115,4 +115,7 @@ def throw(status: int, text: str) -> NoReturn:
         raise cls(text)
     error = Error(f"status {status}: {text}")
     error.status = status
-    raise error
+    try:
+        raise error
+    finally:
+        del error  # whose traceback refers to here
