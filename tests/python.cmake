@@ -23,7 +23,7 @@ if(CMAKE_BUILD_TYPE STREQUAL "Release" AND CMAKE_C_FLAGS_RELEASE STREQUAL "-O3 -
   list(APPEND python_environment KVTILE_SAME_FLAGS=1)
 endif()
 
-foreach(part arrays numbers package sequence snapshot store threads tinylm transformers)
+foreach(part arrays numbers package sequence signals snapshot store threads tinylm transformers)
   add_test(NAME python_${part}
     COMMAND ${KVTILE_PYTHON} ${python_dir}/tests/run.py test_${part})
   set_tests_properties(python_${part} PROPERTIES SKIP_RETURN_CODE 77 TIMEOUT 1500 LABELS python

@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import io
 import mmap
 import os
 import shutil
@@ -15,7 +16,7 @@ from unittest import mock
 import numpy as np
 
 import kvtile
-from kvtile import _bytes, _snapshot
+from kvtile import _bytes, _callback, _snapshot
 from support import fill, group
 
 KEY = bytes(range(32))
@@ -175,7 +176,7 @@ class Options(Base):
         self.seq.save(path)
         self.assertNotEqual(os.stat(path).st_ino, first)
         for fsync in (True, False):
-            options = _snapshot._Save(1, _snapshot._Callbacks(), fsync=fsync)
+            options = _snapshot._Save(1, _snapshot.Call(), fsync=fsync)
             self.assertEqual(options.c.no_fsync, not fsync)
 
     def test_part(self):
@@ -405,6 +406,48 @@ class Options(Base):
                 call()
         self.assertEqual(os.listdir(self.folder.name), ["a"])
         self.assertEqual(self.contents(self.other), before)
+
+    def test_key_is_wiped(self):
+        """No copy of a key is left after a call, also where it has failed."""
+        self.seq.save(self.path("a"))
+        copies = []
+
+        copy_key = _callback.Call.key
+
+        def key(call, view):
+            copies.append(copy_key(call, view))
+            self.assertEqual(copies[-1].raw, KEY)
+            return copies[-1]
+
+        class Stop(BaseException):
+            pass
+
+        def progress(done, total):
+            raise Stop
+        for call in (
+            lambda **o: self.seq.save(self.path("b"), **o),
+            lambda **o: self.seq.save(io.BytesIO(), **o),
+            lambda **o: self.seq.save(5.5, **o),
+            self.seq.save_bound, self.seq.save_bytes,
+            lambda **o: self.seq.save_into(bytearray(self.seq.save_bound()), **o),
+            lambda **o: self.other.load(self.path("a"), **o),
+            lambda **o: self.other.load(self.path("none"), **o),
+            lambda **o: self.other.load_bytes(b"", **o),
+            lambda **o: kvtile.inspect(self.path("a"), True, **o),
+            lambda **o: kvtile.inspect(self.path("none"), **o),
+            lambda **o: kvtile.convert(self.path("a"), self.path("c"), source_key=KEY, **o),
+            lambda **o: kvtile.convert(self.path("a"), self.path("c"), codec="none",
+                                       source_key=KEY, **o),
+        ):
+            for options in ({}, {"progress": progress}):
+                copies.clear()
+                with mock.patch.object(_callback.Call, "key", key):
+                    try:
+                        call(key=KEY, **options)
+                    except (kvtile.Error, ValueError, TypeError, Stop):
+                        pass
+                self.assertTrue(copies)
+                self.assertEqual({copy.raw for copy in copies}, {bytes(32)})
 
 
 class Memory(unittest.TestCase):

@@ -13,6 +13,7 @@ import numpy as np
 
 from . import _bytes, _lib
 from ._bytes import PathLike, copied
+from ._callback import Call
 from ._config import Group, GroupFlag, Type, TypeLike, _whole, as_type
 from ._errors import throw
 from ._lib import lib
@@ -85,49 +86,23 @@ class SnapshotInfo:
     pieces: Dict[str, bytes]
 
 
-class _Callbacks:
-    """Functions that C calls. What they raise ends the C call first, and goes on from run()."""
+def _progress(call: Call, function: Optional[Progress]) -> Any:
+    if function is None:
+        return _lib.PROGRESS()
+    return _lib.PROGRESS(call.guarded(
+        lambda _, done, total: 1 if function(done, total) else 0, 1))
 
-    def __init__(self) -> None:
-        self.failure: Optional[BaseException] = None
 
-    def guarded(self, function: Callable[..., int], failed: int) -> Callable[..., int]:
-        def call(*args: Any) -> int:
-            try:
-                return function(*args)
-            except BaseException as error:
-                if self.failure is None:
-                    self.failure = error
-                return failed
-        return call
+def _on_piece(call: Call, found: Optional[Dict[str, bytes]]) -> Any:
+    if found is None:
+        return _lib.ON_PIECE()
 
-    def progress(self, function: Optional[Progress]) -> Any:
-        if function is None:
-            return _lib.PROGRESS()
-        return _lib.PROGRESS(self.guarded(
-            lambda _, done, total: 1 if function(done, total) else 0, 1))
+    def take(_: Any, piece: Any) -> int:
+        p = piece.contents
+        found[os.fsdecode(p.name)] = copied(p.data, p.bytes)
+        return 0
 
-    def pieces(self, found: Optional[Dict[str, bytes]]) -> Any:
-        if found is None:
-            return _lib.ON_PIECE()
-
-        def take(_: Any, piece: Any) -> int:
-            p = piece.contents
-            found[os.fsdecode(p.name)] = copied(p.data, p.bytes)
-            return 0
-
-        return _lib.ON_PIECE(self.guarded(take, 1))
-
-    def run(self, function: Callable[..., Any], *args: Any) -> Any:
-        try:
-            result = function(*args)
-        except Exception:
-            if self.failure is not None:
-                raise self.failure
-            raise
-        if self.failure is not None:
-            raise self.failure
-        return result
+    return _lib.ON_PIECE(call.guarded(take, 1))
 
 
 def _chosen(value: Any, known: Mapping[Any, int], name: str) -> int:
@@ -138,13 +113,13 @@ def _chosen(value: Any, known: Mapping[Any, int], name: str) -> int:
         raise ValueError(f"{name}: {value!r} is not one of {names}") from None
 
 
-def _key(key: Any) -> Any:
+def _key(call: Call, key: Any) -> Any:
     if key is None:
         return None
     view = memoryview(key).cast("B")
     if len(view) != KEY_BYTES:
         raise ValueError(f"key: {len(view)} bytes, needs {KEY_BYTES}")
-    return (ctypes.c_char * KEY_BYTES).from_buffer_copy(view)
+    return call.key(view)
 
 
 def _address(memory: Any, name: str, writable: bool = False) -> Tuple[Any, int, int]:
@@ -199,7 +174,7 @@ def _types(types: Any, n_groups: Optional[int]) -> List[Any]:
 class _Save:
     """kvt_save_options, with what they point to."""
 
-    def __init__(self, n_groups: Optional[int], callbacks: _Callbacks, *, codec: str = "auto",
+    def __init__(self, n_groups: Optional[int], call: Call, *, codec: str = "auto",
                  level: int = 0, fsync: bool = True, in_place: bool = False,
                  tokens: Optional[range] = None, layers: Any = None, types: Optional[Types] = None,
                  parent: Optional[PathLike] = None,
@@ -211,7 +186,7 @@ class _Save:
         c = self.c = _lib.SaveOptions(
             struct_size=sizeof(_lib.SaveOptions), codec=_chosen(codec, _CODECS, "codec"),
             no_fsync=not fsync, zstd_level=level, in_place=in_place,
-            progress=callbacks.progress(progress))
+            progress=_progress(call, progress))
         if tokens is not None:
             if not isinstance(tokens, range) or tokens.step != 1 or not tokens:
                 raise ValueError(f"tokens: {tokens!r} is no range of step 1 that is not empty")
@@ -235,7 +210,7 @@ class _Save:
                 piece.name = _bytes.path(name, f"pieces[{name!r}]")
                 self.keep.append(owner)
             c.pieces, c.n_pieces = array, len(pieces)
-        self.key = _key(key)
+        self.key = _key(call, key)
         if self.key is not None:
             c.key = ctypes.addressof(self.key)
 
@@ -243,7 +218,7 @@ class _Save:
 class _Load:
     """kvt_load_options, with what they point to; `found` takes the pieces."""
 
-    def __init__(self, callbacks: _Callbacks, *, prompt: Any = None, reuse: str = "all",
+    def __init__(self, call: Call, *, prompt: Any = None, reuse: str = "all",
                  map: Optional[str] = None, convert: bool = False, layers: Any = None,
                  folder: Optional[PathLike] = None, key: Any = None, pieces: bool = True,
                  progress: Optional[Progress] = None) -> None:
@@ -251,15 +226,15 @@ class _Load:
         c = self.c = _lib.LoadOptions(
             struct_size=sizeof(_lib.LoadOptions), reuse=_chosen(reuse, _REUSE, "reuse"),
             map=_chosen(map, _MAP, "map"), convert=bool(convert),
-            on_piece=callbacks.pieces(self.found if pieces else None),
-            progress=callbacks.progress(progress))
+            on_piece=_on_piece(call, self.found if pieces else None),
+            progress=_progress(call, progress))
         self.ids = None if prompt is None else int32s(prompt, "prompt")
         if self.ids is not None:
             c.prompt, c.n_prompt = self.ids.ctypes.data, len(self.ids)
         if layers is not None:
             c.layers, c.n_layers = _layer_numbers(layers), len(layers)
         c.folder = _bytes.path_or_none(folder, "folder")
-        self.key = _key(key)
+        self.key = _key(call, key)
         if self.key is not None:
             c.key = ctypes.addressof(self.key)
 
@@ -298,35 +273,35 @@ def _taker(write: Callable[[Any], Any]) -> Callable[[Any, int, int], int]:
 
 def save(seq: "Sequence", file: File, options: Mapping[str, Any]) -> None:
     """`Sequence.save`."""
-    callbacks = _Callbacks()
-    o = _Save(len(seq.cache.groups), callbacks, **options)
-    if _is_fd(file):
-        callbacks.run(seq._read, lib.kvt_seq_save_fd, _fd(file), byref(o.c))  # type: ignore
-        return
-    if not hasattr(file, "write"):
-        callbacks.run(seq._read, lib.kvt_seq_save,
-                      _bytes.path(file, "file"), byref(o.c))  # type: ignore
-        return
-    take = _taker(file.write)  # type: ignore
-    writer = _lib.Writer(None, _lib.WRITE(callbacks.guarded(take, 1)))
-    callbacks.run(seq._read, lib.kvt_seq_save_stream, byref(writer), byref(o.c))
+    with Call() as call:
+        o = _Save(len(seq.cache.groups), call, **options)
+        if _is_fd(file):
+            call.run(seq._read, lib.kvt_seq_save_fd, _fd(file), byref(o.c))  # type: ignore
+        elif not hasattr(file, "write"):
+            path = _bytes.path(file, "file")  # type: ignore
+            call.run(seq._read, lib.kvt_seq_save, path, byref(o.c))
+        else:
+            take = _taker(file.write)  # type: ignore
+            writer = _lib.Writer(None, _lib.WRITE(call.guarded(take, 1)))
+            call.run(seq._read, lib.kvt_seq_save_stream, byref(writer), byref(o.c))
 
 
 def save_bound(seq: "Sequence", options: Mapping[str, Any]) -> int:
     """`Sequence.save_bound`."""
-    o = _Save(len(seq.cache.groups), _Callbacks(), **options)
-    bound = c_uint64()
-    seq._read(lib.kvt_seq_save_bound, byref(bound), byref(o.c))
-    return bound.value
+    with Call() as call:
+        o = _Save(len(seq.cache.groups), call, **options)
+        bound = c_uint64()
+        seq._read(lib.kvt_seq_save_bound, byref(bound), byref(o.c))
+        return bound.value
 
 
 def save_into(seq: "Sequence", memory: Any, options: Mapping[str, Any]) -> int:
     """`Sequence.save_into`."""
     owner, address, room = _address(memory, "memory", True)
-    callbacks = _Callbacks()
-    o = _Save(len(seq.cache.groups), callbacks, **options)
-    size = c_size_t()
-    callbacks.run(seq._read, lib.kvt_seq_save_memory, address, room, byref(size), byref(o.c))
+    with Call() as call:
+        o = _Save(len(seq.cache.groups), call, **options)
+        size = c_size_t()
+        call.run(seq._read, lib.kvt_seq_save_memory, address, room, byref(size), byref(o.c))
     del owner
     return size.value
 
@@ -340,38 +315,38 @@ def save_bytes(seq: "Sequence", options: Mapping[str, Any]) -> bytes:
 
 def load(seq: "Sequence", file: File, options: Mapping[str, Any]) -> LoadResult:
     """`Sequence.load`."""
-    callbacks = _Callbacks()
-    o = _Load(callbacks, **options)
     result = _lib.LoadResult()
-    if _is_fd(file):
-        callbacks.run(seq._write, lib.kvt_seq_load_fd, _fd(file), byref(o.c),  # type: ignore
-                      byref(result))
-    elif not hasattr(file, "read"):
-        callbacks.run(seq._write, lib.kvt_seq_load,
-                      _bytes.path(file, "file"), byref(o.c), byref(result))  # type: ignore
-    else:
-        read = file.read  # type: ignore
+    with Call() as call:
+        o = _Load(call, **options)
+        if _is_fd(file):
+            call.run(seq._write, lib.kvt_seq_load_fd, _fd(file), byref(o.c),  # type: ignore
+                     byref(result))
+        elif not hasattr(file, "read"):
+            path = _bytes.path(file, "file")  # type: ignore
+            call.run(seq._write, lib.kvt_seq_load, path, byref(o.c), byref(result))
+        else:
+            read = file.read  # type: ignore
 
-        def give(_: Any, data: int, size: int) -> int:
-            piece = read(size)
-            if len(piece) > size:
-                raise OSError("the file gives more bytes than it is asked for")
-            ctypes.memmove(data, bytes(piece), len(piece))
-            return len(piece)
+            def give(_: Any, data: int, size: int) -> int:
+                piece = read(size)
+                if len(piece) > size:
+                    raise OSError("the file gives more bytes than it is asked for")
+                ctypes.memmove(data, bytes(piece), len(piece))
+                return len(piece)
 
-        reader = _lib.Reader(None, _lib.READ(callbacks.guarded(give, -1)))
-        callbacks.run(seq._write, lib.kvt_seq_load_stream, byref(reader), byref(o.c),
-                      byref(result))
+            reader = _lib.Reader(None, _lib.READ(call.guarded(give, -1)))
+            call.run(seq._write, lib.kvt_seq_load_stream, byref(reader), byref(o.c),
+                     byref(result))
     return o.result(result)
 
 
 def load_bytes(seq: "Sequence", data: Any, options: Mapping[str, Any]) -> LoadResult:
     """`Sequence.load_bytes`."""
     owner, address, size = _address(data, "data")
-    callbacks = _Callbacks()
-    o = _Load(callbacks, **options)
     result = _lib.LoadResult()
-    callbacks.run(seq._write, lib.kvt_seq_load_memory, address, size, byref(o.c), byref(result))
+    with Call() as call:
+        o = _Load(call, **options)
+        call.run(seq._write, lib.kvt_seq_load_memory, address, size, byref(o.c), byref(result))
     del owner
     return o.result(result)
 
@@ -394,15 +369,15 @@ def inspect(path: PathLike, verify: bool = False, *, folder: Optional[PathLike] 
     text = ctypes.create_string_buffer(1024)
     pieces: Dict[str, bytes] = {}
     file = _bytes.path(path, "path")
-    secret = _key(key)
-    callbacks = _Callbacks()
-    options = _lib.InspectOptions(
-        struct_size=sizeof(_lib.InspectOptions), verify=bool(verify),
-        folder=_bytes.path_or_none(folder, "folder"),
-        key=None if secret is None else ctypes.addressof(secret),
-        on_piece=callbacks.pieces(pieces), progress=callbacks.progress(progress))
-    callbacks.run(lambda: _check(lib.kvt_snapshot_inspect_with(
-        file, byref(options), byref(c), text, len(text)), text))
+    with Call() as call:
+        secret = _key(call, key)
+        options = _lib.InspectOptions(
+            struct_size=sizeof(_lib.InspectOptions), verify=bool(verify),
+            folder=_bytes.path_or_none(folder, "folder"),
+            key=None if secret is None else ctypes.addressof(secret),
+            on_piece=_on_piece(call, pieces), progress=_progress(call, progress))
+        call.run(lambda: _check(lib.kvt_snapshot_inspect_with(
+            file, byref(options), byref(c), text, len(text)), text))
     of_layers = tuple(c.layer_groups[:c.n_layers])
     groups = tuple(
         Group(n_layers=g.n_layers, n_q_heads=g.n_q_heads, n_kv_heads=g.n_kv_heads, k_dim=g.k_dim,
@@ -439,12 +414,12 @@ def convert(source: PathLike, target: PathLike, *, source_key: Any = None,
     Errors as `Sequence.load` and `Sequence.save`. On any of them the target is as it was.
     """
     from_file, to_file = _bytes.path(source, "source"), _bytes.path(target, "target")
-    callbacks = _Callbacks()
     n_groups = None
     if isinstance(options.get("types"), list):
         n_groups = len(inspect(source, folder=folder, key=source_key).groups)
-    reads = _Load(callbacks, folder=folder, key=source_key, pieces=False, progress=progress)
-    writes = _Save(n_groups, callbacks, progress=progress, **options)
     text = ctypes.create_string_buffer(1024)
-    callbacks.run(lambda: _check(lib.kvt_snapshot_convert(
-        from_file, byref(reads.c), to_file, byref(writes.c), text, len(text)), text))
+    with Call() as call:
+        reads = _Load(call, folder=folder, key=source_key, pieces=False, progress=progress)
+        writes = _Save(n_groups, call, progress=progress, **options)
+        call.run(lambda: _check(lib.kvt_snapshot_convert(
+            from_file, byref(reads.c), to_file, byref(writes.c), text, len(text)), text))

@@ -10,8 +10,9 @@ from typing import (TYPE_CHECKING, Any, Callable, Iterable, List, Mapping, Mutab
 
 from . import _bytes, _lib
 from ._bytes import PathLike, copied
+from ._callback import Call, Guard
 from ._config import _whole
-from ._errors import BusyError, Error, UnsupportedError, throw
+from ._errors import BusyError, UnsupportedError, throw
 from ._handle import Handle
 from ._lib import lib
 from ._tensor import int32s
@@ -80,38 +81,6 @@ class ValueInfo(NamedTuple):
     blob_bytes: int
 
 
-# What a mapping has raised in the call that runs on this thread: it goes on when the C call has
-# ended.
-_running = threading.local()
-
-
-class _Call:
-    raised: Optional[BaseException] = None
-
-
-def _run(function: Callable[..., Any], *args: Any) -> Any:
-    call, around = _Call(), getattr(_running, "call", None)
-    _running.call = call
-    failed: Optional[Error] = None
-    result: Any = None
-    try:
-        result = function(*args)
-    except Error as error:
-        failed = error
-    finally:
-        _running.call = around
-    raised, call.raised = call.raised, None
-    try:
-        # KeyboardInterrupt is not dropped where another tier has answered.
-        if raised is not None and (failed or not isinstance(raised, Exception)):
-            raise raised
-        if failed:
-            raise failed
-    finally:
-        del raised, failed  # whose tracebacks refer to here
-    return result
-
-
 class _Mapping:
     """The functions of a kvt_store over a mapping of bytes to bytes."""
 
@@ -122,19 +91,16 @@ class _Mapping:
                 self.guarded(getattr(self, name))))
 
     @staticmethod
-    def guarded(function: Callable[..., None]) -> Callable[..., int]:
+    def guarded(function: Callable[..., None]) -> Guard:
         def call(*args: Any) -> int:
             try:
                 function(*args[1:])
                 return 0
             except BaseException as error:
-                running = getattr(_running, "call", None)
-                if running is not None:
-                    running.raised = error
                 text = f"{type(error).__name__}: {error}".encode("utf-8", "replace")
                 args[-1].contents.text = text[:255]
-                return _IO
-        return call
+                raise
+        return Guard(call, _IO)
 
     @staticmethod
     def keys(keys: Any, n: int) -> List[bytes]:
@@ -316,7 +282,7 @@ class Store(Handle):
             pointer, self._pointer = self._pointer, None
         lib.kvt_store_close(pointer)
 
-    def _call(self, name: str, *args: Any) -> None:
+    def _call(self, running: Call, name: str, *args: Any) -> None:
         self._take()
         try:
             function = getattr(self._c, name)
@@ -329,20 +295,20 @@ class Store(Handle):
                 if status:
                     throw(status, error.text.decode("utf-8", "replace")
                           or _lib.error_of(None, status))
-            _run(call)
+            running.run(call)
         finally:
             self._give()
 
     def stats(self) -> StoreStats:
         """What it has and has done. UnsupportedError: it does not count. IoError."""
         c = _lib.StoreStats()
-        self._call("stats", byref(c))
+        self._call(Call(), "stats", byref(c))
         values = (getattr(c, name) for name in StoreStats._fields)
         return StoreStats(*(None if value == _UNKNOWN else value for value in values))
 
     def collect(self) -> None:
         """Remove what dead processes have left, count anew, keep the bound. UnsupportedError."""
-        self._call("collect")
+        self._call(Call(), "collect")
 
     def entries(self) -> List[StoreEntry]:
         """All its values. UnsupportedError: it cannot list them. IoError."""
@@ -355,7 +321,8 @@ class Store(Handle):
                                     None if e.left_seconds < 0 else e.left_seconds))
             return 0
 
-        self._call("list", _lib.STORE_ON_ENTRY(take), None)
+        call = Call()
+        self._call(call, "list", _lib.STORE_ON_ENTRY(call.guarded(take, 1)), None)
         return found
 
 
@@ -401,7 +368,7 @@ def prefix_put(seq: "Sequence", store: Store, options: Mapping[str, Any]) -> Pre
     result = _lib.PrefixResult()
     pointer = store._take()
     try:
-        _run(seq._read, lambda s: lib.kvt_prefix_put(pointer, s, byref(o.c), byref(result)))
+        Call().run(seq._read, lambda s: lib.kvt_prefix_put(pointer, s, byref(o.c), byref(result)))
     finally:
         store._give()
     return _result(result)
@@ -419,7 +386,7 @@ def prefix_find(seq: "Sequence", store: Store, prompt: Any, read: bool, position
     pointer = store._take()
     try:
         if not o.none:
-            _run(seq._write if read else seq._read, lambda s: function(
+            Call().run(seq._write if read else seq._read, lambda s: function(
                 pointer, s, ids.ctypes.data, len(ids), byref(o.c), byref(result)))
     finally:
         store._give()

@@ -1,0 +1,338 @@
+"""Signals while C code runs: what their handlers raise is raised by the call, never another error."""
+
+import functools
+import gc
+import io
+import os
+import random
+import signal
+import sys
+import tempfile
+import threading
+import time
+import types
+import unittest
+
+import kvtile
+from kvtile import _callback
+from support import fill, group, has_keys
+
+KEYS = has_keys()
+TIMES = 60  # for each call
+
+
+class Stop(Exception):
+    pass
+
+
+class Leave(BaseException):
+    pass
+
+
+class Watched(dict):
+    """A mapping of Python code, as a user's is."""
+
+    def get(self, key, default=None):
+        return super().get(key, default)
+
+    def __setitem__(self, key, value):
+        super().__setitem__(key, value)
+
+    def __contains__(self, key):
+        return super().__contains__(key)
+
+
+class Base(unittest.TestCase):
+    def setUp(self):
+        self.cache = kvtile.Cache(group(n_layers=2, k_type="i8", v_type="i8"), 4096)
+        self.addCleanup(self.cache.close)
+        self.seq = self.cache.sequence()
+        for i in range(4):
+            fill(self.seq, 512, i)
+        self.prompt = list(range(2048))
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.path = os.path.join(folder.name, "a.kvt")
+        self.files = []
+        self.addCleanup(lambda: [f.close() for f in self.files])
+        self.seq.save(self.path, pieces={str(i): b"x" * 1000 for i in range(9)}, fsync=False)
+        self.data = self.seq.save_bytes()
+        self.unraisable = []
+        before = sys.unraisablehook
+        self.hook = sys.unraisablehook = self.unraisable.append
+        self.addCleanup(setattr, sys, "unraisablehook", before)
+        self.random = random.Random(1)
+
+    def handle(self, action):
+        """SIGALRM's handler; how often it has run is counted in self.handled."""
+        self.handled = 0
+
+        def handler(number, frame):
+            self.handled += 1
+            action()
+        self.addCleanup(signal.signal, signal.SIGALRM, signal.signal(signal.SIGALRM, handler))
+        self.addCleanup(signal.setitimer, signal.ITIMER_REAL, 0)
+
+    def interrupted(self, prepare):
+        """Calls what prepare() returns, with a signal somewhere in it; how often that was raised."""
+        error = [Stop]
+
+        def action():
+            raise error[0]()
+        self.handle(action)
+        prepare()()
+        start = time.perf_counter()
+        prepare()()
+        took = time.perf_counter() - start
+        n = 0
+        # What a handler raises in a finalizer is lost, as Python has it: none runs in the call.
+        gc.collect()
+        gc.disable()
+        self.addCleanup(gc.enable)
+        for i in range(TIMES):
+            error[0] = (Stop, Leave)[i % 2]
+            call = prepare()  # whose objects an exception outside of C code may leave in use
+            self.handled = 0
+            raised = None
+            try:
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, max(self.random.random() * took, 1e-6))
+                    call()
+                finally:
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+            except BaseException as e:
+                raised = type(e)
+            self.assertEqual(raised, error[0] if self.handled else None)
+            self.assertIs(sys.unraisablehook, self.hook)
+            self.assertEqual(self.unraisable, [])
+            n += self.handled
+        return n
+
+    def every(self, calls):
+        for name, prepare in calls.items():
+            with self.subTest(name):
+                self.assertGreater(self.interrupted(prepare), 0)
+
+
+class Times(Base):
+    """A signal at many times."""
+
+    def test_snapshots(self):
+        def progress(done, total):
+            pass
+
+        def saves(*args, **options):
+            seq = self.seq.fork()
+            return lambda: seq.save(*args, **options)
+
+        def loads(name, *args, **options):
+            seq = self.cache.sequence()
+            return lambda: getattr(seq, name)(*args, **options)
+
+        def raw(*args):
+            self.files.append(io.FileIO(*args))
+            return self.files[-1]
+
+        other = self.path + "b"
+        options = {"progress": progress, "fsync": False}
+        self.every({
+            "save": lambda: saves(other, **options),
+            "save to a file object": lambda: saves(io.BytesIO(), codec="raw"),
+            "save to a raw file": lambda: saves(raw(other, "w")),
+            "save_bytes": lambda: functools.partial(self.seq.fork().save_bytes, **options),
+            "load": lambda: loads("load", self.path, progress=progress),
+            "load of pieces": lambda: loads("load", self.path),
+            "load from a file object": lambda: loads("load", io.BytesIO(self.data)),
+            "load from a raw file": lambda: loads("load", raw(self.path)),
+            "load_bytes": lambda: loads("load_bytes", self.data, progress=progress),
+            "inspect": lambda: lambda: kvtile.inspect(self.path, True, progress=progress),
+            "convert": lambda: lambda: kvtile.convert(self.path, other, types="i4", **options),
+        })
+
+    @unittest.skipUnless(KEYS, "the library was built without libsodium")
+    def test_stores(self):
+        values = Watched()
+        self.seq.prefix_put(kvtile.Store.mapping(values))
+
+        def tiers(near, far):
+            return kvtile.Store.tiers(kvtile.Store.mapping(near), kvtile.Store.mapping(far))
+
+        def puts(store):
+            seq = self.seq.fork()
+            return lambda: seq.prefix_put(store)
+
+        def finds(name, store):
+            seq = self.cache.sequence()
+            return lambda: getattr(seq, name)(store, self.prompt)
+
+        self.every({
+            "put": lambda: puts(kvtile.Store.mapping({})),
+            "put to Python code": lambda: puts(kvtile.Store.mapping(Watched())),
+            "put to tiers": lambda: puts(tiers(Watched(), Watched())),
+            "get": lambda: finds("prefix_get", kvtile.Store.mapping(values)),
+            "get from tiers": lambda: finds("prefix_get", tiers(Watched(), values)),
+            "get from both": lambda: finds("prefix_get", tiers(values, values)),
+            "probe": lambda: finds("prefix_probe", kvtile.Store.mapping(values)),
+            "entries": lambda: kvtile.Store.mapping(values).entries,
+        })
+
+
+class Pending(Base):
+    """A signal that has come before the callback begins."""
+
+    def signal_in_read(self, data):
+        """A file whose read leaves a signal pending for the next one."""
+        main = threading.main_thread().ident
+
+        class File(io.BytesIO):
+            def read(self, size=-1):
+                piece = super().read(size)
+                threading.Timer(0, signal.pthread_kill, (main, signal.SIGALRM)).start()
+                time.sleep(0.01)
+                return piece
+        return File(data)
+
+    def test_long_callback(self):
+        def action():
+            raise Stop
+        self.handle(action)
+        with self.assertRaises(Stop):
+            self.cache.sequence().load(self.signal_in_read(self.data))
+
+    def test_handler_without_exception(self):
+        """A call goes on after a handler that returns."""
+        self.handle(lambda: None)
+        seq = self.cache.sequence()
+        for _ in range(20):
+            signal.setitimer(signal.ITIMER_REAL, 1e-4, 1e-4)
+            seq.load(io.BytesIO(self.data))
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        self.assertGreater(self.handled, 0)
+        self.assertEqual(seq.length, 2048)
+
+
+class Hook(Base):
+    """sys.unraisablehook while a call runs."""
+
+    def save(self, progress, **options):
+        return self.seq.save_bytes(progress=progress, **options)
+
+    def test_others(self):
+        """What is not a callback's goes to the hook that was there, at once."""
+        class Bad:
+            def __del__(self):
+                raise KeyError("not a callback's")
+
+        seen = []
+
+        def progress(done, total):
+            self.assertIsNot(sys.unraisablehook, self.hook)
+            Bad()
+            thread = threading.Thread(target=Bad)
+            thread.start()
+            thread.join()
+            seen.extend(type(x.exc_value) for x in self.unraisable)
+            self.unraisable.clear()
+        self.save(progress)
+        self.assertEqual(seen[:2], [KeyError, KeyError])
+        self.assertIs(sys.unraisablehook, self.hook)
+
+    def test_replaced(self):
+        """A hook that a callback sets stays; the call's own passes everything on afterwards."""
+        theirs = []
+
+        def progress(done, total):
+            before = sys.unraisablehook
+
+            def hook(unraisable):
+                theirs.append(unraisable)
+                before(unraisable)
+            sys.unraisablehook = hook
+        self.save(progress)
+        self.assertIsNot(sys.unraisablehook, self.hook)
+        given = types.SimpleNamespace(exc_traceback=None)
+        sys.unraisablehook(given)
+        self.assertEqual((theirs, self.unraisable), ([given], [given]))
+
+    def test_nested(self):
+        hooks = []
+
+        def inner(done, total):
+            hooks.append(sys.unraisablehook)
+            raise Stop
+
+        def outer(done, total):
+            hooks.append(sys.unraisablehook)
+            with self.assertRaises(Stop):
+                self.save(inner)
+            self.assertIs(sys.unraisablehook, hooks[0])
+        self.save(outer)
+        self.assertEqual(len(set(map(id, hooks + [self.hook]))), 3)
+        self.assertIs(sys.unraisablehook, self.hook)
+
+    def test_other_threads(self):
+        """Signals' handlers do not run there: the hook is left alone."""
+        hooks = []
+        thread = threading.Thread(
+            target=self.save, args=(lambda *_: hooks.append(sys.unraisablehook),))
+        thread.start()
+        thread.join()
+        self.assertEqual(set(map(id, hooks)), {id(self.hook)})
+
+
+class Order(unittest.TestCase):
+    """Which of several exceptions is raised."""
+
+    def test_first_but_for_interrupts(self):
+        for raised, expected in (([Stop("1"), Stop("2")], 0), ([Stop(), Leave()], 1),
+                                 ([Leave(), KeyboardInterrupt()], 0)):
+            call = _callback.Call()
+            call.failures = raised[:]
+            with self.assertRaises(BaseException) as caught:
+                call.run(lambda: None)
+            self.assertIs(caught.exception, raised[expected])
+
+    def test_failed_at_once(self):
+        """A callback after the one that has failed is not called."""
+        call = _callback.Call()
+        calls = []
+
+        def fail():
+            calls.append(1)
+            raise Stop
+        guard = call.guarded(fail, 7)
+        with self.assertRaises(Stop):
+            call.run(lambda: self.assertEqual([guard() for _ in range(3)], [7, 7, 7]))
+        self.assertEqual(calls, [1])
+
+    def test_handlers(self):
+        """Exceptions of handlers are told from those of a mapping."""
+        def plain(number, frame):
+            raise Stop
+
+        class Object:
+            def method(self, number, frame):
+                raise Stop
+
+            def __call__(self, number, frame):
+                plain(number, frame)
+
+        def extra(_, number, frame):
+            raise Stop
+        saved = signal.getsignal(signal.SIGALRM)
+        try:
+            for handler in (plain, Object().method, Object(), functools.partial(extra, 0)):
+                signal.signal(signal.SIGALRM, handler)
+                for by_signal in (True, False):
+                    try:
+                        if by_signal:
+                            signal.raise_signal(signal.SIGALRM)
+                        raise Stop
+                    except Stop as error:
+                        self.assertEqual(_callback._raised_by_handler(error), by_signal)
+        finally:
+            signal.signal(signal.SIGALRM, saved)
+
+
+if __name__ == "__main__":
+    unittest.main()
