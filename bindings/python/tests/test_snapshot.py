@@ -306,6 +306,28 @@ class Options(Base):
         with self.assertRaises(TypeError):
             kvtile.convert(self.path("a"), self.path("b"), prompt=[1])
 
+    def test_failed_convert(self):
+        """The target is as it was; with in_place it is what loading refuses."""
+        self.seq.save(self.path("a"))
+        self.seq.truncate(100)
+        for in_place in (False, True):
+            self.seq.save(self.path("b"))
+            calls = []
+
+            def progress(done, total):
+                calls.append(done)
+                if len(calls) == 2:  # the first one is of the reading
+                    raise KeyError("stop")
+            with self.assertRaises(KeyError):
+                kvtile.convert(self.path("a"), self.path("b"), in_place=in_place,
+                               progress=progress)
+            if in_place:
+                with self.assertRaises((kvtile.CorruptError, kvtile.FormatError)):
+                    self.other.load(self.path("b"))
+            else:
+                self.other.load(self.path("b"))
+                self.check_same()
+
     def test_groups(self):
         """Groups that inspect tells are those of a cache that can load it."""
         groups = group(n_layers=5).split_ends(1, 1, "f16", "f16")

@@ -503,14 +503,15 @@ class Sequence(Handle):
             mapped) or "zstd"; level: of zstd, -7 to 19 (0: 1, and 6 for
             small streams)
         fsync, in_place: of a path alone. False: do not wait for the disk; True: write over a file
-            that cannot be renamed over, which is not atomic
+            that cannot be renamed over, which is not atomic: on an error a part of the new file may
+            be in its place
         tokens: a range of step 1 of those to save, from a multiple of 64 on; checkpoints are kept
             if it begins with 0
         layers: ascending numbers of those to save, as layers 0, 1, ... of the file
         types: convert; "i4" for K and V, ("i8", "i4") for each, or a list of one of these for
             each group. None in a pair: as it is
         parent: the path of a snapshot in the same folder: save what it lacks, a delta
-        pieces: {name: bytes} that travel with it; names of 1 to 64 bytes
+        pieces: {name: bytes} that travel with it; names of 1 to 64 bytes without NUL
         key: 32 bytes: encrypt
         progress: called as progress(done, total) in bytes of keys and values; what it raises is
             raised, with nothing changed; if it answers something true, that is CancelledError

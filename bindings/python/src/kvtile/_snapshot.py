@@ -411,7 +411,8 @@ def convert(source: PathLike, target: PathLike, *, source_key: Any = None,
     options: those of `Sequence.save`. types, tokens and layers are of the source; key is the
         target's, None: it is not encrypted; pieces come beside those of the source
 
-    Errors as `Sequence.load` and `Sequence.save`. On any of them the target is as it was.
+    Errors as `Sequence.load` and `Sequence.save`. On any of them the target is as it was; with
+    in_place=True it may be a part of the new file, which loading refuses.
     """
     from_file, to_file = _bytes.path(source, "source"), _bytes.path(target, "target")
     n_groups = None

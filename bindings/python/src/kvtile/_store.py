@@ -254,6 +254,7 @@ class Store(Handle):
         Its get, __setitem__, __contains__, pop, and for `entries` its iterator, are called by
         whichever thread uses the store. What they raise is raised by the call that needed them;
         where the cache's threads call them, as a far tier of a directory's, IoError with its text.
+        Ctrl-C, and what handlers of other signals raise, is raised in any case.
         """
         c = _lib.Store(struct_size=sizeof(_lib.Store))
         return cls(c, _Mapping(mapping, c))
