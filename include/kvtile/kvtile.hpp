@@ -47,6 +47,7 @@
 #include <cstring>
 #include <exception>
 #include <iterator>
+#include <optional>
 #include <type_traits>
 #include <utility>
 
@@ -772,6 +773,22 @@ inline const kvt_type *uniform_type(kvt_type type) noexcept
     return &each_type[at < std::size(each_type) ? at : std::size(each_type) - 1];
 }
 
+/* What is put behind a container's elements, and taken away again unless it is kept. */
+template <class C> struct added {
+    explicit added(C &of) noexcept : memory(of), before(of.size()) {}
+    added(const added &) = delete;
+    added &operator=(const added &) = delete;
+    ~added()
+    {
+        if (!keep)
+            memory.erase(memory.begin() + static_cast<typename C::difference_type>(before),
+                         memory.end());
+    }
+    C &memory;
+    typename C::size_type before;
+    bool keep = false;
+};
+
 } // namespace detail
 
 /* Bytes that travel with a snapshot. Views, of the name too, which ends with a zero. */
@@ -842,22 +859,26 @@ struct save_options : kvt_save_options {
         n_layers = static_cast<std::uint32_t>(ascending.size());
         return *this;
     }
-    /* Convert: one type for each group of the cache; {}: as they are. */
+    /*
+     * Convert: one type for each group of the cache; one of both may be empty: as they are. Two of
+     * different sizes are refused by the call that takes the options.
+     */
     save_options &with_types(span<const kvt_type> k, span<const kvt_type> v) noexcept
     {
+        const std::size_t n = k.size() ? k.size() : v.size();
         convert = 1;
-        n_types = static_cast<std::uint32_t>(k.size() ? k.size() : v.size());
-        k_types = k.data();
-        v_types = v.data();
+        n_types = v.size() && v.size() != n ? UINT32_MAX : static_cast<std::uint32_t>(n);
+        k_types = k.size() ? k.data() : nullptr;
+        v_types = v.size() ? v.data() : nullptr;
         return *this;
     }
-    /* Convert: all groups to these. */
-    save_options &with_types(kvt_type k, kvt_type v) noexcept
+    /* Convert: all groups to these; {}: as they are. */
+    save_options &with_types(std::optional<kvt_type> k, std::optional<kvt_type> v) noexcept
     {
         convert = 1;
         n_types = 1;
-        k_types = detail::uniform_type(k);
-        v_types = detail::uniform_type(v);
+        k_types = k ? detail::uniform_type(*k) : nullptr;
+        v_types = v ? detail::uniform_type(*v) : nullptr;
         return *this;
     }
     save_options &with_parent(path snapshot) noexcept
@@ -1334,18 +1355,24 @@ class sequence
         std::uint64_t n = 0;
         return answer(kvt_seq_save_bound(seq_, &n, &options), n);
     }
-    /* Into memory: behind what a container of bytes, as std::vector<uint8_t>, holds. */
+    /*
+     * Into memory: behind what a container of bytes, as std::vector<uint8_t>, holds. It holds that
+     * alone after a failure.
+     */
     template <class C>
     result<void> try_save_to(C &memory, const save_options &options = save_options()) const
     {
         static_assert(sizeof(typename C::value_type) == 1, "a container of bytes");
-        return try_save(
+        detail::added<C> added(memory);
+        result<void> saved = try_save(
             [&memory](const void *data, std::size_t n) {
                 const auto *from = static_cast<const typename C::value_type *>(data);
                 memory.insert(memory.end(), from, from + n);
                 return true;
             },
             options);
+        added.keep = saved.status() == KVT_OK;
+        return saved;
     }
     result<kvt_load_result> try_load(path file, const load_options &options)
     {

@@ -568,6 +568,17 @@ static void structs()
     options.with_types(KVT_TYPE_I4, KVT_TYPE_I5);
     CHECK(options.n_types == 1 && *options.k_types == KVT_TYPE_I4 &&
           *options.v_types == KVT_TYPE_I5);
+    options.with_types({}, KVT_TYPE_I4);
+    CHECK(options.n_types == 1 && !options.k_types && *options.v_types == KVT_TYPE_I4);
+    options.with_types(KVT_TYPE_F16, {});
+    CHECK(options.n_types == 1 && *options.k_types == KVT_TYPE_F16 && !options.v_types);
+    const std::vector<kvt_type> no_types;
+    options.with_types(no_types, v_types);
+    CHECK(options.n_types == 2 && !options.k_types && options.v_types == v_types);
+    options.with_types(k_types, no_types);
+    CHECK(options.n_types == 2 && options.k_types == k_types && !options.v_types);
+    options.with_types(k_types, kvt::span<const kvt_type>(v_types, 1));
+    CHECK(options.n_types == UINT32_MAX);
 
     const std::vector<std::int32_t> prompt = ids_of(0, 7);
     auto piece = [](const kvt_snapshot_piece &) {};
@@ -923,6 +934,14 @@ static void errors(const std::string &folder)
     const auto no_type = static_cast<kvt_type>(7);
     FAILS(KVT_ERR_ARG, save_bound, kvt::save_options().with_types(no_type, KVT_TYPE_I4));
     FAILS(KVT_ERR_ARG, save_bound, kvt::save_options().with_types(KVT_TYPE_I4, no_type));
+    const kvt_type two[] = {KVT_TYPE_I4, KVT_TYPE_I4};
+    FAILS(KVT_ERR_ARG, save_bound,
+          kvt::save_options().with_types(two, kvt::span<const kvt_type>(two, 1)));
+    std::vector<unsigned char> held{1, 2, 3};
+    auto cancel = [](std::uint64_t, std::uint64_t) { return true; };
+    FAILS(KVT_ERR_CANCELLED, save_to, held,
+          kvt::save_options().with_codec(KVT_CODEC_RAW).with_progress(cancel));
+    CHECK(held == std::vector<unsigned char>({1, 2, 3}));
     FAILS(KVT_ERR_ARG, load, folder + "/none.kvt", kvt::load_options().with_reuse(3));
     FAILS(KVT_ERR_ARG, load_from, memory, kvt::load_options().with_map(KVT_MAP_LAZY));
 
