@@ -939,8 +939,10 @@ static void errors(const std::string &folder)
           kvt::save_options().with_types(two, kvt::span<const kvt_type>(two, 1)));
     std::vector<unsigned char> held{1, 2, 3};
     auto cancel = [](std::uint64_t, std::uint64_t) { return true; };
+    const std::vector<unsigned char> large(1 << 20); /* written before it is cancelled */
+    const kvt::snapshot_piece pieces[] = {{"large", large}};
     FAILS(KVT_ERR_CANCELLED, save_to, held,
-          kvt::save_options().with_codec(KVT_CODEC_RAW).with_progress(cancel));
+          kvt::save_options().with_pieces(pieces).with_progress(cancel));
     CHECK(held == std::vector<unsigned char>({1, 2, 3}));
     FAILS(KVT_ERR_ARG, load, folder + "/none.kvt", kvt::load_options().with_reuse(3));
     FAILS(KVT_ERR_ARG, load_from, memory, kvt::load_options().with_map(KVT_MAP_LAZY));
