@@ -2,8 +2,9 @@
  * Layers of a block that are coded side by side: their buffers, and the threads of the cache.
  *
  * As many layers as there are jobs are in memory at once, whatever the length of a sequence; they
- * are written, or have been read, in the order of the file. So neither the file's bytes nor what an
- * error says depends on the threads.
+ * are written, or have been read, in the order of the file. So neither the file's bytes nor an
+ * error's status depends on the threads, nor what the error of a load says. (What that of a save
+ * says may be of another layer of the same block.)
  */
 #include "src/snapshot/format.h"
 
