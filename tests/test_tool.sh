@@ -285,7 +285,7 @@ leaves link x
 run 0 diff "$golden/i8.kvt" "$golden/i8.kvt"
 says out 'are equal: 300 tokens$'
 run 0 diff --json "$golden/window.kvt" "$golden/window.kvt"
-says out '"equal":true,"same":{"fingerprint":true,"geometry":true,"types":true,"tag":true,"next_position":true,"checkpoints":true},"n_tokens":\[400,400\],"equal_token_ids":400,"equal_positions":400,"layers":\[\]}$'
+says out '"equal":true,"same":{"fingerprint":true,"geometry":true,"types":true,"tag":true,"next_position":true,"checkpoints":true,"pieces":true},"n_tokens":\[400,400\],"equal_token_ids":400,"equal_positions":400,"checkpoints":\[\],"pieces":\[\],"layers":\[\]}$'
 json
 "$make" "$work/a.kvt" 400 && "$make" "$work/b.kvt" 400 300 || fails "$make"
 run 1 diff "$work/a.kvt" "$work/b.kvt"
@@ -300,7 +300,7 @@ run 1 diff --quiet "$work/a.kvt" "$work/b.kvt"
 silent out
 "$make" "$work/a.kvt" 100 100 && "$make" "$work/b.kvt" 100 101 || fails "$make"
 run 1 diff --json "$work/a.kvt" "$work/b.kvt" # the blobs of their checkpoints
-says out '"tag":true,"next_position":true,"checkpoints":false},.*"layers":\[\]}$'
+says out '"tag":true,"next_position":true,"checkpoints":false,.*"checkpoints":\[{"tokens":100,"blob":false,"next_position":true,"rows":true}\],"pieces":\[\],"layers":\[\]}$'
 "$make" "$work/a.kvt" 400 || fails "$make"
 run 1 diff "$golden/tag.kvt" "$golden/f16-f32.kvt"
 for what in 'types, ' 'tags' 'next positions' 'geometries'; do
@@ -310,6 +310,25 @@ run 1 diff "$work/a.kvt" "$golden/i8.kvt"
 says out '  fingerprints differ'
 run 1 diff "$golden/checkpoints.kvt" "$golden/i4-checkpoints.kvt"
 says out '  checkpoints differ'
+# What only a checkpoint has: a window's tokens, open blocks that are sealed since, the next position.
+"$make" "points:$work/a.kvt" 640 && "$make" "points:$work/b.kvt" 640 150 || fails "$make"
+run 1 diff "$work/a.kvt" "$work/b.kvt"
+says out '^  checkpoint of 256 tokens: keys or values differ$'
+run 1 diff --json "$work/a.kvt" "$work/b.kvt"
+says out '"checkpoints":false,"pieces":true},.*"checkpoints":\[{"tokens":256,"blob":true,"next_position":true,"rows":false}\],"pieces":\[\],"layers":\[\]}$'
+json
+"$make" "points:$work/b.kvt" 640 '~200' || fails "$make"
+run 1 diff "$work/a.kvt" "$work/b.kvt"
+says out '^  checkpoint of 256 tokens: keys or values differ$'
+grep -q layer "$work/out" && fails "another layer of the sequence: $(cat "$work/out")"
+"$make" "points:$work/b.kvt" 640 none 300 || fails "$make"
+run 1 diff "$work/a.kvt" "$work/b.kvt"
+says out '^  checkpoint of 256 tokens: next positions differ: 256, 300$'
+run 1 diff --json "$work/a.kvt" "$work/b.kvt"
+says out '"checkpoints":\[{"tokens":256,"blob":true,"next_position":false,"rows":true}\]'
+"$make" "points:$work/b.kvt" 640 || fails "$make"
+run 0 diff "$work/a.kvt" "$work/b.kvt"
+"$make" "$work/a.kvt" 400 || fails "$make"
 refuses 3 'missing.kvt: .*No such file' diff "$golden/i8.kvt" "$work/missing.kvt"
 
 # ---- convert ----
@@ -384,13 +403,27 @@ run 0 info --json "$work/new/first.kvt"
 says out "\"snapshot_id\":\"$id\""
 says out '"depth":0,"parent_name":"","parent_id":"","inherited_tokens":0,'
 run 0 verify "$work/new/first.kvt" "$work/new/second.kvt" "$work/new/third.kvt"
-run 0 diff "$work/whole.kvt" "$work/new/third.kvt"
+run 1 diff "$work/whole.kvt" "$work/new/third.kvt" # which has a piece
+says out '^  piece "title": 5 bytes, in the second file alone$'
+grep -q layer "$work/out" && fails "layers differ: $(cat "$work/out")"
+run 1 diff --json "$work/new/third.kvt" "$work/whole.kvt"
+says out '"next_position":true,"checkpoints":true,"pieces":false},.*"pieces":\[{"name":"title","bytes":\[5,null\]}\],"layers":\[\]}$'
+json
+"$make" "$work/new/other.kvt" 640 none "$work/new/second.kvt" other || fails "$make"
+run 1 diff "$work/new/other.kvt" "$work/new/third.kvt"
+says out '^  piece "title": 5 bytes, 5 bytes, which differ$'
+"$make" "$work/new/other.kvt" 640 none "$work/new/second.kvt" longer || fails "$make"
+run 1 diff --json "$work/new/other.kvt" "$work/new/third.kvt"
+says out '"pieces":\[{"name":"title","bytes":\[6,5\]}\]'
+rm "$work/new/other.kvt"
 run 0 merge --json "$work/new/third.kvt" "$work/new/merged.kvt"
 says out '"ok":true,"output":"[^"]*merged.kvt","n_tokens":640,"file_bytes":[0-9]*}$'
 run 0 merge --codec raw "$work/new/second.kvt" "$work/new/merged2.kvt"
 says out 'merged2.kvt: 500 tokens'
+run 0 diff "$work/new/third.kvt" "$work/new/merged.kvt"
 rm "$work/new/first.kvt"
-run 0 diff "$work/whole.kvt" "$work/new/merged.kvt"
+run 1 diff --json "$work/whole.kvt" "$work/new/merged.kvt"
+says out '"layers":\[\]}$'
 run 0 info "$work/new/merged.kvt"
 says out 'piece  *5 bytes: "title"$'
 grep -q parent "$work/out" && fails "a merged file has a parent"

@@ -70,7 +70,8 @@ def as_dtype(x, dtype):
 
 
 def second_reader(path):
-    """Ids, positions, those of the keys, (layer, side) -> [tokens][heads][dims], NaN where released."""
+    """Ids, positions, those of the keys, (layer, side) -> [tokens][heads][dims], NaN where released;
+    pieces."""
     with open(path, "rb") as file:
         reader = Reader(file.read(), parents_of(path))
     dump, n, rows = reader.dump(), reader.n_tokens, {}
@@ -87,11 +88,11 @@ def second_reader(path):
                 -1, group.heads, dim)
             at += size
             rows[layer, side] = x
-    return ints, rows
+    return ints, rows, reader.pieces
 
 
 def check_file(path):
-    ints, rows = second_reader(path)
+    ints, rows, pieces = second_reader(path)
     n, (ids, positions, key_positions) = len(ints[0]), ints
     told = json.loads(run("dump", "--json", path))
     expect(told["n_tokens"] == n and told["files"] == [], path + ": counts")
@@ -136,15 +137,24 @@ def check_file(path):
             run("dump", "--npy", out, "--layer=%d" % group["layers"][0],
                 "--tokens=%d:%d" % (gap[1] - 1, gap[1]), path, code=2)
             expect(not os.path.exists(out), path + ": files of a range that was refused")
-    return ints, rows
+    return ints, rows, pieces
 
 
 def check_diff(a, b):
-    (path, (ints, rows)), (other, (other_ints, other_rows)) = a, b
-    equal = path.replace("-native", "") == other.replace("-native", "")  # stored in another way
+    (path, (ints, rows, pieces)), (other, (other_ints, other_rows, other_pieces)) = a, b
+    same = path.replace("-native", "") == other.replace("-native", "")  # stored in another way
+    equal = same and pieces == other_pieces
     told = json.loads(run("diff", "--json", path, other, code=int(not equal)))
     n = min(len(ints[0]), len(other_ints[0]))
     expect(told["equal"] == equal, "diff: equal")
+    if same:
+        expect(all(told["same"][what] == (what != "pieces" or equal) for what in told["same"]),
+               "diff %s %s: same" % (path, other))
+    names = [*pieces, *(name for name in other_pieces if name not in pieces)]
+    expect(told["pieces"] == [
+        {"name": name.decode(), "bytes": [len(of[name]) if name in of else None
+                                          for of in (pieces, other_pieces)]}
+        for name in names if pieces.get(name) != other_pieces.get(name)], "diff: pieces")
 
     def leading(x, y):
         return int(np.append(x[:n] != y[:n], True).argmax())

@@ -2,8 +2,12 @@
  * kvtile diff: what differs between two snapshots. Both are loaded, and compared by what a program
  * can see of them: the tokens, and the keys and values as they are read back. How a file stores
  * them (codec, which blocks are open) is not compared.
+ *
+ * Checkpoints come last, the deepest first: the sequences are truncated to each, which drops it,
+ * and what it may have besides the sequence's keys and values is compared: in groups with a window
+ * all that is there, in others the rows of 64 tokens that may be open.
  */
-#include "tool.h"
+#include "diff.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -13,27 +17,6 @@
 
 #define PART_TOKENS 16384u
 #define PART_FLOATS 1048576u /* of either file, that are compared at a time: a token at least */
-
-/* One side of a layer. */
-typedef struct rows {
-    uint64_t tokens, blocks; /* that differ */
-    uint64_t first;          /* token that does */
-    uint64_t missing;        /* tokens that a window has released in one of the files */
-    double largest;          /* difference of two elements */
-    uint64_t last_block;     /* that was counted */
-    int compared;            /* 0: the shapes differ */
-} rows;
-
-typedef struct diff {
-    const tool_options *o;
-    tool_source a, b;
-    int fingerprint, geometry, types, tag, next_position, checkpoints; /* 1: equal */
-    uint64_t n;              /* tokens that both have, by number */
-    uint64_t ids, positions; /* how many of them, from the first one on, are equal */
-    rows (*layers)[2];       /* [layers that both have] */
-    uint32_t n_layers;
-    float *part[2];
-} diff;
 
 static int fail_read(const diff *d, const tool_source *s, kvt_status status)
 {
@@ -87,7 +70,7 @@ static void *blob_of(const kvt_seq *seq, uint64_t tokens, size_t *bytes)
 }
 
 /* Where they are, and their blobs. */
-static kvt_status compare_checkpoints(diff *d)
+static kvt_status list_points(diff *d)
 {
     size_t n[2], i, bytes[2];
     uint64_t *at[2] = {NULL, NULL};
@@ -99,18 +82,23 @@ static kvt_status compare_checkpoints(diff *d)
         return status;
     at[0] = malloc((n[0] + 1) * sizeof *at[0]);
     at[1] = malloc((n[0] + 1) * sizeof *at[1]);
-    if (!at[0] || !at[1] || kvt_seq_checkpoints(d->a.seq, at[0], n[0], &n[0]) != KVT_OK ||
+    d->points = calloc(n[0] + 1, sizeof *d->points);
+    if (!at[0] || !at[1] || !d->points ||
+        kvt_seq_checkpoints(d->a.seq, at[0], n[0], &n[0]) != KVT_OK ||
         kvt_seq_checkpoints(d->b.seq, at[1], n[0], &n[1]) != KVT_OK)
         status = KVT_ERR_MEMORY;
     if (status == KVT_OK)
-        d->checkpoints = memcmp(at[0], at[1], n[0] * sizeof *at[0]) == 0;
-    for (i = 0; i < n[0] && status == KVT_OK && d->checkpoints; i++) {
+        d->lengths = memcmp(at[0], at[1], n[0] * sizeof *at[0]) == 0;
+    for (i = 0; i < n[0] && status == KVT_OK && d->lengths; i++) {
+        point *p = &d->points[d->n_points++];
         void *a = blob_of(d->a.seq, at[0][i], &bytes[0]);
         void *b = blob_of(d->b.seq, at[0][i], &bytes[1]);
+        p->tokens = at[0][i];
+        p->next_position = p->rows = 1; /* until compare_points */
         if (!a || !b)
             status = KVT_ERR_MEMORY;
         else
-            d->checkpoints = same_bytes(a, bytes[0], b, bytes[1]);
+            p->blob = same_bytes(a, bytes[0], b, bytes[1]);
         free(a);
         free(b);
     }
@@ -185,24 +173,21 @@ static void compare_part(const diff *d, rows *r, uint64_t first, uint64_t n, siz
     }
 }
 
-static int compare_rows(diff *d, uint32_t layer, kvt_side side, uint64_t *done, uint64_t total)
+/* Tokens first .. end - 1 of a side whose shapes are equal; done goes up by them. */
+static int compare_range(diff *d, rows *r, uint32_t layer, kvt_side side, uint64_t first,
+                         uint64_t end, uint64_t *done, uint64_t total)
 {
-    rows *r = &d->layers[layer][side];
     size_t row = (size_t)source_heads(&d->a, layer) * source_dims(&d->a, layer, side);
     uint64_t step = PART_FLOATS / row, at, n;
     kvt_tensor to[2];
 
-    r->compared = source_heads(&d->a, layer) == source_heads(&d->b, layer) &&
-                  source_dims(&d->a, layer, side) == source_dims(&d->b, layer, side);
-    if (!r->compared)
-        return SOUND;
     /* Parts within a block, whose rows are released together. */
     step = step < KVT_BLOCK_TOKENS ? 1 : KVT_BLOCK_TOKENS;
     to[0] = kvt_tensor_f32(d->part[0]);
     to[1] = kvt_tensor_f32(d->part[1]);
-    for (at = 0; at < d->n; at += n) {
+    for (at = first; at < end; at += n) {
         kvt_status a, b;
-        n = d->n - at < step ? d->n - at : step;
+        n = end - at < step ? end - at : step;
         a = kvt_read(d->a.seq, layer, side, at, n, &to[0]);
         b = kvt_read(d->b.seq, layer, side, at, n, &to[1]);
         if (a != KVT_OK && a != KVT_ERR_STATE)
@@ -219,6 +204,114 @@ static int compare_rows(diff *d, uint32_t layer, kvt_side side, uint64_t *done, 
     return SOUND;
 }
 
+static int compare_rows(diff *d, uint32_t layer, kvt_side side, uint64_t *done, uint64_t total)
+{
+    rows *r = &d->layers[layer][side];
+
+    r->compared = source_heads(&d->a, layer) == source_heads(&d->b, layer) &&
+                  source_dims(&d->a, layer, side) == source_dims(&d->b, layer, side);
+    return r->compared ? compare_range(d, r, layer, side, 0, d->n, done, total) : SOUND;
+}
+
+/*
+ * How many blocks of 64 tokens may be open, of groups without a window: a bound, from what the
+ * cache holds for the sequence and its checkpoints. Sealed blocks are the sequence's own; the last
+ * one may be cut.
+ */
+static uint64_t open_blocks(const tool_source *s)
+{
+    uint64_t all = (kvt_seq_length(s->seq) + KVT_BLOCK_TOKENS - 1) / KVT_BLOCK_TOKENS, n;
+    kvt_cache_stats stats;
+    uint32_t g;
+
+    memset(&stats, 0, sizeof stats);
+    stats.struct_size = sizeof stats;
+    if (kvt_cache_get_stats(s->cache, &stats) != KVT_OK)
+        return UINT64_MAX / KVT_BLOCK_TOKENS;
+    n = stats.blocks_used - stats.blocks_sealed;
+    for (g = 0; g < s->info.n_groups; g++) { /* without open blocks, but not counted as sealed */
+        const kvt_snapshot_group *group = &s->info.groups[g];
+        if (group->k_type < KVT_TYPE_I8 && group->v_type < KVT_TYPE_I8 && group->window_tokens == 0)
+            n = n > all ? n - all : 0;
+    }
+    return n + 1;
+}
+
+/* At a checkpoint: where the tokens are that are compared. */
+typedef struct reach {
+    uint64_t gone[KVT_MAX_GROUPS], there[KVT_MAX_GROUPS]; /* of groups with a window, released */
+    uint64_t open;                                        /* in the others: from here on */
+} reach;
+
+static kvt_status find_reach(const tool_source *s, reach *r)
+{
+    uint64_t n = kvt_seq_length(s->seq), open = open_blocks(s) * KVT_BLOCK_TOKENS;
+    kvt_status status = KVT_OK;
+    uint32_t g;
+
+    r->open = n > open ? (n - open) / KVT_BLOCK_TOKENS * KVT_BLOCK_TOKENS : 0;
+    for (g = 0; g < s->info.n_groups && status == KVT_OK; g++)
+        status = source_released(s, g, &r->gone[g], &r->there[g]);
+    return status;
+}
+
+/* A layer at the checkpoint that both sequences are truncated to. */
+static int compare_point_layer(diff *d, point *p, uint32_t layer, const reach *a, const reach *b)
+{
+    uint32_t x = d->a.info.layer_groups[layer], y = d->b.info.layer_groups[layer];
+    uint64_t end = a->gone[x], begin = a->there[x], done = 0;
+    int side, code = SOUND;
+    rows r;
+
+    memset(&r, 0, sizeof r);
+    r.compared = end == b->gone[y] && begin == b->there[y];
+    if (d->a.info.groups[x].window_tokens == 0)
+        begin = a->open < b->open ? a->open : b->open;
+    for (side = 0; side < 2 && r.compared && code == SOUND; side++) {
+        code = compare_range(d, &r, layer, (kvt_side)side, 0, end, &done, 0);
+        if (code == SOUND)
+            code = compare_range(d, &r, layer, (kvt_side)side, begin, p->tokens, &done, 0);
+    }
+    p->rows = !diff_rows(&r);
+    return code;
+}
+
+/* The sequences are as long as the first checkpoint afterwards. */
+static int compare_points(diff *d)
+{
+    size_t i;
+    uint32_t layer;
+    kvt_status status;
+    reach a, b;
+    int code = SOUND;
+
+    if (!d->lengths || !d->geometry || d->n_points == 0)
+        return SOUND;
+    progress_begin(d->o, d->a.path, "comparing checkpoints");
+    for (i = d->n_points; i-- > 0 && code == SOUND;) {
+        point *p = &d->points[i];
+        status = kvt_seq_truncate(d->a.seq, p->tokens);
+        if (status == KVT_OK)
+            status = find_reach(&d->a, &a);
+        if (status != KVT_OK)
+            return fail_read(d, &d->a, status);
+        status = kvt_seq_truncate(d->b.seq, p->tokens);
+        if (status == KVT_OK)
+            status = find_reach(&d->b, &b);
+        if (status != KVT_OK)
+            return fail_read(d, &d->b, status);
+        p->next[0] = kvt_seq_next_position(d->a.seq);
+        p->next[1] = kvt_seq_next_position(d->b.seq);
+        p->next_position = p->next[0] == p->next[1];
+        for (layer = 0; layer < d->n_layers && p->rows && code == SOUND; layer++)
+            code = compare_point_layer(d, p, layer, &a, &b);
+        (void)progress_step(NULL, d->n_points - i, d->n_points);
+    }
+    if (code == SOUND)
+        progress_end();
+    return code;
+}
+
 static int compare(diff *d)
 {
     const uint64_t total = d->n * d->n_layers * 2;
@@ -228,7 +321,7 @@ static int compare(diff *d)
     int code = SOUND;
 
     compare_heads(d);
-    status = compare_checkpoints(d);
+    status = list_points(d);
     if (status == KVT_OK)
         status = compare_tokens(d);
     if (status != KVT_OK)
@@ -241,110 +334,7 @@ static int compare(diff *d)
     }
     if (code == SOUND)
         progress_end();
-    return code;
-}
-
-static int differ(const rows *r)
-{
-    return !r->compared || r->tokens || r->missing;
-}
-
-static int all_equal(const diff *d)
-{
-    uint32_t layer;
-    int equal = d->fingerprint && d->geometry && d->types && d->tag && d->next_position &&
-                d->checkpoints && d->a.info.n_tokens == d->b.info.n_tokens && d->ids == d->n &&
-                d->positions == d->n;
-
-    for (layer = 0; layer < d->n_layers; layer++)
-        equal = equal && !differ(&d->layers[layer][0]) && !differ(&d->layers[layer][1]);
-    return equal;
-}
-
-static void print_json(const diff *d)
-{
-    const char *comma = "";
-    uint32_t layer;
-    int side;
-
-    json_begin(d->a.path, KVT_OK);
-    printf(",\"other\":");
-    json_string(d->b.path);
-    printf(",\"equal\":");
-    json_bool(all_equal(d));
-    printf(",\"same\":{\"fingerprint\":");
-    json_bool(d->fingerprint);
-    printf(",\"geometry\":");
-    json_bool(d->geometry);
-    printf(",\"types\":");
-    json_bool(d->types);
-    printf(",\"tag\":");
-    json_bool(d->tag);
-    printf(",\"next_position\":");
-    json_bool(d->next_position);
-    printf(",\"checkpoints\":");
-    json_bool(d->checkpoints);
-    printf("},\"n_tokens\":[%" PRIu64 ",%" PRIu64 "],\"equal_token_ids\":%" PRIu64
-           ",\"equal_positions\":%" PRIu64 ",\"layers\":[",
-           d->a.info.n_tokens, d->b.info.n_tokens, d->ids, d->positions);
-    for (layer = 0; layer < d->n_layers; layer++)
-        for (side = 0; side < 2; side++) {
-            const rows *r = &d->layers[layer][side];
-            if (!differ(r))
-                continue;
-            printf("%s{\"layer\":%" PRIu32 ",\"side\":\"%c\",\"compared\":", comma, layer,
-                   "kv"[side]);
-            json_bool(r->compared);
-            printf(",\"tokens\":%" PRIu64 ",\"blocks\":%" PRIu64 ",\"released\":%" PRIu64,
-                   r->tokens, r->blocks, r->missing);
-            if (r->tokens)
-                printf(",\"first\":%" PRIu64 ",\"largest\":%.9g", r->first, r->largest);
-            printf("}");
-            comma = ",";
-        }
-    printf("]}\n");
-}
-
-static void print_text(const diff *d)
-{
-    uint32_t layer;
-    int side;
-
-    if (all_equal(d)) {
-        printf("%s and %s are equal: %" PRIu64 " tokens\n", d->a.path, d->b.path, d->n);
-        return;
-    }
-    printf("%s and %s differ\n", d->a.path, d->b.path);
-    if (!d->fingerprint)
-        printf("  fingerprints differ\n");
-    if (!d->geometry)
-        printf("  geometries differ\n");
-    if (!d->types)
-        printf("  types, flags or rotations differ\n");
-    if (!d->tag)
-        printf("  tags differ\n");
-    if (!d->next_position)
-        printf("  next positions differ: %" PRId32 ", %" PRId32 "\n", d->a.info.next_position,
-               d->b.info.next_position);
-    if (!d->checkpoints)
-        printf("  checkpoints differ\n");
-    printf("  tokens: %" PRIu64 ", %" PRIu64 "; the first %" PRIu64
-           " have equal ids, the first %" PRIu64 " equal positions\n",
-           d->a.info.n_tokens, d->b.info.n_tokens, d->ids, d->positions);
-    for (layer = 0; layer < d->n_layers; layer++)
-        for (side = 0; side < 2; side++) {
-            const rows *r = &d->layers[layer][side];
-            if (!r->compared)
-                printf("  layer %" PRIu32 " %c: another shape\n", layer, "KV"[side]);
-            if (r->tokens)
-                printf("  layer %" PRIu32 " %c: %" PRIu64 " token%s in %" PRIu64
-                       " block%s differ%s, the first is %" PRIu64 ", by up to %.4g\n",
-                       layer, "KV"[side], r -> tokens, r -> tokens == 1 ? "" : "s", r->blocks,
-                       r->blocks == 1 ? "" : "s", r->tokens == 1 ? "s" : "", r->first, r->largest);
-            if (r->missing)
-                printf("  layer %" PRIu32 " %c: %" PRIu64 " tokens are there in one alone\n", layer,
-                       "KV"[side], r -> missing);
-        }
+    return code == SOUND ? compare_points(d) : code;
 }
 
 static int allocate(diff *d)
@@ -366,22 +356,24 @@ int diff_run(const tool_options *o)
 
     memset(&d, 0, sizeof d);
     d.o = o;
-    code = source_load(&d.a, o->files[0], o);
+    code = source_load(&d.a, o->files[0], pieces_first, &d.pieces, o);
     if (code == SOUND)
-        code = source_load(&d.b, o->files[1], o);
+        code = source_load(&d.b, o->files[1], pieces_second, &d.pieces, o);
     if (code == SOUND)
         code = allocate(&d);
     if (code == SOUND)
         code = compare(&d);
     if (code == SOUND) {
-        code = all_equal(&d) ? SOUND : DIFFERENT;
+        code = diff_is_equal(&d) ? SOUND : DIFFERENT;
         if (o->json)
-            print_json(&d);
+            diff_print_json(&d);
         else if (!o->quiet)
-            print_text(&d);
+            diff_print_text(&d);
     }
     source_release(&d.a);
     source_release(&d.b);
+    pieces_release(&d.pieces);
+    free(d.points);
     free(d.layers);
     free(d.part[0]);
     free(d.part[1]);

@@ -437,7 +437,7 @@ int dump_run(const tool_options *o)
 
     memset(&d, 0, sizeof d);
     d.o = o;
-    code = source_load(&d.s, o->files[0], o);
+    code = source_load(&d.s, o->files[0], NULL, NULL, o);
     if (code == SOUND)
         code = check_range(&d);
     if (code == SOUND)

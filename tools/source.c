@@ -92,7 +92,8 @@ static kvt_status create(tool_source *s, char *text, size_t text_bytes)
     return kvt_cache_create(&config, &s->cache);
 }
 
-int source_load(tool_source *s, const char *path, const tool_options *o)
+int source_load(tool_source *s, const char *path, tool_on_piece on_piece, void *user,
+                const tool_options *o)
 {
     char text[TOOL_TEXT] = "";
     kvt_load_options options;
@@ -105,6 +106,8 @@ int source_load(tool_source *s, const char *path, const tool_options *o)
     options.struct_size = sizeof options;
     options.progress = progress_step;
     options.key = o->key_file ? o->key : NULL;
+    options.on_piece = on_piece;
+    options.piece_user = user;
     progress_begin(o, path, "reading");
     status = create(s, text, sizeof text);
     if (status == KVT_OK)
@@ -117,6 +120,8 @@ int source_load(tool_source *s, const char *path, const tool_options *o)
         progress_end();
         return SOUND;
     }
+    if (status == KVT_ERR_CANCELLED && !output_interrupted()) /* by on_piece */
+        return tool_fail(o, path, KVT_ERR_MEMORY, "no memory for its pieces");
     if (!*text && s->cache)
         (void)kvt_cache_error(s->cache, text, sizeof text);
     return tool_fail(o, path, status, "%s", *text ? text : kvt_status_string(status));
@@ -144,7 +149,7 @@ uint32_t source_dims(const tool_source *s, uint32_t layer, kvt_side side)
 kvt_status source_released(const tool_source *s, uint32_t group, uint64_t *first, uint64_t *end)
 {
     const kvt_snapshot_group *of = &s->info.groups[group];
-    uint64_t n = s->info.n_tokens, at;
+    uint64_t n = kvt_seq_length(s->seq), at;
     kvt_status status = KVT_OK;
     kvt_tensor row;
     float *values;

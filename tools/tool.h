@@ -166,8 +166,10 @@ typedef struct tool_pieces {
  */
 int source_describe(tool_source *s, const char *path, int verify, tool_pieces *pieces,
                     const tool_options *o);
-/* The same and all of its tokens. Release it in any case. */
-int source_load(tool_source *s, const char *path, const tool_options *o);
+typedef int (*tool_on_piece)(void *user, const kvt_snapshot_piece *piece); /* not 0: no memory */
+/* The same and all of its tokens. Release it in any case. on_piece may be NULL. */
+int source_load(tool_source *s, const char *path, tool_on_piece on_piece, void *user,
+                const tool_options *o);
 void source_release(tool_source *s);
 
 /* Heads times dims of a side of the layer, and either of them. */
@@ -175,10 +177,32 @@ uint32_t source_heads(const tool_source *s, uint32_t layer);
 uint32_t source_dims(const tool_source *s, uint32_t layer, kvt_side side);
 
 /*
- * Which tokens the window of a group has released: *first .. *end - 1, none where both are equal.
- * KVT_OK, or what a read has answered.
+ * Which tokens of the loaded sequence the window of a group has released: *first .. *end - 1, none
+ * where both are equal. KVT_OK, or what a read has answered.
  */
 kvt_status source_released(const tool_source *s, uint32_t group, uint64_t *first, uint64_t *end);
+
+/* ---- pieces of two snapshots (pieces.c) ---- */
+
+/* A name, and what either of them has under it. */
+typedef struct tool_pair {
+    char name[KVT_MAX_NAME + 1];
+    int has[2], equal;
+    uint64_t bytes[2];
+    unsigned char *data; /* of the first one, until the second one's is compared */
+} tool_pair;
+
+/* Zeros: none yet. */
+typedef struct tool_pairs {
+    tool_pair *list; /* [n], from malloc */
+    size_t n, room;
+} tool_pairs;
+
+/* Each a tool_on_piece with the pairs as user; all of the first snapshot before the second. */
+int pieces_first(void *user, const kvt_snapshot_piece *piece);
+int pieces_second(void *user, const kvt_snapshot_piece *piece);
+int pieces_equal(const tool_pairs *pairs);
+void pieces_release(tool_pairs *pairs);
 
 /* ---- stores (store_open.c) ---- */
 
