@@ -279,7 +279,75 @@ case $(ls -l "$work/new/x") in -rw-r-----*) ;; *) fails "another mode" ;; esac
 refuses 3 'new: is a folder' dump --safetensors "$work/new" "$golden/tag.kvt"
 ln -s nowhere "$work/new/link"
 refuses 3 'link: is there already' dump --safetensors "$work/new/link" "$golden/tag.kvt"
-leaves link x
+# A link is followed: the file that it leads to is replaced, the link stays.
+mkdir "$work/new/there"
+echo old >"$work/new/there/k.npy"
+ln -s there/k.npy "$work/new/k.npy"
+run 0 dump --force --output "$work/new/k.npy" --layer 1 --side k "$golden/tag.kvt"
+[ -h "$work/new/k.npy" ] || fails "dump --force: the link was replaced"
+[ "$(ls -A "$work/new/there")" = k.npy ] || fails "files: $(ls -A "$work/new/there")"
+"$tool" dump --output - --layer 1 --side k "$golden/tag.kvt" | cmp - "$work/new/there/k.npy" ||
+    fails "dump --force: not to the file that the link leads to"
+refuses 3 'link: the link cannot be followed: No such file' dump --force --safetensors "$work/new/link" "$golden/tag.kvt"
+[ -h "$work/new/link" ] || fails "dump --force: the link was replaced"
+leaves k.npy link there x
+
+# ---- outputs that are inputs ----
+cp "$golden/tag.kvt" "$work/new/a.kvt"
+cp "$work/new/a.kvt" "$work/same.kvt"
+printf '01234567890123456789012345678901' >"$work/new/key"
+cp "$work/new/key" "$work/same.key"
+ln -s key "$work/new/soft"
+ln "$work/new/key" "$work/new/hard"
+ln "$work/new/a.kvt" "$work/new/b.kvt"
+for name in a.kvt b.kvt; do
+    for how in --safetensors '--layer 0 --side v --output'; do
+        refuses 2 "$name: is the input too" dump --force $how "$work/new/$name" "$work/new/a.kvt"
+    done
+done
+for name in key soft hard; do
+    for how in --safetensors '--layer 0 --side v --output'; do
+        refuses 2 "$name: is the key file too" dump --force --key-file "$work/new/key" $how "$work/new/$name" "$golden/tag.kvt"
+    done
+    for command in convert merge; do
+        refuses 2 "$name: is the key file too" $command --force --key-file "$work/new/key" "$golden/tag.kvt" "$work/new/$name"
+        refuses 2 "$name: is the file of the new key too" $command --force --new-key-file "$work/new/key" "$golden/tag.kvt" "$work/new/$name"
+    done
+done
+mkdir "$work/new/npy"
+ln "$work/new/a.kvt" "$work/new/npy/layers.1.k.npy"
+refuses 2 'layers.1.k.npy: is the input too' dump --force --npy "$work/new/npy" "$work/new/a.kvt"
+[ "$(ls -A "$work/new/npy")" = layers.1.k.npy ] || fails "arrays of a dump that was refused"
+"$tool" dump --layer 0 --side k --output - "$work/new/a.kvt" >>"$work/new/a.kvt" 2>"$work/err"
+[ $? -eq 2 ] || fails "stdout is the input"
+says err '^kvtile: -: is the input too'
+cmp "$work/same.kvt" "$work/new/a.kvt" && cmp "$work/same.key" "$work/new/key" || fails "an input was replaced"
+cmp "$work/same.key" "$work/new/hard" || fails "a key file was replaced"
+[ -h "$work/new/soft" ] || fails "a link was replaced"
+leaves a.kvt b.kvt hard key npy soft
+
+# ---- inputs that are pipes ----
+if [ -e /dev/stdin ] && command -v timeout >/dev/null 2>&1 && mkfifo "$work/pipe"; then
+    printf '#!/bin/sh\nexec timeout -s KILL 20 "%s" "$@"\n' "$tool" >"$work/limited" # to open it again may block
+    chmod +x "$work/limited"
+    whole=$tool tool=$work/limited
+    for how in "dump /dev/stdin" "diff $golden/i8.kvt /dev/stdin" "diff /dev/stdin $golden/i8.kvt" \
+        "convert /dev/stdin $work/new/x" "merge /dev/stdin $work/new/x"; do
+        cat "$golden/i8.kvt" >"$work/pipe" &
+        {
+            refuses 3 '/dev/stdin: not a regular file: it is read more than once' $how
+            cmp - "$golden/i8.kvt" || fails "$how: the pipe was read"
+        } <"$work/pipe"
+        wait
+    done
+    for command in verify info; do
+        cat "$golden/i8.kvt" >"$work/pipe" &
+        run 0 $command /dev/stdin <"$work/pipe"
+        wait
+    done
+    tool=$whole
+    leaves
+fi
 
 # ---- diff ----
 run 0 diff "$golden/i8.kvt" "$golden/i8.kvt"

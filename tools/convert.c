@@ -128,9 +128,13 @@ int convert_run(const tool_options *o)
     int code;
 
     memset(&r, 0, sizeof r);
-    if (output_check(to, o->force, text, sizeof text) != 0)
-        return tool_fail(o, to, KVT_ERR_IO, "%s", text);
-    code = source_describe(&s, from, 0, NULL, o);
+    code = output_apart(o, to, NULL);
+    if (code == SOUND && output_check(to, o->force, text, sizeof text) != 0)
+        code = tool_fail(o, to, KVT_ERR_IO, "%s", text);
+    if (code == SOUND)
+        code = input_check(o, from);
+    if (code == SOUND)
+        code = source_describe(&s, from, 0, NULL, o);
     if (code == SOUND)
         code = check(o, &s.info);
     if (code != SOUND)

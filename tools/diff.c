@@ -356,7 +356,11 @@ int diff_run(const tool_options *o)
 
     memset(&d, 0, sizeof d);
     d.o = o;
-    code = source_load(&d.a, o->files[0], pieces_first, &d.pieces, o);
+    code = input_check(o, o->files[0]);
+    if (code == SOUND)
+        code = input_check(o, o->files[1]);
+    if (code == SOUND)
+        code = source_load(&d.a, o->files[0], pieces_first, &d.pieces, o);
     if (code == SOUND)
         code = source_load(&d.b, o->files[1], pieces_second, &d.pieces, o);
     if (code == SOUND)

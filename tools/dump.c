@@ -232,9 +232,11 @@ static int each_npy(dump *d, int only_check)
         char *path = npy_path(d, &d->items[i]);
         if (!path)
             return tool_fail(d->o, d->o->npy, KVT_ERR_MEMORY, "no memory");
+        if (only_check)
+            code = output_apart(d->o, path, d->s.path);
         if (!only_check)
             code = write_npy(d, &d->items[i], path);
-        else if (output_check(path, d->o->force, text, sizeof text) != 0)
+        else if (code == SOUND && output_check(path, d->o->force, text, sizeof text) != 0)
             code = tool_fail(d->o, path, KVT_ERR_IO, "%s", text);
         free(path);
     }
@@ -437,6 +439,13 @@ int dump_run(const tool_options *o)
 
     memset(&d, 0, sizeof d);
     d.o = o;
+    code = input_check(o, o->files[0]);
+    if (code == SOUND && o->output)
+        code = output_apart(o, o->output, o->files[0]);
+    if (code == SOUND && o->safetensors)
+        code = output_apart(o, o->safetensors, o->files[0]);
+    if (code != SOUND)
+        return code;
     code = source_load(&d.s, o->files[0], NULL, NULL, o);
     if (code == SOUND)
         code = check_range(&d);

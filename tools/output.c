@@ -2,18 +2,38 @@
  * Files that appear whole or not at all, and signals meanwhile.
  *
  * A temporary beside the file gets the contents, is synced, and then takes the name: by link(),
- * which never replaces a file, or with --force by rename(). SIGINT, SIGTERM and SIGHUP are noted,
- * for the command to remove its temporary and to end by them; a second one ends it at once.
+ * which never replaces a file, or with --force by rename(). With --force a symbolic link is
+ * followed, as the library's saves do: the file that it leads to is replaced, the link stays.
+ * SIGINT, SIGTERM and SIGHUP are noted, for the command to remove its temporary and to end by them;
+ * a second one ends it at once.
+ *
+ * A file that the library saves (output_claim) is saved under the temporary's name, beside which
+ * the library has a temporary of its own. A process that is killed leaves both; the library removes
+ * its own at the next save under the same name, so that name follows from the output's. flock on
+ * the temporary keeps processes with the same output apart until the library has replaced it; from
+ * there on link() does, or rename(), of which the last one holds.
  */
+#ifndef _DEFAULT_SOURCE
+#define _DEFAULT_SOURCE /* flock */
+#endif
+#ifndef _XOPEN_SOURCE
+#define _XOPEN_SOURCE 700 /* realpath */
+#endif
+
 #include "tool.h"
 
 #include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
+
+#define CLAIMS 100 /* times that a temporary which others remove meanwhile is made again */
 
 static volatile sig_atomic_t noted;
 
@@ -90,17 +110,21 @@ int output_check(const char *path, int force, char *text, size_t text_bytes)
     return -1;
 }
 
-/* The temporary's name: in the folder of path, so that it can be renamed. */
-static char *temporary_of(const char *path)
+static size_t folder_bytes(const char *path)
 {
-    static const char name[] = ".kvtile-XXXXXX";
     const char *slash = strrchr(path, '/');
-    size_t folder = slash ? (size_t)(slash - path) + 1 : 0;
-    char *text = malloc(folder + sizeof name);
+    return slash ? (size_t)(slash - path) + 1 : 0;
+}
+
+/* A name in the folder of path, so that it can be renamed to it; from malloc. */
+static char *beside(const char *path, const char *name)
+{
+    size_t folder = folder_bytes(path);
+    char *text = malloc(folder + strlen(name) + 1);
 
     if (text) {
         memcpy(text, path, folder);
-        memcpy(text + folder, name, sizeof name);
+        memcpy(text + folder, name, strlen(name) + 1);
     }
     return text;
 }
@@ -117,17 +141,48 @@ static void set_mode(int fd, const char *path)
                          : (mode_t)0666 & ~mask);
 }
 
+static int init(tool_output *out, const char *path, int force)
+{
+    memset(out, 0, sizeof *out);
+    out->path = path;
+    out->force = force;
+    out->lock = -1;
+    if (output_check(path, force, out->text, sizeof out->text) != 0)
+        return -1;
+    output_note_signals();
+    return 0;
+}
+
+/* The file that the temporary replaces. */
+static int find_target(tool_output *out)
+{
+    struct stat found;
+
+    if (lstat(out->path, &found) == 0 && S_ISLNK(found.st_mode)) {
+        out->target = realpath(out->path, NULL);
+        return out->target ? 0 : fail(out, "the link cannot be followed: %s", strerror(errno));
+    }
+    out->target = beside(out->path, out->path + folder_bytes(out->path));
+    return out->target ? 0 : fail(out, "no memory");
+}
+
+static void forget(tool_output *out)
+{
+    if (out->lock >= 0)
+        (void)close(out->lock);
+    out->lock = -1;
+    free(out->temporary);
+    free(out->target);
+    out->temporary = out->target = NULL;
+}
+
 int output_open(tool_output *out, const char *path, int force)
 {
     struct stat found;
     int fd;
 
-    memset(out, 0, sizeof *out);
-    out->path = path;
-    out->force = force;
-    if (output_check(path, force, out->text, sizeof out->text) != 0)
+    if (init(out, path, force) != 0)
         return -1;
-    output_note_signals();
     if (strcmp(path, "-") == 0) {
         out->file = stdout;
         return 0;
@@ -136,22 +191,81 @@ int output_open(tool_output *out, const char *path, int force)
         out->file = fopen(path, "wb");
         return out->file ? 0 : fail(out, "cannot be opened: %s", strerror(errno));
     }
-    out->temporary = temporary_of(path);
-    if (!out->temporary)
-        return fail(out, "no memory");
-    fd = mkstemp(out->temporary);
+    if (find_target(out) != 0)
+        return -1;
+    out->temporary = beside(out->target, ".kvtile-XXXXXX");
+    fd = out->temporary ? mkstemp(out->temporary) : -1;
     if (fd < 0) {
-        free(out->temporary);
-        out->temporary = NULL;
-        return fail(out, "cannot be created: %s", strerror(errno));
+        (void)fail(out, "cannot be created: %s", strerror(errno));
+        forget(out);
+        return -1;
     }
-    set_mode(fd, path);
+    set_mode(fd, out->target);
     out->file = fdopen(fd, "wb");
     if (!out->file) {
         (void)close(fd);
         output_discard(out);
         return fail(out, "no memory");
     }
+    return 0;
+}
+
+/* The temporary of output_claim: the name follows from the target's (FNV-1a of 64 bits). */
+static char *claimed_name(const char *target)
+{
+    const char *p = target + folder_bytes(target);
+    uint64_t hash = 14695981039346656037u;
+    char name[48];
+
+    for (; *p; p++)
+        hash = (hash ^ (unsigned char)*p) * 1099511628211u;
+    (void)snprintf(name, sizeof name, ".kvtile-%016" PRIx64 ".new", hash);
+    return beside(target, name);
+}
+
+/* Open the temporary and lock it. -1: errno says why; EWOULDBLOCK: another process has it. */
+static int lock_temporary(const char *name)
+{
+    struct stat opened, found;
+    int i, fd;
+
+    for (i = 0; i < CLAIMS; i++) {
+        fd = open(name, O_RDONLY | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, 0666);
+        if (fd < 0)
+            return -1;
+        if (flock(fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {
+            (void)close(fd);
+            errno = EWOULDBLOCK;
+            return -1;
+        } /* where there are no locks it goes on without */
+        if (fstat(fd, &opened) == 0 && stat(name, &found) == 0 && opened.st_dev == found.st_dev &&
+            opened.st_ino == found.st_ino)
+            return fd;
+        (void)close(fd);
+    }
+    errno = EWOULDBLOCK;
+    return -1;
+}
+
+int output_claim(tool_output *out, const char *path, int force)
+{
+    struct stat found;
+
+    if (init(out, path, force) != 0)
+        return -1;
+    if (stat(path, &found) == 0 && !S_ISREG(found.st_mode))
+        return fail(out, "%s", S_ISDIR(found.st_mode) ? "is a folder" : "not a regular file");
+    if (find_target(out) != 0)
+        return -1;
+    out->temporary = claimed_name(out->target);
+    out->lock = out->temporary ? lock_temporary(out->temporary) : -1;
+    if (out->lock < 0) {
+        (void)fail(out, "cannot be created: %s",
+                   errno == EWOULDBLOCK ? "another process writes it" : strerror(errno));
+        forget(out);
+        return -1;
+    }
+    set_mode(out->lock, out->target); /* which the library keeps */
     return 0;
 }
 
@@ -172,29 +286,43 @@ static int take_name(const tool_output *out)
     struct stat found;
 
     if (!out->force) {
-        if (link(out->temporary, out->path) == 0)
+        if (link(out->temporary, out->target) == 0)
             return unlink(out->temporary);
         if (errno == EEXIST)
             return -1;
         /* No hard links here, as on FAT: */
-        if (lstat(out->path, &found) == 0) {
+        if (lstat(out->target, &found) == 0) {
             errno = EEXIST;
             return -1;
         }
     }
-    return rename(out->temporary, out->path);
+    return rename(out->temporary, out->target);
+}
+
+/* So that the name outlasts a crash. A folder that cannot be read cannot be synced. */
+static int sync_folder(const tool_output *out)
+{
+    char *folder = beside(out->target, ".");
+    int fd = folder ? open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
+    int failed = fd >= 0 && fsync(fd) != 0 && (errno == EIO || errno == ENOSPC), code = errno;
+
+    if (fd >= 0)
+        (void)close(fd);
+    free(folder);
+    errno = code;
+    return failed ? -1 : 0;
 }
 
 int output_commit(tool_output *out)
 {
-    int failed = fflush(out->file) != 0 || ferror(out->file) != 0;
+    int failed = out->file && (fflush(out->file) != 0 || ferror(out->file) != 0);
     int code = errno;
 
-    if (out->temporary && !failed) {
+    if (out->file && out->temporary && !failed) {
         failed = fsync(fileno(out->file)) != 0;
         code = errno;
     }
-    if (out->file != stdout && fclose(out->file) != 0 && !failed) {
+    if (out->file && out->file != stdout && fclose(out->file) != 0 && !failed) {
         failed = 1;
         code = errno;
     }
@@ -205,12 +333,14 @@ int output_commit(tool_output *out)
     }
     if (failed || (noted && out->temporary)) {
         output_discard(out);
-        return noted ? fail(out, "interrupted")
-                     : fail(out, "cannot be written: %s", strerror(code));
+        return noted            ? fail(out, "interrupted")
+               : code == EEXIST ? fail(out, "has appeared meanwhile (--force replaces it)")
+                                : fail(out, "cannot be written: %s", strerror(code));
     }
-    free(out->temporary);
-    out->temporary = NULL;
-    return 0;
+    failed = out->temporary && sync_folder(out) != 0;
+    code = errno;
+    forget(out);
+    return failed ? fail(out, "its folder cannot be synced: %s", strerror(code)) : 0;
 }
 
 void output_discard(tool_output *out)
@@ -220,6 +350,5 @@ void output_discard(tool_output *out)
     out->file = NULL;
     if (out->temporary)
         (void)unlink(out->temporary);
-    free(out->temporary);
-    out->temporary = NULL;
+    forget(out);
 }

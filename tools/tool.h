@@ -103,6 +103,16 @@ void progress_stop(void); /* no more is to come */
 /* Behind an error that has not ended the work: go on with what progress_stop has stopped. */
 void progress_resume(void);
 
+/* ---- which files they are (paths.c) ---- */
+
+/*
+ * SOUND, or reported: a pipe, or something else that cannot be read more than once. It is not
+ * opened; one that is missing is SOUND.
+ */
+int input_check(const tool_options *o, const char *path);
+/* SOUND, or reported: the output ("-": stdout) is the input (NULL: may be), or a key's file. */
+int output_apart(const tool_options *o, const char *path, const char *input);
+
 /* ---- output files (output.c) ---- */
 
 /*
@@ -111,8 +121,10 @@ void progress_resume(void);
  */
 typedef struct tool_output {
     const char *path;
-    char *temporary; /* NULL: written directly */
-    FILE *file;
+    char *target;         /* what the temporary replaces: path, or what the link there leads to */
+    char *temporary;      /* NULL: written directly */
+    FILE *file;           /* NULL after output_claim */
+    int lock;             /* output_claim: the temporary as it was made, locked; else -1 */
     int force;            /* a file of that name is replaced */
     char text[TOOL_TEXT]; /* why a call has failed */
 } tool_output;
@@ -121,6 +133,8 @@ typedef struct tool_output {
 int output_check(const char *path, int force, char *text, size_t text_bytes);
 /* 0, or -1 with a text in the output; then nothing is left of it. */
 int output_open(tool_output *out, const char *path, int force);
+/* Likewise, for a save of the library's to out->temporary; then output_commit or output_discard. */
+int output_claim(tool_output *out, const char *path, int force);
 int output_write(tool_output *out, const void *data, size_t bytes);
 int output_commit(tool_output *out); /* the file is under its name, or -1 */
 void output_discard(tool_output *out);
