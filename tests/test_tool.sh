@@ -424,11 +424,32 @@ run 0 convert --force --tokens 100 "$work/new/part.kvt" "$work/new/part.kvt" # o
 run 0 verify "$work/new/part.kvt"
 says out 'sound, 100 tokens'
 leaves part.kvt raw.kvt small.kvt
+ln -s there/part.kvt "$work/new/link"
+refuses 3 'link: the link cannot be followed: No such' convert --force "$golden/i8.kvt" "$work/new/link"
+mkdir "$work/new/there"
+cp "$golden/tag.kvt" "$work/new/there/part.kvt"
+chmod 640 "$work/new/there/part.kvt"
+run 0 convert --force "$golden/i8.kvt" "$work/new/link"
+[ -h "$work/new/link" ] || fails "convert --force: the link was replaced"
+[ "$(ls -A "$work/new/there")" = part.kvt ] || fails "files: $(ls -A "$work/new/there")"
+run 0 diff "$golden/i8.kvt" "$work/new/there/part.kvt"
+case $(ls -l "$work/new/there/part.kvt") in -rw-r-----*) ;; *) fails "another mode" ;; esac
+(umask 026 && "$tool" convert --quiet "$golden/i8.kvt" "$work/new/x")
+case $(ls -l "$work/new/x") in -rw-r-----*) ;; *) fails "another mode: $(ls -l "$work/new/x")" ;; esac
+leaves link there x
 # Some tokens, some layers, other types.
 run 0 convert --tokens 64:200 "$golden/f16-f32.kvt" "$work/new/x.kvt" --tokens 64: --quiet
 run 0 dump --json "$work/new/x.kvt"
 says out '"n_tokens":2,.*"token_ids":\[368,-1\],"positions":\[70,71\]'
 refuses 2 'a multiple of 64, not at 10' convert --tokens 10: "$golden/i8.kvt" "$work/new/y.kvt"
+for range in 0:256 256 64: 64:256; do
+    refuses 2 'window.kvt: a window has released tokens .*(--tokens [1:]' convert --tokens $range "$golden/window.kvt" "$work/new/y.kvt"
+done
+says err '(--tokens 192: has those behind)$'
+run 0 convert --tokens 192: --quiet "$golden/window.kvt" "$work/new/x.kvt" --force
+refuses 2 '(--tokens :273 or more can be had)$' convert --tokens 272 "$golden/window.kvt" "$work/new/y.kvt"
+run 0 convert --tokens 273 --quiet "$golden/window.kvt" "$work/new/x.kvt" --force
+run 0 convert --layer 1 --tokens 64: --quiet "$golden/checkpoints.kvt" "$work/new/x.kvt" --force # no window
 refuses 2 'which are none' convert --tokens 64:64 "$golden/i8.kvt" "$work/new/y.kvt"
 refuses 2 'none of number 3' convert --layer 3 "$golden/i8.kvt" "$work/new/y.kvt"
 run 0 convert --layer 2 --layer=0 "$golden/groups.kvt" "$work/new/two.kvt"
@@ -497,6 +518,13 @@ says out 'piece  *5 bytes: "title"$'
 grep -q parent "$work/out" && fails "a merged file has a parent"
 refuses 3 'third.kvt: .*No such file.*first.kvt' merge "$work/new/third.kvt" "$work/new/x.kvt"
 refuses 3 'third.kvt: .*No such file.*first.kvt' verify "$work/new/third.kvt"
+# The input is named even where the output's name is a part of the text, or its end.
+for name in t first.kvt; do
+    "$tool" merge "$work/new/third.kvt" "$work/new/$name" 2>"$work/err"
+    (cd "$work/new" && "$tool" merge third.kvt $name) 2>>"$work/err"
+    [ "$(grep -c '^kvtile: [^:]*third.kvt: .*No such file.*first.kvt$' "$work/err")" -eq 2 ] ||
+        fails "merge: another file is named: $(cat "$work/err")"
+done
 cp "$work/whole.kvt" "$work/new/first.kvt" # another file of that name
 refuses 3 'third.kvt: .*first.kvt' verify "$work/new/third.kvt"
 refuses 3 'merged.kvt: is there already' merge "$work/new/third.kvt" "$work/new/merged.kvt"
@@ -550,7 +578,7 @@ if [ -c /dev/full ] && [ -w /dev/full ]; then
 fi
 "$make" "$work/big.kvt" 60000 || fails "$make" # 245 MB as f32
 if (ulimit -f 4000) 2>/dev/null; then # a limit on the size of files, met on the way
-    for how in "dump --safetensors" "convert --force"; do
+    for how in "dump --safetensors" "convert --force" convert; do
         case $how in dump*) set -- $how "$work/new/x" "$work/big.kvt" ;; *) set -- $how "$work/big.kvt" "$work/new/x" ;; esac
         (ulimit -f 4000; exec "$tool" "$@" >"$work/out" 2>"$work/err")
         [ $? -eq 3 ] || fails "$how: a limit on files was not noticed"
@@ -558,6 +586,34 @@ if (ulimit -f 4000) 2>/dev/null; then # a limit on the size of files, met on the
         leaves
     done
 fi
+# A file that appears under the output's name meanwhile is not replaced.
+"$tool" convert --level 19 --tokens 20032 "$work/big.kvt" "$work/new/x" >"$work/out" 2>"$work/err" &
+pid=$!
+i=0
+until [ -n "$(find "$work/new" -name '.*kvtile*')" ] || [ $i -ge 3000 ]; do
+    i=$((i + 1))
+    sleep 0.01
+done
+echo mine >"$work/new/x"
+wait $pid
+[ $? -eq 3 ] || fails "convert: exit code where a file has appeared"
+says err 'new/x: has appeared meanwhile (--force replaces it)$'
+[ "$(cat "$work/new/x")" = mine ] || fails "convert: a file that has appeared was replaced"
+leaves x
+# What a killed convert has left is taken over, and two with the same output do not mix.
+"$tool" convert --level 19 "$work/big.kvt" "$work/new/x" >"$work/out" 2>"$work/err" &
+pid=$!
+i=0 # two temporaries: the library's is there
+until [ "$(find "$work/new" -name '.*kvtile*' | wc -l)" -ge 2 ] || [ $i -ge 3000 ]; do
+    i=$((i + 1))
+    sleep 0.01
+done
+refuses 3 'new/x: cannot be created: another process writes it' convert "$golden/i8.kvt" "$work/new/x"
+kill -KILL $pid
+wait $pid 2>/dev/null
+[ "$(find "$work/new" -name '.*kvtile*' | wc -l)" -eq 2 ] || fails "temporaries: $(ls -A "$work/new")"
+run 0 convert --quiet "$golden/i8.kvt" "$work/new/x"
+leaves x
 if [ "$(id -u)" -ne 0 ]; then
     chmod 500 "$work/new"
     refuses 3 'new/x: cannot be created: Permission denied' dump --safetensors "$work/new/x" "$golden/i8.kvt"

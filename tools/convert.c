@@ -1,6 +1,6 @@
 /*
  * kvtile convert and merge: a snapshot, with its parents, into one other file. The work is
- * kvt_snapshot_convert's.
+ * kvt_snapshot_convert's, to a temporary that then gets the output's name (output.c).
  */
 #include "tool.h"
 
@@ -14,6 +14,8 @@
 typedef struct request {
     kvt_load_options load;
     kvt_save_options save;
+    uint64_t n_tokens; /* of the input */
+    int saving;        /* the input is read */
     uint32_t layers[KVT_MAX_LAYERS];
     kvt_type k_types[KVT_MAX_GROUPS], v_types[KVT_MAX_GROUPS];
 } request;
@@ -28,19 +30,27 @@ static void choose_layers(request *r, const tool_options *o)
     r->load.layers = r->load.n_layers ? r->layers : NULL;
 }
 
+/* Whether a layer of the group is asked for. */
+static int is_chosen(const tool_options *o, const kvt_snapshot_info *info, uint32_t group)
+{
+    uint32_t layer;
+
+    for (layer = 0; layer < info->n_layers; layer++)
+        if (info->layer_groups[layer] == group && (!o->has_layers || o->layers[layer]))
+            return 1;
+    return 0;
+}
+
 /* Of the groups that have a layer of the output, in order. */
 static void choose_types(request *r, const tool_options *o, const kvt_snapshot_info *info)
 {
-    uint32_t g, layer, n = 0;
+    uint32_t g, n = 0;
 
     if (!o->has_k_type && !o->has_v_type)
         return;
     for (g = 0; g < info->n_groups; g++) {
         const kvt_snapshot_group *group = &info->groups[g];
-        for (layer = 0; layer < info->n_layers; layer++)
-            if (info->layer_groups[layer] == g && (!r->load.layers || o->layers[layer]))
-                break;
-        if (layer == info->n_layers)
+        if (!is_chosen(o, info, g))
             continue;
         r->k_types[n] = o->has_k_type ? o->k_type : group->k_type;
         r->v_types[n] = group->flags & KVT_GROUP_V_IN_K ? r->k_types[n] /* it is a part of K */
@@ -81,9 +91,10 @@ static int on_load(void *user, uint64_t done, uint64_t total)
     return progress_step(user, done, 2 * total);
 }
 
-static int on_save(void *user, uint64_t done, uint64_t total)
+static int on_save(void *saving, uint64_t done, uint64_t total)
 {
-    return progress_step(user, total + done, 2 * total);
+    *(int *)saving = 1;
+    return progress_step(NULL, total + done, 2 * total);
 }
 
 /* The output's figures; it has the key. */
@@ -118,11 +129,66 @@ static int print(const tool_options *o, const unsigned char *key)
     return SOUND;
 }
 
+/*
+ * A window has released tokens that the range needs. Which ranges can be had shows in the loaded
+ * sequence alone.
+ */
+static int refuse_range(const tool_options *o, const char *text)
+{
+    tool_source s;
+    uint64_t from = 0, gone, there;
+    uint32_t g;
+    int code = source_load(&s, o->files[0], NULL, NULL, o);
+
+    for (g = 0; code == SOUND && o->first && g < s.info.n_groups; g++)
+        if (is_chosen(o, &s.info, g) && source_released(&s, g, &gone, &there) == KVT_OK &&
+            there > from)
+            from = there;
+    if (code == SOUND && !o->first)
+        for (from = s.info.n_tokens; from && kvt_seq_reachable(s.seq, from - 1) == from - 1;)
+            from--;
+    if (code == SOUND && from <= (o->first ? o->first : o->end)) /* it is not the range */
+        code = tool_refuse(o, s.path, "%s", text);
+    else if (code == SOUND && o->first)
+        code = tool_refuse(o, s.path,
+                           "a window has released tokens from %" PRIu64 " on (--tokens %" PRIu64
+                           ": has those behind)",
+                           o->first, from);
+    else if (code == SOUND)
+        code = tool_refuse(o, s.path,
+                           "a window has released tokens that the first %" PRIu64
+                           " need (--tokens :%" PRIu64 " or more can be had)",
+                           o->end, from);
+    source_release(&s);
+    return code;
+}
+
+/*
+ * Errors of files end with the file's name: that of the temporary is no input's. Where a long name
+ * is cut, what has not got to the save is the input's.
+ */
+static int fail_convert(const tool_options *o, const request *r, const tool_output *out,
+                        kvt_status status, char *text)
+{
+    const char *file = o->files[0];
+
+    if (tool_cut_name(text, out->temporary) || (status == KVT_ERR_IO && r->saving))
+        file = o->files[1];
+    if (!*text)
+        return tool_fail(o, file, status, "%s", kvt_status_string(status));
+    if (status == KVT_ERR_STATE && (o->first || o->end < r->n_tokens))
+        return refuse_range(o, text);
+    if (status == KVT_ERR_STATE)
+        return tool_refuse(o, file, "%s", text);
+    return tool_fail(o, file, status, "%s", text);
+}
+
 int convert_run(const tool_options *o)
 {
     const char *from = o->files[0], *to = o->files[1];
     char text[TOOL_TEXT] = "";
     request r;
+    tool_output out;
     tool_source s;
     kvt_status status;
     int code;
@@ -150,13 +216,20 @@ int convert_run(const tool_options *o)
     r.save.n_tokens = o->end == UINT64_MAX ? 0 : o->end - o->first;
     r.save.key = o->new_key_file ? o->new_key : o->decrypt ? NULL : r.load.key;
     r.save.progress = on_save;
+    r.save.progress_user = &r.saving;
     choose_types(&r, o, &s.info);
-    output_note_signals();
+    r.n_tokens = s.info.n_tokens;
+    if (output_claim(&out, to, o->force) != 0)
+        return tool_fail(o, to, KVT_ERR_IO, "%s", out.text);
     progress_begin(o, from, "converting");
-    status = kvt_snapshot_convert(from, &r.load, to, &r.save, text, sizeof text);
-    if (status != KVT_OK)
-        return tool_fail(o, status == KVT_ERR_IO && strstr(text, to) ? to : from, status, "%s",
-                         *text ? text : kvt_status_string(status));
+    status = kvt_snapshot_convert(from, &r.load, out.temporary, &r.save, text, sizeof text);
+    if (status != KVT_OK) {
+        code = fail_convert(o, &r, &out, status, text);
+        output_discard(&out);
+        return code;
+    }
+    if (output_commit(&out) != 0)
+        return tool_fail(o, to, KVT_ERR_IO, "%s", out.text);
     progress_end();
     return o->json || !o->quiet ? print(o, r.save.key) : SOUND;
 }

@@ -23,21 +23,19 @@ static char shown(char c)
     return (unsigned char)c < 0x20 || c == 0x7f ? '?' : c;
 }
 
-/*
- * The library's texts of files end with their names, as they can be shown, with which the line
- * begins already.
- */
-static void cut_name(char *text, const char *file)
+/* The names are as they can be shown. */
+int tool_cut_name(char *text, const char *file)
 {
     size_t n = strlen(text), name = strlen(file), i;
     const char *end = text + n - name;
 
     if (n <= name + 2 || memcmp(end - 2, ": ", 2) != 0)
-        return;
+        return 0;
     for (i = 0; i < name; i++)
         if (shown(end[i]) != shown(file[i]))
-            return;
+            return 0;
     text[n - name - 2] = '\0';
+    return 1;
 }
 
 static void report(const tool_options *o, const char *file, kvt_status status, const char *format,
@@ -50,7 +48,7 @@ static void report(const tool_options *o, const char *file, kvt_status status, c
     (void)vsnprintf(text, sizeof text, format, arguments);
     if (output_interrupted()) /* whatever the call has made of it */
         (void)snprintf(text, sizeof text, "interrupted");
-    cut_name(text, file);
+    (void)tool_cut_name(text, file); /* the line begins with it */
     if (o->json) {
         json_begin(file, status);
         printf(",\"error\":");

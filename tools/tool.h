@@ -76,6 +76,9 @@ __attribute__((format(printf, 3, 4)))
 #endif
 int tool_refuse(const tool_options *o, const char *file, const char *format, ...);
 
+/* Whether the text ends with ": FILE", as the library's texts of files do; it is cut off. */
+int tool_cut_name(char *text, const char *file);
+
 const char *tool_type_name(kvt_type type);
 void tool_print_hex(const uint8_t *bytes, uint32_t n);
 /* A tag as it is, in quotes, where that is plain text, else as hex digits. */
