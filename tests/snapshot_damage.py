@@ -5,7 +5,7 @@ import struct
 import sys
 
 import snapshot_rewrite as rewrite
-from snapshot_group import I4, I5, OPENS, REOPENED, SEALED, Refused, gain_of, np, xxh128
+from snapshot_group import I4, I5, I8, OPENS, REOPENED, SEALED, Refused, gain_of, np, xxh128
 
 
 def refuses(group, n, form, streams):
@@ -47,6 +47,46 @@ def damage_gains(reader):
                 if refuses(group, n, form, {**streams, 5: small.tobytes()}) != (
                         gain == 256 or gain == 0 and form == SEALED):
                     sys.exit("a gain of %d, form %d: refused, or taken" % (gain, form))
+
+
+def damage_rows(reader):
+    """The largest code that an open row's scale allows is taken, the next one refused."""
+    for group, n, form, streams in reader.layers:
+        if form not in OPENS:
+            continue
+        parts, at = {}, 0
+        for name, count in group.smalls(n, form).items():
+            parts[name] = (at, np.frombuffer(streams[5], "<u2")[at:at + count])
+            at += count
+        for name, kind, type in (("k", 3, group.k_type), ("v", 4, group.v_type)):
+            if name not in parts:
+                continue
+            for i in (0, group.heads * n - 1):
+                small, codes = (np.frombuffer(streams[s], "<u2").copy() for s in (5, kind))
+                head, token = divmod(i, n)
+                place = i * group.v_dim + np.arange(group.v_dim)
+                if name == "k":
+                    place = ((head * ((n + 15) // 16) + token // 16) * group.k_dim
+                             + np.arange(group.k_dim)) * 16 + token % 16
+                codes[place] = 0
+                sealed = form == REOPENED and parts["gain"][1][i] != 0
+                if name == "k":
+                    most = 8000000 if type == I8 else 786048 if sealed else 240000
+                else:
+                    most = {I4: 2000000, I5: 2030624 if form == REOPENED else 2000000}.get(
+                        type, 8319008 if form == REOPENED else 8000000)
+                power = 256  # with it no code of 65504 is taken
+                if form == REOPENED and name == "v" and type == I4 and sealed:
+                    most, power = 63 * power, -power
+                small[parts[name][0] + i] = np.array([power], "<f2").view("<u2")[0]
+                code = np.arange(0x7c00, dtype="<u2").view("<f2").astype("f8")
+                code = int(np.searchsorted(code * 256, most, side="right")) - 1
+                for more in (0, 1):
+                    codes[place[-1]] = code + more
+                    changed = {**streams, 5: small.tobytes(), kind: codes.tobytes()}
+                    if refuses(group, n, form, changed) != bool(more):
+                        sys.exit("%s, form %d, row %d, a code of %x: %s" % (
+                            name, form, i, code + more, "taken" if more else "refused"))
 
 
 def check_seeds(reader):
@@ -329,6 +369,7 @@ def damage(reader, data, parents):
     damage_bytes(lambda x: make(x, parents), data)
     damage_signs(reader)
     damage_gains(reader)
+    damage_rows(reader)
     damage_dead(reader)
     damage_gaps(reader)
 

@@ -357,6 +357,23 @@ class Group:
             scale = np.abs(parts.get(name, 1))
             need(np.isin(scale, 2.0 ** np.arange(16)).all(), "an open scale")
 
+    def check_rows(self, form, parts, k, v):
+        """Of open rows the largest value, offsets apart."""
+        if self.k_type in (I8, I4):
+            most = np.full(parts["k"].shape, 8e6 if self.k_type == I8 else 2.4e5)
+            if form == REOPENED:
+                most = np.where(parts["gain"] != 0, 12 * 65504, most)
+            need((abs(k).max(axis=2).ravel() * abs(parts["k"]) <= most).all(), "an open row of K")
+        if "v" in parts:
+            scale = abs(parts["v"])
+            if form == OPEN:
+                most = 8e6 if self.v_type == I8 else 2e6
+            else:
+                most = {I8: 127 * 65504, I5: 31 * 65504}.get(self.v_type, 2e6)
+                if self.v_type == I4:
+                    most = np.where(np.signbit(parts["v"]), 63 * scale, most)
+            need((abs(v).max(axis=2).ravel() * scale <= most).all(), "an open row of V")
+
     def values(self, n, form, streams):
         """K and V of a layer as f32 [token][head][dim]."""
         heads = self.heads
@@ -377,6 +394,8 @@ class Group:
                 parts[name] = np.frombuffer(streams[5], "<u2")[at:at + count].astype("f4")
             at += count
         self.check_scales(form, parts)
+        if form in OPENS:
+            self.check_rows(form, parts, k, v)
         if "v" in parts:
             v = v * np.abs(parts["v"]).reshape(heads, n, 1)
             self.kept += np.signbit(parts["v"]).sum()

@@ -419,6 +419,37 @@ static void open_v_nan(bytes *f)
 {
     put16(f, 1, 39, 0x7fff);
 }
+/* Token 4's row, which has not been sealed, with a code of 65504: beyond i8, i4 of K and of V. */
+static void open_k_large(bytes *f)
+{
+    put16(f, 0, 16 * 3 + 4, 0x7bff);
+    put16(f, 2, 4, 0x5800);
+}
+static void open_k_large_of_4(bytes *f)
+{
+    put16(f, 0, 16 * 7 + 4, 0xfbff);
+    put16(f, 2, 4, 0x4400);
+}
+static void open_v_large(bytes *f)
+{
+    put16(f, 1, 39, 0xfbff);
+    put16(f, 2, 9, 0x5800);
+}
+static void open_v_large_of_4(bytes *f)
+{
+    put16(f, 1, 32, 0x7bff);
+    put16(f, 2, 9, 0x5000);
+}
+/* Token 3's, which has been codes. */
+static void open_k_large_again(bytes *f)
+{
+    put16(f, 0, 16 * 3 + 3, 0x7bff);
+    put16(f, 2, 3, 0x4c00);
+}
+static void open_v_level(bytes *f)
+{
+    put16(f, 1, 31, 0x5400);
+}
 /*
  * Of 4 and 5 bits: 5 tokens of 8 dims. K: a tile of a byte for dims d and d + 4 of a token. V: a
  * byte for tokens t and t + 4 of a dim, then 16 bytes of fifth bits. Scales of a sealed block: K at
@@ -795,6 +826,12 @@ static const damage_case damages[] = {
     DAMAGE(seed_middle, IN_AGAIN, KVT_ERR_CORRUPT, "not finite"),
     DAMAGE(open_k_lane, IN_OPEN, KVT_ERR_CORRUPT, "no token"),
     DAMAGE(open_v_nan, IN_OPEN, KVT_ERR_CORRUPT, "not finite"),
+    DAMAGE(open_k_large, IN(OPEN) | IN(PLAIN) | IN_OPEN, KVT_ERR_CORRUPT, "too large"),
+    DAMAGE(open_k_large_of_4, IN_OPEN, KVT_ERR_CORRUPT, "too large"),
+    DAMAGE(open_v_large, IN(OPEN) | IN(PLAIN) | IN_OPEN, KVT_ERR_CORRUPT, "too large"),
+    DAMAGE(open_v_large_of_4, IN_OPEN, KVT_ERR_CORRUPT, "too large"),
+    DAMAGE(open_k_large_again, IN_AGAIN, KVT_ERR_CORRUPT, "too large"),
+    DAMAGE(open_v_level, IN(I4_AGAIN), KVT_ERR_CORRUPT, "too large"),
     DAMAGE(open_filter, IN_COARSE | IN_OPEN, KVT_ERR_FORMAT, "filter 1"),
     DAMAGE(open_v_filter, IN_COARSE | IN_OPEN, KVT_ERR_FORMAT, "filter 2"),
     DAMAGE(bad_stream_filter, IN_COARSE, KVT_ERR_FORMAT, "filter 3"),
@@ -1019,14 +1056,17 @@ static void test_extreme_seeds(void **state)
         m.groups[0].residual_tokens = KVT_RESIDUAL_NONE;
         v = victim_make(&m);
         file = cut_snapshot_of(&m, 1);
-        for (unsigned d = 0; d < 8; d++)
-            for (unsigned t = 0; t < 5; t++)
-                put16(&file, 0, 16 * d + t, numbers[rng_below(&r, range)]);
         for (unsigned t = 0; t < 5; t++) {
-            put16(&file, 2, t,
-                  (0x3c00 + 0x400 * (range == 2 ? 15 : rng_below(&r, 16))) | rng_below(&r, 2)
-                                                                                 << 15);
-            put16(&file, 2, 34 + t, rng_below(&r, 3) ? 1 + 254 * rng_below(&r, 2) : 0);
+            const uint32_t gain = rng_below(&r, 3) ? 1 + 254 * rng_below(&r, 2) : 0;
+            const uint32_t power = range == 2 ? 15 : rng_below(&r, 16);
+            /* The largest that are taken: 785920 of what has been codes, else 240000. */
+            const uint32_t most = (gain ? (34 - power) << 10 | 511 : (32 - power) << 10 | 851);
+            put16(&file, 2, t, (0x3c00 + 0x400 * power) | rng_below(&r, 2) << 15);
+            put16(&file, 2, 34 + t, gain);
+            for (unsigned d = 0; d < 8; d++) {
+                const uint32_t x = numbers[rng_below(&r, range)];
+                put16(&file, 0, 16 * d + t, (x & 0x7fff) > most ? most | (x & 0x8000) : x);
+            }
         }
         for (unsigned i = 10; i < 34; i++) /* offset, scales, middles */
             put16(&file, 2, i, numbers[rng_below(&r, range)]);

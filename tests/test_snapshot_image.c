@@ -49,6 +49,30 @@ static void put_code(layer *l, rng *r, kvt_type type, size_t codes, size_t at)
     }
 }
 
+/* The largest value of an open row, its offset apart: docs/format.md, "Streams". */
+static double most_of(const layer *l, int is_k, uint16_t scale, unsigned gain)
+{
+    const kvt_type type = is_k ? l->group.config.k_type : l->group.config.v_type;
+    if (l->form == KVT_REOPENED && is_k)
+        return gain ? 786048 : 2.4e5;
+    if (l->form == KVT_REOPENED && type == KVT_TYPE_I8)
+        return 127 * 65504;
+    if (l->form == KVT_REOPENED && type == KVT_TYPE_I5)
+        return 31 * 65504;
+    if (l->form == KVT_REOPENED && scale & 0x8000)
+        return 63 * (double)kvt_f16_to_f32(scale & 0x7fff);
+    return type == KVT_TYPE_I8 ? 8e6 : is_k ? 2.4e5 : 2e6;
+}
+
+/* A code of an open row, no larger than that. Half of the time of the largest ones. */
+static uint16_t row_code(rng *r, uint16_t scale, double most)
+{
+    uint16_t x = rng_below(r, 2) ? (uint16_t)(0x7800 + rng_below(r, 0x400)) : any_f16(r, 0, 0);
+    while ((double)kvt_f16_to_f32(x) * kvt_f16_to_f32(scale & 0x7fff) > most)
+        x = (uint16_t)(x >= 0x400 ? x - 0x400 : 0);
+    return (uint16_t)(x | (rng_below(r, 2) ? 0x8000u : 0u));
+}
+
 static void fill_head(layer *l, rng *r, size_t record)
 {
     const kvt_layout *o = &l->group.layouts[l->form];
@@ -59,8 +83,16 @@ static void fill_head(layer *l, rng *r, size_t record)
     size_t t, d, at;
 
     for (t = 0; t < l->tokens; t++) {
+        const int k_rows = is_open && kvt_is_sealed_type(c->k_type);
+        const int v_rows = is_open && kvt_is_sealed_type(c->v_type);
+        uint16_t k_scale = any_f16(r, is_open, is_open && l->group.offsets);
+        uint16_t v_scale = any_f16(r, is_open && !reopens, reopens && c->v_type == KVT_TYPE_I4);
+        unsigned gain = k4 ? 1 + rng_below(r, 255) : rng_below(r, 2) * rng_below(r, 256);
         for (d = 0; d < c->k_dim; d++) {
-            if (o->k_type == KVT_TYPE_I8)
+            if (k_rows)
+                put16(l, k + kvt_kw_index(t, d, o->k_dims) * 2,
+                      row_code(r, k_scale, most_of(l, 1, k_scale, gain)));
+            else if (o->k_type == KVT_TYPE_I8)
                 put_code(l, r, o->k_type, k, kvt_k8_index(t, d, o->k_dims));
             else if (k4)
                 l->live[k + kvt_k4_index(t, d, o->k_dims)] |=
@@ -69,7 +101,10 @@ static void fill_head(layer *l, rng *r, size_t record)
                 put_code(l, r, o->k_type, k, kvt_kw_index(t, d, o->k_dims));
         }
         for (d = 0; d < c->v_dim && !l->group.v_in_k; d++) {
-            if (o->v_type == KVT_TYPE_I8)
+            if (v_rows)
+                put16(l, v + kvt_vw_index(t, d, o->v_dims) * 2,
+                      row_code(r, v_scale, most_of(l, 0, v_scale, 0)));
+            else if (o->v_type == KVT_TYPE_I8)
                 put_code(l, r, o->v_type, v, kvt_v8_index(t, d, o->v_dims));
             else if (kvt_is_coarse(o->v_type))
                 l->live[v + kvt_v4_index(t, d, o->v_dims)] |=
@@ -81,16 +116,14 @@ static void fill_head(layer *l, rng *r, size_t record)
                     (unsigned char)(1 << kvt_v5_shift(t, d));
         }
         if (o->k_scale_bytes && !k4)
-            put16(l, record + o->k_scales + t * 2,
-                  any_f16(r, is_open, is_open && l->group.offsets));
+            put16(l, record + o->k_scales + t * 2, k_scale);
         if (o->v_scale_bytes)
-            put16(l, record + o->v_scales + t * 2,
-                  any_f16(r, is_open && !reopens, reopens && c->v_type == KVT_TYPE_I4));
+            put16(l, record + o->v_scales + t * 2, v_scale);
         at = record +
              (k4 ? o->k_scales + kvt_k4_scales(o->k_dims) * 2 : o->k_seed + o->k_dims * 4) + t;
         if (k4 || reopens) {
             l->live[at] = 0xff;
-            l->memory[at] = (unsigned char)(k4 ? 1 + rng_below(r, 255) : rng_below(r, 256));
+            l->memory[at] = (unsigned char)gain;
         }
     }
     for (d = 0; d < c->k_dim; d++) {
@@ -155,7 +188,7 @@ static const char *streams_fault(const layer *l, const unsigned char *streams)
     uint32_t n = kvt_snap_shapes(&l->geometry, l->form, l->tokens, shapes, &bytes), i;
     for (i = 0; i < n && !fault; streams += shapes[i++].bytes)
         fault = kvt_snap_check(&shapes[i], streams);
-    return fault;
+    return fault ? fault : kvt_snap_check_rows(shapes, n, streams - bytes);
 }
 
 static size_t streams_bytes(const layer *l)
@@ -192,8 +225,8 @@ static void check_dead(const layer *l, rng *r, unsigned char *image, int all)
  * that. */
 static void check_values(const layer *l, rng *r, unsigned char *image, unsigned char *streams)
 {
-    static const uint16_t bad[] = {0x7c00, 0xfc00, 0x7e01, 0x8000, 0xbc00, 0x0000,
-                                   0x8080, 0x7fff, 0x3c01, 0x3c00, 0x7800, 0xf800};
+    static const uint16_t bad[] = {0x7c00, 0xfc00, 0x7e01, 0x8000, 0xbc00, 0x0000, 0x8080,
+                                   0x7fff, 0x3c01, 0x3c00, 0x7800, 0xf800, 0x7bff, 0xfbff};
     size_t i;
     for (i = 0; i < 400; i++) {
         size_t at = rng_below(r, (uint32_t)(l->bytes / 2)) * 2, b;
@@ -218,6 +251,48 @@ static void check_values(const layer *l, rng *r, unsigned char *image, unsigned 
         memcpy(image + at, had, 2);
     }
     assert_null(image_fault(l, image));
+}
+
+/* A code of each open row, at any dim, as large as its scale allows, and larger by one. */
+static void check_rows(const layer *l, rng *r, unsigned char *image, unsigned char *streams)
+{
+    const kvt_layout *o = &l->group.layouts[l->form];
+    const kvt_group_config *c = &l->group.config;
+    size_t t;
+    int is_k;
+    for (t = 0; t < 2 * (size_t)l->tokens && kvt_is_open(l->form); t++)
+        for (is_k = 0; is_k < 2; is_k++) {
+            const size_t record = rng_below(r, c->n_kv_heads) * o->head_bytes, row = t / 2;
+            unsigned char *scale = image + record + (is_k ? o->k_scales : o->v_scales) + row * 2;
+            unsigned gain = o->k_seed_bytes ? image[record + o->k_seed + o->k_dims * 4 + row] : 0;
+            unsigned char *code =
+                image + record +
+                (is_k ? o->k_codes + 2 * kvt_kw_index(row, rng_below(r, c->k_dim), o->k_dims)
+                      : o->v_codes + 2 * kvt_vw_index(row, rng_below(r, c->v_dim), o->v_dims));
+            uint16_t had, x, s;
+            double most;
+            if (!(is_k ? o->k_scale_bytes : o->v_scale_bytes))
+                continue;
+            memcpy(&had, code, 2);
+            memcpy(&s, scale, 2);
+            most = most_of(l, is_k, s, gain);
+            for (x = 0x7bff; x; x--)
+                if ((double)kvt_f16_to_f32(x) * kvt_f16_to_f32(s & 0x7fff) <= most)
+                    break;
+            for (int more = 0; more < 2 && x + more < 0x7c00; more++) {
+                const uint16_t put = (uint16_t)((x + more) | (t % 2 ? 0x8000 : 0));
+                const char *fault;
+                memcpy(code, &put, 2);
+                kvt_snap_gather(&l->group, l->form, l->tokens, image, streams);
+                fault = image_fault(l, image);
+                if (!fault != !more || !streams_fault(l, streams) != !more ||
+                    !copy_fault(l, image) != !more || (fault && !strstr(fault, "too large")))
+                    fail_msg("form %u, %s of type %d, row %zu, scale %04x, gain %u, code %04x: %s",
+                             l->form, is_k ? "K" : "V", (int)(is_k ? c->k_type : c->v_type), row, s,
+                             gain, put, fault ? fault : "sound");
+            }
+            memcpy(code, &had, 2);
+        }
 }
 
 static void check_layer(layer *l, rng *r)
@@ -253,6 +328,7 @@ static void check_layer(layer *l, rng *r)
     if (all || l->tokens % 7 == 3) {
         check_dead(l, r, image, all && l->group.config.n_kv_heads == 1);
         check_values(l, r, image, other);
+        check_rows(l, r, image, other);
     }
     free(image);
     free(again);
@@ -404,6 +480,107 @@ static void what_append_stores_is_sound(void **state)
     assert_true(images_seen > 500);
 }
 
+/*
+ * Rows as large as an append takes: each is made smaller until it does. first: how large token 0
+ * is, the offset of the others.
+ */
+static void append_largest(kvt_cache *cache, kvt_seq *seq, const kvt_group_config *c, rng *r,
+                           size_t n, int first)
+{
+    float k[64], v[64];
+    for (size_t i = 0; i < n; i++) {
+        const int is_first = kvt_seq_length(seq) == 0;
+        static const float limit[] = {6.5e4f, 6.5e4f, 8e6f, 2.4e5f, 2e6f};
+        float most[2] = {limit[c->k_type], c->v_type == KVT_TYPE_I4 ? 2e6f : limit[c->v_type]};
+        kvt_status status = KVT_ERR_VALUE;
+        most[0] += kvt_is_sealed_type(c->k_type) ? 65504.0f : 0.0f; /* and an offset */
+        while (status != KVT_OK) {
+            const kvt_tensor kt = kvt_tensor_f32(k), vt = kvt_tensor_f32(v);
+            rng same = {r->state};
+            for (size_t d = 0; d < c->k_dim; d++)
+                k[d] = (float)((int)rng_below(&same, 3) - 1) * (is_first ? (float)first : most[0]);
+            for (size_t d = 0; d < c->v_dim; d++)
+                v[d] = (float)((int)rng_below(&same, 3) - 1) * most[1];
+            expect_ok(cache, kvt_seq_begin(seq, 1, NULL));
+            status = kvt_append(seq, 0, &kt, &vt);
+            if (status == KVT_OK) {
+                expect_ok(cache, kvt_seq_commit(seq, NULL));
+                break;
+            }
+            expect_ok(cache, kvt_seq_abort(seq));
+            most[0] -= 9357.0f; /* a seventh of it */
+        }
+        (void)rng_next(r);
+    }
+}
+
+/* What a sealed block of a file may hold: the largest scales, middles and gains. */
+static void make_extreme(kvt_seq *seq, size_t row, rng *r)
+{
+    const kvt_group *group = &seq->cache->groups[0];
+    const kvt_block *block = kvt_seq_block(seq, row, 0);
+    const kvt_layout *o = &group->layouts[block->form];
+    unsigned char *record = kvt_head_record(group, block, 0, 0);
+    uint16_t *at;
+    size_t i;
+    for (i = 0; i < o->k_code_bytes; i++)
+        record[o->k_codes + i] = (unsigned char)(15 * rng_below(r, 2) + 240 * rng_below(r, 2));
+    for (i = 0; i < group->config.k_dim; i++) {
+        at = (uint16_t *)(void *)(record + o->k_scales) + i;
+        *at = (uint16_t)(rng_below(r, 4) ? 0x7bff : 0xfbff);
+        at = (uint16_t *)(void *)(record + o->k_offset) + i;
+        *at = (uint16_t)(rng_below(r, 2) ? 0x7bff : 0xfbff);
+    }
+    for (i = 0; i < 64; i++)
+        record[o->k_scales + kvt_k4_scales(o->k_dims) * 2 + i] =
+            (unsigned char)(rng_below(r, 2) ? 255 : 1);
+    for (i = 0; i < o->v_scale_bytes / 2; i++) {
+        at = (uint16_t *)(void *)(record + o->v_scales) + i;
+        *at = 0x7bff;
+    }
+    for (i = 0; i < o->v_code_bytes && o->v_scale_bytes; i++)
+        record[o->v_codes + i] = o->v_type == KVT_TYPE_I8
+                                     ? (rng_below(r, 2) ? 127 : 129)
+                                     : (unsigned char)(rng_below(r, 2) ? 0xff : 0x00);
+}
+
+static void the_largest_rows_are_sound(void **state)
+{
+    rng r = {13};
+    (void)state;
+    forms_seen = 0;
+    for (int k = KVT_TYPE_F32; k <= KVT_TYPE_I4; k++)
+        for (int v = KVT_TYPE_F32; v <= KVT_TYPE_I5; v++)
+            for (int first = -65504; first <= 65504; first += 65504) {
+                kvt_group_config c = group_of(1, 1, 1, 16, 16, (kvt_type)k, (kvt_type)v);
+                kvt_cache *cache;
+                kvt_seq *seq;
+                if (k < KVT_TYPE_I8 && v < KVT_TYPE_I8)
+                    continue;
+                if (is_quick() && first)
+                    continue;
+                c.flags |= KVT_GROUP_NO_ROTATION | KVT_GROUP_NO_V_ROTATION;
+                c.fine_tokens = KVT_FINE_NONE;
+                c.residual_tokens = KVT_RESIDUAL_NONE;
+                cache = cache_of(&c, 1024, 1, NULL);
+                expect_ok(cache, kvt_seq_create(cache, &seq));
+                for (int round = 0; round < 4; round++) { /* rows that are open, and again */
+                    append_largest(cache, seq, &c, &r, 30, first);
+                    check_stored(seq, &c);
+                    append_largest(cache, seq, &c, &r, 60, first);
+                    check_stored(seq, &c);
+                    for (size_t row = 0; row < 2 && round % 2 && k == KVT_TYPE_I4; row++)
+                        if (!kvt_is_open(kvt_seq_block(seq, row, 0)->form))
+                            make_extreme(seq, row, &r);
+                    expect_ok(cache, kvt_seq_truncate(seq, 20 + 10 * (uint64_t)round));
+                }
+                kvt_seq_destroy(seq);
+                kvt_cache_destroy(cache);
+            }
+    assert_int_equal(forms_seen & (1 << KVT_OPEN | 1 << KVT_REOPENED),
+                     1 << KVT_OPEN | 1 << KVT_REOPENED);
+}
+
 /* A layer of 64 tokens is its image as it lies there, unless its padding may hold anything. */
 static void some_layers_are_images(void **state)
 {
@@ -430,6 +607,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(images_and_streams_are_the_same_numbers),
         cmocka_unit_test(what_append_stores_is_sound),
+        cmocka_unit_test(the_largest_rows_are_sound),
         cmocka_unit_test(some_layers_are_images),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -765,6 +765,32 @@ static inline float kvt_largest(kvt_side side, kvt_type type)
 }
 
 /*
+ * The largest magnitude, code times scale, in a row of an open record in a form, whatever stored
+ * it. A side is `type`; scale is the row's, and gain its gain in the seed of K.
+ *
+ * kvt_open_put: kvt_largest, as the f16 of it over its power of two is not above it. Other rows are
+ * in blocks that are open again only (reopen.c): K's with a gain, below 12 * 65504 whatever the
+ * sealed scales were, and V's, the largest code times a scale that may be any f16. Of those of 4
+ * bits, whose scale is negative, that is the row's own scale.
+ */
+#define KVT_K4_BACK_MAX (12 * 65504.0f)
+static inline float kvt_open_largest(kvt_side side, kvt_type type, uint32_t form, uint16_t scale,
+                                     uint8_t gain)
+{
+    if (form != KVT_REOPENED)
+        return kvt_largest(side, type);
+    if (side == KVT_SIDE_K)
+        return gain ? KVT_K4_BACK_MAX : kvt_largest(side, type);
+    switch (type) {
+    case KVT_TYPE_I4:
+        return scale & KVT_F16_MINUS ? 63 * kvt_f16_to_f32(scale & (uint16_t)~KVT_F16_MINUS)
+                                     : kvt_largest(side, type);
+    case KVT_TYPE_I5: return 31 * 65504.0f;
+    default: return 127 * 65504.0f;
+    }
+}
+
+/*
  * Rows x[i * dims] of a side that is stored as i8, i4 or i5, in the stored domain, into slots slot
  * .. slot + n - 1 (one tile) of an open record. The rows may be changed. 0: a magnitude is above
  * kvt_largest or not a number.
@@ -772,8 +798,8 @@ static inline float kvt_largest(kvt_side side, kvt_type type)
 int kvt_open_put(const kvt_kernels *kernels, const kvt_group *group, kvt_side side, float *x,
                  size_t n, size_t dims, const kvt_record *to, size_t slot);
 /*
- * A row of K that has been 4-bit codes. Its magnitudes may be above kvt_largest by what the middle
- * and the scale were rounded by.
+ * A row of K that has been 4-bit codes. Its magnitudes may be above kvt_largest, by what the middle
+ * and the scale were rounded by, and in a file that no kvtile wrote more: see kvt_open_largest.
  */
 void kvt_open_put_back(const kvt_kernels *kernels, const kvt_group *group, float *x, size_t dims,
                        const kvt_record *to, size_t slot);

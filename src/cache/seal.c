@@ -96,8 +96,6 @@ static void take_gains(const kvt_kernels *kernels, const kvt_group *group, const
 {
     const size_t dims = group->config.k_dim, dims_p = group->layouts[KVT_OPEN].k_dims;
     const uint8_t *gains = kvt_seed_gains(open->seed, dims_p);
-    /* No such row has more; one of a file that no kvtile wrote may, up to 2^31. */
-    const float most = KVT_I8_MAX / 2;
     float x[KVT_MAX_DIM];
     memcpy(copy->codes, open->codes, dims_p * KVT_TOKENS * sizeof(uint16_t));
     memcpy(copy->scales, open->scales, KVT_TOKENS * sizeof(uint16_t));
@@ -112,8 +110,8 @@ static void take_gains(const kvt_kernels *kernels, const kvt_group *group, const
             const float along = open->seed[d] & KVT_F16_MINUS ? 0.0f : middle;
             const float base =
                 open->scales[t] & KVT_F16_MINUS ? 0.0f : kvt_f16_to_f32(open->offset[d]);
+            /* Below 1.2e6: kvt_open_largest, three f16 and a gain of 0.876 or more. */
             x[d] = (x[d] * scale + base - (middle - along)) / gain - along + middle;
-            x[d] = x[d] > most ? most : x[d] < -most ? -most : x[d];
         }
         kvt_open_put_back(kernels, group, x, dims, copy, t);
     }
@@ -179,7 +177,7 @@ static void choose_k4(const kvt_kernels *kernels, size_t dims_p, const kvt_recor
         float above = hi[d] - middle[d], below = middle[d] - lo[d];
         scale[d] = (above > below ? above : below) / 7.5f;
     }
-    /* Rounded up. KVT_K4_MAX keeps it below 65504, but for rows that no append has stored. */
+    /* Rounded up. KVT_K4_MAX keeps it below 65504, but for rows that had scales of a file. */
     kernels->store_f16(scale, scales, dims_p);
     (void)kernels->load_f16(scales, stored, dims_p);
     for (size_t d = 0; d < dims_p; d++)

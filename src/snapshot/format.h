@@ -302,6 +302,8 @@ typedef struct kvt_snap_shape {
     uint32_t element;             /* bytes: 1, 2 or 4; 1 for codes of 4 and 5 bits too */
     uint32_t bits;                /* of an element: 4, 5, 8, 16 or 32 */
     uint32_t heads, dims, tokens; /* K and V */
+    kvt_type type;                /* K and V: that the group stores, */
+    uint32_t form;                /* and the block's form */
     uint32_t plain;               /* KVT_SNAP_KIND_SCALES: how many of its elements are scales */
     uint32_t powers; /* so many of them, the first ones, are powers of two: open rows' */
     uint32_t signs;  /* so many of them, the first ones, may be negative */
@@ -339,6 +341,27 @@ void kvt_snap_scatter(const kvt_group *group, uint32_t form, uint32_t tokens,
                       const unsigned char *streams, unsigned char *image);
 /* NULL when a native stream holds nothing that append could not have stored, else what. */
 const char *kvt_snap_check(const kvt_snap_shape *shape, const unsigned char *stream);
+/*
+ * The same of a layer's n streams, one behind the other, each of which is sound: of open rows the
+ * numbers that codes and scales stand for.
+ */
+const char *kvt_snap_check_rows(const kvt_snap_shape *shapes, uint32_t n,
+                                const unsigned char *streams);
+
+/* Open rows of a side of one head, in a stream or a record. */
+typedef struct kvt_snap_rows {
+    kvt_side side;
+    kvt_type type; /* that the group stores: i8, i4 or i5 */
+    uint32_t form;
+    size_t tokens, dims;        /* dims: of a row in memory */
+    const unsigned char *codes; /* f16 */
+    const unsigned char *scales;
+    const unsigned char *gains; /* of K, every `gain_bytes` one; NULL: none */
+    size_t gain_bytes;
+} kvt_snap_rows;
+
+/* NULL when no row is larger than kvt_open_largest, else what. */
+const char *kvt_snap_rows_fault(const kvt_snap_rows *rows);
 
 /* ---- image.c: a layer as it is attended over; of the group the layouts count ---- */
 

@@ -225,6 +225,39 @@ static const char *scales_fault(const kvt_group *group, uint32_t form, size_t to
     return fault;
 }
 
+static const char *rows_fault(const kvt_group *group, uint32_t form, size_t tokens,
+                              const unsigned char *record)
+{
+    const kvt_layout *layout = &group->layouts[form];
+    const unsigned char *gains =
+        layout->k_seed_bytes ? record + layout->k_seed + layout->k_dims * 4 : NULL;
+    const kvt_snap_rows k = {KVT_SIDE_K,
+                             group->config.k_type,
+                             form,
+                             tokens,
+                             layout->k_dims,
+                             record + layout->k_codes,
+                             record + layout->k_scales,
+                             gains,
+                             1};
+    const kvt_snap_rows v = {KVT_SIDE_V,
+                             group->config.v_type,
+                             form,
+                             tokens,
+                             layout->v_dims,
+                             record + layout->v_codes,
+                             record + layout->v_scales,
+                             NULL,
+                             0};
+    const char *fault = NULL;
+
+    if (!kvt_is_open(form))
+        return NULL;
+    if (layout->k_scale_bytes)
+        fault = kvt_snap_rows_fault(&k);
+    return !fault && layout->v_scale_bytes ? kvt_snap_rows_fault(&v) : fault;
+}
+
 static const char *record_fault(const kvt_group *group, uint32_t form, size_t tokens,
                                 const unsigned char *record)
 {
@@ -238,7 +271,9 @@ static const char *record_fault(const kvt_group *group, uint32_t form, size_t to
         fault = codes_fault(layout->k_type, record + layout->k_codes, layout->k_code_bytes);
     if (!fault && !group->v_in_k)
         fault = codes_fault(layout->v_type, record + layout->v_codes, layout->v_code_bytes);
-    return fault ? fault : scales_fault(group, form, tokens, record);
+    if (!fault)
+        fault = scales_fault(group, form, tokens, record);
+    return fault ? fault : rows_fault(group, form, tokens, record);
 }
 
 const char *kvt_snap_image_check(const kvt_group *group, uint32_t form, uint32_t tokens,

@@ -380,5 +380,10 @@ kvt_status kvt_snap_decode_set(kvt_snap_codec *codec, const kvt_snap_shape *shap
         at += table[i].stored_bytes;
         done += shapes[i].bytes;
     }
+    if (n) {
+        const char *text = kvt_snap_check_rows(shapes, n, *streams);
+        if (text)
+            return faulty(fault, KVT_ERR_CORRUPT, 0, text, 0, 0);
+    }
     return KVT_OK;
 }

@@ -55,6 +55,8 @@ uint32_t kvt_snap_shapes(const kvt_snapshot_group *group, uint32_t form, uint32_
 
     memset(shapes, 0, KVT_SNAP_MAX_STREAMS * sizeof *shapes);
     shapes[0].kind = KVT_SNAP_KIND_K;
+    shapes[0].type = group->k_type;
+    shapes[0].form = form;
     shapes[0].bits = (uint32_t)kvt_type_bits(k_type);
     shapes[0].element = (uint32_t)kvt_element_bytes(k_type);
     shapes[0].heads = group->n_kv_heads;
@@ -68,6 +70,7 @@ uint32_t kvt_snap_shapes(const kvt_snapshot_group *group, uint32_t form, uint32_
         size_t v_tokens = kvt_round_up(tokens, kvt_snap_v_lanes(v_type));
         *v = shapes[0];
         v->kind = KVT_SNAP_KIND_V;
+        v->type = group->v_type;
         v->bits = (uint32_t)kvt_type_bits(v_type);
         v->element = (uint32_t)kvt_element_bytes(v_type);
         v->dims = group->v_dim;
@@ -406,4 +409,95 @@ const char *kvt_snap_check(const kvt_snap_shape *shape, const unsigned char *str
     return (shape->element == 2 ? kvt_snap_all_finite16 : kvt_snap_all_finite32)(stream, bytes)
                ? NULL
                : "a value that is not finite";
+}
+
+/* The largest magnitude of a row of K's tile, a lane a token, or of V: f16 without signs. */
+static void largest_in_tile(const unsigned char *tile, size_t dims, int16_t *largest)
+{
+    int16_t x[KVT_TILE_TOKENS], most[KVT_TILE_TOKENS] = {0};
+    size_t d, t;
+
+    for (d = 0; d < dims; d++) {
+        memcpy(x, tile + d * sizeof x, sizeof x);
+        for (t = 0; t < KVT_TILE_TOKENS; t++) {
+            x[t] &= 0x7fff;
+            most[t] = x[t] > most[t] ? x[t] : most[t];
+        }
+    }
+    memcpy(largest, most, sizeof most);
+}
+
+static int16_t largest_in_row(const unsigned char *row, size_t dims)
+{
+    int16_t largest = 0, x;
+    size_t d;
+
+    for (d = 0; d < dims; d++) {
+        memcpy(&x, row + d * sizeof x, sizeof x);
+        x &= 0x7fff;
+        largest = x > largest ? x : largest;
+    }
+    return largest;
+}
+
+const char *kvt_snap_rows_fault(const kvt_snap_rows *rows)
+{
+    int16_t largest[KVT_TOKENS];
+    size_t t;
+
+    if (rows->side == KVT_SIDE_K)
+        for (t = 0; t < rows->tokens; t += KVT_TILE_TOKENS)
+            largest_in_tile(rows->codes + t * rows->dims * 2, rows->dims, largest + t);
+    else
+        for (t = 0; t < rows->tokens; t++)
+            largest[t] = largest_in_row(rows->codes + t * rows->dims * 2, rows->dims);
+    for (t = 0; t < rows->tokens; t++) {
+        uint16_t scale = (uint16_t)(rows->scales[2 * t] | rows->scales[2 * t + 1] << 8);
+        uint8_t gain = rows->gains ? rows->gains[t * rows->gain_bytes] : 0;
+        float value =
+            kvt_f16_to_f32((uint16_t)largest[t]) * kvt_f16_to_f32(scale & (uint16_t)~KVT_F16_MINUS);
+        if (!(value <= kvt_open_largest(rows->side, rows->type, rows->form, scale, gain)))
+            return "an open row's value that is too large";
+    }
+    return NULL;
+}
+
+const char *kvt_snap_check_rows(const kvt_snap_shape *shapes, uint32_t n,
+                                const unsigned char *streams)
+{
+    const kvt_snap_shape *small = &shapes[n - 1];
+    const unsigned char *codes = streams, *scales = streams, *gains = NULL;
+    const char *fault = NULL;
+    uint32_t i, h;
+
+    if (!kvt_is_open(shapes[0].form) || small->kind != KVT_SNAP_KIND_SCALES)
+        return NULL;
+    for (i = 0; i + 1 < n; i++)
+        scales += shapes[i].bytes;
+    if (small->gains)
+        gains = scales + small->bytes - small->gains * (size_t)2;
+    for (i = 0; i + 1 < n && !fault; codes += shapes[i++].bytes) {
+        const kvt_snap_shape *s = &shapes[i];
+        kvt_snap_rows rows = {s->kind == KVT_SNAP_KIND_K ? KVT_SIDE_K : KVT_SIDE_V,
+                              s->type,
+                              s->form,
+                              s->tokens,
+                              s->dims,
+                              codes,
+                              scales,
+                              gains,
+                              2};
+        size_t head = s->bytes / s->heads;
+        if (!kvt_is_sealed_type(s->type))
+            continue;
+        for (h = 0; h < s->heads && !fault; h++) {
+            fault = kvt_snap_rows_fault(&rows);
+            rows.codes += head;
+            rows.scales += s->tokens * (size_t)2;
+            if (gains)
+                rows.gains += s->tokens * (size_t)2;
+        }
+        scales = rows.scales;
+    }
+    return fault;
 }
