@@ -4,7 +4,9 @@
  */
 #include "snapshot_support.h"
 
+#include <math.h>
 #include <stdio.h>
+#include <time.h>
 
 /* A sequence with contents that must not change. */
 typedef struct victim {
@@ -1081,6 +1083,96 @@ static void test_extreme_seeds(void **state)
     }
 }
 
+/* Attention of one query over all tokens, against that over keys that have been turned back. */
+static void check_turned(kvt_cache *cache, const kvt_seq *seq, const int32_t *shifts,
+                         const float *frequencies)
+{
+    const size_t n = (size_t)kvt_seq_length(seq);
+    kvt_attend_item item = {.seq = seq, .n_queries = 1};
+    kvt_attend_args args = kvt_attend_args_init();
+    float q[8], got[8], *k = malloc(n * 8 * sizeof *k), *v = malloc(n * 8 * sizeof *v);
+    kvt_tensor kt = kvt_tensor_f32(k), vt = kvt_tensor_f32(v);
+    double want[8];
+    assert_non_null(k);
+    assert_non_null(v);
+    for (size_t d = 0; d < 8; d++)
+        q[d] = 0.5f * (float)d - 1.5f;
+    expect_ok(cache, kvt_read(seq, 0, KVT_SIDE_K, 0, n, &kt));
+    expect_ok(cache, kvt_read(seq, 0, KVT_SIDE_V, 0, n, &vt));
+    for (size_t t = 0; t < n; t++)
+        for (size_t i = 0; i < 4; i++) {
+            const double angle = -(double)shifts[t] * (double)frequencies[i];
+            const double a = k[8 * t + i], b = k[8 * t + 4 + i];
+            k[8 * t + i] = (float)(a * cos(angle) - b * sin(angle));
+            k[8 * t + 4 + i] = (float)(a * sin(angle) + b * cos(angle));
+        }
+    reference_row(q, k, v, n, 1, 0, 8, 8, 1.0, 0.0, NULL, NULL, 0, 0.0, -INFINITY, want);
+    args.items = &item;
+    args.n_items = 1;
+    args.scale = 1.0f;
+    args.q = kvt_tensor_f32(q);
+    args.out = kvt_tensor_f32(got);
+    expect_ok(cache, kvt_attend(cache, &args));
+    assert_true(relative_l2(got, want, 8) < 1e-3);
+    free(k);
+    free(v);
+}
+
+/* Each token of a file has another shift, ascending, descending or in no order. */
+static void test_shifts(void **state)
+{
+    static const float frequencies[] = {1.0f, 0.1f, 0.01f, 0.001f};
+    const size_t n = is_quick() ? 20 * 64 : 4096 * 64;
+    kvt_group_config g = group_of(1, 1, 1, 8, 8, KVT_TYPE_F16, KVT_TYPE_F16);
+    int32_t *shifts = malloc(n * sizeof *shifts), *positions = malloc(n * sizeof *positions);
+    rng r = {92};
+    tokens t;
+    kvt_cache *cache;
+    (void)state;
+
+    assert_non_null(shifts);
+    assert_non_null(positions);
+    g.rope_pairing = KVT_ROPE_HALVES;
+    g.rope_dims = 8;
+    g.rope_inverse_frequencies = frequencies;
+    cache = cache_of(&g, n + 64, 1, NULL);
+    t = tokens_make(&r, n + 64, &g);
+    for (int order = 0; order < 3; order++) {
+        kvt_seq *seq, *loaded;
+        bytes file;
+        clock_t begin;
+        expect_ok(cache, kvt_seq_create(cache, &seq));
+        append_all(cache, seq, &g, &t, 0, n + 64, n + 64);
+        expect_ok(cache, kvt_seq_remove(seq, 0, 64));
+        file = saved(cache, seq, KVT_CODEC_RAW);
+        kvt_seq_destroy(seq);
+        for (size_t i = 0; i < n; i++) {
+            /* 40503 is odd, and n a power of two times 1 or 5. */
+            size_t x = order == 0 ? i : order == 1 ? n - 1 - i : i * 40503 % n;
+            shifts[i] = (int32_t)x - (int32_t)(n / 2);
+            put32(stream_at(&file, 10, (unsigned)(i / 16384), 0) + i % 16384 * 4,
+                  (uint32_t)shifts[i]);
+        }
+        resign(file.data, file.n);
+        expect_ok(cache, kvt_seq_create(cache, &loaded));
+        begin = clock();
+        expect_ok(cache, load_bytes(loaded, file.data, file.n, NULL));
+        /* Less than a tenth of that; comparing each shift with all takes many times as long. */
+        if (!is_quick())
+            assert_true((double)(clock() - begin) / CLOCKS_PER_SEC < 5.0);
+        expect_ok(cache, kvt_seq_key_positions(loaded, 0, n, positions));
+        for (size_t i = 0; i < n; i++)
+            assert_int_equal(positions[i], (int32_t)i + shifts[i]);
+        check_turned(cache, loaded, shifts, frequencies);
+        kvt_seq_destroy(loaded);
+        bytes_free(&file);
+    }
+    tokens_free(&t);
+    kvt_cache_destroy(cache);
+    free(shifts);
+    free(positions);
+}
+
 /* Checksums that hold over ids, or sizes, that are wrong. */
 static void test_ids(void **state)
 {
@@ -1474,21 +1566,14 @@ static void test_wide_table(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_every_byte),
-        cmocka_unit_test(test_contradictions),
-        cmocka_unit_test(test_signed_scales),
-        cmocka_unit_test(test_extreme_seeds),
-        cmocka_unit_test(test_ids),
-        cmocka_unit_test(test_wide_values),
-        cmocka_unit_test(test_v_in_k),
-        cmocka_unit_test(test_unknown_sections),
-        cmocka_unit_test(test_layer_numbers),
-        cmocka_unit_test(test_mismatch),
-        cmocka_unit_test(test_too_long),
-        cmocka_unit_test(test_allocations),
-        cmocka_unit_test(test_failing_writer),
-        cmocka_unit_test(test_arguments),
-        cmocka_unit_test(test_wide_table),
+        cmocka_unit_test(test_every_byte),       cmocka_unit_test(test_contradictions),
+        cmocka_unit_test(test_signed_scales),    cmocka_unit_test(test_extreme_seeds),
+        cmocka_unit_test(test_shifts),           cmocka_unit_test(test_ids),
+        cmocka_unit_test(test_wide_values),      cmocka_unit_test(test_v_in_k),
+        cmocka_unit_test(test_unknown_sections), cmocka_unit_test(test_layer_numbers),
+        cmocka_unit_test(test_mismatch),         cmocka_unit_test(test_too_long),
+        cmocka_unit_test(test_allocations),      cmocka_unit_test(test_failing_writer),
+        cmocka_unit_test(test_arguments),        cmocka_unit_test(test_wide_table),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

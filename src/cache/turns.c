@@ -64,28 +64,47 @@ static void fill_turn(const kvt_group *group, int32_t shift, float *turn)
     }
 }
 
-static void insert(kvt_turns *turns, int32_t shift)
+static void sift_down(int32_t *x, size_t i, size_t n)
 {
-    size_t i = turns->n++;
-    for (; i > 0 && turns->shifts[i - 1] > shift; i--)
-        turns->shifts[i] = turns->shifts[i - 1];
-    turns->shifts[i] = shift;
+    int32_t top = x[i];
+    for (size_t child = 2 * i + 1; child < n; child = 2 * i + 1) {
+        if (child + 1 < n && x[child + 1] > x[child])
+            child++;
+        if (x[child] <= top)
+            break;
+        x[i] = x[child];
+        i = child;
+    }
+    x[i] = top;
 }
 
-static int has_shift(const int32_t *shifts, size_t n, int32_t shift)
+/*
+ * Heapsort, and each number once; how many there are is returned. A file may have as many shifts as
+ * tokens, in any order, and qsort may allocate.
+ */
+static size_t sort_unique(int32_t *x, size_t n)
 {
-    for (size_t i = 0; i < n; i++)
-        if (shifts[i] == shift)
-            return 1;
-    return 0;
+    size_t kept = 1;
+    for (size_t i = n / 2; i-- > 0;)
+        sift_down(x, i, n);
+    for (size_t end = n - 1; end > 0; end--) {
+        int32_t largest = x[0];
+        x[0] = x[end];
+        x[end] = largest;
+        sift_down(x, 0, end);
+    }
+    for (size_t i = 1; i < n; i++)
+        if (x[i] != x[kept - 1])
+            x[kept++] = x[i];
+    return kept;
 }
 
 /* A walk over the shifts of a sequence's tokens; those of tokens from `moved` on are delta more. */
 typedef struct shift_walk {
     uint64_t moved;
     int32_t delta, last;
-    size_t n;        /* different ones, at most */
-    kvt_turns *into; /* NULL: they are only counted */
+    size_t n;      /* changes: no less than there are different ones */
+    int32_t *into; /* NULL: they are only counted */
 } shift_walk;
 
 static void visit_shift(shift_walk *walk, int32_t shift)
@@ -93,10 +112,9 @@ static void visit_shift(shift_walk *walk, int32_t shift)
     if (shift == 0 || shift == walk->last)
         return;
     walk->last = shift;
-    if (!walk->into)
-        walk->n++;
-    else if (!has_shift(walk->into->shifts, walk->into->n, shift))
-        insert(walk->into, shift);
+    if (walk->into)
+        walk->into[walk->n] = shift;
+    walk->n++;
 }
 
 static void walk_shifts(const kvt_seq *seq, shift_walk *walk)
@@ -124,10 +142,11 @@ kvt_status kvt_turns_make(const kvt_seq *seq, uint64_t moved, int32_t delta, kvt
     status = alloc_turns(seq->cache, walk.n, &turns);
     if (status != KVT_OK)
         return status;
-    turns->n = 0;
     walk.last = 0;
-    walk.into = turns;
+    walk.n = 0;
+    walk.into = turns->shifts;
     walk_shifts(seq, &walk);
+    turns->n = sort_unique(turns->shifts, walk.n);
     for (uint32_t g = 0; g < seq->cache->n_groups; g++)
         for (size_t i = 0; i < turns->n; i++)
             fill_turn(&seq->cache->groups[g], turns->shifts[i],
