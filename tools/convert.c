@@ -1,6 +1,7 @@
 /*
  * kvtile convert and merge: a snapshot, with its parents, into one other file. The work is
- * kvt_snapshot_convert's, to a temporary that then gets the output's name (output.c).
+ * kvt_snapshot_convert's: with --force to the output itself, which it replaces, else to a temporary
+ * that then gets the output's name (output.c).
  */
 #include "tool.h"
 
@@ -164,28 +165,28 @@ static int refuse_range(const tool_options *o, const char *text)
 }
 
 /*
- * Errors of files end with the file's name: that of the temporary is no input's. Where a long name
- * is cut, what has not got to the save is the input's.
+ * saved: what was saved to. Errors of files end with the file's name. Where a long name is cut,
+ * what has not got to the save is the input's.
  */
-static int fail_convert(const tool_options *o, const request *r, const tool_output *out,
+static int fail_convert(const tool_options *o, const request *r, const char *saved,
                         kvt_status status, char *text)
 {
     const char *file = o->files[0];
 
-    if (tool_cut_name(text, out->temporary) || (status == KVT_ERR_IO && r->saving))
+    if (tool_cut_name(text, saved) || (status == KVT_ERR_IO && r->saving))
         file = o->files[1];
     if (!*text)
         return tool_fail(o, file, status, "%s", kvt_status_string(status));
     if (status == KVT_ERR_STATE && (o->first || o->end < r->n_tokens))
         return refuse_range(o, text);
-    if (status == KVT_ERR_STATE)
+    if (status == KVT_ERR_STATE || status == KVT_ERR_ARG)
         return tool_refuse(o, file, "%s", text);
     return tool_fail(o, file, status, "%s", text);
 }
 
 int convert_run(const tool_options *o)
 {
-    const char *from = o->files[0], *to = o->files[1];
+    const char *from = o->files[0], *to = o->files[1], *saved = to;
     char text[TOOL_TEXT] = "";
     request r;
     tool_output out;
@@ -219,16 +220,20 @@ int convert_run(const tool_options *o)
     r.save.progress_user = &r.saving;
     choose_types(&r, o, &s.info);
     r.n_tokens = s.info.n_tokens;
-    if (output_claim(&out, to, o->force) != 0)
+    output_note_signals();
+    if (!o->force && output_claim(&out, to) != 0)
         return tool_fail(o, to, KVT_ERR_IO, "%s", out.text);
+    if (!o->force)
+        saved = out.temporary;
     progress_begin(o, from, "converting");
-    status = kvt_snapshot_convert(from, &r.load, out.temporary, &r.save, text, sizeof text);
+    status = kvt_snapshot_convert(from, &r.load, saved, &r.save, text, sizeof text);
     if (status != KVT_OK) {
-        code = fail_convert(o, &r, &out, status, text);
-        output_discard(&out);
+        code = fail_convert(o, &r, saved, status, text);
+        if (!o->force)
+            output_discard(&out);
         return code;
     }
-    if (output_commit(&out) != 0)
+    if (!o->force && output_commit(&out) != 0)
         return tool_fail(o, to, KVT_ERR_IO, "%s", out.text);
     progress_end();
     return o->json || !o->quiet ? print(o, r.save.key) : SOUND;

@@ -7,11 +7,11 @@
  * SIGINT, SIGTERM and SIGHUP are noted, for the command to remove its temporary and to end by them;
  * a second one ends it at once.
  *
- * A file that the library saves (output_claim) is saved under the temporary's name, beside which
- * the library has a temporary of its own. A process that is killed leaves both; the library removes
- * its own at the next save under the same name, so that name follows from the output's. flock on
- * the temporary keeps processes with the same output apart until the library has replaced it; from
- * there on link() does, or rename(), of which the last one holds.
+ * A file that the library saves, and that must not be there (output_claim), is saved under the
+ * temporary's name, beside which the library has a temporary of its own. A process that is killed
+ * leaves both; the library removes its own at the next save under the same name, so that name
+ * follows from the output's. flock on the temporary keeps processes with the same output apart
+ * until the library has replaced it; from there on link() does.
  */
 #ifndef _DEFAULT_SOURCE
 #define _DEFAULT_SOURCE /* flock */
@@ -247,14 +247,14 @@ static int lock_temporary(const char *name)
     return -1;
 }
 
-int output_claim(tool_output *out, const char *path, int force)
+int output_claim(tool_output *out, const char *path)
 {
     struct stat found;
 
-    if (init(out, path, force) != 0)
+    if (init(out, path, 0) != 0)
         return -1;
-    if (stat(path, &found) == 0 && !S_ISREG(found.st_mode))
-        return fail(out, "%s", S_ISDIR(found.st_mode) ? "is a folder" : "not a regular file");
+    if (stat(path, &found) == 0) /* init has let devices pass */
+        return fail(out, "not a regular file");
     if (find_target(out) != 0)
         return -1;
     out->temporary = claimed_name(out->target);
@@ -265,7 +265,6 @@ int output_claim(tool_output *out, const char *path, int force)
         forget(out);
         return -1;
     }
-    set_mode(out->lock, out->target); /* which the library keeps */
     return 0;
 }
 

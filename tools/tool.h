@@ -137,7 +137,7 @@ int output_check(const char *path, int force, char *text, size_t text_bytes);
 /* 0, or -1 with a text in the output; then nothing is left of it. */
 int output_open(tool_output *out, const char *path, int force);
 /* Likewise, for a save of the library's to out->temporary; then output_commit or output_discard. */
-int output_claim(tool_output *out, const char *path, int force);
+int output_claim(tool_output *out, const char *path);
 int output_write(tool_output *out, const void *data, size_t bytes);
 int output_commit(tool_output *out); /* the file is under its name, or -1 */
 void output_discard(tool_output *out);
