@@ -484,6 +484,87 @@ static void moved_elsewhere(void **state)
     close_subject(&s);
 }
 
+/*
+ * Nor are blocks of checkpoints behind it. Each of a file's 16 has two open blocks of its own: a
+ * load takes little more than of a file that ends at the third. Beside what is kept, a budget for
+ * the checkpoints' blocks of the same rows and for the positions of the whole file suffices.
+ */
+static void prompts_save_checkpoints(void **state)
+{
+    static const kvt_type types[] = {KVT_TYPE_I8, KVT_TYPE_I4};
+    const size_t row_bytes = (size_t)64 * 4 * 8 * 256 * 2; /* open */
+    rng r = {67};
+    int32_t prompt[MOST];
+    (void)state;
+    for (int i = 0; i < MOST; i++)
+        prompt[i] = i == 70 ? 1 : i; /* another id */
+    for (int kind = 0; kind < 2; kind++) {
+        kvt_group_config g = group_of(4, 8, 8, 128, 128, types[kind], types[kind]);
+        subject s;
+        kvt_seq *seq;
+        g.residual_tokens = 64;
+        open_subject(&s, &g, 1, &r);
+        open_cache(&s, NULL);
+        seq = tagged_seq(&s);
+        grow(&s, seq, 60);
+        expect_ok(s.cache, kvt_seq_checkpoint(seq, NULL, 0));
+        grow(&s, seq, 20);
+        expect_ok(s.cache, kvt_seq_checkpoint(seq, NULL, 0));
+        for (int i = 0; i < 14; i++) {
+            if (i == 1) {
+                kvt_save_options o = saves(KVT_CODEC_RAW);
+                expect_ok(s.cache, kvt_seq_save(seq, in_folder("few"), &o));
+            }
+            grow(&s, seq, 40);
+            expect_ok(s.cache, kvt_seq_checkpoint(seq, NULL, 0));
+        }
+        for (uint32_t codec = 0; codec < 2; codec++) {
+            kvt_save_options o = saves(codec);
+            expect_ok(s.cache, kvt_seq_save(seq, in_folder("file"), &o));
+            for (uint32_t how = 0; how < 4; how++) { /* a prefix or a checkpoint; mapped */
+                size_t peak[2];
+                uint64_t hash[3], kept = 0;
+                for (int file = 0; file < 3; file++) { /* few; all; all, with a budget */
+                    kvt_load_options l = loads();
+                    kvt_load_result got;
+                    ledger memory;
+                    subject to = s;
+                    kvt_seq *loaded;
+                    ledger_init(&memory);
+                    to.ledger = &memory;
+                    to.budget = file == 2 ? kept + 6 * row_bytes + 16 * 4096 : 0;
+                    open_cache(&to, NULL);
+                    loaded = tagged_seq(&to);
+                    l.prompt = prompt;
+                    l.n_prompt = 100;
+                    l.reuse = how % 2 ? KVT_REUSE_CHECKPOINT : KVT_REUSE_PREFIX;
+                    l.map = how / 2 ? KVT_MAP_VERIFY : KVT_MAP_NONE;
+                    memory.peak_bytes = memory.live_bytes;
+                    expect_ok(to.cache,
+                              kvt_seq_load(loaded, in_folder(file ? "file" : "few"), &l, &got));
+                    assert_int_equal(got.n_tokens, how % 2 ? 60 : 70);
+                    assert_int_equal(got.checkpoint_tokens, 60);
+                    if (file < 2)
+                        peak[file] = memory.peak_bytes;
+                    expect_ok(to.cache, kvt_cache_trim(to.cache));
+                    if (file == 1)
+                        kept = kvt_cache_memory_bytes(to.cache);
+                    hash[file] = seq_hash(loaded, &g);
+                    if (file > 0 && (file == 2 || how % 2)) /* row 0 is open, or sealed */
+                        assert_true(hash[file] == hash[file - 1]);
+                    kvt_seq_destroy(loaded);
+                    kvt_cache_destroy(to.cache);
+                    ledger_close(&memory);
+                }
+                if (codec == KVT_CODEC_RAW)
+                    assert_true(peak[1] < peak[0] + 5 * row_bytes);
+            }
+        }
+        kvt_seq_destroy(seq);
+        close_subject(&s);
+    }
+}
+
 /* Layers that are of two groups in the file, and of one in the cache: chosen ones, too. */
 static void groups_differ(void **state)
 {
@@ -651,11 +732,17 @@ static void refused(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(prefixes),          cmocka_unit_test(middles),
-        cmocka_unit_test(some_layers),       cmocka_unit_test(all_at_once),
-        cmocka_unit_test(prompts),           cmocka_unit_test(prompts_save_memory),
-        cmocka_unit_test(refused),           cmocka_unit_test(groups_differ),
-        cmocka_unit_test(windows_elsewhere), cmocka_unit_test(moved_elsewhere),
+        cmocka_unit_test(prefixes),
+        cmocka_unit_test(middles),
+        cmocka_unit_test(some_layers),
+        cmocka_unit_test(all_at_once),
+        cmocka_unit_test(prompts),
+        cmocka_unit_test(prompts_save_memory),
+        cmocka_unit_test(prompts_save_checkpoints),
+        cmocka_unit_test(refused),
+        cmocka_unit_test(groups_differ),
+        cmocka_unit_test(windows_elsewhere),
+        cmocka_unit_test(moved_elsewhere),
     };
     RUN_IN_FOLDER(tests);
 }

@@ -1189,8 +1189,8 @@ typedef struct kvt_load_result {
  * save (or a checkpoint) caused are not taken back any more by a truncate, as if another begin had
  * come. options and result may be NULL.
  *
- * With options.reuse the snapshot is taken up whole where a window has released blocks, and then
- * cut; else what the cut would drop is not taken up at all.
+ * With options.reuse the snapshot is taken up whole where a group has a window, and then cut; else
+ * blocks behind the first token that is not reused are not taken up at all.
  *
  * A delta is loaded with the chain of its parents, each found by its name and held against the id
  * that its child has noted.

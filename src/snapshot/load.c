@@ -349,13 +349,18 @@ static kvt_block **extra_at(const stage *st, uint64_t i)
     return (kvt_block **)(void *)st->extras.data + i;
 }
 
+/* Whether a block is of tokens that are kept; one of checkpoints alone is of theirs. */
+static int is_kept(const stage *st, const kvt_snap_block *at)
+{
+    return at->row < kvt_rows(st->keep_tokens);
+}
+
 /* Where a block of the file is staged; NULL: it is not wanted. */
 static kvt_status entry_of(stage *st, const kvt_snap_block *at, kvt_block ***entry)
 {
-    if (at->row >= kvt_rows(st->keep_tokens) && !at->extra) {
-        *entry = NULL;
+    *entry = NULL;
+    if (!is_kept(st, at) && !at->extra)
         return KVT_OK;
-    }
     if (at->extra > st->n_extras) {
         size_t have = st->n_extras * sizeof **entry;
         size_t more = st->extras.bytes ? 2 * st->extras.bytes : STAGE_ROWS * sizeof **entry;
@@ -367,6 +372,8 @@ static kvt_status entry_of(stage *st, const kvt_snap_block *at, kvt_block ***ent
             return status;
         *extra_at(st, st->n_extras++) = NULL;
     }
+    if (!is_kept(st, at)) /* it has its number all the same */
+        return KVT_OK;
     *entry = at->extra ? extra_at(st, at->extra - 1)
                        : &staged(st, (size_t)at->row)[st->group_of[at->group]];
     return KVT_OK;
@@ -418,9 +425,7 @@ static kvt_block *block_at(const stage *st, const kvt_snap_block *at)
 {
     if (at->extra)
         return *extra_at(st, at->extra - 1);
-    return at->row < kvt_rows(st->keep_tokens)
-               ? staged(st, (size_t)at->row)[st->group_of[at->group]]
-               : NULL;
+    return is_kept(st, at) ? staged(st, (size_t)at->row)[st->group_of[at->group]] : NULL;
 }
 
 /* An image in types of the file's, into the block. */
