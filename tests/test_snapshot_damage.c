@@ -1149,7 +1149,7 @@ static void test_shifts(void **state)
         for (size_t i = 0; i < n; i++) {
             /* 40503 is odd, and n a power of two times 1 or 5. */
             size_t x = order == 0 ? i : order == 1 ? n - 1 - i : i * 40503 % n;
-            shifts[i] = (int32_t)x - (int32_t)(n / 2);
+            shifts[i] = (int32_t)x;
             put32(stream_at(&file, 10, (unsigned)(i / 16384), 0) + i % 16384 * 4,
                   (uint32_t)shifts[i]);
         }

@@ -735,9 +735,8 @@ static kvt_status keep_access(const kvt_snap_file *file, const struct stat *old,
     struct stat made;
     int kept;
 
-    if (fstat(file->fd, &made) != 0)
-        return io_fail(file->context, "fstat", errno, path);
-    kept = made.st_gid == old->st_gid || fchown(file->fd, (uid_t)-1, old->st_gid) == 0;
+    kept = (fstat(file->fd, &made) == 0 && made.st_gid == old->st_gid) ||
+           fchown(file->fd, (uid_t)-1, old->st_gid) == 0;
     kept = keep_acl(file) && kept;
     if (!kept)
         mode &= ~(mode_t)070 | (mode & 07) << 3;
