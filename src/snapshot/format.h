@@ -360,7 +360,7 @@ typedef struct kvt_snap_rows {
     size_t gain_bytes;
 } kvt_snap_rows;
 
-/* NULL when no row is larger than kvt_open_largest, else what. */
+/* NULL when no row is larger than kvt_open_largest, else what. Codes and scales are finite. */
 const char *kvt_snap_rows_fault(const kvt_snap_rows *rows);
 
 /* ---- image.c: a layer as it is attended over; of the group the layouts count ---- */
