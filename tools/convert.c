@@ -1,7 +1,6 @@
 /*
  * kvtile convert and merge: a snapshot, with its parents, into one other file. The work is
- * kvt_snapshot_convert's: with --force to the output itself, which it replaces, else to a temporary
- * that then gets the output's name (output.c).
+ * kvt_snapshot_convert's.
  */
 #include "tool.h"
 
@@ -165,15 +164,14 @@ static int refuse_range(const tool_options *o, const char *text)
 }
 
 /*
- * saved: what was saved to. Errors of files end with the file's name. Where a long name is cut,
- * what has not got to the save is the input's.
+ * Errors of files end with the file's name. Where a long name is cut, what has not got to the save
+ * is the input's.
  */
-static int fail_convert(const tool_options *o, const request *r, const char *saved,
-                        kvt_status status, char *text)
+static int fail_convert(const tool_options *o, const request *r, kvt_status status, char *text)
 {
     const char *file = o->files[0];
 
-    if (tool_cut_name(text, saved) || (status == KVT_ERR_IO && r->saving))
+    if (tool_cut_name(text, o->files[1]) || (status == KVT_ERR_IO && r->saving))
         file = o->files[1];
     if (!*text)
         return tool_fail(o, file, status, "%s", kvt_status_string(status));
@@ -186,10 +184,9 @@ static int fail_convert(const tool_options *o, const request *r, const char *sav
 
 int convert_run(const tool_options *o)
 {
-    const char *from = o->files[0], *to = o->files[1], *saved = to;
+    const char *from = o->files[0], *to = o->files[1];
     char text[TOOL_TEXT] = "";
     request r;
-    tool_output out;
     tool_source s;
     kvt_status status;
     int code;
@@ -221,20 +218,10 @@ int convert_run(const tool_options *o)
     choose_types(&r, o, &s.info);
     r.n_tokens = s.info.n_tokens;
     output_note_signals();
-    if (!o->force && output_claim(&out, to) != 0)
-        return tool_fail(o, to, KVT_ERR_IO, "%s", out.text);
-    if (!o->force)
-        saved = out.temporary;
     progress_begin(o, from, "converting");
-    status = kvt_snapshot_convert(from, &r.load, saved, &r.save, text, sizeof text);
-    if (status != KVT_OK) {
-        code = fail_convert(o, &r, saved, status, text);
-        if (!o->force)
-            output_discard(&out);
-        return code;
-    }
-    if (!o->force && output_commit(&out) != 0)
-        return tool_fail(o, to, KVT_ERR_IO, "%s", out.text);
+    status = kvt_snapshot_convert(from, &r.load, to, &r.save, text, sizeof text);
+    if (status != KVT_OK)
+        return fail_convert(o, &r, status, text);
     progress_end();
     return o->json || !o->quiet ? print(o, r.save.key) : SOUND;
 }

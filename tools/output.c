@@ -6,16 +6,7 @@
  * followed, as the library's saves do: the file that it leads to is replaced, the link stays.
  * SIGINT, SIGTERM and SIGHUP are noted, for the command to remove its temporary and to end by them;
  * a second one ends it at once.
- *
- * A file that the library saves, and that must not be there (output_claim), is saved under the
- * temporary's name, beside which the library has a temporary of its own. A process that is killed
- * leaves both; the library removes its own at the next save under the same name, so that name
- * follows from the output's. flock on the temporary keeps processes with the same output apart
- * until the library has replaced it; from there on link() does.
  */
-#ifndef _DEFAULT_SOURCE
-#define _DEFAULT_SOURCE /* flock */
-#endif
 #ifndef _XOPEN_SOURCE
 #define _XOPEN_SOURCE 700 /* realpath */
 #endif
@@ -24,16 +15,12 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <inttypes.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
-
-#define CLAIMS 100 /* times that a temporary which others remove meanwhile is made again */
 
 static volatile sig_atomic_t noted;
 
@@ -146,7 +133,6 @@ static int init(tool_output *out, const char *path, int force)
     memset(out, 0, sizeof *out);
     out->path = path;
     out->force = force;
-    out->lock = -1;
     if (output_check(path, force, out->text, sizeof out->text) != 0)
         return -1;
     output_note_signals();
@@ -168,9 +154,6 @@ static int find_target(tool_output *out)
 
 static void forget(tool_output *out)
 {
-    if (out->lock >= 0)
-        (void)close(out->lock);
-    out->lock = -1;
     free(out->temporary);
     free(out->target);
     out->temporary = out->target = NULL;
@@ -206,64 +189,6 @@ int output_open(tool_output *out, const char *path, int force)
         (void)close(fd);
         output_discard(out);
         return fail(out, "no memory");
-    }
-    return 0;
-}
-
-/* The temporary of output_claim: the name follows from the target's (FNV-1a of 64 bits). */
-static char *claimed_name(const char *target)
-{
-    const char *p = target + folder_bytes(target);
-    uint64_t hash = 14695981039346656037u;
-    char name[48];
-
-    for (; *p; p++)
-        hash = (hash ^ (unsigned char)*p) * 1099511628211u;
-    (void)snprintf(name, sizeof name, ".kvtile-%016" PRIx64 ".new", hash);
-    return beside(target, name);
-}
-
-/* Open the temporary and lock it. -1: errno says why; EWOULDBLOCK: another process has it. */
-static int lock_temporary(const char *name)
-{
-    struct stat opened, found;
-    int i, fd;
-
-    for (i = 0; i < CLAIMS; i++) {
-        fd = open(name, O_RDONLY | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, 0666);
-        if (fd < 0)
-            return -1;
-        if (flock(fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {
-            (void)close(fd);
-            errno = EWOULDBLOCK;
-            return -1;
-        } /* where there are no locks it goes on without */
-        if (fstat(fd, &opened) == 0 && stat(name, &found) == 0 && opened.st_dev == found.st_dev &&
-            opened.st_ino == found.st_ino)
-            return fd;
-        (void)close(fd);
-    }
-    errno = EWOULDBLOCK;
-    return -1;
-}
-
-int output_claim(tool_output *out, const char *path)
-{
-    struct stat found;
-
-    if (init(out, path, 0) != 0)
-        return -1;
-    if (stat(path, &found) == 0) /* init has let devices pass */
-        return fail(out, "not a regular file");
-    if (find_target(out) != 0)
-        return -1;
-    out->temporary = claimed_name(out->target);
-    out->lock = out->temporary ? lock_temporary(out->temporary) : -1;
-    if (out->lock < 0) {
-        (void)fail(out, "cannot be created: %s",
-                   errno == EWOULDBLOCK ? "another process writes it" : strerror(errno));
-        forget(out);
-        return -1;
     }
     return 0;
 }

@@ -26,7 +26,7 @@ int input_check(const tool_options *o, const char *path)
 {
     struct stat found;
 
-    if (stat(path, &found) == 0 && !keeps_bytes(&found))
+    if (stat(path, &found) == 0 && !S_ISREG(found.st_mode) && !S_ISDIR(found.st_mode))
         return tool_fail(o, path, KVT_ERR_IO, "not a regular file: it is read more than once");
     return SOUND; /* or missing, which the library reports */
 }

@@ -124,10 +124,9 @@ int output_apart(const tool_options *o, const char *path, const char *input);
  */
 typedef struct tool_output {
     const char *path;
-    char *target;         /* what the temporary replaces: path, or what the link there leads to */
-    char *temporary;      /* NULL: written directly */
-    FILE *file;           /* NULL after output_claim */
-    int lock;             /* output_claim: the temporary as it was made, locked; else -1 */
+    char *target;    /* what the temporary replaces: path, or what the link there leads to */
+    char *temporary; /* NULL: written directly */
+    FILE *file;
     int force;            /* a file of that name is replaced */
     char text[TOOL_TEXT]; /* why a call has failed */
 } tool_output;
@@ -136,8 +135,6 @@ typedef struct tool_output {
 int output_check(const char *path, int force, char *text, size_t text_bytes);
 /* 0, or -1 with a text in the output; then nothing is left of it. */
 int output_open(tool_output *out, const char *path, int force);
-/* Likewise, for a save of the library's to out->temporary; then output_commit or output_discard. */
-int output_claim(tool_output *out, const char *path);
 int output_write(tool_output *out, const void *data, size_t bytes);
 int output_commit(tool_output *out); /* the file is under its name, or -1 */
 void output_discard(tool_output *out);

@@ -781,8 +781,9 @@ template <class C> struct added {
     ~added()
     {
         if (!keep)
-            memory.erase(memory.begin() + static_cast<typename C::difference_type>(before),
-                         memory.end());
+            memory.erase(
+                std::next(memory.begin(), static_cast<typename C::difference_type>(before)),
+                memory.end());
     }
     C &memory;
     typename C::size_type before;

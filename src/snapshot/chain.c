@@ -349,9 +349,7 @@ static kvt_status open_parents(kvt_snap_chain *chain, const kvt_snap_input *inpu
         status = new_level(chain, &l);
         if (status != KVT_OK)
             return status;
-        if (snprintf(l->path, sizeof l->path, "%s%s%s", input->folder,
-                     *input->folder && input->folder[strlen(input->folder) - 1] != '/' ? "/" : "",
-                     parent->name) >= (int)sizeof l->path)
+        if (!kvt_snap_path_in(input->folder, parent->name, l->path))
             return kvt_snap_fail(chain->context, KVT_ERR_IO, "a parent's path is too long: %s",
                                  parent->name);
         status = open_level(chain->context, input, header, l);

@@ -218,13 +218,27 @@ static kvt_status look_at(const kvt_snap_context *context, const char *path,
     return status;
 }
 
+/* A parent's header; what is wrong with it is said with its name, as by a load. */
+static kvt_status look_at_parent(const kvt_snap_context *context, const char *path,
+                                 const kvt_inspect_options *options, kvt_snapshot_info *info)
+{
+    char text[200];
+    kvt_status status = look_at(context, path, options, info);
+
+    if (status == KVT_OK || status == KVT_ERR_IO || !context->text || !context->text_bytes)
+        return status;
+    (void)snprintf(text, sizeof text, "%s", context->text);
+    return kvt_snap_fail(context, status, "in the parent %.47s, %s",
+                         path + kvt_snap_folder_bytes(path), text);
+}
+
 /* The parents of a delta: none is the file that is to be written, which they would be lost with. */
 static kvt_status look_at_parents(const kvt_snap_context *context, const char *from, const char *to,
                                   const kvt_inspect_options *options, const kvt_snapshot_info *info)
 {
-    const int folder_bytes = (int)kvt_snap_folder_bytes(from);
+    char folder[KVT_SNAP_PATH_BYTES], path[KVT_SNAP_PATH_BYTES];
+    size_t n = kvt_snap_folder_bytes(from);
     kvt_snapshot_info *parent;
-    char path[KVT_SNAP_PATH_BYTES];
     kvt_status status = KVT_OK;
     uint32_t left = info->depth;
 
@@ -234,20 +248,23 @@ static kvt_status look_at_parents(const kvt_snap_context *context, const char *f
     if (!parent)
         return kvt_snap_fail(context, KVT_ERR_MEMORY, "no memory for a snapshot's header");
     *parent = *info;
+    if (n < sizeof folder) { /* it has been opened, so it is */
+        memcpy(folder, from, n);
+        folder[n] = '\0';
+    }
     for (; status == KVT_OK && left && parent->depth; left--) {
-        int same, n = options->folder ? snprintf(path, sizeof path, "%s/%s", options->folder,
-                                                 parent->parent_name)
-                                      : snprintf(path, sizeof path, "%.*s%s", folder_bytes, from,
-                                                 parent->parent_name);
-        if (n < 0 || n >= (int)sizeof path)
-            status = kvt_snap_fail(context, KVT_ERR_IO, "a parent's path is too long: %s", from);
+        int same;
+        if (!kvt_snap_path_in(options->folder ? options->folder : folder, parent->parent_name,
+                              path))
+            status = kvt_snap_fail(context, KVT_ERR_IO, "a parent's path is too long: %s",
+                                   parent->parent_name);
         else if ((same = kvt_snap_same_file(context, path, to)) != 0)
             status = same < 0
                          ? KVT_ERR_IO
                          : kvt_snap_fail(context, KVT_ERR_ARG,
                                          "convert: the output is a parent of the file: %s", to);
         else
-            status = look_at(context, path, options, parent);
+            status = look_at_parent(context, path, options, parent);
     }
     free(parent);
     return status;

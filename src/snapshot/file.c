@@ -128,6 +128,14 @@ static int look(const kvt_snap_context *context, const char *path, struct stat *
     return -1;
 }
 
+int kvt_snap_path_in(const char *folder, const char *name, char *path)
+{
+    const char *slash = *folder && folder[strlen(folder) - 1] != '/' ? "/" : "";
+    int n = snprintf(path, KVT_SNAP_PATH_BYTES, "%s%s%s", folder, slash, name);
+
+    return n >= 0 && n < KVT_SNAP_PATH_BYTES;
+}
+
 int kvt_snap_same_file(const kvt_snap_context *context, const char *a, const char *b)
 {
     struct stat one, other;
@@ -166,12 +174,24 @@ int kvt_snap_same_folder(const kvt_snap_context *context, const char *a, const c
     return kvt_snap_same_file(context, one, other);
 }
 
-/* A descriptor of the caller's that does not block is waited for. */
+/*
+ * A descriptor of the caller's that does not block is waited for. (A socket that blocks says EAGAIN
+ * when its own time limit has passed.)
+ */
 static int waits(const kvt_snap_file *file, short events)
 {
     struct pollfd poller = {file->fd, events, 0};
+    int flags;
 
-    return errno == EAGAIN && file->is_callers && (poll(&poller, 1, -1) >= 0 || errno == EINTR);
+    if (errno != EAGAIN || !file->is_callers)
+        return 0;
+    flags = fcntl(file->fd, F_GETFL);
+    if (flags >= 0 && (flags & O_NONBLOCK)) {
+        if (poll(&poller, 1, -1) >= 0 ? !(poller.revents & POLLNVAL) : errno == EINTR)
+            return 1;
+    }
+    errno = EAGAIN;
+    return 0;
 }
 
 /* ---- reading ---- */
@@ -711,10 +731,10 @@ static int keep_acl(const kvt_snap_file *file)
 
     if (n > 0)
         return fsetxattr(file->fd, name, acl, (size_t)n, 0) == 0;
-    if (n < 0 && errno != ENODATA)
-        return errno == ENOTSUP || errno == ENOSYS; /* there are none */
-    /* One that the folder gives to new files is not the old file's. */
-    return fremovexattr(file->fd, name) == 0 || errno == ENODATA || errno == ENOTSUP;
+    if (n < 0 && errno == ERANGE)
+        return 0;
+    /* It has none; nor is the new file to have one that the folder gives to new files. */
+    return fgetxattr(file->fd, name, NULL, 0) <= 0 || fremovexattr(file->fd, name) == 0;
 }
 #else
 static int keep_acl(const kvt_snap_file *file)
@@ -740,7 +760,12 @@ static kvt_status keep_access(const kvt_snap_file *file, const struct stat *old,
     kept = keep_acl(file) && kept;
     if (!kept)
         mode &= ~(mode_t)070 | (mode & 07) << 3;
-    return fchmod(file->fd, mode) == 0 ? KVT_OK : io_fail(file->context, "fchmod", errno, path);
+    if (fchmod(file->fd, mode) == 0)
+        return KVT_OK;
+    /* Some file systems have one owner and one mode for all files, and let nobody change them. */
+    if (errno == EPERM && fstat(file->fd, &made) == 0 && !(made.st_mode & 0777 & ~mode))
+        return KVT_OK;
+    return io_fail(file->context, "fchmod", errno, path);
 }
 
 kvt_status kvt_snap_file_create(const kvt_snap_context *context, const char *path,

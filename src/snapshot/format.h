@@ -639,6 +639,8 @@ int kvt_snap_chain_has_file(const kvt_snap_chain *chain, const char *path);
 
 /* Bytes of a path's folder, the slash at its end included; 0 for the current one. */
 size_t kvt_snap_folder_bytes(const char *path);
+/* The path of a name in a folder, "" for the current one. 0: longer than KVT_SNAP_PATH_BYTES. */
+int kvt_snap_path_in(const char *folder, const char *name, char *path);
 /* Bytes of a file, 0 where there is none. KVT_ERR_IO: it cannot be read at any place. */
 kvt_status kvt_snap_file_size(const kvt_snap_context *context, const char *path, uint64_t *bytes);
 /* Whether two paths name the same file; whether their folders are the same. -1: KVT_ERR_IO. */
