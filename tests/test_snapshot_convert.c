@@ -4,6 +4,7 @@
  */
 #include "snapshot_options.h"
 
+#include <fcntl.h>
 #include <math.h>
 #include <sys/stat.h>
 
@@ -544,6 +545,17 @@ static void chains(void **state)
         expect_ok(s.cache, kvt_seq_load(to, in_folder("last"), NULL, NULL));
         expect_equal(&s, seq, to, "of a chain", (size_t)i);
     }
+    { /* the folder of the parents, where that is the current one */
+        kvt_load_options l = loads();
+        int here = open(".", O_RDONLY);
+        assert_true(here >= 0);
+        l.folder = "";
+        assert_int_equal(chdir(folder), 0);
+        assert_int_equal(kvt_snapshot_convert("last", &l, "new", NULL, text, sizeof text), KVT_OK);
+        assert_int_equal(unlink("new"), 0);
+        assert_int_equal(fchdir(here), 0);
+        assert_int_equal(close(here), 0);
+    }
     assert_int_equal(anew("root", "root", text), KVT_OK); /* raw as it is: its id stays */
     expect_ok(s.cache, kvt_seq_load(to, in_folder("last"), NULL, NULL));
     assert_int_equal(anew("last", "last", text), KVT_OK);
@@ -552,6 +564,9 @@ static void chains(void **state)
     expect_equal(&s, seq, to, "folded", 0);
     assert_int_equal(anew("middle", "new", text), KVT_ERR_IO);
     assert_non_null(strstr(text, "root"));
+    spill(in_folder("root"), "no snapshot at all", 18);
+    assert_int_equal(anew("middle", "new", text), KVT_ERR_FORMAT);
+    assert_non_null(strstr(text, "in the parent root, not a kvtile snapshot"));
     kvt_seq_destroy(to);
     kvt_seq_destroy(seq);
     close_subject(&s);

@@ -4,7 +4,10 @@
  */
 #include "snapshot_options.h"
 
+#include <errno.h>
 #include <fcntl.h>
+#include <sys/socket.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 #include <time.h>
 
@@ -264,6 +267,22 @@ static void descriptors_that_do_not_block(void **state)
     assert_true(WIFEXITED(answer) && WEXITSTATUS(answer) == 0);
     expect_equal(&s, seq, to, "by a pipe that does not block", 0);
     assert_int_equal(close(ends[0]), 0);
+    { /* a socket that blocks, with a time limit of its own */
+        const struct timeval limit = {0, 50000};
+        const int room = 4096;
+        assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, ends), 0);
+        for (int i = 0; i < 2; i++) {
+            assert_int_equal(setsockopt(ends[i], SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit), 0);
+            assert_int_equal(setsockopt(ends[i], SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit), 0);
+        }
+        assert_int_equal(setsockopt(ends[1], SOL_SOCKET, SO_SNDBUF, &room, sizeof room), 0);
+        expect(s.cache, KVT_ERR_IO, kvt_seq_load_fd(to, ends[0], NULL, NULL));
+        expect_error_text(s.cache, strerror(EAGAIN), "a load");
+        expect(s.cache, KVT_ERR_IO, kvt_seq_save_fd(seq, ends[1], &o));
+        expect_error_text(s.cache, strerror(EAGAIN), "a save");
+        assert_int_equal(close(ends[0]), 0);
+        assert_int_equal(close(ends[1]), 0);
+    }
     kvt_seq_destroy(to);
     kvt_seq_destroy(seq);
     close_subject(&s);
