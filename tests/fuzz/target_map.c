@@ -71,7 +71,8 @@ int fuzz_map(const uint8_t *data, size_t size)
         for (uint32_t map = 1; map < 3; map++)
             if (states[0].data && states[map].data)
                 CHECK(same_blob(&states[0], &states[map]));
-        if (states[2].data)
+        /* With a prompt blocks of checkpoints behind the cut are not taken up, nor verified. */
+        if (states[2].data && !in.controls[CONTROL_REUSE])
             CHECK(status[0] == KVT_OK);
         inspect(&in, status[0]);
     }
