@@ -646,6 +646,16 @@ static void paths(void **state)
 
 /* ---- tokens ---- */
 
+/* The file says that no key has moved, and has no shifts. */
+static void deny_shifts(bytes *f)
+{
+    size_t size, at = section_payload(f->data, f->n, 10, 0, &size);
+    put32(f->data + 44, 0);
+    replace_bytes(f, at - HEAD, HEAD + size, NULL, 0);
+    relay(f, 0);
+    relay(f, 1);
+}
+
 /* Keys that have moved in a parent have not in its delta: it would load them as if they stood. */
 static void moved_keys(void **state)
 {
@@ -655,7 +665,6 @@ static void moved_keys(void **state)
     subject s;
     kvt_seq *seq, *to;
     uint64_t hash;
-    size_t size, at;
     (void)state;
     open_kind(&s, I8, &r);
     seq = tagged_seq(&s);
@@ -671,11 +680,7 @@ static void moved_keys(void **state)
     grow(&s, to, 20);
     hash = file_hash(&s, to);
     assert_int_equal(get32(delta.data + 44), 1);
-    put32(delta.data + 44, 0);
-    at = section_payload(delta.data, delta.n, 10, 0, &size);
-    replace_bytes(&delta, at - HEAD, HEAD + size, NULL, 0);
-    relay(&delta, 0);
-    relay(&delta, 1);
+    deny_shifts(&delta);
     spill(in_folder("delta"), delta.data, delta.n);
     expect(s.cache, KVT_ERR_CORRUPT, kvt_seq_load(to, in_folder("delta"), NULL, NULL));
     expect_error_text(s.cache, "keys that it inherits have moved", "no flag and no shifts");
@@ -706,7 +711,6 @@ static void moved_keys_on_the_way(void **state)
     subject s;
     kvt_seq *seq, *to;
     uint64_t hash;
-    size_t size, at;
     (void)state;
     open_kind(&s, I8, &r);
     seq = tagged_seq(&s);
@@ -724,11 +728,7 @@ static void moved_keys_on_the_way(void **state)
     to = tagged_seq(&s);
     grow(&s, to, 20);
     hash = file_hash(&s, to);
-    put32(middle.data + 44, 0);
-    at = section_payload(middle.data, middle.n, 10, 0, &size);
-    replace_bytes(&middle, at - HEAD, HEAD + size, NULL, 0);
-    relay(&middle, 0);
-    relay(&middle, 1);
+    deny_shifts(&middle);
     adopt(&delta, &middle);
     spill(in_folder("middle"), middle.data, middle.n);
     spill(in_folder("delta"), delta.data, delta.n);

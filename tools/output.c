@@ -239,14 +239,14 @@ static int sync_folder(const tool_output *out)
 
 int output_commit(tool_output *out)
 {
-    int failed = out->file && (fflush(out->file) != 0 || ferror(out->file) != 0);
+    int failed = fflush(out->file) != 0 || ferror(out->file) != 0;
     int code = errno;
 
-    if (out->file && out->temporary && !failed) {
+    if (out->temporary && !failed) {
         failed = fsync(fileno(out->file)) != 0;
         code = errno;
     }
-    if (out->file && out->file != stdout && fclose(out->file) != 0 && !failed) {
+    if (out->file != stdout && fclose(out->file) != 0 && !failed) {
         failed = 1;
         code = errno;
     }

@@ -1224,7 +1224,7 @@ KVT_API kvt_status kvt_seq_load(kvt_seq *seq, const char *path, const kvt_load_o
 /* The same from a stream; nothing behind the snapshot is read. A delta needs options.folder. */
 KVT_API kvt_status kvt_seq_load_stream(kvt_seq *seq, const kvt_reader *reader,
                                        const kvt_load_options *options, kvt_load_result *result);
-/* The same from a file descriptor, from where it stands. It is not closed, but waited for. */
+/* The same from a file descriptor, from where it stands: not closed; waited for as by a save. */
 KVT_API kvt_status kvt_seq_load_fd(kvt_seq *seq, int fd, const kvt_load_options *options,
                                    kvt_load_result *result);
 /* The same from memory: data: [bytes], which the snapshot fills. */

@@ -519,13 +519,6 @@ static kvt_status read_tokens(level *l, uint32_t kind, uint64_t first, uint32_t 
     return KVT_OK;
 }
 
-static int all_zero(const unsigned char *values, size_t bytes)
-{
-    while (bytes && !values[bytes - 1])
-        bytes--;
-    return bytes == 0;
-}
-
 kvt_status kvt_snap_chain_tokens(kvt_snap_chain *chain, uint32_t kind, uint64_t first, uint32_t n,
                                  unsigned char *values)
 {
@@ -548,7 +541,7 @@ kvt_status kvt_snap_chain_tokens(kvt_snap_chain *chain, uint32_t kind, uint64_t 
         status = read_tokens(l, kind, first, part, values);
         if (status != KVT_OK)
             return status;
-        if (unmoved && !all_zero(values, part * (size_t)4))
+        if (unmoved && !kvt_snap_zeros_from(values, 0, part * (size_t)4))
             return kvt_snap_corrupt(&unmoved->p, KVT_SNAP_MOVED_TEXT);
         values += part * (size_t)4;
         first += part;

@@ -52,6 +52,9 @@ typedef struct kvt_snap_parser {
     uint64_t sealed[KVT_MAX_GROUPS], first[KVT_MAX_GROUPS];
 } kvt_snap_parser;
 
+/* Whether bytes from .. end - 1 are all 0. */
+int kvt_snap_zeros_from(const unsigned char *bytes, size_t from, size_t end);
+
 /* Of a file that has no shifts, and whose parents have some. */
 #define KVT_SNAP_MOVED_TEXT "keys that it inherits have moved, and it says that none has"
 

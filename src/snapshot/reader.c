@@ -103,7 +103,7 @@ kvt_status kvt_snap_read_header(kvt_snap_parser *p)
     return p->sink->header ? p->sink->header(p->sink->user, p->header) : KVT_OK;
 }
 
-static int zeros_from(const unsigned char *data, size_t from, size_t to)
+int kvt_snap_zeros_from(const unsigned char *data, size_t from, size_t to)
 {
     unsigned char any = 0;
     for (; from < to; from++)
@@ -157,7 +157,7 @@ kvt_status kvt_snap_read_parent(kvt_snap_parser *p, int *is_delta)
     if (parent->name_bytes < 1 || parent->name_bytes > KVT_SNAP_NAME_MAX ||
         end != kvt_round_up(KVT_SNAP_PARENT_BYTES + (size_t)parent->name_bytes, 8) ||
         !is_name((const char *)at + KVT_SNAP_PARENT_BYTES, parent->name_bytes) ||
-        !zeros_from(at, KVT_SNAP_PARENT_BYTES + parent->name_bytes, end))
+        !kvt_snap_zeros_from(at, KVT_SNAP_PARENT_BYTES + parent->name_bytes, end))
         return kvt_snap_corrupt(p, "the parent's name, or padding");
     memcpy(parent->name, at + KVT_SNAP_PARENT_BYTES, parent->name_bytes);
     parent->name[parent->name_bytes] = '\0';
@@ -191,8 +191,8 @@ static kvt_status read_sequence(kvt_snap_parser *p)
         if (tag_bytes > KVT_MAX_TAG ||
             end != kvt_round_up(KVT_SNAP_STATE_BYTES + (size_t)tag_bytes, 8))
             return kvt_snap_corrupt(p, "a tag of %u bytes", (unsigned)tag_bytes);
-        if (!zeros_from(bytes, KVT_SNAP_STATE_BYTES + tag_bytes, end) || next_position < -1 ||
-            (next_position == -1 && tag_bytes == 0))
+        if (!kvt_snap_zeros_from(bytes, KVT_SNAP_STATE_BYTES + tag_bytes, end) ||
+            next_position < -1 || (next_position == -1 && tag_bytes == 0))
             return kvt_snap_corrupt(p, "its next position, or padding");
         status = kvt_snap_note(p, &s, digest);
     }
@@ -290,8 +290,8 @@ static kvt_status read_pieces(kvt_snap_parser *p)
         if (first > end || data > end - first || (data + 7) / 8 * 8 != end - first)
             return kvt_snap_corrupt(p, "%llu bytes of data", (unsigned long long)data);
         if (memchr(at + KVT_SNAP_PIECE_BYTES, 0, name_bytes) ||
-            !zeros_from(at, KVT_SNAP_PIECE_BYTES + name_bytes, first) ||
-            !zeros_from(at, first + (size_t)data, (size_t)end))
+            !kvt_snap_zeros_from(at, KVT_SNAP_PIECE_BYTES + name_bytes, first) ||
+            !kvt_snap_zeros_from(at, first + (size_t)data, (size_t)end))
             return kvt_snap_corrupt(p, "its name, or padding");
         memcpy(name, at + KVT_SNAP_PIECE_BYTES, name_bytes);
         name[name_bytes] = '\0';
@@ -371,7 +371,7 @@ static kvt_status check_unmoved(kvt_snap_parser *p)
                 kvt_snap_chain_tokens(p->chain, KVT_SNAP_KIND_SHIFTS, first, n, p->native.data);
         if (status != KVT_OK)
             return status;
-        if (!zeros_from(p->native.data, 0, n * (size_t)4))
+        if (!kvt_snap_zeros_from(p->native.data, 0, n * (size_t)4))
             return kvt_snap_corrupt(p, KVT_SNAP_MOVED_TEXT);
     }
     return KVT_OK;
@@ -416,7 +416,7 @@ static kvt_status check_form(kvt_snap_parser *p, uint64_t b, uint32_t group)
         return kvt_snap_fail(p->context, KVT_ERR_FORMAT,
                              "snapshot with a block in place %u, which this build does not know",
                              (unsigned)place);
-    if (place ? !p->chain : !zeros_from(entry, 0, KVT_SNAP_ID_BYTES))
+    if (place ? !p->chain : !kvt_snap_zeros_from(entry, 0, KVT_SNAP_ID_BYTES))
         return kvt_snap_corrupt(p, "entry %llu %s", (unsigned long long)b,
                                 place ? "is in a parent, and there is none"
                                       : "has an id, and the block is here");
