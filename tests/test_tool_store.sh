@@ -2,7 +2,7 @@
 # kvtile store: test_tool_store.sh KVTILE WORK_FOLDER MAKE_SNAPSHOT
 # With redis-server on the machine also a server, on a socket in the work folder and on loopback.
 tool=$1 work=$2 make=$3
-rm -rf "$work" && mkdir -p "$work" || exit 1
+rm -rf "$work" && mkdir -p "$work" && work=$(cd "$work" && pwd) || exit 1
 failures=0
 server= # its process
 trap '[ -z "$server" ] || kill "$server"' EXIT
@@ -232,6 +232,7 @@ fi
 serve() {
     port=$((20000 + $$ % 20000))
     for attempt in 1 2 3 4 5; do
+        : >"$work/server" # what an earlier server has said is not this one's
         redis-server --port $port --bind 127.0.0.1 --unixsocket "$socket" --save '' --appendonly no \
             --dir "$work" "$@" >"$work/server" 2>&1 &
         server=$!
