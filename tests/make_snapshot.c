@@ -83,7 +83,9 @@ static int fill(kvt_seq *seq, const contents *c)
 static int put(const char *to, const kvt_seq *seq)
 {
     kvt_directory_config directory = {.struct_size = sizeof directory};
-    kvt_redis_config redis = {.struct_size = sizeof redis};
+    kvt_redis_config redis = {.struct_size = sizeof redis,
+                              .connect_timeout_ms = 30000, /* of a machine that is busy */
+                              .timeout_ms = 30000};
     kvt_prefix_result result = {0};
     kvt_status status;
     kvt_store store;

@@ -285,6 +285,11 @@ else
         run 0 verify "$store"
         says out "$n sound, 0 damaged, "
     done
+    # A server that is busy for longer than the library waits where nothing else is said: 1 s.
+    kill -STOP $server
+    (sleep 1.5 && kill -CONT $server) &
+    run 0 stats "redis://127.0.0.1:$port"
+    wait $!
     run 0 ls --prefix other: "redis://127.0.0.1:$port"
     lines 1
     run 0 ls "redis://127.0.0.1:$port/1"

@@ -230,6 +230,9 @@ static int open_server(tool_store *s, parts *p, const tool_options *o)
     config.tls_cert_file = o->cert_file;
     config.tls_key_file = o->cert_key_file;
     config.prefix = o->prefix;
+    /* Nobody waits for a token here: a server that is busy or far away may take its time. */
+    config.connect_timeout_ms = 10000;
+    config.timeout_ms = 30000;
     config.call_timeout_ms = 86400000; /* a list is as long as it is: silence alone ends it */
     config.error_text = text;
     config.error_text_bytes = sizeof text;
