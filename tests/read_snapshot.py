@@ -55,8 +55,9 @@ class Reader:
         need(fixed[:8] == b"\x89KVT\r\n\x1a\n", "magic")
         (version, size, block, tile, self.n_tokens, n_groups, n_layers, fingerprint, flags, self.n_blocks,
          largest) = struct.unpack("<4IQ4IQQ", fixed[8:])
-        need(version == 1 and block == 64 and tile == 16 and flags < 2, "version")
-        self.moved = flags == 1
+        need(version == 1 and block == 64 and tile == 16 and flags < 4, "version")
+        need(flags < 2 or self.n_tokens, "flags")
+        self.moved, self.unkeyed = flags & 1 == 1, flags & 2 == 2
         need(self.n_tokens <= 2**30 and 1 <= n_groups <= 8 and 1 <= n_layers <= 1024 and
              fingerprint <= 64, "limits")
         need(size == 64 + 48 * n_groups + up8(4 * n_layers) + up8(fingerprint) + 8, "header size")

@@ -225,7 +225,7 @@ static void bad_n_blocks(bytes *f)
 }
 static void bad_header_flags(bytes *f)
 {
-    put32(f->data + 44, 2);
+    put32(f->data + 44, 4);
 }
 static void bad_block_tokens(bytes *f)
 {
@@ -1213,6 +1213,25 @@ static void test_ids(void **state)
     victim_destroy(&v);
 }
 
+/* Flag 2 is of tokens: it says nothing where there are none. */
+static void test_unkeyed(void **state)
+{
+    model m = model_of(1, 1, 64, 64, KVT_TYPE_F16, KVT_TYPE_F16);
+    victim v = victim_make(&m);
+    (void)state;
+    for (size_t n = 0; n < 2; n++) {
+        bytes file = snapshot_of(&m, n, KVT_CODEC_ZSTD);
+        put32(file.data + 44, 2);
+        resign(file.data, file.n);
+        if (n)
+            expect_ok(v.cache, load_bytes(v.seq, file.data, file.n, NULL));
+        else
+            must_refuse(&v, file.data, file.n, "flags, tokens", n);
+        bytes_free(&file);
+    }
+    victim_destroy(&v);
+}
+
 static void test_wide_values(void **state)
 {
     model m = model_of(1, 1, 8, 8, KVT_TYPE_F16, KVT_TYPE_F32);
@@ -1566,14 +1585,15 @@ static void test_wide_table(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_every_byte),       cmocka_unit_test(test_contradictions),
-        cmocka_unit_test(test_signed_scales),    cmocka_unit_test(test_extreme_seeds),
-        cmocka_unit_test(test_shifts),           cmocka_unit_test(test_ids),
-        cmocka_unit_test(test_wide_values),      cmocka_unit_test(test_v_in_k),
-        cmocka_unit_test(test_unknown_sections), cmocka_unit_test(test_layer_numbers),
-        cmocka_unit_test(test_mismatch),         cmocka_unit_test(test_too_long),
-        cmocka_unit_test(test_allocations),      cmocka_unit_test(test_failing_writer),
-        cmocka_unit_test(test_arguments),        cmocka_unit_test(test_wide_table),
+        cmocka_unit_test(test_every_byte),     cmocka_unit_test(test_contradictions),
+        cmocka_unit_test(test_signed_scales),  cmocka_unit_test(test_extreme_seeds),
+        cmocka_unit_test(test_shifts),         cmocka_unit_test(test_ids),
+        cmocka_unit_test(test_unkeyed),        cmocka_unit_test(test_wide_values),
+        cmocka_unit_test(test_v_in_k),         cmocka_unit_test(test_unknown_sections),
+        cmocka_unit_test(test_layer_numbers),  cmocka_unit_test(test_mismatch),
+        cmocka_unit_test(test_too_long),       cmocka_unit_test(test_allocations),
+        cmocka_unit_test(test_failing_writer), cmocka_unit_test(test_arguments),
+        cmocka_unit_test(test_wide_table),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -324,13 +324,175 @@ static void test_residual_tokens(void **state)
     }
 }
 
+/* How much of a sequence is put, into a store of its own. */
+static uint64_t count_put(const kvt_cache *cache, const kvt_seq *seq)
+{
+    memory_store m;
+    kvt_store store = memory_store_open(&m);
+    kvt_prefix_result put;
+
+    expect_ok(cache, kvt_prefix_put(&store, seq, NULL, &put));
+    memory_store_free(&m);
+    return put.n_tokens;
+}
+
+/* A new sequence of what another cache, or the same one, saves. */
+static kvt_seq *moved_to(const subject *to, const kvt_cache *from, const kvt_seq *seq,
+                         kvt_save_options save, kvt_load_options load)
+{
+    unsigned char *data;
+    uint64_t bound;
+    size_t n;
+    kvt_seq *made = seq_of(to);
+
+    save.struct_size = sizeof save;
+    load.struct_size = sizeof load;
+    expect_ok(from, kvt_seq_save_bound(seq, &bound, &save));
+    data = malloc((size_t)bound);
+    assert_non_null(data);
+    expect_ok(from, kvt_seq_save_memory(seq, data, (size_t)bound, &n, &save));
+    expect_ok(to->cache, kvt_seq_load_memory(made, data, n, &load, NULL));
+    free(data);
+    return made;
+}
+
+/*
+ * What other numbers lie under than this cache's own has no keys: converted by the load, or by the
+ * save, from whichever side; cut off from its beginning. Nor have what goes on from there, forks
+ * and what is saved again.
+ */
+static void test_converted(void **state)
+{
+    enum { BY_NOTHING, BY_LOAD, BY_SAVE_OF_K, BY_SAVE_OF_V, BY_CUT, BY_TYPES_THAT_ARE, WAYS };
+    const kvt_type f16 = KVT_TYPE_F16, i8 = KVT_TYPE_I8;
+    (void)state;
+    for (int way = 0; way < WAYS; way++) {
+        kvt_save_options save = {.convert = way == BY_SAVE_OF_K || way == BY_SAVE_OF_V ||
+                                            way == BY_TYPES_THAT_ARE,
+                                 .first_token = way == BY_CUT ? 64 : 0};
+        kvt_load_options load = {.convert = way == BY_LOAD || way == BY_NOTHING};
+        const int is_own = way == BY_NOTHING || way == BY_TYPES_THAT_ARE;
+        const kvt_save_options save_all = {0};
+        const kvt_load_options load_all = {0};
+        prefix_scene c;
+        subject other;
+        kvt_seq *seq, *again, *fork;
+
+        prefix_open(&c, 0, TOKENS);
+        other = c.s;
+        if (save.convert) {
+            save.n_types = 1;
+            save.k_types = way == BY_SAVE_OF_K ? &f16 : way == BY_TYPES_THAT_ARE ? &i8 : NULL;
+            save.v_types = way == BY_SAVE_OF_V ? &f16 : NULL;
+        }
+        if (way == BY_LOAD || way == BY_SAVE_OF_K)
+            other.groups[0].k_type = f16;
+        if (way == BY_LOAD || way == BY_SAVE_OF_V)
+            other.groups[0].v_type = f16;
+        open_cache(&other, NULL);
+        seq = moved_to(&other, c.s.cache, c.source, save, load);
+        assert_int_equal(count_put(other.cache, seq), is_own ? SEALED : 0);
+        again = moved_to(&other, other.cache, seq, save_all, load_all);
+        assert_int_equal(count_put(other.cache, again), is_own ? SEALED : 0);
+        grow(&other, again, 128);
+        assert_int_equal(count_put(other.cache, again) != 0, is_own);
+        expect_ok(other.cache, kvt_seq_fork(again, 200, &fork));
+        assert_int_equal(count_put(other.cache, fork) != 0, is_own);
+        kvt_seq_destroy(fork);
+        /* Loaded anew as it is, it does not become its own; empty, it does. */
+        kvt_seq_destroy(again);
+        again = moved_to(&other, other.cache, seq, save_all, load_all);
+        expect_ok(other.cache, kvt_seq_truncate(again, 100));
+        assert_int_equal(count_put(other.cache, again) != 0, is_own);
+        expect_ok(other.cache, kvt_seq_truncate(again, 0));
+        grow(&other, again, TOKENS);
+        assert_int_not_equal(count_put(other.cache, again), 0);
+        kvt_seq_destroy(again);
+        expect_ok(other.cache, kvt_seq_fork(seq, 0, &again));
+        grow(&other, again, TOKENS);
+        assert_int_not_equal(count_put(other.cache, again), 0);
+        kvt_seq_destroy(again);
+        kvt_seq_destroy(seq);
+        kvt_cache_destroy(other.cache);
+        prefix_close(&c);
+    }
+}
+
+/* A file of nothing makes nothing of what comes. */
+static void test_converted_empty(void **state)
+{
+    const kvt_type f16 = KVT_TYPE_F16;
+    const kvt_save_options save = {.convert = 1, .n_types = 1, .k_types = &f16, .v_types = &f16};
+    const kvt_save_options save_all = {0};
+    const kvt_load_options load = {.convert = 1};
+    prefix_scene c;
+    kvt_seq *seq;
+    (void)state;
+    prefix_open(&c, 0, 0);
+    seq = moved_to(&c.s, c.s.cache, c.source, save, load);
+    grow(&c.s, seq, TOKENS);
+    assert_int_equal(count_put(c.s.cache, seq), SEALED);
+    kvt_seq_destroy(seq);
+    seq = moved_to(&c.s, c.s.cache, c.source, save_all, load);
+    grow(&c.s, seq, TOKENS);
+    assert_int_equal(count_put(c.s.cache, seq), SEALED);
+    kvt_seq_destroy(seq);
+    prefix_close(&c);
+}
+
+/*
+ * A snapshot tells of removals: by the positions of keys, where they have moved, so that what is
+ * before stays what it was; else nothing of it is put. Not of those that are cut away again.
+ */
+static void test_removed_and_saved(void **state)
+{
+    (void)state;
+    for (int moves = 0; moves < 2; moves++)
+        for (int cut = 0; cut < 3; cut++) { /* by nothing, a truncate, a save of less */
+            const kvt_save_options save = {.n_tokens = cut == 2 ? 100 : 0};
+            const kvt_load_options load = {0};
+            kvt_group_config group = geometry_group(0);
+            subject s;
+            rng r = {4};
+            kvt_seq *seq, *loaded;
+
+            if (moves)
+                group.rope_pairing = KVT_ROPE_NONE;
+            open_subject(&s, &group, 1, &r);
+            open_cache(&s, NULL);
+            seq = sequence_of(&s, 500);
+            expect_ok(s.cache, kvt_seq_remove(seq, 128, 64));
+            if (cut == 1)
+                expect_ok(s.cache, kvt_seq_truncate(seq, 128));
+            loaded = moved_to(&s, s.cache, seq, save, load);
+            assert_int_equal(count_put(s.cache, loaded), cut == 1   ? 128
+                                                         : cut == 2 ? 64
+                                                         : moves    ? 128
+                                                                    : 0);
+            if (cut == 2) {
+                grow(&s, loaded, 200);
+                assert_int_equal(count_put(s.cache, loaded), 192);
+            }
+            kvt_seq_destroy(loaded);
+            kvt_seq_destroy(seq);
+            close_subject(&s);
+        }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_positions),   cmocka_unit_test(test_extras),
-        cmocka_unit_test(test_names),       cmocka_unit_test(test_names_like_sizes),
-        cmocka_unit_test(test_geometries),  cmocka_unit_test(test_layer_numbers),
-        cmocka_unit_test(test_fine_tokens), cmocka_unit_test(test_residual_tokens),
+        cmocka_unit_test(test_positions),
+        cmocka_unit_test(test_extras),
+        cmocka_unit_test(test_names),
+        cmocka_unit_test(test_names_like_sizes),
+        cmocka_unit_test(test_geometries),
+        cmocka_unit_test(test_layer_numbers),
+        cmocka_unit_test(test_fine_tokens),
+        cmocka_unit_test(test_residual_tokens),
+        cmocka_unit_test(test_converted),
+        cmocka_unit_test(test_converted_empty),
+        cmocka_unit_test(test_removed_and_saved),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -297,9 +297,10 @@ typedef struct kvt_prefix_result {
  * Put the sealed blocks of a sequence's prefix, as far as the store has not got them. A block is
  * put when it is full, sealed (kvt_group_config.residual_tokens: the newest 64 to 127 tokens are
  * not) and all its tokens were committed with ids. Tokens behind a removal (kvt_seq_remove) are not
- * put, as what they are depends on more than the tokens before them; a snapshot does not tell of
- * one that has moved no position: do not put what is loaded of such a sequence. A window's group is
- * put as far as its blocks are still there: put after each step of a long prefill.
+ * put, as what they are depends on more than the tokens before them; nor is anything of a sequence
+ * that was loaded into other types, or from a snapshot that was saved in others than it had, or
+ * from a later token on, or with a removal that has moved no position. A window's group is put as
+ * far as its blocks are still there: put after each step of a long prefill.
  *
  * options and result may be NULL. The sequence may be used by other calls that take it as const.
  *

@@ -315,10 +315,12 @@ struct kvt_seq {
     size_t n_checkpoints, checkpoint_room;
     int32_t next_position; /* of the next token where the caller has set it, else -1 */
     /*
-     * Tokens from here on were computed with tokens before them that kvt_seq_remove has taken out.
-     * UINT64_MAX: none.
+     * Numbers from this token on depend on more than the tokens before them, their positions and
+     * the cache's types, so that kvt_prefix_put has no keys for them: kvt_seq_remove has taken out
+     * tokens before them, or they were converted, or cut off from their beginning. UINT64_MAX:
+     * none.
      */
-    uint64_t removed_from;
+    uint64_t unkeyed_from;
     uint32_t tag_bytes;
     unsigned char tag[KVT_MAX_TAG];
     float *border; /* [border_bytes] see border.c; NULL: none */

@@ -218,8 +218,8 @@ kvt_status kvt_seq_remove(kvt_seq *seq, uint64_t first, uint64_t n)
         remove_tokens(seq, &r);
     if (seq->next_position >= 0)
         seq->next_position -= r.delta;
-    if (first < seq->removed_from)
-        seq->removed_from = first;
+    if (first < seq->unkeyed_from)
+        seq->unkeyed_from = first;
     kvt_turns_free(seq->cache, seq->turns);
     seq->turns = turns;
     return KVT_OK;

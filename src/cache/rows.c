@@ -332,7 +332,7 @@ void kvt_rows_replace(kvt_seq *seq, const kvt_seq *with)
     seq->n_rows = with->n_rows;
     seq->length = with->length;
     seq->next_position = with->next_position;
-    seq->removed_from = UINT64_MAX;
+    seq->unkeyed_from = UINT64_MAX;
     memcpy(seq->groups, with->groups, sizeof seq->groups);
     seq->checkpoints = with->checkpoints;
     seq->n_checkpoints = with->n_checkpoints;
@@ -383,8 +383,8 @@ void kvt_rows_share(const kvt_seq *from, uint64_t n_tokens, kvt_seq *to)
     to->n_rows = n_rows;
     to->length = n_tokens;
     to->has_mapped = from->has_mapped;
-    if (from->removed_from < n_tokens)
-        to->removed_from = from->removed_from;
+    if (from->unkeyed_from < n_tokens)
+        to->unkeyed_from = from->unkeyed_from;
     memcpy(to->groups, from->groups, cache->n_groups * sizeof *to->groups);
     cut_groups(to, n_rows);
     if (n_tokens < from->length)

@@ -45,7 +45,7 @@ kvt_status kvt_seq_create(kvt_cache *cache, kvt_seq **seq_out)
     seq->appended = appended;
     seq->table = table;
     seq->next_position = -1;
-    seq->removed_from = UINT64_MAX;
+    seq->unkeyed_from = UINT64_MAX;
     pthread_mutex_lock(&cache->lock);
     cache->references++;
     pthread_mutex_unlock(&cache->lock);
@@ -363,8 +363,8 @@ kvt_status kvt_seq_truncate(kvt_seq *seq, uint64_t n_tokens)
         kvt_rows_shrink(seq, kvt_rows(n_tokens));
     }
     kvt_checkpoints_drop_from(seq, n_tokens + 1);
-    if (n_tokens <= seq->removed_from)
-        seq->removed_from = UINT64_MAX;
+    if (n_tokens <= seq->unkeyed_from)
+        seq->unkeyed_from = UINT64_MAX;
     return KVT_OK;
 }
 
@@ -375,7 +375,7 @@ kvt_status kvt_seq_clear(kvt_seq *seq)
     seq->length = 0;
     seq->pending = 0;
     seq->next_position = -1;
-    seq->removed_from = UINT64_MAX;
+    seq->unkeyed_from = UINT64_MAX;
     kvt_checkpoints_drop_from(seq, 0);
     kvt_turns_free(seq->cache, seq->turns);
     seq->turns = NULL;

@@ -74,6 +74,7 @@ enum { /* section types */
 };
 
 #define KVT_SNAP_MOVED 1u    /* header flag: keys have moved, and sections of shifts say so */
+#define KVT_SNAP_UNKEYED 2u  /* header flag: nothing of it has a key in a store */
 #define KVT_SNAP_REQUIRED 1u /* section flag: a reader that does not know the type must refuse */
 
 enum { /* stream kinds */
@@ -230,7 +231,7 @@ typedef struct kvt_snap_header {
     uint32_t layers[KVT_MAX_LAYERS]; /* the groups' layer numbers, one group after the other */
     uint8_t fingerprint[KVT_MAX_FINGERPRINT];
     uint32_t fingerprint_bytes;
-    uint32_t flags; /* KVT_SNAP_MOVED */
+    uint32_t flags; /* KVT_SNAP_MOVED, KVT_SNAP_UNKEYED */
 } kvt_snap_header;
 
 /*

@@ -221,10 +221,13 @@ kvt_status kvt_snap_header_get(const kvt_snap_context *context, const unsigned c
         return kvt_snap_fail(context, KVT_ERR_CORRUPT,
                              "snapshot damaged: checksum of the header, offset 0 to %zu", bytes);
     header->flags = kvt_get32(from + 44);
-    if (header->flags & ~KVT_SNAP_MOVED)
+    if (header->flags & ~(KVT_SNAP_MOVED | KVT_SNAP_UNKEYED))
         return kvt_snap_fail(context, KVT_ERR_FORMAT,
                              "snapshot with header flags 0x%x, which this build does not know",
                              (unsigned)header->flags);
+    if ((header->flags & KVT_SNAP_UNKEYED) && !header->n_tokens)
+        return kvt_snap_fail(context, KVT_ERR_CORRUPT,
+                             "snapshot damaged: flags of tokens, without a token");
     if (kvt_get32(from + 16) != KVT_BLOCK_TOKENS || kvt_get32(from + 20) != KVT_TILE_TOKENS)
         return kvt_snap_fail(context, KVT_ERR_FORMAT,
                              "snapshot of blocks of %u and tiles of %u tokens, this build has %u "

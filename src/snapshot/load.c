@@ -639,6 +639,15 @@ static kvt_status complete(stage *st, const kvt_snap_header *header)
                : KVT_OK;
 }
 
+static int converts(const stage *st)
+{
+    for (uint32_t g = 0; g < st->n_groups; g++) {
+        if (st->sources[g])
+            return 1;
+    }
+    return 0;
+}
+
 /* The checkpoints have references to the blocks that are theirs alone. */
 static void drop_extras(stage *st)
 {
@@ -850,6 +859,8 @@ static kvt_status load(kvt_seq *seq, const kvt_snap_context *context, const orig
         kvt_turns_free(seq->cache, seq->turns);
         seq->turns = NULL;
         kvt_rows_replace(seq, &st.made);
+        if (seq->length && (header->flags & KVT_SNAP_UNKEYED || converts(&st)))
+            seq->unkeyed_from = 0;
         answer(&st, seq, &found);
         if (options->reuse)
             status = cut(seq, options->reuse, &found);

@@ -281,6 +281,35 @@ static void codec_of(const kvt_save_options *o, kvt_snap_codec *codec)
     codec->level = o->zstd_level;
 }
 
+/* The types of what is saved are not those in which it lies. */
+static int converts(const kvt_snap_saver *s)
+{
+    for (uint32_t g = 0; g < s->header->n_groups; g++) {
+        const kvt_snapshot_group *group = &s->header->groups[g];
+        const kvt_group_config *own = &s->seq->cache->groups[s->group_of[g]].config;
+        if (group->k_type != own->k_type || group->v_type != own->v_type)
+            return 1;
+    }
+    return 0;
+}
+
+/*
+ * What a load of the file could not tell by itself: shifts tell of a removal, where keys have moved
+ * by it.
+ */
+static int is_unkeyed(const kvt_snap_saver *s)
+{
+    const kvt_save_options *o = s->options;
+    const uint64_t from = s->seq->unkeyed_from;
+
+    if (!o->n_tokens)
+        return 0;
+    if (o->first_token || converts(s))
+        return 1;
+    return from < o->n_tokens &&
+           !kvt_shift_at(kvt_seq_meta(s->seq, (size_t)(from / KVT_TOKENS)), from % KVT_TOKENS);
+}
+
 /* All but the output. */
 static kvt_status prepare(kvt_snap_saver *s, const kvt_seq *seq, const kvt_snap_context *context,
                           const kvt_save_options *options)
@@ -305,6 +334,8 @@ static kvt_status prepare(kvt_snap_saver *s, const kvt_seq *seq, const kvt_snap_
     status = choose_types(s);
     if (status != KVT_OK)
         return status;
+    if (is_unkeyed(s))
+        s->header->flags |= KVT_SNAP_UNKEYED;
     status = choose_rows(s);
     if (status == KVT_OK)
         status = kvt_snap_jobs_make(&s->jobs, context, s->header);

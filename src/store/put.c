@@ -29,13 +29,13 @@ typedef struct batch {
 /* ---- which tokens ---- */
 
 /*
- * Tokens from the beginning that have ids and depend on those before them alone. A loaded sequence
- * has only the shifts of its keys to tell of a removal.
+ * Tokens from the beginning that have ids and depend on those before them alone. Shifts of its keys
+ * tell a loaded sequence of a removal.
  */
 static uint64_t count_keyed(const kvt_seq *seq, uint64_t most)
 {
-    if (most > seq->removed_from)
-        most = seq->removed_from;
+    if (most > seq->unkeyed_from)
+        most = seq->unkeyed_from;
     for (uint64_t i = 0; i < most; i++) {
         const kvt_meta *meta = kvt_seq_meta(seq, (size_t)(i / KVT_TOKENS));
         if (meta->token_ids[i % KVT_TOKENS] < 0 || kvt_shift_at(meta, i % KVT_TOKENS) != 0)
