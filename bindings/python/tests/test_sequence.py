@@ -1,8 +1,10 @@
 """Sequences: every call, every exception class, the life of objects."""
 
+import copy
 import gc
 import io
 import os
+import pickle
 import subprocess
 import sys
 import tempfile
@@ -413,6 +415,20 @@ class Lives(Base):
         del copy
         gc.collect()
         self.assertIsNone(gone())
+
+    def test_copies_are_refused(self):
+        """A copy would have the same pointer, and free it a second time."""
+        fill(self.seq, 10)
+        with kvtile.Store.mapping({}) as store:
+            for handle, text in ((self.seq, "sequence cannot be copied.*fork"),
+                                 (self.cache, "cache cannot be copied"),
+                                 (store, "store cannot be copied")):
+                for call in (copy.copy, copy.deepcopy, pickle.dumps, lambda x: pickle.dumps(x, 0)):
+                    with self.subTest(text), self.assertRaisesRegex(TypeError, text):
+                        made = call(handle)
+                        made._pointer = None  # not freed by this test
+            self.assertFalse(store.closed or self.cache.closed)
+        self.assertEqual(self.seq.length, 10)
 
     def test_cycles(self):
         """Objects in reference cycles are finalized in any order."""

@@ -15,6 +15,7 @@ class Handle:
     """A pointer of the library, and who uses it: users > 0 readers, -1 a writer."""
 
     _kind = ""
+    _instead = ""  # of a copy
     _lock: Any
 
     def _take(self, write: bool = False) -> int:
@@ -33,6 +34,10 @@ class Handle:
 
     _pointer: Optional[int]
     _users: int
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """What copy and pickle call: two objects with one pointer would both free it."""
+        raise TypeError(f"a {self._kind} cannot be copied or pickled{self._instead}")
 
     @property
     def closed(self) -> bool:

@@ -83,6 +83,7 @@ class Sequence(Handle):
     """
 
     _kind = "sequence"
+    _instead = "; fork() it, or save() it"
 
     def __init__(self, cache: "Cache", _pointer: Optional[int] = None) -> None:
         self._pointer = None
