@@ -117,6 +117,22 @@ class Steps(Base):
         self.assertEqual(self.seq.length, 0)
         self.assertEqual(copy.length, 200)
 
+    def test_bytes(self):
+        """Buffers are taken; bytes(5) are five zeros, and bytes of a list what nobody has meant."""
+        self.seq.tag = np.array([1, 256], "<u2")
+        self.assertEqual(self.seq.tag, b"\1\0\0\1")
+        self.seq.checkpoint(memoryview(bytearray(b"0123"))[::2])
+        self.assertEqual(self.seq.checkpoint_read(0), b"02")
+        self.seq.clear()
+        for wrong in (5, 5.0, "text", None, [1, 2]):
+            for name, call in (("tag", lambda x: setattr(self.seq, "tag", x)),
+                               ("blob", self.seq.checkpoint),
+                               ("fingerprint", lambda x: kvtile.Cache(group(), 1, fingerprint=x))):
+                with self.subTest(f"{name}: {wrong!r}"), \
+                        self.assertRaisesRegex(TypeError, f"{name}: {type(wrong).__name__} "):
+                    call(wrong)
+        self.assertEqual((self.seq.tag, self.seq.checkpoints()), (b"\1\0\0\1", []))
+
     def test_remove(self):
         rope = kvtile.Rope(kvtile.RopePairing.HALVES, [10000 ** (-i / 32) for i in range(32)])
         with kvtile.Cache(group(rope=rope), 1000) as cache, cache.sequence() as seq:

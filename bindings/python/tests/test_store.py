@@ -175,12 +175,16 @@ class Prefixes(Base):
             (ValueError, lambda: self.seq.prefix_put(store, n_tokens=-1)),
             (ValueError, lambda: self.seq.prefix_put(store, extras={-1: b""})),
             (TypeError, lambda: self.seq.prefix_put(store, salt="text")),
+            (TypeError, lambda: self.seq.prefix_put(store, salt=32)),
+            (TypeError, lambda: self.seq.prefix_put(store, namespace=5)),
+            (TypeError, lambda: self.seq.prefix_put(store, extras={1: 5})),
+            (TypeError, lambda: self.seq.prefix_probe(store, self.prompt, salt=[1, 2])),
             (TypeError, lambda: self.seq.prefix_put(store, prompt=self.prompt)),
             (kvtile.ArgError, lambda: self.other.prefix_get(store, self.prompt, n_tokens=5)),
         ):
             with self.assertRaises(error):
                 call()
-        self.assertEqual(self.other.length, 0)
+        self.assertEqual((self.other.length, store.entries()), (0, []))
         store.close()
         store.close()
         self.assertTrue(store.closed)
@@ -207,6 +211,20 @@ class Mappings(Base):
             self.assertEqual(self.other.length, 0)
             values.error = None
         self.assertEqual(self.other.prefix_get(store, self.prompt).n_tokens, 192)
+
+    def test_kinds_of_values(self):
+        """What a mapping gives is bytes or a buffer; a number is not so many zeros."""
+        values = {}
+        store = kvtile.Store.mapping(values)
+        self.seq.prefix_put(store)
+        kept = dict(values)
+        values.update((key, np.frombuffer(value, np.uint8)) for key, value in kept.items())
+        self.assertEqual(self.other.prefix_get(store, self.prompt).n_tokens, 192)
+        self.other.clear()
+        values.update((key, len(value)) for key, value in kept.items())
+        with self.assertRaisesRegex(TypeError, "value: int "):
+            self.other.prefix_get(store, self.prompt)
+        self.assertEqual(len(values), 3)  # none was taken for a damaged one, and removed
 
     def test_entries(self):
         values = {b"not a key": b"x"}

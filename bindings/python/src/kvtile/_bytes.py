@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from typing import Optional, Union
+from typing import Any, Optional, Union
 
 PathLike = Union[str, bytes, "os.PathLike[str]", "os.PathLike[bytes]"]
 
@@ -26,6 +26,16 @@ def path_or_none(value: Optional[PathLike], name: str) -> Optional[bytes]:
 
 def text_or_none(value: Optional[str], name: str) -> Optional[bytes]:
     return None if value is None else _whole_text(value.encode(), name)
+
+
+def contents(value: Any, name: str) -> bytes:
+    """The bytes of bytes or a buffer. bytes(value) would make so many zeros of a number."""
+    if type(value) is bytes:
+        return value
+    try:
+        return memoryview(value).tobytes()
+    except TypeError:
+        raise TypeError(f"{name}: {type(value).__name__} is neither bytes nor a buffer") from None
 
 
 _STRING_AT_MAX = 2**31 - 1  # its size is a C int in CPython 3.11, which cuts what is longer

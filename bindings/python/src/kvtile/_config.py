@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, List, Optional, Sequence as Seq, Tuple, Union
 
 from . import _lib
-from ._bytes import text_or_none
+from ._bytes import contents, text_or_none
 from ._errors import throw
 from ._lib import lib
 from ._tensor import floats
@@ -150,7 +150,7 @@ class ConfigC:
         for c, g in zip(self.groups, listed):
             self._group(c, g)
         self.text = ctypes.create_string_buffer(1024)
-        fingerprint = bytes(fingerprint)
+        fingerprint = contents(fingerprint, "fingerprint")
         self.c = _lib.Config(
             struct_size=ctypes.sizeof(_lib.Config), groups=self.groups, n_groups=len(listed),
             n_threads=_whole(n_threads, "n_threads", 32),

@@ -11,6 +11,7 @@ import numpy as np
 
 from . import _lib, _snapshot, _store
 from ._attend import SCRATCH_ITEMS, TENSOR_SIZE, TENSORS, attend, make_scratch, n_rows, scratch_pool
+from ._bytes import contents
 from ._config import Precision, _whole
 from ._errors import BusyError, StateError
 from ._handle import Handle
@@ -213,7 +214,7 @@ class Sequence(Handle):
 
     @tag.setter
     def tag(self, tag: bytes) -> None:
-        tag = bytes(tag)
+        tag = contents(tag, "tag")
         self._write(lib.kvt_seq_set_tag, tag, len(tag))
 
     # ---- steps ----
@@ -462,7 +463,7 @@ class Sequence(Handle):
 
         StateError: a step is pending. OutOfMemoryError, BudgetError.
         """
-        blob = bytes(blob)
+        blob = contents(blob, "blob")
         self._write(lib.kvt_seq_checkpoint, blob, len(blob))
 
     def checkpoints(self) -> List[int]:

@@ -328,10 +328,10 @@ def load(seq: "Sequence", file: File, options: Mapping[str, Any]) -> LoadResult:
             read = file.read  # type: ignore
 
             def give(_: Any, data: int, size: int) -> int:
-                piece = read(size)
+                piece = _bytes.contents(read(size), "read")
                 if len(piece) > size:
                     raise OSError("the file gives more bytes than it is asked for")
-                ctypes.memmove(data, bytes(piece), len(piece))
+                ctypes.memmove(data, piece, len(piece))
                 return len(piece)
 
             reader = _lib.Reader(None, _lib.READ(call.guarded(give, -1)))

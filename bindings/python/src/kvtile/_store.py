@@ -112,7 +112,7 @@ class _Mapping:
             value = self.mapping.get(key)
             if value is None:
                 continue
-            data = bytes(value)
+            data = _bytes.contents(value, "value")
             address = ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p)
             if to.part(to.user, i, len(data), 0, address, len(data)) == _lib.STORE_STOP:
                 return
@@ -333,7 +333,7 @@ class _Options:
     def __init__(self, *, namespace: bytes = b"", salt: bytes = b"",
                  extras: Optional[Mapping[int, bytes]] = None, n_tokens: int = 0,
                  positions: Any = None, checkpoints: Union[bool, Iterable[int]] = False) -> None:
-        namespace, salt = bytes(namespace), bytes(salt)
+        namespace, salt = _bytes.contents(namespace, "namespace"), _bytes.contents(salt, "salt")
         c = self.c = _lib.PrefixOptions(
             struct_size=sizeof(_lib.PrefixOptions), name_space=namespace or None,
             name_space_bytes=len(namespace), salt=salt or None, salt_bytes=len(salt),
@@ -341,7 +341,7 @@ class _Options:
         if extras:
             array = (_lib.PrefixExtra * len(extras))()
             for extra, block in zip(array, sorted(extras)):
-                data = bytes(extras[block])
+                data = _bytes.contents(extras[block], f"extras[{block}]")
                 extra.block = _whole(block, "extras", 64)
                 extra.data, extra.bytes = data, len(data)
             c.extras, c.n_extras = array, len(extras)
