@@ -49,6 +49,14 @@ class DLPackOnly:
         return self.device
 
 
+class Interface:
+    """An array of another library: nothing but __array_interface__."""
+
+    def __init__(self, array, **changed):
+        self.array = array  # kept
+        self.__array_interface__ = {"shape": array.shape, "typestr": "<f4", "version": 3, **changed}
+
+
 class Base(unittest.TestCase):
     def setUp(self):
         self.cache = kvtile.Cache(group(n_layers=1), 4096)
@@ -116,6 +124,33 @@ class Arrays(Base):
         with self.assertRaisesRegex(ValueError, "overlaps"):
             self.seq.attend(0, q, out)
 
+    def test_lse(self):
+        """Written in place; beside q in one buffer; of one row, whose stride means nothing."""
+        expected = self.seq.attend(0, self.q, lse=True)[1]
+        wide = np.zeros((10, 8, 64), np.float32)
+        lse = wide.ravel()[:80].reshape(10, 8)
+        out, same = self.seq.attend(0, self.q, lse=lse)
+        self.assertIs(same, lse)
+        self.assertEqual((out.tobytes(), lse.tobytes()),
+                         (self.expected.tobytes(), expected.tobytes()))
+        self.assertEqual(abs(wide.ravel()[80:]).max(), 0)
+        flat = np.zeros(self.q.size + 80, np.float32)
+        q, lse = flat[80:].reshape(self.q.shape), flat[:80].reshape(10, 8)
+        q[:] = self.q
+        self.assertEqual(self.seq.attend(0, q, lse=lse)[0].tobytes(), self.expected.tobytes())
+        self.assertEqual(lse.tobytes(), expected.tobytes())
+        self.assertEqual(q.tobytes(), self.q.tobytes())
+        wide = np.zeros((10, 8, 256), np.float32)
+        q, lse = wide[..., :64], wide.ravel()[64:144].reshape(10, 8)  # between two heads
+        q[:] = self.q
+        self.assertEqual(self.seq.attend(0, q, lse=lse)[0].tobytes(), self.expected.tobytes())
+        self.assertEqual(lse.tobytes(), expected.tobytes())
+        for lse in (np.zeros((20, 16), np.float32)[::20, :8], np.zeros((1, 8), np.float32)[::-1]):
+            self.seq.attend(0, self.q[9:], lse=lse)
+            self.assertEqual(lse.tobytes(), expected[9:].tobytes())
+        interface = Interface(self.q, data=(self.q.ctypes.data, False))
+        self.assertEqual(self.seq.attend(0, interface).tobytes(), self.expected.tobytes())
+
     def test_half(self):
         k, v, q = (x.astype(np.float16) for x in (self.k, self.v, self.q))
         out = self.through(k, v, q)
@@ -142,6 +177,7 @@ class Arrays(Base):
     def test_refused(self):
         """Every refusal names the array, and changes nothing."""
         k, v, q, seq = self.k, self.v, self.q, self.seq
+        room = np.empty_like(q)
         read_only = np.empty_like(q)
         read_only.flags.writeable = False
         cases = [
@@ -175,6 +211,28 @@ class Arrays(Base):
             (ValueError, "lse: shape", lambda: seq.attend(0, q, lse=np.empty((9, 8), "f4"))),
             (TypeError, "lse: needs float32",
              lambda: seq.attend(0, q, lse=np.empty((10, 8), "f2"))),
+            (ValueError, "lse: shape .*strides", lambda: seq.attend(
+                0, q, lse=np.empty((10, 16), "f4")[:, ::2])),
+            (ValueError, "lse: shape .*strides", lambda: seq.attend(
+                0, q, lse=np.empty((10, 16), "f4")[:, :8])),
+            (ValueError, "lse: overlaps q", lambda: seq.attend(
+                0, q, lse=q.ravel()[:80].reshape(10, 8))),
+            (ValueError, "lse: overlaps q", lambda: seq.attend(
+                0, q, np.empty_like(q), lse=q.ravel()[-80:].reshape(10, 8))),
+            (ValueError, "lse: overlaps out", lambda: seq.attend(
+                0, q, room, lse=room.ravel()[600:680].reshape(10, 8))),
+            (TypeError, "q: .*__array_interface__", lambda: seq.attend(0, np.ndarray)),
+            (TypeError, "q: .*__array_interface__", lambda: seq.attend(0, Interface(q))),
+            (TypeError, "q: .*__array_interface__", lambda: seq.attend(0, Interface(
+                q, data=None))),
+            (TypeError, "q: .*__array_interface__", lambda: seq.attend(0, Interface(
+                q, data=q.tobytes()))),
+            (TypeError, "q: .*__array_interface__", lambda: seq.attend(0, Interface(
+                q, data=b"ab"))),
+            (TypeError, "q: .*__array_interface__", lambda: seq.attend(0, Interface(
+                q, data=(None, False)))),
+            (TypeError, "q: .*__array_interface__", lambda: seq.attend(0, Interface(
+                q, data=q.__array_interface__["data"], shape=None))),
             (ValueError, "sink_logits: shape", lambda: seq.attend(0, q, sink_logits=[1.0])),
             (TypeError, "attend: required argument is not a float",
              lambda: seq.attend(0, q, scale="1")),

@@ -50,6 +50,12 @@ class Steps(Base):
         self.assertEqual(self.seq.next_position, 10)
         self.seq.next_position = 50
         self.assertEqual(self.seq.next_position, 50)
+        for wrong in (3.5, -1, 2**31, "7"):
+            with self.subTest(wrong), self.assertRaisesRegex(ValueError, "next_position: "):
+                self.seq.next_position = wrong
+        with self.assertRaises(TypeError):
+            self.seq.next_position = None
+        self.assertEqual(self.seq.next_position, 50)
         self.assertEqual(self.seq.max_tokens, 4096)
         self.assertEqual(repr(self.seq), "<kvtile.Sequence of 3 tokens>")
 
@@ -182,6 +188,10 @@ class Steps(Base):
         self.assertEqual((between.layers, ends.layers), ((1, 2, 3), (0, 4, 5)))
         self.assertEqual((ends.k_type, ends.v_type), ("i8", kvtile.Type.F16))
         self.assertEqual(len(g.split_ends(9, 0, "i8", "i8")), 1)
+        for counts, name in (((-1, 0), "n_first"), ((0, -1), "n_last"), ((0.5, 0), "n_first"),
+                             ((0, 2**32), "n_last")):
+            with self.subTest(counts), self.assertRaisesRegex(ValueError, name):
+                g.split_ends(*counts, "i8", "i8")
         with kvtile.Cache([between, ends], 100, isa="scalar") as cache, cache.sequence() as seq:
             fill(seq, 5)
             self.assertEqual((cache.isa, cache.n_layers), ("scalar", 6))

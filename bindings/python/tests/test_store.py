@@ -132,6 +132,7 @@ class Prefixes(Base):
         for lengths, n in (([100, 199], 0), ([], 0), ((200, 100), 200), (True, 200), (False, 192)):
             self.assertEqual(self.other.prefix_probe(store, self.prompt,
                                                      checkpoints=lengths).n_tokens, n, lengths)
+        self.assertEqual(self.other.prefix_get(store, self.prompt, checkpoints=[]), (0,) * 5)
         self.assertEqual(self.other.prefix_get(store, self.prompt, checkpoints=True).n_tokens, 200)
         self.check_got(200, self.seq.fork(200))  # where less was sealed
         self.assertEqual(self.other.checkpoint_read(200), b"blob")
@@ -162,6 +163,8 @@ class Prefixes(Base):
 
     def test_errors(self):
         store = kvtile.Store.mapping({})
+        closed = self.cache.sequence()
+        closed.close()
         with self.assertRaises(kvtile.StateError):
             self.seq.prefix_get(store, self.prompt)
         self.seq.begin(1)
@@ -181,6 +184,9 @@ class Prefixes(Base):
             (TypeError, lambda: self.seq.prefix_probe(store, self.prompt, salt=[1, 2])),
             (TypeError, lambda: self.seq.prefix_put(store, prompt=self.prompt)),
             (kvtile.ArgError, lambda: self.other.prefix_get(store, self.prompt, n_tokens=5)),
+            (kvtile.StateError, lambda: self.seq.prefix_get(store, self.prompt, checkpoints=[])),
+            (kvtile.ClosedError, lambda: closed.prefix_get(store, self.prompt, checkpoints=[])),
+            (kvtile.ClosedError, lambda: closed.prefix_probe(store, self.prompt, checkpoints=[])),
         ):
             with self.assertRaises(error):
                 call()

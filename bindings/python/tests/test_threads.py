@@ -1,5 +1,6 @@
 """Threads: the interpreter's lock is released, and what C leaves undefined is refused."""
 
+import io
 import os
 import signal
 import sys
@@ -7,6 +8,7 @@ import tempfile
 import threading
 import time
 import unittest
+import weakref
 
 import numpy as np
 
@@ -147,6 +149,54 @@ class Threads(unittest.TestCase):
         self.assertEqual({r.tobytes() for r in results}, {expected})
         self.assertEqual((self.seq.length, other.length), (2048, 0))
         self.seq.close()
+
+    def test_repr(self):
+        """What a debugger shows of a sequence in use is no exception."""
+        shown = []
+
+        class Shows(io.BytesIO):
+            def read(inner, n=-1):
+                shown.append(repr(self.seq))
+                return super().read(n)
+
+            def write(inner, data):
+                shown.append(repr(self.seq))
+                return len(data)
+
+        data = self.seq.save_bytes()
+        self.seq.save(Shows())
+        self.assertEqual(set(shown), {"<kvtile.Sequence of 2048 tokens>"})
+        shown.clear()
+        self.seq.load(Shows(data))
+        self.assertEqual(set(shown), {"<kvtile.Sequence in use by another call>"})
+        self.assertEqual(repr(self.seq), "<kvtile.Sequence of 2048 tokens>")
+
+    def test_new_ones_and_close(self):
+        """A sequence that is being made is not missed by the cache's close, nor in its way."""
+        seen = []
+
+        def look():
+            seen.append(self.cache._lock.acquire(blocking=False))
+            if seen[-1]:
+                self.cache._lock.release()
+
+        class Watch(weakref.WeakSet):
+            def add(inner, seq):
+                with self.assertRaises(kvtile.BusyError):
+                    self.cache.close()
+                thread = threading.Thread(target=look)
+                thread.start()
+                thread.join()
+                super().add(seq)
+
+        watch = Watch()
+        weakref.WeakSet.add(watch, self.seq)
+        self.cache._sequences = watch
+        made = self.cache.sequence()
+        fork = self.seq.fork()
+        self.assertEqual(seen, [False, False])  # close would wait
+        self.cache.close()
+        self.assertTrue(made.closed and fork.closed)
 
     def test_random_use(self):
         """Threads that do anything to shared objects: our exceptions, no crash, no lost blocks."""

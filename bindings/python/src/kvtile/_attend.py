@@ -69,9 +69,16 @@ def attend(cache: "Cache", layer: int, items: "List[Sequence]", counts: List[int
     la = sinks = slopes = 0
     keep: List[Any] = []
     if lse is not None and lse is not False:
-        if lse is True:
+        given = lse is not True
+        if not given:
             lse = np.empty((n, n_heads), np.float32)
         la = _dense_f32(lse, "lse", (n, n_heads))
+        if given and n:
+            l_rows = (la, n, 1, n_heads * 4, 0, 0)
+            if _overlap(l_rows, (qa, n, n_heads, k_dim * SIZES[qd], qt, qh)):
+                raise ValueError("lse: overlaps q")
+            if _overlap(l_rows, (oa, n, n_heads, v_dim * SIZES[od], ot, oh)):
+                raise ValueError("lse: overlaps out")
     else:
         lse = None
     if sink_logits is not None:
@@ -124,7 +131,16 @@ def attend(cache: "Cache", layer: int, items: "List[Sequence]", counts: List[int
     return out if lse is None else (out, lse)
 
 
-def _meet(*tensors: Tuple[int, int, int, int, int, int]) -> bool:
+_Rows = Tuple[int, int, int, int, int, int]  # what `span` takes
+
+
+def _overlap(a: _Rows, b: _Rows) -> bool:
+    a0, a1 = span(*a)
+    b0, b1 = span(*b)
+    return a0 < b1 and b0 < a1 and _meet(a, b)
+
+
+def _meet(*tensors: _Rows) -> bool:
     """Whether rows of two tensors have bytes in common: both may lie in one buffer."""
     starts, ends = [], []
     for address, n, n_heads, row_bytes, token_stride, head_stride in tensors:
@@ -151,7 +167,8 @@ def _dense_f32(obj: Any, name: str, shape: Tuple[int, int]) -> int:
     address, dtype, found, strides, _ = describe(obj, name, True)
     if dtype != F32:
         raise TypeError(f"{name}: needs float32")
-    if tuple(found) != shape or tuple(strides) != dense(shape, 4):
+    if tuple(found) != shape or any(n > 1 and stride != needed for n, stride, needed
+                                    in zip(shape, strides, dense(shape, 4))):
         raise ValueError(f"{name}: shape {tuple(found)}, strides {tuple(strides)}: needs "
                          f"{shape}, contiguous")
     return address

@@ -122,6 +122,7 @@ class Group:
     def split_ends(self, n_first: int, n_last: int, k_type: TypeLike,
                    v_type: TypeLike) -> "List[Group]":
         """The groups of a model whose first and last layers have types of their own."""
+        n_first, n_last = _whole(n_first, "n_first", 32), _whole(n_last, "n_last", 32)
         first = self.layers or tuple(range(self.n_layers))
         ends = min(n_first, self.n_layers)
         middle = first[ends:max(ends, self.n_layers - n_last)]

@@ -13,7 +13,7 @@ from . import _lib, _snapshot, _store
 from ._attend import SCRATCH_ITEMS, TENSOR_SIZE, TENSORS, attend, make_scratch, n_rows, scratch_pool
 from ._bytes import contents
 from ._config import Precision, _whole
-from ._errors import BusyError, StateError
+from ._errors import BusyError, ClosedError, StateError
 from ._handle import Handle
 from ._lib import lib
 from ._tensor import int32s, rows
@@ -91,16 +91,26 @@ class Sequence(Handle):
         self._users = 0
         self._lock = cache._lock
         self.cache = cache  #: kept alive
-        if _pointer is None:
-            out = c_void_p()
-            owner = cache._take()
-            try:
-                cache._check(lib.kvt_seq_create(owner, byref(out)))
-            finally:
-                cache._give()
-            _pointer = out.value
-        self._pointer = _pointer
-        cache._sequences.add(self)
+        if _pointer is not None:
+            self._join(_pointer)
+            return
+        out = c_void_p()
+        owner = cache._take()
+        try:
+            cache._check(lib.kvt_seq_create(owner, byref(out)))
+            self._join(out.value)
+        finally:
+            cache._give()
+
+    def _join(self, pointer: Optional[int]) -> None:
+        """Among the sequences that the cache's close() looks through, which it does under the lock.
+
+        The caller holds the cache or one of its sequences, so that close() is not between the
+        pointer's creation and this.
+        """
+        with self._lock:
+            self._pointer = pointer
+            self.cache._sequences.add(self)
 
     def __del__(self, destroy: Callable[[int], None] = lib.kvt_seq_destroy) -> None:
         pointer, self._pointer = getattr(self, "_pointer", None), None
@@ -120,8 +130,13 @@ class Sequence(Handle):
         return True  # an empty sequence is a sequence
 
     def __repr__(self) -> str:
-        what = "closed" if self._pointer is None else f"{self.length} tokens"
-        return f"<kvtile.Sequence of {what}>"
+        try:
+            what = ", closed" if self._pointer is None else f" of {self.length} tokens"
+        except BusyError:  # a debugger's look into a callback
+            what = " in use by another call"
+        except ClosedError:  # meanwhile
+            what = ", closed"
+        return f"<kvtile.Sequence{what}>"
 
     def close(self) -> None:
         """Release it; blocks that no other sequence has go to the cache. BusyError: a call runs."""
@@ -197,9 +212,7 @@ class Sequence(Handle):
 
     @next_position.setter
     def next_position(self, position: int) -> None:
-        if not 0 <= position < 2**31:
-            raise ValueError(f"next_position: {position} is not 0 to 2**31 - 1")
-        self._write(lib.kvt_seq_set_next_position, position)
+        self._write(lib.kvt_seq_set_next_position, _whole(position, "next_position", 31))
 
     @property
     def tag(self) -> bytes:
@@ -329,7 +342,8 @@ class Sequence(Handle):
         out: [n][n_q_heads][v_dim], written; may not overlap q. None: a new array of q's kind and
             dtype (NumPy, or PyTorch; float32 for BFloat16)
         causal: query i of n sees all tokens but the last n - 1 - i
-        lse: True, or a float32 array [n][n_q_heads]: the log of the softmax's denominator
+        lse: True, or a float32 array [n][n_q_heads], contiguous, written; may overlap neither q nor
+            out: the log of the softmax's denominator
         scale: 0 stands for 1 / sqrt(k_dim). softcap: 0: none
         sink_logits, alibi_slopes: [n_q_heads]
         query_positions: [n], for ALiBi and windows; None: those of the last n tokens

@@ -350,13 +350,11 @@ class _Options:
             c.positions = positions.ctypes.data
         if not isinstance(checkpoints, bool):
             lengths = sorted(_whole(x, "checkpoints", 64) for x in checkpoints)
-            self.lengths = (c_uint64 * max(len(lengths), 1))(*lengths)
+            self.lengths = (c_uint64 * max(len(lengths), 1))(*lengths)  # NULL would be any length
             c.checkpoints = 1
             c.checkpoint_tokens, c.n_checkpoint_tokens = self.lengths, len(lengths)
-            self.none = not lengths  # which C takes as any
         else:
             c.checkpoints = checkpoints
-            self.none = False
 
 
 def _result(c: "_lib.PrefixResult") -> PrefixResult:
@@ -386,9 +384,8 @@ def prefix_find(seq: "Sequence", store: Store, prompt: Any, read: bool, position
     function = lib.kvt_prefix_get if read else lib.kvt_prefix_probe
     pointer = store._take()
     try:
-        if not o.none:
-            Call().run(seq._write if read else seq._read, lambda s: function(
-                pointer, s, ids.ctypes.data, len(ids), byref(o.c), byref(result)))
+        Call().run(seq._write if read else seq._read, lambda s: function(
+            pointer, s, ids.ctypes.data, len(ids), byref(o.c), byref(result)))
     finally:
         store._give()
     return _result(result)

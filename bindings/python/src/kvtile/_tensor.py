@@ -185,16 +185,22 @@ def dense(shape: Seq[int], size: int) -> Tuple[int, ...]:
 
 def _from_numpy(array: Any, name: str, writable: bool, bits: bool = False) -> Description:
     interface = array.__array_interface__
-    dtype: Optional[int] = BF16 if bits else _TYPESTR.get(interface["typestr"])
+    if not isinstance(interface, dict):  # of a class
+        interface = {}
+    typestr, shape, data = map(interface.get, ("typestr", "shape", "data"))
+    if typestr is None or shape is None or not (  # a buffer in place of an address, or its own
+            isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], (int, np.integer))):
+        raise TypeError(f"{name}: its __array_interface__ lacks typestr, shape, or data as "
+                        "(address, read-only)")
+    dtype: Optional[int] = BF16 if bits else _TYPESTR.get(typestr)
     if dtype is None:
-        kind = getattr(array, "dtype", interface["typestr"])
+        kind = getattr(array, "dtype", typestr)
         if str(kind) != "bfloat16":  # ml_dtypes
             raise TypeError(f"{name}: {kind} is not float32, float16 or bfloat16")
         dtype = BF16
-    address, read_only = interface["data"]
+    address, read_only = data
     if writable and read_only:
         raise ValueError(f"{name}: read-only")
-    shape = interface["shape"]
     return address, dtype, shape, interface.get("strides") or dense(shape, SIZES[dtype]), array
 
 
