@@ -29,8 +29,8 @@
  *    kvt::output are views: what they are made of has to live as long as the call, or as the plan
  *    or configuration that they are put in.
  *  - Numbers of elements are taken from spans where kvtile.h has a count beside a pointer, and
- *    checked where the library knows the count (token ids of a commit). Tensors have no sizes:
- *    shapes are kvtile.h's.
+ *    checked where the library knows the count (token ids of a commit, positions of a prompt).
+ *    Tensors have no sizes: shapes are kvtile.h's.
  *  - Callbacks may throw: the C call ends with an error first, then the exception goes on, from
  *    the try_ forms too. Those of an executor must not: its call cannot end before all tasks have
  *    run.
@@ -1082,7 +1082,8 @@ inline void convert(path from, path to, const save_options &to_options = save_op
 
 class cache;
 class step;
-class store; /* of store.hpp */
+class store; /* of store.hpp, as the next one */
+struct prefix_options;
 
 /*
  * A sequence of a cache; made by cache::create_sequence and fork. kvt_seq_destroy at its end, a
@@ -1632,6 +1633,7 @@ class sequence
     friend class step;
     friend class append_plan;
     friend class store;
+    friend struct prefix_options;
 
     /* A pointer to nothing is not NULL, which means something else. */
     template <class T> static T *some(T *pointer) noexcept

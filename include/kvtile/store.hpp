@@ -29,7 +29,10 @@ namespace kvt
 
 /* ---- configuration ---- */
 
-/* kvt_directory_config with its defaults. A view of the path. */
+/*
+ * kvt_directory_config with its defaults. A view of the path: one of a temporary (folder / "x") has
+ * to be used in the same statement.
+ */
 struct directory_config : kvt_directory_config {
     directory_config(kvt::path folder) noexcept : kvt_directory_config{}
     {
@@ -137,7 +140,10 @@ struct prefix_extra : kvt_prefix_extra {
 static_assert(sizeof(prefix_extra) == sizeof(kvt_prefix_extra),
               "extras are an array of the C type");
 
-/* kvt_prefix_options with its defaults; what is given by pointers are views. */
+/*
+ * kvt_prefix_options with its defaults; what is given by pointers are views. An empty span is none
+ * at all of its elements; C's NULL, which stands for a default, is where with_ is not called.
+ */
 struct prefix_options : kvt_prefix_options {
     prefix_options() noexcept : kvt_prefix_options{} { struct_size = sizeof(kvt_prefix_options); }
     prefix_options(const kvt_prefix_options &options) noexcept : kvt_prefix_options(options) {}
@@ -160,10 +166,11 @@ struct prefix_options : kvt_prefix_options {
         n_extras = all.size();
         return *this;
     }
-    /* get, probe: one for each of the prompt's tokens. */
+    /* get, probe: one for each of the prompt's tokens; KVT_ERR_ARG: not as many. */
     prefix_options &with_positions(span<const std::int32_t> of_prompt) noexcept
     {
-        positions = of_prompt.data();
+        positions = sequence::some(of_prompt.data());
+        counted_ = {positions, of_prompt.size()};
         return *this;
     }
     /* put: no more than the first n; 0: all. */
@@ -182,10 +189,21 @@ struct prefix_options : kvt_prefix_options {
     prefix_options &with_checkpoints(span<const std::uint64_t> lengths) noexcept
     {
         checkpoints = KVT_PREFIX_CHECKPOINT;
-        checkpoint_tokens = lengths.data();
+        checkpoint_tokens = sequence::some(lengths.data());
         n_checkpoint_tokens = lengths.size();
         return *this;
     }
+
+  private:
+    friend class store;
+
+    /* Whether positions, where their number is known, are those of n tokens. */
+    bool has_positions_of(std::size_t n) const noexcept
+    {
+        return !positions || positions != counted_.data() || n == counted_.size();
+    }
+
+    span<const std::int32_t> counted_; /* what with_positions was given */
 };
 
 /* ---- a class of yours as a store ---- */
@@ -411,8 +429,10 @@ class store
     }
     result<kvt_prefix_result>
     try_prefix_get(sequence &seq, span<const std::int32_t> prompt,
-                   const kvt_prefix_options &options = prefix_options()) const noexcept
+                   const prefix_options &options = prefix_options()) const noexcept
     {
+        if (!options.has_positions_of(prompt.size()))
+            return {KVT_ERR_ARG, "kvt::store::prefix_get: not as many positions as tokens"};
         kvt_prefix_result r{};
         return answer(kvt_prefix_get(&store_, seq.get(), sequence::some(prompt.data()),
                                      prompt.size(), &options, &r),
@@ -420,8 +440,10 @@ class store
     }
     result<kvt_prefix_result>
     try_prefix_probe(const sequence &seq, span<const std::int32_t> prompt,
-                     const kvt_prefix_options &options = prefix_options()) const noexcept
+                     const prefix_options &options = prefix_options()) const noexcept
     {
+        if (!options.has_positions_of(prompt.size()))
+            return {KVT_ERR_ARG, "kvt::store::prefix_probe: not as many positions as tokens"};
         kvt_prefix_result r{};
         return answer(kvt_prefix_probe(&store_, seq.get(), sequence::some(prompt.data()),
                                        prompt.size(), &options, &r),
@@ -489,14 +511,14 @@ class store
         return *r;
     }
     kvt_prefix_result prefix_get(sequence &seq, span<const std::int32_t> prompt,
-                                 const kvt_prefix_options &options = prefix_options()) const
+                                 const prefix_options &options = prefix_options()) const
     {
         auto r = try_prefix_get(seq, prompt, options);
         r.check(seq.cache_);
         return *r;
     }
     kvt_prefix_result prefix_probe(const sequence &seq, span<const std::int32_t> prompt,
-                                   const kvt_prefix_options &options = prefix_options()) const
+                                   const prefix_options &options = prefix_options()) const
     {
         auto r = try_prefix_probe(seq, prompt, options);
         r.check(seq.cache_);

@@ -320,6 +320,29 @@ static void same_as_c()
     const std::array<std::uint64_t, 2> right{130, 200};
     CHECK(store.try_prefix_probe(seq, prompt, kvt::prefix_options().with_checkpoints(right))
               ->n_tokens == 200);
+    /* None of them is none, whatever an empty vector's data() is; not given they are any. */
+    std::vector<std::uint64_t> no_lengths, reserved;
+    reserved.reserve(4);
+    for (const auto *none : {&no_lengths, &reserved}) {
+        const auto options = kvt::prefix_options().with_checkpoints(*none);
+        CHECK(options.checkpoint_tokens && options.n_checkpoint_tokens == 0);
+        CHECK(store.try_prefix_probe(seq, prompt, options)->n_tokens == 0);
+    }
+    CHECK(store.try_prefix_probe(seq, prompt, kvt::prefix_options().with_checkpoints())->n_tokens ==
+          200);
+
+    /* Positions: a C struct's have no count, nor those that are set without the call. */
+    for (auto &position : positions)
+        position -= 5;
+    const std::vector<std::int32_t> few{0, 1};
+    kvt_prefix_options c_options{};
+    c_options.struct_size = sizeof c_options;
+    c_options.positions = positions.data();
+    CHECK(store.try_prefix_probe(seq, prompt, c_options)->n_tokens == 256);
+    auto counted = kvt::prefix_options().with_positions(positions);
+    CHECK(store.try_prefix_probe(seq, prompt, counted)->n_tokens == 256);
+    counted.with_positions(few).positions = positions.data();
+    CHECK(store.try_prefix_probe(seq, prompt, counted)->n_tokens == 256);
 
     /* A value as it is there. */
     const auto &first = *memory.values.begin();
@@ -379,6 +402,12 @@ static void errors()
     FAILS(store, prefix_put, (seq), KVT_ERR_STATE, "pending");
     CHECK(seq.try_abort());
     CHECK(memory.values.empty());
+    for (std::size_t n : {std::size_t{0}, std::size_t{10}, most + 1}) {
+        std::vector<std::int32_t> positions(n);
+        auto options = kvt::prefix_options().with_positions(positions);
+        FAILS(store, prefix_get, (empty, prompt, options), KVT_ERR_ARG, "prefix_get: not as many");
+        FAILS(store, prefix_probe, (empty, prompt, options), KVT_ERR_ARG, "probe: not as many");
+    }
 
     /* What a class throws, or answers. */
     CHECK(store.try_prefix_put(seq));
