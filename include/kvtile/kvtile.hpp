@@ -1678,9 +1678,9 @@ class [[nodiscard]] step
     }
     step &operator=(step &&other) noexcept
     {
-        step old(std::move(*this));
-        seq_ = std::exchange(other.seq_, nullptr);
-        cache_ = std::exchange(other.cache_, nullptr);
+        step taken(std::move(other));
+        std::swap(seq_, taken.seq_);
+        std::swap(cache_, taken.cache_);
         return *this;
     }
     step(const step &) = delete;

@@ -726,6 +726,9 @@ static void moved()
         kvt::sequence &itself = seq;
         seq = std::move(itself);
         CHECK(seq.length() == 10);
+        kvt::cache &also = other;
+        other = std::move(also);
+        CHECK(other.get() == c_cache);
         cache.swap(other);
         CHECK(cache.get() == c_cache);
         feed(seq, 10, 5);
@@ -820,6 +823,17 @@ static void steps()
         CHECK(step.try_commit_selected(second));
     }
     CHECK(seq.length() == 73);
+    {
+        kvt::step step = *seq.try_begin_step(2), &itself = step;
+        step = std::move(itself);
+        CHECK(step && seq.pending() == 2);
+        kvt::sequence fork = *seq.try_fork();
+        kvt::step other = *fork.try_begin_step(3);
+        step = std::move(other); /* what it was is aborted */
+        CHECK(step && !other && seq.pending() == 0 && fork.pending() == 3);
+        step = kvt::step();
+        CHECK(!step && fork.pending() == 0);
+    }
     {
         kvt::step step = *seq.try_begin_step(1);
         step.abort();
