@@ -136,15 +136,28 @@ template <class T> class span
 };
 
 /*
- * Bytes to read: of a string (without the terminating zero of a literal), or of contiguous elements
- * that can be copied as bytes.
+ * Bytes to read: of contiguous elements that can be copied as bytes, of a string, or of a pointer's
+ * up to the first zero. A literal, or another array of const char, has all of its elements but a
+ * zero at its end. One that is not const may hold a shorter text, or none, and is refused: give its
+ * size, {array, n}, or make a std::string_view of the text.
  */
 class bytes
 {
   public:
     constexpr bytes() noexcept = default;
     constexpr bytes(const void *data, std::size_t size) noexcept : data_(data), size_(size) {}
-    bytes(const char *text) noexcept : data_(text), size_(text ? std::strlen(text) : 0) {}
+    constexpr bytes(std::nullptr_t) noexcept {}
+    /* A template, so that an array is not taken for a pointer. */
+    template <class P, std::enable_if_t<
+                           std::is_same_v<P, const char *> || std::is_same_v<P, char *>, int> = 0>
+    bytes(const P &text) noexcept : data_(text), size_(text ? std::strlen(text) : 0)
+    {
+    }
+    template <std::size_t n>
+    constexpr bytes(const char (&text)[n]) noexcept : data_(text), size_(text[n - 1] ? n : n - 1)
+    {
+    }
+    template <std::size_t n> bytes(char (&text)[n]) = delete;
     template <class C, class = std::enable_if_t<detail::has_bytes<const C, false>::value>>
     constexpr bytes(const C &elements) noexcept
         : data_(std::data(elements)), size_(std::size(elements) * sizeof *std::data(elements))

@@ -13,6 +13,7 @@
 #include <cstdlib>
 #include <new>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <vector>
 
@@ -672,6 +673,29 @@ static_assert(!std::is_constructible_v<kvt::span<int>, std::vector<int>> &&
                   !std::is_constructible_v<kvt::bytes, const std::vector<std::string> &> &&
                   !std::is_constructible_v<kvt::buffer, const std::vector<char> &>,
               "views are of what they can be of");
+static_assert(!std::is_constructible_v<kvt::bytes, char (&)[32]> &&
+                  std::is_constructible_v<kvt::bytes, const char (&)[32]> &&
+                  std::is_constructible_v<kvt::bytes, unsigned char (&)[32]> &&
+                  std::is_constructible_v<kvt::bytes, std::nullptr_t>,
+              "an array of char is text or bytes: nobody knows how much of it is meant");
+
+static bool are(kvt::bytes view, const std::string &expected)
+{
+    return std::string(static_cast<const char *>(view.data()), view.size()) == expected;
+}
+
+static void texts()
+{
+    static const char binary[] = {'\0', 'a', '\0', 'b'}, ended[] = {'\0', 'a', '\0'}, one[] = {'a'};
+    char array[] = "abc\0d", *text = array;
+    const char *pointer = array, *nothing = nullptr;
+    CHECK(are("abc", "abc") && are("", "") && are("\0a\0b", std::string("\0a\0b", 4)));
+    CHECK(are(binary, std::string("\0a\0b", 4)) && are(ended, std::string("\0a", 2)));
+    CHECK(are(one, "a") && are(text, "abc") && are(pointer, "abc"));
+    CHECK(are({array, 5}, std::string("abc\0d", 5)) && are(std::string("abc\0", 4), {"abc\0", 4}));
+    CHECK(kvt::bytes(nothing).size() == 0 && kvt::bytes(nullptr).size() == 0);
+    CHECK(are(std::string_view(array), "abc"));
+}
 
 static void empty_handles(kvt::cache &cache, kvt::sequence &seq)
 {
@@ -1527,6 +1551,7 @@ int main(int argc, char **argv)
     parts();
     executors();
     structs();
+    texts();
     moved();
     order();
     steps();
