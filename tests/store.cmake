@@ -19,6 +19,7 @@ if(kvtile_crypt) # keys are SHA-256, by libsodium
   kvtile_store_test(checkpoints)
   kvtile_store_test(prefix_faults)
   kvtile_store_test(liars)
+  kvtile_store_test(prefix_stores store_values)
 endif()
 
 # An independent reader of stored values, written from docs/format.md: it makes the keys by itself.

@@ -247,14 +247,13 @@ static void close_scene(scene *c)
 static int takes_all(lie what)
 {
     return what == HALVES || what == EMPTY_PARTS || what == TWICE || what == AGAIN ||
-           what == FROM_START || what == OUT_OF_RANGE || what == GOOD_THEN_BAD ||
-           what == PLACE_ONLY;
+           what == FROM_START || what == OUT_OF_RANGE || what == BAD_THEN_GOOD ||
+           what == GOOD_THEN_BAD || what == PLACE_ONLY;
 }
 
 static int is_bad(lie what)
 {
-    return what == WRONG_INDEX || what == AFTER_STOP || what == HUGE_TOTAL ||
-           what == HUGE_ENTRIES || what == BAD_THEN_GOOD;
+    return what == WRONG_INDEX || what == AFTER_STOP || what == HUGE_TOTAL || what == HUGE_ENTRIES;
 }
 
 static void test_lies(void **state)

@@ -57,7 +57,7 @@ typedef struct kvt_store_value {
 } kvt_store_value;
 
 #define KVT_STORE_MORE 0 /* go on */
-#define KVT_STORE_SKIP 1 /* no more of this value */
+#define KVT_STORE_SKIP 1 /* no more of this copy of the value */
 #define KVT_STORE_STOP 2 /* no more at all: the call ends with KVT_OK */
 
 /*
@@ -69,8 +69,9 @@ typedef struct kvt_store_receiver {
     /*
      * Bytes offset .. offset + bytes - 1 of value i of `total` bytes in all. The parts of a value
      * come in order, from offset 0, without a gap, and one value after the other; the values in any
-     * order. Returns KVT_STORE_. A value of which not all parts have come was not found; it may
-     * come again from offset 0, where a store has another copy.
+     * order. Returns KVT_STORE_. A value of which not all parts have come was not found. One that
+     * has not come in whole, or was answered by KVT_STORE_SKIP, may come again from offset 0, where
+     * a store has another copy.
      */
     int (*part)(void *user, size_t i, uint64_t total, uint64_t offset, const void *data,
                 size_t bytes);
@@ -233,11 +234,13 @@ KVT_API kvt_status kvt_store_open_redis(const kvt_redis_config *config, kvt_stor
 
 /*
  * Two stores as one: `near` before `far`, as a directory before a server. What near lacks comes
- * from far, and is put into near on the way; puts and removals go to both. The failure of one does
- * not hide what the other has: exists then tells of that one alone, and a put is done where one of
- * both has taken all; such failures are in n_failed. A get fails where far has failed and near has
- * not got all that is asked for. A remove, list or collect fails where one of both has. What far
- * could not take while it was down it is not given later, as long as near has it.
+ * from far, and is put into near on the way; so does a value whose copy in near the receiver leaves
+ * (KVT_STORE_SKIP), as kvt_prefix_get does with a damaged one. Puts and removals go to both. The
+ * failure of one does not hide what the other has: exists then tells of that one alone, and a put
+ * is done where one of both has taken all; such failures are in n_failed. A get fails where far has
+ * failed and near has not got all that is asked for. A remove, list or collect fails where one of
+ * both has. What far could not take while it was down it is not given later, as long as near has
+ * it.
  * A list has near's values, then far's: those that both have come twice. Statistics are far's, but
  * n_got, n_missed, n_put and n_failed of both as one.
  *

@@ -7,6 +7,10 @@
  * that `place` tells moves the bytes once. An image that comes in one part is copied, hashed and
  * checked in one pass.
  *
+ * A value that was refused may come again from its beginning, where a store has another copy. It is
+ * removed from the store only if none of its copies was taken and the store had no failure: where
+ * one of two stores has failed, its copy may be the sound one.
+ *
  * Nothing here changes a sequence: the blocks of a value that is whole and verified are handed on.
  */
 #include "src/store/stored.h"
@@ -348,6 +352,7 @@ static kvt_status take(kvt_stored_receiver *r, const unsigned char *data, size_t
 static kvt_status begin_value(kvt_stored_receiver *r, size_t i, uint64_t total)
 {
     drop(r);
+    r->refused[i] = 0; /* of the copy before */
     r->current = i;
     r->total = total;
     r->offset = 0;
@@ -371,7 +376,7 @@ static int part(void *user, size_t i, uint64_t total, uint64_t offset, const voi
 
     if (r->status != KVT_OK)
         return KVT_STORE_STOP;
-    if (i >= r->n_wants || r->taken[i] || r->refused[i]) /* there is no such one, or it has come */
+    if (i >= r->n_wants || r->taken[i]) /* there is no such one, or it has come */
         return KVT_STORE_SKIP;
     if (offset == 0 && (r->current != i || r->offset != 0 || r->total != total))
         r->status = begin_value(r, i, total);
@@ -406,7 +411,7 @@ static void *place(void *user, size_t i, uint64_t total, uint64_t offset, size_t
     unsigned char *at;
     uint64_t room;
 
-    if (r->status != KVT_OK || i >= r->n_wants || r->taken[i] || r->refused[i])
+    if (r->status != KVT_OK || i >= r->n_wants || r->taken[i])
         return NULL;
     if (offset == 0 && (r->current != i || r->offset != 0 || r->total != total)) {
         r->status = begin_value(r, i, total);
@@ -453,11 +458,13 @@ kvt_status kvt_stored_receive(kvt_stored_receiver *r)
         return KVT_OK;
     status = store->get(store->user, r->keys, r->n_wants, &receiver, &r->error);
     drop(r);
+    if (r->status != KVT_OK || status != KVT_OK)
+        return r->status != KVT_OK ? r->status : status;
     for (i = 0; i < r->n_wants; i++) { /* so that a put can mend them */
         kvt_store_error unused;
         unused.text[0] = '\0';
         if (r->refused[i])
             (void)store->remove(store->user, &r->keys[i], 1, &unused);
     }
-    return r->status != KVT_OK ? r->status : status;
+    return KVT_OK;
 }

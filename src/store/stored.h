@@ -184,7 +184,7 @@ typedef struct kvt_stored_receiver {
     const kvt_stored_want *wants; /* [n_wants], as the keys of the get */
     const kvt_store_key *keys;    /* [n_wants] */
     size_t n_wants;
-    uint8_t *refused; /* [n_wants] 1: the value is damaged, or another's */
+    uint8_t *refused; /* [n_wants] 1: the copy that came last is damaged, or another's */
     uint8_t *taken;   /* [n_wants] 1: it has come */
     /* Take the blocks of a value over; or set refused[i], and take nothing. */
     kvt_status (*on_value)(void *user, size_t i, const kvt_stored_got *got);
@@ -210,8 +210,9 @@ void kvt_stored_receiver_begin(kvt_stored_receiver *r, kvt_stored *p, const kvt_
                                const kvt_store_key *keys, size_t n, uint8_t *refused,
                                uint8_t *taken);
 /*
- * Get all wanted values; those that were refused are removed from the store. Several receivers may
- * do so at once. A status of the store's leaves r->status KVT_OK, and its text in r->error.
+ * Get all wanted values; on KVT_OK those that were refused have been removed from the store.
+ * Several receivers may do so at once. A status of the store's leaves r->status KVT_OK, and its
+ * text in r->error.
  */
 kvt_status kvt_stored_receive(kvt_stored_receiver *r);
 void kvt_stored_receiver_end(kvt_stored_receiver *r);

@@ -1,11 +1,12 @@
 /*
  * Two stores as one, the nearer before the farther.
  *
- * A get asks near for all keys, then far for those that near did not deliver in whole. What far
- * delivers passes through to the receiver part by part; it is copied meanwhile, and when its last
- * part has come, and the receiver has not left it, put into near: one value at a time is in memory.
- * The copy grows with what comes, not with the size that far claims. The put runs inside far's get:
- * a slow near slows far.
+ * A get asks near for all keys, then far for those that near did not deliver in whole, or that the
+ * receiver has left: near's copy may be damaged and far's sound, which then takes its place. What
+ * far delivers passes through to the receiver part by part; it is copied meanwhile, and when its
+ * last part has come, and the receiver has not left it, put into near: one value at a time is in
+ * memory. The copy grows with what comes, not with the size that far claims. The put runs inside
+ * far's get: a slow near slows far.
  *
  * A value of which near has delivered a part before it failed comes from far from its beginning:
  * the two copies may differ in their bytes, so that one cannot be continued by the other.
@@ -120,9 +121,9 @@ static int part(void *user, size_t i, uint64_t total, uint64_t offset, const voi
     if (g->index) /* before the receiver: it may change the data, where they are in its memory */
         copy_part(g, total, offset, data, bytes);
     reply = g->receiver->part(g->receiver->user, at, total, offset, data, bytes);
-    if (is_last)
+    if (is_last && (g->index || reply != KVT_STORE_SKIP))
         g->done[at] = TAKEN;
-    else if (reply != KVT_STORE_MORE)
+    else if (g->index && reply != KVT_STORE_MORE && g->done[at] == WANTED)
         g->done[at] = LEFT;
     if (reply != KVT_STORE_MORE && reply != KVT_STORE_SKIP)
         g->stopped = 1;
