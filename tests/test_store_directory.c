@@ -321,12 +321,16 @@ static void test_cut_short(void **state)
 
 /* ---- the bound ---- */
 
-/* Those of numbers 0 .. n - 1 that are there, as bits. */
+/* Those of numbers 0 .. n - 1 that are there, as bits. The store is not asked: that is a use. */
 static uint64_t present(kvt_store *s, uint64_t n)
 {
     uint64_t bits = 0;
-    for (uint64_t i = 0; i < n; i++)
-        bits |= (uint64_t)has_value(s, i) << i;
+    (void)s;
+    for (uint64_t i = 0; i < n; i++) {
+        char file[256];
+        folder_file(path, i, file, sizeof file);
+        bits |= (uint64_t)(access(file, F_OK) == 0) << i;
+    }
     return bits;
 }
 
@@ -478,6 +482,75 @@ static void test_long_put(void **state)
     end_store(&s);
 }
 
+/* Ask for numbers first .. first + n - 1, as for a prompt of theirs; bits: those that are there. */
+static uint64_t ask(kvt_store *s, uint64_t first, size_t n)
+{
+    kvt_store_key keys[32];
+    uint8_t found[32];
+    uint64_t bits = 0;
+
+    for (size_t i = 0; i < n; i++)
+        keys[i] = key_of(first + i);
+    store_ok(s->exists(s->user, keys, n, found, &store_error));
+    for (size_t i = 0; i < n; i++)
+        bits |= (uint64_t)found[i] << i;
+    return bits;
+}
+
+/* A prompt's values in several puts, a part of them each, or from its end on: of a store that has
+   no room for all, the end is put in vain. */
+static void test_prompt_in_parts(void **state)
+{
+    (void)state;
+    for (int backwards = 0; backwards < 2; backwards++) {
+        kvt_store s = open_store(10 * 1000);
+        size_t n_full = 0;
+        for (uint64_t i = 20; i < 30; i++)
+            store_ok(put_value(&s, i, 0, 1000));
+        assert_int_equal(ask(&s, 0, 12), 0);
+        for (uint64_t i = 0; i < 12; i++) {
+            kvt_status status = put_value(&s, backwards ? 11 - i : i, 0, 1000);
+            assert_true(status == KVT_OK || status == KVT_ERR_FULL);
+            n_full += status != KVT_OK;
+        }
+        assert_int_equal(n_full, backwards ? 0 : 2);
+        assert_int_equal(present(&s, 30), 0x3ff);
+        end_store(&s);
+    }
+}
+
+/* Another prompt's values, which has not been there. */
+static void put_prompt(kvt_store *s, uint64_t first, uint64_t n)
+{
+    assert_int_equal(ask(s, first, (size_t)n), 0);
+    for (uint64_t i = first; i < first + n; i++)
+        store_ok(put_value(s, i, 0, 1000));
+}
+
+/* A prompt that is put as it grows, and looked for each time: its end is evicted first. So it is
+   when it has been got in whichever order, or only looked for, which is a use of it. */
+static void test_prompt_by_and_by(void **state)
+{
+    kvt_store s = open_store(10 * 1000);
+    (void)state;
+
+    for (uint64_t i = 0; i < 10; i += 2) {
+        assert_int_equal(ask(&s, 0, 10), ((uint64_t)1 << i) - 1);
+        store_ok(put_value(&s, i, 0, 1000));
+        store_ok(put_value(&s, i + 1, 0, 1000));
+    }
+    put_prompt(&s, 10, 4);
+    assert_int_equal(present(&s, 14), 0x3c3f);
+    assert_int_equal(ask(&s, 0, 10), 0x3f);
+    put_prompt(&s, 14, 4);
+    assert_int_equal(present(&s, 18), 0x3c03f);
+    for (uint64_t i = 0; i < 6; i++)
+        assert_int_equal(get_version(&s, i), 0);
+    put_prompt(&s, 18, 4);
+    assert_int_equal(present(&s, 22), 0x3fc003);
+    end_store(&s);
+}
+
 /* A scan evicts 1/32 of the bound, and no more. */
 static void test_batch(void **state)
 {
@@ -624,12 +697,20 @@ static int setup(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_arguments),     cmocka_unit_test(test_values),
-        cmocka_unit_test(test_answers),       cmocka_unit_test(test_replace_remove),
-        cmocka_unit_test(test_list),          cmocka_unit_test(test_cut_short),
-        cmocka_unit_test(test_order),         cmocka_unit_test(test_bound),
-        cmocka_unit_test(test_long_put),      cmocka_unit_test(test_batch),
-        cmocka_unit_test(test_bound_changes), cmocka_unit_test(test_private),
+        cmocka_unit_test(test_arguments),
+        cmocka_unit_test(test_values),
+        cmocka_unit_test(test_answers),
+        cmocka_unit_test(test_replace_remove),
+        cmocka_unit_test(test_list),
+        cmocka_unit_test(test_cut_short),
+        cmocka_unit_test(test_order),
+        cmocka_unit_test(test_bound),
+        cmocka_unit_test(test_long_put),
+        cmocka_unit_test(test_prompt_in_parts),
+        cmocka_unit_test(test_prompt_by_and_by),
+        cmocka_unit_test(test_batch),
+        cmocka_unit_test(test_bound_changes),
+        cmocka_unit_test(test_private),
         cmocka_unit_test(test_sync),
     };
     return cmocka_run_group_tests(tests, setup, NULL);

@@ -12,6 +12,106 @@
 #include <stdio.h>
 #include <unistd.h>
 
+static char path[64];
+
+/* The bound of a directory that has room for n values as the one that is there, and for no more. */
+static uint64_t room_for(const prefix_scene *c, uint64_t n)
+{
+    return n * c->m.values[0].bytes + c->m.values[0].bytes / 2;
+}
+
+/* What there is of the prompt. */
+static uint64_t probed(const prefix_scene *c, const kvt_store *store,
+                       const kvt_prefix_options *options)
+{
+    kvt_prefix_result found;
+    expect_ok(c->s.cache, kvt_prefix_probe(store, c->to, c->prompt, MOST, options, &found));
+    return found.n_tokens;
+}
+
+/* ---- order ---- */
+
+/* Put a sequence as it grows, under another namespace. */
+static void put_growing(const prefix_scene *c, const kvt_store *store, const char *name)
+{
+    kvt_prefix_options options = prefix_options();
+    kvt_seq *seq = seq_of(&c->s);
+
+    options.name_space = name;
+    options.name_space_bytes = 1;
+    while (kvt_seq_length(seq) < MOST) {
+        grow(&c->s, seq, 40);
+        expect_ok(c->s.cache, kvt_prefix_put(store, seq, &options, NULL));
+    }
+    kvt_seq_destroy(seq);
+}
+
+/* Of prompts that are put by and by, or come from far, the end is evicted first. */
+static void test_order(void **state)
+{
+    enum { ROWS = (MOST - 64) / 64 }; /* that a sequence of MOST tokens has put */
+    (void)state;
+    for (int by_tiers = 0; by_tiers < 2; by_tiers++) {
+        kvt_prefix_options a = prefix_options(), b = prefix_options();
+        kvt_store store, far_store, tiers;
+        kvt_prefix_result got;
+        memory_store m;
+        prefix_scene c;
+
+        a.name_space = "a";
+        b.name_space = "b";
+        a.name_space_bytes = b.name_space_bytes = 1;
+        prefix_open(&c, 0, TOKENS);
+        store_ok(folder_open(path, room_for(&c, ROWS + 4), &store));
+        if (by_tiers) {
+            far_store = memory_store_open(&m);
+            put_growing(&c, &far_store, "a");
+            store_ok(kvt_store_open_tiers(&store, &far_store, &tiers));
+            expect_ok(c.s.cache, kvt_prefix_get(&tiers, c.to, c.prompt, MOST, &a, &got));
+            assert_int_equal(got.n_tokens, ROWS * 64);
+            expect_ok(c.s.cache, kvt_seq_clear(c.to));
+        } else {
+            put_growing(&c, &store, "a");
+        }
+        assert_int_equal(probed(&c, &store, &a), ROWS * 64);
+        put_growing(&c, &store, "b"); /* 4 of them have room */
+        assert_int_equal(probed(&c, &store, &b), ROWS * 64);
+        assert_int_equal(probed(&c, &store, &a), 4 * 64);
+        if (by_tiers) {
+            kvt_store_close(&tiers); /* and `store` */
+            memory_store_free(&m);
+        } else {
+            kvt_store_close(&store);
+        }
+        folder_remove(path);
+        prefix_close(&c);
+    }
+}
+
+/* A store without room for a prompt: a put says so, and its beginning is there. */
+static void test_too_small(void **state)
+{
+    (void)state;
+    for (int growing = 0; growing < 2; growing++) {
+        kvt_seq *seq;
+        kvt_store store;
+        prefix_scene c;
+        prefix_open(&c, 0, TOKENS);
+        store_ok(folder_open(path, room_for(&c, 5), &store));
+        seq = sequence_of(&c.s, growing ? 300 : MOST);
+        if (growing)
+            expect_ok(c.s.cache, kvt_prefix_put(&store, seq, NULL, NULL));
+        if (growing)
+            grow(&c.s, seq, MOST - 300);
+        expect(c.s.cache, KVT_ERR_FULL, kvt_prefix_put(&store, seq, NULL, NULL));
+        assert_int_equal(probed(&c, &store, NULL), 5 * 64);
+        kvt_seq_destroy(seq);
+        kvt_store_close(&store);
+        folder_remove(path);
+        prefix_close(&c);
+    }
+}
+
 /* ---- copies ---- */
 
 /* Two stores as one: a damaged copy in near is replaced by far's, which stays. */
@@ -59,10 +159,19 @@ static void test_damaged_near(void **state)
         }
 }
 
+static int setup(void **state)
+{
+    (void)state;
+    (void)snprintf(path, sizeof path, "test_store_prefix_stores-%ld", (long)getpid());
+    return 0;
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_order),
+        cmocka_unit_test(test_too_small),
         cmocka_unit_test(test_damaged_near),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return cmocka_run_group_tests(tests, setup, NULL);
 }

@@ -657,7 +657,8 @@ static void test_arguments(void **state)
     assert_true(!one.is_closed && !other.is_closed);
 }
 
-/* Directories: the near one is small, and has after a get what it has room for. */
+/* Directories: the near one is small, and has after a get what it has room for: of values that were
+   asked for before the first ones, in whichever order they come, else the last ones. */
 static void test_directories(void **state)
 {
     char near_path[64], far_path[64];
@@ -681,6 +682,20 @@ static void test_directories(void **state)
     collector_free(&c);
     assert_int_equal(folder_look(near_path).n_values, 3);
     assert_true(has_value(&n, 7) && !has_value(&n, 0));
+    for (int backwards = 0; backwards < 2; backwards++) {
+        kvt_store_key asked[NUMBERS];
+        uint8_t found[NUMBERS];
+        store_ok(n.remove(n.user, keys, NUMBERS, &store_error));
+        store_ok(s.exists(s.user, keys, NUMBERS, found, &store_error));
+        for (size_t i = 0; i < NUMBERS; i++)
+            asked[i] = keys[backwards ? NUMBERS - 1 - i : i];
+        collector_make(&c, NUMBERS);
+        store_ok(collector_get(&s, &c, asked, NUMBERS));
+        collector_free(&c);
+        store_ok(n.exists(n.user, keys, NUMBERS, found, &store_error));
+        for (size_t i = 0; i < NUMBERS; i++)
+            assert_int_equal(found[i], i < 3);
+    }
     store_ok(put_value(&s, 1, 4, 100000));
     assert_true(get_version(&n, 1) == 4 && get_version(&f, 1) == 4);
     store_ok(s.remove(s.user, keys, NUMBERS, &store_error));

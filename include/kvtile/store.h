@@ -89,7 +89,7 @@ typedef struct kvt_store_receiver {
 typedef struct kvt_store_entry {
     kvt_store_key key;    /* of the value */
     uint64_t bytes;       /* of it; UINT64_MAX: unknown */
-    int64_t used_seconds; /* since it was put or got last; -1: unknown */
+    int64_t used_seconds; /* since it was used last: put, got or (directory) found; -1: unknown */
     int64_t left_seconds; /* until it expires; -1: it does not, or that is unknown */
 } kvt_store_entry;
 
@@ -173,7 +173,10 @@ typedef struct kvt_directory_config {
 /*
  * Open a directory as a store: one file a value, for any number of processes on one machine at
  * once. Each may be killed at any point. With a bound the values that were used the longest time
- * ago are removed for new ones; of those that are used by one get, the first are removed last.
+ * ago are removed for new ones. exists uses what it finds, too. Of the keys that one exists had, or
+ * without one (within a minute) one get or put, the first ones' values are removed last, and none
+ * for the value of a later one: where that has no room, put is KVT_ERR_FULL. So of a prompt that is
+ * longer than the bound the beginning is put.
  *
  * KVT_ERR_IO           it cannot be made, opened or locked, or it is no directory
  * KVT_ERR_FORMAT       it is another program's, or of a newer version
@@ -288,7 +291,8 @@ typedef struct kvt_prefix_options {
 /* What a call found or did. */
 typedef struct kvt_prefix_result {
     uint64_t n_tokens;  /* put: of the sequence's first so many all that is needed is in the store
-                              now. get: restored. probe: that a get would restore */
+                              now, but for what others have evicted meanwhile. get: restored.
+                              probe: that a get would restore */
     uint64_t n_values;  /* put: written; get: read */
     uint64_t n_bytes;   /* of these */
     uint64_t n_refused; /* get: damaged, or another's, and removed */

@@ -6,9 +6,11 @@
  * it was. It is read, not mapped: where somebody does cut a file short, a read ends early and the
  * value was not found; a page of a mapping would end the process (SIGBUS).
  *
- * The time of use is the file's mtime, set to the nanosecond by put and get. Of one call's keys
- * each gets a time one microsecond before the one of the key before it, so that of a prefix the end
- * is evicted first: a beginning is of use without the end, an end is not without the beginning.
+ * The time of use is the file's mtime, set to the nanosecond by put, get and exists. Of one call's
+ * keys each gets a time one microsecond before the one of the key before it, so that of a prefix
+ * the end is evicted first: a beginning is of use without the end, an end is not without the
+ * beginning. What a get or put has was asked for before, where it is a prompt's: see
+ * directory_asked.c.
  *
  * A value without bytes is delivered by one call of part, with 0 bytes.
  */
@@ -135,7 +137,14 @@ static kvt_status read_value(getting *g, size_t i, int fd, uint64_t total, int *
     return KVT_OK;
 }
 
-static kvt_status get_one(getting *g, const kvt_store_key *key, size_t i, struct timespec stamp)
+/* A time of use that a file has already, as from exists, is not set again. */
+static void touch_used(int fd, const struct stat *file, struct timespec time)
+{
+    if (file->st_mtim.tv_sec != time.tv_sec || file->st_mtim.tv_nsec != time.tv_nsec)
+        kvt_dir_touch(fd, time);
+}
+
+static kvt_status get_one(getting *g, const kvt_store_key *key, size_t i, struct timespec now)
 {
     char name[KVT_DIR_NAME_BYTES];
     kvt_status status = KVT_OK;
@@ -157,7 +166,7 @@ static kvt_status get_one(getting *g, const kvt_store_key *key, size_t i, struct
     if (status == KVT_OK && is_file)
         status = read_value(g, i, fd, (uint64_t)file.st_size, &whole, name);
     if (whole)
-        kvt_dir_touch(fd, stamp);
+        touch_used(fd, &file, kvt_dir_use_of(g->dir, key, now, i).time);
     (void)close(fd);
     if (whole)
         add(&g->dir->n_got, 1);
@@ -175,7 +184,7 @@ static kvt_status get(void *user, const kvt_store_key *keys, size_t n,
     size_t i;
 
     for (i = 0; i < n && status == KVT_OK; i++) {
-        status = get_one(&g, &keys[i], i, kvt_dir_stamp(now, i));
+        status = get_one(&g, &keys[i], i, now);
         if (g.answer != KVT_STORE_MORE && g.answer != KVT_STORE_SKIP)
             break;
     }
@@ -189,7 +198,7 @@ static kvt_status get(void *user, const kvt_store_key *keys, size_t n,
 /* Under the lock: make room, and rename. keys[i] is put, the ones before it were. */
 static kvt_status put_written(kvt_dir *dir, kvt_dir_lock *lock, kvt_dir_temporary *temporary,
                               const kvt_store_key *keys, size_t i, uint64_t bytes,
-                              kvt_store_error *error)
+                              const kvt_dir_use *use, kvt_store_error *error)
 {
     char name[KVT_DIR_NAME_BYTES];
     uint64_t old_bytes = 0, max = lock->max_bytes;
@@ -210,7 +219,7 @@ static kvt_status put_written(kvt_dir *dir, kvt_dir_lock *lock, kvt_dir_temporar
         return kvt_store_fail(error, KVT_ERR_FULL, "the store's bound has become %llu bytes: %s",
                               (unsigned long long)max, dir->path);
     if (max && lock->bytes > max - bytes + old_bytes)
-        status = kvt_dir_evict(dir, lock, max - bytes + old_bytes, keys, i + 1, error);
+        status = kvt_dir_evict(dir, lock, max - bytes + old_bytes, keys, i + 1, use, error);
     if (status == KVT_OK)
         status = kvt_dir_commit(dir, temporary, name, error);
     if (status == KVT_OK) {
@@ -221,8 +230,9 @@ static kvt_status put_written(kvt_dir *dir, kvt_dir_lock *lock, kvt_dir_temporar
 }
 
 static kvt_status put_one(kvt_dir *dir, const kvt_store_key *keys, const kvt_store_value *value,
-                          size_t i, struct timespec stamp, int *is_there, kvt_store_error *error)
+                          size_t i, struct timespec now, int *is_there, kvt_store_error *error)
 {
+    const kvt_dir_use use = kvt_dir_use_of(dir, &keys[i], now, i);
     uint64_t max = __atomic_load_n(&dir->max_bytes, __ATOMIC_RELAXED), bytes = 0;
     kvt_dir_temporary temporary;
     kvt_dir_lock lock;
@@ -236,12 +246,12 @@ static kvt_status put_one(kvt_dir *dir, const kvt_store_key *keys, const kvt_sto
         return kvt_store_fail(error, KVT_ERR_FULL,
                               "a value of %llu bytes is more than the store's bound of %llu: %s",
                               (unsigned long long)bytes, (unsigned long long)max, dir->path);
-    status = kvt_dir_write(dir, value, stamp, &temporary, error);
+    status = kvt_dir_write(dir, value, use.time, &temporary, error);
     if (status != KVT_OK)
         return status;
     status = kvt_dir_lock_take(dir, &lock, error);
     if (status == KVT_OK) {
-        status = put_written(dir, &lock, &temporary, keys, i, bytes, error);
+        status = put_written(dir, &lock, &temporary, keys, i, bytes, &use, error);
         kvt_dir_lock_drop(dir, &lock);
     }
     if (status != KVT_OK) {
@@ -264,7 +274,7 @@ static kvt_status put(void *user, const kvt_store_key *keys, const kvt_store_val
     *n_put = 0;
     for (i = 0; i < n && status == KVT_OK; i++) {
         int is_there;
-        status = put_one(dir, keys, &values[i], i, kvt_dir_stamp(now, i), &is_there, error);
+        status = put_one(dir, keys, &values[i], i, now, &is_there, error);
         *n_put += (size_t)is_there;
     }
     return finish(dir, status);
@@ -276,18 +286,22 @@ static kvt_status exists(void *user, const kvt_store_key *keys, size_t n, uint8_
                          kvt_store_error *error)
 {
     kvt_dir *dir = user;
+    struct timespec now = time_now();
     size_t i;
 
     for (i = 0; i < n; i++) {
         char name[KVT_DIR_NAME_BYTES];
         struct stat status;
         kvt_dir_name(&keys[i], name);
+        kvt_dir_ask(dir, &keys[i], now, i);
         found[i] = 0;
         if (fstatat(dir->fd, name, &status, AT_SYMLINK_NOFOLLOW) == 0)
             found[i] = S_ISREG(status.st_mode);
         else if (!is_missing(errno))
             return finish(dir, kvt_dir_fail(dir, error, "fstatat", errno, name));
-        if (!found[i])
+        if (found[i])
+            kvt_dir_touch_name(dir, name, kvt_dir_stamp(now, i));
+        else
             add(&dir->n_missed, 1);
     }
     return KVT_OK;
@@ -397,7 +411,7 @@ static kvt_status collect(void *user, kvt_store_error *error)
     if (status == KVT_OK)
         status = kvt_dir_recount(dir, &lock, error);
     if (status == KVT_OK && lock.max_bytes && lock.bytes > lock.max_bytes)
-        status = kvt_dir_evict(dir, &lock, lock.max_bytes, NULL, 0, error);
+        status = kvt_dir_evict(dir, &lock, lock.max_bytes, NULL, 0, NULL, error);
     kvt_dir_lock_drop(dir, &lock);
     return finish(dir, status);
 }

@@ -1,7 +1,8 @@
 /*
  * The directory store: what its files offer each other. directory.c has the calls of the store;
  * directory_files.c values and temporaries; directory_state.c the lock and the counts;
- * directory_scan.c what goes through all values: counting anew, eviction.
+ * directory_scan.c what goes through all values: counting anew, eviction; directory_asked.c the
+ * order of a prompt's values.
  *
  *   PATH/kvtile-store   counts and bound; whoever changes the files of values has it locked
  *   PATH/ab/abcd...     a value: its key in hexadecimal, in the folder of the key's first byte
@@ -22,8 +23,17 @@
 
 #define KVT_DIR_PIECE_BYTES ((size_t)256 << 10) /* that a receiver is given at once */
 #define KVT_DIR_NAME_BYTES 80                   /* of any name below PATH */
+#define KVT_DIR_ASKED 16384                     /* keys asked for lately that are noted */
 #define KVT_DIR_STATE_NAME "kvtile-store"
 #define KVT_DIR_TEMPORARIES "tmp"
+
+/* A key that was asked for: see directory_asked.c. */
+typedef struct kvt_dir_asked {
+    uint64_t name; /* of its bytes; 0: there is none */
+    int64_t time;  /* of the question, in nanoseconds */
+    size_t i;      /* of its keys */
+    int held;      /* atomic: by a thread that reads or changes it */
+} kvt_dir_asked;
 
 typedef struct kvt_dir {
     int fd;         /* of the folder */
@@ -35,6 +45,7 @@ typedef struct kvt_dir {
     void *spare;               /* KVT_DIR_PIECE_BYTES for a get, or NULL */
     unsigned char synced[256]; /* this folder's entry in PATH has been synced */
     uint64_t n_got, n_missed, n_put, n_evicted, n_failed, n_temporaries;
+    kvt_dir_asked asked[KVT_DIR_ASKED];
 } kvt_dir;
 
 /* Under the lock: the state file, and what it says. */
@@ -66,6 +77,7 @@ int kvt_dir_sync(int fd);
 struct timespec kvt_dir_stamp(struct timespec now, size_t i);
 /* Set a file's time of use. It cannot fail: without it the value is evicted sooner. */
 void kvt_dir_touch(int fd, struct timespec stamp);
+void kvt_dir_touch_name(const kvt_dir *dir, const char *name, struct timespec stamp);
 
 /* A value that is being written. */
 typedef struct kvt_dir_temporary {
@@ -83,6 +95,22 @@ void kvt_dir_discard(kvt_dir *dir, kvt_dir_temporary *temporary);
 kvt_status kvt_dir_sync_entry(kvt_dir *dir, const kvt_store_key *key, kvt_store_error *error);
 /* Remove the temporaries of processes that have died. */
 void kvt_dir_sweep(kvt_dir *dir);
+
+/* ---- directory_asked.c ---- */
+
+/* When a value is used. */
+typedef struct kvt_dir_use {
+    struct timespec time;
+    /* The question that had its key. What has a time from behind `time` up to this one is nearer to
+       the beginning of the same prompt. */
+    struct timespec asked;
+    int is_asked; /* 0: there was none, or long ago */
+} kvt_dir_use;
+
+/* Note that key i of a question has been asked for now. */
+void kvt_dir_ask(kvt_dir *dir, const kvt_store_key *key, struct timespec now, size_t i);
+/* The use of key i of a call: of the question, if it was asked for lately; else of the call. */
+kvt_dir_use kvt_dir_use_of(kvt_dir *dir, const kvt_store_key *key, struct timespec now, size_t i);
 
 /* ---- directory_state.c ---- */
 
@@ -115,10 +143,11 @@ kvt_status kvt_dir_scan(kvt_dir *dir, kvt_dir_lock *lock,
 kvt_status kvt_dir_recount(kvt_dir *dir, kvt_dir_lock *lock, kvt_store_error *error);
 /*
  * Evict the values that were used the longest time ago until lock->bytes <= limit; none of the n
- * keys. KVT_ERR_FULL: there are not enough others. KVT_ERR_IO: there are, but they cannot be
- * removed.
+ * keys, and none that is nearer to the beginning of the prompt than what `use` (may be NULL) is of.
+ * KVT_ERR_FULL: there are not enough others. KVT_ERR_IO: there are, but they cannot be removed.
  */
 kvt_status kvt_dir_evict(kvt_dir *dir, kvt_dir_lock *lock, uint64_t limit,
-                         const kvt_store_key *keys, size_t n, kvt_store_error *error);
+                         const kvt_store_key *keys, size_t n, const kvt_dir_use *use,
+                         kvt_store_error *error);
 
 #endif /* KVT_STORE_DIRECTORY_H */

@@ -147,6 +147,13 @@ void kvt_dir_touch(int fd, struct timespec stamp)
     (void)futimens(fd, times);
 }
 
+void kvt_dir_touch_name(const kvt_dir *dir, const char *name, struct timespec stamp)
+{
+    struct timespec times[2];
+    times[0] = times[1] = stamp;
+    (void)utimensat(dir->fd, name, times, AT_SYMLINK_NOFOLLOW);
+}
+
 /* ---- writing ---- */
 
 static int lock_again(int fd)

@@ -160,9 +160,10 @@ typedef struct eviction {
     count all;
     const kvt_store_key *keys; /* [n_keys]: not these */
     size_t n_keys;
-    int64_t latest;    /* second that is not in the future */
-    uint64_t wanted;   /* bytes to evict */
-    old_value *values; /* the heap */
+    const kvt_dir_use *use; /* nor the beginning of its prompt; or NULL */
+    int64_t latest;         /* second that is not in the future */
+    uint64_t wanted;        /* bytes to evict */
+    old_value *values;      /* the heap */
     size_t n, room;
     uint64_t bytes; /* of them */
     int out_of_memory;
@@ -219,9 +220,17 @@ static void pop(eviction *e)
     e->values[at] = *last;
 }
 
-static int is_kept(const eviction *e, const kvt_store_key *key)
+static int is_later(struct timespec a, struct timespec b)
+{
+    return a.tv_sec != b.tv_sec ? a.tv_sec > b.tv_sec : a.tv_nsec > b.tv_nsec;
+}
+
+static int is_kept(const eviction *e, const kvt_store_key *key, struct timespec used)
 {
     size_t i;
+    if (e->use && e->use->is_asked && is_later(used, e->use->time) &&
+        !is_later(used, e->use->asked))
+        return 1;
     for (i = 0; i < e->n_keys; i++)
         if (memcmp(&e->keys[i], key, sizeof *key) == 0)
             return 1;
@@ -241,7 +250,7 @@ static int consider(void *user, const kvt_store_key *key, const struct stat *sta
     value.key = *key;
     if (e->bytes >= e->wanted && (e->n == 0 || compare(&value, &e->values[0]) >= 0))
         return 0;
-    if (is_kept(e, key))
+    if (is_kept(e, key, value.used))
         return 0;
     if (e->n == e->room) {
         size_t room = e->room ? 2 * e->room : 64;
@@ -295,7 +304,8 @@ static int remove_chosen(kvt_dir *dir, kvt_dir_lock *lock, eviction *e, int look
 }
 
 kvt_status kvt_dir_evict(kvt_dir *dir, kvt_dir_lock *lock, uint64_t limit,
-                         const kvt_store_key *keys, size_t n, kvt_store_error *error)
+                         const kvt_store_key *keys, size_t n, const kvt_dir_use *use,
+                         kvt_store_error *error)
 {
     uint64_t batch = lock->max_bytes / BATCHES;
     kvt_status status = kvt_dir_lock_change(dir, lock, error);
@@ -306,6 +316,7 @@ kvt_status kvt_dir_evict(kvt_dir *dir, kvt_dir_lock *lock, uint64_t limit,
         memset(&e, 0, sizeof e);
         e.keys = keys;
         e.n_keys = n;
+        e.use = use;
         e.latest = (int64_t)time(NULL) + CLOCK_SECONDS;
         e.wanted = lock->bytes - limit > batch ? lock->bytes - limit : batch;
         kvt_dir_sweep(dir);

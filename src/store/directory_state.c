@@ -398,7 +398,7 @@ kvt_status kvt_dir_state_open(kvt_dir *dir, uint64_t max_bytes, kvt_store_error 
     }
     if (lock.max_bytes && lock.bytes > lock.max_bytes) {
         kvt_store_error ignored; /* a put will do it, or say why not */
-        (void)kvt_dir_evict(dir, &lock, lock.max_bytes, NULL, 0, &ignored);
+        (void)kvt_dir_evict(dir, &lock, lock.max_bytes, NULL, 0, NULL, &ignored);
     }
     kvt_dir_lock_drop(dir, &lock);
     kvt_dir_sweep(dir);
