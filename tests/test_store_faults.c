@@ -463,23 +463,28 @@ int __wrap_nanosleep(const struct timespec *pause, struct timespec *left);
 int __real_clock_gettime(clockid_t clock, struct timespec *to);
 int __wrap_clock_gettime(clockid_t clock, struct timespec *to);
 
+/* Who has the lock goes on. */
+static void take_turn(void)
+{
+    static uint64_t turn;
+    int fd = open(in_folder("kvtile-store"), O_WRONLY);
+    turn++;
+    if (pwrite(fd, &turn, 8, 56) != 8)
+        fake_seconds = 1000;
+    (void)close(fd);
+}
+
 /* A pause of 20 ms. Who has the lock goes on until then. */
 int __wrap_nanosleep(const struct timespec *pause, struct timespec *left)
 {
-    static uint64_t turn;
     static int part;
     if (!is_fake)
         return __real_nanosleep(pause, left);
     if (++part % 50)
         return 0;
     fake_seconds++;
-    if (fake_seconds <= goes_on_until) {
-        int fd = open(in_folder("kvtile-store"), O_WRONLY);
-        turn++;
-        if (pwrite(fd, &turn, 8, 56) != 8)
-            fake_seconds = 1000;
-        (void)close(fd);
-    }
+    if (fake_seconds <= goes_on_until)
+        take_turn();
     return 0;
 }
 
@@ -522,6 +527,21 @@ static void test_wait(void **state)
             fail_msg("it has waited for %lld s", (long long)fake_seconds);
         assert_int_equal(folder_look(path).n_temporaries, 0);
         assert_int_equal(get_version(&s, 1), 1); /* without the lock */
+        for (size_t again = 0; again < 3 && i < 3; again++) {
+            /* Now it is known that who has the lock does not go on; then it does; then it has not
+               for long. */
+            const int64_t more[] = {0, 15, 10};
+            int64_t start = fake_seconds += again == 2 ? 60 : 0;
+            goes_on_until = again == 1 ? fake_seconds + 5 : 0;
+            if (again == 1)
+                take_turn();
+            is_fake = 1;
+            status = put_value(&s, 5, 2, 100);
+            is_fake = 0;
+            assert_int_equal(status, KVT_ERR_IO);
+            if (fake_seconds < start + more[again] || fake_seconds > start + more[again] + 2)
+                fail_msg("%zu: it has waited for %lld s", again, (long long)(fake_seconds - start));
+        }
         assert_int_equal(flock(fd, LOCK_UN), 0);
         store_ok(put_value(&s, 6, 1, 100));
         folder_agrees(path, &s);

@@ -200,6 +200,33 @@ static void test_drip(void **state)
     }
 }
 
+/* Of values that have all come already no more are given when the time is over. */
+static int takes_long(void *user, size_t i)
+{
+    (void)user;
+    (void)i;
+    (void)poll(NULL, 0, 200);
+    return KVT_STORE_MORE;
+}
+
+static void test_slow_receiver(void **state)
+{
+    kvt_redis_config config = config_of(server.port);
+    kvt_store store;
+    kvt_store_error error;
+    taken t = {.on_value = takes_long};
+    (void)state;
+    config.call_timeout_ms = 500;
+    store = open_with(&config);
+    redis_expect(&server, "+OK", "FLUSHALL");
+    expect_call(KVT_OK, error, put_values(&store, 0, 10, 100, 1, NULL, &error));
+    expect_call(KVT_ERR_IO, error, get_values(&store, 0, 10, &t, &error));
+    expect_text(&error, "longer than 500 ms");
+    assert_in_range(t.n_whole, 1, 3);
+    free_taken(&t);
+    kvt_store_close(&store);
+}
+
 static void test_frozen(void **state)
 {
     kvt_redis_config config = config_of(server.port);
@@ -580,13 +607,13 @@ static void test_late_answer(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_nobody),   cmocka_unit_test(test_nowhere),
-        cmocka_unit_test(test_deaf),     cmocka_unit_test(test_drip),
-        cmocka_unit_test(test_frozen),   cmocka_unit_test(test_retry),
-        cmocka_unit_test(test_cuts),     cmocka_unit_test(test_slices),
-        cmocka_unit_test(test_nonsense), cmocka_unit_test(test_all_nonsense),
-        cmocka_unit_test(test_secret),   cmocka_unit_test(test_late_answer),
-        cmocka_unit_test(test_closing),
+        cmocka_unit_test(test_nobody),        cmocka_unit_test(test_nowhere),
+        cmocka_unit_test(test_deaf),          cmocka_unit_test(test_drip),
+        cmocka_unit_test(test_slow_receiver), cmocka_unit_test(test_frozen),
+        cmocka_unit_test(test_retry),         cmocka_unit_test(test_cuts),
+        cmocka_unit_test(test_slices),        cmocka_unit_test(test_nonsense),
+        cmocka_unit_test(test_all_nonsense),  cmocka_unit_test(test_secret),
+        cmocka_unit_test(test_late_answer),   cmocka_unit_test(test_closing),
     };
     int failed;
     if (!redis_begin(NULL))

@@ -395,6 +395,20 @@ static void test_on_the_way(void **state)
     assert_int_equal(stats_of(&p).n_got, 7);
     collector_free(&c);
     pair_close(&p);
+    /* One that does not work is left alone then, by the gets after this one too. */
+    pair_open(&p, 0, 0xff);
+    p.near_fake.room = 2;
+    p.near_fake.fails[PUT] = KVT_ERR_IO;
+    for (int i = 0; i < 2; i++) {
+        collector_make(&c, NUMBERS);
+        store_ok(get_all(&p, &c));
+        assert_int_equal(versions(&c), 22222222);
+        assert_int_equal(held(&p.near_fake), 22000000);
+        assert_int_equal(p.near_fake.n_put, 3);
+        assert_int_equal(stats_of(&p).n_failed, 1);
+        collector_free(&c);
+    }
+    pair_close(&p);
     /* Large ones, whose copy grows; and small after large. */
     pair_open(&p, 0, 0xff);
     for (size_t i = 0; i < NUMBERS; i++)

@@ -45,6 +45,8 @@ typedef struct kvt_dir {
     void *spare;               /* KVT_DIR_PIECE_BYTES for a get, or NULL */
     unsigned char synced[256]; /* this folder's entry in PATH has been synced */
     uint64_t n_got, n_missed, n_put, n_evicted, n_failed, n_temporaries;
+    uint64_t stopped_turn; /* of who has the lock and does not go on; that holds until then: */
+    int64_t stopped_until;
     kvt_dir_asked asked[KVT_DIR_ASKED];
 } kvt_dir;
 

@@ -17,7 +17,8 @@
  * flock has no time limit: the lock is tried in turn, with pauses. Who holds it may need long for a
  * scan, on a disk that is cold: every second it writes the file, with another number of the turn. A
  * process that waits gives up when that has not changed for WAIT_SECONDS (it was stopped), or after
- * WAIT_MOST_SECONDS in all. A get does not need the lock.
+ * WAIT_MOST_SECONDS in all. Having given up it keeps the number: later calls fail at once as long
+ * as it is still that, for STOPPED_SECONDS. A get does not need the lock.
  *
  * If the file is removed with all others (rm -r PATH/?*), it is made again by the next turn.
  */
@@ -39,6 +40,7 @@
 
 #define WAIT_SECONDS 10
 #define WAIT_MOST_SECONDS 60
+#define STOPPED_SECONDS 60
 #define PAUSE_NANOSECONDS 20000
 #define PAUSE_MOST_NANOSECONDS 1000000
 #define ATTEMPTS 100
@@ -145,8 +147,21 @@ static void let_go(kvt_dir_lock *lock)
     lock->fd = -1;
 }
 
+/* Whether who has the lock is known to have stopped in a turn. */
+static int has_stopped(const kvt_dir *dir, uint64_t turn, int64_t now)
+{
+    return now < __atomic_load_n(&dir->stopped_until, __ATOMIC_RELAXED) &&
+           turn == __atomic_load_n(&dir->stopped_turn, __ATOMIC_RELAXED);
+}
+
+static void note_stopped(kvt_dir *dir, uint64_t turn, int64_t until)
+{
+    __atomic_store_n(&dir->stopped_turn, turn, __ATOMIC_RELAXED);
+    __atomic_store_n(&dir->stopped_until, until, __ATOMIC_RELAXED);
+}
+
 /* 0, or an error number; ETIMEDOUT. */
-static int wait_for(int fd)
+static int wait_for(kvt_dir *dir, int fd)
 {
     int64_t start = now_seconds(), last = start;
     struct timespec pause = {0, PAUSE_NANOSECONDS};
@@ -154,8 +169,10 @@ static int wait_for(int fd)
 
     for (;;) {
         int64_t now;
-        if (flock(fd, LOCK_EX | LOCK_NB) == 0)
+        if (flock(fd, LOCK_EX | LOCK_NB) == 0) {
+            note_stopped(dir, 0, INT64_MIN);
             return 0;
+        }
         if (errno != EWOULDBLOCK && errno != EINTR)
             return errno;
         now = now_seconds();
@@ -164,6 +181,10 @@ static int wait_for(int fd)
             (void)read_file(fd, &file);
             last = file.turn != turn ? now : last;
             turn = file.turn;
+            if (has_stopped(dir, turn, now))
+                return ETIMEDOUT;
+            if (now - last >= WAIT_SECONDS)
+                note_stopped(dir, turn, now + STOPPED_SECONDS);
         }
         if (now - last >= WAIT_SECONDS || now - start >= WAIT_MOST_SECONDS)
             return ETIMEDOUT;
@@ -185,7 +206,7 @@ static kvt_status open_locked(kvt_dir *dir, kvt_dir_lock *lock, kvt_store_error 
         lock->fd = kvt_dir_openat(dir->fd, KVT_DIR_STATE_NAME, flags, 0600);
         if (lock->fd < 0)
             return kvt_dir_fail(dir, error, "open", errno, KVT_DIR_STATE_NAME);
-        number = wait_for(lock->fd);
+        number = wait_for(dir, lock->fd);
         if (number) {
             (void)close(lock->fd);
             return number != ETIMEDOUT

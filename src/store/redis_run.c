@@ -280,6 +280,9 @@ static kvt_status step(run *r, kvt_redis_link *link, int *moved, kvt_store_error
         if (event == KVT_REDIS_VALUE) {
             r->commands[head.index].finished = r->job->done[head.index] = 1;
             link->value_bytes = link->value.total;
+            if (kvt_redis_now_ms() >= r->clock.end_ms) /* the receiver has taken long: others may
+                                                          have come with it, and do not count */
+                break;
         }
         if (event == KVT_REDIS_REPLY && head.kind == MAIN)
             take_reply(r, link, head.index, reply);

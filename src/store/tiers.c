@@ -6,7 +6,8 @@
  * far delivers passes through to the receiver part by part; it is copied meanwhile, and when its
  * last part has come, and the receiver has not left it, put into near: one value at a time is in
  * memory. The copy grows with what comes, not with the size that far claims. The put runs inside
- * far's get: a slow near slows far.
+ * far's get, whose time it takes: a near that has failed, other than by having no room, is not
+ * given anything for NEAR_RESTS_MS, nor by the same get later.
  *
  * A value of which near has delivered a part before it failed comes from far from its beginning:
  * the two copies may differ in their bytes, so that one cannot be continued by the other.
@@ -14,13 +15,16 @@
 #include "src/store/store.h"
 
 #include <stdlib.h>
+#include <time.h>
 
+#define NEAR_RESTS_MS 1000
 #define FIRST_BYTES ((size_t)256 << 10) /* of a copy, at first */
 
 typedef struct tiers {
     kvt_store near_store, far_store;
     /* Atomic. */
     uint64_t n_got, n_missed, n_put, n_failed;
+    uint64_t near_rests_until_ms;
 } tiers;
 
 static void add(uint64_t *counter, uint64_t n)
@@ -54,6 +58,7 @@ typedef struct getting {
     size_t room;
     uint64_t n_copied;
     int copies; /* the copy is whole so far */
+    int near_fails;
 } getting;
 
 static size_t index_of(const getting *g, size_t i)
@@ -67,12 +72,26 @@ static void *place(void *user, size_t i, uint64_t total, uint64_t offset, size_t
     return g->receiver->place(g->receiver->user, index_of(g, i), total, offset, bytes);
 }
 
+static uint64_t now_ms(void)
+{
+    struct timespec now = {0, 0};
+    (void)clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+}
+
+/* Whether near is not to be given what comes now. */
+static int near_rests(const getting *g)
+{
+    return g->near_fails ||
+           now_ms() < __atomic_load_n(&g->t->near_rests_until_ms, __ATOMIC_RELAXED);
+}
+
 /* Take a part into the copy; without memory there is none of this value. */
 static void copy_part(getting *g, uint64_t total, uint64_t offset, const void *data, size_t bytes)
 {
     if (offset == 0) {
         g->n_copied = 0;
-        g->copies = 1;
+        g->copies = !near_rests(g);
     }
     if (!g->copies || offset != g->n_copied || bytes > total - offset || total > SIZE_MAX / 2) {
         g->copies = 0;
@@ -105,10 +124,19 @@ static void put_near(getting *g, const kvt_store_key *key, uint64_t total)
     kvt_store_value value = {&part, 1, total};
     const kvt_store *s = &g->t->near_store;
     kvt_store_error ignored;
+    kvt_status status;
     size_t n_put;
 
-    if (s->put(s->user, key, &value, 1, &n_put, &ignored) != KVT_OK)
-        add(&g->t->n_failed, 1);
+    if (near_rests(g)) /* since the value began to come */
+        return;
+    status = s->put(s->user, key, &value, 1, &n_put, &ignored);
+    if (status == KVT_OK)
+        return;
+    add(&g->t->n_failed, 1);
+    if (status == KVT_ERR_FULL) /* another value may have room */
+        return;
+    g->near_fails = 1;
+    __atomic_store_n(&g->t->near_rests_until_ms, now_ms() + NEAR_RESTS_MS, __ATOMIC_RELAXED);
 }
 
 static int part(void *user, size_t i, uint64_t total, uint64_t offset, const void *data,
