@@ -548,6 +548,9 @@ static void test_prompt_by_and_by(void **state)
         assert_int_equal(get_version(&s, i), 0);
     put_prompt(&s, 18, 4);
     assert_int_equal(present(&s, 22), 0x3fc003);
+    store_ok(put_value(&s, 1, 0, 1000)); /* in place of one that is there: as of now */
+    put_prompt(&s, 22, 6);
+    assert_int_equal(present(&s, 28), 0xfdc0002);
     end_store(&s);
 }
 
@@ -593,7 +596,16 @@ static void test_bound_changes(void **state)
     store_ok(put_value(&other, 1, 0, 1000));
     kvt_store_close(&other);
     other = open_store(6000);
+    store_ok(put_value(&s, 30, 0, 5500)); /* a larger one, too */
+    assert_int_equal(present(&s, 31), (uint64_t)1 << 30);
+    store_is(KVT_ERR_FULL, put_value(&s, 30, 0, 6001));
     assert_int_equal(stats_of(&s).max_bytes, 6000);
+    {
+        kvt_store_key key = key_of(30);
+        store_ok(s.remove(s.user, &key, 1, &store_error));
+    }
+    store_ok(put_value(&s, 8, 0, 1000));
+    store_ok(put_value(&s, 9, 0, 1000));
     kvt_store_close(&other);
     for (uint64_t i = 0; i < 4; i++) {
         store_ok(put_value(&s, i, 0, 1000));

@@ -166,7 +166,7 @@ static kvt_status get_one(getting *g, const kvt_store_key *key, size_t i, struct
     if (status == KVT_OK && is_file)
         status = read_value(g, i, fd, (uint64_t)file.st_size, &whole, name);
     if (whole)
-        touch_used(fd, &file, kvt_dir_use_of(g->dir, key, now, i).time);
+        touch_used(fd, &file, kvt_dir_use_of(g->dir, key, now, i, 0).time);
     (void)close(fd);
     if (whole)
         add(&g->dir->n_got, 1);
@@ -229,11 +229,33 @@ static kvt_status put_written(kvt_dir *dir, kvt_dir_lock *lock, kvt_dir_temporar
     return status;
 }
 
+/* A value that has no room whatever is evicted is not written at all. The bound that this process
+   knows may be an old one: one that it is too large for is read again. */
+static kvt_status check_size(kvt_dir *dir, uint64_t bytes, kvt_store_error *error)
+{
+    uint64_t max = __atomic_load_n(&dir->max_bytes, __ATOMIC_RELAXED);
+    kvt_dir_lock lock;
+    kvt_status status;
+
+    if (!max || bytes <= max)
+        return KVT_OK;
+    status = kvt_dir_lock_take(dir, &lock, error);
+    if (status != KVT_OK)
+        return status;
+    kvt_dir_lock_drop(dir, &lock);
+    max = lock.max_bytes;
+    return !max || bytes <= max
+               ? KVT_OK
+               : kvt_store_fail(error, KVT_ERR_FULL,
+                                "a value of %llu bytes is more than the store's bound of %llu: %s",
+                                (unsigned long long)bytes, (unsigned long long)max, dir->path);
+}
+
 static kvt_status put_one(kvt_dir *dir, const kvt_store_key *keys, const kvt_store_value *value,
                           size_t i, struct timespec now, int *is_there, kvt_store_error *error)
 {
-    const kvt_dir_use use = kvt_dir_use_of(dir, &keys[i], now, i);
-    uint64_t max = __atomic_load_n(&dir->max_bytes, __ATOMIC_RELAXED), bytes = 0;
+    const kvt_dir_use use = kvt_dir_use_of(dir, &keys[i], now, i, 1);
+    uint64_t bytes = 0;
     kvt_dir_temporary temporary;
     kvt_dir_lock lock;
     kvt_status status;
@@ -242,10 +264,9 @@ static kvt_status put_one(kvt_dir *dir, const kvt_store_key *keys, const kvt_sto
     *is_there = 0;
     for (part = 0; part < value->n_parts; part++) /* what will be in the file */
         bytes += value->parts[part].bytes;
-    if (max && bytes > max)
-        return kvt_store_fail(error, KVT_ERR_FULL,
-                              "a value of %llu bytes is more than the store's bound of %llu: %s",
-                              (unsigned long long)bytes, (unsigned long long)max, dir->path);
+    status = check_size(dir, bytes, error);
+    if (status != KVT_OK)
+        return status;
     status = kvt_dir_write(dir, value, use.time, &temporary, error);
     if (status != KVT_OK)
         return status;
@@ -293,12 +314,12 @@ static kvt_status exists(void *user, const kvt_store_key *keys, size_t n, uint8_
         char name[KVT_DIR_NAME_BYTES];
         struct stat status;
         kvt_dir_name(&keys[i], name);
-        kvt_dir_ask(dir, &keys[i], now, i);
         found[i] = 0;
         if (fstatat(dir->fd, name, &status, AT_SYMLINK_NOFOLLOW) == 0)
             found[i] = S_ISREG(status.st_mode);
         else if (!is_missing(errno))
             return finish(dir, kvt_dir_fail(dir, error, "fstatat", errno, name));
+        kvt_dir_ask(dir, &keys[i], now, i, found[i]);
         if (found[i])
             kvt_dir_touch_name(dir, name, kvt_dir_stamp(now, i));
         else

@@ -32,6 +32,7 @@ typedef struct kvt_dir_asked {
     uint64_t name; /* of its bytes; 0: there is none */
     int64_t time;  /* of the question, in nanoseconds */
     size_t i;      /* of its keys */
+    int is_there;  /* then it had a value, or has been put since */
     int held;      /* atomic: by a thread that reads or changes it */
 } kvt_dir_asked;
 
@@ -109,10 +110,12 @@ typedef struct kvt_dir_use {
     int is_asked; /* 0: there was none, or long ago */
 } kvt_dir_use;
 
-/* Note that key i of a question has been asked for now. */
-void kvt_dir_ask(kvt_dir *dir, const kvt_store_key *key, struct timespec now, size_t i);
-/* The use of key i of a call: of the question, if it was asked for lately; else of the call. */
-kvt_dir_use kvt_dir_use_of(kvt_dir *dir, const kvt_store_key *key, struct timespec now, size_t i);
+/* Note that key i of a question has been asked for now, and whether there is a value. */
+void kvt_dir_ask(kvt_dir *dir, const kvt_store_key *key, struct timespec now, size_t i, int found);
+/* The use of key i of a get, or a put: of the question, if it was asked for lately; else of the
+   call. */
+kvt_dir_use kvt_dir_use_of(kvt_dir *dir, const kvt_store_key *key, struct timespec now, size_t i,
+                           int is_put);
 
 /* ---- directory_state.c ---- */
 

@@ -6,7 +6,8 @@
  * those that came from another store one at a time, and those that are there already are not put
  * at all. What they have in common is the question before, exists, which has all keys in order. So
  * it gives each key its time, one microsecond before the one of the key before it: to the file, if
- * there is one; and it is noted here, for the gets and puts that follow.
+ * there is one; and it is noted here, for the gets that follow and the first put of what is not
+ * there. (One in place of a value that is there is a use of its own.)
  *
  * Notes are in buckets by the key, and a bucket's oldest one makes room. One that is lost, as by
  * another thread's that has the same note in hand, costs the order alone: the value then gets the
@@ -48,7 +49,7 @@ static int64_t nanoseconds_of(struct timespec time)
     return (int64_t)time.tv_sec * 1000000000 + time.tv_nsec;
 }
 
-void kvt_dir_ask(kvt_dir *dir, const kvt_store_key *key, struct timespec now, size_t i)
+void kvt_dir_ask(kvt_dir *dir, const kvt_store_key *key, struct timespec now, size_t i, int found)
 {
     uint64_t name;
     kvt_dir_asked *bucket = bucket_of(dir, key, &name), *oldest = NULL;
@@ -72,10 +73,12 @@ void kvt_dir_ask(kvt_dir *dir, const kvt_store_key *key, struct timespec now, si
     oldest->name = name;
     oldest->time = nanoseconds_of(now);
     oldest->i = i;
+    oldest->is_there = found;
     let_go(oldest);
 }
 
-kvt_dir_use kvt_dir_use_of(kvt_dir *dir, const kvt_store_key *key, struct timespec now, size_t i)
+kvt_dir_use kvt_dir_use_of(kvt_dir *dir, const kvt_store_key *key, struct timespec now, size_t i,
+                           int is_put)
 {
     uint64_t name;
     kvt_dir_asked *bucket = bucket_of(dir, key, &name);
@@ -87,11 +90,13 @@ kvt_dir_use kvt_dir_use_of(kvt_dir *dir, const kvt_store_key *key, struct timesp
         if (!hold(note))
             continue;
         age = nanoseconds_of(now) - note->time;
-        if (note->name == name && age >= 0 && age < LASTS_NANOSECONDS) {
+        if (note->name == name && age >= 0 && age < LASTS_NANOSECONDS &&
+            !(is_put && note->is_there)) {
             use.asked.tv_sec = (time_t)(note->time / 1000000000);
             use.asked.tv_nsec = (long)(note->time % 1000000000);
             use.time = kvt_dir_stamp(use.asked, note->i);
             use.is_asked = 1;
+            note->is_there |= is_put;
         }
         let_go(note);
     }
