@@ -667,8 +667,14 @@ static void test_arguments(void **state)
     bad = n;
     bad.remove = NULL;
     assert_int_equal(kvt_store_open_tiers(&bad, &f, &s), KVT_ERR_ARG);
+    assert_int_equal(kvt_store_open_tiers(&n, &n, &s), KVT_ERR_ARG); /* closed twice */
+    bad = n;
+    assert_int_equal(kvt_store_open_tiers(&n, &bad, &s), KVT_ERR_ARG); /* a copy of it */
     assert_memory_equal(&s, &before, sizeof s);
     assert_true(!one.is_closed && !other.is_closed);
+    n.close = NULL; /* nothing is closed then */
+    assert_int_equal(kvt_store_open_tiers(&n, &n, &s), KVT_OK);
+    kvt_store_close(&s);
 }
 
 /* Directories: the near one is small, and has after a get what it has room for: of values that were

@@ -249,7 +249,8 @@ KVT_API kvt_status kvt_store_open_redis(const kvt_redis_config *config, kvt_stor
  *
  * Both stores are copied, and closed with the store made, which takes them over on KVT_OK.
  *
- * KVT_ERR_ARG, KVT_ERR_MEMORY
+ * KVT_ERR_ARG     NULL; a store without its functions; both are one store, or copies of one
+ * KVT_ERR_MEMORY
  */
 KVT_API kvt_status kvt_store_open_tiers(const kvt_store *near_store, const kvt_store *far_store,
                                         kvt_store *store);

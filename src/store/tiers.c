@@ -390,6 +390,9 @@ kvt_status kvt_store_open_tiers(const kvt_store *near_store, const kvt_store *fa
 
     if (!kvt_store_is_whole(near_store) || !kvt_store_is_whole(far_store) || !store)
         return KVT_ERR_ARG;
+    if (near_store->close && near_store->close == far_store->close &&
+        near_store->user == far_store->user) /* one store: it would be closed twice */
+        return KVT_ERR_ARG;
     t = calloc(1, sizeof *t);
     if (!t)
         return KVT_ERR_MEMORY;
