@@ -289,6 +289,36 @@ static void test_chosen_lengths(void **state)
     close_scene(&c);
 }
 
+/* A checkpoint of the empty sequence stays, with its blob: a get is what comes behind it. */
+static void test_at_zero(void **state)
+{
+    (void)state;
+    for (int checkpoints = 0; checkpoints < 2; checkpoints++) {
+        uint64_t at[2] = {9, 9};
+        kvt_prefix_result got;
+        char blob[16];
+        size_t n;
+        scene c;
+        open_scene(&c, 2);
+        c.options.checkpoints = (uint32_t)checkpoints;
+        expect_ok(c.s.cache, kvt_seq_set_next_position(c.to, 3));
+        expect_ok(c.s.cache, kvt_seq_checkpoint(c.to, "the beginning", 13));
+        expect_ok(c.s.cache, kvt_prefix_get(&c.store, c.to, c.prompt, MOST, &c.options, &got));
+        assert_true(got.n_tokens > 600);
+        expect_ok(c.s.cache, kvt_seq_checkpoints(c.to, at, 2, &n));
+        assert_int_equal(n, 1 + checkpoints);
+        assert_true(at[0] == 0 && (!checkpoints || at[1] == got.n_tokens));
+        expect_ok(c.s.cache, kvt_seq_checkpoint_read(c.to, 0, blob, sizeof blob, &n));
+        assert_true(n == 13 && memcmp(blob, "the beginning", n) == 0);
+        grow(&c.s, c.to, 30);
+        expect_ok(c.s.cache, kvt_seq_truncate(c.to, 0));
+        assert_int_equal(kvt_seq_next_position(c.to), 3);
+        expect_ok(c.s.cache, kvt_seq_checkpoints(c.to, at, 2, &n));
+        assert_int_equal(n, 1);
+        close_scene(&c);
+    }
+}
+
 /* Only with the option: neither are checkpoints put nor asked for without. */
 static void test_without_checkpoints(void **state)
 {
@@ -544,10 +574,15 @@ static void test_other_residual_window(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_round_trips),           cmocka_unit_test(test_missing_blocks),
-        cmocka_unit_test(test_damaged_blocks),        cmocka_unit_test(test_chosen_lengths),
-        cmocka_unit_test(test_without_checkpoints),   cmocka_unit_test(test_tail_is_in_the_key),
-        cmocka_unit_test(test_many_lengths),          cmocka_unit_test(test_behind_a_cut),
+        cmocka_unit_test(test_round_trips),
+        cmocka_unit_test(test_missing_blocks),
+        cmocka_unit_test(test_damaged_blocks),
+        cmocka_unit_test(test_chosen_lengths),
+        cmocka_unit_test(test_at_zero),
+        cmocka_unit_test(test_without_checkpoints),
+        cmocka_unit_test(test_tail_is_in_the_key),
+        cmocka_unit_test(test_many_lengths),
+        cmocka_unit_test(test_behind_a_cut),
         cmocka_unit_test(test_other_residual_window),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -16,6 +16,7 @@ typedef struct scene {
     kvt_seq *source, *to;
     kvt_prefix_options options;
     int32_t prompt[TOKENS];
+    int is_marked; /* `to` has a checkpoint at 0, and a next position */
 } scene;
 
 static void open_scene(scene *c, size_t geometry, int checkpoints, uint64_t budget)
@@ -73,16 +74,27 @@ static void prepare(scene *c, call which)
     if (which != PUT && c->m.n != c->sound.n)
         memory_store_copy(&c->sound, &c->m);
     expect_ok(c->s.cache, kvt_seq_clear(c->to));
+    c->is_marked = which == GET;
+    if (c->is_marked) {
+        expect_ok(c->s.cache, kvt_seq_set_next_position(c->to, 7));
+        expect_ok(c->s.cache, kvt_seq_checkpoint(c->to, "at 0", 4));
+    }
 }
 
 /* A call has failed: nothing has changed, and the result was not written. */
 static void expect_unchanged(scene *c, const kvt_prefix_result *result, uint64_t source)
 {
     kvt_prefix_result untouched;
+    char blob[4];
+    size_t n;
     memset(&untouched, 0x5a, sizeof untouched);
     assert_memory_equal(result, &untouched, sizeof untouched);
     assert_int_equal(kvt_seq_length(c->to), 0);
-    assert_int_equal(kvt_seq_next_position(c->to), 0);
+    assert_int_equal(kvt_seq_next_position(c->to), c->is_marked ? 7 : 0);
+    expect_ok(c->s.cache, kvt_seq_checkpoints(c->to, NULL, 0, &n));
+    assert_int_equal(n, c->is_marked);
+    if (n)
+        expect_ok(c->s.cache, kvt_seq_checkpoint_read(c->to, 0, blob, sizeof blob, &n));
     assert_int_equal(file_hash(&c->s, c->source), source);
     /* What was put is sound. */
     for (size_t i = 0; i < c->m.n; i++) {

@@ -330,6 +330,7 @@ KVT_API kvt_status kvt_prefix_put(const kvt_store *store, const kvt_seq *seq,
  * kvt_seq_checkpoint_read. None at all is KVT_OK with n_tokens 0.
  *
  * Everything is read and verified before the sequence changes: on any error it is empty as before.
+ * A checkpoint at 0 stays.
  * The sequence's tag is part of the keys: kvt_seq_set_tag before.
  *
  * KVT_ERR_STATE        the sequence is not empty, or a step is pending

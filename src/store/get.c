@@ -362,6 +362,10 @@ static kvt_status move_row(fetch *f, kvt_seq *made, const size_t *first, size_t 
     return KVT_OK;
 }
 
+/*
+ * The sequence becomes what has been got. All that can fail comes before the exchange: the new
+ * checkpoint, too, is of what is made. One at 0 is the sequence's own, and stays.
+ */
 static kvt_status take_over(fetch *f, kvt_seq *seq, uint64_t n_tokens)
 {
     kvt_cache *cache = f->p->cache;
@@ -395,12 +399,18 @@ static kvt_status take_over(fetch *f, kvt_seq *seq, uint64_t n_tokens)
             status = kvt_fail(cache, KVT_ERR_CORRUPT, "%s: blocks that a window needs are missing",
                               f->p->call);
     }
+    if (status == KVT_OK)
+        status = kvt_checkpoints_share(seq, 0, made);
+    if (status == KVT_OK && f->has_checkpoint)
+        status = kvt_seq_checkpoint(made, f->blob.data, (size_t)f->head.blob_bytes);
     if (status == KVT_OK) {
         kvt_checkpoints_drop_from(seq, 0);
         kvt_turns_free(cache, seq->turns);
         seq->turns = NULL;
         kvt_rows_replace(seq, made);
     }
+    if (status != KVT_OK)
+        kvt_checkpoints_drop_from(made, 0);
     for (size_t i = 0; status != KVT_OK && i < made->n_rows * cache->n_columns; i++)
         kvt_block_undo(cache, made->table[i]);
     kvt_snap_release(&f->p->context, &table);
@@ -434,11 +444,6 @@ kvt_status kvt_prefix_get(const kvt_store *store, kvt_seq *seq, const int32_t *p
         status = p.options.checkpoints ? get_checkpoint(&f, &n_tokens) : get_rows(&f, &n_tokens);
     if (status == KVT_OK && n_tokens)
         status = take_over(&f, seq, n_tokens);
-    if (status == KVT_OK && f.has_checkpoint) {
-        status = kvt_seq_checkpoint(seq, f.blob.data, (size_t)f.head.blob_bytes);
-        if (status != KVT_OK)
-            (void)kvt_seq_clear(seq);
-    }
     if (status == KVT_OK && result) {
         f.result.n_tokens = n_tokens;
         *result = f.result;
