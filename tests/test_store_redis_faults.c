@@ -200,6 +200,39 @@ static void test_drip(void **state)
     }
 }
 
+/* An array without end, of strings that are each no longer than may be. */
+static void test_large_reply(void **state)
+{
+    enum { STRINGS = 80, BYTES = 1 << 20 };
+    static const char head[] = "*1000\r\n", string[] = "$1048576\r\n";
+    size_t at = sizeof head - 1, room = at + STRINGS * (sizeof string + BYTES + 2);
+    char *text = calloc(room, 1);
+    fake f = {.kind = FAKE_SAYS, .text = text};
+    kvt_redis_config config;
+    kvt_store store;
+    kvt_store_error error;
+    (void)state;
+
+    assert_non_null(text);
+    memcpy(text, head, at);
+    for (int i = 0; i < STRINGS; i++) {
+        memcpy(text + at, string, sizeof string - 1);
+        memset(text + at + sizeof string - 1, 'x', BYTES);
+        memcpy(text + at + sizeof string - 1 + BYTES, "\r\n", 2);
+        at += sizeof string - 1 + BYTES + 2;
+    }
+    f.text_bytes = at;
+    fake_start(&f);
+    config = config_of(f.port);
+    config.timeout_ms = 10000;
+    store = open_with(&config);
+    expect_call(KVT_ERR_IO, error, store.list(store.user, no_entry, NULL, &error));
+    expect_text(&error, "memory");
+    kvt_store_close(&store);
+    fake_stop(&f);
+    free(text);
+}
+
 /* Of values that have all come already no more are given when the time is over. */
 static int takes_long(void *user, size_t i)
 {
@@ -607,13 +640,14 @@ static void test_late_answer(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_nobody),        cmocka_unit_test(test_nowhere),
-        cmocka_unit_test(test_deaf),          cmocka_unit_test(test_drip),
-        cmocka_unit_test(test_slow_receiver), cmocka_unit_test(test_frozen),
-        cmocka_unit_test(test_retry),         cmocka_unit_test(test_cuts),
-        cmocka_unit_test(test_slices),        cmocka_unit_test(test_nonsense),
-        cmocka_unit_test(test_all_nonsense),  cmocka_unit_test(test_secret),
-        cmocka_unit_test(test_late_answer),   cmocka_unit_test(test_closing),
+        cmocka_unit_test(test_nobody),      cmocka_unit_test(test_nowhere),
+        cmocka_unit_test(test_deaf),        cmocka_unit_test(test_drip),
+        cmocka_unit_test(test_large_reply), cmocka_unit_test(test_slow_receiver),
+        cmocka_unit_test(test_frozen),      cmocka_unit_test(test_retry),
+        cmocka_unit_test(test_cuts),        cmocka_unit_test(test_slices),
+        cmocka_unit_test(test_nonsense),    cmocka_unit_test(test_all_nonsense),
+        cmocka_unit_test(test_secret),      cmocka_unit_test(test_late_answer),
+        cmocka_unit_test(test_closing),
     };
     int failed;
     if (!redis_begin(NULL))

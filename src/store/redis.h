@@ -87,10 +87,11 @@ typedef struct kvt_redis_link {
     int tls_moved;                     /* a byte of the socket's has come or gone */
     int first_byte;                    /* of the socket's that has come; -1: none yet */
     redisReader *reader;
-    redisReplyObjectFunctions functions; /* the reader's, but for create_array */
+    redisReplyObjectFunctions functions; /* the reader's, but for create_array, create_string */
     const redisReplyObjectFunctions *own_functions;
-    uint64_t n_elements; /* of all arrays of the reply that is read */
-    unsigned char *in;   /* bytes received, not yet used: in_begin .. in_end - 1 */
+    uint64_t n_elements;     /* of all arrays of the reply that is read */
+    uint64_t n_string_bytes; /* of all its strings */
+    unsigned char *in;       /* bytes received, not yet used: in_begin .. in_end - 1 */
     size_t in_begin, in_end;
     kvt_redis_incoming value;
     /* To be sent. */

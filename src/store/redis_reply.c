@@ -16,7 +16,7 @@
 
 #define AHEAD_BYTES ((size_t)32 << 10) /* received behind bytes that are placed: they are copied */
 #define LINE_BYTES ((size_t)16 << 10)  /* longer lines are no Redis */
-#define REPLY_BYTES ((size_t)64 << 20) /* of a reply that hiredis holds */
+#define REPLY_BYTES ((size_t)64 << 20) /* of a reply that hiredis holds, parsed or not */
 #define REPLY_ELEMENTS 1000000 /* of its arrays: hiredis makes room for all that are announced */
 
 #if HIREDIS_MAJOR >= 1
@@ -32,6 +32,20 @@ static void *create_array(const redisReadTask *task, array_count n)
     return link->n_elements > REPLY_ELEMENTS ? NULL : link->own_functions->createArray(task, n);
 }
 
+static void *create_string(const redisReadTask *task, char *text, size_t bytes)
+{
+    kvt_redis_link *link = task->privdata;
+    link->n_string_bytes += bytes;
+    return link->n_string_bytes > REPLY_BYTES
+               ? NULL
+               : link->own_functions->createString(task, text, bytes);
+}
+
+static void begin_reply(kvt_redis_link *link)
+{
+    link->n_elements = link->n_string_bytes = 0;
+}
+
 int kvt_redis_link_make_reader(kvt_redis_link *link)
 {
     link->reader = redisReaderCreate();
@@ -40,9 +54,10 @@ int kvt_redis_link_make_reader(kvt_redis_link *link)
     link->own_functions = link->reader->fn;
     link->functions = *link->reader->fn;
     link->functions.createArray = create_array;
+    link->functions.createString = create_string;
     link->reader->fn = &link->functions;
     link->reader->privdata = link;
-    link->n_elements = 0;
+    begin_reply(link);
     return 1;
 }
 
@@ -314,6 +329,7 @@ kvt_status kvt_redis_link_next(kvt_redis_link *link, const kvt_store_receiver *r
         return fail_protocol(link, link->reader->errstr, error);
     if (!parsed)
         return fail_protocol(link, "a reply of another type", error);
+    begin_reply(link);
     *reply = parsed;
     *event = KVT_REDIS_REPLY;
     return KVT_OK;
@@ -341,7 +357,7 @@ kvt_status kvt_redis_link_take(const kvt_redis *redis, kvt_redis_link *link,
         if (parsed) {
             *reply = parsed;
             link->since_ms = 0;
-            link->n_elements = 0;
+            begin_reply(link);
             return KVT_OK;
         }
         if (link->reader->len - link->reader->pos > REPLY_BYTES)
