@@ -191,6 +191,32 @@ static void test_moved(void **state)
     kvt_store_close(&second);
 }
 
+/* A user who may do all but ASKING: that is said. */
+static void expect_not_permitted(uint64_t number)
+{
+    kvt_redis_config config = config_of(0);
+    kvt_store store;
+    kvt_store_error error;
+    taken t = {0};
+
+    for (int i = 0; i < 3; i++) {
+        const char *said =
+            redis_say(&cluster.nodes[i], "ACL SETUSER lesser on >password ~* +@all -asking");
+        if (strncmp(said, "-ERR unknown", 12) == 0) /* before Redis 6 */
+            return;
+        assert_string_equal(said, "+OK");
+    }
+    config.username = "lesser";
+    config.password = "password";
+    store = open_with(&config);
+    expect_call(KVT_ERR_IO, error, get_values(&store, number, 1, &t, &error));
+    assert_non_null(strstr(error.text, "does not permit this to the user (NOPERM): ASKING"));
+    free_taken(&t);
+    kvt_store_close(&store);
+    for (int i = 0; i < 3; i++) /* the figures are of others */
+        redis_expect(&cluster.nodes[i], ":1", "ACL DELUSER lesser");
+}
+
 /* A slot whose keys are partly here and partly there. */
 static void test_ask(void **state)
 {
@@ -216,6 +242,7 @@ static void test_ask(void **state)
     expect_values(&store, number, 1, 100, NULL); /* ASK holds for one command: once more */
     assert_int_equal(redirects_of(1, "ASK") >= 2, 1);
     assert_int_equal(redirects_of(2, "MOVED"), 0);
+    expect_not_permitted(number);
     /* Put, looked for and removed there too. */
     expect_call(KVT_OK, error, put_values(&store, number, 1, 200, 1, NULL, &error));
     expect_values(&store, number, 1, 200, NULL);

@@ -237,6 +237,19 @@ static void take_reply(run *r, kvt_redis_link *link, size_t index, const redisRe
         fail(r, kvt_redis_refused(r->redis, link->node, reply, &error), &error);
 }
 
+/* ASKING that a node refuses: the command behind it is redirected again, in circles. */
+static void take_asking(run *r, const kvt_redis_link *link, const redisReply *reply)
+{
+    kvt_store_error why, error;
+    kvt_status status;
+
+    if (reply->type != REDIS_REPLY_ERROR)
+        return;
+    status = kvt_redis_refused(r->redis, link->node, reply, &why);
+    (void)kvt_store_fail(&error, status, "%.240s: ASKING", why.text);
+    fail(r, status, &error);
+}
+
 static void pop(kvt_redis_link *link)
 {
     const kvt_redis_request *head = &link->ring[link->ring_first];
@@ -286,6 +299,8 @@ static kvt_status step(run *r, kvt_redis_link *link, int *moved, kvt_store_error
         }
         if (event == KVT_REDIS_REPLY && head.kind == MAIN)
             take_reply(r, link, head.index, reply);
+        if (event == KVT_REDIS_REPLY && head.kind == ASKING)
+            take_asking(r, link, reply);
         if (reply)
             freeReplyObject(reply);
     }
