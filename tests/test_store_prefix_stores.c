@@ -159,6 +159,94 @@ static void test_damaged_near(void **state)
         }
 }
 
+/* ---- threads ---- */
+
+/* An executor that notes that it runs, and a far that is asked only while it does not. */
+static int runs, n_runs, n_far;
+
+static void run_in_order(void *user, void (*task)(void *arg, size_t i), void *arg, size_t n)
+{
+    (void)user;
+    runs = 1;
+    n_runs++;
+    for (size_t i = 0; i < n; i++)
+        task(arg, i);
+    runs = 0;
+}
+
+static kvt_status (*get_of_memory)(void *user, const kvt_store_key *keys, size_t n,
+                                   const kvt_store_receiver *receiver, kvt_store_error *error);
+
+static kvt_status get_far(void *user, const kvt_store_key *keys, size_t n,
+                          const kvt_store_receiver *receiver, kvt_store_error *error)
+{
+    assert_false(runs);
+    n_far++;
+    return get_of_memory(user, keys, n, receiver, error);
+}
+
+/* What is near is got by the cache's threads, which do not wait for far: others need them. */
+static void test_threads_of_near(void **state)
+{
+    static const uint64_t near_has[] = {0, 1, 0x2a5, 0x3ff}; /* bits of the rows */
+    (void)state;
+    for (size_t i = 0; i < sizeof near_has / sizeof *near_has; i++)
+        for (int damaged = 0; damaged < 2; damaged++) {
+            kvt_config config;
+            kvt_cache *cache;
+            subject reader;
+            kvt_seq *to, *like;
+            kvt_prefix_result got;
+            kvt_store far_store, tiers;
+            kvt_store_stats stats;
+            kvt_store_error error;
+            memory_store m;
+            prefix_scene c;
+
+            prefix_open(&c, 0, MOST);
+            far_store = memory_store_open(&m);
+            memory_store_copy(&c.m, &m);
+            assert_int_equal(m.n, 10);
+            for (uint64_t row = 0; row < 10; row++) {
+                memory_value *v = find_value(&c.m, 0, 64 * (row + 1), 0);
+                if (near_has[i] >> row & 1)
+                    v->data[v->bytes - 1] ^= damaged && row % 2;
+                else
+                    memory_store_drop(&c.m, v);
+            }
+            get_of_memory = far_store.get;
+            far_store.get = get_far;
+            c.store.n_at_once = 3;
+            assert_int_equal(kvt_store_open_tiers(&c.store, &far_store, &tiers), KVT_OK);
+            config = c.s.config;
+            config.n_threads = 0;
+            config.executor = (kvt_executor){NULL, run_in_order, 4};
+            expect_ok(NULL, kvt_cache_create(&config, &cache));
+            expect_ok(cache, kvt_seq_create(cache, &to));
+            n_runs = n_far = 0;
+            expect_ok(cache, kvt_prefix_get(&tiers, to, c.prompt, MOST, NULL, &got));
+            assert_true(n_runs > 0);
+            assert_int_equal(n_far, near_has[i] != 0x3ff || damaged);
+            assert_int_equal(got.n_tokens, 640);
+            assert_int_equal(got.n_values, 10);
+            assert_int_equal(got.n_refused, 0);
+            assert_int_equal(c.m.n, 10);
+            store_ok(tiers.stats(tiers.user, &stats, &error));
+            assert_int_equal(stats.n_got, 10);
+            assert_true(stats.n_failed == 0);
+            like = sequence_cut(&c.s, 640);
+            reader = c.s;
+            reader.cache = cache;
+            assert_int_equal(file_hash(&reader, to), file_hash(&c.s, like));
+            kvt_seq_destroy(like);
+            kvt_seq_destroy(to);
+            kvt_cache_destroy(cache);
+            kvt_store_close(&tiers);
+            memory_store_free(&m);
+            prefix_close(&c);
+        }
+}
+
 static int setup(void **state)
 {
     (void)state;
@@ -172,6 +260,7 @@ int main(void)
         cmocka_unit_test(test_order),
         cmocka_unit_test(test_too_small),
         cmocka_unit_test(test_damaged_near),
+        cmocka_unit_test(test_threads_of_near),
     };
     return cmocka_run_group_tests(tests, setup, NULL);
 }

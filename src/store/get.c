@@ -138,18 +138,16 @@ static size_t slice_at(size_t n, size_t n_slices, size_t i)
     return i * (n / n_slices) + (i < more ? i : more);
 }
 
-/* Get the n values that are wanted. */
-static kvt_status receive(fetch *f, size_t n, take_value *take)
+/* Get n values by so many receivers at once. get_near: see kvt_stored_receiver. */
+static kvt_status receive_slices(fetch *f, size_t n, size_t n_slices, take_value *take,
+                                 kvt_store_get *get_near)
 {
     const kvt_stored *p = f->p;
-    size_t n_slices, i;
     kvt_status status;
     slice *slices;
     void *memory;
+    size_t i;
 
-    if (n == 0)
-        return KVT_OK;
-    n_slices = count_slices(f, n);
     status = kvt_snap_alloc(&p->context, n_slices * sizeof *slices, "a prefix's values", &memory);
     if (status != KVT_OK)
         return status;
@@ -165,6 +163,7 @@ static kvt_status receive(fetch *f, size_t n, take_value *take)
                                   here, f->refused.data + s->first, f->taken.data + s->first);
         s->r.on_value = take_of_slice;
         s->r.user = s;
+        s->r.get_near = get_near;
         s->take = take;
         s->f = f;
     }
@@ -178,9 +177,45 @@ static kvt_status receive(fetch *f, size_t n, take_value *take)
         f->result.n_bytes += s->r.n_bytes;
         kvt_stored_receiver_end(&s->r);
     }
-    for (i = 0; i < n; i++)
-        f->result.n_refused += f->refused.data[i];
     kvt_snap_free(&p->context, memory, n_slices * sizeof *slices);
+    return status;
+}
+
+/* Move the wants that were not taken to the front: how many they are. */
+static size_t keep_missing(fetch *f, size_t n)
+{
+    kvt_stored_want *wants = (kvt_stored_want *)(void *)f->wants.data;
+    kvt_store_key *keys = (kvt_store_key *)(void *)f->keys.data;
+    size_t n_left = 0;
+
+    for (size_t i = 0; i < n; i++)
+        if (!f->taken.data[i]) {
+            wants[n_left] = wants[i];
+            keys[n_left++] = keys[i];
+        }
+    return n_left;
+}
+
+/*
+ * Get the n values that are wanted. The cache's threads, which other calls need, do not wait for
+ * the farther one of two stores: what the nearer one has not got comes in a second pass, on this
+ * thread. wants[n] are all of those that were not got then, and others that were.
+ */
+static kvt_status receive(fetch *f, size_t n, take_value *take)
+{
+    kvt_store_get *get_near = kvt_store_get_near(f->p->store);
+    size_t n_slices = n ? count_slices(f, n) : 0, n_left = n;
+    kvt_status status = KVT_OK;
+
+    if (n_slices > 1 && get_near) {
+        status = receive_slices(f, n, n_slices, take, get_near);
+        n_left = status == KVT_OK ? keep_missing(f, n) : 0;
+        n_slices = 1;
+    }
+    if (n_left)
+        status = receive_slices(f, n_left, n_slices, take, NULL);
+    for (size_t i = 0; i < n_left; i++)
+        f->result.n_refused += f->refused.data[i];
     return status;
 }
 

@@ -456,9 +456,10 @@ kvt_status kvt_stored_receive(kvt_stored_receiver *r)
 
     if (r->n_wants == 0)
         return KVT_OK;
-    status = store->get(store->user, r->keys, r->n_wants, &receiver, &r->error);
+    status = (r->get_near ? r->get_near : store->get)(store->user, r->keys, r->n_wants, &receiver,
+                                                      &r->error);
     drop(r);
-    if (r->status != KVT_OK || status != KVT_OK)
+    if (r->get_near || r->status != KVT_OK || status != KVT_OK)
         return r->status != KVT_OK ? r->status : status;
     for (i = 0; i < r->n_wants; i++) { /* so that a put can mend them */
         kvt_store_error unused;

@@ -184,8 +184,9 @@ typedef struct kvt_stored_receiver {
     const kvt_stored_want *wants; /* [n_wants], as the keys of the get */
     const kvt_store_key *keys;    /* [n_wants] */
     size_t n_wants;
-    uint8_t *refused; /* [n_wants] 1: the copy that came last is damaged, or another's */
-    uint8_t *taken;   /* [n_wants] 1: it has come */
+    kvt_store_get *get_near; /* get that by it, and remove nothing; NULL: all by the store's get */
+    uint8_t *refused;        /* [n_wants] 1: the copy that came last is damaged, or another's */
+    uint8_t *taken;          /* [n_wants] 1: it has come */
     /* Take the blocks of a value over; or set refused[i], and take nothing. */
     kvt_status (*on_value)(void *user, size_t i, const kvt_stored_got *got);
     void *user;

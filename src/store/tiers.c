@@ -200,6 +200,24 @@ static kvt_status get_far(getting *g, size_t n, kvt_store_error *error)
     return at ? status : KVT_OK;
 }
 
+/* What near delivers. Its failure is counted where it is asked for the rest, with far. */
+static kvt_status get_near(void *user, const kvt_store_key *keys, size_t n,
+                           const kvt_store_receiver *receiver, kvt_store_error *error)
+{
+    tiers *t = user;
+    unsigned char *done = calloc(n ? n : 1, 1);
+    getting g = {.t = t, .receiver = receiver, .keys = keys, .done = done};
+    kvt_store_receiver own = {&g, part, receiver->place ? place : NULL};
+
+    if (!done)
+        return KVT_OK;
+    (void)t->near_store.get(t->near_store.user, keys, n, &own, error);
+    for (size_t i = 0; i < n; i++)
+        add(&t->n_got, done[i] == TAKEN);
+    free(done);
+    return KVT_OK;
+}
+
 static kvt_status get(void *user, const kvt_store_key *keys, size_t n,
                       const kvt_store_receiver *receiver, kvt_store_error *error)
 {
@@ -381,6 +399,11 @@ static void close_tiers(void *user)
     kvt_store_close(&t->near_store);
     kvt_store_close(&t->far_store);
     free(t);
+}
+
+kvt_store_get *kvt_store_get_near(const kvt_store *store)
+{
+    return store->get == get ? get_near : NULL;
 }
 
 kvt_status kvt_store_open_tiers(const kvt_store *near_store, const kvt_store *far_store,
