@@ -83,6 +83,26 @@ static void test_sizes(void **state)
 }
 
 /* Values of many sizes and holes in one call; what is there is found, and nothing else. */
+/* A value that says that it has more or less than its parts: these count. */
+static void test_wrong_sum(void **state)
+{
+    static const char data[] = "0123456789";
+    kvt_store_part parts[2] = {{data, 4}, {data + 4, 6}};
+    kvt_store store = open_store(&server);
+    kvt_store_error error;
+    (void)state;
+    for (uint64_t bytes = 0; bytes < 20; bytes += 7) {
+        kvt_store_value values[2] = {{parts, 2, bytes}, {parts, 1, bytes}};
+        kvt_store_key keys[2] = {key_of(1), key_of(2)};
+        size_t n_put = 0;
+        expect_call(KVT_OK, error, store.put(store.user, keys, values, 2, &n_put, &error));
+        assert_int_equal(n_put, 2);
+        redis_expect(&server, data, "GET %s", name_of("kvt:", 1));
+        redis_expect(&server, "0123", "GET %s", name_of("kvt:", 2));
+    }
+    kvt_store_close(&store);
+}
+
 static void test_holes(void **state)
 {
     kvt_store store = open_store(&server);
@@ -621,6 +641,7 @@ int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(test_sizes, empty),
+        cmocka_unit_test_setup(test_wrong_sum, empty),
         cmocka_unit_test_setup(test_holes, empty),
         cmocka_unit_test_setup(test_pipelines, empty),
         cmocka_unit_test_setup(test_skip_and_stop, empty),

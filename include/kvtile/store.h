@@ -215,10 +215,10 @@ typedef struct kvt_redis_config {
 
 /*
  * Open a store on a Redis or Valkey server or cluster: one string a value. Redirections of a
- * cluster (MOVED, ASK) are followed. The server is not needed for the opening: a call that needs it
- * connects, and connects again after a failure. Calls of several threads run side by side, each on
- * connections of its own, which are kept for later calls. After a fork the child opens its own
- * store.
+ * cluster (MOVED, ASK) are followed; one that has had 1024 addresses in a store's life needs a
+ * store opened anew. The server is not needed for the opening: a call that needs it connects, and
+ * connects again after a failure. Calls of several threads run side by side, each on connections of
+ * its own, which are kept for later calls. After a fork the child opens its own store.
  *
  * By TLS a server is sent nothing before its certificate was verified: that a trusted CA has
  * signed it, that it holds today, and that it is for the host that was connected to, which is
@@ -285,7 +285,8 @@ typedef struct kvt_prefix_options {
                                  there is one */
     uint32_t reserved;    /* 0 */
     const uint64_t *checkpoint_tokens; /* get, probe: [n_checkpoint_tokens], ascending: lengths at
-                                          which a checkpoint may be; NULL: any */
+                                          which a checkpoint may be; NULL: any. With a
+                                          pointer and none of them there is none */
     size_t n_checkpoint_tokens;        /* 0 where checkpoint_tokens is NULL */
 } kvt_prefix_options;
 
@@ -338,6 +339,8 @@ KVT_API kvt_status kvt_prefix_put(const kvt_store *store, const kvt_seq *seq,
  *                      below 0
  * KVT_ERR_UNSUPPORTED  the library was built without libsodium
  * KVT_ERR_IO, ...      the store's: compute the prompt instead
+ * KVT_ERR_CORRUPT      values are sound each, but not together: a window's blocks lack
+ * KVT_ERR_LIMIT        a prompt, or a stored checkpoint, is too large for the address space
  * KVT_ERR_MEMORY, KVT_ERR_BUDGET
  */
 KVT_API kvt_status kvt_prefix_get(const kvt_store *store, kvt_seq *seq, const int32_t *prompt,

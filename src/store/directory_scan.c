@@ -84,6 +84,8 @@ static kvt_status scan_folder(scan *s, const char *folder)
         }
         if (S_ISREG(status.st_mode))
             s->ended = s->on_value(s->user, &key, &status) != 0;
+        if (s->lock) /* a folder may take long: a cold disk has a seek for each value */
+            kvt_dir_progress(s->dir, s->lock);
     }
     return close_stream(s, stream, folder, s->ended ? 0 : errno);
 }
@@ -106,8 +108,6 @@ kvt_status kvt_dir_scan(kvt_dir *dir, kvt_dir_lock *lock,
         if (strlen(name) != 2 || strspn(name, "0123456789abcdef") != 2)
             continue;
         status = scan_folder(&s, name);
-        if (lock)
-            kvt_dir_progress(dir, lock);
     }
     number = s.ended || status != KVT_OK ? 0 : errno;
     if (status != KVT_OK) {

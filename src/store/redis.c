@@ -80,6 +80,17 @@ void kvt_redis_node_failed(kvt_redis *redis, int node, const kvt_store_error *er
     (void)pthread_mutex_unlock(&redis->lock);
 }
 
+/*
+ * Whether a connecting since start_ms has ended with the call, which had spent most of its time
+ * before: that says nothing of the node, to which other calls may connect.
+ */
+static int is_late(const kvt_redis *redis, const kvt_redis_clock *clock, uint64_t start_ms)
+{
+    uint64_t now = kvt_redis_now_ms(), took = now - start_ms;
+    return now >= clock->end_ms && took < redis->connect_timeout_ms &&
+           took < redis->call_timeout_ms / 2;
+}
+
 kvt_status kvt_redis_client_link(kvt_redis *redis, kvt_redis_client *client, int number,
                                  const kvt_redis_clock *clock, kvt_redis_link **result,
                                  kvt_store_error *error)
@@ -87,6 +98,7 @@ kvt_status kvt_redis_client_link(kvt_redis *redis, kvt_redis_client *client, int
     size_t at = (size_t)number;
     kvt_redis_node *node;
     kvt_redis_link *link;
+    uint64_t start_ms;
     kvt_status status = KVT_OK;
 
     (void)pthread_mutex_lock(&redis->lock);
@@ -109,8 +121,9 @@ kvt_status kvt_redis_client_link(kvt_redis *redis, kvt_redis_client *client, int
     (void)pthread_mutex_unlock(&redis->lock);
     if (status != KVT_OK)
         return status;
+    start_ms = kvt_redis_now_ms();
     status = kvt_redis_link_open(redis, link, clock, error);
-    if (status == KVT_ERR_IO)
+    if (status == KVT_ERR_IO && !is_late(redis, clock, start_ms))
         kvt_redis_node_failed(redis, number, error);
     return status;
 }

@@ -387,8 +387,14 @@ static int connect_host(kvt_redis_link *link, uint64_t end_ms, kvt_store_error *
                              gai_strerror(number));
         return -1;
     }
-    for (const struct addrinfo *a = found; a && fd < 0; a = a->ai_next)
-        fd = connect_address(a->ai_family, a->ai_addr, a->ai_addrlen, end_ms, &number);
+    /* Each has its part of the time: one that leads nowhere leaves the others theirs. */
+    for (const struct addrinfo *a = found; a && fd < 0; a = a->ai_next) {
+        uint64_t now = kvt_redis_now_ms(), n_left = 0;
+        for (const struct addrinfo *left = a; left; left = left->ai_next)
+            n_left++;
+        fd = connect_address(a->ai_family, a->ai_addr, a->ai_addrlen,
+                             now < end_ms ? now + (end_ms - now) / n_left : end_ms, &number);
+    }
     freeaddrinfo(found);
     if (fd < 0)
         (void)kvt_redis_fail_errno(link, "cannot connect", number, error);

@@ -87,7 +87,12 @@ static void append_key(const run *r, kvt_redis_link *link, const kvt_store_key *
 static void append_value(kvt_redis_link *link, const kvt_store_value *value)
 {
     char head[32];
-    int n = snprintf(head, sizeof head, "$%llu\r\n", (unsigned long long)value->bytes);
+    uint64_t bytes = 0; /* that will be sent, whatever value->bytes is */
+    int n;
+
+    for (size_t p = 0; p < value->n_parts; p++)
+        bytes += value->parts[p].bytes;
+    n = snprintf(head, sizeof head, "$%llu\r\n", (unsigned long long)bytes);
     kvt_redis_append_text(link, head, (size_t)n);
     for (size_t p = 0; p < value->n_parts; p++)
         kvt_redis_append_data(link, value->parts[p].data, value->parts[p].bytes);
