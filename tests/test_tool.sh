@@ -580,6 +580,22 @@ if [ -c /dev/full ] && [ -w /dev/full ]; then
     refuses 3 '/dev/full: not a regular file' convert "$golden/i8.kvt" /dev/full
 fi
 "$make" "$work/big.kvt" 60000 || fails "$make" # 245 MB as f32
+# Started with standard descriptors that are closed: no file that is opened gets their numbers.
+"$tool" convert --progress --quiet --level 9 "$work/big.kvt" "$work/new/y" 0<&- 2>&- || fails "convert without stderr"
+run 0 diff --quiet "$work/big.kvt" "$work/new/y"
+leaves y
+"$tool" dump --json --layer 0 --side k --output "$work/new/x" "$golden/tag.kvt" >&- 2>"$work/err"
+[ $? -eq 3 ] || fails "a closed stdout was not noticed"
+says err '^kvtile: stdout: cannot be written$'
+[ "$(wc -l <"$work/err")" -eq 1 ] || fails "not one line: $(cat "$work/err")"
+"$tool" dump --output - --layer 0 --side k "$golden/tag.kvt" 0<&- >&- 2>"$work/err"
+[ $? -eq 3 ] || fails "a closed stdout was not noticed"
+says err '^kvtile: -: cannot be written: Bad file descriptor$'
+leaves x
+if [ -e /dev/stdout ]; then
+    "$tool" dump --safetensors /dev/stdout "$golden/tag.kvt" >&- 2>"$work/err"
+    [ $? -eq 3 ] || fails "an output was written to a closed stdout"
+fi
 if (ulimit -f 4000) 2>/dev/null; then # a limit on the size of files, met on the way
     for how in "dump --safetensors" "convert --force" convert; do
         case $how in dump*) set -- $how "$work/new/x" "$work/big.kvt" ;; *) set -- $how "$work/big.kvt" "$work/new/x" ;; esac

@@ -295,6 +295,12 @@ else
     run 0 ls "redis://127.0.0.1:$port/1"
     lines 1
     refuses 3 'redis://127.0.0.1:' gc "redis://127.0.0.1:$port"
+    # Started without stdout or stderr: the connection does not get their numbers.
+    "$tool" store verify --progress "redis+unix://$socket" 2>&- >"$work/out" || fails "verify without stderr"
+    says out "$n sound, 0 damaged, "
+    "$tool" store ls "redis+unix://$socket" 0<&- >&- 2>"$work/err"
+    [ $? -eq 3 ] || fails "a closed stdout was not noticed"
+    says err '^kvtile: stdout: cannot be written$'
     # A damaged value.
     run 0 ls --sort key "redis://127.0.0.1:$port"
     key=$(sed -n 2p "$work/out" | cut -f 1)

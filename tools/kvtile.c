@@ -7,9 +7,11 @@
 #include "tool.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static const char help[] =
     "kvtile: look at snapshots of a kvtile cache, convert them, and look after stores\n"
@@ -534,12 +536,31 @@ static const struct command *find_command(int argc, char **argv)
     return NULL;
 }
 
+/*
+ * Where the tool was started with a standard descriptor closed, the next file that is opened, an
+ * output or a server's socket, would get its number, and progress or a listing be written into it.
+ * The root folder takes the place: reads and writes of it fail, as those of a closed one do, and so
+ * does /dev/stdout as an output. What cannot be read is /dev/null, opened the wrong way round.
+ */
+static int open_standard(void)
+{
+    int fd;
+
+    for (fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++)
+        if (fcntl(fd, F_GETFD) < 0 && open("/", O_RDONLY) != fd &&
+            open("/dev/null", fd == STDIN_FILENO ? O_WRONLY : O_RDONLY) != fd)
+            return -1;
+    return 0;
+}
+
 int main(int argc, char **argv)
 {
     const struct command *command;
     tool_options *o;
     int i, code;
 
+    if (open_standard() != 0)
+        return UNUSABLE;
     for (i = 1; i < argc && strcmp(argv[i], "--") != 0; i++) {
         if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0) {
             (void)fputs(help, stdout);
