@@ -4,6 +4,7 @@
  */
 #include "snapshot_options.h"
 
+#include <fcntl.h>
 #include <sys/stat.h>
 
 static char names[300][24];
@@ -355,10 +356,39 @@ static void parents_that_are_not(void **state)
     o.in_place = 1;
     expect(s.cache, KVT_ERR_ARG, kvt_seq_save(seq, in_folder("base"), &o));
     o.in_place = 0;
+    for (int own = 0; own < 2; own++) { /* by a descriptor, which has no name */
+        int fd = open(in_folder(own ? "child" : "base"), O_RDWR);
+        assert_true(fd >= 0);
+        expect(s.cache, KVT_ERR_ARG, kvt_seq_save_fd(seq, fd, &o));
+        expect_error_text(s.cache, "its own parent", "a descriptor of its child or base");
+        assert_true(lseek(fd, 0, SEEK_CUR) == 0);
+        assert_int_equal(close(fd), 0);
+    }
+    {
+        int fd = open(in_folder("other"), O_WRONLY | O_CREAT | O_TRUNC, 0600);
+        assert_true(fd >= 0);
+        expect_ok(s.cache, kvt_seq_save_fd(seq, fd, &o));
+        assert_int_equal(close(fd), 0);
+        expect_ok(s.cache, kvt_seq_load(to, in_folder("other"), &l, NULL));
+        expect_equal(&s, seq, to, "by a descriptor", 0);
+        kvt_seq_destroy(to);
+        to = tagged_seq(&s);
+        grow(&s, to, 20);
+        hash = file_hash(&s, to);
+    }
     o.parent = in_folder("base");
     assert_int_equal(mkdir(in_folder("sub"), 0700), 0);
     expect(s.cache, KVT_ERR_ARG, kvt_seq_save(seq, in_folder("sub/delta"), &o));
     expect_error_text(s.cache, "not in the folder", "another folder");
+    assert_int_equal(mkdir(in_folder("su\nb"), 0700), 0);
+    o.parent = in_folder("su\nb/../base");
+    expect(s.cache, KVT_ERR_ARG, kvt_seq_save(seq, in_folder("sub/delta"), &o));
+    expect_error_text(s.cache, "/su?b/../base", "a control character");
+    assert_int_equal(symlink("base", in_folder("li\nk")), 0);
+    expect(s.cache, KVT_ERR_ARG, kvt_seq_save(seq, in_folder("li\nk"), &o));
+    expect_error_text(s.cache, "/li?k", "a control character");
+    assert_int_equal(unlink(in_folder("li\nk")), 0);
+    assert_int_equal(rmdir(in_folder("su\nb")), 0);
     o.parent = in_folder("sub/../base"); /* the same folder */
     expect_ok(s.cache, kvt_seq_save(seq, in_folder("delta"), &o));
     {

@@ -1034,9 +1034,9 @@ typedef int (*kvt_progress)(void *user, uint64_t done, uint64_t total);
 typedef struct kvt_save_options {
     size_t struct_size;   /* sizeof(kvt_save_options) */
     uint32_t codec;       /* KVT_CODEC_ */
-    uint32_t no_fsync;    /* 1: do not wait for the disk (files only) */
+    uint32_t no_fsync;    /* 1: do not wait for the disk (kvt_seq_save only) */
     int32_t zstd_level;   /* 0 stands for 1, and 6 for small streams; else -7 to 19 */
-    uint32_t in_place;    /* 1: write over the file itself (files only); see kvt_seq_save */
+    uint32_t in_place;    /* 1: write over the file itself (kvt_seq_save only), see there */
     uint64_t first_token; /* save the tokens from this one on; a multiple of KVT_BLOCK_TOKENS. From
                                a later one than 0 checkpoints are left out */
     uint64_t n_tokens;    /* so many; 0: all to the end. Checkpoints behind are left out */
@@ -1068,7 +1068,9 @@ typedef struct kvt_save_options {
  * checkpoints, with what they need that it has no more. The file appears under its name whole or
  * not at all: it is written beside it, synced and renamed over it. options NULL: the defaults.
  * Temporaries that saves of the same file have left in the folder because their process died are
- * removed (docs/format.md, "Files").
+ * removed (docs/format.md, "Files"). A relative path is looked up at each step of that: the current
+ * folder may not change until the call returns, by progress or another thread. Else it is
+ * KVT_ERR_IO, and the temporary may stay until the next save of the file.
  *
  * parent: ids, positions and blocks that the parent, or its own parent, has are not written again.
  * So a save after each turn writes about what the turn has added. The parent has to stay where it
@@ -1104,13 +1106,17 @@ typedef struct kvt_save_options {
  */
 KVT_API kvt_status kvt_seq_save(const kvt_seq *seq, const char *path,
                                 const kvt_save_options *options);
-/* The same to a stream, front to back. A parent is named by its whole path here. */
+/*
+ * The same to a stream, front to back. A parent is named by its whole path here. Whether the stream
+ * ends in a file of the chain cannot be told: see to it that it does not.
+ */
 KVT_API kvt_status kvt_seq_save_stream(const kvt_seq *seq, const kvt_writer *writer,
                                        const kvt_save_options *options);
 /*
  * The same to a file descriptor, from where it stands (a pipe, a socket, a file): neither synced
- * nor closed; waited for where it does not block. SIGPIPE is the caller's to ignore; then a closed
- * pipe is KVT_ERR_IO.
+ * nor closed; waited for where it does not block. in_place and no_fsync do not count. A parent is
+ * named by its whole path here too; the descriptor of a file of the chain is KVT_ERR_ARG. SIGPIPE
+ * is the caller's to ignore; then a closed pipe is KVT_ERR_IO.
  */
 KVT_API kvt_status kvt_seq_save_fd(const kvt_seq *seq, int fd, const kvt_save_options *options);
 /*
@@ -1308,7 +1314,9 @@ KVT_API kvt_status kvt_snapshot_inspect_with(const char *path, const kvt_inspect
  * Read a snapshot, with its parents, and save it anew: with another codec or other types, some of
  * its tokens or layers, encrypted or not, as one file in place of a chain. Its pieces, tag and
  * checkpoints go along; to_options->pieces come besides, in place of those of the same name.
- * Memory: about that of the sequence.
+ * Memory: about that of the sequence. It is loaded into a cache with the default residual_tokens:
+ * of a group with a window, blocks that are out of sight, and that a larger number has kept, are
+ * dropped.
  *
  * from_options (may be NULL): folder, key, on_piece, progress and layers as for a load, the layers
  *     being n_layers of the file's; all others have to be 0

@@ -457,13 +457,13 @@ int kvt_snap_chain_has(const kvt_snap_chain *chain, const unsigned char *id)
     return find_level(chain, id, &where) != NULL;
 }
 
-int kvt_snap_chain_has_file(const kvt_snap_chain *chain, const char *path)
+int kvt_snap_chain_has_file(const kvt_snap_chain *chain, const char *path, int fd)
 {
     uint32_t i;
     int same = 0;
 
     for (i = 0; i < chain->n && !same; i++)
-        same = kvt_snap_same_file(chain->context, chain->levels[i]->path, path);
+        same = kvt_snap_file_is(&chain->levels[i]->file, path, fd);
     return same;
 }
 

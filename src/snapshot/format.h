@@ -626,8 +626,8 @@ int kvt_snap_chain_has(const kvt_snap_chain *chain, const unsigned char *id);
 /* Read the block of this id to the sink of the child's parser, and count it there. */
 kvt_status kvt_snap_chain_block(kvt_snap_chain *chain, const unsigned char *id,
                                 const kvt_snap_block *at, struct kvt_snap_parser *child);
-/* Whether one of them is the file at path: 1, 0, or -1: KVT_ERR_IO. */
-int kvt_snap_chain_has_file(const kvt_snap_chain *chain, const char *path);
+/* Whether one of them is the file at path, NULL: of a descriptor. 1, 0, or -1: KVT_ERR_IO. */
+int kvt_snap_chain_has_file(const kvt_snap_chain *chain, const char *path, int fd);
 
 /* ---- file.c ---- */
 
@@ -687,6 +687,8 @@ kvt_status kvt_snap_file_open(const kvt_snap_context *context, const char *path,
  */
 kvt_status kvt_snap_file_open_named(const kvt_snap_context *context, const char *path,
                                     kvt_snap_file *file);
+/* Whether it is the file at path, NULL: of a descriptor. 1, 0, or -1: KVT_ERR_IO. */
+int kvt_snap_file_is(const kvt_snap_file *file, const char *path, int fd);
 /* What kvt_snap_input has, of a file that is read; all but view of a regular one only. */
 const unsigned char *kvt_snap_file_view(void *user, size_t bytes);
 size_t kvt_snap_file_part(void *user, uint64_t offset, void *to, size_t bytes);

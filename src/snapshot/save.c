@@ -344,8 +344,8 @@ static kvt_status prepare(kvt_snap_saver *s, const kvt_seq *seq, const kvt_snap_
     return status;
 }
 
-/* path: of the file that is saved, NULL: a stream. */
-static kvt_status open_parent(kvt_snap_saver *s, const char *path)
+/* path: of the file that is saved, NULL: by a descriptor, or, where fd is -1, a stream. */
+static kvt_status open_parent(kvt_snap_saver *s, const char *path, int fd)
 {
     const char *name = s->options->parent;
     size_t n;
@@ -359,22 +359,23 @@ static kvt_status open_parent(kvt_snap_saver *s, const char *path)
     if (status != KVT_OK)
         return status;
     n = kvt_snap_folder_bytes(name);
-    same = path ? kvt_snap_chain_has_file(s->chain, path) : 0;
+    same = path || fd >= 0 ? kvt_snap_chain_has_file(s->chain, path, fd) : 0;
     if (same < 0)
         return KVT_ERR_IO;
     if (same)
-        return kvt_fail(s->seq->cache, KVT_ERR_ARG,
-                        "save: the file is its own parent, or a parent of that: %s", path);
+        return kvt_snap_fail(s->context, KVT_ERR_ARG,
+                             "save: the file is its own parent, or a parent of that: %s",
+                             path ? path : "the file descriptor");
     same = path ? kvt_snap_same_folder(s->context, name, path) : 1;
     if (same < 0)
         return KVT_ERR_IO;
     if (!same)
-        return kvt_fail(s->seq->cache, KVT_ERR_ARG,
-                        "save: the parent is not in the folder of the file: %s", name);
+        return kvt_snap_fail(s->context, KVT_ERR_ARG,
+                             "save: the parent is not in the folder of the file: %s", name);
     name += n;
     s->parent.name_bytes = (uint32_t)strlen(name);
     if (s->parent.name_bytes > KVT_SNAP_NAME_MAX)
-        return kvt_fail(s->seq->cache, KVT_ERR_LIMIT, "save: the parent's name is too long");
+        return kvt_snap_fail(s->context, KVT_ERR_LIMIT, "save: the parent's name is too long");
     memcpy(s->parent.name, name, s->parent.name_bytes + (size_t)1);
     return KVT_OK;
 }
@@ -440,7 +441,7 @@ kvt_status kvt_seq_save_stream(const kvt_seq *seq, const kvt_writer *writer,
     status = begin(&s, seq, options, &context, &copy);
     if (status != KVT_OK)
         return status;
-    status = open_parent(&s, NULL);
+    status = open_parent(&s, NULL, -1);
     if (status == KVT_OK)
         status = write_to(&s, writer, NULL);
     release(&s);
@@ -464,7 +465,7 @@ kvt_status kvt_seq_save_fd(const kvt_seq *seq, int fd, const kvt_save_options *o
     if (status != KVT_OK)
         return status;
     kvt_snap_file_of_fd(&context, fd, &file, &writer, NULL);
-    status = open_parent(&s, NULL);
+    status = open_parent(&s, NULL, fd);
     if (status == KVT_OK)
         status = write_to(&s, &writer, kvt_snap_file_write_parts);
     if (status == KVT_ERR_IO) {
@@ -509,7 +510,7 @@ kvt_status kvt_seq_save_memory(const kvt_seq *seq, void *to, size_t room, size_t
     status = begin(&s, seq, options, &context, &copy);
     if (status != KVT_OK)
         return status;
-    status = open_parent(&s, NULL);
+    status = open_parent(&s, NULL, -1);
     if (status == KVT_OK && copy.key) {
         target t = {to, room, 0, 0};
         kvt_writer writer = {&t, write_memory};
@@ -646,7 +647,7 @@ kvt_status kvt_seq_save(const kvt_seq *seq, const char *path, const kvt_save_opt
     status = begin(&s, seq, options, &context, &copy);
     if (status != KVT_OK)
         return status;
-    status = open_parent(&s, path);
+    status = open_parent(&s, path, -1);
     if (status != KVT_OK) {
         release(&s);
         return status;
