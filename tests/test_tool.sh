@@ -276,6 +276,57 @@ chmod 640 "$work/new/x"
 run 0 dump --force --safetensors "$work/new/x" "$golden/tag.kvt"
 [ -s "$work/new/x" ] || fails "--force does not replace"
 case $(ls -l "$work/new/x") in -rw-r-----*) ;; *) fails "another mode" ;; esac
+# Who could not read the file that is replaced cannot read the new one: its group, its ACL.
+cat >"$work/acl.py" <<'END'
+import os, struct, sys
+def acl(*entries): # tag, permissions, id
+    return struct.pack('<I', 2) + b''.join(struct.pack('<HHI', *e) for e in entries)
+access, default = 'system.posix_acl_access', 'system.posix_acl_default'
+of, path = sys.argv[1:]
+nobody = 2**32 - 1
+if of == 'default': # of new files: none for others
+    os.setxattr(path, default, acl((1, 7, nobody), (2, 6, 54321), (4, 5, nobody), (16, 7, nobody), (32, 0, nobody)))
+elif of == 'access':
+    os.setxattr(path, access, acl((1, 6, nobody), (2, 4, 54322), (4, 0, nobody), (16, 4, nobody), (32, 0, nobody)))
+else:
+    try:
+        print(oct(os.stat(path).st_mode), os.getxattr(path, access).hex())
+    except OSError:
+        print(oct(os.stat(path).st_mode), 'none')
+END
+if [ "$(id -u)" -eq 0 ] && chgrp 54321 "$work/new/x" 2>/dev/null; then
+    run 0 dump --force --safetensors "$work/new/x" "$golden/tag.kvt"
+    [ "$(stat -c '%g %a' "$work/new/x")" = '54321 640' ] || fails "another group: $(ls -l "$work/new/x")"
+    # It has a group that the process may not give: the process's own gets no more than others.
+    if setpriv --reuid 54321 --regid 54322 --clear-groups "$tool" info "$golden/tag.kvt" >"$work/out" 2>&1; then
+        chmod 711 "$work"
+        chown 54321 "$work/new" "$work/new/x"
+        chmod 664 "$work/new/x"
+        setpriv --reuid 54321 --regid 54322 --clear-groups "$tool" dump --force \
+            --safetensors "$work/new/x" "$golden/tag.kvt" || fails "dump of another user"
+        [ "$(stat -c '%g %a' "$work/new/x")" = '54322 644' ] || fails "access of another group: $(ls -l "$work/new/x")"
+        chown 0 "$work/new"
+    fi
+fi
+if command -v python3 >/dev/null 2>&1 && mkdir "$work/new/acl" && : >"$work/new/acl/x" &&
+    chmod 640 "$work/new/acl/x" && python3 "$work/acl.py" default "$work/new/acl" 2>/dev/null; then
+    run 0 dump --force --safetensors "$work/new/acl/x" "$golden/tag.kvt"
+    [ "$(python3 "$work/acl.py" show "$work/new/acl/x")" = '0o100640 none' ] ||
+        fails "a list that it had not: $(python3 "$work/acl.py" show "$work/new/acl/x")"
+    python3 "$work/acl.py" access "$work/new/acl/x"
+    before=$(python3 "$work/acl.py" show "$work/new/acl/x")
+    run 0 dump --force --safetensors "$work/new/acl/x" "$golden/tag.kvt"
+    [ "$(python3 "$work/acl.py" show "$work/new/acl/x")" = "$before" ] ||
+        fails "another list: $(python3 "$work/acl.py" show "$work/new/acl/x"), not $before"
+    : >"$work/new/acl/y" # as the system makes a new file
+    run 0 dump --safetensors "$work/new/acl/z" "$golden/tag.kvt"
+    [ "$(python3 "$work/acl.py" show "$work/new/acl/z")" = "$(python3 "$work/acl.py" show "$work/new/acl/y")" ] ||
+        fails "a new file: $(python3 "$work/acl.py" show "$work/new/acl/z")"
+fi
+rm -rf "$work/new/acl"
+(umask 026 && "$tool" dump --safetensors "$work/new/y" "$golden/tag.kvt")
+case $(ls -l "$work/new/y") in -rw-r-----*) ;; *) fails "another mode: $(ls -l "$work/new/y")" ;; esac
+rm "$work/new/y"
 refuses 3 'new: is a folder' dump --safetensors "$work/new" "$golden/tag.kvt"
 ln -s nowhere "$work/new/link"
 refuses 3 'link: is there already' dump --safetensors "$work/new/link" "$golden/tag.kvt"

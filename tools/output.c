@@ -20,7 +20,13 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
+#if defined(__linux__)
+#include <sys/xattr.h>
+#endif
+
+#define TEMPORARIES 100 /* names that are tried when others exist */
 
 static volatile sig_atomic_t noted;
 
@@ -116,16 +122,74 @@ static char *beside(const char *path, const char *name)
     return text;
 }
 
-/* As a new file's mode would be, or as that of the file that is replaced. */
-static void set_mode(int fd, const char *path)
+/* Make the temporary beside the target: a descriptor, or -1. */
+static int make_temporary(tool_output *out, mode_t mode)
 {
-    struct stat found;
-    mode_t mask = umask(0);
+    char name[32];
+    struct timespec now = {0, 0};
+    unsigned long mixed;
+    int attempt, fd = -1;
 
-    (void)umask(mask);
-    (void)fchmod(fd, stat(path, &found) == 0 && S_ISREG(found.st_mode)
-                         ? found.st_mode & (mode_t)0777
-                         : (mode_t)0666 & ~mask);
+    for (attempt = 0; attempt < TEMPORARIES; attempt++) {
+        (void)clock_gettime(CLOCK_REALTIME, &now);
+        mixed = (unsigned long)now.tv_sec * 1000003u + (unsigned long)now.tv_nsec +
+                (unsigned long)attempt;
+        (void)snprintf(name, sizeof name, ".kvtile-%06lx%08lx", (unsigned long)getpid() & 0xffffff,
+                       mixed & 0xffffffff);
+        free(out->temporary);
+        out->temporary = beside(out->target, name);
+        fd = out->temporary ? open(out->temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, mode)
+                            : -1;
+        if (fd >= 0 || !out->temporary || errno != EEXIST)
+            break;
+    }
+    return fd;
+}
+
+#if defined(__linux__)
+/* The temporary has the list of access rights (ACL) of the file that it replaces: 1. */
+static int keep_acl(int fd, const char *target)
+{
+    static const char name[] = "system.posix_acl_access";
+    char acl[1024];
+    ssize_t n = getxattr(target, name, acl, sizeof acl);
+
+    if (n > 0)
+        return fsetxattr(fd, name, acl, (size_t)n, 0) == 0;
+    if (n < 0 && errno == ERANGE)
+        return 0;
+    /* It has none; nor is the new file to have one that the folder gives to new files. */
+    return fgetxattr(fd, name, NULL, 0) <= 0 || fremovexattr(fd, name) == 0;
+}
+#else
+static int keep_acl(int fd, const char *target)
+{
+    (void)fd;
+    (void)target;
+    return 1;
+}
+#endif
+
+/*
+ * As the library's saves do: group, ACL and permissions of the file that is replaced, before there
+ * is anything to read. Where the group or the ACL cannot be kept, the group is another one, and
+ * gets no more than everybody has. 0, or -1 with errno.
+ */
+static int keep_access(int fd, const char *target, const struct stat *old)
+{
+    mode_t mode = old->st_mode & 0777;
+    struct stat made;
+    int kept;
+
+    kept = (fstat(fd, &made) == 0 && made.st_gid == old->st_gid) ||
+           fchown(fd, (uid_t)-1, old->st_gid) == 0;
+    kept = keep_acl(fd, target) && kept;
+    if (!kept)
+        mode &= ~(mode_t)070 | (mode & 07) << 3;
+    if (fchmod(fd, mode) == 0)
+        return 0;
+    /* Some file systems have one owner and one mode for all files, and let nobody change them. */
+    return errno == EPERM && fstat(fd, &made) == 0 && !(made.st_mode & 0777 & ~mode) ? 0 : -1;
 }
 
 static int init(tool_output *out, const char *path, int force)
@@ -162,7 +226,7 @@ static void forget(tool_output *out)
 int output_open(tool_output *out, const char *path, int force)
 {
     struct stat found;
-    int fd;
+    int fd, replaces;
 
     if (init(out, path, force) != 0)
         return -1;
@@ -176,21 +240,22 @@ int output_open(tool_output *out, const char *path, int force)
     }
     if (find_target(out) != 0)
         return -1;
-    out->temporary = beside(out->target, ".kvtile-XXXXXX");
-    fd = out->temporary ? mkstemp(out->temporary) : -1;
+    replaces = stat(out->target, &found) == 0;
+    fd = make_temporary(out, replaces ? found.st_mode & 0700 : 0666);
     if (fd < 0) {
         (void)fail(out, "cannot be created: %s", strerror(errno));
         forget(out);
         return -1;
     }
-    set_mode(fd, out->target);
-    out->file = fdopen(fd, "wb");
-    if (!out->file) {
-        (void)close(fd);
-        output_discard(out);
-        return fail(out, "no memory");
-    }
-    return 0;
+    if (replaces && keep_access(fd, out->target, &found) != 0)
+        (void)fail(out, "its permissions cannot be set: %s", strerror(errno));
+    else if ((out->file = fdopen(fd, "wb")) == NULL)
+        (void)fail(out, "no memory");
+    if (out->file)
+        return 0;
+    (void)close(fd);
+    output_discard(out);
+    return -1;
 }
 
 int output_write(tool_output *out, const void *data, size_t bytes)
