@@ -376,6 +376,59 @@ cmp "$work/same.kvt" "$work/new/a.kvt" && cmp "$work/same.key" "$work/new/key" |
 cmp "$work/same.key" "$work/new/hard" || fails "a key file was replaced"
 [ -h "$work/new/soft" ] || fails "a link was replaced"
 leaves a.kvt b.kvt hard key npy soft
+# Nor is one a parent of the input.
+"$make" "$work/new/first.kvt" 300 && "$make" "$work/new/second.kvt" 500 none "$work/new/first.kvt" &&
+    "$make" "$work/new/third.kvt" 640 none "$work/new/second.kvt" || fails "$make"
+ln -s first.kvt "$work/new/link"
+mkdir "$work/new/npy" && ln "$work/new/first.kvt" "$work/new/npy/layers.1.v.npy"
+for name in first.kvt second.kvt link; do
+    for how in --safetensors '--layer 0 --side v --output'; do
+        refuses 2 "$name: is a parent of the input: the output has to be another file" dump --force $how "$work/new/$name" "$work/new/third.kvt"
+    done
+done
+refuses 2 'layers.1.v.npy: is a parent of the input' dump --force --npy "$work/new/npy" "$work/new/third.kvt"
+(cd "$work/new" && "$tool" dump --force --safetensors "$work/new/first.kvt" third.kvt) 2>"$work/err"
+says err 'first.kvt: is a parent of the input'
+run 0 verify "$work/new/third.kvt"
+run 0 dump --force --safetensors "$work/new/first.kvt" "$golden/tag.kvt" # no parent of that
+refuses 1 'in the parent first.kvt' dump --safetensors "$work/new/x" "$work/new/third.kvt"
+leaves first.kvt link npy second.kvt third.kvt
+
+# ---- outputs that are one file ----
+mkdir "$work/new/g" "$work/new/npy"
+ln -s x "$work/new/g/link"
+one='--layer 0 --side k'
+refuses 2 'g/x: is the output .*g/x too' dump $one --output "$work/new/g/x" --safetensors "$work/new/g/../g/x" "$golden/tag.kvt"
+: >"$work/new/g/x"
+for paths in x:../g/x x:link link:./x; do
+    refuses 2 'is the output .* too' dump --force $one --output "$work/new/g/${paths%:*}" --safetensors "$work/new/g/${paths#*:}" "$golden/tag.kvt"
+done
+[ -s "$work/new/g/x" ] && fails "an output was written"
+for made in npy fresh; do
+    refuses 2 'token_ids.npy: is the output .* too' dump $one --npy "$work/new/$made" --output "$work/new/$made/token_ids.npy" "$golden/tag.kvt"
+    refuses 2 'layers.0.k.npy: is the output .* too' dump $one --npy "$work/new/$made" --safetensors "$work/new/$made/layers.0.k.npy" "$golden/tag.kvt"
+done
+: >"$work/new/npy/positions.npy"
+ln -s positions.npy "$work/new/npy/token_ids.npy"
+refuses 2 'positions.npy: is the output .*token_ids.npy too' dump --force --npy "$work/new/npy" "$golden/tag.kvt"
+rm "$work/new/npy/positions.npy" "$work/new/npy/token_ids.npy"
+run 0 dump $one --npy "$work/new/npy" --output "$work/new/npy/k.npy" --safetensors "$work/new/npy/k.st" "$golden/tag.kvt"
+ln "$work/new/npy/k.npy" "$work/new/npy/hard.npy" # other names get files of their own
+run 0 dump $one --force --output "$work/new/npy/k.npy" --safetensors "$work/new/npy/hard.npy" "$golden/tag.kvt"
+cmp "$work/new/npy/k.st" "$work/new/npy/hard.npy" && cmp "$work/new/npy/k.npy" "$work/new/npy/layers.0.k.npy" ||
+    fails "two names of a file"
+if [ -e /dev/stdout ]; then
+    run 2 dump $one --json --output /dev/stdout "$golden/tag.kvt"
+    says err '^kvtile: /dev/stdout: is the standard output, which --json writes to'
+    json
+    "$tool" dump $one --json --output /dev/stdout "$golden/tag.kvt" 2>"$work/err" | cat >"$work/out"
+    json
+    refuses 2 '/dev/stdout: is the output - too' dump $one --output - --safetensors /dev/stdout "$golden/tag.kvt"
+fi
+"$tool" dump $one --json --force --npy "$work/new/npy" "$golden/tag.kvt" >>"$work/new/npy/token_ids.npy" 2>"$work/err"
+[ $? -eq 2 ] || fails "stdout is an array"
+says err 'token_ids.npy: is the standard output, which --json writes to'
+leaves g npy
 
 # ---- inputs that are pipes ----
 if [ -e /dev/stdin ] && command -v timeout >/dev/null 2>&1 && mkfifo "$work/pipe"; then

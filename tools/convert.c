@@ -192,7 +192,7 @@ int convert_run(const tool_options *o)
     int code;
 
     memset(&r, 0, sizeof r);
-    code = output_apart(o, to, NULL);
+    code = output_apart(o, to, NULL); /* the library sees to the parents of the input */
     if (code == SOUND && output_check(to, o->force, text, sizeof text) != 0)
         code = tool_fail(o, to, KVT_ERR_IO, "%s", text);
     if (code == SOUND)

@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #define PART_BYTES 1048576u /* of an array that are read at a time */
 #define PART_TOKENS 16384u  /* of ids and positions */
@@ -31,6 +32,7 @@ typedef struct dump {
     int moved;         /* keys were computed for other positions */
     item *items;       /* [n_items] */
     size_t n_items;
+    tool_inputs inputs;
     void *part;           /* memory of a part of an array */
     uint64_t done, total; /* bytes of all outputs */
 } dump;
@@ -233,13 +235,62 @@ static int each_npy(dump *d, int only_check)
         if (!path)
             return tool_fail(d->o, d->o->npy, KVT_ERR_MEMORY, "no memory");
         if (only_check)
-            code = output_apart(d->o, path, d->s.path);
+            code = output_apart(d->o, path, &d->inputs);
         if (!only_check)
             code = write_npy(d, &d->items[i], path);
         else if (code == SOUND && output_check(path, d->o->force, text, sizeof text) != 0)
             code = tool_fail(d->o, path, KVT_ERR_IO, "%s", text);
         free(path);
     }
+    return code;
+}
+
+static int compare_places(const tool_options *o, const tool_place *places, size_t n)
+{
+    size_t i, j;
+
+    for (i = 1; i < n; i++)
+        for (j = 0; j < i; j++) {
+            if (!place_is_same(&places[i], &places[j]))
+                continue;
+            return o->json && j == 0
+                       ? tool_refuse(o, places[i].path,
+                                     "is the standard output, which --json writes to")
+                       : tool_refuse(o, places[i].path, "is the output %s too", places[j].path);
+        }
+    return SOUND;
+}
+
+/* No two outputs are one file; nor is one stdout, with --json. Of arrays those that are listed. */
+static int each_apart(dump *d)
+{
+    const tool_options *o = d->o;
+    size_t room = d->n_items + 3, n = 0, i;
+    tool_place *places = calloc(room, sizeof *places);
+    char **paths = calloc(room, sizeof *paths);
+    int code = places && paths ? SOUND : tool_fail(o, d->s.path, KVT_ERR_MEMORY, "no memory");
+
+    if (code == SOUND && o->json)
+        place_find(&places[n++], "-");
+    if (code == SOUND && o->output)
+        place_find(&places[n++], o->output);
+    if (code == SOUND && o->safetensors)
+        place_find(&places[n++], o->safetensors);
+    for (i = 0; code == SOUND && o->npy && i < d->n_items; i++) {
+        paths[i] = npy_path(d, &d->items[i]);
+        if (paths[i])
+            place_find(&places[n++], paths[i]);
+        else
+            code = tool_fail(o, o->npy, KVT_ERR_MEMORY, "no memory");
+    }
+    if (code == SOUND)
+        code = compare_places(o, places, n);
+    for (i = 0; i < n; i++)
+        place_release(&places[i]);
+    for (i = 0; paths && i < d->n_items; i++)
+        free(paths[i]);
+    free(paths);
+    free(places);
     return code;
 }
 
@@ -292,7 +343,7 @@ static int write_files(dump *d)
     const item *last = &d->items[d->n_items - 1];
     const char *paths[2];
     char text[TOOL_TEXT];
-    int i, code = SOUND;
+    int i, made = 0, code = SOUND;
 
     if (o->output && (last->kind != ROWS || d->n_items < 2 || (last - 1)->kind == ROWS))
         return tool_refuse(o, d->s.path, "--output takes one side of one layer: --layer, --side");
@@ -301,16 +352,24 @@ static int write_files(dump *d)
     for (i = 0; i < 2; i++)
         if (paths[i] && output_check(paths[i], o->force, text, sizeof text) != 0)
             return tool_fail(o, paths[i], KVT_ERR_IO, "%s", text);
-    if (o->npy && mkdir(o->npy, 0777) != 0 && errno != EEXIST)
-        return tool_fail(o, o->npy, KVT_ERR_IO, "cannot be created: %s", strerror(errno));
-    if (o->npy)
+    if (o->npy) {
+        made = mkdir(o->npy, 0777) == 0;
+        if (!made && errno != EEXIST)
+            return tool_fail(o, o->npy, KVT_ERR_IO, "cannot be created: %s", strerror(errno));
         code = each_npy(d, 1);
+        if (code == SOUND)
+            code = each_apart(d);
+        if (code != SOUND && made)
+            (void)rmdir(o->npy);
+        if (code != SOUND)
+            return code;
+    }
     for (i = 0; i < (int)d->n_items; i++)
         d->total += array_bytes(&d->items[i].array) * (uint64_t)(!!o->npy + !!o->safetensors);
     if (o->output)
         d->total += array_bytes(&last->array);
     progress_begin(o, d->s.path, "writing");
-    if (code == SOUND && o->npy)
+    if (o->npy)
         code = each_npy(d, 0);
     if (code == SOUND && o->output)
         code = write_npy(d, last, o->output);
@@ -439,11 +498,16 @@ int dump_run(const tool_options *o)
 
     memset(&d, 0, sizeof d);
     d.o = o;
+    d.s.path = o->files[0];
     code = input_check(o, o->files[0]);
+    if (code == SOUND && files)
+        inputs_find(&d.inputs, o, o->files[0]);
     if (code == SOUND && o->output)
-        code = output_apart(o, o->output, o->files[0]);
+        code = output_apart(o, o->output, &d.inputs);
     if (code == SOUND && o->safetensors)
-        code = output_apart(o, o->safetensors, o->files[0]);
+        code = output_apart(o, o->safetensors, &d.inputs);
+    if (code == SOUND && files)
+        code = each_apart(&d); /* before the work, as far as it is known */
     if (code != SOUND)
         return code;
     code = source_load(&d.s, o->files[0], NULL, NULL, o);

@@ -49,7 +49,7 @@ static const char help[] =
     "  --layer N            this layer; may be repeated; \"all\" is the default\n"
     "dump, convert, merge:\n"
     "  --force              replace files that are there already, but no key file, and with dump\n"
-    "                       not the input\n"
+    "                       not the input or its parents\n"
     "convert, merge:\n"
     "  --codec CODEC        auto, raw or zstd\n"
     "  --level N            of zstd, -7 to 19\n"

@@ -103,16 +103,15 @@ int output_check(const char *path, int force, char *text, size_t text_bytes)
     return -1;
 }
 
-static size_t folder_bytes(const char *path)
+const char *output_name(const char *path)
 {
     const char *slash = strrchr(path, '/');
-    return slash ? (size_t)(slash - path) + 1 : 0;
+    return slash ? slash + 1 : path;
 }
 
-/* A name in the folder of path, so that it can be renamed to it; from malloc. */
-static char *beside(const char *path, const char *name)
+char *output_beside(const char *path, const char *name)
 {
-    size_t folder = folder_bytes(path);
+    size_t folder = (size_t)(output_name(path) - path);
     char *text = malloc(folder + strlen(name) + 1);
 
     if (text) {
@@ -137,7 +136,7 @@ static int make_temporary(tool_output *out, mode_t mode)
         (void)snprintf(name, sizeof name, ".kvtile-%06lx%08lx", (unsigned long)getpid() & 0xffffff,
                        mixed & 0xffffffff);
         free(out->temporary);
-        out->temporary = beside(out->target, name);
+        out->temporary = output_beside(out->target, name);
         fd = out->temporary ? open(out->temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, mode)
                             : -1;
         if (fd >= 0 || !out->temporary || errno != EEXIST)
@@ -203,17 +202,13 @@ static int init(tool_output *out, const char *path, int force)
     return 0;
 }
 
-/* The file that the temporary replaces. */
-static int find_target(tool_output *out)
+char *output_target(const char *path)
 {
     struct stat found;
 
-    if (lstat(out->path, &found) == 0 && S_ISLNK(found.st_mode)) {
-        out->target = realpath(out->path, NULL);
-        return out->target ? 0 : fail(out, "the link cannot be followed: %s", strerror(errno));
-    }
-    out->target = beside(out->path, out->path + folder_bytes(out->path));
-    return out->target ? 0 : fail(out, "no memory");
+    if (lstat(path, &found) == 0 && S_ISLNK(found.st_mode))
+        return realpath(path, NULL);
+    return output_beside(path, output_name(path));
 }
 
 static void forget(tool_output *out)
@@ -238,8 +233,9 @@ int output_open(tool_output *out, const char *path, int force)
         out->file = fopen(path, "wb");
         return out->file ? 0 : fail(out, "cannot be opened: %s", strerror(errno));
     }
-    if (find_target(out) != 0)
-        return -1;
+    out->target = output_target(path);
+    if (!out->target)
+        return fail(out, "the link cannot be followed: %s", strerror(errno));
     replaces = stat(out->target, &found) == 0;
     fd = make_temporary(out, replaces ? found.st_mode & 0700 : 0666);
     if (fd < 0) {
@@ -291,7 +287,7 @@ static int take_name(const tool_output *out)
 /* So that the name outlasts a crash. A folder that cannot be read cannot be synced. */
 static int sync_folder(const tool_output *out)
 {
-    char *folder = beside(out->target, ".");
+    char *folder = output_beside(out->target, ".");
     int fd = folder ? open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
     int failed = fd >= 0 && fsync(fd) != 0 && (errno == EIO || errno == ENOSPC), code = errno;
 

@@ -113,8 +113,30 @@ void progress_resume(void);
  * opened; one that is missing is SOUND.
  */
 int input_check(const tool_options *o, const char *path);
-/* SOUND, or reported: the output ("-": stdout) is the input (NULL: may be), or a key's file. */
-int output_apart(const tool_options *o, const char *path, const char *input);
+
+/* The input, and the parents of it that are there: all of them, if a load of it succeeds. */
+typedef struct tool_inputs {
+    uint32_t n;
+    struct {
+        uint64_t device, inode;
+    } files[1 + KVT_MAX_DEPTH];
+} tool_inputs;
+
+void inputs_find(tool_inputs *inputs, const tool_options *o, const char *path);
+/* SOUND, or reported: the output ("-": stdout) is an input (NULL: may be), or a key's file. */
+int output_apart(const tool_options *o, const char *path, const tool_inputs *inputs);
+
+/* Where an output goes: to a name in a folder, or to what is there and is written as it is. */
+typedef struct tool_place {
+    const char *path;   /* "-": stdout */
+    char *target;       /* what has the name; NULL: none, or written as it is */
+    uint64_t file[2];   /* device, inode; zeros: there is none yet */
+    uint64_t folder[2]; /* of target */
+} tool_place;
+
+void place_find(tool_place *place, const char *path);
+int place_is_same(const tool_place *a, const tool_place *b);
+void place_release(tool_place *place);
 
 /* ---- output files (output.c) ---- */
 
@@ -138,6 +160,12 @@ int output_open(tool_output *out, const char *path, int force);
 int output_write(tool_output *out, const void *data, size_t bytes);
 int output_commit(tool_output *out); /* the file is under its name, or -1 */
 void output_discard(tool_output *out);
+
+/* Path, or what a link there leads to: what an output replaces. From malloc; NULL: errno says. */
+char *output_target(const char *path);
+/* A name in the folder of path; from malloc. */
+char *output_beside(const char *path, const char *name);
+const char *output_name(const char *path); /* behind its folder */
 
 /*
  * From now on, as from output_open on, SIGINT, SIGTERM and SIGHUP are noted, so that no temporary
