@@ -714,23 +714,56 @@ if [ "$(id -u)" -ne 0 ]; then
     refuses 3 'new/x: cannot be created: Permission denied' dump --safetensors "$work/new/x" "$golden/i8.kvt"
     chmod 700 "$work/new"
 fi
-# A signal: no temporary is left, and the tool ends by it.
-for how in "dump --safetensors" "dump --npy" "convert --level=19"; do
+# A signal: no temporary is left, and the tool ends by it. (What is started with & ignores QUIT.)
+default=
+env --default-signal=QUIT true 2>/dev/null && default='env --default-signal=QUIT'
+for how in "TERM dump --safetensors" "TERM dump --npy" "TERM convert --level=19" "HUP dump --npy" \
+    "QUIT convert --level=19" "ALRM dump --npy" "XCPU convert --level=19" "USR1 dump --npy" "USR2 dump --npy"; do
+    signal=${how%% *} how=${how#* }
+    [ "$signal" = QUIT ] && [ -z "$default" ] && continue
     case $how in dump*) set -- $how "$work/new/x" "$work/big.kvt" ;; *) set -- $how "$work/big.kvt" "$work/new/x" ;; esac
-    "$tool" "$@" >"$work/out" 2>"$work/err" &
+    (ulimit -c 0; exec $default "$tool" "$@" >"$work/out" 2>"$work/err") &
     pid=$!
     i=0 # the temporary is there before the signal
     until [ -n "$(find "$work/new" -name '.*kvtile*' -o -name '.*tmp*' 2>/dev/null)" ] || [ $i -ge 500 ]; do
         i=$((i + 1))
         sleep 0.01
     done
-    kill -TERM $pid
+    kill -$signal $pid
     wait $pid 2>/dev/null
-    [ $? -eq 143 ] || fails "$how: exit code after a signal"
+    code=$?
+    [ $code -gt 128 ] && [ "$(kill -l $code)" = $signal ] || fails "$how: exit code $code after $signal"
     says err ': interrupted$'
     [ -z "$(find "$work/new" -name '.*kvtile*' -o -name '.*tmp*')" ] || fails "$how: a temporary is left: $(find "$work/new")"
     rm -rf "$work/new" && mkdir "$work/new"
 done
+# Nobody reads the progress, or the array, any more.
+if [ "$(trap - PIPE && sh -c 'kill -PIPE $$; echo ignored')" != ignored ] && mkfifo "$work/errors"; then
+    for how in "dump --npy" "convert --level=19"; do
+        case $how in dump*) set -- $how "$work/new/x" "$work/big.kvt" ;; *) set -- $how "$work/big.kvt" "$work/new/x" ;; esac
+        head -n 1 <"$work/errors" >"$work/out" &
+        "$tool" "$@" --progress 2>"$work/errors"
+        code=$?
+        wait $!
+        [ $code -eq 141 ] || fails "$how: exit code $code without a reader"
+        [ -z "$(find "$work/new" -name '.*kvtile*')" ] || fails "$how: a temporary is left: $(find "$work/new")"
+        rm -rf "$work/new" && mkdir "$work/new"
+    done
+    { "$tool" dump --output - --layer 0 --side k "$work/big.kvt" 2>"$work/err"; echo $? >"$work/code"; } | head -c 9 >"$work/out"
+    [ "$(cat "$work/code")" -eq 141 ] || fails "dump: exit code $(cat "$work/code") without a reader"
+    silent err
+    { "$tool" dump --json "$work/big.kvt" 2>"$work/err"; echo $? >"$work/code"; } | head -c 9 >"$work/out"
+    [ "$(cat "$work/code")" -eq 141 ] || fails "dump: exit code $(cat "$work/code") without a reader"
+    silent err
+    { "$tool" dump --json --npy "$work/new/x" "$golden/tag.kvt" 2>"$work/err"; echo $? >"$work/code"; } | true
+    silent err
+    rm -rf "$work/new" && mkdir "$work/new"
+    # Where the signal is ignored it is an error of the output.
+    { (trap '' PIPE; exec "$tool" dump --output - --layer 0 --side k "$work/big.kvt" 2>"$work/err"); echo $? >"$work/code"; } | head -c 9 >"$work/out"
+    [ "$(cat "$work/code")" -eq 3 ] || fails "dump: exit code $(cat "$work/code") of a closed pipe"
+    says err '^kvtile: -: cannot be written: Broken pipe$'
+    [ "$(wc -l <"$work/err")" -eq 1 ] || fails "not one line: $(cat "$work/err")"
+fi
 
 [ $failures -eq 0 ] && rm -rf "$work"
 exit $((failures != 0))

@@ -337,6 +337,20 @@ static int write_safetensors(dump *d)
     return code;
 }
 
+/* The folder that a new folder is in. */
+static int sync_made(const char *folder)
+{
+    size_t n = strlen(folder);
+    char *path = output_beside(folder, output_name(folder));
+    int failed;
+
+    while (path && n > 1 && path[n - 1] == '/')
+        path[--n] = '\0';
+    failed = path ? output_sync_folder(path) : 0;
+    free(path);
+    return failed;
+}
+
 static int write_files(dump *d)
 {
     const tool_options *o = d->o;
@@ -356,6 +370,9 @@ static int write_files(dump *d)
         made = mkdir(o->npy, 0777) == 0;
         if (!made && errno != EEXIST)
             return tool_fail(o, o->npy, KVT_ERR_IO, "cannot be created: %s", strerror(errno));
+        if (made && sync_made(o->npy) != 0)
+            return tool_fail(o, o->npy, KVT_ERR_IO, "its folder cannot be synced: %s",
+                             strerror(errno));
         code = each_npy(d, 1);
         if (code == SOUND)
             code = each_apart(d);

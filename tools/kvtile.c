@@ -471,12 +471,13 @@ static int check(const tool_options *o, const struct command *command)
 
 static int finish(int code)
 {
+    int failed = ferror(stdout) != 0;
+
+    failed |= fclose(stdout) != 0; /* network file systems report here */
     output_end_interrupted();
-    if (fflush(stdout) != 0 || ferror(stdout)) {
+    if (failed && !output_stdout_failed())
         (void)fprintf(stderr, "kvtile: stdout: cannot be written\n");
-        return UNUSABLE;
-    }
-    return code;
+    return failed ? UNUSABLE : code;
 }
 
 static int run(const struct command *command, tool_options *o, int argc, char **argv)

@@ -3,9 +3,13 @@
  *
  * A temporary beside the file gets the contents, is synced, and then takes the name: by link(),
  * which never replaces a file, or with --force by rename(). With --force a symbolic link is
- * followed, as the library's saves do: the file that it leads to is replaced, the link stays.
- * SIGINT, SIGTERM and SIGHUP are noted, for the command to remove its temporary and to end by them;
- * a second one ends it at once.
+ * followed, as the library's saves do: the file that it leads to is replaced, the link stays. What
+ * is replaced leaves its permissions, group and ACL to the new file.
+ *
+ * Signals that end a program are noted, for the command to remove its temporary and to end by them.
+ * A second one of a kind ends it at once, and leaves the temporary; so do SIGKILL and a fault of
+ * the program. Of SIGPIPE there is more than one: who has closed stdout or stderr reads nothing,
+ * errors included, so that none is printed then. A signal that is ignored stays so.
  */
 #ifndef _XOPEN_SOURCE
 #define _XOPEN_SOURCE 700 /* realpath */
@@ -29,15 +33,18 @@
 #define TEMPORARIES 100 /* names that are tried when others exist */
 
 static volatile sig_atomic_t noted;
+static int stdout_failed; /* and that has been reported */
 
 static void on_signal(int number)
 {
-    noted = number;
+    if (number != SIGPIPE || !noted)
+        noted = number;
 }
 
 void output_note_signals(void)
 {
-    static const int numbers[] = {SIGINT, SIGTERM, SIGHUP};
+    static const int numbers[] = {SIGINT,  SIGTERM, SIGHUP,  SIGQUIT, SIGPIPE,
+                                  SIGALRM, SIGUSR1, SIGUSR2, SIGXCPU};
     static int is_set;
     struct sigaction action, before;
     size_t i;
@@ -52,7 +59,8 @@ void output_note_signals(void)
         memset(&action, 0, sizeof action);
         (void)sigemptyset(&action.sa_mask);
         action.sa_handler = on_signal;
-        action.sa_flags = (int)SA_RESETHAND; /* not SA_RESTART: a blocked write ends */
+        /* not SA_RESTART: a blocked write ends */
+        action.sa_flags = numbers[i] == SIGPIPE ? 0 : (int)SA_RESETHAND;
         if (sigaction(numbers[i], NULL, &before) == 0 && before.sa_handler != SIG_IGN)
             (void)sigaction(numbers[i], &action, NULL);
     }
@@ -63,12 +71,23 @@ int output_interrupted(void)
     return noted != 0;
 }
 
+int output_is_unread(void)
+{
+    return noted == SIGPIPE;
+}
+
 void output_end_interrupted(void)
 {
     if (noted) {
         progress_stop();
-        (void)raise((int)noted); /* its action is the default again */
+        (void)signal((int)noted, SIG_DFL);
+        (void)raise((int)noted);
     }
+}
+
+int output_stdout_failed(void)
+{
+    return stdout_failed;
 }
 
 #if defined(__GNUC__)
@@ -258,6 +277,7 @@ int output_write(tool_output *out, const void *data, size_t bytes)
 {
     if (noted || (bytes && fwrite(data, 1, bytes, out->file) != bytes)) {
         int code = errno;
+        stdout_failed |= out->file == stdout;
         output_discard(out);
         return noted ? fail(out, "interrupted")
                      : fail(out, "cannot be written: %s", strerror(code));
@@ -271,8 +291,10 @@ static int take_name(const tool_output *out)
     struct stat found;
 
     if (!out->force) {
-        if (link(out->temporary, out->target) == 0)
-            return unlink(out->temporary);
+        if (link(out->temporary, out->target) == 0) {
+            (void)unlink(out->temporary); /* the output is there, also where its other name stays */
+            return 0;
+        }
         if (errno == EEXIST)
             return -1;
         /* No hard links here, as on FAT: */
@@ -284,10 +306,9 @@ static int take_name(const tool_output *out)
     return rename(out->temporary, out->target);
 }
 
-/* So that the name outlasts a crash. A folder that cannot be read cannot be synced. */
-static int sync_folder(const tool_output *out)
+int output_sync_folder(const char *path)
 {
-    char *folder = output_beside(out->target, ".");
+    char *folder = output_beside(path, ".");
     int fd = folder ? open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
     int failed = fd >= 0 && fsync(fd) != 0 && (errno == EIO || errno == ENOSPC), code = errno;
 
@@ -302,8 +323,10 @@ int output_commit(tool_output *out)
 {
     int failed = fflush(out->file) != 0 || ferror(out->file) != 0;
     int code = errno;
+    struct stat found;
 
-    if (out->temporary && !failed) {
+    if (!failed &&
+        (out->temporary || (fstat(fileno(out->file), &found) == 0 && S_ISBLK(found.st_mode)))) {
         failed = fsync(fileno(out->file)) != 0;
         code = errno;
     }
@@ -311,18 +334,19 @@ int output_commit(tool_output *out)
         failed = 1;
         code = errno;
     }
+    stdout_failed |= failed && out->file == stdout;
     out->file = NULL;
-    if (!failed && out->temporary && !noted) {
-        failed = take_name(out) != 0;
+    if (!failed && out->temporary) {
+        failed = noted || take_name(out) != 0; /* a later signal finds the output in place */
         code = errno;
     }
-    if (failed || (noted && out->temporary)) {
+    if (failed) {
         output_discard(out);
         return noted            ? fail(out, "interrupted")
                : code == EEXIST ? fail(out, "has appeared meanwhile (--force replaces it)")
                                 : fail(out, "cannot be written: %s", strerror(code));
     }
-    failed = out->temporary && sync_folder(out) != 0;
+    failed = out->temporary && output_sync_folder(out->target) != 0;
     code = errno;
     forget(out);
     return failed ? fail(out, "its folder cannot be synced: %s", strerror(code)) : 0;

@@ -45,6 +45,8 @@ static void report(const tool_options *o, const char *file, kvt_status status, c
     const char *p;
 
     progress_stop();
+    if (output_is_unread())
+        return;
     (void)vsnprintf(text, sizeof text, format, arguments);
     if (output_interrupted()) /* whatever the call has made of it */
         (void)snprintf(text, sizeof text, "interrupted");

@@ -167,12 +167,17 @@ char *output_target(const char *path);
 char *output_beside(const char *path, const char *name);
 const char *output_name(const char *path); /* behind its folder */
 
+/* So that a name in the folder of path outlasts a crash; what cannot be read is not synced. */
+int output_sync_folder(const char *path); /* 0, or -1 with errno */
+int output_stdout_failed(void);           /* of an output "-", which has been reported */
+
 /*
- * From now on, as from output_open on, SIGINT, SIGTERM and SIGHUP are noted, so that no temporary
- * is left.
+ * From now on, as from output_open on, the signals that end a program are noted, so that no
+ * temporary is left.
  */
 void output_note_signals(void);
 int output_interrupted(void);
+int output_is_unread(void); /* by SIGPIPE: what is printed has no reader */
 /* End by the signal that was noted; answers if there was none. */
 void output_end_interrupted(void);
 
