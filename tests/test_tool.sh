@@ -85,7 +85,7 @@ for value in '--layer' '--layer=' '--layer=x' '--layer=1024' '--layer=-1' '--tok
     '--dtype=f64' '--npy=' '--output=' '--safetensors='; do
     refuses 2 "${value%%=*}" dump "$value"
 done
-for value in '--codec=lz4' '--codec' '--level=20' '--level=-8' '--level=x' '--level=' '--tokens=' '--k-type=i5' '--k-type=x' \
+for value in '--codec=lz4' '--codec' '--level=20' '--level=-8' '--level=x' '--level=' '--level= 5' '--level=+5' '--level=- 5' '--level=-' '--tokens=' '--k-type=i5' '--k-type=x' \
     '--v-type=' '--layer=x' '--new-key-file='; do
     refuses 2 "${value%%=*}" convert a b "$value"
 done
@@ -210,6 +210,27 @@ if command -v python3 >/dev/null 2>&1; then
 fi
 refuses 3 'a?b: .*No such file or directory$' verify "$work/a
 b" # which stays one line
+# A name with a newline: each error, and each file, is a line.
+mkdir "$work/lines"
+newline="$work/lines/$(printf 'new\nline')"
+cp "$golden/empty.kvt" "$newline"
+refuses 2 'unknown option --x?y (see' info "$(printf -- '--x\ny')"
+refuses 2 'unknown command a?b ' "$(printf 'a\nb')"
+refuses 3 'new?line.kvt: .*No such file' info "$newline.kvt"
+refuses 3 'new?line.d/x: .*No such file' convert "$golden/tag.kvt" "$newline.d/x"
+refuses 2 'is the output .*new?line too' dump --force --layer 0 --side k --output "$newline" --safetensors "$work/lines/../lines/$(printf 'new\nline')" "$golden/tag.kvt"
+for how in verify 'info --quick' 'diff --progress'; do
+    set -- $how "$newline"
+    [ "$1" = diff ] && set -- "$@" "$newline"
+    run 0 "$@"
+    says out 'lines/new?line'
+    grep -q '^line' "$work/out" "$work/err" && fails "$how: a name of two lines"
+done
+run 0 convert --progress "$newline" "$newline.kvt"
+says out 'new?line.kvt: 0 tokens'
+says err '^kvtile: .*new?line: converting 100%$'
+rm -r "$work/lines"
+
 (cd "$work" && cp "$golden/empty.kvt" ./--json && "$tool" verify -- --json >/dev/null) ||
     { echo "-- does not end the options"; failures=$((failures + 1)); }
 
@@ -306,6 +327,19 @@ if [ "$(id -u)" -eq 0 ] && chgrp 54321 "$work/new/x" 2>/dev/null; then
             --safetensors "$work/new/x" "$golden/tag.kvt" || fails "dump of another user"
         [ "$(stat -c '%g %a' "$work/new/x")" = '54322 644' ] || fails "access of another group: $(ls -l "$work/new/x")"
         chown 0 "$work/new"
+        mkdir "$work/new/sticky" && chmod 1777 "$work/new/sticky" && : >"$work/new/sticky/y" && chmod 666 "$work/new/sticky/y"
+        whole=$tool tool="setpriv --reuid 54321 --regid 54322 --clear-groups $tool"
+        for how in "dump --force --safetensors $work/new/sticky/y $golden/i8.kvt" "convert --force $golden/i8.kvt $work/new/sticky/y"; do
+            $tool $how >"$work/out" 2>"$work/err"
+            [ $? -eq 3 ] || fails "$how: another user's file"
+            silent out
+            says err '^kvtile: .*sticky/y: is another user.s, in a folder where each may replace only his own'
+        done
+        tool=$whole
+        chown 54321 "$work/new/sticky/y"
+        setpriv --reuid 54321 --regid 54322 --clear-groups "$tool" dump --force \
+            --safetensors "$work/new/sticky/y" "$golden/tag.kvt" || fails "dump to a sticky folder"
+        rm -r "$work/new/sticky"
     fi
 fi
 if command -v python3 >/dev/null 2>&1 && mkdir "$work/new/acl" && : >"$work/new/acl/x" &&
@@ -521,6 +555,25 @@ refuses 3 'part.kvt: is there already' convert "$golden/i8.kvt" "$work/new/part.
 refuses 2 'it has 300 tokens, not 0:301' convert --tokens 301 "$golden/i8.kvt" "$work/new/x.kvt"
 refuses 1 'flipped.kvt: .*block 1' convert "$work/flipped.kvt" "$work/new/x.kvt"
 refuses 3 'no/x: .*No such file or directory$' convert "$golden/tag.kvt" "$work/new/no/x"
+# A name that the library's text has no room for; the input's begins with the same letters, or not.
+long=$work/new/$(printf '%0250d' 0)
+mkdir "$long"
+cp "$golden/tag.kvt" "$long/in.kvt"
+refuses 3 '0/no/x: opening its folder failed: No such file or directory$' convert "$golden/tag.kvt" "$long/no/x"
+refuses 3 '0/no/x: opening its folder failed: No such file or directory$' convert "$long/in.kvt" "$long/no/x"
+refuses 3 '0/no.kvt: open failed: No such file or directory$' convert "$long/no.kvt" "$long/x"
+rm -r "$long"
+if [ "$(id -u)" -ne 0 ]; then
+    mkdir "$work/new/there" && : >"$work/new/there/x" && chmod 500 "$work/new/there"
+    refuses 3 'there/x: .*Permission denied (make the folder writable)$' convert --force "$golden/tag.kvt" "$work/new/there/x"
+    chmod 700 "$work/new/there" && rm -r "$work/new/there"
+elif setpriv --reuid 54321 --regid 54322 --clear-groups "$tool" info "$golden/tag.kvt" >"$work/out" 2>&1; then
+    mkdir "$work/new/there" && : >"$work/new/there/x" && chmod 755 "$work" "$work/new"
+    setpriv --reuid 54321 --regid 54322 --clear-groups "$tool" convert --force "$golden/tag.kvt" \
+        "$work/new/there/x" 2>"$work/err" && fails "a folder of another user"
+    says err 'there/x: .*Permission denied (make the folder writable)$'
+    rm -r "$work/new/there"
+fi
 run 0 convert --force --quiet "$golden/i8.kvt" "$work/new/part.kvt"
 silent out
 run 0 diff --quiet "$golden/i8.kvt" "$work/new/part.kvt"

@@ -123,7 +123,8 @@ static int print(const tool_options *o, const unsigned char *key)
         printf(",\"n_tokens\":%" PRIu64 ",\"file_bytes\":%" PRIu64 "}\n", s.info.n_tokens,
                (uint64_t)found.st_size);
     } else {
-        printf("%s: %" PRIu64 " tokens, %" PRIu64 " bytes\n", to, s.info.n_tokens,
+        tool_print_name(stdout, to);
+        printf(": %" PRIu64 " tokens, %" PRIu64 " bytes\n", s.info.n_tokens,
                (uint64_t)found.st_size);
     }
     return SOUND;
@@ -164,15 +165,37 @@ static int refuse_range(const tool_options *o, const char *text)
 }
 
 /*
- * Errors of files end with the file's name. Where a long name is cut, what has not got to the save
- * is the input's.
+ * Whether an error of a file is the output's. It ends with the file's name; where that is cut, and
+ * the beginning could be of either, by what the save has done before its first progress.
  */
+static int is_of_output(const tool_options *o, const request *r, kvt_status status,
+                        const char *text)
+{
+    static const char *const calls[] = {"opening", "creating", "lstat", "following", "fchmod",
+                                        "write",   "fsync",    "close", "rename"};
+    int input = tool_names(text, o->files[0]), output = tool_names(text, o->files[1]);
+    size_t i;
+
+    if (output == 2 || input == 2)
+        return output == 2;
+    if (status == KVT_ERR_IO && r->saving)
+        return 1;
+    for (i = 0; output && input && i < sizeof calls / sizeof calls[0]; i++)
+        if (strncmp(text, calls[i], strlen(calls[i])) == 0)
+            return 1;
+    return output && !input;
+}
+
 static int fail_convert(const tool_options *o, const request *r, kvt_status status, char *text)
 {
-    const char *file = o->files[0];
+    static const char in_place[] = ", or save with in_place"; /* advice that is the library's */
+    const char *file = o->files[is_of_output(o, r, status, text)];
+    char *at;
 
-    if (tool_cut_name(text, o->files[1]) || (status == KVT_ERR_IO && r->saving))
-        file = o->files[1];
+    (void)tool_cut_name(text, file);
+    at = strstr(text, in_place);
+    if (at)
+        memmove(at, at + strlen(in_place), strlen(at + strlen(in_place)) + 1);
     if (!*text)
         return tool_fail(o, file, status, "%s", kvt_status_string(status));
     if (status == KVT_ERR_STATE && (o->first || o->end < r->n_tokens))

@@ -175,11 +175,14 @@ void diff_print_text(const diff *d)
     uint32_t layer;
     int side;
 
+    tool_print_name(stdout, d->a.path);
+    printf(" and ");
+    tool_print_name(stdout, d->b.path);
     if (diff_is_equal(d)) {
-        printf("%s and %s are equal: %" PRIu64 " tokens\n", d->a.path, d->b.path, d->n);
+        printf(" are equal: %" PRIu64 " tokens\n", d->n);
         return;
     }
-    printf("%s and %s differ\n", d->a.path, d->b.path);
+    printf(" differ\n");
     if (!d->fingerprint)
         printf("  fingerprints differ\n");
     if (!d->geometry)

@@ -399,87 +399,108 @@ static int write_files(dump *d)
 
 /* ---- stdout ---- */
 
-static int print_json_ints(const dump *d, int kind, const char *name)
+/* Print them, or only see that they can be read. */
+static int json_ints(const dump *d, int kind, const char *name, int only_check)
 {
     uint64_t at, n, i;
     int32_t *part = d->part;
 
-    printf(",\"%s\":[", name);
+    if (!only_check)
+        printf(",\"%s\":[", name);
     for (at = 0; at < d->n; at += n) {
         n = d->n - at < PART_TOKENS ? d->n - at : PART_TOKENS;
         if (ints(d, kind, d->first + at, n, part) != KVT_OK)
             return -1;
-        for (i = 0; i < n; i++)
+        for (i = 0; i < n && !only_check; i++)
             printf("%s%" PRId32, at + i ? "," : "", part[i]);
     }
-    printf("]");
+    if (!only_check)
+        printf("]");
     return 0;
 }
 
-static int print_json_checkpoints(const dump *d)
+static int json_all_ints(const dump *d, int only_check)
 {
-    size_t n, i;
-    uint64_t *tokens;
+    static const char *const names[N_INTS] = {"token_ids", "positions", "key_positions"};
+    int kind, failed = 0;
 
-    if (kvt_seq_checkpoints(d->s.seq, NULL, 0, &n) != KVT_OK)
+    for (kind = 0; kind < N_INTS && !failed; kind++)
+        failed = json_ints(d, kind, names[kind], only_check);
+    return failed;
+}
+
+/* What is printed besides: read before the object begins, which an error is none of. */
+typedef struct facts {
+    uint64_t *checkpoints; /* [n], from malloc */
+    size_t n;
+    uint64_t released[KVT_MAX_GROUPS][2]; /* first, end */
+} facts;
+
+static int read_facts(const dump *d, facts *f)
+{
+    uint32_t g;
+
+    memset(f, 0, sizeof *f);
+    if (kvt_seq_checkpoints(d->s.seq, NULL, 0, &f->n) != KVT_OK)
         return -1;
-    tokens = calloc(n ? n : 1, sizeof *tokens);
-    if (!tokens || kvt_seq_checkpoints(d->s.seq, tokens, n, &n) != KVT_OK) {
-        free(tokens);
+    f->checkpoints = calloc(f->n ? f->n : 1, sizeof *f->checkpoints);
+    if (!f->checkpoints || kvt_seq_checkpoints(d->s.seq, f->checkpoints, f->n, &f->n) != KVT_OK)
         return -1;
-    }
-    printf(",\"checkpoints\":[");
-    for (i = 0; i < n; i++)
-        printf("%s%" PRIu64, i ? "," : "", tokens[i]);
-    printf("]");
-    free(tokens);
+    for (g = 0; g < d->s.info.n_groups; g++)
+        if (source_released(&d->s, g, &f->released[g][0], &f->released[g][1]) != KVT_OK)
+            return -1;
     return 0;
 }
 
-static int print_json(const dump *d)
+static void print_json_files(const dump *d)
 {
     const tool_options *o = d->o;
-    int failed, any = 0;
-    uint32_t g;
+    const char *comma = "";
     size_t i;
 
-    json_begin(d->s.path, KVT_OK);
-    printf(",\"n_tokens\":%" PRIu64 ",\"first\":%" PRIu64 ",\"end\":%" PRIu64
-           ",\"next_position\":%" PRId32,
-           d->s.info.n_tokens, d->first, d->first + d->n, kvt_seq_next_position(d->s.seq));
-    failed = print_json_checkpoints(d);
-    printf(",\"released\":[");
-    for (g = 0; g < d->s.info.n_groups; g++) {
-        uint64_t first, end;
-        failed |= source_released(&d->s, g, &first, &end) != KVT_OK;
-        if (first != end)
-            printf("%s{\"group\":%" PRIu32 ",\"first\":%" PRIu64 ",\"end\":%" PRIu64 "}",
-                   any++ ? "," : "", g, first, end);
-    }
-    printf("],\"files\":[");
-    any = 0;
     for (i = 0; o->npy && i < d->n_items; i++) {
-        char *path = npy_path(d, &d->items[i]);
-        if (path) {
-            printf("%s", any++ ? "," : "");
-            json_string(path);
-        }
-        failed |= !path;
-        free(path);
+        printf("%s\"", comma);
+        json_text(o->npy);
+        printf("/%s.npy\"", d->items[i].array.name);
+        comma = ",";
     }
     for (i = 0; i < 2; i++) {
         const char *path = i ? o->safetensors : o->output;
-        if (path) {
-            printf("%s", any++ ? "," : "");
-            json_string(path);
-        }
+        if (!path)
+            continue;
+        printf("%s", comma);
+        json_string(path);
+        comma = ",";
     }
-    printf("]");
-    if (!any)
-        failed |= print_json_ints(d, IDS, "token_ids") != 0 ||
-                  print_json_ints(d, POSITIONS, "positions") != 0 ||
-                  print_json_ints(d, KEY_POSITIONS, "key_positions") != 0;
-    printf("}\n");
+}
+
+static int print_json(const dump *d, int with_ints)
+{
+    facts f;
+    int failed = read_facts(d, &f) != 0 || (with_ints && json_all_ints(d, 1) != 0), any = 0;
+    uint32_t g;
+    size_t i;
+
+    if (!failed) {
+        json_begin(d->s.path, KVT_OK);
+        printf(",\"n_tokens\":%" PRIu64 ",\"first\":%" PRIu64 ",\"end\":%" PRIu64
+               ",\"next_position\":%" PRId32 ",\"checkpoints\":[",
+               d->s.info.n_tokens, d->first, d->first + d->n, kvt_seq_next_position(d->s.seq));
+        for (i = 0; i < f.n; i++)
+            printf("%s%" PRIu64, i ? "," : "", f.checkpoints[i]);
+        printf("],\"released\":[");
+        for (g = 0; g < d->s.info.n_groups; g++)
+            if (f.released[g][0] != f.released[g][1])
+                printf("%s{\"group\":%" PRIu32 ",\"first\":%" PRIu64 ",\"end\":%" PRIu64 "}",
+                       any++ ? "," : "", g, f.released[g][0], f.released[g][1]);
+        printf("],\"files\":[");
+        print_json_files(d);
+        printf("]");
+        if (with_ints)
+            (void)json_all_ints(d, 0);
+        printf("}\n");
+    }
+    free(f.checkpoints);
     return failed;
 }
 
@@ -537,7 +558,7 @@ int dump_run(const tool_options *o)
     if (code == SOUND && files)
         code = write_files(&d);
     if (code == SOUND && o->json)
-        failed = print_json(&d);
+        failed = print_json(&d, !files);
     else if (code == SOUND && !files && !o->quiet)
         failed = print_table(&d);
     if (failed)

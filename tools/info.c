@@ -168,7 +168,8 @@ static void print_table(const tool_source *s, const tool_pieces *pieces, const t
     uint32_t g;
     size_t i;
 
-    printf("%s\n", s->path);
+    tool_print_name(stdout, s->path);
+    printf("\n");
     printf("  format version   %" PRIu32 "%s\n", info->version,
            info->encrypted ? ", encrypted" : "");
     if (!o->quick) {
@@ -227,13 +228,15 @@ static int show(const char *path, const tool_options *o, int only_verify)
     tool_source s;
     int code = source_describe(&s, path, !o->quick, &pieces, o);
 
-    if (code == SOUND && o->json)
+    if (code == SOUND && o->json) {
         print_json(&s, &pieces, o);
-    else if (code == SOUND && !o->quiet && only_verify)
-        printf("%s: sound, %" PRIu64 " tokens, %" PRIu64 " bytes\n", path, s.info.n_tokens,
+    } else if (code == SOUND && !o->quiet && only_verify) {
+        tool_print_name(stdout, path);
+        printf(": sound, %" PRIu64 " tokens, %" PRIu64 " bytes\n", s.info.n_tokens,
                s.info.file_bytes);
-    else if (code == SOUND && !o->quiet)
+    } else if (code == SOUND && !o->quiet) {
         print_table(&s, &pieces, o);
+    }
     free(pieces.list);
     return code;
 }

@@ -28,11 +28,10 @@ static unsigned utf8(const unsigned char *p)
     return n;
 }
 
-void json_string(const char *text)
+void json_text(const char *text)
 {
     const unsigned char *p = (const unsigned char *)text;
 
-    putchar('"');
     while (*p) {
         unsigned n = utf8(p);
         if (*p == '"' || *p == '\\')
@@ -45,6 +44,12 @@ void json_string(const char *text)
             (void)fwrite(p, 1, n, stdout);
         p += n ? n : 1;
     }
+}
+
+void json_string(const char *text)
+{
+    putchar('"');
+    json_text(text);
     putchar('"');
 }
 

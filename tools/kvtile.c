@@ -273,12 +273,12 @@ static int set_codec(tool_options *o, const char *value)
 
 static int set_level(tool_options *o, const char *value)
 {
-    char *end;
-    long level = strtol(value, &end, 10);
+    const char *digits = value + (*value == '-'), *end;
+    uint64_t level;
 
-    if (end == value || *end || level < -7 || level > 19)
+    if (number(digits, '\0', &level, &end) != 0 || level > (*value == '-' ? 7 : 19))
         return -1;
-    o->level = (int32_t)level;
+    o->level = *value == '-' ? -(int32_t)level : (int32_t)level;
     return 0;
 }
 
@@ -418,7 +418,9 @@ static const struct option {
 
 static int usage(const char *what, const char *argument)
 {
-    (void)fprintf(stderr, "kvtile: %s%s (see kvtile --help)\n", what, argument);
+    (void)fprintf(stderr, "kvtile: %s", what);
+    tool_print_name(stderr, argument);
+    (void)fputs(" (see kvtile --help)\n", stderr);
     return USAGE;
 }
 

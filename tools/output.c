@@ -104,24 +104,6 @@ fail(tool_output *out, const char *format, ...)
     return -1;
 }
 
-int output_check(const char *path, int force, char *text, size_t text_bytes)
-{
-    struct stat found;
-
-    if (force || strcmp(path, "-") == 0 || lstat(path, &found) != 0)
-        return 0;
-    /* A link is followed: it may lead to a device. */
-    if (S_ISLNK(found.st_mode) && stat(path, &found) == 0 && !S_ISREG(found.st_mode) &&
-        !S_ISDIR(found.st_mode))
-        return 0;
-    if (!S_ISREG(found.st_mode) && !S_ISLNK(found.st_mode) && !S_ISDIR(found.st_mode))
-        return 0;
-    (void)snprintf(text, text_bytes, "%s",
-                   S_ISDIR(found.st_mode) ? "is a folder"
-                                          : "is there already (--force replaces it)");
-    return -1;
-}
-
 const char *output_name(const char *path)
 {
     const char *slash = strrchr(path, '/');
@@ -228,6 +210,48 @@ char *output_target(const char *path)
     if (lstat(path, &found) == 0 && S_ISLNK(found.st_mode))
         return realpath(path, NULL);
     return output_beside(path, output_name(path));
+}
+
+/*
+ * Whether the file may not be replaced by this user, in a folder as /tmp: before the work, since
+ * the rename is its end.
+ */
+static int is_of_another(const char *path)
+{
+    struct stat found, in;
+    char *target = output_target(path), *folder = target ? output_beside(target, ".") : NULL;
+    int is = geteuid() != 0 && folder && lstat(target, &found) == 0 && S_ISREG(found.st_mode) &&
+             stat(folder, &in) == 0 && (in.st_mode & S_ISVTX) && found.st_uid != geteuid() &&
+             in.st_uid != geteuid();
+
+    free(folder);
+    free(target);
+    return is;
+}
+
+int output_check(const char *path, int force, char *text, size_t text_bytes)
+{
+    struct stat found;
+
+    if (strcmp(path, "-") == 0 || lstat(path, &found) != 0)
+        return 0;
+    if (force && is_of_another(path)) {
+        (void)snprintf(text, text_bytes,
+                       "is another user's, in a folder where each may replace only his own");
+        return -1;
+    }
+    if (force)
+        return 0;
+    /* A link is followed: it may lead to a device. */
+    if (S_ISLNK(found.st_mode) && stat(path, &found) == 0 && !S_ISREG(found.st_mode) &&
+        !S_ISDIR(found.st_mode))
+        return 0;
+    if (!S_ISREG(found.st_mode) && !S_ISLNK(found.st_mode) && !S_ISDIR(found.st_mode))
+        return 0;
+    (void)snprintf(text, text_bytes, "%s",
+                   S_ISDIR(found.st_mode) ? "is a folder"
+                                          : "is there already (--force replaces it)");
+    return -1;
 }
 
 static void forget(tool_output *out)

@@ -29,8 +29,9 @@ static void show(int percent)
 {
     now.shown = percent;
     now.wrote = seconds();
-    (void)fprintf(stderr, now.lines ? "kvtile: %s: %s %d%%\n" : "\rkvtile: %s: %s %d%%\033[K",
-                  now.file, now.what, percent);
+    (void)fputs(now.lines ? "kvtile: " : "\rkvtile: ", stderr);
+    tool_print_name(stderr, now.file);
+    (void)fprintf(stderr, now.lines ? ": %s %d%%\n" : ": %s %d%%\033[K", now.what, percent);
     (void)fflush(stderr);
 }
 

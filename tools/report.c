@@ -7,6 +7,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#define LIBRARY_TEXT 255 /* bytes of an error that the library has room for */
+
 static int exit_code(kvt_status status)
 {
     switch (status) {
@@ -23,26 +25,61 @@ static char shown(char c)
     return (unsigned char)c < 0x20 || c == 0x7f ? '?' : c;
 }
 
-/* The names are as they can be shown. */
-int tool_cut_name(char *text, const char *file)
+void tool_print_name(FILE *to, const char *name)
 {
-    size_t n = strlen(text), name = strlen(file), i;
+    for (; *name; name++)
+        (void)fputc(shown(*name), to);
+}
+
+/* Whether the first n bytes of both are shown alike. */
+static int is_alike(const char *a, const char *b, size_t n)
+{
+    size_t i;
+
+    for (i = 0; i < n; i++)
+        if (shown(a[i]) != shown(b[i]))
+            return 0;
+    return 1;
+}
+
+/* Where a text that the library had no more room for ends with the beginning of the name. */
+static const char *find_cut(const char *text, const char *file)
+{
+    const char *at = strlen(text) == LIBRARY_TEXT ? strstr(text, ": ") : NULL;
+
+    for (; at; at = strstr(at + 1, ": ")) {
+        size_t n = strlen(at + 2);
+        if (n && n < strlen(file) && is_alike(at + 2, file, n))
+            return at;
+    }
+    return NULL;
+}
+
+int tool_names(const char *text, const char *file)
+{
+    size_t n = strlen(text), name = strlen(file);
     const char *end = text + n - name;
 
-    if (n <= name + 2 || memcmp(end - 2, ": ", 2) != 0)
-        return 0;
-    for (i = 0; i < name; i++)
-        if (shown(end[i]) != shown(file[i]))
-            return 0;
-    text[n - name - 2] = '\0';
-    return 1;
+    if (n > name + 2 && memcmp(end - 2, ": ", 2) == 0 && is_alike(end, file, name))
+        return 2;
+    return find_cut(text, file) != NULL;
+}
+
+int tool_cut_name(char *text, const char *file)
+{
+    int how = tool_names(text, file);
+
+    if (how == 2)
+        text[strlen(text) - strlen(file) - 2] = '\0';
+    else if (how)
+        text[find_cut(text, file) - text] = '\0';
+    return how;
 }
 
 static void report(const tool_options *o, const char *file, kvt_status status, const char *format,
                    va_list arguments)
 {
     char text[TOOL_TEXT + 512];
-    const char *p;
 
     progress_stop();
     if (output_is_unread())
@@ -59,9 +96,10 @@ static void report(const tool_options *o, const char *file, kvt_status status, c
     }
     (void)fflush(stdout);
     (void)fputs("kvtile: ", stderr);
-    for (p = file; *p; p++)
-        (void)fputc(shown(*p), stderr);
-    (void)fprintf(stderr, ": %s\n", text);
+    tool_print_name(stderr, file);
+    (void)fputs(": ", stderr);
+    tool_print_name(stderr, text); /* which may name other files */
+    (void)fputc('\n', stderr);
 }
 
 int tool_fail(const tool_options *o, const char *file, kvt_status status, const char *format, ...)

@@ -238,7 +238,8 @@ static int show_stats(const tool_store *s, const tool_options *o)
         print_counts(&stats);
         printf("}\n");
     } else if (!o->quiet) {
-        printf("%s\n", store_name(s));
+        tool_print_name(stdout, store_name(s));
+        printf("\n");
         print_number("  values  ", stats.n_values != UINT64_MAX, stats.n_values, "unknown");
         print_number("\n  bytes   ", stats.bytes != UINT64_MAX, stats.bytes, "unknown");
         print_number("\n  bound   ", stats.max_bytes && stats.max_bytes != UINT64_MAX,
@@ -269,7 +270,7 @@ static int collect(const tool_store *s, const tool_options *o)
         print_number(",\"n_evicted\":", stats.n_evicted != UINT64_MAX, stats.n_evicted, "null");
         printf("}\n");
     } else if (!o->quiet) {
-        printf("%s", store_name(s));
+        tool_print_name(stdout, store_name(s));
         print_number(": ", stats.n_values != UINT64_MAX, stats.n_values, "?");
         print_number(" values, ", stats.bytes != UINT64_MAX, stats.bytes, "?");
         printf(" bytes");
@@ -380,7 +381,8 @@ static void print_result(const checking *c)
                ",\"n_gone\":%" PRIu64 ",\"bytes\":%" PRIu64 "}\n",
                c->n_sound, c->n_damaged, c->n_removed, c->n_gone, c->bytes);
     } else if (!c->o->quiet) {
-        printf("%s: %" PRIu64 " sound, %" PRIu64 " damaged", name, c->n_sound, c->n_damaged);
+        tool_print_name(stdout, name);
+        printf(": %" PRIu64 " sound, %" PRIu64 " damaged", c->n_sound, c->n_damaged);
         if (c->o->remove)
             printf(", %" PRIu64 " removed", c->n_removed);
         if (c->n_gone)

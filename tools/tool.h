@@ -76,8 +76,15 @@ __attribute__((format(printf, 3, 4)))
 #endif
 int tool_refuse(const tool_options *o, const char *file, const char *format, ...);
 
-/* Whether the text ends with ": FILE", as the library's texts of files do; it is cut off. */
+/*
+ * Whether the text ends with ": FILE", as the library's texts of files do: 2; 1: with the beginning
+ * of that, where the library had no room for more; 0: neither. And cut it off.
+ */
+int tool_names(const char *text, const char *file);
 int tool_cut_name(char *text, const char *file);
+
+/* A name, or a text with names: on one line, without orders to a terminal. */
+void tool_print_name(FILE *to, const char *name);
 
 const char *tool_type_name(kvt_type type);
 void tool_print_hex(const uint8_t *bytes, uint32_t n);
@@ -87,6 +94,7 @@ void tool_print_tag(const uint8_t *tag, uint32_t tag_bytes);
 /* ---- JSON on stdout (json.c) ---- */
 
 void json_string(const char *text); /* in quotes; bytes that are no UTF-8 become U+FFFD */
+void json_text(const char *text);   /* likewise, without the quotes */
 void json_hex(const uint8_t *bytes, uint32_t n); /* in quotes */
 void json_bool(int value);
 /* {"file":FILE,"status":N,"ok":..., the object's beginning: each command goes on with a comma. */
