@@ -202,7 +202,8 @@ static inline size_t kvt_packed_bytes(size_t rows, size_t dims_p)
     /* t] + add[r]) * scale for t < n (-inf: masked; add NULL: zero), m[r] the running */          \
     /* maximum (-inf at first), l[r] the running sum. Out: s = exp(logit - new m), 0 from n */     \
     /* to 63, m, l updated; alpha[r] = exp(old m - new m), the factor for the accumulators */      \
-    /* (1 when the block and all before it are masked). s 64-byte aligned. */                      \
+    /* (1 when the block and all before it are masked). s 64-byte aligned. A NaN among the */      \
+    /* logits makes l one, also where it leaves no maximum; so does merge with m2 -inf. */         \
     X(void, softmax, (float *s, size_t rows, size_t n, const float *add, float scale, float *m,    \
                       float *l, float *alpha))                                                     \
     /* V as the first dims of K: out = K's dims 0 .. v_dims_p - 1 of all 64 slots in V's order */  \

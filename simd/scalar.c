@@ -723,6 +723,8 @@ static float softmax_row(float *s, size_t n, float add, float scale, float *m, f
     for (size_t t = n; t < KVT_TOKENS; t++)
         s[t] = 0.0f;
     if (maximum == -INFINITY) { /* all masked so far: -inf minus -inf would be NaN */
+        for (size_t t = 0; t < n; t++)
+            *l = isnan(s[t]) ? NAN : *l; /* not masked, but beyond f32 */
         memset(s, 0, n * sizeof *s);
         return 1.0f;
     }
@@ -747,8 +749,10 @@ static void merge(float *acc, float *m, float *l, const float *acc2, float m2, f
                   size_t dims_p)
 {
     float maximum = *m > m2 ? *m : m2, a, b;
-    if (m2 == -INFINITY)
+    if (m2 == -INFINITY) {
+        *l += l2; /* 0, or a NaN: all visible logits are beyond f32 */
         return;
+    }
     a = Sleef_expf_u10(*m - maximum);
     b = Sleef_expf_u10(m2 - maximum);
     for (size_t d = 0; d < dims_p; d++)

@@ -604,15 +604,18 @@ static void check_exponentials(check *c, softmax_function *kernel)
     }
 }
 
-/* A logit that is a NaN or infinite must not get lost: the row's sum is a NaN. */
+/*
+ * A logit that is a NaN or infinite must not get lost: the row's sum is a NaN. Nor may a row of
+ * nothing but NaNs, which has no maximum, be taken for a masked one.
+ */
 static void check_not_finite(check *c, softmax_function *kernel)
 {
-    for (size_t i = 0; i < KVT_TOKENS * 6; i++) {
+    for (size_t i = 0; i < KVT_TOKENS * 8; i++) {
         size_t rows = i % 5 + 1, row = check_below(c, rows), at = i % KVT_TOKENS;
         size_t n = at + 1 + check_below(c, KVT_TOKENS - at);
         float *s = check_buffer(c, 0, rows * KVT_TOKENS * 4, 64);
         float m[5], l[5], alpha[5];
-        int first = i % 2 && n > 1; /* a block of NaNs alone may count as masked */
+        int first = i % 2, all = i >= KVT_TOKENS * 6;
         check_fill(c, s, rows * KVT_TOKENS, CHECK_NORMAL, 0);
         for (size_t r = 0; r < rows; r++) {
             m[r] = first ? -INFINITY : 0;
@@ -622,6 +625,8 @@ static void check_not_finite(check *c, softmax_function *kernel)
             s[row * KVT_TOKENS + at] = i % 3 == 1 ? INFINITY : -NAN;
         else /* another payload than that of arithmetic */
             check_fill_nan(s + row * KVT_TOKENS + at, 4);
+        for (size_t t = 0; all && t < n; t++)
+            s[row * KVT_TOKENS + t] = i % 3 && t % 2 ? -INFINITY : NAN;
         kernel(s, rows, n, NULL, 1.0f, m, l, alpha);
         for (size_t r = 0; r < rows; r++)
             if (isnan(l[r]) != (r == row))
@@ -683,11 +688,32 @@ void check_softmax(check *c, softmax_function *kernel)
     }
 }
 
+/* A sum that is a NaN is one after the merge: also where no logit was larger than -inf. */
+static void check_merge_not_finite(check *c, void (*kernel)(float *, float *, float *,
+                                                            const float *, float, float, size_t))
+{
+    for (int i = 0; i < 16; i++) {
+        float *acc = check_buffer(c, 0, 16 * 4, 4), *acc2 = check_buffer(c, 1, 16 * 4, 4);
+        int second = i & 1;
+        float m = i & 2 ? -INFINITY : 1, m2 = i & 4 ? -INFINITY : 2;
+        float l = second ? (float)!(i & 2) : NAN, l2 = second ? NAN : (float)!(i & 4);
+        if (i & 8)
+            l = l2 = NAN;
+        check_fill(c, acc, 16, CHECK_NORMAL, 0);
+        check_fill(c, acc2, 16, CHECK_NORMAL, 0);
+        kernel(acc, &m, &l, acc2, m2, l2, 16);
+        if (!isnan(l))
+            check_fail(c, "case %d: a sum that is a NaN became %a", i, (double)l);
+        check_canaries(c);
+    }
+}
+
 void check_merge(check *c,
                  void (*kernel)(float *, float *, float *, const float *, float, float, size_t))
 {
     static float bench_a[128], bench_b[128], bench_m, bench_l;
     CHECK_BENCH(c, 1536, kernel(bench_a, &bench_m, &bench_l, bench_b, 0.0f, 0.0f, 128));
+    check_merge_not_finite(c, kernel);
     for (size_t i = 0; i < check_rounds(c, 2000); i++) {
         size_t n = kvt_round_up(check_dims(i), 16);
         float *acc = check_buffer(c, 0, n * 4, 4), *acc2 = check_buffer(c, 1, n * 4, 4);

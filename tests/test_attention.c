@@ -494,6 +494,24 @@ static void nothing_visible(void **state)
     kvt_cache_destroy(cache);
 }
 
+/* A plan for n_threads, its tasks run here, and finish, whose status is returned. */
+static kvt_status attend_in_tasks(kvt_cache *cache, const kvt_attend_args *args, uint32_t n_threads)
+{
+    kvt_attend_args with = *args;
+    kvt_attend_plan plan;
+    kvt_status status;
+    void *scratch;
+    with.n_threads = n_threads;
+    expect_ok(cache, kvt_attend_plan_init(&plan, cache, &with));
+    scratch = aligned_alloc(64, (plan.scratch_bytes + 63) / 64 * 64);
+    assert_non_null(scratch);
+    for (size_t i = 0; i < plan.n_tasks; i++)
+        (void)kvt_attend_task(&plan, scratch, i);
+    status = kvt_attend_finish(&plan, scratch);
+    free(scratch);
+    return status;
+}
+
 /* Finite input whose result is not finite: an error, not NaN and not the result of no tokens. */
 static void overflow_is_refused(void **state)
 {
@@ -513,7 +531,7 @@ static void overflow_is_refused(void **state)
                     v[i][d] = what == 3 ? 3e38f : 1;
                     q[i % 2][d] = what == 1 || what == 2 ? 1e20f : 1;
                 }
-            if (what == 2) /* infinity minus infinity in every score */
+            if (what == 2) /* each product is infinite; kernels that fuse get -inf, others NaN */
                 for (int d = 0; d < 16; d++)
                     k[0][d] = k[1][d] = k[2][d] = d % 2 ? -1e30f : 1e30f;
             expect_ok(cache, kvt_seq_create(cache, &seq));
@@ -530,6 +548,184 @@ static void overflow_is_refused(void **state)
             if (what == 5)
                 slopes[1] = 3e38f;
             expect(cache, what ? KVT_ERR_VALUE : KVT_OK, kvt_attend(cache, &args));
+            kvt_seq_destroy(seq);
+            kvt_cache_destroy(cache);
+        }
+}
+
+/*
+ * Logits that are all NaN, of a block, of a range wherever it stands, or of all tokens, are not
+ * taken for those of masked tokens. Sums of dims 0 to 63 are infinity, of the others -infinity.
+ */
+static void overflow_of_a_whole_range_is_refused(void **state)
+{
+    enum { N = 2200, DIM = 128 };
+    static const size_t bad[][2] = {
+        {0, 64},      {64, 128}, {1024, 1088}, {2112, 2176}, {2176, N}, {0, 1024},
+        {1024, 2048}, {2048, N}, {0, 2048},    {1024, N},    {0, N},    {1500, 1501},
+    };
+    static float k[N][DIM], v[N][8];
+    static uint8_t mask[(N + 7) / 8];
+    kvt_tensor kt = kvt_tensor_f32(k[0]), vt = kvt_tensor_f32(v[0]);
+    (void)state;
+    memset(mask, 0xff, sizeof mask);
+    for (uint32_t isa = 0; kvt_isa_name(isa); isa++)
+        for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+            kvt_group_config g = group_of(1, 1, 1, DIM, 8, KVT_TYPE_F32, KVT_TYPE_F32);
+            kvt_cache *cache = cache_of(&g, N, 1, kvt_isa_name(isa));
+            kvt_seq *seq = NULL;
+            float q[DIM], out[8], lse, sink = 1;
+            kvt_attend_item item = {.n_queries = 1};
+            kvt_attend_args args = kvt_attend_args_init();
+            for (size_t t = 0; t < N; t++)
+                for (size_t d = 0; d < DIM; d++) {
+                    float x = t >= bad[i][0] && t < bad[i][1] ? 1e20f : 1e-20f;
+                    k[t][d] = x > 1 && d >= 64 ? -x : x;
+                    q[d] = 1e20f;
+                    v[t][d % 8] = 1;
+                }
+            expect_ok(cache, kvt_seq_create(cache, &seq));
+            expect_ok(cache, kvt_seq_begin(seq, N, NULL));
+            expect_ok(cache, kvt_append(seq, 0, &kt, &vt));
+            item.seq = seq;
+            args.items = &item;
+            args.n_items = 1;
+            args.q = kvt_tensor_f32(q);
+            args.out = kvt_tensor_f32(out);
+            args.lse = &lse;
+            for (int kind = 0; kind < 6; kind++) { /* with a mask, with a sink, cut into tasks */
+                item.mask = kind % 2 ? mask : NULL;
+                item.mask_stride = kind % 2 ? sizeof mask : 0;
+                item.mask_tokens = kind % 2 ? N : 0;
+                args.sink_logits = kind / 2 == 1 ? &sink : NULL;
+                expect(cache, KVT_ERR_VALUE,
+                       kind / 2 == 2 ? attend_in_tasks(cache, &args, 3) : kvt_attend(cache, &args));
+            }
+            kvt_seq_destroy(seq);
+            kvt_cache_destroy(cache);
+        }
+}
+
+/*
+ * Logits that are all -infinity are not those of masked tokens where a mask, or a mask and a
+ * window, shows one of the tokens. Where none is shown, there are zeros.
+ */
+static void overflow_under_a_mask_is_refused(void **state)
+{
+    enum { N = 150, DIM = 8, WINDOW = 40 };
+    typedef struct shown_bits {
+        uint64_t mask_tokens;
+        int bit;             /* the one that is set; -1: none */
+        int seen, in_window; /* whether a token is seen, without and with a window */
+    } shown_bits;
+    static const shown_bits cases[] = {
+        {N, 0, 1, 0},     {N, 7, 1, 0},  {N, 64, 1, 0},      {N, 109, 1, 0},     {N, 110, 1, 1},
+        {N, N - 1, 1, 1}, {N, -1, 0, 0}, {N, N, 0, 0},       {N - 1, -1, 1, 0},  {20, -1, 1, 1},
+        {40, -1, 1, 0},   {0, -1, 1, 1}, {N - 6, 143, 1, 1}, {N - 6, 144, 1, 0},
+    };
+    static float k[N][DIM], v[N][DIM];
+    kvt_tensor kt = kvt_tensor_f32(k[0]), vt = kvt_tensor_f32(v[0]);
+    (void)state;
+    for (size_t t = 0; t < N; t++)
+        for (size_t d = 0; d < DIM; d++)
+            k[t][d] = v[t][d] = 1;
+    for (uint32_t isa = 0; kvt_isa_name(isa); isa++)
+        for (int window = 0; window < 2; window++) {
+            kvt_group_config g = group_of(1, 2, 1, DIM, DIM, KVT_TYPE_F32, KVT_TYPE_F32);
+            kvt_cache *cache;
+            kvt_seq *seq = NULL;
+            float q[3 * 2 * DIM], out[3 * 2 * DIM], lse[3 * 2];
+            kvt_attend_item item = {.n_queries = 3};
+            kvt_attend_args args = kvt_attend_args_init();
+            int32_t positions[3] = {N - 1, N - 1, N - 1};
+            g.window_tokens = window ? WINDOW : 0;
+            cache = cache_of(&g, N, 1, kvt_isa_name(isa));
+            expect_ok(cache, kvt_seq_create(cache, &seq));
+            expect_ok(cache, kvt_seq_begin(seq, N, NULL));
+            expect_ok(cache, kvt_append(seq, 0, &kt, &vt));
+            for (size_t j = 0; j < sizeof q / sizeof *q; j++)
+                q[j] = -10;
+            item.seq = seq;
+            item.query_positions = positions;
+            args.items = &item;
+            args.n_items = 1;
+            args.q = kvt_tensor_f32(q);
+            args.out = kvt_tensor_f32(out);
+            args.lse = lse;
+            for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+                uint8_t mask[3][24] = {{0}}; /* of the second query; the bits behind them are set */
+                int seen = window ? cases[i].in_window : cases[i].seen;
+                uint64_t n = cases[i].mask_tokens;
+                item.mask = mask[0];
+                item.mask_stride = sizeof mask[0];
+                item.mask_tokens = n;
+                for (size_t row = 0; row < 3; row++)
+                    for (uint64_t bit = n; bit < 192; bit++)
+                        mask[row][bit / 8] |= (uint8_t)(1 << bit % 8);
+                if (cases[i].bit >= 0)
+                    mask[1][cases[i].bit / 8] |= (uint8_t)(1 << cases[i].bit % 8);
+                args.scale = 3e38f;
+                if (n < N) { /* the other queries see what the mask does not reach */
+                    item.n_queries = 1;
+                    item.mask = mask[1];
+                } else {
+                    item.n_queries = 3;
+                }
+                expect(cache, seen ? KVT_ERR_VALUE : KVT_OK, kvt_attend(cache, &args));
+                for (size_t j = 0; !seen && j < (size_t)item.n_queries * 2 * DIM; j++)
+                    assert_true(out[j] == 0 && lse[j / DIM] == -INFINITY);
+                args.scale = 0.1f;
+                expect_ok(cache, kvt_attend(cache, &args));
+            }
+            kvt_seq_destroy(seq);
+            kvt_cache_destroy(cache);
+        }
+}
+
+/*
+ * q that leaves f32 as it is turned for keys that have moved, in a range behind the first, where
+ * their scores would be NaN (0), or -infinity (1), which masked tokens have.
+ */
+static void overflow_of_a_turned_query_is_refused(void **state)
+{
+    enum { N = 2112, DIM = 8 };
+    static const float frequency = 0.7853981634f / 64;   /* 64 positions: an eighth of a turn */
+    static const uint64_t firsts[] = {1024, 1500, 1984}; /* a range, some of one, its last block */
+    static float k[N][DIM], v[N][DIM];
+    kvt_tensor kt = kvt_tensor_f32(k[0]), vt = kvt_tensor_f32(v[0]);
+    (void)state;
+    for (uint32_t isa = 0; kvt_isa_name(isa); isa++)
+        for (size_t i = 0; i < 2 * sizeof firsts / sizeof *firsts; i++) {
+            const uint64_t first = firsts[i / 2];
+            kvt_group_config g = group_of(1, 1, 1, DIM, DIM, KVT_TYPE_F32, KVT_TYPE_F32);
+            kvt_cache *cache;
+            kvt_seq *seq = NULL;
+            float q[DIM] = {3e38f, 3e38f}, out[DIM], lse;
+            kvt_attend_item item = {.n_queries = 1};
+            kvt_attend_args args = kvt_attend_args_init();
+            g.rope_pairing = KVT_ROPE_HALVES;
+            g.rope_dims = 2;
+            g.rope_inverse_frequencies = &frequency;
+            cache = cache_of(&g, N, 1, kvt_isa_name(isa));
+            for (size_t t = 0; t < N; t++)
+                for (size_t d = 0; d < DIM; d++) {
+                    k[t][d] = i % 2 && d < 2 ? -1e-36f : 0;
+                    v[t][d] = t < first + 64 ? 1 : 7;
+                }
+            expect_ok(cache, kvt_seq_create(cache, &seq));
+            expect_ok(cache, kvt_seq_begin(seq, N, NULL));
+            expect_ok(cache, kvt_append(seq, 0, &kt, &vt));
+            expect_ok(cache, kvt_seq_commit(seq, NULL));
+            item.seq = seq;
+            args.items = &item;
+            args.n_items = 1;
+            args.q = kvt_tensor_f32(q);
+            args.out = kvt_tensor_f32(out);
+            args.lse = &lse;
+            expect_ok(cache, kvt_attend(cache, &args));
+            expect_ok(cache, kvt_seq_remove(seq, first, 64));
+            expect(cache, KVT_ERR_VALUE, kvt_attend(cache, &args));
+            expect(cache, KVT_ERR_VALUE, attend_in_tasks(cache, &args, 3));
             kvt_seq_destroy(seq);
             kvt_cache_destroy(cache);
         }
@@ -1133,6 +1329,9 @@ int main(int argc, char **argv)
         cmocka_unit_test(options_against_the_reference),
         cmocka_unit_test(nothing_visible),
         cmocka_unit_test(overflow_is_refused),
+        cmocka_unit_test(overflow_of_a_whole_range_is_refused),
+        cmocka_unit_test(overflow_under_a_mask_is_refused),
+        cmocka_unit_test(overflow_of_a_turned_query_is_refused),
         cmocka_unit_test(dead_tokens_change_nothing),
         cmocka_unit_test(unseen_tokens_change_nothing),
         cmocka_unit_test(a_sink_above_all),

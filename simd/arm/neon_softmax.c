@@ -203,8 +203,10 @@ void kvt_neon_merge(float *acc, float *m, float *l, const float *acc2, float m2,
                     size_t dims_p)
 {
     float maximum = *m > m2 ? *m : m2, a, b;
-    if (m2 == -INFINITY)
+    if (m2 == -INFINITY) {
+        *l += l2; /* 0, or a NaN: all visible logits are beyond f32 */
         return;
+    }
     a = Sleef_expf_u10(*m - maximum);
     b = Sleef_expf_u10(m2 - maximum);
     for (size_t d = 0; d < dims_p; d += 4)

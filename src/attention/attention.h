@@ -132,9 +132,10 @@ kvt_outcome kvt_unit_load(kvt_unit *u, const kvt_view *q);
 /*
  * A softmax of its own over the tokens of one range, for a bundle of units: consecutive kv heads
  * for the same queries of the same item. A block is walked head by head, in the order of memory.
- * range: of those in sight.
+ * range: of those in sight. KVT_UNIT_OVERFLOWED: turning q for keys that have moved left the range
+ * of f32, and outs are unspecified.
  */
-void kvt_units_range(kvt_unit *units, size_t n_units, size_t range, const kvt_part *outs);
+kvt_outcome kvt_units_range(kvt_unit *units, size_t n_units, size_t range, const kvt_part *outs);
 /* Merge the result of a later range into that of the earlier ones. */
 void kvt_unit_merge(const kvt_unit *u, kvt_part into, kvt_part from);
 /* Divide, add the sinks, and hand the rows to the caller. 0: a row has left the range of f32. */

@@ -113,16 +113,16 @@ static kvt_outcome run_bundle(const kvt_attend_plan *plan, kvt_walk *walk, float
     kvt_unit units[KVT_BUNDLE_MAX];
     kvt_part totals[KVT_BUNDLE_MAX], parts[KVT_BUNDLE_MAX];
     size_t n = plan->bundle_, ranges, i = 0;
+    kvt_outcome what;
 
     do {
         float *own = slice + i * unit_floats(plan);
-        kvt_outcome loaded;
         unit_at(plan, walk, from.unit + i, own, &units[i]);
         totals[i] = result_at(&units[i], own, 0);
         parts[i] = result_at(&units[i], own, 1);
-        loaded = kvt_unit_load(&units[i], q);
-        if (loaded != KVT_UNIT_DONE)
-            return loaded;
+        what = kvt_unit_load(&units[i], q);
+        if (what != KVT_UNIT_DONE)
+            return what;
     } while (++i < n);
     ranges = units[0].sight.ranges;
     if (from.range > 0) {
@@ -130,16 +130,20 @@ static kvt_outcome run_bundle(const kvt_attend_plan *plan, kvt_walk *walk, float
             for (i = 0; i < n; i++)
                 parts[i] =
                     tail_at(plan, &units[i], slice + i * unit_floats(plan), range - from.range);
-            kvt_units_range(units, n, range, parts);
+            what = kvt_units_range(units, n, range, parts);
+            if (what != KVT_UNIT_DONE)
+                return what;
         }
         return KVT_UNIT_DONE;
     }
-    kvt_units_range(units, n, 0, totals);
-    for (size_t range = 1; range < ranges && range < end; range++) {
-        kvt_units_range(units, n, range, parts);
-        for (i = 0; i < n; i++)
+    what = kvt_units_range(units, n, 0, totals);
+    for (size_t range = 1; what == KVT_UNIT_DONE && range < ranges && range < end; range++) {
+        what = kvt_units_range(units, n, range, parts);
+        for (i = 0; what == KVT_UNIT_DONE && i < n; i++)
             kvt_unit_merge(&units[i], totals[i], parts[i]);
     }
+    if (what != KVT_UNIT_DONE)
+        return what;
     if (end < ranges)
         return KVT_UNIT_DONE;
     for (i = 0; i < n; i++)
@@ -236,19 +240,22 @@ static kvt_outcome run_shared(const kvt_attend_plan *plan, kvt_walk *walk, float
         kvt_step step = kvt_prefix_step(&walk->prefix, i);
         kvt_part into = total, part = result_at(&s.all, slice, 1);
         kvt_unit *u;
+        kvt_outcome what;
         if (from.range > 0)
             part = tail_at(plan, &s.all, slice, step.range - base);
         else if (i == 0)
             part = total;
         u = step_unit(&s, step, &part);
         if (u != loaded || step.item != loaded_item) {
-            kvt_outcome what = kvt_unit_load(u, q);
+            what = kvt_unit_load(u, q);
             if (what != KVT_UNIT_DONE)
                 return what;
             loaded = u;
             loaded_item = step.item;
         }
-        kvt_units_range(u, 1, step.range, &part);
+        what = kvt_units_range(u, 1, step.range, &part);
+        if (what != KVT_UNIT_DONE)
+            return what;
         if (from.range == 0 && i > 0)
             kvt_unit_merge(step_unit(&s, step, &into), into, part);
     }

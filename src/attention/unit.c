@@ -600,7 +600,7 @@ static size_t row_after(const kvt_unit *u, size_t row)
     return next < u->sight.end_row ? next : SIZE_MAX;
 }
 
-void kvt_units_range(kvt_unit *units, size_t n_units, size_t range, const kvt_part *outs)
+kvt_outcome kvt_units_range(kvt_unit *units, size_t n_units, size_t range, const kvt_part *outs)
 {
     const kvt_unit *u = &units[0];
     const size_t rows_a_range = KVT_RANGE_TOKENS / KVT_TOKENS;
@@ -631,10 +631,11 @@ void kvt_units_range(kvt_unit *units, size_t n_units, size_t range, const kvt_pa
             else
                 has_next = 0;
             attend_block(&units[i], row, sees, has_next ? &next : NULL, outs[i]);
-            for (size_t r = 0; units[i].unsound && r < u->rows; r++)
-                outs[i].l[r] = NAN;
+            if (units[i].unsound)
+                return KVT_UNIT_OVERFLOWED;
         }
     }
+    return KVT_UNIT_DONE;
 }
 
 void kvt_unit_merge(const kvt_unit *u, kvt_part into, kvt_part from)
@@ -648,19 +649,44 @@ void kvt_unit_merge(const kvt_unit *u, kvt_part into, kvt_part from)
 /* What finish and the unit know of a row. */
 typedef struct unit_row {
     float m, lse;
-    int may_see; /* no mask is in the way, and a token is visible */
+    int may_see; /* a token is visible */
 } unit_row;
 
-/* Whether a row of an item without a mask sees a token: without one is what a window may leave. */
+/* Whether the item's mask shows a row at least one token. */
+static int mask_shows_any(const kvt_unit *u, size_t row)
+{
+    const kvt_attend_item *item = u->item;
+    const uint8_t *bits = item->mask + query_of(u, row) * item->mask_stride;
+    uint64_t n = item->mask_tokens;
+    if (n < u->n_tokens)
+        return 1;
+    for (uint64_t i = 0; i < n / 8; i++)
+        if (bits[i])
+            return 1;
+    return n % 8 && (bits[n / 8] & ((1u << n % 8) - 1));
+}
+
+static int mask_shows(const kvt_unit *u, size_t row, uint64_t token)
+{
+    const kvt_attend_item *item = u->item;
+    uint64_t begin = u->n_tokens - item->mask_tokens;
+    if (!item->mask || token < begin)
+        return 1;
+    token -= begin;
+    return item->mask[query_of(u, row) * item->mask_stride + token / 8] >> token % 8 & 1;
+}
+
+/* Whether a row sees a token: a mask may leave none, and a window. */
 static int sees_any(const kvt_unit *u, size_t row)
 {
     uint64_t n = kvt_unit_visible(u, row);
     const kvt_sight *sight = &u->sight;
     if (u->group->window_tokens == UINT64_MAX)
-        return n > 0;
+        return u->item->mask ? mask_shows_any(u, row) : n > 0;
     for (size_t r = kvt_sight_next(sight, 0); r < kvt_rows(n); r = kvt_sight_next(sight, r + 1))
         for (uint64_t t = (uint64_t)r * KVT_TOKENS; t < n && t / KVT_TOKENS == r; t++)
-            if (kvt_in_window(u->group, position_of(u, row), t,
+            if (mask_shows(u, row, t) &&
+                kvt_in_window(u->group, position_of(u, row), t,
                               kvt_seq_meta(sight->seq, r)->positions[t % KVT_TOKENS]))
                 return 1;
     return 0;
@@ -694,7 +720,7 @@ int kvt_unit_store(const kvt_unit *u, kvt_part result, const kvt_view *out)
         float lse = k->finish(acc, dims, result.m[r], result.l[r], sink);
         unit_row row = {result.m[r], lse, 0};
         if (row.m == -INFINITY)
-            row.may_see = !u->item->mask && sees_any(u, r);
+            row.may_see = sees_any(u, r);
         /* Where nothing is visible the zeros stay zeros, none of them negative. */
         if (rotation->block && row.m != -INFINITY)
             k->unrotate(acc, rotation->signs + u->kv_head * rotation->stride,
