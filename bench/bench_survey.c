@@ -23,6 +23,26 @@ static const bench_column columns[] = {
 };
 enum { N_COLUMNS = sizeof columns / sizeof columns[0] };
 
+/* Loops of an instruction set may need what a cache with its kernels gets the process: AMX's do. */
+static void use_isa(const char *isa)
+{
+    kvt_group_config group = kvt_group_config_init();
+    kvt_config config = kvt_config_init();
+    kvt_cache *cache = NULL;
+    char text[200];
+    group.n_layers = group.n_q_heads = group.n_kv_heads = 1;
+    group.k_dim = group.v_dim = 8;
+    config.groups = &group;
+    config.n_groups = 1;
+    config.max_tokens = 64;
+    config.isa = isa;
+    config.error_text = text;
+    config.error_text_bytes = sizeof text;
+    if (kvt_cache_create(&config, &cache) != KVT_OK)
+        bench_fail(1, "%s", text);
+    kvt_cache_destroy(cache);
+}
+
 static void survey(const bench_options *options, bench_team *team, bench_read *reader,
                    const char *isa, unsigned processors)
 {
@@ -30,6 +50,7 @@ static void survey(const bench_options *options, bench_team *team, bench_read *r
     size_t n = options->runs;
     double *read = bench_alloc(n, sizeof *read);
     bench_peak *peaks = bench_alloc(n, sizeof *peaks);
+    use_isa(isa);
     bench_peaks *p = bench_peaks_create(team, isa);
     for (size_t i = 0; i < n; i++) {
         read[i] = 1e-9 * bench_read_bytes(reader) / bench_read_run(reader);

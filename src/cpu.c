@@ -1,6 +1,8 @@
 /*
- * What this CPU can do. A feature counts only when the system saves its registers (XCR0), and,
- * for AMX, lets this process have them.
+ * What this CPU can do. A feature counts only when the system saves its registers (XCR0). Those of
+ * AMX a process has to ask Linux for. The permission is for the whole process and is never taken
+ * back; from then on the system refuses an alternate signal stack which has no room for a frame
+ * with tiles, in any thread. So it is asked for where AMX is to be used, not to find out about it.
  */
 #ifndef _DEFAULT_SOURCE
 #define _DEFAULT_SOURCE /* syscall */
@@ -77,19 +79,34 @@ int kvt_cpu_has_avx512vnni(void)
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#define ARCH_REQ_XCOMP_PERM 0x1023 /* asm/prctl.h, which older systems lack */
+/* asm/prctl.h, which older systems lack. */
+#define ARCH_GET_XCOMP_SUPP 0x1021
+#define ARCH_REQ_XCOMP_PERM 0x1023
 #define XFEATURE_XTILEDATA 18
 
 int kvt_cpu_has_amx(void)
 {
     const unsigned needed = 1u << 24 | 1u << 25; /* AMX-TILE, AMX-INT8 */
+    uint64_t supported = 0;
     if (!kvt_cpu_has_avx512vnni() || (leaf7_of(0).edx & needed) != needed ||
         (xcr0() & XCR0_AMX) != XCR0_AMX)
         return 0;
-    return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+    return syscall(SYS_arch_prctl, ARCH_GET_XCOMP_SUPP, &supported) == 0 &&
+           supported >> XFEATURE_XTILEDATA & 1;
+}
+
+int kvt_cpu_take_amx(void)
+{
+    return kvt_cpu_has_amx() &&
+           syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
 }
 #else
 int kvt_cpu_has_amx(void)
+{
+    return 0;
+}
+
+int kvt_cpu_take_amx(void)
 {
     return 0;
 }

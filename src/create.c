@@ -154,8 +154,11 @@ static uint32_t config_threads(const kvt_config *config)
     return n ? n : 1;
 }
 
-/* Check a config and fill everything of a cache that needs no memory. */
-static kvt_status plan_cache(const kvt_config *config, kvt_cache *cache)
+/*
+ * Check a config and fill everything of a cache that needs no memory. creates: its kernels will be
+ * used.
+ */
+static kvt_status plan_cache(const kvt_config *config, int creates, kvt_cache *cache)
 {
     kvt_status status;
 
@@ -182,9 +185,6 @@ static kvt_status plan_cache(const kvt_config *config, kvt_cache *cache)
         return refuse(config, KVT_ERR_UNSUPPORTED,
                       "n_threads is %u, but this build has no thread pool: give an executor",
                       config->n_threads);
-    if (!kvt_dispatch(config->isa, &cache->kernels))
-        return refuse(config, KVT_ERR_UNSUPPORTED, "isa \"%.20s\" is not in this build or CPU",
-                      config->isa);
 
     cache->n_groups = config->n_groups;
     cache->n_classes = KVT_FORMS * config->n_groups + 1;
@@ -229,6 +229,10 @@ static kvt_status plan_cache(const kvt_config *config, kvt_cache *cache)
         memcpy(cache->fingerprint, config->fingerprint, config->fingerprint_bytes);
     cache->scratch_bytes = kvt_attend_scratch_bytes(cache->groups, cache->n_groups,
                                                     cache->max_tokens, config_threads(config));
+    if (!kvt_dispatch(config->isa, creates, &cache->kernels))
+        return refuse(config, KVT_ERR_UNSUPPORTED,
+                      "isa \"%.20s\" is not in this build or CPU, or the system refuses it",
+                      config->isa);
     return KVT_OK;
 }
 
@@ -245,7 +249,7 @@ kvt_status kvt_cache_create(const kvt_config *config_in, kvt_cache **cache_out)
         return KVT_ERR_ARG;
     if (!kvt_copy_struct(&config, config_in, sizeof config))
         return KVT_ERR_ARG;
-    status = plan_cache(&config, &plan);
+    status = plan_cache(&config, 1, &plan);
     if (status != KVT_OK)
         return status;
     plan.heap.bytes = kvt_round_up(sizeof plan, 64);
@@ -361,7 +365,7 @@ kvt_status kvt_memory_forecast(const kvt_config *config_in, uint64_t n_sequences
 
     if (!config_in || !bytes || !kvt_copy_struct(&config, config_in, sizeof config))
         return KVT_ERR_ARG;
-    status = plan_cache(&config, &plan);
+    status = plan_cache(&config, 0, &plan);
     if (status != KVT_OK)
         return status;
     if (n_tokens > plan.max_tokens)
@@ -401,7 +405,7 @@ kvt_status kvt_working_forecast(const kvt_config *config_in, uint64_t n_tokens, 
 
     if (!config_in || !bytes || !kvt_copy_struct(&config, config_in, sizeof config))
         return KVT_ERR_ARG;
-    status = plan_cache(&config, &plan);
+    status = plan_cache(&config, 0, &plan);
     if (status != KVT_OK)
         return status;
     if (n_tokens > plan.max_tokens)

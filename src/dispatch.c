@@ -12,31 +12,32 @@
 typedef struct kvt_isa {
     const kvt_kernels *table;
     int (*present)(void); /* NULL: always */
+    int (*take)(void);    /* makes the process one that may use it; NULL: it may */
 } kvt_isa;
 
 /* Narrowest first; each overlays all before it. */
 static const kvt_isa isas[] = {
-    {&kvt_kernels_scalar, NULL},
+    {&kvt_kernels_scalar, NULL, NULL},
 #if defined(KVT_HAVE_AVX2)
-    {&kvt_kernels_avx2, kvt_cpu_has_avx2},
+    {&kvt_kernels_avx2, kvt_cpu_has_avx2, NULL},
 #endif
 #if defined(KVT_HAVE_AVXVNNI)
-    {&kvt_kernels_avxvnni, kvt_cpu_has_avxvnni},
+    {&kvt_kernels_avxvnni, kvt_cpu_has_avxvnni, NULL},
 #endif
 #if defined(KVT_HAVE_AVX512VNNI)
-    {&kvt_kernels_avx512vnni, kvt_cpu_has_avx512vnni},
+    {&kvt_kernels_avx512vnni, kvt_cpu_has_avx512vnni, NULL},
 #endif
 #if defined(KVT_HAVE_AMX)
-    {&kvt_kernels_amx, kvt_cpu_has_amx},
+    {&kvt_kernels_amx, kvt_cpu_has_amx, kvt_cpu_take_amx},
 #endif
 #if defined(KVT_HAVE_NEON)
-    {&kvt_kernels_neon, NULL},
+    {&kvt_kernels_neon, NULL, NULL},
 #endif
 #if defined(KVT_HAVE_DOTPROD)
-    {&kvt_kernels_dotprod, kvt_cpu_has_dotprod},
+    {&kvt_kernels_dotprod, kvt_cpu_has_dotprod, NULL},
 #endif
 #if defined(KVT_HAVE_I8MM)
-    {&kvt_kernels_i8mm, kvt_cpu_has_i8mm},
+    {&kvt_kernels_i8mm, kvt_cpu_has_i8mm, NULL},
 #endif
 };
 
@@ -55,12 +56,19 @@ const char *kvt_isa_name(uint32_t index)
     return NULL;
 }
 
-int kvt_dispatch(const char *isa, kvt_kernels *kernels)
+/* The widest that the name stands for and, if it is used, may be used; N_ISAS: none. */
+static size_t choose(const char *isa, int uses)
 {
-    size_t last = N_ISAS;
-    for (size_t i = 0; i < N_ISAS; i++)
-        if (is_present(&isas[i]) && (!isa || strcmp(isa, isas[i].table->isa) == 0))
-            last = i;
+    for (size_t i = N_ISAS; i-- > 0;)
+        if ((!isa || strcmp(isa, isas[i].table->isa) == 0) && is_present(&isas[i]) &&
+            (!uses || !isas[i].take || isas[i].take()))
+            return i;
+    return N_ISAS;
+}
+
+int kvt_dispatch(const char *isa, int uses, kvt_kernels *kernels)
+{
+    const size_t last = choose(isa, uses);
     if (last == N_ISAS)
         return 0;
     memset(kernels, 0, sizeof *kernels);

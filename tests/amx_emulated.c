@@ -210,7 +210,7 @@ kvt_kernels check_amx_emulated_table = {.isa = "amx_emulated"};
 int check_amx_emulated(void)
 {
     struct sigaction action;
-    if (!kvt_cpu_has_avx512vnni() || kvt_cpu_has_amx())
+    if (!kvt_cpu_has_avx512vnni() || kvt_cpu_take_amx())
         return 0;
     memset(&action, 0, sizeof action);
     action.sa_sigaction = on_undefined;

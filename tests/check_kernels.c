@@ -48,7 +48,7 @@ static const isa isas[] = {
     {&kvt_kernels_avx512vnni, kvt_cpu_has_avx512vnni},
 #endif
 #if defined(KVT_HAVE_AMX)
-    {&kvt_kernels_amx, kvt_cpu_has_amx},
+    {&kvt_kernels_amx, kvt_cpu_take_amx},
 #endif
 #if defined(KVT_HAVE_NEON)
     {&kvt_kernels_neon, NULL},

@@ -4,12 +4,22 @@
  * writes no out-pointer, and sets an error text that names the cause. Unusual but valid arguments
  * are accepted.
  */
+#ifndef _DEFAULT_SOURCE
+#define _DEFAULT_SOURCE /* syscall, sigaltstack */
+#endif
 #include "support.h"
 
 #include <float.h>
 #include <limits.h>
 #include <math.h>
 #include <stdio.h>
+
+#if defined(__x86_64__) && defined(__linux__)
+#include <signal.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#endif
 
 enum { LAYERS = 2, Q_HEADS = 4, KV_HEADS = 2, K_DIM = 16, V_DIM = 24, MAX_TOKENS = 300 };
 
@@ -144,6 +154,96 @@ static void status_strings(void **state)
     assert_non_null(strstr(no_status, "not a"));
     assert_string_equal(kvt_version(), TEXT(KVT_VERSION_MAJOR) "." TEXT(KVT_VERSION_MINOR) "." TEXT(
                                            KVT_VERSION_PATCH));
+}
+
+#if defined(__x86_64__) && defined(__linux__)
+#define ARCH_GET_XCOMP_PERM 0x1022 /* asm/prctl.h, which older systems lack */
+
+/* Whether this process may use AMX's tile registers. */
+static int has_tiles(void)
+{
+    unsigned long permitted = 0;
+    return syscall(SYS_arch_prctl, ARCH_GET_XCOMP_PERM, &permitted) == 0 && permitted >> 18 & 1;
+}
+
+static int set_signal_stack(void *memory, size_t bytes)
+{
+    stack_t stack = {.ss_sp = memory, .ss_size = bytes, .ss_flags = memory ? 0 : SS_DISABLE};
+    return sigaltstack(&stack, NULL) == 0;
+}
+
+/* A cache of the named kernels, or of the widest; whether they are those expected. */
+static int kernels_are(const char *isa, const char *expected)
+{
+    kvt_group_config g = group_of(1, 1, 1, 8, 8, KVT_TYPE_I8, KVT_TYPE_I8);
+    kvt_config config = good_config(&g);
+    kvt_cache *cache = NULL;
+    kvt_status status;
+    int same;
+    config.isa = isa;
+    status = kvt_cache_create(&config, &cache);
+    same = expected ? status == KVT_OK && strcmp(kvt_cache_isa(cache), expected) == 0
+                    : status == KVT_ERR_UNSUPPORTED;
+    kvt_cache_destroy(cache);
+    return same;
+}
+
+/* 0, or the step that failed. n: how many names there are, the last of them "amx". */
+static int take_tiles(uint32_t n)
+{
+    static unsigned char memory[8192]; /* too small for a frame with tiles */
+    kvt_group_config g = group_of(1, 1, 1, 8, 8, KVT_TYPE_I8, KVT_TYPE_I8);
+    kvt_config config = good_config(&g);
+    kvt_cache *cache = NULL;
+    uint64_t bytes;
+    config.isa = "amx";
+    if (kvt_memory_forecast(&config, 1, 1, &bytes) != KVT_OK)
+        return 9;
+    g.k_dim = 9;
+    if (kvt_cache_create(&config, &cache) != KVT_ERR_ARG || has_tiles())
+        return 1;
+    for (uint32_t i = 0; i + 1 < n; i++)
+        if (!kernels_are(kvt_isa_name(i), kvt_isa_name(i)) || has_tiles())
+            return 2;
+    if (!set_signal_stack(memory, sizeof memory))
+        return 3;
+    if (!kernels_are("amx", NULL) || has_tiles())
+        return 4;
+    if (!kernels_are(NULL, kvt_isa_name(n - 2)) || has_tiles())
+        return 5;
+    if (!set_signal_stack(NULL, 0))
+        return 6;
+    if (!kernels_are("amx", "amx") || !has_tiles())
+        return 7;
+    return kernels_are(NULL, "amx") ? 0 : 8;
+}
+#endif
+
+/*
+ * Only a cache that uses AMX makes the process one that does, whose signal stacks have to be larger
+ * from then on. In a child, and before any other test: the permission is inherited.
+ */
+static void tile_registers_are_taken_with_amx_only(void **state)
+{
+#if defined(__x86_64__) && defined(__linux__)
+    uint32_t n = 0;
+    int status;
+    pid_t child;
+    (void)state;
+    while (kvt_isa_name(n))
+        n++;
+    if (strcmp(kvt_isa_name(n - 1), "amx") != 0)
+        skip();
+    child = fork();
+    assert_true(child >= 0);
+    if (child == 0)
+        _exit(take_tiles(n));
+    assert_true(waitpid(child, &status, 0) == child && WIFEXITED(status));
+    assert_int_equal(WEXITSTATUS(status), 0);
+#else
+    (void)state;
+    skip();
+#endif
 }
 
 static void isa_names(void **state)
@@ -1502,6 +1602,7 @@ static void values_beyond_few_bits(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(tile_registers_are_taken_with_amx_only),
         cmocka_unit_test(status_strings),
         cmocka_unit_test(isa_names),
         cmocka_unit_test(null_handles),

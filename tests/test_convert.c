@@ -351,7 +351,7 @@ static void check_pair(const source *s, kvt_type k_type, kvt_type v_type, uint32
     for (uint32_t isa = 0; kvt_isa_name(isa); isa++) {
         kvt_kernels kernels;
         unsigned char *again;
-        assert_true(kvt_dispatch(kvt_isa_name(isa), &kernels));
+        assert_true(kvt_dispatch(kvt_isa_name(isa), 1, &kernels));
         again = convert(s, &kernels, to, to_form, KVT_OK);
         if (memcmp(got, again, to->layouts[to_form].layer_bytes) != 0)
             fail_msg("%s makes other bytes", kvt_isa_name(isa));

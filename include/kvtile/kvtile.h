@@ -298,9 +298,17 @@ typedef struct kvt_config {
     size_t fingerprint_bytes;     /* 0 to KVT_MAX_FINGERPRINT, copied */
     kvt_allocator allocator;      /* alloc NULL: the C library */
     kvt_executor executor;        /* run NULL: threads of the cache's own, or inline */
-    const char *isa;              /* a name from kvt_isa_name to force; NULL: the widest */
-    char *error_text;             /* where creation and forecast say why they failed; may be NULL */
-    size_t error_text_bytes;      /* room there, the terminating zero included */
+    /*
+     * A name from kvt_isa_name to force; NULL: the widest. Where that is "amx", creation gets the
+     * process the permission that Linux wants for AMX's tile registers (ARCH_REQ_XCOMP_PERM). It is
+     * for all threads and cannot be given back: from then on sigaltstack refuses, with ENOMEM, what
+     * is smaller than getauxval(AT_MINSIGSTKSZ), about 12 KB (SIGSTKSZ was 8 KB). Where a thread
+     * has such a stack already, Linux refuses the permission: "amx" is KVT_ERR_UNSUPPORTED then,
+     * and NULL the widest but it. With another name, "avx512vnni" say, nothing is asked for.
+     */
+    const char *isa;
+    char *error_text;        /* where creation and forecast say why they failed; may be NULL */
+    size_t error_text_bytes; /* room there, the terminating zero included */
 } kvt_config;
 
 /* All zero but struct_size: the defaults, where there are any. */
@@ -359,7 +367,8 @@ KVT_API const char *kvt_version(void);
 
 /*
  * Names of the instruction sets that this build has kernels for and this CPU runs, narrowest
- * first; NULL from the end of the list on. Index 0 is "scalar".
+ * first; NULL from the end of the list on. Index 0 is "scalar". Changes nothing: see
+ * kvt_config.isa about "amx".
  */
 KVT_API const char *kvt_isa_name(uint32_t index);
 
@@ -374,7 +383,8 @@ KVT_API const char *kvt_isa_name(uint32_t index);
  *                      that cannot be a part of K, sinks without a window, layers numbered twice
  *                      or not at all
  * KVT_ERR_LIMIT        beyond a KVT_MAX_ limit, or a size overflows
- * KVT_ERR_UNSUPPORTED  isa is not in kvt_isa_name's list; n_threads > 1 without a pool
+ * KVT_ERR_UNSUPPORTED  isa is not in kvt_isa_name's list, or it is "amx" and the system does not
+ *                      permit it; n_threads > 1 without a pool
  * KVT_ERR_MEMORY, KVT_ERR_BUDGET
  */
 KVT_API kvt_status kvt_cache_create(const kvt_config *config, kvt_cache **cache);

@@ -43,7 +43,8 @@ class Cache(Handle):
     n_threads: of one call, the caller's included; they are the cache's own
     memory_budget_bytes: of what the cache keeps; 0: no bound
     fingerprint: up to 64 bytes that identify the model's weights; in snapshots
-    isa: a name of `isa_names`; None: the widest
+    isa: a name of `isa_names`; None: the widest. With "amx" alternate signal stacks of the process
+        have to be larger from then on (kvt_config.isa in kvtile.h)
 
     ArgError, LimitError, UnsupportedError, OutOfMemoryError, BudgetError.
 
