@@ -1225,6 +1225,11 @@ static void bad_attend_arguments(void **state)
             attend_case(KVT_ERR_VALUE, "slope", a.alibi_slopes = slopes);
             sinks[h] = slopes[h] = 0;
         }
+        slopes[h] = -0.5f;
+        attend_case(KVT_ERR_VALUE, "negative", a.alibi_slopes = slopes);
+        slopes[h] = -1e-42f;
+        attend_case(KVT_ERR_VALUE, "negative", a.alibi_slopes = slopes);
+        slopes[h] = 0;
     }
     attend_case(KVT_ERR_ARG, "q is NULL", a.q.data = NULL);
     attend_case(KVT_ERR_ARG, "out is NULL", a.out.data = NULL);

@@ -939,6 +939,9 @@ static void alibi_from_far(void **state)
                     assert_true(relative_l2(out + h * DIM, expected, DIM) < 3e-4);
                 }
             }
+            slopes[0] = -0.0f; /* is not negative */
+            query_positions[0] = positions[seen - 1];
+            expect_ok(cache, kvt_attend(cache, &args));
             free(q);
             tokens_free(&t);
             kvt_seq_destroy(seq);

@@ -891,7 +891,7 @@ typedef struct kvt_attend_args {
     float scale;    /* > 0 and finite; 0 stands for 1 / sqrt(k_dim) */
     float softcap;  /* > 0 and finite; 0: none */
     const float *sink_logits;  /* [n_q_heads] an extra logit without a value (finite); NULL: none */
-    const float *alibi_slopes; /* [n_q_heads] magnitudes up to 1e28; NULL: none. The bias
+    const float *alibi_slopes; /* [n_q_heads] 0 to 1e28; NULL: none. The bias
                                   slope * distance of the nearest token that a query sees is at
                                   most 4096: beyond, f32 would lose the logits */
     uint32_t n_threads;        /* for kvt_attend_plan_init: how many threads will run tasks;

@@ -82,9 +82,11 @@ static kvt_status check_numbers(const kvt_cache *cache, const kvt_attend_args *a
     for (uint32_t h = 0; h < group->config.n_q_heads; h++) {
         if (args->sink_logits && !isfinite(args->sink_logits[h]))
             return kvt_fail(cache, KVT_ERR_VALUE, "kvt_attend: sink_logits[%u] is not finite", h);
-        if (args->alibi_slopes && !(fabsf(args->alibi_slopes[h]) <= ALIBI_SLOPE_MAX))
+        if (args->alibi_slopes &&
+            !(args->alibi_slopes[h] >= 0.0f && args->alibi_slopes[h] <= ALIBI_SLOPE_MAX))
             return kvt_fail(cache, KVT_ERR_VALUE,
-                            "kvt_attend: alibi_slopes[%u] is not finite or beyond 1e28", h);
+                            "kvt_attend: alibi_slopes[%u] is negative, not finite or beyond 1e28",
+                            h);
     }
     return KVT_OK;
 }
@@ -92,7 +94,7 @@ static kvt_status check_numbers(const kvt_cache *cache, const kvt_attend_args *a
 /*
  * Logits are f32: a bias of this size leaves them 2^-13. The nearest token that a query sees has to
  * have no larger one; those of tokens further away differ from it by what f32 holds, or are weights
- * of 0.
+ * of 0. That needs slopes >= 0: else the farthest token decides.
  */
 #define ALIBI_BIAS_MAX 4096.0
 
@@ -134,8 +136,7 @@ static kvt_status check_biases(const kvt_cache *cache, const kvt_attend_args *ar
     if (!args->alibi_slopes)
         return KVT_OK;
     for (uint32_t h = 0; h < group->config.n_q_heads; h++)
-        slope = fabs((double)args->alibi_slopes[h]) > slope ? fabs((double)args->alibi_slopes[h])
-                                                            : slope;
+        slope = (double)args->alibi_slopes[h] > slope ? (double)args->alibi_slopes[h] : slope;
     for (size_t i = 0; i < args->n_items; i++) {
         const kvt_attend_item *item = &args->items[i];
         uint64_t n_tokens = kvt_seq_visible(item->seq, args->layer);

@@ -345,7 +345,7 @@ class Sequence(Handle):
         lse: True, or a float32 array [n][n_q_heads], contiguous, written; may overlap neither q nor
             out: the log of the softmax's denominator
         scale: 0 stands for 1 / sqrt(k_dim). softcap: 0: none
-        sink_logits, alibi_slopes: [n_q_heads]
+        sink_logits, alibi_slopes: [n_q_heads]; slopes are 0 to 1e28
         query_positions: [n], for ALiBi and windows; None: those of the last n tokens
         mask: bool [n][m], which of the last m tokens a query sees; replaces the causal rule
 
