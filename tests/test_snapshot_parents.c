@@ -454,6 +454,38 @@ static void indexes(void **state)
     chain_close(&c);
 }
 
+/*
+ * An index that has the id of block 1 twice: the entry with the lesser number counts, or offset
+ * where the numbers are the same. The other one was that of the last block, which no child has, and
+ * leads to another section.
+ */
+static void same_ids(void **state)
+{
+    chain c;
+    (void)state;
+    chain_open(&c, F16, NULL);
+    for (uint64_t number = 0; number < 4; number++) {
+        bytes base = copy_of(&c.base), middle = copy_of(&c.middle), delta = copy_of(&c.delta);
+        unsigned char *extra = note(&base, 4, 2), *block = note(&base, 4, 1);
+        put64(extra + 8, number);
+        put64(extra + 16, get64(note(&base, 2, 0) + 16));
+        memcpy(extra + 32, block + 32, 16);
+        resign_sums(base.data, base.n);
+        adopt(&middle, &base);
+        adopt(&delta, &middle);
+        write_all(&base, &middle, &delta);
+        if (number > 1)
+            accept_written(&c);
+        else
+            refuse(&c, KVT_ERR_CORRUPT, "section positions 0 is in its place", "a lesser number");
+        bytes_free(&base);
+        bytes_free(&middle);
+        bytes_free(&delta);
+    }
+    accept(&c);
+    chain_close(&c);
+}
+
 /* Sections of later versions, between a parent's index and its end, are skipped and checked. */
 static void unknown_sections(void **state)
 {
@@ -941,6 +973,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(ends),
         cmocka_unit_test(indexes),
+        cmocka_unit_test(same_ids),
         cmocka_unit_test(unknown_sections),
         cmocka_unit_test(fits),
         cmocka_unit_test(other_models),

@@ -9,6 +9,7 @@
 #include <math.h>
 
 #include "src/cache/cache.h"
+#include "src/sort.h"
 
 const float *kvt_turn_of(const kvt_turns *turns, uint32_t group, int32_t shift)
 {
@@ -64,35 +65,17 @@ static void fill_turn(const kvt_group *group, int32_t shift, float *turn)
     }
 }
 
-static void sift_down(int32_t *x, size_t i, size_t n)
+static int by_shift(const void *a, const void *b)
 {
-    int32_t top = x[i];
-    for (size_t child = 2 * i + 1; child < n; child = 2 * i + 1) {
-        if (child + 1 < n && x[child + 1] > x[child])
-            child++;
-        if (x[child] <= top)
-            break;
-        x[i] = x[child];
-        i = child;
-    }
-    x[i] = top;
+    const int32_t x = *(const int32_t *)a, y = *(const int32_t *)b;
+    return (x > y) - (x < y);
 }
 
-/*
- * Heapsort, and each number once; how many there are is returned. A file may have as many shifts as
- * tokens, in any order, and qsort may allocate.
- */
+/* Sort, and keep each number once; how many there are is returned. A file may have any. */
 static size_t sort_unique(int32_t *x, size_t n)
 {
     size_t kept = 1;
-    for (size_t i = n / 2; i-- > 0;)
-        sift_down(x, i, n);
-    for (size_t end = n - 1; end > 0; end--) {
-        int32_t largest = x[0];
-        x[0] = x[end];
-        x[end] = largest;
-        sift_down(x, 0, end);
-    }
+    kvt_sort(x, n, sizeof *x, by_shift);
     for (size_t i = 1; i < n; i++)
         if (x[i] != x[kept - 1])
             x[kept++] = x[i];

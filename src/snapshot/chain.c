@@ -8,6 +8,7 @@
  */
 #include "src/snapshot/crypt.h"
 #include "src/snapshot/parser.h"
+#include "src/sort.h"
 
 #include <assert.h>
 #include <stdio.h>
@@ -152,11 +153,24 @@ static int by_id(const void *a, const void *b)
     return memcmp(a, b, KVT_SNAP_ID_BYTES);
 }
 
-/* The blocks of a level's index, by their ids. */
+/* Of those with one id the one with the least number comes first. */
+static int by_id_and_number(const void *a, const void *b)
+{
+    const place *x = a, *y = b;
+    int order = by_id(x, y);
+
+    if (order)
+        return order;
+    if (x->number != y->number)
+        return x->number < y->number ? -1 : 1;
+    return (x->offset > y->offset) - (x->offset < y->offset);
+}
+
+/* The blocks of a level's index, by their ids; of several with one id the first. */
 static kvt_status sort_places(level *l)
 {
     const unsigned char *entry = l->p.index.data;
-    size_t n = l->p.index_bytes / KVT_SNAP_NOTE_BYTES, i;
+    size_t n = l->p.index_bytes / KVT_SNAP_NOTE_BYTES, kept = 0, i;
     place *places;
     kvt_status status =
         kvt_snap_reserve(l->p.context, &l->places, 0, n * sizeof *places, "a parent's blocks");
@@ -171,8 +185,11 @@ static kvt_status sort_places(level *l)
             to->number = kvt_get64(entry + 8);
             to->offset = kvt_get64(entry + 16);
         }
-    if (l->n_places)
-        qsort(places, l->n_places, sizeof *places, by_id);
+    kvt_sort(places, l->n_places, sizeof *places, by_id_and_number);
+    for (i = 0; i < l->n_places; i++)
+        if (i == 0 || by_id(&places[kept - 1], &places[i]) != 0)
+            places[kept++] = places[i];
+    l->n_places = kept;
     return KVT_OK;
 }
 

@@ -5,8 +5,7 @@
 
 #include "src/snapshot/convert.h"
 #include "src/snapshot/crypt.h"
-
-#include <stdlib.h>
+#include "src/sort.h"
 
 /* ---- options ---- */
 
@@ -37,7 +36,7 @@ static kvt_status check_twins(const kvt_seq *seq, const kvt_save_options *o)
     names = memory;
     for (i = 0; i < o->n_pieces; i++)
         names[i] = o->pieces[i].name;
-    qsort(names, o->n_pieces, sizeof *names, by_name);
+    kvt_sort(names, o->n_pieces, sizeof *names, by_name);
     for (i = 1; i < o->n_pieces; i++)
         twins |= strcmp(names[i - 1], names[i]) == 0;
     kvt_mem_free_working(seq->cache, memory, bytes);
