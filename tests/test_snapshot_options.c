@@ -11,6 +11,8 @@
 #include <sys/wait.h>
 #include <time.h>
 
+#include <xxhash.h>
+
 /* ---- sizes ---- */
 
 /* Options of one kind; pieces and types are static. */
@@ -673,6 +675,93 @@ static void many_pieces(void **state)
     close_subject(&s);
 }
 
+/* ---- names that a table of hashes cannot tell apart ---- */
+
+static const uint64_t p1 = 0x9E3779B185EBCA87u, p2 = 0xC2B2AE3D27D4EB4Fu; /* of XXH64 */
+
+static uint64_t inverse(uint64_t odd) /* modulo 2^64 */
+{
+    uint64_t x = odd;
+    for (int i = 0; i < 6; i++)
+        x *= 2 - odd * x;
+    return x;
+}
+
+static uint64_t rotated(uint64_t x, int left)
+{
+    return x << left | x >> (64 - left);
+}
+
+/*
+ * A name of 64 bytes, all of the same XXH64 where `same`: two lanes of 8 bytes for each of its four
+ * accumulators, the second of which leads to the same number from wherever the first has led.
+ */
+static void make_name(rng *r, int same, char *to)
+{
+    const uint64_t begin[4] = {p1 + p2, p2, 0, 0 - p1};
+    do {
+        uint64_t lanes[8];
+        for (int i = 0; i < 4; i++) {
+            const uint64_t target = 1234567890123456789u + (uint64_t)i;
+            lanes[i] = rng_next(r);
+            lanes[i + 4] =
+                (rotated(target * inverse(p1), 33) - rotated(begin[i] + lanes[i] * p2, 31) * p1) *
+                inverse(p2);
+            if (!same)
+                lanes[i + 4] = rng_next(r);
+        }
+        memcpy(to, lanes, 64);
+    } while (memchr(to, 0, 64));
+    to[64] = '\0';
+}
+
+/* Names that are made to have one hash take about as long as any, and are told apart. */
+static void names_of_one_hash(void **state)
+{
+    const size_t n = is_quick() ? 500 : 20000;
+    kvt_snapshot_piece *list = calloc(n, sizeof *list);
+    char(*names)[65] = calloc(n, sizeof *names);
+    double seconds[2] = {0, 0};
+    rng r = {39};
+    subject s;
+    kvt_seq *seq, *to;
+    (void)state;
+    assert_true(list && names);
+    open_kind(&s, I8, &r);
+    seq = full_seq(&s, 10);
+    to = tagged_seq(&s);
+    for (int same = 0; same < 2; same++) {
+        kvt_save_options o = saves(KVT_CODEC_RAW);
+        size_t at, payload;
+        bytes file;
+        clock_t begin;
+        for (size_t i = 0; i < n; i++) {
+            make_name(&r, same, names[i]);
+            list[i].name = names[i];
+        }
+        assert_int_equal(XXH64(names[0], 64, 0) == XXH64(names[n - 1], 64, 0), same);
+        o.pieces = list;
+        o.n_pieces = n;
+        file = save_with(&s, seq, &o);
+        begin = clock();
+        expect_ok(s.cache, kvt_seq_load_memory(to, file.data, file.n, NULL, NULL));
+        seconds[same] = (double)(clock() - begin) / CLOCKS_PER_SEC;
+        at = section_payload(file.data, file.n, 12, (unsigned)n / 2, &payload);
+        memcpy(file.data + at + 16, names[n / 3], 64);
+        resign(file.data, file.n);
+        expect(s.cache, KVT_ERR_CORRUPT, kvt_seq_load_memory(to, file.data, file.n, NULL, NULL));
+        expect_error_text(s.cache, "same name", "a name that comes again");
+        bytes_free(&file);
+    }
+    if (seconds[1] > 10 * seconds[0] + 0.2)
+        fail_msg("%zu pieces: %.3f s, with names of one hash %.3f s", n, seconds[0], seconds[1]);
+    free(names);
+    free(list);
+    kvt_seq_destroy(to);
+    kvt_seq_destroy(seq);
+    close_subject(&s);
+}
+
 /* ---- inspection ---- */
 
 static int stop_at_once(void *user, uint64_t done, uint64_t total)
@@ -761,6 +850,7 @@ int main(void)
         cmocka_unit_test(progress),
         cmocka_unit_test(pieces),
         cmocka_unit_test(many_pieces),
+        cmocka_unit_test(names_of_one_hash),
         cmocka_unit_test(inspections),
     };
     RUN_IN_FOLDER(tests);

@@ -39,8 +39,8 @@ typedef struct kvt_snap_parser {
     kvt_snap_chain *chain; /* of a delta */
     kvt_snap_buffer names; /* of pieces: with their zeros, one after the other */
     size_t names_bytes;
-    kvt_snap_buffer name_places; /* size_t [a power of two]: a hash table, 1 + places in names */
-    kvt_snap_section next;       /* its head has been read */
+    kvt_snap_buffer name_list; /* of them: reader.c */
+    kvt_snap_section next;     /* its head has been read */
     int has_next;
     kvt_snap_runs runs; /* of the sequence's own blocks, which are n_own entries of the table */
     uint64_t n_own;

@@ -12,6 +12,7 @@
  */
 #include "src/snapshot/crypt.h"
 #include "src/snapshot/parser.h"
+#include "src/sort.h"
 
 #include <stdio.h>
 
@@ -202,59 +203,71 @@ static kvt_status read_sequence(kvt_snap_parser *p)
     return status;
 }
 
-#define NAME_PLACES 64u /* first size of the hash table */
+/* A piece's name, which is at `at` in p->names. */
+typedef struct piece_name {
+    uint64_t sum;
+    const char *text; /* while they are compared */
+    size_t at;
+} piece_name;
 
-/* The place in the hash table that a name has, or is to get. */
-static size_t *name_place(const kvt_snap_parser *p, const char *name)
+#define NAMES 16u /* room for so many at first */
+
+static piece_name *names_of(const kvt_snap_parser *p)
 {
-    size_t *places = (size_t *)(void *)p->name_places.data;
-    size_t mask = p->name_places.bytes / sizeof *places - 1;
-    size_t i = (size_t)kvt_snap_sum(name, strlen(name)) & mask;
-
-    while (places[i] && strcmp((const char *)p->names.data + places[i] - 1, name) != 0)
-        i = (i + 1) & mask;
-    return &places[i];
+    return (piece_name *)(void *)p->name_list.data;
 }
 
-/* The hash table has room for one name more than there are, and stays half empty. */
-static kvt_status make_name_place(kvt_snap_parser *p)
+static kvt_status note_name(kvt_snap_parser *p, const char *text, size_t bytes)
 {
-    size_t places = p->name_places.bytes / sizeof(size_t), at;
-    kvt_status status;
+    size_t need = p->names_bytes + bytes + 1, n = (size_t)p->counts.n_pieces;
+    kvt_status status = KVT_OK;
+    piece_name *to;
 
-    if (p->counts.n_pieces < places / 2)
-        return KVT_OK;
-    places = places ? 2 * places : NAME_PLACES;
-    status = kvt_snap_reserve(p->context, &p->name_places, 0, places * sizeof(size_t),
-                              "a snapshot's pieces");
+    if (need > p->names.bytes)
+        status = kvt_snap_reserve(p->context, &p->names, p->names_bytes,
+                                  2 * need > 1024 ? 2 * need : 1024, "a snapshot's pieces");
+    if (status == KVT_OK && (n + 1) * sizeof *to > p->name_list.bytes)
+        status = kvt_snap_reserve(p->context, &p->name_list, n * sizeof *to,
+                                  (n ? 2 * n : NAMES) * sizeof *to, "a snapshot's pieces");
     if (status != KVT_OK)
         return status;
-    memset(p->name_places.data, 0, p->name_places.bytes);
-    for (at = 0; at < p->names_bytes; at += strlen((const char *)p->names.data + at) + 1)
-        *name_place(p, (const char *)p->names.data + at) = at + 1;
+    to = &names_of(p)[n];
+    to->sum = kvt_snap_sum(text, bytes);
+    to->at = p->names_bytes;
+    memcpy(p->names.data + p->names_bytes, text, bytes + 1);
+    p->names_bytes = need;
     return KVT_OK;
 }
 
-/* Whether a piece of this name was there before; else it is noted. */
-static kvt_status note_name(kvt_snap_parser *p, const char *name, size_t bytes)
+/* The sums keep them apart in one comparison, but for a file that is made to have equal ones. */
+static int by_name(const void *a, const void *b)
 {
-    size_t need = p->names_bytes + bytes + 1, *place;
-    kvt_status status = make_name_place(p);
+    const piece_name *x = a, *y = b;
+    int order;
 
-    if (status != KVT_OK)
-        return status;
-    place = name_place(p, name);
-    if (*place)
-        return kvt_snap_corrupt(p, "two pieces have the same name");
-    if (need > p->names.bytes) {
-        status = kvt_snap_reserve(p->context, &p->names, p->names_bytes,
-                                  2 * need > 1024 ? 2 * need : 1024, "a snapshot's pieces");
-        if (status != KVT_OK)
-            return status;
-    }
-    memcpy(p->names.data + p->names_bytes, name, bytes + 1);
-    *place = p->names_bytes + 1;
-    p->names_bytes = need;
+    if (x->sum != y->sum)
+        return x->sum < y->sum ? -1 : 1;
+    order = strcmp(x->text, y->text);
+    return order ? order : (x->at > y->at) - (x->at < y->at);
+}
+
+/*
+ * No two pieces have the same name: when all are there. They are sorted, which takes n log n
+ * comparisons whatever the names; a hash table would be slow with names that have the same hash.
+ */
+static kvt_status check_names(kvt_snap_parser *p)
+{
+    size_t n = (size_t)p->counts.n_pieces, i;
+    piece_name *list = names_of(p);
+
+    if (n < 2)
+        return KVT_OK;
+    for (i = 0; i < n; i++)
+        list[i].text = (const char *)p->names.data + list[i].at;
+    kvt_sort(list, n, sizeof *list, by_name);
+    for (i = 1; i < n; i++)
+        if (list[i - 1].sum == list[i].sum && strcmp(list[i - 1].text, list[i].text) == 0)
+            return kvt_snap_corrupt(p, "two pieces have the same name");
     return KVT_OK;
 }
 
@@ -273,7 +286,9 @@ static kvt_status read_pieces(kvt_snap_parser *p)
         kvt_snap_section s;
         kvt_status status = kvt_snap_peek(p, type_behind(p), 0);
 
-        if (status != KVT_OK || p->next.type != KVT_SNAP_PIECE)
+        if (status == KVT_OK && p->next.type != KVT_SNAP_PIECE)
+            return check_names(p);
+        if (status != KVT_OK)
             return status;
         status = kvt_snap_expect(p, KVT_SNAP_PIECE, i, &s);
         if (status == KVT_OK)
@@ -713,7 +728,7 @@ void kvt_snap_parser_release(kvt_snap_parser *p)
     kvt_snap_release(p->context, &p->index);
     kvt_snap_release(p->context, &p->digests);
     kvt_snap_release(p->context, &p->names);
-    kvt_snap_release(p->context, &p->name_places);
+    kvt_snap_release(p->context, &p->name_list);
 }
 
 kvt_status kvt_snap_read(const kvt_snap_context *context, const kvt_snap_input *input,
