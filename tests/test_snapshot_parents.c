@@ -785,6 +785,7 @@ static void positions_of_keys(void **state)
     kvt_seq *seq, *to;
     uint64_t hash;
     size_t size, at;
+    char text[200];
     (void)state;
     open_kind(&s, I8, &r);
     seq = tagged_seq(&s);
@@ -803,6 +804,9 @@ static void positions_of_keys(void **state)
         spill(in_folder("bent"), file.data, file.n);
         info.struct_size = sizeof info;
         assert_int_equal(kvt_snapshot_inspect(in_folder("bent"), 0, &info, NULL, 0), KVT_OK);
+        assert_int_equal(kvt_snapshot_inspect(in_folder("bent"), 1, &info, text, sizeof text),
+                         KVT_ERR_CORRUPT);
+        assert_non_null(strstr(text, "tokens 64 to 127 was computed for no position"));
         expect(s.cache, KVT_ERR_CORRUPT, kvt_seq_load(to, in_folder("bent"), NULL, NULL));
         expect_error_text(s.cache, "tokens 64 to 127 was computed for no position", "a shift");
         assert_true(file_hash(&s, to) == hash);
@@ -874,6 +878,68 @@ static void long_parents(void **state)
     assert_memory_equal(of_seq, of_loaded, sizeof of_seq);
     kvt_seq_destroy(to);
     kvt_seq_destroy(seq);
+    kvt_cache_destroy(cache);
+}
+
+/*
+ * Keys that have moved, in a chain of such files: inspection has the positions of each section and
+ * of those that are inherited again when the shifts come.
+ */
+static void long_moved_parents(void **state)
+{
+    static const size_t lengths[] = {136, 16600, 33500};
+    static const char *const names[] = {"m0", "m1", "m2"};
+    static const float frequencies[2] = {1.0f, 0.1f};
+    model m = model_of(1, 1, 8, 8, KVT_TYPE_F16, KVT_TYPE_F16);
+    kvt_snapshot_info info;
+    kvt_cache *cache;
+    kvt_seq *to;
+    (void)state;
+    m.max_tokens = 34000;
+    m.groups[0].rope_pairing = KVT_ROPE_HALVES;
+    m.groups[0].rope_dims = 4;
+    m.groups[0].rope_inverse_frequencies = frequencies;
+    cache = model_cache(&m);
+    to = model_seq(cache);
+    info.struct_size = sizeof info;
+    for (uint32_t codec = KVT_CODEC_AUTO; codec <= KVT_CODEC_RAW; codec++) {
+        kvt_seq *seq = model_seq(cache);
+        char text[200] = "";
+        size_t size, at;
+        bytes file;
+        model_append(&m, cache, seq, 200, 200);
+        expect_ok(cache, kvt_seq_remove(seq, 64, 64));
+        for (int i = 0; i < 3; i++) {
+            kvt_save_options o = saves(codec);
+            o.parent = i ? in_folder(names[i - 1]) : NULL;
+            model_append(&m, cache, seq, lengths[i] - (size_t)kvt_seq_length(seq), 4000);
+            expect_ok(cache, kvt_seq_save(seq, in_folder(names[i]), &o));
+            (void)kvt_snapshot_inspect(in_folder(names[i]), 1, &info, text, sizeof text);
+            assert_string_equal(text, "");
+            assert_int_equal(info.inherited_tokens, i ? lengths[i - 1] : 0);
+        }
+        expect_ok(cache, kvt_seq_load(to, in_folder("m2"), NULL, NULL));
+        assert_true(state_hash(&m, cache, to) == state_hash(&m, cache, seq));
+        kvt_seq_destroy(seq);
+        if (codec != KVT_CODEC_RAW)
+            continue;
+        for (unsigned i = 0; i < 2; i++) { /* in both sections of the delta */
+            static const char *const told[] = {"tokens 16768 to 16831 was", "33280 to 33343 was"};
+            const size_t token[] = {16800 - 16600, 33300 - 16600 - 16384};
+            file = slurp(in_folder("m2"));
+            at = section_payload(file.data, file.n, 10, i, &size);
+            put32(file.data + at + SET + 4 * token[i], INT32_MAX);
+            resign(file.data, file.n);
+            spill(in_folder("m3"), file.data, file.n);
+            assert_int_equal(kvt_snapshot_inspect(in_folder("m3"), 1, &info, text, sizeof text),
+                             KVT_ERR_CORRUPT);
+            assert_non_null(strstr(text, told[i]));
+            expect(cache, KVT_ERR_CORRUPT, kvt_seq_load(to, in_folder("m3"), NULL, NULL));
+            expect_error_text(cache, told[i], "a load");
+            bytes_free(&file);
+        }
+    }
+    kvt_seq_destroy(to);
     kvt_cache_destroy(cache);
 }
 
@@ -984,6 +1050,7 @@ int main(void)
         cmocka_unit_test(positions_of_keys),
         cmocka_unit_test(parent_sections),
         cmocka_unit_test(long_parents),
+        cmocka_unit_test(long_moved_parents),
         cmocka_unit_test(no_parent),
     };
     RUN_IN_FOLDER(tests);

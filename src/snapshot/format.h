@@ -546,6 +546,11 @@ typedef struct kvt_snap_sink {
     kvt_status (*tokens)(void *user, uint32_t kind, uint64_t first, uint32_t n,
                          const unsigned char *values);
     /*
+     * The positions that it has been given, of a row's tokens from `first` on, 4 bytes each. NULL:
+     * where keys have moved the reader keeps the sections of positions, for those of shifts.
+     */
+    const unsigned char *(*positions)(void *user, uint64_t first);
+    /*
      * Memory for the image of a layer, or NULL: it is verified, but not wanted. What is there when
      * the call fails is unspecified.
      */

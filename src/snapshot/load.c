@@ -257,19 +257,6 @@ static void give_shifts(kvt_meta *meta, size_t from, size_t n, const unsigned ch
     }
 }
 
-/* Whether keys were computed for positions that there are. */
-static int key_positions_sound(const kvt_meta *meta, size_t from, size_t n)
-{
-    size_t t;
-
-    for (t = from; t < from + n; t++) {
-        int64_t position = (int64_t)meta->positions[t] + meta->shifts[t];
-        if (position < 0 || position > INT32_MAX)
-            return 0;
-    }
-    return 1;
-}
-
 /* How much of the prompt the ids equal. first: behind all that came before. */
 static void compare_prompt(stage *st, uint64_t first, uint32_t n, const unsigned char *values)
 {
@@ -307,12 +294,6 @@ static kvt_status on_tokens(void *user, uint32_t kind, uint64_t first, uint32_t 
         meta = staged_meta(st, row);
         if (kind == KVT_SNAP_KIND_SHIFTS) {
             give_shifts(meta, from, here, at);
-            if (!key_positions_sound(meta, from, here))
-                return kvt_fail(st->seq->cache, KVT_ERR_CORRUPT,
-                                "snapshot damaged: a key of tokens %llu to %llu was computed for "
-                                "no position",
-                                (unsigned long long)(first + i),
-                                (unsigned long long)(first + i + here - 1));
             continue;
         }
         memcpy((kind == KVT_SNAP_KIND_POSITIONS ? meta->positions : meta->token_ids) + from, at,
@@ -321,6 +302,12 @@ static kvt_status on_tokens(void *user, uint32_t kind, uint64_t first, uint32_t 
             kvt_meta_bound(meta, from + here, row > 0 ? staged_meta(st, row - 1) : NULL);
     }
     return KVT_OK;
+}
+
+static const unsigned char *on_positions(void *user, uint64_t first)
+{
+    const kvt_meta *meta = staged_meta(user, (size_t)(first / KVT_TOKENS));
+    return (const unsigned char *)(meta->positions + first % KVT_TOKENS);
 }
 
 /*
@@ -837,6 +824,7 @@ static kvt_status load(kvt_seq *seq, const kvt_snap_context *context, const orig
     sink.sequence = on_sequence;
     sink.piece = on_piece;
     sink.tokens = on_tokens_of_prompt;
+    sink.positions = on_positions;
     sink.place = on_place;
     sink.layer = on_layer;
     sink.map = options->map ? on_map : NULL;

@@ -36,8 +36,13 @@ typedef struct kvt_snap_parser {
     kvt_snap_buffer payload, native, table, index, digests;
     size_t index_bytes;
     kvt_snap_parent parent;
-    kvt_snap_chain *chain; /* of a delta */
-    kvt_snap_buffer names; /* of pieces: with their zeros, one after the other */
+    kvt_snap_chain *chain;     /* of a delta */
+    int keeps_positions;       /* for the shifts: the sink does not */
+    kvt_snap_buffer kept;      /* the sections of positions, as stored, each behind its size */
+    size_t kept_bytes;         /* of them */
+    size_t kept_read;          /* so many of these have been used again */
+    kvt_snap_buffer positions; /* of a section that is */
+    kvt_snap_buffer names;     /* of pieces: with their zeros, one after the other */
     size_t names_bytes;
     kvt_snap_buffer name_list; /* of them: reader.c */
     kvt_snap_section next;     /* its head has been read */

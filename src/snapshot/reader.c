@@ -8,7 +8,8 @@
  * what a compressed layer of its geometry decodes to.
  *
  * What is remembered on the way: the block table (32 bytes a block), to hold each block's id
- * against, and the index as it has to be, to compare the stored one with at the end.
+ * against, and the index as it has to be, to compare the stored one with at the end. Where keys
+ * have moved, and the sink has no positions, the sections of positions as they are stored.
  */
 #include "src/snapshot/crypt.h"
 #include "src/snapshot/parser.h"
@@ -324,31 +325,119 @@ static kvt_status read_pieces(kvt_snap_parser *p)
     }
 }
 
-kvt_status kvt_snap_read_chunk(kvt_snap_parser *p, uint32_t type, uint32_t kind, uint64_t first,
-                               uint32_t n, const unsigned char **values, unsigned char *digest)
+/* A payload that has been taken, to the integers of n tokens, where it lies or in *buffer. */
+static kvt_status decode_chunk(kvt_snap_parser *p, uint32_t kind, uint32_t n,
+                               const unsigned char *from, size_t bytes, kvt_snap_buffer *buffer,
+                               const unsigned char **values)
 {
     kvt_snap_fault fault = {NULL, 0, 0, 0};
     kvt_snap_shape shape;
-    const unsigned char *from;
     uint64_t stored;
-    kvt_snap_section s;
-    kvt_status status = kvt_snap_expect(p, type, first, &s);
+    kvt_status status;
 
     memset(&shape, 0, sizeof shape);
     shape.kind = kind;
     shape.element = 4;
     shape.bits = 32;
     shape.bytes = n * (size_t)4;
+    status = kvt_snap_decode_set(&p->codec, &shape, 1, shape.bytes, from, bytes, buffer, values,
+                                 &stored, &fault);
+    return status == KVT_OK ? status : kvt_snap_set_failed(p, status, &fault);
+}
+
+/* A section of positions as it is stored, behind its size, for when the shifts come. */
+static kvt_status keep_positions(kvt_snap_parser *p, const unsigned char *from, size_t bytes)
+{
+    size_t have = p->kept_bytes, need = have + 8 + bytes;
+
+    if (need > p->kept.bytes) {
+        kvt_status status =
+            kvt_snap_reserve(p->context, &p->kept, have, 2 * need, "a snapshot's positions");
+        if (status != KVT_OK)
+            return status;
+    }
+    kvt_put64(p->kept.data + have, bytes);
+    memcpy(p->kept.data + have + 8, from, bytes);
+    p->kept_bytes = need;
+    return KVT_OK;
+}
+
+kvt_status kvt_snap_read_chunk(kvt_snap_parser *p, uint32_t type, uint32_t kind, uint64_t first,
+                               uint32_t n, const unsigned char **values, unsigned char *digest)
+{
+    const unsigned char *from;
+    kvt_snap_section s;
+    kvt_status status = kvt_snap_expect(p, type, first, &s);
+
     if (status == KVT_OK)
-        status = kvt_snap_take_set(p, &s, 1, shape.bytes, &p->payload, &from);
+        status = kvt_snap_take_set(p, &s, 1, n * (size_t)4, &p->payload, &from);
+    if (status == KVT_OK)
+        status = decode_chunk(p, kind, n, from, (size_t)s.bytes, &p->native, values);
+    if (status == KVT_OK && type == KVT_SNAP_POSITIONS && p->keeps_positions)
+        status = keep_positions(p, from, (size_t)s.bytes);
     if (status != KVT_OK)
         return status;
-    status = kvt_snap_decode_set(&p->codec, &shape, 1, shape.bytes, from, (size_t)s.bytes,
-                                 &p->native, values, &stored, &fault);
-    if (status != KVT_OK)
-        return kvt_snap_set_failed(p, status, &fault);
-    kvt_snap_digest(*values, shape.bytes, digest);
+    kvt_snap_digest(*values, n * (size_t)4, digest);
     return kvt_snap_note(p, &s, digest);
+}
+
+/* The positions of n tokens from `first` on, a part of one section here or inherited, again. */
+static kvt_status positions_again(kvt_snap_parser *p, uint64_t first, uint32_t n,
+                                  const unsigned char **positions)
+{
+    const unsigned char *from = p->kept.data + p->kept_read;
+    size_t bytes;
+
+    if (first < p->parent.inherited) {
+        kvt_status status =
+            kvt_snap_reserve(p->context, &p->positions, 0, n * (size_t)4, "a snapshot's positions");
+        *positions = p->positions.data;
+        return status == KVT_OK ? kvt_snap_chain_tokens(p->chain, KVT_SNAP_KIND_POSITIONS, first, n,
+                                                        p->positions.data)
+                                : status;
+    }
+    bytes = (size_t)kvt_get64(from);
+    p->kept_read += 8 + bytes;
+    return decode_chunk(p, KVT_SNAP_KIND_POSITIONS, n, from + 8, bytes, &p->positions, positions);
+}
+
+/* Whether the keys of n tokens from `first` on were computed at positions that there are. */
+static kvt_status check_shifts(kvt_snap_parser *p, uint64_t first, uint32_t n,
+                               const unsigned char *shifts)
+{
+    const unsigned char *positions = NULL;
+    uint32_t i, here, t;
+    kvt_status status = p->keeps_positions ? positions_again(p, first, n, &positions) : KVT_OK;
+
+    for (i = 0; status == KVT_OK && i < n; i += here) {
+        uint32_t in_row = (uint32_t)((first + i) % KVT_TOKENS);
+        const unsigned char *of_row = p->keeps_positions
+                                          ? positions + i * (size_t)4
+                                          : p->sink->positions(p->sink->user, first + i);
+        int64_t any = 0;
+        here = n - i < KVT_TOKENS - in_row ? n - i : KVT_TOKENS - in_row;
+        for (t = 0; t < here; t++) {
+            int64_t position = (int64_t)(int32_t)kvt_get32(of_row + t * (size_t)4) +
+                               (int32_t)kvt_get32(shifts + (i + t) * (size_t)4);
+            any |= position | (INT32_MAX - position); /* negative: one of them is */
+        }
+        if (any < 0)
+            status = kvt_snap_corrupt(
+                p, "a key of tokens %llu to %llu was computed for no position",
+                (unsigned long long)(first + i), (unsigned long long)(first + i + here - 1));
+    }
+    return status;
+}
+
+/* Integers of tokens to the sink, as they have come. */
+static kvt_status give_tokens(kvt_snap_parser *p, uint32_t kind, uint64_t first, uint32_t n,
+                              const unsigned char *values)
+{
+    kvt_status status = kind == KVT_SNAP_KIND_SHIFTS ? check_shifts(p, first, n, values) : KVT_OK;
+
+    return status == KVT_OK && p->sink->tokens
+               ? p->sink->tokens(p->sink->user, kind, first, n, values)
+               : status;
 }
 
 /* Those that the parent has. */
@@ -363,8 +452,8 @@ static kvt_status inherit_tokens(kvt_snap_parser *p, uint32_t kind)
         status = kvt_snap_reserve(p->context, &p->native, 0, n * (size_t)4, "a snapshot's tokens");
         if (status == KVT_OK)
             status = kvt_snap_chain_tokens(p->chain, kind, first, n, p->native.data);
-        if (status == KVT_OK && p->sink->tokens)
-            status = p->sink->tokens(p->sink->user, kind, first, n, p->native.data);
+        if (status == KVT_OK)
+            status = give_tokens(p, kind, first, n, p->native.data);
         if (status != KVT_OK)
             return status;
     }
@@ -404,8 +493,8 @@ static kvt_status read_tokens(kvt_snap_parser *p, uint32_t type, uint32_t kind)
         unsigned char digest[KVT_SNAP_ID_BYTES];
         const unsigned char *values;
         status = kvt_snap_read_chunk(p, type, kind, first, n, &values, digest);
-        if (status == KVT_OK && p->sink->tokens)
-            status = p->sink->tokens(p->sink->user, kind, first, n, values);
+        if (status == KVT_OK)
+            status = give_tokens(p, kind, first, n, values);
     }
     return status;
 }
@@ -679,6 +768,7 @@ static kvt_status read_body(kvt_snap_parser *p)
     uint64_t b;
     kvt_status status = kvt_snap_prepare_blocks(p);
 
+    p->keeps_positions = (p->header->flags & KVT_SNAP_MOVED) && !p->sink->positions;
     if (status == KVT_OK)
         status = read_pieces(p);
     if (status == KVT_OK)
@@ -724,6 +814,8 @@ void kvt_snap_parser_release(kvt_snap_parser *p)
     kvt_snap_release(p->context, &p->header_at);
     kvt_snap_release(p->context, &p->payload);
     kvt_snap_release(p->context, &p->native);
+    kvt_snap_release(p->context, &p->kept);
+    kvt_snap_release(p->context, &p->positions);
     kvt_snap_release(p->context, &p->table);
     kvt_snap_release(p->context, &p->index);
     kvt_snap_release(p->context, &p->digests);
