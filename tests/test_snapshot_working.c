@@ -336,6 +336,74 @@ static void test_forecast(void **state)
     }
 }
 
+/*
+ * Layers of a group that is left out are verified: a load of the others takes up to what it would
+ * in a cache of all, and refuses such as are far larger than those that are wanted.
+ */
+static void test_layers_left_out(void **state)
+{
+    static const struct {
+        uint32_t heads, dim; /* of the group that is left out: a layer of 0.5 KiB times both */
+        uint32_t wanted_dim; /* of the other: 0.25 KiB times it */
+        kvt_status status;
+    } cases[] = {
+        {16, 512, 8, KVT_OK},          {33, 256, 8, KVT_ERR_LIMIT},   {17, 512, 8, KVT_ERR_LIMIT},
+        {17, 512, 272, KVT_OK},        {16, 544, 256, KVT_ERR_LIMIT}, {9, 1024, 256, KVT_ERR_LIMIT},
+        {256, 1024, 8, KVT_ERR_LIMIT},
+    };
+    (void)state;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        static const uint32_t last[] = {1};
+        model both = model_of(1, 1, 8, 8, KVT_TYPE_F16, KVT_TYPE_F16), m;
+        kvt_load_options o;
+        kvt_cache *cache;
+        kvt_seq *seq;
+        size_t before;
+        uint64_t hash;
+        bytes file;
+        ledger l;
+
+        both.groups[0].n_q_heads = both.groups[0].n_kv_heads = cases[i].heads;
+        both.groups[0].k_dim = both.groups[0].v_dim = cases[i].dim;
+        both.groups[0].k_type = both.groups[0].v_type = KVT_TYPE_F32;
+        both.groups[1] =
+            model_of(1, 1, cases[i].wanted_dim, cases[i].wanted_dim, KVT_TYPE_F16, KVT_TYPE_F16)
+                .groups[0];
+        both.layers[1][0] = 1;
+        both.n_groups = 2;
+        cache = model_cache(&both);
+        seq = model_seq(cache);
+        model_append(&both, cache, seq, 1, 1);
+        file = saved(cache, seq, KVT_CODEC_ZSTD);
+        kvt_seq_destroy(seq);
+        kvt_cache_destroy(cache);
+
+        ledger_init(&l);
+        m = model_of(1, 1, cases[i].wanted_dim, cases[i].wanted_dim, KVT_TYPE_F16, KVT_TYPE_F16);
+        m.ledger = &l;
+        cache = model_cache(&m);
+        seq = model_seq(cache);
+        model_append(&m, cache, seq, 3, 3);
+        hash = state_hash(&m, cache, seq);
+        memset(&o, 0, sizeof o);
+        o.struct_size = sizeof o;
+        o.layers = last;
+        o.n_layers = 1;
+        before = l.peak_bytes = l.live_bytes;
+        expect(cache, cases[i].status, kvt_seq_load_memory(seq, file.data, file.n, &o, NULL));
+        assert_true(l.peak_bytes - before < 20000 + forecast_of(&m, 0, 1) + working_of(&both, 1));
+        if (cases[i].status != KVT_OK) {
+            assert_true(l.peak_bytes - before < 100000);
+            assert_true(state_hash(&m, cache, seq) == hash);
+            expect_error_text(cache, "a layer of group 0", "a layer that is too large");
+        }
+        bytes_free(&file);
+        kvt_seq_destroy(seq);
+        kvt_cache_destroy(cache);
+        ledger_close(&l);
+    }
+}
+
 /* Nothing is sorted in memory that is not counted: names of pieces, the blocks of a parent. */
 static void test_sorts(void **state)
 {
@@ -425,6 +493,7 @@ int main(void)
         cmocka_unit_test(test_failures),           cmocka_unit_test(test_cut_section),
         cmocka_unit_test(test_forecast),           cmocka_unit_test(test_forecast_random),
         cmocka_unit_test(test_forecast_arguments), cmocka_unit_test(test_sorts),
+        cmocka_unit_test(test_layers_left_out),
     };
     (void)snprintf(path, sizeof path, "test_snapshot_working-%ld.kvt", (long)getpid());
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -480,7 +480,8 @@ KVT_API kvt_status kvt_memory_forecast(const kvt_config *config, uint64_t n_sequ
  * for the file and for each of its parents, and with several threads 3 MiB more for each of up to 4
  * (twice the segments of a file that another program has made with larger ones); a mapped snapshot
  * 100 bytes and a byte a layer for each block, as long as it is mapped; pieces and conversions come
- * besides. Errors as kvt_memory_forecast.
+ * besides. A load of some of a file's layers (kvt_load_options.layers) verifies all of them: it
+ * takes what it would into a cache of all. Errors as kvt_memory_forecast.
  */
 KVT_API kvt_status kvt_working_forecast(const kvt_config *config, uint64_t n_tokens,
                                         uint64_t *bytes);
@@ -1153,7 +1154,10 @@ typedef struct kvt_load_options {
     uint32_t convert;       /* 1: a snapshot of other types is converted to the cache's */
     uint32_t n_layers;      /* 0 where layers is NULL */
     const uint32_t *layers; /* [n_layers of the cache], ascending: which layers of the file its
-                               layers 0, 1, ... are; NULL: the file has the same ones */
+                               layers 0, 1, ... are; NULL: the file has the same ones. The others
+                               are verified, too; where they are of a group of which none is wanted
+                               they may have up to 64 times the bytes of those that are, or 4 MiB
+                               for 64 tokens (KVT_ERR_LIMIT) */
     const char *folder;     /* where a delta's parents are; NULL: the folder of the file */
     const unsigned char *key; /* [KVT_KEY_BYTES] of an encrypted snapshot, and of its parents */
     /* Each of the caller's pieces in turn (bytes of one are there during the call), or NULL. They
@@ -1229,6 +1233,7 @@ typedef struct kvt_load_result {
  *                   parent that is another file than the one that the delta was saved for. A wrong
  *                   key, or none, or one for a file that is not encrypted
  * KVT_ERR_FULL      longer than max_tokens
+ * KVT_ERR_LIMIT     options.layers: those that are left out are too large beside the others
  * KVT_ERR_VALUE     convert: a value is beyond what the cache's type can store
  * KVT_ERR_UNSUPPORTED  encrypted, and the library was built without libsodium; map of a file that
  *                      is encrypted, or where files cannot be mapped

@@ -328,7 +328,8 @@ int kvt_snap_has_form(const kvt_snapshot_group *group, uint32_t form);
 size_t kvt_snap_layer_bytes(const kvt_snap_header *header);
 /* The geometry of a header's group: its layouts, and nothing that points anywhere. */
 void kvt_snap_group_make(const kvt_snapshot_group *group, kvt_group *made);
-/* Largest image of a layer over all groups and forms. */
+/* Largest image of a layer over all forms of a group; over all groups, too. */
+size_t kvt_snap_group_image_bytes(const kvt_snapshot_group *group);
 size_t kvt_snap_image_bytes(const kvt_snap_header *header);
 
 /*

@@ -419,18 +419,27 @@ void kvt_snap_group_make(const kvt_snapshot_group *group, kvt_group *made)
     kvt_group_make(&config, made);
 }
 
+size_t kvt_snap_group_image_bytes(const kvt_snapshot_group *group)
+{
+    size_t most = 0;
+    uint32_t form;
+    kvt_group made;
+
+    kvt_snap_group_make(group, &made);
+    for (form = 0; form < KVT_FORMS; form++)
+        if (kvt_snap_has_form(group, form) && made.layouts[form].layer_bytes > most)
+            most = made.layouts[form].layer_bytes;
+    return most;
+}
+
 size_t kvt_snap_image_bytes(const kvt_snap_header *header)
 {
     size_t most = 0;
-    uint32_t g, form;
+    uint32_t g;
 
     for (g = 0; g < header->n_groups; g++) {
-        kvt_group made;
-        kvt_snap_group_make(&header->groups[g], &made);
-        for (form = 0; form < KVT_FORMS; form++)
-            if (kvt_snap_has_form(&header->groups[g], form) &&
-                made.layouts[form].layer_bytes > most)
-                most = made.layouts[form].layer_bytes;
+        size_t bytes = kvt_snap_group_image_bytes(&header->groups[g]);
+        most = bytes > most ? bytes : most;
     }
     return most;
 }

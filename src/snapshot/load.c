@@ -160,6 +160,38 @@ static kvt_status match_types(stage *st, const kvt_snap_header *header)
     return KVT_OK;
 }
 
+/*
+ * Groups that are left out are verified like the others, in memory that grows with their layers. A
+ * model's groups differ in size, but a file could say anything of them: what goes far beyond the
+ * layers that are wanted is refused.
+ */
+#define UNWANTED_TIMES 64u
+#define UNWANTED_BYTES ((uint64_t)4 << 20) /* or so many, where that is more */
+static kvt_status check_unwanted(const stage *st, const kvt_snap_header *header)
+{
+    uint64_t most = 0;
+    uint32_t g;
+
+    for (g = 0; g < header->n_groups; g++) {
+        uint64_t bytes = kvt_snap_group_image_bytes(&header->groups[g]);
+        if (st->group_of[g] != UINT32_MAX && bytes > most)
+            most = bytes;
+    }
+    most *= UNWANTED_TIMES;
+    if (most < UNWANTED_BYTES)
+        most = UNWANTED_BYTES;
+    for (g = 0; g < header->n_groups; g++) {
+        uint64_t bytes = kvt_snap_group_image_bytes(&header->groups[g]);
+        if (st->group_of[g] == UINT32_MAX && bytes > most)
+            return kvt_fail(st->seq->cache, KVT_ERR_LIMIT,
+                            "load: a layer of group %u of the snapshot, of which none is wanted, "
+                            "takes %llu bytes for 64 tokens; %llu are the most beside those that "
+                            "are",
+                            (unsigned)g, (unsigned long long)bytes, (unsigned long long)most);
+    }
+    return KVT_OK;
+}
+
 static kvt_status on_header(void *user, const kvt_snap_header *header)
 {
     stage *st = user;
@@ -186,7 +218,8 @@ static kvt_status on_header(void *user, const kvt_snap_header *header)
         if (status != KVT_OK)
             return status;
     }
-    return match_types(st, header);
+    status = check_unwanted(st, header);
+    return status == KVT_OK ? match_types(st, header) : status;
 }
 
 static kvt_status on_piece(void *user, const kvt_snapshot_piece *piece)
