@@ -404,6 +404,76 @@ static void test_layers_left_out(void **state)
     }
 }
 
+/* Appends n tokens of zeros, with ids and positions that a codec makes smaller. */
+static void append_zeros(kvt_cache *cache, kvt_seq *seq, size_t n, rng *r)
+{
+    float *zeros = calloc(n * 8, sizeof *zeros);
+    int32_t *ids = calloc(n, sizeof *ids), *positions = calloc(n, sizeof *positions);
+    kvt_tensor view = kvt_tensor_f32(zeros);
+
+    assert_true(zeros && ids && positions);
+    for (size_t i = 0; i < n; i++) {
+        ids[i] = (int32_t)rng_below(r, 1 << 20);
+        positions[i] = (int32_t)rng_below(r, 1 << 20);
+    }
+    expect_ok(cache, kvt_seq_begin(seq, n, positions));
+    expect_ok(cache, kvt_append(seq, 0, &view, &view));
+    expect_ok(cache, kvt_seq_commit(seq, ids));
+    free(zeros);
+    free(ids);
+    free(positions);
+}
+
+/* What the parents of a delta add: buffers for one of them, and little for each. */
+static void test_parents(void **state)
+{
+    enum { MOST_PARENTS = 24, LONG = 16384 };
+    char names[MOST_PARENTS + 1][90];
+    (void)state;
+    for (size_t n_parents = 1; n_parents <= MOST_PARENTS; n_parents += MOST_PARENTS - 1) {
+        model m = model_of(1, 1, 8, 8, KVT_TYPE_F16, KVT_TYPE_F16);
+        kvt_save_options o = codec_of(KVT_CODEC_ZSTD);
+        uint64_t blocks = 0, bound;
+        rng r = {17};
+        kvt_cache *cache;
+        kvt_seq *seq, *to;
+        size_t before;
+        ledger l;
+
+        ledger_init(&l);
+        m.ledger = &l;
+        m.max_tokens = 20000;
+        cache = model_cache(&m);
+        seq = model_seq(cache);
+        to = model_seq(cache);
+        for (size_t i = 0; i <= n_parents; i++) {
+            (void)snprintf(names[i], sizeof names[i], "%s.%zu", path, i);
+            if (i < n_parents) /* each has a section of which its child inherits 64 tokens */
+                append_zeros(cache, seq, LONG, &r);
+            blocks += kvt_seq_length(seq) / 64;
+            expect_ok(cache, kvt_seq_save(seq, names[i], &o));
+            o.parent = names[i];
+            expect_ok(cache, kvt_seq_truncate(seq, 64 * (i + 1) < 64 * n_parents ? 64 * (i + 1)
+                                                                                 : 64 * n_parents));
+        }
+        expect_ok(cache, kvt_seq_load(to, names[n_parents], NULL, NULL));
+        assert_int_equal(kvt_seq_length(to), 64 * n_parents);
+        expect_ok(cache, kvt_seq_clear(to));
+        before = l.peak_bytes = l.live_bytes;
+        expect_ok(cache, kvt_seq_load(to, names[n_parents], NULL, NULL));
+        bound = working_of(&m, 64 * n_parents) + 1024 * (300 + 80 * n_parents) + 120 * blocks;
+        if (l.peak_bytes - before > bound)
+            fail_msg("%zu parents: %llu bytes foretold, %zu used", n_parents,
+                     (unsigned long long)bound, l.peak_bytes - before);
+        for (size_t i = 0; i <= n_parents; i++)
+            assert_int_equal(unlink(names[i]), 0);
+        kvt_seq_destroy(to);
+        kvt_seq_destroy(seq);
+        kvt_cache_destroy(cache);
+        ledger_close(&l);
+    }
+}
+
 /* Nothing is sorted in memory that is not counted: names of pieces, the blocks of a parent. */
 static void test_sorts(void **state)
 {
@@ -493,7 +563,7 @@ int main(void)
         cmocka_unit_test(test_failures),           cmocka_unit_test(test_cut_section),
         cmocka_unit_test(test_forecast),           cmocka_unit_test(test_forecast_random),
         cmocka_unit_test(test_forecast_arguments), cmocka_unit_test(test_sorts),
-        cmocka_unit_test(test_layers_left_out),
+        cmocka_unit_test(test_layers_left_out),    cmocka_unit_test(test_parents),
     };
     (void)snprintf(path, sizeof path, "test_snapshot_working-%ld.kvt", (long)getpid());
     return cmocka_run_group_tests(tests, NULL, NULL);

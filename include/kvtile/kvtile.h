@@ -476,12 +476,12 @@ KVT_API kvt_status kvt_memory_forecast(const kvt_config *config, uint64_t n_sequ
  * checkpoints. With them a save takes up to 100 bytes more for each of the sequence's blocks and
  * 200 for each that only checkpoints have, and 12 for each that a checkpoint has other than the
  * sequence; a load up to 150 for each that only checkpoints have, and up to twice the largest blob.
- * The parents of a delta take 300 KiB each and 120 bytes for each of their blocks; a key 0.5 MiB
- * for the file and for each of its parents, and with several threads 3 MiB more for each of up to 4
- * (twice the segments of a file that another program has made with larger ones); a mapped snapshot
- * 100 bytes and a byte a layer for each block, as long as it is mapped; pieces and conversions come
- * besides. A load of some of a file's layers (kvt_load_options.layers) verifies all of them: it
- * takes what it would into a cache of all. Errors as kvt_memory_forecast.
+ * The parents of a delta take 300 KiB together, 80 KiB each and 120 bytes for each of their blocks;
+ * a key 0.5 MiB for the file and for each of its parents, and with several threads 3 MiB more for
+ * each of up to 4 (twice the segments of a file that another program has made with larger ones); a
+ * mapped snapshot 100 bytes and a byte a layer for each block, as long as it is mapped; pieces and
+ * conversions come besides. A load of some of a file's layers (kvt_load_options.layers) verifies
+ * all of them: it takes what it would into a cache of all. Errors as kvt_memory_forecast.
  */
 KVT_API kvt_status kvt_working_forecast(const kvt_config *config, uint64_t n_tokens,
                                         uint64_t *bytes);

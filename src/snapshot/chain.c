@@ -42,8 +42,8 @@ struct kvt_snap_chain {
     const kvt_snap_context *context;
     level *levels[KVT_MAX_DEPTH];
     uint32_t n;
-    kvt_snap_jobs jobs; /* of the level that is read; and the digests of a block */
-    kvt_snap_buffer digests;
+    kvt_snap_codec codec; /* of the level that is read, as are its buffers */
+    kvt_snap_buffer payload, native;
     int counted; /* the blocks of each level that the child's table has */
 };
 
@@ -100,6 +100,31 @@ static void seek(level *l, uint64_t offset)
     l->p.has_next = 0;
 }
 
+static void swap(kvt_snap_buffer *a, kvt_snap_buffer *b)
+{
+    kvt_snap_buffer was = *a;
+    *a = *b;
+    *b = was;
+}
+
+/*
+ * What a level is read with, before and behind that: one for all of them, since there may be many.
+ * For blocks the child lends its jobs and digests, too.
+ */
+static void exchange(kvt_snap_chain *chain, level *l, kvt_snap_parser *child)
+{
+    kvt_snap_jobs jobs = l->p.jobs;
+
+    swap(&l->p.payload, &chain->payload);
+    swap(&l->p.native, &chain->native);
+    l->p.decoder = l->p.decoder == &chain->codec ? &l->p.codec : &chain->codec;
+    if (!child)
+        return;
+    l->p.jobs = child->jobs;
+    child->jobs = jobs;
+    swap(&l->p.digests, &child->digests);
+}
+
 /* What the decryption of a level says, with its name, or `otherwise`. */
 static kvt_status crypt_failed(const level *l, kvt_status otherwise)
 {
@@ -143,8 +168,9 @@ void kvt_snap_chain_close(const kvt_snap_context *context, kvt_snap_chain *chain
         return;
     while (chain->n)
         close_level(context, chain->levels[--chain->n]);
-    kvt_snap_jobs_release(&chain->jobs);
-    kvt_snap_release(context, &chain->digests);
+    kvt_snap_codec_release(&chain->codec);
+    kvt_snap_release(context, &chain->payload);
+    kvt_snap_release(context, &chain->native);
     kvt_snap_free(context, chain, sizeof *chain);
 }
 
@@ -395,6 +421,7 @@ static kvt_status new_chain(const kvt_snap_context *context, kvt_snap_chain **ch
         memset(memory, 0, sizeof **chain);
         *chain = memory;
         (*chain)->context = context;
+        kvt_snap_codec_init(&(*chain)->codec, context);
     }
     return status;
 }
@@ -501,8 +528,8 @@ static const unsigned char *find_chunk(const level *l, uint32_t type, uint64_t t
 }
 
 /* Those of tokens first .. first + n - 1, all in one section of the level. */
-static kvt_status read_tokens(level *l, uint32_t kind, uint64_t first, uint32_t n,
-                              unsigned char *values)
+static kvt_status read_tokens(kvt_snap_chain *chain, level *l, uint32_t kind, uint64_t first,
+                              uint32_t n, unsigned char *values)
 {
     uint32_t type = kind == KVT_SNAP_KIND_TOKEN_IDS   ? KVT_SNAP_TOKEN_IDS
                     : kind == KVT_SNAP_KIND_POSITIONS ? KVT_SNAP_POSITIONS
@@ -523,16 +550,19 @@ static kvt_status read_tokens(level *l, uint32_t kind, uint64_t first, uint32_t 
     at = (size_t)(entry - l->p.index.data);
     seek(l, kvt_get64(entry + 16));
     left = l->header.n_tokens - begin;
+    exchange(chain, l, NULL);
     status = kvt_snap_read_chunk(
         &l->p, type, kind, begin,
         left < KVT_SNAP_CHUNK_TOKENS ? (uint32_t)left : KVT_SNAP_CHUNK_TOKENS, &all, digest);
+    if (status == KVT_OK)
+        memcpy(values, all + (first - begin) * 4, n * (size_t)4);
+    exchange(chain, l, NULL);
     l->p.index_bytes = index_bytes; /* it is the file's own: nothing is to be noted in it */
     if (status != KVT_OK)
         return explain(l, status);
     entry = l->p.index.data + at; /* which may lie elsewhere now */
     if (memcmp(digest, entry + 32, sizeof digest) != 0)
         return kvt_snap_corrupt(&l->p, "its tokens do not make their digest");
-    memcpy(values, all + (first - begin) * 4, n * (size_t)4);
     return KVT_OK;
 }
 
@@ -555,7 +585,7 @@ kvt_status kvt_snap_chain_tokens(kvt_snap_chain *chain, uint32_t kind, uint64_t 
         begin = (first - l->p.parent.inherited) % KVT_SNAP_CHUNK_TOKENS;
         if (part > KVT_SNAP_CHUNK_TOKENS - begin)
             part = (uint32_t)(KVT_SNAP_CHUNK_TOKENS - begin);
-        status = read_tokens(l, kind, first, part, values);
+        status = read_tokens(chain, l, kind, first, part, values);
         if (status != KVT_OK)
             return status;
         if (unmoved && !kvt_snap_zeros_from(values, 0, part * (size_t)4))
@@ -609,29 +639,16 @@ kvt_status kvt_snap_chain_block(kvt_snap_chain *chain, const unsigned char *id,
         return kvt_snap_corrupt(child, "no parent has the block of group %u, tokens from %llu",
                                 (unsigned)at->group, (unsigned long long)at->row * KVT_TOKENS);
     count_blocks(chain, child);
-    if (!chain->jobs.n) {
-        status = kvt_snap_prepare_blocks(&l->p);
-        chain->jobs = l->p.jobs;
-        chain->digests = l->p.digests;
-        memset(&l->p.jobs, 0, sizeof l->p.jobs);
-        memset(&l->p.digests, 0, sizeof l->p.digests);
-        if (status != KVT_OK)
-            return status;
-    }
-    l->p.jobs = chain->jobs;
-    l->p.digests = chain->digests;
+    exchange(chain, l, child);
     l->p.sink = child->sink;
     l->p.child = child;
     index_bytes = l->p.index_bytes;
     seek(l, where->offset);
     status = kvt_snap_read_block(&l->p, where->number, at, NULL, id, found);
     l->p.index_bytes = index_bytes;
-    chain->jobs = l->p.jobs;
-    chain->digests = l->p.digests;
-    memset(&l->p.jobs, 0, sizeof l->p.jobs);
-    memset(&l->p.digests, 0, sizeof l->p.digests);
     l->p.sink = &no_sink;
     l->p.child = NULL;
+    exchange(chain, l, child);
     add_counts(&child->counts, &l->p.counts);
     return explain(l, status);
 }

@@ -32,6 +32,7 @@ typedef struct kvt_snap_parser {
     char place[160];            /* what is being read, for the texts */
     char name[64];              /* of the file, in the texts: of parents */
     kvt_snap_codec codec;       /* of all but layers */
+    kvt_snap_codec *decoder;    /* that one, or the one that a chain has for all its files */
     kvt_snap_jobs jobs;
     kvt_snap_buffer payload, native, table, index, digests;
     size_t index_bytes;
@@ -132,8 +133,6 @@ kvt_status kvt_snap_read_header(kvt_snap_parser *p);
 kvt_status kvt_snap_read_parent(kvt_snap_parser *p, int *is_delta);
 /* The next bytes, read by places in the meantime. */
 void kvt_snap_skip(kvt_snap_parser *p, uint64_t bytes);
-/* Memory for blocks: jobs, and the digests of one. */
-kvt_status kvt_snap_prepare_blocks(kvt_snap_parser *p);
 /* One section of integers of n tokens from `first` on. */
 kvt_status kvt_snap_read_chunk(kvt_snap_parser *p, uint32_t type, uint32_t kind, uint64_t first,
                                uint32_t n, const unsigned char **values, unsigned char *digest);

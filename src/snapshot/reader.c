@@ -340,7 +340,7 @@ static kvt_status decode_chunk(kvt_snap_parser *p, uint32_t kind, uint32_t n,
     shape.element = 4;
     shape.bits = 32;
     shape.bytes = n * (size_t)4;
-    status = kvt_snap_decode_set(&p->codec, &shape, 1, shape.bytes, from, bytes, buffer, values,
+    status = kvt_snap_decode_set(p->decoder, &shape, 1, shape.bytes, from, bytes, buffer, values,
                                  &stored, &fault);
     return status == KVT_OK ? status : kvt_snap_set_failed(p, status, &fault);
 }
@@ -736,7 +736,8 @@ static kvt_status read_index_and_end(kvt_snap_parser *p)
     return KVT_OK;
 }
 
-kvt_status kvt_snap_prepare_blocks(kvt_snap_parser *p)
+/* Memory for blocks: jobs, and the digests of one. */
+static kvt_status prepare_blocks(kvt_snap_parser *p)
 {
     uint32_t layers = 0, g;
     kvt_status status;
@@ -766,7 +767,7 @@ kvt_status kvt_snap_tell(kvt_snap_parser *p, uint64_t bytes)
 static kvt_status read_body(kvt_snap_parser *p)
 {
     uint64_t b;
-    kvt_status status = kvt_snap_prepare_blocks(p);
+    kvt_status status = prepare_blocks(p);
 
     p->keeps_positions = (p->header->flags & KVT_SNAP_MOVED) && !p->sink->positions;
     if (status == KVT_OK)
@@ -801,6 +802,7 @@ void kvt_snap_parser_init(kvt_snap_parser *p, const kvt_snap_context *context,
     p->header = header;
     p->remaining = input->bytes;
     kvt_snap_codec_init(&p->codec, context);
+    p->decoder = &p->codec;
 }
 
 void kvt_snap_parser_release(kvt_snap_parser *p)
