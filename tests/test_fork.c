@@ -374,6 +374,72 @@ static void a_shared_open_block_is_not_exempt(void **state)
     close_subject(&s);
 }
 
+/* Empty sequences that the budget still has room for. */
+static size_t room_of(const subject *s)
+{
+    kvt_seq *seqs[64];
+    size_t n = 0;
+    while (n < 64 && kvt_seq_create(s->cache, &seqs[n]) == KVT_OK)
+        n++;
+    for (size_t i = 0; i < n; i++)
+        kvt_seq_destroy(seqs[i]);
+    assert_true(n < 64);
+    return n;
+}
+
+/*
+ * An open block that the pending step seals is not held against the budget, nor is it after a fork:
+ * neither one that is refused, wherever that is, nor one whose copy of the block is its own.
+ */
+static void a_fork_of_a_pending_step_keeps_its_exemption(void **state)
+{
+    rng r = {24};
+    kvt_group_config g = group_of(1, 1, 1, 64, 64, KVT_TYPE_I8, KVT_TYPE_I8);
+    ledger memory;
+    subject s;
+    (void)state;
+    ledger_init(&memory);
+    g.residual_tokens = KVT_RESIDUAL_NONE;
+    open_subject(&s, &g, 1, &r);
+    s.ledger = &memory;
+    for (size_t n = 127; n < 192; n += 64) {
+        s.budget = 0;
+        for (int bounded = 0; bounded < 2; bounded++) {
+            kvt_seq *source, *copy = NULL;
+            kvt_status status = KVT_OK;
+            size_t room = 0;
+            open_cache(&s, NULL);
+            source = seq_of(&s);
+            grow(&s, source, n - 30);
+            grow(&s, source, 30);
+            expect_ok(s.cache, kvt_seq_begin(source, 1, NULL)); /* seals the last row */
+            expect_ok(s.cache, kvt_cache_trim(s.cache));
+            for (long fail = 0; bounded; fail++) {
+                room = room_of(&s);
+                assert_true(room > 1);
+                memory.countdown = fail;
+                status = kvt_seq_fork(source, n, &copy);
+                memory.countdown = -1;
+                if (status != KVT_ERR_MEMORY)
+                    break;
+                expect_ok(s.cache, kvt_cache_trim(s.cache));
+                assert_true(room_of(&s) == room);
+            }
+            expect_ok(s.cache, status);
+            kvt_seq_destroy(copy);
+            expect_ok(s.cache, kvt_cache_trim(s.cache));
+            if (bounded)
+                assert_true(room_of(&s) == room);
+            s.budget = kvt_cache_memory_bytes(s.cache) + 20000; /* and what is exempt: for a copy */
+            kvt_seq_destroy(source);
+            kvt_cache_destroy(s.cache);
+        }
+    }
+    s.cache = NULL;
+    close_subject(&s);
+    ledger_close(&memory);
+}
+
 /* A reserve covers the copies that a fork's first step makes. */
 static void a_fork_can_reserve(void **state)
 {
@@ -635,6 +701,7 @@ int main(void)
         cmocka_unit_test(what_is_sealed_is_taken),
         cmocka_unit_test(a_budget_counts_a_block_once),
         cmocka_unit_test(a_shared_open_block_is_not_exempt),
+        cmocka_unit_test(a_fork_of_a_pending_step_keeps_its_exemption),
         cmocka_unit_test(a_fork_can_reserve),
         cmocka_unit_test(a_forks_capacity_holds),
         cmocka_unit_test(a_tag_is_inherited),
