@@ -4,6 +4,7 @@
  */
 #include "subject.h"
 
+#include <fenv.h>
 #include <math.h>
 #include <stdio.h>
 
@@ -597,6 +598,38 @@ static void moved_keys_are_saved(void **state)
     }
 }
 
+/* What q is turned by does not depend on the rounding that the caller has set. */
+static void rounding_is_not_the_callers(void **state)
+{
+    static const int modes[] = {FE_TONEAREST, FE_UPWARD, FE_DOWNWARD, FE_TOWARDZERO};
+    kvt_group_config g = roped(2, 1, 32, KVT_TYPE_F16, KVT_ROPE_HALVES, 0, 32);
+    uint64_t plain = 0;
+    conversation c;
+    bytes file;
+    (void)state;
+    for (size_t i = 0; i < sizeof modes / sizeof *modes; i++) {
+        kvt_seq *loaded = NULL;
+        open_conversation(&c, &g, 1500, 500);
+        say(&c, 512);
+        fesetround(modes[i]);
+        expect_ok(c.cache, kvt_seq_remove(c.seq, 64, 128));
+        assert_int_equal(fegetround(), modes[i]);
+        fesetround(FE_TONEAREST);
+        if (i == 0)
+            plain = outputs_hash(&c, c.seq);
+        assert_true(outputs_hash(&c, c.seq) == plain);
+        file = saved(c.cache, c.seq, KVT_CODEC_RAW);
+        expect_ok(c.cache, kvt_seq_create(c.cache, &loaded));
+        fesetround(modes[i]);
+        expect_ok(c.cache, load_bytes(loaded, file.data, file.n, NULL));
+        fesetround(FE_TONEAREST);
+        assert_true(outputs_hash(&c, loaded) == plain);
+        kvt_seq_destroy(loaded);
+        bytes_free(&file);
+        close_conversation(&c);
+    }
+}
+
 /* Without block 0 the offsets of later keys go on, so that drafts can be selected from. */
 static void selections_without_block_0(void **state)
 {
@@ -815,6 +848,7 @@ int main(void)
         cmocka_unit_test(forks_do_not_notice),
         cmocka_unit_test(drafts_leave_no_trace),
         cmocka_unit_test(moved_keys_are_saved),
+        cmocka_unit_test(rounding_is_not_the_callers),
         cmocka_unit_test(selections_without_block_0),
         cmocka_unit_test(checkpoints_behind_are_dropped),
         cmocka_unit_test(windows_and_removals),

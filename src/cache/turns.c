@@ -9,6 +9,7 @@
 #include <math.h>
 
 #include "src/cache/cache.h"
+#include "src/fpenv.h"
 #include "src/sort.h"
 
 const float *kvt_turn_of(const kvt_turns *turns, uint32_t group, int32_t shift)
@@ -118,6 +119,7 @@ kvt_status kvt_turns_make(const kvt_seq *seq, uint64_t moved, int32_t delta, kvt
     shift_walk walk = {moved, delta, 0, 0, NULL};
     kvt_turns *turns;
     kvt_status status;
+    kvt_fpenv saved;
     *made = NULL;
     walk_shifts(seq, &walk);
     if (walk.n == 0)
@@ -130,10 +132,12 @@ kvt_status kvt_turns_make(const kvt_seq *seq, uint64_t moved, int32_t delta, kvt
     walk.into = turns->shifts;
     walk_shifts(seq, &walk);
     turns->n = sort_unique(turns->shifts, walk.n);
+    saved = kvt_fpenv_enter();
     for (uint32_t g = 0; g < seq->cache->n_groups; g++)
         for (size_t i = 0; i < turns->n; i++)
             fill_turn(&seq->cache->groups[g], turns->shifts[i],
                       turns->floats + turns->at[g] + i * turns->stride[g]);
+    kvt_fpenv_leave(saved);
     *made = turns;
     return KVT_OK;
 }
