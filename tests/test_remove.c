@@ -667,6 +667,51 @@ static void selections_without_block_0(void **state)
     }
 }
 
+/*
+ * Nor does what is stored without block 0 depend on how steps are cut, though they seal the blocks
+ * that have its offset.
+ */
+static void steps_without_block_0(void **state)
+{
+    static const size_t lengths[] = {128, 150, 256, 301};
+    rng r = {52};
+    (void)state;
+    for (size_t i = 0; i < 16; i++) {
+        const size_t n = lengths[i % 4], more = i < 8 ? 300 : 150;
+        kvt_type k_type = i / 4 % 2 ? KVT_TYPE_I4 : KVT_TYPE_I8;
+        kvt_group_config g = group_of(2, 2, 1, 16, 16, k_type, KVT_TYPE_I8);
+        kvt_seq *one, *ones, *some, *load;
+        subject s;
+        if (i >= 8)
+            g.residual_tokens = 100;
+        open_subject(&s, &g, 1, &r);
+        open_cache(&s, NULL);
+        one = seq_of(&s);
+        grow(&s, one, n);
+        expect_ok(s.cache, kvt_seq_remove(one, 0, 64));
+        expect_ok(s.cache, kvt_seq_fork(one, n - 64, &ones));
+        expect_ok(s.cache, kvt_seq_fork(one, n - 64, &some));
+        load = reloaded(&s, one);
+        step_of(&s, one, n, more);
+        for (size_t at = 0; at < more; at++)
+            step_of(&s, ones, n + at, 1);
+        for (size_t at = 0, step; at < more; at += step) {
+            step = 1 + rng_below(&r, 200);
+            step = step < more - at ? step : more - at;
+            step_of(&s, some, n + at, step);
+        }
+        step_of(&s, load, n, more);
+        expect_equal(&s, one, ones, "one step, and steps of one token", n);
+        expect_equal(&s, some, ones, "steps of many tokens, and of one", n);
+        expect_equal(&s, load, ones, "behind a load", n);
+        kvt_seq_destroy(one);
+        kvt_seq_destroy(ones);
+        kvt_seq_destroy(some);
+        kvt_seq_destroy(load);
+        close_subject(&s);
+    }
+}
+
 /* Checkpoints before stay, those behind go. */
 static void checkpoints_behind_are_dropped(void **state)
 {
@@ -850,6 +895,7 @@ int main(void)
         cmocka_unit_test(moved_keys_are_saved),
         cmocka_unit_test(rounding_is_not_the_callers),
         cmocka_unit_test(selections_without_block_0),
+        cmocka_unit_test(steps_without_block_0),
         cmocka_unit_test(checkpoints_behind_are_dropped),
         cmocka_unit_test(windows_and_removals),
         cmocka_unit_test(what_cannot_be_done_is_refused),

@@ -642,10 +642,10 @@ KVT_API kvt_status kvt_seq_clear(kvt_seq *seq);
  * Up to 64 tokens of the last step, taken back before the next begin, leave no trace: the sequence
  * is as if it had never had them, bit for bit. Farther back, blocks that are sealed stay so, which
  * shows in the tokens that become part of the residual window again; up to residual_tokens back the
- * sequence is the same again once it has its old length. A cut inside a sealed block leaves what is
- * before it untouched, and what is appended there is sealed at once; but a block with K of 4 bits,
- * unless K is i8 there (fine_tokens), is open from the next begin on, and sealed again when it is
- * full.
+ * sequence is the same again once it has its old length, unless kvt_seq_remove has taken block 0
+ * out (docs/numerics.md, "Open rows"). A cut inside a sealed block leaves what is before it
+ * untouched, and what is appended there is sealed at once; but a block with K of 4 bits, unless K
+ * is i8 there (fine_tokens), is open from the next begin on, and sealed again when it is full.
  *
  * To a checkpoint (kvt_seq_checkpoint) however far back the sequence is exactly what it was there.
  * Checkpoints behind n_tokens are dropped.

@@ -152,8 +152,28 @@ static int load_rotated(const append_side *s, uint64_t i, size_t n, float *buffe
 /* ---- rows into records ---- */
 
 /*
+ * The block that a new row behind block 1 takes its offset from: the one before, as long as it is
+ * open. Where the step seals that as it comes, the last block that was open when it began, which
+ * is what single tokens would have handed on; or block 0, sealed before or by this step.
+ *
+ * All of these have the same offset, that of block 0 once it is sealed, unless kvt_seq_remove has
+ * taken that one out: then open blocks go on with its offset, which no sealed block has.
+ */
+static const kvt_block *base_block(const append_side *s, size_t row)
+{
+    const size_t n_before = kvt_rows(s->job->seq->length);
+    const kvt_block *block = block_of(s, row - 1);
+    if (kvt_is_open(block->form))
+        return block;
+    if (n_before > 1 && kvt_is_open(block_of(s, n_before - 1)->form))
+        return block_of(s, n_before - 1);
+    block = sealed_of(s, 0);
+    return block ? block : block_of(s, 0);
+}
+
+/*
  * The offset of an open record whose slot 0 is written: in block 0 the first key, in block 1 the
- * mean of block 0, in later ones the same. The block before has it, as long as it is open.
+ * mean of block 0, in later ones the same.
  */
 static void base_offset(const append_side *s, size_t row, const float *first, uint16_t *offset)
 {
@@ -165,10 +185,11 @@ static void base_offset(const append_side *s, size_t row, const float *first, ui
         job->kernels->store_f16(first, offset, s->dims); /* saturates at +-65504 */
         return;
     }
-    block = block_of(s, row - 1);
-    if (row == 1 || !kvt_is_open(block->form)) {
+    if (row == 1) {
         block = sealed_of(s, 0); /* by this step, before this row */
         block = block ? block : block_of(s, 0);
+    } else {
+        block = base_block(s, row);
     }
     record = record_of(s, block);
     if (row == 1 && kvt_is_open(block->form))
