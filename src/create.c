@@ -312,44 +312,49 @@ fail:
 
 /* ---- forecast ---- */
 
-/* How many of `released` rows from `first` on are below `end`. */
-static uint64_t rows_between(uint64_t first, uint64_t released, uint64_t end)
+/*
+ * Bytes of a group's blocks of a sequence whose n_tokens tokens came in one step, none of which a
+ * window has released: what is sealed, what is open, and what is both, since a truncate may still
+ * need its open form (kvt_seq_group). 1: they overflow.
+ */
+static int group_overflows(const kvt_cache *plan, uint32_t g, uint64_t n_tokens, uint64_t *bytes)
 {
-    uint64_t last = first + released < end ? first + released : end;
-    return last > first ? last - first : 0;
+    const kvt_group *group = &plan->groups[g];
+    uint64_t sealed = kvt_rows(n_tokens), open = 0, fine, part;
+    if (group->seals) {
+        open = sealed - kvt_rows_older(n_tokens, group->residual_tokens + KVT_DRAFT_TOKENS);
+        sealed = kvt_rows_older(n_tokens, group->residual_tokens);
+    }
+    fine = sealed < group->fine_rows ? sealed : group->fine_rows;
+    sealed -= fine;
+    return kvt_mul_overflows(sealed, kvt_block_bytes(plan, kvt_class_of(plan, g, KVT_SEALED)),
+                             bytes) ||
+           kvt_mul_overflows(fine, kvt_block_bytes(plan, kvt_class_of(plan, g, KVT_FINE)), &part) ||
+           kvt_add_overflows(*bytes, part, bytes) ||
+           kvt_mul_overflows(open, kvt_block_bytes(plan, kvt_class_of(plan, g, KVT_OPEN)), &part) ||
+           kvt_add_overflows(*bytes, part, bytes);
 }
 
 /*
- * Bytes of the blocks of a sequence whose n_tokens tokens came in one step: what is sealed, what is
- * open, and what is both, since a truncate may still need its open form (kvt_seq_group). 1: they
+ * Bytes of a sequence's blocks, those of positions included. With a window the most that a group
+ * has on the way to n_tokens, in steps of one token: from the length on at which the first row is
+ * released, 64 tokens more release one row and add one, which is never larger, so that the last 64
+ * lengths before are the ones to look at. (Open blocks make a period of 64 tokens.) 1: they
  * overflow.
  */
 static int blocks_overflow(const kvt_cache *plan, uint64_t n_tokens, uint64_t *bytes)
 {
-    uint64_t rows = kvt_rows(n_tokens), part;
-    if (kvt_mul_overflows(rows, kvt_block_bytes(plan, plan->n_groups), bytes))
+    if (kvt_mul_overflows(kvt_rows(n_tokens), kvt_block_bytes(plan, plan->n_groups), bytes))
         return 1;
     for (uint32_t g = 0; g < plan->n_groups; g++) {
-        const kvt_group *group = &plan->groups[g];
-        uint64_t sealed = rows, open = 0, fine = 0, released = kvt_window_released(group, n_tokens);
-        if (group->seals) {
-            sealed = kvt_rows_older(n_tokens, group->residual_tokens);
-            open = rows - kvt_rows_older(n_tokens, group->residual_tokens + KVT_DRAFT_TOKENS);
+        const uint64_t full = kvt_window_full(&plan->groups[g]);
+        uint64_t to = n_tokens < full ? n_tokens : full, most = 0, part;
+        for (uint64_t n = n_tokens > full ? full - (KVT_TOKENS - 1) : to; n <= to; n++) {
+            if (group_overflows(plan, g, n, &part))
+                return 1;
+            most = part > most ? part : most;
         }
-        if (group->fine_rows) { /* the window releases rows behind those of the sinks */
-            fine = sealed < group->fine_rows ? sealed : group->fine_rows;
-            fine -= rows_between(kvt_sink_rows(group), released, fine);
-        }
-        sealed -= released + fine;
-        if (kvt_mul_overflows(sealed, kvt_block_bytes(plan, kvt_class_of(plan, g, KVT_SEALED)),
-                              &part) ||
-            kvt_add_overflows(*bytes, part, bytes) ||
-            kvt_mul_overflows(fine, kvt_block_bytes(plan, kvt_class_of(plan, g, KVT_FINE)),
-                              &part) ||
-            kvt_add_overflows(*bytes, part, bytes) ||
-            kvt_mul_overflows(open, kvt_block_bytes(plan, kvt_class_of(plan, g, KVT_OPEN)),
-                              &part) ||
-            kvt_add_overflows(*bytes, part, bytes))
+        if (kvt_add_overflows(*bytes, most, bytes))
             return 1;
     }
     return 0;

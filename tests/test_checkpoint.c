@@ -113,7 +113,7 @@ static void outputs_are_those_of_a_mask(void **state)
     }
 }
 
-/* At 1,000,000 tokens as at 10,000, to the block; and what the forecast says. */
+/* At 1,000,000 tokens as at 10,000, to the block; and no more than the forecast says. */
 static void memory_does_not_grow(void **state)
 {
     const uint64_t most = is_quick() ? 60032 : 1000000, early = 10048;
@@ -147,7 +147,8 @@ static void memory_does_not_grow(void **state)
                 held = stats.bytes;
             }
             expect_ok(NULL, kvt_memory_forecast(&config, 1, kvt_seq_length(seq), &forecast));
-            assert_true(stats.bytes == forecast);
+            assert_true(stats.bytes <= forecast);
+            assert_true(forecast <= stats.bytes + 3 * (64 * 8 * 2 * 4 + 64)); /* three blocks */
         }
         /* The window, the 128 tokens that can be taken back, the open blocks, and the sinks. */
         assert_true(stats.blocks_used == blocks);
@@ -160,36 +161,6 @@ static void memory_does_not_grow(void **state)
     }
 }
 
-/*
- * The forecast of a length is what a sequence takes that has had it in one step, at every length.
- */
-static void the_forecast_is_exact(void **state)
-{
-    rng r = {39};
-    (void)state;
-    for (int i = 0; i < 6; i++) {
-        kvt_group_config g[2];
-        subject s;
-        windowed_groups(g, i % 3 ? 100 : 1, i % 2 ? 70 : 0, i < 4 ? KVT_TYPE_I8 : KVT_TYPE_F16);
-        g[0].residual_tokens = i == 1 ? KVT_RESIDUAL_NONE : 0;
-        open_subject(&s, g, 2, &r);
-        open_cache(&s, NULL);
-        for (size_t n = 1; n<460; n += n> 60 && n < 330 ? 1 : 13) {
-            kvt_seq *seq = seq_of(&s);
-            uint64_t forecast;
-            grow(&s, seq, n);
-            expect_ok(s.cache, kvt_cache_trim(s.cache));
-            expect_ok(NULL, kvt_memory_forecast(&s.config, 1, n, &forecast));
-            if (kvt_cache_memory_bytes(s.cache) != forecast)
-                fail_msg("case %d, %zu tokens: %llu bytes, forecast %llu", i, n,
-                         (unsigned long long)kvt_cache_memory_bytes(s.cache),
-                         (unsigned long long)forecast);
-            kvt_seq_destroy(seq);
-        }
-        close_subject(&s);
-    }
-}
-
 /* The first token behind the sinks that the windowed layer still has. */
 static uint64_t first_kept(const subject *s, const kvt_seq *seq, uint64_t sinks)
 {
@@ -199,6 +170,105 @@ static uint64_t first_kept(const subject *s, const kvt_seq *seq, uint64_t sinks)
         sinks++;
     (void)s;
     return sinks;
+}
+
+/*
+ * The forecast of a length is what a sequence takes that has had it in one step, at every length
+ * where nothing has been released; then it is no less.
+ */
+static void the_forecast_is_exact(void **state)
+{
+    rng r = {39};
+    (void)state;
+    for (int i = 0; i < 6; i++) {
+        kvt_group_config g[2];
+        size_t released = 0, sinks = i % 2 ? 128 : i < 4 ? 64 : 0; /* whole blocks, or block 0 */
+        subject s;
+        windowed_groups(g, i % 3 ? 100 : 1, i % 2 ? 70 : 0, i < 4 ? KVT_TYPE_I8 : KVT_TYPE_F16);
+        g[0].residual_tokens = i == 1 ? KVT_RESIDUAL_NONE : 0;
+        open_subject(&s, g, 2, &r);
+        open_cache(&s, NULL);
+        for (size_t n = 1; n<460; n += n> 60 && n < 330 ? 1 : 13) {
+            kvt_seq *seq = seq_of(&s);
+            uint64_t forecast, held;
+            grow(&s, seq, n);
+            expect_ok(s.cache, kvt_cache_trim(s.cache));
+            expect_ok(NULL, kvt_memory_forecast(&s.config, 1, n, &forecast));
+            held = kvt_cache_memory_bytes(s.cache);
+            if (n > sinks && first_kept(&s, seq, sinks) > sinks)
+                released++;
+            if (released ? held > forecast : held != forecast)
+                fail_msg("case %d, %zu tokens: %llu bytes, forecast %llu", i, n,
+                         (unsigned long long)held, (unsigned long long)forecast);
+            kvt_seq_destroy(seq);
+        }
+        assert_true(released > 0);
+        close_subject(&s);
+    }
+}
+
+/* A sequence of n tokens in steps of `step`, under a budget. */
+static kvt_status grow_within(subject *s, uint64_t budget, size_t n, size_t step)
+{
+    kvt_status status = KVT_OK;
+    kvt_seq *seq = NULL;
+    s->config.memory_budget_bytes = budget;
+    status = kvt_cache_create(&s->config, &s->cache);
+    if (status == KVT_OK)
+        status = kvt_seq_create(s->cache, &seq);
+    for (size_t at = 0; status == KVT_OK && at < n; at += step) {
+        step = step < n - at ? step : n - at;
+        status = kvt_seq_begin(seq, step, NULL);
+        if (status != KVT_OK)
+            break;
+        append_layers(s, seq, at);
+        expect_ok(s->cache, kvt_seq_commit(seq, NULL));
+    }
+    kvt_seq_destroy(seq);
+    kvt_cache_destroy(s->cache);
+    s->cache = NULL;
+    return status;
+}
+
+/*
+ * With a budget of what is forecast a sequence gets to its length in steps of one token, and of
+ * more with a forecast for a window that is larger by as much; of what has no open blocks with no
+ * byte less, once something is released.
+ */
+static void a_budget_of_the_forecast_suffices(void **state)
+{
+    static const kvt_type types[] = {KVT_TYPE_F32, KVT_TYPE_I8, KVT_TYPE_I4};
+    static const uint32_t windows[] = {1, 20, 66, 100, 64};
+    static const uint32_t residuals[] = {0, KVT_RESIDUAL_NONE, 100};
+    static const size_t steps[] = {1, 7, 64, 130};
+    rng r = {45};
+    (void)state;
+    for (size_t i = 0; i < (is_quick() ? 15 : 45); i++) {
+        const uint32_t window = windows[i % 5], sinks = i % 7 ? 0 : 70, residual = residuals[i % 3];
+        kvt_group_config g[2];
+        subject s;
+        windowed_groups(g, window, sinks, types[i / 3 % 3]);
+        g[0].residual_tokens = residual;
+        g[0].fine_tokens = i % 2 ? 0 : 200;
+        open_subject(&s, g, 1 + i / 15 % 2, &r);
+        open_cache(&s, NULL);
+        kvt_cache_destroy(s.cache);
+        for (size_t n = 100 + i % 9; n < 650; n += 60 + i % 13) {
+            uint64_t forecast;
+            for (size_t j = 0; j < 4; j++) {
+                uint32_t least = residual == 0 ? 64 : residual == KVT_RESIDUAL_NONE ? 0 : residual;
+                s.groups[0].window_tokens =
+                    steps[j] == 1 ? window : (window > least ? window : least) + (uint32_t)steps[j];
+                expect_ok(NULL, kvt_memory_forecast(&s.config, 1, n, &forecast));
+                s.groups[0].window_tokens = window;
+                if (grow_within(&s, forecast, n, steps[j]) != KVT_OK)
+                    fail_msg("case %zu: %zu tokens in steps of %zu", i, n, steps[j]);
+                if (steps[j] == 1 && s.n_groups == 1 && types[i / 3 % 3] == KVT_TYPE_F32 && n > 420)
+                    assert_true(grow_within(&s, forecast - 1, n, 1) == KVT_ERR_BUDGET);
+            }
+        }
+        close_subject(&s);
+    }
 }
 
 /* Every length that kvt_seq_reachable names can be truncated to, and no other. */
@@ -685,6 +755,7 @@ int main(void)
         cmocka_unit_test(outputs_are_those_of_a_mask),
         cmocka_unit_test(memory_does_not_grow),
         cmocka_unit_test(the_forecast_is_exact),
+        cmocka_unit_test(a_budget_of_the_forecast_suffices),
         cmocka_unit_test(what_can_be_reached_is_said),
         cmocka_unit_test(a_query_before_the_window_is_refused),
         cmocka_unit_test(a_checkpoint_is_what_was_there),

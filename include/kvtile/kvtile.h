@@ -443,9 +443,14 @@ KVT_API kvt_status kvt_cache_get_stats(const kvt_cache *cache, kvt_cache_stats *
 
 /*
  * What kvt_cache_memory_bytes would answer for a cache of this config with n_sequences
- * sequences of n_tokens tokens each; exact where each had them in one step. In other steps they
- * take as much, or an open block less for each group and sequence, where n_tokens is no multiple
- * of KVT_BLOCK_TOKENS. A cache with this as its budget can hold them, whatever the steps.
+ * sequences of n_tokens tokens each; exact where each had them in one step, and no window has
+ * released any. In other steps they take as much, or an open block less for each group and
+ * sequence, where n_tokens is no multiple of KVT_BLOCK_TOKENS. A cache with this as its budget can
+ * hold them, whatever the steps; but of a group with a window, which may have more before n_tokens
+ * than it has there, it is the most on the way in steps of one token, with positions 0, 1, 2, ...
+ * For steps of up to m tokens, which have m more until their commit, give this call a window_tokens
+ * that is m above the larger of the group's window_tokens and residual_tokens. Checkpoints come on
+ * top: they keep what a window would release.
  *
  * Not held against the budget are open blocks (f16) that have their sealed form beside them:
  * those that a pending step seals, and after the commit those whose sealing a truncate may take

@@ -624,8 +624,11 @@ size_t kvt_window_first(const kvt_seq *seq, uint32_t g, const kvt_seq_group *sta
                         uint64_t n_tokens, uint64_t slack);
 /* Give back what no query to come can see, nor one after a truncate by KVT_WINDOW_SLACK. */
 void kvt_window_release(kvt_seq *seq);
-/* Rows of a group that are released at n_tokens tokens with the positions 0, 1, 2, ... */
-uint64_t kvt_window_released(const kvt_group *group, uint64_t n_tokens);
+/*
+ * The length at which a sequence with the positions 0, 1, 2, ... releases the first row of a group
+ * behind the sinks: a step of one token to it still has all rows. UINT64_MAX without a window.
+ */
+uint64_t kvt_window_full(const kvt_group *group);
 
 /* ---- checkpoint.c ---- */
 

@@ -126,17 +126,15 @@ void kvt_window_release(kvt_seq *seq)
     }
 }
 
-uint64_t kvt_window_released(const kvt_group *group, uint64_t n_tokens)
+uint64_t kvt_window_full(const kvt_group *group)
 {
-    uint64_t most, rows, sinks = kvt_sink_rows(group);
-    if (!kvt_has_window(group) || n_tokens <= KVT_WINDOW_SLACK)
-        return 0;
-    n_tokens -= KVT_WINDOW_SLACK; /* the query's position, and the next row's first token */
-    most = group->seals ? kvt_rows_older(n_tokens, group->residual_tokens) : n_tokens / KVT_TOKENS;
-    rows = n_tokens + 1 > group->window_tokens ? (n_tokens + 1 - group->window_tokens) / KVT_TOKENS
-                                               : 0;
-    rows = rows < most ? rows : most;
-    return rows > sinks ? rows - sinks : 0;
+    /* From the end of a row to the first position that does not see it, or at which it is sealed */
+    uint64_t behind = group->window_tokens - 1;
+    if (!kvt_has_window(group))
+        return UINT64_MAX;
+    if (group->seals && group->residual_tokens > behind)
+        behind = group->residual_tokens;
+    return (kvt_sink_rows(group) + 1) * (uint64_t)KVT_TOKENS + behind + KVT_WINDOW_SLACK;
 }
 
 uint64_t kvt_seq_reachable(const kvt_seq *seq, uint64_t n_tokens)
