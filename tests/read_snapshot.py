@@ -298,6 +298,7 @@ class Reader:
             else:
                 need(self.entries[b][1:4] == (g, row, self.row_tokens(row, n_tokens)), "a row's block")
                 need(self.entries[b][4] in OPENS or not is_open, "a sealed block after an open one")
+                need(self.entries[b][4] != REOPENED or not is_open, "open again after an open block")
                 is_open = self.entries[b][4] in OPENS
             if not is_open:
                 sealed = row + 1

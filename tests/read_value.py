@@ -121,6 +121,7 @@ class Value:
             need([e[0] for e in rows] == list(range(first, (n_tokens + 63) // 64)), "rows of a checkpoint")
             opens = [e[2] in (OPEN, REOPENED) for e in rows]
             need(opens == sorted(opens), "a sealed block after an open one")
+            need(REOPENED not in [e[2] for e in rows][opens.count(False) + 1:], "open again after an open block")
             for row, _, form, _, _ in rows:
                 need(form in (OPEN, REOPENED) or form == keys.form(row, g), "form of a block")
 

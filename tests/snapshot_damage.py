@@ -5,7 +5,7 @@ import struct
 import sys
 
 import snapshot_rewrite as rewrite
-from snapshot_group import I4, I5, I8, OPENS, REOPENED, SEALED, Refused, gain_of, np, xxh128
+from snapshot_group import I4, I5, I8, OPEN, OPENS, REOPENED, SEALED, Refused, gain_of, np, xxh128
 
 
 def refuses(group, n, form, streams):
@@ -363,6 +363,20 @@ def form_of(sections, at, form):
     table[3] = table[3][:at + 28] + struct.pack("<H", form) + table[3][at + 30:]
 
 
+def contradict_forms(c):
+    """In a group with K of i4: of two rows that follow one another the first one open, the second
+    open again."""
+    entries, groups = c.reader.entries, c.reader.groups
+    for b, (_, g, row, _, _, _) in enumerate(entries[:c.reader.n_own]):
+        after = c.reader.own.get((g, row + 1))
+        if REOPENED in groups[g].forms and after is not None:
+            for form in (OPEN, REOPENED):
+                def edit(sections):
+                    form_of(sections, 32 * b, form)
+                    form_of(sections, 32 * after, REOPENED)
+                c.refuse("open again after an open block", edit)
+
+
 def damage(reader, data, parents):
     """All of it, of one file."""
     make = type(reader)
@@ -388,6 +402,7 @@ def damage(reader, data, parents):
             sys.exit("the snapshot id depends on how the blocks lie")
         if any(section[0] == 4 for section in c.base) and not reader.parent:
             contradict_blocks(c, native)
+    contradict_forms(c)
     contradict_end(c)
     sections = [section for section in rewrite.sections_of(reader) if section[0] != 12]
     sections.insert([s[0] in (8, 11) for s in sections].index(False),

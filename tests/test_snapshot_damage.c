@@ -562,6 +562,17 @@ static void bad_fine_order(bytes *f) /* fine behind an open one */
     represent(f, 1, 2);
 }
 
+static void bad_again_order(bytes *f) /* open again behind an open one */
+{
+    represent(f, 0, 1);
+    represent(f, 1, 3);
+}
+static void two_again(bytes *f)
+{
+    represent(f, 0, 3);
+    represent(f, 1, 3);
+}
+
 static void open_filter(bytes *f) /* is for i8 codes */
 {
     bad_payload(f, 5, 8, 3 | 1 << 16);
@@ -796,6 +807,8 @@ static const damage_case damages[] = {
     DAMAGE(turned_form, IN(WIDE), KVT_ERR_CORRUPT, "no i8"),
     DAMAGE(bad_form_order, IN(TWO) | IN(FINE), KVT_ERR_CORRUPT, "sealed, behind an open one"),
     DAMAGE(bad_fine_order, IN(FINE), KVT_ERR_CORRUPT, "sealed, behind an open one"),
+    DAMAGE(bad_again_order, IN(FINE), KVT_ERR_CORRUPT, "open again, behind an open one"),
+    DAMAGE(two_again, IN(FINE), KVT_ERR_CORRUPT, "open again, behind an open one"),
     DAMAGE(bad_last_form, IN(TWO) | IN(FINE), KVT_ERR_CORRUPT, "layer 0"),
     DAMAGE(bad_code, IN(FINE), KVT_ERR_CORRUPT, "-128"),
     DAMAGE(bad_v_code, IN(FINE), KVT_ERR_CORRUPT, "-128"),

@@ -716,6 +716,50 @@ static void reopened_rows(void **state)
     }
 }
 
+/*
+ * Of 4-bit keys, row 0 is open at 70, sealed at 120, where row 1 is open again. With the row 0 of
+ * the first checkpoint the second one has an open row before it, which no sequence comes to.
+ */
+static void open_again_behind_open(void **state)
+{
+    rng r = {28};
+    kvt_seq *seq, *victim;
+    uint32_t words[3];
+    uint64_t before;
+    bytes file;
+    subject s;
+    (void)state;
+    make(&s, 0, 0, KVT_TYPE_I4, 0, &r);
+    seq = seq_of(&s);
+    grow(&s, seq, 70);
+    checkpoint(&s, seq);
+    grow(&s, seq, 230);
+    grow(&s, seq, 1);
+    expect_ok(s.cache, kvt_seq_truncate(seq, 110));
+    grow(&s, seq, 10);
+    checkpoint(&s, seq);
+    grow(&s, seq, 200);
+    file = saved(s.cache, seq, KVT_CODEC_RAW);
+    kvt_seq_destroy(seq);
+    assert_true(word(&file, 0, 0) == 0 && word(&file, 1, 0) == 1);
+    assert_int_equal(get32(payload(&file, 3, 0) + 32 * word(&file, 0, 1) + 28), 1);
+    assert_int_equal(form_at(&file, 1), 3);
+    words[0] = 0;
+    words[1] = word(&file, 0, 1);
+    words[2] = word(&file, 1, 1);
+    set_first_words(&file, 1, words, 3);
+    settle(&file);
+    victim = seq_of(&s);
+    grow(&s, victim, 80);
+    before = file_hash(&s, victim);
+    expect(s.cache, KVT_ERR_CORRUPT, load_bytes(victim, file.data, file.n, NULL));
+    expect_error_text(s.cache, "a block open again behind an open one", "checkpoint");
+    assert_true(file_hash(&s, victim) == before);
+    bytes_free(&file);
+    kvt_seq_destroy(victim);
+    close_subject(&s);
+}
+
 static void other_checkpoints(void **state)
 {
     static const struct {
@@ -897,10 +941,15 @@ static void windows_have_to_be_the_same(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(every_byte),     cmocka_unit_test(signed_sections),
-        cmocka_unit_test(contradictions), cmocka_unit_test(other_checkpoints),
-        cmocka_unit_test(other_sinks),    cmocka_unit_test(reopened_rows),
-        cmocka_unit_test(own_rows),       cmocka_unit_test(windows_have_to_be_the_same),
+        cmocka_unit_test(every_byte),
+        cmocka_unit_test(signed_sections),
+        cmocka_unit_test(contradictions),
+        cmocka_unit_test(other_checkpoints),
+        cmocka_unit_test(other_sinks),
+        cmocka_unit_test(reopened_rows),
+        cmocka_unit_test(open_again_behind_open),
+        cmocka_unit_test(own_rows),
+        cmocka_unit_test(windows_have_to_be_the_same),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

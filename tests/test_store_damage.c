@@ -609,6 +609,47 @@ static void test_rows_of_checkpoints(void **state)
 }
 
 /*
+ * The last row of a checkpoint, behind an open one, is open again: no sequence comes to that. All
+ * is sound but for this; the seeds are zeros.
+ */
+static void test_open_again(void **state)
+{
+    enum { BEFORE = 64 * 16 * 2 + 128 + 64, SEED = 2 * 64 + 64, BEHIND = 128 + 64 * 16 * 2 };
+    const size_t k = 2, heads = 1, layers = 2; /* i4, i5 of 16 dims */
+    const memory_value *v;
+    unsigned char *made, *at;
+    size_t from, n;
+    scene c;
+    (void)state;
+    open_scene(&c, k, 1);
+    v = find_value(&c.sound, 1, DEEPEST, 0);
+    assert_int_equal(get32(v->data + VALUE_N), 2);
+    assert_int_equal(get64(v->data + VALUE_ENTRIES + ENTRY_BYTES + ENTRY_IMAGE),
+                     heads * (BEFORE + BEHIND));
+    n = v->bytes + layers * heads * SEED;
+    made = calloc(1, n);
+    assert_non_null(made);
+    from = map_value(v->data, v->bytes).head + layers * heads * (BEFORE + BEHIND);
+    memcpy(made, v->data, from);
+    at = made + from;
+    for (size_t i = 0; i < layers * heads; i++) {
+        memcpy(at, v->data + from, BEFORE);
+        memcpy(at + BEFORE + SEED, v->data + from + BEFORE, BEHIND);
+        at += BEFORE + SEED + BEHIND;
+        from += BEFORE + BEHIND;
+    }
+    memcpy(at, v->data + from, v->bytes - from); /* the blob */
+    put64(made + VALUE_BYTES, n);
+    put32(made + VALUE_ENTRIES + ENTRY_BYTES + ENTRY_FORM, 3);
+    put64(made + VALUE_ENTRIES + ENTRY_BYTES + ENTRY_IMAGE, heads * (BEFORE + SEED + BEHIND));
+    resign_value(made, n);
+    (void)memory_store_set(&c.m, &v->key, made, n);
+    expect_refused(&c, v, "open again behind an open one", 0);
+    free(made);
+    close_scene(&c);
+}
+
+/*
  * Any byte of an image may be another one under sound digests: what is taken then is what a
  * snapshot may hold, too.
  */
@@ -741,6 +782,7 @@ int main(void)
         cmocka_unit_test(test_contradictions),
         cmocka_unit_test(test_next_position),
         cmocka_unit_test(test_rows_of_checkpoints),
+        cmocka_unit_test(test_open_again),
         cmocka_unit_test(test_images),
         cmocka_unit_test(test_not_finite),
         cmocka_unit_test(test_groups),

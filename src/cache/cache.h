@@ -39,6 +39,16 @@ static inline int kvt_is_open(uint32_t form)
     return form == KVT_OPEN || form == KVT_REOPENED;
 }
 
+/*
+ * Whether a row of one form may be behind one of another (released: as sealed): sealed ones come
+ * first, and all are sealed before one that is open again, since only the last row is ever cut. So
+ * there is one of those at most. Files and stored values have to be so, too.
+ */
+static inline int kvt_form_follows(uint32_t before, uint32_t form)
+{
+    return !kvt_is_open(before) || form == KVT_OPEN;
+}
+
 /* Scales of open rows: of most of them, and a sign that says that a row is another (open.c). */
 #define KVT_F16_ONE 0x3c00u
 #define KVT_F16_MINUS 0x8000u

@@ -326,8 +326,10 @@ static const char *group_fault(kvt_snap_parser *p, kvt_snap_checkpoint *c, uint3
             fault = entry_fault(p, index, row, g, kvt_snap_row_tokens(c->n_tokens, row));
             if (fault)
                 return fault;
-            if (!kvt_is_open(form_of(entry_of(p, index))) && kvt_is_open(form))
-                return "a sealed block behind an open one";
+            if (!kvt_form_follows(form, form_of(entry_of(p, index))))
+                return kvt_is_open(form_of(entry_of(p, index)))
+                           ? "a block open again behind an open one"
+                           : "a sealed block behind an open one";
             form = form_of(entry_of(p, index));
         }
         if (!kvt_is_open(form))

@@ -577,10 +577,10 @@ static kvt_status check_own(kvt_snap_parser *p)
             if (status != KVT_OK)
                 return status;
             form = entry_form(entry);
-            if (!kvt_is_open(form) &&
-                kvt_is_open(forms[g])) /* open blocks follow the sealed ones */
-                return kvt_snap_corrupt(p, "entry %llu is sealed, behind an open one",
-                                        (unsigned long long)b);
+            if (!kvt_form_follows(forms[g], form))
+                return kvt_snap_corrupt(p, "entry %llu is %s, behind an open one",
+                                        (unsigned long long)b,
+                                        kvt_is_open(form) ? "open again" : "sealed");
             forms[g] = form;
             if (!kvt_is_open(form))
                 p->own_sealed[g] = row + 1;

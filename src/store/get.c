@@ -294,7 +294,8 @@ static kvt_status on_checkpoint(void *user, size_t i, const kvt_stored_got *got)
     const kvt_cache *cache = f->p->cache;
     const size_t rows = kvt_rows(got->head.n_tokens);
     size_t next[KVT_MAX_GROUPS], from = rows, n;
-    int open[KVT_MAX_GROUPS] = {0}, sound = 1;
+    uint32_t form[KVT_MAX_GROUPS] = {KVT_SEALED};
+    int sound = 1;
     kvt_status status;
 
     for (uint32_t g = 0; g < cache->n_groups; g++)
@@ -305,8 +306,8 @@ static kvt_status on_checkpoint(void *user, size_t i, const kvt_stored_got *got)
         const size_t row = (size_t)entry->row;
         if (next[g] == SIZE_MAX)
             f->sealed[g] = next[g] = row;
-        sound &= row == next[g] && (kvt_is_open(entry->form) || !open[g]);
-        open[g] |= kvt_is_open(entry->form);
+        sound &= row == next[g] && kvt_form_follows(form[g], entry->form);
+        form[g] = entry->form;
         next[g] = row + 1;
         from = row < from ? row : from;
     }
