@@ -630,6 +630,232 @@ static void rounding_is_not_the_callers(void **state)
     }
 }
 
+/* ---- open blocks whose offsets differ ---- */
+
+/* Largest difference of a side's tokens `a` on and `b` on, n of them, of all layers. */
+static float difference(const subject *s, const float *const *all, const kvt_seq *seq,
+                        kvt_side side, size_t a, size_t b, size_t n)
+{
+    float worst = 0;
+    uint32_t layer = 0;
+    for (uint32_t g = 0; g < s->n_groups; g++) {
+        const size_t width =
+            s->groups[g].n_kv_heads * (side ? s->groups[g].v_dim : s->groups[g].k_dim);
+        float *now = malloc((n + 1) * width * sizeof *now);
+        for (uint32_t l = 0; l < s->groups[g].n_layers; l++, layer++) {
+            kvt_tensor out = kvt_tensor_f32(now);
+            expect_ok(s->cache, kvt_read(seq, layer, side, b, n, &out));
+            for (size_t i = 0; i < n * width; i++)
+                worst = fmaxf(worst, fabsf(now[i] - all[2 * layer + side][a * width + i]));
+        }
+        free(now);
+    }
+    return worst;
+}
+
+/* All that a sequence's layers read: [2 * layers] arrays. */
+static void read_all(const subject *s, const kvt_seq *seq, float **all)
+{
+    const size_t n = (size_t)kvt_seq_length(seq);
+    uint32_t layer = 0;
+    for (uint32_t g = 0; g < s->n_groups; g++)
+        for (uint32_t l = 0; l < s->groups[g].n_layers; l++, layer++)
+            for (uint32_t side = 0; side < 2; side++) {
+                const size_t dims = side ? s->groups[g].v_dim : s->groups[g].k_dim;
+                kvt_tensor out;
+                all[2 * layer + side] = malloc(n * s->groups[g].n_kv_heads * dims * sizeof(float));
+                out = kvt_tensor_f32(all[2 * layer + side]);
+                expect_ok(s->cache, kvt_read(seq, layer, (kvt_side)side, 0, n, &out));
+            }
+}
+
+/*
+ * Take tokens out of a loaded sequence: V stays as it is, K but for the rounding of rows that come
+ * into a block with another offset. Forks do not notice, and what comes of it is sound.
+ */
+static void take_out_of(const subject *s, kvt_seq *seq, size_t first, size_t gone, float bound)
+{
+    const size_t n = (size_t)kvt_seq_length(seq);
+    float *all[8] = {NULL}, worst;
+    kvt_seq *copy = NULL, *again;
+    uint64_t before;
+    read_all(s, seq, all);
+    expect_ok(s->cache, kvt_seq_fork(seq, n, &copy));
+    before = file_hash(s, copy);
+    expect_ok(s->cache, kvt_seq_remove(seq, first, gone));
+    for (int side = 0; side < 2; side++) {
+        const float *const *was = (const float *const *)all;
+        assert_true(difference(s, was, seq, (kvt_side)side, 0, 0, first) == 0);
+        worst = difference(s, was, seq, (kvt_side)side, first + gone, first, n - first - gone);
+        if (worst > (side ? 0 : bound))
+            fail_msg("side %d: %g after a removal of %zu + %zu of %zu", side, (double)worst, first,
+                     gone, n);
+    }
+    assert_true(file_hash(s, copy) == before);
+    kvt_seq_destroy(copy);
+    again = reloaded(s, seq);
+    expect_equal(s, again, seq, "saved and loaded", n);
+    step_of(s, again, n, 150); /* what was moved is sealed */
+    (void)attend_hash(s, again);
+    kvt_seq_destroy(again);
+    for (size_t i = 0; i < 8; i++)
+        free(all[i]);
+}
+
+/* Keys drift from block to block, as offsets do then. */
+static void drift(subject *s)
+{
+    for (uint32_t g = 0; g < s->n_groups; g++) {
+        const size_t row = s->t[g].kv_heads * s->t[g].k_dim;
+        for (size_t i = 0; i < MOST * row; i++)
+            s->t[g].k[i] += i % 5 == 0 ? 40.0f * (float)(i / row / 64) : 0;
+    }
+}
+
+/*
+ * A load that makes i8 or i4 of f32 and f16 gives each open block an offset of its own (that the
+ * groups' V is sealed keeps the blocks open): single tokens move from one to the other.
+ */
+static void converted_keys_move(void **state)
+{
+    static const kvt_type types[] = {KVT_TYPE_I8, KVT_TYPE_I4};
+    rng r = {61};
+    (void)state;
+    for (int i = 0; i < 24; i++) {
+        kvt_load_options options = {.struct_size = sizeof options, .convert = 1};
+        kvt_group_config g[2];
+        kvt_seq *seq;
+        subject from, s;
+        bytes file;
+        g[0] = group_of(2, 2, 1 + rng_below(&r, 2), 24, 16, i & 1 ? KVT_TYPE_F32 : KVT_TYPE_F16,
+                        i & 2 ? KVT_TYPE_I8 : KVT_TYPE_I5);
+        g[1] = group_of(1, 2, 1, 40, 8, KVT_TYPE_F16, KVT_TYPE_F16);
+        g[0].residual_tokens = 250;
+        g[0].flags = i & 4 ? KVT_GROUP_NO_ROTATION : 0;
+        open_subject(&from, g, 2, &r);
+        drift(&from);
+        open_cache(&from, NULL);
+        seq = seq_of(&from);
+        grow(&from, seq, 300 + rng_below(&r, 40));
+        file = saved(from.cache, seq, KVT_CODEC_RAW);
+        kvt_seq_destroy(seq);
+        s = from;
+        s.groups[0].k_type = types[i / 8 % 2];
+        s.groups[0].fine_tokens = i & 1 ? 0 : KVT_FINE_NONE;
+        open_cache(&s, NULL);
+        seq = seq_of(&s);
+        expect_ok(s.cache, kvt_seq_load_memory(seq, file.data, file.n, &options, NULL));
+        for (int j = 0; j < 3; j++) {
+            const size_t n = (size_t)kvt_seq_length(seq);
+            const size_t first = 64 + rng_below(&r, (uint32_t)n - 70);
+            /* Of rows below 1024: half a last place of f16. */
+            take_out_of(&s, seq, first, 1 + rng_below(&r, (uint32_t)(n - first) / 3), 0.3f);
+        }
+        bytes_free(&file);
+        kvt_seq_destroy(seq);
+        kvt_cache_destroy(from.cache);
+        close_subject(&s);
+    }
+}
+
+/* Where the offset of a block's first layer and head is in its image, of k_dim dims. */
+static unsigned char *offset_in(bytes *f, unsigned block, size_t k_dim)
+{
+    size_t size, at = section_payload(f->data, f->n, 13, block, &size);
+    const size_t dims = (k_dim + 15) / 16 * 16;
+    at += (size_t)get64(f->data + at - 16); /* padding */
+    return f->data + at + 64 * dims * 2 + 128;
+}
+
+/*
+ * Any offsets are sound: of a file in which the last open block's are other ones. With i4 also of
+ * one whose first open block is open again.
+ */
+static void other_offsets_move(void **state)
+{
+    rng r = {62};
+    (void)state;
+    for (int i = 0; i < 24; i++) {
+        const int again = i % 3 == 2;
+        kvt_group_config g = group_of(1, 1, 1, 24, 16, i % 3 ? KVT_TYPE_I4 : KVT_TYPE_I8,
+                                      i & 1 ? KVT_TYPE_I8 : KVT_TYPE_I4);
+        const size_t n = 192 + 60;
+        unsigned char *at;
+        kvt_seq *seq;
+        subject s;
+        bytes file;
+        g.flags = i & 4 ? KVT_GROUP_NO_ROTATION : 0;
+        g.residual_tokens = again ? 64 : 128;
+        g.fine_tokens = KVT_FINE_NONE;
+        open_subject(&s, &g, 1, &r);
+        open_cache(&s, NULL);
+        seq = seq_of(&s);
+        if (again) { /* block 2 */
+            grow(&s, seq, 330);
+            grow(&s, seq, 1);
+            expect_ok(s.cache, kvt_seq_truncate(seq, 150));
+        }
+        while (kvt_seq_length(seq) < n)
+            grow(&s, seq, 1);
+        file = saved(s.cache, seq, KVT_CODEC_RAW);
+        assert_int_equal(get32(file.data + section_payload(file.data, file.n, 3, 0, (size_t[]){0}) +
+                               32 * 2 + 28),
+                         again ? 3 : 1);
+        at = offset_in(&file, 3, 24);
+        for (size_t d = 0; d < 24; d++) {
+            at[2 * d] = (unsigned char)rng_below(&r, 256);
+            at[2 * d + 1] = (unsigned char)(0x40 + rng_below(&r, 0x10)); /* 2 to 32 */
+        }
+        for (size_t t = 0; t < n % 64; t += 4) /* K's scales: this one has no offset */
+            at[2 * t + 1 - 128] |= 0x80;
+        resign(file.data, file.n);
+        expect_ok(s.cache, load_bytes(seq, file.data, file.n, NULL));
+        take_out_of(&s, seq, 128 + rng_below(&r, 30) * (i % 4 > 0), 1 + rng_below(&r, 90), 0.3f);
+        bytes_free(&file);
+        kvt_seq_destroy(seq);
+        close_subject(&s);
+    }
+}
+
+/* A key that the other block's offset would make too large: nothing changes. */
+static void keys_too_far_apart_stay(void **state)
+{
+    kvt_load_options options = {.struct_size = sizeof options, .convert = 1};
+    kvt_group_config g = group_of(2, 2, 1, 16, 16, KVT_TYPE_F32, KVT_TYPE_I4);
+    rng r = {63};
+    kvt_seq *seq;
+    subject from, s;
+    uint64_t before, memory;
+    bytes file;
+    (void)state;
+    g.residual_tokens = 250;
+    g.flags = KVT_GROUP_NO_ROTATION;
+    open_subject(&from, &g, 1, &r);
+    for (size_t i = 0; i < (size_t)MOST * 16; i++)
+        from.t[0].k[i] += i / 16 < 128 ? 200000.0f : -200000.0f;
+    open_cache(&from, NULL);
+    seq = seq_of(&from);
+    grow(&from, seq, 200);
+    file = saved(from.cache, seq, KVT_CODEC_RAW);
+    kvt_seq_destroy(seq);
+    s = from;
+    s.groups[0].k_type = KVT_TYPE_I4;
+    open_cache(&s, NULL);
+    seq = seq_of(&s);
+    expect_ok(s.cache, kvt_seq_load_memory(seq, file.data, file.n, &options, NULL));
+    before = file_hash(&s, seq);
+    memory = kvt_seq_memory_bytes(seq);
+    expect(s.cache, KVT_ERR_UNSUPPORTED, kvt_seq_remove(seq, 100, 50));
+    expect_error_text(s.cache, "offset", "remove");
+    assert_true(file_hash(&s, seq) == before && kvt_seq_memory_bytes(seq) == memory);
+    take_out_of(&s, seq, 130, 20, 0); /* within a block: as they are */
+    expect_ok(s.cache, kvt_seq_remove(seq, 64, 64));
+    bytes_free(&file);
+    kvt_seq_destroy(seq);
+    kvt_cache_destroy(from.cache);
+    close_subject(&s);
+}
+
 /* Without block 0 the offsets of later keys go on, so that drafts can be selected from. */
 static void selections_without_block_0(void **state)
 {
@@ -894,6 +1120,9 @@ int main(void)
         cmocka_unit_test(drafts_leave_no_trace),
         cmocka_unit_test(moved_keys_are_saved),
         cmocka_unit_test(rounding_is_not_the_callers),
+        cmocka_unit_test(converted_keys_move),
+        cmocka_unit_test(other_offsets_move),
+        cmocka_unit_test(keys_too_far_apart_stay),
         cmocka_unit_test(selections_without_block_0),
         cmocka_unit_test(steps_without_block_0),
         cmocka_unit_test(checkpoints_behind_are_dropped),

@@ -677,7 +677,9 @@ KVT_API uint64_t kvt_seq_reachable(const kvt_seq *seq, uint64_t n_tokens);
  * Where the groups' RoPE is described (kvt_group_config.rope_pairing), the later tokens' positions
  * move too, by what the first of them stood behind the first one taken out, so that no gap is left.
  * No stored key changes: attention turns q by as much as a key has moved, which is exact however
- * often it moves. Without a description positions stay as they are, with a gap.
+ * often it moves. Without a description positions stay as they are, with a gap. (Open blocks that a
+ * load has converted, or a file has, may store their keys less different offsets: a single token
+ * that comes from one into another is rounded to f16 once more.)
  *
  * Checkpoints behind `first` are dropped. Blocks that are shared stay as they are for the others.
  * Taking out the last tokens is kvt_seq_truncate.
@@ -687,7 +689,8 @@ KVT_API uint64_t kvt_seq_reachable(const kvt_seq *seq, uint64_t n_tokens);
  *                      would come into sight; or the sinks of a group that has released tokens
  * KVT_ERR_UNSUPPORTED  neither whole blocks nor among the open ones; or block 0 of a group
  *                      whose keys have an offset (i8, i4), with KVT_RESIDUAL_NONE; or single
- *                      tokens of block 0 of one, where there are more than 64 tokens
+ *                      tokens of block 0 of one, where there are more than 64 tokens; or a key
+ *                      would be too large less the offset of the block that it comes into
  * KVT_ERR_CORRUPT      what has to be copied lies in a mapped snapshot that is damaged there
  * KVT_ERR_MEMORY, KVT_ERR_BUDGET
  *

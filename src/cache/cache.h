@@ -695,6 +695,11 @@ kvt_status kvt_checkpoints_share(const kvt_seq *from, uint64_t n_tokens, kvt_seq
  * are open, or of groups that do not seal, and the sequence's own.
  */
 void kvt_rows_move_up(kvt_seq *seq, uint64_t first, uint64_t gap);
+/*
+ * Whether they can, before it: KVT_ERR_UNSUPPORTED where a key would be too large in a block with
+ * another offset. The blocks need not be the sequence's own; mapped ones are verified.
+ */
+kvt_status kvt_rows_check_move_up(const kvt_seq *seq, uint64_t first, uint64_t gap);
 
 /* ---- turns.c ---- */
 

@@ -108,6 +108,15 @@ static kvt_status check_rows(const kvt_seq *seq, removal *r)
     return KVT_OK;
 }
 
+/* Whether single tokens can move: the blocks have to be what they were, to look at their keys. */
+static kvt_status check_moves(const kvt_seq *seq, const removal *r)
+{
+    kvt_status status = KVT_OK;
+    for (uint32_t g = 0; status == KVT_OK && !r->whole && g < seq->cache->n_groups; g++)
+        status = kvt_seq_verify_rows(seq, g, r->from, seq->n_rows);
+    return status == KVT_OK && !r->whole ? kvt_rows_check_move_up(seq, r->first, r->n) : status;
+}
+
 /* The positions of a row move. The row before it has its bounds already. */
 static void move_row(kvt_seq *seq, size_t row, int32_t delta)
 {
@@ -203,6 +212,8 @@ kvt_status kvt_seq_remove(kvt_seq *seq, uint64_t first, uint64_t n)
         status = find_delta(seq, &r);
     if (status == KVT_OK)
         status = check_windows(seq, &r);
+    if (status == KVT_OK)
+        status = check_moves(seq, &r);
     if (status == KVT_OK && seq->cache->moves)
         status = kvt_turns_make(seq, first + n, r.delta, &turns);
     if (status == KVT_OK)

@@ -1,14 +1,16 @@
 /*
- * Commit some of a pending step's tokens: the accepted path of a draft tree.
+ * Commit some of a pending step's tokens: the accepted path of a draft tree. And move tokens up
+ * among open rows, for kvt_seq_remove.
  *
  * The sequence has to be, bit for bit, the one that was given these tokens alone. A row of a block
  * depends on its token and on the offset it is stored with, so it is moved as it is where both
  * places have the same offset:
  *
- *   open to open       all blocks from block 1 on have block 0's mean, and block 0 its first key,
- *                      which stays: rows move, f16 and power of two. But where the step itself
- *                      fills block 0, and the selection with other tokens, that has another mean:
- *                      tokens from 64 on are put again from their keys (border.c)
+ *   open to open       the blocks of a step have the offset of the one that it begins in, which is
+ *                      block 0's mean or what a file has, and block 0 its first key, which stays:
+ *                      rows move, f16 and power of two. But where the step itself fills block 0,
+ *                      and the selection with other tokens, that has another mean: tokens from 64
+ *                      on are put again from their keys (border.c)
  *   sealed to sealed   within the block that the step begins in, if a truncate has cut it: i8 moves
  *   open to sealed     out of the block behind that one: quantized as append would have
  *
@@ -18,6 +20,10 @@
  *
  * A step of more than KVT_SELECT_TOKENS tokens may have sealed rows without an open form: with an
  * i8 side nothing is selected from it.
+ *
+ * The open blocks that kvt_seq_remove moves tokens between have the same offset, too, where appends
+ * have made them. What a load has converted (convert.c), or a file has, may be otherwise: there a
+ * row of K is put again from what it stands for, unless it is one without the offset.
  */
 #include "src/cache/cache.h"
 #include "src/fpenv.h"
@@ -55,6 +61,7 @@ static kvt_record record_of(const select_side *s, const kvt_block *block)
 
 /* Tokens of one block that go to one block, at most 64. */
 typedef struct moves {
+    size_t to_row, from_row;
     size_t n;
     size_t from[KVT_TOKENS], to[KVT_TOKENS]; /* slots */
 } moves;
@@ -129,11 +136,46 @@ static void move_codes(const select_side *s, kvt_type type, void *to, const void
         move_8(to, from, to_at, from_at, m->n, 4, s->dims);
 }
 
-static void move_rows(const select_side *s, size_t to_row, size_t from_row, const moves *m)
+/* Whether rows of K in two open records are less another offset. */
+static int offsets_differ(const select_side *s, const kvt_record *a, const kvt_record *b)
+{
+    return a->offset && memcmp(a->offset, b->offset, s->dims * sizeof *a->offset) != 0;
+}
+
+/* A row of K as it is to be put again. 0: it has no offset, and needs not. */
+static int row_of_k(const select_side *s, const kvt_record *from, size_t slot, float *x)
+{
+    const kvt_kernels *kernels = &s->job->seq->cache->kernels;
+    float offset[KVT_MAX_DIM];
+    if (from->scales[slot] & KVT_F16_MINUS)
+        return 0;
+    kernels->get_k_f16(from->codes, NULL, slot, s->dims, s->dims_p, x);
+    (void)kernels->load_f16(from->offset, offset, s->dims);
+    for (size_t d = 0; d < s->dims; d++)
+        x[d] = x[d] * kvt_f16_to_f32(from->scales[slot]) + offset[d];
+    return 1;
+}
+
+/* Rows of K that have been moved as they were, to where the offset is another one. */
+static void put_again(const select_side *s, const kvt_record *to, const kvt_record *from,
+                      const moves *m)
+{
+    const kvt_record plain = {to->codes, to->scales, to->offset, NULL}; /* the seed stays */
+    float x[KVT_MAX_DIM];
+    for (size_t i = 0; i < m->n; i++)
+        if (row_of_k(s, from, m->from[i], x)) {
+            int stored = kvt_open_put(&s->job->seq->cache->kernels, s->group, KVT_SIDE_K, x, 1,
+                                      s->dims, &plain, m->to[i]);
+            assert(stored); /* check_head */
+            (void)stored;
+        }
+}
+
+static void move_rows(const select_side *s, const moves *m)
 {
     const kvt_seq *seq = s->job->seq;
-    const kvt_block *to_block = kvt_seq_block(seq, to_row, s->group_index);
-    const kvt_block *from_block = kvt_seq_block(seq, from_row, s->group_index);
+    const kvt_block *to_block = kvt_seq_block(seq, m->to_row, s->group_index);
+    const kvt_block *from_block = kvt_seq_block(seq, m->from_row, s->group_index);
     const kvt_layout *layout = kvt_block_layout(s->group, to_block);
     const kvt_record to = record_of(s, to_block), from = record_of(s, from_block);
     float x[KVT_MAX_DIM];
@@ -148,29 +190,37 @@ static void move_rows(const select_side *s, size_t to_row, size_t from_row, cons
     move_codes(s, s->side == KVT_SIDE_K ? layout->k_type : layout->v_type, to.codes, from.codes, m);
     for (size_t i = 0; i < m->n && to.scales; i++)
         to.scales[m->to[i]] = from.scales[m->from[i]];
+    if (offsets_differ(s, &to, &from))
+        put_again(s, &to, &from, m);
     assert(to.seed || !from.seed); /* rows before one that is open again are sealed */
     for (size_t i = 0; i < m->n && to.seed; i++)
         kvt_seed_gains(to.seed, s->dims_p)[m->to[i]] =
             from.seed ? kvt_seed_gains(from.seed, s->dims_p)[m->from[i]] : 0;
 }
 
+/* Of tokens j .. end - 1 the first ones that all go from one block to one; the next j. */
+static uint64_t next_moves(const select_job *job, uint64_t j, uint64_t end, moves *m)
+{
+    const uint64_t base = job->base;
+    m->to_row = (size_t)((base + j) / KVT_TOKENS);
+    m->from_row = (size_t)((base + source(job, j)) / KVT_TOKENS);
+    for (m->n = 0; j < end; j++, m->n++) {
+        const uint64_t to = base + j, from = base + source(job, j);
+        if (to / KVT_TOKENS != m->to_row || from / KVT_TOKENS != m->from_row)
+            break;
+        m->to[m->n] = (size_t)(to % KVT_TOKENS);
+        m->from[m->n] = (size_t)(from % KVT_TOKENS);
+    }
+    return j;
+}
+
 /* Move selected tokens j .. end - 1, as they are. */
 static void move_tokens(const select_side *s, uint64_t j, uint64_t end)
 {
-    const select_job *job = s->job;
-    const uint64_t base = job->base;
+    moves m;
     while (j < end) {
-        const size_t to_row = (size_t)((base + j) / KVT_TOKENS);
-        const size_t from_row = (size_t)((base + source(job, j)) / KVT_TOKENS);
-        moves m;
-        for (m.n = 0; j < end; j++, m.n++) {
-            const uint64_t to = base + j, from = base + source(job, j);
-            if (to / KVT_TOKENS != to_row || from / KVT_TOKENS != from_row)
-                break;
-            m.to[m.n] = (size_t)(to % KVT_TOKENS);
-            m.from[m.n] = (size_t)(from % KVT_TOKENS);
-        }
-        move_rows(s, to_row, from_row, &m);
+        j = next_moves(s->job, j, end, &m);
+        move_rows(s, &m);
     }
 }
 
@@ -334,6 +384,59 @@ static void run(select_job *job)
     kvt_parallel *parallel = &job->seq->cache->parallel;
     kvt_parallel_run(parallel, select_layer, job, job->seq->cache->n_layers,
                      kvt_parallel_threads(parallel, cost(job)));
+}
+
+/* Whether each row of K of one head can be put again where it has to be. */
+static int check_head(const select_side *s)
+{
+    _Alignas(64) uint16_t codes[KVT_TILE_TOKENS * KVT_MAX_DIM], scale;
+    const kvt_seq *seq = s->job->seq;
+    float x[KVT_MAX_DIM];
+    moves m;
+
+    for (uint64_t j = 0; j < s->job->n;) {
+        kvt_record to, from, tried = {codes, &scale, NULL, NULL};
+        j = next_moves(s->job, j, s->job->n, &m);
+        to = record_of(s, kvt_seq_block(seq, m.to_row, s->group_index));
+        from = record_of(s, kvt_seq_block(seq, m.from_row, s->group_index));
+        tried.offset = to.offset;
+        for (size_t i = 0; i < m.n && offsets_differ(s, &to, &from); i++)
+            if (row_of_k(s, &from, m.from[i], x) &&
+                !kvt_open_put(&seq->cache->kernels, s->group, KVT_SIDE_K, x, 1, s->dims, &tried, 0))
+                return 0;
+    }
+    return 1;
+}
+
+kvt_status kvt_rows_check_move_up(const kvt_seq *seq, uint64_t first, uint64_t gap)
+{
+    const kvt_cache *cache = seq->cache;
+    const select_job job = {
+        (kvt_seq *)(uintptr_t)seq, NULL, seq->length - first - gap, 0, first, gap};
+    kvt_status status = KVT_OK;
+
+    for (uint32_t layer = 0; status == KVT_OK && layer < cache->n_layers; layer++) {
+        const uint32_t g = cache->layers[layer].group;
+        const kvt_group *group = &cache->groups[g];
+        select_side s = {&job, group, g, cache->layers[layer].index, 0, KVT_SIDE_K, 0, 0, 0};
+        kvt_fpenv saved;
+        int fits = 1;
+        if (!group->offsets)
+            continue;
+        s.type = group->config.k_type;
+        s.dims = group->config.k_dim;
+        s.dims_p = group->layouts[KVT_SEALED].k_dims;
+        saved = kvt_fpenv_enter();
+        for (; fits && s.head < group->config.n_kv_heads; s.head++)
+            fits = check_head(&s);
+        kvt_fpenv_leave(saved);
+        if (!fits)
+            status = kvt_fail(cache, KVT_ERR_UNSUPPORTED,
+                              "kvt_seq_remove: layer %u, kv head %zu: a key is too large to be "
+                              "stored with the offset of the block that it would move to",
+                              layer, s.head - 1);
+    }
+    return status;
 }
 
 void kvt_rows_move_up(kvt_seq *seq, uint64_t first, uint64_t gap)

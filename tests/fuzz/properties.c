@@ -142,6 +142,35 @@ static void read_back(place *p, const kvt_seq *seq, int lazy)
         (void)kvt_visit(seq, 0, 0, n, visitor, &sum, &at);
 }
 
+/* Tokens out of the newest ones, singly: V stays as it is. */
+static void take_out(place *p, kvt_seq *seq)
+{
+    enum { BEHIND = 20 };
+    static float before[BEHIND * 8 * 256], after[BEHIND * 8 * 256];
+    const uint64_t n = kvt_seq_length(seq), gone = 3 + n % 40;
+    const uint32_t layer = p->groups[0].layers ? p->groups[0].layers[0] : 0;
+    const size_t floats = (size_t)BEHIND * p->groups[0].n_kv_heads * p->groups[0].v_dim;
+    kvt_tensor x = kvt_tensor_f32(before), y = kvt_tensor_f32(after);
+    kvt_status status;
+    blob a;
+    if (n < BEHIND + gone || kvt_read(seq, layer, KVT_SIDE_V, n - BEHIND, BEHIND, &x) != KVT_OK)
+        return;
+    status = kvt_seq_remove(seq, n - BEHIND - gone, gone);
+    CHECK(status == KVT_OK || status == KVT_ERR_UNSUPPORTED || status == KVT_ERR_STATE ||
+          (status == KVT_ERR_BUDGET && p->config.memory_budget_bytes));
+    if (status != KVT_OK)
+        return;
+    CHECK(kvt_read(seq, layer, KVT_SIDE_V, n - gone - BEHIND, BEHIND, &y) == KVT_OK);
+    if (!(p->groups[0].flags & KVT_GROUP_V_IN_K))
+        CHECK(memcmp(before, after, floats * sizeof *before) == 0);
+    attend(p, seq, 0);
+    a = state_of(seq);
+    CHECK(a.data);
+    status = kvt_seq_load_memory(seq, a.data, a.n, NULL, NULL);
+    CHECK(status == KVT_OK || (status == KVT_ERR_BUDGET && p->config.memory_budget_bytes));
+    free(a.data);
+}
+
 void check_loaded(place *p, kvt_seq *seq, const kvt_load_result *result, int lazy)
 {
     uint64_t n = kvt_seq_length(seq), points[8];
@@ -164,6 +193,7 @@ void check_loaded(place *p, kvt_seq *seq, const kvt_load_result *result, int laz
             b = state_of(p->other);
             CHECK(b.data && same_blob(&a, &b));
             free(b.data);
+            take_out(p, p->other);
         }
         free(a.data);
     }
