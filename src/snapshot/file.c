@@ -155,10 +155,12 @@ int kvt_snap_file_is(const kvt_snap_file *file, const char *path, int fd)
         there = look(file->context, path, &other);
     else if (fstat(fd, &other) != 0)
         there = -1;
-    if (there > 0 && fstat(file->fd, &own) != 0)
-        there = -1;
     if (there < 0 && !path)
         (void)io_fail(file->context, "fstat", errno, "the file descriptor");
+    if (there > 0 && fstat(file->fd, &own) != 0) {
+        (void)io_fail(file->context, "fstat", errno, "the parent");
+        return -1;
+    }
     return there > 0 ? own.st_dev == other.st_dev && own.st_ino == other.st_ino : there;
 }
 
