@@ -37,6 +37,8 @@ XXHASH.XXH64.argtypes = [ctypes.c_char_p, ctypes.c_size_t, ctypes.c_uint64]
 XXHASH.XXH3_128bits.restype = Hash128
 XXHASH.XXH3_128bits.argtypes = [ctypes.c_char_p, ctypes.c_size_t]
 ZSTD.ZSTD_decompress.restype = ctypes.c_size_t
+ZSTD.ZSTD_findFrameCompressedSize.restype = ctypes.c_size_t
+ZSTD.ZSTD_findFrameCompressedSize.argtypes = [ctypes.c_char_p, ctypes.c_size_t]
 ZSTD.ZSTD_decompress.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p, ctypes.c_size_t]
 
 
@@ -97,6 +99,10 @@ def read_streams(payload, sizes, shapes):
         data = payload[at:at + stored]
         need(len(data) == stored and check == xxh64(data), "stream checksum")
         if codec == 1:
+            frames = data
+            while frames:
+                need(frames[:4] == b"\x28\xb5\x2f\xfd", "a frame that is none, or skippable")
+                frames = frames[min(ZSTD.ZSTD_findFrameCompressedSize(frames, len(frames)), len(frames)):]
             room = ctypes.create_string_buffer(native)
             need(ZSTD.ZSTD_decompress(room, native, data, stored) == native, "zstd")
             data = room.raw

@@ -625,6 +625,57 @@ static void test_choice(void **state)
         }
 }
 
+/* Frames of contents alone: none that zstd skips, before, between or behind them; none cut. */
+static void test_skippable(void **state)
+{
+    static const unsigned char skipped[16] = {0, 0x2a, 0x4d, 0x18, 8};
+    kvt_snap_shape s;
+    unsigned char native[4096], to[4096], out[4096];
+    kvt_snap_context context;
+    kvt_snap_codec codec;
+    kvt_snap_stream stream;
+    size_t n, first;
+    (void)state;
+
+    memset(&s, 0, sizeof s);
+    memset(&context, 0, sizeof context);
+    s.kind = KVT_SNAP_KIND_TOKEN_IDS; /* four planes, a frame of each */
+    s.element = 4;
+    s.bits = 32;
+    s.bytes = sizeof native;
+    for (size_t i = 0; i < sizeof native; i++)
+        native[i] = (unsigned char)(i % 4 < 2 ? i * i % 11 : 0);
+    kvt_snap_codec_init(&codec, &context);
+    assert_int_equal(kvt_snap_encode(&codec, &s, native, to, &stream), KVT_OK);
+    kvt_snap_codec_release(&codec);
+    assert_int_equal(stream.codec, KVT_SNAP_ZSTD);
+    n = stream.stored_bytes;
+    assert_int_equal(decode(&s, stream.filter, KVT_SNAP_ZSTD, to, n, out), KVT_OK);
+    assert_memory_equal(out, native, sizeof native);
+    for (first = 4; memcmp(to + first, to, 4) != 0; first++) /* the second frame */
+        assert_true(first < n);
+    for (unsigned low = 0x4f; low <= 0x60; low++) {
+        const size_t places[] = {0, first, n};
+        for (int i = 0; i < 3; i++) {
+            unsigned char file[4096];
+            memcpy(file, to, places[i]);
+            memcpy(file + places[i], skipped, sizeof skipped);
+            file[places[i]] = (unsigned char)low;
+            memcpy(file + places[i] + sizeof skipped, to + places[i], n - places[i]);
+            assert_int_equal(
+                decode(&s, stream.filter, KVT_SNAP_ZSTD, file, n + sizeof skipped, out),
+                KVT_ERR_CORRUPT);
+        }
+    }
+    for (size_t more = 1; more < 8; more++) { /* bytes behind the last one */
+        memset(to + n, 0x28, more);
+        assert_int_equal(decode(&s, stream.filter, KVT_SNAP_ZSTD, to, n + more, out),
+                         KVT_ERR_CORRUPT);
+        assert_int_equal(decode(&s, stream.filter, KVT_SNAP_ZSTD, to, n - more, out),
+                         KVT_ERR_CORRUPT);
+    }
+}
+
 /* zstd where it saves 2% or more, else raw: random bytes with ever more zeros among them. */
 static void test_saving(void **state)
 {
@@ -668,6 +719,7 @@ int main(void)
         cmocka_unit_test(test_coarse_scales),
         cmocka_unit_test(test_blocks),
         cmocka_unit_test(test_choice),
+        cmocka_unit_test(test_skippable),
         cmocka_unit_test(test_saving),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

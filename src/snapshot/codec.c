@@ -508,6 +508,25 @@ kvt_status kvt_snap_encode(kvt_snap_codec *codec, const kvt_snap_shape *shape,
     return KVT_OK;
 }
 
+/*
+ * Whether all are frames of RFC 8878 with contents. zstd takes others besides: skippable ones, and
+ * those of its first versions, where it was built so.
+ */
+static int are_frames(const unsigned char *stored, size_t bytes)
+{
+    while (bytes) {
+        size_t n;
+        if (bytes < 4 || kvt_get32(stored) != ZSTD_MAGICNUMBER)
+            return 0;
+        n = ZSTD_findFrameCompressedSize(stored, bytes);
+        if (ZSTD_isError(n))
+            return 0;
+        stored += n;
+        bytes -= n;
+    }
+    return 1;
+}
+
 kvt_status kvt_snap_decode(kvt_snap_codec *codec, const kvt_snap_shape *shape,
                            const kvt_snap_stream *stream, const unsigned char *stored,
                            unsigned char *native)
@@ -519,6 +538,8 @@ kvt_status kvt_snap_decode(kvt_snap_codec *codec, const kvt_snap_shape *shape,
         unsigned char *to = native;
         size_t n;
 
+        if (!are_frames(stored, stream->stored_bytes))
+            return KVT_ERR_CORRUPT;
         if (!codec->decompressor) {
             codec->failure = KVT_OK;
             codec->decompressor = ZSTD_createDCtx_advanced(zstd_memory(codec));
