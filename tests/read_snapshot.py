@@ -302,10 +302,9 @@ class Reader:
                 is_open = self.entries[b][4] in OPENS
             if not is_open:
                 sealed = row + 1
-        if first > group.sink_rows:  # what the next query sees has to be there
-            see = int(self.positions[n_tokens - 1]) + 1 - group.window
-            need(not (self.positions[:64 * first].reshape(-1, 64)[group.sink_rows:] > see).any(),
-                 "rows that a window needs")
+        if first > group.sink_rows:  # what a query behind all others sees has to be there
+            see = int(self.positions[:n_tokens].max()) + 1 - group.window
+            need(not (self.positions[:64 * first] > see).any(), "rows that a window needs")
         return sealed, first
 
     def checkpoints(self):

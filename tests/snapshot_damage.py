@@ -358,6 +358,31 @@ def contradict_parent(c, parent, inherited):
         c.section("", 11, lambda sections, i: sections.pop(i))
 
 
+def damage_window(c):
+    """Positions of a file that has released rows: the query that has to see all that it can stands
+    behind the highest one, and the rows of the sinks count with those that are released."""
+    reader = c.reader
+    for g, group in enumerate(reader.groups):
+        first = [row for row in range(reader.rows) if (g, row) in reader.own][group.sink_rows:][0]
+        if first == group.sink_rows or group.sink_rows == 0:
+            continue
+        for token, position, sound in ((-1, 0, True), (0, int(reader.positions.max()), False),
+                                       (0, int(reader.positions[64 * first - 1]), True)):
+            positions = reader.positions.copy()
+            positions[token] = position
+
+            def edit(sections):
+                [s for s in sections if s[0] == 2][0][3] = rewrite.stream_set({2: positions.tobytes()})
+            if not sound:
+                c.refuse("rows that a window needs", edit)
+                continue
+            sections = [list(section) for section in c.base]
+            edit(sections)
+            why = refused(c.read, rewrite.join(reader.head, sections))
+            if why:
+                sys.exit("%s: %s, with token %d at %d" % (c.name, why, token, position))
+
+
 def form_of(sections, at, form):
     table = [section for section in sections if section[0] == 3][0]
     table[3] = table[3][:at + 28] + struct.pack("<H", form) + table[3][at + 30:]
@@ -402,6 +427,8 @@ def damage(reader, data, parents):
             sys.exit("the snapshot id depends on how the blocks lie")
         if any(section[0] == 4 for section in c.base) and not reader.parent:
             contradict_blocks(c, native)
+            if not (reader.moved or reader.points):
+                damage_window(c)
     contradict_forms(c)
     contradict_end(c)
     sections = [section for section in rewrite.sections_of(reader) if section[0] != 12]

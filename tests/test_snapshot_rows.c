@@ -907,6 +907,54 @@ static void own_rows(void **state)
     }
 }
 
+/*
+ * What a query sees that stands behind the highest position of all has to be there, and the rows of
+ * the sinks count with those that are released: as docs/format.md has it.
+ */
+static void window_positions(void **state)
+{
+    static const struct {
+        size_t token;
+        int32_t position;
+        int sound;
+        size_t other; /* token, where not 0, */
+        int32_t high; /* and its position */
+    } cases[] = {
+        {599, 0, 1, 0, 0},     {599, 5, 1, 0, 0},     {0, 599, 0, 0, 0},       {0, 575, 1, 0, 0},
+        {0, 580, 1, 0, 0},     {0, 581, 0, 0, 0},     {100, 581, 0, 0, 0},     {550, 650, 1, 0, 0},
+        {0, 630, 1, 550, 649}, {0, 631, 0, 550, 649}, {0, INT32_MAX, 0, 0, 0},
+    };
+    rng r = {29};
+    kvt_seq *seq, *victim;
+    subject s;
+    bytes good;
+    (void)state;
+    make(&s, 20, 3, KVT_TYPE_F16, 0, &r);
+    seq = seq_of(&s);
+    victim = seq_of(&s);
+    grow(&s, seq, 600);
+    good = saved(s.cache, seq, KVT_CODEC_RAW);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        bytes file = saved(s.cache, seq, KVT_CODEC_RAW);
+        put32(payload(&file, 2, 0) + 40 + 4 * cases[i].token, (uint32_t)cases[i].position);
+        if (cases[i].other)
+            put32(payload(&file, 2, 0) + 40 + 4 * cases[i].other, (uint32_t)cases[i].high);
+        resign(file.data, file.n);
+        if (cases[i].sound) {
+            expect_ok(s.cache, load_bytes(victim, file.data, file.n, NULL));
+        } else {
+            expect(s.cache, KVT_ERR_CORRUPT, load_bytes(victim, file.data, file.n, NULL));
+            expect_error_text(s.cache, "blocks that a window needs are missing", "positions");
+        }
+        bytes_free(&file);
+    }
+    expect_ok(s.cache, load_bytes(victim, good.data, good.n, NULL));
+    bytes_free(&good);
+    kvt_seq_destroy(victim);
+    kvt_seq_destroy(seq);
+    close_subject(&s);
+}
+
 static void windows_have_to_be_the_same(void **state)
 {
     static const char *const texts[] = {
@@ -949,6 +997,7 @@ int main(void)
         cmocka_unit_test(reopened_rows),
         cmocka_unit_test(open_again_behind_open),
         cmocka_unit_test(own_rows),
+        cmocka_unit_test(window_positions),
         cmocka_unit_test(windows_have_to_be_the_same),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
