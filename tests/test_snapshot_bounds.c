@@ -312,8 +312,9 @@ static void test_bombs(void **state)
 
 static const unsigned char a_key[KVT_KEY_BYTES] = "a key of thirty-two bytes, or so";
 
-enum { DEPTH = 6, LEVEL_BYTES = 300 << 10 }; /* for each parent: buffers, tokens, zstd */
-enum { KEY_BYTES = 513 << 10 };              /* for each file that is encrypted */
+/* For all parents: buffers of tokens, zstd; and for each. */
+enum { DEPTH = 6, PARENTS_BYTES = 300 << 10, LEVEL_BYTES = 80 << 10 };
+enum { KEY_BYTES = 513 << 10 }; /* for each file that is encrypted */
 
 /* A chain, each file of which is loaded in each way that there is. */
 static void chains_with(uint32_t codec, const unsigned char *key, uint32_t n_threads)
@@ -335,10 +336,12 @@ static void chains_with(uint32_t codec, const unsigned char *key, uint32_t n_thr
     most = working_of(&m, m.max_tokens);
     if (key) /* of the file itself */
         most += n_threads > 1 ? (uint64_t)n_threads * 3 << 20 : KEY_BYTES;
-    for (unsigned depth = 0; depth <= DEPTH; depth++, most += level) {
+    for (unsigned depth = 0; depth <= DEPTH; depth++) {
         kvt_save_options o = save_options(codec, depth ? names[depth - 1] : NULL);
         uint64_t save, loads[3] = {0};
         size_t before;
+        if (depth)
+            most += level + (depth == 1 ? PARENTS_BYTES : 0);
         (void)snprintf(names[depth], sizeof names[0], "%s/%u", folder, depth);
         o.key = key;
         model_append(&m, cache, seq, 64, 64);

@@ -1225,12 +1225,12 @@ typedef struct kvt_load_result {
  *
  * map: the file's pages are the cache's memory, shared with all processes that map it and not held
  * against the budget; what is appended or changed is copied first. Blocks of other types (convert),
- * and all of a file that has more layers than the cache, are read into memory. The file, and the
- * parents in which blocks lie, must not be changed
- * while it is mapped (a save that replaces it is fine: it makes a new one); where it is cut short
- * the process gets SIGBUS. With KVT_MAP_LAZY kvt_attend, kvt_read, kvt_visit, kvt_seq_begin and
- * saves answer KVT_ERR_CORRUPT, with their output unwritten, when they meet a damaged layer of a
- * block.
+ * and all of a file that has more layers than the cache, are read into memory. The file, and its
+ * parents, must not be changed from the call on, during the load too, until none of their blocks is
+ * used any more (a save that replaces one is fine: it makes a new file); where one is cut short the
+ * process gets SIGBUS. With KVT_MAP_LAZY kvt_attend, kvt_read, kvt_visit, kvt_seq_begin and saves
+ * answer KVT_ERR_CORRUPT, with their output unwritten, when they meet a damaged layer of a block. A
+ * save meets those that it writes: a delta only names a block whose id its parent has.
  *
  * KVT_ERR_STATE     a step is pending
  * KVT_ERR_IO        cannot be opened or read; a parent is missing, or no regular file
