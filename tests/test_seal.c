@@ -8,6 +8,15 @@
 #include <math.h>
 #include <stdio.h>
 
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define HAS_SANITIZER 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) ||                         \
+    __has_feature(memory_sanitizer)
+#define HAS_SANITIZER 1
+#endif
+#endif
+
 /* ---- cuts ---- */
 
 /* 0: all at once; 1: one, then the rest; else steps of that size; above 1000: at random. */
@@ -528,6 +537,105 @@ static void large_rows_are_opened_again(void **state)
     }
 }
 
+/* ---- the stack ---- */
+
+#if !defined(HAS_SANITIZER)
+enum { STACK_BYTES = 1 << 20, STACK_PAINT = 0xab, STACK_TOKENS = 260 };
+
+typedef struct stack_job {
+    kvt_seq *seq; /* NULL: nothing is appended */
+    kvt_tensor k, v;
+    kvt_status status;
+} stack_job;
+
+static void *append_on_stack(void *arg)
+{
+    stack_job *job = arg;
+    if (job->seq)
+        job->status = kvt_append(job->seq, 0, &job->k, &job->v);
+    return NULL;
+}
+
+/* Bytes of a painted stack that a thread has written. */
+static size_t stack_of(stack_job *job)
+{
+    unsigned char *stack = aligned_alloc(4096, STACK_BYTES);
+    size_t i = 0;
+    pthread_attr_t attr;
+    pthread_t thread;
+    assert_non_null(stack);
+    memset(stack, STACK_PAINT, STACK_BYTES);
+    assert_int_equal(pthread_attr_init(&attr), 0);
+    assert_int_equal(pthread_attr_setstack(&attr, stack, STACK_BYTES), 0);
+    assert_int_equal(pthread_create(&thread, &attr, append_on_stack, job), 0);
+    pthread_join(thread, NULL);
+    pthread_attr_destroy(&attr);
+    while (i < STACK_BYTES && stack[i] == STACK_PAINT)
+        i++;
+    free(stack);
+    return STACK_BYTES - i;
+}
+
+/* Of the append of one step and of short ones, where keys of both bases are in a block. */
+static void check_stack(const kvt_group_config *g, const char *isa, size_t most)
+{
+    size_t n = (size_t)STACK_TOKENS * g->k_dim, empty;
+    rng r = {70};
+    float *k = rng_normals(&r, n), *v = rng_normals(&r, n);
+    for (size_t i = 0; i < n; i++) /* the first key of a row is an outlier, and others are */
+        k[i] *= i / g->k_dim % 9 == 0 ? 1000.0f : 1.0f;
+    for (size_t step = 65; step <= STACK_TOKENS; step += STACK_TOKENS - 65) {
+        kvt_cache *cache = cache_of(g, STACK_TOKENS, 1, isa);
+        kvt_seq *seq = NULL;
+        stack_job job = {NULL, {0}, {0}, KVT_OK};
+        empty = stack_of(&job);
+        expect_ok(cache, kvt_seq_create(cache, &seq));
+        for (size_t at = 0; at + step <= STACK_TOKENS; at += step) {
+            size_t used;
+            job = (stack_job){seq, kvt_tensor_f32(k + at * g->k_dim),
+                              kvt_tensor_f32(v + at * g->v_dim), KVT_OK};
+            expect_ok(cache, kvt_seq_begin(seq, step, NULL));
+            used = stack_of(&job) - empty;
+            expect_ok(cache, job.status);
+            expect_ok(cache, kvt_seq_commit(seq, NULL));
+            if (used > most)
+                fail_msg(
+                    "%s, %u dims, K of type %d, a step of %zu: %zu bytes of stack, at most %zu",
+                    isa, (unsigned)g->k_dim, (int)g->k_type, step, used, most);
+        }
+        kvt_seq_destroy(seq);
+        kvt_cache_destroy(cache);
+    }
+    free(k);
+    free(v);
+}
+#endif
+
+/* What kvt_append says of its stack. */
+static void the_stack_is_bounded(void **state)
+{
+    (void)state;
+#if defined(HAS_SANITIZER)
+    skip();
+#else
+    if (quick_level() == 2) /* valgrind's and QEMU's own */
+        skip();
+    for (uint32_t isa = 0; kvt_isa_name(isa); isa++)
+        for (uint32_t dims = 256; dims <= 1024; dims *= 2)
+            for (int i = 0; i < 4; i++) {
+                kvt_type type = i / 2 ? KVT_TYPE_I4 : KVT_TYPE_I8;
+                kvt_group_config g = group_of(1, 1, 1, dims, dims, type, type);
+                g.residual_tokens = KVT_RESIDUAL_NONE;
+                g.fine_tokens = i % 2 ? KVT_FINE_NONE : 0;
+                check_stack(&g, kvt_isa_name(isa),
+                            (dims > 256            ? 260
+                             : type == KVT_TYPE_I4 ? 220
+                                                   : 150)
+                                << 10);
+            }
+#endif
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -541,6 +649,7 @@ int main(void)
         cmocka_unit_test(a_reserve_suffices),
         cmocka_unit_test(a_reserve_suffices_for_any_two_steps),
         cmocka_unit_test(reserve_refuses),
+        cmocka_unit_test(the_stack_is_bounded),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

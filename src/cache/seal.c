@@ -275,42 +275,100 @@ static void make_delta(const kvt_kernels *kernels, size_t dims_p, const uint16_t
     kernels->center(from, delta, dims_p, delta);
 }
 
-static NOINLINE void seal_few(const kvt_kernels *kernels, size_t dims_p, const kvt_record *open,
-                              const bases *b, kvt_type type, const float *along,
-                              const kvt_record *sealed)
-{
-    _Alignas(64) uint8_t codes[KVT_MAX_DIM * KVT_TOKENS];
-    uint8_t *to = sealed->codes, gains[KVT_TOKENS];
-    uint16_t scales[KVT_TOKENS];
-    float delta[KVT_MAX_DIM];
-    const int is_i8 = type == KVT_TYPE_I8;
+/* What K is sealed as, and with; along: of i4. */
+typedef struct seal_job {
+    const kvt_kernels *kernels;
+    size_t dims_p;
+    const kvt_record *open, *sealed; /* the sealed one has its offset, and the scales of i4 */
+    const bases *bases;
+    const float *along;
+    kvt_type type;
+} seal_job;
 
-    make_delta(kernels, dims_p, b->many_without ? open->offset : NULL, sealed->offset, delta);
-    if (is_i8)
-        kernels->seal_k_i8(open->codes, b->magnitude, delta, dims_p, NULL, codes, scales);
+/* All 64 rows, as if they all had the offset, or none. */
+static void seal_rows(const seal_job *job, int with_offset, const void *next)
+{
+    const kvt_kernels *kernels = job->kernels;
+    const kvt_record *open = job->open, *sealed = job->sealed;
+    const size_t dims_p = job->dims_p;
+    float delta[KVT_MAX_DIM];
+
+    make_delta(kernels, dims_p, with_offset ? open->offset : NULL, sealed->offset, delta);
+    if (job->type == KVT_TYPE_I8)
+        kernels->seal_k_i8(open->codes, job->bases->magnitude, delta, dims_p, next, sealed->codes,
+                           sealed->scales);
     else
-        kernels->seal_k_i4(open->codes, b->magnitude, delta, along, sealed->scales, dims_p, NULL,
-                           codes, gains);
+        kernels->seal_k_i4(open->codes, job->bases->magnitude, delta, job->along, sealed->scales,
+                           dims_p, next, sealed->codes, kvt_record_gains(sealed, dims_p));
+}
+
+/* Copy the codes of the rows that are few out of the record, one row after the other, or back. */
+static void copy_few(const seal_job *job, int back, uint8_t *few)
+{
+    const int is_i8 = job->type == KVT_TYPE_I8;
+    uint8_t *codes = job->sealed->codes;
+    for (size_t t = 0; t < KVT_TOKENS; t++)
+        for (size_t d = 0; job->bases->few >> t & 1 && d < job->dims_p; d += is_i8 ? 4 : 8) {
+            uint8_t *at = codes + (is_i8 ? kvt_k8_index : kvt_k4_index)(t, d, job->dims_p);
+            memcpy(back ? at : few, back ? few : at, 4);
+            few += 4;
+        }
+}
+
+/* Rows of two bases: those that are few are sealed first, and put by while the others are. */
+static void seal_both(const seal_job *job, const void *next, uint8_t *few)
+{
+    const kvt_record *sealed = job->sealed;
+    uint8_t gains[KVT_TOKENS];
+    uint16_t scales[KVT_TOKENS];
+
+    seal_rows(job, job->bases->many_without, NULL);
+    copy_few(job, 0, few);
+    if (job->type == KVT_TYPE_I8)
+        memcpy(scales, sealed->scales, sizeof scales);
+    else
+        memcpy(gains, kvt_record_gains(sealed, job->dims_p), sizeof gains);
+    seal_rows(job, !job->bases->many_without, next);
+    copy_few(job, 1, few);
     for (size_t t = 0; t < KVT_TOKENS; t++) {
-        if (!(b->few >> t & 1))
+        if (!(job->bases->few >> t & 1))
             continue;
-        if (is_i8)
+        if (job->type == KVT_TYPE_I8)
             sealed->scales[t] = scales[t];
         else
-            kvt_record_gains(sealed, dims_p)[t] = gains[t];
-        for (size_t d = 0; d < dims_p; d += is_i8 ? 4 : 8) {
-            size_t at = (is_i8 ? kvt_k8_index : kvt_k4_index)(t, d, dims_p);
-            memcpy(to + at, codes + at, 4);
-        }
+            kvt_record_gains(sealed, job->dims_p)[t] = gains[t];
     }
+}
+
+/* Two sizes, as append's: this memory is beside that of a row which is sealed as it comes. */
+#define FEW_DIMS 256
+
+static NOINLINE void seal_both_small(const seal_job *job, const void *next)
+{
+    uint8_t few[FEW_DIMS * KVT_TOKENS / 2];
+    seal_both(job, next, few);
+}
+
+static NOINLINE void seal_both_large(const seal_job *job, const void *next)
+{
+    uint8_t few[KVT_MAX_DIM * KVT_TOKENS / 2];
+    seal_both(job, next, few);
+}
+
+static void seal_bases(const seal_job *job, const void *next)
+{
+    if (!job->bases->few)
+        seal_rows(job, !job->bases->many_without, next);
+    else
+        (job->dims_p <= FEW_DIMS ? seal_both_small : seal_both_large)(job, next);
 }
 
 static void seal_k8(const kvt_kernels *kernels, const kvt_group *group, const kvt_record *open,
                     const void *next, const kvt_record *sealed)
 {
     size_t dims_p = group->layouts[KVT_OPEN].k_dims;
-    float delta[KVT_MAX_DIM];
     bases b;
+    const seal_job job = {kernels, dims_p, open, sealed, &b, NULL, KVT_TYPE_I8};
 
     if (!group->offsets) {
         kernels->seal_k_i8(open->codes, open->scales, NULL, dims_p, next, sealed->codes,
@@ -319,28 +377,21 @@ static void seal_k8(const kvt_kernels *kernels, const kvt_group *group, const kv
     }
     find_bases(open, &b);
     offset_of(kernels, dims_p, open, &b, sealed->offset);
-    make_delta(kernels, dims_p, b.many_without ? NULL : open->offset, sealed->offset, delta);
-    kernels->seal_k_i8(open->codes, b.magnitude, delta, dims_p, next, sealed->codes,
-                       sealed->scales);
-    if (b.few)
-        seal_few(kernels, dims_p, open, &b, KVT_TYPE_I8, NULL, sealed);
+    seal_bases(&job, next);
 }
 
 static void seal_k4(const kvt_kernels *kernels, const kvt_group *group, const kvt_record *open,
                     const void *next, const kvt_record *sealed)
 {
     size_t dims_p = group->layouts[KVT_OPEN].k_dims;
-    float delta[KVT_MAX_DIM], along[KVT_MAX_DIM];
+    float along[KVT_MAX_DIM];
     bases b;
+    const seal_job job = {kernels, dims_p, open, sealed, &b, along, KVT_TYPE_I4};
 
     find_bases(open, &b);
     choose_k4(kernels, dims_p, open, &b, sealed->offset, sealed->scales);
     choose_along(kernels, dims_p, sealed->offset, sealed->scales, along);
-    make_delta(kernels, dims_p, b.many_without ? NULL : open->offset, sealed->offset, delta);
-    kernels->seal_k_i4(open->codes, b.magnitude, delta, along, sealed->scales, dims_p, next,
-                       sealed->codes, kvt_record_gains(sealed, dims_p));
-    if (b.few)
-        seal_few(kernels, dims_p, open, &b, KVT_TYPE_I4, along, sealed);
+    seal_bases(&job, next);
     mark_scales(dims_p, sealed->offset, sealed->scales, along);
 }
 
