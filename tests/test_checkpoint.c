@@ -271,6 +271,56 @@ static void a_budget_of_the_forecast_suffices(void **state)
     }
 }
 
+/*
+ * A reserve does not take again what a window has released before it. A sequence that begins anew
+ * then reserves once more, and gets to its length in any steps.
+ */
+static void a_reserve_leaves_released_blocks(void **state)
+{
+    static const kvt_type types[] = {KVT_TYPE_F16, KVT_TYPE_I8, KVT_TYPE_I4};
+    rng r = {46};
+    (void)state;
+    for (size_t i = 0; i < 12; i++) {
+        kvt_group_config g[2];
+        const size_t anew = i % 2 ? 30 : 0;
+        kvt_seq *seq, *fresh;
+        ledger memory;
+        subject s;
+        size_t calls;
+        windowed_groups(g, 16, anew ? 37 : 0, types[i / 2 % 3]);
+        open_subject(&s, g, 1, &r);
+        ledger_init(&memory);
+        s.ledger = &memory;
+        open_cache(&s, NULL);
+        seq = seq_of(&s);
+        grow(&s, seq, 640);
+        fresh = seq_of(&s);
+        expect_ok(s.cache, kvt_seq_reserve(fresh, 650));
+        expect_ok(s.cache, kvt_seq_reserve(seq, 650));
+        assert_true(kvt_seq_memory_bytes(seq) + 3 * 64 * 16 <= kvt_seq_memory_bytes(fresh));
+        kvt_seq_destroy(fresh);
+        expect_ok(s.cache, kvt_cache_trim(s.cache));
+        calls = memory.calls;
+        grow(&s, seq, 10);
+        assert_true(memory.calls == calls);
+        if (anew)
+            expect_ok(s.cache, kvt_seq_truncate(seq, anew));
+        else
+            expect_ok(s.cache, kvt_seq_clear(seq));
+        expect_ok(s.cache, kvt_seq_reserve(seq, 650));
+        calls = memory.calls;
+        for (size_t n = anew, step; n < 650; n += step) {
+            step = i < 6 ? 650 - anew : 1 + rng_below(&r, 150);
+            step = step < 650 - n ? step : 650 - n;
+            grow(&s, seq, step);
+        }
+        assert_true(memory.calls == calls);
+        kvt_seq_destroy(seq);
+        close_subject(&s);
+        ledger_close(&memory);
+    }
+}
+
 /* Every length that kvt_seq_reachable names can be truncated to, and no other. */
 static void what_can_be_reached_is_said(void **state)
 {
@@ -756,6 +806,7 @@ int main(void)
         cmocka_unit_test(memory_does_not_grow),
         cmocka_unit_test(the_forecast_is_exact),
         cmocka_unit_test(a_budget_of_the_forecast_suffices),
+        cmocka_unit_test(a_reserve_leaves_released_blocks),
         cmocka_unit_test(what_can_be_reached_is_said),
         cmocka_unit_test(a_query_before_the_window_is_refused),
         cmocka_unit_test(a_checkpoint_is_what_was_there),
