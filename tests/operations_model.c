@@ -357,6 +357,8 @@ void expect_same_file(const actor *a, const kvt_cache *cache, const kvt_seq *seq
                       const kvt_seq *other, const char *what)
 {
     bytes x = save_raw(a, cache, seq), y = save_raw(a, a->mirrors, other);
+    give_keys(&x);
+    give_keys(&y);
     if (x.n != y.n || memcmp(x.data, y.data, x.n) != 0)
         report(a, what, "the files differ");
     bytes_free(&x);

@@ -447,6 +447,14 @@ void resign(unsigned char *data, size_t n)
     sign(data, n, ALL);
 }
 
+void give_keys(bytes *f)
+{
+    if (!(f->data[44] & 2))
+        return;
+    f->data[44] &= (unsigned char)~2u;
+    resign(f->data, f->n);
+}
+
 void resign_sums(unsigned char *data, size_t n)
 {
     sign(data, n, BUT_BLOCKS);

@@ -68,6 +68,11 @@ void resign(unsigned char *data, size_t n);
 void resign_sums(unsigned char *data, size_t n);
 /* The checksums only: no digest, no id. */
 void resum(unsigned char *data, size_t n);
+/*
+ * Clear what says of a raw snapshot that nothing of it has a key in a store, as a removal makes it
+ * say (flag 2 of the header), for comparisons with what never had the tokens.
+ */
+void give_keys(bytes *f);
 /* Write index and end anew, for sections that were put in or taken out; resigns. */
 void reindex(bytes *f);
 /* Put a section in at an offset: n bytes of payload, then the room for its checksum. Reindexes. */

@@ -131,7 +131,9 @@ kvt_seq *reloaded(const subject *s, const kvt_seq *seq)
 uint64_t file_hash(const subject *s, const kvt_seq *seq)
 {
     bytes file = saved(s->cache, seq, KVT_CODEC_RAW);
-    uint64_t h = mix(file.n, file.data, file.n);
+    uint64_t h;
+    give_keys(&file);
+    h = mix(file.n, file.data, file.n);
     bytes_free(&file);
     return h;
 }
