@@ -508,6 +508,7 @@ static kvt_status attend_in_tasks(kvt_cache *cache, const kvt_attend_args *args,
     for (size_t i = 0; i < plan.n_tasks; i++)
         (void)kvt_attend_task(&plan, scratch, i);
     status = kvt_attend_finish(&plan, scratch);
+    expect(cache, status == KVT_OK ? KVT_ERR_STATE : status, kvt_attend_finish(&plan, scratch));
     free(scratch);
     return status;
 }
@@ -1098,6 +1099,7 @@ static void same_bits_for_threads_batches_and_plans(void **state)
                         expect_ok(cache, kvt_attend_task(&plan, scratch, i));
                     }
                     expect_ok(cache, kvt_attend_finish(&plan, scratch));
+                    expect(cache, KVT_ERR_STATE, kvt_attend_finish(&plan, scratch));
                     free(scratch);
                 }
                 for (size_t i = 0, at = 0; i < N_SEQS; at += queries_of[i++])

@@ -951,8 +951,9 @@ KVT_API kvt_status kvt_attend(kvt_cache *cache, const kvt_attend_args *args);
 /*
  * The same in parts: plan, provide scratch_bytes of memory at a multiple of 64, call the task for
  * every i < n_tasks from any threads in any order, and when all have run finish. args is copied,
- * what it points to must stay, and the sequences must not change in between. A plan holds no
- * memory: it can be dropped at any time. Fields with a trailing underscore are the library's.
+ * what it points to must stay, and the sequences must not change in between. A plan is for one run:
+ * it is finished once, and fails when a task has failed. It holds no memory: it can be dropped at
+ * any time. Fields with a trailing underscore are the library's.
  */
 typedef struct kvt_attend_plan {
     size_t n_tasks;
@@ -975,7 +976,10 @@ KVT_API kvt_status kvt_attend_plan_init(kvt_attend_plan *plan, kvt_cache *cache,
                                         const kvt_attend_args *args);
 /* Task i; all have the same scratch. KVT_ERR_ARG: NULL, scratch not aligned, i not below n_tasks */
 KVT_API kvt_status kvt_attend_task(kvt_attend_plan *plan, void *scratch, size_t i);
-/* KVT_ERR_STATE: not every task has run with this scratch. KVT_ERR_VALUE: see kvt_attend. */
+/*
+ * KVT_ERR_VALUE: see kvt_attend; also if a task answered it and others have not run. KVT_ERR_STATE:
+ * not every task has run with this scratch; the plan has been finished.
+ */
 KVT_API kvt_status kvt_attend_finish(kvt_attend_plan *plan, void *scratch);
 
 /* ---- reading back ---- */

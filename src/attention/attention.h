@@ -210,7 +210,8 @@ typedef struct kvt_work {
 } kvt_work;
 
 /* kvt_attend_plan.flags_ */
-#define KVT_PLAN_SHARES 1u /* shared prefixes are attended over together */
+#define KVT_PLAN_SHARES 1u   /* shared prefixes are attended over together */
+#define KVT_PLAN_FINISHED 2u /* finish has merged what tasks have left */
 
 /* 0: more work than can be counted. shares: shared prefixes are attended over together. */
 int kvt_work_measure(const kvt_cache *cache, const kvt_attend_args *args, int shares,

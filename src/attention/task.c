@@ -389,14 +389,18 @@ kvt_status kvt_attend_finish(kvt_attend_plan *plan, void *scratch)
 
     if (status != KVT_OK)
         return status;
+    if (plan->status_ != KVT_OK) /* some tasks may not have run, then */
+        return (kvt_status)plan->status_;
+    if (plan->flags_ & KVT_PLAN_FINISHED)
+        return kvt_fail(plan->cache_, KVT_ERR_STATE,
+                        "kvt_attend_finish: this plan has been finished already");
     for (size_t i = 0; i < plan->n_tasks; i++)
         if (memcmp((unsigned char *)scratch + i * plan->slice_bytes_, &plan->id_,
                    sizeof plan->id_) != 0)
             return kvt_fail(plan->cache_, KVT_ERR_STATE,
                             "kvt_attend_finish: task %zu of %zu has not run with this scratch", i,
                             plan->n_tasks);
-    if (plan->status_ != KVT_OK)
-        return (kvt_status)plan->status_;
+    plan->flags_ |= KVT_PLAN_FINISHED;
     if (plan->split_ == UINT64_MAX)
         return KVT_OK;
     make_views(plan, &q, &out);
@@ -412,5 +416,7 @@ kvt_status kvt_attend_finish(kvt_attend_plan *plan, void *scratch)
             head = i; /* a unit that the next task ends in begins here */
     }
     kvt_fpenv_leave(saved);
+    if (what != KVT_UNIT_DONE)
+        plan->status_ = KVT_ERR_VALUE;
     return report(plan, what);
 }
