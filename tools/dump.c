@@ -342,12 +342,14 @@ static int sync_made(const char *folder)
 {
     size_t n = strlen(folder);
     char *path = output_beside(folder, output_name(folder));
-    int failed;
+    int failed, code;
 
     while (path && n > 1 && path[n - 1] == '/')
         path[--n] = '\0';
     failed = path ? output_sync_folder(path) : 0;
+    code = errno;
     free(path);
+    errno = code;
     return failed;
 }
 

@@ -149,19 +149,15 @@ int kvt_snap_same_file(const kvt_snap_context *context, const char *a, const cha
 int kvt_snap_file_is(const kvt_snap_file *file, const char *path, int fd)
 {
     struct stat own, other;
-    int there = 1;
+    int there = path ? look(file->context, path, &other) : 1;
 
-    if (path)
-        there = look(file->context, path, &other);
-    else if (fstat(fd, &other) != 0)
-        there = -1;
-    if (there < 0 && !path)
-        (void)io_fail(file->context, "fstat", errno, "the file descriptor");
-    if (there > 0 && fstat(file->fd, &own) != 0) {
-        (void)io_fail(file->context, "fstat", errno, "the parent");
+    if (there <= 0)
+        return there;
+    if ((!path && fstat(fd, &other) != 0) || fstat(file->fd, &own) != 0) {
+        (void)io_fail(file->context, "fstat", errno, path ? path : "the file descriptor");
         return -1;
     }
-    return there > 0 ? own.st_dev == other.st_dev && own.st_ino == other.st_ino : there;
+    return own.st_dev == other.st_dev && own.st_ino == other.st_ino;
 }
 
 kvt_status kvt_snap_file_size(const kvt_snap_context *context, const char *path, uint64_t *bytes)
