@@ -199,19 +199,17 @@ kvt_status kvt_seq_checkpoint(kvt_seq *seq, const void *blob, size_t bytes)
         return kvt_fail(seq->cache, KVT_ERR_ARG, "kvt_seq_checkpoint: blob is NULL");
     if (seq->pending)
         return kvt_fail(seq->cache, KVT_ERR_STATE, "kvt_seq_checkpoint: a step is pending");
-    status = kvt_checkpoints_make_room(seq);
+    i = place_of(seq, seq->length);
+    status = make_checkpoint(seq, blob, bytes, &made);
     if (status == KVT_OK)
-        status = make_checkpoint(seq, blob, bytes, &made);
-    if (status == KVT_OK) {
         status = kvt_rows_charge(seq);
-        if (status != KVT_OK)
-            kvt_checkpoint_put(seq->cache, made);
-    }
+    if (status == KVT_OK && i == seq->n_checkpoints) /* last: a longer list does not shrink */
+        status = kvt_checkpoints_make_room(seq);
     if (status != KVT_OK) {
-        kvt_checkpoints_drop_from(seq, UINT64_MAX); /* an empty list goes */
+        kvt_checkpoint_put(seq->cache, made);
+        (void)kvt_rows_charge(seq); /* its blocks are its own again: never more than it was */
         return status;
     }
-    i = place_of(seq, seq->length);
     if (i < seq->n_checkpoints) /* the last one: none is behind the length */
         kvt_checkpoint_put(seq->cache, seq->checkpoints[i]);
     else
