@@ -29,16 +29,20 @@ const float *kvt_turn_of(const kvt_turns *turns, uint32_t group, int32_t shift)
 /* Room for n turns. */
 static kvt_status alloc_turns(kvt_cache *cache, size_t n, kvt_turns **made)
 {
-    size_t floats = 0, at[KVT_MAX_GROUPS], head, bytes;
+    size_t at[KVT_MAX_GROUPS], head, bytes;
+    uint64_t floats = 0, sum; /* below 2^45: n is below KVT_MAX_TOKENS */
     kvt_turns *turns;
     kvt_status status;
     void *memory;
     for (uint32_t g = 0; g < cache->n_groups; g++) {
-        at[g] = floats;
-        floats += n * cache->groups[g].config.rope_dims;
+        at[g] = (size_t)floats;
+        floats += (uint64_t)n * cache->groups[g].config.rope_dims;
     }
     head = kvt_round_up(sizeof *turns, 64);
-    bytes = head + kvt_round_up(n * sizeof(int32_t), 64) + floats * sizeof(float);
+    sum = head + 64 + (uint64_t)n * sizeof(int32_t) + floats * sizeof(float);
+    if (sum > SIZE_MAX / 2)
+        return kvt_fail(cache, KVT_ERR_MEMORY, "%zu turns of moved keys are too many", n);
+    bytes = head + kvt_round_up(n * sizeof(int32_t), 64) + (size_t)floats * sizeof(float);
     status = kvt_block_memory(cache, bytes, "the turns of moved keys", &memory);
     if (status != KVT_OK)
         return status;
@@ -117,7 +121,7 @@ static void walk_shifts(const kvt_seq *seq, shift_walk *walk)
 kvt_status kvt_turns_make(const kvt_seq *seq, uint64_t moved, int32_t delta, kvt_turns **made)
 {
     shift_walk walk = {moved, delta, 0, 0, NULL};
-    kvt_turns *turns;
+    kvt_turns *turns = NULL;
     kvt_status status;
     kvt_fpenv saved;
     *made = NULL;
