@@ -346,8 +346,8 @@ static inline kvt_tensor kvt_tensor_f32(const float *data)
  * group: all layers, with the types of those between. k_type, v_type: of the first and last ones.
  * groups: [2] groups[0] gets the layers between, groups[1] the first and last ones; all else is
  * copied. Where one of the two would have no layer, *n_groups is 1 and groups[0] the other one.
- * layers: [group->n_layers], the caller's; the groups point into it until kvt_cache_create has
- * copied it.
+ * layers: [group->n_layers], the caller's, and not group->layers; the groups point into it until
+ * kvt_cache_create has copied it.
  *
  * KVT_ERR_ARG: NULL, a wrong struct_size, no layers. n_first and n_last may be too many: then all
  * layers are first or last ones. Types are checked by kvt_cache_create. Safe at any time.
@@ -380,9 +380,10 @@ KVT_API const char *kvt_isa_name(uint32_t index);
  * KVT_OK               *cache is set; release it with kvt_cache_destroy
  * KVT_ERR_ARG          NULL, a wrong struct_size, a zero where a number is needed, a dim that is
  *                      no multiple of 8, heads that do not divide, unknown type or flag, a V
- *                      that cannot be a part of K, sinks without a window, layers numbered twice
- *                      or not at all
+ *                      that cannot be a part of K, or dims of it that RoPE turns, sinks without a
+ *                      window, layers numbered twice or not at all
  * KVT_ERR_LIMIT        beyond a KVT_MAX_ limit, or a size overflows
+ * KVT_ERR_VALUE        one of rope_inverse_frequencies is not finite
  * KVT_ERR_UNSUPPORTED  isa is not in kvt_isa_name's list, or it is "amx" and the system does not
  *                      permit it; n_threads > 1 without a pool
  * KVT_ERR_MEMORY, KVT_ERR_BUDGET
@@ -414,8 +415,9 @@ KVT_API const char *kvt_cache_isa(const kvt_cache *cache);
 KVT_API uint64_t kvt_cache_memory_bytes(const kvt_cache *cache);
 
 /*
- * What a cache's blocks are used for. A block is 64 tokens of one group's keys and values. Set
- * struct_size to sizeof(kvt_cache_stats) before the call.
+ * What a cache's blocks are used for. A block is 64 tokens of one group's keys and values. Those
+ * that lie in a mapped snapshot (KVT_MAP_) count nowhere. Set struct_size to
+ * sizeof(kvt_cache_stats) before the call.
  */
 typedef struct kvt_cache_stats {
     size_t struct_size;
@@ -458,12 +460,14 @@ KVT_API kvt_status kvt_cache_get_stats(const kvt_cache *cache, kvt_cache_stats *
  * residual_tokens / 64 + 3 open blocks while a step is pending (until a sequence loaded from a
  * snapshot of a larger window has sealed what is beyond its own, of that window), else one; an open
  * block has 16 bits an element. Nor are the keys that a pending step at token 64 holds
- * (kvt_seq_begin). Those of a sequence with a reserve (kvt_seq_reserve) are held against it.
+ * (kvt_seq_begin). Those of a sequence with a reserve (kvt_seq_reserve) are held against it; so are
+ * open blocks that a fork or a checkpoint shares, and, when that is gone, until the next step or
+ * truncate of the sequence.
  *
- * KVT_ERR_ARG, KVT_ERR_LIMIT, KVT_ERR_UNSUPPORTED as kvt_cache_create; KVT_ERR_LIMIT also when
- * n_tokens is above max_tokens or the sum overflows. The cache's own part includes the scratch of
- * one-call attention, which grows with n_threads and (up to 2^20, or to about the window of a group
- * that has one) with max_tokens.
+ * KVT_ERR_ARG, KVT_ERR_LIMIT, KVT_ERR_VALUE, KVT_ERR_UNSUPPORTED as kvt_cache_create; KVT_ERR_LIMIT
+ * also when n_tokens is above max_tokens or the sum overflows. The cache's own part includes the
+ * scratch of one-call attention, which grows with n_threads and (up to 2^20, or to about the window
+ * of a group that has one) with max_tokens.
  */
 KVT_API kvt_status kvt_memory_forecast(const kvt_config *config, uint64_t n_sequences,
                                        uint64_t n_tokens, uint64_t *bytes);
@@ -597,9 +601,9 @@ KVT_API kvt_status kvt_seq_set_tag(kvt_seq *seq, const void *tag, size_t bytes);
 KVT_API kvt_status kvt_seq_tag(const kvt_seq *seq, void *buffer, size_t room, size_t *bytes);
 
 /*
- * Length that the sequence can reach in steps of one token without allocating: with its own blocks,
- * reserved ones included, and the cache's free blocks (which are there for any sequence of it). At
- * most max_tokens.
+ * Length that the sequence can reach at least in steps of one token without allocating: with its
+ * own blocks, reserved ones included, and the cache's free blocks (which are there for any sequence
+ * of it). At most max_tokens.
  */
 KVT_API uint64_t kvt_seq_capacity(const kvt_seq *seq);
 
@@ -607,12 +611,13 @@ KVT_API uint64_t kvt_seq_capacity(const kvt_seq *seq);
 KVT_API uint64_t kvt_seq_max_tokens(const kvt_seq *seq);
 
 /*
- * Bytes of this sequence: its blocks, table and checkpoints, and the keys that a pending step holds
- * (see kvt_seq_begin); what it shares with others counts in full.
+ * Bytes of this sequence: its blocks, table and checkpoints, what q is turned by for keys that
+ * kvt_seq_remove has moved, and the keys that a pending step holds (see kvt_seq_begin). What it
+ * shares with others counts in full, blocks of a mapped snapshot not at all.
  */
 KVT_API uint64_t kvt_seq_memory_bytes(const kvt_seq *seq);
 
-/* Set struct_size to sizeof(kvt_seq_stats) before the call. */
+/* As kvt_seq_memory_bytes counts. Set struct_size to sizeof(kvt_seq_stats) before the call. */
 typedef struct kvt_seq_stats {
     size_t struct_size;
     uint64_t own_bytes;    /* that only this sequence has, checkpoints included: they go with it */
@@ -649,7 +654,10 @@ KVT_API kvt_status kvt_seq_clear(kvt_seq *seq);
  * Shorten the sequence to its first n_tokens (speculative rollback). Never allocates.
  *
  * Up to 64 tokens of the last step, taken back before the next begin, leave no trace: the sequence
- * is as if it had never had them, bit for bit. Farther back, blocks that are sealed stay so, which
+ * is as if it had never had them, bit for bit. (But a position that kvt_seq_set_next_position had
+ * set for the step is gone, what a window has released at the greater length stays so, see
+ * kvt_seq_reachable, and a block that an earlier truncate has cut and the step has opened again,
+ * see below, stays open.) Farther back, blocks that are sealed stay so, which
  * shows in the tokens that become part of the residual window again; up to residual_tokens back the
  * sequence is the same again once it has its old length, unless kvt_seq_remove has taken block 0
  * out (docs/numerics.md, "Open rows"). A cut inside a sealed block leaves what is before it
@@ -668,8 +676,9 @@ KVT_API kvt_status kvt_seq_truncate(kvt_seq *seq, uint64_t n_tokens);
 /*
  * The largest number of tokens, at most n_tokens, to which the sequence can be truncated: n_tokens
  * (or the length), but where windows have released blocks what is still there, which is the newest
- * 128 tokens and more (64 after a load; fewer where kvt_seq_remove has taken some of them out), or
- * the nearest checkpoint before. 0 and the length are always possible.
+ * 128 tokens and more (64 after a load; fewer by the tokens that a truncate has taken back, until
+ * as many have come again, so 64 after 64 drafts; and by those that kvt_seq_remove has taken out
+ * of them), or the nearest checkpoint before. 0 and the length are always possible.
  */
 KVT_API uint64_t kvt_seq_reachable(const kvt_seq *seq, uint64_t n_tokens);
 
@@ -746,6 +755,10 @@ KVT_API kvt_status kvt_seq_checkpoint_drop(kvt_seq *seq, uint64_t n_tokens);
  * step that allocates.
  *
  * positions: [n_tokens], or NULL: they count on from kvt_seq_next_position. >= 0. Copied.
+ *
+ * What is committed stays as it is for attention and reading back until the commit, but for a block
+ * that begin opens again: one with K of 4 bits that a truncate has cut (kvt_seq_truncate). Its keys
+ * are f16 of what they were from then on, and after an abort, too.
  *
  * A step of up to KVT_SELECT_TOKENS tokens that begins at token 1 to 63 of the sequence and goes on
  * beyond token 63 also takes memory for the keys of its tokens from 64 on, in groups whose K
@@ -853,7 +866,10 @@ KVT_API kvt_status kvt_seq_commit(kvt_seq *seq, const int32_t *token_ids);
 KVT_API kvt_status kvt_seq_commit_selected(kvt_seq *seq, const uint64_t *indices, uint64_t n,
                                            const int32_t *token_ids);
 
-/* Drop the pending step, if there is one. Never fails but for NULL. Keeps the blocks. */
+/*
+ * Drop the pending step, if there is one. Never fails but for NULL. Keeps the blocks. One that its
+ * begin has opened again stays open (kvt_seq_begin).
+ */
 KVT_API kvt_status kvt_seq_abort(kvt_seq *seq);
 
 /* ---- attention ---- */

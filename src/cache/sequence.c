@@ -4,7 +4,8 @@
  *
  * Invariants: n_rows covers length + pending and the rows have all their blocks; a step changes
  * nothing that a reader of the committed tokens can see until commit, except that attend and
- * read see the pending tokens of a layer that has them. Which rows are sealed follows from the
+ * read see the pending tokens of a layer that has them, and that begin opens a block again which a
+ * truncate has cut (reopen.c): its keys are rounded to f16. Which rows are sealed follows from the
  * length: see kvt_seq_group.
  */
 #include "src/cache/cache.h"
