@@ -485,7 +485,7 @@ static void test_long_put(void **state)
 /* Ask for numbers first .. first + n - 1, as for a prompt of theirs; bits: those that are there. */
 static uint64_t ask(kvt_store *s, uint64_t first, size_t n)
 {
-    kvt_store_key keys[32];
+    kvt_store_key keys[32] = {{{0}}};
     uint8_t found[32];
     uint64_t bits = 0;
 
