@@ -157,7 +157,7 @@ static inline size_t kvt_packed_bytes(size_t rows, size_t dims_p)
                     float *s))                                                                     \
     /* Pack rows of q (as above) into packed, 64-byte aligned, kvt_packed_bytes(rows, */           \
     /* dims_p). A row is rounded to multiples of its largest magnitude (but at least */            \
-    /* 2^-100) over 2^14 or more. */                                                               \
+    /* 2^-100) over 16000 or more (fast: 120). */                                                  \
     X(void, pack_q_near, (const float *q, size_t ldq, size_t rows, size_t dims_p, void *packed))   \
     X(void, pack_q_fast, (const float *q, size_t ldq, size_t rows, size_t dims_p, void *packed))   \
     /* As qk_i8, for the packed rows first .. rows - 1; s of the rows before is */                 \
@@ -182,7 +182,7 @@ static inline size_t kvt_packed_bytes(size_t rows, size_t dims_p)
                     size_t n_tokens, size_t dims_p, const float *alpha, const void *next,          \
                     float *acc, size_t ldacc))                                                     \
     /* As pv_i8, p * scale of a row rounded to multiples of its largest in the block over */       \
-    /* 2^15 or more. p is finite, >= 0 and at most 1. */                                           \
+    /* 32000 or more (fast: 120). p is finite, >= 0 and at most 1. */                              \
     X(void, pv_i8_near, (const float *p, size_t rows, const void *codes, const uint16_t *scales,   \
                          size_t n_tokens, size_t dims_p, const float *alpha, const void *next,     \
                          float *acc, size_t ldacc))                                                \
@@ -254,6 +254,7 @@ static inline size_t kvt_packed_bytes(size_t rows, size_t dims_p)
                         const void *next, void *codes, uint16_t *scales))                          \
     /* 4-bit K, as get_k_i4 gives it: scales are by dims. _near: a row of q[d] * scales[d] is */   \
     /* rounded to multiples of its largest magnitude (but at least 2^-100) over 120 or more. */    \
+    /* A row with a product beyond f32 gets NaNs. */                                               \
     X(void, qk_i4, (const float *q, size_t ldq, size_t rows, const void *codes,                    \
                     const uint16_t *scales, size_t n_tokens, size_t dims_p, const void *next,      \
                     float *s))                                                                     \

@@ -339,17 +339,18 @@ void kvt_scalar_qk_i4_near(const float *q, size_t ldq, size_t rows, const void *
     for (size_t d = 0; d < dims_p; d++)
         scale[d] = kvt_f16_to_f32(scales[d]);
     for (size_t r = 0; r < rows; r++) {
-        float largest;
+        float largest, reciprocal;
         for (size_t d = 0; d < dims_p; d++)
             folded[d] = q[r * ldq + d] * scale[d];
         largest = largest_of(folded, dims_p);
         largest = largest > LEAST ? largest : LEAST;
+        reciprocal = Q_MAX / largest;
         sums[r] = 0;
-        for (size_t d = 0; d < dims_p; d++) {
-            digits[r][d] = (int8_t)round_even(folded[d] * (Q_MAX / largest));
+        for (size_t d = 0; d < dims_p; d++) { /* infinity * 0 is a NaN, which is no integer */
+            digits[r][d] = reciprocal > 0.0f ? (int8_t)round_even(folded[d] * reciprocal) : 0;
             sums[r] += digits[r][d];
         }
-        step[r] = largest / (2 * Q_MAX);
+        step[r] = reciprocal > 0.0f ? largest / (2 * Q_MAX) : NAN;
     }
     for (size_t t0 = 0; t0 < n_tokens; t0 += KVT_TILE_TOKENS) {
         unpack_k4(codes, t0 / KVT_TILE_TOKENS, dims_p, tile);

@@ -639,9 +639,40 @@ void check_qk_i4(check *c, qk_function *kernel)
     check_qk(c, kernel, 0);
 }
 
+/* q[d] * scales[d] beyond f32: all scores of the row are NaN, and those of no other row. */
+static void check_qk_not_finite(check *c, qk_function *kernel)
+{
+    for (size_t i = 0; i < 200; i++) {
+        size_t dims_p, dims = some_dims(c, check_below(c, CHECK_N_DIMS), &dims_p);
+        size_t rows = i % KVT_ROWS_MAX + 1, bad = check_below(c, rows),
+               n_tokens = token_count(c, i);
+        float *q = check_buffer(c, 0, rows * dims_p * 4, 64);
+        unsigned char *codes = check_buffer(c, 1, code_bytes(K4, dims_p), 64);
+        uint16_t *scales = check_buffer(c, 2, dims_p * 2, 64);
+        float *s = check_buffer(c, 5, rows * KVT_TOKENS * 4, 64);
+        fill_codes(c, K4, n_tokens, dims, dims_p, codes, scales, values);
+        check_fill(c, q, rows * dims_p, CHECK_NORMAL, 0);
+        for (size_t r = 0; r < rows; r++)
+            memset(q + r * dims_p + dims, 0, (dims_p - dims) * 4);
+        for (size_t j = 0; j < 1 + i % 3; j++) {
+            size_t d = check_below(c, dims);
+            scales[d] = 0x5640; /* 100 */
+            q[bad * dims_p + d] = i % 2 ? -1e38f : 3e38f;
+        }
+        kernel(q, dims_p, rows, codes, scales, n_tokens, dims_p, next_of(c, codes), s);
+        for (size_t r = 0; r < rows; r++)
+            for (size_t t = 0; t < n_tokens; t++)
+                if (isnan(s[r * KVT_TOKENS + t]) != (r == bad))
+                    check_fail(c, "%a: row %zu of %zu, not finite: row %zu, token %zu of %zu",
+                               (double)s[r * KVT_TOKENS + t], r, rows, bad, t, n_tokens);
+        check_canaries(c);
+    }
+}
+
 void check_qk_i4_near(check *c, qk_function *kernel)
 {
     check_qk(c, kernel, 1);
+    check_qk_not_finite(c, kernel);
 }
 
 typedef void pv_function(const float *, size_t, const void *, const uint16_t *, size_t, size_t,

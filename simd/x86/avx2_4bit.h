@@ -100,6 +100,8 @@ KVT_INLINE void kvt_fold_rows(size_t rows, const float *q, size_t ldq, size_t ro
     }
     largest = _mm_castsi128_ps(kvt_largest_of_4(most));
     _mm_storeu_ps(reciprocals, _mm_div_ps(_mm_set1_ps(KVT_Q4_MAX), largest));
+    /* Plus 0, or a NaN: then digits are of no use, and what they would make of a score either. */
+    largest = _mm_fmadd_ps(largest, _mm_setzero_ps(), largest);
     _mm_storeu_ps(out->step + row, _mm_div_ps(largest, _mm_set1_ps(2.0f * KVT_Q4_MAX)));
 #define ROUND(r)                                                                                   \
     if ((r) < rows) {                                                                              \

@@ -210,6 +210,8 @@ KVT_INLINE void kvt_fold(size_t rows, const float *q, size_t ldq, const uint16_t
     if (d < dims_p)
         kvt_fold_64(rows, q + d, ldq, scales + d, (dims_p - d) / 16, reciprocals, digits, row_bytes,
                     sums);
+    /* Plus 0, or a NaN: then digits are of no use, and what they would make of a score either. */
+    largest = _mm512_fmadd_ps(largest, _mm512_setzero_ps(), largest);
     *step = _mm512_div_ps(largest, _mm512_set1_ps(KVT_FOLD_MAX));
     *sum = kvt_reduce(KVT_SUM, KVT_FOLD_ROWS, sums);
 }
