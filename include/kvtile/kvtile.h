@@ -915,8 +915,8 @@ typedef struct kvt_attend_args {
     size_t n_items; /* >= 1 */
     kvt_tensor q;   /* [n][n_q_heads][k_dim], n: the items' n_queries, one after the other */
     kvt_tensor out; /* [n][n_q_heads][v_dim]; may not overlap q */
-    float *lse;     /* [n][n_q_heads] natural log of the softmax's denominator, sink included;
-                       -inf where nothing is visible; may be NULL */
+    float *lse;     /* [n][n_q_heads] natural log of the softmax's denominator, sink included:
+                       where nothing is visible the sink, -inf without one; may be NULL */
     float scale;    /* > 0 and finite; 0 stands for 1 / sqrt(k_dim) */
     float softcap;  /* > 0 and finite; 0: none */
     const float *sink_logits;  /* [n_q_heads] an extra logit without a value (finite); NULL: none */
@@ -944,12 +944,17 @@ static inline kvt_attend_args kvt_attend_args_init(void)
  * of threads, alone or in a batch: each (sequence, kv head) is cut into ranges of
  * KVT_RANGE_TOKENS tokens, each a softmax of its own, merged in ascending order. Softmax and
  * sums are f32, products as KVT_ATTEND_ says. Never allocates; several threads may attend over one
- * sequence, but one-call attends of a cache take turns: plans do not.
+ * sequence, but one-call attends of a cache take turns: plans do not. Tasks use up to 25 KiB of
+ * stack, up to 120 KiB with K of 4 bits.
  *
  * KVT_OK         out (and lse) written
- * KVT_ERR_ARG    NULL, no such layer, sequences of different caches, n_queries 0, a stride that
- *                overlaps, causal with more queries than tokens, a mask beyond the tokens, ALiBi
- *                or a window without positions for the queries, an unknown flag or dtype
+ * KVT_ERR_ARG    NULL, no such layer, sequences of different caches, n_queries 0 or above
+ *                KVT_MAX_TOKENS, a stride that overlaps, causal with more queries than tokens, a
+ *                mask beyond the tokens, a mask_stride too small for it, one or mask_tokens without
+ *                a mask, ALiBi or a window without positions for the queries, a negative position,
+ *                an unknown flag or dtype, both flags of how to multiply, reserved not 0, an lse
+ *                that is not aligned
+ * KVT_ERR_LIMIT  the queries times the tokens are more than can be counted
  * KVT_ERR_STATE  a query's position is so far back that its window has tokens which have been
  *                released: see kvt_group_config.window_tokens
  * KVT_ERR_CORRUPT  a block of the layer lies in a mapped snapshot (KVT_MAP_LAZY) and is damaged;
