@@ -776,6 +776,62 @@ static void errors_change_nothing(void **state)
     ledger_close(&memory);
 }
 
+/* Empty sequences that the budget has room for. */
+static size_t room_of(const subject *s)
+{
+    kvt_seq *seqs[64];
+    size_t n = 0;
+    while (n < 64 && kvt_seq_create(s->cache, &seqs[n]) == KVT_OK)
+        n++;
+    for (size_t i = 0; i < n; i++)
+        kvt_seq_destroy(seqs[i]);
+    assert_true(n > 0 && n < 64);
+    return n;
+}
+
+/*
+ * An open block that is kept for a truncate is not held against the budget, nor is it when a
+ * checkpoint that would share it gets no memory for the list.
+ */
+static void a_refused_checkpoint_keeps_the_exemption(void **state)
+{
+    rng r = {47};
+    kvt_group_config g = group_of(1, 1, 1, 64, 64, KVT_TYPE_I8, KVT_TYPE_I8);
+    ledger memory;
+    subject s;
+    (void)state;
+    ledger_init(&memory);
+    open_subject(&s, &g, 1, &r);
+    s.ledger = &memory;
+    for (int bounded = 0; bounded < 2; bounded++) {
+        kvt_seq *seq;
+        open_cache(&s, NULL);
+        seq = seq_of(&s);
+        for (size_t i = 0; i < 192; i++) { /* the last step has sealed tokens 64 .. 127 */
+            grow(&s, seq, 1);
+            if (i < 8)
+                expect_ok(s.cache, kvt_seq_checkpoint(seq, NULL, 0));
+        }
+        expect_ok(s.cache, kvt_cache_trim(s.cache));
+        s.budget = kvt_cache_memory_bytes(s.cache) + 10000; /* and the open block */
+        if (bounded) {
+            const size_t room = room_of(&s);
+            memory.countdown = 1;
+            expect(s.cache, KVT_ERR_MEMORY, kvt_seq_checkpoint(seq, NULL, 0));
+            memory.countdown = -1;
+            expect_error_text(s.cache, "list of checkpoints", "refused");
+            assert_true(room_of(&s) == room);
+            expect_ok(s.cache, kvt_seq_checkpoint(seq, NULL, 0));
+            assert_true(room_of(&s) < room);
+        }
+        kvt_seq_destroy(seq);
+        kvt_cache_destroy(s.cache);
+    }
+    s.cache = NULL;
+    close_subject(&s);
+    ledger_close(&memory);
+}
+
 /* An open block that is kept for a truncate counts from the checkpoint on, which may be refused. */
 static void a_pinned_open_block_is_not_exempt(void **state)
 {
@@ -815,6 +871,7 @@ int main(void)
         cmocka_unit_test(checkpoints_are_listed_read_and_dropped),
         cmocka_unit_test(figures_count_what_is_pinned),
         cmocka_unit_test(a_pinned_open_block_is_not_exempt),
+        cmocka_unit_test(a_refused_checkpoint_keeps_the_exemption),
         cmocka_unit_test(errors_change_nothing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
