@@ -551,7 +551,7 @@ static void test_wait(void **state)
     folder_remove(path);
 }
 
-/* A turn that takes long says so every second: by a write after each folder of a scan. */
+/* A turn that takes long says so every second: by a write after each value of a scan. */
 static void test_progress(void **state)
 {
     (void)state;

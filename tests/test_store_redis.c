@@ -82,7 +82,6 @@ static void test_sizes(void **state)
     kvt_store_close(&store);
 }
 
-/* Values of many sizes and holes in one call; what is there is found, and nothing else. */
 /* A value that says that it has more or less than its parts: these count. */
 static void test_wrong_sum(void **state)
 {
@@ -103,6 +102,7 @@ static void test_wrong_sum(void **state)
     kvt_store_close(&store);
 }
 
+/* Values of many sizes and holes in one call; what is there is found, and nothing else. */
 static void test_holes(void **state)
 {
     kvt_store store = open_store(&server);

@@ -173,10 +173,10 @@ typedef struct kvt_directory_config {
 /*
  * Open a directory as a store: one file a value, for any number of processes on one machine at
  * once. Each may be killed at any point. With a bound the values that were used the longest time
- * ago are removed for new ones. exists uses what it finds, too. Of the keys that one exists had, or
- * without one (within a minute) one get or put, the first ones' values are removed last, and none
- * for the value of a later one: where that has no room, put is KVT_ERR_FULL. So of a prompt that is
- * longer than the bound the beginning is put.
+ * ago are removed for new ones. exists uses what it finds, too. Of the keys that one exists had
+ * (within a minute before a get, an hour before a put), or without one those of one get or put,
+ * the first ones' values are removed last, and none for the value of a later one: where that has no
+ * room, put is KVT_ERR_FULL. So of a prompt that is longer than the bound the beginning is put.
  *
  * KVT_ERR_IO           it cannot be made, opened or locked, or it is no directory
  * KVT_ERR_FORMAT       it is another program's, or of a newer version
@@ -249,7 +249,8 @@ KVT_API kvt_status kvt_store_open_redis(const kvt_redis_config *config, kvt_stor
  *
  * Both stores are copied, and closed with the store made, which takes them over on KVT_OK.
  *
- * KVT_ERR_ARG     NULL; a store without its functions; both are one store, or copies of one
+ * KVT_ERR_ARG     NULL; a store without its functions; both are one store that has a close, or
+ *                 copies of one
  * KVT_ERR_MEMORY
  */
 KVT_API kvt_status kvt_store_open_tiers(const kvt_store *near_store, const kvt_store *far_store,
@@ -293,8 +294,9 @@ typedef struct kvt_prefix_options {
 /* What a call found or did. */
 typedef struct kvt_prefix_result {
     uint64_t n_tokens;  /* put: of the sequence's first so many all that is needed is in the store
-                              now, but for what others have evicted meanwhile. get: restored.
-                              probe: that a get would restore */
+                              now, but for what others, or values of this call that are nearer
+                              to the end or of a checkpoint, have evicted meanwhile. get:
+                              restored. probe: that a get would restore */
     uint64_t n_values;  /* put: written; get: read */
     uint64_t n_bytes;   /* of these */
     uint64_t n_refused; /* get: damaged, or another's, and removed */

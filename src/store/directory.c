@@ -137,10 +137,15 @@ static kvt_status read_value(getting *g, size_t i, int fd, uint64_t total, int *
     return KVT_OK;
 }
 
-/* A time of use that a file has already, as from exists, is not set again. */
-static void touch_used(int fd, const struct stat *file, struct timespec time)
+static int is_later(struct timespec a, struct timespec b)
 {
-    if (file->st_mtim.tv_sec != time.tv_sec || file->st_mtim.tv_nsec != time.tv_nsec)
+    return a.tv_sec != b.tv_sec ? a.tv_sec > b.tv_sec : a.tv_nsec > b.tv_nsec;
+}
+
+/* A time of use that a file has already, as from exists, or a later one, is not set back. */
+static void touch_used(int fd, const struct stat *file, struct timespec time, struct timespec now)
+{
+    if (is_later(time, file->st_mtim) || is_later(file->st_mtim, now))
         kvt_dir_touch(fd, time);
 }
 
@@ -166,7 +171,7 @@ static kvt_status get_one(getting *g, const kvt_store_key *key, size_t i, struct
     if (status == KVT_OK && is_file)
         status = read_value(g, i, fd, (uint64_t)file.st_size, &whole, name);
     if (whole)
-        touch_used(fd, &file, kvt_dir_use_of(g->dir, key, now, i, 0).time);
+        touch_used(fd, &file, kvt_dir_use_of(g->dir, key, now, i, 0).time, now);
     (void)close(fd);
     if (whole)
         add(&g->dir->n_got, 1);

@@ -32,7 +32,7 @@ typedef struct kvt_dir_asked {
     uint64_t name; /* of its bytes; 0: there is none */
     int64_t time;  /* of the question, in nanoseconds */
     size_t i;      /* of its keys */
-    int is_there;  /* then it had a value, or has been put since */
+    int is_there;  /* then it had a value */
     int held;      /* atomic: by a thread that reads or changes it */
 } kvt_dir_asked;
 

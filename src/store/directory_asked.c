@@ -6,8 +6,8 @@
  * those that came from another store one at a time, and those that are there already are not put
  * at all. What they have in common is the question before, exists, which has all keys in order. So
  * it gives each key its time, one microsecond before the one of the key before it: to the file, if
- * there is one; and it is noted here, for the gets that follow and the first put of what is not
- * there. (One in place of a value that is there is a use of its own.)
+ * there is one; and it is noted here, for the gets that follow and the puts of what was not there.
+ * (One in place of a value that was there is a use of its own.)
  *
  * Notes are in buckets by the key, and a bucket's oldest one makes room. One that is lost, as by
  * another thread's that has the same note in hand, costs the order alone: the value then gets the
@@ -23,7 +23,9 @@
 #include <string.h>
 
 #define BUCKET 4u
+/* A use after a question is one of its own; what a long put writes belongs to its question. */
 #define LASTS_NANOSECONDS ((int64_t)60 * 1000000000)
+#define PUT_LASTS_NANOSECONDS ((int64_t)3600 * 1000000000)
 
 static kvt_dir_asked *bucket_of(kvt_dir *dir, const kvt_store_key *key, uint64_t *name)
 {
@@ -83,6 +85,7 @@ kvt_dir_use kvt_dir_use_of(kvt_dir *dir, const kvt_store_key *key, struct timesp
     uint64_t name;
     kvt_dir_asked *bucket = bucket_of(dir, key, &name);
     kvt_dir_use use = {kvt_dir_stamp(now, i), now, 0};
+    const int64_t lasts = is_put ? PUT_LASTS_NANOSECONDS : LASTS_NANOSECONDS;
 
     for (size_t n = 0; n < BUCKET && !use.is_asked; n++) {
         kvt_dir_asked *note = &bucket[n];
@@ -90,13 +93,11 @@ kvt_dir_use kvt_dir_use_of(kvt_dir *dir, const kvt_store_key *key, struct timesp
         if (!hold(note))
             continue;
         age = nanoseconds_of(now) - note->time;
-        if (note->name == name && age >= 0 && age < LASTS_NANOSECONDS &&
-            !(is_put && note->is_there)) {
+        if (note->name == name && age >= 0 && age < lasts && !(is_put && note->is_there)) {
             use.asked.tv_sec = (time_t)(note->time / 1000000000);
             use.asked.tv_nsec = (long)(note->time % 1000000000);
             use.time = kvt_dir_stamp(use.asked, note->i);
             use.is_asked = 1;
-            note->is_there |= is_put;
         }
         let_go(note);
     }

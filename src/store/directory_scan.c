@@ -309,9 +309,9 @@ kvt_status kvt_dir_evict(kvt_dir *dir, kvt_dir_lock *lock, uint64_t limit,
 {
     uint64_t batch = lock->max_bytes / BATCHES;
     kvt_status status = kvt_dir_lock_change(dir, lock, error);
-    int scans, number = 0;
+    int scans, number = 0, is_over = 0;
 
-    for (scans = 0; status == KVT_OK && lock->bytes > limit && scans < SCANS; scans++) {
+    for (scans = 0; status == KVT_OK && lock->bytes > limit && scans < SCANS && !is_over; scans++) {
         eviction e;
         memset(&e, 0, sizeof e);
         e.keys = keys;
@@ -329,6 +329,7 @@ kvt_status kvt_dir_evict(kvt_dir *dir, kvt_dir_lock *lock, uint64_t limit,
             lock->n_values = e.all.n_values;
             if (lock->bytes > limit)
                 number = remove_chosen(dir, lock, &e, scans + 1 < SCANS);
+            is_over = e.n == 0; /* another scan would choose none either */
         }
         free(e.values);
     }

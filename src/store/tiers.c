@@ -208,10 +208,12 @@ static kvt_status get_near(void *user, const kvt_store_key *keys, size_t n,
     unsigned char *done = calloc(n ? n : 1, 1);
     getting g = {.t = t, .receiver = receiver, .keys = keys, .done = done};
     kvt_store_receiver own = {&g, part, receiver->place ? place : NULL};
+    kvt_store_get *inner;
 
     if (!done)
         return KVT_OK;
-    (void)t->near_store.get(t->near_store.user, keys, n, &own, error);
+    inner = kvt_store_get_near(&t->near_store); /* tiers of its own */
+    (void)(inner ? inner : t->near_store.get)(t->near_store.user, keys, n, &own, error);
     for (size_t i = 0; i < n; i++)
         add(&t->n_got, done[i] == TAKEN);
     free(done);
@@ -414,6 +416,7 @@ kvt_status kvt_store_open_tiers(const kvt_store *near_store, const kvt_store *fa
     if (!kvt_store_is_whole(near_store) || !kvt_store_is_whole(far_store) || !store)
         return KVT_ERR_ARG;
     if (near_store->close && near_store->close == far_store->close &&
+        near_store->get == far_store->get &&
         near_store->user == far_store->user) /* one store: it would be closed twice */
         return KVT_ERR_ARG;
     t = calloc(1, sizeof *t);
