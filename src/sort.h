@@ -9,6 +9,7 @@
 #ifndef KVT_SORT_H
 #define KVT_SORT_H
 
+#include <assert.h>
 #include <stddef.h>
 #include <string.h>
 
@@ -18,7 +19,7 @@
 static inline void kvt_sort_sift(unsigned char *items, size_t i, size_t n, size_t bytes,
                                  int (*compare)(const void *a, const void *b))
 {
-    unsigned char top[KVT_SORT_ITEM_BYTES];
+    _Alignas(8) unsigned char top[KVT_SORT_ITEM_BYTES]; /* an item, for the comparison */
 
     memcpy(top, items + i * bytes, bytes);
     for (size_t child = 2 * i + 1; child < n; child = 2 * i + 1) {
@@ -37,6 +38,7 @@ static inline void kvt_sort(void *items, size_t n, size_t bytes,
 {
     unsigned char *first = items, largest[KVT_SORT_ITEM_BYTES];
 
+    assert(bytes <= KVT_SORT_ITEM_BYTES);
     for (size_t i = n / 2; i-- > 0;)
         kvt_sort_sift(first, i, n, bytes, compare);
     for (size_t end = n; end-- > 1;) {

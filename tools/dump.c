@@ -373,9 +373,10 @@ static int write_files(dump *d)
         if (!made && errno != EEXIST)
             return tool_fail(o, o->npy, KVT_ERR_IO, "cannot be created: %s", strerror(errno));
         if (made && sync_made(o->npy) != 0)
-            return tool_fail(o, o->npy, KVT_ERR_IO, "its folder cannot be synced: %s",
+            code = tool_fail(o, o->npy, KVT_ERR_IO, "its folder cannot be synced: %s",
                              strerror(errno));
-        code = each_npy(d, 1);
+        if (code == SOUND)
+            code = each_npy(d, 1);
         if (code == SOUND)
             code = each_apart(d);
         if (code != SOUND && made)

@@ -564,6 +564,7 @@ int main(int argc, char **argv)
 
     if (open_standard() != 0)
         return UNUSABLE;
+    (void)setvbuf(stderr, NULL, _IOLBF, 4096); /* lines of two processes do not mix */
     for (i = 1; i < argc && strcmp(argv[i], "--") != 0; i++) {
         if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0) {
             (void)fputs(help, stdout);

@@ -72,8 +72,10 @@ void progress_end(void)
 
 void progress_stop(void)
 {
-    if (now.what && !now.lines && now.shown >= 0)
+    if (now.what && !now.lines && now.shown >= 0) {
         (void)fputs("\r\033[K", stderr);
+        (void)fflush(stderr);
+    }
     now.stopped = now.what;
     now.what = NULL;
 }

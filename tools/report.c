@@ -58,9 +58,9 @@ static const char *find_cut(const char *text, const char *file)
 int tool_names(const char *text, const char *file)
 {
     size_t n = strlen(text), name = strlen(file);
-    const char *end = text + n - name;
 
-    if (n > name + 2 && memcmp(end - 2, ": ", 2) == 0 && is_alike(end, file, name))
+    if (n > name + 2 && memcmp(text + n - name - 2, ": ", 2) == 0 &&
+        is_alike(text + n - name, file, name))
         return 2;
     return find_cut(text, file) != NULL;
 }
