@@ -628,9 +628,9 @@ static void the_stack_is_bounded(void **state)
                 g.residual_tokens = KVT_RESIDUAL_NONE;
                 g.fine_tokens = i % 2 ? KVT_FINE_NONE : 0;
                 check_stack(&g, kvt_isa_name(isa),
-                            (dims > 256            ? 260
-                             : type == KVT_TYPE_I4 ? 220
-                                                   : 150)
+                            (dims > 256            ? 260u
+                             : type == KVT_TYPE_I4 ? 220u
+                                                   : 150u)
                                 << 10);
             }
 #endif
