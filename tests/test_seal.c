@@ -627,7 +627,7 @@ static void the_stack_is_bounded(void **state)
                 kvt_group_config g = group_of(1, 1, 1, dims, dims, type, type);
                 g.residual_tokens = KVT_RESIDUAL_NONE;
                 g.fine_tokens = i % 2 ? KVT_FINE_NONE : 0;
-                check_stack(&g, kvt_isa_name(isa), (dims > 256 ? 350u : 220u) << 10);
+                check_stack(&g, kvt_isa_name(isa), (dims > 256 ? 360u : 250u) << 10);
             }
 #endif
 }

@@ -795,7 +795,7 @@ KVT_API kvt_status kvt_seq_begin(kvt_seq *seq, uint64_t n_tokens, const int32_t 
  *
  * What is stored depends on the tokens' K and V alone, not on the steps they come in. Tokens of
  * i8, i4 and i5 sides are f16 first; the append of a later step turns blocks that have become old
- * into these types (residual_tokens). Tasks use up to 220 KiB of stack, and up to 350 KiB where a
+ * into these types (residual_tokens). Tasks use up to 250 KiB of stack, and up to 360 KiB where a
  * head has more than 256 dims (as optimized by gcc 12 and clang 14).
  */
 KVT_API kvt_status kvt_append(kvt_seq *seq, uint32_t layer, const kvt_tensor *k,
