@@ -137,15 +137,10 @@ static kvt_status read_value(getting *g, size_t i, int fd, uint64_t total, int *
     return KVT_OK;
 }
 
-static int is_later(struct timespec a, struct timespec b)
-{
-    return a.tv_sec != b.tv_sec ? a.tv_sec > b.tv_sec : a.tv_nsec > b.tv_nsec;
-}
-
 /* A time of use that a file has already, as from exists, or a later one, is not set back. */
 static void touch_used(int fd, const struct stat *file, struct timespec time, struct timespec now)
 {
-    if (is_later(time, file->st_mtim) || is_later(file->st_mtim, now))
+    if (kvt_dir_is_later(time, file->st_mtim) || kvt_dir_is_later(file->st_mtim, now))
         kvt_dir_touch(fd, time);
 }
 

@@ -99,6 +99,11 @@ kvt_status kvt_dir_sync_entry(kvt_dir *dir, const kvt_store_key *key, kvt_store_
 /* Remove the temporaries of processes that have died. */
 void kvt_dir_sweep(kvt_dir *dir);
 
+static inline int kvt_dir_is_later(struct timespec a, struct timespec b)
+{
+    return a.tv_sec != b.tv_sec ? a.tv_sec > b.tv_sec : a.tv_nsec > b.tv_nsec;
+}
+
 /* ---- directory_asked.c ---- */
 
 /* When a value is used. */

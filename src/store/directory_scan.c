@@ -220,16 +220,11 @@ static void pop(eviction *e)
     e->values[at] = *last;
 }
 
-static int is_later(struct timespec a, struct timespec b)
-{
-    return a.tv_sec != b.tv_sec ? a.tv_sec > b.tv_sec : a.tv_nsec > b.tv_nsec;
-}
-
 static int is_kept(const eviction *e, const kvt_store_key *key, struct timespec used)
 {
     size_t i;
-    if (e->use && e->use->is_asked && is_later(used, e->use->time) &&
-        !is_later(used, e->use->asked))
+    if (e->use && e->use->is_asked && kvt_dir_is_later(used, e->use->time) &&
+        !kvt_dir_is_later(used, e->use->asked))
         return 1;
     for (i = 0; i < e->n_keys; i++)
         if (memcmp(&e->keys[i], key, sizeof *key) == 0)
