@@ -77,6 +77,18 @@ kvt_seq *seq_of(const subject *s)
     return seq;
 }
 
+size_t room_of(const subject *s)
+{
+    kvt_seq *seqs[64];
+    size_t n = 0;
+    while (n < 64 && kvt_seq_create(s->cache, &seqs[n]) == KVT_OK)
+        n++;
+    for (size_t i = 0; i < n; i++)
+        kvt_seq_destroy(seqs[i]);
+    assert_true(n > 0 && n < 64);
+    return n;
+}
+
 /* ---- comparisons ---- */
 
 uint64_t mix(uint64_t h, const void *data, size_t n)

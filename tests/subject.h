@@ -36,6 +36,8 @@ void step_of(const subject *s, kvt_seq *seq, size_t first, size_t n);
 void grow(const subject *s, kvt_seq *seq, size_t n);
 /* An empty sequence. */
 kvt_seq *seq_of(const subject *s);
+/* How many empty sequences the budget still has room for: 1 to 63. */
+size_t room_of(const subject *s);
 /* What attention of the last query gives, on every layer, in every mode. */
 uint64_t attend_hash(const subject *s, const kvt_seq *seq);
 /* A new sequence, loaded from what another one saves. */

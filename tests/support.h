@@ -17,6 +17,15 @@
 #include <cmocka.h>
 #include <kvtile/kvtile.h>
 
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define HAS_SANITIZER 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) ||                         \
+    __has_feature(memory_sanitizer)
+#define HAS_SANITIZER 1
+#endif
+#endif
+
 /* xorshift-multiply generator; the same numbers everywhere. */
 typedef struct rng {
     uint64_t state;

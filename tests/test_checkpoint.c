@@ -776,19 +776,6 @@ static void errors_change_nothing(void **state)
     ledger_close(&memory);
 }
 
-/* Empty sequences that the budget has room for. */
-static size_t room_of(const subject *s)
-{
-    kvt_seq *seqs[64];
-    size_t n = 0;
-    while (n < 64 && kvt_seq_create(s->cache, &seqs[n]) == KVT_OK)
-        n++;
-    for (size_t i = 0; i < n; i++)
-        kvt_seq_destroy(seqs[i]);
-    assert_true(n > 0 && n < 64);
-    return n;
-}
-
 /*
  * An open block that is kept for a truncate is not held against the budget, nor is it when a
  * checkpoint that would share it gets no memory for the list.

@@ -374,19 +374,6 @@ static void a_shared_open_block_is_not_exempt(void **state)
     close_subject(&s);
 }
 
-/* Empty sequences that the budget still has room for. */
-static size_t room_of(const subject *s)
-{
-    kvt_seq *seqs[64];
-    size_t n = 0;
-    while (n < 64 && kvt_seq_create(s->cache, &seqs[n]) == KVT_OK)
-        n++;
-    for (size_t i = 0; i < n; i++)
-        kvt_seq_destroy(seqs[i]);
-    assert_true(n < 64);
-    return n;
-}
-
 /*
  * An open block that the pending step seals is not held against the budget, nor is it after a fork:
  * neither one that is refused, wherever that is, nor one whose copy of the block is its own.

@@ -10,15 +10,6 @@
 
 /* ---- calls of malloc, where the C library allows interposition ---- */
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define HAS_SANITIZER 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) ||                         \
-    __has_feature(memory_sanitizer)
-#define HAS_SANITIZER 1
-#endif
-#endif
-
 static volatile size_t malloc_calls;
 
 /* Interposed allocator of the C library. Valgrind replaces these functions, too. */
