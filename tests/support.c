@@ -24,12 +24,68 @@ double rng_normal(rng *r)
     return sqrt(-2.0 * log(u)) * cos(6.283185307179586 * v);
 }
 
+/* Marsaglia and Tsang's ziggurat with 128 layers of one area, and an exponential for the tail. The
+ * edge of layer i is edge[i]; below[i] is the part of it that lies under the curve at every height.
+ */
+enum { ZIGGURAT_LAYERS = 128 };
+static double edge[ZIGGURAT_LAYERS + 1], below[ZIGGURAT_LAYERS];
+
+static double density(double x)
+{
+    return exp(-0.5 * x * x);
+}
+
+static void ziggurat_init(void)
+{
+    const double tail = 3.442619855899, area = 9.91256303526217e-3;
+    edge[0] = area / density(tail); /* the base layer with the tail, as a rectangle */
+    edge[1] = tail;
+    for (int i = 2; i < ZIGGURAT_LAYERS; i++)
+        edge[i] = sqrt(-2.0 * log(area / edge[i - 1] + density(edge[i - 1])));
+    edge[ZIGGURAT_LAYERS] = 0.0;
+    for (int i = 0; i < ZIGGURAT_LAYERS; i++)
+        below[i] = edge[i + 1] / edge[i];
+}
+
+static double uniform(rng *r)
+{
+    return ((double)(rng_next(r) >> 11) + 0.5) / 9007199254740992.0;
+}
+
+static double ziggurat_tail(rng *r, int is_negative)
+{
+    double x, y;
+    do {
+        x = -log(uniform(r)) / edge[1];
+        y = -log(uniform(r));
+    } while (y + y < x * x);
+    return is_negative ? -edge[1] - x : edge[1] + x;
+}
+
+static double ziggurat(rng *r)
+{
+    for (;;) {
+        uint64_t bits = rng_next(r);
+        int i = (int)(bits % ZIGGURAT_LAYERS);
+        double u = (double)((int64_t)bits >> 11) / 4503599627370496.0; /* -1 .. 1 */
+        double x = u * edge[i];
+        if (fabs(u) < below[i])
+            return x;
+        if (i == 0)
+            return ziggurat_tail(r, u < 0.0);
+        if (density(edge[i]) + uniform(r) * (density(edge[i + 1]) - density(edge[i])) < density(x))
+            return x;
+    }
+}
+
 float *rng_normals(rng *r, size_t n)
 {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
     float *x = malloc(n ? n * sizeof *x : 1);
     assert_non_null(x);
+    pthread_once(&once, ziggurat_init);
     for (size_t i = 0; i < n; i++)
-        x[i] = (float)rng_normal(r);
+        x[i] = (float)ziggurat(r);
     return x;
 }
 
@@ -129,6 +185,18 @@ void append_all(kvt_cache *cache, kvt_seq *seq, const kvt_group_config *group, c
         append_step(cache, seq, group, t, first + i, n - i < step ? n - i : step);
 }
 
+double dot_f64(const float *a, const float *b, size_t n)
+{
+    double sum[4] = {0}; /* four sums that do not wait for one another */
+    size_t i = 0;
+    for (; i + 4 <= n; i += 4)
+        for (size_t j = 0; j < 4; j++)
+            sum[j] += (double)a[i + j] * (double)b[i + j];
+    for (; i < n; i++)
+        sum[0] += (double)a[i] * (double)b[i];
+    return sum[0] + sum[1] + (sum[2] + sum[3]);
+}
+
 double reference_row(const float *q, const float *k, const float *v, size_t n, size_t kv_heads,
                      size_t kv_head, size_t k_dim, size_t v_dim, double scale, double softcap,
                      const unsigned char *sees, const int32_t *positions, int32_t position,
@@ -139,11 +207,7 @@ double reference_row(const float *q, const float *k, const float *v, size_t n, s
     for (size_t d = 0; d < v_dim; d++)
         out[d] = 0;
     for (size_t t = 0; t < n; t++) {
-        const float *row = k + (t * kv_heads + kv_head) * k_dim;
-        double dot = 0;
-        for (size_t d = 0; d < k_dim; d++)
-            dot += (double)q[d] * (double)row[d];
-        logit[t] = dot * scale;
+        logit[t] = dot_f64(q, k + (t * kv_heads + kv_head) * k_dim, k_dim) * scale;
         if (softcap > 0)
             logit[t] = softcap * tanh(logit[t] / softcap);
         if (positions)
@@ -161,7 +225,7 @@ double reference_row(const float *q, const float *k, const float *v, size_t n, s
         double p = exp(logit[t] - maximum);
         const float *row = v + (t * kv_heads + kv_head) * v_dim;
         sum += p;
-        for (size_t d = 0; d < v_dim; d++)
+        for (size_t d = 0; d < v_dim && p > 0; d++)
             out[d] += p * (double)row[d];
     }
     for (size_t d = 0; d < v_dim; d++)

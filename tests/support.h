@@ -33,8 +33,9 @@ typedef struct rng {
 
 uint64_t rng_next(rng *r);
 uint32_t rng_below(rng *r, uint32_t n);
+/* One number of N(0, 1), by Box and Muller: what the golden files are made of. */
 double rng_normal(rng *r);
-/* n numbers of N(0, 1), malloc'ed. */
+/* n numbers of N(0, 1), malloc'ed; others than rng_normal's, and several times as fast. */
 float *rng_normals(rng *r, size_t n);
 
 /* Assert a status; on another one print the cache's error text. */
@@ -69,6 +70,8 @@ void append_step(kvt_cache *cache, kvt_seq *seq, const kvt_group_config *group, 
 /* Append tokens first .. first + n - 1 in steps of `step` tokens. */
 void append_all(kvt_cache *cache, kvt_seq *seq, const kvt_group_config *group, const tokens *t,
                 size_t first, size_t n, size_t step);
+
+double dot_f64(const float *a, const float *b, size_t n);
 
 /*
  * Attention of one row in double: out[v_dim], returns the lse. Token t of n is visible if sees[t]

@@ -77,10 +77,8 @@ static errors attend_once(const setup *s, uint64_t seed)
         assert_true(fabs((double)lse[h] - stored_lse) <
                     lse_bound * (1 + fabs(true_lse) + (double)s->shift));
         for (size_t i = 0; i < s->n; i++) {
-            double logit = 0;
-            for (size_t d = 0; d < g->k_dim; d++)
-                logit += (double)q[h * g->k_dim + d] *
-                         (double)t.k[(i * g->n_kv_heads + h / ratio) * g->k_dim + d] * scale;
+            const float *row = t.k + (i * g->n_kv_heads + h / ratio) * g->k_dim;
+            double logit = dot_f64(q + h * g->k_dim, row, g->k_dim) * scale;
             e.logit = fabs(logit) > e.logit ? fabs(logit) : e.logit;
         }
     }
