@@ -300,6 +300,14 @@ static void sizes(void **state)
     expect_ok(s.cache, kvt_seq_save(seq, in_folder("again"), (o.parent = in_folder("delta"), &o)));
     assert_int_equal(stat(in_folder("again"), &st), 0);
     assert_true(st.st_size < 2048);
+    /* Cut, and the same again: its parent is shorter, but that one's parents have the blocks. */
+    expect_ok(s.cache, kvt_seq_truncate(seq, 320));
+    expect_ok(s.cache, kvt_seq_save(seq, in_folder("cut"), &o));
+    grow(&s, seq, 320);
+    expect_ok(s.cache, kvt_seq_save(seq, in_folder("back"), (o.parent = in_folder("cut"), &o)));
+    assert_int_equal(stat(in_folder("back"), &st), 0);
+    assert_true(st.st_size < 8192);
+    assert_int_equal(look_at(in_folder("back"), NULL).inherited_blocks, 10);
     kvt_seq_destroy(seq);
     close_subject(&s);
 }

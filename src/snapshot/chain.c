@@ -477,6 +477,17 @@ uint64_t kvt_snap_chain_n_tokens(const kvt_snap_chain *chain)
     return chain->levels[0]->header.n_tokens;
 }
 
+uint64_t kvt_snap_chain_longest(const kvt_snap_chain *chain)
+{
+    uint64_t longest = 0;
+    uint32_t i;
+
+    for (i = 0; i < chain->n; i++)
+        if (longest < chain->levels[i]->header.n_tokens)
+            longest = chain->levels[i]->header.n_tokens;
+    return longest;
+}
+
 static const place *find(const level *l, const unsigned char *id)
 {
     return l->n_places ? bsearch(id, l->places.data, l->n_places, sizeof(place), by_id) : NULL;

@@ -626,7 +626,8 @@ void kvt_snap_chain_close(const kvt_snap_context *context, kvt_snap_chain *chain
 /* Ids, positions or shifts of n tokens, from a section's worth on: [n] integers. */
 kvt_status kvt_snap_chain_tokens(kvt_snap_chain *chain, uint32_t kind, uint64_t first, uint32_t n,
                                  unsigned char *values);
-uint64_t kvt_snap_chain_n_tokens(const kvt_snap_chain *chain);
+uint64_t kvt_snap_chain_n_tokens(const kvt_snap_chain *chain); /* of the nearest parent */
+uint64_t kvt_snap_chain_longest(const kvt_snap_chain *chain);  /* the most that one of them has */
 /* Whether one of them has a block of this id. */
 int kvt_snap_chain_has(const kvt_snap_chain *chain, const unsigned char *id);
 /* Read the block of this id to the sink of the child's parser, and count it there. */

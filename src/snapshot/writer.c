@@ -395,11 +395,14 @@ static kvt_status put_tokens(kvt_snap_saver *s, uint32_t type, uint32_t kind)
     return KVT_OK;
 }
 
-/* The entries of the sequence's own blocks. */
+/*
+ * The entries of the sequence's own blocks. A block with tokens behind the end of every parent is
+ * in none of them: its contents are read once, when it is written, and not for its id before.
+ */
 static kvt_status make_own_entries(kvt_snap_saver *s)
 {
     unsigned char *entry = s->table.data;
-    uint64_t row;
+    uint64_t row, longest = s->chain ? kvt_snap_chain_longest(s->chain) : 0;
     uint32_t g;
 
     for (row = 0; row < kvt_rows(s->header->n_tokens); row++)
@@ -410,7 +413,7 @@ static kvt_status make_own_entries(kvt_snap_saver *s)
             int there = 0;
             if (!block)
                 continue;
-            if (s->chain) {
+            if (row * KVT_TOKENS + tokens <= longest) {
                 kvt_status status = kvt_snap_id_of(s, block, row, g, tokens, id);
                 if (status != KVT_OK)
                     return status;
