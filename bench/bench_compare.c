@@ -36,6 +36,7 @@ static const struct figure {
     {"snapshot", "plain_ratio", "plain_ratio_p10", "plain_ratio_p90", HIGHER, 0.0},
     {"snapshot_bars", "value", "p10", "p90", HIGHER, 0.0},
     {"snapshot_bars", "value", "p10", "p90", LOWER, 0.0}, /* by the line's "better" */
+    {"store_bars", "value", "p10", "p90", HIGHER, 0.0},
     {"seal", "ratio", "ratio_p10", "ratio_p90", HIGHER, 0.0},
     {"prefix", "ratio", "ratio_p10", "ratio_p90", HIGHER, 0.0},
     {"against", "speedup", "speedup_p10", "speedup_p90", HIGHER, 0.0},
@@ -52,10 +53,10 @@ enum { N_FIGURES = sizeof figures / sizeof figures[0] };
 /* What a configuration is, beside kernels, types, heads and dims. null, false and 0 are left out,
    so that a line without the key matches. */
 static const char *const identity[] = {
-    "name",  "v_in_k",   "ctx",        "threads",   "mode",   "window", "queries",    "against",
-    "dtype", "tokens",   "blocks",     "op",        "medium", "codec",  "fsync",      "layers",
-    "forks", "steps",    "own_tokens", "data",      "method", "cut",    "offset",     "causal",
-    "scale", "residual", "key_bias",   "reference", "layer",  "texts",  "predictions"};
+    "name",  "v_in_k",   "ctx",        "threads",   "mode",   "window", "queries",     "against",
+    "dtype", "tokens",   "blocks",     "op",        "medium", "codec",  "fsync",       "layers",
+    "forks", "steps",    "own_tokens", "data",      "method", "cut",    "offset",      "causal",
+    "scale", "residual", "key_bias",   "reference", "layer",  "texts",  "predictions", "rival"};
 enum { N_IDENTITY = sizeof identity / sizeof identity[0] };
 
 typedef struct entry {
@@ -64,6 +65,7 @@ typedef struct entry {
     double value, p10, p90, *values;
     size_t n; /* lines with a number */
     bool quick, matched;
+    bool exact; /* sizes, which come out the same each time, and have no pairs */
 } entry;
 
 typedef struct side {
@@ -129,6 +131,7 @@ static void add(side *s, const bench_line *l)
         e->values = bench_alloc(s->lines.n, sizeof *e->values);
     }
     e->quick = e->quick || bench_line_is(l, "quick", "true");
+    e->exact = bench_line_is(l, "pairs", "0");
     const struct figure *f = figure_of(l);
     if (!f || (e->figure && e->figure != f))
         return;
@@ -205,11 +208,12 @@ static verdict judge(const bench_options *o, const entry *old, const entry *new)
     const struct figure *f = old->figure;
     if (!f || new->figure != f || f->better == SHOWN || old->quick || new->quick)
         return UNJUDGED;
-    if (f->p10 && (isnan(old->p10) || isnan(new->p10) || isnan(old->p90) || isnan(new->p90)))
+    bool has_spread = f->p10 && !(old->exact && new->exact);
+    if (has_spread && (isnan(old->p10) || isnan(new->p10) || isnan(old->p90) || isnan(new->p90)))
         return UNJUDGED;
     if (fabs(new->value - old->value) <= f->floor)
         return SAME;
-    if (f->p10 && old->p10 <= new->p90 &&new->p10 <= old->p90)
+    if (has_spread && old->p10 <= new->p90 &&new->p10 <= old->p90)
         return SAME;
     double low = fmin(old->value, new->value), high = fmax(old->value, new->value);
     if (high <= low * (1.0 + o->threshold / 100.0))

@@ -233,10 +233,16 @@ double bench_snap_stop(double start)
     return seconds;
 }
 
+void bench_snap_elsewhere(void)
+{
+    cpu_seconds = NAN;
+}
+
 /* Seconds of each pair, ours and the rival's, and their quotients. */
 typedef struct pairs {
-    double *time, *rival, *value;               /* by the clock */
-    double *cpu, *rival_cpu, *cpu_value, bytes; /* of processor time */
+    double *time, *rival, *value; /* by the clock */
+    double *cpu, *rival_cpu, *cpu_value,
+        bytes; /* of processor time; NaN: differ, or are not read */
 } pairs;
 
 static void emit(const bench_options *o, const bench_snap *s, const bench_figure *f,
@@ -258,6 +264,10 @@ static void emit(const bench_options *o, const bench_snap *s, const bench_figure
         rival_time = bench_stats_of(p->rival, n);
         rival_value = 1e-9 * bytes / rival_time.median;
         rival_unit = "GB/s";
+        if (!isfinite(bytes)) {
+            rival_value = 1e3 * rival_time.median;
+            rival_unit = "ms";
+        }
     }
     if (has_bar)
         snprintf(bar, sizeof bar, "%s %.4g", f->at_least ? ">=" : "<=", f->bar);
@@ -286,7 +296,7 @@ static void emit(const bench_options *o, const bench_snap *s, const bench_figure
     bench_record_number(&r, "rival_ms", p ? 1e3 * rival_time.median : NAN);
     bench_record_number(&r, "gbps", p ? 1e-9 * bytes / time.median : NAN);
     bench_record_number(&r, "ms_median", p ? 1e3 * time.median : NAN);
-    bench_record_integer(&r, "bytes", (uint64_t)bytes);
+    bench_record_integer(&r, "bytes", isfinite(bytes) ? (uint64_t)bytes : 0);
     bench_record_integer(&r, "pairs", n);
     bench_record_text(&r, "note", f->note);
     bench_record_end(&r, o, false);

@@ -51,6 +51,7 @@ void bench_snap_check(const bench_snap *s, const unsigned char *raw, size_t byte
 /* Around what is timed: seconds; the processor time of all threads is kept for bench_snap_pairs. */
 double bench_snap_start(void);
 double bench_snap_stop(double start);
+void bench_snap_elsewhere(void); /* instead: it was another process's, and is not known */
 
 /* What a figure is. */
 typedef struct bench_figure {
@@ -63,7 +64,8 @@ typedef struct bench_figure {
 /*
  * ours and rival in turn, each of which returns seconds. The value is rival / ours where the bar
  * is at_least (how fast, beside the rival), else ours / rival (the share of its time). bytes: what
- * one run of either saves or loads, for GB/s. cpu_value is the same quotient of processor times,
+ * one run of either saves or loads, for GB/s; NaN where they do not handle the same
+ * bytes, or not all of them. cpu_value is the same quotient of processor times,
  * which other programs on the machine disturb less.
  */
 void bench_snap_pairs(const bench_options *o, const bench_snap *s, const bench_figure *f,

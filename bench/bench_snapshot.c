@@ -122,6 +122,7 @@ static double load_memory(snapshot *s)
 static double save_file(snapshot *s)
 {
     kvt_save_options o = save_options(s);
+    unlink(file_path); /* a new file, as the plain one */
     double start = bench_seconds();
     bench_require(kvt_seq_save(s->b.seqs[0], file_path, &o), s->b.cache, "kvt_seq_save");
     return bench_seconds() - start;
@@ -144,7 +145,7 @@ static double plain_memory(snapshot *s)
 
 static double plain_write(snapshot *s)
 {
-    unlink(plain_path); /* a snapshot is a new file each time, too */
+    unlink(plain_path);
     double start = bench_seconds();
     FILE *f = fopen(plain_path, "wb");
     if (!f || fwrite(s->plain, 1, s->bytes, f) != s->bytes || fflush(f) != 0 ||

@@ -11,15 +11,20 @@
  * byte, and the sequence that it makes is compared with the one that was put before anything is
  * timed.
  */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE /* nftw */
+#endif
 #include "bench_snap.h"
 
 #include <kvtile/store.h>
 
 #include <errno.h>
 #include <fcntl.h>
+#include <ftw.h>
 #include <math.h>
 #include <signal.h>
 #include <spawn.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
@@ -41,15 +46,19 @@ typedef struct subject {
     size_t n_values, value_bytes;
     char folder[600];
     char *names[MOST_VALUES]; /* of the values' files */
-    unsigned char *memory;    /* [memory_bytes], for plain reads */
+    kvt_store_key keys[MOST_VALUES];
+    unsigned char *memory; /* [memory_bytes], for plain reads */
     size_t memory_bytes;
     int to_one_buffer;
     char host[64];
     uint32_t port;
-    pid_t server; /* 0: not ours */
 } subject;
 
 static const char key_prefix[] = "kvt-bench:";
+
+/* What is still there if the program ends in the middle. */
+static pid_t running_server;
+static char folder_in_use[600];
 
 static void require(kvt_status status, const subject *b, const char *what)
 {
@@ -163,19 +172,17 @@ static void close_subject(subject *b)
 
 /* ---- directory ---- */
 
-static void remove_values(subject *b)
+static int remove_entry(const char *path, const struct stat *st, int type, struct FTW *at)
 {
-    char path[700];
-    for (size_t i = 0; i < b->n_values; i++) {
-        unlink(b->names[i]);
-        snprintf(path, sizeof path, "%.*s", (int)(strlen(b->folder) + 3), b->names[i]);
-        rmdir(path);
-    }
-    snprintf(path, sizeof path, "%s/kvtile-store", b->folder);
-    unlink(path);
-    snprintf(path, sizeof path, "%s/tmp", b->folder);
-    rmdir(path);
-    rmdir(b->folder);
+    (void)st, (void)type, (void)at;
+    return remove(path);
+}
+
+static void remove_folder(void)
+{
+    if (*folder_in_use)
+        nftw(folder_in_use, remove_entry, 8, FTW_DEPTH | FTW_PHYS);
+    *folder_in_use = 0;
 }
 
 static void directory(const bench_options *o, uint32_t layers, uint32_t threads)
@@ -186,6 +193,7 @@ static void directory(const bench_options *o, uint32_t layers, uint32_t threads)
     kvt_directory_config config;
     open_subject(&b, o, layers, threads);
     snprintf(b.folder, sizeof b.folder, "%s/kvt-bench-store-%ld", o->dir, (long)getpid());
+    memcpy(folder_in_use, b.folder, sizeof b.folder);
     memset(&config, 0, sizeof config);
     config.struct_size = sizeof config;
     config.path = b.folder;
@@ -201,13 +209,16 @@ static void directory(const bench_options *o, uint32_t layers, uint32_t threads)
     b.memory_bytes = b.n_values * b.value_bytes;
     b.memory = bench_snap_memory(b.memory_bytes, true);
     snprintf(name, sizeof name, "get, %zu KiB", b.value_bytes / 1024);
-    bench_figure figure = {"direct.", name, "of read", 0.8, true, "read() into memory", NULL};
+    const char *rivals[] = {"read() into memory", "read() into one buffer"};
+    const char *rivals_of_one[] = {"read() by one thread", "one thread, one buffer"};
+    const char **rival = threads > 1 ? rivals_of_one : rivals;
+    bench_figure figure = {"direct.", name, "of read", 0.8, true, rival[0], NULL};
     bench_snap_pairs(o, &b.s, &figure, run_get, run_read, &b, b.bytes);
     b.to_one_buffer = 1;
     figure.bar = NAN;
-    figure.rival = "read() into one buffer";
+    figure.rival = rival[1];
     bench_snap_pairs(o, &b.s, &figure, run_get, run_read, &b, b.bytes);
-    remove_values(&b);
+    remove_folder();
     bench_snap_free(b.memory, b.memory_bytes);
     close_subject(&b);
 }
@@ -248,21 +259,45 @@ static double run_benchmark(void *user)
     double per_second;
     uint64_t n = (uint64_t)(b->bytes / (double)b->value_bytes + 0.5);
     n = n < 2 * b->o->pipeline ? 2 * b->o->pipeline : n;
-    bench_snap_stop(bench_snap_start());
+    bench_snap_elsewhere();
     if (!benchmark(b, "get", n, &per_second))
         bench_fail(1, "store: redis-benchmark failed");
     return b->bytes / (double)b->value_bytes / per_second;
 }
 
-static void stop_server(subject *b)
+static void stop_server(void)
 {
     int status;
-    if (!b->server)
+    if (!running_server)
         return;
-    kill(b->server, SIGTERM);
-    while (waitpid(b->server, &status, 0) < 0 && errno == EINTR)
+    kill(running_server, SIGTERM);
+    while (waitpid(running_server, &status, 0) < 0 && errno == EINTR)
         ;
-    b->server = 0;
+    running_server = 0;
+}
+
+static int take_key(void *user, const kvt_store_entry *entry)
+{
+    subject *b = user;
+    if (b->n_values == MOST_VALUES)
+        return 1;
+    b->keys[b->n_values++] = entry->key;
+    return 0;
+}
+
+/* What is under the bench's prefix: the server may not be its own. */
+static void remove_values(subject *b)
+{
+    kvt_store_error error;
+    kvt_status status;
+    do {
+        b->n_values = 0;
+        status = b->store.list(b->store.user, take_key, b, &error);
+        if (status == KVT_OK && b->n_values > 0)
+            status = b->store.remove(b->store.user, b->keys, b->n_values, &error);
+        if (status != KVT_OK)
+            bench_fail(1, "store: %s: %s", kvt_status_string(status), error.text);
+    } while (b->n_values > 0);
 }
 
 /* Start redis-server; 0: it cannot be. */
@@ -282,10 +317,10 @@ static int start_server(subject *b)
         return 0;
     posix_spawn_file_actions_addopen(&actions, STDOUT_FILENO, "/dev/null", O_WRONLY, 0);
     posix_spawn_file_actions_addopen(&actions, STDERR_FILENO, "/dev/null", O_WRONLY, 0);
-    int failed = posix_spawnp(&b->server, argv[0], &actions, NULL, argv, environ);
+    int failed = posix_spawnp(&running_server, argv[0], &actions, NULL, argv, environ);
     posix_spawn_file_actions_destroy(&actions);
     if (failed)
-        b->server = 0;
+        running_server = 0;
     return !failed;
 }
 
@@ -342,11 +377,12 @@ static void redis(const bench_options *o, uint32_t layers)
     config.prefix = key_prefix;
     config.pipeline = (uint32_t)o->pipeline;
     config.retry_ms = 1;
+    config.ttl_seconds = 3600; /* where it ends in the middle */
     config.error_text = text;
     config.error_text_bytes = sizeof text;
     kvt_status status = kvt_store_open_redis(&config, &b.store);
     if (status != KVT_OK) {
-        stop_server(&b);
+        stop_server();
         figure.note = text;
         bench_snap_missing(o, &figure);
         close_subject(&b);
@@ -362,7 +398,8 @@ static void redis(const bench_options *o, uint32_t layers)
                  (unsigned long long)o->pipeline);
         bench_snap_pairs(o, &b.s, &figure, run_get, run_benchmark, &b, b.bytes);
     }
-    stop_server(&b);
+    remove_values(&b);
+    stop_server();
     close_subject(&b);
 }
 
@@ -370,6 +407,8 @@ int bench_store(const bench_options *o)
 {
     static const uint32_t layers[] = {2, 32};
     size_t n = o->layers || o->quick ? 1 : 2;
+    atexit(stop_server);
+    atexit(remove_folder);
     bench_snap_begin(o, "store_bars", "store: figures with bars");
     for (size_t i = 0; i < n && o->parts & BENCH_PART_DIRECTORY; i++)
         for (size_t t = 0; t < o->n_threads; t++)

@@ -95,6 +95,20 @@ file(WRITE ${old} "${a}")
 file(WRITE ${new} "${b}")
 compare(kl_of_rounding 0 "1 the same")
 
+# Snapshot's and store's figures: better by the line; sizes have no pairs; one name, two rivals.
+foreach(bench snapshot_bars store_bars)
+  set(keys "\"name\": \"size\", \"better\": \"higher\", \"rival\": \"A\"")
+  line(a null null null bench "\"${bench}\"" extra "${keys}, \"value\": 1.0, \"p10\": null, \"p90\": null, \"pairs\": 0")
+  line(b null null null bench "\"${bench}\"" extra "${keys}, \"value\": 0.9, \"p10\": null, \"p90\": null, \"pairs\": 0")
+  string(REPLACE "\"rival\": \"A\"" "\"rival\": \"B\"" other "${a}")
+  file(WRITE ${old} "${a}${other}")
+  file(WRITE ${new} "${b}${other}")
+  compare(${bench}_size 1 "REGRESSION [^\n]*rival A[^\n]*\nsame [^\n]*rival B[^\n]*\n2 judged: 1 regressions")
+  string(REPLACE "\"pairs\": 0" "\"pairs\": 9" a "${a}")
+  file(WRITE ${old} "${a}${other}")
+  compare(${bench}_no_spread 0 "not judged [^\n]*rival A")
+endforeach()
+
 # What only one file has.
 line(a 0.80 0.79 0.81)
 line(b 0.50 0.49 0.51 ctx 32768)
