@@ -312,6 +312,42 @@ static void sizes(void **state)
     close_subject(&s);
 }
 
+/*
+ * Blocks of zeros of two groups whose dims differ by less than the padding: their images are equal,
+ * and so are their ids, but not the streams that they are stored as.
+ */
+static void equal_images(void **state)
+{
+    static const kvt_type types[] = {KVT_TYPE_F16, KVT_TYPE_I8, KVT_TYPE_I4};
+    (void)state;
+    for (size_t i = 0; i < 12; i++) {
+        const kvt_type type = types[i % 3];
+        const uint32_t dim = i / 3 % 2 ? 8 : 16, codec = i / 6 ? KVT_CODEC_AUTO : KVT_CODEC_ZSTD;
+        kvt_group_config g[2] = {group_of(1, 1, 1, dim, dim, type, type),
+                                 group_of(1, 1, 1, 24 - dim, 24 - dim, type, type)};
+        kvt_save_options o = saves(codec);
+        rng r = {45};
+        subject s;
+        kvt_seq *seq;
+        open_subject(&s, g, 2, &r);
+        for (size_t j = 0; j < 2; j++) {
+            memset(s.t[j].k, 0, s.t[j].n * s.t[j].k_dim * sizeof *s.t[j].k);
+            memset(s.t[j].v, 0, s.t[j].n * s.t[j].v_dim * sizeof *s.t[j].v);
+        }
+        open_cache(&s, NULL);
+        seq = tagged_seq(&s);
+        grow(&s, seq, 256);
+        expect_ok(s.cache, kvt_seq_save(seq, in_folder("parent"), &o));
+        grow(&s, seq, 10);
+        o.parent = in_folder("parent");
+        expect_ok(s.cache, kvt_seq_save(seq, in_folder("delta"), &o));
+        assert_true(look_at(in_folder("delta"), NULL).inherited_blocks > 0);
+        check_file(&s, seq, in_folder("delta"), NULL, "equal images", i);
+        kvt_seq_destroy(seq);
+        close_subject(&s);
+    }
+}
+
 /* ---- what is refused ---- */
 
 static void parents_that_are_not(void **state)
@@ -564,6 +600,7 @@ int main(void)
         cmocka_unit_test(turns),
         cmocka_unit_test(options_of_deltas),
         cmocka_unit_test(sizes),
+        cmocka_unit_test(equal_images),
         cmocka_unit_test(shifts),
         cmocka_unit_test(parents_that_are_not),
         cmocka_unit_test(names_in_texts),

@@ -13,7 +13,7 @@
 typedef struct batch {
     kvt_snap_parser *p;
     const kvt_snap_block *at;
-    const kvt_group *group;
+    const kvt_group *group, *stored_as; /* another group's streams can make the same image */
     uint32_t n_streams;
     size_t native_bytes, image_bytes;
     int native;
@@ -40,7 +40,13 @@ static void decode_layer(void *arg, size_t i)
                                 job->bytes, &job->native, &streams, &b->stored[i], &b->faults[i]);
         if (job->status != KVT_OK)
             return;
-        kvt_snap_scatter(b->group, b->at->form, b->at->tokens, streams, job->to);
+        kvt_snap_scatter(b->stored_as, b->at->form, b->at->tokens, streams, job->to);
+        if (b->stored_as != b->group)
+            b->faults[i].text = kvt_snap_image_check(b->group, b->at->form, b->at->tokens, job->to);
+        if (b->faults[i].text) {
+            job->status = KVT_ERR_CORRUPT;
+            return;
+        }
         kvt_snap_digest(job->to, b->image_bytes, job->digest);
         image = job->to;
     } else {
@@ -311,6 +317,7 @@ kvt_status kvt_snap_read_block(kvt_snap_parser *p, uint64_t number, const kvt_sn
                                unsigned char *id)
 {
     const kvt_snapshot_group *geometry = &p->header->groups[at->group];
+    uint32_t stored_as = at->group;
     uint32_t v_dim = geometry->flags & KVT_GROUP_V_IN_K ? 0 : geometry->v_dim;
     unsigned char bytes[KVT_SNAP_BLOCK_BYTES], known[16];
     void *memory;
@@ -332,6 +339,11 @@ kvt_status kvt_snap_read_block(kvt_snap_parser *p, uint64_t number, const kvt_sn
         kvt_put32(known + 8, at->tokens);
         kvt_put32(known + 12, at->form);
         entry = known;
+        stored_as = kvt_get32(bytes);
+        if (stored_as >= p->header->n_groups ||
+            p->groups[stored_as].layouts[at->form].layer_bytes !=
+                p->groups[at->group].layouts[at->form].layer_bytes)
+            return kvt_snap_corrupt(p, "it is of a group whose images have another size");
     }
     if (memcmp(bytes, entry, sizeof known) != 0)
         return kvt_snap_corrupt(p, "it is not the block that the block table lists");
@@ -348,9 +360,11 @@ kvt_status kvt_snap_read_block(kvt_snap_parser *p, uint64_t number, const kvt_sn
     b.p = p;
     b.at = at;
     b.group = &p->groups[at->group];
+    b.stored_as = &p->groups[stored_as];
     b.native = (int)kvt_get32(bytes + 20);
     b.image_bytes = b.group->layouts[at->form].layer_bytes;
-    b.n_streams = kvt_snap_shapes(geometry, at->form, at->tokens, b.shapes, &b.native_bytes);
+    b.n_streams = kvt_snap_shapes(&p->header->groups[stored_as], at->form, at->tokens, b.shapes,
+                                  &b.native_bytes);
     status = kvt_snap_alloc(p->context, p->jobs.n * (sizeof *b.faults + sizeof *b.stored),
                             "a snapshot's layers", &memory);
     if (status != KVT_OK)
