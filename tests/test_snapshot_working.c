@@ -336,6 +336,34 @@ static void test_forecast(void **state)
     }
 }
 
+/* Several threads: each has layers of its own in work. */
+static void test_forecast_of_threads(void **state)
+{
+    (void)state;
+    for (uint32_t n_threads = 1; n_threads <= 32; n_threads *= 2) {
+        model m = model_of(40, 2, 64, 64, KVT_TYPE_I8, KVT_TYPE_I8);
+        uint64_t forecast, peak = 0;
+        ledger l;
+        if (pool_threads(n_threads) != n_threads)
+            break;
+        ledger_init(&l);
+        m.ledger = &l;
+        m.n_threads = n_threads;
+        for (uint32_t codec = KVT_CODEC_AUTO; codec <= KVT_CODEC_ZSTD; codec++) {
+            uint64_t one = peak_of(&m, 300, codec);
+            peak = one > peak ? one : peak;
+        }
+        ledger_close(&l);
+        forecast = working_of(&m, 300);
+        if (getenv("KVT_TEST_VERBOSE"))
+            printf("%u threads: peak %llu, forecast %llu\n", n_threads, (unsigned long long)peak,
+                   (unsigned long long)forecast);
+        if (peak > forecast || forecast > 2 * peak + FILE_BUFFER_BYTES)
+            fail_msg("%u threads: %llu bytes foretold, %llu used", n_threads,
+                     (unsigned long long)forecast, (unsigned long long)peak);
+    }
+}
+
 /*
  * Layers of a group that is left out are verified: a load of the others takes up to what it would
  * in a cache of all, and refuses such as are far larger than those that are wanted.
@@ -559,11 +587,12 @@ static void test_forecast_arguments(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_full_budget),        cmocka_unit_test(test_others_meanwhile),
-        cmocka_unit_test(test_failures),           cmocka_unit_test(test_cut_section),
-        cmocka_unit_test(test_forecast),           cmocka_unit_test(test_forecast_random),
-        cmocka_unit_test(test_forecast_arguments), cmocka_unit_test(test_sorts),
-        cmocka_unit_test(test_layers_left_out),    cmocka_unit_test(test_parents),
+        cmocka_unit_test(test_full_budget),     cmocka_unit_test(test_others_meanwhile),
+        cmocka_unit_test(test_failures),        cmocka_unit_test(test_cut_section),
+        cmocka_unit_test(test_forecast),        cmocka_unit_test(test_forecast_of_threads),
+        cmocka_unit_test(test_forecast_random), cmocka_unit_test(test_forecast_arguments),
+        cmocka_unit_test(test_sorts),           cmocka_unit_test(test_layers_left_out),
+        cmocka_unit_test(test_parents),
     };
     (void)snprintf(path, sizeof path, "test_snapshot_working-%ld.kvt", (long)getpid());
     return cmocka_run_group_tests(tests, NULL, NULL);
