@@ -212,6 +212,24 @@ void kvt_mem_exempt(kvt_cache *cache, uint64_t more, uint64_t less)
     pthread_mutex_unlock(&heap->lock);
 }
 
+int kvt_mem_exempt_less(kvt_cache *cache, uint64_t less)
+{
+    kvt_heap *heap = heap_of(cache);
+    int fits;
+    pthread_mutex_lock(&heap->lock);
+    heap->exempt_bytes -= less;
+    fits = is_within_budget(heap, heap->bytes);
+    heap->exempt_bytes += fits ? 0 : less;
+    pthread_mutex_unlock(&heap->lock);
+    return fits;
+}
+
+kvt_status kvt_mem_over_budget(kvt_cache *cache)
+{
+    return kvt_fail(cache, KVT_ERR_BUDGET, "the memory budget of %llu would be passed",
+                    (unsigned long long)heap_of(cache)->budget_bytes);
+}
+
 int kvt_mem_fits(kvt_cache *cache)
 {
     kvt_heap *heap = heap_of(cache);
@@ -220,14 +238,6 @@ int kvt_mem_fits(kvt_cache *cache)
     fits = is_within_budget(heap, heap->bytes);
     pthread_mutex_unlock(&heap->lock);
     return fits;
-}
-
-kvt_status kvt_mem_check(kvt_cache *cache)
-{
-    if (kvt_mem_fits(cache))
-        return KVT_OK;
-    return kvt_fail(cache, KVT_ERR_BUDGET, "the memory budget of %llu would be passed",
-                    (unsigned long long)heap_of(cache)->budget_bytes);
 }
 
 uint64_t kvt_mem_bytes(const kvt_cache *cache)

@@ -41,11 +41,13 @@ void kvt_mem_raw_free(const kvt_allocator *allocator, void *memory, size_t bytes
  * memory that is kept for a short time beside what takes its place.
  */
 void kvt_mem_exempt(kvt_cache *cache, uint64_t more, uint64_t less);
+/* `less` bytes less where it all fits then, at once for other threads; 0: nothing has changed. */
+int kvt_mem_exempt_less(kvt_cache *cache, uint64_t less);
 
 /* Whether no more is held than the budget admits. */
 int kvt_mem_fits(kvt_cache *cache);
-/* KVT_OK where it fits; else KVT_ERR_BUDGET with the text set. */
-kvt_status kvt_mem_check(kvt_cache *cache);
+/* KVT_ERR_BUDGET, with the text set. */
+kvt_status kvt_mem_over_budget(kvt_cache *cache);
 
 /* Bytes allocated now. */
 uint64_t kvt_mem_bytes(const kvt_cache *cache);

@@ -524,6 +524,66 @@ static void the_budget_holds_for_all_threads(void **state)
     ledger_close(&memory);
 }
 
+/* A fork that the budget refuses leaves room meanwhile for what others do and it admits. */
+typedef struct forker {
+    kvt_seq *seq;
+    int has_ended; /* atomic */
+    size_t refused;
+} forker;
+
+static kvt_status fork_and_destroy(kvt_seq *seq)
+{
+    kvt_seq *copy = NULL;
+    kvt_status status = kvt_seq_fork(seq, kvt_seq_length(seq), &copy);
+    kvt_seq_destroy(copy);
+    return status;
+}
+
+static void *fork_on(void *user)
+{
+    forker *f = user;
+    while (!__atomic_load_n(&f->has_ended, __ATOMIC_ACQUIRE))
+        f->refused += fork_and_destroy(f->seq) == KVT_ERR_BUDGET;
+    return NULL;
+}
+
+static void refusals_concern_nobody_else(void **state)
+{
+    kvt_group_config g = group_of(4, 8, 8, 128, 128, KVT_TYPE_I8, KVT_TYPE_I8);
+    rng r = {77};
+    tokens t = tokens_make(&r, 128, &g);
+    kvt_config config = kvt_config_init();
+    kvt_cache *cache;
+    forker f = {0};
+    pthread_t thread;
+    (void)state;
+    config.groups = &g;
+    config.n_groups = 1;
+    config.max_tokens = 4096;
+    for (config.memory_budget_bytes = 4 << 20;; config.memory_budget_bytes -= 32768) {
+        expect_ok(NULL, kvt_cache_create(&config, &cache));
+        expect_ok(cache, kvt_seq_create(cache, &f.seq));
+        append_all(cache, f.seq, &g, &t, 0, 128, 32);
+        kvt_cache_trim(cache);
+        if (fork_and_destroy(f.seq) == KVT_ERR_BUDGET)
+            break; /* the largest with which it is */
+        kvt_seq_destroy(f.seq);
+        kvt_cache_destroy(cache);
+    }
+    assert_int_equal(pthread_create(&thread, NULL, fork_on, &f), 0);
+    for (int i = 0; i < (is_quick() ? 200 : 20000); i++) {
+        kvt_seq *one = NULL;
+        expect_ok(cache, kvt_seq_create(cache, &one));
+        kvt_seq_destroy(one);
+    }
+    __atomic_store_n(&f.has_ended, 1, __ATOMIC_RELEASE);
+    pthread_join(thread, NULL);
+    assert_true(f.refused > 0);
+    kvt_seq_destroy(f.seq);
+    kvt_cache_destroy(cache);
+    tokens_free(&t);
+}
+
 /* ---- the cache's own threads ---- */
 
 enum { POOL_HEADS = 8, POOL_DIM = 64 };
@@ -1334,6 +1394,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(sequences_at_once),
         cmocka_unit_test(destroyed_at_once),
         cmocka_unit_test(the_budget_holds_for_all_threads),
+        cmocka_unit_test(refusals_concern_nobody_else),
         cmocka_unit_test(more_threads_than_cpus),
         cmocka_unit_test(threads_on_one_cpu),
         cmocka_unit_test(waiting_threads_use_no_cpu),

@@ -346,18 +346,18 @@ kvt_status kvt_rows_set_exempt(kvt_seq *seq, uint64_t exempt)
 {
     kvt_cache *cache = seq->cache;
     uint64_t before = seq->exempt_bytes;
-    kvt_status status = KVT_OK;
 
-    kvt_mem_exempt(cache, exempt, before);
-    if (!kvt_mem_fits(cache)) {
+    if (exempt >= before) {
+        kvt_mem_exempt(cache, exempt, before);
+        if (!kvt_mem_fits(cache))
+            kvt_blocks_trim(cache);
+    } else if (!kvt_mem_exempt_less(cache, before - exempt)) {
         kvt_blocks_trim(cache);
-        status = exempt < before ? kvt_mem_check(cache) : KVT_OK;
+        if (!kvt_mem_exempt_less(cache, before - exempt))
+            return kvt_mem_over_budget(cache);
     }
-    if (status == KVT_OK)
-        seq->exempt_bytes = exempt;
-    else
-        kvt_mem_exempt(cache, before, exempt);
-    return status;
+    seq->exempt_bytes = exempt;
+    return KVT_OK;
 }
 
 void kvt_rows_share(const kvt_seq *from, uint64_t n_tokens, kvt_seq *to)
