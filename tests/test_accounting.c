@@ -593,6 +593,54 @@ static void a_reserve_after_a_load(void **state)
     }
 }
 
+/* A snapshot may have finer blocks than the cache gives these rows, or coarser ones. */
+static void a_reserve_after_a_load_of_other_forms(void **state)
+{
+    static const uint32_t fines[] = {KVT_FINE_NONE, 64, 256};
+    (void)state;
+    for (size_t i = 0; i < 9; i++)
+        for (size_t n = 70; n < MOST; n += 90)
+            for (uint64_t to = 0; to < n; to += 50) {
+                world w;
+                member *m = &w.members[0];
+                bytes file;
+                size_t calls;
+                open_world(&w, 0);
+                kvt_cache_destroy(w.cache);
+                for (uint32_t g = 0; g < GROUPS; g++) {
+                    w.groups[g].k_type = g ? KVT_TYPE_I4 : KVT_TYPE_I8;
+                    w.groups[g].v_type = g ? KVT_TYPE_F16 : KVT_TYPE_I5;
+                    w.groups[g].window_tokens = w.groups[g].sink_tokens = 0;
+                    w.groups[g].residual_tokens = g ? 100 : KVT_RESIDUAL_NONE;
+                    w.groups[g].fine_tokens = fines[i % 3];
+                }
+                expect_ok(NULL, kvt_cache_create(&w.config, &w.cache));
+                expect_ok(w.cache, kvt_seq_create(w.cache, &m->seq));
+                step(&w, m, n);
+                file = saved(w.cache, m->seq, KVT_CODEC_RAW);
+                kvt_seq_destroy(m->seq);
+                kvt_cache_destroy(w.cache);
+                for (uint32_t g = 0; g < GROUPS; g++) {
+                    w.groups[g].residual_tokens = KVT_RESIDUAL_NONE;
+                    w.groups[g].fine_tokens = fines[i / 3];
+                }
+                expect_ok(NULL, kvt_cache_create(&w.config, &w.cache));
+                expect_ok(w.cache, kvt_seq_create(w.cache, &m->seq));
+                expect_ok(w.cache, load_bytes(m->seq, file.data, file.n, NULL));
+                expect_ok(w.cache, kvt_seq_reserve(m->seq, MOST));
+                calls = w.memory.calls;
+                expect_ok(w.cache, kvt_seq_truncate(m->seq, kvt_seq_reachable(m->seq, to)));
+                step(&w, m, MOST - (size_t)kvt_seq_length(m->seq));
+                if (w.memory.calls != calls)
+                    fail_msg("an allocation after a load of %zu tokens and a truncate to %llu", n,
+                             (unsigned long long)to);
+                kvt_seq_destroy(m->seq);
+                kvt_cache_destroy(w.cache);
+                bytes_free(&file);
+                ledger_close(&w.memory);
+            }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -603,6 +651,7 @@ int main(void)
         cmocka_unit_test(a_reserve_takes_no_more),
         cmocka_unit_test(a_commit_ends_the_exemption),
         cmocka_unit_test(a_reserve_after_a_load),
+        cmocka_unit_test(a_reserve_after_a_load_of_other_forms),
     };
     return cmocka_run_group_tests_name("accounting", tests, NULL, NULL);
 }

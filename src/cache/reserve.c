@@ -124,8 +124,8 @@ static void want_moved(const kvt_seq *seq, uint32_t g, size_t n_sealed, size_t e
     const kvt_cache *cache = seq->cache;
     const kvt_group *group = &cache->groups[g];
     size_t missing[2] = {0}, given[2] = {0}, most[2] = {0}; /* [fine] */
-    if (group->fine_rows == 0)
-        return;
+    if (kvt_fine_rows(group->config.k_type, group->config.v_type, 1) == 0)
+        return; /* sealed in one form only, whatever the file's cache had for fine_tokens */
     for (size_t row = n_sealed; row-- > 0;) {
         const kvt_block *block = kvt_seq_block(seq, row, g); /* none: a window has released it */
         size_t due = kvt_sealed_form(group, row) == KVT_FINE;
