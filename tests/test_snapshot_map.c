@@ -369,6 +369,21 @@ static void memory_is_the_files(void **state)
         expect_ok(s.cache, kvt_cache_trim(s.cache));
         assert_true(kvt_cache_memory_bytes(s.cache) <= empty + 4096);
     }
+    for (size_t n = 1; n <= 129; n += 64) { /* what is reused of it */
+        kvt_load_options o = loads();
+        int32_t ids[129];
+        to = tagged_seq(&s);
+        expect_ok(s.cache, load_mapped(to, "a", KVT_MAP_VERIFY, &result));
+        expect_ok(s.cache, kvt_seq_token_ids(to, 0, n, ids));
+        o.map = KVT_MAP_VERIFY;
+        o.reuse = KVT_REUSE_PREFIX;
+        o.prompt = ids;
+        o.n_prompt = n;
+        expect_ok(s.cache, kvt_seq_load(to, in_folder("a"), &o, &result));
+        assert_int_equal(result.n_tokens, n - 1);
+        assert_int_equal(result.mapped_bytes, (uint64_t)(n - 1) * 4 * 8 * 256 * 2);
+        kvt_seq_destroy(to);
+    }
     kvt_cache_destroy(s.cache);
     s.budget = empty + with / 4; /* what is mapped is not held against it */
     open_cache(&s, NULL);
@@ -503,6 +518,45 @@ static void not_mapped(void **state)
     close_subject(&s);
 }
 
+/* Of two groups one is converted, and read; the other lies in the file, and keeps its ids. */
+static void one_group_is_converted(void **state)
+{
+    kvt_group_config g[2] = {group_of(2, 2, 2, 64, 64, KVT_TYPE_F16, KVT_TYPE_F16),
+                             group_of(2, 2, 2, 64, 64, KVT_TYPE_F16, KVT_TYPE_F16)};
+    rng r = {58};
+    subject s, other;
+    kvt_seq *seq, *to;
+    (void)state;
+    open_subject(&s, g, 2, &r);
+    open_cache(&s, NULL);
+    seq = tagged_seq(&s);
+    grow(&s, seq, 640);
+    save_as(&s, seq, "a", KVT_CODEC_RAW, NULL);
+    g[1].k_type = g[1].v_type = KVT_TYPE_F32;
+    open_subject(&other, g, 2, &r);
+    open_cache(&other, NULL);
+    to = tagged_seq(&other);
+    for (uint32_t map = KVT_MAP_NONE; map <= KVT_MAP_LAZY; map++) {
+        kvt_load_options l = loads();
+        kvt_load_result result;
+        l.map = map;
+        l.convert = 1;
+        expect_ok(other.cache, kvt_seq_load(to, in_folder("a"), &l, &result));
+        assert_int_equal(result.mapped_bytes, map ? (uint64_t)640 * 2 * 2 * 128 * 2 : 0);
+        for (uint32_t layer = 0; layer < 4; layer++) {
+            static float a[640 * 128], b[640 * 128];
+            kvt_tensor from = kvt_tensor_f32(a), into = kvt_tensor_f32(b);
+            expect_ok(s.cache, kvt_read(seq, layer, KVT_SIDE_K, 0, 640, &from));
+            expect_ok(other.cache, kvt_read(to, layer, KVT_SIDE_K, 0, 640, &into));
+            assert_memory_equal(a, b, sizeof a);
+        }
+    }
+    kvt_seq_destroy(to);
+    close_subject(&other);
+    kvt_seq_destroy(seq);
+    close_subject(&s);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -510,7 +564,7 @@ int main(void)
         cmocka_unit_test(loads_over),       cmocka_unit_test(damaged_layers),
         cmocka_unit_test(damaged_ends),     cmocka_unit_test(memory_is_the_files),
         cmocka_unit_test(memory_of_chains), cmocka_unit_test(not_mapped),
-        cmocka_unit_test(damaged_blocks),
+        cmocka_unit_test(damaged_blocks),   cmocka_unit_test(one_group_is_converted),
     };
     RUN_IN_FOLDER(tests);
 }

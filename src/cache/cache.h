@@ -527,6 +527,8 @@ static inline size_t kvt_mapping_index(const kvt_mapping *mapping, const kvt_blo
 {
     return (size_t)(block - mapping->blocks);
 }
+/* Of its blocks in use. */
+uint64_t kvt_mapping_used_bytes(const kvt_mapping *mapping);
 /* Drop the creator's reference. The mapping stays for as long as one of its blocks is in use. */
 void kvt_mapping_put(kvt_mapping *mapping);
 /* With the cache's lock held: one reference less, the creator's or that of a block in use. */

@@ -73,6 +73,17 @@ kvt_block *kvt_mapping_block(kvt_mapping *mapping, size_t i, uint32_t class_inde
     return block;
 }
 
+uint64_t kvt_mapping_used_bytes(const kvt_mapping *mapping)
+{
+    uint64_t bytes = 0;
+    pthread_mutex_lock(&mapping->cache->lock);
+    for (size_t i = 0; i < mapping->n_blocks; i++)
+        if (mapping->blocks[i].references)
+            bytes += mapping->cache->class_bytes[mapping->blocks[i].class_index];
+    pthread_mutex_unlock(&mapping->cache->lock);
+    return bytes;
+}
+
 void kvt_mapping_drop_locked(kvt_mapping *mapping)
 {
     if (--mapping->references > 0)
@@ -98,7 +109,7 @@ kvt_status kvt_block_verify(const kvt_block *block, uint32_t layer_index)
 {
     kvt_mapping *mapping = block->mapping;
     kvt_status status = KVT_OK;
-    uint8_t *state;
+    uint8_t *state, before = UNVERIFIED;
     if (!mapping)
         return KVT_OK;
     state = state_of(block, layer_index);
@@ -109,8 +120,11 @@ kvt_status kvt_block_verify(const kvt_block *block, uint32_t layer_index)
                         "snapshot damaged: a mapped block, in layer %u of its group", layer_index);
     default: status = mapping->verify(mapping, block, layer_index);
     }
-    if (status == KVT_OK || status == KVT_ERR_CORRUPT)
-        __atomic_store_n(state, status == KVT_OK ? VERIFIED : DAMAGED, __ATOMIC_RELEASE);
+    if (status == KVT_ERR_CORRUPT)
+        __atomic_store_n(state, DAMAGED, __ATOMIC_RELEASE);
+    else if (status == KVT_OK) /* but what another thread has found damaged meanwhile */
+        __atomic_compare_exchange_n(state, &before, VERIFIED, 0, __ATOMIC_RELEASE,
+                                    __ATOMIC_RELAXED);
     return status;
 }
 

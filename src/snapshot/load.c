@@ -25,7 +25,7 @@ typedef struct stage {
     uint32_t layer_of[KVT_MAX_LAYERS];  /* in the cache's group; UINT32_MAX: not wanted */
     kvt_group *sources[KVT_MAX_GROUPS]; /* where types are converted, else NULL */
     float *signs[KVT_MAX_GROUPS];       /* of their rotations */
-    int whole;                          /* the file's blocks are the cache's: ids hold */
+    int whole;                          /* all layers: ids hold, of groups without other types */
     uint32_t n_groups;                  /* of the file */
     uint64_t n_tokens;                  /* of the file */
     uint64_t prefix_tokens;             /* equal to the prompt's, as far as ids have come */
@@ -152,7 +152,6 @@ static kvt_status match_types(stage *st, const kvt_snap_header *header)
             return status;
         st->sources[g] = memory;
         memset(memory, 0, sizeof *st->sources[g]);
-        st->whole = 0;
         status = kvt_snap_target_make(st->context, own, group, st->sources[g], &st->signs[g]);
         if (status != KVT_OK)
             return status;
@@ -473,7 +472,7 @@ static kvt_status on_block(void *user, const kvt_snap_block *at, const unsigned 
     const stage *st = user;
     kvt_block *block;
 
-    if (!st->whole)
+    if (!st->whole || st->sources[at->group])
         return KVT_OK;
     block = block_at(st, at);
     if (block)
@@ -491,7 +490,7 @@ static kvt_status on_map(void *user, const kvt_snap_block *at, kvt_snap_mapped *
     kvt_status status;
 
     *taken = 0;
-    if (!st->whole || group == UINT32_MAX)
+    if (!st->whole || st->sources[at->group] || group == UINT32_MAX)
         return KVT_OK;
     status = entry_of(st, at, &entry);
     if (status != KVT_OK || !entry)
@@ -704,7 +703,6 @@ static void answer(const stage *st, const kvt_seq *seq, kvt_load_result *result)
     checkpoint = kvt_checkpoint_before(seq, most);
     result->reuse_tokens = kvt_seq_reachable(seq, most);
     result->checkpoint_tokens = checkpoint ? checkpoint->n_tokens : UINT64_MAX;
-    result->mapped_bytes = st->maps.bytes;
 }
 
 /* Cut to what the prompt can use: no step is pending and it can be reached, so it does not fail. */
@@ -885,6 +883,7 @@ static kvt_status load(kvt_seq *seq, const kvt_snap_context *context, const orig
         answer(&st, seq, &found);
         if (options->reuse)
             status = cut(seq, options->reuse, &found);
+        found.mapped_bytes = kvt_snap_maps_bytes(&st.maps);
         if (status == KVT_OK && result)
             *result = found;
     } else {

@@ -109,8 +109,16 @@ kvt_status kvt_snap_map_block(kvt_snap_maps *maps, kvt_cache *cache, kvt_snap_ma
     of->origins[of->used].tokens = tokens;
     *block = kvt_mapping_block(mapping, (size_t)of->used, class_index, images, !maps->lazy);
     of->used++;
-    maps->bytes += cache->class_bytes[class_index];
     return KVT_OK;
+}
+
+uint64_t kvt_snap_maps_bytes(const kvt_snap_maps *maps)
+{
+    uint64_t bytes = 0;
+    size_t i;
+    for (i = 0; i < maps->n; i++)
+        bytes += kvt_mapping_used_bytes(maps->mappings[i]);
+    return bytes;
 }
 
 void kvt_snap_maps_release(kvt_snap_maps *maps)

@@ -10,8 +10,7 @@
 typedef struct kvt_snap_maps {
     kvt_mapping *mappings[KVT_MAX_DEPTH + 1];
     size_t n;
-    uint64_t bytes; /* of all blocks */
-    int lazy;       /* blocks are verified at first use */
+    int lazy; /* blocks are verified at first use */
 } kvt_snap_maps;
 
 /*
@@ -22,6 +21,8 @@ kvt_status kvt_snap_map_block(kvt_snap_maps *maps, kvt_cache *cache, kvt_snap_ma
                               uint64_t n_blocks, uint32_t group, uint32_t form, uint32_t tokens,
                               const unsigned char *images, const unsigned char *digests,
                               kvt_block **block);
+/* Of blocks that are still in use, each once. */
+uint64_t kvt_snap_maps_bytes(const kvt_snap_maps *maps);
 /* The load is over: what no block lies in goes. */
 void kvt_snap_maps_release(kvt_snap_maps *maps);
 
