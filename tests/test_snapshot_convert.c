@@ -372,6 +372,7 @@ static void pieces_go_along(void **state)
     static const kvt_snapshot_piece first[] = {{"a", "1", 1}, {"b", "22", 2}, {"c", NULL, 0}};
     static const kvt_snapshot_piece others[] = {{"b", "new", 3}, {"d", "4", 1}, {"e", NULL, 0}};
     static const kvt_snapshot_piece twice[] = {{"x", "1", 1}, {"x", "2", 1}};
+    static const kvt_snapshot_piece twice_replacing[] = {{"b", "1", 1}, {"b", "2", 1}};
     static const kvt_snapshot_piece unnamed[] = {{NULL, "1", 1}};
     rng r = {75};
     kvt_save_options o = saves(KVT_CODEC_RAW);
@@ -398,6 +399,8 @@ static void pieces_go_along(void **state)
     assert_string_equal(text, "a=1;b=new;c=;d=4;e=;");
     o.pieces = twice;
     o.n_pieces = 2;
+    assert_int_equal(convert("b", NULL, "d", &o, "same name"), KVT_ERR_ARG);
+    o.pieces = twice_replacing;
     assert_int_equal(convert("b", NULL, "d", &o, "same name"), KVT_ERR_ARG);
     o.pieces = unnamed;
     o.n_pieces = 1;

@@ -518,14 +518,15 @@ KVT_API kvt_status kvt_seq_create(kvt_cache *cache, kvt_seq **seq);
 
 /*
  * Take blocks ahead of time, so that the sequence can grow to n_tokens without an allocation,
- * whatever its steps. From then on the blocks that it gives up (truncate, clear, sealing) stay with
- * it until it is destroyed, and are held against the budget, all of them; so is the memory
- * for keys that kvt_seq_begin tells of, for 63 tokens, where n_tokens is above 64.
+ * whatever its steps. From then on the blocks of its own that it gives up (truncate, clear,
+ * sealing) stay with it until it is destroyed, and are held against the budget, all of them; so is
+ * the memory for keys that kvt_seq_begin tells of, for 63 tokens, where n_tokens is above 64.
  *
  * Reserve again after a fork or a kvt_seq_checkpoint, which share blocks that a step then copies;
- * after a kvt_seq_remove that moves tokens into the first fine_tokens; and after a clear, or a
- * truncate to what lies in the sinks of a group with a window, where the window had released blocks
- * before the reserve, which does not take these again.
+ * after a truncate or a clear that gives up blocks that are shared or mapped; after a
+ * kvt_seq_remove that moves tokens into the first fine_tokens; and after a clear, or a truncate to
+ * what lies in the sinks of a group with a window, where the window had released blocks before the
+ * reserve, which does not take these again.
  *
  * KVT_ERR_ARG    NULL
  * KVT_ERR_STATE  a step is pending

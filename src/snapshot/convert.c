@@ -108,7 +108,16 @@ static void release_pieces(pieces *p)
     free(p->list);
 }
 
-/* The caller's come behind, in place of those of the same name. */
+/* Its data is still behind its name, in the same memory. */
+static int is_from_file(const kvt_snapshot_piece *piece)
+{
+    return piece->data == piece->name + strlen(piece->name) + 1;
+}
+
+/*
+ * The caller's come behind, in place of those of the same name: a second one of that name comes
+ * behind all, and the save refuses it.
+ */
 static kvt_status add_pieces(pieces *p, const kvt_save_options *o)
 {
     kvt_snapshot_piece *list;
@@ -124,7 +133,7 @@ static kvt_status add_pieces(pieces *p, const kvt_save_options *o)
     p->list = list;
     for (i = 0; i < o->n_pieces; i++) {
         for (j = 0; j < p->from_file && o->pieces[i].name; j++)
-            if (strcmp(list[j].name, o->pieces[i].name) == 0) {
+            if (is_from_file(&list[j]) && strcmp(list[j].name, o->pieces[i].name) == 0) {
                 list[j].data = o->pieces[i].data;
                 list[j].bytes = o->pieces[i].bytes;
                 break;

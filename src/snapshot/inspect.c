@@ -177,9 +177,10 @@ kvt_status kvt_snapshot_inspect_with(const char *path, const kvt_inspect_options
     if (info->struct_size != sizeof *info)
         return kvt_snap_fail(&context, KVT_ERR_ARG, "info.struct_size is %zu, not %zu",
                              info->struct_size, sizeof *info);
-    if (options && (!kvt_copy_struct(&copy, options, sizeof copy) || copy.verify > 1))
+    if (options &&
+        (!kvt_copy_struct(&copy, options, sizeof copy) || copy.verify > 1 || copy.reserved))
         return kvt_snap_fail(&context, KVT_ERR_ARG,
-                             "inspect options: unknown struct_size, or verify");
+                             "inspect options: unknown struct_size, or verify or reserved");
     status = kvt_snap_alloc(&context, sizeof *i + sizeof *header, "a snapshot's header", &memory);
     if (status != KVT_OK)
         return status;

@@ -62,6 +62,8 @@ static void show_tag(const unsigned char *tag, uint32_t bytes, char *text, size_
                                  i || !plain ? "" : "\"", tag[i]);
     if (bytes)
         (void)snprintf(text + used, text_bytes - used, "%s", i < bytes ? "..." : plain ? "\"" : "");
+    else
+        (void)snprintf(text, text_bytes, "none");
 }
 
 static kvt_status on_sequence(void *user, int32_t next_position, const unsigned char *tag,
