@@ -1480,20 +1480,21 @@ static void bad_snapshot_arguments(void **state)
     refused_silently(&f, KVT_ERR_ARG, kvt_seq_save_stream(NULL, &writer, NULL));
     refused(&f, KVT_ERR_ARG, "", kvt_seq_save_stream(f.seq, NULL, NULL));
     refused(&f, KVT_ERR_ARG, "", kvt_seq_save_stream(f.seq, &no_write, NULL));
-#define save_case(change)                                                                          \
+#define save_case(says, change)                                                                    \
     do {                                                                                           \
         kvt_save_options o = save;                                                                 \
         change;                                                                                    \
-        refused(&f, KVT_ERR_ARG, "", kvt_seq_save_stream(f.seq, &writer, &o));                     \
+        refused(&f, KVT_ERR_ARG, says, kvt_seq_save_stream(f.seq, &writer, &o));                   \
     } while (0)
-    save_case(o.struct_size = 0);
-    save_case(o.struct_size++);
-    save_case(o.codec = 3);
-    save_case(o.no_fsync = 2);
-    save_case(o.zstd_level = 20);
-    save_case(o.zstd_level = -8);
-    save_case(o.zstd_level = INT32_MIN);
-    save_case(o.in_place = 2);
+    save_case("struct_size", o.struct_size = 0);
+    save_case("struct_size", o.struct_size++);
+    save_case("codec 3", o.codec = 3);
+    save_case("no_fsync 2", o.no_fsync = 2);
+    save_case("zstd_level", o.zstd_level = 20);
+    save_case("zstd_level", o.zstd_level = -8);
+    save_case("zstd_level", o.zstd_level = INT32_MIN);
+    save_case("in_place 2", o.in_place = 2);
+    save_case("reserved", o.reserved = 1);
 
     refused_silently(&f, KVT_ERR_ARG, kvt_seq_load(NULL, "x", NULL, &result));
     refused(&f, KVT_ERR_ARG, "", kvt_seq_load(f.seq, NULL, NULL, &result));

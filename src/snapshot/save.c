@@ -125,10 +125,12 @@ static kvt_status admit(const kvt_seq *seq, const kvt_save_options *options, kvt
         if (!kvt_copy_struct(copy, options, sizeof *copy))
             return refuse(seq, "unknown struct_size");
         if (copy->codec > KVT_CODEC_ZSTD || copy->no_fsync > 1 || copy->in_place > 1 ||
-            copy->convert > 1 || copy->reserved)
+            copy->convert > 1)
             return kvt_fail(seq->cache, KVT_ERR_ARG,
                             "save options: codec %u, no_fsync %u, in_place %u or convert %u",
                             copy->codec, copy->no_fsync, copy->in_place, copy->convert);
+        if (copy->reserved)
+            return refuse(seq, "reserved is not 0");
         if (copy->zstd_level < -7 || copy->zstd_level > 19)
             return kvt_fail(seq->cache, KVT_ERR_ARG, "save options: zstd_level %d is not -7 to 19",
                             (int)copy->zstd_level);
