@@ -710,9 +710,12 @@ else
     refuses 3 'i8.kvt: .*not encrypted' info --key-file "$work/key2" "$golden/i8.kvt"
     run 0 info --key-file "$work/key" "$work/new/crypt.kvt"
     says out 'version  *1, encrypted$'
+    bytes=$(wc -c <"$work/new/crypt.kvt") # of the file, not of what is encrypted in it
     run 0 info --json --key-file "$work/key" "$work/new/crypt.kvt"
     says out '"encrypted":true,'
+    says out "\"file_bytes\":$bytes,"
     run 0 verify --key-file "$work/key" "$work/new/crypt.kvt"
+    says out "crypt.kvt: sound, 300 tokens, $bytes bytes\$"
     run 0 dump --key-file "$work/key" --tokens 1 "$work/new/crypt.kvt"
     run 0 convert --key-file "$work/key" "$work/new/crypt.kvt" "$work/new/same.kvt" # the key stays
     run 0 diff --key-file "$work/key" "$work/new/crypt.kvt" "$work/new/same.kvt"

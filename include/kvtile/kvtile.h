@@ -1316,7 +1316,7 @@ typedef struct kvt_snapshot_info {
     uint64_t n_blocks;        /* of all groups, those that only checkpoints have included */
     uint64_t n_open_blocks;  /* of them: f16, where the group has i8, i4, i5; with verify, else 0 */
     uint64_t n_checkpoints;  /* with verify, else 0 */
-    uint64_t file_bytes;     /* read; kvt_snapshot_inspect reads to the end only with verify */
+    uint64_t file_bytes;     /* read of the file, encrypted or not; with verify all of them */
     uint64_t stored_bytes;   /* of the blocks' streams as stored; with verify, else 0 */
     uint64_t native_bytes;   /* of the same streams decoded; with verify, else 0 */
     uint64_t n_elements;     /* of K and V in them; with verify, else 0 */

@@ -9,6 +9,22 @@ typedef struct inspection {
     kvt_snapshot_info info;
 } inspection;
 
+/* The file as it is read: of an encrypted one, also what decrypting takes away. */
+typedef struct counted {
+    const kvt_reader *from;
+    uint64_t bytes;
+} counted;
+
+static int64_t read_counted(void *user, void *data, size_t bytes)
+{
+    counted *c = user;
+    int64_t n = c->from->read(c->from->user, data, bytes);
+
+    if (n > 0)
+        c->bytes += (uint64_t)n;
+    return n;
+}
+
 static kvt_status on_parent(void *user, const kvt_snap_parent *parent)
 {
     kvt_snapshot_info *info = &((inspection *)user)->info;
@@ -111,6 +127,8 @@ static kvt_status read_file(inspection *i, kvt_snap_file *file, const kvt_reader
     char folder[KVT_SNAP_PATH_BYTES];
     size_t n = kvt_snap_folder_bytes(path);
     kvt_snap_crypt crypt, *decrypts = NULL;
+    counted coded = {reader, 0};
+    kvt_reader counts_coded = {&coded, read_counted};
     kvt_snap_counts counts;
     kvt_snap_input input;
     kvt_snap_sink sink;
@@ -139,15 +157,18 @@ static kvt_status read_file(inspection *i, kvt_snap_file *file, const kvt_reader
         decrypts = &crypt;
         input.bytes = UINT64_MAX;
         i->info.encrypted = 1;
-        status = kvt_snap_decrypt_begin(i->context, input.key, reader, &crypt, &input.reader);
+        status =
+            kvt_snap_decrypt_begin(i->context, input.key, &counts_coded, &crypt, &input.reader);
     }
     if (status == KVT_OK)
         status = kvt_snap_read(i->context, &input, !i->options->verify, &sink, header, &counts);
     if (status == KVT_OK && i->options->verify)
         status = expect_end(&input, decrypts, file, path);
     status = explain(status, decrypts, file, path);
-    if (decrypts)
+    if (decrypts) {
         kvt_snap_crypt_release(&crypt);
+        counts.file_bytes = coded.bytes;
+    }
     if (status == KVT_OK)
         describe(&i->info, header, &counts);
     return status;

@@ -361,6 +361,7 @@ class Options(Base):
         self.check_same()
         info = kvtile.inspect(self.path("a"), verify=True, key=KEY)
         self.assertTrue(info.encrypted)
+        self.assertEqual(info.file_bytes, os.path.getsize(self.path("a")))
         fill(self.seq, 10)
         self.seq.save(self.path("b"), key=KEY, parent=self.path("a"))
         self.other.load(self.path("b"), key=KEY)
