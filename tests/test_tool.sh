@@ -203,6 +203,13 @@ accents="$work/$(printf '\303\251\342\202\254').kvt" # UTF-8, which stays
 cp "$golden/empty.kvt" "$accents"
 run 0 info --json --quick "$accents"
 says out "\"file\":\"$accents\",\"status\""
+c1="$work/$(printf 'x\302\200y\302\237z\302\240').kvt" # U+0080, U+009F; U+00A0 stays
+cp "$golden/empty.kvt" "$c1"
+run 0 info --json --quick "$c1"
+says out "\"file\":\"[^\"]*/x\\\\u0080y\\\\u009fz$(printf '\302\240').kvt\",\"status\""
+run 0 verify "$c1"
+says out "/x?y?z$(printf '\302\240').kvt: sound"
+refuses 3 "a?\[31mb: .*No such file" verify "$work/$(printf 'a\302\233[31mb')"
 if command -v python3 >/dev/null 2>&1; then
     "$tool" info --json "$golden"/*.kvt "$odd" "$work"/*.kvt 2>/dev/null |
         python3 -c 'import json, sys; [json.loads(line) for line in sys.stdin]' ||

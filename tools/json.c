@@ -38,6 +38,8 @@ void json_text(const char *text)
             printf("\\%c", *p);
         else if (*p < 0x20 || *p == 0x7f)
             printf("\\u%04x", *p);
+        else if (tool_is_control((const char *)p))
+            printf("\\u%04x", p[1]); /* U+0080 is c2 80 */
         else if (n == 0)
             printf("\\ufffd");
         else

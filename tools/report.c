@@ -25,10 +25,18 @@ static char shown(char c)
     return (unsigned char)c < 0x20 || c == 0x7f ? '?' : c;
 }
 
+int tool_is_control(const char *text)
+{
+    return (unsigned char)text[0] == 0xc2 && ((unsigned char)text[1] & 0xe0) == 0x80;
+}
+
 void tool_print_name(FILE *to, const char *name)
 {
-    for (; *name; name++)
-        (void)fputc(shown(*name), to);
+    for (; *name; name++) {
+        int two = tool_is_control(name);
+        (void)fputc(two ? '?' : shown(*name), to);
+        name += two;
+    }
 }
 
 /* Whether the first n bytes of both are shown alike. */

@@ -85,6 +85,8 @@ int tool_cut_name(char *text, const char *file);
 
 /* A name, or a text with names: on one line, without orders to a terminal. */
 void tool_print_name(FILE *to, const char *name);
+/* Two bytes that are a control character in UTF-8, U+0080 to U+009F: 1. */
+int tool_is_control(const char *text);
 
 const char *tool_type_name(kvt_type type);
 void tool_print_hex(const uint8_t *bytes, uint32_t n);
