@@ -771,6 +771,17 @@ if (ulimit -f 4000) 2>/dev/null; then # a limit on the size of files, met on the
         says err '^kvtile: .*new/x: .*: File too large$'
         leaves
     done
+    for there in '' x; do # the folder of arrays goes again if it was made, and is empty
+        [ -z "$there" ] || mkdir "$work/new/x"
+        (ulimit -f 4; exec "$tool" dump --npy "$work/new/x" "$work/big.kvt" >"$work/out" 2>"$work/err")
+        [ $? -eq 3 ] || fails "dump --npy: a limit on files was not noticed"
+        says err '^kvtile: .*new/x/token_ids.npy: .*: File too large$'
+        leaves $there
+    done
+    (ulimit -f 4000; exec "$tool" dump --npy "$work/new/x" "$work/big.kvt" >"$work/out" 2>"$work/err")
+    says err '^kvtile: .*new/x/layers.0.k.npy: .*: File too large$'
+    [ "$(ls -A "$work/new/x" | tr '\n' ' ')" = 'positions.npy token_ids.npy ' ] || fails "arrays: $(ls -A "$work/new/x")"
+    leaves x
 fi
 if [ "$(id -u)" -ne 0 ]; then
     chmod 500 "$work/new"
@@ -798,6 +809,7 @@ for how in "TERM dump --safetensors" "TERM dump --npy" "TERM convert --level=19"
     [ $code -gt 128 ] && [ "$(kill -l $code)" = $signal ] || fails "$how: exit code $code after $signal"
     says err ': interrupted$'
     [ -z "$(find "$work/new" -name '.*kvtile*' -o -name '.*tmp*')" ] || fails "$how: a temporary is left: $(find "$work/new")"
+    [ -z "$(find "$work/new" -mindepth 1 -type d -empty)" ] || fails "$how: an empty folder is left"
     rm -rf "$work/new" && mkdir "$work/new"
 done
 # Nobody reads the progress, or the array, any more.

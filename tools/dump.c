@@ -397,6 +397,8 @@ static int write_files(dump *d)
         code = write_safetensors(d);
     if (code == SOUND)
         progress_end();
+    else if (made)
+        (void)rmdir(o->npy); /* where there is no array in it yet */
     return code;
 }
 
