@@ -101,6 +101,7 @@ done
 for option in --password-file --prefix --ca-file; do
     refuses 2 'empty: a directory has no' ls $option x "$work/empty"
 done
+refuses 2 'empty: a directory has no prefix' ls --prefix= "$work/empty"
 refuses 2 'empty: a directory has no TLS' ls --cert-file x --key-file y "$work/empty"
 
 # ---- a directory ----
@@ -292,6 +293,8 @@ else
     wait $!
     run 0 ls --prefix other: "redis://127.0.0.1:$port"
     lines 1
+    run 0 ls --prefix= "redis://127.0.0.1:$port" # keys that are the digits alone
+    lines 1
     run 0 ls "redis://127.0.0.1:$port/1"
     lines 1
     refuses 3 'redis://127.0.0.1:' gc "redis://127.0.0.1:$port"
@@ -306,6 +309,10 @@ else
     key=$(sed -n 2p "$work/out" | cut -f 1)
     name=$(redis-cli -p $port --raw keys '*' 2>/dev/null | LC_ALL=C sort | sed -n 1p)
     if [ -n "$name" ]; then
+        redis-cli -p $port rename "$name" "${name#kvt:}" >/dev/null
+        run 0 verify --prefix '' "redis://127.0.0.1:$port"
+        says out ' 1 sound, 0 damaged, '
+        redis-cli -p $port rename "${name#kvt:}" "$name" >/dev/null
         redis-cli -p $port setrange "$name" 9000 '~~~~' >/dev/null
         run 1 verify "redis://127.0.0.1:$port"
         says out "$((n - 1)) sound, 1 damaged, "

@@ -314,8 +314,8 @@ static int set_password_file(tool_options *o, const char *value)
 
 static int set_prefix(tool_options *o, const char *value)
 {
-    o->prefix = value;
-    return *value ? 0 : -1;
+    o->prefix = value; /* may be empty: the library takes that, too */
+    return 0;
 }
 
 static int set_ca_file(tool_options *o, const char *value)
