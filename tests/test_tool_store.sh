@@ -70,7 +70,7 @@ done
 for url in redis:// redis://:secret@ redis://host:0 redis://host:65536 redis://host:x redis://host/x \
     redis://host:secret:1 'redis://[::1' 'redis://[::1]2' redis://u:%4@host redis://u:%00@host \
     redis+unix:// redis+unix://secret redis+unix://secret@ redis://host/1/2 rediss://; do
-    refuses 2 'redis: the URL is not' ls "$url"
+    refuses 2 'redis: the URL is not redis\[s\]://' ls "$url"
     grep -q secret "$work/err" && fails "the error shows a password"
 done
 refuses 2 "redis://h:1/0: a server's bound" gc --max-bytes 1k redis://h:1
@@ -351,7 +351,11 @@ else
         fails "TLS: $(cat "$work/out" "$work/server")"
     else
         client="--cert-file $work/tls/client.crt --key-file $work/tls/client.key"
-        says err 'tls_ca_file: .*/nothing: No such file'
+        says err ': --ca-file: .*/nothing: No such file'
+        refuses 3 ': --cert-file: .*/ca.key: it is no certificate in PEM$' ls \
+            --cert-file "$work/tls/ca.key" --key-file "$work/tls/client.key" rediss://localhost:$tls_port
+        refuses 3 ': --key-file: .*/ca.key: it is not the key of --cert-file$' ls \
+            --cert-file "$work/tls/client.crt" --key-file "$work/tls/ca.key" rediss://localhost:$tls_port
         run 0 stats --ca-file "$work/tls/ca.crt" $client rediss://localhost:$tls_port
         says out "^rediss://localhost:$tls_port/0\$"
         run 0 ls --ca-file "$work/tls/ca.crt" $client rediss://127.0.0.1:$tls_port/2

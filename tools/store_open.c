@@ -195,6 +195,28 @@ static void set_name(tool_store *s, const parts *p)
                        p->host, p->port ? p->port : 6379u, p->database);
 }
 
+/*
+ * The library names the fields of its struct, as the first or the last word; here they are options.
+ * What stands between is a path.
+ */
+static void name_options(char *text)
+{
+    static const char *const names[][2] = {{"tls_ca_file", "--ca-file"},
+                                           {"tls_cert_file", "--cert-file"},
+                                           {"tls_key_file", "--key-file"}};
+    size_t i;
+
+    for (i = 0; i < sizeof names / sizeof names[0]; i++) {
+        size_t field = strlen(names[i][0]), option = strlen(names[i][1]), n = strlen(text);
+        if (n >= field && strcmp(text + n - field, names[i][0]) == 0)
+            memcpy(text + n - field, names[i][1], option + 1); /* which is shorter */
+        if (strncmp(text, names[i][0], field) == 0 && text[field] == ':') {
+            memcpy(text, names[i][1], option);
+            memmove(text + option, text + field, strlen(text + field) + 1);
+        }
+    }
+}
+
 static int open_server(tool_store *s, parts *p, const tool_options *o)
 {
     kvt_redis_config config;
@@ -237,6 +259,7 @@ static int open_server(tool_store *s, parts *p, const tool_options *o)
     config.error_text = text;
     config.error_text_bytes = sizeof text;
     status = kvt_store_open_redis(&config, &s->store);
+    name_options(text);
     return status == KVT_OK
                ? SOUND
                : tool_fail(o, s->name, status, "%s", *text ? text : kvt_status_string(status));
@@ -298,7 +321,7 @@ int store_open(tool_store *s, const char *name, const tool_options *o)
     kind = take_apart(&p, name);
     if (kind < 0) /* which may have a password */
         code = tool_refuse(o, "redis",
-                           "the URL is not redis://[user:password@]host[:port]"
+                           "the URL is not redis[s]://[user:password@]host[:port]"
                            "[/database] or redis+unix:///path");
     else if (kind > 0)
         code = open_server(s, &p, o);
