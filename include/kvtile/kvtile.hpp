@@ -786,6 +786,14 @@ inline const kvt_type *uniform_type(kvt_type type) noexcept
     return &each_type[at < std::size(each_type) ? at : std::size(each_type) - 1];
 }
 
+/* Of no layers, too, a pointer that is not NULL: that stands for all of them. */
+inline constexpr std::uint32_t no_layer = 0;
+
+inline const std::uint32_t *chosen_layers(span<const std::uint32_t> layers) noexcept
+{
+    return layers.empty() ? &no_layer : layers.data();
+}
+
 /* What is put behind a container's elements, and taken away again unless it is kept. */
 template <class C> struct added {
     explicit added(C &of) noexcept : memory(of), before(of.size()) {}
@@ -867,9 +875,10 @@ struct save_options : kvt_save_options {
         n_tokens = n;
         return *this;
     }
+    /* No layer is refused by the call that takes the options: NULL would be all of them. */
     save_options &with_layers(span<const std::uint32_t> ascending) noexcept
     {
-        layers = ascending.data();
+        layers = detail::chosen_layers(ascending);
         n_layers = static_cast<std::uint32_t>(ascending.size());
         return *this;
     }
@@ -946,9 +955,10 @@ struct load_options : kvt_load_options {
         convert = yes ? 1 : 0;
         return *this;
     }
+    /* No layer is refused, likewise. */
     load_options &with_layers(span<const std::uint32_t> ascending) noexcept
     {
-        layers = ascending.data();
+        layers = detail::chosen_layers(ascending);
         n_layers = static_cast<std::uint32_t>(ascending.size());
         return *this;
     }

@@ -1284,6 +1284,15 @@ static void chains(const std::string &folder)
     CHECK(seq.try_save_to(memory));
     CHECK(part.try_load_from(memory, kvt::load_options().with_layers(one)) && part.length() == 300);
     CHECK(part.try_read(0, KVT_SIDE_K, 64, 100, rows) && rows == expected);
+
+    /* None of the layers is not all of them. */
+    const std::vector<std::uint32_t> none;
+    kvt::load_options of_none;
+    of_none.with_layers(none);
+    CHECK(seq.try_save_to(memory, kvt::save_options().with_layers(none)).status() == KVT_ERR_ARG);
+    CHECK(other.try_load_from(memory, of_none).status() == KVT_ERR_ARG);
+    CHECK(kvt::try_convert(whole, first, {}, of_none).status() == KVT_ERR_ARG);
+    CHECK(other.try_load_from(memory));
 }
 
 /* Encrypted, where the library can. */
