@@ -1088,7 +1088,8 @@ typedef struct kvt_save_options {
     uint32_t in_place;    /* 1: write over the file itself (kvt_seq_save only), see there */
     uint64_t first_token; /* save the tokens from this one on; a multiple of KVT_BLOCK_TOKENS. From
                                a later one than 0 checkpoints are left out */
-    uint64_t n_tokens;    /* so many; 0: all to the end. Checkpoints behind are left out */
+    uint64_t n_tokens;    /* so many; 0: all to the end. Checkpoints behind are left out, and a next
+                               position that was set, where the last token is */
     const uint32_t *layers;  /* [n_layers] of the model's, ascending: the file has these alone, as
                                layers 0, 1, ...; NULL: all */
     uint32_t n_layers;       /* 0 where layers is NULL */
@@ -1258,9 +1259,10 @@ typedef struct kvt_load_result {
  * and all of a file that has more layers than the cache, are read into memory. The file, and its
  * parents, must not be changed from the call on, during the load too, until none of their blocks is
  * used any more (a save that replaces one is fine: it makes a new file); where one is cut short the
- * process gets SIGBUS. With KVT_MAP_LAZY kvt_attend, kvt_read, kvt_visit, kvt_seq_begin and saves
- * answer KVT_ERR_CORRUPT, with their output unwritten, when they meet a damaged layer of a block. A
- * save meets those that it writes: a delta only names a block whose id its parent has.
+ * process gets SIGBUS. With KVT_MAP_LAZY kvt_attend, kvt_read, kvt_visit, kvt_seq_begin,
+ * kvt_seq_remove, kvt_prefix_put and saves answer KVT_ERR_CORRUPT, with their output unwritten,
+ * when they meet a damaged layer of a block. A save meets those that it writes: a delta only names
+ * a block whose id its parent has.
  *
  * KVT_ERR_STATE     a step is pending
  * KVT_ERR_IO        cannot be opened or read; a parent is missing, or no regular file
@@ -1270,7 +1272,7 @@ typedef struct kvt_load_result {
  *                   moved while the cache's groups have no RoPE described; the text names it. A
  *                   parent that is another file than the one that the delta was saved for. A wrong
  *                   key, or none, or one for a file that is not encrypted
- * KVT_ERR_FULL      longer than max_tokens
+ * KVT_ERR_FULL      longer than max_tokens, also where reuse would take up less
  * KVT_ERR_LIMIT     options.layers: those that are left out are too large beside the others
  * KVT_ERR_VALUE     convert: a value is beyond what the cache's type can store
  * KVT_ERR_UNSUPPORTED  encrypted, and the library was built without libsodium; map of a file that
@@ -1317,7 +1319,8 @@ typedef struct kvt_snapshot_info {
     uint64_t n_open_blocks;  /* of them: f16, where the group has i8, i4, i5; with verify, else 0 */
     uint64_t n_checkpoints;  /* with verify, else 0 */
     uint64_t file_bytes;     /* read of the file, encrypted or not; with verify all of them */
-    uint64_t stored_bytes;   /* of the blocks' streams as stored; with verify, else 0 */
+    uint64_t stored_bytes;   /* of the blocks' streams as stored, those that a delta's parents have
+                                included; with verify, else 0 */
     uint64_t native_bytes;   /* of the same streams decoded; with verify, else 0 */
     uint64_t n_elements;     /* of K and V in them; with verify, else 0 */
     uint8_t snapshot_id[16]; /* names what is in the file, however it is coded (a delta and what
@@ -1373,10 +1376,12 @@ KVT_API kvt_status kvt_snapshot_inspect_with(const char *path, const kvt_inspect
  *
  * from_options (may be NULL): folder, key, on_piece, progress and layers as for a load, the layers
  *     being n_layers of the file's; all others have to be 0
- * to_options (may be NULL): as for kvt_seq_save, of the groups that are left where layers are
- *     chosen; with types n_types is 1 or their number
+ * to_options (may be NULL): as for kvt_seq_save, of the groups that are left where
+ *     from_options->layers are chosen; with types n_types is 1 or their number
  * error_text (may be NULL): says why on failure. Errors as kvt_seq_load and kvt_seq_save. `to` may
  * be `from`, but none of its parents (KVT_ERR_ARG); `from` has to be a regular file (KVT_ERR_IO).
+ * Deltas that were saved for a `from` which is `to` can be loaded no more, but where it is no delta
+ * itself and only its codec changes.
  */
 KVT_API kvt_status kvt_snapshot_convert(const char *from, const kvt_load_options *from_options,
                                         const char *to, const kvt_save_options *to_options,

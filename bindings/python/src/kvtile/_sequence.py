@@ -521,8 +521,8 @@ class Sequence(Handle):
         fsync, in_place: of a path alone. False: do not wait for the disk; True: write over a file
             that cannot be renamed over, which is not atomic: on an error a part of the new file may
             be in its place
-        tokens: a range of step 1 of those to save, from a multiple of 64 on; checkpoints are kept
-            if it begins with 0
+        tokens: a range of step 1 of those to save, from a multiple of 64 on; checkpoints up to its
+            end are kept if it begins with 0, a next position that was set if it ends with the last
         layers: ascending numbers of those to save, as layers 0, 1, ... of the file
         types: convert; "i4" for K and V, ("i8", "i4") for each, or a list of one of these for
             each group. None in a pair: as it is
@@ -533,9 +533,10 @@ class Sequence(Handle):
             raised, with nothing changed; if it answers something true, that is CancelledError
 
         StateError: a step is pending, or a window has released tokens. IoError: the old file is in
-        place. MismatchError, FormatError, CorruptError: the parent. NumberError: beyond a type.
-        UnsupportedError: a key, and the library was built without encryption. An exception of the
-        file object's write is raised as it is.
+        place. MismatchError, FormatError, CorruptError: the parent. LimitError: too many parents, or
+        blocks. NumberError: beyond a type. UnsupportedError: a key, and the library was built
+        without encryption. ArgError, OutOfMemoryError. An exception of the file object's write is
+        raised as it is.
         """
         _snapshot.save(self, file, options)
 
@@ -572,8 +573,8 @@ class Sequence(Handle):
         progress: see `save`
 
         On any error it is as it was: StateError, IoError, FormatError, CorruptError, MismatchError,
-        FullError, BudgetError, NumberError, UnsupportedError, CancelledError. An exception of the
-        file object's read is raised as it is.
+        FullError, LimitError, BudgetError, NumberError, UnsupportedError, CancelledError, ArgError,
+        OutOfMemoryError. An exception of the file object's read is raised as it is.
         """
         return _snapshot.load(self, file, {**options, "prompt": prompt})
 
