@@ -677,6 +677,14 @@ run 0 diff "$work/new/third.kvt" "$work/new/merged.kvt"
 # Not over one of its parents: what else has that for a parent would be lost.
 refuses 2 'first.kvt: .*the output is a parent' merge --force "$work/new/third.kvt" "$work/new/first.kvt"
 run 0 verify "$work/new/third.kvt"
+# In its own place: another codec leaves the deltas of a file that is none, a fold does not.
+run 0 convert --force --codec raw "$work/new/first.kvt" "$work/new/first.kvt"
+run 0 verify "$work/new/second.kvt" "$work/new/third.kvt"
+cp "$work/new/second.kvt" "$work/new/kept.kvt"
+run 0 merge --force "$work/new/second.kvt" "$work/new/second.kvt"
+refuses 3 'third.kvt: .*another snapshot .*second.kvt' verify "$work/new/third.kvt"
+mv "$work/new/kept.kvt" "$work/new/second.kvt"
+run 0 verify "$work/new/third.kvt"
 chmod 600 "$work/new/merged2.kvt" # what is replaced keeps its permissions
 run 0 merge --force "$work/new/third.kvt" "$work/new/merged2.kvt"
 [ "$(stat -c %a "$work/new/merged2.kvt")" = 600 ] || fails "permissions of a file that was replaced"
