@@ -1261,8 +1261,9 @@ typedef struct kvt_load_result {
  * used any more (a save that replaces one is fine: it makes a new file); where one is cut short the
  * process gets SIGBUS. With KVT_MAP_LAZY kvt_attend, kvt_read, kvt_visit, kvt_seq_begin,
  * kvt_seq_remove, kvt_prefix_put and saves answer KVT_ERR_CORRUPT, with their output unwritten,
- * when they meet a damaged layer of a block. A save meets those that it writes: a delta only names
- * a block whose id its parent has.
+ * when they meet a damaged layer of a block; but of a save to a stream, a descriptor, memory or in
+ * place some has been written then. A save meets those that it writes: a delta only names a block
+ * whose id its parent has.
  *
  * KVT_ERR_STATE     a step is pending
  * KVT_ERR_IO        cannot be opened or read; a parent is missing, or no regular file
@@ -1275,8 +1276,8 @@ typedef struct kvt_load_result {
  * KVT_ERR_FULL      longer than max_tokens, also where reuse would take up less
  * KVT_ERR_LIMIT     options.layers: those that are left out are too large beside the others
  * KVT_ERR_VALUE     convert: a value is beyond what the cache's type can store
- * KVT_ERR_UNSUPPORTED  encrypted, and the library was built without libsodium; map of a file that
- *                      is encrypted, or where files cannot be mapped
+ * KVT_ERR_UNSUPPORTED  encrypted, and the library was built without libsodium; map with a key, or
+ *                      where files cannot be mapped
  * KVT_ERR_CANCELLED    progress or on_piece said so
  * KVT_ERR_ARG, KVT_ERR_MEMORY, KVT_ERR_BUDGET
  */
