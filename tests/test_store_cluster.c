@@ -131,6 +131,27 @@ static void test_all_nodes(void **state)
     kvt_store_close(&store);
 }
 
+/* A receiver ends a get while other nodes have been sent a part of their commands. */
+static void test_stopped(void **state)
+{
+    kvt_redis_config config = config_of(0);
+    kvt_store store;
+    kvt_store_error error;
+    (void)state;
+
+    config.pipeline = 1;
+    store = open_with(&config);
+    expect_call(KVT_OK, error, put_values(&store, 0, N, 100, 1, NULL, &error));
+    for (size_t n = 1; n < 20; n++) {
+        taken t = {.stop_after = n};
+        expect_call(KVT_OK, error, get_values(&store, 0, N, &t, &error));
+        assert_int_equal(t.n_whole, n);
+        free_taken(&t);
+        expect_values(&store, n, 3, 100, NULL);
+    }
+    kvt_store_close(&store);
+}
+
 /* The first call finds the nodes by their redirections; then there are none. */
 static void test_slots(void **state)
 {
@@ -379,6 +400,7 @@ int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(test_all_nodes, empty),
+        cmocka_unit_test_setup(test_stopped, empty),
         cmocka_unit_test(test_slots),
         cmocka_unit_test_setup(test_moved, empty),
         cmocka_unit_test_setup(test_ask, empty),

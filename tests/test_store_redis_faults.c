@@ -260,6 +260,51 @@ static void test_slow_receiver(void **state)
     kvt_store_close(&store);
 }
 
+/* The time is over when all that was sent has been answered, and not all has been sent: the next
+   call's commands are its own, and in its order. */
+static int takes_too_long(void *user, size_t i)
+{
+    (void)user;
+    (void)i;
+    (void)poll(NULL, 0, 2100);
+    return KVT_STORE_MORE;
+}
+
+static int is_in_order(void *user, size_t i)
+{
+    size_t *next = user;
+    assert_int_equal(i, *next);
+    ++*next;
+    return KVT_STORE_MORE;
+}
+
+static void test_unsent(void **state)
+{
+    (void)state;
+    redis_expect(&server, "+OK", "FLUSHALL");
+    for (size_t n = 10; n > 0; n /= 10) { /* of the next call */
+        kvt_redis_config config = config_of(server.port);
+        kvt_store store = open_with(&config);
+        kvt_store_error error;
+        size_t next = 0;
+        taken late = {.on_value = takes_too_long}, t = {.on_value = is_in_order, .user = &next};
+
+        expect_call(KVT_OK, error, put_values(&store, 0, 10, 100, 1, NULL, &error));
+        kvt_store_close(&store);
+        config.pipeline = 1;
+        config.call_timeout_ms = 2000;
+        store = open_with(&config);
+        expect_call(KVT_ERR_IO, error, get_values(&store, 0, 10, &late, &error));
+        expect_text(&error, "longer than 2000 ms");
+        assert_int_equal(late.n_whole, 1);
+        free_taken(&late);
+        expect_call(KVT_OK, error, get_values(&store, 0, n, &t, &error));
+        assert_int_equal(next, n);
+        free_taken(&t);
+        kvt_store_close(&store);
+    }
+}
+
 static void test_frozen(void **state)
 {
     kvt_redis_config config = config_of(server.port);
@@ -647,7 +692,7 @@ int main(void)
         cmocka_unit_test(test_cuts),        cmocka_unit_test(test_slices),
         cmocka_unit_test(test_nonsense),    cmocka_unit_test(test_all_nonsense),
         cmocka_unit_test(test_secret),      cmocka_unit_test(test_late_answer),
-        cmocka_unit_test(test_closing),
+        cmocka_unit_test(test_closing),     cmocka_unit_test(test_unsent),
     };
     int failed;
     if (!redis_begin(NULL))

@@ -57,9 +57,15 @@ kvt_redis_client *kvt_redis_client_take(kvt_redis *redis)
 
 void kvt_redis_client_give(kvt_redis *redis, kvt_redis_client *client)
 {
-    for (size_t i = 0; i < client->n_links; i++)
-        if (client->links[i] && !kvt_redis_link_is_clean(client->links[i]))
-            kvt_redis_link_close(client->links[i]);
+    for (size_t i = 0; i < client->n_links; i++) {
+        kvt_redis_link *link = client->links[i];
+        if (!link)
+            continue;
+        /* What a call that ended early had not sent yet: it is no state of the connection. */
+        link->queue = link->queue_last = SIZE_MAX;
+        if (!kvt_redis_link_is_clean(link))
+            kvt_redis_link_close(link);
+    }
     (void)pthread_mutex_lock(&redis->lock);
     if (redis->n_idle < IDLE_CLIENTS) {
         client->next = redis->idle;

@@ -104,7 +104,7 @@ typedef struct kvt_redis_link {
     int timed_out;     /* it was closed since no byte came or went */
     uint64_t since_ms; /* no byte has come or gone since; 0: one has */
     /* Of a job (redis_run.c): commands to be sent, requests that are not answered. */
-    size_t queue, queue_last; /* linked by kvt_redis_command.next; SIZE_MAX: none */
+    size_t queue, queue_last; /* linked by command.next; SIZE_MAX: none, as between calls */
     kvt_redis_request *ring;
     size_t ring_first, ring_count, ring_capacity;
     size_t n_flying; /* commands in the ring */
@@ -255,7 +255,8 @@ size_t kvt_redis_masters(kvt_redis *redis, int *nodes);
 
 /* ---- redis.c ---- */
 
-/* An idle client, or a new one; NULL: no memory. Give it back; its broken links are closed. */
+/* An idle client, or a new one; NULL: no memory. Give it back; its broken links are closed, its
+   queues emptied. */
 kvt_redis_client *kvt_redis_client_take(kvt_redis *redis);
 void kvt_redis_client_give(kvt_redis *redis, kvt_redis_client *client);
 /* The client's link to a node, connected now if it was not. */
