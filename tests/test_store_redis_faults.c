@@ -682,6 +682,38 @@ static void test_late_answer(void **state)
     fake_stop(&f);
 }
 
+/* MOVED is followed although the first node's map is an old one, by which the slots are still the
+   second node's; that one has no map, and the third one has all. */
+static void test_old_map(void **state)
+{
+    char texts[4][128];
+    fake nodes[3] = {{.kind = FAKE_SAYS, .text = texts[0], .then = texts[1]},
+                     {.kind = FAKE_SAYS, .text = texts[2]},
+                     {.kind = FAKE_SAYS, .text = texts[3], .then = ":1\r\n"}};
+    static const char map[] = "*1\r\n*3\r\n:0\r\n:16383\r\n*2\r\n$9\r\n127.0.0.1\r\n:%d\r\n";
+    static const char moved[] = "-MOVED 1 127.0.0.1:%d\r\n";
+    kvt_redis_config config;
+    kvt_store store;
+    kvt_store_error error;
+    kvt_store_key key = key_of(0);
+    uint8_t found = 0;
+    (void)state;
+
+    for (int i = 0; i < 3; i++)
+        fake_start(&nodes[i]); /* which speaks when it is spoken to */
+    (void)snprintf(texts[0], sizeof texts[0], moved, nodes[1].port);
+    (void)snprintf(texts[1], sizeof texts[1], map, nodes[1].port);
+    (void)snprintf(texts[2], sizeof texts[2], moved, nodes[2].port);
+    (void)snprintf(texts[3], sizeof texts[3], map, nodes[2].port);
+    config = config_of(nodes[0].port);
+    store = open_with(&config);
+    expect_call(KVT_OK, error, store.exists(store.user, &key, 1, &found, &error));
+    assert_int_equal(found, 1);
+    kvt_store_close(&store);
+    for (int i = 0; i < 3; i++)
+        fake_stop(&nodes[i]);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -693,6 +725,7 @@ int main(void)
         cmocka_unit_test(test_nonsense),    cmocka_unit_test(test_all_nonsense),
         cmocka_unit_test(test_secret),      cmocka_unit_test(test_late_answer),
         cmocka_unit_test(test_closing),     cmocka_unit_test(test_unsent),
+        cmocka_unit_test(test_old_map),
     };
     int failed;
     if (!redis_begin(NULL))

@@ -247,8 +247,11 @@ int kvt_redis_add_node(kvt_redis *redis, const char *host, uint32_t port);
    it is none. */
 int kvt_redis_parse_target(kvt_redis *redis, const kvt_redis_node *from, const char *text,
                            uint32_t *slot, int *node);
-/* Fetch the map of slots from a node that can be reached, `avoid` (or -1) last. */
-kvt_status kvt_redis_fetch_map(kvt_redis *redis, kvt_redis_client *client, int avoid,
+/*
+ * Fetch the map of slots from a node that can be reached, `avoid` (or -1) last. `first` (or -1):
+ * whom MOVED has named; the others may not have heard yet that a slot is its.
+ */
+kvt_status kvt_redis_fetch_map(kvt_redis *redis, kvt_redis_client *client, int first, int avoid,
                                const kvt_redis_clock *clock, kvt_store_error *error);
 /* The masters' numbers, each once, to nodes[KVT_REDIS_NODES]; returns how many. */
 size_t kvt_redis_masters(kvt_redis *redis, int *nodes);

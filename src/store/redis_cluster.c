@@ -198,7 +198,7 @@ static kvt_status fetch_from(kvt_redis *redis, kvt_redis_client *client, int nod
     return status;
 }
 
-kvt_status kvt_redis_fetch_map(kvt_redis *redis, kvt_redis_client *client, int avoid,
+kvt_status kvt_redis_fetch_map(kvt_redis *redis, kvt_redis_client *client, int first, int avoid,
                                const kvt_redis_clock *clock, kvt_store_error *error)
 {
     int16_t *slots = malloc(KVT_REDIS_SLOTS * sizeof *slots);
@@ -210,12 +210,12 @@ kvt_status kvt_redis_fetch_map(kvt_redis *redis, kvt_redis_client *client, int a
     (void)pthread_mutex_lock(&redis->lock);
     n_nodes = redis->n_nodes;
     (void)pthread_mutex_unlock(&redis->lock);
-    /* Those that are connected, the others, the one that is in doubt. */
-    for (int pass = 0; pass < 3 && status != KVT_OK; pass++)
+    /* The one that knows best, those that are connected, the others, the one that is in doubt. */
+    for (int pass = 0; pass < 4 && status != KVT_OK; pass++)
         for (size_t i = 0; i < n_nodes && status != KVT_OK; i++) {
             int connected = i < client->n_links && client->links[i] &&
                             kvt_redis_link_is_usable(client->links[i]);
-            int turn = (int)i == avoid ? 2 : connected ? 0 : 1;
+            int turn = (int)i == avoid ? 3 : (int)i == first ? 0 : connected ? 1 : 2;
             if (turn == pass)
                 status = kvt_redis_check_time(redis, clock, error);
             if (turn == pass && status == KVT_OK)

@@ -191,7 +191,7 @@ static kvt_status for_masters(kvt_redis *redis, scan *s, kvt_status (*on_node)(s
     if (!client || !s->pattern)
         status = kvt_store_fail(s->error, KVT_ERR_MEMORY, "no memory for the call");
     else
-        status = kvt_redis_fetch_map(redis, client, -1, &s->clock, s->error);
+        status = kvt_redis_fetch_map(redis, client, -1, -1, &s->clock, s->error);
     n = status == KVT_OK ? kvt_redis_masters(redis, nodes) : 0;
     for (size_t i = 0; i < n && status == KVT_OK && !s->stopped; i++) {
         status = kvt_redis_client_link(redis, client, nodes[i], &s->clock, &s->link, s->error);

@@ -50,7 +50,8 @@ typedef struct run {
     char expire[16]; /* ttl_seconds */
     /* Of a round. */
     int want_map, pause;
-    int lost_node; /* -1: none; why: lost */
+    int moved_node; /* that MOVED has named last; -1: none */
+    int lost_node;  /* -1: none; why: lost */
     kvt_store_error lost;
     uint8_t down[KVT_REDIS_NODES];
 } run;
@@ -200,6 +201,7 @@ static void take_error(run *r, kvt_redis_link *link, size_t index, const redisRe
             c->asking = 1;
             c->node = node;
         } else {
+            r->moved_node = node;
             r->want_map = 1;
         }
         (void)kvt_store_fail(&r->lost, KVT_ERR_IO, "the cluster redirects without end");
@@ -450,7 +452,8 @@ static void prepare_round(run *r)
     if (r->pause)
         (void)poll(NULL, 0, PAUSE_MS);
     if (r->want_map)
-        status = kvt_redis_fetch_map(r->redis, r->client, r->lost_node, &r->clock, &error);
+        status = kvt_redis_fetch_map(r->redis, r->client, r->moved_node, r->lost_node, &r->clock,
+                                     &error);
     if (r->lost_node >= 0) {
         (void)pthread_mutex_lock(&r->redis->lock);
         for (size_t i = 0; i < r->job->n; i++) {
@@ -470,7 +473,7 @@ static void prepare_round(run *r)
     if (status != KVT_OK)
         fail(r, status, &error);
     r->want_map = r->pause = 0;
-    r->lost_node = -1;
+    r->moved_node = r->lost_node = -1;
     memset(r->down, 0, sizeof r->down);
 }
 
@@ -516,7 +519,7 @@ kvt_status kvt_redis_run(kvt_redis *redis, const kvt_redis_job *job, kvt_store_e
     r->redis = redis;
     r->job = job;
     r->error = error;
-    r->lost_node = -1;
+    r->moved_node = r->lost_node = -1;
     for (size_t i = 0; i < job->n; i++)
         r->commands[i].failed_node = -1;
     kvt_redis_start_clock(redis, &r->clock);
