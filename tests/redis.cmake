@@ -1,5 +1,5 @@
-# Tests of stores on Redis; included by tests/CMakeLists.txt. They start servers of their own, on free
-# ports of the loopback, and are skipped where there is no redis-server.
+# Tests of stores on Redis; included by tests/CMakeLists.txt. All but store_redis_link start servers of
+# their own, on free ports of the loopback, and are skipped where there is no redis-server.
 add_library(redis_support STATIC redis_fake.c redis_support.c redis_values.c)
 target_link_libraries(redis_support PUBLIC test_support PRIVATE kvtile_warnings)
 
@@ -23,6 +23,10 @@ endif()
 if(kvtile_redis)
   kvtile_redis_test(store_redis_faults)
   kvtile_redis_test(store_cluster)
+  kvtile_test(store_redis_link)
+  target_include_directories(test_store_redis_link PRIVATE ${PROJECT_SOURCE_DIR})
+  target_compile_definitions(test_store_redis_link PRIVATE KVT_HAVE_REDIS)
+  target_link_libraries(test_store_redis_link PRIVATE kvtile_static kvtile::hiredis)
 endif()
 
 # The same by TLS, and what is of TLS alone. Skipped where there is no program openssl, which makes the
