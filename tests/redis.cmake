@@ -27,6 +27,7 @@ if(kvtile_redis)
   target_include_directories(test_store_redis_link PRIVATE ${PROJECT_SOURCE_DIR})
   target_compile_definitions(test_store_redis_link PRIVATE KVT_HAVE_REDIS)
   target_link_libraries(test_store_redis_link PRIVATE kvtile_static kvtile::hiredis)
+  target_link_options(test_store_redis_link PRIVATE -Wl,--wrap=socket)
 endif()
 
 # The same by TLS, and what is of TLS alone. Skipped where there is no program openssl, which makes the

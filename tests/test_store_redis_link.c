@@ -1,13 +1,55 @@
 /*
- * A connection to a Redis server: what it sends when a command could not be appended for lack of
- * memory. A test of src/store/redis_connection.c alone.
+ * A connection to a Redis server: how its socket is made; what it sends when a command could not be
+ * appended for lack of memory. A test of src/store/redis_connection.c alone, whose calls of socket
+ * are taken by the linker.
  */
 #include "support.h"
 
+#include <fcntl.h>
+#include <stdio.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include "src/store/redis.h"
+
+int __real_socket(int family, int type, int protocol);
+int __wrap_socket(int family, int type, int protocol);
+static int last_type;
+
+int __wrap_socket(int family, int type, int protocol)
+{
+    last_type = type;
+    return __real_socket(family, type, protocol);
+}
+
+/* No program that is started meanwhile keeps it open. */
+static void test_socket(void **state)
+{
+    static const kvt_redis_node node = {.name = "node"};
+    const kvt_redis_clock clock = {UINT64_MAX, 1000};
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    kvt_redis redis = {.unix_path = address.sun_path, .connect_timeout_ms = 20000};
+    kvt_redis_link *link = kvt_redis_link_make(&node, 4);
+    kvt_store_error error;
+    int listener = socket(AF_UNIX, SOCK_STREAM, 0);
+    (void)state;
+
+    assert_true(link && listener >= 0);
+    (void)snprintf(address.sun_path, sizeof address.sun_path, "/tmp/kvt-redis-link-%ld",
+                   (long)getpid());
+    assert_int_equal(bind(listener, (struct sockaddr *)&address, sizeof address), 0);
+    assert_int_equal(listen(listener, 1), 0);
+    assert_int_equal(kvt_redis_link_open(&redis, link, &clock, &error), KVT_OK);
+    assert_true(fcntl(link->fd, F_GETFD) & FD_CLOEXEC);
+    assert_true(fcntl(link->fd, F_GETFL) & O_NONBLOCK);
+#if defined(SOCK_CLOEXEC) && defined(SOCK_NONBLOCK)
+    assert_int_equal(last_type, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK);
+#endif
+    kvt_redis_link_free(link);
+    (void)close(listener);
+    (void)unlink(address.sun_path);
+}
 
 static void test_no_memory(void **state)
 {
@@ -38,6 +80,7 @@ static void test_no_memory(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_no_memory)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_socket),
+                                       cmocka_unit_test(test_no_memory)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -310,30 +310,40 @@ void kvt_redis_wait(kvt_redis_link *const *links, size_t n, struct pollfd *polle
 
 /* ---- connecting ---- */
 
-static void set_up(int fd, int family)
+/* -1: errno says why not. Between socket and fcntl another thread's fork and exec would keep it. */
+static int make_socket(int family)
 {
     int on = 1;
+#if defined(SOCK_CLOEXEC) && defined(SOCK_NONBLOCK)
+    int fd = socket(family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (fd < 0)
+        return fd;
+#else
+    int fd = socket(family, SOCK_STREAM, 0);
+    if (fd < 0)
+        return fd;
     (void)fcntl(fd, F_SETFD, FD_CLOEXEC);
     (void)fcntl(fd, F_SETFL, O_NONBLOCK);
+#endif
     (void)setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
 #ifdef SO_NOSIGPIPE
     (void)setsockopt(fd, SOL_SOCKET, SO_NOSIGPIPE, &on, sizeof on);
 #endif
     if (family != AF_UNIX)
         (void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    return fd;
 }
 
 /* Connect to an address until end_ms. Returns the socket; -1: *number is an errno. */
 static int connect_address(int family, const struct sockaddr *address, socklen_t bytes,
                            uint64_t end_ms, int *number)
 {
-    int fd = socket(family, SOCK_STREAM, 0);
+    int fd = make_socket(family);
 
     if (fd < 0) {
         *number = errno;
         return -1;
     }
-    set_up(fd, family);
     while (connect(fd, address, bytes) != 0 && errno != EISCONN) {
         uint64_t now = kvt_redis_now_ms();
         struct pollfd polled = {fd, POLLOUT, 0};
