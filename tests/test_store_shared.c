@@ -460,14 +460,36 @@ static void test_temporaries(void **state)
     end_store(&s);
 }
 
-/* A limit on files ends a put without a signal: the old value stays. */
+/* A limit on files ends a put without a signal: the old value stays. So does one that is less than
+   the state file. */
 static void test_file_limit(void **state)
 {
     kvt_store s = open_store(0);
+    kvt_store_key key = key_of(1);
     pid_t child;
     (void)state;
 
     store_ok(put_value(&s, 1, 1, 1000));
+    for (rlim_t bytes = 0; bytes < 72; bytes += 50) {
+        child = fork();
+        assert_true(child >= 0);
+        if (child == 0) {
+            struct rlimit limit = {bytes, bytes};
+            (void)signal(SIGXFSZ, SIG_DFL);
+            if (setrlimit(RLIMIT_FSIZE, &limit) != 0)
+                _exit(2);
+            if (s.remove(s.user, &key, 1, &store_error) != KVT_ERR_IO ||
+                !strstr(store_error.text, "write failed: File too large"))
+                _exit(3);
+            /* What was written of the state says that counts are unsure: so they may be. */
+            if (put_value(&s, 2, 2, 40) != (bytes ? KVT_OK : KVT_ERR_IO))
+                _exit(4);
+            _exit(get_version(&s, 1) == 1 ? 0 : 5);
+        }
+        wait_for(&child, 1);
+        folder_agrees(path, &s);
+        assert_int_equal(stats_of(&s).n_values, bytes ? 2 : 1);
+    }
     child = fork();
     assert_true(child >= 0);
     if (child == 0) {

@@ -16,6 +16,7 @@
 
 #include "src/store/store.h"
 
+#include <signal.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/stat.h>
@@ -81,6 +82,21 @@ struct timespec kvt_dir_stamp(struct timespec now, size_t i);
 /* Set a file's time of use. It cannot fail: without it the value is evicted sooner. */
 void kvt_dir_touch(int fd, struct timespec stamp);
 void kvt_dir_touch_name(const kvt_dir *dir, const char *name, struct timespec stamp);
+
+/*
+ * Around writes, so that a passed limit on the size of files (RLIMIT_FSIZE) sends no signal: it
+ * would end the process, or call a handler of the caller's. It is blocked in this thread meanwhile
+ * and, since the kernel sends it to the thread that writes, taken back there; the process's
+ * disposition stays. One that was pending before is the caller's and stays too. `answer`: of the
+ * writes; unless it is 0 errno says why they failed, and stays.
+ */
+typedef struct kvt_dir_limit {
+    sigset_t before;
+    int was_pending;
+} kvt_dir_limit;
+
+void kvt_dir_limit_enter(kvt_dir_limit *limit);
+void kvt_dir_limit_leave(const kvt_dir_limit *limit, int answer);
 
 /* A value that is being written. */
 typedef struct kvt_dir_temporary {

@@ -284,45 +284,48 @@ static int write_parts(int fd, const kvt_store_value *value)
     return 0;
 }
 
-/*
- * Likewise, without the signal that a passed limit on the size of files (RLIMIT_FSIZE) sends: it
- * would end the process, or call a handler of the caller's. It is blocked in this thread meanwhile
- * and, since the kernel sends it to the thread that writes, taken back there; the process's
- * disposition stays. One that was pending before is the caller's and stays too.
- */
-static int write_unsignalled(int fd, const kvt_store_value *value)
+void kvt_dir_limit_enter(kvt_dir_limit *limit)
+{
+    sigset_t passed, pending;
+
+    (void)sigemptyset(&passed);
+    (void)sigaddset(&passed, SIGXFSZ);
+    (void)pthread_sigmask(SIG_BLOCK, &passed, &limit->before);
+    limit->was_pending = sigismember(&limit->before, SIGXFSZ) == 1 && sigpending(&pending) == 0 &&
+                         sigismember(&pending, SIGXFSZ) == 1;
+}
+
+void kvt_dir_limit_leave(const kvt_dir_limit *limit, int answer)
 {
     static const struct timespec no_time = {0, 0};
-    sigset_t limit, before, pending;
-    int was_pending = 0, error, answer;
+    sigset_t passed;
+    int error = errno;
 
-    (void)sigemptyset(&limit);
-    (void)sigaddset(&limit, SIGXFSZ);
-    (void)pthread_sigmask(SIG_BLOCK, &limit, &before);
-    if (sigismember(&before, SIGXFSZ) == 1 && sigpending(&pending) == 0)
-        was_pending = sigismember(&pending, SIGXFSZ) == 1;
-    answer = write_parts(fd, value);
-    error = errno;
-    if (answer && error == EFBIG && !was_pending)
-        while (sigtimedwait(&limit, NULL, &no_time) < 0 && errno == EINTR)
+    (void)sigemptyset(&passed);
+    (void)sigaddset(&passed, SIGXFSZ);
+    if (answer && error == EFBIG && !limit->was_pending)
+        while (sigtimedwait(&passed, NULL, &no_time) < 0 && errno == EINTR)
             ;
-    (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
+    (void)pthread_sigmask(SIG_SETMASK, &limit->before, NULL);
     errno = error;
-    return answer;
 }
 
 kvt_status kvt_dir_write(kvt_dir *dir, const kvt_store_value *value, struct timespec stamp,
                          kvt_dir_temporary *temporary, kvt_store_error *error)
 {
     const char *call;
-    int fd, number = 0;
+    kvt_dir_limit limit;
+    int fd, answer, number = 0;
 
     temporary->lock = -1;
     fd = make_temporary(dir, temporary, &call);
     if (fd < 0)
         return kvt_dir_fail(dir, error, call, errno, temporary->name);
     call = "write";
-    if (write_unsignalled(fd, value))
+    kvt_dir_limit_enter(&limit);
+    answer = write_parts(fd, value);
+    kvt_dir_limit_leave(&limit, answer);
+    if (answer)
         number = errno;
     if (!number) {
         kvt_dir_touch(fd, stamp);

@@ -108,10 +108,28 @@ static reading read_file(int fd, state_file *file)
                                                                                         : UNSURE;
 }
 
+static int write_all(int fd, const state_file *file)
+{
+    size_t done = 0;
+
+    while (done < sizeof *file) {
+        ssize_t n = pwrite(fd, (const char *)file + done, sizeof *file - done, (off_t)done);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n == 0)
+            errno = EIO;
+        if (n <= 0)
+            return -1;
+        done += (size_t)n;
+    }
+    return 0;
+}
+
 static int write_file(kvt_dir_lock *lock, int is_dirty)
 {
+    kvt_dir_limit limit;
     state_file file;
-    size_t done = 0;
+    int answer;
 
     memset(&file, 0, sizeof file);
     memcpy(file.magic, magic, sizeof magic);
@@ -124,16 +142,11 @@ static int write_file(kvt_dir_lock *lock, int is_dirty)
     file.boot = lock->boot;
     file.turn = ++lock->turn;
     file.sum = sum_of(&file, offsetof(state_file, sum));
-    while (done < sizeof file) {
-        ssize_t n = pwrite(lock->fd, (char *)&file + done, sizeof file - done, (off_t)done);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n == 0)
-            errno = EIO;
-        if (n <= 0)
-            return -1;
-        done += (size_t)n;
-    }
+    kvt_dir_limit_enter(&limit);
+    answer = write_all(lock->fd, &file);
+    kvt_dir_limit_leave(&limit, answer);
+    if (answer)
+        return -1;
     lock->is_dirty = is_dirty;
     return 0;
 }
