@@ -618,6 +618,52 @@ static void test_syncs(void **state)
     folder_remove(path);
 }
 
+/* How many calls of an armed run are fsyncs. */
+static size_t count_syncs(void)
+{
+    size_t n, syncs = 0;
+    const call *made = calls_made(&n);
+    for (size_t i = 0; i < n; i++)
+        syncs += made[i].kind == CALL_FSYNC;
+    return syncs;
+}
+
+/* With sync: entries of the directory that others have removed, or made without sync. */
+static void test_syncs_again(void **state)
+{
+    static const call_plan plan = {-1, FATE_NONE, 0, 0, 0, 0, 0};
+    kvt_store_key key = key_of(5);
+    result r;
+    (void)state;
+
+    begin(OPEN_NEW); /* there is nothing */
+    store_ok(open_other(0, 0, &s));
+    close_store();
+    calls_arm(&plan);
+    store_ok(open_other(0, 1, &s));
+    calls_disarm();
+    assert_int_equal(count_syncs(), 1); /* the folder that has the directory */
+    for (int turn = 0; turn < 4; turn++) {
+        char file[256];
+        store_ok(s.remove(s.user, &key, 1, &store_error));
+        folder_file(path, 5, file, sizeof file);
+        *strrchr(file, '/') = 0;
+        if (turn == 2)
+            assert_int_equal(rmdir(file), 0);
+        if (turn == 3)
+            assert_int_equal(unlink(in_folder("kvtile-store")), 0);
+        memset(&r, 0, sizeof r);
+        calls_arm(&plan);
+        run(PUT_SYNC, &r);
+        calls_disarm();
+        store_ok(r.status);
+        /* The value, its folder, and where there is a new entry the directory. */
+        assert_int_equal(count_syncs(), turn == 1 ? 2 : 3);
+    }
+    close_store();
+    folder_remove(path);
+}
+
 static int setup(void **state)
 {
     (void)state;
@@ -631,6 +677,7 @@ int main(void)
         cmocka_unit_test(test_calls),          cmocka_unit_test(test_memory),
         cmocka_unit_test(test_wait),           cmocka_unit_test(test_progress),
         cmocka_unit_test(test_used_meanwhile), cmocka_unit_test(test_syncs),
+        cmocka_unit_test(test_syncs_again),
     };
     return cmocka_run_group_tests(tests, setup, NULL);
 }

@@ -452,18 +452,17 @@ static void close_directory(void *user)
 /* Open PATH, or make it. */
 static kvt_status open_folder(kvt_dir *dir, kvt_store_error *error)
 {
-    int made = 0, parent;
+    int parent;
 
     dir->fd = kvt_dir_openat(AT_FDCWD, dir->path, O_RDONLY | O_DIRECTORY, 0);
     if (dir->fd < 0 && errno == ENOENT) {
         if (mkdir(dir->path, 0700) != 0 && errno != EEXIST)
             return kvt_dir_fail(dir, error, "mkdir", errno, "");
-        made = 1;
         dir->fd = kvt_dir_openat(AT_FDCWD, dir->path, O_RDONLY | O_DIRECTORY, 0);
     }
     if (dir->fd < 0)
         return kvt_dir_fail(dir, error, "open", errno, "");
-    if (made && dir->syncs) {
+    if (dir->syncs) { /* who has made PATH may have had no sync */
         parent = kvt_dir_openat(dir->fd, "..", O_RDONLY | O_DIRECTORY, 0);
         if (parent >= 0) { /* one that cannot be read is left to the system */
             (void)kvt_dir_sync(parent);

@@ -45,7 +45,7 @@ typedef struct kvt_dir {
     /* The rest is atomic. */
     uint64_t max_bytes;        /* as it was read last */
     void *spare;               /* KVT_DIR_PIECE_BYTES for a get, or NULL */
-    unsigned char synced[256]; /* this folder's entry in PATH has been synced */
+    unsigned char synced[256]; /* this folder's entry in PATH has been synced, and the state's */
     uint64_t n_got, n_missed, n_put, n_evicted, n_failed, n_temporaries;
     uint64_t stopped_turn; /* of who has the lock and does not go on; that holds until then: */
     int64_t stopped_until;

@@ -359,8 +359,9 @@ kvt_status kvt_dir_commit(kvt_dir *dir, kvt_dir_temporary *temporary, const char
 {
     int answer = renameat(dir->fd, temporary->name, dir->fd, name);
 
-    if (answer != 0 && errno == ENOENT) { /* the first value of its folder */
+    if (answer != 0 && errno == ENOENT) { /* the first value of its folder, if need be again */
         char folder[3] = {name[0], name[1], 0};
+        __atomic_store_n(&dir->synced[digit(name[0]) << 4 | digit(name[1])], 0, __ATOMIC_RELAXED);
         if (mkdirat(dir->fd, folder, 0700) != 0 && errno != EEXIST)
             return kvt_dir_fail(dir, error, "mkdir", errno, folder);
         answer = renameat(dir->fd, temporary->name, dir->fd, name);

@@ -270,6 +270,9 @@ static kvt_status read_state(kvt_dir *dir, kvt_dir_lock *lock, kvt_store_error *
         __atomic_store_n(&dir->max_bytes, file.max_bytes, __ATOMIC_RELAXED);
         return KVT_OK;
     }
+    /* Its entry is new, too. */
+    for (size_t i = 0; what == FRESH && i < sizeof dir->synced; i++)
+        __atomic_store_n(&dir->synced[i], 0, __ATOMIC_RELAXED);
     lock->max_bytes = __atomic_load_n(&dir->max_bytes, __ATOMIC_RELAXED);
     return what == FRESH || lock->max_bytes
                ? KVT_OK
