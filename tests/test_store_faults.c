@@ -36,6 +36,7 @@ static kvt_store s; /* open from scene to scene */
    calls. */
 static int is_fake;
 static int64_t fake_seconds, goes_on_until;
+static int64_t set_forward;  /* seconds that the clock of times of use is ahead */
 static int runs_on;          /* it does not stand still: a second each time that it is read */
 static long touches_at = -1; /* the reading at which somebody uses value 1; < 0: none */
 static int has_touched;
@@ -491,6 +492,8 @@ int __wrap_nanosleep(const struct timespec *pause, struct timespec *left)
 int __wrap_clock_gettime(clockid_t clock, struct timespec *to)
 {
     int answer = __real_clock_gettime(clock, to);
+    if (clock == CLOCK_REALTIME)
+        to->tv_sec += (time_t)set_forward;
     if (is_fake && clock == CLOCK_MONOTONIC) {
         if (touches_at >= 0 && touches_at-- == 0) {
             char file[256];
@@ -664,6 +667,57 @@ static void test_syncs_again(void **state)
     folder_remove(path);
 }
 
+static struct timespec time_of_use(const kvt_store_key *key)
+{
+    char name[80];
+    struct stat status;
+    int n = snprintf(name, sizeof name, "%02x/", key->bytes[0]);
+    for (size_t i = 0; i < sizeof key->bytes; i++)
+        n += snprintf(name + n, sizeof name - (size_t)n, "%02x", key->bytes[i]);
+    assert_int_equal(stat(in_folder(name), &status), 0);
+    return status.st_mtim;
+}
+
+/* The clock is set back: the questions from before make room for those that come. (What is noted of
+   a question is its time, which the gets that follow leave to the values.) */
+static void test_clock(void **state)
+{
+    kvt_store_key keys[8];
+    kvt_store_part part = {"value", 5};
+    const kvt_store_value values[] = {{&part, 1, 5}, {&part, 1, 5}, {&part, 1, 5}, {&part, 1, 5}};
+    kvt_store_receiver receiver;
+    struct timespec asked[4];
+    uint8_t found[4];
+    size_t n_put;
+    collector c;
+    (void)state;
+
+    memset(keys, 0, sizeof keys);
+    for (uint8_t i = 0; i < 8; i++) /* the bytes that tell where a note is are the same */
+        keys[i].bytes[1] = i;
+    begin(OPEN_NEW);
+    store_ok(open_other(0, 0, &s));
+    store_ok(s.put(s.user, keys + 4, values, 4, &n_put, &store_error));
+    set_forward = 86400;
+    store_ok(s.exists(s.user, keys, 4, found, &store_error));
+    set_forward = 0;
+    store_ok(s.exists(s.user, keys + 4, 4, found, &store_error));
+    for (size_t i = 0; i < 4; i++)
+        asked[i] = time_of_use(&keys[4 + i]);
+    set_forward = 2;
+    collector_make(&c, 4);
+    receiver = collector_receiver(&c);
+    store_ok(s.get(s.user, keys + 4, 4, &receiver, &store_error));
+    set_forward = 0;
+    collector_free(&c);
+    for (size_t i = 0; i < 4; i++) {
+        struct timespec used = time_of_use(&keys[4 + i]);
+        assert_memory_equal(&used, &asked[i], sizeof used);
+    }
+    close_store();
+    folder_remove(path);
+}
+
 static int setup(void **state)
 {
     (void)state;
@@ -677,7 +731,7 @@ int main(void)
         cmocka_unit_test(test_calls),          cmocka_unit_test(test_memory),
         cmocka_unit_test(test_wait),           cmocka_unit_test(test_progress),
         cmocka_unit_test(test_used_meanwhile), cmocka_unit_test(test_syncs),
-        cmocka_unit_test(test_syncs_again),
+        cmocka_unit_test(test_syncs_again),    cmocka_unit_test(test_clock),
     };
     return cmocka_run_group_tests(tests, setup, NULL);
 }

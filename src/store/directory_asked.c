@@ -51,16 +51,24 @@ static int64_t nanoseconds_of(struct timespec time)
     return (int64_t)time.tv_sec * 1000000000 + time.tv_nsec;
 }
 
+/* Its age's order. A time far in the future is from before the clock was set back: it would be the
+   newest until then. (Other threads' questions may be a little later than `now`.) */
+static int64_t order_of(const kvt_dir_asked *note, int64_t now)
+{
+    return note->time > now + LASTS_NANOSECONDS ? INT64_MIN : note->time;
+}
+
 void kvt_dir_ask(kvt_dir *dir, const kvt_store_key *key, struct timespec now, size_t i, int found)
 {
     uint64_t name;
     kvt_dir_asked *bucket = bucket_of(dir, key, &name), *oldest = NULL;
+    const int64_t time = nanoseconds_of(now);
 
     for (size_t n = 0; n < BUCKET; n++) {
         kvt_dir_asked *note = &bucket[n];
         if (!hold(note))
             continue;
-        if (note->name != name && oldest && oldest->time <= note->time) {
+        if (note->name != name && oldest && order_of(oldest, time) <= order_of(note, time)) {
             let_go(note);
             continue;
         }
@@ -73,7 +81,7 @@ void kvt_dir_ask(kvt_dir *dir, const kvt_store_key *key, struct timespec now, si
     if (!oldest)
         return;
     oldest->name = name;
-    oldest->time = nanoseconds_of(now);
+    oldest->time = time;
     oldest->i = i;
     oldest->is_there = found;
     let_go(oldest);
