@@ -3,8 +3,10 @@
  *
  * Whoever renames or removes files of values holds flock on PATH/kvtile-store, which has the bound
  * and what is in the directory. Each turn opens that file anew: a lock is that of an open file
- * description, so it excludes threads and stores of one process as well as processes, and a forked
- * process has none of its parent's. The kernel drops it when its process ends.
+ * description, so it excludes threads and stores of one process as well as processes. The end of
+ * the turn drops it; where its process is killed before, the kernel does, with the last copy of the
+ * descriptor. A child that was forked amid the turn has one until it ends or calls exec. (To close
+ * it there would take a list of the process's locks and a handler of fork.)
  *
  * A process that ends amid a turn must not leave wrong counts. So before the first change the file
  * is marked dirty, and after the last one it gets the new counts without the mark. Who takes the
