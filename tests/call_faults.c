@@ -432,7 +432,7 @@ int __wrap_lstat(const char *path, struct stat *status)
 
 int __wrap_flock(int fd, int operation)
 {
-    call_fate fate = take(CALL_FLOCK, fd, NULL, NULL, 0, NULL, 0);
+    call_fate fate = take(CALL_FLOCK, fd, NULL, NULL, operation, NULL, 0);
     PLAIN(CALL_FLOCK, __real_flock(fd, operation));
 }
 

@@ -57,7 +57,7 @@ typedef enum call_role {
 typedef struct call {
     call_kind kind;
     call_role role;
-    int flags; /* of open */
+    int flags; /* of open; flock's operation */
     int file;  /* the number of the file that a descriptor is of, from 0, in order of opening */
     char path[128], other[128];
     unsigned char *data; /* of writes, if they are recorded */

@@ -572,6 +572,45 @@ static void test_progress(void **state)
     folder_remove(path);
 }
 
+/* Who can write nothing there cannot say so: it counts without the lock. */
+static void test_count_unlocked(void **state)
+{
+    call_plan plan = {-1, FATE_NONE, 0, 0, 0, 0, 0};
+    result r;
+    size_t n;
+    const call *made;
+    int locked = 0, n_counted = 0;
+    (void)state;
+
+    begin(PUT_UNSURE);
+    memset(&r, 0, sizeof r);
+    calls_arm(&plan);
+    run(OPEN, &r);
+    calls_disarm();
+    kvt_store_close(&r.other);
+    made = calls_made(&n);
+    for (plan.at = 0; strcmp(made[plan.at].path, "kvtile-store") != 0; plan.at++)
+        assert_true(plan.at < (long)n);
+    plan.fate = FATE_FAIL;
+    plan.error = EACCES;
+    begin(PUT_UNSURE);
+    calls_arm(&plan);
+    run(OPEN, &r);
+    calls_disarm();
+    store_ok(r.status);
+    made = calls_made(&n);
+    for (size_t i = 0; i < n; i++) {
+        locked = made[i].kind == CALL_FLOCK ? (made[i].flags & LOCK_EX) != 0 : locked;
+        n_counted += made[i].kind == CALL_FSTATAT;
+        assert_true(made[i].kind != CALL_READDIR || !locked);
+    }
+    assert_int_equal(n_counted, 4);
+    folder_agrees(path, &r.other);
+    kvt_store_close(&r.other);
+    close_store();
+    folder_remove(path);
+}
+
 /* A value that is used while a put is about to evict it stays, and the next one goes. */
 static void test_used_meanwhile(void **state)
 {
@@ -732,6 +771,7 @@ int main(void)
         cmocka_unit_test(test_wait),           cmocka_unit_test(test_progress),
         cmocka_unit_test(test_used_meanwhile), cmocka_unit_test(test_syncs),
         cmocka_unit_test(test_syncs_again),    cmocka_unit_test(test_clock),
+        cmocka_unit_test(test_count_unlocked),
     };
     return cmocka_run_group_tests(tests, setup, NULL);
 }

@@ -148,7 +148,7 @@ kvt_status kvt_dir_state_open(kvt_dir *dir, uint64_t max_bytes, kvt_store_error 
 
 /*
  * Wait for the lock; its state is right then: where the process before has not come to its end, all
- * is counted anew.
+ * is counted anew. Where dir->reads_only the lock is let go for that, as nothing will be changed.
  */
 kvt_status kvt_dir_lock_take(kvt_dir *dir, kvt_dir_lock *lock, kvt_store_error *error);
 /* To be called before files of values change: from then on the counts are not relied on. */

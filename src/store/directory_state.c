@@ -294,8 +294,11 @@ kvt_status kvt_dir_lock_take(kvt_dir *dir, kvt_dir_lock *lock, kvt_store_error *
         return status;
     status = read_state(dir, lock, error);
     lock->told_seconds = now_seconds();
-    if (status == KVT_OK && lock->is_dirty)
+    if (status == KVT_OK && lock->is_dirty) {
+        if (dir->reads_only) /* it changes nothing, and cannot say that it goes on */
+            (void)flock(lock->fd, LOCK_UN);
         status = kvt_dir_recount(dir, lock, error);
+    }
     if (status != KVT_OK)
         let_go(lock); /* and the file stays as it is */
     return status;
