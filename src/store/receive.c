@@ -461,7 +461,9 @@ kvt_status kvt_stored_receive(kvt_stored_receiver *r)
     drop(r);
     if (r->get_near || r->status != KVT_OK || status != KVT_OK)
         return r->status != KVT_OK ? r->status : status;
-    for (i = 0; i < r->n_wants; i++) { /* so that a put can mend them */
+    /* So that a put can mend them. One that another process has mended since is removed, too, and
+       computed once more. */
+    for (i = 0; i < r->n_wants; i++) {
         kvt_store_error unused;
         unused.text[0] = '\0';
         if (r->refused[i])
