@@ -357,6 +357,71 @@ static kvt_seq *moved_to(const subject *to, const kvt_cache *from, const kvt_seq
 }
 
 /*
+ * Loaded from a cache with other fine_tokens rows are in a form that this one would not have sealed
+ * them in: they are not put, nor a checkpoint of them, and the length that is said is what a get
+ * restores.
+ */
+static void test_fine_tokens_loaded(void **state)
+{
+    static const uint32_t fine[][2] = {{KVT_FINE_NONE, 64}, {64, KVT_FINE_NONE}, {64, 192}};
+    (void)state;
+    for (size_t i = 0; i < 6; i++) {
+        const kvt_save_options save = {0};
+        const kvt_load_options load = {0};
+        kvt_prefix_options options = prefix_options();
+        kvt_prefix_result result;
+        kvt_group_config group = geometry_group(2);
+        const int own = i >= 3; /* the loading cache has put the prompt's by itself before */
+        size_t n_same = 0, n_first = 0;
+        prefix_scene c;
+        rng r = {3 + 7}, again = {3 + 7};
+        subject s;
+        kvt_seq *seq, *mine;
+
+        prefix_open(&c, 2, 0);
+        kvt_seq_destroy(c.source);
+        kvt_seq_destroy(c.to);
+        close_subject(&c.s);
+        group.fine_tokens = fine[i % 3][0];
+        open_subject(&c.s, &group, 1, &r);
+        open_cache(&c.s, NULL);
+        c.source = sequence_of(&c.s, TOKENS);
+        expect_ok(c.s.cache, kvt_seq_checkpoint(c.source, "blob", 4));
+        group.fine_tokens = fine[i % 3][1];
+        open_subject(&s, &group, 1, &again);
+        open_cache(&s, NULL);
+        c.to = seq_of(&s);
+        seq = moved_to(&s, c.s.cache, c.source, save, load);
+        mine = sequence_of(&s, TOKENS);
+        if (own)
+            expect_ok(s.cache, kvt_prefix_put(&c.store, mine, NULL, NULL));
+        for (uint32_t row = 0; row < SEALED / 64; row++) {
+            const uint32_t a = fine[i % 3][0] == KVT_FINE_NONE ? 0 : fine[i % 3][0] / 64;
+            const uint32_t b = fine[i % 3][1] == KVT_FINE_NONE ? 0 : fine[i % 3][1] / 64;
+            n_same += (row < a) == (row < b);
+            n_first += n_same == row + 1;
+        }
+        options.checkpoints = KVT_PREFIX_CHECKPOINT;
+        for (size_t round = 0; round < 2; round++) {
+            expect_ok(s.cache, kvt_prefix_put(&c.store, seq, &options, &result));
+            assert_int_equal(result.n_values, own || round ? 0 : n_same);
+            assert_int_equal(result.n_tokens, own ? SEALED : n_first * 64);
+            assert_int_equal(result.n_checkpoints, 0);
+            expect_ok(s.cache, kvt_prefix_get(&c.store, c.to, c.prompt, TOKENS, NULL, &result));
+            assert_int_equal(result.n_tokens, own ? SEALED : n_first * 64);
+            assert_int_equal(result.n_refused, 0);
+            expect_ok(s.cache, kvt_seq_clear(c.to));
+        }
+        kvt_seq_destroy(mine);
+        kvt_seq_destroy(seq);
+        kvt_seq_destroy(c.to);
+        c.to = seq_of(&c.s);
+        close_subject(&s);
+        prefix_close(&c);
+    }
+}
+
+/*
  * What other numbers lie under than this cache's own has no keys: converted by the load, or by the
  * save, from whichever side; cut off from its beginning. Nor have what goes on from there, forks
  * and what is saved again.
@@ -482,17 +547,12 @@ static void test_removed_and_saved(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_positions),
-        cmocka_unit_test(test_extras),
-        cmocka_unit_test(test_names),
-        cmocka_unit_test(test_names_like_sizes),
-        cmocka_unit_test(test_geometries),
-        cmocka_unit_test(test_layer_numbers),
-        cmocka_unit_test(test_fine_tokens),
-        cmocka_unit_test(test_residual_tokens),
-        cmocka_unit_test(test_converted),
-        cmocka_unit_test(test_converted_empty),
-        cmocka_unit_test(test_removed_and_saved),
+        cmocka_unit_test(test_positions),       cmocka_unit_test(test_extras),
+        cmocka_unit_test(test_names),           cmocka_unit_test(test_names_like_sizes),
+        cmocka_unit_test(test_geometries),      cmocka_unit_test(test_layer_numbers),
+        cmocka_unit_test(test_fine_tokens),     cmocka_unit_test(test_fine_tokens_loaded),
+        cmocka_unit_test(test_residual_tokens), cmocka_unit_test(test_converted),
+        cmocka_unit_test(test_converted_empty), cmocka_unit_test(test_removed_and_saved),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -312,8 +312,10 @@ typedef struct kvt_prefix_result {
  * not) and all its tokens were committed with ids. Tokens behind a removal (kvt_seq_remove) are not
  * put, as what they are depends on more than the tokens before them; nor is anything of a sequence
  * that was loaded into other types, or from a snapshot that was saved in others than it had, or
- * from a later token on, or with a removal that has moved no position. A window's group is put as
- * far as its blocks are still there: put after each step of a long prefill.
+ * from a later token on, or with a removal that has moved no position; nor is a block of a snapshot
+ * that this cache would have sealed otherwise (of other fine_tokens), or a checkpoint with one. A
+ * window's group is put as far as its blocks are still there: put after each step of a long
+ * prefill.
  *
  * options and result may be NULL. The sequence may be used by other calls that take it as const.
  *

@@ -45,21 +45,23 @@ static uint64_t count_keyed(const kvt_seq *seq, uint64_t most)
 }
 
 /*
- * The sealed block of a full row: that of the table, or of a checkpoint where a window has released
- * it there. NULL: there is none.
+ * The sealed block of a full row, in the form that its key says: a load leaves what it finds, and
+ * the snapshot may be of a cache with other fine_tokens. It is that of the table, or of a
+ * checkpoint where a window has released it there. NULL: there is none.
  */
-static kvt_block *sealed_block(const kvt_seq *seq, size_t row, uint32_t g)
+static const kvt_block *sealed_block(const kvt_seq *seq, size_t row, uint32_t g)
 {
+    const uint32_t form = kvt_sealed_form(&seq->cache->groups[g], row);
     const kvt_block *block = kvt_seq_block(seq, row, g);
     size_t i;
 
     if (block)
-        return kvt_is_open(block->form) ? NULL : kvt_seq_block(seq, row, g);
+        return block->form == form ? block : NULL;
     for (i = 0; i < seq->n_checkpoints; i++) {
         kvt_checkpoint *c = seq->checkpoints[i];
         if (row >= c->from[g] && row < c->n_tokens / KVT_TOKENS) {
-            kvt_block *kept = kvt_checkpoint_blocks(c, g)[row - c->from[g]];
-            if (kept && !kvt_is_open(kept->form))
+            const kvt_block *kept = kvt_checkpoint_blocks(c, g)[row - c->from[g]];
+            if (kept && kept->form == form)
                 return kept;
         }
     }
@@ -267,7 +269,21 @@ typedef struct point {
     kvt_snap_buffer bytes, copies, parts;
 } point;
 
-/* What the value will have. 0: a block is missing. */
+/* Whether a group's blocks at the checkpoint are in the forms that keys say, as far as sealed. */
+static int has_own_forms(const point *t, uint32_t g)
+{
+    const size_t rows = kvt_rows(t->checkpoint->n_tokens);
+
+    for (size_t row = 0; row < rows; row++) {
+        const kvt_block *block = point_block(t->p->seq, t->checkpoint, row, g);
+        if (block && !kvt_is_open(block->form) &&
+            block->form != kvt_sealed_form(&t->p->cache->groups[g], row))
+            return 0;
+    }
+    return 1;
+}
+
+/* What the value will have. 0: a block is missing, or has no key. */
 static int survey(point *t)
 {
     const kvt_cache *cache = t->p->cache;
@@ -276,6 +292,8 @@ static int survey(point *t)
     for (uint32_t g = 0; g < cache->n_groups; g++) {
         const kvt_group *group = &cache->groups[g];
         size_t row = rows;
+        if (!has_own_forms(t, g))
+            return 0;
         while (row > 0) {
             const kvt_block *block = point_block(t->p->seq, t->checkpoint, row - 1, g);
             if (!block || is_whole(block, t->checkpoint, row - 1))
