@@ -87,6 +87,7 @@ void kvt_value_put_sum(const kvt_value_head *head, uint64_t n_layers, unsigned c
  * of the value as the store has it.
  */
 const char *kvt_value_get_fixed(const unsigned char *from, uint64_t total, kvt_value_head *head);
+/* The entries before i are there, and were sound. */
 const char *kvt_value_get_entry(const kvt_value_head *head, uint32_t i, const unsigned char *from,
                                 kvt_value_entry *entry);
 /* With all entries read: that the sizes add up; and with the whole head there, its checksum. */

@@ -93,7 +93,45 @@ const char *kvt_value_get_fixed(const unsigned char *from, uint64_t total, kvt_v
         return "its parts are larger than it";
     if (head->next_position < -1)
         return "its next position is out of range";
+    if (head->n_entries == 0 && head->n_tokens % KVT_TOKENS)
+        return "it lacks the blocks of its last tokens";
     return NULL;
+}
+
+/*
+ * Whether a block is where it may be, by those before it: a block's value has the one that ends at
+ * its tokens; a checkpoint's has for each group in turn rows up to the last one, open ones behind
+ * sealed ones. Where the last row is not full there is no group without it.
+ */
+static const char *check_place(const kvt_value_head *head, uint32_t i, const unsigned char *from,
+                               const kvt_value_entry *entry)
+{
+    const unsigned char *before =
+        from + KVT_VALUE_FIXED_BYTES + (size_t)i * KVT_VALUE_ENTRY_BYTES - KVT_VALUE_ENTRY_BYTES;
+    const uint64_t last = (head->n_tokens - 1) / KVT_TOKENS;
+    const uint32_t step = head->n_tokens % KVT_TOKENS ? 1 : KVT_MAX_GROUPS; /* between groups */
+    uint32_t group;
+
+    if (!(head->flags & KVT_VALUE_CHECKPOINT)) {
+        if (entry->row != last || entry->tokens != KVT_TOKENS)
+            return "a block of it is of other tokens";
+        return kvt_is_open(entry->form) ? "a block of it is not sealed" : NULL;
+    }
+    if (i + 1 == head->n_entries && entry->row != last)
+        return "its last rows are missing";
+    if (i == 0)
+        return entry->group >= step ? "a group of it is missing" : NULL;
+    group = kvt_get32(before + 8);
+    if (entry->group == group)
+        return entry->row != kvt_get64(before) + 1 ? "its rows do not follow each other"
+               : !kvt_form_follows(kvt_get32(before + 12), entry->form)
+                   ? "an open block of it is before one that cannot be there"
+                   : NULL;
+    if (kvt_get64(before) != last)
+        return "its last rows are missing";
+    if (entry->group < group)
+        return "its groups do not ascend";
+    return entry->group - group > step ? "a group of it is missing" : NULL;
 }
 
 const char *kvt_value_get_entry(const kvt_value_head *head, uint32_t i, const unsigned char *from,
@@ -116,7 +154,7 @@ const char *kvt_value_get_entry(const kvt_value_head *head, uint32_t i, const un
     if (entry->layer_bytes == 0 || entry->layer_bytes > head->bytes ||
         entry->layer_bytes % KVT_SNAP_ALIGN)
         return "a block of it is of another size";
-    return NULL;
+    return check_place(head, i, from, entry);
 }
 
 const char *kvt_value_check_sizes(const kvt_value_head *head, uint64_t n_layers,
