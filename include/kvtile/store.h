@@ -355,8 +355,10 @@ KVT_API kvt_status kvt_prefix_get(const kvt_store *store, kvt_seq *seq, const in
 
 /*
  * How much kvt_prefix_get would restore, without reading values: the store is asked which keys it
- * has. The sequence says of which cache and tag; its tokens have no influence. Errors as
- * kvt_prefix_get.
+ * has. The sequence says of which cache and tag; its tokens have no influence. Which blocks a
+ * checkpoint has in its own value only that tells: here it counts where all are there that this
+ * cache seals at its length. By one put with other residual_tokens a get may restore more, or less.
+ * Errors as kvt_prefix_get.
  */
 KVT_API kvt_status kvt_prefix_probe(const kvt_store *store, const kvt_seq *seq,
                                     const int32_t *prompt, uint64_t n_prompt,

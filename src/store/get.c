@@ -7,7 +7,8 @@
  * takes in one go, as a load does.
  *
  * With checkpoints the value of the deepest one comes first: it has the blocks that are not sealed
- * at its length, and says so which sealed ones are needed.
+ * at its length, and says so which sealed ones are needed. Where they are not there, it is read no
+ * further than its head.
  */
 #include "src/store/stored.h"
 
@@ -287,7 +288,6 @@ static kvt_status get_rows(fetch *f, uint64_t *n_tokens)
 
 /* ---- checkpoints ---- */
 
-/* Take a checkpoint's value. What each group has of the last rows follows from its first one. */
 static kvt_status on_checkpoint(void *user, size_t i, const kvt_stored_got *got)
 {
     fetch *f = user;
@@ -296,18 +296,10 @@ static kvt_status on_checkpoint(void *user, size_t i, const kvt_stored_got *got)
     size_t from = rows, n;
     kvt_status status;
 
+    (void)i;
+    memcpy(f->sealed, got->sealed, sizeof f->sealed);
     for (uint32_t g = 0; g < cache->n_groups; g++)
-        f->sealed[g] = rows;
-    for (n = got->head.n_entries; n-- > 0;) {
-        const size_t row = (size_t)got->entries[n].row;
-        f->sealed[got->entries[n].group] = row;
-        from = row < from ? row : from;
-    }
-    for (uint32_t g = 0; g < cache->n_groups; g++)
-        if (f->sealed[g] * (uint64_t)KVT_TOKENS > got->head.n_tokens) {
-            f->refused.data[i] = 1; /* the last row, which is not full, is missing */
-            return KVT_OK;
-        }
+        from = f->sealed[g] < from ? f->sealed[g] : from;
     n = (rows - from) * cache->n_groups;
     status = kvt_snap_reserve(&f->p->context, &f->tail, 0, n * sizeof(kvt_block *) + 1,
                               "a stored checkpoint");
@@ -331,15 +323,15 @@ static kvt_status on_checkpoint(void *user, size_t i, const kvt_stored_got *got)
 /* The deepest checkpoint of which all is there. */
 static kvt_status get_checkpoint(fetch *f, uint64_t *n_tokens)
 {
-    uint64_t most = f->p->n_tokens;
     kvt_stored_want *want = (kvt_stored_want *)(void *)f->wants.data;
-    kvt_status status;
+    kvt_stored_search search;
+    kvt_status status = kvt_stored_search_begin(&search, f->p);
+    int all = 0;
 
-    for (;;) {
-        int all = 0;
-        status =
-            kvt_stored_find_checkpoint(f->p, most, n_tokens, (kvt_store_key *)(void *)f->keys.data);
-        if (status != KVT_OK || *n_tokens == UINT64_MAX)
+    while (status == KVT_OK && !all) {
+        drop_tail(f);
+        status = kvt_stored_search_next(&search, n_tokens, (kvt_store_key *)(void *)f->keys.data);
+        if (status != KVT_OK || *n_tokens == 0)
             break;
         memset(want, 0, sizeof *want);
         want->n_tokens = *n_tokens;
@@ -347,13 +339,8 @@ static kvt_status get_checkpoint(fetch *f, uint64_t *n_tokens)
         status = receive(f, 1, on_checkpoint);
         if (status == KVT_OK && f->has_checkpoint)
             status = get_blocks(f, *n_tokens, f->sealed, &all);
-        if (status != KVT_OK || all)
-            break;
-        drop_tail(f);
-        most = *n_tokens - 1;
     }
-    if (*n_tokens == UINT64_MAX)
-        *n_tokens = 0;
+    kvt_stored_search_end(&search);
     return status;
 }
 

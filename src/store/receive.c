@@ -15,7 +15,7 @@
  */
 #include "src/store/stored.h"
 
-enum { FIXED, ENTRIES, DIGESTS, IMAGES, BLOB, DONE, REFUSED };
+enum { FIXED, ENTRIES, DIGESTS, IMAGES, BLOB, DONE, LEFT, REFUSED };
 
 void kvt_stored_receiver_begin(kvt_stored_receiver *r, kvt_stored *p, const kvt_stored_want *wants,
                                const kvt_store_key *keys, size_t n, uint8_t *refused,
@@ -122,6 +122,23 @@ static int is_sound(const kvt_stored_receiver *r, const kvt_value_entry *entry)
     return group->seals && (entry->form == KVT_OPEN || group->reopens);
 }
 
+/* How many rows of each group are before a checkpoint's. 0: a last row, not full, is missing. */
+static int count_sealed(kvt_stored_receiver *r)
+{
+    const kvt_value_head *head = &r->got.head;
+    const uint32_t n_groups = r->p->cache->n_groups;
+    size_t *sealed = r->got.sealed;
+    int all = 1;
+
+    for (uint32_t g = 0; g < n_groups; g++)
+        sealed[g] = kvt_rows(head->n_tokens);
+    for (uint32_t i = head->n_entries; i-- > 0;) /* the first one of a group is its first row */
+        sealed[entries_of(r)[i].group] = (size_t)entries_of(r)[i].row;
+    for (uint32_t g = 0; g < n_groups; g++)
+        all &= sealed[g] * (uint64_t)KVT_TOKENS <= head->n_tokens;
+    return all;
+}
+
 static kvt_status begin_images(kvt_stored_receiver *r)
 {
     const size_t n = r->got.head.n_entries;
@@ -189,7 +206,8 @@ static kvt_status take_head(kvt_stored_receiver *r)
             }
             r->n_layers += entry->n_layers;
         }
-        if (kvt_value_check_sizes(head, r->n_layers, r->image_bytes)) {
+        if (kvt_value_check_sizes(head, r->n_layers, r->image_bytes) ||
+            (head->flags & KVT_VALUE_CHECKPOINT && !count_sealed(r))) {
             r->stage = REFUSED;
             return KVT_OK;
         }
@@ -199,6 +217,11 @@ static kvt_status take_head(kvt_stored_receiver *r)
     }
     if (kvt_value_check_sum(head, r->n_layers, r->head.data)) {
         r->stage = REFUSED;
+        return KVT_OK;
+    }
+    if (head->flags & KVT_VALUE_CHECKPOINT &&
+        !kvt_stored_has_rows(r->p, head->n_tokens, r->got.sealed)) {
+        r->stage = LEFT;
         return KVT_OK;
     }
     return begin_images(r);
@@ -293,10 +316,6 @@ static kvt_status finish(kvt_stored_receiver *r)
     status = r->on_value(r->user, r->current, &r->got);
     if (status != KVT_OK)
         return status;
-    if (r->refused[r->current]) {
-        r->stage = REFUSED;
-        return KVT_OK;
-    }
     r->taken[r->current] = 1;
     r->got.blocks = NULL; /* taken over */
     r->n_values++;
@@ -322,7 +341,7 @@ static kvt_status advance(kvt_stored_receiver *r)
 
 static kvt_status take(kvt_stored_receiver *r, const unsigned char *data, size_t bytes)
 {
-    while (bytes && r->stage != REFUSED && r->stage != DONE) {
+    while (bytes && r->stage < DONE) {
         size_t n;
         kvt_status status;
         if (r->stage == IMAGES) {
@@ -393,7 +412,11 @@ static int part(void *user, size_t i, uint64_t total, uint64_t offset, const voi
         drop(r);
         return KVT_STORE_STOP;
     }
-    if (r->stage != REFUSED && r->offset == total && r->stage != DONE)
+    if (r->stage == LEFT) {
+        drop(r);
+        return KVT_STORE_STOP;
+    }
+    if (r->offset == total && r->stage < DONE)
         r->stage = REFUSED; /* it is shorter than what it says */
     if (r->stage == REFUSED) {
         r->refused[i] = 1;

@@ -242,13 +242,27 @@ kvt_status kvt_stored_begin(kvt_stored *p, const int32_t *prompt, uint64_t n_pro
     return kvt_stored_make_keys(p, prompt, usable);
 }
 
+/* The deepest checkpoint that can be used, if what it has sealed is what this cache would have. */
+static kvt_status probe_checkpoints(kvt_stored *p, uint64_t *n_tokens)
+{
+    kvt_stored_search search;
+    kvt_store_key key;
+    kvt_status status = kvt_stored_search_begin(&search, p);
+
+    do {
+        if (status == KVT_OK)
+            status = kvt_stored_search_next(&search, n_tokens, &key);
+    } while (status == KVT_OK && *n_tokens && !kvt_stored_has_own_rows(p, *n_tokens));
+    kvt_stored_search_end(&search);
+    return status;
+}
+
 kvt_status kvt_prefix_probe(const kvt_store *store, const kvt_seq *seq, const int32_t *prompt,
                             uint64_t n_prompt, const kvt_prefix_options *options,
                             kvt_prefix_result *result)
 {
     kvt_stored p;
     kvt_prefix_result found;
-    kvt_store_key key;
     kvt_status status = kvt_stored_admit(&p, "kvt_prefix_probe", store, seq, options);
 
     if (status == KVT_OK && !result)
@@ -259,13 +273,10 @@ kvt_status kvt_prefix_probe(const kvt_store *store, const kvt_seq *seq, const in
         status = kvt_stored_find(&p);
     if (status == KVT_OK) {
         memset(&found, 0, sizeof found);
-        if (p.options.checkpoints) {
-            status = kvt_stored_find_checkpoint(&p, p.n_tokens, &found.n_tokens, &key);
-            if (found.n_tokens == UINT64_MAX)
-                found.n_tokens = 0;
-        } else {
+        if (p.options.checkpoints)
+            status = probe_checkpoints(&p, &found.n_tokens);
+        else
             found.n_tokens = kvt_stored_longest(&p) * (uint64_t)KVT_TOKENS;
-        }
     }
     if (status == KVT_OK)
         *result = found;

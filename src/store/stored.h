@@ -156,12 +156,24 @@ kvt_status kvt_stored_begin(kvt_stored *p, const int32_t *prompt, uint64_t n_pro
 
 /* The key of a checkpoint at n_tokens tokens. */
 void kvt_stored_checkpoint_key(kvt_stored *p, uint64_t n_tokens, kvt_store_key *key);
-/*
- * The deepest checkpoint in the store at `most` tokens or less, at which all rows are found that
- * are sealed there: its length and key. UINT64_MAX: there is none.
- */
-kvt_status kvt_stored_find_checkpoint(kvt_stored *p, uint64_t most, uint64_t *n_tokens,
-                                      kvt_store_key *key);
+/* The checkpoints of a prompt that are in the store, from the deepest on. */
+#define KVT_STORED_AT_ONCE 1024u
+typedef struct kvt_stored_search {
+    kvt_stored *p;
+    uint64_t lengths[KVT_STORED_AT_ONCE]; /* [n] those that were looked for last */
+    uint8_t found[KVT_STORED_AT_ONCE];    /* [n] */
+    kvt_snap_buffer keys;                 /* kvt_store_key [n] */
+    size_t n, i;                          /* from i on they have not been told yet */
+    uint64_t left;                        /* lengths that were not looked for yet */
+} kvt_stored_search;
+kvt_status kvt_stored_search_begin(kvt_stored_search *s, kvt_stored *p);
+/* The next one's length, 0: there is none; and its key. */
+kvt_status kvt_stored_search_next(kvt_stored_search *s, uint64_t *n_tokens, kvt_store_key *key);
+void kvt_stored_search_end(kvt_stored_search *s);
+/* Whether of the first sealed[g] rows of each group all are found that a checkpoint needs. */
+int kvt_stored_has_rows(const kvt_stored *p, uint64_t n_tokens, const size_t *sealed);
+/* The same of those rows that this cache has sealed at that length. */
+int kvt_stored_has_own_rows(const kvt_stored *p, uint64_t n_tokens);
 
 /* ---- receive.c: values as they come ---- */
 
@@ -178,6 +190,7 @@ typedef struct kvt_stored_got {
     const kvt_value_entry *entries; /* [head.n_entries] */
     kvt_block **blocks;             /* [head.n_entries] with one reference each, which are given */
     const unsigned char *blob;      /* [head.blob_bytes] */
+    size_t sealed[KVT_MAX_GROUPS];  /* of a checkpoint: rows before those of the value */
 } kvt_stored_got;
 
 typedef struct kvt_stored_receiver {
@@ -188,7 +201,7 @@ typedef struct kvt_stored_receiver {
     kvt_store_get *get_near; /* get that by it, and remove nothing; NULL: all by the store's get */
     uint8_t *refused;        /* [n_wants] 1: the copy that came last is damaged, or another's */
     uint8_t *taken;          /* [n_wants] 1: it has come */
-    /* Take the blocks of a value over; or set refused[i], and take nothing. */
+    /* Take the blocks of a value over. */
     kvt_status (*on_value)(void *user, size_t i, const kvt_stored_got *got);
     void *user;
     kvt_status status; /* that ended the get, other than the store's, which error is of */
@@ -212,7 +225,8 @@ void kvt_stored_receiver_begin(kvt_stored_receiver *r, kvt_stored *p, const kvt_
                                const kvt_store_key *keys, size_t n, uint8_t *refused,
                                uint8_t *taken);
 /*
- * Get all wanted values; on KVT_OK those that were refused have been removed from the store.
+ * Get all wanted values; on KVT_OK those that were refused have been removed from the store. A
+ * checkpoint is wanted alone, and read to the end only where the rows before its value are found.
  * Several receivers may do so at once. A status of the store's leaves r->status KVT_OK, and its
  * text in r->error.
  */

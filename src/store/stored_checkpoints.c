@@ -4,10 +4,11 @@
  * A checkpoint can be at any length, and a store tells only whether it has a key. So the keys of
  * all lengths that may have one are made and looked for, the deepest first, by thousands: most
  * prompts go on from near their end. options.checkpoint_tokens says fewer.
+ *
+ * How many rows of a checkpoint are sealed, and have values of their own, is up to the
+ * residual_tokens of the cache that has put it: its value says so.
  */
 #include "src/store/stored.h"
-
-#define AT_ONCE 1024u
 
 void kvt_stored_checkpoint_key(kvt_stored *p, uint64_t n_tokens, kvt_store_key *key)
 {
@@ -20,65 +21,79 @@ void kvt_stored_checkpoint_key(kvt_stored *p, uint64_t n_tokens, kvt_store_key *
     kvt_stored_chain_checkpoint(&p->chain, ids, positions, behind, key);
 }
 
-/* Whether all blocks are found that a sequence has sealed at a length, as far as it needs them. */
-static int has_sealed_rows(const kvt_stored *p, uint64_t n_tokens)
+int kvt_stored_has_rows(const kvt_stored *p, uint64_t n_tokens, const size_t *sealed)
 {
     for (uint32_t g = 0; g < p->cache->n_groups; g++) {
-        const kvt_group *group = &p->cache->groups[g];
-        const size_t rows = kvt_rows_older(n_tokens, group->seals ? group->residual_tokens : 0);
         const size_t first = kvt_stored_first(p, g, n_tokens);
-        for (size_t row = 0; row < rows; row++)
+        for (size_t row = 0; row < sealed[g]; row++)
             if (kvt_stored_needs(p, g, first, row) && !p->found.data[kvt_stored_at(p, row, g)])
                 return 0;
     }
     return 1;
 }
 
-/* The next lengths to be looked at, descending, at most AT_ONCE. *left: how many were not yet. */
-static size_t next_lengths(const kvt_stored *p, uint64_t most, uint64_t *left, uint64_t *lengths)
+int kvt_stored_has_own_rows(const kvt_stored *p, uint64_t n_tokens)
 {
-    const kvt_prefix_options *o = &p->options;
-    size_t n = 0;
+    size_t sealed[KVT_MAX_GROUPS];
 
-    while (*left && n < AT_ONCE) {
-        const uint64_t length = o->checkpoint_tokens ? o->checkpoint_tokens[*left - 1] : *left;
-        --*left;
-        if (length > 0 && length <= most)
-            lengths[n++] = length;
+    for (uint32_t g = 0; g < p->cache->n_groups; g++) {
+        const kvt_group *group = &p->cache->groups[g];
+        sealed[g] = kvt_rows_older(n_tokens, group->seals ? group->residual_tokens : 0);
     }
-    return n;
+    return kvt_stored_has_rows(p, n_tokens, sealed);
 }
 
-kvt_status kvt_stored_find_checkpoint(kvt_stored *p, uint64_t most, uint64_t *n_tokens,
-                                      kvt_store_key *key)
+kvt_status kvt_stored_search_begin(kvt_stored_search *s, kvt_stored *p)
 {
-    uint64_t lengths[AT_ONCE], left;
-    uint8_t found[AT_ONCE] = {0};
-    kvt_snap_buffer keys = {NULL, 0};
-    kvt_status status;
-    size_t n = 1, i;
+    memset(s, 0, sizeof *s);
+    s->p = p;
+    s->left = p->options.checkpoint_tokens ? (uint64_t)p->options.n_checkpoint_tokens : p->n_tokens;
+    return kvt_snap_reserve(&p->context, &s->keys, 0, KVT_STORED_AT_ONCE * sizeof(kvt_store_key),
+                            "the keys of checkpoints");
+}
 
-    left = p->options.checkpoint_tokens ? p->options.n_checkpoint_tokens : most;
-    *n_tokens = UINT64_MAX;
-    status =
-        kvt_snap_reserve(&p->context, &keys, 0, AT_ONCE * sizeof *key, "the keys of checkpoints");
-    while (status == KVT_OK && n && *n_tokens == UINT64_MAX) {
-        kvt_store_key *made = (kvt_store_key *)(void *)keys.data;
-        n = next_lengths(p, most, &left, lengths);
-        for (i = 0; i < n; i++)
-            kvt_stored_checkpoint_key(p, lengths[i], &made[i]);
-        if (n)
-            status = p->store->exists(p->store->user, made, n, found, &p->error);
-        if (status != KVT_OK) {
-            status = kvt_stored_store_failed(p, status, &p->error);
-            break;
+void kvt_stored_search_end(kvt_stored_search *s)
+{
+    if (s->p)
+        kvt_snap_release(&s->p->context, &s->keys);
+}
+
+/* Look for the next lengths, descending. */
+static kvt_status look(kvt_stored_search *s)
+{
+    const kvt_prefix_options *o = &s->p->options;
+    kvt_store_key *keys = (kvt_store_key *)(void *)s->keys.data;
+    kvt_status status = KVT_OK;
+
+    s->n = s->i = 0;
+    while (s->left && s->n < KVT_STORED_AT_ONCE) {
+        const uint64_t length = o->checkpoint_tokens ? o->checkpoint_tokens[s->left - 1] : s->left;
+        --s->left;
+        if (length > 0 && length <= s->p->n_tokens) {
+            kvt_stored_checkpoint_key(s->p, length, &keys[s->n]);
+            s->lengths[s->n++] = length;
         }
-        for (i = 0; i < n && *n_tokens == UINT64_MAX; i++)
-            if (found[i] && has_sealed_rows(p, lengths[i])) {
-                *n_tokens = lengths[i];
-                *key = made[i];
-            }
     }
-    kvt_snap_release(&p->context, &keys);
+    if (s->n)
+        status = s->p->store->exists(s->p->store->user, keys, s->n, s->found, &s->p->error);
+    return status == KVT_OK ? KVT_OK : kvt_stored_store_failed(s->p, status, &s->p->error);
+}
+
+kvt_status kvt_stored_search_next(kvt_stored_search *s, uint64_t *n_tokens, kvt_store_key *key)
+{
+    kvt_status status = KVT_OK;
+
+    *n_tokens = 0;
+    while (status == KVT_OK && *n_tokens == 0 && (s->i < s->n || s->left)) {
+        if (s->i == s->n) {
+            status = look(s);
+        } else {
+            if (s->found[s->i]) {
+                *n_tokens = s->lengths[s->i];
+                *key = ((kvt_store_key *)(void *)s->keys.data)[s->i];
+            }
+            s->i++;
+        }
+    }
     return status;
 }
