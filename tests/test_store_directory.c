@@ -554,6 +554,79 @@ static void test_prompt_by_and_by(void **state)
     end_store(&s);
 }
 
+/* Many keys, from some number on, asked for at once. */
+static void ask_many(kvt_store *s, uint64_t first, size_t n)
+{
+    kvt_store_key *keys = calloc(n, sizeof *keys);
+    uint8_t *found = calloc(n, 1);
+
+    assert_true(keys && found);
+    for (size_t i = 0; i < n; i++)
+        keys[i] = key_of(first + i);
+    store_ok(s->exists(s->user, keys, n, found, &store_error));
+    free(keys);
+    free(found);
+}
+
+/* Put numbers first .. first + n - 1 in one call: how many were put. */
+static size_t put_many(kvt_store *s, uint64_t first, size_t n)
+{
+    enum { MOST = 64, BYTES = 24 };
+    unsigned char data[MOST][BYTES];
+    kvt_store_key keys[MOST];
+    kvt_store_part parts[MOST];
+    kvt_store_value values[MOST];
+    size_t n_put = 0;
+    kvt_status status;
+
+    assert_true(n <= MOST);
+    for (size_t i = 0; i < n; i++) {
+        keys[i] = key_of(first + i);
+        value_fill(first + i, 0, data[i], BYTES);
+        parts[i].data = data[i];
+        parts[i].bytes = BYTES;
+        values[i].parts = &parts[i];
+        values[i].n_parts = 1;
+        values[i].bytes = BYTES;
+    }
+    status = s->put(s->user, keys, values, n, &n_put, &store_error);
+    assert_true(status == (n_put == n ? KVT_OK : KVT_ERR_FULL));
+    return n_put;
+}
+
+/*
+ * A prompt of more keys than the store has room for, put by and by, while others ask for theirs: of
+ * it the beginning is there, and nothing else. Then again with one of more keys than are noted of
+ * all questions together.
+ */
+static void test_long_prompt(void **state)
+{
+    enum { ROOM = 1500, OTHER = 1000000, BYTES = 24 };
+    static const size_t prompts[] = {8192, ((size_t)1 << 18) + 100};
+    (void)state;
+    for (size_t k = 0; k < (is_quick() ? 1 : 2); k++) {
+        kvt_store s = open_store((uint64_t)ROOM * BYTES);
+        size_t done = 0, here = 64;
+        for (uint64_t i = 0; i < 256; i += 64)
+            assert_int_equal(put_many(&s, OTHER + i, 64), 64);
+        ask_many(&s, 0, prompts[k]);
+        for (uint64_t i = 0; i < 100 && k == 0; i++) /* of one key, of a few, of many */
+            ask_many(&s, 2 * OTHER + i, i % 3 == 0 ? 1 : i % 3 == 1 ? 20 : 1000);
+        while (here == 64) {
+            here = put_many(&s, done, 64);
+            done += here;
+        }
+        assert_int_equal(done, ROOM);
+        for (uint64_t i = 0; i < ROOM; i++) {
+            char file[256];
+            folder_file(path, i, file, sizeof file);
+            assert_int_equal(access(file, F_OK), 0);
+        }
+        assert_int_equal(stats_of(&s).n_values, ROOM);
+        end_store(&s);
+    }
+}
+
 /* A scan evicts 1/32 of the bound, and no more. */
 static void test_batch(void **state)
 {
@@ -720,6 +793,7 @@ int main(void)
         cmocka_unit_test(test_long_put),
         cmocka_unit_test(test_prompt_in_parts),
         cmocka_unit_test(test_prompt_by_and_by),
+        cmocka_unit_test(test_long_prompt),
         cmocka_unit_test(test_batch),
         cmocka_unit_test(test_bound_changes),
         cmocka_unit_test(test_private),

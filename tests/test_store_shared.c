@@ -85,7 +85,7 @@ static int work(kvt_store *s, uint64_t seed, size_t n_calls)
     for (size_t call = 1; call <= n_calls; call++) {
         uint64_t number = rng_below(&r, NUMBERS);
         kvt_store_key key = key_of(number);
-        uint32_t what = rng_below(&r, 10);
+        uint32_t what = rng_below(&r, 11);
         kvt_status status = KVT_OK;
         if (what < 5) {
             size_t bytes = 24 + rng_below(&r, MOST_BYTES - 24), n_put;
@@ -106,11 +106,18 @@ static int work(kvt_store *s, uint64_t seed, size_t n_calls)
             collector_free(&c);
         } else if (what < 9) {
             status = s->remove(s->user, &key, 1, &error);
-        } else {
+        } else if (what < 10) {
             kvt_store_stats stats;
             status = s->stats(s->user, &stats, &error);
             if (status == KVT_OK && stats.bytes > BOUND)
                 status = KVT_ERR_LIMIT;
+        } else { /* so many questions that the oldest notes make room */
+            kvt_store_key keys[8];
+            uint8_t found[8];
+            for (size_t i = 0; i < 8; i++)
+                keys[i] = key_of((number + i) % NUMBERS);
+            for (size_t i = 0; i < 12 && status == KVT_OK; i++)
+                status = s->exists(s->user, keys, 2 + i % 7, found, &error);
         }
         if (status != KVT_OK) {
             free(data);

@@ -319,12 +319,12 @@ static kvt_status exists(void *user, const kvt_store_key *keys, size_t n, uint8_
             found[i] = S_ISREG(status.st_mode);
         else if (!is_missing(errno))
             return finish(dir, kvt_dir_fail(dir, error, "fstatat", errno, name));
-        kvt_dir_ask(dir, &keys[i], now, i, found[i]);
         if (found[i])
             kvt_dir_touch_name(dir, name, kvt_dir_stamp(now, i));
         else
             add(&dir->n_missed, 1);
     }
+    kvt_dir_ask(dir, keys, n, found, now);
     return KVT_OK;
 }
 
@@ -442,6 +442,7 @@ static void close_directory(void *user)
     kvt_dir *dir = user;
     if (dir->fd >= 0)
         (void)close(dir->fd);
+    kvt_dir_asked_free(dir);
     free(dir->spare);
     free(dir->path);
     free(dir);

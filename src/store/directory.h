@@ -24,18 +24,23 @@
 
 #define KVT_DIR_PIECE_BYTES ((size_t)256 << 10) /* that a receiver is given at once */
 #define KVT_DIR_NAME_BYTES 80                   /* of any name below PATH */
-#define KVT_DIR_ASKED 16384                     /* keys asked for lately that are noted */
+#define KVT_DIR_QUESTIONS 256                   /* asked lately that are noted */
+#define KVT_DIR_NOTES ((uint64_t)1 << 18)       /* of keys in them, but for one longer question */
 #define KVT_DIR_STATE_NAME "kvtile-store"
 #define KVT_DIR_TEMPORARIES "tmp"
 
-/* A key that was asked for: see directory_asked.c. */
-typedef struct kvt_dir_asked {
-    uint64_t name; /* of its bytes; 0: there is none */
-    int64_t time;  /* of the question, in nanoseconds */
-    size_t i;      /* of its keys */
-    int is_there;  /* then it had a value */
-    int held;      /* atomic: by a thread that reads or changes it */
-} kvt_dir_asked;
+/* A question that was asked, and its keys: see directory_asked.c. */
+typedef struct kvt_dir_note {
+    uint64_t name; /* the key's first bytes */
+    uint64_t i;    /* 2 times its number; 1 more: it had a value */
+} kvt_dir_note;
+
+typedef struct kvt_dir_question {
+    kvt_dir_note *notes; /* [n], ascending */
+    size_t n;
+    int64_t time; /* in nanoseconds */
+    int held;     /* atomic: how many threads read it; -1: one replaces it */
+} kvt_dir_question;
 
 typedef struct kvt_dir {
     int fd;         /* of the folder */
@@ -49,7 +54,8 @@ typedef struct kvt_dir {
     uint64_t n_got, n_missed, n_put, n_evicted, n_failed, n_temporaries;
     uint64_t stopped_turn; /* of who has the lock and does not go on; that holds until then: */
     int64_t stopped_until;
-    kvt_dir_asked asked[KVT_DIR_ASKED];
+    uint64_t n_notes, n_asked; /* notes that there are; questions that were noted */
+    kvt_dir_question asked[KVT_DIR_QUESTIONS];
 } kvt_dir;
 
 /* Under the lock: the state file, and what it says. */
@@ -131,8 +137,10 @@ typedef struct kvt_dir_use {
     int is_asked; /* 0: there was none, or long ago */
 } kvt_dir_use;
 
-/* Note that key i of a question has been asked for now, and whether there is a value. */
-void kvt_dir_ask(kvt_dir *dir, const kvt_store_key *key, struct timespec now, size_t i, int found);
+/* Note a question of now, and which of its keys have a value. */
+void kvt_dir_ask(kvt_dir *dir, const kvt_store_key *keys, size_t n, const uint8_t *found,
+                 struct timespec now);
+void kvt_dir_asked_free(kvt_dir *dir);
 /* The use of key i of a get, or a put: of the question, if it was asked for lately; else of the
    call. */
 kvt_dir_use kvt_dir_use_of(kvt_dir *dir, const kvt_store_key *key, struct timespec now, size_t i,

@@ -9,10 +9,12 @@
  * there is one; and it is noted here, for the gets that follow and the puts of what was not there.
  * (One in place of a value that was there is a use of its own.)
  *
- * Notes are in buckets by the key, and a bucket's oldest one makes room. One that is lost, as by
- * another thread's that has the same note in hand, costs the order alone: the value then gets the
- * time of its call. None is waited for, so that a child of fork does not wait for a thread that it
- * has not got.
+ * A question's notes are an array, sorted by the key, and kept or dropped as a whole: some of a
+ * prompt's values with its time, and some, nearer to the end, with the later one of their put would
+ * evict its beginning. The questions are a ring, whose oldest ones make room. One of a single key
+ * has no order to keep, and is not noted. That a question is lost, as without memory, costs the
+ * order alone: a value then gets the time of its call. Nobody waits for another thread, so that a
+ * child of fork does not wait for one that it has not got: what is held is passed over.
  */
 #ifndef _XOPEN_SOURCE
 #define _XOPEN_SOURCE 700
@@ -20,30 +22,80 @@
 
 #include "src/store/directory.h"
 
+#include <stdlib.h>
 #include <string.h>
 
-#define BUCKET 4u
 /* A use after a question is one of its own; what a long put writes belongs to its question. */
 #define LASTS_NANOSECONDS ((int64_t)60 * 1000000000)
 #define PUT_LASTS_NANOSECONDS ((int64_t)3600 * 1000000000)
 
-static kvt_dir_asked *bucket_of(kvt_dir *dir, const kvt_store_key *key, uint64_t *name)
+/* ---- who has a question in hand: n readers, or -1 who replaces it ---- */
+
+static int hold(kvt_dir_question *question)
 {
-    uint64_t at;
-    memcpy(name, key->bytes, sizeof *name);
-    memcpy(&at, key->bytes + sizeof *name, sizeof at);
-    *name += *name == 0; /* 0: there is no note */
-    return &dir->asked[at % (KVT_DIR_ASKED / BUCKET) * BUCKET];
+    int n = __atomic_load_n(&question->held, __ATOMIC_RELAXED);
+    while (n >= 0)
+        if (__atomic_compare_exchange_n(&question->held, &n, n + 1, 0, __ATOMIC_ACQUIRE,
+                                        __ATOMIC_RELAXED))
+            return 1;
+    return 0;
 }
 
-static int hold(kvt_dir_asked *note)
+static void let_go(kvt_dir_question *question)
 {
-    return __atomic_exchange_n(&note->held, 1, __ATOMIC_ACQUIRE) == 0;
+    __atomic_fetch_sub(&question->held, 1, __ATOMIC_RELEASE);
 }
 
-static void let_go(kvt_dir_asked *note)
+/* Replace a question. 0: it is held. */
+static int replace(kvt_dir *dir, kvt_dir_question *question, kvt_dir_note *notes, size_t n,
+                   int64_t time)
 {
-    __atomic_store_n(&note->held, 0, __ATOMIC_RELEASE);
+    kvt_dir_note *old;
+    int none = 0;
+
+    if (!__atomic_compare_exchange_n(&question->held, &none, -1, 0, __ATOMIC_ACQUIRE,
+                                     __ATOMIC_RELAXED))
+        return 0;
+    old = question->notes;
+    __atomic_fetch_add(&dir->n_notes, (uint64_t)n - question->n, __ATOMIC_RELAXED);
+    question->notes = notes;
+    question->n = n;
+    question->time = time;
+    __atomic_store_n(&question->held, 0, __ATOMIC_RELEASE);
+    free(old);
+    return 1;
+}
+
+/* ---- notes ---- */
+
+static uint64_t name_of(const kvt_store_key *key)
+{
+    uint64_t name;
+    memcpy(&name, key->bytes, sizeof name);
+    return name;
+}
+
+static int compare(const void *a, const void *b)
+{
+    const kvt_dir_note *x = a, *y = b;
+    if (x->name != y->name)
+        return x->name < y->name ? -1 : 1;
+    return x->i < y->i ? -1 : x->i > y->i;
+}
+
+/* The first note of a key; NULL: there is none. */
+static const kvt_dir_note *find(const kvt_dir_question *question, uint64_t name)
+{
+    size_t low = 0, high = question->n;
+
+    while (low < high) {
+        const size_t middle = low + (high - low) / 2;
+        if (question->notes[middle].name < name)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low < question->n && question->notes[low].name == name ? &question->notes[low] : NULL;
 }
 
 static int64_t nanoseconds_of(struct timespec time)
@@ -51,63 +103,70 @@ static int64_t nanoseconds_of(struct timespec time)
     return (int64_t)time.tv_sec * 1000000000 + time.tv_nsec;
 }
 
-/* Its age's order. A time far in the future is from before the clock was set back: it would be the
-   newest until then. (Other threads' questions may be a little later than `now`.) */
-static int64_t order_of(const kvt_dir_asked *note, int64_t now)
+/* ---- questions ---- */
+
+void kvt_dir_ask(kvt_dir *dir, const kvt_store_key *keys, size_t n, const uint8_t *found,
+                 struct timespec now)
 {
-    return note->time > now + LASTS_NANOSECONDS ? INT64_MIN : note->time;
+    kvt_dir_note *notes =
+        n > 1 && n <= SIZE_MAX / 2 / sizeof *notes ? malloc(n * sizeof *notes) : NULL;
+    uint64_t at = 0;
+    size_t i;
+    int is_placed = 0;
+
+    if (!notes)
+        return;
+    for (i = 0; i < n; i++) {
+        notes[i].name = name_of(&keys[i]);
+        notes[i].i = 2 * (uint64_t)i + (found[i] != 0);
+    }
+    qsort(notes, n, sizeof *notes, compare);
+    for (i = 0; i < KVT_DIR_QUESTIONS && !is_placed; i++) {
+        at = __atomic_fetch_add(&dir->n_asked, 1, __ATOMIC_RELAXED);
+        is_placed =
+            replace(dir, &dir->asked[at % KVT_DIR_QUESTIONS], notes, n, nanoseconds_of(now));
+    }
+    if (!is_placed)
+        free(notes);
+    for (i = 1; i < KVT_DIR_QUESTIONS; i++) { /* the oldest ones; not this one, however long */
+        if (__atomic_load_n(&dir->n_notes, __ATOMIC_RELAXED) <= KVT_DIR_NOTES)
+            break;
+        (void)replace(dir, &dir->asked[(at + i) % KVT_DIR_QUESTIONS], NULL, 0, 0);
+    }
 }
 
-void kvt_dir_ask(kvt_dir *dir, const kvt_store_key *key, struct timespec now, size_t i, int found)
+void kvt_dir_asked_free(kvt_dir *dir)
 {
-    uint64_t name;
-    kvt_dir_asked *bucket = bucket_of(dir, key, &name), *oldest = NULL;
-    const int64_t time = nanoseconds_of(now);
-
-    for (size_t n = 0; n < BUCKET; n++) {
-        kvt_dir_asked *note = &bucket[n];
-        if (!hold(note))
-            continue;
-        if (note->name != name && oldest && order_of(oldest, time) <= order_of(note, time)) {
-            let_go(note);
-            continue;
-        }
-        if (oldest)
-            let_go(oldest);
-        oldest = note;
-        if (note->name == name)
-            break;
-    }
-    if (!oldest)
-        return;
-    oldest->name = name;
-    oldest->time = time;
-    oldest->i = i;
-    oldest->is_there = found;
-    let_go(oldest);
+    for (size_t i = 0; i < KVT_DIR_QUESTIONS; i++)
+        free(dir->asked[i].notes);
 }
 
 kvt_dir_use kvt_dir_use_of(kvt_dir *dir, const kvt_store_key *key, struct timespec now, size_t i,
                            int is_put)
 {
-    uint64_t name;
-    kvt_dir_asked *bucket = bucket_of(dir, key, &name);
-    kvt_dir_use use = {kvt_dir_stamp(now, i), now, 0};
+    const uint64_t name = name_of(key), end = __atomic_load_n(&dir->n_asked, __ATOMIC_RELAXED);
     const int64_t lasts = is_put ? PUT_LASTS_NANOSECONDS : LASTS_NANOSECONDS;
+    kvt_dir_use use = {kvt_dir_stamp(now, i), now, 0};
+    int is_found = 0;
 
-    for (size_t n = 0; n < BUCKET && !use.is_asked; n++) {
-        kvt_dir_asked *note = &bucket[n];
+    /* The newest one that has the key counts. A time in the future is of before the clock was set
+       back. */
+    for (uint64_t back = 1; back <= KVT_DIR_QUESTIONS && back <= end && !is_found; back++) {
+        kvt_dir_question *question = &dir->asked[(end - back) % KVT_DIR_QUESTIONS];
+        const kvt_dir_note *note;
         int64_t age;
-        if (!hold(note))
+        if (!hold(question))
             continue;
-        age = nanoseconds_of(now) - note->time;
-        if (note->name == name && age >= 0 && age < lasts && !(is_put && note->is_there)) {
-            use.asked.tv_sec = (time_t)(note->time / 1000000000);
-            use.asked.tv_nsec = (long)(note->time % 1000000000);
-            use.time = kvt_dir_stamp(use.asked, note->i);
+        age = nanoseconds_of(now) - question->time;
+        note = age >= 0 ? find(question, name) : NULL;
+        is_found = note != NULL;
+        if (note && age < lasts && !(is_put && note->i % 2)) {
+            use.asked.tv_sec = (time_t)(question->time / 1000000000);
+            use.asked.tv_nsec = (long)(question->time % 1000000000);
+            use.time = kvt_dir_stamp(use.asked, (size_t)(note->i / 2));
             use.is_asked = 1;
         }
-        let_go(note);
+        let_go(question);
     }
     return use;
 }
