@@ -152,6 +152,7 @@ static kvt_status exists(void *user, const kvt_store_key *keys, size_t n, uint8_
     kvt_status status;
 
     m->n_exists++;
+    m->n_asked = n;
     if (fails(m, "exists", error, &status))
         return status;
     for (size_t i = 0; i < n; i++)

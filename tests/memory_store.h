@@ -26,6 +26,7 @@ typedef struct memory_store {
     long put_at_most;  /* values of a put, which then fails; < 0: all */
     kvt_status failure;
     size_t n_calls, n_gets, n_puts, n_exists, n_removes, n_parts;
+    size_t n_asked; /* keys of the last exists */
 } memory_store;
 
 /* An empty store that does not fail, behind the functions of a kvt_store. */

@@ -176,9 +176,10 @@ typedef struct kvt_directory_config {
  * the call's lock is the child's too, and puts and openings fail until that ends or calls exec.
  * With a bound the values that were used the longest time ago are removed for new ones. exists uses
  * what it finds, too. Of the keys that one exists had (within a minute before a get, an hour before
- * a put), or without one those of one get or put, the first ones' values are removed last, and none
- * for the value of a later one: where that has no room, put is KVT_ERR_FULL. So of a prompt that is
- * longer than the bound the beginning is put.
+ * a put, and one of the last 256 with several keys, 262144 in all), or without one those of one get
+ * or put, the first ones' values are removed last, and none for the value of a later one: where
+ * that has no room, put is KVT_ERR_FULL. So of a prompt that is longer than the bound the beginning
+ * is put.
  *
  * KVT_ERR_IO           it cannot be made, opened or locked, or it is no directory
  * KVT_ERR_FORMAT       it is another program's, or of a newer version

@@ -447,7 +447,7 @@ kvt_status kvt_prefix_get(const kvt_store *store, kvt_seq *seq, const int32_t *p
                           seq->pending ? "a step is pending" : "the sequence is not empty");
     if (status == KVT_OK)
         status = kvt_stored_begin(&p, prompt, n_prompt);
-    if (status == KVT_OK)
+    if (status == KVT_OK && !p.options.checkpoints)
         status = kvt_stored_find(&p);
     if (status == KVT_OK)
         status = make_room(&f);

@@ -269,7 +269,7 @@ kvt_status kvt_prefix_probe(const kvt_store *store, const kvt_seq *seq, const in
         status = refuse(&p, "result is NULL");
     if (status == KVT_OK)
         status = kvt_stored_begin(&p, prompt, n_prompt);
-    if (status == KVT_OK)
+    if (status == KVT_OK && !p.options.checkpoints)
         status = kvt_stored_find(&p);
     if (status == KVT_OK) {
         memset(&found, 0, sizeof found);

@@ -165,9 +165,10 @@ typedef struct kvt_stored_search {
     kvt_snap_buffer keys;                 /* kvt_store_key [n] */
     size_t n, i;                          /* from i on they have not been told yet */
     uint64_t left;                        /* lengths that were not looked for yet */
+    int has_rows;                         /* the rows have been looked for */
 } kvt_stored_search;
 kvt_status kvt_stored_search_begin(kvt_stored_search *s, kvt_stored *p);
-/* The next one's length, 0: there is none; and its key. */
+/* The next one's length, 0: there is none; and its key. The first one has the rows looked for. */
 kvt_status kvt_stored_search_next(kvt_stored_search *s, uint64_t *n_tokens, kvt_store_key *key);
 void kvt_stored_search_end(kvt_stored_search *s);
 /* Whether of the first sealed[g] rows of each group all are found that a checkpoint needs. */

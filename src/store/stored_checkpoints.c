@@ -5,6 +5,9 @@
  * all lengths that may have one are made and looked for, the deepest first, by thousands: most
  * prompts go on from near their end. options.checkpoint_tokens says fewer.
  *
+ * The rows' keys are looked for behind those of checkpoints, and only where there is one: of what
+ * was asked for last a store may have the order (directory_asked.c).
+ *
  * How many rows of a checkpoint are sealed, and have values of their own, is up to the
  * residual_tokens of the cache that has put it: its value says so.
  */
@@ -94,6 +97,10 @@ kvt_status kvt_stored_search_next(kvt_stored_search *s, uint64_t *n_tokens, kvt_
             }
             s->i++;
         }
+    }
+    if (status == KVT_OK && *n_tokens && !s->has_rows) {
+        s->has_rows = 1;
+        status = kvt_stored_find(s->p);
     }
     return status;
 }
