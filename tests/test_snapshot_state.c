@@ -387,8 +387,8 @@ static void tags_have_to_be_the_same(void **state)
     static const struct {
         const char *stored, *here, *text;
     } cases[] = {
-        {"lora 7", "", "it is \"lora 7\" (6 bytes), the sequence's is  (0 bytes)"},
-        {"", "lora 7", "it is  (0 bytes), the sequence's is \"lora 7\" (6 bytes)"},
+        {"lora 7", "", "it is \"lora 7\" (6 bytes), the sequence's is none (0 bytes)"},
+        {"", "lora 7", "it is none (0 bytes), the sequence's is \"lora 7\" (6 bytes)"},
         {"a", "b", "\"a\" (1 bytes), the sequence's is \"b\""},
         {"a\x01", "a", "it is 6101 (2 bytes)"},
         {"a\"b", "a", "it is 612262 (3 bytes)"},
