@@ -400,6 +400,7 @@ static void test_options(void **state)
         {"checkpoint_tokens are those of the sequence", 1, 0},
         {"positions are those of the sequence", 1, 0},
         {"n_tokens is for kvt_prefix_put", 0, 1},
+        {"reserved is not 0", 1, 1},
         {"a position is below 0", 0, 1},
     };
     scene c;
@@ -435,6 +436,7 @@ static void test_options(void **state)
                 break;
             case 13: o->positions = positions; break;
             case 14: o->n_tokens = 1; break;
+            case 15: o->reserved = 1; break;
             default: o->positions = positions; break;
             }
             status = make_call(&c, which, &result);

@@ -37,6 +37,8 @@ static kvt_status check_options(const kvt_stored *p)
     }
     if (o->checkpoints > KVT_PREFIX_CHECKPOINT)
         return refuse(p, "checkpoints is out of range");
+    if (o->reserved)
+        return refuse(p, "reserved is not 0");
     if (!o->checkpoint_tokens && o->n_checkpoint_tokens)
         return refuse(p, "checkpoint_tokens is NULL");
     if (o->n_checkpoint_tokens && !o->checkpoints)
