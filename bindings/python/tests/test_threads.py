@@ -131,7 +131,7 @@ class Threads(unittest.TestCase):
         for _ in range(20):
             thread = threading.Thread(target=lambda: results.append(self.seq.attend(0, q)))
             thread.start()
-            while self.seq._users == 0 and thread.is_alive():
+            while not self.seq._users and thread.is_alive():
                 pass
             for name, call in calls.items():
                 if self.seq._users:
@@ -250,7 +250,7 @@ class Threads(unittest.TestCase):
                 time.sleep(1)
         finally:
             signal.signal(signal.SIGINT, saved)
-        self.assertEqual(self.seq._users, 0)
+        self.assertFalse(self.seq._users)
         self.seq.truncate(2047)
 
     def test_pool(self):

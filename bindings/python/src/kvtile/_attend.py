@@ -6,7 +6,8 @@ import ctypes
 import struct
 import sys
 from ctypes import sizeof
-from typing import TYPE_CHECKING, Any, List, Optional, Sequence as Seq, Tuple
+from itertools import repeat
+from typing import TYPE_CHECKING, Any, List, Optional, Sequence as Seq, Set, Tuple
 
 import numpy as np
 
@@ -96,23 +97,23 @@ def attend(cache: "Cache", layer: int, items: "List[Sequence]", counts: List[int
         except IndexError:
             scratch = make_scratch(SCRATCH_ITEMS)
     memory, address = scratch
-    taken = 0
+    use = object()
+    taken: List[Set[object]] = []
+    giving = map(set.discard, taken, repeat(use))
     try:
         at = _ATTEND.size
-        for s in items:
-            pointer = s._take()
-            taken += 1
+        for i, s in enumerate(items):
+            taken.append(s._users)
+            pointer = s._take(use)
             pa = ma = m_stride = m_tokens = 0
-            if positions is not None and positions[taken - 1] is not None:
-                keep.append(int32s(positions[taken - 1], "query_positions",
-                                   counts[taken - 1]))
+            if positions is not None and positions[i] is not None:
+                keep.append(int32s(positions[i], "query_positions", counts[i]))
                 pa = keep[-1].ctypes.data
-            if masks is not None and masks[taken - 1] is not None:
-                packed, m_tokens = _pack_mask(masks[taken - 1], counts[taken - 1])
+            if masks is not None and masks[i] is not None:
+                packed, m_tokens = _pack_mask(masks[i], counts[i])
                 keep.append(packed)
                 ma, m_stride = packed.ctypes.data, packed.shape[1]
-            _ITEM.pack_into(memory, at, pointer, counts[taken - 1], pa, ma, m_stride, m_tokens,
-                            0, 0)
+            _ITEM.pack_into(memory, at, pointer, counts[i], pa, ma, m_stride, m_tokens, 0, 0)
             at += _ITEM.size
         _ATTEND.pack_into(memory, 0, _ATTEND.size, layer, (1 if causal else 0) | precision,
                           address + _ATTEND.size, n_items, qa, qd, qt, qh, oa, od, ot, oh, la,
@@ -123,8 +124,7 @@ def attend(cache: "Cache", layer: int, items: "List[Sequence]", counts: List[int
     except struct.error as error:
         raise TypeError(f"attend: {error}") from None
     finally:
-        for s in items[:taken]:
-            s._give()
+        any(giving)
         if n_items <= SCRATCH_ITEMS:
             scratch_pool.append(scratch)
     del q_owner, o_owner, keep

@@ -61,7 +61,7 @@ class Cache(Handle):
                  memory_budget_bytes: int = 0, fingerprint: bytes = b"",
                  isa: Optional[str] = None) -> None:
         self._pointer = None
-        self._users = 0
+        self._users = set()
         self._lock = threading.RLock()
         config = ConfigC(groups, max_tokens, n_threads, memory_budget_bytes, fingerprint, isa)
         out = c_void_p()
@@ -126,47 +126,48 @@ class Cache(Handle):
     @property
     def isa(self) -> str:
         """The name of the kernels in use."""
-        pointer = self._take()
+        use, give = object(), self._users.discard
         try:
-            return lib.kvt_cache_isa(pointer).decode()
+            return lib.kvt_cache_isa(self._take(use)).decode()
         finally:
-            self._give()
+            give(use)
 
     @property
     def memory_bytes(self) -> int:
         """Bytes that the cache holds now, its sequences and free blocks included."""
-        pointer = self._take()
+        use, give = object(), self._users.discard
         try:
-            return lib.kvt_cache_memory_bytes(pointer)
+            return lib.kvt_cache_memory_bytes(self._take(use))
         finally:
-            self._give()
+            give(use)
 
     @property
     def bytes_per_token(self) -> float:
         """Bytes of codes, scales and offsets of one token over all layers: to compare types."""
-        pointer = self._take()
+        use, give = object(), self._users.discard
         try:
-            return lib.kvt_cache_bytes_per_token(pointer)
+            return lib.kvt_cache_bytes_per_token(self._take(use))
         finally:
-            self._give()
+            give(use)
 
     def stats(self) -> CacheStats:
         """What the memory is used for; exact when no other thread is inside a call."""
-        pointer = self._take()
+        use, give = object(), self._users.discard
         try:
+            pointer = self._take(use)
             c = _lib.CacheStats(struct_size=sizeof(_lib.CacheStats))
             self._check(lib.kvt_cache_get_stats(pointer, byref(c)))
             return CacheStats(*[getattr(c, name) for name in CacheStats.__dataclass_fields__])
         finally:
-            self._give()
+            give(use)
 
     def trim(self) -> None:
         """Give blocks that no sequence uses back to the system."""
-        pointer = self._take()
+        use, give = object(), self._users.discard
         try:
-            self._check(lib.kvt_cache_trim(pointer))
+            self._check(lib.kvt_cache_trim(self._take(use)))
         finally:
-            self._give()
+            give(use)
 
     def sequence(self) -> "Sequence":
         """A new, empty sequence. OutOfMemoryError, BudgetError."""

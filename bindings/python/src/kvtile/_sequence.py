@@ -35,7 +35,8 @@ class SequenceStats:
 class Step:
     """A pending step of a sequence: `with seq.step(n) as step:`, then append for each layer.
 
-    The end of the block commits; an exception in it aborts the step.
+    The end of the block commits; an exception in it aborts the step. One of a signal's handler just
+    before or after the block may leave the step pending: abort it.
     """
 
     def __init__(self, seq: "Sequence", n_tokens: int, token_ids: Any, positions: Any) -> None:
@@ -88,19 +89,19 @@ class Sequence(Handle):
 
     def __init__(self, cache: "Cache", _pointer: Optional[int] = None) -> None:
         self._pointer = None
-        self._users = 0
+        self._users = set()
         self._lock = cache._lock
         self.cache = cache  #: kept alive
         if _pointer is not None:
             self._join(_pointer)
             return
         out = c_void_p()
-        owner = cache._take()
+        use, give = object(), cache._users.discard
         try:
-            cache._check(lib.kvt_seq_create(owner, byref(out)))
+            cache._check(lib.kvt_seq_create(cache._take(use), byref(out)))
             self._join(out.value)
         finally:
-            cache._give()
+            give(use)
 
     def _join(self, pointer: Optional[int]) -> None:
         """Among the sequences that the cache's close() looks through, which it does under the lock.
@@ -150,29 +151,29 @@ class Sequence(Handle):
 
     def _read(self, function: Callable[..., int], *args: Any) -> None:
         """function(seq, ...) that takes the sequence as const."""
-        pointer = self._take()
+        use, give = object(), self._users.discard
         try:
-            status = function(pointer, *args)
+            status = function(self._take(use), *args)
             if status:
                 self.cache._check(status)
         finally:
-            self._give()
+            give(use)
 
     def _write(self, function: Callable[..., int], *args: Any) -> None:
-        pointer = self._take(True)
+        use, give = object(), self._users.discard
         try:
-            status = function(pointer, *args)
+            status = function(self._take(use, True), *args)
             if status:
                 self.cache._check(status)
         finally:
-            self._give()
+            give(use)
 
     def _count(self, function: Callable[..., int], *args: Any) -> int:
-        pointer = self._take()
+        use, give = object(), self._users.discard
         try:
-            return function(pointer, *args)
+            return function(self._take(use), *args)
         finally:
-            self._give()
+            give(use)
 
     # ---- counts ----
 
@@ -273,8 +274,9 @@ class Sequence(Handle):
             scratch = make_scratch(SCRATCH_ITEMS)
         memory, address = scratch
         try:
-            pointer = self._take(True)
+            use, give = object(), self._users.discard
             try:
+                pointer = self._take(use, True)
                 pending = _pending(pointer)
                 if n != pending:  # the library reads as many tokens as the step has
                     if not pending:
@@ -286,7 +288,7 @@ class Sequence(Handle):
                 if status:
                     self.cache._check(status)
             finally:
-                self._give()
+                give(use)
         finally:
             scratch_pool.append(scratch)
         del k_owner, v_owner
@@ -302,14 +304,15 @@ class Sequence(Handle):
             self._write(lib.kvt_seq_commit, None)
             return
         ids = int32s(token_ids, "token_ids")
-        pointer = self._take(True)
+        use, give = object(), self._users.discard
         try:
+            pointer = self._take(use, True)
             pending = _pending(pointer)
             if pending and len(ids) != pending:
                 raise ValueError(f"token_ids: {len(ids)} for a step of {pending} tokens")
             self.cache._check(lib.kvt_seq_commit(pointer, ids.ctypes.data))
         finally:
-            self._give()
+            give(use)
 
     def commit_selected(self, indices: Any, token_ids: Any = None) -> None:
         """Make some of the pending tokens part of the sequence and drop the others.
@@ -367,8 +370,9 @@ class Sequence(Handle):
         _, n_heads, k_dim, v_dim, _ = self.cache._layer(layer)
         dims = v_dim if side else k_dim
         first = _whole(first, "first", 63)
-        pointer = self._take()
+        use, give = object(), self._users.discard
         try:
+            pointer = self._take(use)
             if n is None:
                 if out is not None:
                     n = n_rows(out, "out")
@@ -385,7 +389,7 @@ class Sequence(Handle):
             del owner
             return out
         finally:
-            self._give()
+            give(use)
 
     def keys(self, layer: int, first: int = 0, n: Optional[int] = None, out: Any = None,
              dtype: Any = np.float32) -> Any:
@@ -405,14 +409,15 @@ class Sequence(Handle):
 
     def _ints(self, function: Callable[..., int], first: int, n: Optional[int]) -> np.ndarray:
         first = _whole(first, "first", 63)
-        pointer = self._take()
+        use, give = object(), self._users.discard
         try:
+            pointer = self._take(use)
             count = max(_length(pointer) - first, 0) if n is None else _whole(n, "n", 31)
             out = np.empty(count, np.int32)
             self.cache._check(function(pointer, first, count, out.ctypes.data))
             return out
         finally:
-            self._give()
+            give(use)
 
     def token_ids(self, first: int = 0, n: Optional[int] = None) -> np.ndarray:
         """int32 [n]: ids of committed tokens, TOKEN_NONE where unknown. ArgError: beyond them."""
@@ -440,14 +445,15 @@ class Sequence(Handle):
 
         ArgError: above the length. StateError: released by a window. BudgetError.
         """
-        pointer = self._take(True)
+        use, give = object(), self._users.discard
         try:
+            pointer = self._take(use, True)
             n = _length(pointer) if n_tokens is None else _whole(n_tokens, "n_tokens", 64)
             out = c_void_p()
             self.cache._check(lib.kvt_seq_fork(pointer, n, byref(out)))
             return Sequence(self.cache, out.value)
         finally:
-            self._give()
+            give(use)
 
     def truncate(self, n_tokens: int) -> None:
         """Shorten to the first n_tokens. ArgError: above the length. StateError: `reachable`."""
@@ -482,21 +488,23 @@ class Sequence(Handle):
 
     def checkpoints(self) -> List[int]:
         """The lengths at which there are checkpoints, ascending."""
-        pointer = self._take()
+        use, give = object(), self._users.discard
         try:
+            pointer = self._take(use)
             n = c_size_t()
             self.cache._check(lib.kvt_seq_checkpoints(pointer, None, 0, byref(n)))
             out = (c_uint64 * max(n.value, 1))()
             self.cache._check(lib.kvt_seq_checkpoints(pointer, out, n.value, byref(n)))
             return list(out[:n.value])
         finally:
-            self._give()
+            give(use)
 
     def checkpoint_read(self, n_tokens: int) -> bytes:
         """The bytes of the checkpoint at n_tokens. ArgError: there is none."""
         n_tokens = _whole(n_tokens, "n_tokens", 64)
-        pointer = self._take()
+        use, give = object(), self._users.discard
         try:
+            pointer = self._take(use)
             size = c_size_t()
             self.cache._check(lib.kvt_seq_checkpoint_read(pointer, n_tokens, None, 0, byref(size)))
             buffer = ctypes.create_string_buffer(max(size.value, 1))
@@ -504,7 +512,7 @@ class Sequence(Handle):
                                                           byref(size)))
             return buffer.raw[:size.value]
         finally:
-            self._give()
+            give(use)
 
     def checkpoint_drop(self, n_tokens: int) -> None:
         """Drop the checkpoint at n_tokens. ArgError: there is none."""

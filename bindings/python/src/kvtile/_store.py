@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import threading
 from ctypes import byref, c_uint64, sizeof
+from itertools import repeat
 from typing import (TYPE_CHECKING, Any, Callable, Iterable, List, Mapping, MutableMapping,
                     NamedTuple, Optional, Type as Class, Union)
 
@@ -158,7 +159,7 @@ class Store(Handle):
     _kind = "store"
 
     def __init__(self, _c: "_lib.Store", _keep: Any = None) -> None:
-        self._users = 0
+        self._users = set()
         self._lock = threading.RLock()
         self._c = _c
         self._keep = _keep  # what its functions need
@@ -232,20 +233,17 @@ class Store(Handle):
         """
         if near is far:
             raise ValueError("tiers: one store as both")
-        first = near._take(True)
+        use = object()
+        giving = map(set.discard, (near._users, far._users), repeat(use))
         try:
-            second = far._take(True)
-            try:
-                c = _lib.Store()
-                status = lib.kvt_store_open_tiers(first, second, byref(c))
-                if status:
-                    throw(status, _lib.error_of(None, status))
-                near._pointer = far._pointer = None
-                return cls(c, (near._c, near._keep, far._c, far._keep))  # _c: its callbacks
-            finally:
-                far._give()
+            c = _lib.Store()
+            status = lib.kvt_store_open_tiers(near._take(use, True), far._take(use, True), byref(c))
+            if status:
+                throw(status, _lib.error_of(None, status))
+            near._pointer = far._pointer = None
+            return cls(c, (near._c, near._keep, far._c, far._keep))  # _c: its callbacks
         finally:
-            near._give()
+            any(giving)
 
     @classmethod
     def mapping(cls, mapping: MutableMapping[bytes, Any]) -> "Store":
@@ -284,8 +282,9 @@ class Store(Handle):
         lib.kvt_store_close(pointer)
 
     def _call(self, running: Call, name: str, *args: Any) -> None:
-        self._take()
+        use, give = object(), self._users.discard
         try:
+            self._take(use)
             function = getattr(self._c, name)
             if not function:
                 raise UnsupportedError(f"the store has no {name}")
@@ -298,7 +297,7 @@ class Store(Handle):
                           or _lib.error_of(None, status))
             running.run(call)
         finally:
-            self._give()
+            give(use)
 
     def stats(self) -> StoreStats:
         """What it has and has done. UnsupportedError: it does not count. IoError."""
@@ -365,11 +364,12 @@ def prefix_put(seq: "Sequence", store: Store, options: Mapping[str, Any]) -> Pre
     """`Sequence.prefix_put`."""
     o = _Options(**options)
     result = _lib.PrefixResult()
-    pointer = store._take()
+    use, give = object(), store._users.discard
     try:
+        pointer = store._take(use)
         Call().run(seq._read, lambda s: lib.kvt_prefix_put(pointer, s, byref(o.c), byref(result)))
     finally:
-        store._give()
+        give(use)
     return _result(result)
 
 
@@ -382,12 +382,13 @@ def prefix_find(seq: "Sequence", store: Store, prompt: Any, read: bool, position
     o = _Options(positions=positions, **options)
     result = _lib.PrefixResult()
     function = lib.kvt_prefix_get if read else lib.kvt_prefix_probe
-    pointer = store._take()
+    use, give = object(), store._users.discard
     try:
+        pointer = store._take(use)
         Call().run(seq._write if read else seq._read, lambda s: function(
             pointer, s, ids.ctypes.data, len(ids), byref(o.c), byref(result)))
     finally:
-        store._give()
+        give(use)
     return _result(result)
 
 
