@@ -255,6 +255,8 @@ class Times(Base):
                         seq.abort()
                     self.free()
                 self.assertGreater(self.handled, 0)
+                gc.collect()
+                self.assertEqual(cache.stats().blocks_used, 0, "a sequence is lost")
         mapping.close()
         cache.close()
 

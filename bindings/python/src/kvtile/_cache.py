@@ -6,7 +6,7 @@ import threading
 import weakref
 from ctypes import byref, c_void_p, sizeof
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Optional, Sequence as Seq, Tuple, Union
+from typing import Any, Callable, Dict, List, Optional, Sequence as Seq, Tuple, Union
 
 import numpy as np
 
@@ -65,8 +65,10 @@ class Cache(Handle):
         self._lock = threading.RLock()
         config = ConfigC(groups, max_tokens, n_threads, memory_budget_bytes, fingerprint, isa)
         out = c_void_p()
-        config.check(lib.kvt_cache_create(byref(config.c), byref(out)))
-        self._pointer = out.value
+        try:
+            config.check(lib.kvt_cache_create(byref(config.c), byref(out)))
+        finally:
+            self._pointer = out.value
         self._sequences: "weakref.WeakSet[Sequence]" = weakref.WeakSet()
         self.groups: Tuple[Group, ...] = tuple(config.list)
         self.max_tokens = int(max_tokens)
@@ -96,18 +98,26 @@ class Cache(Handle):
         return f"<kvtile.Cache of {len(self._layers)} layers{', closed' if self.closed else ''}>"
 
     def close(self) -> None:
-        """Release the cache and its sequences. BusyError: a call on one of them runs."""
-        with self._lock:
-            open_ones = [s for s in self._sequences if s._pointer is not None]
-            if self._users or any(s._users for s in open_ones):
-                raise BusyError("the cache is in use by another call")
-            pointers = [s._pointer for s in open_ones]
-            for s in open_ones:
-                s._pointer = None
-            pointer, self._pointer = self._pointer, None
-        for p in pointers:
-            lib.kvt_seq_destroy(p)
-        if pointer:
+        """Release the cache and its sequences. BusyError: a call on one of them runs.
+
+        What a signal's handler raises may end it with some of them closed: close it again.
+        """
+        pointer = None
+        pointers: List[Optional[int]] = []
+        destroying = map(lib.kvt_seq_destroy, pointers)
+        try:
+            try:
+                with self._lock:
+                    open_ones = [s for s in self._sequences if s._pointer is not None]
+                    if self._users or any(s._users for s in open_ones):
+                        raise BusyError("the cache is in use by another call")
+                    for s in open_ones:
+                        p, s._pointer = s._pointer, None  # no handler runs before it is in the list
+                        pointers.append(p)
+                    pointer, self._pointer = self._pointer, None
+            finally:
+                any(destroying)
+        finally:
             lib.kvt_cache_destroy(pointer)
 
     def _check(self, status: int) -> None:

@@ -87,31 +87,30 @@ class Sequence(Handle):
     _kind = "sequence"
     _instead = "; fork() it, or save() it"
 
-    def __init__(self, cache: "Cache", _pointer: Optional[int] = None) -> None:
+    def __init__(self, cache: "Cache", _source: "Optional[Sequence]" = None,
+                 _n_tokens: Optional[int] = None) -> None:
         self._pointer = None
         self._users = set()
         self._lock = cache._lock
         self.cache = cache  #: kept alive
-        if _pointer is not None:
-            self._join(_pointer)
-            return
+        owner: Handle = cache if _source is None else _source
         out = c_void_p()
-        use, give = object(), cache._users.discard
+        use, give = object(), owner._users.discard
         try:
-            cache._check(lib.kvt_seq_create(cache._take(use), byref(out)))
-            self._join(out.value)
+            # The cache's close() looks through its sequences under the lock. It does not come
+            # between this and the pointer: it would be BusyError, as the owner is in use.
+            pointer = owner._take(use, _source is not None)
+            with self._lock:
+                cache._sequences.add(self)
+            if _source is None:
+                status = lib.kvt_seq_create(pointer, byref(out))
+            else:
+                n = _length(pointer) if _n_tokens is None else _n_tokens
+                status = lib.kvt_seq_fork(pointer, n, byref(out))
+            cache._check(status)
         finally:
+            self._pointer = out.value  # calls nothing
             give(use)
-
-    def _join(self, pointer: Optional[int]) -> None:
-        """Among the sequences that the cache's close() looks through, which it does under the lock.
-
-        The caller holds the cache or one of its sequences, so that close() is not between the
-        pointer's creation and this.
-        """
-        with self._lock:
-            self._pointer = pointer
-            self.cache._sequences.add(self)
 
     def __del__(self, destroy: Callable[[int], None] = lib.kvt_seq_destroy) -> None:
         pointer, self._pointer = getattr(self, "_pointer", None), None
@@ -141,13 +140,14 @@ class Sequence(Handle):
 
     def close(self) -> None:
         """Release it; blocks that no other sequence has go to the cache. BusyError: a call runs."""
-        with self._lock:
-            if self._pointer is None:
-                return
-            if self._users:
-                raise BusyError("the sequence is in use by another call")
-            pointer, self._pointer = self._pointer, None
-        lib.kvt_seq_destroy(pointer)
+        pointer = None
+        try:
+            with self._lock:
+                if self._users:
+                    raise BusyError("the sequence is in use by another call")
+                pointer, self._pointer = self._pointer, None
+        finally:
+            lib.kvt_seq_destroy(pointer)
 
     def _read(self, function: Callable[..., int], *args: Any) -> None:
         """function(seq, ...) that takes the sequence as const."""
@@ -445,15 +445,8 @@ class Sequence(Handle):
 
         ArgError: above the length. StateError: released by a window. BudgetError.
         """
-        use, give = object(), self._users.discard
-        try:
-            pointer = self._take(use, True)
-            n = _length(pointer) if n_tokens is None else _whole(n_tokens, "n_tokens", 64)
-            out = c_void_p()
-            self.cache._check(lib.kvt_seq_fork(pointer, n, byref(out)))
-            return Sequence(self.cache, out.value)
-        finally:
-            give(use)
+        n = None if n_tokens is None else _whole(n_tokens, "n_tokens", 64)
+        return Sequence(self.cache, self, n)
 
     def truncate(self, n_tokens: int) -> None:
         """Shorten to the first n_tokens. ArgError: above the length. StateError: `reachable`."""

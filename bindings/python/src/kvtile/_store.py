@@ -171,11 +171,11 @@ class Store(Handle):
         config.struct_size = sizeof(config)
         config.error_text = ctypes.cast(text, ctypes.c_char_p)
         config.error_text_bytes = len(text)
-        c = _lib.Store()
-        status = function(byref(config), byref(c))
+        made = cls(_lib.Store())
+        status = function(byref(config), byref(made._c))
         if status:
             throw(status, text.value.decode("utf-8", "replace") or _lib.error_of(None, status))
-        return cls(c)
+        return made
 
     @classmethod
     def directory(cls, path: PathLike, *, max_bytes: int = 0, sync: bool = False) -> "Store":
@@ -233,15 +233,20 @@ class Store(Handle):
         """
         if near is far:
             raise ValueError("tiers: one store as both")
+        made = cls(_lib.Store(), (near._c, near._keep, far._c, far._keep))  # _c: its callbacks
+        pointer, made._pointer = made._pointer, None
         use = object()
         giving = map(set.discard, (near._users, far._users), repeat(use))
         try:
-            c = _lib.Store()
-            status = lib.kvt_store_open_tiers(near._take(use, True), far._take(use, True), byref(c))
-            if status:
-                throw(status, _lib.error_of(None, status))
-            near._pointer = far._pointer = None
-            return cls(c, (near._c, near._keep, far._c, far._keep))  # _c: its callbacks
+            try:
+                status = lib.kvt_store_open_tiers(near._take(use, True), far._take(use, True),
+                                                  byref(made._c))
+                if status:
+                    throw(status, _lib.error_of(None, status))
+                return made
+            finally:
+                if made._c.struct_size:  # a signal's handler may have raised after it
+                    near._pointer, far._pointer, made._pointer = None, None, pointer
         finally:
             any(giving)
 
@@ -273,13 +278,14 @@ class Store(Handle):
 
     def close(self) -> None:
         """Close it. BusyError: a call runs."""
-        with self._lock:
-            if self._pointer is None:
-                return
-            if self._users:
-                raise BusyError("the store is in use by another call")
-            pointer, self._pointer = self._pointer, None
-        lib.kvt_store_close(pointer)
+        pointer = None
+        try:
+            with self._lock:
+                if self._users:
+                    raise BusyError("the store is in use by another call")
+                pointer, self._pointer = self._pointer, None
+        finally:
+            lib.kvt_store_close(pointer)
 
     def _call(self, running: Call, name: str, *args: Any) -> None:
         use, give = object(), self._users.discard
