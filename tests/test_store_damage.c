@@ -44,9 +44,10 @@ typedef struct scene {
     int32_t prompt[TOKENS];
     kvt_prefix_options options;
     uint64_t lengths[2];
-    size_t rows; /* that were put */
-    size_t peak; /* bytes of memory that a get of all takes */
-    size_t n;    /* values tried */
+    size_t rows;       /* that were put */
+    size_t peak;       /* bytes of memory that a get of all takes */
+    size_t n;          /* values tried */
+    uint64_t appended; /* hash of a sequence that was not got */
 } scene;
 
 /* How the store gives its values. */
@@ -102,6 +103,9 @@ static void open_scene(scene *c, size_t k, int checkpoints)
     for (size_t row = 0; row <= c->rows && !checkpoints; row++)
         c->like[row] = sequence_cut(&c->s, row * 64);
     c->to = seq_of(&c->s);
+    grow(&c->s, c->to, TOKENS);
+    c->appended = file_hash(&c->s, c->to);
+    expect_ok(c->s.cache, kvt_seq_clear(c->to));
     for (size_t i = 0; i < 2; i++) { /* the second time free blocks are there */
         for (size_t mode = 0; mode < 8; mode++) {
             set_mode(c, mode);
@@ -176,6 +180,12 @@ static void expect_refused(scene *c, const memory_value *sound, const char *what
     }
     (void)memory_store_set(&c->m, &sound->key, sound->data, sound->bytes);
     expect_ok(c->s.cache, kvt_seq_clear(c->to));
+    if (c->n % 3 == 0) { /* what was refused is in no block that is used again */
+        grow(&c->s, c->to, TOKENS);
+        if (file_hash(&c->s, c->to) != c->appended)
+            fail_msg("%s: %s (%zu): it is in a block that was appended", c->name, what, detail);
+        expect_ok(c->s.cache, kvt_seq_clear(c->to));
+    }
 }
 
 /* The values that a test damages: of all rows; of checkpoints the deepest. */

@@ -54,7 +54,7 @@ kvt_status kvt_block_get(kvt_cache *cache, uint32_t class_index, kvt_block **blo
         found->form =
             (uint8_t)(class_index <= cache->n_groups ? (uint32_t)KVT_SEALED
                                                      : (class_index - 1) / cache->n_groups);
-        found->is_new = 1;
+        found->flags = KVT_BLOCK_IS_NEW;
         found->references = 1;
         pthread_mutex_lock(&cache->lock);
         cache->n_used_blocks[class_index]++;
@@ -101,7 +101,7 @@ void kvt_block_put_locked(kvt_cache *cache, kvt_block *block)
 {
     if (!drop_locked(cache, block))
         return;
-    block->is_new = 0;
+    block->flags = 0;
     block->next = cache->free_blocks[block->class_index];
     cache->free_blocks[block->class_index] = block;
     cache->n_free_blocks[block->class_index]++;
@@ -179,10 +179,13 @@ void kvt_block_free(kvt_cache *cache, kvt_block *block)
 
 void kvt_block_undo(kvt_cache *cache, kvt_block *block)
 {
-    if (block && block->is_new)
+    if (block && block->flags & KVT_BLOCK_IS_NEW) {
         kvt_block_free(cache, block);
-    else
-        kvt_block_put(cache, block);
+        return;
+    }
+    if (block && block->flags & KVT_BLOCK_IS_READ_INTO && kvt_block_is_own(cache, block))
+        memset(block->data, 0, cache->class_bytes[block->class_index]);
+    kvt_block_put(cache, block);
 }
 
 void kvt_blocks_trim(kvt_cache *cache)

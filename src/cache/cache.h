@@ -149,8 +149,11 @@ typedef struct kvt_block {
     uint32_t seen;        /* of them, by kvt_seq_get_stats; visit, too, under the cache's lock */
     uint16_t class_index; /* below KVT_MAX_CLASSES */
     uint8_t form;         /* KVT_SEALED, ... */
-    uint8_t is_new;       /* has never been in a free list */
+    uint8_t flags;        /* KVT_BLOCK_, for an undo of its kvt_block_get */
 } kvt_block;
+
+#define KVT_BLOCK_IS_NEW 1u       /* it has never been in a free list */
+#define KVT_BLOCK_IS_READ_INTO 2u /* since it was got, bytes that are not verified */
 
 _Static_assert(sizeof(kvt_block) == 64, "a block's data begins at a multiple of 64 bytes");
 
@@ -451,6 +454,14 @@ void kvt_block_put(kvt_cache *cache, kvt_block *block);
 void kvt_block_free(kvt_cache *cache, kvt_block *block);
 /* Undo a kvt_block_get: to where it came from, the free list or the allocator. NULL is fine. */
 void kvt_block_undo(kvt_cache *cache, kvt_block *block);
+/*
+ * Bytes that are not verified yet will be read into a block that was got: an undo clears it. A
+ * block in a free list has zeros where it never holds a number, as snapshots have.
+ */
+static inline void kvt_block_will_be_read(kvt_block *block)
+{
+    block->flags |= KVT_BLOCK_IS_READ_INTO;
+}
 
 /* With the cache's lock held: one more reference; one less (kvt_block_put): unlock as below. */
 void kvt_block_refer_locked(kvt_cache *cache, kvt_block *block);

@@ -434,6 +434,7 @@ static kvt_status on_place(void *user, const kvt_snap_block *at, uint32_t layer_
         status = kvt_block_get(cache, kvt_class_of(cache, group, form_of(st, at)), &fresh);
         if (status != KVT_OK)
             return status;
+        kvt_block_will_be_read(fresh);
         *entry = fresh;
     }
     if (layer != UINT32_MAX && !st->sources[at->group])

@@ -385,7 +385,7 @@ kvt_status kvt_snap_read_chunk(kvt_snap_parser *p, uint32_t type, uint32_t kind,
 static kvt_status positions_again(kvt_snap_parser *p, uint64_t first, uint32_t n,
                                   const unsigned char **positions)
 {
-    const unsigned char *from = p->kept.data + p->kept_read;
+    const unsigned char *from;
     size_t bytes;
 
     if (first < p->parent.inherited) {
@@ -396,6 +396,7 @@ static kvt_status positions_again(kvt_snap_parser *p, uint64_t first, uint32_t n
                                                         p->positions.data)
                                 : status;
     }
+    from = p->kept.data + p->kept_read;
     bytes = (size_t)kvt_get64(from);
     p->kept_read += 8 + bytes;
     return decode_chunk(p, KVT_SNAP_KIND_POSITIONS, n, from + 8, bytes, &p->positions, positions);

@@ -152,6 +152,8 @@ static kvt_status begin_images(kvt_stored_receiver *r)
         const kvt_value_entry *entry = &entries_of(r)[i];
         status = kvt_block_get(r->p->cache, kvt_class_of(r->p->cache, entry->group, entry->form),
                                &r->got.blocks[i]);
+        if (status == KVT_OK)
+            kvt_block_will_be_read(r->got.blocks[i]);
     }
     r->entry = r->layer = 0;
     r->layer_have = r->digest = 0;
