@@ -479,7 +479,7 @@ KVT_API kvt_status kvt_memory_forecast(const kvt_config *config, uint64_t n_sequ
  * budget, so that a sequence can be put away just when the budget is used up. It comes on top: once
  * for each such call that runs at the same time. The blocks that a load fills are not in it; they
  * are held against the budget. kvt_visit takes less. Levels of zstd above 1 take more, level 19 up
- * to 83 MiB.
+ * to 83 MiB. Each of the cache's threads (n_threads, or the executor's) has buffers of its own.
  *
  * An upper bound, at most about twice what is used from 64 tokens on, for sequences without
  * checkpoints. With them a save takes up to 100 bytes more for each of the sequence's blocks and
