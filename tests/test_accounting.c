@@ -557,37 +557,54 @@ static void a_commit_ends_the_exemption(void **state)
     }
 }
 
+/* What a cache of these groups saves of n tokens. */
+static bytes saved_of(world *w, size_t n)
+{
+    member *m = &w->members[0];
+    bytes file;
+    expect_ok(NULL, kvt_cache_create(&w->config, &w->cache));
+    expect_ok(w->cache, kvt_seq_create(w->cache, &m->seq));
+    step(w, m, n);
+    file = saved(w->cache, m->seq, KVT_CODEC_RAW);
+    kvt_seq_destroy(m->seq);
+    kvt_cache_destroy(w->cache);
+    return file;
+}
+
+/* Load it into a cache of these groups, reserve, truncate, and go on to the end. */
+static void reserve_after(world *w, const bytes *file, uint64_t to, size_t n)
+{
+    member *m = &w->members[0];
+    size_t calls;
+    expect_ok(NULL, kvt_cache_create(&w->config, &w->cache));
+    expect_ok(w->cache, kvt_seq_create(w->cache, &m->seq));
+    expect_ok(w->cache, load_bytes(m->seq, file->data, file->n, NULL));
+    expect_ok(w->cache, kvt_seq_reserve(m->seq, MOST));
+    calls = w->memory.calls;
+    expect_ok(w->cache, kvt_seq_truncate(m->seq, kvt_seq_reachable(m->seq, to)));
+    step(w, m, MOST - (size_t)kvt_seq_length(m->seq));
+    if (w->memory.calls != calls)
+        fail_msg("an allocation after a load of %zu tokens and a truncate to %llu", n,
+                 (unsigned long long)to);
+    kvt_seq_destroy(m->seq);
+    kvt_cache_destroy(w->cache);
+}
+
 /* A snapshot may hold more open blocks than the window: a reserve counts on them no longer. */
 static void a_reserve_after_a_load(void **state)
 {
     (void)state;
     for (size_t first = 1; first < MOST; first += 27) {
         world w;
-        member *m = &w.members[0];
         bytes file;
-        size_t calls;
         open_world(&w, 0);
         kvt_cache_destroy(w.cache);
         for (uint32_t g = 0; g < GROUPS; g++)
             w.groups[g].residual_tokens = 1000;
-        expect_ok(NULL, kvt_cache_create(&w.config, &w.cache));
-        expect_ok(w.cache, kvt_seq_create(w.cache, &m->seq));
-        step(&w, m, first);
-        file = saved(w.cache, m->seq, KVT_CODEC_RAW);
-        kvt_seq_destroy(m->seq);
-        kvt_cache_destroy(w.cache);
+        file = saved_of(&w, first);
         for (uint32_t g = 0; g < GROUPS; g++)
             w.groups[g].residual_tokens = windows[g];
-        expect_ok(NULL, kvt_cache_create(&w.config, &w.cache));
-        expect_ok(w.cache, kvt_seq_create(w.cache, &m->seq));
-        expect_ok(w.cache, load_bytes(m->seq, file.data, file.n, NULL));
-        expect_ok(w.cache, kvt_seq_reserve(m->seq, MOST));
-        calls = w.memory.calls;
-        step(&w, m, MOST - first);
-        if (w.memory.calls != calls)
-            fail_msg("an allocation after a load of %zu tokens", first);
-        kvt_seq_destroy(m->seq);
-        kvt_cache_destroy(w.cache);
+        reserve_after(&w, &file, first, first);
         bytes_free(&file);
         ledger_close(&w.memory);
     }
@@ -602,40 +619,21 @@ static void a_reserve_after_a_load_of_other_forms(void **state)
         for (size_t n = 70; n < MOST; n += 90)
             for (uint64_t to = 0; to < n; to += 50) {
                 world w;
-                member *m = &w.members[0];
                 bytes file;
-                size_t calls;
                 open_world(&w, 0);
                 kvt_cache_destroy(w.cache);
                 for (uint32_t g = 0; g < GROUPS; g++) {
                     w.groups[g].k_type = g ? KVT_TYPE_I4 : KVT_TYPE_I8;
                     w.groups[g].v_type = g ? KVT_TYPE_F16 : KVT_TYPE_I5;
-                    w.groups[g].window_tokens = w.groups[g].sink_tokens = 0;
                     w.groups[g].residual_tokens = g ? 100 : KVT_RESIDUAL_NONE;
                     w.groups[g].fine_tokens = fines[i % 3];
                 }
-                expect_ok(NULL, kvt_cache_create(&w.config, &w.cache));
-                expect_ok(w.cache, kvt_seq_create(w.cache, &m->seq));
-                step(&w, m, n);
-                file = saved(w.cache, m->seq, KVT_CODEC_RAW);
-                kvt_seq_destroy(m->seq);
-                kvt_cache_destroy(w.cache);
+                file = saved_of(&w, n);
                 for (uint32_t g = 0; g < GROUPS; g++) {
                     w.groups[g].residual_tokens = KVT_RESIDUAL_NONE;
                     w.groups[g].fine_tokens = fines[i / 3];
                 }
-                expect_ok(NULL, kvt_cache_create(&w.config, &w.cache));
-                expect_ok(w.cache, kvt_seq_create(w.cache, &m->seq));
-                expect_ok(w.cache, load_bytes(m->seq, file.data, file.n, NULL));
-                expect_ok(w.cache, kvt_seq_reserve(m->seq, MOST));
-                calls = w.memory.calls;
-                expect_ok(w.cache, kvt_seq_truncate(m->seq, kvt_seq_reachable(m->seq, to)));
-                step(&w, m, MOST - (size_t)kvt_seq_length(m->seq));
-                if (w.memory.calls != calls)
-                    fail_msg("an allocation after a load of %zu tokens and a truncate to %llu", n,
-                             (unsigned long long)to);
-                kvt_seq_destroy(m->seq);
-                kvt_cache_destroy(w.cache);
+                reserve_after(&w, &file, to, n);
                 bytes_free(&file);
                 ledger_close(&w.memory);
             }
