@@ -240,9 +240,9 @@ void bench_snap_elsewhere(void)
 
 /* Seconds of each pair, ours and the rival's, and their quotients. */
 typedef struct pairs {
-    double *time, *rival, *value; /* by the clock */
-    double *cpu, *rival_cpu, *cpu_value,
-        bytes; /* of processor time; NaN: differ, or are not read */
+    double *time, *rival, *value;        /* by the clock */
+    double *cpu, *rival_cpu, *cpu_value; /* of processor time */
+    double bytes;                        /* NaN: both do not read the same ones */
 } pairs;
 
 static void emit(const bench_options *o, const bench_snap *s, const bench_figure *f,

@@ -194,8 +194,8 @@ void bench_snap_delta(const bench_options *o)
     bench_options few = *o, first = *o;
     if (!few.layers && !few.quick)
         few.layers = 8; /* the sizes alone, which go with the layers */
-    if (bench_available_bytes() <
-        LEAST) /* the cache, its image, its files and their copy are 2 GiB each */
+    /* The cache, its image, its files and their copy are 2 GiB each. */
+    if (bench_available_bytes() < LEAST)
         first.layers = few.layers;
     open_delta(&d, &first, KVT_TYPE_I8, 0);
     report_size(&d, "delta_size", KVT_CODEC_RAW, 1.05);

@@ -377,7 +377,6 @@ static void redis(const bench_options *o, uint32_t layers)
     config.prefix = key_prefix;
     config.pipeline = (uint32_t)o->pipeline;
     config.retry_ms = 1;
-    config.ttl_seconds = 3600; /* where it ends in the middle */
     config.error_text = text;
     config.error_text_bytes = sizeof text;
     kvt_status status = kvt_store_open_redis(&config, &b.store);
