@@ -269,6 +269,20 @@ void did(const actor *a, member *m, kind what, size_t first, size_t n)
     replay_entry(a, m->mirror, &m->log.entries[m->log.n_entries - 1], NULL);
 }
 
+void copy_model(member *to, const member *from)
+{
+    *to = *from;
+    to->seq = to->mirror = NULL;
+    to->log = log_copy(&from->log);
+}
+
+size_t deepest(const actor *a, const member *m, size_t n)
+{
+    while (!model_reaches(a->w, m, n))
+        n--;
+    return n;
+}
+
 /* ---- comparisons ---- */
 
 size_t visible(const member *m, uint32_t layer)
@@ -472,4 +486,53 @@ void expect_bytes(const actor *a)
     check(a, all.blocks_sealed <= all.blocks_used && all.blocks_shared <= all.blocks_used);
     if (w->config.memory_budget_bytes)
         check(a, all.bytes - all.bytes_free <= w->config.memory_budget_bytes + exempt);
+}
+
+/* ---- calls that may be refused ---- */
+
+void arm(const actor *a)
+{
+    rng *r = (rng *)(uintptr_t)&a->r;
+    if (a->w->injects && rng_below(r, 3) == 0)
+        a->w->memory.countdown = (long)rng_below(r, 6);
+}
+
+int succeeded(actor *a, kvt_status status, const member *m)
+{
+    int was_armed = !a->w->is_shared && a->w->memory.countdown >= 0;
+    if (was_armed)
+        a->w->memory.countdown = -1;
+    if (status == KVT_OK)
+        return 1;
+    if (!(status == KVT_ERR_MEMORY && was_armed) &&
+        !(status == KVT_ERR_BUDGET && a->w->config.memory_budget_bytes))
+        must_at(a, a->w->cache, status, "refused");
+    a->met.refused++;
+    if (m && m->seq)
+        expect_mirrored(a, m);
+    return 0;
+}
+
+void refused(actor *a, kvt_status status, kvt_status expected, const member *m)
+{
+    if (status != expected) {
+        must(a, status);
+        report(a, "a call", "was not refused");
+    }
+    a->met.refused++;
+    expect_mirrored(a, m);
+}
+
+void disarm(const actor *a)
+{
+    if (!a->w->is_shared)
+        a->w->memory.countdown = -1;
+}
+
+void set_tag(actor *a, member *m, uint32_t number)
+{
+    char tag[32];
+    must(a, kvt_seq_set_tag(m->seq, tag, tag_of(number, tag)));
+    did(a, m, TAG, 0, number);
+    m->tag = number;
 }

@@ -176,6 +176,10 @@ history log_copy(const history *from);
 kvt_seq *replay(const actor *a, const history *l);
 /* What was done to a member, into its log and its mirror. */
 void did(const actor *a, member *m, kind what, size_t first, size_t n);
+/* A copy of a model, without handles. */
+void copy_model(member *to, const member *from);
+/* The largest length up to n that the model reaches. */
+size_t deepest(const actor *a, const member *m, size_t n);
 
 /* ---- the model's rules: operations_forms.c ---- */
 
@@ -233,6 +237,26 @@ void expect_straight(actor *a, const member *m);
 void expect_all(const actor *a);
 /* Nothing is lost, nothing is counted twice, and the budget is kept. */
 void expect_bytes(const actor *a);
+
+/* ---- calls that may be refused ---- */
+
+/* Now and then one of the next allocations fails. */
+void arm(const actor *a);
+/* arm, undone by a call that made no use of it. */
+void disarm(const actor *a);
+/* 1: the call has succeeded. 0: it was refused as it may be, and nothing has changed. */
+int succeeded(actor *a, kvt_status status, const member *m);
+/* Refused, for a reason that the model knows; nothing has changed. */
+void refused(actor *a, kvt_status status, kvt_status expected, const member *m);
+/* Of an empty member. */
+void set_tag(actor *a, member *m, uint32_t number);
+
+/* ---- operations_files.c ---- */
+
+/* The member is saved; that is the run's file from now on. */
+void save(actor *a, member *m);
+/* The run's file into the member. */
+void load(actor *a, member *m);
 
 /* ---- operations_attention.c ---- */
 
