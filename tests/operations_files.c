@@ -1,23 +1,101 @@
 /*
- * Snapshots in test_operations.c: the last one that a run has saved, and what loads make of it.
+ * Snapshots in test_operations.c: the last one that a run has saved, alone or as a delta of those
+ * before, and what loads make of it, whichever way it is given.
  */
 #include "operations_model.h"
+
+#include <stdio.h>
+#include <unistd.h>
+
+enum {
+    DEPTH = 5, /* files of a chain, at most */
+    PATH_BYTES = 80
+};
+
+/* How a load gets the file. */
+typedef enum way { STREAM, MEMORY, PATH, MAPPED, LAZY, WAYS } way;
+
+/* ---- the folder ---- */
+
+void open_folder(actor *a)
+{
+    (void)snprintf(a->folder, sizeof a->folder, "/tmp/kvtile-operations-XXXXXX");
+    check(a, mkdtemp(a->folder) != NULL);
+}
+
+/* Of the file at a depth of the chain. */
+static const char *path_at(const actor *a, size_t depth, char *path)
+{
+    (void)snprintf(path, PATH_BYTES, "%s/%u.kvt", a->folder, (unsigned)depth);
+    return path;
+}
+
+void close_folder(const actor *a)
+{
+    char path[PATH_BYTES];
+    for (size_t i = 0; i <= DEPTH; i++)
+        (void)unlink(path_at(a, i, path));
+    check(a, rmdir(a->folder) == 0); /* no temporary is left */
+}
+
+static bytes read_file(const actor *a, const char *path)
+{
+    bytes b = {NULL, 0, 0, 0, -1, 0};
+    kvt_writer writer = bytes_writer(&b);
+    unsigned char part[4096];
+    size_t n;
+    FILE *f = fopen(path, "rb");
+    check(a, f != NULL);
+    while (f && (n = fread(part, 1, sizeof part, f)) > 0)
+        check(a, writer.write(writer.user, part, n) == 0);
+    check(a, f && fclose(f) == 0);
+    return b;
+}
+
+static void write_file(const actor *a, const char *path, const bytes *b)
+{
+    FILE *f = fopen(path, "wb");
+    check(a, f && fwrite(b->data, 1, b->n, f) == b->n);
+    check(a, f && fclose(f) == 0);
+}
+
+/* ---- saves ---- */
+
+/* Into a file of the folder, whole or as a delta of the last one. 0: it was refused. */
+static int save_in_folder(actor *a, const member *m, kvt_save_options *options, bytes *b)
+{
+    char path[PATH_BYTES], parent[PATH_BYTES];
+    size_t depth = a->file.n && a->depth + 1 < DEPTH && rng_below(&a->r, 4) ? a->depth + 1 : 0;
+    options->no_fsync = 1;
+    if (depth)
+        options->parent = path_at(a, a->depth, parent);
+    if (!succeeded(a, kvt_seq_save(m->seq, path_at(a, depth, path), options), m))
+        return 0;
+    a->depth = depth;
+    a->met.deltas += depth > 0;
+    *b = read_file(a, path);
+    return 1;
+}
 
 void save(actor *a, member *m)
 {
     bytes b = {NULL, 0, 0, 0, -1, 0};
     kvt_writer writer = bytes_writer(&b);
     kvt_save_options options;
+    uint64_t bound;
     if (m->pending)
         return;
     memset(&options, 0, sizeof options);
     options.struct_size = sizeof options;
     options.codec = rng_below(&a->r, 4) ? KVT_CODEC_RAW : rng_below(&a->r, 3);
+    must(a, kvt_seq_save_bound(m->seq, &bound, &options));
     arm(a);
-    if (!succeeded(a, kvt_seq_save_stream(m->seq, &writer, &options), m)) {
+    if (!(a->w->on_disk ? save_in_folder(a, m, &options, &b)
+                        : succeeded(a, kvt_seq_save_stream(m->seq, &writer, &options), m))) {
         bytes_free(&b);
         return;
     }
+    check(a, b.n <= bound || options.parent);
     bytes_free(&a->file);
     log_free(&a->filed.log);
     a->file = b;
@@ -26,6 +104,34 @@ void save(actor *a, member *m)
     for (size_t i = 0; i < m->n_points; i++)
         forms_save(a->w, a->filed.points[i].forms, m->tokens, m->points[i].n_tokens);
     log_add(&a->filed.log, RELOAD, 0, 0, NULL);
+}
+
+/* ---- loads ---- */
+
+static way some_way(actor *a)
+{
+    return (way)rng_below(&a->r, a->w->on_disk ? WAYS : PATH);
+}
+
+/* Load a file's bytes; path: where they are, for the ways that take one. */
+static kvt_status load_by(const actor *a, kvt_seq *seq, const bytes *file, const char *path, way by,
+                          kvt_load_options *options, kvt_load_result *result)
+{
+    bytes b = *file;
+    kvt_reader reader = bytes_reader(&b);
+    b.at = 0;
+    options->folder = a->w->on_disk && by < PATH ? a->folder : NULL;
+    options->map = by == MAPPED ? KVT_MAP_VERIFY : by == LAZY ? KVT_MAP_LAZY : KVT_MAP_NONE;
+    return by == STREAM   ? kvt_seq_load_stream(seq, &reader, options, result)
+           : by == MEMORY ? kvt_seq_load_memory(seq, b.data, b.n, options, result)
+                          : kvt_seq_load(seq, path, options, result);
+}
+
+static kvt_status load_filed(const actor *a, kvt_seq *seq, way by, kvt_load_options *options,
+                             kvt_load_result *result)
+{
+    char path[PATH_BYTES];
+    return load_by(a, seq, &a->file, path_at(a, a->depth, path), by, options, result);
 }
 
 /* A prompt that begins like the file's tokens, or NULL. Returns how many of it are the file's. */
@@ -45,27 +151,17 @@ static size_t some_prompt(actor *a, int32_t *prompt, kvt_load_options *options)
     return n;
 }
 
-/* What a load says of how to go on. m: the model, loaded. */
-static void expect_answer(const actor *a, const member *m, const kvt_load_options *options,
-                          size_t prefix, const kvt_load_result *got)
-{
-    size_t bound = options->n_prompt && prefix == options->n_prompt ? prefix - 1 : prefix;
-    const point *p = point_before(m, bound);
-    check(a, got->n_tokens == m->length && got->prefix_tokens == prefix);
-    check(a, got->checkpoint_tokens == (p ? p->n_tokens : UINT64_MAX));
-    check(a, got->reuse_tokens == deepest(a, m, bound));
-}
-
 /* The file of a pool's cache, or what the mirrors' cache makes of it. */
 static kvt_seq *mirror_of_file(const actor *a)
 {
     char text[32];
     kvt_seq *seq = NULL;
+    kvt_load_options options = {.struct_size = sizeof options};
     if (a->operation % 2)
         return replay(a, &a->filed.log);
     must_mirror(a, kvt_seq_create(a->mirrors, &seq));
     must_mirror(a, kvt_seq_set_tag(seq, text, tag_of(a->filed.tag, text)));
-    must_mirror(a, load_bytes(seq, a->file.data, a->file.n, NULL));
+    must_mirror(a, load_filed(a, seq, MEMORY, &options, NULL));
     return seq;
 }
 
@@ -87,30 +183,137 @@ static void take_filed(const actor *a, member *m)
     m->mirror = mirror_of_file(a);
 }
 
+/*
+ * What a load says of how to go on, and where the sequence ends with options.reuse. m: the model,
+ * loaded whole.
+ */
+static void expect_answer(const actor *a, member *m, const kvt_load_options *options, size_t prefix,
+                          const kvt_load_result *got)
+{
+    size_t bound = options->n_prompt && prefix == options->n_prompt ? prefix - 1 : prefix;
+    const point *p = point_before(m, bound);
+    size_t reuse = deepest(a, m, bound), end = m->length;
+    check(a, got->prefix_tokens == prefix);
+    check(a, got->checkpoint_tokens == (p ? p->n_tokens : UINT64_MAX));
+    check(a, got->reuse_tokens == reuse);
+    if (options->reuse)
+        end = options->reuse == KVT_REUSE_PREFIX ? reuse : p ? p->n_tokens : 0;
+    check(a, got->n_tokens == end);
+    if (end == m->length)
+        return;
+    did(a, m, TRUNCATE, 0, end);
+    model_truncate(a->w, m, end);
+    m->uncounted |= m->turned; /* the mirror still has the turns of what it had */
+}
+
 void load(actor *a, member *m)
 {
     int32_t prompt[MOST + 2];
     kvt_load_options options = {.struct_size = sizeof options};
     kvt_load_result result;
-    kvt_reader reader = bytes_reader(&a->file);
+    way by = some_way(a);
     size_t prefix = 0;
     if (!a->file.n)
         return;
     if (!m->length && !m->pending && m->tag != a->filed.tag)
         set_tag(a, m, a->filed.tag);
-    if (rng_below(&a->r, 3))
+    if (rng_below(&a->r, 3)) {
         prefix = some_prompt(a, prompt, &options);
-    a->file.at = 0;
+        options.reuse = options.n_prompt ? rng_below(&a->r, 4) % 3 : KVT_REUSE_ALL;
+    }
     if (m->pending || m->tag != a->filed.tag) {
-        refused(a, kvt_seq_load_stream(m->seq, &reader, &options, &result),
+        refused(a, load_filed(a, m->seq, by, &options, &result),
                 m->pending ? KVT_ERR_STATE : KVT_ERR_MISMATCH, m);
         return;
     }
     arm(a);
-    if (!succeeded(a, kvt_seq_load_stream(m->seq, &reader, &options, &result), m))
+    if (!succeeded(a, load_filed(a, m->seq, by, &options, &result), m))
         return;
     take_filed(a, m);
+    m->uncounted = result.mapped_bytes > 0;
+    a->met.mapped += result.mapped_bytes > 0;
     a->met.loaded++;
     expect_answer(a, m, &options, prefix, &result);
     expect_mirrored(a, m);
+}
+
+/* ---- damage ---- */
+
+/* A copy of the file, with one byte changed, cut, or with some more bytes. */
+static bytes damaged(actor *a)
+{
+    bytes b = {NULL, 0, 0, 0, -1, 0};
+    uint32_t at = rng_below(&a->r, (uint32_t)a->file.n);
+    b.data = room(a->file.n + 1);
+    b.n = b.room = a->file.n;
+    memcpy(b.data, a->file.data, b.n);
+    if (rng_below(&a->r, 6) == 0)
+        b.n = at;
+    else
+        b.data[at] ^= (unsigned char)(1 + rng_below(&a->r, 255));
+    return b;
+}
+
+/*
+ * A file that is verified late, into a sequence of its own: each layer is what was saved, or
+ * refused.
+ */
+static void load_late(actor *a, const bytes *b, const char *path)
+{
+    const member *f = &a->filed;
+    kvt_load_options options = {.struct_size = sizeof options};
+    member late;
+    char text[32];
+    int whole = 1;
+    copy_model(&late, f);
+    forms_settle(a->w, late.forms);
+    must(a, kvt_seq_create(a->w->cache, &late.seq));
+    must(a, kvt_seq_set_tag(late.seq, text, tag_of(f->tag, text)));
+    if (load_by(a, late.seq, b, path, LAZY, &options, NULL) == KVT_OK) {
+        late.mirror = mirror_of_file(a);
+        for (uint32_t l = 0; l < a->w->n_layers; l++)
+            for (int side = 0; side < 2; side++) {
+                size_t n = row_floats(a->w, l, (kvt_side)side), first = 0;
+                float *x = room(n * (late.length + 1) * sizeof *x);
+                kvt_tensor view = kvt_tensor_f32(x);
+                kvt_status status;
+                first = late.forms[a->w->group_of_layer[l]].first * KVT_BLOCK_TOKENS;
+                status = kvt_read(late.seq, l, (kvt_side)side, first, late.length - first, &view);
+                if (status == KVT_OK)
+                    expect_read(a, &late, l, (kvt_side)side, first, late.length - first);
+                else
+                    check(a, status == KVT_ERR_CORRUPT);
+                whole &= status == KVT_OK;
+                free(x);
+            }
+        a->met.late += (size_t)!whole;
+        kvt_seq_destroy(late.mirror);
+    }
+    kvt_seq_destroy(late.seq);
+    log_free(&late.log);
+}
+
+void load_damaged(actor *a, member *m)
+{
+    kvt_load_options options = {.struct_size = sizeof options};
+    char path[PATH_BYTES];
+    kvt_status status;
+    way by = some_way(a);
+    bytes b;
+    if (!a->file.n || (a->w->config.memory_budget_bytes && by == LAZY))
+        return;
+    b = damaged(a);
+    path_at(a, DEPTH, path);
+    if (by >= PATH)
+        write_file(a, path, &b);
+    if (by == LAZY) {
+        load_late(a, &b, path);
+    } else {
+        status = load_by(a, m->seq, &b, path, by, &options, NULL);
+        if (status == KVT_OK)
+            report(a, "a damaged file", "was not refused");
+        a->met.damaged++;
+        expect_mirrored(a, m);
+    }
+    bytes_free(&b);
 }

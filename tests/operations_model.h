@@ -79,6 +79,7 @@ typedef struct member {
     uint32_t appended; /* a bit a layer, of the pending step */
     int reserves;
     int turned;            /* keys have moved since it was empty */
+    int uncounted;         /* its bytes are not the mirror's: blocks of it may lie in a file */
     int32_t next_position; /* as set; -1: it is not */
     uint32_t tag;          /* 0: none */
     token tokens[MOST];    /* the pending ones included */
@@ -96,6 +97,7 @@ typedef struct world {
     uint32_t n_groups, n_layers;
     uint32_t group_of_layer[LAYERS];
     uint64_t residual[GROUPS];
+    int on_disk; /* snapshots are files, and may be deltas */
     int moves;   /* RoPE is described */
     int is_wild; /* positions go back, too */
     kvt_config config;
@@ -112,9 +114,11 @@ typedef struct world {
 /* What has happened. */
 typedef struct tally {
     size_t forks, refused; /* calls */
-    size_t selected, removed, loaded;
-    size_t returned; /* truncates to checkpoints */
-    size_t straight; /* comparisons with a straight build */
+    size_t selected, removed, loaded, mapped;
+    size_t deltas;        /* saved */
+    size_t damaged, late; /* files refused: by loads, at first use */
+    size_t returned;      /* truncates to checkpoints */
+    size_t straight;      /* comparisons with a straight build */
 } tally;
 
 /* One thread's sequences. */
@@ -123,7 +127,9 @@ typedef struct actor {
     rng r;
     kvt_cache *mirrors;
     member members[SEQS];
+    char folder[40]; /* of a world on disk */
     bytes file;
+    size_t depth; /* of it in a chain of deltas: its parent in the folder is at the one before */
     member filed; /* the sequence that the file was made of, without its handles */
     uint32_t next_content;
     size_t operation;
@@ -257,6 +263,10 @@ void set_tag(actor *a, member *m, uint32_t number);
 void save(actor *a, member *m);
 /* The run's file into the member. */
 void load(actor *a, member *m);
+/* The same, damaged. */
+void load_damaged(actor *a, member *m);
+void open_folder(actor *a);
+void close_folder(const actor *a);
 
 /* ---- operations_attention.c ---- */
 
