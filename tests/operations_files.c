@@ -103,6 +103,9 @@ void save(actor *a, member *m)
     forms_save(a->w, a->filed.forms, m->tokens, m->length);
     for (size_t i = 0; i < m->n_points; i++)
         forms_save(a->w, a->filed.points[i].forms, m->tokens, m->points[i].n_tokens);
+    if (m->unkeyed < m->length) /* the file says so where the keys' shifts do not */
+        a->filed.unkeyed =
+            m->tokens[m->unkeyed].key == m->tokens[m->unkeyed].position ? 0 : SIZE_MAX;
     log_add(&a->filed.log, RELOAD, 0, 0, NULL);
 }
 

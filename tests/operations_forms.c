@@ -91,6 +91,13 @@ void forms_save(const world *w, form *forms, const token *fed, size_t length)
         leave_out(w, g, &forms[g], fed, length, DRAFTS, forms[g].sealed);
 }
 
+size_t first_needed(const world *w, uint32_t g, const token *fed, size_t length)
+{
+    form f = {0, 0, SIZE_MAX, 0, 0, SIZE_MAX};
+    leave_out(w, g, &f, fed, length, DRAFTS, length / BLOCK);
+    return f.first;
+}
+
 int is_there(const world *w, const member *m, uint32_t layer, size_t first, size_t n)
 {
     uint32_t g = w->group_of_layer[layer];
@@ -227,6 +234,8 @@ void model_truncate(const world *w, member *m, size_t n)
         f->fine &= bits_below(f->sealed);
     }
     m->length = n;
+    if (n <= m->unkeyed)
+        m->unkeyed = SIZE_MAX;
     if (!p)
         forms_shrink(w, m->forms, n);
     while (m->n_points && m->points[m->n_points - 1].n_tokens > n)
@@ -318,6 +327,7 @@ void model_remove(const world *w, member *m, size_t first, size_t n)
     forms_shrink(w, m->forms, m->length);
     m->next_position -= m->next_position >= 0 ? delta : 0;
     m->turned |= w->moves;
+    m->unkeyed = least(m->unkeyed, first);
     while (m->n_points && m->points[m->n_points - 1].n_tokens > first)
         m->n_points--;
 }

@@ -9,6 +9,7 @@
 #ifndef KVT_TEST_OPERATIONS_MODEL_H
 #define KVT_TEST_OPERATIONS_MODEL_H
 
+#include "memory_store.h"
 #include "snapshot_support.h"
 
 enum {
@@ -37,7 +38,8 @@ typedef enum kind {
     DROP,       /* of the checkpoint at n */
     POSITION,   /* the next one is n */
     TAG,        /* number n */
-    RELOAD      /* saved, and loaded from the file */
+    RELOAD,     /* saved, and loaded from the file */
+    GOT         /* from the store: number n of actor.got */
 } kind;
 
 typedef struct entry {
@@ -81,6 +83,7 @@ typedef struct member {
     int turned;            /* keys have moved since it was empty */
     int uncounted;         /* its bytes are not the mirror's: blocks of it may lie in a file */
     int32_t next_position; /* as set; -1: it is not */
+    size_t unkeyed;        /* tokens from this one on are not put into stores; SIZE_MAX: none */
     uint32_t tag;          /* 0: none */
     token tokens[MOST];    /* the pending ones included */
     form forms[GROUPS];
@@ -98,6 +101,8 @@ typedef struct world {
     uint32_t group_of_layer[LAYERS];
     uint64_t residual[GROUPS];
     int on_disk; /* snapshots are files, and may be deltas */
+    int has_ids; /* all tokens have */
+    int has_store;
     int moves;   /* RoPE is described */
     int is_wild; /* positions go back, too */
     kvt_config config;
@@ -115,11 +120,20 @@ typedef struct world {
 typedef struct tally {
     size_t forks, refused; /* calls */
     size_t selected, removed, loaded, mapped;
-    size_t deltas;        /* saved */
-    size_t damaged, late; /* files refused: by loads, at first use */
-    size_t returned;      /* truncates to checkpoints */
-    size_t straight;      /* comparisons with a straight build */
+    size_t deltas;           /* saved */
+    size_t damaged, late;    /* files refused: by loads, at first use */
+    size_t put, got, spoilt; /* prefixes */
+    size_t returned;         /* truncates to checkpoints */
+    size_t straight;         /* comparisons with a straight build */
 } tally;
+
+/* A block that the store has. */
+typedef struct stored_block {
+    uint32_t group;
+    size_t row;
+    uint64_t name; /* of the tokens up to its end */
+    size_t marked; /* its source's form.marked */
+} stored_block;
 
 /* One thread's sequences. */
 typedef struct actor {
@@ -131,6 +145,11 @@ typedef struct actor {
     bytes file;
     size_t depth; /* of it in a chain of deltas: its parent in the folder is at the one before */
     member filed; /* the sequence that the file was made of, without its handles */
+    memory_store values, mirror_values;
+    kvt_store store, mirror_store;
+    stored_block *stored; /* [n_stored] */
+    bytes *got;           /* [n_got]: what gets have made, as snapshots */
+    size_t n_stored, n_got;
     uint32_t next_content;
     size_t operation;
     const char *name; /* of the operation */
@@ -203,6 +222,8 @@ void forms_settle(const world *w, form *forms);
 void forms_commit(const world *w, form *forms, const token *fed, size_t length, size_t n);
 /* What a snapshot leaves out behind windows: of a sequence or a checkpoint of `length` tokens. */
 void forms_save(const world *w, form *forms, const token *fed, size_t length);
+/* The first block behind the sinks that a sequence of these tokens needs; 0: all are. */
+size_t first_needed(const world *w, uint32_t g, const token *fed, size_t length);
 void forms_clear(form *forms);
 /* The member has n tokens, after a truncate, or as a fork. */
 void model_truncate(const world *w, member *m, size_t n);
@@ -254,6 +275,7 @@ void disarm(const actor *a);
 int succeeded(actor *a, kvt_status status, const member *m);
 /* Refused, for a reason that the model knows; nothing has changed. */
 void refused(actor *a, kvt_status status, kvt_status expected, const member *m);
+void clear(actor *a, member *m);
 /* Of an empty member. */
 void set_tag(actor *a, member *m, uint32_t number);
 
@@ -267,6 +289,18 @@ void load(actor *a, member *m);
 void load_damaged(actor *a, member *m);
 void open_folder(actor *a);
 void close_folder(const actor *a);
+
+/* ---- operations_store.c ---- */
+
+void put_prefix(actor *a, member *m);
+/* Into the member, which is cleared first. */
+void get_prefix(actor *a, member *m);
+/* Of a store one of whose values is damaged. The member is of no account. */
+void get_spoilt(actor *a, member *m);
+/* Whether this build makes keys. */
+int has_store(const kvt_seq *seq);
+void open_stores(actor *a);
+void close_stores(actor *a);
 
 /* ---- operations_attention.c ---- */
 

@@ -58,6 +58,7 @@ static void create(actor *a, member *m)
     memset(m, 0, sizeof *m);
     forms_clear(m->forms);
     m->next_position = -1;
+    m->unkeyed = SIZE_MAX;
     arm(a);
     if (!succeeded(a, kvt_seq_create(a->w->cache, &m->seq), NULL)) {
         m->seq = NULL;
@@ -182,7 +183,8 @@ static int begin_tokens(actor *a, member *m, size_t n, int given)
         token *t = &m->tokens[m->length + i];
         t->content = a->next_content++;
         t->position = t->key = given ? given_position(a, next, i) : next + (int32_t)i;
-        t->id = rng_below(&a->r, 5) ? (int32_t)(t->content % 50000) : KVT_TOKEN_NONE;
+        t->id =
+            a->w->has_ids || rng_below(&a->r, 5) ? (int32_t)(t->content % 50000) : KVT_TOKEN_NONE;
         positions[i] = t->position;
     }
     arm(a);
@@ -516,19 +518,6 @@ static void tag(actor *a, member *m)
         set_tag(a, m, rng_below(&a->r, 4));
 }
 
-static void clear(actor *a, member *m)
-{
-    must(a, kvt_seq_clear(m->seq));
-    must_mirror(a, kvt_seq_clear(m->mirror));
-    log_free(&m->log);
-    log_add(&m->log, TAG, 0, m->tag, NULL);
-    forms_clear(m->forms);
-    m->length = m->pending = m->appended = 0;
-    m->n_points = 0;
-    m->next_position = -1;
-    m->turned = m->uncounted = 0;
-}
-
 static void reserve(actor *a, member *m)
 {
     if (m->pending)
@@ -601,6 +590,9 @@ static const operation operations[] = {
     {"save", save, 3, 1},
     {"load", load, 3, 1},
     {"damage", load_damaged, 2, 1},
+    {"put", put_prefix, 4, 1},
+    {"get", get_prefix, 4, 1},
+    {"spoilt", get_spoilt, 2, 1},
     {"trim", trim, 1, 1},
     {"capacity", grow_to_capacity, 1, 1},
     {"attend", attend, 6, 1},
@@ -754,6 +746,7 @@ static void open_world(world *w)
     w->cache_bytes = kvt_cache_memory_bytes(w->cache);
     expect_ok(w->cache, kvt_seq_create(w->cache, &seq));
     w->seq_bytes = kvt_seq_memory_bytes(seq);
+    w->has_store = has_store(seq);
     kvt_seq_destroy(seq);
 }
 
@@ -767,6 +760,7 @@ static void random_world(world *w, uint64_t seed, rng *r, int is_shared)
         w->groups[g] = some_group(r);
     w->moves = (int)rng_below(r, 2);
     w->on_disk = (int)rng_below(r, 2);
+    w->has_ids = (int)rng_below(r, 2);
     w->is_wild = rng_below(r, 4) == 0;
     for (uint32_t g = 0; g < w->n_groups; g++) {
         if (w->moves)
@@ -795,6 +789,7 @@ static void open_actor(actor *a, world *w, uint64_t seed)
     c.memory_budget_bytes = 0;
     c.n_threads = 1;
     expect_ok(NULL, kvt_cache_create(&c, &a->mirrors));
+    open_stores(a);
     if (w->on_disk)
         open_folder(a);
 }
@@ -805,6 +800,7 @@ static void close_actor(actor *a)
         destroy(a, &a->members[i]);
     bytes_free(&a->file);
     log_free(&a->filed.log);
+    close_stores(a);
     if (a->w->on_disk)
         close_folder(a);
     kvt_cache_destroy(a->mirrors);
@@ -857,6 +853,9 @@ static void add_up(tally *sum, const tally *met)
     sum->deltas += met->deltas;
     sum->damaged += met->damaged;
     sum->late += met->late;
+    sum->put += met->put;
+    sum->got += met->got;
+    sum->spoilt += met->spoilt;
     sum->straight += met->straight;
 }
 
@@ -903,10 +902,11 @@ static void random_operations(void **state)
         run(seed, &met);
     printf("seeds %llu to %llu: %zu forks, %zu selections, %zu removals, %zu returns to "
            "checkpoints, %zu loads (%zu mapped), %zu deltas, %zu damaged files (%zu found late), "
+           "%zu puts, %zu gets (%zu of damaged values), "
            "%zu refused calls, %zu straight builds\n",
            (unsigned long long)first, (unsigned long long)(first + n - 1), met.forks, met.selected,
            met.removed, met.returned, met.loaded, met.mapped, met.deltas, met.damaged, met.late,
-           met.refused, met.straight);
+           met.put, met.got, met.spoilt, met.refused, met.straight);
     assert_true(n < 50 ||
                 (met.forks > n && met.selected > n && met.removed > n / 4 && met.returned > n / 4 &&
                  met.loaded > n / 4 && met.mapped > n / 10 && met.deltas > n / 10 &&
