@@ -120,11 +120,11 @@ typedef struct world {
 typedef struct tally {
     size_t forks, refused; /* calls */
     size_t selected, removed, loaded, mapped;
-    size_t deltas;           /* saved */
-    size_t damaged, late;    /* files refused: by loads, at first use */
-    size_t put, got, spoilt; /* prefixes */
-    size_t returned;         /* truncates to checkpoints */
-    size_t straight;         /* comparisons with a straight build */
+    size_t deltas;                       /* saved */
+    size_t damaged, late;                /* files refused: by loads, at first use */
+    size_t put, got, got_points, spoilt; /* prefixes */
+    size_t returned;                     /* truncates to checkpoints */
+    size_t straight;                     /* comparisons with a straight build */
 } tally;
 
 /* A block that the store has. */
@@ -134,6 +134,11 @@ typedef struct stored_block {
     uint64_t name; /* of the tokens up to its end */
     size_t marked; /* its source's form.marked */
 } stored_block;
+
+typedef struct stored_point {
+    uint64_t name;
+    point point; /* its source's */
+} stored_point;
 
 /* One thread's sequences. */
 typedef struct actor {
@@ -147,9 +152,10 @@ typedef struct actor {
     member filed; /* the sequence that the file was made of, without its handles */
     memory_store values, mirror_values;
     kvt_store store, mirror_store;
-    stored_block *stored; /* [n_stored] */
-    bytes *got;           /* [n_got]: what gets have made, as snapshots */
-    size_t n_stored, n_got;
+    stored_block *stored;        /* [n_stored] */
+    bytes *got;                  /* [n_got]: what gets have made, as snapshots */
+    stored_point *stored_points; /* [n_stored_points] */
+    size_t n_stored, n_got, n_stored_points;
     uint32_t next_content;
     size_t operation;
     const char *name; /* of the operation */

@@ -84,6 +84,68 @@ static size_t longest(const actor *a, const token *fed, size_t n_rows, uint32_t 
     return 0;
 }
 
+/* ---- checkpoints in the store ---- */
+
+static const stored_point *find_point(const actor *a, uint64_t name)
+{
+    for (size_t i = 0; i < a->n_stored_points; i++)
+        if (a->stored_points[i].name == name)
+            return &a->stored_points[i];
+    return NULL;
+}
+
+/* Rows of a group before those that a checkpoint's value has itself. SIZE_MAX: it has no value. */
+static size_t rows_before(const world *w, const point *p, uint32_t g)
+{
+    const form *f = &p->forms[g];
+    size_t rows = (p->n_tokens + BLOCK - 1) / BLOCK, sinks = sink_rows(w, g), row = rows;
+    for (size_t i = 0; i < rows && i < f->sealed; i++)
+        if ((i < sinks || i >= f->first) && !has_own_form(w, f, g, i))
+            return SIZE_MAX;
+    while (row > 0 && (row <= sinks || row > f->first) && !is_sealed(w, f, g, row - 1, p->n_tokens))
+        row--;
+    return row * BLOCK > p->n_tokens ? SIZE_MAX : row;
+}
+
+/* Checkpoints up to n tokens that the store lacks are in it: how many. */
+static size_t add_points(actor *a, const member *m, size_t n)
+{
+    size_t before = a->n_stored_points;
+    for (size_t i = 0; i < m->n_points; i++) {
+        const point *p = &m->points[i];
+        uint64_t name = name_of(m->tokens, p->n_tokens, m->tag);
+        int has_value = 1;
+        for (uint32_t g = 0; g < a->w->n_groups; g++)
+            has_value &= rows_before(a->w, p, g) != SIZE_MAX;
+        if (!has_value || p->n_tokens == 0 || p->n_tokens > n || find_point(a, name))
+            continue;
+        a->stored_points =
+            realloc(a->stored_points, (a->n_stored_points + 1) * sizeof *a->stored_points);
+        if (!a->stored_points)
+            abort();
+        a->stored_points[a->n_stored_points++] = (stored_point){name, *p};
+    }
+    return a->n_stored_points - before;
+}
+
+/* The deepest checkpoint of up to n tokens of which the store has all; NULL: there is none. */
+static const point *deepest_point(const actor *a, const token *fed, size_t n, uint32_t tag)
+{
+    for (; n > 0; n--) {
+        const stored_point *s = find_point(a, name_of(fed, n, tag));
+        int all = s != NULL;
+        for (uint32_t g = 0; g < a->w->n_groups && all; g++) {
+            size_t first = first_needed(a->w, g, fed, n);
+            for (size_t row = 0; row < rows_before(a->w, &s->point, g); row++)
+                if (row < sink_rows(a->w, g) || row >= first)
+                    all &= find(a, g, row, name_of(fed, (row + 1) * BLOCK, tag)) != NULL;
+        }
+        if (all)
+            return &s->point;
+    }
+    return NULL;
+}
+
 /* ---- puts ---- */
 
 void open_stores(actor *a)
@@ -97,6 +159,7 @@ void close_stores(actor *a)
     memory_store_free(&a->values);
     memory_store_free(&a->mirror_values);
     free(a->stored);
+    free(a->stored_points);
     for (size_t i = 0; i < a->n_got; i++)
         bytes_free(&a->got[i]);
     free(a->got);
@@ -131,7 +194,8 @@ static size_t add_blocks(actor *a, const member *m, size_t n_rows)
 
 static void expect_same_values(actor *a)
 {
-    check(a, a->values.n == a->n_stored && a->mirror_values.n == a->n_stored);
+    check(a, a->values.n == a->n_stored + a->n_stored_points);
+    check(a, a->mirror_values.n == a->values.n);
     for (size_t i = 0; i < a->values.n; i++) {
         const memory_value *one = &a->values.values[i];
         const memory_value *other = memory_store_find(&a->mirror_values, &one->key);
@@ -163,8 +227,10 @@ void put_prefix(actor *a, member *m)
         options.n_tokens = rng_below(&a->r, MOST);
     if (options.n_tokens && options.n_tokens < n)
         n = (size_t)options.n_tokens;
+    options.checkpoints = rng_below(&a->r, 2);
     must(a, kvt_prefix_put(&a->store, m->seq, &options, &result));
-    check(a, result.n_values == add_blocks(a, m, n / BLOCK));
+    check(a, result.n_values - result.n_checkpoints == add_blocks(a, m, n / BLOCK));
+    check(a, result.n_checkpoints == (options.checkpoints ? add_points(a, m, n) : 0));
     check(a, result.n_tokens == BLOCK * longest(a, m->tokens, n / BLOCK, m->tag));
     must_mirror(a, kvt_prefix_put(&a->mirror_store, m->mirror, &options, NULL));
     expect_same_values(a);
@@ -180,15 +246,20 @@ typedef struct asked {
     int32_t ids[MOST + 1], positions[MOST + 1];
     size_t n;
     kvt_prefix_options options;
-    size_t expected; /* tokens */
+    size_t expected;    /* tokens */
+    const point *point; /* with checkpoints: where they end */
 } asked;
 
 /* The beginning of a sequence that has ids, or of that of the file. 0: there is none. */
 static int some_question(actor *a, asked *q)
 {
-    uint32_t pick = rng_below(&a->r, SEQS + 1);
     int counted = 1;
-    q->of = pick < SEQS ? &a->members[pick] : &a->filed;
+    for (int tries = 0; tries < 4; tries++) {
+        uint32_t pick = rng_below(&a->r, SEQS + 1);
+        q->of = pick < SEQS ? &a->members[pick] : &a->filed;
+        if (keyed(q->of) > BLOCK)
+            break;
+    }
     if (q->of->length == 0)
         return 0;
     q->tag = q->of->tag;
@@ -209,7 +280,15 @@ static int some_question(actor *a, asked *q)
     }
     if (!counted || rng_below(&a->r, 2))
         q->options.positions = q->positions;
-    q->expected = BLOCK * longest(a, q->of->tokens, (q->n - 1) / BLOCK, q->tag);
+    q->point = NULL;
+    q->options.checkpoints = rng_below(&a->r, 2);
+    if (q->options.checkpoints) {
+        q->point = deepest_point(a, q->of->tokens,
+                                 q->n - 1 < q->of->length ? q->n - 1 : q->of->length, q->tag);
+        q->expected = q->point ? q->point->n_tokens : 0;
+    } else {
+        q->expected = BLOCK * longest(a, q->of->tokens, (q->n - 1) / BLOCK, q->tag);
+    }
     return 1;
 }
 
@@ -228,6 +307,10 @@ static void take_stored(actor *a, member *m, const asked *q)
         if (!seals(a->w, g))
             continue;
         f->sealed = f->final = rows;
+        if (q->point) {
+            *f = q->point->forms[g];
+            f->first = first_needed(a->w, g, m->tokens, n);
+        }
         for (size_t row = 0; row < rows; row++) {
             const stored_block *s = find(a, g, row, name_of(m->tokens, (row + 1) * BLOCK, m->tag));
             f->fine |= (uint32_t)(row < a->w->fine_rows[g]) << row;
@@ -235,10 +318,16 @@ static void take_stored(actor *a, member *m, const asked *q)
                 f->marked = s->marked;
         }
     }
+    forms_settle(a->w, m->forms);
     m->length = n;
-    m->next_position = -1;
+    m->next_position = q->point ? q->point->next_position : -1;
     m->turned = m->uncounted = 0;
     m->unkeyed = SIZE_MAX;
+    if (q->point) {
+        m->n_points = 1;
+        m->points[0] = *q->point;
+        memcpy(m->points[0].forms, m->forms, sizeof m->forms);
+    }
 }
 
 /* The mirror gets it from the mirrors' store; the log says what that was. */
@@ -274,7 +363,7 @@ void get_prefix(actor *a, member *m)
     if (m->tag != q.tag)
         set_tag(a, m, q.tag);
     must(a, kvt_prefix_probe(&a->store, m->seq, q.ids, q.n, &q.options, &result));
-    check(a, result.n_tokens == q.expected);
+    check(a, result.n_tokens == q.expected || q.options.checkpoints);
     arm(a);
     if (!succeeded(a, kvt_prefix_get(&a->store, m->seq, q.ids, q.n, &q.options, &result), m))
         return;
@@ -284,6 +373,7 @@ void get_prefix(actor *a, member *m)
     take_stored(a, m, &q);
     mirror_get(a, m, &q);
     a->met.got++;
+    a->met.got_points += q.point != NULL;
     expect_mirrored(a, m);
 }
 

@@ -591,7 +591,7 @@ static const operation operations[] = {
     {"load", load, 3, 1},
     {"damage", load_damaged, 2, 1},
     {"put", put_prefix, 4, 1},
-    {"get", get_prefix, 4, 1},
+    {"get", get_prefix, 6, 1},
     {"spoilt", get_spoilt, 2, 1},
     {"trim", trim, 1, 1},
     {"capacity", grow_to_capacity, 1, 1},
@@ -760,7 +760,7 @@ static void random_world(world *w, uint64_t seed, rng *r, int is_shared)
         w->groups[g] = some_group(r);
     w->moves = (int)rng_below(r, 2);
     w->on_disk = (int)rng_below(r, 2);
-    w->has_ids = (int)rng_below(r, 2);
+    w->has_ids = rng_below(r, 4) != 0;
     w->is_wild = rng_below(r, 4) == 0;
     for (uint32_t g = 0; g < w->n_groups; g++) {
         if (w->moves)
@@ -855,6 +855,7 @@ static void add_up(tally *sum, const tally *met)
     sum->late += met->late;
     sum->put += met->put;
     sum->got += met->got;
+    sum->got_points += met->got_points;
     sum->spoilt += met->spoilt;
     sum->straight += met->straight;
 }
@@ -902,11 +903,11 @@ static void random_operations(void **state)
         run(seed, &met);
     printf("seeds %llu to %llu: %zu forks, %zu selections, %zu removals, %zu returns to "
            "checkpoints, %zu loads (%zu mapped), %zu deltas, %zu damaged files (%zu found late), "
-           "%zu puts, %zu gets (%zu of damaged values), "
+           "%zu puts, %zu gets (%zu of checkpoints; %zu of damaged values), "
            "%zu refused calls, %zu straight builds\n",
            (unsigned long long)first, (unsigned long long)(first + n - 1), met.forks, met.selected,
            met.removed, met.returned, met.loaded, met.mapped, met.deltas, met.damaged, met.late,
-           met.put, met.got, met.spoilt, met.refused, met.straight);
+           met.put, met.got, met.got_points, met.spoilt, met.refused, met.straight);
     assert_true(n < 50 ||
                 (met.forks > n && met.selected > n && met.removed > n / 4 && met.returned > n / 4 &&
                  met.loaded > n / 4 && met.mapped > n / 10 && met.deltas > n / 10 &&
