@@ -557,14 +557,52 @@ static void one_group_is_converted(void **state)
     close_subject(&s);
 }
 
+/* A full last block, which no begin reads: a fork amid a step, of a part of it, copies nothing. */
+static void damaged_ends_of_forks(void **state)
+{
+    static float x[128 * 64];
+    kvt_tensor view = kvt_tensor_f32(x);
+    rng r = {56};
+    subject s;
+    kvt_seq *seq, *to, *copy = NULL;
+    bytes file;
+    size_t n, at;
+    (void)state;
+    open_kind(&s, F16, &r);
+    seq = seq_of(&s);
+    grow(&s, seq, 128);
+    save_as(&s, seq, "a", KVT_CODEC_RAW, NULL);
+    file = slurp(in_folder("a"));
+    at = image_at(&file, 1, &n);
+    file.data[at + 9] ^= 1;
+    spill(in_folder("bad"), file.data, file.n);
+    to = seq_of(&s);
+    expect_ok(s.cache, load_mapped(to, "bad", KVT_MAP_LAZY, NULL));
+    expect_ok(s.cache, kvt_seq_begin(to, 1, NULL));
+    expect_ok(s.cache, kvt_seq_fork(to, 100, &copy));
+    expect(s.cache, KVT_ERR_CORRUPT, kvt_read(copy, 0, KVT_SIDE_K, 64, 36, &view));
+    expect(s.cache, KVT_ERR_CORRUPT, kvt_seq_begin(copy, 1, NULL));
+    kvt_seq_destroy(copy);
+    kvt_seq_destroy(to);
+    bytes_free(&file);
+    kvt_seq_destroy(seq);
+    close_subject(&s);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(all_is_equal),     cmocka_unit_test(files_go),
-        cmocka_unit_test(loads_over),       cmocka_unit_test(damaged_layers),
-        cmocka_unit_test(damaged_ends),     cmocka_unit_test(memory_is_the_files),
-        cmocka_unit_test(memory_of_chains), cmocka_unit_test(not_mapped),
-        cmocka_unit_test(damaged_blocks),   cmocka_unit_test(one_group_is_converted),
+        cmocka_unit_test(all_is_equal),
+        cmocka_unit_test(files_go),
+        cmocka_unit_test(loads_over),
+        cmocka_unit_test(damaged_layers),
+        cmocka_unit_test(damaged_ends),
+        cmocka_unit_test(memory_is_the_files),
+        cmocka_unit_test(memory_of_chains),
+        cmocka_unit_test(not_mapped),
+        cmocka_unit_test(damaged_blocks),
+        cmocka_unit_test(one_group_is_converted),
+        cmocka_unit_test(damaged_ends_of_forks),
     };
     RUN_IN_FOLDER(tests);
 }

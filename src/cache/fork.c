@@ -44,11 +44,12 @@ kvt_status kvt_seq_fork(kvt_seq *seq, uint64_t n_tokens, kvt_seq **copy_out)
     if (status == KVT_OK)
         status = kvt_checkpoints_share(seq, n_tokens, copy);
     /*
-     * A pending step writes behind the committed tokens of the last block, which is its own: begin
-     * has copied it if a checkpoint has it. Before the charge, which is of what stays shared, and
-     * which no error may follow.
+     * A pending step writes behind the committed tokens of a last block that is not full, which is
+     * its own: begin has verified it where it is mapped, and copied it if a checkpoint has it.
+     * Before the charge, which is of what stays shared, and which no error may follow.
      */
-    if (status == KVT_OK && seq->pending && !restores && copy->n_rows == kvt_rows(seq->length))
+    if (status == KVT_OK && seq->pending && seq->length % KVT_TOKENS && !restores &&
+        copy->n_rows == kvt_rows(seq->length))
         status = kvt_rows_own_last(copy);
     if (status == KVT_OK)
         status = kvt_rows_charge(seq);
