@@ -130,11 +130,17 @@ static kvt_status load_by(const actor *a, kvt_seq *seq, const bytes *file, const
                           : kvt_seq_load(seq, path, options, result);
 }
 
-static kvt_status load_filed(const actor *a, kvt_seq *seq, way by, kvt_load_options *options,
-                             kvt_load_result *result)
+static kvt_status load_filed_by(const actor *a, kvt_seq *seq, way by, kvt_load_options *options,
+                                kvt_load_result *result)
 {
     char path[PATH_BYTES];
     return load_by(a, seq, &a->file, path_at(a, a->depth, path), by, options, result);
+}
+
+kvt_status load_filed(const actor *a, kvt_seq *seq, kvt_load_options *options,
+                      kvt_load_result *result)
+{
+    return load_filed_by(a, seq, MEMORY, options, result);
 }
 
 /* A prompt that begins like the file's tokens, or NULL. Returns how many of it are the file's. */
@@ -164,7 +170,7 @@ static kvt_seq *mirror_of_file(const actor *a)
         return replay(a, &a->filed.log);
     must_mirror(a, kvt_seq_create(a->mirrors, &seq));
     must_mirror(a, kvt_seq_set_tag(seq, text, tag_of(a->filed.tag, text)));
-    must_mirror(a, load_filed(a, seq, MEMORY, &options, NULL));
+    must_mirror(a, load_filed(a, seq, &options, NULL));
     return seq;
 }
 
@@ -225,12 +231,12 @@ void load(actor *a, member *m)
         options.reuse = options.n_prompt ? rng_below(&a->r, 4) % 3 : KVT_REUSE_ALL;
     }
     if (m->pending || m->tag != a->filed.tag) {
-        refused(a, load_filed(a, m->seq, by, &options, &result),
+        refused(a, load_filed_by(a, m->seq, by, &options, &result),
                 m->pending ? KVT_ERR_STATE : KVT_ERR_MISMATCH, m);
         return;
     }
     arm(a);
-    if (!succeeded(a, load_filed(a, m->seq, by, &options, &result), m))
+    if (!succeeded(a, load_filed_by(a, m->seq, by, &options, &result), m))
         return;
     take_filed(a, m);
     m->uncounted = result.mapped_bytes > 0;

@@ -327,6 +327,16 @@ static void expect_points(const actor *a, const member *m)
 }
 
 /* Tokens first .. first + n - 1 as read back: the mirror's bits, near what was appended. */
+double row_bound(kvt_type type, kvt_side side, size_t dim, double norm)
+{
+    return type == KVT_TYPE_F32   ? 0
+           : type == KVT_TYPE_F16 ? 0x1p-11 * sqrt(norm) + 1e-6
+           : type == KVT_TYPE_I8
+               ? sqrt((double)dim) / 127 * (sqrt(norm) + 2 * sqrt(2.3 * (double)dim))
+           : side == KVT_SIDE_V ? (type == KVT_TYPE_I4 ? 0.25 : 0.12) * sqrt(norm)
+                                : sqrt((double)dim) * 2 * 160 / 15;
+}
+
 void expect_read(const actor *a, const member *m, uint32_t layer, kvt_side side, size_t first,
                  size_t n)
 {
@@ -351,16 +361,7 @@ void expect_read(const actor *a, const member *m, uint32_t layer, kvt_side side,
             error += ((double)got[d] - (double)fed[d]) * ((double)got[d] - (double)fed[d]);
             norm += (double)fed[d] * (double)fed[d];
         }
-        /*
-         * i8: a step of the largest element a dim, which is at most the norm of the row less its
-         * offset. The offset is at most about an ordinary row, of mean square 2.3.
-         */
-        bound = type == KVT_TYPE_F32   ? 0
-                : type == KVT_TYPE_F16 ? 0x1p-11 * sqrt(norm) + 1e-6
-                : type == KVT_TYPE_I8
-                    ? sqrt((double)dim) / 127 * (sqrt(norm) + 2 * sqrt(2.3 * (double)dim))
-                : side == KVT_SIDE_V ? (type == KVT_TYPE_I4 ? 0.25 : 0.12) * sqrt(norm)
-                                     : sqrt((double)dim) * 2 * 160 / 15; /* a step of an outlier */
+        bound = row_bound(type, side, dim, norm);
         check(a, sqrt(error) <= bound);
     }
     free(got);

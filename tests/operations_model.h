@@ -106,6 +106,8 @@ typedef struct world {
     int moves;   /* RoPE is described */
     int is_wild; /* positions go back, too */
     kvt_config config;
+    kvt_group_config other_groups[GROUPS]; /* of other types */
+    kvt_config other;
     kvt_cache *cache;
     ledger memory;
     int injects;                     /* some allocations fail */
@@ -120,11 +122,12 @@ typedef struct world {
 typedef struct tally {
     size_t forks, refused; /* calls */
     size_t selected, removed, loaded, mapped;
-    size_t deltas;                       /* saved */
-    size_t damaged, late;                /* files refused: by loads, at first use */
-    size_t put, got, got_points, spoilt; /* prefixes */
-    size_t returned;                     /* truncates to checkpoints */
-    size_t straight;                     /* comparisons with a straight build */
+    size_t deltas;        /* saved */
+    size_t damaged, late; /* files refused: by loads, at first use */
+    size_t put, got, got_points, spoilt;
+    size_t converted; /* prefixes */
+    size_t returned;  /* truncates to checkpoints */
+    size_t straight;  /* comparisons with a straight build */
 } tally;
 
 /* A block that the store has. */
@@ -145,6 +148,8 @@ typedef struct actor {
     world *w;
     rng r;
     kvt_cache *mirrors;
+    kvt_cache *others; /* of the other types */
+    kvt_seq *other;    /* what has been loaded there last, or NULL */
     member members[SEQS];
     char folder[40]; /* of a world on disk */
     bytes file;
@@ -258,6 +263,12 @@ uint64_t exempt_bytes(const world *w, const member *m);
 
 /* Tokens of a layer, the pending ones included where it has them. */
 size_t visible(const member *m, uint32_t layer);
+/*
+ * The most that a row of a type is off as read back, as a norm, from its squared norm. i8: a step
+ * of the largest element a dim, which is at most the norm of the row less its offset. The offset is
+ * at most about an ordinary row, of mean square 2.3. i4: of K, a step of an outlier.
+ */
+double row_bound(kvt_type type, kvt_side side, size_t dim, double norm);
 /* Tokens first .. first + n - 1 as read back: the mirror's bits, near what was appended. */
 void expect_read(const actor *a, const member *m, uint32_t layer, kvt_side side, size_t first,
                  size_t n);
@@ -293,6 +304,9 @@ void save(actor *a, member *m);
 void load(actor *a, member *m);
 /* The same, damaged. */
 void load_damaged(actor *a, member *m);
+/* The run's file from memory. */
+kvt_status load_filed(const actor *a, kvt_seq *seq, kvt_load_options *options,
+                      kvt_load_result *result);
 void open_folder(actor *a);
 void close_folder(const actor *a);
 
@@ -307,6 +321,13 @@ void get_spoilt(actor *a, member *m);
 int has_store(const kvt_seq *seq);
 void open_stores(actor *a);
 void close_stores(actor *a);
+
+/* ---- operations_convert.c ---- */
+
+/* Types that the groups' files can be converted to. */
+void some_other_types(world *w, rng *r);
+/* The run's file, and the member, into the other types. */
+void convert(actor *a, member *m);
 
 /* ---- operations_attention.c ---- */
 

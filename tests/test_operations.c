@@ -590,6 +590,7 @@ static const operation operations[] = {
     {"save", save, 3, 1},
     {"load", load, 3, 1},
     {"damage", load_damaged, 2, 1},
+    {"convert", convert, 1, 0},
     {"put", put_prefix, 4, 1},
     {"get", get_prefix, 6, 1},
     {"spoilt", get_spoilt, 2, 1},
@@ -720,6 +721,7 @@ static void measure_blocks(world *w)
 /* From the groups: the rest of the config, without limits. */
 static void config_world(world *w)
 {
+    rng r = {w->seed + 1};
     for (uint32_t g = 0; g < w->n_groups; g++) {
         uint32_t given = w->groups[g].residual_tokens;
         w->residual[g] = given == 0 ? KVT_RESIDUAL_TOKENS : given == KVT_RESIDUAL_NONE ? 0 : given;
@@ -737,6 +739,7 @@ static void config_world(world *w)
     w->config.max_tokens = MOST;
     w->config.allocator = ledger_allocator(&w->memory);
     measure_blocks(w);
+    some_other_types(w, &r);
 }
 
 static void open_world(world *w)
@@ -789,6 +792,7 @@ static void open_actor(actor *a, world *w, uint64_t seed)
     c.memory_budget_bytes = 0;
     c.n_threads = 1;
     expect_ok(NULL, kvt_cache_create(&c, &a->mirrors));
+    expect_ok(NULL, kvt_cache_create(&w->other, &a->others));
     open_stores(a);
     if (w->on_disk)
         open_folder(a);
@@ -800,6 +804,8 @@ static void close_actor(actor *a)
         destroy(a, &a->members[i]);
     bytes_free(&a->file);
     log_free(&a->filed.log);
+    kvt_seq_destroy(a->other);
+    kvt_cache_destroy(a->others);
     close_stores(a);
     if (a->w->on_disk)
         close_folder(a);
@@ -856,6 +862,7 @@ static void add_up(tally *sum, const tally *met)
     sum->put += met->put;
     sum->got += met->got;
     sum->got_points += met->got_points;
+    sum->converted += met->converted;
     sum->spoilt += met->spoilt;
     sum->straight += met->straight;
 }
@@ -904,10 +911,11 @@ static void random_operations(void **state)
     printf("seeds %llu to %llu: %zu forks, %zu selections, %zu removals, %zu returns to "
            "checkpoints, %zu loads (%zu mapped), %zu deltas, %zu damaged files (%zu found late), "
            "%zu puts, %zu gets (%zu of checkpoints; %zu of damaged values), "
+           "%zu conversions, "
            "%zu refused calls, %zu straight builds\n",
            (unsigned long long)first, (unsigned long long)(first + n - 1), met.forks, met.selected,
            met.removed, met.returned, met.loaded, met.mapped, met.deltas, met.damaged, met.late,
-           met.put, met.got, met.got_points, met.spoilt, met.refused, met.straight);
+           met.put, met.got, met.got_points, met.spoilt, met.converted, met.refused, met.straight);
     assert_true(n < 50 || (met.forks > n && met.selected > n && met.removed > n / 4 &&
                            met.returned > n / 4 && met.loaded > n / 4 && met.mapped > n / 10 &&
                            met.deltas > n / 10 && met.damaged > n / 4 &&
