@@ -45,8 +45,8 @@ static void attend_all(const attention *t, kvt_cache *cache, const kvt_attend_it
  * over the tokens themselves, keys turned to their positions. Bounds: docs/numerics.md,
  * "Attention".
  */
-static void expect_near(const attention *t, const member *m, int32_t position, const float *q,
-                        const float *out)
+static void expect_near_reference(const attention *t, const member *m, int32_t position,
+                                  const float *q, const float *out)
 {
     const actor *a = t->a;
     const uint32_t group = a->w->group_of_layer[t->layer];
@@ -219,8 +219,8 @@ void attend(actor *a, member *m)
                      0);
         at += queries;
         if (rng_below(&a->r, 4) == 0) /* the last query sees all tokens, causal or not */
-            expect_near(&t, of[i], positions[i][queries - 1], q + (at - 1) * t.q_row,
-                        out + (at - 1) * t.out_row);
+            expect_near_reference(&t, of[i], positions[i][queries - 1], q + (at - 1) * t.q_row,
+                                  out + (at - 1) * t.out_row);
     }
     free(q);
     free(out);

@@ -246,6 +246,75 @@ void load(actor *a, member *m)
     expect_mirrored(a, m);
 }
 
+/* ---- parts ---- */
+
+/* Rows of a sequence, as far as they are there, near those of the tokens. */
+static void expect_near_rows(const actor *a, const kvt_seq *seq, const token *fed, size_t n)
+{
+    for (uint32_t l = 0; l < a->w->n_layers; l++)
+        for (int side = 0; side < 2; side++) {
+            const kvt_group_config *g = &a->w->groups[a->w->group_of_layer[l]];
+            size_t row = row_floats(a->w, l, (kvt_side)side);
+            float *got = room(n * row * sizeof *got);
+            kvt_tensor view = kvt_tensor_f32(got);
+            kvt_status status = kvt_read(seq, l, (kvt_side)side, 0, n, &view);
+            check(a, status == KVT_OK || (status == KVT_ERR_STATE && g->window_tokens));
+            if (status == KVT_OK)
+                expect_near(a, l, (kvt_side)side, fed, n, got);
+            free(got);
+        }
+}
+
+/* Some tokens of a member, and the same of its mirror, saved and loaded. */
+void save_part(actor *a, member *m)
+{
+    bytes files[2] = {{NULL, 0, 0, 0, -1, 0}, {NULL, 0, 0, 0, -1, 0}};
+    kvt_seq *const from[2] = {m->seq, m->mirror};
+    kvt_seq *to[2] = {NULL, NULL};
+    kvt_status status[2] = {KVT_OK, KVT_OK};
+    kvt_save_options options;
+    char text[32];
+    if (m->pending || !m->length)
+        return;
+    memset(&options, 0, sizeof options);
+    options.struct_size = sizeof options;
+    options.codec = rng_below(&a->r, 3);
+    if (rng_below(&a->r, 2))
+        options.first_token = (uint64_t)KVT_BLOCK_TOKENS *
+                              rng_below(&a->r, (uint32_t)((m->length - 1) / KVT_BLOCK_TOKENS) + 1);
+    options.n_tokens = 1 + rng_below(&a->r, (uint32_t)(m->length - options.first_token));
+    for (int i = 0; i < 2; i++) {
+        kvt_writer writer = bytes_writer(&files[i]);
+        status[i] = kvt_seq_save_stream(from[i], &writer, &options);
+    }
+    check(a, status[0] == status[1]);
+    if (status[0] != KVT_OK)
+        refused(a, status[0], KVT_ERR_STATE, m);
+    for (int i = 0; i < 2 && status[0] == KVT_OK; i++) {
+        kvt_cache *cache = i ? a->mirrors : a->w->cache;
+        if (i == 0)
+            arm(a);
+        status[i] = kvt_seq_create(cache, &to[i]);
+        if (status[i] == KVT_OK)
+            status[i] = kvt_seq_set_tag(to[i], text, tag_of(m->tag, text));
+        if (status[i] == KVT_OK)
+            status[i] = load_bytes(to[i], files[i].data, files[i].n, NULL);
+        if (i == 0 && !succeeded(a, status[0], m))
+            break;
+        must_at(a, cache, status[i], "load of a part");
+        expect_near_rows(a, to[i], m->tokens + options.first_token, (size_t)options.n_tokens);
+    }
+    if (status[0] == KVT_OK) {
+        check(a, files[0].n == files[1].n && memcmp(files[0].data, files[1].data, files[0].n) == 0);
+        expect_same_file(a, a->w->cache, to[0], to[1], "a part");
+        a->met.parts++;
+    }
+    for (int i = 0; i < 2; i++) {
+        kvt_seq_destroy(to[i]);
+        bytes_free(&files[i]);
+    }
+}
+
 /* ---- damage ---- */
 
 /* A copy of the file, with one byte changed, cut, or with some more bytes. */

@@ -337,14 +337,31 @@ double row_bound(kvt_type type, kvt_side side, size_t dim, double norm)
                                 : sqrt((double)dim) * 2 * 160 / 15;
 }
 
-void expect_read(const actor *a, const member *m, uint32_t layer, kvt_side side, size_t first,
-                 size_t n)
+void expect_near(const actor *a, uint32_t layer, kvt_side side, const token *of, size_t n,
+                 const float *got)
 {
     const kvt_group_config *g = &a->w->groups[a->w->group_of_layer[layer]];
     kvt_type type = side == KVT_SIDE_K ? g->k_type : g->v_type;
     size_t row = row_floats(a->w, layer, side), dim = row / g->n_kv_heads;
+    float *fed = rows_of(a->w, of, n, layer, side);
+
+    for (size_t i = 0; i < n * row; i += dim) {
+        double error = 0, norm = 0, bound;
+        for (size_t d = i; d < i + dim; d++) {
+            error += ((double)got[d] - (double)fed[d]) * ((double)got[d] - (double)fed[d]);
+            norm += (double)fed[d] * (double)fed[d];
+        }
+        bound = row_bound(type, side, dim, norm);
+        check(a, sqrt(error) <= bound);
+    }
+    free(fed);
+}
+
+void expect_read(const actor *a, const member *m, uint32_t layer, kvt_side side, size_t first,
+                 size_t n)
+{
+    size_t row = row_floats(a->w, layer, side);
     float *got = room(n * row * sizeof *got), *same = room(n * row * sizeof *same);
-    float *fed = rows_of(a->w, m->tokens + first, n, layer, side);
     kvt_tensor got_view = kvt_tensor_f32(got), same_view = kvt_tensor_f32(same);
 
     if (!is_there(a->w, m, layer, first, n)) {
@@ -355,18 +372,9 @@ void expect_read(const actor *a, const member *m, uint32_t layer, kvt_side side,
     must(a, kvt_read(m->seq, layer, side, first, n, &got_view));
     must_mirror(a, kvt_read(m->mirror, layer, side, first, n, &same_view));
     check(a, memcmp(got, same, n * row * sizeof *got) == 0);
-    for (size_t i = 0; i < n * row; i += dim) {
-        double error = 0, norm = 0, bound;
-        for (size_t d = i; d < i + dim; d++) {
-            error += ((double)got[d] - (double)fed[d]) * ((double)got[d] - (double)fed[d]);
-            norm += (double)fed[d] * (double)fed[d];
-        }
-        bound = row_bound(type, side, dim, norm);
-        check(a, sqrt(error) <= bound);
-    }
+    expect_near(a, layer, side, m->tokens + first, n, got);
     free(got);
     free(same);
-    free(fed);
 }
 
 void expect_same_file(const actor *a, const kvt_cache *cache, const kvt_seq *seq,

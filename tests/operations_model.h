@@ -125,9 +125,9 @@ typedef struct tally {
     size_t deltas;        /* saved */
     size_t damaged, late; /* files refused: by loads, at first use */
     size_t put, got, got_points, spoilt;
-    size_t converted; /* prefixes */
-    size_t returned;  /* truncates to checkpoints */
-    size_t straight;  /* comparisons with a straight build */
+    size_t converted, parts; /* prefixes */
+    size_t returned;         /* truncates to checkpoints */
+    size_t straight;         /* comparisons with a straight build */
 } tally;
 
 /* A block that the store has. */
@@ -269,6 +269,9 @@ size_t visible(const member *m, uint32_t layer);
  * at most about an ordinary row, of mean square 2.3. i4: of K, a step of an outlier.
  */
 double row_bound(kvt_type type, kvt_side side, size_t dim, double norm);
+/* n rows as read back, near those of the tokens. */
+void expect_near(const actor *a, uint32_t layer, kvt_side side, const token *of, size_t n,
+                 const float *got);
 /* Tokens first .. first + n - 1 as read back: the mirror's bits, near what was appended. */
 void expect_read(const actor *a, const member *m, uint32_t layer, kvt_side side, size_t first,
                  size_t n);
@@ -304,6 +307,8 @@ void save(actor *a, member *m);
 void load(actor *a, member *m);
 /* The same, damaged. */
 void load_damaged(actor *a, member *m);
+/* Some tokens of the member alone, saved and loaded. */
+void save_part(actor *a, member *m);
 /* The run's file from memory. */
 kvt_status load_filed(const actor *a, kvt_seq *seq, kvt_load_options *options,
                       kvt_load_result *result);

@@ -16,7 +16,9 @@
  *
  * An operation is an entry of operations[]: a function that changes a sequence and its model, and
  * logs what has been done. What the mirror does is in replay_entry (operations_model.c), what calls
- * have to answer in operations_forms.c, attention in operations_attention.c.
+ * have to answer in operations_forms.c, attention in operations_attention.c, snapshots (whole, of
+ * parts, deltas, mapped, damaged) in operations_files.c, other types in operations_convert.c, and
+ * stores of prefixes, of which there is a model too, in operations_store.c.
  *
  * KVT_TEST_OPERATIONS=n makes n runs of random operations, and n / 10 in threads (10000: the full
  * count, some minutes). A failure prints its seed; KVT_TEST_SEED=n makes that seed's run alone.
@@ -589,6 +591,7 @@ static const operation operations[] = {
     {"reserve", reserve, 1, 1},
     {"save", save, 3, 1},
     {"load", load, 3, 1},
+    {"part", save_part, 2, 1},
     {"damage", load_damaged, 2, 1},
     {"convert", convert, 1, 0},
     {"put", put_prefix, 4, 1},
@@ -862,6 +865,7 @@ static void add_up(tally *sum, const tally *met)
     sum->put += met->put;
     sum->got += met->got;
     sum->got_points += met->got_points;
+    sum->parts += met->parts;
     sum->converted += met->converted;
     sum->spoilt += met->spoilt;
     sum->straight += met->straight;
@@ -911,11 +915,12 @@ static void random_operations(void **state)
     printf("seeds %llu to %llu: %zu forks, %zu selections, %zu removals, %zu returns to "
            "checkpoints, %zu loads (%zu mapped), %zu deltas, %zu damaged files (%zu found late), "
            "%zu puts, %zu gets (%zu of checkpoints; %zu of damaged values), "
-           "%zu conversions, "
+           "%zu conversions, %zu parts, "
            "%zu refused calls, %zu straight builds\n",
            (unsigned long long)first, (unsigned long long)(first + n - 1), met.forks, met.selected,
            met.removed, met.returned, met.loaded, met.mapped, met.deltas, met.damaged, met.late,
-           met.put, met.got, met.got_points, met.spoilt, met.converted, met.refused, met.straight);
+           met.put, met.got, met.got_points, met.spoilt, met.converted, met.parts, met.refused,
+           met.straight);
     assert_true(n < 50 || (met.forks > n && met.selected > n && met.removed > n / 4 &&
                            met.returned > n / 4 && met.loaded > n / 4 && met.mapped > n / 10 &&
                            met.deltas > n / 10 && met.damaged > n / 4 &&
