@@ -315,6 +315,12 @@ kvt_status load_filed(const actor *a, kvt_seq *seq, kvt_load_options *options,
 void open_folder(actor *a);
 void close_folder(const actor *a);
 
+/* ---- operations_late.c ---- */
+
+/* Load a damaged copy of the run's file, mapped and verified late, and go on for a while. 0: it was
+   refused at once. */
+int load_late(actor *a, const char *path);
+
 /* ---- operations_store.c ---- */
 
 void put_prefix(actor *a, member *m);

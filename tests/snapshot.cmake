@@ -17,7 +17,7 @@ target_link_libraries(test_snapshot_parents PRIVATE kvtile::xxhash)
 target_link_libraries(test_snapshot_overlap PRIVATE Threads::Threads)
 set_tests_properties(snapshot_overlap PROPERTIES LABELS threads)
 target_sources(test_operations PRIVATE operations_model.c operations_forms.c
-  operations_attention.c operations_files.c operations_store.c operations_convert.c
+  operations_attention.c operations_files.c operations_store.c operations_convert.c operations_late.c
   memory_store.c)
 target_link_libraries(test_operations PRIVATE Threads::Threads m)
 set_tests_properties(operations PROPERTIES LABELS threads)
