@@ -85,12 +85,15 @@ static void save_both(actor *a, pair *p)
     bytes_free(&b);
 }
 
-/* Both are forks of themselves at n tokens. */
+/* Both are forks of themselves at n tokens, without a step. */
 static void fork_both(actor *a, pair *p, size_t n)
 {
     kvt_seq *copies[2] = {NULL, NULL};
-    if (!goes_well(a, p, kvt_seq_fork(p->seqs[0], n, &copies[0]), "fork"))
+    if (!goes_well(a, p, kvt_seq_fork(p->seqs[0], n, &copies[0]), "fork")) {
+        must(a, kvt_seq_abort(p->seqs[0]));
+        must_mirror(a, kvt_seq_abort(p->seqs[1]));
         return;
+    }
     must_mirror(a, kvt_seq_fork(p->seqs[1], n, &copies[1]));
     for (int i = 0; i < 2; i++) {
         kvt_seq_destroy(p->seqs[i]);
