@@ -1,7 +1,7 @@
 /*
- * A damaged file that is verified late, in test_operations.c: whatever is done to the sequence, each
- * number that it shows is its mirror's, which has the sound file, or the call is refused and has
- * changed nothing.
+ * A damaged file that is verified late, in test_operations.c: whatever is done to the sequence,
+ * each number that it shows is its mirror's, which has the sound file, or the call is refused and
+ * has changed nothing.
  */
 #include "operations_model.h"
 
