@@ -38,6 +38,10 @@ int kvt_parallel_has_pool(void)
 
 #ifdef KVT_HAVE_POOL
 
+#if defined(__linux__) && !defined(__ANDROID__) /* which has it for a few versions only */
+#define HAS_AFFINITY
+#endif
+
 /* One thread's time from which waking threads pays. */
 #define COLD_NANOSECONDS 150000u
 /* And from which it does where they are awake, or where IN_A_ROW calls have followed closely. */
@@ -131,6 +135,25 @@ static void stop_workers(kvt_pool *pool)
     pool->n_workers = 0;
 }
 
+/* A thread with room for what tasks take (kvtile.h): musl gives 128 KiB if it is not asked. */
+#define STACK_BYTES ((size_t)1 << 20)
+
+static int create_worker(pthread_t *thread, kvt_pool *pool)
+{
+    pthread_attr_t attributes;
+    size_t bytes = 0;
+    int fault = pthread_attr_init(&attributes);
+    if (fault)
+        return fault;
+    fault = pthread_attr_getstacksize(&attributes, &bytes);
+    if (!fault && bytes < STACK_BYTES)
+        fault = pthread_attr_setstacksize(&attributes, STACK_BYTES);
+    if (!fault)
+        fault = pthread_create(thread, &attributes, worker, pool);
+    pthread_attr_destroy(&attributes);
+    return fault;
+}
+
 static kvt_status start_workers(kvt_pool *pool, const kvt_cache *cache, uint32_t n)
 {
     sigset_t all, before;
@@ -142,7 +165,7 @@ static kvt_status start_workers(kvt_pool *pool, const kvt_cache *cache, uint32_t
     pthread_cond_init(&pool->done, NULL);
     pool->process = getpid();
     pool->kept_off = -1;
-#if defined(__linux__)
+#ifdef HAS_AFFINITY
     _Static_assert(sizeof pool->mask == KVT_CPU_SETS * sizeof(cpu_set_t), "of one mask");
     if (sched_getaffinity(0, sizeof pool->mask, (cpu_set_t *)(void *)pool->mask) != 0)
         memset(pool->mask, 0, sizeof pool->mask); /* then workers stay as they are */
@@ -150,7 +173,7 @@ static kvt_status start_workers(kvt_pool *pool, const kvt_cache *cache, uint32_t
     sigfillset(&all); /* signals of the process are for threads of the caller */
     pthread_sigmask(SIG_SETMASK, &all, &before);
     for (uint32_t i = 0; i < n && !fault; i++) {
-        fault = pthread_create(&pool->threads[i], NULL, worker, pool);
+        fault = create_worker(&pool->threads[i], pool);
         if (!fault)
             pool->n_workers++;
     }
@@ -166,7 +189,7 @@ static kvt_status start_workers(kvt_pool *pool, const kvt_cache *cache, uint32_t
 /* Before workers are woken: keep them off the CPU of this thread. */
 static void keep_off(kvt_pool *pool)
 {
-#if defined(__linux__)
+#ifdef HAS_AFFINITY
     int cpu = sched_getcpu();
     cpu_set_t set[KVT_CPU_SETS];
     if (cpu < 0 || cpu == pool->kept_off)

@@ -742,6 +742,45 @@ static int on_one_cpu(void *user)
     return 0;
 }
 
+/*
+ * Threads have room for what tasks take where a program's threads get little: musl's have 128 KiB.
+ */
+static void threads_of_small_stacks(void **state)
+{
+#if defined(__GLIBC__) && !defined(HAS_SANITIZER)
+    kvt_group_config g = group_of(2, 8, 8, 512, 1024, KVT_TYPE_I8, KVT_TYPE_I8);
+    pthread_attr_t before, small;
+    rng r = {71};
+    tokens t = tokens_make(&r, 512, &g);
+    kvt_cache *cache;
+    kvt_seq *seq = NULL;
+    kvt_seq *alone = NULL;
+    kvt_cache *plain = cache_of(&g, 1024, 1, NULL);
+    (void)state;
+    assert_int_equal(pthread_getattr_default_np(&before), 0);
+    assert_int_equal(pthread_attr_init(&small), 0);
+    assert_int_equal(pthread_attr_setstacksize(&small, (size_t)128 << 10), 0);
+    assert_int_equal(pthread_setattr_default_np(&small), 0);
+    cache = cache_of(&g, 1024, pool_threads(2), NULL);
+    assert_int_equal(pthread_setattr_default_np(&before), 0);
+    expect_ok(cache, kvt_seq_create(cache, &seq));
+    expect_ok(plain, kvt_seq_create(plain, &alone));
+    append_all(cache, seq, &g, &t, 0, 512, 512);
+    append_all(plain, alone, &g, &t, 0, 512, 512);
+    assert_true(seq_hash(seq, &g) == seq_hash(alone, &g));
+    kvt_seq_destroy(seq);
+    kvt_seq_destroy(alone);
+    kvt_cache_destroy(cache);
+    kvt_cache_destroy(plain);
+    tokens_free(&t);
+    pthread_attr_destroy(&small);
+    pthread_attr_destroy(&before);
+#else
+    (void)state;
+    skip();
+#endif
+}
+
 static void threads_on_one_cpu(void **state)
 {
     (void)state;
@@ -1400,6 +1439,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(the_budget_holds_for_all_threads),
         cmocka_unit_test(refusals_concern_nobody_else),
         cmocka_unit_test(more_threads_than_cpus),
+        cmocka_unit_test(threads_of_small_stacks),
         cmocka_unit_test(threads_on_one_cpu),
         cmocka_unit_test(waiting_threads_use_no_cpu),
         cmocka_unit_test(the_child_of_a_fork),
