@@ -340,7 +340,9 @@ def amalgamate(root):
             at = joined.rfind(" && ", 0, joined.rfind("\n") + 80)
             joined = joined[:at] + " && \\\n    " + joined[at + 4:]
         out.append(f"#if {joined}\n#define KVT_HAVE_{name}\n#endif\n")
-    out.append("#if !defined(_GNU_SOURCE)\n#define _GNU_SOURCE /* affinity, madvise, flock */\n"
+    out.append("#if !defined(_FILE_OFFSET_BITS) && __SIZEOF_POINTER__ == 4\n"
+               "#define _FILE_OFFSET_BITS 64 /* files beyond 2 GiB */\n#endif\n"
+               "#if !defined(_GNU_SOURCE)\n#define _GNU_SOURCE /* affinity, madvise, flock */\n"
                "#endif\n#define XXH_STATIC_LINKING_ONLY\n#define ZSTD_STATIC_LINKING_ONLY\n")
     system = sorted({name for file in order for name in file.system})
     out.append('#include "kvtile.h"\n#include "store.h"\n\n' + "".join(f"#include <{name}>\n" for name in system))

@@ -145,12 +145,19 @@ endfunction()
 
 if(KVTILE_SLEEF_INCLUDE_DIR AND KVTILE_ZSTD_INCLUDE_DIR AND KVTILE_XXHASH_INCLUDE_DIR)
   kvtile_compile_test(riscv64 riscv64-linux-gnu-gcc riscv64)
+  # As a system of 32 bits on a kernel of 64 configures it.
+  kvtile_compile_test(armhf_on_arm64 arm-linux-gnueabihf-gcc aarch64)
   if(CMAKE_SYSTEM_PROCESSOR STREQUAL "x86_64") # the kernels of x86-64 have no system calls
     kvtile_compile_test(musl musl-gcc generic -DLIBC=/usr/lib/x86_64-linux-musl/libc.a)
   endif()
 endif()
 
-# ---- big-endian ----
+# ---- what is refused ----
+
+add_test(NAME other_system_refused COMMAND ${CMAKE_COMMAND} --fresh -S ${PROJECT_SOURCE_DIR}
+  -B ${machines}/other-system -G ${CMAKE_GENERATOR} -DCMAKE_SYSTEM_NAME=FreeBSD
+  -DCMAKE_C_COMPILER=${CMAKE_C_COMPILER} -DCMAKE_TRY_COMPILE_TARGET_TYPE=STATIC_LIBRARY ${minimal})
+set_tests_properties(other_system_refused PROPERTIES PASS_REGULAR_EXPRESSION "kvtile is for Linux")
 
 # Any compiler that knows such a target will do: nothing is linked.
 kvtile_find_tools(missing aarch64-linux-gnu-gcc arm-linux-gnueabihf-gcc clang)

@@ -48,8 +48,6 @@ extern "C" {
 /* Before each function; define KVT_STATIC where the static library is linked. */
 #if defined(KVT_STATIC)
 #define KVT_API
-#elif defined(_WIN32)
-#define KVT_API __declspec(dllimport)
 #else
 #define KVT_API __attribute__((visibility("default")))
 #endif

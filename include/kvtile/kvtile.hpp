@@ -39,6 +39,10 @@
 #ifndef KVTILE_KVTILE_HPP
 #define KVTILE_KVTILE_HPP
 
+#if __cplusplus < 201703L
+#error "kvtile.hpp needs C++17"
+#endif
+
 #include "kvtile.h"
 
 #include <array>
