@@ -921,10 +921,10 @@ static void random_operations(void **state)
            met.removed, met.returned, met.loaded, met.mapped, met.deltas, met.damaged, met.late,
            met.put, met.got, met.got_points, met.spoilt, met.converted, met.parts, met.refused,
            met.straight);
-    assert_true(n < 50 || (met.forks > n && met.selected > n && met.removed > n / 4 &&
-                           met.returned > n / 4 && met.loaded > n / 4 && met.mapped > n / 10 &&
-                           met.deltas > n / 10 && met.damaged > n / 4 &&
-                           (!met.put || met.got > n / 20) && met.refused > n && met.straight > n));
+    assert_true(n < 100 || (met.forks > n && met.selected > n && met.removed > n / 4 &&
+                            met.returned > n / 4 && met.loaded > n / 4 && met.mapped > n / 20 &&
+                            met.deltas > n / 20 && met.damaged > n / 4 &&
+                            (!met.put || met.got > n / 40) && met.refused > n && met.straight > n));
 }
 
 /* ---- threads ---- */
