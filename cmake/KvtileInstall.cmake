@@ -41,8 +41,9 @@ foreach(dir LIBDIR INCLUDEDIR)
     set(pc_${dir} "\${prefix}/${pc_${dir}}")
   endif()
 endforeach()
-# What the static library needs, by names: pkg-config wants modules that are required to be there for
-# users of the shared library, too, and gives them their flags.
+# What the static library needs, by names alone: pkg-config wants modules that are required to be there
+# for users of the shared library, too, and gives them their flags. Where they lie elsewhere than the
+# system looks, users of the static one say so (-L).
 set(pc_libs sleef zstd xxhash)
 if(kvtile_crypt)
   list(APPEND pc_libs sodium)

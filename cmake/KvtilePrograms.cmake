@@ -28,7 +28,7 @@ if(PROJECT_IS_TOP_LEVEL)
   set(CPACK_ARCHIVE_COMPONENT_INSTALL ON)
   set(CPACK_COMPONENT_INCLUDE_TOPLEVEL_DIRECTORY ON) # one folder for both
   set(CPACK_COMPONENTS_ALL kvtile_runtime kvtile_dev)
-  string(TOLOWER "${PROJECT_VERSION}-${CMAKE_SYSTEM_NAME}-${CMAKE_SYSTEM_PROCESSOR}" suffix)
+  string(TOLOWER "${PROJECT_VERSION}-${CMAKE_SYSTEM_NAME}-${kvtile_processor}" suffix)
   set(CPACK_ARCHIVE_KVTILE_RUNTIME_FILE_NAME kvtile-${suffix})
   set(CPACK_ARCHIVE_KVTILE_DEV_FILE_NAME kvtile-dev-${suffix})
   set(CPACK_PACKAGE_FILE_NAME kvtile-${suffix})

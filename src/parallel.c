@@ -38,7 +38,7 @@ int kvt_parallel_has_pool(void)
 
 #ifdef KVT_HAVE_POOL
 
-#if defined(__linux__) && !defined(__ANDROID__) /* which has it for a few versions only */
+#if defined(__linux__) && !defined(__ANDROID__) /* which has it from API 36 on */
 #define HAS_AFFINITY
 #endif
 

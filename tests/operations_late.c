@@ -12,10 +12,15 @@ typedef struct pair {
     int refused; /* a call has been */
 } pair;
 
+static int is_over_budget(const actor *a, kvt_status status)
+{
+    return status == KVT_ERR_BUDGET && a->w->config.memory_budget_bytes;
+}
+
 /* Whether a call on the first sequence has succeeded, so that it has to on its mirror. */
 static int goes_well(actor *a, pair *p, kvt_status status, const char *what)
 {
-    if (status != KVT_ERR_CORRUPT && status != KVT_ERR_BUDGET)
+    if (status != KVT_ERR_CORRUPT && !is_over_budget(a, status))
         must_at(a, p->caches[0], status, what);
     p->refused |= status == KVT_ERR_CORRUPT;
     return status == KVT_OK;
@@ -28,9 +33,10 @@ static void read_both(actor *a, pair *p, uint32_t layer, kvt_side side)
     float *got = room((n + 1) * row * sizeof *got), *same = room((n + 1) * row * sizeof *same);
     kvt_tensor got_view = kvt_tensor_f32(got), same_view = kvt_tensor_f32(same);
     kvt_status status;
-    while (kvt_read(p->seqs[1], layer, side, first, n - first, &same_view) != KVT_OK)
+    while (first < n && kvt_read(p->seqs[1], layer, side, first, n - first, &same_view) != KVT_OK)
         first += KVT_BLOCK_TOKENS; /* a window has released some */
     check(a, first <= n);
+    must_mirror(a, kvt_read(p->seqs[1], layer, side, first, n - first, &same_view));
     status = kvt_read(p->seqs[0], layer, side, first, n - first, &got_view);
     if (goes_well(a, p, status, "read"))
         check(a, memcmp(got, same, (n - first) * row * sizeof *got) == 0);
@@ -110,11 +116,9 @@ static void step_both(actor *a, pair *p, size_t n)
     uint32_t forks = rng_below(&a->r, 4);
     if (length + n_fed > MOST)
         return;
-    for (size_t i = 0; i < n_fed; i++) {
-        fed[i].content = a->next_content++;
-        fed[i].position = fed[i].key = positions[i] = next + (int32_t)i;
-        fed[i].id = (int32_t)(fed[i].content % 50000);
-    }
+    some_tokens(a, next, fed, n_fed);
+    for (size_t i = 0; i < n_fed; i++)
+        positions[i] = fed[i].position;
     if (!goes_well(a, p, kvt_seq_begin(p->seqs[0], n_fed, positions), "begin")) {
         check(a, kvt_seq_pending(p->seqs[0]) == 0);
         return;
@@ -160,8 +164,8 @@ static void act_on_both(actor *a, pair *p)
         break;
     case 6:
         status = kvt_seq_remove(p->seqs[0], first, 64);
-        if (status == KVT_OK)
-            must_mirror(a, kvt_seq_remove(p->seqs[1], first, 64));
+        if (status != KVT_ERR_CORRUPT && !is_over_budget(a, status))
+            check(a, kvt_seq_remove(p->seqs[1], first, 64) == status);
         p->refused |= status == KVT_ERR_CORRUPT;
         break;
     default: save_both(a, p); break;
@@ -174,16 +178,15 @@ int load_late(actor *a, const char *path)
     pair p = {{a->w->cache, a->mirrors}, {NULL, NULL}, 0};
     char text[32];
     size_t n = tag_of(a->filed.tag, text);
-    options.map = KVT_MAP_LAZY;
     int loaded;
+    options.map = KVT_MAP_LAZY;
     if (kvt_seq_create(a->w->cache, &p.seqs[0]) != KVT_OK)
         return 1;
     must(a, kvt_seq_set_tag(p.seqs[0], text, n));
     loaded = kvt_seq_load(p.seqs[0], path, &options, NULL) == KVT_OK;
     if (loaded) {
         options.map = KVT_MAP_NONE;
-        must_mirror(a, kvt_seq_create(a->mirrors, &p.seqs[1]));
-        must_mirror(a, kvt_seq_set_tag(p.seqs[1], text, n));
+        p.seqs[1] = tagged_seq(a, a->mirrors, a->filed.tag);
         must_mirror(a, load_filed(a, p.seqs[1], &options, NULL));
         for (uint32_t i = rng_below(&a->r, 10); i > 0; i--)
             act_on_both(a, &p);

@@ -122,12 +122,12 @@ typedef struct world {
 typedef struct tally {
     size_t forks, refused; /* calls */
     size_t selected, removed, loaded, mapped;
-    size_t deltas;        /* saved */
-    size_t damaged, late; /* files refused: by loads, at first use */
-    size_t put, got, got_points, spoilt;
-    size_t converted, parts; /* prefixes */
-    size_t returned;         /* truncates to checkpoints */
-    size_t straight;         /* comparisons with a straight build */
+    size_t deltas;                       /* saved */
+    size_t damaged, late;                /* files refused: by loads, at first use */
+    size_t put, got, got_points, spoilt; /* prefixes */
+    size_t converted, parts;
+    size_t returned; /* truncates to checkpoints */
+    size_t straight; /* comparisons with a straight build */
 } tally;
 
 /* A block that the store has. */
@@ -199,6 +199,11 @@ void begin_step(const actor *a, const kvt_cache *cache, kvt_seq *seq, const toke
 void append_layer(const actor *a, const kvt_cache *cache, kvt_seq *seq, const token *fed, size_t n,
                   uint32_t layer, int by_plan);
 void commit_step(const actor *a, const kvt_cache *cache, kvt_seq *seq, const token *fed, size_t n);
+void step_whole(const actor *a, const kvt_cache *cache, kvt_seq *seq, const token *fed, size_t n);
+/* n new tokens with ids, at positions from `next` on. */
+void some_tokens(actor *a, int32_t next, token *fed, size_t n);
+/* An empty sequence with a tag. */
+kvt_seq *tagged_seq(const actor *a, kvt_cache *cache, uint32_t tag);
 bytes save_raw(const actor *a, const kvt_cache *cache, const kvt_seq *seq);
 /* The tag of a number, and the bytes of a blob: how many. */
 size_t tag_of(size_t number, char *text);
@@ -263,20 +268,14 @@ uint64_t exempt_bytes(const world *w, const member *m);
 
 /* Tokens of a layer, the pending ones included where it has them. */
 size_t visible(const member *m, uint32_t layer);
-/*
- * The most that a row of a type is off as read back, as a norm, from its squared norm. i8: a step
- * of the largest element a dim, which is at most the norm of the row less its offset. The offset is
- * at most about an ordinary row, of mean square 2.3. i4: of K, a step of an outlier.
- */
-double row_bound(kvt_type type, kvt_side side, size_t dim, double norm);
-/* n rows as read back, near those of the tokens. */
-void expect_near(const actor *a, uint32_t layer, kvt_side side, const token *of, size_t n,
-                 const float *got);
+/* n rows as read back, near those of the tokens. to: the types they were converted to, or NULL. */
+void expect_near(const actor *a, uint32_t layer, kvt_side side, const kvt_group_config *to,
+                 const token *of, size_t n, const float *got);
 /* Tokens first .. first + n - 1 as read back: the mirror's bits, near what was appended. */
 void expect_read(const actor *a, const member *m, uint32_t layer, kvt_side side, size_t first,
                  size_t n);
 void expect_same_file(const actor *a, const kvt_cache *cache, const kvt_seq *seq,
-                      const kvt_seq *other, const char *what);
+                      const kvt_cache *other_cache, const kvt_seq *other, const char *what);
 /* All that a sequence shows is its mirror's. */
 void expect_mirrored(const actor *a, const member *m);
 /* A straight build in the mirrors' cache saves the same file, where it has to. */
@@ -288,7 +287,7 @@ void expect_bytes(const actor *a);
 /* ---- calls that may be refused ---- */
 
 /* Now and then one of the next allocations fails. */
-void arm(const actor *a);
+void arm(actor *a);
 /* arm, undone by a call that made no use of it. */
 void disarm(const actor *a);
 /* 1: the call has succeeded. 0: it was refused as it may be, and nothing has changed. */

@@ -557,7 +557,10 @@ static void one_group_is_converted(void **state)
     close_subject(&s);
 }
 
-/* A full last block, which no begin reads: a fork amid a step, of a part of it, copies nothing. */
+/*
+ * A full last block, which begin does not verify where nothing is sealed: a fork amid a step, of a
+ * part of it, copies nothing.
+ */
 static void damaged_ends_of_forks(void **state)
 {
     static float x[128 * 64];

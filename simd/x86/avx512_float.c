@@ -545,6 +545,7 @@ KVT_INLINE void softmax_rows(float *s, size_t rows, const __mmask16 *alive, cons
         x[r] = _mm512_add_ps(_mm512_add_ps(p[0], p[1]), _mm512_add_ps(p[2], p[3]));
     }
 
+    /* gcc has _mm512_zextps128_ps512 from 10 on only. */
     factors = _mm512_insertf32x4(_mm512_setzero_ps(), _mm_sub_ps(old, shifts), 0);
     exponentials(&factors, 1);
     factor = _mm_mask_mov_ps(_mm_set1_ps(1.0f), visible, _mm512_castps512_ps128(factors));

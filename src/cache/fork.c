@@ -45,7 +45,7 @@ kvt_status kvt_seq_fork(kvt_seq *seq, uint64_t n_tokens, kvt_seq **copy_out)
         status = kvt_checkpoints_share(seq, n_tokens, copy);
     /*
      * A pending step writes behind the committed tokens of a last block that is not full, which is
-     * its own: begin has verified it where it is mapped, and copied it if a checkpoint has it.
+     * its own: begin has verified it where it was mapped, and copied it where it was shared.
      * Before the charge, which is of what stays shared, and which no error may follow.
      */
     if (status == KVT_OK && seq->pending && seq->length % KVT_TOKENS && !restores &&
