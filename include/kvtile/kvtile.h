@@ -541,7 +541,8 @@ KVT_API kvt_status kvt_seq_reserve(kvt_seq *seq, uint64_t n_tokens);
  * shared. The copy is as the other would be after a truncate to n_tokens; it keeps the cache alive
  * as any sequence, and either is destroyed before the other.
  *
- * A pending step stays with seq alone. What seq has reserved (kvt_seq_reserve) suffices no more
+ * A pending step stays with seq alone; of a block that is not full, which it adds to, the copy gets
+ * its own at once. What seq has reserved (kvt_seq_reserve) suffices no more
  * where blocks are shared: reserve again.
  *
  * KVT_ERR_ARG    NULL, n_tokens above the length
