@@ -542,8 +542,8 @@ KVT_API kvt_status kvt_seq_reserve(kvt_seq *seq, uint64_t n_tokens);
  * as any sequence, and either is destroyed before the other.
  *
  * A pending step stays with seq alone; of a block that is not full, which it adds to, the copy gets
- * its own at once. What seq has reserved (kvt_seq_reserve) suffices no more
- * where blocks are shared: reserve again.
+ * its own at once. What seq has reserved (kvt_seq_reserve) suffices no more where blocks are
+ * shared: reserve again.
  *
  * KVT_ERR_ARG    NULL, n_tokens above the length
  * KVT_ERR_STATE  a window has released what n_tokens tokens need: kvt_seq_reachable
