@@ -1,7 +1,7 @@
 # Machines of other kinds: 32-bit ARM under QEMU and 32-bit x86 natively, both with the scalar kernels;
-# the library compiled for RISC-V, and against musl; big-endian machines and other systems refused. Each is a build of
-# its own below the build tree. Included by tests/CMakeLists.txt; cmake/*-linux-gnu*.cmake list the
-# packages to install.
+# the library compiled for RISC-V, and against musl; big-endian machines and other systems refused.
+# Each is a build of its own below the build tree. Included by tests/CMakeLists.txt;
+# cmake/*-linux-gnu*.cmake list the packages to install.
 if(CMAKE_CROSSCOMPILING OR KVTILE_SANITIZE OR NOT CMAKE_HOST_SYSTEM_NAME STREQUAL "Linux")
   return()
 endif()

@@ -753,8 +753,7 @@ static void threads_of_small_stacks(void **state)
     rng r = {71};
     tokens t = tokens_make(&r, 512, &g);
     kvt_cache *cache;
-    kvt_seq *seq = NULL;
-    kvt_seq *alone = NULL;
+    kvt_seq *seq = NULL, *alone = NULL;
     kvt_cache *plain;
     (void)state;
     if (!has_pool() || sysconf(_SC_NPROCESSORS_ONLN) < 2) {
