@@ -1,7 +1,7 @@
 /*
  * Conversions in test_operations.c: the run's file is loaded into a cache of other types, which has
  * had others before, and into one that has just been made. Both sequences have to be the same, to
- * the bit, and go on alike; and the same as from a snapshot that was saved in these types.
+ * the bit, and go on alike. What a sequence saves in these types is what its mirror does.
  */
 #include "operations_model.h"
 
@@ -93,15 +93,12 @@ static void go_on(actor *a, kvt_cache *const *caches, kvt_seq *const *seqs)
 static bytes save_as_others(const actor *a, const kvt_cache *cache, const kvt_seq *seq,
                             const member *m)
 {
-    kvt_status status;
     const world *w = a->w;
+    kvt_status status;
     kvt_type k_types[GROUPS], v_types[GROUPS];
     bytes b = {NULL, 0, 0, 0, -1, 0};
     kvt_writer writer = bytes_writer(&b);
-    kvt_save_options options;
-    memset(&options, 0, sizeof options);
-    options.struct_size = sizeof options;
-    options.codec = KVT_CODEC_RAW;
+    kvt_save_options options = save_options(KVT_CODEC_RAW);
     options.convert = 1;
     options.n_types = w->n_groups;
     options.k_types = k_types;

@@ -84,10 +84,7 @@ void save(actor *a, member *m)
     uint64_t bound;
     if (m->pending)
         return;
-    memset(&options, 0, sizeof options);
-    options.struct_size = sizeof options;
-    options.codec = rng_below(&a->r, 4) ? KVT_CODEC_RAW : rng_below(&a->r, 3);
-    options.no_fsync = 1;
+    options = save_options(rng_below(&a->r, 4) ? KVT_CODEC_RAW : rng_below(&a->r, 3));
     if (a->w->on_disk && a->file.n && a->depth + 1 < DEPTH && rng_below(&a->r, 4)) {
         depth = a->depth + 1;
         options.parent = path_at(a, a->depth, parent);
@@ -100,6 +97,8 @@ void save(actor *a, member *m)
         return;
     }
     check(a, b.n <= bound);
+    if (options.codec == KVT_CODEC_RAW && !depth && !m->n_points)
+        check(a, b.n == bound);
     bytes_free(&a->file);
     log_free(&a->filed.log);
     a->file = b;
@@ -278,9 +277,7 @@ void save_part(actor *a, member *m)
     char text[32];
     if (m->pending || !m->length)
         return;
-    memset(&options, 0, sizeof options);
-    options.struct_size = sizeof options;
-    options.codec = rng_below(&a->r, 3);
+    options = save_options(rng_below(&a->r, 3));
     if (rng_below(&a->r, 2))
         options.first_token = (uint64_t)KVT_BLOCK_TOKENS *
                               rng_below(&a->r, (uint32_t)((m->length - 1) / KVT_BLOCK_TOKENS) + 1);

@@ -79,10 +79,7 @@ static void save_both(actor *a, pair *p)
 {
     bytes b = {NULL, 0, 0, 0, -1, 0}, same;
     kvt_writer writer = bytes_writer(&b);
-    kvt_save_options options;
-    memset(&options, 0, sizeof options);
-    options.struct_size = sizeof options;
-    options.codec = KVT_CODEC_RAW;
+    kvt_save_options options = save_options(KVT_CODEC_RAW);
     if (goes_well(a, p, kvt_seq_save_stream(p->seqs[0], &writer, &options), "save")) {
         same = save_raw(a, p->caches[1], p->seqs[1]);
         check(a, same.n == b.n && memcmp(same.data, b.data, b.n) == 0);

@@ -178,14 +178,21 @@ kvt_seq *tagged_seq(const actor *a, kvt_cache *cache, uint32_t tag)
     return seq;
 }
 
+kvt_save_options save_options(uint32_t codec)
+{
+    kvt_save_options options;
+    memset(&options, 0, sizeof options);
+    options.struct_size = sizeof options;
+    options.codec = codec;
+    options.no_fsync = 1;
+    return options;
+}
+
 bytes save_raw(const actor *a, const kvt_cache *cache, const kvt_seq *seq)
 {
     bytes b = {NULL, 0, 0, 0, -1, 0};
     kvt_writer writer = bytes_writer(&b);
-    kvt_save_options options;
-    memset(&options, 0, sizeof options);
-    options.struct_size = sizeof options;
-    options.codec = KVT_CODEC_RAW;
+    kvt_save_options options = save_options(KVT_CODEC_RAW);
     must_at(a, cache, kvt_seq_save_stream(seq, &writer, &options), "save");
     return b;
 }

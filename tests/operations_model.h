@@ -204,6 +204,8 @@ void step_whole(const actor *a, const kvt_cache *cache, kvt_seq *seq, const toke
 void some_tokens(actor *a, int32_t next, token *fed, size_t n);
 /* An empty sequence with a tag. */
 kvt_seq *tagged_seq(const actor *a, kvt_cache *cache, uint32_t tag);
+/* Of a codec; without waiting for the disk. */
+kvt_save_options save_options(uint32_t codec);
 bytes save_raw(const actor *a, const kvt_cache *cache, const kvt_seq *seq);
 /* The tag of a number, and the bytes of a blob: how many. */
 size_t tag_of(size_t number, char *text);
