@@ -29,9 +29,10 @@ function(kvtile_fuzz_program name)
   endif()
 endfunction()
 
-# The model's reader alone, without the kernels of its products.
-set(model_sources fuzz/target_model.c ${PROJECT_SOURCE_DIR}/examples/tinylm/model.c
-  ${PROJECT_SOURCE_DIR}/examples/tinylm/work.c)
+set(model_sources fuzz/target_model.c)
+foreach(file forward kv_kvtile matmul model tokenizer work)
+  list(APPEND model_sources ${PROJECT_SOURCE_DIR}/examples/tinylm/${file}.c)
+endforeach()
 
 if(NOT WIN32)
   kvtile_fuzz_program(fuzz_replay fuzz/replay.c ${fuzz_sources} ${fuzz_crypt} ${model_sources})

@@ -4,7 +4,7 @@
  * An input is either a file, or an envelope: 'F', the number of files (1 to 3), 14 bytes of
  * controls that choose the options of the calls, the files' sizes (4 bytes each), the files. In an
  * envelope file i + 1 is the parent of file i, and lies beside it as p<i + 1>.kvt. All targets take
- * the same inputs, but for fuzz_model, whose input is a model, and fuzz_store.
+ * the same inputs, but for fuzz_model, whose input is a model or a tokenizer, and fuzz_store.
  *
  *   input.c       takes an input apart; caches of any small geometry, whose memory is counted
  *   properties.c  what holds of a sequence before and after a load

@@ -347,6 +347,31 @@ static void make_model(const char *target, const char *name, int ours, int32_t v
     write_out(target, name, "", at);
 }
 
+/* A tokenizer behind a text, as target_model.c has them. */
+static void make_tokenizer(const char *target)
+{
+    static const char *const words[] = {"<unk>", "<s>", "</s>", " ",  "a",
+                                        "b",     "ab",  "aab",  " a", "<0x41>"};
+    static const char text[] = "aab ba\xc3\xa9\xff";
+    const uint32_t longest = 6;
+    size_t n = sizeof words / sizeof *words, at = 5 + sizeof text - 1;
+    memcpy(out, "TOK", 3);
+    out[3] = (unsigned char)n;
+    out[4] = sizeof text - 1;
+    memcpy(out + 5, text, sizeof text - 1);
+    memcpy(out + at, &longest, 4);
+    at += 4;
+    for (size_t i = 0; i < n; i++) {
+        const float score = (float)i;
+        const uint32_t length = (uint32_t)strlen(words[i]);
+        memcpy(out + at, &score, 4);
+        memcpy(out + at + 4, &length, 4);
+        memcpy(out + at + 8, words[i], length);
+        at += 8 + length;
+    }
+    write_out(target, "tokenizer", "", at);
+}
+
 int main(int argc, char **argv)
 {
     char models[4096];
@@ -360,5 +385,6 @@ int main(int argc, char **argv)
     make_model(models, "f32", 0, 5);
     make_model(models, "f16-classifier", 1, -3);
     make_model(models, "f32-classifier", 0, -3);
+    make_tokenizer(models);
     return 0;
 }

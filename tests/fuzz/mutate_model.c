@@ -1,11 +1,32 @@
 /*
- * libFuzzer's mutator for tinylm's models: the header's numbers stay small, and mostly the file is
- * as long as they make it.
+ * libFuzzer's mutator for tinylm's files. Models: the header's numbers stay small, and mostly the
+ * file is as long as they make it. Tokenizers: mostly whole tokens, as many as are counted.
  */
 #include "fuzz.h"
 
 size_t LLVMFuzzerMutate(uint8_t *data, size_t size, size_t room);
 size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t room, unsigned seed);
+
+/* The tokens that are whole are counted, and what follows them is left out. */
+static size_t mend_tokenizer(uint8_t *data, size_t size)
+{
+    size_t at = 5 + (size_t)data[4] + 4, n = 0;
+    if (size < at)
+        return size;
+    store32(data + at - 4, 1 + load32(data + at - 4) % 64);
+    while (n < 255 && size - at >= 8) {
+        uint32_t length = load32(data + at + 4) % 16;
+        if (length > size - at - 8)
+            break;
+        store32(data + at + 4, length);
+        at += 8 + length;
+        n++;
+    }
+    if (n == 0)
+        return size;
+    data[3] = (uint8_t)n;
+    return at;
+}
 
 size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t room, unsigned seed)
 {
@@ -14,6 +35,8 @@ size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t room, unsigned
     int ours, shared;
 
     size = LLVMFuzzerMutate(data, size, room);
+    if (size >= 5 && memcmp(data, "TOK", 3) == 0)
+        return seed % 4 ? mend_tokenizer(data, size) : size;
     ours = size >= 4 && memcmp(data, "TLM1", 4) == 0;
     begin = ours ? 4 : 0;
     if (seed % 4 == 0 || size < begin + 28)
