@@ -96,6 +96,9 @@ kvtile_machine_test(i386 api tests/test_api)
 kvtile_machine_test(i386 snapshot_golden tests/test_snapshot_golden ${golden})
 kvtile_machine_test(i386 snapshot_damage tests/test_snapshot_damage)
 kvtile_machine_test(i386 window tests/test_window)
+if(i386_runs)
+  set_tests_properties(i386_snapshot_damage PROPERTIES ENVIRONMENT KVT_TEST_QUICK=2)
+endif()
 if(TEST i386_build) # a sparse file of 3 GiB is opened, read and found to be no snapshot
   add_test(NAME i386_large_file COMMAND sh -c "truncate -s 3G \"$2/large\" || exit 77
     ${i386_runs} ${loader} --library-path /usr/i686-linux-gnu/lib \"$1\" verify \"$2/large\"

@@ -100,17 +100,18 @@ static void must_refuse(const victim *v, const unsigned char *data, size_t n, co
 static void every_byte(const model *m, size_t n, uint32_t codec)
 {
     static const unsigned char patterns[] = {0x01, 0x10, 0x80, 0xff};
+    const size_t step = quick_level() > 1 ? 7 : 1; /* not of the fields, which are of 4 and 8 */
     victim v = victim_make(m);
     bytes file = snapshot_of(m, n, codec);
 
-    for (size_t i = 0; i < file.n; i++) {
+    for (size_t i = 0; i < file.n; i += step) {
         for (size_t p = 0; p < sizeof patterns; p++) {
             file.data[i] ^= patterns[p];
             must_refuse(&v, file.data, file.n, "changed byte", i);
             file.data[i] ^= patterns[p];
         }
         must_refuse(&v, file.data, i, "cut at", i);
-        if (i % 64 == 0)
+        if (i / step % 64 == 0)
             victim_check(&v);
     }
     victim_check(&v);
@@ -1574,10 +1575,6 @@ static void test_arguments(void **state)
 }
 
 /*
- * A block table of 2^32 bytes: where pointers have 32 bits that is one of none, if its size is cut
- * off. Elsewhere it ends early.
- */
-/*
  * What a load that fails has read into recycled blocks is in none that comes into use later: where
  * a block never holds a number, the next save would have it, and could not be loaded.
  */
@@ -1626,6 +1623,10 @@ static void test_recycled_blocks(void **state)
         }
 }
 
+/*
+ * A block table of 2^32 bytes: where pointers have 32 bits that is one of none, if its size is cut
+ * off. Elsewhere it ends early.
+ */
 static void test_wide_table(void **state)
 {
     model m = model_of(1, 1, 8, 8, KVT_TYPE_I8, KVT_TYPE_I8);
