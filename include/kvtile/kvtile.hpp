@@ -89,6 +89,16 @@ struct holds<
                           T (*)[]> {
 };
 
+/* A pointer to what a T * can point to; NULL as nullptr alone: a literal 0 is a number. */
+template <class P, class T>
+inline constexpr bool points_to =
+    (std::is_pointer_v<P> && std::is_convertible_v<P, T *>) || std::is_null_pointer_v<P>;
+
+/* Where C is a view: whose elements can be written though it is a temporary. */
+template <class C, class T>
+inline constexpr bool is_view =
+    !std::is_lvalue_reference_v<C> && holds<const std::remove_reference_t<C>, T>::value;
+
 template <class C> using element = std::remove_pointer_t<decltype(std::data(std::declval<C &>()))>;
 
 /* Whether C has contiguous elements whose bytes can be copied; writable ones where asked for. */
@@ -109,7 +119,8 @@ struct has_bytes<C, writable, std::void_t<element<C>, decltype(std::size(std::de
 
 /*
  * Elements in a row: std::span, which C++17 does not have. Made of std::vector, std::array,
- * std::span, arrays, or a pointer and a count; of temporaries only as span<const T>.
+ * std::span, arrays, or a pointer and a count; of temporaries only as span<const T>, or where they
+ * are views. {0, 3} is neither two elements nor a pointer, and refused.
  */
 template <class T> class span
 {
@@ -118,11 +129,15 @@ template <class T> class span
     using value_type = std::remove_cv_t<T>;
 
     constexpr span() noexcept = default;
-    constexpr span(T *data, std::size_t size) noexcept : data_(data), size_(size) {}
-    template <class C, class = std::enable_if_t<
-                           detail::holds<std::remove_reference_t<C>, T>::value &&
-                           !std::is_same_v<std::remove_cv_t<std::remove_reference_t<C>>, span> &&
-                           (std::is_lvalue_reference_v<C> || std::is_const_v<T>)>>
+    template <class P, class = std::enable_if_t<detail::points_to<P, T>>>
+    constexpr span(P data, std::size_t size) noexcept : data_(data), size_(size)
+    {
+    }
+    template <class C,
+              class = std::enable_if_t<
+                  detail::holds<std::remove_reference_t<C>, T>::value &&
+                  !std::is_same_v<std::remove_cv_t<std::remove_reference_t<C>>, span> &&
+                  (std::is_lvalue_reference_v<C> || std::is_const_v<T> || detail::is_view<C, T>)>>
     constexpr span(C &&elements) noexcept : data_(std::data(elements)), size_(std::size(elements))
     {
     }
@@ -149,7 +164,10 @@ class bytes
 {
   public:
     constexpr bytes() noexcept = default;
-    constexpr bytes(const void *data, std::size_t size) noexcept : data_(data), size_(size) {}
+    template <class P, class = std::enable_if_t<detail::points_to<P, const void>>>
+    constexpr bytes(P data, std::size_t size) noexcept : data_(data), size_(size)
+    {
+    }
     constexpr bytes(std::nullptr_t) noexcept {}
     /* A template, so that an array is not taken for a pointer. */
     template <class P, std::enable_if_t<
@@ -180,10 +198,21 @@ class buffer
 {
   public:
     constexpr buffer() noexcept = default;
-    constexpr buffer(void *data, std::size_t size) noexcept : data_(data), size_(size) {}
+    template <class P, class = std::enable_if_t<detail::points_to<P, void>>>
+    constexpr buffer(P data, std::size_t size) noexcept : data_(data), size_(size)
+    {
+    }
     template <class C, class = std::enable_if_t<detail::has_bytes<C, true>::value &&
                                                 !std::is_same_v<C, buffer>>>
     constexpr buffer(C &elements) noexcept
+        : data_(std::data(elements)), size_(std::size(elements) * sizeof *std::data(elements))
+    {
+    }
+    /* Of a temporary that is a view. */
+    template <class C, std::enable_if_t<!std::is_lvalue_reference_v<C> &&
+                                            detail::has_bytes<const C, true>::value,
+                                        int> = 0>
+    constexpr buffer(C &&elements) noexcept
         : data_(std::data(elements)), size_(std::size(elements) * sizeof *std::data(elements))
     {
     }
@@ -245,9 +274,15 @@ struct input : kvt_tensor {
 /* The same for results, which are written. */
 struct output : kvt_tensor {
     output(const kvt_tensor &tensor) noexcept : kvt_tensor(tensor) {}
+    output(const input &) = delete; /* which may be of what is const */
     output(float *values) noexcept : kvt_tensor(kvt_tensor_f32(values)) {}
     template <class C, class = std::enable_if_t<detail::holds<C, float>::value>>
     output(C &elements) noexcept : kvt_tensor(kvt_tensor_f32(std::data(elements)))
+    {
+    }
+    /* Of a temporary that is a view. */
+    template <class C, std::enable_if_t<detail::is_view<C, float>, int> = 0>
+    output(C &&elements) noexcept : kvt_tensor(kvt_tensor_f32(std::data(elements)))
     {
     }
     static output f16(void *values) noexcept { return of(values, KVT_F16); }
@@ -268,6 +303,28 @@ struct output : kvt_tensor {
         return tensor;
     }
 };
+
+namespace detail
+{
+
+/* A callable, or a function, as C's user pointer, and back. */
+template <class F> void *address_of(F &function) noexcept
+{
+    if constexpr (std::is_function_v<F>)
+        return reinterpret_cast<void *>(&function);
+    else
+        return const_cast<void *>(static_cast<const void *>(&function));
+}
+
+template <class F> F &function_at(void *user) noexcept
+{
+    if constexpr (std::is_function_v<F>)
+        return *reinterpret_cast<F *>(user);
+    else
+        return *static_cast<F *>(user);
+}
+
+} // namespace detail
 
 /* ---- errors ---- */
 
@@ -460,10 +517,10 @@ static_assert(sizeof(group_config) == sizeof(kvt_group_config),
 template <class F> kvt_executor executor_of(F &parallel_for, std::uint32_t n_threads) noexcept
 {
     kvt_executor e{};
-    e.user = const_cast<void *>(static_cast<const void *>(&parallel_for));
+    e.user = detail::address_of(parallel_for);
     e.run = [](void *user, void (*task)(void *, std::size_t), void *arg,
                std::size_t n_tasks) noexcept {
-        (*static_cast<F *>(user))(n_tasks, [task, arg](std::size_t i) { task(arg, i); });
+        detail::function_at<F>(user)(n_tasks, [task, arg](std::size_t i) { task(arg, i); });
     };
     e.n_threads = n_threads;
     return e;
@@ -703,17 +760,12 @@ template <class F, class... A> int answer_of(F &function, const A &...arguments)
 /* These may throw: they are called by a `guarded`, which catches it, and never by C. */
 template <class F> int call_progress(void *user, std::uint64_t done, std::uint64_t total)
 {
-    return answer_of(*static_cast<F *>(user), done, total);
+    return answer_of(function_at<F>(user), done, total);
 }
 
 template <class F> int call_piece(void *user, const kvt_snapshot_piece *piece)
 {
-    return answer_of(*static_cast<F *>(user), *piece);
-}
-
-template <class F> void *address_of(F &function) noexcept
-{
-    return const_cast<void *>(static_cast<const void *>(&function));
+    return answer_of(function_at<F>(user), *piece);
 }
 
 /*
@@ -1040,6 +1092,10 @@ inline result<kvt_snapshot_info> try_inspect(path file, bool verify,
     return s == KVT_OK ? result<kvt_snapshot_info>(std::move(info)) : result<kvt_snapshot_info>(s);
 }
 
+/* C's way, a pointer to options, would be a bool. */
+template <class T>
+result<kvt_snapshot_info> try_inspect(path file, T *options, message *text = nullptr) = delete;
+
 /* kvt_snapshot_inspect_with. */
 inline result<kvt_snapshot_info> try_inspect(path file, const inspect_options &options,
                                              message *text = nullptr)
@@ -1088,6 +1144,8 @@ inline kvt_snapshot_info inspect(path file, bool verify)
     detail::check_with(r, text);
     return *r;
 }
+
+template <class T> kvt_snapshot_info inspect(path file, T *options) = delete;
 
 inline kvt_snapshot_info inspect(path file, const inspect_options &options)
 {
@@ -1176,15 +1234,15 @@ class sequence
     /* ids.size() tokens from `first` on. */
     result<void> try_token_ids(std::uint64_t first, span<std::int32_t> ids) const noexcept
     {
-        return kvt_seq_token_ids(seq_, first, ids.size(), some(ids.data()));
+        return kvt_seq_token_ids(seq_, first, ids.size(), some(ids));
     }
     result<void> try_positions(std::uint64_t first, span<std::int32_t> positions) const noexcept
     {
-        return kvt_seq_positions(seq_, first, positions.size(), some(positions.data()));
+        return kvt_seq_positions(seq_, first, positions.size(), some(positions));
     }
     result<void> try_key_positions(std::uint64_t first, span<std::int32_t> positions) const noexcept
     {
-        return kvt_seq_key_positions(seq_, first, positions.size(), some(positions.data()));
+        return kvt_seq_key_positions(seq_, first, positions.size(), some(positions));
     }
     /* The tag's size; as much of it as fits is in `room`. */
     result<std::size_t> try_tag(buffer room = {}) const noexcept
@@ -1246,7 +1304,7 @@ class sequence
     }
     result<void> try_set_tag(bytes tag) noexcept
     {
-        return kvt_seq_set_tag(seq_, some(tag.data()), tag.size());
+        return kvt_seq_set_tag(seq_, some(tag), tag.size());
     }
     result<void> try_clear() noexcept { return kvt_seq_clear(seq_); }
     result<void> try_truncate(std::uint64_t n_tokens) noexcept
@@ -1262,7 +1320,7 @@ class sequence
 
     result<void> try_checkpoint(bytes blob = {}) noexcept
     {
-        return kvt_seq_checkpoint(seq_, some(blob.data()), blob.size());
+        return kvt_seq_checkpoint(seq_, some(blob), blob.size());
     }
     /* How many there are; as many lengths as fit are in `lengths`. */
     result<std::size_t> try_checkpoints(span<std::uint64_t> lengths = {}) const noexcept
@@ -1290,6 +1348,8 @@ class sequence
     /* A step of positions.size() tokens. */
     result<void> try_begin(span<const std::int32_t> positions) noexcept
     {
+        if (seq_ && !positions.data() && positions.size())
+            return {KVT_ERR_ARG, "kvt::sequence::begin: positions are NULL"};
         return kvt_seq_begin(seq_, positions.size(), positions.data());
     }
     /* begin, as an object that aborts the step unless it has been committed through it. */
@@ -1312,11 +1372,13 @@ class sequence
     {
         if (seq_ && pending() && token_ids.size() != pending())
             return {KVT_ERR_ARG, "kvt::sequence::commit: not as many token ids as pending tokens"};
-        return kvt_seq_commit(seq_, some(token_ids.data()));
+        if (seq_ && !token_ids.data() && token_ids.size())
+            return {KVT_ERR_ARG, "kvt::sequence::commit: token ids are NULL"};
+        return kvt_seq_commit(seq_, some(token_ids));
     }
     result<void> try_commit_selected(span<const std::uint64_t> indices) noexcept
     {
-        return kvt_seq_commit_selected(seq_, some(indices.data()), indices.size(), nullptr);
+        return kvt_seq_commit_selected(seq_, some(indices), indices.size(), nullptr);
     }
     /* KVT_ERR_ARG: not an id for each index; the step stays pending. */
     result<void> try_commit_selected(span<const std::uint64_t> indices,
@@ -1325,8 +1387,9 @@ class sequence
         if (seq_ && token_ids.size() != indices.size())
             return {KVT_ERR_ARG,
                     "kvt::sequence::commit_selected: not as many token ids as indices"};
-        return kvt_seq_commit_selected(seq_, some(indices.data()), indices.size(),
-                                       token_ids.data());
+        if (seq_ && !token_ids.data() && token_ids.size())
+            return {KVT_ERR_ARG, "kvt::sequence::commit_selected: token ids are NULL"};
+        return kvt_seq_commit_selected(seq_, some(indices), indices.size(), token_ids.data());
     }
     result<void> try_abort() noexcept { return kvt_seq_abort(seq_); }
 
@@ -1372,8 +1435,7 @@ class sequence
     {
         detail::guarded<kvt_save_options> with(options);
         std::size_t n = 0;
-        kvt_status s =
-            kvt_seq_save_memory(seq_, some(memory.data()), memory.size(), &n, with.get());
+        kvt_status s = kvt_seq_save_memory(seq_, some(memory), memory.size(), &n, with.get());
         with.rethrow();
         return answer(s, n);
     }
@@ -1463,8 +1525,7 @@ class sequence
     {
         detail::guarded<kvt_load_options> with(options);
         kvt_load_result loaded{};
-        kvt_status s =
-            kvt_seq_load_memory(seq_, some(memory.data()), memory.size(), with.get(), &loaded);
+        kvt_status s = kvt_seq_load_memory(seq_, some(memory), memory.size(), with.get(), &loaded);
         with.rethrow();
         return answer(s, loaded);
     }
@@ -1662,12 +1723,14 @@ class sequence
     friend class store;
     friend struct prefix_options;
 
-    /* A pointer to nothing is not NULL, which means something else. */
-    template <class T> static T *some(T *pointer) noexcept
+    /* No elements are not NULL, which means something else; NULL with a size stays an error. */
+    template <class S> static auto some(const S &elements) noexcept -> decltype(elements.data())
     {
+        using pointer = decltype(elements.data());
         static const std::uint64_t nothing = 0;
-        return pointer ? pointer
-                       : static_cast<T *>(const_cast<void *>(static_cast<const void *>(&nothing)));
+        return elements.data() || elements.size()
+                   ? elements.data()
+                   : static_cast<pointer>(const_cast<void *>(static_cast<const void *>(&nothing)));
     }
     /* By reference: the call that sets the value is evaluated in the same list of arguments. */
     template <class T> static result<T> answer(kvt_status s, T &value) noexcept
@@ -1693,7 +1756,8 @@ class sequence
 /*
  * A pending step, made by sequence::begin_step. It is aborted when this ends, unless it was
  * committed through it; the sequence has to be there until then, but may be moved. A failed commit
- * leaves it pending.
+ * leaves it pending. Who ends it through the sequence instead, and begins one there, has that one
+ * aborted; another step of the same sequence may take this one's place.
  */
 class [[nodiscard]] step
 {
@@ -1708,6 +1772,8 @@ class [[nodiscard]] step
         step taken(std::move(other));
         std::swap(seq_, taken.seq_);
         std::swap(cache_, taken.cache_);
+        if (taken.seq_ == seq_) /* which has one step at a time: the new one */
+            taken.seq_ = nullptr;
         return *this;
     }
     step(const step &) = delete;

@@ -169,7 +169,7 @@ struct prefix_options : kvt_prefix_options {
     /* get, probe: one for each of the prompt's tokens; KVT_ERR_ARG: not as many. */
     prefix_options &with_positions(span<const std::int32_t> of_prompt) noexcept
     {
-        positions = sequence::some(of_prompt.data());
+        positions = sequence::some(of_prompt);
         counted_ = {positions, of_prompt.size()};
         return *this;
     }
@@ -185,11 +185,12 @@ struct prefix_options : kvt_prefix_options {
         checkpoints = yes ? KVT_PREFIX_CHECKPOINT : KVT_PREFIX_BLOCKS;
         return *this;
     }
+    template <class T> prefix_options &with_checkpoints(T *lengths) = delete; /* no bool */
     /* get, probe: ascending lengths at which there may be one. */
     prefix_options &with_checkpoints(span<const std::uint64_t> lengths) noexcept
     {
         checkpoints = KVT_PREFIX_CHECKPOINT;
-        checkpoint_tokens = sequence::some(lengths.data());
+        checkpoint_tokens = sequence::some(lengths);
         n_checkpoint_tokens = lengths.size();
         return *this;
     }
@@ -434,9 +435,9 @@ class store
         if (!options.has_positions_of(prompt.size()))
             return {KVT_ERR_ARG, "kvt::store::prefix_get: not as many positions as tokens"};
         kvt_prefix_result r{};
-        return answer(kvt_prefix_get(&store_, seq.get(), sequence::some(prompt.data()),
-                                     prompt.size(), &options, &r),
-                      r);
+        return answer(
+            kvt_prefix_get(&store_, seq.get(), sequence::some(prompt), prompt.size(), &options, &r),
+            r);
     }
     result<kvt_prefix_result>
     try_prefix_probe(const sequence &seq, span<const std::int32_t> prompt,
@@ -445,8 +446,8 @@ class store
         if (!options.has_positions_of(prompt.size()))
             return {KVT_ERR_ARG, "kvt::store::prefix_probe: not as many positions as tokens"};
         kvt_prefix_result r{};
-        return answer(kvt_prefix_probe(&store_, seq.get(), sequence::some(prompt.data()),
-                                       prompt.size(), &options, &r),
+        return answer(kvt_prefix_probe(&store_, seq.get(), sequence::some(prompt), prompt.size(),
+                                       &options, &r),
                       r);
     }
 

@@ -7,6 +7,7 @@ endif()
 file(REMOVE_RECURSE ${WORK})
 file(MAKE_DIRECTORY ${WORK})
 get_filename_component(folder ${LIBRARY} DIRECTORY)
+cmake_policy(VERSION 3.16)
 list(REMOVE_ITEM FLAGS "")
 foreach(program test_cxx test_store)
   execute_process(COMMAND ${COMPILER} ${FLAGS} -Wall -Wextra -Wconversion -Wshadow -Wold-style-cast

@@ -11,6 +11,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <functional>
 #include <new>
 #include <string>
 #include <string_view>
@@ -679,6 +680,52 @@ static_assert(!std::is_constructible_v<kvt::bytes, char (&)[32]> &&
                   std::is_constructible_v<kvt::bytes, std::nullptr_t>,
               "an array of char is text or bytes: nobody knows how much of it is meant");
 
+/* {0, n}: whose 0 may be meant for an element. {nullptr, n} is an error of the call. */
+template <class V, class = void> struct takes_zero : std::false_type {
+};
+template <class V> struct takes_zero<V, std::void_t<decltype(V{0, 3})>> : std::true_type {
+};
+template <class V, class = void> struct takes_nullptr : std::false_type {
+};
+template <class V>
+struct takes_nullptr<V, std::void_t<decltype(V{nullptr, std::size_t{3}})>> : std::true_type {
+};
+static_assert(!takes_zero<kvt::span<const std::uint64_t>>::value &&
+                  !takes_zero<kvt::span<std::int32_t>>::value && !takes_zero<kvt::bytes>::value &&
+                  !takes_zero<kvt::buffer>::value &&
+                  takes_nullptr<kvt::span<const std::uint64_t>>::value &&
+                  takes_nullptr<kvt::bytes>::value && takes_nullptr<kvt::buffer>::value,
+              "a literal 0 is no pointer");
+
+/* A temporary view, of what can be written and of what cannot. */
+template <class T> struct view_of {
+    T *at;
+    T *data() const noexcept { return at; }
+    std::size_t size() const noexcept { return 1; }
+};
+static_assert(std::is_constructible_v<kvt::output, view_of<float>> &&
+                  !std::is_constructible_v<kvt::output, view_of<const float>> &&
+                  !std::is_constructible_v<kvt::output, std::vector<float>> &&
+                  !std::is_constructible_v<kvt::output, kvt::input> &&
+                  !std::is_constructible_v<kvt::output, const kvt::input &> &&
+                  std::is_constructible_v<kvt::buffer, view_of<float>> &&
+                  !std::is_constructible_v<kvt::buffer, view_of<const float>> &&
+                  !std::is_constructible_v<kvt::buffer, std::vector<float>> &&
+                  std::is_constructible_v<kvt::span<float>, view_of<float>> &&
+                  !std::is_constructible_v<kvt::span<float>, view_of<const float>>,
+              "temporaries that are views");
+
+/* C's pointer to options. */
+template <class T, class = void> struct inspects : std::false_type {
+};
+template <class T>
+struct inspects<T, std::void_t<decltype(kvt::try_inspect("", std::declval<T>()))>>
+    : std::true_type {
+};
+static_assert(inspects<bool>::value && inspects<kvt::inspect_options>::value &&
+                  !inspects<const kvt_inspect_options *>::value,
+              "a pointer is no bool");
+
 static bool are(kvt::bytes view, const std::string &expected)
 {
     return std::string(static_cast<const char *>(view.data()), view.size()) == expected;
@@ -695,6 +742,31 @@ static void texts()
     CHECK(are({array, 5}, std::string("abc\0d", 5)) && are(std::string("abc\0", 4), {"abc\0", 4}));
     CHECK(kvt::bytes(nothing).size() == 0 && kvt::bytes(nullptr).size() == 0);
     CHECK(are(std::string_view(array), "abc"));
+}
+
+/* NULL with a size is refused, as C does, and not read behind. */
+static void null_with_a_size()
+{
+    kvt::cache cache = cache_of(group_of());
+    kvt::sequence seq = sequence_of(cache, 100);
+    const auto before = contents(seq);
+    CHECK(seq.try_token_ids(0, {nullptr, 100}).status() == KVT_ERR_ARG);
+    CHECK(seq.try_positions(0, {nullptr, 100}).status() == KVT_ERR_ARG);
+    CHECK(seq.try_set_tag({nullptr, 3}).status() == KVT_ERR_ARG);
+    CHECK(seq.try_checkpoint({nullptr, 3}).status() == KVT_ERR_ARG);
+    CHECK(seq.try_save_memory({nullptr, 1 << 20}).status() == KVT_ERR_ARG);
+    CHECK(seq.try_load_from({nullptr, 1 << 20}).status() == KVT_ERR_ARG);
+    CHECK(seq.try_begin(kvt::span<const std::int32_t>(nullptr, 2)).status() == KVT_ERR_ARG);
+    CHECK(seq.try_begin(2));
+    for (std::uint32_t layer = 0; layer < layers; layer++)
+        CHECK(seq.try_append(layer, numbers.k, numbers.v));
+    CHECK(seq.try_commit({nullptr, 2}).status() == KVT_ERR_ARG);
+    CHECK(seq.try_commit_selected({nullptr, 2}).status() == KVT_ERR_ARG);
+    const std::uint64_t both[] = {0, 1};
+    CHECK(seq.try_commit_selected(both, {nullptr, 2}).status() == KVT_ERR_ARG);
+    CHECK(seq.pending() == 2 && seq.try_abort() && contents(seq) == before);
+    /* Of nothing it is no error. */
+    CHECK(seq.try_token_ids(0, {nullptr, 0}) && seq.try_checkpoint({nullptr, 0}));
 }
 
 static void empty_handles(kvt::cache &cache, kvt::sequence &seq)
@@ -863,6 +935,14 @@ static void steps()
         step.abort();
         CHECK(!step && seq.pending() == 0);
     }
+    {
+        /* Ended through the sequence; the next one takes its place. */
+        kvt::step step = *seq.try_begin_step(1);
+        CHECK(seq.try_abort());
+        step = *seq.try_begin_step(2);
+        CHECK(step && seq.pending() == 2);
+    }
+    CHECK(seq.pending() == 0);
 #if KVT_HPP_EXCEPTIONS
     try {
         kvt::step step = seq.begin_step(5);
@@ -1323,6 +1403,40 @@ static void keys(const std::string &folder)
     CHECK(other.try_clear() && other.try_load(plain) && contents(other) == contents(seq));
 }
 
+/* Functions, which are no objects. */
+static std::uint64_t last_told;
+static void tell(std::uint64_t done, std::uint64_t)
+{
+    last_told = done;
+}
+static bool refuse_all(const kvt_snapshot_piece &)
+{
+    return true;
+}
+static void one_by_one(std::size_t n, const std::function<void(std::size_t)> &task)
+{
+    for (std::size_t i = 0; i < n; i++)
+        task(i);
+}
+
+static void functions(const std::string &folder)
+{
+    kvt::cache cache = *kvt::cache::try_create(kvt::config()
+                                                   .with_group(group_of())
+                                                   .with_max_tokens(1000)
+                                                   .with_executor(kvt::executor_of(one_by_one, 1)));
+    kvt::sequence seq = sequence_of(cache, 200);
+    const std::string file = folder + "/functions.kvt";
+    const kvt::snapshot_piece pieces[] = {{"a", "1"}};
+    CHECK(seq.try_save(file, kvt::save_options().with_pieces(pieces).with_progress(tell)) &&
+          last_told);
+    last_told = 0;
+    CHECK(seq.try_load(file, kvt::load_options().with_progress(tell)) && last_told);
+    CHECK(seq.try_load(file, kvt::load_options().with_pieces(refuse_all)).status() ==
+          KVT_ERR_CANCELLED);
+    CHECK(seq.length() == 200);
+}
+
 /* Callbacks of options: what they answer, and what they throw. */
 static void cancelled(const std::string &folder)
 {
@@ -1561,6 +1675,7 @@ int main(int argc, char **argv)
     executors();
     structs();
     texts();
+    null_with_a_size();
     moved();
     order();
     steps();
@@ -1569,6 +1684,7 @@ int main(int argc, char **argv)
     places(folder);
     chains(folder);
     keys(folder);
+    functions(folder);
     cancelled(folder);
     allocations();
 #if KVT_HPP_EXCEPTIONS
