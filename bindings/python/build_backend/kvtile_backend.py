@@ -75,7 +75,7 @@ def _files(root: str, names: Tuple[str, ...]) -> List[Tuple[str, str]]:
         for folder, folders, files in os.walk(path):
             folders[:] = [x for x in folders if x != "__pycache__" and not x.startswith(".")]
             for f in files:
-                if not f.endswith((".pyc", ".so", ".kvt")):
+                if not f.endswith((".pyc", ".kvt")) and ".so" not in f:  # nor .so.0
                     full = os.path.join(folder, f)
                     out.append((os.path.relpath(full, root), full))
     return sorted(out)

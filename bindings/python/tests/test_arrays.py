@@ -1,6 +1,7 @@
 """Arrays in and out: nothing is copied, and what does not fit is refused by name."""
 
 import array
+import ctypes
 import gc
 import sys
 import unittest
@@ -9,7 +10,7 @@ import numpy as np
 
 import kvtile
 from kvtile import _attend, _lib, _sequence, _tensor
-from support import group, needs_torch, random, torch
+from support import fill, group, needs_torch, random, torch
 
 
 class Spy:
@@ -49,6 +50,38 @@ class DLPackOnly:
         return self.device
 
 
+class Versioned:
+    """A tensor of another library, which says whether it may be written."""
+
+    def __init__(self, array, flags=0, major=1):
+        self.array = array  # kept
+        self.shape = (ctypes.c_int64 * array.ndim)(*array.shape)
+        self.head = _tensor._DLVersioned(major=major, flags=flags, tensor=_tensor._DLTensor(
+            data=array.ctypes.data, device_type=1, ndim=array.ndim, code=2, bits=32, lanes=1,
+            shape=self.shape))
+
+    def __dlpack__(self, stream=None, max_version=None):
+        if max_version is None:
+            raise BufferError("only with versions")
+        new = ctypes.pythonapi.PyCapsule_New
+        new.restype = ctypes.py_object
+        new.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+        return new(ctypes.addressof(self.head), b"dltensor_versioned", None)
+
+    def __dlpack_device__(self):
+        return (1, 0)
+
+
+class ReadOnly(bytes):
+    """Of a library whose arrays never change: the buffer tells, DLPack does not."""
+
+    def __dlpack__(self, stream=None):
+        return np.zeros((1, 8, 64), np.float32).__dlpack__()
+
+    def __dlpack_device__(self):
+        return (1, 0)
+
+
 class Interface:
     """An array of another library: nothing but __array_interface__."""
 
@@ -76,6 +109,25 @@ class Base(unittest.TestCase):
 
 
 class Arrays(Base):
+    def test_written_by_dlpack(self):
+        """What is written must say that it may be: by its flags, or by its buffer."""
+        fill(self.seq, 5)
+        q = random((1, 8, 64))
+        expected = self.seq.attend(0, q)
+        out = np.zeros((1, 8, 64), np.float32)
+        self.seq.attend(0, q, Versioned(out))
+        self.assertTrue((out == expected).all())
+        for flags in (1, 2):  # read-only; a copy
+            with self.assertRaisesRegex(ValueError, "out: read-only"):
+                self.seq.attend(0, q, Versioned(out, flags))
+        with self.assertRaisesRegex(TypeError, "DLPack 2"):
+            self.seq.attend(0, q, Versioned(out, 0, 2))
+        with self.assertRaisesRegex(ValueError, "out: read-only"):
+            self.seq.attend(0, q, ReadOnly())
+        lse = np.zeros((1, 8), np.float32)
+        self.seq.attend(0, q, lse=Versioned(lse))
+        self.assertTrue((lse == self.seq.attend(0, q, lse=True)[1]).all() and lse.any())
+
     def test_numpy_addresses(self):
         out = np.empty_like(self.q)
         with Spy() as seen:

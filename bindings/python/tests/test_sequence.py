@@ -178,7 +178,9 @@ class Steps(Base):
             seq.clear()
             cache.trim()
             self.assertEqual(cache.memory_bytes, kvtile.memory_forecast(g, 4096, 1, 0))
-        self.assertGreater(kvtile.working_forecast(g, 4096, 500), 0)
+        one = kvtile.working_forecast(g, 4096, 500)
+        self.assertGreater(one, 0)
+        self.assertGreater(kvtile.working_forecast(g, 4096, 500, n_threads=2), one)
         # K and V of 2 layers, 2 heads, 64 dims: 1 byte an element, and scales
         self.assertAlmostEqual(cache_bytes(self.cache) / (2 * 2 * 2 * 64), 1.1, delta=0.1)
 

@@ -273,6 +273,34 @@ class Options(Base):
             self.seq.save(self.path("4.kvt"), parent=self.path("none.kvt"))
         self.check_same()
 
+    def test_piece_names(self):
+        """UTF-8 whatever the locale is; bytes that are none come back as they are."""
+        with mock.patch("os.fsencode", lambda s: s.encode("latin-1")), \
+                mock.patch("os.fsdecode", lambda s: s.decode("latin-1")):
+            data = self.seq.save_bytes(pieces={"näme": b"1", b"\xff": b"2"})
+        self.assertIn("näme".encode(), data)
+        self.assertEqual(self.other.load_bytes(data).pieces, {"näme": b"1", "\udcff": b"2"})
+        again = self.seq.save_bytes(pieces=self.other.load_bytes(data).pieces)
+        self.assertEqual(self.other.load_bytes(again).pieces, {"näme": b"1", "\udcff": b"2"})
+        with self.assertRaises(ValueError):
+            self.seq.save_bytes(pieces={"a\0b": b""})
+
+    def test_bytes_of_a_growing_sequence(self):
+        """Tokens that another thread appends between the bound and the save."""
+        true_bound = _snapshot.save_bound
+        with mock.patch.object(_snapshot, "save_bound", side_effect=[
+                100, true_bound(self.seq, {})]) as bound:
+            self.assertEqual(self.seq.save_bytes(), self.seq_bytes())
+            self.assertEqual(bound.call_count, 2)
+        with mock.patch.object(_snapshot, "save_bound", return_value=100), \
+                self.assertRaises(kvtile.FullError):
+            self.seq.save_bytes()
+
+    def seq_bytes(self):
+        file = io.BytesIO()
+        self.seq.save(file)
+        return file.getvalue()
+
     def test_pieces(self):
         pieces = {"sampler": b"state\0", "näme": np.arange(3, dtype=np.int16), "empty": b""}
         found = {"sampler": b"state\0", "näme": b"\0\0\1\0\2\0", "empty": b""}

@@ -1,8 +1,10 @@
 """TransformersCache under a small PyTorch model, beside a cache that concatenates."""
 
 import inspect
+import sys
 import types
 import unittest
+from unittest import mock
 
 import kvtile
 from support import group, needs_torch, torch
@@ -298,6 +300,120 @@ class Transformers(unittest.TestCase):
             empty.update(bad, bad, 0)
         self.assertEqual(empty.max_batch_size, 0)
         self.run_both(empty, self.steps(3, (1, 2)))
+
+    def test_a_row_that_fails(self):
+        """A commit that fails in one row is taken up again, or dropped in all of them."""
+        true_commit, true_truncate = kvtile.Sequence.commit, kvtile.Sequence.truncate
+
+        def fails_in(cache, row, call):
+            def made(s, *arguments):
+                if s is cache.sequences[row]:
+                    raise kvtile.BusyError("in use")
+                return call(s, *arguments)
+            return made
+
+        for again in (True, False):
+            cache = self.make(small(), 100)
+            self.run_both(cache, self.steps(2, (5, 1)))
+            k = torch.randn(2, 2, 3, 32)
+            for layer in range(2):
+                cache.update(k, k, layer)
+            with mock.patch.object(kvtile.Sequence, "commit", fails_in(cache, 1, true_commit)), \
+                    self.assertRaises(kvtile.BusyError):
+                cache.settle()
+            if again:
+                cache.settle()
+            else:
+                cache.abort()
+            self.assertEqual([s.length for s in cache.sequences], [9, 9] if again else [6, 6])
+            with mock.patch.object(kvtile.Sequence, "truncate",
+                                   fails_in(cache, 1, true_truncate)), \
+                    self.assertRaises(kvtile.BusyError):
+                cache.crop(4)
+            cache.crop(4)
+            self.assertEqual([s.length for s in cache.sequences], [4, 4])
+
+    def test_options_of_attend(self):
+        """The same for one query and for several; what has no place in the result is refused."""
+        cache = self.make(small(window_tokens=8), 100, in_place=True)
+        self.run_steps(cache, 2, 20)
+        q = torch.randn(2, 4, 3, 32)
+        positions = [[17, 18, 30], [19, 18, 17]]
+        many = cache.attend(q, 0, query_positions=positions, softcap=5.0)
+        for i in range(3):
+            one = cache.attend(q[:, :, i:i + 1], 0, query_positions=[[p[i]] for p in positions],
+                               causal=False, softcap=5.0)
+            row = cache.attend(q[:, :, i:i + 1], 0, query_positions=[None, [positions[1][i]]],
+                               causal=False, softcap=5.0)
+            self.assertTrue(torch.equal(one[1], row[1]))
+            if i == 2:  # the last query sees what a query alone sees
+                self.assertTrue(torch.equal(one[:, 0], many[:, 2]))
+        with self.assertRaisesRegex(ValueError, "query_positions: 1 for 2 rows"):
+            cache.attend(q, 0, query_positions=[[1, 2, 3]])
+        for n in (1, 3):
+            with self.assertRaisesRegex(TypeError, "attend: lse"):
+                cache.attend(q[:, :, :n], 0, lse=True)
+
+    def run_steps(self, cache, n_rows, n):
+        k = torch.randn(n_rows, 2, n, 32)
+        for layer in range(cache.cache.n_layers):
+            cache.update(k, k, layer)
+        cache.settle()
+
+    def test_sinks_and_windows_of_models(self):
+        """The heads' sinks (s_aux) are applied; a window that the group lacks is refused."""
+        cache = self.make(small(), 100, in_place=True)
+        self.run_steps(cache, 1, 20)
+        q, module = torch.randn(1, 4, 3, 32), types.SimpleNamespace(layer_idx=1)
+        plain = cache.attention(module, q, None, None)[0]
+        sinks = nn.Parameter(torch.tensor([0.5, -1.0, 2.0, 0.0], dtype=torch.bfloat16))
+        out = cache.attention(module, q, None, None, s_aux=sinks, sliding_window=None)[0]
+        logits = torch.tensor([0.5, -1.0, 2.0, 0.0])
+        self.assertTrue(torch.equal(out, cache.attend(q, 1, sink_logits=logits)))
+        self.assertGreater((out - plain).abs().max().item(), 1e-3)
+        with self.assertRaisesRegex(ValueError, "layer 1 has a window of 8 tokens, its group in "
+                                                "the cache none"):
+            cache.attention(module, q, None, None, sliding_window=8)
+        windowed = self.make(small(window_tokens=8), 100, in_place=True)
+        self.run_steps(windowed, 1, 20)
+        windowed.attention(module, q, None, None, sliding_window=8)
+        with self.assertRaisesRegex(ValueError, "of 16 tokens, its group in the cache 8"):
+            windowed.attention(module, q, None, None, sliding_window=16)
+
+    def test_register(self):
+        """Attention and masks under one name, and no masks where they say nothing."""
+        made, registered = [], {}
+
+        class Interface:
+            def __init__(self, kind):
+                self.kind = kind
+
+            def register(self, name, function):
+                registered[self.kind, name] = function
+
+        def sdpa_mask(**arguments):
+            made.append(arguments)
+            return "a mask"
+
+        masking = types.ModuleType("transformers.masking_utils")
+        masking.AttentionMaskInterface, masking.sdpa_mask = Interface("mask"), sdpa_mask
+        package = types.ModuleType("transformers")
+        package.AttentionInterface, package.masking_utils = Interface("attention"), masking
+        cache = self.make(small(), 100, in_place=True)
+        with mock.patch.dict(sys.modules, {"transformers": package,
+                                           "transformers.masking_utils": masking}):
+            self.assertEqual(cache.register(), "kvtile")
+            self.assertEqual(registered["attention", "kvtile"], cache.attention)
+            mask = registered["mask", "kvtile"]
+            sound, padded = torch.ones(2, 5), torch.tensor([[0, 1, 1], [1, 1, 1]])
+            self.assertIsNone(mask(batch_size=2, attention_mask=None))
+            self.assertIsNone(mask(batch_size=2, attention_mask=sound))
+            self.assertEqual(made, [])
+            self.assertEqual(mask(batch_size=2, attention_mask=padded, dtype=1), "a mask")
+            self.assertEqual(mask(batch_size=2, allow_is_causal_skip=False), "a mask")
+        self.assertEqual([m["allow_is_causal_skip"] for m in made], [False, False])
+        self.assertIs(made[0]["attention_mask"], padded)
+        self.assertEqual((made[0]["batch_size"], made[0]["dtype"]), (2, 1))
 
     def test_interface(self):
         """The names and first parameters that transformers' Cache documents."""

@@ -73,7 +73,8 @@ def attend(cache: "Cache", layer: int, items: "List[Sequence]", counts: List[int
         given = lse is not True
         if not given:
             lse = np.empty((n, n_heads), np.float32)
-        la = _dense_f32(lse, "lse", (n, n_heads))
+        la, l_owner = _dense_f32(lse, "lse", (n, n_heads))
+        keep.append(l_owner)
         if given and n:
             l_rows = (la, n, 1, n_heads * 4, 0, 0)
             if _overlap(l_rows, (qa, n, n_heads, k_dim * SIZES[qd], qt, qh)):
@@ -163,15 +164,16 @@ def _empty_like(q: Any, shape: Tuple[int, ...], dtype: int) -> Any:
     return np.empty(shape, np.float16 if dtype == F16 else np.float32)
 
 
-def _dense_f32(obj: Any, name: str, shape: Tuple[int, int]) -> int:
-    address, dtype, found, strides, _ = describe(obj, name, True)
+def _dense_f32(obj: Any, name: str, shape: Tuple[int, int]) -> Tuple[int, Any]:
+    """(address, owner)"""
+    address, dtype, found, strides, owner = describe(obj, name, True)
     if dtype != F32:
         raise TypeError(f"{name}: needs float32")
     if tuple(found) != shape or any(n > 1 and stride != needed for n, stride, needed
                                     in zip(shape, strides, dense(shape, 4))):
         raise ValueError(f"{name}: shape {tuple(found)}, strides {tuple(strides)}: needs "
                          f"{shape}, contiguous")
-    return address
+    return address, owner
 
 
 def _pack_mask(mask: Any, n_queries: int) -> Tuple[np.ndarray, int]:

@@ -28,6 +28,17 @@ def text_or_none(value: Optional[str], name: str) -> Optional[bytes]:
     return None if value is None else _whole_text(value.encode(), name)
 
 
+def piece_name(value: PathLike, name: str) -> bytes:
+    """UTF-8 whatever the locale: a snapshot is read elsewhere."""
+    value = os.fspath(value)
+    return _whole_text(value.encode("utf-8", "surrogateescape") if isinstance(value, str)
+                       else value, name)
+
+
+def piece_text(name: bytes) -> str:
+    return name.decode("utf-8", "surrogateescape")
+
+
 def contents(value: Any, name: str) -> bytes:
     """The bytes of bytes or a buffer. bytes(value) would make so many zeros of a number."""
     if type(value) is bytes:

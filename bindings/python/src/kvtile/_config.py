@@ -209,12 +209,14 @@ def memory_forecast(groups: "Union[Group, Seq[Group]]", max_tokens: int, n_seque
     return out.value
 
 
-def working_forecast(groups: "Union[Group, Seq[Group]]", max_tokens: int, n_tokens: int) -> int:
+def working_forecast(groups: "Union[Group, Seq[Group]]", max_tokens: int, n_tokens: int, *,
+                     n_threads: int = 1) -> int:
     """The most bytes that one save or load of a sequence of n_tokens tokens holds while it runs.
 
-    An upper bound, on top of `memory_forecast`, and not held against the budget. Errors likewise.
+    An upper bound, on top of `memory_forecast`, and not held against the budget. n_threads: of the
+    cache, each of which has buffers. Errors likewise.
     """
-    config = ConfigC(groups, max_tokens, 1, 0, b"", None)
+    config = ConfigC(groups, max_tokens, n_threads, 0, b"", None)
     out = ctypes.c_uint64()
     config.check(lib.kvt_working_forecast(ctypes.byref(config.c),
                                           _whole(n_tokens, "n_tokens", 64), ctypes.byref(out)))

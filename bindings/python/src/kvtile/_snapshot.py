@@ -15,7 +15,7 @@ from . import _bytes, _lib
 from ._bytes import PathLike, copied
 from ._callback import Call
 from ._config import Group, GroupFlag, Type, TypeLike, _whole, as_type
-from ._errors import throw
+from ._errors import FullError, throw
 from ._lib import lib
 from ._tensor import int32s
 
@@ -99,7 +99,7 @@ def _on_piece(call: Call, found: Optional[Dict[str, bytes]]) -> Any:
 
     def take(_: Any, piece: Any) -> int:
         p = piece.contents
-        found[os.fsdecode(p.name)] = copied(p.data, p.bytes)
+        found[_bytes.piece_text(p.name)] = copied(p.data, p.bytes)
         return 0
 
     return _lib.ON_PIECE(call.guarded(take, 1))
@@ -207,7 +207,7 @@ class _Save:
             array = (_lib.SnapshotPiece * len(pieces))()
             for piece, (name, data) in zip(array, pieces.items()):
                 owner, piece.data, piece.bytes = _address(data, f"pieces[{name!r}]")
-                piece.name = _bytes.path(name, f"pieces[{name!r}]")
+                piece.name = _bytes.piece_name(name, f"pieces[{name!r}]")
                 self.keep.append(owner)
             c.pieces, c.n_pieces = array, len(pieces)
         self.key = _key(call, key)
@@ -308,9 +308,16 @@ def save_into(seq: "Sequence", memory: Any, options: Mapping[str, Any]) -> int:
 
 def save_bytes(seq: "Sequence", options: Mapping[str, Any]) -> bytes:
     """`Sequence.save_bytes`."""
-    # The bound is address space until it is written to.
-    memory = np.empty(save_bound(seq, options), np.uint8)
-    return memory[:save_into(seq, memory, options)].tobytes()
+    bound = save_bound(seq, options)
+    while True:
+        # The bound is address space until it is written to.
+        memory = np.empty(bound, np.uint8)
+        try:
+            return memory[:save_into(seq, memory, options)].tobytes()
+        except FullError:  # another thread has appended meanwhile
+            before, bound = bound, save_bound(seq, options)
+            if bound <= before:
+                raise
 
 
 def load(seq: "Sequence", file: File, options: Mapping[str, Any]) -> LoadResult:

@@ -46,7 +46,7 @@ class BFloat16:
         return self.array.shape
 
 
-# ---- DLPack (dlpack.h, the unversioned capsule) ----
+# ---- DLPack (dlpack.h) ----
 
 
 class _DLTensor(ctypes.Structure):
@@ -57,6 +57,18 @@ class _DLTensor(ctypes.Structure):
                 ("strides", ctypes.POINTER(ctypes.c_int64)), ("byte_offset", ctypes.c_uint64)]
 
 
+class _DLVersioned(ctypes.Structure):
+    """DLManagedTensorVersioned."""
+
+    _fields_ = [("major", ctypes.c_uint32), ("minor", ctypes.c_uint32),
+                ("manager", ctypes.c_void_p), ("deleter", ctypes.c_void_p),
+                ("flags", ctypes.c_uint64), ("tensor", _DLTensor)]
+
+
+_DL_READ_ONLY, _DL_COPIED = 1, 2
+_capsule_is = ctypes.pythonapi.PyCapsule_IsValid
+_capsule_is.restype = ctypes.c_int
+_capsule_is.argtypes = [ctypes.py_object, ctypes.c_char_p]
 _capsule_pointer = ctypes.pythonapi.PyCapsule_GetPointer
 _capsule_pointer.restype = ctypes.c_void_p
 _capsule_pointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
@@ -64,16 +76,41 @@ _DL_CPU, _DL_CUDA_HOST = 1, 3
 _DL_DTYPES = {(2, 32, 1): F32, (2, 16, 1): F16, (4, 16, 1): BF16}
 
 
-def _from_dlpack(obj: Any, name: str) -> Description:
+def _capsule_of(obj: Any, name: str, writable: bool) -> Tuple[Any, _DLTensor]:
+    """A capsule and what it has. The versioned one says whether it may be written."""
+    try:
+        try:
+            capsule = obj.__dlpack__(max_version=(1, 0)) if writable else obj.__dlpack__()
+        except TypeError:  # older than the versions
+            capsule = obj.__dlpack__()
+    except (BufferError, RuntimeError) as error:  # PyTorch: needs a gradient, is sparse, ...
+        raise TypeError(f"{name}: {error}") from error
+    if not _capsule_is(capsule, b"dltensor_versioned"):
+        return capsule, _DLTensor.from_address(_capsule_pointer(capsule, b"dltensor"))
+    t = _DLVersioned.from_address(_capsule_pointer(capsule, b"dltensor_versioned"))
+    if t.major != 1:
+        raise TypeError(f"{name}: DLPack {t.major}.{t.minor}")
+    if writable and t.flags & (_DL_READ_ONLY | _DL_COPIED):
+        raise ValueError(f"{name}: read-only")
+    return capsule, t.tensor
+
+
+def _is_read_only(obj: Any) -> bool:
+    """Whether its buffer, where it has one, says so: JAX's arrays never change."""
+    try:
+        return memoryview(obj).readonly
+    except (TypeError, BufferError, ValueError, NotImplementedError, RuntimeError):
+        return False
+
+
+def _from_dlpack(obj: Any, name: str, writable: bool) -> Description:
     device = obj.__dlpack_device__()
     if device[0] not in (_DL_CPU, _DL_CUDA_HOST):
         raise ValueError(f"{name}: on device {tuple(map(int, device))}, needs memory of the CPU")
-    try:
-        capsule = obj.__dlpack__()
-    except (BufferError, RuntimeError) as error:  # PyTorch: needs a gradient, is sparse, ...
-        raise TypeError(f"{name}: {error}") from error
+    if writable and _is_read_only(obj):
+        raise ValueError(f"{name}: read-only")
     # The capsule keeps its name: it still owns the tensor, and releases it when it goes.
-    t = _DLTensor.from_address(_capsule_pointer(capsule, b"dltensor"))
+    capsule, t = _capsule_of(obj, name, writable)
     dtype = _DL_DTYPES.get((t.code, t.bits, t.lanes))
     if dtype is None:
         raise TypeError(f"{name}: {getattr(obj, 'dtype', 'its dtype')} is not float32, float16 or "
@@ -222,7 +259,7 @@ def describe(obj: Any, name: str, writable: bool = False) -> Description:
     if hasattr(obj, "__array_interface__"):
         return _from_numpy(obj, name, writable)
     if hasattr(obj, "__dlpack__"):
-        return _from_dlpack(obj, name)
+        return _from_dlpack(obj, name, writable)
     try:
         view = memoryview(obj)
     except TypeError:

@@ -9,10 +9,9 @@ it:
    Memory between steps is kvtile's, but each step of each layer writes K and V out once.
 
 2. In place: TransformersCache.of_config(model.config, 8192, in_place=True), and the model's
-   attention is `cache.attention`, by transformers' AttentionInterface:
+   attention is `cache.attention`, with `cache.mask` for padded prompts:
 
-       AttentionInterface.register("kvtile", cache.attention)
-       model.set_attn_implementation("kvtile")
+       model.set_attn_implementation(cache.register())
 
    update() then returns what it was given, and the attention reads the codes where they are.
 
@@ -115,14 +114,23 @@ class TransformersCache(_Base):  # type: ignore
             raise StateError(f"a forward pass reached {len(self._updated)} of "
                              f"{self.cache.n_layers} layers; abort() drops it")
         for s in self.sequences:
-            s.commit()
+            if s.pending:  # a row may have it from a call that failed at a later one
+                s.commit()
         self._updated.clear()
 
     def abort(self) -> None:
-        """Drop the step of a forward pass that failed."""
+        """Drop the step of a forward pass that failed, in rows too that have committed it."""
         for s in self.sequences:
             s.abort()
         self._updated.clear()
+        self._level()
+
+    def _level(self) -> None:
+        """All rows as short as the shortest one."""
+        shortest = min((s.length for s in self.sequences), default=0)
+        for s in self.sequences:
+            if s.length > shortest:
+                s.truncate(shortest)
 
     def _begin(self, n_rows: int, n_tokens: int) -> None:
         if self.sequences and len(self.sequences) != n_rows:
@@ -202,14 +210,21 @@ class TransformersCache(_Base):  # type: ignore
 
     def attend(self, query: torch.Tensor, layer_idx: int, *, scaling: Optional[float] = None,
                attention_mask: Optional[torch.Tensor] = None, causal: bool = True,
-               **options: Any) -> torch.Tensor:
+               query_positions: Optional[Seq[Any]] = None, **options: Any) -> torch.Tensor:
         """Attention over the layer where it is: [batch][n_q_heads][queries][dims] in,
         [batch][queries][n_q_heads][dims] out, as transformers' attention functions give it.
 
         attention_mask: [batch or 1][1][queries][tokens], bool (True: seen) or additive (0: seen,
         -1e4 or less: not seen); replaces the causal rule. ValueError: another bias.
-        options: of `Cache.attend`
+        query_positions: one for each row (None: none), as in `Cache.attend`
+        options: precision, softcap, sink_logits and alibi_slopes of `Cache.attend`
         """
+        unknown = set(options) - {"precision", "softcap", "sink_logits", "alibi_slopes"}
+        if unknown:
+            raise TypeError(f"attend: {', '.join(sorted(unknown))}")
+        if query_positions is not None and len(query_positions) != len(self.sequences):
+            raise ValueError(f"query_positions: {len(query_positions)} for {len(self.sequences)} "
+                             "rows")
         if query.ndim != 4 or query.shape[0] != len(self.sequences):
             raise ValueError(f"query: shape {tuple(query.shape)}, needs {len(self.sequences)} rows "
                              "of [heads][queries][dims]")
@@ -222,11 +237,14 @@ class TransformersCache(_Base):  # type: ignore
         out = torch.empty((n_rows, n, n_heads, dims), dtype=query.dtype)
         if n == 1:  # one call, in which rows with common blocks read them together
             self.cache.attend(layer_idx, self.sequences, query[:, :, 0], out[:, 0], causal=causal,
-                              scale=scaling or 0.0, masks=masks, **options)
+                              scale=scaling or 0.0, masks=masks,
+                              query_positions=query_positions, **options)
             return out
         for i, s in enumerate(self.sequences):
             s.attend(layer_idx, query[i].transpose(0, 1), out[i], causal=causal,
-                     scale=scaling or 0.0, mask=None if masks is None else masks[i], **options)
+                     scale=scaling or 0.0, mask=None if masks is None else masks[i],
+                     query_positions=None if query_positions is None else query_positions[i],
+                     **options)
         return out
 
     def _masks(self, mask: torch.Tensor, layer: int, n_rows: int, n: int) -> List[Any]:
@@ -257,16 +275,47 @@ class TransformersCache(_Base):  # type: ignore
         """An attention function of transformers (AttentionInterface) over this cache.
 
         module.layer_idx names the layer; key and value are in the cache already and not used.
-        softcap of kwargs is applied. ValueError: dropout, or a head mask.
+        softcap and s_aux (the heads' sinks) of kwargs are applied. ValueError: dropout, a head
+        mask, or a sliding window that the layer's group does not have.
         """
         if dropout:
             raise ValueError("attention in the cache has no dropout")
         if kwargs.get("head_mask") is not None or kwargs.get("output_attentions"):
             raise ValueError("attention in the cache gives no weights and takes no head mask")
+        window, own = kwargs.get("sliding_window"), self._windows.get(module.layer_idx, 0)
+        if window and window != own:
+            raise ValueError(f"layer {module.layer_idx} has a window of {window} tokens, "
+                             f"its group in the cache {own or 'none'}")
+        sinks = kwargs.get("s_aux")
+        if sinks is not None:
+            sinks = sinks.detach().to(torch.float32).flatten().numpy()
         out = self.attend(query, module.layer_idx, scaling=scaling, attention_mask=attention_mask,
                           causal=kwargs.get("is_causal") is not False,
-                          softcap=kwargs.get("softcap") or 0.0)
+                          softcap=kwargs.get("softcap") or 0.0, sink_logits=sinks)
         return out, None
+
+    @staticmethod
+    def mask(*args: Any, attention_mask: Optional[torch.Tensor] = None,
+             allow_is_causal_skip: bool = True, **kwargs: Any) -> Optional[torch.Tensor]:
+        """A mask function of transformers (AttentionMaskInterface): transformers' bool masks, and
+        None where all is causal and nothing padding, as attention then needs none. Without one
+        transformers makes no masks, and padding would be attended to.
+        """
+        if allow_is_causal_skip and (attention_mask is None or bool(attention_mask.all())):
+            return None
+        from transformers.masking_utils import sdpa_mask  # type: ignore
+        return sdpa_mask(*args, attention_mask=attention_mask, allow_is_causal_skip=False,
+                         **kwargs)
+
+    def register(self, name: str = "kvtile") -> str:
+        """Register `attention` and `mask` with transformers. The name, for
+        model.set_attn_implementation; a later cache takes it over.
+        """
+        from transformers import AttentionInterface  # type: ignore
+        from transformers.masking_utils import AttentionMaskInterface  # type: ignore
+        AttentionInterface.register(name, self.attention)
+        AttentionMaskInterface.register(name, self.mask)
+        return name
 
     # ---- the rest of transformers' interface ----
 
@@ -298,13 +347,13 @@ class TransformersCache(_Base):  # type: ignore
     def crop(self, max_length: int) -> None:
         """Shorten to max_length tokens; negative: by so many. StateError: a window has gone on."""
         self.settle()
-        length = self.get_seq_length()
+        length = max((s.length for s in self.sequences), default=0)
         target = max(length + max_length, 0) if max_length < 0 else max_length
-        if target < length:
-            if any(s.reachable(target) != target for s in self.sequences):
-                raise StateError(f"a window has released what {target} tokens need")
-            for s in self.sequences:
-                s.truncate(target)
+        cut = [s for s in self.sequences if s.length > target]
+        if any(s.reachable(target) != target for s in cut):
+            raise StateError(f"a window has released what {target} tokens need")
+        for s in cut:
+            s.truncate(target)
 
     def _pick(self, indices: Any) -> None:
         """Rows become the rows of indices: forks of them."""
