@@ -127,7 +127,8 @@ static inline size_t kvt_packed_bytes(size_t rows, size_t dims_p)
     /* Sealing: a full block whose tokens are f16 becomes i8. open: its 64 tokens as put_k_f16 or
        */ \
     /* put_v_f16 lay them out, zero in the padding, 64-byte aligned; open_scales: [64] f16, */     \
-    /* positive powers of two. An element is x = code * scale, which f32 holds exactly. */         \
+    /* positive powers of two, for V any that are not negative (blocks that are open again). An */ \
+    /* element is x = code * scale, which f32 holds exactly. */                                    \
     /* The mean of K's tokens without outliers, mean[dims_p]: sums in lanes of tokens 16 apart, */ \
     /* folded; left out are the tokens whose squared distance from the plain mean is more than */  \
     /* 16 times the median (outliers.h). scalar.c has the order. */                                \
@@ -135,8 +136,9 @@ static inline size_t kvt_packed_bytes(size_t rows, size_t dims_p)
                          float *mean))                                                             \
     /* Codes and scales of all 64 tokens of x + delta[d] (K; delta [dims_p], zero in the */        \
     /* padding; NULL: nothing is added) or x (V). Scales as put_i8's, which must fit f16. V's */   \
-    /* codes are put_v_i8's; K's are rounded so that a row's error along itself cancels. codes */  \
-    /* must not overlap open. */                                                                   \
+    /* codes are code * (scale * reciprocal), the factor rounded, to nearest even, which are */    \
+    /* put_v_i8's where scales are powers of two; K's are rounded so that a row's error along */   \
+    /* itself cancels. codes must not overlap open. */                                             \
     X(void, seal_k_i8, (const void *open, const uint16_t *open_scales, const float *delta,         \
                         size_t dims_p, const void *next, void *codes, uint16_t *scales))           \
     X(void, seal_v_i8, (const void *open, const uint16_t *open_scales, size_t dims_p,              \
@@ -247,7 +249,8 @@ static inline size_t kvt_packed_bytes(size_t rows, size_t dims_p)
     X(void, seal_k_i4, (const void *open, const uint16_t *open_scales, const float *delta,         \
                         const float *along, const uint16_t *scales, size_t dims_p,                 \
                         const void *next, void *codes, uint8_t *gains))                            \
-    /* Codes and scales of put_v_i4, put_v_i5 for all 64 tokens and dims_p dims. */                \
+    /* Codes and scales of put_v_i4, put_v_i5 for all 64 tokens and dims_p dims; i5's factor as */ \
+    /* seal_v_i8's. i4's of rows whose scale is no power of two are not used. */                   \
     X(void, seal_v_i4, (const void *open, const uint16_t *open_scales, size_t dims_p,              \
                         const void *next, void *codes, uint16_t *scales))                          \
     X(void, seal_v_i5, (const void *open, const uint16_t *open_scales, size_t dims_p,              \

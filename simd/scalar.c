@@ -132,6 +132,16 @@ static inline int put_f16(const float *x, size_t ldx, size_t n, size_t dims, siz
     return !bad;
 }
 
+static inline void codes_of(const float *row, float factor, size_t dims, size_t dims_p,
+                            int8_t *codes, size_t slot, index_function *index)
+{
+    for (size_t d = 0; d < dims; d++) {
+        /* Adding 1.5 * 2^23 leaves the integer, rounded to nearest even, in the low bits. */
+        float rounded = row[d] * factor + 12582912.0f;
+        codes[index(slot, d, dims_p)] = (int8_t)(int32_t)(kvt_f32_bits(rounded) - 0x4b400000u);
+    }
+}
+
 /*
  * scale = absmax / 127 rounded up to f16, so that no code passes 127; codes to nearest even of
  * x times the f32 reciprocal of the scale. The reciprocal of the smallest f16 is 2^24, so it
@@ -140,7 +150,6 @@ static inline int put_f16(const float *x, size_t ldx, size_t n, size_t dims, siz
 static inline int put_i8(const float *x, size_t ldx, size_t n, size_t dims, size_t dims_p,
                          void *codes, uint16_t *scales, size_t slot, index_function *index)
 {
-    int8_t *out = codes;
     int good = 1;
     for (size_t i = 0; i < n; i++) {
         const float *row = x + i * ldx;
@@ -155,12 +164,7 @@ static inline int put_i8(const float *x, size_t ldx, size_t n, size_t dims, size
             good = 0;
             continue;
         }
-        for (size_t d = 0; d < dims; d++) {
-            /* Adding 1.5 * 2^23 leaves the integer, rounded to nearest even, in the low bits. */
-            float rounded = row[d] * reciprocal + 12582912.0f;
-            out[index(slot + i, d, dims_p)] =
-                (int8_t)(int32_t)(kvt_f32_bits(rounded) - 0x4b400000u);
-        }
+        codes_of(row, reciprocal, dims, dims_p, codes, slot + i, index);
         scales[slot + i] = scale;
     }
     return good;
@@ -352,14 +356,15 @@ static void shaped_codes(const float *w, uint16_t scale, size_t dims_p, int8_t *
     }
 }
 
-static uint16_t scale_of(const float *w, size_t n)
+/* Of rows of x * unit. */
+static uint16_t scale_of(const float *w, size_t n, float unit)
 {
     uint32_t absmax = 0;
     for (size_t d = 0; d < n; d++) {
         uint32_t a = kvt_f32_bits(w[d]) & 0x7fffffffu;
         absmax = a > absmax ? a : absmax;
     }
-    return kvt_f32_to_f16_round(kvt_bits_f32(absmax) / 127.0f, 1);
+    return kvt_f32_to_f16_round(kvt_bits_f32(absmax) * unit / 127.0f, 1);
 }
 
 /* Token by token as f32. That all scales fit is the caller's promise. */
@@ -376,7 +381,7 @@ static void seal_k_i8(const void *open, const uint16_t *open_scales, const float
             if (delta)
                 row[d] += delta[d];
         }
-        scales[t] = scale_of(row, dims_p);
+        scales[t] = scale_of(row, dims_p, 1.0f);
         shaped_codes(row, scales[t], dims_p, codes, t);
     }
 }
@@ -389,9 +394,12 @@ static void seal_v_i8(const void *open, const uint16_t *open_scales, size_t dims
     (void)next;
     load_scales(open_scales, scale);
     for (size_t t = 0; t < KVT_TOKENS; t++) {
+        float factor;
         for (size_t d = 0; d < dims_p; d++)
-            row[d] = kvt_f16_to_f32(in[kvt_vw_index(t, d, dims_p)]) * scale[t];
-        put_i8(row, dims_p, 1, dims_p, dims_p, codes, scales, t, kvt_v8_index);
+            row[d] = kvt_f16_to_f32(in[kvt_vw_index(t, d, dims_p)]);
+        scales[t] = scale_of(row, dims_p, scale[t]);
+        factor = scales[t] ? scale[t] * (1.0f / kvt_f16_to_f32(scales[t])) : 0.0f;
+        codes_of(row, factor, dims_p, dims_p, codes, t, kvt_v8_index);
     }
 }
 

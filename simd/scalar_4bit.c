@@ -142,16 +142,19 @@ static int put_row_v_i4(const float *x, size_t dims, size_t dims_p, void *codes,
     return 1;
 }
 
-/* 32 levels, the odd numbers from -31 to 31; scale = absmax / 31 rounded up, as i8's is. */
-static int put_row_v_i5(const float *x, size_t dims, size_t dims_p, void *codes, uint16_t *scales,
-                        size_t token)
+/*
+ * 32 levels, the odd numbers from -31 to 31, of a row of x * unit; scale = absmax / 31 rounded up,
+ * as i8's is.
+ */
+static int put_row_v_i5(const float *x, float unit, size_t dims, size_t dims_p, void *codes,
+                        uint16_t *scales, size_t token)
 {
-    const uint16_t scale = kvt_f32_to_f16_round(largest_of(x, dims) / 31.0f, 1);
-    const float reciprocal = reciprocal_of(scale, 0.5f);
+    const uint16_t scale = kvt_f32_to_f16_round(largest_of(x, dims) * unit / 31.0f, 1);
+    const float factor = unit * reciprocal_of(scale, 0.5f);
     if ((scale & 0x7c00u) == 0x7c00u)
         return 0;
     for (size_t d = 0; d < dims; d++) {
-        unsigned code = (unsigned)round_even(x[d] * reciprocal + 15.5f);
+        unsigned code = (unsigned)round_even(x[d] * factor + 15.5f);
         kvt_put_bits((uint8_t *)codes + kvt_v4_index(token, d, dims_p), kvt_v4_shift(token), 15u,
                      code & 15u);
         kvt_put_bits((uint8_t *)codes + kvt_v5_index(token, d, dims_p), kvt_v5_shift(token, d), 1u,
@@ -175,7 +178,7 @@ int kvt_scalar_put_v_i5(const float *x, size_t ldx, size_t n, size_t dims, size_
 {
     int good = 1;
     for (size_t i = 0; i < n; i++)
-        good &= put_row_v_i5(x + i * ldx, dims, dims_p, codes, scales, slot + i);
+        good &= put_row_v_i5(x + i * ldx, 1.0f, dims, dims_p, codes, scales, slot + i);
     return good;
 }
 
@@ -205,8 +208,9 @@ void kvt_scalar_seal_v_i5(const void *open, const uint16_t *open_scales, size_t 
     float x[KVT_DIMS_MAX];
     (void)next;
     for (size_t t = 0; t < KVT_TOKENS; t++) {
-        load_open_v(open, open_scales, t, dims_p, x);
-        (void)put_row_v_i5(x, dims_p, dims_p, codes, scales, t);
+        for (size_t d = 0; d < dims_p; d++)
+            x[d] = kvt_f16_to_f32(((const uint16_t *)open)[kvt_vw_index(t, d, dims_p)]);
+        (void)put_row_v_i5(x, kvt_f16_to_f32(open_scales[t]), dims_p, dims_p, codes, scales, t);
     }
 }
 
