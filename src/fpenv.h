@@ -21,17 +21,21 @@ static inline void kvt_fpenv_leave(kvt_fpenv saved)
 }
 #elif defined(__aarch64__)
 #include <stdint.h>
-typedef uint64_t kvt_fpenv;
+typedef struct kvt_fpenv {
+    uint64_t control, status; /* FPCR; FPSR has the sticky flags */
+} kvt_fpenv;
 static inline kvt_fpenv kvt_fpenv_enter(void)
 {
     kvt_fpenv saved;
-    __asm__ volatile("mrs %0, fpcr" : "=r"(saved));
+    __asm__ volatile("mrs %0, fpcr" : "=r"(saved.control));
+    __asm__ volatile("mrs %0, fpsr" : "=r"(saved.status) : : "memory");
     __asm__ volatile("msr fpcr, %0" : : "r"((uint64_t)0) : "memory");
     return saved;
 }
 static inline void kvt_fpenv_leave(kvt_fpenv saved)
 {
-    __asm__ volatile("msr fpcr, %0" : : "r"(saved) : "memory");
+    __asm__ volatile("msr fpcr, %0" : : "r"(saved.control) : "memory");
+    __asm__ volatile("msr fpsr, %0" : : "r"(saved.status) : "memory");
 }
 #else
 #include <fenv.h>

@@ -35,7 +35,7 @@ endif()
 
 set(arm64 ${CMAKE_CURRENT_BINARY_DIR}/arm64)
 set(arm64_programs check_kernels test_attention test_api test_numerics test_steps
-  test_seal test_window test_snapshot_digest test_snapshot_golden snapshot_exchange)
+  test_seal test_window test_threads test_snapshot_digest test_snapshot_golden snapshot_exchange)
 set(arm64_compiler)
 if(CMAKE_C_COMPILER_ID MATCHES "Clang") # which is every target's compiler
   set(arm64_compiler -DCMAKE_C_COMPILER=${CMAKE_C_COMPILER})
@@ -76,6 +76,7 @@ set_tests_properties(arm64_snapshot_exchange_write PROPERTIES FIXTURES_SETUP exc
 add_test(NAME arm64_snapshot_exchange_back COMMAND snapshot_exchange check ${exchange}-arm64)
 set_tests_properties(arm64_snapshot_exchange_back PROPERTIES FIXTURES_REQUIRED exchange_arm64)
 kvtile_arm64_test(window max test_window)
+kvtile_arm64_test(sticky_flags max test_threads sticky_flags_stay)
 kvtile_arm64_test(attention max test_attention)
 set_tests_properties(arm64_attention arm64_numerics arm64_seal PROPERTIES
   ENVIRONMENT KVT_TEST_QUICK=2)

@@ -7,6 +7,7 @@
  * (cut.c), and how much scratch they have; task.c runs them.
  */
 #include "src/attention/scratch.h"
+#include "src/fpenv.h"
 
 /* ---- plan ---- */
 
@@ -217,14 +218,24 @@ static void share_prefixes(kvt_attend_plan *plan, const kvt_work *work, uint64_t
         *plan = together;
 }
 
+static void choose_plan(kvt_attend_plan *plan, const kvt_work *work, size_t scratch_limit)
+{
+    uint64_t nanoseconds =
+        scratch_limit != SIZE_MAX ? estimate_nanoseconds(plan->cache_, &plan->args_) : 0;
+
+    fit_plan(plan, work, nanoseconds, scratch_limit);
+    if (plan->args_.n_items > 1)
+        share_prefixes(plan, work, nanoseconds, scratch_limit);
+}
+
 /* scratch_limit: SIZE_MAX for none, else the one-call form's, which decides about threads. */
 static kvt_status make_plan(kvt_attend_plan *plan, kvt_cache *cache, const kvt_attend_args *args_in,
                             size_t scratch_limit)
 {
     kvt_attend_args args;
     kvt_work work;
-    uint64_t nanoseconds;
     kvt_status status;
+    kvt_fpenv saved;
 
     if (!cache)
         return KVT_ERR_ARG;
@@ -236,9 +247,11 @@ static kvt_status make_plan(kvt_attend_plan *plan, kvt_cache *cache, const kvt_a
         status = kvt_seq_verify_layer(args.items[i].seq, args.layer);
     if (status != KVT_OK)
         return status;
-    if (!kvt_work_measure(cache, &args, 0, &work))
+    saved = kvt_fpenv_enter(); /* estimates are doubles */
+    if (!kvt_work_measure(cache, &args, 0, &work)) {
+        kvt_fpenv_leave(saved);
         return kvt_fail(cache, KVT_ERR_LIMIT, "kvt_attend: the work overflows");
-
+    }
     plan->cache_ = cache;
     plan->args_ = args;
     plan->status_ = KVT_OK;
@@ -247,10 +260,8 @@ static kvt_status make_plan(kvt_attend_plan *plan, kvt_cache *cache, const kvt_a
     pthread_mutex_lock(&cache->lock);
     plan->id_ = ++cache->n_plans;
     pthread_mutex_unlock(&cache->lock);
-    nanoseconds = scratch_limit != SIZE_MAX ? estimate_nanoseconds(cache, &args) : 0;
-    fit_plan(plan, &work, nanoseconds, scratch_limit);
-    if (args.n_items > 1)
-        share_prefixes(plan, &work, nanoseconds, scratch_limit);
+    choose_plan(plan, &work, scratch_limit);
+    kvt_fpenv_leave(saved);
     return KVT_OK;
 }
 
