@@ -79,7 +79,7 @@ static inline size_t kvt_packed_bytes(size_t rows, size_t dims_p)
     X(int, load_f32, (const void *src, float *dst, size_t n))                                      \
     X(int, load_f16, (const void *src, float *dst, size_t n))                                      \
     X(int, load_bf16, (const void *src, float *dst, size_t n))                                     \
-    /* The reverse, to nearest even; f16 saturates at +-65504. */                                  \
+    /* The reverse, to nearest even; f16 and bf16 saturate. */                                     \
     X(void, store_f32, (const float *src, void *dst, size_t n))                                    \
     X(void, store_f16, (const float *src, void *dst, size_t n))                                    \
     X(void, store_bf16, (const float *src, void *dst, size_t n))                                   \

@@ -210,10 +210,14 @@ static inline float kvt_bf16_to_f32(uint16_t h)
     return kvt_bits_f32((uint32_t)h << 16);
 }
 
-/* f32 to bf16, to nearest, ties to even; NaN stays NaN. */
+#define KVT_BF16_MAX 0x1.fep127f /* the largest bf16 */
+
+/* f32 to bf16, to nearest, ties to even, saturated; NaN stays NaN. */
 static inline uint16_t kvt_f32_to_bf16(float x)
 {
-    uint32_t bits = kvt_f32_bits(x);
+    uint32_t bits = kvt_f32_bits(x > KVT_BF16_MAX    ? KVT_BF16_MAX
+                                 : x < -KVT_BF16_MAX ? -KVT_BF16_MAX
+                                                     : x);
     if ((bits & 0x7fffffffu) > 0x7f800000u)
         return (uint16_t)(bits >> 16 | 0x40u);
     return (uint16_t)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);

@@ -1214,6 +1214,8 @@ static void bad_attend_arguments(void **state)
     attend_case(KVT_ERR_VALUE, "scale", a.scale = INFINITY);
     attend_case(KVT_ERR_VALUE, "scale", a.scale = -1);
     attend_case(KVT_ERR_VALUE, "scale", a.scale = -1e-42f);
+    attend_case(KVT_ERR_VALUE, "below 2^-100", a.scale = 1e-42f);
+    attend_case(KVT_ERR_VALUE, "below 2^-100", a.scale = 0x1.fffffep-101f);
     attend_case(KVT_ERR_VALUE, "softcap", a.softcap = NAN);
     attend_case(KVT_ERR_VALUE, "softcap", a.softcap = INFINITY);
     attend_case(KVT_ERR_VALUE, "softcap", a.softcap = -0.5f);

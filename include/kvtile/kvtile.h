@@ -914,10 +914,10 @@ typedef struct kvt_attend_args {
     const kvt_attend_item *items;
     size_t n_items; /* >= 1 */
     kvt_tensor q;   /* [n][n_q_heads][k_dim], n: the items' n_queries, one after the other */
-    kvt_tensor out; /* [n][n_q_heads][v_dim]; may not overlap q */
+    kvt_tensor out; /* [n][n_q_heads][v_dim], f16 and bf16 saturated; may not overlap q */
     float *lse;     /* [n][n_q_heads] natural log of the softmax's denominator, sink included:
                        where nothing is visible the sink, -inf without one; may be NULL */
-    float scale;    /* > 0 and finite; 0 stands for 1 / sqrt(k_dim) */
+    float scale;    /* finite, 2^-100 or more; 0 stands for 1 / sqrt(k_dim) */
     float softcap;  /* > 0 and finite; 0: none */
     const float *sink_logits;  /* [n_q_heads] an extra logit without a value (finite); NULL: none */
     const float *alibi_slopes; /* [n_q_heads] 0 to 1e28; NULL: none. The bias
@@ -959,9 +959,9 @@ static inline kvt_attend_args kvt_attend_args_init(void)
  *                released: see kvt_group_config.window_tokens
  * KVT_ERR_CORRUPT  a block of the layer lies in a mapped snapshot (KVT_MAP_LAZY) and is damaged;
  *                  out is not written
- * KVT_ERR_VALUE  q, scale, softcap, a sink or a slope is not finite or negative where it may not
- *                be; a query is too far from all tokens for its slopes (see alibi_slopes); or
- *                logits or sums leave the range of f32; out is then unspecified
+ * KVT_ERR_VALUE  q, scale, softcap, a sink or a slope is not finite, too small or negative where
+ *                it may not be; a query is too far from all tokens for its slopes (see
+ *                alibi_slopes); or logits or sums leave the range of f32; out is then unspecified
  *
  * Source: softmax in ranges, Milakov and Gimelshein 2018 (arXiv 1805.02867) and Rabe and Staats
  * 2021 (arXiv 2112.05682); sink logits, Xiao et al. 2023 (arXiv 2309.17453); ALiBi, Press et al.
@@ -1010,7 +1010,7 @@ KVT_API kvt_status kvt_attend_finish(kvt_attend_plan *plan, void *scratch);
  * keys as they were appended, for the positions of kvt_seq_key_positions. Sees pending tokens where
  * the layer has them. V that is in K is K's first v_dim dims.
  *
- * out: [n][n_kv_heads][k_dim or v_dim], f32, f16 (saturated) or bf16, any strides.
+ * out: [n][n_kv_heads][k_dim or v_dim], f32, f16 or bf16 (both saturated), any strides.
  *
  * KVT_ERR_ARG    NULL, no such layer or side, a range beyond the tokens, strides that overlap
  * KVT_ERR_STATE  the window of the layer's group has released some of the tokens

@@ -94,9 +94,12 @@ void kvt_neon_store_f16(const float *src, void *dst, size_t n)
  */
 KVT_INLINE uint32x4_t to_bf16(float32x4_t x)
 {
-    uint32x4_t bits = vreinterpretq_u32_f32(x), high = vshrq_n_u32(bits, 16);
-    uint32x4_t odd = vandq_u32(high, vdupq_n_u32(1));
-    uint32x4_t rounded = vshrq_n_u32(vaddq_u32(bits, vaddq_u32(vdupq_n_u32(0x7fff), odd)), 16);
+    uint32x4_t bits, high, odd, rounded;
+    x = vmaxq_f32(vminq_f32(x, vdupq_n_f32(KVT_BF16_MAX)), vdupq_n_f32(-KVT_BF16_MAX));
+    bits = vreinterpretq_u32_f32(x);
+    high = vshrq_n_u32(bits, 16);
+    odd = vandq_u32(high, vdupq_n_u32(1));
+    rounded = vshrq_n_u32(vaddq_u32(bits, vaddq_u32(vdupq_n_u32(0x7fff), odd)), 16);
     return vbslq_u32(vceqq_f32(x, x), rounded, vorrq_u32(high, vdupq_n_u32(0x40)));
 }
 

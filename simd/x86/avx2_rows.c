@@ -98,9 +98,10 @@ void kvt_avx2_store_bf16(const float *src, void *dst, size_t n)
     uint16_t *to = dst;
     const __m256i half = _mm256_set1_epi32(0x7fff), one = _mm256_set1_epi32(1);
     const __m256i quiet = _mm256_set1_epi32(0x40);
+    const __m256 most = _mm256_set1_ps(KVT_BF16_MAX), least = _mm256_set1_ps(-KVT_BF16_MAX);
     size_t i = 0;
     for (; i + 8 <= n; i += 8) {
-        __m256 x = _mm256_loadu_ps(src + i);
+        __m256 x = _mm256_max_ps(least, _mm256_min_ps(most, _mm256_loadu_ps(src + i)));
         __m256i bits = _mm256_castps_si256(x), high = _mm256_srli_epi32(bits, 16);
         __m256i odd = _mm256_and_si256(high, one);
         __m256i rounded =

@@ -97,10 +97,14 @@ KVT_INLINE __m256i to_f16(__m512 x)
 /* The rounding of avx2_rows.c's store_bf16. */
 KVT_INLINE __m256i to_bf16(__m512 x)
 {
-    __m512i bits = _mm512_castps_si512(x), high = _mm512_srli_epi32(bits, 16);
-    __m512i odd = _mm512_and_si512(high, _mm512_set1_epi32(1));
-    __m512i sum = _mm512_add_epi32(bits, _mm512_add_epi32(_mm512_set1_epi32(0x7fff), odd));
-    __m512i rounded =
+    __m512i bits, high, odd, sum, rounded;
+    x = _mm512_max_ps(_mm512_set1_ps(-KVT_BF16_MAX),
+                      _mm512_min_ps(_mm512_set1_ps(KVT_BF16_MAX), x));
+    bits = _mm512_castps_si512(x);
+    high = _mm512_srli_epi32(bits, 16);
+    odd = _mm512_and_si512(high, _mm512_set1_epi32(1));
+    sum = _mm512_add_epi32(bits, _mm512_add_epi32(_mm512_set1_epi32(0x7fff), odd));
+    rounded =
         _mm512_mask_or_epi32(_mm512_srli_epi32(sum, 16), _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q),
                              high, _mm512_set1_epi32(0x40));
     return _mm512_cvtepi32_epi16(rounded);

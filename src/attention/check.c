@@ -71,12 +71,21 @@ static kvt_status check_item(const kvt_cache *cache, const kvt_attend_args *args
 /* Times the largest distance of two positions this stays within f32. */
 #define ALIBI_SLOPE_MAX 1e28f
 
+/*
+ * A product of q and K below the least f32 is a weight of 0. Scaled by this or more it is so far
+ * below all others that it has to be.
+ */
+#define SCALE_MIN 0x1p-100f
+
 /* In the library's floating-point environment: under denormals-are-zero nothing small is < 0. */
 static kvt_status check_numbers(const kvt_cache *cache, const kvt_attend_args *args,
                                 const kvt_group *group)
 {
     if (!isfinite(args->scale) || args->scale < 0.0f)
         return kvt_fail(cache, KVT_ERR_VALUE, "kvt_attend: scale is negative or not finite");
+    if (args->scale > 0.0f && args->scale < SCALE_MIN)
+        return kvt_fail(cache, KVT_ERR_VALUE, "kvt_attend: scale %g is below 2^-100",
+                        (double)args->scale);
     if (!isfinite(args->softcap) || args->softcap < 0.0f)
         return kvt_fail(cache, KVT_ERR_VALUE, "kvt_attend: softcap is negative or not finite");
     for (uint32_t h = 0; h < group->config.n_q_heads; h++) {
