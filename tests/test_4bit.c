@@ -500,6 +500,18 @@ static void check_checkpoint(const subject *s, size_t cut)
         }
         expect_ok(s->cache, kvt_seq_checkpoint(seq, "x", 1));
         expect_ok(s->cache, kvt_seq_checkpoint(other, "x", 1));
+        /* At its own length, behind a step that was aborted. */
+        reopen(s, seq);
+        expect_ok(s->cache, kvt_seq_fork(seq, cut + (open == 2), &fork));
+        expect_equal(s, fork, other, "a fork at the last checkpoint", cut);
+        kvt_seq_destroy(fork);
+        expect_ok(s->cache, kvt_seq_begin(seq, 1, NULL));
+        expect_ok(s->cache, kvt_seq_fork(seq, cut + (open == 2), &fork));
+        expect_equal(s, fork, other, "a fork at the last checkpoint, amid a step", cut);
+        kvt_seq_destroy(fork);
+        expect_ok(s->cache, kvt_seq_abort(seq));
+        expect_ok(s->cache, kvt_seq_truncate(seq, cut + (open == 2)));
+        expect_equal(s, seq, other, "the last checkpoint", cut);
         for (int round = 0; round < 3; round++) {
             size_t at = cut + (open == 2);
             step_of(s, seq, 310, round == 1 ? 3 : 260);
@@ -519,6 +531,17 @@ static void check_checkpoint(const subject *s, size_t cut)
         step_of(s, other, 350, 200);
         expect_equal(s, seq, other, "behind a checkpoint", cut);
         kvt_seq_destroy(seq), kvt_seq_destroy(other);
+
+        seq = cut_seq(s, cut); /* a position that is set is not the tokens' */
+        expect_ok(s->cache, kvt_seq_checkpoint(seq, NULL, 0));
+        if (open)
+            reopen(s, seq);
+        expect_ok(s->cache, kvt_seq_set_next_position(seq, 40000));
+        expect_ok(s->cache, kvt_seq_fork(seq, cut, &fork));
+        expect_ok(s->cache, kvt_seq_truncate(seq, cut));
+        assert_int_equal(kvt_seq_next_position(seq), 40000);
+        assert_int_equal(kvt_seq_next_position(fork), 40000);
+        kvt_seq_destroy(seq), kvt_seq_destroy(fork);
     }
 }
 

@@ -664,8 +664,9 @@ KVT_API kvt_status kvt_seq_clear(kvt_seq *seq);
  * untouched, and what is appended there is sealed at once; but a block with K of 4 bits, unless K
  * is i8 there (fine_tokens), is open from the next begin on, and sealed again when it is full.
  *
- * To a checkpoint (kvt_seq_checkpoint) however far back the sequence is exactly what it was there.
- * Checkpoints behind n_tokens are dropped.
+ * To a checkpoint (kvt_seq_checkpoint) however far back the sequence is exactly what it was there;
+ * at its own length too, where a step that was aborted has opened a block of 4-bit K again: then
+ * the next position alone stays. Checkpoints behind n_tokens are dropped.
  *
  * KVT_ERR_ARG    NULL, or n_tokens above the length
  * KVT_ERR_STATE  a step is pending, or a window has released what n_tokens tokens need; the text

@@ -40,6 +40,8 @@ kvt_status kvt_seq_fork(kvt_seq *seq, uint64_t n_tokens, kvt_seq **copy_out)
     restores = checkpoint && n_tokens < seq->length;
     if (restores)
         kvt_rows_restore(copy, checkpoint);
+    else if (checkpoint)
+        restores = kvt_rows_restore_last(copy, checkpoint);
     status = kvt_turns_copy(seq->cache, seq->turns, &copy->turns);
     if (status == KVT_OK)
         status = kvt_checkpoints_share(seq, n_tokens, copy);
