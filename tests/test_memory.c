@@ -217,6 +217,46 @@ static void the_forecast_is_exact(void **state)
     }
 }
 
+/* At rest all but what is exempt is within the budget: also when a sealing has been taken back. */
+static void the_budget_holds_at_rest(void **state)
+{
+    kvt_group_config g = group_of(2, 4, 2, 64, 64, KVT_TYPE_I8, KVT_TYPE_I8);
+    rng r = {3};
+    tokens t = tokens_make(&r, 128, &g);
+    (void)state;
+    for (int how = 0; how < 2; how++) {
+        kvt_config c = kvt_config_init();
+        kvt_cache *cache = NULL;
+        kvt_seq *seq = NULL;
+        uint64_t hash;
+        c.groups = &g;
+        c.n_groups = 1;
+        c.max_tokens = 1000;
+        expect_ok(NULL, kvt_memory_forecast(&c, 1, 127, &c.memory_budget_bytes));
+        expect_ok(NULL, kvt_cache_create(&c, &cache));
+        expect_ok(cache, kvt_seq_create(cache, &seq));
+        append_step(cache, seq, &g, &t, 0, 127);
+        hash = seq_hash(seq, &g);
+        for (int round = 0; round < 3; round++) { /* token 127 seals row 0 */
+            if (how == 0) {
+                expect_ok(cache, kvt_seq_begin(seq, 1, NULL));
+                expect_ok(cache, kvt_seq_abort(seq));
+            } else {
+                append_step(cache, seq, &g, &t, 127, 1);
+                expect_ok(cache, kvt_seq_truncate(seq, 127));
+            }
+            if (kvt_cache_memory_bytes(cache) > c.memory_budget_bytes)
+                fail_msg("%s: %llu bytes of %llu", how ? "truncated" : "aborted",
+                         (unsigned long long)kvt_cache_memory_bytes(cache),
+                         (unsigned long long)c.memory_budget_bytes);
+            assert_true(seq_hash(seq, &g) == hash);
+        }
+        kvt_seq_destroy(seq);
+        kvt_cache_destroy(cache);
+    }
+    tokens_free(&t);
+}
+
 /* A call beyond the budget fails and changes nothing; calls within it still succeed. */
 static void the_budget_is_kept(void **state)
 {
@@ -915,6 +955,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_forecast_is_exact),
         cmocka_unit_test(the_budget_is_kept),
+        cmocka_unit_test(the_budget_holds_at_rest),
         cmocka_unit_test(a_failed_begin_gives_back_what_it_took),
         cmocka_unit_test(every_allocation_fails_in_turn),
         cmocka_unit_test(clear_keeps_and_trim_gives_back),

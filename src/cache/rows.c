@@ -143,9 +143,11 @@ static uint64_t exemption(const kvt_seq *seq)
 
 static void account(kvt_seq *seq)
 {
-    uint64_t bytes = exemption(seq);
-    kvt_mem_exempt(seq->cache, bytes, seq->exempt_bytes);
+    uint64_t bytes = exemption(seq), before = seq->exempt_bytes;
+    kvt_mem_exempt(seq->cache, bytes, before);
     seq->exempt_bytes = bytes;
+    if (bytes < before && !kvt_mem_fits(seq->cache)) /* their sealed forms are free blocks now */
+        kvt_blocks_trim(seq->cache);
 }
 
 /* ---- the table ---- */
