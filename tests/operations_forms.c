@@ -222,9 +222,10 @@ int model_reaches(const world *w, const member *m, size_t n)
 void model_truncate(const world *w, member *m, size_t n)
 {
     const point *p = point_at(m, n);
-    if (n == m->length)
+    if (n == m->length && !p)
         return;
-    m->next_position = p ? p->next_position : -1;
+    if (n != m->length)
+        m->next_position = p ? p->next_position : -1;
     if (p)
         memcpy(m->forms, p->forms, sizeof m->forms);
     for (uint32_t g = 0; !p && g < w->n_groups; g++) {

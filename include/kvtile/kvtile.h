@@ -665,8 +665,8 @@ KVT_API kvt_status kvt_seq_clear(kvt_seq *seq);
  * is i8 there (fine_tokens), is open from the next begin on, and sealed again when it is full.
  *
  * To a checkpoint (kvt_seq_checkpoint) however far back the sequence is exactly what it was there;
- * at its own length too, where a step that was aborted has opened a block of 4-bit K again: then
- * the next position alone stays. Checkpoints behind n_tokens are dropped.
+ * at its own length too, where a step that was aborted may have opened a block of 4-bit K again:
+ * there the next position alone stays. Checkpoints behind n_tokens are dropped.
  *
  * KVT_ERR_ARG    NULL, or n_tokens above the length
  * KVT_ERR_STATE  a step is pending, or a window has released what n_tokens tokens need; the text

@@ -617,13 +617,12 @@ kvt_status kvt_rows_own(kvt_seq *seq, const size_t *from);
 void kvt_rows_cut(kvt_seq *seq, size_t from, size_t to);
 /* Give back the blocks of a group in rows from .. to - 1, which are sealed for good. */
 void kvt_rows_drop(kvt_seq *seq, uint32_t g, size_t from, size_t to);
-/* The sequence becomes what the checkpoint has kept; the tokens before that are there. */
-void kvt_rows_restore(kvt_seq *seq, const kvt_checkpoint *checkpoint);
 /*
- * The same of a checkpoint at the sequence's own length, from which only the last row can differ: a
- * step that was aborted has opened it again, or copied it. The next position stays. 1: it did.
+ * The sequence becomes what the checkpoint has kept; the tokens before that are there. At its own
+ * length too: a step that was aborted may have opened the last row again, and has ended the time in
+ * which a sealing can be taken back. The next position is the caller's to set.
  */
-int kvt_rows_restore_last(kvt_seq *seq, const kvt_checkpoint *checkpoint);
+void kvt_rows_restore(kvt_seq *seq, const kvt_checkpoint *checkpoint);
 /* Hold open blocks that are no longer the sequence's alone against the budget: KVT_ERR_BUDGET. */
 kvt_status kvt_rows_charge(kvt_seq *seq);
 /* Copy the blocks of the last row, where it is not full, that are shared. KVT_ERR_ of memory. */

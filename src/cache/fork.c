@@ -13,7 +13,6 @@ kvt_status kvt_seq_fork(kvt_seq *seq, uint64_t n_tokens, kvt_seq **copy_out)
     const kvt_checkpoint *checkpoint;
     kvt_seq *copy;
     kvt_status status;
-    int restores;
 
     if (!seq)
         return KVT_ERR_ARG;
@@ -36,12 +35,11 @@ kvt_status kvt_seq_fork(kvt_seq *seq, uint64_t n_tokens, kvt_seq **copy_out)
     memcpy(copy->tag, seq->tag, seq->tag_bytes);
     if (n_tokens == seq->length)
         copy->next_position = seq->next_position;
-    kvt_rows_share(seq, n_tokens, copy);
-    restores = checkpoint && n_tokens < seq->length;
-    if (restores)
-        kvt_rows_restore(copy, checkpoint);
     else if (checkpoint)
-        restores = kvt_rows_restore_last(copy, checkpoint);
+        copy->next_position = checkpoint->next_position;
+    kvt_rows_share(seq, n_tokens, copy);
+    if (checkpoint)
+        kvt_rows_restore(copy, checkpoint);
     status = kvt_turns_copy(seq->cache, seq->turns, &copy->turns);
     if (status == KVT_OK)
         status = kvt_checkpoints_share(seq, n_tokens, copy);
@@ -50,7 +48,7 @@ kvt_status kvt_seq_fork(kvt_seq *seq, uint64_t n_tokens, kvt_seq **copy_out)
      * its own: begin has verified it where it was mapped, and copied it where it was shared.
      * Before the charge, which is of what stays shared, and which no error may follow.
      */
-    if (status == KVT_OK && seq->pending && seq->length % KVT_TOKENS && !restores &&
+    if (status == KVT_OK && seq->pending && seq->length % KVT_TOKENS && !checkpoint &&
         copy->n_rows == kvt_rows(seq->length))
         status = kvt_rows_own_last(copy);
     if (status == KVT_OK)

@@ -289,27 +289,7 @@ void kvt_rows_restore(kvt_seq *seq, const kvt_checkpoint *checkpoint)
     memcpy(seq->groups, checkpoint->groups, sizeof seq->groups);
     kvt_seq_unverified(seq);
     seq->length = checkpoint->n_tokens;
-    seq->next_position = checkpoint->next_position;
     account(seq);
-}
-
-int kvt_rows_restore_last(kvt_seq *seq, const kvt_checkpoint *checkpoint)
-{
-    const size_t n_rows = kvt_rows(checkpoint->n_tokens);
-    const int32_t next_position = seq->next_position;
-    int differs = 0;
-
-    for (uint32_t g = 0; g < seq->cache->n_groups; g++) {
-        kvt_block *const *blocks = kvt_checkpoint_blocks((kvt_checkpoint *)checkpoint, g);
-        size_t from = checkpoint->from[g];
-        if (from < n_rows)
-            differs |= *kvt_seq_entry(seq, n_rows - 1, g) != blocks[n_rows - 1 - from];
-    }
-    if (differs) {
-        kvt_rows_restore(seq, checkpoint);
-        seq->next_position = next_position;
-    }
-    return differs;
 }
 
 void kvt_rows_state(kvt_seq *seq)

@@ -353,12 +353,11 @@ kvt_status kvt_seq_truncate(kvt_seq *seq, uint64_t n_tokens)
                         "the next that can be reached is %llu",
                         (unsigned long long)n_tokens,
                         (unsigned long long)kvt_seq_reachable(seq, n_tokens));
-    if (n_tokens == seq->length) {
-        if (checkpoint)
-            kvt_rows_restore_last(seq, checkpoint);
+    if (n_tokens == seq->length && !checkpoint)
         return KVT_OK;
-    }
     if (checkpoint) {
+        if (n_tokens != seq->length)
+            seq->next_position = checkpoint->next_position;
         kvt_rows_restore(seq, checkpoint);
     } else {
         kvt_rows_revert(seq, n_tokens);
