@@ -1268,7 +1268,10 @@ static void make_extreme(tokens *t)
 static uint64_t live_under(const kvt_group_config *g, const tokens *t, const float *q, int rounding,
                            int flush, const char *isa)
 {
-    kvt_cache *cache = cache_of(g, t->n, 1, isa);
+    uint64_t kept[64];
+    static const kvt_type others[] = {KVT_TYPE_F16, KVT_TYPE_I8, KVT_TYPE_I4};
+    static unsigned char file[1 << 20];
+    kvt_cache *cache = cache_of(g, t->n + 10, 1, isa);
     kvt_seq *seq = NULL;
     kvt_attend_item item = {.n_queries = 5};
     kvt_attend_args args = kvt_attend_args_init();
@@ -1279,7 +1282,8 @@ static uint64_t live_under(const kvt_group_config *g, const tokens *t, const flo
     environment expected;
     uint64_t h = 1, visits = 3;
     void *scratch = NULL;
-    size_t first = 0;
+    size_t first = 0, n_kept;
+    kvt_status status;
 #define under(call)                                                                                \
     do {                                                                                           \
         kvt_status status_;                                                                        \
@@ -1335,6 +1339,59 @@ static uint64_t live_under(const kvt_group_config *g, const tokens *t, const flo
             }
     under(kvt_visit(seq, 1, 0, first, hash_visit, &visits, NULL));
     h = h * 31 + visits + seq_hash(seq, g);
+    /*
+     * Rows that are moved: behind a cut in a sealed block, and from block to block where the offset
+     * of open rows differs, in a step that seals, and where tokens are taken out.
+     */
+    for (int scene = 0; scene < 3; scene++) {
+        static const size_t fills[] = {210, 50, 118}, cuts[] = {120, 50, 118},
+                            steps[] = {20, 30, 60};
+        kvt_seq *moved = NULL;
+        expect_ok(cache, kvt_seq_create(cache, &moved));
+        expect_ok(cache, kvt_seq_begin(moved, fills[scene], NULL));
+        for (uint32_t layer = 0; layer < 2; layer++) {
+            kvt_tensor k = kvt_tensor_f32(t->k), v = kvt_tensor_f32(t->v);
+            expect_ok(cache, kvt_append(moved, layer, &k, g->flags & KVT_GROUP_V_IN_K ? NULL : &v));
+        }
+        expect_ok(cache, kvt_seq_commit(moved, NULL));
+        expect_ok(cache, kvt_seq_begin(moved, 1, NULL)); /* what is sealed stays so */
+        expect_ok(cache, kvt_seq_abort(moved));
+        expect_ok(cache, kvt_seq_truncate(moved, cuts[scene]));
+        under(kvt_seq_begin(moved, steps[scene], NULL));
+        for (uint32_t layer = 0; layer < 2; layer++) {
+            kvt_tensor k = kvt_tensor_f32(t->k), v = kvt_tensor_f32(t->v);
+            under(kvt_append(moved, layer, &k, g->flags & KVT_GROUP_V_IN_K ? NULL : &v));
+        }
+        n_kept = 0;
+        for (uint64_t i = 0; i < steps[scene]; i++) /* without every fourth */
+            if (i % 4 != 3)
+                kept[n_kept++] = i;
+        under(kvt_seq_commit_selected(moved, kept, n_kept, NULL));
+        h = h * 31 + seq_hash(moved, g);
+        set_environment(rounding, flush);
+        expected = environment_now();
+        status = kvt_seq_remove(moved, kvt_seq_length(moved) - 20, 5); /* or it is refused */
+        expect_environment(expected, "kvt_seq_remove");
+        set_environment(FE_TONEAREST, 0);
+        h = (h * 31 + (uint64_t)status) * 31 + seq_hash(moved, g);
+        kvt_seq_destroy(moved);
+    }
+    /* Other types: what cannot be is refused in any environment. */
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
+        kvt_save_options o = {.struct_size = sizeof o, .codec = KVT_CODEC_RAW};
+        size_t n = 0;
+        o.convert = 1;
+        o.n_types = 1;
+        o.k_types = o.v_types = &others[i];
+        set_environment(rounding, flush);
+        expected = environment_now();
+        status = kvt_seq_save_memory(seq, file, sizeof file, &n, &o);
+        expect_environment(expected, "a save of other types");
+        set_environment(FE_TONEAREST, 0);
+        h = h * 31 + (uint64_t)status;
+        for (size_t at = 0; status == KVT_OK && at < n; at++)
+            h = (h ^ file[at]) * 0x100000001b3u;
+    }
     kvt_seq_destroy(seq);
     kvt_cache_destroy(cache);
     return h;

@@ -458,7 +458,7 @@ typedef struct layered {
     struct ggml_tensor *x, *positions, *out[LAYERS];
 } layered;
 
-static layered new_graph(const shape *s, ours *o, int64_t n)
+static layered new_graph_with(const shape *s, ours *o, int64_t n, const kvt_ggml_options *options)
 {
     layered g;
     g.ctx = new_context((size_t)16 << 20);
@@ -467,10 +467,15 @@ static layered new_graph(const shape *s, ours *o, int64_t n)
     g.positions = positions_of(g.ctx, 0, n);
     for (int l = 0; l < LAYERS; l++) {
         qkv r = project(g.ctx, s, weights_of(g.ctx, s, l), g.x, g.positions);
-        g.out[l] = kvt_ggml_attention(o->adapter, g.ctx, (uint32_t)l, r.q, r.k, r.v, NULL);
+        g.out[l] = kvt_ggml_attention(o->adapter, g.ctx, (uint32_t)l, r.q, r.k, r.v, options);
         ggml_build_forward_expand(g.graph, g.out[l]);
     }
     return g;
+}
+
+static layered new_graph(const shape *s, ours *o, int64_t n)
+{
+    return new_graph_with(s, o, n, NULL);
 }
 
 static void set_token(layered *g, int64_t i, int32_t position, uint64_t seed)
@@ -575,10 +580,12 @@ static void check_backend(const shape *s, int n_threads)
 
         kvt_ggml_item items[] = {{first, (uint64_t)n_first}, {second, (uint64_t)n_second}};
         status = kvt_ggml_begin(adapter, items, 2, NULL);
-        if (status == KVT_OK && ggml_backend_graph_compute(backend, graph) != GGML_STATUS_SUCCESS)
+        if (status == KVT_OK && ggml_backend_graph_compute(backend, graph) != GGML_STATUS_SUCCESS) {
             kvt_ggml_abort(adapter); /* interrupted */
-        else if (status == KVT_OK)
+            status = KVT_ERR_CANCELLED;
+        } else if (status == KVT_OK) {
             status = kvt_ggml_commit(adapter, token_ids);
+        }
 
         require(status == KVT_OK && kvt_seq_length(first) == 2, "a step on the CPU backend");
         require(kvt_seq_token_ids(second, 0, 3, ids) == KVT_OK && ids[0] == 21 && ids[2] == 23,
@@ -592,6 +599,60 @@ static void check_backend(const shape *s, int n_threads)
         ours_close(&o[i]);
     }
     ggml_backend_free(backend);
+    engine_close(&e);
+}
+
+/* Options are of the graph that was built with them, whatever is built later. */
+static void check_options(const shape *s, int n_threads)
+{
+    engine e = engine_open(n_threads);
+    ours both = ours_open(s, KVT_TYPE_I8, KVT_TYPE_I8, LAYERS, MAX_TOKENS);
+    ours alone = ours_open(s, KVT_TYPE_I8, KVT_TYPE_I8, LAYERS, MAX_TOKENS);
+    kvt_ggml_options soft = {.softcap = 0.01f, .scale = 2.0f};
+    layered first = new_graph_with(s, &both, 3, &soft), later = new_graph(s, &both, 3);
+    layered other = new_graph_with(s, &alone, 3, &soft);
+    size_t bytes = 3 * s->n_q_heads * s->dim * sizeof(float);
+    bool same = true, differ = false;
+    soft.softcap = 0; /* copied */
+    for (int turn = 0; turn < 2; turn++) {
+        kvt_ggml_item mine = {both.seqs[turn], 3}, theirs = {alone.seqs[turn], 3};
+        for (int i = 0; i < 3; i++) {
+            set_token(&first, i, i, 500 + (uint64_t)i);
+            set_token(&later, i, i, 500 + (uint64_t)i);
+            set_token(&other, i, i, 500 + (uint64_t)i);
+        }
+        begin(&both, &mine, 1);
+        compute(&e, turn ? later.graph : first.graph);
+        commit(&both);
+        begin(&alone, &theirs, 1);
+        compute(&e, other.graph);
+        commit(&alone);
+        for (int l = 0; l < LAYERS; l++) {
+            const float *made = row_of(turn ? &later : &first, l, 0);
+            bool equal = memcmp(made, row_of(&other, l, 0), bytes) == 0;
+            same = same && (turn || equal);
+            differ = differ || (turn && !equal);
+        }
+    }
+    require(same, "a graph has the options of one that was built later");
+    require(differ, "softcap and scale do nothing");
+    require(kvt_ggml_begin(both.adapter, NULL, 0, NULL) == KVT_ERR_ARG &&
+                strstr(kvt_ggml_error(both.adapter), "no items"),
+            "a begin of nothing");
+    kvt_ggml_item none = {NULL, 1}, one = {both.seqs[0], 1};
+    require(kvt_ggml_begin(both.adapter, &none, 1, NULL) == KVT_ERR_ARG &&
+                strstr(kvt_ggml_error(both.adapter), "no sequence"),
+            "a begin without a sequence");
+    begin(&both, &one, 1);
+    require(kvt_ggml_begin(both.adapter, &one, 1, NULL) == KVT_ERR_STATE &&
+                strstr(kvt_ggml_error(both.adapter), "pending"),
+            "a second begin");
+    kvt_ggml_abort(both.adapter);
+    ggml_free(first.ctx);
+    ggml_free(later.ctx);
+    ggml_free(other.ctx);
+    ours_close(&both);
+    ours_close(&alone);
     engine_close(&e);
 }
 
@@ -774,6 +835,7 @@ int main(int argc, char **argv)
         check_numbers(&shapes[i], n_threads);
     check_batch(&shapes[0], n_threads, less ? 20 : 100);
     check_backend(&shapes[0], n_threads);
+    check_options(&shapes[0], n_threads);
     check_failures(&shapes[0], n_threads);
     time_all(&shapes[3], n_threads, quick ? 512 : ctx_tokens, quick ? 3 : 21);
     printf("%s\n", n_failed ? "FAILED" : "all as it should be");

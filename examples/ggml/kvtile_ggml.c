@@ -26,12 +26,17 @@ typedef struct node {
     uint32_t layer, n_q_heads, n_kv_heads, k_dim, v_dim;
     bool v_in_k;
     kvt_ggml_options options;
+    struct node *next; /* the same layer with other options */
 } node;
 
 struct kvt_ggml {
     kvt_cache *cache;
     uint32_t n_layers;
-    node *nodes; /* [n_layers] what the graph's operators point to */
+    /*
+     * [n_layers] what the operators of graphs point to: a layer with the default options, then
+     * those with others, which graphs that were built before go on with. They stay.
+     */
+    node *nodes;
 
     /* The pending step. */
     kvt_ggml_item *items;
@@ -116,6 +121,11 @@ void kvt_ggml_destroy(kvt_ggml *g)
     free(g->appends);
     free(g->attend_items);
     free(g->scratch);
+    for (uint32_t i = 0; i < g->n_layers; i++)
+        for (node *n = g->nodes[i].next, *next; n; n = next) {
+            next = n->next;
+            free(n);
+        }
     free(g->nodes);
     free(g);
 }
@@ -149,12 +159,19 @@ static bool make_room(kvt_ggml *g, size_t n)
 kvt_status kvt_ggml_begin(kvt_ggml *g, const kvt_ggml_item *items, size_t n_items,
                           const int32_t *positions)
 {
-    if (!g || !items || n_items == 0)
+    if (!g)
         return KVT_ERR_ARG;
-    if (g->n_items)
+    if (g->n_items) { /* whose graph has a status of its own */
+        snprintf(g->error, sizeof g->error, "kvt_ggml_begin: a step is pending");
         return KVT_ERR_STATE;
+    }
     g->error[0] = 0;
     atomic_store(&g->status, KVT_OK);
+    if (!items || n_items == 0)
+        return fail(g, KVT_ERR_ARG, "no items");
+    for (size_t i = 0; i < n_items; i++)
+        if (!items[i].seq)
+            return fail(g, KVT_ERR_ARG, "an item has no sequence");
     if (!make_room(g, n_items))
         return fail(g, KVT_ERR_MEMORY, "no room for the step's items");
     memset(g->attend_items, 0, n_items * sizeof *g->attend_items);
@@ -385,18 +402,41 @@ static bool fits(const struct ggml_tensor *t, uint32_t dims, uint32_t n_heads, i
            t->ne[1] == (int64_t)n_heads && t->ne[2] == n_tokens && t->ne[3] == 1;
 }
 
+static bool same_options(const kvt_ggml_options *a, const kvt_ggml_options *b)
+{
+    return a->flags == b->flags && a->scale == b->scale && a->softcap == b->softcap &&
+           a->sink_logits == b->sink_logits && a->alibi_slopes == b->alibi_slopes;
+}
+
+/* The layer's node with these options, a new one if need be. */
+static node *node_with(kvt_ggml *g, uint32_t layer, const kvt_ggml_options *options)
+{
+    node *n = &g->nodes[layer], *made;
+    while (!same_options(&n->options, options) && n->next)
+        n = n->next;
+    if (same_options(&n->options, options))
+        return n;
+    made = malloc(sizeof *made);
+    GGML_ASSERT(made);
+    *made = g->nodes[layer];
+    made->options = *options;
+    made->next = NULL;
+    n->next = made;
+    return made;
+}
+
 struct ggml_tensor *kvt_ggml_attention(kvt_ggml *g, struct ggml_context *ctx, uint32_t layer,
                                        struct ggml_tensor *q, struct ggml_tensor *k,
                                        struct ggml_tensor *v, const kvt_ggml_options *options)
 {
+    static const kvt_ggml_options defaults = {0};
     GGML_ASSERT(g && layer < g->n_layers && q);
-    node *n = &g->nodes[layer];
+    node *n = node_with(g, layer, options ? options : &defaults);
     int64_t n_tokens = q->ne[2];
     GGML_ASSERT(fits(q, n->k_dim, n->n_q_heads, n_tokens));
     GGML_ASSERT(!k || fits(k, n->k_dim, n->n_kv_heads, n_tokens));
     GGML_ASSERT(!v || fits(v, n->v_dim, n->n_kv_heads, n_tokens));
     GGML_ASSERT((v != NULL) == (k != NULL && !n->v_in_k));
-    n->options = options ? *options : (kvt_ggml_options){0};
     struct ggml_tensor *sources[2] = {q, NULL};
     if (k) {
         struct ggml_tensor *rows[2] = {k, v};

@@ -9,7 +9,7 @@
  *
  * The nodes are custom operators: they run on ggml's CPU backend. All of one layer run before
  * those of the next where the graph says so, as it does when a layer's K and V are computed from
- * the layer before. A kvt_ggml is for one graph at a time; several of them may share a cache.
+ * the layer before. A kvt_ggml computes one graph at a time; several of them may share a cache.
  *
  * Copy the two files into your project, or look here for how it is done.
  */
@@ -63,8 +63,10 @@ kvt_status kvt_ggml_begin(kvt_ggml *g, const kvt_ggml_item *items, size_t n_item
  * q: [k_dim, n_q_heads, n_tokens], k: [k_dim, n_kv_heads, n_tokens], v: [v_dim, n_kv_heads,
  *    n_tokens], q and k after RoPE, f32, f16 or bf16, with the first dimension dense: views into
  *    fused QKV are fine. v is NULL where V is in K. k and v NULL: nothing is appended, and
- *    attention is over what the layer has.
- * options: copied; NULL: the defaults.
+ *    attention is over what the layer has: all of the step, if the node that appends is in the
+ *    graph already (ggml_build_forward_expand), which nothing else makes it run before this one.
+ * options: copied, of this node; NULL: the defaults. Other options for a layer take memory, once
+ *    for each that differs.
  *
  * Aborts, as ggml does, on shapes and types that ggml could have checked here. What fails while the
  * graph runs shows in kvt_ggml_commit.

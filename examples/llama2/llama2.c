@@ -678,5 +678,7 @@ int main(int argc, char **argv)
     if (options['s'])
         save(&e, options['s']);
     engine_close(&e);
+    if (fflush(stdout) || ferror(stdout))
+        die("standard output cannot be written");
     return 0;
 }

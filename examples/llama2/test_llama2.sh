@@ -110,6 +110,11 @@ refusals)
     "$llama2" "$model" "$tokens" -n 5 -s "$dir/none/x" >"$dir/out" 2>"$dir/err"
     [ $? -eq 1 ] || fail "a folder that is not there"
     grep -q "^llama2: $dir/none/x: " "$dir/err" || fail "$(cat "$dir/err")"
+    if [ -c /dev/full ]; then
+        "$llama2" "$model" "$tokens" -n 5 >/dev/full 2>"$dir/err"
+        [ $? -eq 1 ] || fail "output that cannot be written"
+        grep -q "^llama2: standard output" "$dir/err" || fail "$(cat "$dir/err")"
+    fi
     for line in "" "$model" "$model $tokens -x 1" "$model $tokens -p" "$model $tokens p"; do
         "$llama2" $line >/dev/null 2>"$dir/err"
         [ $? -eq 2 ] || fail "not exit code 2: $line"

@@ -74,6 +74,7 @@ typedef struct dialog {
     kvt_prefix_result got;                    /* from it */
     bool show_ids;                            /* print token ids, one a line, instead of text */
     bool silent, echo; /* nothing is printed; the prompt is printed once it is accepted */
+    bool refused;      /* the last turn, for its length: nothing has changed */
 } dialog;
 
 int dialog_open(dialog *d, const engine *e, const options *o, tl_error *err);

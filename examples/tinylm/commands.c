@@ -82,9 +82,11 @@ static char *read_line(FILE *f)
     return line;
 }
 
+/* 1: some were refused, and err says so; the others are there. */
 static int chat_turns(dialog *d, const options *o, tl_error *err)
 {
     int status = 0;
+    size_t n_refused = 0;
     if (o->prompt) {
         status = dialog_turn(d, o->prompt, (size_t)o->n, err);
         if (!o->ids && status == 0)
@@ -98,6 +100,15 @@ static int chat_turns(dialog *d, const options *o, tl_error *err)
             printf("\n");
         fflush(stdout);
         free(line);
+        if (status && d->refused) { /* the conversation is as it was, and is not lost for it */
+            fprintf(stderr, "tinylm: %s\n", err->text);
+            n_refused++;
+            status = 0;
+        }
+    }
+    if (status == 0 && n_refused) {
+        tl_fail(err, "%zu turns were refused", n_refused);
+        return 1;
     }
     return status;
 }
@@ -118,10 +129,10 @@ int cmd_chat(options *o, tl_error *err)
             status = dialog_parallel(&d, o->prompt, (size_t)o->parallel, (size_t)o->n, err);
         else if (status == 0)
             status = chat_turns(&d, o, err);
-        if (status == 0)
+        if (status >= 0)
             dialog_report(&d);
-        if (status == 0 && o->save)
-            status = dialog_save(&d, o->save, err);
+        if (status >= 0 && o->save && dialog_save(&d, o->save, err))
+            status = -1;
         dialog_close(&d);
     }
     engine_close(&e);

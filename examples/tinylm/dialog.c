@@ -201,6 +201,7 @@ static int add_prompt(dialog *d, const char *prompt, tl_error *err)
     size_t room = d->context - d->n_tokens;
     if (n > room) {
         free(tokens);
+        d->refused = true;
         return tl_fail(err, "the prompt has %zu tokens, the context has room for %zu", n, room);
     }
     if (d->echo)
@@ -316,6 +317,7 @@ static int decode(dialog *d, size_t n, tl_error *err)
 
 int dialog_turn(dialog *d, const char *prompt, size_t n, tl_error *err)
 {
+    d->refused = false;
     if ((n > 0 || d->n_tokens == 0 || (prompt && *prompt)) && dialog_read(d, prompt, err))
         return -1;
     if (n == 0)

@@ -130,10 +130,21 @@ chat)
         "$tinylm" chat --k i8 --v i8 -n 15 --ids >"$dir/whole" || fail "no conversation"
     printf 'The hat of Anna is red.\nThe dog of Tom is Pip.\n' |
         "$tinylm" chat --k i8 --v i8 -n 15 --ids --save "$dir/file" >"$dir/parts" || fail "no save"
+    cp "$dir/parts" "$dir/parts.two"
     printf '\nQuestion: What colour\n' |
         "$tinylm" chat --load "$dir/file" -n 15 --ids --save "$dir/file" >>"$dir/parts" ||
         fail "no load"
     cmp "$dir/whole" "$dir/parts" || fail "other tokens after a load"
+    # A turn that does not fit is refused: the others stay, are saved, and the exit code tells.
+    { printf 'The hat of Anna is red.\n'; yes 'The dog of Tom is Pip.' | head -2000 | tr '\n' ' '
+      printf '\nThe dog of Tom is Pip.\n'; } >"$dir/turns"
+    code=0
+    "$tinylm" chat --k i8 --v i8 -n 15 --ids --save "$dir/kept" <"$dir/turns" >"$dir/refused" \
+        2>"$dir/err" || code=$?
+    [ $code = 1 ] && grep -q "the context has room" "$dir/err" && grep -q "1 turns were" "$dir/err" ||
+        fail "a long turn: exit code $code"
+    cmp "$dir/refused" "$dir/parts.two" || fail "a refused turn changes the others"
+    "$tinylm" chat --load "$dir/kept" --prompt "x" -n 1 >"$dir/out" || fail "what is kept is not saved"
     # Nothing to continue, an empty conversation, one that fills the context.
     "$tinylm" chat --load "$dir/file" --save "$dir/file" </dev/null || fail "no idle load and save"
     "$tinylm" chat --save "$dir/none" </dev/null || fail "cannot save an empty conversation"
