@@ -1196,6 +1196,9 @@ static void bad_attend_arguments(void **state)
     attend_case(KVT_ERR_ARG, "item 1: 0 queries", item[1].n_queries = 0);
     attend_case(KVT_ERR_ARG, "queries", item[0].n_queries = UINT64_MAX);
     attend_case(KVT_ERR_ARG, "queries", item[0].n_queries = UINT64_MAX / 2 + 1);
+    attend_case(KVT_ERR_ARG, "queries", item[0].n_queries = (uint64_t)KVT_MAX_TOKENS + 1);
+    attend_case(KVT_ERR_ARG, "reserved", item[1].reserved[0] = 1);
+    attend_case(KVT_ERR_ARG, "reserved", item[1].reserved[1] = 1);
     attend_case(KVT_ERR_ARG, "causal with 71 queries over 70",
                 (a.flags = KVT_ATTEND_CAUSAL, item[0].n_queries = 71));
     attend_case(KVT_ERR_ARG, "causal", (a.flags = KVT_ATTEND_CAUSAL, item[1].seq = empty));

@@ -290,6 +290,41 @@ static void rope_of_all_shapes(void **state)
     }
 }
 
+/* Positions that go back make others move up: not beyond the largest one; nothing has changed. */
+static void positions_end(void **state)
+{
+    kvt_group_config g = group_of(1, 2, 1, 32, 32, KVT_TYPE_F16, KVT_TYPE_F16);
+    kvt_cache *cache;
+    float k[64 * 32] = {0};
+    kvt_tensor t = kvt_tensor_f32(k);
+    (void)state;
+    g.rope_pairing = KVT_ROPE_NONE;
+    cache = cache_of(&g, 200, 1, NULL);
+    for (int by_next = 0; by_next < 2; by_next++) {
+        kvt_seq *seq = NULL;
+        int32_t positions[64], got[129];
+        expect_ok(cache, kvt_seq_create(cache, &seq));
+        for (int step = 0; step < 3; step++) {
+            const size_t n = step == 2 ? 1 : 64;
+            for (int i = 0; i < 64; i++)
+                positions[i] = step == 0 ? 1000 + i : step == 1 ? i : by_next ? 64 : INT32_MAX;
+            expect_ok(cache, kvt_seq_begin(seq, n, positions));
+            expect_ok(cache, kvt_append(seq, 0, &t, &t));
+            expect_ok(cache, kvt_seq_commit(seq, NULL));
+        }
+        if (by_next)
+            expect_ok(cache, kvt_seq_set_next_position(seq, INT32_MAX));
+        expect(cache, KVT_ERR_STATE, kvt_seq_remove(seq, 0, 64));
+        expect_error_text(cache, by_next ? "the next position" : "token 128 would move", "an end");
+        expect_ok(cache, kvt_seq_positions(seq, 0, 129, got));
+        assert_int_equal(got[0], 1000);
+        assert_int_equal(got[64], 0);
+        assert_int_equal(got[128], by_next ? 64 : INT32_MAX);
+        kvt_seq_destroy(seq);
+    }
+    kvt_cache_destroy(cache);
+}
+
 /* Without a description positions stay, with a gap. */
 static void positions_stay_without_a_description(void **state)
 {
@@ -1112,6 +1147,7 @@ int main(void)
         cmocka_unit_test(a_thousand_shifts_are_as_one),
         cmocka_unit_test(rope_of_all_shapes),
         cmocka_unit_test(positions_stay_without_a_description),
+        cmocka_unit_test(positions_end),
         cmocka_unit_test(single_tokens_leave_no_trace),
         cmocka_unit_test(single_tokens_move),
         cmocka_unit_test(gaps_are_closed),

@@ -693,6 +693,86 @@ static void test_bound_changes(void **state)
     end_store(&s);
 }
 
+/* A bound that another process has lowered, and this one does not know yet. */
+static void test_bound_of_another(void **state)
+{
+    kvt_store s = open_store(0), other;
+    (void)state;
+    for (uint64_t i = 0; i < 4; i++)
+        store_ok(put_value(&s, i, 0, 1000));
+    other = open_store(4500);
+    kvt_store_close(&other);
+    store_is(KVT_ERR_FULL, put_value(&s, 9, 0, 5000));
+    assert_non_null(strstr(store_error.text, "bound has become 4500"));
+    assert_int_equal(folder_look(path).n_temporaries, 0);
+    assert_int_equal(present(&s, 10), 0xf);
+    store_ok(put_value(&s, 9, 0, 4000));
+    assert_true(folder_look(path).bytes <= 4500);
+    end_store(&s);
+}
+
+/* What another program has put there counts when it is collected, and the bound holds then. */
+static void test_collect_keeps_the_bound(void **state)
+{
+    unsigned char data[1000];
+    kvt_store s = open_store(3000);
+    char file[256];
+    FILE *f;
+    (void)state;
+    for (uint64_t i = 0; i < 3; i++)
+        store_ok(put_value(&s, i, 0, 1000));
+    folder_file(path, 3, file, sizeof file);
+    value_fill(3, 0, data, sizeof data);
+    f = fopen(file, "wb");
+    if (!f) { /* its folder is not there yet */
+        *strrchr(file, '/') = 0;
+        assert_int_equal(mkdir(file, 0700), 0);
+        folder_file(path, 3, file, sizeof file);
+        f = fopen(file, "wb");
+    }
+    assert_non_null(f);
+    assert_int_equal(fwrite(data, 1, sizeof data, f), sizeof data);
+    assert_int_equal(fclose(f), 0);
+    assert_int_equal(folder_look(path).bytes, 4000);
+    store_ok(s.collect(s.user, &store_error));
+    assert_int_equal(folder_look(path).bytes, 3000);
+    assert_int_equal(stats_of(&s).n_evicted, 1);
+    assert_int_equal(stats_of(&s).bytes, 3000);
+    end_store(&s);
+}
+
+/* A fifo under a value's name is not waited for; a time of use in the future ends with a use. */
+static void test_odd_files(void **state)
+{
+    kvt_store s = open_store(4000);
+    kvt_store_key key = key_of(0);
+    struct timespec future[2] = {{4000000000, 0}, {4000000000, 0}};
+    char file[256];
+    uint8_t found = 9;
+    (void)state;
+    store_ok(put_value(&s, 0, 0, 1000));
+    folder_file(path, 0, file, sizeof file);
+    store_ok(s.remove(s.user, &key, 1, &store_error));
+    assert_int_equal(mkfifo(file, 0600), 0);
+    store_ok(s.exists(s.user, &key, 1, &found, &store_error));
+    assert_int_equal(found, 0);
+    assert_int_equal(get_version(&s, 0), -1);
+    store_ok(s.remove(s.user, &key, 1, &store_error));
+    assert_int_equal(access(file, F_OK), 0);
+    assert_int_equal(unlink(file), 0);
+    for (uint64_t i = 0; i < 4; i++)
+        store_ok(put_value(&s, i, 0, 1000));
+    for (uint64_t i = 0; i < 4; i++) {
+        folder_file(path, i, file, sizeof file);
+        assert_int_equal(utimensat(AT_FDCWD, file, future, 0), 0);
+    }
+    assert_int_equal(get_version(&s, 2), 0);
+    for (uint64_t i = 10; i < 13; i++)
+        store_ok(put_value(&s, i, 0, 1000));
+    assert_int_equal(present(&s, 13), 1 << 2 | 7 << 10);
+    end_store(&s);
+}
+
 /* ---- names and modes ---- */
 
 static void all_close_on_exec(void *user)
@@ -796,6 +876,9 @@ int main(void)
         cmocka_unit_test(test_long_prompt),
         cmocka_unit_test(test_batch),
         cmocka_unit_test(test_bound_changes),
+        cmocka_unit_test(test_bound_of_another),
+        cmocka_unit_test(test_collect_keeps_the_bound),
+        cmocka_unit_test(test_odd_files),
         cmocka_unit_test(test_private),
         cmocka_unit_test(test_sync),
     };

@@ -509,7 +509,7 @@ int __wrap_clock_gettime(clockid_t clock, struct timespec *to)
 
 static void test_wait(void **state)
 {
-    static const int64_t until[] = {0, 5, 25, 1000}, waits[] = {10, 15, 35, 60};
+    static const int64_t until[] = {0, 5, 25, 100000}, waits[] = {10, 15, 35, 60};
     int fd;
     (void)state;
 
@@ -545,9 +545,28 @@ static void test_wait(void **state)
             if (fake_seconds < start + more[again] || fake_seconds > start + more[again] + 2)
                 fail_msg("%zu: it has waited for %lld s", again, (long long)(fake_seconds - start));
         }
+        for (size_t again = 0; again < 3 && i == 3; again++) {
+            /* One that goes on, and has had it for so long: for a minute that is not waited for. */
+            int64_t start = fake_seconds += again == 2 ? 60 : 0;
+            is_fake = 1;
+            status = put_value(&s, 5, 2, 100);
+            is_fake = 0;
+            assert_int_equal(status, KVT_ERR_IO);
+            if (fake_seconds > start + 62 || (fake_seconds > start + 4) != (again == 2))
+                fail_msg("%zu: it has waited for %lld s", again, (long long)(fake_seconds - start));
+        }
         assert_int_equal(flock(fd, LOCK_UN), 0);
         store_ok(put_value(&s, 6, 1, 100));
         folder_agrees(path, &s);
+        if (i == 3) { /* and that is over when it has been had */
+            assert_int_equal(flock(fd, LOCK_EX), 0);
+            int64_t start = fake_seconds;
+            is_fake = 1;
+            assert_int_equal(put_value(&s, 5, 2, 100), KVT_ERR_IO);
+            is_fake = 0;
+            assert_in_range(fake_seconds - start, 59, 62);
+            assert_int_equal(flock(fd, LOCK_UN), 0);
+        }
     }
     (void)close(fd);
     close_store();
@@ -671,6 +690,24 @@ static size_t count_syncs(void)
 }
 
 /* With sync: entries of the directory that others have removed, or made without sync. */
+/* A bound that is changed is on the disk before it counts, where the store syncs. */
+static void test_syncs_the_bound(void **state)
+{
+    static const call_plan plan = {-1, FATE_NONE, 0, 0, 0, 0, 0};
+    (void)state;
+    begin(OPEN_NEW);
+    store_ok(open_other(BOUND, 0, &s));
+    close_store();
+    for (uint32_t sync = 0; sync < 2; sync++) {
+        calls_arm(&plan);
+        store_ok(open_other((2 + sync) * BOUND, sync, &s));
+        calls_disarm();
+        assert_int_equal(count_syncs(), 2 * sync); /* the folder that has it; the state */
+        close_store();
+    }
+    folder_remove(path);
+}
+
 static void test_syncs_again(void **state)
 {
     static const call_plan plan = {-1, FATE_NONE, 0, 0, 0, 0, 0};
@@ -767,10 +804,15 @@ static int setup(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_calls),          cmocka_unit_test(test_memory),
-        cmocka_unit_test(test_wait),           cmocka_unit_test(test_progress),
-        cmocka_unit_test(test_used_meanwhile), cmocka_unit_test(test_syncs),
-        cmocka_unit_test(test_syncs_again),    cmocka_unit_test(test_clock),
+        cmocka_unit_test(test_calls),
+        cmocka_unit_test(test_memory),
+        cmocka_unit_test(test_wait),
+        cmocka_unit_test(test_progress),
+        cmocka_unit_test(test_used_meanwhile),
+        cmocka_unit_test(test_syncs),
+        cmocka_unit_test(test_syncs_the_bound),
+        cmocka_unit_test(test_syncs_again),
+        cmocka_unit_test(test_clock),
         cmocka_unit_test(test_count_unlocked),
     };
     return cmocka_run_group_tests(tests, setup, NULL);

@@ -371,6 +371,15 @@ static void test_put(void **state)
         assert_int_equal(put.n_values, claimed < 4 ? claimed : 4);
         assert_int_equal(put.n_tokens, put.n_values * 64);
     }
+    /* A checkpoint that was not written does not count. */
+    expect_ok(c.s.cache, kvt_seq_checkpoint(c.source, "x", 1));
+    for (claimed = 0; claimed < 2; claimed++) {
+        kvt_prefix_options options = {.struct_size = sizeof options};
+        options.checkpoints = KVT_PREFIX_CHECKPOINT;
+        options.n_tokens = kvt_seq_length(c.source);
+        expect_ok(c.s.cache, kvt_prefix_put(&c.store, c.source, &options, &put));
+        assert_int_equal(put.n_checkpoints, claimed ? 2 : 0);
+    }
     close_scene(&c);
 }
 

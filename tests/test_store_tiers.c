@@ -22,6 +22,7 @@ typedef struct fake {
     size_t cut_number;    /* of this number's value only one part comes */
     size_t room;          /* values that put takes; then it fails */
     kvt_status fails[6];  /* exists, remove, list, stats, collect, put after `room` */
+    long slow_ms;         /* that such a put takes to fail */
     int uses_place, is_closed;
     size_t n_get, n_asked, n_put, n_exists, n_exists_asked, n_remove, n_list, n_collect;
     uint64_t asked; /* bits: numbers that the last get or exists had */
@@ -96,8 +97,10 @@ static kvt_status fake_put(void *user, const kvt_store_key *keys, const kvt_stor
         size_t number = number_of(&keys[*n_put]), at = 0;
         const kvt_store_value *v = &values[*n_put];
         unsigned char *data;
-        if (f->room == 0)
+        if (f->room == 0) {
+            (void)nanosleep(&(struct timespec){0, f->slow_ms * 1000000L}, NULL);
             return failure(error, f->fails[PUT], "put");
+        }
         f->room--;
         data = malloc((size_t)v->bytes + 1);
         for (size_t i = 0; i < v->n_parts; at += v->parts[i++].bytes)
@@ -420,6 +423,32 @@ static void test_on_the_way(void **state)
             assert_int_equal(p.near_fake.n_put, 3);
         assert_in_range(stats_of(&p).n_failed, 1, 1 + i);
         collector_free(&c);
+    }
+    p.near_fake.room = SIZE_MAX; /* it works again, and is tried again after a second */
+    for (begin = seconds(); held(&p.near_fake) != 22222222 && seconds() - begin < 20;) {
+        (void)nanosleep(&(struct timespec){0, 200000000}, NULL);
+        collector_make(&c, NUMBERS);
+        store_ok(get_all(&p, &c));
+        assert_int_equal(versions(&c), 22222222);
+        collector_free(&c);
+    }
+    assert_int_equal(held(&p.near_fake), 22222222);
+    pair_close(&p);
+    /* One that takes long to fail is left alone for longer. */
+    pair_open(&p, 0, 0xff);
+    p.near_fake.room = 0;
+    p.near_fake.fails[PUT] = KVT_ERR_IO;
+    p.near_fake.slow_ms = 400;
+    begin = seconds();
+    for (int i = 0; i < 2; i++) {
+        collector_make(&c, NUMBERS);
+        store_ok(get_all(&p, &c));
+        assert_int_equal(versions(&c), 22222222);
+        collector_free(&c);
+        if (i == 0)
+            (void)nanosleep(&(struct timespec){1, 300000000}, NULL);
+        else if (seconds() - begin < 4)
+            assert_int_equal(p.near_fake.n_put, 1);
     }
     pair_close(&p);
     /* Large ones, whose copy grows; and small after large. */

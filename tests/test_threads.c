@@ -13,6 +13,7 @@
 #include <math.h>
 #include <pthread.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdio.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -794,6 +795,62 @@ static void threads_on_one_cpu(void **state)
 }
 
 /* After its calls a pool sleeps: an engine's own threads get the CPUs. */
+/* Signals are for the caller's threads: those of the pool block them all. */
+static void workers_block_signals(void **state)
+{
+    kvt_group_config g = pool_group();
+    rng r = {9};
+    float *q = rng_normals(&r, POOL_HEADS * POOL_DIM);
+    kvt_seq *seq = NULL;
+    sigset_t before, after;
+    DIR *tasks;
+    struct dirent *entry;
+    long known[256];
+    size_t n_known = 0, n_new = 0;
+    kvt_cache *cache;
+    (void)state;
+    if (!(tasks = opendir("/proc/self/task"))) {
+        free(q);
+        skip();
+    }
+    while ((entry = readdir(tasks)) != NULL && n_known < 256)
+        known[n_known++] = strtol(entry->d_name, NULL, 10);
+    (void)closedir(tasks);
+    assert_int_equal(pthread_sigmask(SIG_SETMASK, NULL, &before), 0);
+    cache = open_pool(&g, 4096, 3, &seq);
+    if (cache)
+        attend(cache, seq, &g, 0, 1, 0, q);
+    assert_int_equal(pthread_sigmask(SIG_SETMASK, NULL, &after), 0);
+    for (int s = 1; s < 32; s++)
+        assert_int_equal(sigismember(&before, s), sigismember(&after, s));
+    assert_non_null(tasks = opendir("/proc/self/task"));
+    while ((entry = readdir(tasks)) != NULL) {
+        char path[64], line[256];
+        long number = strtol(entry->d_name, NULL, 10);
+        unsigned long long blocked = 0;
+        int is_known = number == 0;
+        FILE *f;
+        for (size_t i = 0; i < n_known; i++)
+            is_known |= known[i] == number;
+        if (is_known)
+            continue;
+        (void)snprintf(path, sizeof path, "/proc/self/task/%ld/status", number);
+        assert_non_null(f = fopen(path, "r"));
+        while (fgets(line, sizeof line, f))
+            (void)sscanf(line, "SigBlk: %llx", &blocked);
+        (void)fclose(f);
+        n_new++;
+        assert_true(blocked >> (SIGUSR1 - 1) & blocked >> (SIGINT - 1) & blocked >> (SIGTERM - 1) &
+                    blocked >> (SIGALRM - 1) & 1);
+    }
+    (void)closedir(tasks);
+    printf("%zu threads\n", n_new);
+    assert_true(!cache || n_new > 0 || sysconf(_SC_NPROCESSORS_ONLN) < 2);
+    free(q);
+    kvt_seq_destroy(seq);
+    kvt_cache_destroy(cache);
+}
+
 static void waiting_threads_use_no_cpu(void **state)
 {
     const size_t n = 4096;
@@ -1533,6 +1590,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(more_threads_than_cpus),
         cmocka_unit_test(threads_of_small_stacks),
         cmocka_unit_test(threads_on_one_cpu),
+        cmocka_unit_test(workers_block_signals),
         cmocka_unit_test(waiting_threads_use_no_cpu),
         cmocka_unit_test(the_child_of_a_fork),
         cmocka_unit_test(callers_share_a_pool),

@@ -483,7 +483,7 @@ KVT_API kvt_status kvt_memory_forecast(const kvt_config *config, uint64_t n_sequ
  * checkpoints. With them a save takes up to 100 bytes more for each of the sequence's blocks and
  * 200 for each that only checkpoints have, and 12 for each that a checkpoint has other than the
  * sequence; a load up to 150 for each that only checkpoints have, and up to twice the largest blob.
- * The parents of a delta take 300 KiB together, 80 KiB each and 120 bytes for each of their blocks;
+ * The parents of a delta take 300 KiB together, 80 KiB each and 180 bytes for each of their blocks;
  * a key 0.5 MiB for the file and for each of its parents, and with several threads 3 MiB more for
  * each of up to 4 (twice the segments of a file that another program has made with larger ones); a
  * mapped snapshot 100 bytes and a byte a layer for each block, as long as it is mapped; pieces and
@@ -1232,7 +1232,8 @@ typedef struct kvt_load_result {
     uint64_t prefix_tokens; /* how many of the snapshot's equal the beginning of options.prompt */
     uint64_t reuse_tokens;  /* the deepest length that kvt_seq_truncate can reach at or before the
                                smaller of prefix_tokens and n_prompt - 1, which it is but where
-                               windows have released blocks; 0 without a prompt */
+                               windows have released blocks, or the load has ended the sequence
+                               before (KVT_REUSE_CHECKPOINT); 0 without a prompt */
     uint64_t checkpoint_tokens; /* the last checkpoint at or before that smaller one, which is 0
                                    without a prompt; UINT64_MAX: none */
     uint64_t mapped_bytes;      /* of blocks that lie in the file */

@@ -275,7 +275,9 @@ typedef struct kvt_prefix_extra {
    two and on the extras. */
 typedef struct kvt_prefix_options {
     size_t struct_size;      /* sizeof(kvt_prefix_options) */
-    const void *name_space;  /* [name_space_bytes]: whose prefixes these are; or NULL */
+    const void *name_space;  /* [name_space_bytes]: whose prefixes these are; or NULL. Caches of
+                                different parts of a model (layers, heads) need one each: keys
+                                have the geometry, which may be the same */
     size_t name_space_bytes; /* 0 where name_space is NULL */
     const void *salt; /* [salt_bytes]: with a secret one keys cannot be guessed from tokens by those
                          who can look into the store but do not have it; or NULL */

@@ -366,6 +366,11 @@ kvt_status kvt_snapshot_convert(const char *from, const kvt_load_options *from_o
     if (status == KVT_OK)
         status = make_cache(info, &load, kvt_parallel_has_pool() ? CONVERT_THREADS : 1, error_text,
                             error_text_bytes, &cache);
+    if (status == KVT_ERR_MEMORY && kvt_parallel_has_pool()) { /* or no threads */
+        if (error_text && error_text_bytes)
+            error_text[0] = '\0';
+        status = make_cache(info, &load, 1, error_text, error_text_bytes, &cache);
+    }
     if (status == KVT_OK) {
         status = convert_with(cache, from, &load, to, &save, info);
         if (status != KVT_OK && error_text && error_text_bytes)

@@ -36,6 +36,8 @@ static kvt_status cut(kvt_seq *seq, uint32_t reuse, kvt_load_result *result)
         return KVT_OK;
     status = kvt_seq_truncate(seq, n);
     result->n_tokens = seq->length;
+    if (result->reuse_tokens > seq->length)
+        result->reuse_tokens = seq->length;
     return status;
 }
 

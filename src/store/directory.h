@@ -54,6 +54,7 @@ typedef struct kvt_dir {
     uint64_t n_got, n_missed, n_put, n_evicted, n_failed, n_temporaries;
     uint64_t stopped_turn; /* of who has the lock and does not go on; that holds until then: */
     int64_t stopped_until;
+    int64_t busy_until;        /* who has the lock goes on, and has had it for long */
     uint64_t n_notes, n_asked; /* notes that there are; questions that were noted */
     kvt_dir_question asked[KVT_DIR_QUESTIONS];
 } kvt_dir;

@@ -20,7 +20,8 @@
  * scan, on a disk that is cold: every second it writes the file, with another number of the turn. A
  * process that waits gives up when that has not changed for WAIT_SECONDS (it was stopped), or after
  * WAIT_MOST_SECONDS in all. Having given up it keeps the number: later calls fail at once as long
- * as it is still that, for STOPPED_SECONDS. A get does not need the lock.
+ * as it is still that, for STOPPED_SECONDS; who goes on, counting a large store anew, is waited for
+ * by them for no more than BUSY_SECONDS. A get does not need the lock.
  *
  * If the file is removed with all others (rm -r PATH/?*), it is made again by the next turn.
  */
@@ -43,6 +44,7 @@
 #define WAIT_SECONDS 10
 #define WAIT_MOST_SECONDS 60
 #define STOPPED_SECONDS 60
+#define BUSY_SECONDS 2
 #define PAUSE_NANOSECONDS 20000
 #define PAUSE_MOST_NANOSECONDS 1000000
 #define ATTEMPTS 100
@@ -186,6 +188,7 @@ static int wait_for(kvt_dir *dir, int fd)
         int64_t now;
         if (flock(fd, LOCK_EX | LOCK_NB) == 0) {
             note_stopped(dir, 0, INT64_MIN);
+            __atomic_store_n(&dir->busy_until, INT64_MIN, __ATOMIC_RELAXED);
             return 0;
         }
         if (errno != EWOULDBLOCK && errno != EINTR)
@@ -201,7 +204,11 @@ static int wait_for(kvt_dir *dir, int fd)
             if (now - last >= WAIT_SECONDS)
                 note_stopped(dir, turn, now + STOPPED_SECONDS);
         }
-        if (now - last >= WAIT_SECONDS || now - start >= WAIT_MOST_SECONDS)
+        if (now - start >= WAIT_MOST_SECONDS)
+            __atomic_store_n(&dir->busy_until, now + STOPPED_SECONDS, __ATOMIC_RELAXED);
+        if (now - last >= WAIT_SECONDS || now - start >= WAIT_MOST_SECONDS ||
+            (now - start >= BUSY_SECONDS &&
+             now < __atomic_load_n(&dir->busy_until, __ATOMIC_RELAXED)))
             return ETIMEDOUT;
         (void)nanosleep(&pause, NULL);
         pause.tv_nsec =
@@ -228,7 +235,7 @@ static kvt_status open_locked(kvt_dir *dir, kvt_dir_lock *lock, kvt_store_error 
                        ? kvt_dir_fail(dir, error, "flock", number, KVT_DIR_STATE_NAME)
                        : kvt_store_fail(
                              error, KVT_ERR_IO,
-                             "another process has the store locked and does not go on: %s",
+                             "another process has the store locked, and has not done with it: %s",
                              dir->path);
         }
         if (fstat(lock->fd, &status) != 0) {

@@ -400,7 +400,7 @@ static kvt_status put_checkpoint(kvt_stored *p, kvt_checkpoint *checkpoint,
         if (status != KVT_OK)
             status = kvt_stored_store_failed(p, status, &p->error);
     }
-    if (status == KVT_OK) {
+    if (status == KVT_OK && n_put) {
         result->n_checkpoints++;
         result->n_values++;
         result->n_bytes += value.bytes;

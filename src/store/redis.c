@@ -63,7 +63,7 @@ void kvt_redis_client_give(kvt_redis *redis, kvt_redis_client *client)
             continue;
         /* What a call that ended early had not sent yet: it is no state of the connection. */
         link->queue = link->queue_last = SIZE_MAX;
-        if (!kvt_redis_link_is_clean(link))
+        if (!kvt_redis_link_is_clean(link) || link->demoted)
             kvt_redis_link_close(link);
     }
     (void)pthread_mutex_lock(&redis->lock);

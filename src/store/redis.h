@@ -102,6 +102,7 @@ typedef struct kvt_redis_link {
     int no_memory;     /* a command could not be appended */
     int send_error;    /* errno of a send that has failed; replies may still be there */
     int timed_out;     /* it was closed since no byte came or went */
+    int demoted;       /* its server is no master any more: the name may be another's */
     uint64_t since_ms; /* no byte has come or gone since; 0: one has */
     /* Of a job (redis_run.c): commands to be sent, requests that are not answered. */
     size_t queue, queue_last; /* linked by command.next; SIZE_MAX: none, as between calls */

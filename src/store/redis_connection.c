@@ -76,7 +76,7 @@ void kvt_redis_link_close(kvt_redis_link *link)
     link->in_begin = link->in_end = 0;
     memset(&link->value, 0, sizeof link->value);
     link->text_bytes = link->first = link->n_segments = link->sent = 0;
-    link->no_memory = link->send_error = 0;
+    link->no_memory = link->send_error = link->demoted = 0;
     link->since_ms = 0;
     link->queue = link->queue_last = SIZE_MAX;
     link->ring_first = link->ring_count = link->n_flying = 0;

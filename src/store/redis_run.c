@@ -213,6 +213,8 @@ static void take_error(run *r, kvt_redis_link *link, size_t index, const redisRe
         (void)kvt_redis_refused(r->redis, link->node, reply, &r->lost);
         return;
     }
+    if (kvt_redis_is_error(reply, "READONLY") || kvt_redis_is_error(reply, "MASTERDOWN"))
+        link->demoted = 1;
     fail(r, kvt_redis_refused(r->redis, link->node, reply, &error), &error);
 }
 

@@ -7,7 +7,8 @@
  * last part has come, and the receiver has not left it, put into near: one value at a time is in
  * memory. The copy grows with what comes, not with the size that far claims. The put runs inside
  * far's get, whose time it takes: a near that has failed, other than by having no room, is not
- * given anything for NEAR_RESTS_MS, nor by the same get later.
+ * given anything for NEAR_RESTS_MS, or for ten times as long as it took to fail where that is
+ * longer, nor by the same get later.
  *
  * A value of which near has delivered a part before it failed comes from far from its beginning:
  * the two copies may differ in their bytes, so that one cannot be continued by the other.
@@ -125,18 +126,23 @@ static void put_near(getting *g, const kvt_store_key *key, uint64_t total)
     const kvt_store *s = &g->t->near_store;
     kvt_store_error ignored;
     kvt_status status;
+    uint64_t begun, took;
     size_t n_put;
 
     if (near_rests(g)) /* since the value began to come */
         return;
+    begun = now_ms();
     status = s->put(s->user, key, &value, 1, &n_put, &ignored);
     if (status == KVT_OK)
         return;
+    took = now_ms() - begun;
     add(&g->t->n_failed, 1);
     if (status == KVT_ERR_FULL) /* another value may have room */
         return;
     g->near_fails = 1;
-    __atomic_store_n(&g->t->near_rests_until_ms, now_ms() + NEAR_RESTS_MS, __ATOMIC_RELAXED);
+    __atomic_store_n(&g->t->near_rests_until_ms,
+                     begun + took + (10 * took > NEAR_RESTS_MS ? 10 * took : NEAR_RESTS_MS),
+                     __ATOMIC_RELAXED);
 }
 
 static int part(void *user, size_t i, uint64_t total, uint64_t offset, const void *data,
