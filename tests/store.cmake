@@ -20,6 +20,8 @@ if(kvtile_crypt) # keys are SHA-256, by libsodium
   kvtile_store_test(prefix_faults)
   kvtile_store_test(liars)
   kvtile_store_test(prefix_stores store_values)
+  kvtile_store_test(prefix_threads store_values)
+  set_tests_properties(store_prefix_threads PROPERTIES LABELS threads)
 endif()
 
 # An independent reader of stored values, written from docs/format.md: it makes the keys by itself.

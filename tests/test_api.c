@@ -1265,6 +1265,38 @@ static void bad_attend_arguments(void **state)
     close_fixture(&f);
 }
 
+/* Queries times tokens beyond what is counted: only asked for, nothing is read. */
+static void work_beyond_all_bounds(void **state)
+{
+    enum { ITEMS = 400, TOKENS = 10000 };
+    kvt_group_config g = group_of(1, 1024, 1, 8, 8, KVT_TYPE_F32, KVT_TYPE_F32);
+    kvt_cache *cache = cache_of(&g, TOKENS, 1, NULL);
+    rng r = {4};
+    tokens t = tokens_make(&r, TOKENS, &g);
+    kvt_attend_item items[ITEMS];
+    kvt_attend_args args = kvt_attend_args_init();
+    kvt_attend_plan plan;
+    kvt_seq *seq = NULL;
+    float q[8] = {0}, out[8];
+    (void)state;
+    expect_ok(cache, kvt_seq_create(cache, &seq));
+    append_step(cache, seq, &g, &t, 0, TOKENS);
+    for (size_t i = 0; i < ITEMS; i++)
+        items[i] = (kvt_attend_item){.seq = seq, .n_queries = KVT_MAX_TOKENS};
+    args.items = items;
+    args.q = kvt_tensor_f32(q);
+    args.out = kvt_tensor_f32(out);
+    args.n_items = ITEMS / 2;
+    expect_ok(cache, kvt_attend_plan_init(&plan, cache, &args));
+    args.n_items = ITEMS;
+    expect(cache, KVT_ERR_LIMIT, kvt_attend_plan_init(&plan, cache, &args));
+    expect_error_text(cache, "the work overflows", "plan");
+    expect(cache, KVT_ERR_LIMIT, kvt_attend(cache, &args));
+    kvt_seq_destroy(seq);
+    kvt_cache_destroy(cache);
+    tokens_free(&t);
+}
+
 static void bad_queries_and_plans(void **state)
 {
     enum { N_QUERIES = 9 };
@@ -1643,6 +1675,7 @@ int main(void)
         cmocka_unit_test(types_of_few_bits),
         cmocka_unit_test(values_beyond_few_bits),
         cmocka_unit_test(bad_attend_arguments),
+        cmocka_unit_test(work_beyond_all_bounds),
         cmocka_unit_test(bad_queries_and_plans),
         cmocka_unit_test(bad_reads),
         cmocka_unit_test(reads_of_every_dtype),
