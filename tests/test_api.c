@@ -1217,8 +1217,8 @@ static void bad_attend_arguments(void **state)
     attend_case(KVT_ERR_VALUE, "scale", a.scale = INFINITY);
     attend_case(KVT_ERR_VALUE, "scale", a.scale = -1);
     attend_case(KVT_ERR_VALUE, "scale", a.scale = -1e-42f);
-    attend_case(KVT_ERR_VALUE, "below 2^-100", a.scale = 1e-42f);
-    attend_case(KVT_ERR_VALUE, "below 2^-100", a.scale = 0x1.fffffep-101f);
+    attend_case(KVT_ERR_VALUE, "below 2^-96", a.scale = 1e-42f);
+    attend_case(KVT_ERR_VALUE, "below 2^-96", a.scale = 0x1.fffffep-97f);
     attend_case(KVT_ERR_VALUE, "softcap", a.softcap = NAN);
     attend_case(KVT_ERR_VALUE, "softcap", a.softcap = INFINITY);
     attend_case(KVT_ERR_VALUE, "softcap", a.softcap = -0.5f);
@@ -1279,6 +1279,11 @@ static void work_beyond_all_bounds(void **state)
     kvt_seq *seq = NULL;
     float q[8] = {0}, out[8];
     (void)state;
+    if (narrow) { /* where so many queries have no addresses */
+        kvt_cache_destroy(cache);
+        tokens_free(&t);
+        skip();
+    }
     expect_ok(cache, kvt_seq_create(cache, &seq));
     append_step(cache, seq, &g, &t, 0, TOKENS);
     for (size_t i = 0; i < ITEMS; i++)

@@ -689,7 +689,6 @@ static size_t count_syncs(void)
     return syncs;
 }
 
-/* With sync: entries of the directory that others have removed, or made without sync. */
 /* A bound that is changed is on the disk before it counts, where the store syncs. */
 static void test_syncs_the_bound(void **state)
 {
@@ -708,6 +707,7 @@ static void test_syncs_the_bound(void **state)
     folder_remove(path);
 }
 
+/* With sync: entries of the directory that others have removed, or made without sync. */
 static void test_syncs_again(void **state)
 {
     static const call_plan plan = {-1, FATE_NONE, 0, 0, 0, 0, 0};

@@ -80,7 +80,7 @@ static int take_key(void *user, const kvt_store_entry *entry)
     return 0;
 }
 
-/* Put a value again with a byte in the middle changed, and back. */
+/* Put a value again with a byte in the middle changed. */
 static void flip(const kvt_store_key *key)
 {
     kvt_store *store = &watched.store;

@@ -269,7 +269,6 @@ static void test_foreign(void **state)
     folder_remove(path);
 }
 
-/* Each byte of the state file is changed, and it is cut: counts are made anew, or it is refused. */
 /* Counts of before the system's last start are not believed: a power cut may have lost values. */
 static void test_another_start(void **state)
 {
@@ -302,6 +301,7 @@ static void test_another_start(void **state)
     end_store(&s);
 }
 
+/* Each byte of the state file is changed, and it is cut: counts are made anew, or it is refused. */
 static void test_damaged(void **state)
 {
     unsigned char file[72], changed[72];

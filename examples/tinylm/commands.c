@@ -107,7 +107,7 @@ static int chat_turns(dialog *d, const options *o, tl_error *err)
         }
     }
     if (status == 0 && n_refused) {
-        tl_fail(err, "%zu turns were refused", n_refused);
+        tl_fail(err, "turns refused: %zu", n_refused);
         return 1;
     }
     return status;

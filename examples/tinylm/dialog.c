@@ -156,7 +156,8 @@ static int shift(dialog *d, size_t room, tl_error *err)
     size_t left = d->context - d->n_tokens, n = behind / 2 / block * block;
     if (room > left && n < room - left)
         n = (room - left + block - 1) / block * block;
-    if (n > most && room > left + most)
+    d->refused = n > most && room > left + most;
+    if (d->refused)
         return tl_fail(err, "%zu tokens do not fit: the context has room for %zu", room,
                        left + most);
     n = n < most ? n : most;

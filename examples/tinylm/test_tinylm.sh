@@ -141,7 +141,7 @@ chat)
     code=0
     "$tinylm" chat --k i8 --v i8 -n 15 --ids --save "$dir/kept" <"$dir/turns" >"$dir/refused" \
         2>"$dir/err" || code=$?
-    [ $code = 1 ] && grep -q "the context has room" "$dir/err" && grep -q "1 turns were" "$dir/err" ||
+    [ $code = 1 ] && grep -q "the context has room" "$dir/err" && grep -q "turns refused: 1" "$dir/err" ||
         fail "a long turn: exit code $code"
     cmp "$dir/refused" "$dir/parts.two" || fail "a refused turn changes the others"
     "$tinylm" chat --load "$dir/kept" --prompt "x" -n 1 >"$dir/out" || fail "what is kept is not saved"

@@ -542,8 +542,8 @@ KVT_API kvt_status kvt_seq_reserve(kvt_seq *seq, uint64_t n_tokens);
  * as any sequence, and either is destroyed before the other.
  *
  * A pending step stays with seq alone; of a block that is not full, which it adds to, the copy gets
- * its own at once. What seq has reserved (kvt_seq_reserve) suffices no more where blocks are
- * shared: reserve again.
+ * its own at once, or a checkpoint's that is there. What seq has reserved (kvt_seq_reserve)
+ * suffices no more where blocks are shared: reserve again.
  *
  * KVT_ERR_ARG    NULL, n_tokens above the length
  * KVT_ERR_STATE  a window has released what n_tokens tokens need: kvt_seq_reachable
@@ -918,7 +918,7 @@ typedef struct kvt_attend_args {
     kvt_tensor out; /* [n][n_q_heads][v_dim], f16 and bf16 saturated; may not overlap q */
     float *lse;     /* [n][n_q_heads] natural log of the softmax's denominator, sink included:
                        where nothing is visible the sink, -inf without one; may be NULL */
-    float scale;    /* finite, 2^-100 or more; 0 stands for 1 / sqrt(k_dim) */
+    float scale;    /* finite, 2^-96 or more; 0 stands for 1 / sqrt(k_dim) */
     float softcap;  /* > 0 and finite; 0: none */
     const float *sink_logits;  /* [n_q_heads] an extra logit without a value (finite); NULL: none */
     const float *alibi_slopes; /* [n_q_heads] 0 to 1e28; NULL: none. The bias

@@ -154,6 +154,8 @@ template <class T> class span
     std::size_t size_ = 0;
 };
 
+template <class T> span(T *, std::size_t) -> span<T>;
+
 /*
  * Bytes to read: of contiguous elements that can be copied as bytes, of a string, or of a pointer's
  * up to the first zero. A literal, or another array of const char, has all of its elements but a

@@ -202,7 +202,8 @@ typedef struct kvt_redis_config {
     uint32_t connect_timeout_ms; /* 0: 500. TLS's handshake included, but not the lookup of a
                                     host's name, which the system bounds: use an address */
     uint32_t timeout_ms;         /* without a byte coming or going; 0: 1000 */
-    uint32_t call_timeout_ms;    /* of one call as a whole; 0: 30000 */
+    uint32_t call_timeout_ms;    /* of one call of the store's functions as a whole, of which a
+                                    kvt_prefix_get makes several; 0: 30000 */
     uint32_t retry_ms;  /* after a node could not be reached calls fail at once so long; 0: 1000 */
     uint32_t pipeline;  /* commands sent before the first one's answer is there; 0: 16 */
     uint32_t reserved;  /* 0 */

@@ -185,7 +185,13 @@ struct prefix_options : kvt_prefix_options {
         checkpoints = yes ? KVT_PREFIX_CHECKPOINT : KVT_PREFIX_BLOCKS;
         return *this;
     }
-    template <class T> prefix_options &with_checkpoints(T *lengths) = delete; /* no bool */
+    template <class P, std::enable_if_t<std::is_pointer_v<P>, int> = 0>
+    prefix_options &with_checkpoints(const P &lengths) = delete; /* which would be a bool */
+    template <std::size_t n>
+    prefix_options &with_checkpoints(const std::uint64_t (&lengths)[n]) noexcept
+    {
+        return with_checkpoints(span<const std::uint64_t>(lengths));
+    }
     /* get, probe: ascending lengths at which there may be one. */
     prefix_options &with_checkpoints(span<const std::uint64_t> lengths) noexcept
     {

@@ -72,10 +72,10 @@ static kvt_status check_item(const kvt_cache *cache, const kvt_attend_args *args
 #define ALIBI_SLOPE_MAX 1e28f
 
 /*
- * A product of q and K below the least f32 is a weight of 0. Scaled by this or more it is so far
- * below all others that it has to be.
+ * A product of q and K below the least f32 is a weight of 0. The least numbers of f32 are 2^104
+ * apart: scaled by this or more it is 2^7 or more below all others, so that it has to be.
  */
-#define SCALE_MIN 0x1p-100f
+#define SCALE_MIN 0x1p-96f
 
 /* In the library's floating-point environment: under denormals-are-zero nothing small is < 0. */
 static kvt_status check_numbers(const kvt_cache *cache, const kvt_attend_args *args,
@@ -84,7 +84,7 @@ static kvt_status check_numbers(const kvt_cache *cache, const kvt_attend_args *a
     if (!isfinite(args->scale) || args->scale < 0.0f)
         return kvt_fail(cache, KVT_ERR_VALUE, "kvt_attend: scale is negative or not finite");
     if (args->scale > 0.0f && args->scale < SCALE_MIN)
-        return kvt_fail(cache, KVT_ERR_VALUE, "kvt_attend: scale %g is below 2^-100",
+        return kvt_fail(cache, KVT_ERR_VALUE, "kvt_attend: scale %g is below 2^-96",
                         (double)args->scale);
     if (!isfinite(args->softcap) || args->softcap < 0.0f)
         return kvt_fail(cache, KVT_ERR_VALUE, "kvt_attend: softcap is negative or not finite");

@@ -363,13 +363,14 @@ kvt_status kvt_snapshot_convert(const char *from, const kvt_load_options *from_o
     status = look_at(&context, from, &looks, info);
     if (status == KVT_OK)
         status = look_at_parents(&context, from, to, &looks, info);
-    if (status == KVT_OK)
-        status = make_cache(info, &load, kvt_parallel_has_pool() ? CONVERT_THREADS : 1, error_text,
-                            error_text_bytes, &cache);
-    if (status == KVT_ERR_MEMORY && kvt_parallel_has_pool()) { /* or no threads */
-        if (error_text && error_text_bytes)
-            error_text[0] = '\0';
-        status = make_cache(info, &load, 1, error_text, error_text_bytes, &cache);
+    if (status == KVT_OK) {
+        const uint32_t most = kvt_parallel_has_pool() ? CONVERT_THREADS : 1;
+        status = make_cache(info, &load, most, error_text, error_text_bytes, &cache);
+        if (status == KVT_ERR_MEMORY && most > 1) { /* or the system has no threads left */
+            if (error_text && error_text_bytes)
+                error_text[0] = '\0';
+            status = make_cache(info, &load, 1, error_text, error_text_bytes, &cache);
+        }
     }
     if (status == KVT_OK) {
         status = convert_with(cache, from, &load, to, &save, info);

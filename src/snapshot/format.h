@@ -636,7 +636,7 @@ kvt_status kvt_snap_chain_block(kvt_snap_chain *chain, const unsigned char *id,
 /* Whether one of them is the file at path, NULL: of a descriptor. 1, 0, or -1: KVT_ERR_IO. */
 int kvt_snap_chain_has_file(const kvt_snap_chain *chain, const char *path, int fd);
 
-/* ---- file.c ---- */
+/* ---- file.c, replace.c ---- */
 
 #define KVT_SNAP_AHEAD_BYTES ((size_t)1 << 19) /* read at once: stays in a cache of its core */
 #ifdef PATH_MAX

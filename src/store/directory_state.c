@@ -235,7 +235,7 @@ static kvt_status open_locked(kvt_dir *dir, kvt_dir_lock *lock, kvt_store_error 
                        ? kvt_dir_fail(dir, error, "flock", number, KVT_DIR_STATE_NAME)
                        : kvt_store_fail(
                              error, KVT_ERR_IO,
-                             "another process has the store locked, and has not done with it: %s",
+                             "another process has the store locked, and has not released it: %s",
                              dir->path);
         }
         if (fstat(lock->fd, &status) != 0) {

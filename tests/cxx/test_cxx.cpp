@@ -697,6 +697,10 @@ static_assert(!takes_zero<kvt::span<const std::uint64_t>>::value &&
                   takes_nullptr<kvt::bytes>::value && takes_nullptr<kvt::buffer>::value,
               "a literal 0 is no pointer");
 
+static_assert(std::is_same_v<decltype(kvt::span(std::declval<const float *>(), std::size_t{3})),
+                             kvt::span<const float>>,
+              "the elements' type is deduced");
+
 /* A temporary view, of what can be written and of what cannot. */
 template <class T> struct view_of {
     T *at;

@@ -117,6 +117,7 @@ class Arrays(Base):
         out = np.zeros((1, 8, 64), np.float32)
         self.seq.attend(0, q, Versioned(out))
         self.assertTrue((out == expected).all())
+        self.assertTrue((self.seq.attend(0, Versioned(q, 1)) == expected).all())  # it is read
         for flags in (1, 2):  # read-only; a copy
             with self.assertRaisesRegex(ValueError, "out: read-only"):
                 self.seq.attend(0, q, Versioned(out, flags))

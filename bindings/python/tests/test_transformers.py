@@ -330,6 +330,8 @@ class Transformers(unittest.TestCase):
                                    fails_in(cache, 1, true_truncate)), \
                     self.assertRaises(kvtile.BusyError):
                 cache.crop(4)
+            with self.assertRaisesRegex(kvtile.StateError, "rows of different lengths"):
+                cache.update(k, k, 0)
             cache.crop(4)
             self.assertEqual([s.length for s in cache.sequences], [4, 4])
 

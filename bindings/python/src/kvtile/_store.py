@@ -252,7 +252,7 @@ class Store(Handle):
 
     @classmethod
     def mapping(cls, mapping: MutableMapping[bytes, Any]) -> "Store":
-        """A mapping of keys (32 bytes) to values (bytes): a dict, a dbm file, a class of yours.
+        """A mapping of keys (32 bytes) to values (bytes): a dict, a MutableMapping of yours.
 
         Its get, __setitem__, __contains__, pop, and for `entries` its iterator, are called by
         whichever thread uses the store. What they raise is raised by the call that needed them;

@@ -80,7 +80,7 @@ def _capsule_of(obj: Any, name: str, writable: bool) -> Tuple[Any, _DLTensor]:
     """A capsule and what it has. The versioned one says whether it may be written."""
     try:
         try:
-            capsule = obj.__dlpack__(max_version=(1, 0)) if writable else obj.__dlpack__()
+            capsule = obj.__dlpack__(max_version=(1, 0))
         except TypeError:  # older than the versions
             capsule = obj.__dlpack__()
     except (BufferError, RuntimeError) as error:  # PyTorch: needs a gradient, is sparse, ...

@@ -119,7 +119,10 @@ class TransformersCache(_Base):  # type: ignore
         self._updated.clear()
 
     def abort(self) -> None:
-        """Drop the step of a forward pass that failed, in rows too that have committed it."""
+        """Drop the step of a forward pass that failed, in rows too that have committed it.
+
+        StateError: a window has moved on in one of these. reset() then.
+        """
         for s in self.sequences:
             s.abort()
         self._updated.clear()
@@ -135,6 +138,9 @@ class TransformersCache(_Base):  # type: ignore
     def _begin(self, n_rows: int, n_tokens: int) -> None:
         if self.sequences and len(self.sequences) != n_rows:
             raise ValueError(f"a batch of {n_rows}, the cache has {len(self.sequences)} rows")
+        if len({s.length for s in self.sequences}) > 1:
+            raise StateError("rows of different lengths, as a call has failed in some: crop(), or "
+                             "reset()")
         is_first = not self.sequences
         try:
             while len(self.sequences) < n_rows:
