@@ -182,11 +182,9 @@ int kvt_scalar_put_v_i5(const float *x, size_t ldx, size_t n, size_t dims, size_
     return good;
 }
 
-/* Token t of an open block as f32. */
-static void load_open_v(const uint16_t *open, const uint16_t *open_scales, size_t t, size_t dims_p,
-                        float *x)
+/* Token t of an open block as f32, times scale. */
+static void load_open_v(const uint16_t *open, float scale, size_t t, size_t dims_p, float *x)
 {
-    const float scale = kvt_f16_to_f32(open_scales[t]);
     for (size_t d = 0; d < dims_p; d++)
         x[d] = kvt_f16_to_f32(open[kvt_vw_index(t, d, dims_p)]) * scale;
 }
@@ -197,7 +195,7 @@ void kvt_scalar_seal_v_i4(const void *open, const uint16_t *open_scales, size_t 
     float x[KVT_DIMS_MAX];
     (void)next;
     for (size_t t = 0; t < KVT_TOKENS; t++) {
-        load_open_v(open, open_scales, t, dims_p, x);
+        load_open_v(open, kvt_f16_to_f32(open_scales[t]), t, dims_p, x);
         (void)put_row_v_i4(x, dims_p, dims_p, codes, scales, t);
     }
 }
@@ -208,8 +206,7 @@ void kvt_scalar_seal_v_i5(const void *open, const uint16_t *open_scales, size_t 
     float x[KVT_DIMS_MAX];
     (void)next;
     for (size_t t = 0; t < KVT_TOKENS; t++) {
-        for (size_t d = 0; d < dims_p; d++)
-            x[d] = kvt_f16_to_f32(((const uint16_t *)open)[kvt_vw_index(t, d, dims_p)]);
+        load_open_v(open, 1.0f, t, dims_p, x);
         (void)put_row_v_i5(x, kvt_f16_to_f32(open_scales[t]), dims_p, dims_p, codes, scales, t);
     }
 }

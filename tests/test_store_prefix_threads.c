@@ -25,7 +25,6 @@ static struct watched {
 static kvt_status watched_get(void *user, const kvt_store_key *keys, size_t n,
                               const kvt_store_receiver *receiver, kvt_store_error *error)
 {
-    const kvt_store *store = user;
     int now = atomic_fetch_add(&watched.running, 1) + 1, most = atomic_load(&watched.most);
     kvt_status status;
 
@@ -33,30 +32,9 @@ static kvt_status watched_get(void *user, const kvt_store_key *keys, size_t n,
     while (now > most && !atomic_compare_exchange_weak(&watched.most, &most, now))
         ;
     (void)nanosleep(&(struct timespec){0, 20000000}, NULL); /* the others begin meanwhile */
-    status = store->get(store->user, keys, n, receiver, error);
+    status = watched.store.get(user, keys, n, receiver, error);
     atomic_fetch_sub(&watched.running, 1);
     return status;
-}
-
-static kvt_status watched_put(void *user, const kvt_store_key *keys, const kvt_store_value *values,
-                              size_t n, size_t *n_put, kvt_store_error *error)
-{
-    const kvt_store *store = user;
-    return store->put(store->user, keys, values, n, n_put, error);
-}
-
-static kvt_status watched_exists(void *user, const kvt_store_key *keys, size_t n, uint8_t *found,
-                                 kvt_store_error *error)
-{
-    const kvt_store *store = user;
-    return store->exists(store->user, keys, n, found, error);
-}
-
-static kvt_status watched_remove(void *user, const kvt_store_key *keys, size_t n,
-                                 kvt_store_error *error)
-{
-    const kvt_store *store = user;
-    return store->remove(store->user, keys, n, error);
 }
 
 enum { ROWS = 40, MANY = ROWS * 64 + 64 };
@@ -111,13 +89,8 @@ static void test_gets(void **state)
     for (int i = 0; i <= MANY; i++)
         prompt[i] = i * 3 + 1; /* as append_step has them */
     store_ok(folder_open(path, 0, &watched.store));
-    memset(&store, 0, sizeof store);
-    store.struct_size = sizeof store;
-    store.user = &watched.store;
+    store = watched.store;
     store.get = watched_get;
-    store.put = watched_put;
-    store.exists = watched_exists;
-    store.remove = watched_remove;
     for (uint32_t turn = 0; turn < 4; turn++) {
         static const uint32_t threads[] = {1, 4, 4, 4};
         static const size_t at_once[] = {8, 8, 2, 1};

@@ -412,10 +412,12 @@ static bool same_options(const kvt_ggml_options *a, const kvt_ggml_options *b)
 static node *node_with(kvt_ggml *g, uint32_t layer, const kvt_ggml_options *options)
 {
     node *n = &g->nodes[layer], *made;
-    while (!same_options(&n->options, options) && n->next)
-        n = n->next;
-    if (same_options(&n->options, options))
-        return n;
+    for (;; n = n->next) {
+        if (same_options(&n->options, options))
+            return n;
+        if (!n->next)
+            break;
+    }
     made = malloc(sizeof *made);
     GGML_ASSERT(made);
     *made = g->nodes[layer];

@@ -4,13 +4,6 @@
  * Reading goes through a buffer, which a caller's stream must not have: nothing behind a
  * snapshot's end is taken from a stream.
  */
-#if defined(__linux__)
-#define _DEFAULT_SOURCE
-#endif
-#ifndef _XOPEN_SOURCE
-#define _XOPEN_SOURCE 700
-#endif
-
 #include "src/snapshot/file.h"
 
 #include <errno.h>
