@@ -59,6 +59,38 @@ static int is_missing(int number)
     return number == ENOENT || number == ENOTDIR || number == ELOOP || number == ENXIO;
 }
 
+/* ---- removal ---- */
+
+static kvt_status remove_under_lock(kvt_dir *dir, kvt_dir_lock *lock, const kvt_store_key *keys,
+                                    size_t n, kvt_store_error *error)
+{
+    kvt_status status = KVT_OK;
+    size_t i;
+
+    for (i = 0; i < n && status == KVT_OK; i++) {
+        char name[KVT_DIR_NAME_BYTES];
+        struct stat file;
+        kvt_dir_name(&keys[i], name);
+        if (fstatat(dir->fd, name, &file, AT_SYMLINK_NOFOLLOW) != 0) {
+            if (!is_missing(errno))
+                status = kvt_dir_fail(dir, error, "fstatat", errno, name);
+            continue;
+        }
+        if (!S_ISREG(file.st_mode))
+            continue;
+        status = kvt_dir_lock_change(dir, lock, error);
+        if (status == KVT_OK && unlinkat(dir->fd, name, 0) != 0)
+            status = kvt_dir_fail(dir, error, "unlink", errno, name);
+        if (status == KVT_OK) {
+            uint64_t bytes = (uint64_t)file.st_size;
+            lock->bytes -= bytes < lock->bytes ? bytes : lock->bytes;
+            lock->n_values -= lock->n_values > 0;
+            kvt_dir_progress(dir, lock);
+        }
+    }
+    return status;
+}
+
 /* ---- get ---- */
 
 typedef struct getting {
@@ -326,36 +358,6 @@ static kvt_status exists(void *user, const kvt_store_key *keys, size_t n, uint8_
     }
     kvt_dir_ask(dir, keys, n, found, now);
     return KVT_OK;
-}
-
-static kvt_status remove_under_lock(kvt_dir *dir, kvt_dir_lock *lock, const kvt_store_key *keys,
-                                    size_t n, kvt_store_error *error)
-{
-    kvt_status status = KVT_OK;
-    size_t i;
-
-    for (i = 0; i < n && status == KVT_OK; i++) {
-        char name[KVT_DIR_NAME_BYTES];
-        struct stat file;
-        kvt_dir_name(&keys[i], name);
-        if (fstatat(dir->fd, name, &file, AT_SYMLINK_NOFOLLOW) != 0) {
-            if (!is_missing(errno))
-                status = kvt_dir_fail(dir, error, "fstatat", errno, name);
-            continue;
-        }
-        if (!S_ISREG(file.st_mode))
-            continue;
-        status = kvt_dir_lock_change(dir, lock, error);
-        if (status == KVT_OK && unlinkat(dir->fd, name, 0) != 0)
-            status = kvt_dir_fail(dir, error, "unlink", errno, name);
-        if (status == KVT_OK) {
-            uint64_t bytes = (uint64_t)file.st_size;
-            lock->bytes -= bytes < lock->bytes ? bytes : lock->bytes;
-            lock->n_values -= lock->n_values > 0;
-            kvt_dir_progress(dir, lock);
-        }
-    }
-    return status;
 }
 
 static kvt_status remove_values(void *user, const kvt_store_key *keys, size_t n,
