@@ -224,8 +224,10 @@ static void check(const fault *f, result *r, const char *said)
 {
     kvt_status status = r->status;
     folder_state folder = folder_look(path);
-    uint64_t there = 0;
+    uint64_t there = 0, lost = 0; /* values that could not be read: they are removed */
     int64_t five, two;
+    int damages = f->kind == GET && f->c.kind == CALL_READ && f->plan.fate == FATE_FAIL &&
+                  f->plan.error == EIO;
     int leaves = f->plan.times > 1 || f->kind == PUT_UNSURE || f->kind == COLLECT ||
                  f->kind == OPEN || f->kind == OPEN_LESS;
 
@@ -247,6 +249,13 @@ static void check(const fault *f, result *r, const char *said)
         there |= (uint64_t)has_value(&s, i) << i;
     five = get_version(&s, 5);
     two = get_version(&s, 2);
+    for (size_t i = 0; damages && status == KVT_OK && i < 4; i++)
+        if (!r->c.values[i].n_begun || r->c.values[i].have != r->c.values[i].total)
+            lost |= (uint64_t)2 << i;
+    if (damages && status == KVT_OK && !lost)
+        wrong(f, "a value was got that cannot be read", status);
+    if (damages && status != KVT_OK && !f->plan.times)
+        wrong(f, "one bad sector fails the others", status);
     if (is_put(f->kind) && f->kind != PUT_OVER) {
         if (status == KVT_OK ? five != 2 : five != -1 && !(f->kind == PUT_SYNC && five == 2))
             wrong(f, "the value put", status);
@@ -263,7 +272,7 @@ static void check(const fault *f, result *r, const char *said)
     } else if (f->kind == OPEN_LESS) {
         if ((there & 0x18) != 0x18)
             wrong(f, "what is evicted", status);
-    } else if (f->kind != OPEN_NEW && there != 0x1e) {
+    } else if (f->kind != OPEN_NEW && there != (0x1e & ~lost)) {
         wrong(f, "values are gone", status);
     }
     if (status == KVT_OK && (f->kind == LIST || f->kind == EXISTS) && r->seen != 0x1e)
@@ -275,7 +284,7 @@ static void check(const fault *f, result *r, const char *said)
         kvt_store_key key = key_of(i + 1);
         int whole = v->n_begun && v->have == v->total;
         if (v->is_wrong || (whole && !value_is_sound(&key, v->data, (size_t)v->total, NULL)) ||
-            (!whole && status == KVT_OK && f->plan.fate != FATE_END))
+            (!whole && status == KVT_OK && f->plan.fate != FATE_END && !damages))
             wrong(f, "what was got", status);
     }
     folder_agrees(path, &s);

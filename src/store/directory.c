@@ -91,6 +91,30 @@ static kvt_status remove_under_lock(kvt_dir *dir, kvt_dir_lock *lock, const kvt_
     return status;
 }
 
+/* What a bad sector reads as, or a checksum of the file system's that does not match. */
+static int is_damage(int number)
+{
+    int damage = number == EIO || number == EBADMSG;
+#ifdef EUCLEAN
+    damage = damage || number == EUCLEAN;
+#endif
+    return damage;
+}
+
+/* 1: it is there no more. Where it cannot be removed either, it is the disk that has failed. */
+static int drop_damaged(kvt_dir *dir, const kvt_store_key *key)
+{
+    kvt_store_error unused;
+    kvt_dir_lock lock;
+    kvt_status status = kvt_dir_lock_take(dir, &lock, &unused);
+
+    if (status != KVT_OK)
+        return 0;
+    status = remove_under_lock(dir, &lock, key, 1, &unused);
+    kvt_dir_lock_drop(dir, &lock);
+    return status == KVT_OK;
+}
+
 /* ---- get ---- */
 
 typedef struct getting {
@@ -142,8 +166,8 @@ static void *place_for(getting *g, size_t i, uint64_t total, uint64_t offset, si
     return g->buffer;
 }
 
-/* A file to the receiver. *whole: all of it. */
-static kvt_status read_value(getting *g, size_t i, int fd, uint64_t total, int *whole,
+/* A file to the receiver. *whole: all of it; *damaged: the disk cannot read it. */
+static kvt_status read_value(getting *g, size_t i, int fd, uint64_t total, int *whole, int *damaged,
                              const char *name)
 {
     uint64_t offset = 0;
@@ -158,8 +182,11 @@ static kvt_status read_value(getting *g, size_t i, int fd, uint64_t total, int *
         if (!to)
             return kvt_store_fail(g->error, KVT_ERR_MEMORY, "no memory to read a value: %s in %s",
                                   name, g->dir->path);
-        if (n < 0)
-            return kvt_dir_fail(g->dir, g->error, "read", errno, name);
+        if (n < 0) {
+            int number = errno;
+            *damaged = is_damage(number);
+            return kvt_dir_fail(g->dir, g->error, "read", number, name);
+        }
         if ((size_t)n < bytes) /* it has been cut short */
             return KVT_OK;
         g->answer = g->receiver->part(g->receiver->user, i, total, offset, to, bytes);
@@ -181,7 +208,7 @@ static kvt_status get_one(getting *g, const kvt_store_key *key, size_t i, struct
     char name[KVT_DIR_NAME_BYTES];
     kvt_status status = KVT_OK;
     struct stat file;
-    int fd, number, whole = 0, is_file = 1;
+    int fd, number, whole = 0, damaged = 0, is_file = 1;
 
     g->answer = KVT_STORE_MORE;
     kvt_dir_name(key, name);
@@ -196,10 +223,12 @@ static kvt_status get_one(getting *g, const kvt_store_key *key, size_t i, struct
     else
         is_file = S_ISREG(file.st_mode);
     if (status == KVT_OK && is_file)
-        status = read_value(g, i, fd, (uint64_t)file.st_size, &whole, name);
+        status = read_value(g, i, fd, (uint64_t)file.st_size, &whole, &damaged, name);
     if (whole)
         touch_used(fd, &file, kvt_dir_use_of(g->dir, key, now, i, 0).time, now);
     (void)close(fd);
+    if (damaged && drop_damaged(g->dir, key))
+        status = KVT_OK; /* not found: a put finds no file there, and mends it */
     if (whole)
         add(&g->dir->n_got, 1);
     else if (g->answer == KVT_STORE_MORE) /* else the receiver has left it */
