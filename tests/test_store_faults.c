@@ -803,6 +803,107 @@ static void test_clock(void **state)
     folder_remove(path);
 }
 
+/* ---- what was asked for lately ---- */
+
+/* Ask for value 4, which is there, and for n - 1 others; the time that it gets. */
+static struct timespec ask(size_t n, uint8_t first)
+{
+    kvt_store_key *keys = calloc(n, sizeof *keys), four = key_of(4);
+    uint8_t *found = malloc(n);
+    struct timespec time;
+
+    assert_true(keys && found && n > 1);
+    keys[0] = four;
+    for (size_t i = 1; i < n; i++) {
+        keys[i].bytes[0] = first;
+        for (size_t digit = 0; digit < 3; digit++) /* the last one is of the note's name, too */
+            keys[i].bytes[1 + digit] = (uint8_t)(i >> 8 * digit);
+    }
+    store_ok(s.exists(s.user, keys, n, found, &store_error));
+    assert_true(found[0] && !found[1]);
+    time = time_of_use(&four);
+    free(keys);
+    free(found);
+    return time;
+}
+
+/* Put what was number i of such a question: 1 where it gets the time of it. */
+static int has_time_of(struct timespec asked, size_t i, uint8_t first)
+{
+    kvt_store_part part = {"value", 5};
+    const kvt_store_value value = {&part, 1, 5};
+    struct timespec used;
+    kvt_store_key key;
+    size_t n_put;
+    int64_t before;
+
+    memset(&key, 0, sizeof key);
+    key.bytes[0] = first;
+    for (size_t digit = 0; digit < 3; digit++)
+        key.bytes[1 + digit] = (uint8_t)(i >> 8 * digit);
+    store_ok(s.put(s.user, &key, &value, 1, &n_put, &store_error));
+    used = time_of_use(&key);
+    store_ok(s.remove(s.user, &key, 1, &store_error));
+    before = ((int64_t)asked.tv_sec - used.tv_sec) * 1000000000 + asked.tv_nsec - used.tv_nsec;
+    if (before == (int64_t)i * 1000)
+        return 1;
+    assert_true(before < -1000); /* of its own, later */
+    return 0;
+}
+
+/* For a minute for gets, an hour for puts; of the last 256 questions of several keys, and of so
+   many keys as store.h says. */
+static void test_asked(void **state)
+{
+    enum { QUESTIONS = 256, KEYS = 262144 };
+    kvt_store_key four = key_of(4);
+    struct timespec asked, used;
+    uint8_t found;
+    (void)state;
+
+    begin(OPEN_NEW);
+    store_ok(open_other(0, 0, &s));
+    store_ok(put_value(&s, 4, 1, 100));
+    asked = ask(3, 200);
+    set_forward = 58;
+    assert_int_equal(get_version(&s, 4), 1);
+    used = time_of_use(&four);
+    assert_memory_equal(&used, &asked, sizeof used);
+    set_forward = 60;
+    assert_int_equal(get_version(&s, 4), 1);
+    used = time_of_use(&four);
+    assert_true(used.tv_sec >= asked.tv_sec + 60);
+    set_forward = 3598;
+    assert_true(has_time_of(asked, 2, 200));
+    set_forward = 3600;
+    assert_true(!has_time_of(asked, 2, 200));
+    set_forward = 0;
+
+    asked = ask(3, 200);
+    for (size_t i = 0; i < QUESTIONS - 1; i++) {
+        store_ok(s.exists(s.user, &four, 1, &found, &store_error)); /* no question of several */
+        (void)ask(2, 201);
+    }
+    assert_true(has_time_of(asked, 1, 200));
+    (void)ask(2, 201);
+    assert_true(!has_time_of(asked, 1, 200));
+
+    asked = ask(3, 200); /* with those before it that are still there */
+    for (size_t i = 0; i < QUESTIONS - 2; i++)
+        (void)ask(2, 201);
+    (void)ask(KEYS - 3 - 2 * (QUESTIONS - 2), 202);
+    assert_true(has_time_of(asked, 2, 200));
+    (void)ask(2, 201); /* in place of the oldest one, which is this */
+    assert_true(!has_time_of(asked, 2, 200));
+    asked = ask(3, 200);
+    (void)ask(KEYS - 2, 202);
+    assert_true(!has_time_of(asked, 2, 200));
+    asked = ask(KEYS + 1, 203); /* the newest one stays, however long */
+    assert_true(has_time_of(asked, KEYS, 203));
+    close_store();
+    folder_remove(path);
+}
+
 static int setup(void **state)
 {
     (void)state;
@@ -822,6 +923,7 @@ int main(void)
         cmocka_unit_test(test_syncs_the_bound),
         cmocka_unit_test(test_syncs_again),
         cmocka_unit_test(test_clock),
+        cmocka_unit_test(test_asked),
         cmocka_unit_test(test_count_unlocked),
     };
     return cmocka_run_group_tests(tests, setup, NULL);
