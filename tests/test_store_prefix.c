@@ -320,7 +320,39 @@ static void test_put_half_way(void **state)
     }
 }
 
-/* More values than are put at once, and more bytes. */
+/* Of one put 64 MiB at most. */
+static void test_large_batches(void **state)
+{
+    enum { ROWS = 32 }; /* of 2 MiB and a head each: the last one is too much */
+    kvt_group_config group = group_of(4, 1, 1, 1024, 1024, KVT_TYPE_F32, KVT_TYPE_F32);
+    rng r = {17};
+    tokens t = tokens_make(&r, 64, &group);
+    memory_store m;
+    kvt_store store = memory_store_open(&m);
+    kvt_cache *cache = cache_of(&group, (uint64_t)(ROWS + 1) * 64, 1, NULL);
+    kvt_prefix_result put;
+    kvt_seq *seq;
+    (void)state;
+
+    expect_ok(cache, kvt_seq_create(cache, &seq));
+    for (uint64_t rows = 1; rows <= ROWS; rows++) {
+        append_step(cache, seq, &group, &t, 0, 64);
+        if (rows < ROWS - 1)
+            continue;
+        memory_store_free(&m);
+        store = memory_store_open(&m);
+        expect_ok(cache, kvt_prefix_put(&store, seq, NULL, &put));
+        assert_int_equal(put.n_values, rows);
+        assert_true(rows == ROWS ? put.n_bytes > (64u << 20) : put.n_bytes <= (64u << 20));
+        assert_int_equal(m.n_puts, rows == ROWS ? 2 : 1);
+    }
+    kvt_seq_destroy(seq);
+    kvt_cache_destroy(cache);
+    memory_store_free(&m);
+    tokens_free(&t);
+}
+
+/* More values than are put at once. */
 static void test_batches(void **state)
 {
     kvt_prefix_result put, got;
@@ -550,6 +582,7 @@ int main(void)
         cmocka_unit_test(test_n_tokens),
         cmocka_unit_test(test_put_half_way),
         cmocka_unit_test(test_batches),
+        cmocka_unit_test(test_large_batches),
         cmocka_unit_test(test_mapped),
         cmocka_unit_test(test_windows),
         cmocka_unit_test(test_windows_and_positions_that_go_back),
