@@ -97,10 +97,12 @@ class Reader:
 
     def skip(self):
         """A section of an unknown type."""
-        _, flags, size, _, _ = struct.unpack("<IIQQQ", self.take(32))
+        start = self.at
+        kind, flags, size, value, _ = struct.unpack("<IIQQQ", self.take(32))
         need(flags == 0 and size >= 8, "section of unknown type")
         payload = self.take(size)
         need(struct.unpack("<Q", payload[-8:])[0] == xxh64(payload[:-8]), "section checksum")
+        self.note(kind, value, start, xxh128(payload[:-8]))
         return self.at
 
     def section(self, want, want_value):
@@ -115,11 +117,12 @@ class Reader:
                 payload = self.take(size)
                 self.sections.append((kind, flags, value, payload))
                 return start, payload
-            need(want not in (5, 13, 14), "section of unknown type")
+            need(want not in (5, 7, 13, 14), "section of unknown type")
             self.at = start
             self.skip()
 
     def note(self, kind, value, start, digest):
+        """An entry of the index. (Sections of unknown types that are read have no flags.)"""
         self.index.append(struct.pack("<IIQQQ", kind, 0, value, start, self.at - start) + digest)
 
     def summed(self, payload, what):

@@ -191,6 +191,13 @@ class Contradiction:
         if text is None or not text.startswith(why):
             sys.exit("%s: %r, not %r" % (self.name, text, why))
 
+    def accept(self, edit):
+        sections = [list(section) for section in self.base]
+        edit(sections)
+        text = refused(self.read, rewrite.join(self.reader.head, sections))
+        if text is not None:
+            sys.exit("%s: %r" % (self.name, text))
+
     def put(self, why, kind, at, new, nth=0):
         """Other bytes at a place of the n-th section's body."""
         def edit(sections):
@@ -250,8 +257,11 @@ def contradict_blocks(c, native):
         c.section("section of unknown type", kind,
                   lambda sections, i: sections.insert(i, [77, 0, 0, b"other"]))
     for other in (0, 15):
-        c.section("section of unknown type", 4,
-                  lambda sections, i: sections.insert(i, [other, 1, 0, b"other"]))
+        for flags in (1, 2):
+            c.section("section of unknown type", 4,
+                      lambda sections, i: sections.insert(i, [other, flags, 0, b"other"]))
+        c.accept(lambda sections: sections.insert(
+            [s[0] for s in sections].index(4), [other, 0, 9, b"other"]))
     if not native:
         return
     c.section("digest", 13, lambda sections, i: sections[i].__setitem__(

@@ -73,7 +73,7 @@ def join(header, sections, change=None):
     without its checksum ("end") and with it ("footer"), a native section's value ("value") and the
     zeros before its images ("padding")."""
     change = change or (lambda name, data: data)
-    parts, index, size = [head_of(header)], [], len(header)
+    parts, index, size, unknown = [head_of(header)], [], len(header), {}
     for kind, flags, value, body in sections:
         start = size
         if kind in STREAMS:
@@ -92,9 +92,11 @@ def join(header, sections, change=None):
             n = struct.unpack_from("<I", body, 16)[0]
             digest = xxh128(native(body, n))
             index.append([kind, value, start, size - start, digest])
-        elif kind in (3, 4, 8, 9, 11, 12):
+        elif kind != 5 and kind != 13:
             index.append([kind, value, start, size - start, xxh128(body[:-8])])
-    entries = b"".join(struct.pack("<IIQQQ16s", kind, 0, *rest) for kind, *rest in index)
+            unknown[len(index)] = flags if kind < 1 or kind > 14 else 0
+    entries = b"".join(struct.pack("<IIQQQ16s", entry[0], unknown.get(i, 0), *entry[1:])
+                       for i, entry in enumerate(index, 1))
     entries = change("index", entries)
     named = b"".join(entries[at:at + 4] + entries[at + 8:at + 16] + entries[at + 32:at + 48]
                      for at in range(0, len(entries), 48))

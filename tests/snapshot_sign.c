@@ -321,7 +321,7 @@ static size_t sign_set(unsigned char *set)
 
 static int is_indexed(uint32_t type)
 {
-    return (type >= 1 && type <= 4) || (type >= 8 && type <= 12);
+    return (type >= 1 && type <= 4) || (type >= 8 && type <= 12) || type == 0 || type > 14;
 }
 
 static int is_stream_set(uint32_t type)
@@ -477,6 +477,8 @@ void reindex(bytes *f)
         if (is_indexed(type)) {
             unsigned char entry[ENTRY] = {0};
             put32(entry, type);
+            if (type == 0 || type > 14)
+                memcpy(entry + 4, f->data + at + 4, 4);
             memcpy(entry + 8, f->data + at + 16, 8);
             put64(entry + 16, at);
             put64(entry + 24, size);

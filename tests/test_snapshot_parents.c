@@ -486,39 +486,85 @@ static void same_ids(void **state)
     chain_close(&c);
 }
 
-/* Sections of later versions, between a parent's index and its end, are skipped and checked. */
+static size_t head_at(const bytes *f, uint32_t type, unsigned i)
+{
+    size_t size;
+    return section_payload(f->data, f->n, type, i, &size) - HEAD;
+}
+
+/*
+ * Sections of later versions in a parent, of which the index alone is read: optional ones are
+ * passed over wherever they stand, required ones refused; none is behind the index.
+ */
 static void unknown_sections(void **state)
 {
-    unsigned char section[HEAD + 48] = {0};
+    static const unsigned char body[88] = "some bytes: what is behind them stays aligned";
+    static const uint32_t before[] = {1, 2, 3, 4, 6, 0}; /* 0: the end, behind the index */
     chain c;
     (void)state;
     chain_open(&c, I8, NULL);
-    put32(section, 77);
-    put64(section + 8, 48);
-    memset(section + HEAD, 'x', 40);
-    for (unsigned n = 1; n < 4; n++) {
-        bytes base = copy_of(&c.base), middle = copy_of(&c.middle), delta = copy_of(&c.delta);
-        size_t at = base.n - TAIL;
-        for (unsigned i = 0; i < n; i++)
-            replace_bytes(&base, at, 0, section, sizeof section);
-        put64(base.data + base.n - 40, base.n);
-        put32(base.data + at + 4, n == 3); /* required */
-        resign(base.data, base.n);
-        adopt(&middle, &base);
-        adopt(&delta, &middle);
-        write_all(&base, &middle, &delta);
-        if (n == 3) {
-            refuse(&c, KVT_ERR_FORMAT, "section of type 77", "required");
-        } else {
-            accept_written(&c);
-            base.data[at + HEAD + 7] ^= 1;
-            spill(in_folder("base"), base.data, base.n);
-            refuse(&c, KVT_ERR_CORRUPT, "in the parent base, section of type 77", "damaged");
+    for (size_t i = 0; i < 6; i++)
+        for (uint32_t flags = 0; flags < 3; flags++) {
+            bytes base = copy_of(&c.base), middle = copy_of(&c.middle), delta = copy_of(&c.delta);
+            if (before[i]) {
+                add_section(&base, head_at(&base, before[i], 0), 77, flags, 9, body, sizeof body);
+            } else {
+                unsigned char section[HEAD + 48] = {0};
+                put32(section, 77);
+                put32(section + 4, flags);
+                put64(section + 8, 48);
+                replace_bytes(&base, base.n - TAIL, 0, section, sizeof section);
+                put64(base.data + base.n - 40, base.n);
+                resign(base.data, base.n);
+            }
+            adopt(&middle, &base);
+            adopt(&delta, &middle);
+            write_all(&base, &middle, &delta);
+            if (flags == 1)
+                refuse(&c, KVT_ERR_FORMAT, "section of type 77", "required");
+            else if (flags == 0 && before[i])
+                accept_written(&c);
+            else
+                refuse(&c, KVT_ERR_CORRUPT,
+                       before[i] ? "in the parent base, section index 0: entry "
+                                 : "section of unknown type 77",
+                       "flags, or behind the index");
+            bytes_free(&base);
+            bytes_free(&middle);
+            bytes_free(&delta);
         }
-        bytes_free(&base);
-        bytes_free(&middle);
-        bytes_free(&delta);
-    }
+    chain_close(&c);
+}
+
+/* What the end and the index lead to begins there, not behind an optional section. */
+static void places_of_sections(void **state)
+{
+    static const uint32_t types[] = {6, 4, 1};
+    static const unsigned char body[88] = "some bytes: what is behind them stays aligned";
+    chain c;
+    (void)state;
+    chain_open(&c, I8, NULL);
+    for (size_t i = 0; i < 3; i++)
+        for (int moved = 0; moved < 2; moved++) {
+            bytes base = copy_of(&c.base), middle = copy_of(&c.middle), delta = copy_of(&c.delta);
+            const size_t at = head_at(&base, types[i], 0);
+            add_section(&base, at, 77, 0, 9, body, sizeof body);
+            if (moved && types[i] == 6)
+                put64(base.data + base.n - 48, at);
+            else if (moved)
+                put64(note(&base, types[i], 0) + 16, at);
+            resign_sums(base.data, base.n);
+            adopt(&middle, &base);
+            adopt(&delta, &middle);
+            write_all(&base, &middle, &delta);
+            if (moved)
+                refuse(&c, KVT_ERR_CORRUPT, "section of unknown type 77", "another place");
+            else
+                accept_written(&c);
+            bytes_free(&base);
+            bytes_free(&middle);
+            bytes_free(&delta);
+        }
     chain_close(&c);
 }
 
@@ -1041,6 +1087,7 @@ int main(void)
         cmocka_unit_test(indexes),
         cmocka_unit_test(same_ids),
         cmocka_unit_test(unknown_sections),
+        cmocka_unit_test(places_of_sections),
         cmocka_unit_test(fits),
         cmocka_unit_test(other_models),
         cmocka_unit_test(paths),

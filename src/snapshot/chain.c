@@ -234,22 +234,47 @@ static int has_parent_noted(const kvt_snap_parser *p, const unsigned char *noted
 }
 
 /*
- * The end and the index, which is in p.index then, and the snapshot's id. p.index: of the parent
- * section, if there is one.
+ * Sections of later versions have their flags in the index: what may not be passed over is not,
+ * wherever it stands.
  */
-static kvt_status read_index(level *l)
+static kvt_status check_entries(kvt_snap_parser *p)
+{
+    size_t at;
+
+    for (at = 0; at < p->index_bytes; at += KVT_SNAP_NOTE_BYTES) {
+        const unsigned char *entry = p->index.data + at;
+        uint32_t type = kvt_get32(entry), flags = kvt_get32(entry + 4);
+        int known = type >= KVT_SNAP_TOKEN_IDS && type <= KVT_SNAP_LAST_TYPE;
+        if (!known && flags == KVT_SNAP_REQUIRED)
+            return kvt_snap_fail(p->context, KVT_ERR_FORMAT,
+                                 "%ssnapshot with a section of type %u at offset %llu, which this "
+                                 "build does not know",
+                                 p->name, (unsigned)type,
+                                 (unsigned long long)kvt_get64(entry + 16));
+        if (flags || type == KVT_SNAP_LAYER || type == KVT_SNAP_IMAGES ||
+            type == KVT_SNAP_DIGESTS || type == KVT_SNAP_INDEX || type == KVT_SNAP_END)
+            return kvt_snap_corrupt(p, "entry %zu", at / KVT_SNAP_NOTE_BYTES);
+    }
+    return KVT_OK;
+}
+
+/*
+ * The end and the index, which is in p.index then, and the snapshot's id. p.index: if there is a
+ * parent section, its entry is the last one.
+ */
+static kvt_status read_index(level *l, int is_delta)
 {
     const uint64_t tail = KVT_SNAP_SECTION_BYTES + KVT_SNAP_END_BYTES;
     unsigned char end[KVT_SNAP_END_BYTES], sum[KVT_SNAP_SUM_BYTES], noted[KVT_SNAP_NOTE_BYTES];
     kvt_snap_parser *p = &l->p;
-    int is_delta = p->index_bytes != 0;
     uint64_t offset, bytes;
     kvt_snap_section s;
     kvt_status status;
 
     assert(l->bytes > tail); /* there is a header, which is longer */
     if (is_delta)
-        memcpy(noted, p->index.data, sizeof noted);
+        memcpy(noted, p->index.data + p->index_bytes - sizeof noted, sizeof noted);
+    p->by_index = 1;
     seek(l, l->bytes - tail);
     status = kvt_snap_expect(p, KVT_SNAP_END, 0, &s);
     if (status == KVT_OK)
@@ -278,7 +303,9 @@ static kvt_status read_index(level *l)
         return kvt_snap_corrupt(p, "checksum of its payload");
     if (!has_parent_noted(p, is_delta ? noted : NULL))
         return kvt_snap_corrupt(p, "it does not have the parent section");
-    status = kvt_snap_expect(p, KVT_SNAP_END, 0, &s); /* what is not known may stand before it */
+    status = check_entries(p);
+    if (status == KVT_OK)
+        status = kvt_snap_expect(p, KVT_SNAP_END, 0, &s);
     if (status != KVT_OK)
         return status;
     if (s.offset != l->bytes - tail)
@@ -351,7 +378,7 @@ static kvt_status open_level(const kvt_snap_context *context, const kvt_snap_inp
     if (status == KVT_OK)
         status = check_header(l, child);
     if (status == KVT_OK)
-        status = read_index(l);
+        status = read_index(l, is_delta);
     return explain(l, status);
 }
 

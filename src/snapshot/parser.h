@@ -48,6 +48,7 @@ typedef struct kvt_snap_parser {
     kvt_snap_buffer name_list; /* of them: reader.c */
     kvt_snap_section next;     /* its head has been read */
     int has_next;
+    int by_index;       /* what is wanted has to begin where it is looked for */
     kvt_snap_runs runs; /* of the sequence's own blocks, which are n_own entries of the table */
     uint64_t n_own;
     uint64_t n_here;   /* entries of the table, or of the child's, whose blocks are in this file */
@@ -80,7 +81,8 @@ kvt_status kvt_snap_take_growing(kvt_snap_parser *p, kvt_snap_buffer *buffer, si
 
 /*
  * The head of the section that comes next, of a type that is known; it is taken by kvt_snap_expect.
- * Unknown optional ones before it are skipped. wanted: for the texts, a type and its value.
+ * Unknown optional ones before it are skipped and noted. wanted: a type, and for the texts its
+ * value.
  */
 kvt_status kvt_snap_peek(kvt_snap_parser *p, uint32_t wanted, uint64_t value);
 /* The section that has to come next, and its value. */

@@ -106,10 +106,11 @@ static const char *section_name(uint32_t type)
     return names[type]; /* it is one that is known: kvt_snap_peek */
 }
 
-/* An optional section of a later version: its last eight bytes are the XXH64 of the others. */
+/* An optional section of a later version: its last eight bytes are the XXH64 of the others. The
+   index has it, too. */
 static kvt_status skip(kvt_snap_parser *p, const kvt_snap_section *s)
 {
-    unsigned char piece[4096];
+    unsigned char piece[4096], digest[KVT_SNAP_ID_BYTES];
     uint64_t left = s->bytes - KVT_SNAP_SUM_BYTES;
     kvt_snap_summer summer;
     kvt_status status;
@@ -126,7 +127,8 @@ static kvt_status skip(kvt_snap_parser *p, const kvt_snap_section *s)
     status = kvt_snap_take(p, piece, KVT_SNAP_SUM_BYTES);
     if (status == KVT_OK && !kvt_snap_same_sum(kvt_get64(piece), kvt_snap_summer_sum(&summer)))
         status = kvt_snap_corrupt(p, "checksum of its payload");
-    return status;
+    kvt_snap_summer_digest(&summer, digest);
+    return status == KVT_OK ? kvt_snap_note(p, s, digest) : status;
 }
 
 static kvt_status read_head(kvt_snap_parser *p, kvt_snap_section *s)
@@ -170,8 +172,8 @@ kvt_status kvt_snap_peek(kvt_snap_parser *p, uint32_t wanted, uint64_t value)
                                  "snapshot with a section of type %u at offset %llu, which this "
                                  "build does not know",
                                  (unsigned)s->type, (unsigned long long)s->offset);
-        if (s->flags || s->bytes < KVT_SNAP_SUM_BYTES || wanted == KVT_SNAP_LAYER ||
-            wanted == KVT_SNAP_IMAGES || wanted == KVT_SNAP_DIGESTS)
+        if (p->by_index || s->flags || s->bytes < KVT_SNAP_SUM_BYTES || wanted == KVT_SNAP_LAYER ||
+            wanted == KVT_SNAP_IMAGES || wanted == KVT_SNAP_DIGESTS || wanted == KVT_SNAP_END)
             return kvt_snap_corrupt(p, "section of unknown type %u", (unsigned)s->type);
         (void)snprintf(p->place, sizeof p->place, "section of type %u", (unsigned)s->type);
         status = skip(p, s);

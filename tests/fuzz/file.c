@@ -387,7 +387,7 @@ static void follow_table(writing *w, section *s)
 
 static int is_indexed(uint32_t type)
 {
-    return (type >= 1 && type <= 4) || (type >= 8 && type <= 12);
+    return (type >= 1 && type <= 4) || (type >= 8 && type <= 12) || type == 0 || type > 14;
 }
 
 static void note(writing *w, const section *s, size_t at)
@@ -410,6 +410,8 @@ static void note(writing *w, const section *s, size_t at)
     entry = w->index + w->n_index;
     memset(entry, 0, 48);
     store32(entry, s->type);
+    if (s->type == 0 || s->type > 14)
+        store32(entry + 4, s->flags);
     store64(entry + 8, s->value);
     store64(entry + 16, at);
     store64(entry + 24, 32 + s->n);
