@@ -102,6 +102,7 @@ def read_streams(payload, sizes, shapes):
             frames = data
             while frames:
                 need(frames[:4] == b"\x28\xb5\x2f\xfd", "a frame that is none, or skippable")
+                need(len(frames) > 5 and (frames[4] & 32 or frames[5] >> 3 <= 20), "a frame's window")
                 frames = frames[min(ZSTD.ZSTD_findFrameCompressedSize(frames, len(frames)), len(frames)):]
             room = ctypes.create_string_buffer(native)
             need(ZSTD.ZSTD_decompress(room, native, data, stored) == native, "zstd")

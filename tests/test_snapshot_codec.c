@@ -676,6 +676,30 @@ static void test_skippable(void **state)
     }
 }
 
+/* Windows that zstd takes where pointers have 32 bits, and no larger ones. */
+static void test_frame_windows(void **state)
+{
+    enum { N = 4096 };
+    unsigned char frame[] = {0x28, 0xb5, 0x2f, 0xfd, 0, 0, 3, N * 8 >> 8 & 255, N * 8 >> 16, 0};
+    unsigned char out[N], native[N] = {0};
+    kvt_snap_shape s;
+    (void)state;
+
+    memset(&s, 0, sizeof s);
+    s.kind = KVT_SNAP_KIND_TOKEN_IDS;
+    s.element = 4;
+    s.bits = 32;
+    s.bytes = N;
+    for (unsigned window = 16; window < 256; window++) { /* less than N is another matter */
+        frame[5] = (unsigned char)window;
+        memset(out, 1, N);
+        assert_int_equal(decode(&s, KVT_SNAP_NATIVE, KVT_SNAP_ZSTD, frame, sizeof frame, out),
+                         window >> 3 <= 20 ? KVT_OK : KVT_ERR_CORRUPT);
+        if (window >> 3 <= 20)
+            assert_memory_equal(out, native, N);
+    }
+}
+
 /* zstd where it saves 2% or more, else raw: random bytes with ever more zeros among them. */
 static void test_saving(void **state)
 {
@@ -720,6 +744,7 @@ int main(void)
         cmocka_unit_test(test_blocks),
         cmocka_unit_test(test_choice),
         cmocka_unit_test(test_skippable),
+        cmocka_unit_test(test_frame_windows),
         cmocka_unit_test(test_saving),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

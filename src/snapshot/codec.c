@@ -508,9 +508,13 @@ kvt_status kvt_snap_encode(kvt_snap_codec *codec, const kvt_snap_shape *shape,
     return KVT_OK;
 }
 
+#define SINGLE_SEGMENT 0x20u /* of the byte behind a frame's magic: no window follows */
+#define WINDOW_EXPONENT 20u  /* at most, of zstd where pointers have 32 bits; elsewhere 21 */
+
 /*
- * Whether all are frames of RFC 8878 with contents. zstd takes others besides: skippable ones, and
- * those of its first versions, where it was built so.
+ * Whether all are frames of RFC 8878 with contents, which every build of zstd takes. One takes
+ * others besides: skippable ones, those of its first versions, where it was built so, and larger
+ * windows.
  */
 static int are_frames(const unsigned char *stored, size_t bytes)
 {
@@ -520,6 +524,9 @@ static int are_frames(const unsigned char *stored, size_t bytes)
             return 0;
         n = ZSTD_findFrameCompressedSize(stored, bytes);
         if (ZSTD_isError(n))
+            return 0;
+        /* It has a header, of 6 bytes at least. */
+        if (!(stored[4] & SINGLE_SEGMENT) && stored[5] >> 3 > WINDOW_EXPONENT)
             return 0;
         stored += n;
         bytes -= n;
