@@ -143,7 +143,7 @@ class Reader:
         return np.concatenate(parts)
 
     def inherit(self, parents):
-        self.parent, self.inherited, self.depth, self.found = None, 0, 0, {}
+        self.parent, self.inherited, self.depth, self.found = None, 0, 0, {}  # found: blocks by id
         if self.peek()[0] != 11:
             return
         start, payload = self.section(11, 0)
@@ -237,7 +237,8 @@ class Reader:
         for b, (name, g, row, n, form, place) in enumerate(self.entries):
             if place == 0:
                 name = self.block(b, table[32 * b + 16:32 * b + 32])
-            need(name in self.found, "a block that the parent does not have")
+            else:
+                need(name in self.parent.found, "a block that the parent does not have")
             need((name, g, row) not in ids, "a block is there twice")
             ids.add((name, g, row))
             self.names.append(name)

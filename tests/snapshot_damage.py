@@ -1,6 +1,7 @@
 """Damage that read_snapshot.py has to find: bytes and cuts; contradictions in files whose checksums,
 digests and ids are sound; values that no append can store.
 """
+import copy
 import struct
 import sys
 
@@ -459,6 +460,12 @@ def damage(reader, data, parents):
         sections = rewrite.delta(reader, b"first.kvt", inherited, keep)
         child, c = again(sections, parents, "delta")
         contradict_parent(c, reader, inherited)
+        if keep >= 0:  # a block that the delta alone has is in no parent
+            lacking = copy.copy(reader)
+            lacking.found = {name: of for name, of in reader.found.items() if name != reader.names[keep]}
+            _, c = again(sections, named(first=lacking), "delta with a block of its own")
+            for b in [b for b, entry in enumerate(reader.entries) if b > keep][-1:]:
+                c.put("a block that the parent", 3, 32 * b, reader.names[keep])
         parents = named(first=reader, second=child)
         sections = rewrite.delta(child, b"second.kvt", reader.n_tokens // 2, -1)
         grandchild, _ = again(sections, parents, "delta of a delta")

@@ -29,10 +29,9 @@ static void save_level(const chain *c, const char *name, const char *parent,
     expect_ok(c->s.cache, kvt_seq_save(c->seq, in_folder(name), &o));
 }
 
-static void chain_open(chain *c, int kind, const unsigned char *key)
+/* c->s is there. */
+static void chain_fill(chain *c, const unsigned char *key)
 {
-    rng r = {61};
-    open_kind(&c->s, kind, &r);
     c->seq = tagged_seq(&c->s);
     grow(&c->s, c->seq, BASE + (key ? 380 : 0)); /* encrypted: three segments */
     save_level(c, "base", NULL, key);
@@ -46,6 +45,13 @@ static void chain_open(chain *c, int kind, const unsigned char *key)
     c->victim = tagged_seq(&c->s);
     grow(&c->s, c->victim, 20);
     c->hash = file_hash(&c->s, c->victim);
+}
+
+static void chain_open(chain *c, int kind, const unsigned char *key)
+{
+    rng r = {61};
+    open_kind(&c->s, kind, &r);
+    chain_fill(c, key);
 }
 
 static void chain_close(chain *c)
@@ -568,6 +574,31 @@ static void places_of_sections(void **state)
     chain_close(&c);
 }
 
+/* A parent's block that says to be of a group which has none like it: of images of the same size,
+   but in a representation that its blocks do not have, or of more layers. */
+static void blocks_of_other_groups(void **state)
+{
+    (void)state;
+    for (int layers = 0; layers < 2; layers++) {
+        kvt_group_config groups[2] = {
+            group_of(1, 2, 1, 16, 16, KVT_TYPE_I8, layers ? KVT_TYPE_I8 : KVT_TYPE_I4),
+            group_of(layers ? 2 : 1, 2, 1, 16, 16, KVT_TYPE_I8, KVT_TYPE_I8)};
+        rng r = {62};
+        chain c;
+        open_subject(&c.s, groups, 2, &r);
+        open_cache(&c.s, NULL);
+        chain_fill(&c, NULL);
+        assert_int_equal(get32(payload(&c.base, 4, 0) + 12), layers ? 0 : 2); /* fine */
+        put32(payload(&c.base, 4, 0), 1);
+        resign(c.base.data, c.base.n);
+        adopt(&c.middle, &c.base);
+        adopt(&c.delta, &c.middle);
+        write_all(&c.base, &c.middle, &c.delta);
+        refuse(&c, KVT_ERR_CORRUPT, "it is of a group whose blocks are others", "a block");
+        chain_close(&c);
+    }
+}
+
 /* ---- parents that do not fit their children ---- */
 
 static void fits(void **state)
@@ -1088,6 +1119,7 @@ int main(void)
         cmocka_unit_test(same_ids),
         cmocka_unit_test(unknown_sections),
         cmocka_unit_test(places_of_sections),
+        cmocka_unit_test(blocks_of_other_groups),
         cmocka_unit_test(fits),
         cmocka_unit_test(other_models),
         cmocka_unit_test(paths),

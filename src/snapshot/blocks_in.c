@@ -341,9 +341,11 @@ kvt_status kvt_snap_read_block(kvt_snap_parser *p, uint64_t number, const kvt_sn
         entry = known;
         stored_as = kvt_get32(bytes);
         if (stored_as >= p->header->n_groups ||
+            p->header->groups[stored_as].n_layers != geometry->n_layers ||
+            !kvt_snap_has_form(&p->header->groups[stored_as], at->form) ||
             p->groups[stored_as].layouts[at->form].layer_bytes !=
                 p->groups[at->group].layouts[at->form].layer_bytes)
-            return kvt_snap_corrupt(p, "it is of a group whose images have another size");
+            return kvt_snap_corrupt(p, "it is of a group whose blocks are others");
     }
     if (memcmp(bytes, entry, sizeof known) != 0)
         return kvt_snap_corrupt(p, "it is not the block that the block table lists");

@@ -21,6 +21,13 @@ typedef struct place {
     uint64_t number, offset;
 } place;
 
+/* Where the index has tokens: an entry of type and value. */
+typedef struct chunk {
+    uint64_t first; /* its value */
+    uint32_t type;
+    size_t at; /* in the index */
+} chunk;
+
 typedef struct level {
     kvt_snap_file file;
     kvt_snap_crypt crypt;
@@ -35,6 +42,8 @@ typedef struct level {
     uint64_t begin, end;
     kvt_snap_buffer places; /* place [n_places], by id */
     size_t n_places;
+    kvt_snap_buffer chunks; /* chunk [n_chunks], by type and first token */
+    size_t n_chunks;
     unsigned char id[KVT_SNAP_ID_BYTES];
 } level;
 
@@ -159,6 +168,7 @@ static void close_level(const kvt_snap_context *context, level *l)
     kvt_snap_file_close(&l->file);
     kvt_snap_release(context, &l->ahead);
     kvt_snap_release(context, &l->places);
+    kvt_snap_release(context, &l->chunks);
     kvt_snap_free(context, l, sizeof *l);
 }
 
@@ -190,6 +200,49 @@ static int by_id_and_number(const void *a, const void *b)
     if (x->number != y->number)
         return x->number < y->number ? -1 : 1;
     return (x->offset > y->offset) - (x->offset < y->offset);
+}
+
+/* Of those that are the same the first one in the index comes first. */
+static int by_first(const void *a, const void *b)
+{
+    const chunk *x = a, *y = b;
+
+    if (x->type != y->type)
+        return x->type < y->type ? -1 : 1;
+    if (x->first != y->first)
+        return x->first < y->first ? -1 : 1;
+    return (x->at > y->at) - (x->at < y->at);
+}
+
+static int is_of_tokens(uint32_t type)
+{
+    return type == KVT_SNAP_TOKEN_IDS || type == KVT_SNAP_POSITIONS || type == KVT_SNAP_SHIFTS;
+}
+
+/* The sections of tokens of a level's index. */
+static kvt_status sort_chunks(level *l)
+{
+    const kvt_snap_parser *p = &l->p;
+    size_t n = 0, at;
+    chunk *chunks;
+    kvt_status status;
+
+    for (at = 0; at < p->index_bytes; at += KVT_SNAP_NOTE_BYTES)
+        n += (size_t)is_of_tokens(kvt_get32(p->index.data + at));
+    status = kvt_snap_reserve(p->context, &l->chunks, 0, n * sizeof *chunks, "a parent's tokens");
+    if (status != KVT_OK)
+        return status;
+    chunks = (chunk *)(void *)l->chunks.data;
+    for (at = 0; at < p->index_bytes; at += KVT_SNAP_NOTE_BYTES) {
+        const unsigned char *entry = p->index.data + at;
+        if (!is_of_tokens(kvt_get32(entry)))
+            continue;
+        chunks[l->n_chunks].type = kvt_get32(entry);
+        chunks[l->n_chunks].first = kvt_get64(entry + 8);
+        chunks[l->n_chunks++].at = at;
+    }
+    kvt_sort(chunks, l->n_chunks, sizeof *chunks, by_first);
+    return KVT_OK;
 }
 
 /* The blocks of a level's index, by their ids; of several with one id the first. */
@@ -313,7 +366,8 @@ static kvt_status read_index(level *l, int is_delta)
     kvt_snap_make_id(p->header_at.data, p->header_bytes, p->index.data, p->index_bytes, l->id);
     if (memcmp(end + 16, l->id, sizeof l->id) != 0)
         return kvt_snap_corrupt(p, "the snapshot's id");
-    return sort_places(l);
+    status = sort_chunks(l);
+    return status == KVT_OK ? sort_places(l) : status;
 }
 
 /* The same model: all but what grows with the tokens. */
@@ -553,16 +607,25 @@ int kvt_snap_chain_has_file(const kvt_snap_chain *chain, const char *path, int f
 static const unsigned char *find_chunk(const level *l, uint32_t type, uint64_t token,
                                        uint64_t *first)
 {
+    const chunk *chunks = (const chunk *)(const void *)l->chunks.data;
     uint64_t from = l->p.parent.inherited;
-    size_t at;
+    size_t low = 0, high = l->n_chunks;
+    chunk wanted;
 
     *first = from + (token - from) / KVT_SNAP_CHUNK_TOKENS * KVT_SNAP_CHUNK_TOKENS;
-    for (at = 0; at < l->p.index_bytes; at += KVT_SNAP_NOTE_BYTES) {
-        const unsigned char *entry = l->p.index.data + at;
-        if (kvt_get32(entry) == type && kvt_get64(entry + 8) == *first)
-            return entry;
+    wanted.type = type;
+    wanted.first = *first;
+    wanted.at = 0;
+    while (low < high) {
+        const size_t middle = low + (high - low) / 2;
+        if (by_first(&chunks[middle], &wanted) < 0)
+            low = middle + 1;
+        else
+            high = middle;
     }
-    return NULL;
+    return low < l->n_chunks && chunks[low].type == type && chunks[low].first == *first
+               ? l->p.index.data + chunks[low].at
+               : NULL;
 }
 
 /* Those of tokens first .. first + n - 1, all in one section of the level. */
