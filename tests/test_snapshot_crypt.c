@@ -312,6 +312,76 @@ static void test_keys(void **state)
     free(p.data);
 }
 
+static kvt_status load_file(kvt_seq *seq, file *f, int stream)
+{
+    const kvt_reader reader = {f, file_read};
+    kvt_load_options o;
+
+    memset(&o, 0, sizeof o);
+    o.struct_size = sizeof o;
+    o.key = key;
+    f->at = 0;
+    return stream ? kvt_seq_load_stream(seq, &reader, &o, NULL)
+                  : kvt_seq_load_memory(seq, f->data, f->n, &o, NULL);
+}
+
+/* A container is filled by its snapshot, also one in a stream, where more may follow it. */
+static void test_containers_of_more(void **state)
+{
+    kvt_group_config group = group_of(1, 1, 1, 64, 64, KVT_TYPE_I8, KVT_TYPE_I8);
+    kvt_cache *cache = cache_of(&group, 1000, 1, NULL);
+    rng r = {23};
+    tokens t = tokens_make(&r, 64, &group);
+    file plain = file_of(NULL, 0), f;
+    const kvt_writer writer = {&plain, file_write};
+    size_t n, segments;
+    kvt_seq *seq, *to;
+    (void)state;
+
+    expect_ok(cache, kvt_seq_create(cache, &seq));
+    expect_ok(cache, kvt_seq_create(cache, &to));
+    append_step(cache, to, &group, &t, 0, 5);
+    append_step(cache, seq, &group, &t, 0, 64);
+    expect_ok(cache, kvt_seq_save_stream(seq, &writer, NULL));
+    n = plain.n;
+    segments = (n + S - 1) / S;
+    assert_true(n % S > 8 && segments > 1);
+    plain.data = realloc(plain.data, n + 5 * S);
+    assert_non_null(plain.data);
+    memset(plain.data + n, 'z', 5 * S);
+    for (int stream = 0; stream < 2; stream++) {
+        static const size_t more[] = {1, 8, 100, 0, 5 * S, 5 * S, 5 * S};
+        for (size_t i = 0; i < 7; i++) {
+            f = encrypted(plain.data, n + (i == 3 ? segments * S - n : more[i]));
+            if (i == 5) /* it ends with a segment that is not the last one */
+                f.n = HEAD + segments * WHOLE;
+            if (i == 6) /* and the next one is forged */
+                memset(f.data + HEAD + segments * WHOLE, 0, WHOLE);
+            expect(cache, KVT_ERR_CORRUPT, load_file(to, &f, stream));
+            assert_int_equal(kvt_seq_length(to), 5);
+            free(f.data);
+        }
+        f = encrypted(plain.data, n);
+        if (stream) { /* somebody else's */
+            f.data = realloc(f.data, f.n + 3);
+            assert_non_null(f.data);
+            memset(f.data + f.n, 0, 3);
+            f.n += 3;
+        }
+        expect_ok(cache, load_file(to, &f, stream));
+        assert_int_equal(kvt_seq_length(to), 64);
+        if (stream)
+            assert_int_equal(f.at, f.n - 3);
+        expect_ok(cache, kvt_seq_truncate(to, 5));
+        free(f.data);
+    }
+    free(plain.data);
+    tokens_free(&t);
+    kvt_seq_destroy(to);
+    kvt_seq_destroy(seq);
+    kvt_cache_destroy(cache);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -319,7 +389,7 @@ int main(void)
         cmocka_unit_test(test_never_the_same), cmocka_unit_test(test_what_follows),
         cmocka_unit_test(test_any_place),      cmocka_unit_test(test_every_byte),
         cmocka_unit_test(test_every_length),   cmocka_unit_test(test_segments),
-        cmocka_unit_test(test_keys),
+        cmocka_unit_test(test_keys),           cmocka_unit_test(test_containers_of_more),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -574,6 +574,41 @@ static void places_of_sections(void **state)
     chain_close(&c);
 }
 
+/* What is wrong with a parent's header, or of a later version in it, is said of the parent. */
+static void headers(void **state)
+{
+    static const struct {
+        size_t at;
+        uint32_t x;
+        kvt_status status;
+    } cases[] = {
+        {8, 2, KVT_ERR_FORMAT},        /* version */
+        {12, 8, KVT_ERR_CORRUPT},      /* size */
+        {16, 32, KVT_ERR_FORMAT},      /* tokens of a block */
+        {32, 9, KVT_ERR_CORRUPT},      /* groups */
+        {44, 4, KVT_ERR_FORMAT},       /* flags */
+        {48, 0, KVT_ERR_CORRUPT},      /* blocks */
+        {56, 1, KVT_ERR_CORRUPT},      /* the largest layer */
+        {64, 0, KVT_ERR_CORRUPT},      /* a group's layers */
+        {64 + 20, 7, KVT_ERR_FORMAT},  /* its k_type */
+        {64 + 28, 16, KVT_ERR_FORMAT}, /* its flags */
+    };
+    chain c;
+    (void)state;
+    chain_open(&c, I8, NULL);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        const size_t n = get32(c.base.data + 12);
+        unsigned char *header = c.base.data;
+        const uint32_t was = get32(header + cases[i].at);
+        put32(header + cases[i].at, cases[i].x);
+        put64(header + n - 8, XXH64(header, n - 8, 0));
+        spill(in_folder("base"), c.base.data, c.base.n);
+        refuse(&c, cases[i].status, "in the parent base, snapshot", "a header");
+        put32(header + cases[i].at, was);
+    }
+    chain_close(&c);
+}
+
 /* A parent's block that says to be of a group which has none like it: of images of the same size,
    but in a representation that its blocks do not have, or of more layers. */
 static void blocks_of_other_groups(void **state)
@@ -1120,6 +1155,7 @@ int main(void)
         cmocka_unit_test(unknown_sections),
         cmocka_unit_test(places_of_sections),
         cmocka_unit_test(blocks_of_other_groups),
+        cmocka_unit_test(headers),
         cmocka_unit_test(fits),
         cmocka_unit_test(other_models),
         cmocka_unit_test(paths),

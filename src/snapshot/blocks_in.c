@@ -354,8 +354,8 @@ kvt_status kvt_snap_read_block(kvt_snap_parser *p, uint64_t number, const kvt_sn
                                 (unsigned)geometry->n_layers);
     if (kvt_get32(bytes + 20) > 1)
         return kvt_snap_fail(p->context, KVT_ERR_FORMAT,
-                             "snapshot with a block in layout %u, which this build does not know",
-                             (unsigned)kvt_get32(bytes + 20));
+                             "%ssnapshot with a block in layout %u, which this build does not know",
+                             p->name, (unsigned)kvt_get32(bytes + 20));
     if (kvt_get64(bytes + 24))
         return kvt_snap_corrupt(p, "a reserved field that is not zero");
     memset(&b, 0, sizeof b);

@@ -244,13 +244,13 @@ size_t kvt_snap_header_bytes(const kvt_snap_header *header);
 void kvt_snap_header_put(const kvt_snap_header *header, unsigned char *to);
 /*
  * The first KVT_SNAP_FIXED_BYTES of a file: magic, version, limits, counts. Sets *header's counts
- * and *bytes, the size of the whole header.
+ * and *bytes, the size of the whole header. name: of the file, as the texts begin with it, or "".
  */
-kvt_status kvt_snap_header_begin(const kvt_snap_context *context, const unsigned char *from,
-                                 kvt_snap_header *header, size_t *bytes);
+kvt_status kvt_snap_header_begin(const kvt_snap_context *context, const char *name,
+                                 const unsigned char *from, kvt_snap_header *header, size_t *bytes);
 /* The whole header, after kvt_snap_header_begin. */
-kvt_status kvt_snap_header_get(const kvt_snap_context *context, const unsigned char *from,
-                               size_t bytes, kvt_snap_header *header);
+kvt_status kvt_snap_header_get(const kvt_snap_context *context, const char *name,
+                               const unsigned char *from, size_t bytes, kvt_snap_header *header);
 /*
  * KVT_ERR_MISMATCH, naming the field, unless the header is of this cache's model; KVT_ERR_FULL.
  * converts: the storage types need not be the cache's.

@@ -92,15 +92,15 @@ void kvt_snap_header_put(const kvt_snap_header *header, unsigned char *to)
     kvt_put64(to + bytes - KVT_SNAP_SUM_BYTES, kvt_snap_sum(to, bytes - KVT_SNAP_SUM_BYTES));
 }
 
-kvt_status kvt_snap_header_begin(const kvt_snap_context *context, const unsigned char *from,
-                                 kvt_snap_header *header, size_t *bytes)
+kvt_status kvt_snap_header_begin(const kvt_snap_context *context, const char *name,
+                                 const unsigned char *from, kvt_snap_header *header, size_t *bytes)
 {
     memset(header, 0, sizeof *header);
     if (memcmp(from, KVT_SNAP_MAGIC, KVT_SNAP_MAGIC_BYTES) != 0)
-        return kvt_snap_fail(context, KVT_ERR_FORMAT, "not a kvtile snapshot");
+        return kvt_snap_fail(context, KVT_ERR_FORMAT, "%snot a kvtile snapshot", name);
     if (kvt_get32(from + 8) != KVT_SNAP_VERSION)
         return kvt_snap_fail(context, KVT_ERR_FORMAT,
-                             "snapshot of format version %u, this build reads version %u",
+                             "%ssnapshot of format version %u, this build reads version %u", name,
                              (unsigned)kvt_get32(from + 8), KVT_SNAP_VERSION);
     header->n_tokens = kvt_get64(from + 24);
     header->n_groups = kvt_get32(from + 32);
@@ -111,14 +111,18 @@ kvt_status kvt_snap_header_begin(const kvt_snap_context *context, const unsigned
         header->n_groups > KVT_MAX_GROUPS || header->n_layers < 1 ||
         header->n_layers > KVT_MAX_LAYERS || header->fingerprint_bytes > KVT_MAX_FINGERPRINT)
         return kvt_snap_fail(context, KVT_ERR_CORRUPT,
-                             "snapshot damaged: a count of the header is beyond the limits");
+                             "%ssnapshot damaged: a count of the header is beyond the limits",
+                             name);
     *bytes = kvt_snap_header_bytes(header);
     if (kvt_get32(from + 12) != *bytes)
         return kvt_snap_fail(context, KVT_ERR_CORRUPT,
-                             "snapshot damaged: the header's size is %u, its counts make %zu",
-                             (unsigned)kvt_get32(from + 12), *bytes);
+                             "%ssnapshot damaged: the header's size is %u, its counts make %zu",
+                             name, (unsigned)kvt_get32(from + 12), *bytes);
     return KVT_OK;
 }
+
+#define GROUP_FLAGS                                                                                \
+    (KVT_GROUP_NO_ROTATION | KVT_GROUP_NO_OFFSET | KVT_GROUP_V_IN_K | KVT_GROUP_NO_V_ROTATION)
 
 const char *kvt_snap_group_fault(const kvt_snapshot_group *group)
 {
@@ -139,8 +143,7 @@ const char *kvt_snap_group_fault(const kvt_snapshot_group *group)
         return "v_type";
     if (group->k_type == KVT_TYPE_I4 && (group->flags & KVT_GROUP_NO_OFFSET))
         return "flags";
-    if (group->flags &
-        ~(KVT_GROUP_NO_ROTATION | KVT_GROUP_NO_OFFSET | KVT_GROUP_V_IN_K | KVT_GROUP_NO_V_ROTATION))
+    if (group->flags & ~GROUP_FLAGS)
         return "flags";
     if (group->sink_tokens && !group->window_tokens)
         return "sink_tokens";
@@ -207,8 +210,8 @@ static int all_zero(const unsigned char *p, size_t bytes)
     return any == 0;
 }
 
-kvt_status kvt_snap_header_get(const kvt_snap_context *context, const unsigned char *from,
-                               size_t bytes, kvt_snap_header *header)
+kvt_status kvt_snap_header_get(const kvt_snap_context *context, const char *name,
+                               const unsigned char *from, size_t bytes, kvt_snap_header *header)
 {
     const unsigned char *p = from + KVT_SNAP_FIXED_BYTES;
     size_t layers = round_up8(header->n_layers * (size_t)4);
@@ -219,20 +222,21 @@ kvt_status kvt_snap_header_get(const kvt_snap_context *context, const unsigned c
     if (!kvt_snap_same_sum(kvt_get64(from + bytes - KVT_SNAP_SUM_BYTES),
                            kvt_snap_sum(from, bytes - KVT_SNAP_SUM_BYTES)))
         return kvt_snap_fail(context, KVT_ERR_CORRUPT,
-                             "snapshot damaged: checksum of the header, offset 0 to %zu", bytes);
+                             "%ssnapshot damaged: checksum of the header, offset 0 to %zu", name,
+                             bytes);
     header->flags = kvt_get32(from + 44);
     if (header->flags & ~(KVT_SNAP_MOVED | KVT_SNAP_UNKEYED))
         return kvt_snap_fail(context, KVT_ERR_FORMAT,
-                             "snapshot with header flags 0x%x, which this build does not know",
-                             (unsigned)header->flags);
+                             "%ssnapshot with header flags 0x%x, which this build does not know",
+                             name, (unsigned)header->flags);
     if ((header->flags & KVT_SNAP_UNKEYED) && !header->n_tokens)
         return kvt_snap_fail(context, KVT_ERR_CORRUPT,
-                             "snapshot damaged: flags of tokens, without a token");
+                             "%ssnapshot damaged: flags of tokens, without a token", name);
     if (kvt_get32(from + 16) != KVT_BLOCK_TOKENS || kvt_get32(from + 20) != KVT_TILE_TOKENS)
         return kvt_snap_fail(context, KVT_ERR_FORMAT,
-                             "snapshot of blocks of %u and tiles of %u tokens, this build has %u "
+                             "%ssnapshot of blocks of %u and tiles of %u tokens, this build has %u "
                              "and %u",
-                             (unsigned)kvt_get32(from + 16), (unsigned)kvt_get32(from + 20),
+                             name, (unsigned)kvt_get32(from + 16), (unsigned)kvt_get32(from + 20),
                              (unsigned)KVT_BLOCK_TOKENS, (unsigned)KVT_TILE_TOKENS);
     for (g = 0; g < header->n_groups; g++, p += KVT_SNAP_GROUP_BYTES) {
         kvt_snapshot_group *group = &header->groups[g];
@@ -248,37 +252,44 @@ kvt_status kvt_snap_header_get(const kvt_snap_context *context, const unsigned c
         group->rotation_seed = kvt_get64(p + 32);
         /* Before the conversion: a number that is no enumerator has no place in the enum. */
         if (k_type > KVT_TYPE_I5 || v_type > KVT_TYPE_I5)
-            return kvt_snap_fail(context, KVT_ERR_FORMAT,
-                                 "snapshot of a storage type that this build does not know (group "
-                                 "%u: K %u, V %u)",
-                                 (unsigned)g, (unsigned)k_type, (unsigned)v_type);
+            return kvt_snap_fail(
+                context, KVT_ERR_FORMAT,
+                "%ssnapshot of a storage type that this build does not know (group "
+                "%u: K %u, V %u)",
+                name, (unsigned)g, (unsigned)k_type, (unsigned)v_type);
         group->k_type = (kvt_type)k_type;
         group->v_type = (kvt_type)v_type;
         group->window_tokens = kvt_get32(p + 40);
         group->sink_tokens = kvt_get32(p + 44);
+        if (group->flags & ~GROUP_FLAGS)
+            return kvt_snap_fail(context, KVT_ERR_FORMAT,
+                                 "%ssnapshot with flags 0x%x of group %u, which this build does "
+                                 "not know",
+                                 name, (unsigned)group->flags, (unsigned)g);
         fault = kvt_snap_group_fault(group);
         if (fault)
             return kvt_snap_fail(context, KVT_ERR_CORRUPT,
-                                 "snapshot damaged: the header's group %u: %s", (unsigned)g, fault);
+                                 "%ssnapshot damaged: the header's group %u: %s", name, (unsigned)g,
+                                 fault);
         least += least_blocks(group, kvt_rows(header->n_tokens));
     }
     if (header->n_blocks < least || header->n_blocks >= KVT_SNAP_ABSENT)
         return kvt_snap_fail(context, KVT_ERR_CORRUPT,
-                             "snapshot damaged: the header's number of blocks");
+                             "%ssnapshot damaged: the header's number of blocks", name);
     for (i = 0; i < header->n_layers; i++)
         header->layers[i] = kvt_get32(p + i * (size_t)4);
     if (!layers_sound(header) ||
         !all_zero(p + header->n_layers * (size_t)4, layers - header->n_layers * (size_t)4))
         return kvt_snap_fail(context, KVT_ERR_CORRUPT,
-                             "snapshot damaged: the header's layer numbers");
+                             "%ssnapshot damaged: the header's layer numbers", name);
     p += layers;
     memcpy(header->fingerprint, p, header->fingerprint_bytes);
     if (!all_zero(p + header->fingerprint_bytes, fingerprint - header->fingerprint_bytes))
         return kvt_snap_fail(context, KVT_ERR_CORRUPT,
-                             "snapshot damaged: padding of the header's fingerprint");
+                             "%ssnapshot damaged: padding of the header's fingerprint", name);
     if (kvt_get64(from + 56) != kvt_snap_layer_bytes(header))
         return kvt_snap_fail(context, KVT_ERR_CORRUPT,
-                             "snapshot damaged: the header's largest layer");
+                             "%ssnapshot damaged: the header's largest layer", name);
     return KVT_OK;
 }
 

@@ -109,10 +109,10 @@ static kvt_status expect_end(const kvt_snap_stage *st, const origin *from, uint6
     unsigned char byte;
     int64_t n = 0;
 
-    if (!from->whole)
-        return KVT_OK;
-    if (!from->input.memory && from->crypt)
+    if (from->crypt) /* a container is the snapshot's, whatever follows it in a stream */
         n = from->input.reader.read(from->input.reader.user, &byte, 1);
+    if (!from->whole && n == 0)
+        return KVT_OK;
     if (n < 0)
         return KVT_ERR_IO;
     if (n > 0 || (from->input.memory && bytes != from->input.bytes) ||

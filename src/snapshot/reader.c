@@ -87,11 +87,11 @@ kvt_status kvt_snap_read_header(kvt_snap_parser *p)
         status = kvt_snap_take(p, bytes + KVT_SNAP_MAGIC_BYTES,
                                KVT_SNAP_FIXED_BYTES - KVT_SNAP_MAGIC_BYTES);
     if (status == KVT_OK)
-        status = kvt_snap_header_begin(p->context, bytes, p->header, &n);
+        status = kvt_snap_header_begin(p->context, p->name, bytes, p->header, &n);
     if (status == KVT_OK)
         status = kvt_snap_take(p, bytes + KVT_SNAP_FIXED_BYTES, n - KVT_SNAP_FIXED_BYTES);
     if (status == KVT_OK)
-        status = kvt_snap_header_get(p->context, bytes, n, p->header);
+        status = kvt_snap_header_get(p->context, p->name, bytes, n, p->header);
     if (status != KVT_OK)
         return status;
     p->header_bytes = n;
@@ -519,8 +519,8 @@ static kvt_status check_form(kvt_snap_parser *p, uint64_t b, uint32_t group)
 
     if (place > 1)
         return kvt_snap_fail(p->context, KVT_ERR_FORMAT,
-                             "snapshot with a block in place %u, which this build does not know",
-                             (unsigned)place);
+                             "%ssnapshot with a block in place %u, which this build does not know",
+                             p->name, (unsigned)place);
     if (place ? !p->chain : !kvt_snap_zeros_from(entry, 0, KVT_SNAP_ID_BYTES))
         return kvt_snap_corrupt(p, "entry %llu %s", (unsigned long long)b,
                                 place ? "is in a parent, and there is none"
@@ -530,9 +530,9 @@ static kvt_status check_form(kvt_snap_parser *p, uint64_t b, uint32_t group)
                 (form < KVT_FORMS ? p->groups[group].layouts[form].layer_bytes : 0);
     if (form >= KVT_FORMS)
         return kvt_snap_fail(p->context, KVT_ERR_FORMAT,
-                             "snapshot with a block of representation %u, which this build "
+                             "%ssnapshot with a block of representation %u, which this build "
                              "does not know",
-                             (unsigned)form);
+                             p->name, (unsigned)form);
     if (!kvt_snap_has_form(&p->header->groups[group], form))
         return kvt_snap_corrupt(p, "entry %llu is %s, in a group that has no %s",
                                 (unsigned long long)b,

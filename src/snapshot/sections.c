@@ -169,9 +169,9 @@ kvt_status kvt_snap_peek(kvt_snap_parser *p, uint32_t wanted, uint64_t value)
         }
         if (s->flags & KVT_SNAP_REQUIRED)
             return kvt_snap_fail(p->context, KVT_ERR_FORMAT,
-                                 "snapshot with a section of type %u at offset %llu, which this "
+                                 "%ssnapshot with a section of type %u at offset %llu, which this "
                                  "build does not know",
-                                 (unsigned)s->type, (unsigned long long)s->offset);
+                                 p->name, (unsigned)s->type, (unsigned long long)s->offset);
         if (p->by_index || s->flags || s->bytes < KVT_SNAP_SUM_BYTES || wanted == KVT_SNAP_LAYER ||
             wanted == KVT_SNAP_IMAGES || wanted == KVT_SNAP_DIGESTS || wanted == KVT_SNAP_END)
             return kvt_snap_corrupt(p, "section of unknown type %u", (unsigned)s->type);

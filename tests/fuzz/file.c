@@ -107,8 +107,9 @@ int file_header(const file *f, kvt_snap_header *header)
     size_t bytes = 0;
     int sound;
     store64(copy + f->n_header - 8, XXH64(copy, f->n_header - 8, 0));
-    sound = kvt_snap_header_begin(&no_cache, copy, header, &bytes) == KVT_OK &&
-            bytes == f->n_header && kvt_snap_header_get(&no_cache, copy, bytes, header) == KVT_OK;
+    sound = kvt_snap_header_begin(&no_cache, "", copy, header, &bytes) == KVT_OK &&
+            bytes == f->n_header &&
+            kvt_snap_header_get(&no_cache, "", copy, bytes, header) == KVT_OK;
     if (!sound && bytes == f->n_header) { /* the groups may be sound, whatever else is not */
         const unsigned char *p = copy + 64;
         sound = header->n_groups >= 1 && header->n_groups <= KVT_MAX_GROUPS &&
