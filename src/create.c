@@ -229,7 +229,8 @@ static kvt_status plan_cache(const kvt_config *config, int creates, kvt_cache *c
         memcpy(cache->fingerprint, config->fingerprint, config->fingerprint_bytes);
     cache->scratch_bytes = kvt_attend_scratch_bytes(cache->groups, cache->n_groups,
                                                     cache->max_tokens, config_threads(config));
-    cache->parallel.executor.n_threads = config_threads(config); /* for forecasts */
+    cache->parallel.executor.n_threads = config_threads(config); /* for forecasts, as they are */
+    cache->parallel.n_threads = config_threads(config);          /* at most */
     if (!kvt_dispatch(config->isa, creates, &cache->kernels))
         return refuse(config, KVT_ERR_UNSUPPORTED,
                       "isa \"%.20s\" is not in this build or CPU, or the system refuses it",

@@ -86,6 +86,28 @@ static void spin_for_call(kvt_pool *pool, uint64_t seen)
     __atomic_sub_fetch(&pool->spinners, 1, __ATOMIC_RELAXED);
 }
 
+/*
+ * How often this process, and those that it was forked from, have become another: a child has its
+ * parent's number where it is the first one of a namespace of its own, or where that has ended.
+ */
+static uint32_t n_forks;
+
+static void count_fork(void)
+{
+    __atomic_fetch_add(&n_forks, 1, __ATOMIC_RELAXED);
+}
+
+static void watch_forks(void)
+{
+    (void)pthread_atfork(NULL, NULL, count_fork); /* without memory for it the number has to do */
+}
+
+static int has_its_threads(const kvt_pool *pool)
+{
+    return pool->n_workers > 0 && pool->process == getpid() &&
+           pool->forks == __atomic_load_n(&n_forks, __ATOMIC_RELAXED);
+}
+
 static void *worker(void *user)
 {
     kvt_pool *pool = user;
@@ -156,22 +178,29 @@ static int create_worker(pthread_t *thread, kvt_pool *pool)
 
 static kvt_status start_workers(kvt_pool *pool, const kvt_cache *cache, uint32_t n)
 {
-    sigset_t all, before;
+    /* Of what a thread does itself: blocked, they end the process whatever handler there is. */
+    static const int own[] = {SIGBUS, SIGSEGV, SIGFPE, SIGILL, SIGTRAP, SIGSYS, SIGABRT};
+    static pthread_once_t watched = PTHREAD_ONCE_INIT;
+    sigset_t others, before;
     int fault = 0;
 
+    (void)pthread_once(&watched, watch_forks);
     pthread_mutex_init(&pool->busy, NULL);
     pthread_mutex_init(&pool->lock, NULL);
     pthread_cond_init(&pool->wake, NULL);
     pthread_cond_init(&pool->done, NULL);
     pool->process = getpid();
+    pool->forks = __atomic_load_n(&n_forks, __ATOMIC_RELAXED);
     pool->kept_off = -1;
 #ifdef HAS_AFFINITY
     _Static_assert(sizeof pool->mask == KVT_CPU_SETS * sizeof(cpu_set_t), "of one mask");
     if (sched_getaffinity(0, sizeof pool->mask, (cpu_set_t *)(void *)pool->mask) != 0)
         memset(pool->mask, 0, sizeof pool->mask); /* then workers stay as they are */
 #endif
-    sigfillset(&all); /* signals of the process are for threads of the caller */
-    pthread_sigmask(SIG_SETMASK, &all, &before);
+    sigfillset(&others); /* signals of the process are for threads of the caller */
+    for (size_t i = 0; i < sizeof own / sizeof *own; i++)
+        sigdelset(&others, own[i]);
+    pthread_sigmask(SIG_SETMASK, &others, &before);
     for (uint32_t i = 0; i < n && !fault; i++) {
         fault = create_worker(&pool->threads[i], pool);
         if (!fault)
@@ -254,7 +283,7 @@ uint32_t kvt_parallel_threads(kvt_parallel *parallel, uint64_t nanoseconds)
 #ifdef KVT_HAVE_POOL
     kvt_pool *pool = &parallel->pool;
     uint32_t in_a_row;
-    if (pool->n_workers == 0 || pool->process != getpid())
+    if (!has_its_threads(pool))
         return 1;
     in_a_row = __atomic_load_n(&pool->in_a_row, __ATOMIC_RELAXED);
     if (now() - __atomic_load_n(&pool->call_ended, __ATOMIC_RELAXED) > SPIN_NANOSECONDS)
@@ -301,12 +330,15 @@ kvt_status kvt_parallel_create(kvt_parallel *parallel, const kvt_cache *cache,
 {
     parallel->executor = executor ? *executor : (kvt_executor){NULL, NULL, 0};
     parallel->executor.n_threads = n_threads;
+    parallel->n_threads = executor ? n_threads : 1;
 #ifdef KVT_HAVE_POOL
     if (!executor && n_threads > 1) {
         uint32_t usable = kvt_usable_cpus();
         n_threads = n_threads < usable ? n_threads : usable;
-        if (n_threads > 1)
+        if (n_threads > 1) {
+            parallel->n_threads = n_threads;
             return start_workers(&parallel->pool, cache, n_threads - 1);
+        }
     }
 #else
     (void)cache;
@@ -317,7 +349,7 @@ kvt_status kvt_parallel_create(kvt_parallel *parallel, const kvt_cache *cache,
 void kvt_parallel_destroy(kvt_parallel *parallel)
 {
 #ifdef KVT_HAVE_POOL
-    if (parallel->pool.n_workers > 0 && parallel->pool.process == getpid())
+    if (has_its_threads(&parallel->pool))
         stop_workers(&parallel->pool);
 #else
     (void)parallel;

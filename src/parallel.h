@@ -18,6 +18,7 @@ typedef struct kvt_pool {
     pthread_mutex_t lock;
     pthread_cond_t wake, done;
     pid_t process;      /* that has the threads: the child of a fork has none of them */
+    uint32_t forks;     /* before its threads: a child may have the number of its parent */
     uint32_t n_workers; /* threads beside the caller's */
     uint32_t sleepers;  /* workers in wake */
     int kept_off;       /* CPU that workers are kept off, -1: none; guarded by busy */
@@ -39,6 +40,7 @@ typedef struct kvt_pool {
 
 typedef struct kvt_parallel {
     kvt_executor executor; /* run NULL: the pool, or inline; n_threads: the config's */
+    uint32_t n_threads;    /* that there are, the caller's among them */
     kvt_pool pool;         /* n_workers 0: there is none */
 } kvt_parallel;
 

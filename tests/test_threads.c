@@ -589,6 +589,72 @@ static void refusals_concern_nobody_else(void **state)
     tokens_free(&t);
 }
 
+/* ---- blocks beside a trim ---- */
+
+static kvt_seq *beginner;
+static kvt_status began;
+static int is_trimmed;
+
+static void *begin_one(void *unused)
+{
+    began = kvt_seq_begin(beginner, 1, NULL);
+    return unused;
+}
+
+static void *plain_alloc(void *unused, size_t bytes, size_t alignment)
+{
+    (void)unused;
+    return aligned_alloc(alignment, bytes);
+}
+
+/* The first block that is given back: another thread begins a step meanwhile. */
+static void watched_free(void *unused, void *memory, size_t bytes)
+{
+    pthread_t thread;
+    if (is_trimmed && bytes > 100000) {
+        is_trimmed = 0;
+        assert_int_equal(pthread_create(&thread, NULL, begin_one, unused), 0);
+        assert_int_equal(pthread_join(thread, NULL), 0);
+    }
+    free(memory);
+}
+
+/* While one thread gives free blocks back another finds those that are not yet. */
+static void free_blocks_beside_a_trim(void **state)
+{
+    enum { N = 640 };
+    kvt_group_config g = group_of(1, 8, 8, 128, 128, KVT_TYPE_F16, KVT_TYPE_F16);
+    kvt_config config = kvt_config_init();
+    uint64_t one, none, empty;
+    rng r = {78};
+    tokens t = tokens_make(&r, N, &g);
+    kvt_cache *cache;
+    kvt_seq *seq;
+    (void)state;
+    config.groups = &g;
+    config.n_groups = 1;
+    config.max_tokens = N;
+    config.allocator.alloc = plain_alloc;
+    config.allocator.free = watched_free;
+    expect_ok(NULL, kvt_memory_forecast(&config, 1, N, &one));
+    expect_ok(NULL, kvt_memory_forecast(&config, 1, 0, &empty));
+    expect_ok(NULL, kvt_memory_forecast(&config, 0, 0, &none));
+    config.memory_budget_bytes = one + empty - none;
+    expect_ok(NULL, kvt_cache_create(&config, &cache));
+    expect_ok(cache, kvt_seq_create(cache, &seq));
+    expect_ok(cache, kvt_seq_create(cache, &beginner));
+    append_all(cache, seq, &g, &t, 0, N, N);
+    expect_ok(cache, kvt_seq_clear(seq)); /* the budget is used up by blocks that are free */
+    is_trimmed = 1;
+    expect_ok(cache, kvt_cache_trim(cache));
+    assert_int_equal(is_trimmed, 0);
+    expect_ok(cache, began);
+    kvt_seq_destroy(seq);
+    kvt_seq_destroy(beginner);
+    kvt_cache_destroy(cache);
+    tokens_free(&t);
+}
+
 /* ---- the cache's own threads ---- */
 
 enum { POOL_HEADS = 8, POOL_DIM = 64 };
@@ -794,7 +860,7 @@ static void threads_on_one_cpu(void **state)
     expect_of_child(on_one_cpu, NULL, "one CPU");
 }
 
-/* Signals are for the caller's threads: those of the pool block them all. */
+/* Signals are for the caller's threads: the pool's block all but those of their own faults. */
 static void workers_block_signals(void **state)
 {
     kvt_group_config g = pool_group();
@@ -841,6 +907,10 @@ static void workers_block_signals(void **state)
         n_new++;
         assert_true(blocked >> (SIGUSR1 - 1) & blocked >> (SIGINT - 1) & blocked >> (SIGTERM - 1) &
                     blocked >> (SIGALRM - 1) & 1);
+        assert_false((blocked >> (SIGBUS - 1) | blocked >> (SIGSEGV - 1) | blocked >> (SIGFPE - 1) |
+                      blocked >> (SIGILL - 1) | blocked >> (SIGTRAP - 1) | blocked >> (SIGSYS - 1) |
+                      blocked >> (SIGABRT - 1)) &
+                     1);
     }
     (void)closedir(tasks);
     printf("%zu threads\n", n_new); /* none where one CPU may be used */
@@ -944,6 +1014,57 @@ static void the_child_of_a_fork(void **state)
         return;
     kvt_seq_destroy(f.seq);
     kvt_cache_destroy(f.cache);
+}
+
+#if defined(__linux__) && defined(CLONE_NEWPID)
+static int destroy_it(void *cache)
+{
+    kvt_cache_destroy(cache);
+    return 0;
+}
+
+/* The first process of a namespace: its child is the first one of another, by the same number. */
+static int in_a_namespace(void *unused)
+{
+    kvt_group_config g = pool_group();
+    rng r = {9};
+    float *q = rng_normals(&r, POOL_HEADS * POOL_DIM);
+    kvt_seq *seq = NULL;
+    kvt_cache *cache = open_pool(&g, 4096, 2, &seq);
+    (void)unused;
+    if (!cache || getpid() != 1)
+        return 1;
+    for (int i = 0; i < 10; i++)
+        attend(cache, seq, &g, 0, 1, 0, q);
+    if (unshare(CLONE_NEWPID) != 0)
+        return 0;
+    kvt_seq_destroy(seq);
+    expect_of_child(destroy_it, cache, "the first process of a namespace");
+    kvt_cache_destroy(cache);
+    free(q);
+    return 0;
+}
+
+/* In a child process: the namespace is of its children. */
+static int with_a_namespace(void *unused)
+{
+    if (unshare(CLONE_NEWUSER | CLONE_NEWPID) == 0)
+        expect_of_child(in_a_namespace, unused, "a namespace");
+    return 0;
+}
+#endif
+
+/* A child that has its parent's number has none of its threads all the same. */
+static void a_child_of_the_same_number(void **state)
+{
+    (void)state;
+#if defined(__linux__) && defined(CLONE_NEWPID)
+    if (!has_pool())
+        skip();
+    expect_of_child(with_a_namespace, NULL, "namespaces");
+#else
+    skip();
+#endif
 }
 
 typedef struct sharer {
@@ -1586,12 +1707,14 @@ int main(int argc, char **argv)
         cmocka_unit_test(destroyed_at_once),
         cmocka_unit_test(the_budget_holds_for_all_threads),
         cmocka_unit_test(refusals_concern_nobody_else),
+        cmocka_unit_test(free_blocks_beside_a_trim),
         cmocka_unit_test(more_threads_than_cpus),
         cmocka_unit_test(threads_of_small_stacks),
         cmocka_unit_test(threads_on_one_cpu),
         cmocka_unit_test(workers_block_signals),
         cmocka_unit_test(waiting_threads_use_no_cpu),
         cmocka_unit_test(the_child_of_a_fork),
+        cmocka_unit_test(a_child_of_the_same_number),
         cmocka_unit_test(callers_share_a_pool),
         cmocka_unit_test(unlike_sequences_share_out),
         cmocka_unit_test(several_readers_of_one_sequence),

@@ -19,8 +19,9 @@
  *    and the control group's CPU quota rounded down); a later mask or quota is not seen. A call
  *    too short to gain by them (about 0.1 ms where it is alone) stays on the caller's thread.
  *    Between calls they sleep; they spin before, for 50 microseconds, only where calls
- *    follow each other within that time. They keep off the caller's CPU, block all signals, and
- *    serve one call of the cache at a time: another that comes meanwhile runs on its own thread.
+ *    follow each other within that time. They keep off the caller's CPU, block all signals
+ *    but those of faults of their own (SIGBUS, SIGSEGV, ...), and serve one call of the cache at a
+ *    time: another that comes meanwhile runs on its own thread.
  *    An engine with threads of its own has those run the tasks instead, by kvt_executor or by
  *    kvt_attend_plan and kvt_append_plan, so that no two sets of threads share the CPUs.
  *  - fork: in the child the caches of the parent work, on the caller's thread alone; no other
@@ -827,7 +828,10 @@ KVT_API kvt_status kvt_append_plan_init(kvt_append_plan *plan, kvt_seq *seq, uin
  * KVT_ERR_VALUE: see kvt_append.
  */
 KVT_API kvt_status kvt_append_task(kvt_append_plan *plan, size_t i);
-/* KVT_ERR_STATE: not every task has run. */
+/*
+ * KVT_ERR_STATE: not every task has run, or the plan's step has ended. KVT_ERR_VALUE: a task has
+ * answered it, also if others have not run.
+ */
 KVT_API kvt_status kvt_append_finish(kvt_append_plan *plan);
 
 /*

@@ -192,16 +192,17 @@ void kvt_blocks_trim(kvt_cache *cache)
 {
     for (uint32_t c = 0; c < cache->n_classes; c++) {
         kvt_block *block;
-        pthread_mutex_lock(&cache->lock);
-        block = cache->free_blocks[c];
-        cache->free_blocks[c] = NULL;
-        cache->n_free_blocks[c] = 0;
-        pthread_mutex_unlock(&cache->lock);
-        while (block) {
-            kvt_block *next = block->next;
-            free_memory(cache, block);
-            block = next;
-        }
+        do { /* one at a time: the others can be had meanwhile */
+            pthread_mutex_lock(&cache->lock);
+            block = cache->free_blocks[c];
+            if (block) {
+                cache->free_blocks[c] = block->next;
+                cache->n_free_blocks[c]--;
+            }
+            pthread_mutex_unlock(&cache->lock);
+            if (block)
+                free_memory(cache, block);
+        } while (block);
     }
 }
 

@@ -172,12 +172,8 @@ static kvt_status prepare(const kvt_snap_context *context, const unsigned char *
 static void set_lanes(kvt_snap_crypt *c, int encrypts)
 {
     const kvt_cache *cache = c->context->cache;
-    uint32_t most, threads = 1;
+    uint32_t most, threads = cache ? cache->parallel.n_threads : 1;
 
-    if (cache && cache->parallel.executor.run)
-        threads = cache->parallel.executor.n_threads;
-    else if (cache)
-        threads = cache->parallel.pool.n_workers + 1;
     c->n_lanes = lanes_of(threads, encrypts);
     if (c->segment_bytes > KVT_SNAP_CRYPT_SEGMENT) {
         most = (uint32_t)((uint64_t)c->n_lanes * KVT_SNAP_CRYPT_SEGMENT / c->segment_bytes);

@@ -14,7 +14,7 @@
 
 size_t kvt_snap_jobs_count(const kvt_cache *cache, uint32_t layers)
 {
-    uint32_t threads = cache ? cache->parallel.executor.n_threads : 1;
+    uint32_t threads = cache ? cache->parallel.n_threads : 1;
     size_t n = threads > 1 ? (size_t)threads * JOBS_A_THREAD : 1;
     return n < layers ? n : layers ? layers : 1;
 }
