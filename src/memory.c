@@ -35,9 +35,22 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-static int is_mapped(const kvt_allocator *allocator, size_t bytes)
+/*
+ * The system has room for so many mappings, 65530 by default, and others of the process need some.
+ * (Large memory of malloc is mapped, too, but each next to the last one, as one mapping.)
+ */
+#define MOST_MAPPINGS 4096u
+static uint32_t n_mappings; /* there are, of all caches */
+
+static int is_large(const kvt_allocator *allocator, size_t bytes)
 {
     return !allocator->alloc && bytes >= HUGE_PAGE;
+}
+
+/* Large memory that is not a mapping of ours does not begin where one does: see from_heap. */
+static int is_mapped(const kvt_allocator *allocator, const void *memory, size_t bytes)
+{
+    return is_large(allocator, bytes) && (uintptr_t)memory % HUGE_PAGE == 0;
 }
 
 static size_t map_bytes(size_t bytes)
@@ -52,10 +65,15 @@ static void *map(size_t bytes)
     if (bytes > SIZE_MAX / 2)
         return NULL;
     bytes = map_bytes(bytes);
-    memory =
-        mmap(NULL, bytes + HUGE_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (memory == MAP_FAILED)
+    if (__atomic_add_fetch(&n_mappings, 1, __ATOMIC_RELAXED) <= MOST_MAPPINGS)
+        memory = mmap(NULL, bytes + HUGE_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+                      -1, 0);
+    else
+        memory = MAP_FAILED;
+    if (memory == MAP_FAILED) {
+        __atomic_sub_fetch(&n_mappings, 1, __ATOMIC_RELAXED);
         return NULL;
+    }
     before = (size_t)(-(uintptr_t)memory % HUGE_PAGE);
     after = HUGE_PAGE - before;
     if (before)
@@ -72,12 +90,41 @@ static void *map(size_t bytes)
 static void unmap(void *memory, size_t bytes)
 {
     munmap(memory, map_bytes(bytes));
+    __atomic_sub_fetch(&n_mappings, 1, __ATOMIC_RELAXED);
+}
+
+/* What is no mapping, for memory that could be one. */
+static void *from_heap(size_t bytes)
+{
+    void *memory = aligned_alloc(ALIGNMENT, bytes), *other = NULL;
+    if (memory && (uintptr_t)memory % HUGE_PAGE == 0) {
+        other = memory;
+        memory = aligned_alloc(ALIGNMENT, bytes);
+        if (memory && (uintptr_t)memory % HUGE_PAGE == 0) {
+            free(memory);
+            memory = NULL;
+        }
+    }
+    free(other);
+    return memory;
 }
 #else
-static int is_mapped(const kvt_allocator *allocator, size_t bytes)
+static int is_large(const kvt_allocator *allocator, size_t bytes)
 {
     (void)allocator, (void)bytes;
     return 0;
+}
+
+static int is_mapped(const kvt_allocator *allocator, const void *memory, size_t bytes)
+{
+    (void)allocator, (void)memory, (void)bytes;
+    return 0;
+}
+
+static void *from_heap(size_t bytes)
+{
+    (void)bytes;
+    return NULL;
 }
 
 static void *map(size_t bytes)
@@ -97,7 +144,7 @@ void kvt_mem_raw_free(const kvt_allocator *allocator, void *memory, size_t bytes
     bytes = kvt_round_up(bytes, ALIGNMENT);
     if (allocator->alloc)
         allocator->free(allocator->user, memory, bytes);
-    else if (is_mapped(allocator, bytes))
+    else if (is_mapped(allocator, memory, bytes))
         unmap(memory, bytes);
     else
         free(memory);
@@ -109,9 +156,12 @@ void *kvt_mem_raw_alloc(const kvt_allocator *allocator, size_t bytes)
     if (bytes > SIZE_MAX - ALIGNMENT)
         return NULL;
     bytes = kvt_round_up(bytes, ALIGNMENT);
-    if (is_mapped(allocator, bytes)) /* comes zeroed, as its pages are touched */
-        return map(bytes);
-    if (allocator->alloc)
+    if (is_large(allocator, bytes)) {
+        memory = map(bytes);
+        if (memory) /* comes zeroed, as its pages are touched */
+            return memory;
+        memory = from_heap(bytes);
+    } else if (allocator->alloc)
         memory = allocator->alloc(allocator->user, bytes, ALIGNMENT);
     else
         memory = aligned_alloc(ALIGNMENT, bytes);

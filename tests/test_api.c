@@ -901,6 +901,15 @@ static void bad_append_plans(void **state)
     refused(&f, KVT_ERR_STATE, "kvt_append_finish", kvt_append_finish(&plan));
     refused(&f, KVT_ERR_STATE, "layer 0", kvt_append_plan_init(&plan, f.seq, 0, &k, &v));
 
+    { /* a task fails, and the caller leaves out the others */
+        const float was = f.t.k[1];
+        f.t.k[1] = NAN;
+        expect_ok(f.cache, kvt_append_plan_init(&plan, f.seq, 1, &k, &v));
+        expect(f.cache, KVT_ERR_VALUE, kvt_append_task(&plan, 0));
+        expect(f.cache, KVT_ERR_VALUE, kvt_append_finish(&plan));
+        f.t.k[1] = was;
+    }
+
     /* A plan does not outlive its step: aborted, cleared, or followed by another. */
     expect_ok(f.cache, kvt_append_plan_init(&plan, f.seq, 1, &k, &v));
     for (size_t i = 0; i < plan.n_tasks; i++)
@@ -1378,6 +1387,16 @@ static void bad_queries_and_plans(void **state)
     expect(f.cache, KVT_ERR_STATE, kvt_attend_finish(&plan, scratch));
     expect_error_text(f.cache, "finished", "finished twice");
     assert_true(out[0] == 0);
+    { /* what is in the scratch is another cache's, whichever of its plans that was */
+        fixture other;
+        open_fixture(&other, KVT_TYPE_I8, KVT_TYPE_I8, 100);
+        item.seq = other.seq;
+        for (int i = 0; i < 10; i++) {
+            expect_ok(other.cache, kvt_attend_plan_init(&plan, other.cache, &args));
+            expect(other.cache, KVT_ERR_STATE, kvt_attend_finish(&plan, scratch));
+        }
+        close_fixture(&other);
+    }
     free(scratch);
     close_fixture(&f);
 }

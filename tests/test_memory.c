@@ -950,6 +950,50 @@ static void blocks_of_megabytes(void **state)
     kvt_cache_destroy(cache);
 }
 
+#if defined(__linux__) && !defined(HAS_SANITIZER)
+static size_t count_mappings(void)
+{
+    FILE *f = fopen("/proc/self/maps", "r");
+    size_t n = 0;
+    for (int c; f && (c = fgetc(f)) != EOF;)
+        n += c == '\n';
+    if (f)
+        fclose(f);
+    return n;
+}
+
+/* Not every block beyond 2 MiB is a mapping of its own: the system has room for 65530 in all. */
+static void mappings_of_many_blocks(void **state)
+{
+    enum { MOST = 4096, MORE = 64, ROWS = MOST + MORE };
+    kvt_group_config g = group_of(16, 8, 8, 128, 128, KVT_TYPE_I8, KVT_TYPE_I8);
+    kvt_config config = kvt_config_init();
+    size_t before = count_mappings();
+    uint64_t empty;
+    kvt_cache *cache;
+    kvt_seq *seq;
+    (void)state;
+
+    if (is_quick() || !before)
+        skip();
+    g.residual_tokens = KVT_RESIDUAL_NONE;
+    config.groups = &g;
+    config.n_groups = 1;
+    config.max_tokens = (uint64_t)ROWS * 64;
+    expect_ok(NULL, kvt_cache_create(&config, &cache));
+    empty = kvt_cache_memory_bytes(cache);
+    expect_ok(cache, kvt_seq_create(cache, &seq));
+    expect_ok(cache, kvt_seq_reserve(seq, (uint64_t)ROWS * 64));
+    assert_true(kvt_cache_memory_bytes(cache) > (uint64_t)ROWS * (2 << 20));
+    assert_in_range(count_mappings() - before, MOST / 2, MOST + MORE / 2);
+    kvt_seq_destroy(seq);
+    expect_ok(cache, kvt_cache_trim(cache));
+    assert_true(kvt_cache_memory_bytes(cache) == empty);
+    assert_true(count_mappings() < before + 32);
+    kvt_cache_destroy(cache);
+}
+#endif
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -968,6 +1012,9 @@ int main(void)
         cmocka_unit_test(attend_append_and_commit_never_allocate),
         cmocka_unit_test(the_c_library_as_allocator),
         cmocka_unit_test(blocks_of_megabytes),
+#if defined(__linux__) && !defined(HAS_SANITIZER)
+        cmocka_unit_test(mappings_of_many_blocks),
+#endif
     };
     return cmocka_run_group_tests_name("memory", tests, NULL, NULL);
 }

@@ -228,6 +228,9 @@ static void choose_plan(kvt_attend_plan *plan, const kvt_work *work, size_t scra
         share_prefixes(plan, work, nanoseconds, scratch_limit);
 }
 
+/* The ids of plans: of all caches, as a scratch may be used with several. */
+static uint64_t last_plan;
+
 /* scratch_limit: SIZE_MAX for none, else the one-call form's, which decides about threads. */
 static kvt_status make_plan(kvt_attend_plan *plan, kvt_cache *cache, const kvt_attend_args *args_in,
                             size_t scratch_limit)
@@ -257,9 +260,7 @@ static kvt_status make_plan(kvt_attend_plan *plan, kvt_cache *cache, const kvt_a
     plan->status_ = KVT_OK;
     plan->flags_ = 0;
     memset(plan->reserved_, 0, sizeof plan->reserved_);
-    pthread_mutex_lock(&cache->lock);
-    plan->id_ = ++cache->n_plans;
-    pthread_mutex_unlock(&cache->lock);
+    plan->id_ = __atomic_add_fetch(&last_plan, 1, __ATOMIC_RELAXED);
     choose_plan(plan, &work, scratch_limit);
     kvt_fpenv_leave(saved);
     return KVT_OK;

@@ -533,12 +533,12 @@ kvt_status kvt_append_finish(kvt_append_plan *plan)
         return kvt_fail(seq->cache, KVT_ERR_STATE,
                         "kvt_append_finish: the plan is of an earlier "
                         "step");
+    if (__atomic_load_n(&plan->status_, __ATOMIC_RELAXED) != KVT_OK)
+        return KVT_ERR_VALUE; /* some tasks may not have run, then */
     for (size_t i = 0; i < plan->n_tasks; i++)
         if (!(__atomic_load_n(done_byte(plan, i), __ATOMIC_ACQUIRE) >> i % 8 & 1))
             return kvt_fail(seq->cache, KVT_ERR_STATE,
                             "kvt_append_finish: task %zu of %zu has not run", i, plan->n_tasks);
-    if (plan->status_ != KVT_OK)
-        return (kvt_status)plan->status_;
     mark_appended(seq, plan->layer_);
     return KVT_OK;
 }

@@ -197,11 +197,10 @@ static inline int kvt_block_is_own_locked(const kvt_block *block)
 
 struct kvt_cache {
     kvt_heap heap;        /* the first member: see memory.h */
-    pthread_mutex_t lock; /* guards references (also of blocks, and their twins), n_plans, the
-                             free lists and the numbers of blocks; held shortly */
+    pthread_mutex_t lock; /* guards references (also of blocks, and their twins), the free lists
+                             and the numbers of blocks; held shortly */
     uint64_t references;  /* the handle and the sequences */
     uint64_t n_visits;    /* calls of kvt_seq_get_stats */
-    uint64_t n_plans;     /* ids given to attend plans */
 
     uint64_t max_tokens;
     size_t max_rows; /* blocks of max_tokens */
