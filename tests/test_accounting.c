@@ -639,6 +639,66 @@ static void a_reserve_after_a_load_of_other_forms(void **state)
             }
 }
 
+static uint64_t free_blocks(const kvt_cache *cache)
+{
+    kvt_cache_stats stats;
+    memset(&stats, 0, sizeof stats);
+    stats.struct_size = sizeof stats;
+    expect_ok(cache, kvt_cache_get_stats(cache, &stats));
+    return stats.blocks_free;
+}
+
+/* A load uses what the sequence has reserved, and what it replaces is reserved then: none adds to
+   it, whether it succeeds or fails, and the sequence goes on to the end without an allocation. */
+static void a_reserve_serves_loads(void **state)
+{
+    (void)state;
+    for (size_t n = 1; n < MOST; n += 36)
+        for (int way = 0; way < 4; way++) {
+            world w;
+            member *m = &w.members[0];
+            uint64_t reserved;
+            size_t calls;
+            bytes file, damaged;
+            open_world(&w, 0);
+            kvt_cache_destroy(w.cache);
+            file = saved_of(&w, n);
+            damaged = saved_of(&w, n);
+            damaged.data[damaged.n - 60] ^= 1; /* the snapshot's id: all blocks are there */
+            expect_ok(NULL, kvt_cache_create(&w.config, &w.cache));
+            expect_ok(w.cache, kvt_seq_create(w.cache, &m->seq));
+            m->length = 0;
+            step(&w, m, 70);
+            expect_ok(w.cache, kvt_seq_reserve(m->seq, MOST));
+            reserved = kvt_cache_memory_bytes(w.cache);
+            assert_true(free_blocks(w.cache) == 0);
+            for (int i = 0; i < 5; i++) {
+                if (way & 1)
+                    expect_ok(w.cache, kvt_seq_clear(m->seq));
+                if (way & 2)
+                    expect(w.cache, KVT_ERR_CORRUPT,
+                           load_bytes(m->seq, damaged.data, damaged.n, NULL));
+                assert_true(!(way & 1) || free_blocks(w.cache) == 0);
+                expect_ok(w.cache, load_bytes(m->seq, file.data, file.n, NULL));
+                assert_true(!(way & 1) || free_blocks(w.cache) == 0);
+                expect_ok(w.cache, kvt_cache_trim(w.cache));
+                if (kvt_cache_memory_bytes(w.cache) != reserved)
+                    fail_msg("%zu tokens, way %d, load %d: %llu bytes, not %llu", n, way, i,
+                             (unsigned long long)kvt_cache_memory_bytes(w.cache),
+                             (unsigned long long)reserved);
+            }
+            calls = w.memory.calls;
+            m->length = n;
+            step(&w, m, MOST - n);
+            assert_true(w.memory.calls == calls);
+            kvt_seq_destroy(m->seq);
+            kvt_cache_destroy(w.cache);
+            bytes_free(&file);
+            bytes_free(&damaged);
+            ledger_close(&w.memory);
+        }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -650,6 +710,7 @@ int main(void)
         cmocka_unit_test(a_commit_ends_the_exemption),
         cmocka_unit_test(a_reserve_after_a_load),
         cmocka_unit_test(a_reserve_after_a_load_of_other_forms),
+        cmocka_unit_test(a_reserve_serves_loads),
     };
     return cmocka_run_group_tests_name("accounting", tests, NULL, NULL);
 }

@@ -320,6 +320,38 @@ static void test_put_half_way(void **state)
     }
 }
 
+/* A get uses what the sequence has reserved: none adds to it, and it goes on to the end. */
+static void test_reserved(void **state)
+{
+    uint64_t n_refused = 0;
+    (void)state;
+    for (size_t geometry = 0; geometry < N_GEOMETRIES; geometry++) {
+        uint64_t reserved, whole = 0;
+        prefix_scene c;
+        prefix_open(&c, geometry, TOKENS);
+        expect_ok(c.s.cache, kvt_seq_reserve(c.to, MOST));
+        expect_ok(c.s.cache, kvt_cache_trim(c.s.cache));
+        reserved = kvt_cache_memory_bytes(c.s.cache);
+        for (int i = 0; i < 6; i++) {
+            memory_value *v = &c.m.values[c.m.n - 1];
+            kvt_prefix_result got;
+            if (i % 2) /* one that is refused */
+                v->data[v->bytes - 1] ^= 1;
+            expect_ok(c.s.cache, kvt_prefix_get(&c.store, c.to, c.prompt, TOKENS, NULL, &got));
+            whole = i ? whole : got.n_tokens;
+            assert_true(i % 2 ? got.n_tokens <= whole : got.n_tokens == whole);
+            n_refused += got.n_refused;
+            expect_ok(c.s.cache, kvt_cache_trim(c.s.cache));
+            assert_true(kvt_cache_memory_bytes(c.s.cache) == reserved);
+            expect_ok(c.s.cache, kvt_seq_clear(c.to));
+            if (i % 2)
+                expect_ok(c.s.cache, kvt_prefix_put(&c.store, c.source, NULL, NULL));
+        }
+        prefix_close(&c);
+    }
+    assert_true(n_refused > 2 * N_GEOMETRIES);
+}
+
 /* Of one put 64 MiB at most. */
 static void test_large_batches(void **state)
 {
@@ -583,6 +615,7 @@ int main(void)
         cmocka_unit_test(test_put_half_way),
         cmocka_unit_test(test_batches),
         cmocka_unit_test(test_large_batches),
+        cmocka_unit_test(test_reserved),
         cmocka_unit_test(test_mapped),
         cmocka_unit_test(test_windows),
         cmocka_unit_test(test_windows_and_positions_that_go_back),

@@ -143,7 +143,10 @@ typedef struct kvt_block {
         unsigned char id[KVT_BLOCK_ID_BYTES]; /* see kvt_block_id; under the cache's lock */
     };
     struct kvt_mapping *mapping; /* NULL: the data follows; never changed */
-    uint64_t visit;
+    union {
+        uint64_t visit;         /* see seen */
+        struct kvt_block *lent; /* the next one: kvt_rows_lend; no other sequence has it */
+    };
     uint32_t id_tokens;   /* tokens that the id is of; 0: it is not known */
     uint32_t references;  /* of block tables and checkpoints; 0 in a free list */
     uint32_t seen;        /* of them, by kvt_seq_get_stats; visit, too, under the cache's lock */
@@ -321,6 +324,7 @@ struct kvt_seq {
     kvt_seq_group groups[KVT_MAX_GROUPS];
     kvt_block *spare[KVT_MAX_CLASSES]; /* reserved, and not in use */
     size_t n_spare[KVT_MAX_CLASSES];
+    kvt_block *lent;              /* those of them that a load or a get uses: see kvt_rows_lend */
     uint64_t exempt_bytes;        /* of its open blocks: see account() */
     kvt_turns *turns;             /* NULL: no key has moved */
     kvt_checkpoint **checkpoints; /* [checkpoint_room], n_checkpoints of them, by tokens */
@@ -602,6 +606,17 @@ void kvt_rows_state(kvt_seq *seq);
  * table (copied), states, checkpoints, next position.
  */
 void kvt_rows_replace(kvt_seq *seq, const kvt_seq *with);
+/*
+ * A block for what is to replace the sequence's contents: of those that it has reserved, else as
+ * kvt_block_get, and undone by kvt_block_undo. While it is lent the sequence keeps a reference.
+ * Several threads of one call may take some.
+ */
+kvt_status kvt_rows_lend(kvt_seq *seq, uint32_t class_index, kvt_block **block);
+/*
+ * When all is placed or undone: what is not in use is a spare one again. is_replaced: the contents
+ * are new ones; then the sequence has no more blocks in all than before.
+ */
+void kvt_rows_settle(kvt_seq *seq, int is_replaced);
 /*
  * An empty sequence gets the first n_tokens committed tokens of another one, all its blocks shared;
  * kvt_rows_charge has to follow.

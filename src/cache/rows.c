@@ -324,6 +324,58 @@ static uint32_t has_mapped(const kvt_seq *seq)
     return 0;
 }
 
+kvt_status kvt_rows_lend(kvt_seq *seq, uint32_t class_index, kvt_block **block)
+{
+    kvt_cache *cache = seq->cache;
+
+    if (!seq->reserves)
+        return kvt_block_get(cache, class_index, block);
+    pthread_mutex_lock(&cache->lock);
+    *block = take_spare(seq, class_index);
+    if (*block) {
+        kvt_block_refer_locked(cache, *block);
+        (*block)->lent = seq->lent;
+        seq->lent = *block;
+    }
+    pthread_mutex_unlock(&cache->lock);
+    return *block ? KVT_OK : kvt_block_get(cache, class_index, block);
+}
+
+void kvt_rows_settle(kvt_seq *seq, int is_replaced)
+{
+    kvt_cache *cache = seq->cache;
+    size_t brought[KVT_MAX_CLASSES] = {0};
+
+    if (!seq->reserves)
+        return;
+    for (size_t i = 0; is_replaced && i < seq->n_rows * cache->n_columns; i++)
+        if (seq->table[i] && !seq->table[i]->mapping)
+            brought[seq->table[i]->class_index]++;
+    while (seq->lent) {
+        kvt_block *block = seq->lent;
+        const uint32_t class_index = block->class_index;
+        int is_back;
+        seq->lent = block->lent;
+        block->visit = 0;
+        pthread_mutex_lock(&cache->lock);
+        is_back = block->references == 1;
+        pthread_mutex_unlock(&cache->lock);
+        if (is_back) {
+            if (block->flags & KVT_BLOCK_IS_READ_INTO)
+                memset(block->data, 0, cache->class_bytes[class_index]);
+            block->flags &= (uint8_t)~KVT_BLOCK_IS_READ_INTO;
+            put_spare(seq, block);
+        } else {
+            kvt_block_put(cache, block);
+            brought[class_index] -= brought[class_index] > 0;
+        }
+    }
+    /* What was not lent came besides, and the blocks from before are spare ones now. */
+    for (uint32_t c = 0; c < cache->n_classes; c++)
+        for (; brought[c] && seq->n_spare[c]; brought[c]--)
+            kvt_block_put(cache, take_spare(seq, c));
+}
+
 void kvt_rows_replace(kvt_seq *seq, const kvt_seq *with)
 {
     assert(seq->n_checkpoints == 0 && !seq->turns);

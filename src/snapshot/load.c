@@ -152,6 +152,7 @@ static kvt_status load(kvt_seq *seq, const kvt_snap_context *context, const orig
         kvt_turns_free(seq->cache, seq->turns);
         seq->turns = NULL;
         kvt_rows_replace(seq, &st.made);
+        kvt_rows_settle(seq, 1);
         if (seq->length && (header->flags & KVT_SNAP_UNKEYED || kvt_snap_stage_converts(&st)))
             seq->unkeyed_from = 0;
         answer(&st, seq, &found);
@@ -164,6 +165,7 @@ static kvt_status load(kvt_seq *seq, const kvt_snap_context *context, const orig
         kvt_snap_stage_drop(&st);
     }
     kvt_snap_stage_release(&st);
+    kvt_rows_settle(seq, 0);
     kvt_snap_free(context, header, sizeof *header);
     return status;
 }

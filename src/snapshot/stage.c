@@ -98,7 +98,7 @@ static kvt_status add_row(kvt_snap_stage *st)
         if (status != KVT_OK)
             return status;
     }
-    status = kvt_block_get(cache, cache->n_groups, &block);
+    status = kvt_rows_lend(st->seq, cache->n_groups, &block);
     if (status != KVT_OK)
         return status;
     for (c = 0; c < cache->n_columns; c++)
@@ -264,7 +264,7 @@ static kvt_status on_place(void *user, const kvt_snap_block *at, uint32_t layer_
         return status;
     if (!*entry) {
         kvt_block *fresh;
-        status = kvt_block_get(cache, kvt_class_of(cache, group, form_of(st, at)), &fresh);
+        status = kvt_rows_lend(st->seq, kvt_class_of(cache, group, form_of(st, at)), &fresh);
         if (status != KVT_OK)
             return status;
         kvt_block_will_be_read(fresh);

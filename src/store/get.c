@@ -355,7 +355,7 @@ static kvt_status move_row(fetch *f, kvt_seq *made, const size_t *first, size_t 
     kvt_status status;
 
     made->n_rows = row + 1;
-    status = kvt_block_get(cache, cache->n_groups, kvt_seq_entry(made, row, cache->n_groups));
+    status = kvt_rows_lend(f->p->takes, cache->n_groups, kvt_seq_entry(made, row, cache->n_groups));
     if (status != KVT_OK)
         return status;
     for (uint32_t g = 0; g < cache->n_groups; g++) {
@@ -442,6 +442,7 @@ kvt_status kvt_prefix_get(const kvt_store *store, kvt_seq *seq, const int32_t *p
         return status;
     memset(&f, 0, sizeof f);
     f.p = &p;
+    p.takes = seq;
     if (status == KVT_OK && (seq->length || seq->pending))
         status = kvt_fail(seq->cache, KVT_ERR_STATE, "kvt_prefix_get: %s",
                           seq->pending ? "a step is pending" : "the sequence is not empty");
@@ -460,6 +461,7 @@ kvt_status kvt_prefix_get(const kvt_store *store, kvt_seq *seq, const int32_t *p
         *result = f.result;
     }
     release(&f);
+    kvt_rows_settle(seq, status == KVT_OK && n_tokens);
     kvt_stored_release(&p);
     return status;
 }

@@ -150,7 +150,7 @@ static kvt_status begin_images(kvt_stored_receiver *r)
     r->got.blocks = (kvt_block **)(void *)r->blocks.data;
     for (uint32_t i = 0; i < n && status == KVT_OK; i++) {
         const kvt_value_entry *entry = &entries_of(r)[i];
-        status = kvt_block_get(r->p->cache, kvt_class_of(r->p->cache, entry->group, entry->form),
+        status = kvt_rows_lend(r->p->takes, kvt_class_of(r->p->cache, entry->group, entry->form),
                                &r->got.blocks[i]);
         if (status == KVT_OK)
             kvt_block_will_be_read(r->got.blocks[i]);

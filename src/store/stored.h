@@ -103,6 +103,7 @@ typedef struct kvt_stored {
     kvt_snap_context context;
     kvt_cache *cache;
     const kvt_seq *seq;
+    kvt_seq *takes; /* the same, of a get: its reserved blocks are used */
     const kvt_store *store;
     const char *call; /* its name, for texts */
     kvt_prefix_options options;
