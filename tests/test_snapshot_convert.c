@@ -576,6 +576,55 @@ static void chains(void **state)
 }
 
 /* What cannot be read twice; what claims more than it can hold. */
+/* With another codec a file has the same contents: deltas of it load as before. */
+static void codec_in_place(void **state)
+{
+    static const uint32_t residuals[] = {0, 1, 64, 200, 500, KVT_RESIDUAL_NONE};
+    static const uint32_t windows[] = {0, 1, 100, 300};
+    (void)state;
+    for (size_t i = 0; i < 4 * 6 * 4; i++) {
+        kvt_group_config groups[2] = {group_of(1, 2, 1, 16, 16, KVT_TYPE_I8, KVT_TYPE_I8),
+                                      group_of(1, 2, 1, 16, 16, KVT_TYPE_I4, KVT_TYPE_I5)};
+        const int has_point = i % 2, is_part = i / 2 % 2;
+        rng r = {i};
+        uint64_t whole;
+        kvt_seq *seq, *to;
+        kvt_save_options o = saves(KVT_CODEC_RAW);
+        char why[200] = "";
+        subject s;
+        for (int g = 0; g < 2; g++) {
+            groups[g].residual_tokens = residuals[i / 4 % 6];
+            groups[g].window_tokens = windows[i / 24];
+            groups[g].sink_tokens = groups[g].window_tokens && g ? 70 : 0;
+        }
+        open_subject(&s, groups, 2, &r);
+        open_cache(&s, NULL);
+        seq = tagged_seq(&s);
+        to = tagged_seq(&s);
+        while (kvt_seq_length(seq) < MOST - 90) {
+            grow(&s, seq, 40);
+            if (has_point && kvt_seq_length(seq) % 280 == 0)
+                expect_ok(s.cache, kvt_seq_checkpoint(seq, "x", 1));
+        }
+        if (is_part && kvt_seq_reachable(seq, kvt_seq_length(seq) - 3) == kvt_seq_length(seq) - 3)
+            expect_ok(s.cache, kvt_seq_truncate(seq, kvt_seq_length(seq) - 3));
+        expect_ok(s.cache, kvt_seq_save(seq, in_folder("base"), &o));
+        grow(&s, seq, 70);
+        o.parent = in_folder("base");
+        expect_ok(s.cache, kvt_seq_save(seq, in_folder("child"), &o));
+        expect_ok(s.cache, kvt_seq_load(to, in_folder("child"), NULL, NULL));
+        whole = file_hash(&s, to);
+        o = saves(KVT_CODEC_ZSTD);
+        if (kvt_snapshot_convert(in_folder("base"), NULL, in_folder("base"), &o, why, sizeof why))
+            fail_msg("%zu: %s", i, why);
+        expect_ok(s.cache, kvt_seq_load(to, in_folder("child"), NULL, NULL));
+        assert_true(file_hash(&s, to) == whole);
+        kvt_seq_destroy(seq);
+        kvt_seq_destroy(to);
+        close_subject(&s);
+    }
+}
+
 static void sources(void **state)
 {
     rng r = {92};
@@ -608,10 +657,11 @@ static void sources(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(chains),          cmocka_unit_test(sources),
-        cmocka_unit_test(pairs),           cmocka_unit_test(sides),
-        cmocka_unit_test(overflows),       cmocka_unit_test(whole_files),
-        cmocka_unit_test(pieces_go_along), cmocka_unit_test(parts_of_files),
+        cmocka_unit_test(chains),         cmocka_unit_test(codec_in_place),
+        cmocka_unit_test(sources),        cmocka_unit_test(pairs),
+        cmocka_unit_test(sides),          cmocka_unit_test(overflows),
+        cmocka_unit_test(whole_files),    cmocka_unit_test(pieces_go_along),
+        cmocka_unit_test(parts_of_files),
     };
     RUN_IN_FOLDER(tests);
 }

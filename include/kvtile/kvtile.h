@@ -1376,9 +1376,9 @@ KVT_API kvt_status kvt_snapshot_inspect_with(const char *path, const kvt_inspect
  * Read a snapshot, with its parents, and save it anew: with another codec or other types, some of
  * its tokens or layers, encrypted or not, as one file in place of a chain. Its pieces, tag and
  * checkpoints go along; to_options->pieces come besides, in place of those of the same name.
- * Memory: about that of the sequence. It is loaded into a cache with the default residual_tokens:
- * of a group with a window, blocks that are out of sight, and that a larger number has kept, are
- * dropped.
+ * Memory: about that of the sequence. With other types it is loaded into a cache with the default
+ * residual_tokens: of a group with a window, blocks that are out of sight, and that a larger number
+ * has kept, are dropped then.
  *
  * from_options (may be NULL): folder, key, on_piece, progress and layers as for a load, the layers
  *     being n_layers of the file's; all others have to be 0

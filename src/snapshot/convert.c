@@ -144,8 +144,11 @@ static kvt_status add_pieces(pieces *p, const kvt_save_options *o)
     return KVT_OK;
 }
 
-/* A cache for what the file holds: of some of its layers, if the options say so. */
-static kvt_status make_cache(const kvt_snapshot_info *info, const kvt_load_options *o,
+/*
+ * A cache for what the file holds: of some of its layers, if the options say so. keeps: also what
+ * windows have left out of sight, which the save releases by residual_tokens.
+ */
+static kvt_status make_cache(const kvt_snapshot_info *info, const kvt_load_options *o, int keeps,
                              uint32_t n_threads, char *text, size_t text_bytes, kvt_cache **cache)
 {
     kvt_group_config groups[KVT_MAX_GROUPS];
@@ -179,6 +182,8 @@ static kvt_status make_cache(const kvt_snapshot_info *info, const kvt_load_optio
         to->rotation_seed = group->rotation_seed;
         to->window_tokens = group->window_tokens;
         to->sink_tokens = group->sink_tokens;
+        if (keeps && to->window_tokens)
+            to->residual_tokens = KVT_MAX_TOKENS;
         to->rope_pairing = KVT_ROPE_NONE; /* keys that have moved are taken along as they are */
         made++;
     }
@@ -365,11 +370,12 @@ kvt_status kvt_snapshot_convert(const char *from, const kvt_load_options *from_o
         status = look_at_parents(&context, from, to, &looks, info);
     if (status == KVT_OK) {
         const uint32_t most = kvt_parallel_has_pool() ? CONVERT_THREADS : 1;
-        status = make_cache(info, &load, most, error_text, error_text_bytes, &cache);
+        status = make_cache(info, &load, !save.n_types, most, error_text, error_text_bytes, &cache);
         if (status == KVT_ERR_MEMORY && most > 1) { /* or the system has no threads left */
             if (error_text && error_text_bytes)
                 error_text[0] = '\0';
-            status = make_cache(info, &load, 1, error_text, error_text_bytes, &cache);
+            status =
+                make_cache(info, &load, !save.n_types, 1, error_text, error_text_bytes, &cache);
         }
     }
     if (status == KVT_OK) {
