@@ -730,6 +730,90 @@ static void refused(void **state)
     close_subject(&s);
 }
 
+/* What comes behind a part without block 0, or a conversion, does not depend on steps. */
+static void steps_behind_parts(void **state)
+{
+    static const kvt_type types[][2] = {
+        {KVT_TYPE_I8, KVT_TYPE_I8}, {KVT_TYPE_I4, KVT_TYPE_I4}, {KVT_TYPE_I4, KVT_TYPE_I8}};
+    static const uint32_t residuals[] = {KVT_RESIDUAL_NONE, 1, 64, 200};
+    (void)state;
+    for (size_t i = 0; i < 3 * 4 * 2; i++) {
+        kvt_group_config g = group_of(1, 2, 1, 16, 16, types[i % 3][0], types[i % 3][1]), other = g;
+        const int is_part = i / 12 == 0;
+        kvt_save_options o = saves(KVT_CODEC_RAW);
+        kvt_load_options l = loads();
+        rng r = {i};
+        kvt_seq *from, *at_once, *singly;
+        uint64_t file;
+        subject s, source;
+        g.residual_tokens = residuals[i / 3 % 4];
+        open_subject(&s, &g, 1, &r);
+        open_cache(&s, NULL);
+        source = s;
+        if (!is_part) {
+            other.k_type = other.v_type = KVT_TYPE_F16;
+            source.groups[0] = other;
+            open_cache(&source, NULL);
+        }
+        from = seq_of(&source);
+        grow(&source, from, 164);
+        o.first_token = is_part ? 64 : 0;
+        l.convert = !is_part;
+        expect_ok(source.cache, kvt_seq_save(from, in_folder("part"), &o));
+        at_once = seq_of(&s);
+        singly = seq_of(&s);
+        expect_ok(s.cache, kvt_seq_load(at_once, in_folder("part"), &l, NULL));
+        expect_ok(s.cache, kvt_seq_load(singly, in_folder("part"), &l, NULL));
+        step_of(&s, at_once, 200, 300);
+        for (size_t t = 0; t < 300; t++)
+            step_of(&s, singly, 200 + t, 1);
+        file = file_hash(&s, at_once);
+        if (file_hash(&s, singly) != file)
+            fail_msg("types %d and %d, residual %u, %s", (int)g.k_type, (int)g.v_type,
+                     (unsigned)g.residual_tokens, is_part ? "a part" : "converted");
+        kvt_seq_destroy(from);
+        kvt_seq_destroy(at_once);
+        kvt_seq_destroy(singly);
+        if (!is_part)
+            kvt_cache_destroy(source.cache);
+        close_subject(&s);
+    }
+}
+
+/* A range in the sinks' rows is there, whatever the window has released behind them. */
+static void of_the_sinks(void **state)
+{
+    kvt_group_config g = group_of(1, 2, 1, 16, 16, KVT_TYPE_I8, KVT_TYPE_I8);
+    rng r = {77};
+    kvt_save_options o = saves(KVT_CODEC_RAW);
+    kvt_seq *seq, *to;
+    float was[192 * 16], is[128 * 16];
+    kvt_tensor a = kvt_tensor_f32(was), b = kvt_tensor_f32(is);
+    subject s;
+    (void)state;
+    g.window_tokens = 100;
+    g.sink_tokens = 130; /* three rows */
+    open_subject(&s, &g, 1, &r);
+    open_cache(&s, NULL);
+    seq = seq_of(&s);
+    to = seq_of(&s);
+    while (kvt_seq_length(seq) < 700)
+        grow(&s, seq, 50);
+    expect_ok(s.cache, kvt_read(seq, 0, KVT_SIDE_K, 0, 192, &a));
+    o.first_token = 64;
+    o.n_tokens = 128;
+    expect_ok(s.cache, kvt_seq_save(seq, in_folder("sinks"), &o));
+    expect_ok(s.cache, kvt_seq_load(to, in_folder("sinks"), NULL, NULL));
+    assert_int_equal(kvt_seq_length(to), 128);
+    expect_ok(s.cache, kvt_read(to, 0, KVT_SIDE_K, 0, 128, &b));
+    assert_memory_equal(is, was + 64 * 16, sizeof is);
+    o.n_tokens = 192;
+    expect(s.cache, KVT_ERR_STATE, kvt_seq_save(seq, in_folder("sinks"), &o));
+    kvt_seq_destroy(seq);
+    kvt_seq_destroy(to);
+    close_subject(&s);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -744,6 +828,8 @@ int main(void)
         cmocka_unit_test(groups_differ),
         cmocka_unit_test(windows_elsewhere),
         cmocka_unit_test(moved_elsewhere),
+        cmocka_unit_test(steps_behind_parts),
+        cmocka_unit_test(of_the_sinks),
     };
     RUN_IN_FOLDER(tests);
 }

@@ -154,18 +154,21 @@ static int load_rotated(const append_side *s, uint64_t i, size_t n, float *buffe
 /*
  * The block that a new row behind block 1 takes its offset from: the one before, as long as it is
  * open. Where the step seals that as it comes, the last block that was open when it began, which
- * is what single tokens would have handed on; or block 0, sealed before or by this step.
+ * is what single tokens would have handed on; or block 0, sealed before or by this step. Without a
+ * residual window single tokens find the block before sealed: it is always block 0.
  *
  * All of these have the same offset, that of block 0 once it is sealed, unless kvt_seq_remove has
- * taken that one out: then open blocks go on with its offset, which no sealed block has.
+ * taken that one out: then open blocks go on with its offset, which no sealed block has. So does
+ * the last block of a snapshot that begins behind block 0, or was converted.
  */
 static const kvt_block *base_block(const append_side *s, size_t row)
 {
     const size_t n_before = kvt_rows(s->job->seq->length);
     const kvt_block *block = block_of(s, row - 1);
-    if (kvt_is_open(block->form))
+    const int hands_on = s->job->group->residual_tokens > 0;
+    if (hands_on && kvt_is_open(block->form))
         return block;
-    if (n_before > 1 && kvt_is_open(block_of(s, n_before - 1)->form))
+    if (hands_on && n_before > 1 && kvt_is_open(block_of(s, n_before - 1)->form))
         return block_of(s, n_before - 1);
     block = sealed_of(s, 0);
     return block ? block : block_of(s, 0);

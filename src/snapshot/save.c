@@ -95,7 +95,8 @@ static kvt_status check_range(const kvt_seq *seq, kvt_save_options *o)
                             "save: the window of group %u has released what a sequence of the "
                             "first %llu tokens needs",
                             (unsigned)g, (unsigned long long)o->n_tokens);
-        if (o->first_token && seq->groups[g].first * KVT_TOKENS > o->first_token)
+        if (o->first_token && seq->groups[g].first * KVT_TOKENS > o->first_token &&
+            kvt_sink_rows(&seq->cache->groups[g]) * KVT_TOKENS < o->first_token + o->n_tokens)
             return kvt_fail(seq->cache, KVT_ERR_STATE,
                             "save: the window of group %u has released tokens from %llu on",
                             (unsigned)g, (unsigned long long)o->first_token);
