@@ -521,11 +521,14 @@ KVT_API kvt_status kvt_seq_create(kvt_cache *cache, kvt_seq **seq);
  * sealing) stay with it until it is destroyed, and are held against the budget, all of them; so is
  * the memory for keys that kvt_seq_begin tells of, for 63 tokens, where n_tokens is above 64.
  *
+ * A load and a kvt_prefix_get use what is reserved, and what they replace is reserved then.
+ *
  * Reserve again after a fork or a kvt_seq_checkpoint, which share blocks that a step then copies;
  * after a truncate or a clear that gives up blocks that are shared or mapped; after a
- * kvt_seq_remove that moves tokens into the first fine_tokens; and after a clear, or a truncate to
- * what lies in the sinks of a group with a window, where the window had released blocks before the
- * reserve, which does not take these again.
+ * kvt_seq_remove that moves tokens into the first fine_tokens, or takes out such as a window had
+ * released before the reserve; and after a clear, or a truncate to what lies in the sinks of a
+ * group with a window, where the window had released blocks before the reserve, which does not
+ * take these again.
  *
  * KVT_ERR_ARG    NULL
  * KVT_ERR_STATE  a step is pending
@@ -646,7 +649,8 @@ KVT_API kvt_status kvt_seq_key_positions(const kvt_seq *seq, uint64_t first, uin
                                          int32_t *positions);
 
 /*
- * Forget all tokens and a pending step; the blocks stay with the cache for reuse.
+ * Forget all tokens, a pending step and all checkpoints, also one at 0 (which kvt_seq_truncate to 0
+ * keeps); the blocks stay with the cache for reuse.
  * KVT_ERR_ARG: NULL.
  */
 KVT_API kvt_status kvt_seq_clear(kvt_seq *seq);

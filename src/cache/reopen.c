@@ -7,7 +7,8 @@
  *
  *  - K's rows are the numbers that the codes stood for, rounded to f16, and the seed has each dim's
  *    scale and middle and the tokens' gains: a dim whose range still covers all rows keeps both,
- *    and the tokens their codes, and their gains in any case (seal.c, keep_grid).
+ *    and the tokens their codes, and their gains in any case (seal.c, keep_grid). A dim whose range
+ *    does not has its tokens rounded to a new grid.
  *  - V's rows are its codes' multiples of the scale, which f16 holds exactly, and it. 8 and 5
  *    bits are sealed to the same codes and scale, as one element is the largest multiple (a scale
  *    that is a subnormal f16 may come out one step less). For 4 bits, whose scale comes of a
