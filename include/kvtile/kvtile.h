@@ -542,7 +542,7 @@ KVT_API kvt_status kvt_seq_reserve(kvt_seq *seq, uint64_t n_tokens);
  * prompt, beams, a draft that may be dropped. No keys and values are copied: both have the same
  * blocks, which the memory budget counts once, and go their own ways from there. Of a block that is
  * not full, the first step of either makes a copy (its begin, of the filled part), while it is
- * shared. The copy is as the other would be after a truncate to n_tokens; it keeps the cache alive
+ * shared: all but one, or all of them where they begin at the same time. The copy is as the other would be after a truncate to n_tokens; it keeps the cache alive
  * as any sequence, and either is destroyed before the other.
  *
  * A pending step stays with seq alone; of a block that is not full, which it adds to, the copy gets
@@ -829,7 +829,7 @@ KVT_API kvt_status kvt_append_plan_init(kvt_append_plan *plan, kvt_seq *seq, uin
                                         const kvt_tensor *k, const kvt_tensor *v);
 /*
  * Task i. KVT_ERR_ARG: NULL, i not below n_tasks. KVT_ERR_STATE: the plan's step has ended.
- * KVT_ERR_VALUE: see kvt_append.
+ * KVT_ERR_VALUE: see kvt_append; the plan has failed then, the layer can be appended with another.
  */
 KVT_API kvt_status kvt_append_task(kvt_append_plan *plan, size_t i);
 /*
