@@ -542,8 +542,9 @@ KVT_API kvt_status kvt_seq_reserve(kvt_seq *seq, uint64_t n_tokens);
  * prompt, beams, a draft that may be dropped. No keys and values are copied: both have the same
  * blocks, which the memory budget counts once, and go their own ways from there. Of a block that is
  * not full, the first step of either makes a copy (its begin, of the filled part), while it is
- * shared: all but one, or all of them where they begin at the same time. The copy is as the other would be after a truncate to n_tokens; it keeps the cache alive
- * as any sequence, and either is destroyed before the other.
+ * shared: all but one, or all of them where they begin at the same time. The copy is as the other
+ * would be after a truncate to n_tokens; it keeps the cache alive as any sequence, and either is
+ * destroyed before the other.
  *
  * A pending step stays with seq alone; of a block that is not full, which it adds to, the copy gets
  * its own at once, or a checkpoint's that is there. What seq has reserved (kvt_seq_reserve)
