@@ -18,6 +18,7 @@
  *   bench_formats.c         the other formats that fidelity compares (bench_formats.h)
  *   bench_npy.c             captured queries, keys and values
  *   bench_plot.c            SVG
+ *   bench_files.c           output files, and what is removed at the end (bench_files.h)
  *   bench_lines.c           files of JSON lines, growing texts (bench_lines.h)
  *   bench_compare.c         compare: two such files
  *   bench_measure.c, bench_chart.c, bench_tables.c, bench_sections.c, bench_sweep.c, bench_page.c

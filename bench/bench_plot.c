@@ -3,9 +3,8 @@
  * name beside it. Labels are put where they hit no earlier label and no point, as far as there is
  * such a place.
  */
-#include "bench.h"
+#include "bench_files.h"
 
-#include <errno.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -150,9 +149,9 @@ static void draw_plot(FILE *out, const bench_plot *p, double shift)
 
 void bench_plot_write(const char *path, const bench_plot *plots, size_t n)
 {
-    FILE *out = fopen(path, "w");
-    if (!out)
-        bench_fail(1, "%s: %s", path, strerror(errno));
+    bench_file file;
+    bench_file_create(&file, path);
+    FILE *out = file.file;
     fprintf(out,
             "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %zu %d\" font-size=\"%d\" "
             "font-family=\"sans-serif\">\n<rect width=\"100%%\" height=\"100%%\" fill=\"#fff\"/>\n",
@@ -160,7 +159,5 @@ void bench_plot_write(const char *path, const bench_plot *plots, size_t n)
     for (size_t i = 0; i < n; i++)
         draw_plot(out, &plots[i], (double)(i * WIDTH));
     fprintf(out, "</svg>\n");
-    bool bad = ferror(out) != 0;
-    if (fclose(out) != 0 || bad)
-        bench_fail(1, "%s: cannot be written", path);
+    bench_file_commit(&file);
 }

@@ -1,7 +1,7 @@
 /*
  * Errors, memory, time, random numbers, number formats and statistics.
  */
-#include "bench.h"
+#include "bench_files.h"
 
 #include <math.h>
 #include <stdarg.h>
@@ -13,6 +13,7 @@
 void bench_fail(int exit_code, const char *format, ...)
 {
     va_list args;
+    bench_end_interrupted(); /* a child that the signal has ended too is no failure */
     fflush(stdout);
     fputs("kvt-bench: ", stderr);
     va_start(args, format);

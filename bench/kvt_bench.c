@@ -2,6 +2,7 @@
  * kvt-bench: the command line. The table of flags has the commands that take each; an argument
  * that cannot be parsed is named on stderr and the exit code is 2.
  */
+#include "bench_files.h"
 #include "bench_formats.h"
 
 #include <ctype.h>
@@ -649,6 +650,22 @@ static void set_list(bench_options *o, const struct flag *flag, char *value)
     }
 }
 
+/* The drawing can be written and is no input: now, and not after minutes. */
+static void check_svg(const bench_options *o)
+{
+    static const char *const suffixes[] = {".q.npy", ".k.npy", ".v.npy"};
+    const char *inputs[6] = {o->model, o->tokenizer, o->text, NULL, NULL, NULL};
+    char *names[3] = {NULL, NULL, NULL};
+    for (size_t i = 0; o->qkv && i < 3; i++) {
+        size_t room = strlen(o->qkv) + strlen(suffixes[i]) + 1;
+        inputs[3 + i] = names[i] = bench_alloc(room, 1);
+        snprintf(names[i], room, "%s%s", o->qkv, suffixes[i]);
+    }
+    bench_file_check("--svg", o->svg, inputs, 6);
+    for (size_t i = 0; i < 3; i++)
+        free(names[i]);
+}
+
 /* argv[2..]; --flag value and --flag=value both work. */
 static void parse_flags(bench_options *o, int command, const char *command_name, int argc,
                         char **argv)
@@ -711,15 +728,12 @@ static void parse_flags(bench_options *o, int command, const char *command_name,
         bench_fail(2, "--peer does not go with --against, --window and --v-in-k");
     if (o->full && causal)
         bench_fail(2, "--causal and --full contradict each other");
-    FILE *svg = o->svg ? fopen(o->svg, "ab") : NULL; /* now, and not after minutes */
-    if (o->svg && !svg)
-        bench_fail(2, "--svg: %s: %s", o->svg, strerror(errno));
-    if (svg)
-        fclose(svg);
     if (o->qkv && (o->n_threads > 1 || o->n_isas > 1))
         bench_fail(2, "--qkv: one --threads and one --isa");
     if (o->model && command == FIDELITY && (o->n_ctx > 1 || o->n_threads > 1))
         bench_fail(2, "--model: one --ctx and one --threads");
+    if (o->svg)
+        check_svg(o);
 }
 
 /* Defaults of the flags that were not given. */
