@@ -24,7 +24,7 @@ endif()
 # debian/ is left out of some copies of the sources.
 if(EXISTS ${PROJECT_SOURCE_DIR}/debian/control)
   add_test(NAME debian_files COMMAND ${CMAKE_COMMAND} -DSOURCE=${PROJECT_SOURCE_DIR}
-    -DVERSION=${PROJECT_VERSION} -P ${packages}/check_debian.cmake)
+    -DVERSION=${PROJECT_VERSION} -DABI=${KVTILE_ABI} -P ${packages}/check_debian.cmake)
 endif()
 
 # The archives of cpack: needs the build's programs and libraries, and none of a sanitizer's flags.

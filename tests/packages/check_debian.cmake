@@ -1,10 +1,26 @@
-# What debian/ repeats of other files is the same as there: the version, the licence, the names of
-# the exported functions.
+# What debian/ repeats of other files is the same as there: the version, the ABI's number, the licence,
+# the names of the exported functions.
 cmake_minimum_required(VERSION 3.25)
 file(STRINGS ${SOURCE}/debian/changelog first LIMIT_COUNT 1)
 if(NOT first MATCHES "^kvtile \\(${VERSION}([-+~][^)]*)?\\) ")
   message(SEND_ERROR "debian/changelog begins with '${first}', the version is ${VERSION}")
 endif()
+
+# The ABI's number, here and where the Python package looks for the library.
+file(STRINGS ${SOURCE}/debian/libkvtile0.symbols first LIMIT_COUNT 1)
+if(NOT first MATCHES "^libkvtile\\.so\\.${ABI} libkvtile${ABI} ")
+  message(SEND_ERROR "debian/libkvtile0.symbols begins with '${first}', the ABI is ${ABI}")
+endif()
+file(READ ${SOURCE}/debian/control control)
+if(NOT control MATCHES "\nPackage: libkvtile${ABI}\n")
+  message(SEND_ERROR "debian/control has no package libkvtile${ABI}")
+endif()
+foreach(file src/kvtile/_lib.py build_backend/kvtile_backend.py)
+  file(STRINGS ${SOURCE}/bindings/python/${file} soname REGEX "SONAME = ")
+  if(NOT soname MATCHES "^_?SONAME = \"libkvtile\\.so\\.${ABI}\"$")
+    message(SEND_ERROR "bindings/python/${file} has '${soname}', the ABI is ${ABI}")
+  endif()
+endforeach()
 
 file(READ ${SOURCE}/LICENSE licence)
 file(READ ${SOURCE}/debian/copyright copyright)
