@@ -159,9 +159,10 @@ typedef struct bench_options {
     unsigned parts;            /* BENCH_PART_ */
     uint64_t bytes, map_bytes; /* of the caches; 0: the default */
     bool bars;                 /* 1 is the exit code where one is missed */
-    const char *redis;         /* store: HOST:PORT; NULL: one is started */
-    uint64_t pipeline;         /* store: commands in flight */
-    size_t bar_runs;           /* as runs, but for the default */
+    const char *redis;         /* store: a host; NULL: one is started */
+    uint32_t redis_port;
+    uint64_t pipeline; /* store: commands in flight */
+    size_t bar_runs;   /* as runs, but for the default */
 
     double offsets[BENCH_LIST]; /* fidelity: of some K channels, in deviations */
     size_t n_offsets;

@@ -50,7 +50,7 @@ typedef struct subject {
     unsigned char *memory; /* [memory_bytes], for plain reads */
     size_t memory_bytes;
     int to_one_buffer;
-    char host[64];
+    const char *host;
     uint32_t port;
 } subject;
 
@@ -309,7 +309,7 @@ static int start_server(subject *b)
         "--appendonly", "no",     "--dir", (char *)folder, "--daemonize", "no",     "--loglevel",
         "warning",      NULL};
     b->port = 20000 + (uint32_t)getpid() % 20000;
-    snprintf(b->host, sizeof b->host, "127.0.0.1");
+    b->host = "127.0.0.1";
     snprintf(port, sizeof port, "%u", (unsigned)b->port);
     snprintf(folder, sizeof folder, "%s", b->o->dir);
     posix_spawn_file_actions_t actions;
@@ -342,17 +342,6 @@ static void await_server(const subject *b)
     }
 }
 
-static void address_of(subject *b, const char *address)
-{
-    const char *colon = strrchr(address, ':');
-    size_t n = colon ? (size_t)(colon - address) : strlen(address);
-    if (n >= sizeof b->host)
-        bench_fail(2, "--redis: %s is too long", address);
-    memcpy(b->host, address, n);
-    b->host[n] = 0;
-    b->port = colon ? (uint32_t)strtoul(colon + 1, NULL, 10) : 6379;
-}
-
 static void redis(const bench_options *o, uint32_t layers)
 {
     subject b;
@@ -362,9 +351,10 @@ static void redis(const bench_options *o, uint32_t layers)
     bench_figure figure = {"redis", name, "of its GETs", 0.7, true, "redis-benchmark -t get", NULL};
     snprintf(name, sizeof name, "get, %u layers", (unsigned)layers);
     open_subject(&b, o, layers, 1);
-    if (o->redis)
-        address_of(&b, o->redis);
-    else if (!start_server(&b)) {
+    if (o->redis) {
+        b.host = o->redis;
+        b.port = o->redis_port;
+    } else if (!start_server(&b)) {
         figure.note = "redis-server was not found";
         bench_snap_missing(o, &figure);
         close_subject(&b);
@@ -380,6 +370,8 @@ static void redis(const bench_options *o, uint32_t layers)
     config.error_text = text;
     config.error_text_bytes = sizeof text;
     kvt_status status = kvt_store_open_redis(&config, &b.store);
+    if (status != KVT_OK && o->redis)
+        bench_fail(1, "store: --redis: %s: %s", kvt_status_string(status), text);
     if (status != KVT_OK) {
         stop_server();
         figure.note = text;

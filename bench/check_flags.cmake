@@ -17,7 +17,12 @@ foreach(line
     "snapshot --part maps" "snapshot --part sweep,," "snapshot --bytes 1" "snapshot --bytes 1q"
     "snapshot --bytes 2000000g" "snapshot --map-bytes" "snapshot --bars=1" "decode --part map"
     "snapshot --model x" "snapshot --part redis" "store --part memory" "store --pipeline 0"
-    "store --redis=" "decode --pipeline 4" "snapshot-reader" "fidelity --offset nan"
+    "store --redis=" "store --redis :6379"
+    "store --redis 127.0.0.1:" "store --redis 127.0.0.1:0" "store --redis 127.0.0.1:65536"
+    "store --redis 127.0.0.1:63x9" "store --redis 127.0.0.1:+6379" "store --redis '127.0.0.1: 6379'"
+    "store --redis 127.0.0.1:4294973675" "store --redis ::1:6379" "store --redis [::1"
+    "store --redis [::1]6379" "store --redis [::1]:" "store --redis []:6379" "store --redis 'a;b:6379'"
+    "store --redis -x:1" "decode --pipeline 4" "snapshot-reader" "fidelity --offset nan"
     "fidelity --model x" "fidelity --text x" "fidelity --model a --tokenizer b --dim 64"
     "fidelity --qkv" "fidelity --qkv /nowhere/x" "fidelity --qkv x --model a --tokenizer b"
     "fidelity --qkv x --dim 64" "fidelity --qkv x --ctx 64" "fidelity --qkv x --offset 1"
@@ -35,6 +40,16 @@ foreach(line
     message(SEND_ERROR "kvt-bench ${line}: exit code ${code}, output '${out}', error '${err}'")
   endif()
 endforeach()
+# A server that was named and does not answer is a failure; nothing listens on port 1.
+if(STORE)
+  foreach(server 127.0.0.1:1 [127.0.0.1]:00001)
+    execute_process(COMMAND ${BENCH} store --quick --json --part redis --redis ${server}
+      RESULT_VARIABLE code OUTPUT_VARIABLE out ERROR_VARIABLE err)
+    if(NOT code EQUAL 1 OR NOT out STREQUAL "" OR NOT err MATCHES "^kvt-bench: store: [^\n]*127.0.0.1[^\n]*\n$")
+      message(SEND_ERROR "store --redis ${server}: exit code ${code}, output '${out}', error '${err}'")
+    endif()
+  endforeach()
+endif()
 execute_process(COMMAND ${BENCH} --help RESULT_VARIABLE code OUTPUT_VARIABLE out)
 if(NOT code EQUAL 0 OR NOT out MATCHES "decode")
   message(SEND_ERROR "kvt-bench --help: exit code ${code}")

@@ -107,7 +107,7 @@ static const char usage[] =
     "store: (--dir, --bytes and --bars as for snapshot; one --isa; --layers: default 2 and 32;\n"
     "        --threads: default 1 and all processors)\n"
     "  --part LIST         directory, redis                                (default both)\n"
-    "  --redis HOST:PORT   this server                     (default: redis-server is started);\n"
+    "  --redis HOST[:PORT] this server, also [ADDRESS]:PORT (default: redis-server is started);\n"
     "                      kvt-bench:* is put there and removed\n"
     "  --pipeline N        commands in flight                              (default 16)\n"
     "fidelity: (random tokens, or one of --model and --qkv)\n"
@@ -143,6 +143,9 @@ static const char usage[] =
     "Exit code: 0 done, 1 a call, a check or a bar failed, 2 the command line is wrong.\n";
 
 /* ---- values ---- */
+
+/* What names and addresses of hosts consist of; % is before an interface. */
+static const char hosts[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_:%";
 
 /* A number with an optional k (1024); nothing else around it. */
 static uint64_t parse_count(const char *flag, const char *text, uint64_t least, uint64_t most)
@@ -250,6 +253,37 @@ static const bench_format *parse_format(const char *flag, const char *text)
     if (!found)
         bench_fail(2, "%s: %s is not all, none%s", flag, text, names);
     return found;
+}
+
+/* HOST, HOST:PORT, [ADDRESS] or [ADDRESS]:PORT: the host. Never freed. */
+static const char *parse_address(const char *flag, const char *text, uint32_t *port)
+{
+    size_t n = strlen(text);
+    char *host = bench_alloc(n + 1, 1), *end, *colon;
+    strcpy(host, text);
+    if (*host == '[') {
+        host++;
+        end = strchr(host, ']');
+        if (!end || (end[1] && end[1] != ':'))
+            bench_fail(2, "%s: %s is not of the form [ADDRESS]:PORT", flag, text);
+        colon = end[1] ? end + 1 : NULL;
+        *end = 0;
+    } else {
+        colon = strchr(host, ':');
+    }
+    *port = 6379;
+    if (colon) {
+        const char *digits = colon + 1;
+        *colon = 0;
+        if (strspn(digits, "0123456789") != strlen(digits) || strlen(digits) > 5 ||
+            strtoul(digits, NULL, 10) < 1 || strtoul(digits, NULL, 10) > 65535)
+            bench_fail(2, "%s: %s: the port is not a number from 1 to 65535", flag, text);
+        *port = (uint32_t)strtoul(digits, NULL, 10);
+    }
+    /* redis-benchmark is called with it. */
+    if (!*host || *host == '-' || strspn(host, hosts) != strlen(host))
+        bench_fail(2, "%s: %s has no name or address of a host", flag, text);
+    return host;
 }
 
 static double parse_scale(const char *flag, const char *text)
@@ -461,9 +495,7 @@ static void set_part(bench_options *o, size_t i, const char *f, const char *x)
 static void set_redis(bench_options *o, size_t i, const char *f, const char *x)
 {
     (void)i;
-    if (!*x)
-        bench_fail(2, "%s: no host", f);
-    o->redis = x;
+    o->redis = parse_address(f, x, &o->redis_port);
 }
 static void set_pipeline(bench_options *o, size_t i, const char *f, const char *x)
 {
