@@ -43,8 +43,8 @@ static void note_signals(void)
         memset(&action, 0, sizeof action);
         sigemptyset(&action.sa_mask);
         action.sa_handler = on_signal;
-        /* Calls go on: what they measure is to end by itself. */
-        action.sa_flags = SA_RESTART | (numbers[i] == SIGPIPE ? 0 : (int)SA_RESETHAND);
+        /* not SA_RESTART: what waits for another process ends */
+        action.sa_flags = numbers[i] == SIGPIPE ? 0 : (int)SA_RESETHAND;
         if (sigaction(numbers[i], NULL, &before) == 0 && before.sa_handler != SIG_IGN)
             sigaction(numbers[i], &action, NULL);
     }
@@ -62,6 +62,11 @@ void bench_at_end(void (*clean)(void))
         note_signals();
     }
     at_end[n_at_end++] = clean;
+}
+
+bool bench_interrupted(void)
+{
+    return noted != 0;
 }
 
 void bench_end_interrupted(void)

@@ -39,6 +39,7 @@ const char *bench_file_keep(bench_file *f);
  * a second one of a kind ends it at once.
  */
 void bench_at_end(void (*clean)(void));
+bool bench_interrupted(void);
 /* Where a signal was noted: clean up, and end by it. Called between measurements. */
 void bench_end_interrupted(void);
 

@@ -9,6 +9,7 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE /* madvise */
 #endif
+#include "bench_files.h"
 #include "bench_snap.h"
 
 #include <math.h>
@@ -47,8 +48,7 @@ const char *bench_snap_path(const bench_options *o, const char *suffix)
 {
     if (n_paths == PATHS)
         bench_fail(1, "more than %d files", PATHS);
-    if (n_paths == 0)
-        atexit(remove_paths);
+    bench_at_end(remove_paths);
     char *path = paths[n_paths++];
     int n = snprintf(path, sizeof paths[0], "%s/kvt-bench-%ld-%zu.%s", o->dir, (long)getpid(),
                      n_paths, suffix);
@@ -164,6 +164,7 @@ void bench_snap_fill(bench_snap *s, uint64_t n_tokens)
     while (n_tokens > 0) {
         uint64_t n = n_tokens < STEP_TOKENS ? n_tokens : STEP_TOKENS;
         int32_t ids[STEP_TOKENS];
+        bench_end_interrupted();
         for (uint64_t i = 0; i < n; i++)
             ids[i] = (int32_t)(kvt_seq_length(s->seq) + i);
         bench_require(kvt_seq_begin(s->seq, n, NULL), s->cache, "kvt_seq_begin");
@@ -222,6 +223,7 @@ static double cpu_now(void)
 
 double bench_snap_start(void)
 {
+    bench_end_interrupted();
     cpu_start = cpu_now();
     return bench_seconds();
 }

@@ -13,6 +13,7 @@
  *
  * Behind it come the figures with bars, on sequences of their own (bench_snap.c).
  */
+#include "bench_files.h"
 #include "bench_snap.h"
 
 #include <errno.h>
@@ -208,6 +209,7 @@ static void report(const bench_options *options, snapshot *s, bench_read *reader
     what->run_plain(s);
     for (size_t i = 0; i < n; i++) {
         double t_plain = 0.0;
+        bench_end_interrupted();
         if (i % 2 == 0)
             t_plain = what->run_plain(s);
         time[i] = what->run(s);
@@ -309,6 +311,7 @@ static int run(const bench_options *options, const bench_case *c)
     bench_read *reader =
         bench_read_create(&s.b.heap, s.b.team, bench_heap_main_size(&s.b.heap), set_bytes);
     for (int codec = 0; codec < 2; codec++) {
+        bench_end_interrupted();
         s.codec = codec ? KVT_CODEC_RAW : KVT_CODEC_ZSTD;
         run_codec(options, &s, reader);
         remove_files();
@@ -325,7 +328,7 @@ static int sweep(const bench_options *options)
 {
     if (strlen(options->dir) > sizeof file_path - 64)
         bench_fail(2, "--dir: the path is too long");
-    atexit(remove_files);
+    bench_at_end(remove_files);
     bench_table_begin(options, "snapshot: one sequence, all layers", columns, N_COLUMNS);
     int result = bench_each_case(options, run);
     bench_note(

@@ -14,6 +14,7 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE /* nftw */
 #endif
+#include "bench_files.h"
 #include "bench_snap.h"
 
 #include <kvtile/store.h>
@@ -23,15 +24,15 @@
 #include <ftw.h>
 #include <math.h>
 #include <signal.h>
-#include <spawn.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
+#if defined(__linux__)
+#include <sys/prctl.h>
+#endif
 #include <time.h>
 #include <unistd.h>
-
-extern char **environ;
 
 enum { MOST_VALUES = 4096 };
 
@@ -312,16 +313,31 @@ static int start_server(subject *b)
     b->host = "127.0.0.1";
     snprintf(port, sizeof port, "%u", (unsigned)b->port);
     snprintf(folder, sizeof folder, "%s", b->o->dir);
-    posix_spawn_file_actions_t actions;
-    if (posix_spawn_file_actions_init(&actions) != 0)
+    int ends[2], reason = 0;
+    if (pipe(ends) != 0)
         return 0;
-    posix_spawn_file_actions_addopen(&actions, STDOUT_FILENO, "/dev/null", O_WRONLY, 0);
-    posix_spawn_file_actions_addopen(&actions, STDERR_FILENO, "/dev/null", O_WRONLY, 0);
-    int failed = posix_spawnp(&running_server, argv[0], &actions, NULL, argv, environ);
-    posix_spawn_file_actions_destroy(&actions);
-    if (failed)
-        running_server = 0;
-    return !failed;
+    fcntl(ends[1], F_SETFD, FD_CLOEXEC);
+    pid_t parent = getpid(), child = fork();
+    if (child == 0) {
+        int null = open("/dev/null", O_WRONLY);
+        dup2(null, STDOUT_FILENO);
+        dup2(null, STDERR_FILENO);
+#if defined(__linux__)
+        prctl(PR_SET_PDEATHSIG, SIGTERM); /* nor does it outlast a SIGKILL of the bench */
+#endif
+        if (getppid() == parent)
+            execvp(argv[0], argv);
+        reason = errno;
+        _exit(write(ends[1], &reason, sizeof reason) > 0 ? 127 : 126);
+    }
+    close(ends[1]);
+    while (child > 0 && read(ends[0], &reason, sizeof reason) < 0 && errno == EINTR)
+        ;
+    close(ends[0]);
+    running_server = child > 0 ? child : 0;
+    if (reason)
+        stop_server();
+    return running_server != 0;
 }
 
 /* Wait until it answers. */
@@ -333,6 +349,7 @@ static void await_server(const subject *b)
     struct timespec moment = {0, 20000000};
     memset(&key, 0, sizeof key);
     for (int i = 0;; i++) {
+        bench_end_interrupted();
         kvt_status status = b->store.exists(b->store.user, &key, 1, &found, &error);
         if (status == KVT_OK)
             return;
@@ -398,8 +415,8 @@ int bench_store(const bench_options *o)
 {
     static const uint32_t layers[] = {2, 32};
     size_t n = o->layers || o->quick ? 1 : 2;
-    atexit(stop_server);
-    atexit(remove_folder);
+    bench_at_end(stop_server);
+    bench_at_end(remove_folder);
     bench_snap_begin(o, "store_bars", "store: figures with bars");
     for (size_t i = 0; i < n && o->parts & BENCH_PART_DIRECTORY; i++)
         for (size_t t = 0; t < o->n_threads; t++)

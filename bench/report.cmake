@@ -16,6 +16,18 @@ if(Python3_FOUND)
   add_test(NAME bench_snapshot_bars
     COMMAND ${Python3_EXECUTABLE} -B ${CMAKE_CURRENT_SOURCE_DIR}/check_snapshot.py
       $<TARGET_FILE:kvt-bench> ${CMAKE_CURRENT_BINARY_DIR} ${report_model})
+  set(stores)
+  if(kvtile_crypt)
+    set(stores store)
+  endif()
+  if(has_redis)
+    list(APPEND stores redis)
+  endif()
+  if(NOT KVTILE_SANITIZE)
+    add_test(NAME bench_signals
+      COMMAND ${Python3_EXECUTABLE} -B ${CMAKE_CURRENT_SOURCE_DIR}/check_signals.py
+        $<TARGET_FILE:kvt-bench> ${CMAKE_CURRENT_BINARY_DIR} ${stores})
+  endif()
   add_test(NAME bench_report_screen COMMAND ${check} screen ${page})
   set_tests_properties(bench_report PROPERTIES FIXTURES_SETUP bench_report_page)
   set_tests_properties(bench_report_screen PROPERTIES FIXTURES_REQUIRED bench_report_page)
