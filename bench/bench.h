@@ -53,6 +53,9 @@ _Noreturn void bench_fail(int exit_code, const char *format, ...) BENCH_PRINTF(2
 /* Exit unless status is KVT_OK; the message has the cache's own text (cache may be NULL). */
 void bench_require(kvt_status status, const kvt_cache *cache, const char *what);
 
+/* Bytes of the UTF-8 sequence that a text begins with; 0: it is none. */
+size_t bench_utf8(const char *text);
+
 void *bench_alloc(size_t count, size_t size); /* zeroed; exits when there is no memory */
 
 double bench_seconds(void); /* a monotonic clock */

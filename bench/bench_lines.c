@@ -3,6 +3,8 @@
  */
 #include "bench_lines.h"
 
+#include "bench_files.h"
+
 #include <errno.h>
 #include <math.h>
 #include <stdarg.h>
@@ -49,12 +51,18 @@ void bench_text_add(bench_text *t, const char *format, ...)
 void bench_text_json(bench_text *t, const char *value)
 {
     bench_text_bytes(t, "\"", 1);
-    for (; *value; value++) {
+    while (*value) {
         unsigned char c = (unsigned char)*value;
-        if (c < 0x20)
+        size_t n = bench_utf8(value);
+        if (n == 0)
+            bench_text_add(t, "\\ufffd");
+        else if (c < 0x20 || c == 0x7f)
             bench_text_add(t, "\\u%04x", c);
+        else if (c == '"' || c == '\\')
+            bench_text_add(t, "\\%c", c);
         else
-            bench_text_add(t, c == '"' || c == '\\' ? "\\%c" : "%c", c);
+            bench_text_bytes(t, value, n);
+        value += n ? n : 1;
     }
     bench_text_bytes(t, "\"", 1);
 }
@@ -85,19 +93,10 @@ bench_text bench_text_read(const char *path)
 
 void bench_text_write(const bench_text *t, const char *path)
 {
-    bench_text part = {NULL, 0, 0};
-    bench_text_add(&part, "%s.part", path);
-    FILE *f = fopen(part.data, "wb");
-    if (!f)
-        bench_fail(1, "%s: %s", part.data, strerror(errno));
-    bool failed = fwrite(t->data, 1, t->n, f) != t->n;
-    failed = fclose(f) != 0 || failed;
-    if (failed || rename(part.data, path) != 0) {
-        int reason = errno;
-        remove(part.data);
-        bench_fail(1, "%s: %s", path, strerror(reason));
-    }
-    bench_text_free(&part);
+    bench_file file;
+    bench_file_create(&file, path);
+    fwrite(t->data, 1, t->n, file.file); /* the commit finds what has failed */
+    bench_file_commit(&file);
 }
 
 /* ---- JSON ---- */

@@ -16,12 +16,13 @@ typedef struct bench_text {
 
 void bench_text_add(bench_text *t, const char *format, ...) BENCH_PRINTF(2, 3);
 void bench_text_bytes(bench_text *t, const char *data, size_t n);
-void bench_text_json(bench_text *t, const char *value); /* in quotes, escaped */
+/* In quotes, escaped; bytes that are no UTF-8 become U+FFFD. */
+void bench_text_json(bench_text *t, const char *value);
 void bench_text_free(bench_text *t);
 /* All of a file; exits (code 2) where it cannot be read. */
 bench_text bench_text_read(const char *path);
-/* Into a file of its folder first, which then takes the name: an old file stays whole on failure.
-   Exits (code 1) where it cannot be written. */
+/* By bench_file_create: an old file stays whole on failure. Exits (code 1) where it cannot be
+   written. */
 void bench_text_write(const bench_text *t, const char *path);
 
 /* ---- lines ---- */

@@ -1,12 +1,15 @@
 /*
  * The measurements of report: other commands of this program, each in a process of its own, so that
  * pinned threads and memory of one leave no trace in the next. Their lines go to a file as they
- * come; a command that fails ends the report with its message, and what came before is kept.
+ * come, which takes its name at the end; a command that fails ends the report with its message, and
+ * what came before is kept under the other name.
  */
+#include "bench_files.h"
 #include "bench_page.h"
 
 #include <errno.h>
 #include <math.h>
+#include <signal.h>
 #include <spawn.h>
 #include <stdlib.h>
 #include <string.h>
@@ -112,6 +115,8 @@ static int run(const arguments *a, FILE *out, size_t *n_lines)
         *n_lines += strchr(line, '\n') != NULL;
     }
     fclose(in);
+    if (bench_interrupted())
+        kill(child, SIGTERM);
     while (waitpid(child, &status, 0) < 0 && errno == EINTR)
         ;
     return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
@@ -259,9 +264,9 @@ static void write_command(const arguments *a, FILE *out)
 void bench_measure(const bench_options *options, const char *path)
 {
     find_self();
-    FILE *out = fopen(path, "w");
-    if (!out)
-        bench_fail(1, "%s: %s", path, strerror(errno));
+    bench_file file;
+    bench_file_create(&file, path);
+    FILE *out = file.file;
     write_setup(options, out);
     for (size_t i = 0; i < N_PLANS; i++) {
         const struct plan *p = &plans[i];
@@ -301,12 +306,9 @@ void bench_measure(const bench_options *options, const char *path)
             bench_fail(code == 2 ? 2 : 1,
                        "report: this command ended with code %d; its lines so "
                        "far are in %s",
-                       code, path);
+                       code, bench_file_keep(&file));
         for (size_t j = 0; j < a.n; j++)
             free(a.words[j]);
     }
-    bool failed = ferror(out) != 0;
-    failed = fclose(out) != 0 || failed;
-    if (failed)
-        bench_fail(1, "%s: cannot be written", path);
+    bench_file_commit(&file);
 }

@@ -27,14 +27,17 @@ void bench_record_text(bench_record *r, const char *key, const char *value)
         return;
     }
     *p++ = '"';
-    for (; *value && p < end; value++) {
+    while (*value && p < end) {
         unsigned char c = (unsigned char)*value;
+        size_t n = bench_utf8(value);
         if (c == '"' || c == '\\')
             *p++ = '\\';
-        if (c < 0x20)
-            p += snprintf(p, 7, "\\u%04x", c);
+        if (n == 0 || c < 0x20 || c == 0x7f)
+            p += snprintf(p, 7, "\\u%04x", n == 0 ? 0xfffdu : c);
         else
-            *p++ = (char)c;
+            memcpy(p, value, n);
+        p += n == 0 || c < 0x20 || c == 0x7f ? 0 : n;
+        value += n ? n : 1;
     }
     *p++ = '"';
     *p = 0;

@@ -85,9 +85,10 @@ class Page(html.parser.HTMLParser):
 
 
 def run(*arguments, code=0, **more):
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=600, check=False, **more)
+    done = subprocess.run(arguments, capture_output=True, text=True, errors="replace",
+                          timeout=600, check=False, **more)
     check(done.returncode == code,
-          "%s: exit code %d, not %d: %s" % (" ".join(arguments), done.returncode, code, done.stderr))
+          "%s: exit code %d, not %d: %s" % (ascii(" ".join(arguments)), done.returncode, code, done.stderr))
     return done
 
 
@@ -246,6 +247,15 @@ def check_markdown(bench, folder, data, lines):
     run(*arguments, calm)
     check(read(path) == made, "the second time differs")
     run(*arguments, data, "--force")
+    # Through a link, with a file of the temporary's name: the link, that file and the mode stay.
+    link, part = os.path.join(folder, "link.md"), path + ".part"
+    write(path, doc)
+    write(part, "of the user\n")
+    os.chmod(path, 0o640)
+    os.symlink("doc.md", link)
+    run(*(link if x == path else x for x in arguments), calm)
+    check(read(path) == made and os.path.islink(link) and os.stat(path).st_mode & 0o777 == 0o640 and
+          read(part) == "of the user\n" and not os.path.exists(part + "-2"), "--markdown through a link")
     ours = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "docs", "performance.md")
     before = read(ours)
     write(path, before)
@@ -265,6 +275,23 @@ def check_markdown(bench, folder, data, lines):
         check(reason in error and read(path) == bad, "%r: %s" % (bad, error))
 
 
+def check_failed(bench, folder, on_model):
+    """A measurement that fails has its lines beside the data that were there; texts are UTF-8."""
+    out = os.path.join(folder, "failed")
+    os.makedirs(out)
+    for name in ("data.jsonl", "data.jsonl.part"):
+        write(os.path.join(out, name), "of another one\n")
+    done = run(bench, "report", "--quick", "--out", out, "--model", "/nowhere/\udcff\u00e4", "--tokenizer",
+               "/nowhere", code=1 if on_model else 2)
+    check("this command ended" in done.stderr and "data.jsonl.part-2" in done.stderr,
+          "a failed command: " + done.stderr)
+    for name in ("data.jsonl", "data.jsonl.part"):
+        check(read(os.path.join(out, name)) == "of another one\n", name + " was there, and is not")
+    kept = read(os.path.join(out, "data.jsonl.part-2"))
+    check('"bench": "decode"' in kept, "lines before a failed command are lost")
+    check("/nowhere/\\ufffd\u00e4" in kept, "a name that is no UTF-8")
+
+
 def main_page(bench, folder, *model):
     shutil.rmtree(folder, ignore_errors=True)
     os.makedirs(folder)
@@ -281,11 +308,7 @@ def main_page(bench, folder, *model):
     data, lines = check_made(bench, folder, options)
     check_other_data(bench, folder, lines)
     check_markdown(bench, folder, data, lines)
-    done = run(bench, "report", "--quick", "--out", os.path.join(folder, "failed"), "--dir",
-               "/nonexistent/folder", code=1)
-    check("this command ended" in done.stderr, "a failed command: " + done.stderr)
-    kept = read(os.path.join(folder, "failed", "data.jsonl"))
-    check('"bench": "append"' in kept, "lines before a failed command are lost")
+    check_failed(bench, folder, bool(model))
     return 0
 
 
