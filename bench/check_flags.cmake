@@ -1,6 +1,6 @@
 # Every wrong command line exits with code 2 and one line with the reason.
 foreach(line
-    "foo" "decode extra" "decode --k" "decode --k q8" "decode --k i8,,f16" "decode --k i8 --k f16"
+    "foo" "decode extra" "decode --k" "decode --k q8" "decode --k i5" "append --k i8,i5 --v i8" "decode --k i8,,f16" "decode --k i8 --k f16"
     "decode --heads 32" "decode --heads 32:5" "decode --heads 0:0" "decode --heads 2048:1"
     "decode --dim 0" "decode --dim 100" "decode --dim 2048" "decode --dim 64:" "decode --ctx 0"
     "decode --ctx -1" "decode --ctx 1.5" "decode --ctx 99999999999999999999" "decode --ctx 2kk"
@@ -14,6 +14,8 @@ foreach(line
     "step --peer ggml" "decode --peer ggml --window 64" "decode --peer ggml --against i8"
     "decode --peer ggml --v-in-k" "decode --peer ggml --dim 72" "step --against i8" "seal --ctx 64" "seal --threads 2" "seal --k f16" "seal --k i4 --v f16"
     "append --mode near" "append --tokens 513" "append --dtype f8" "snapshot --dir"
+    "snapshot --part memory --dir /nowhere/x" "store --dir /nowhere/x" "report --dir /nowhere/x"
+    "store --dir /dev/null"
     "snapshot --part maps" "snapshot --part sweep,," "snapshot --bytes 1" "snapshot --bytes 1q"
     "snapshot --bytes 2000000g" "snapshot --map-bytes" "snapshot --bars=1" "decode --part map"
     "snapshot --model x" "snapshot --part redis" "store --part memory" "store --pipeline 0"
@@ -53,4 +55,16 @@ endif()
 execute_process(COMMAND ${BENCH} --help RESULT_VARIABLE code OUTPUT_VARIABLE out)
 if(NOT code EQUAL 0 OR NOT out MATCHES "decode")
   message(SEND_ERROR "kvt-bench --help: exit code ${code}")
+endif()
+execute_process(COMMAND ${BENCH} --version RESULT_VARIABLE code OUTPUT_VARIABLE out)
+if(NOT code EQUAL 0 OR NOT out MATCHES "^kvt-bench [0-9]+\\.[0-9]+\\.[0-9]+\n$")
+  message(SEND_ERROR "kvt-bench --version: exit code ${code}, output '${out}'")
+endif()
+if(EXISTS /dev/full)
+  foreach(flag --help --version)
+    execute_process(COMMAND ${BENCH} ${flag} RESULT_VARIABLE code OUTPUT_FILE /dev/full ERROR_VARIABLE err)
+    if(NOT code EQUAL 1 OR NOT err MATCHES "^kvt-bench: stdout[^\n]*\n$")
+      message(SEND_ERROR "kvt-bench ${flag} >/dev/full: exit code ${code}, error '${err}'")
+    endif()
+  endforeach()
 endif()

@@ -10,6 +10,8 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 enum {
     DECODE = 1,
@@ -36,6 +38,7 @@ enum {
 
 static const char usage[] =
     "kvt-bench COMMAND [FLAGS]\n"
+    "kvt-bench --help | --version\n"
     "\n"
     "  decode    attention of one token over a long context, beside the read bandwidth\n"
     "  prefill   attention of many tokens over a long context, beside the f32 peak\n"
@@ -58,13 +61,15 @@ static const char usage[] =
     "  --k LIST, --v LIST  storage types: f32, f16, i8, i4, i5 (V)\n"
     "                      (default i8; --v: as K)                         not fidelity\n"
     "  --heads LIST        query:kv heads, e.g. 32:8,32:32                 (default 32:8;\n"
-    "                      decode 32:32,32:8,28:4,32:4; prefix 32:32,32:8)\n"
-    "  --dim LIST          head dims, or K:V dims, e.g. 128,576:512        (default 128)\n"
+    "                      decode 32:32,32:8,28:4,32:4; prefix 32:32,32:8; fidelity 8:8,8:2)\n"
+    "  --dim LIST          head dims, or K:V dims, e.g. 128,576:512        (default 128;\n"
+    "                      fidelity 64,128,256)\n"
     "  --ctx LIST          tokens, also as 32k                             (default 32k;\n"
     "                      prefill, shift 8k; append, snapshot 4k; fidelity 2k; prefix 16k)\n"
     "                                                                      not seal\n"
-    "  --threads LIST      (default 1)                                     not seal\n"
-    "  --isa LIST          kernels by name, or all                         (default: the widest)\n"
+    "  --threads LIST      (default 1; machine also all processors)        not seal\n"
+    "  --isa LIST          kernels by name, or all                         (default: the widest;\n"
+    "                      machine all)\n"
     "  --layers N          layers of the cache     (default: enough for 4 times the last-level\n"
     "                      cache; seal twice; prefill 1; fork 32)          not fidelity\n"
     "  --runs N            pairs of measurements, 9 or more                (default 15;\n"
@@ -319,6 +324,8 @@ static double parse_offset(const char *flag, const char *text)
 static void set_k(bench_options *o, size_t i, const char *f, const char *x)
 {
     o->k_types[i] = parse_type(f, x);
+    if (o->k_types[i] == KVT_TYPE_I5)
+        bench_fail(2, "%s: i5 is a type of V only", f);
     o->n_k_types = i + 1;
 }
 static void set_v(bench_options *o, size_t i, const char *f, const char *x)
@@ -777,8 +784,9 @@ static void set_defaults(bench_options *o, int command)
         o->k_types[o->n_k_types++] = KVT_TYPE_I8;
         o->k_types[o->n_k_types++] = KVT_TYPE_I4;
     }
-    if (o->n_k_types == 0)
-        o->k_types[o->n_k_types++] = o->n_v_types == 0 ? KVT_TYPE_I8 : o->v_types[0];
+    if (o->n_k_types == 0) /* i5 is a type of V only */
+        o->k_types[o->n_k_types++] =
+            o->n_v_types == 0 || o->v_types[0] == KVT_TYPE_I5 ? KVT_TYPE_I8 : o->v_types[0];
     if (o->n_heads == 0) {
         o->heads[o->n_heads++] = (bench_pair){32, 8};
         if (o->v_in_k) {
@@ -889,6 +897,16 @@ static void check_v_in_k(const bench_options *o)
                        o->dims[i].second);
 }
 
+/* Files can be made in --dir: now, and not behind what needs none. */
+static void check_dir(const bench_options *o)
+{
+    struct stat found;
+    if (stat(o->dir, &found) != 0 || access(o->dir, W_OK | X_OK) != 0)
+        bench_fail(2, "--dir: %s: %s", o->dir, strerror(errno));
+    if (!S_ISDIR(found.st_mode))
+        bench_fail(2, "--dir: %s is not a folder", o->dir);
+}
+
 int bench_each_case(const bench_options *o, int (*run)(const bench_options *o, const bench_case *c))
 {
     size_t n_v = o->n_v_types ? o->n_v_types : 1;
@@ -933,6 +951,13 @@ static const char *join(int argc, char **argv)
     return line;
 }
 
+static int finish(int code)
+{
+    if (fflush(stdout) != 0 || ferror(stdout))
+        bench_fail(1, "stdout: cannot be written");
+    return code;
+}
+
 int main(int argc, char **argv)
 {
     static const struct {
@@ -958,7 +983,11 @@ int main(int argc, char **argv)
         if (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h") ||
             (i == 1 && !strcmp(argv[i], "help"))) {
             fputs(usage, stdout);
-            return 0;
+            return finish(0);
+        }
+        if (!strcmp(argv[i], "--version")) {
+            printf("kvt-bench %s\n", kvt_version());
+            return finish(0);
         }
     }
     if (argc < 2) {
@@ -977,10 +1006,9 @@ int main(int argc, char **argv)
         set_defaults(&options, commands[i].bit);
         if (options.v_in_k)
             check_v_in_k(&options);
-        int result = commands[i].run(&options);
-        if (fflush(stdout) != 0 || ferror(stdout))
-            bench_fail(1, "cannot write the results");
-        return result;
+        if (commands[i].bit & BARS || (commands[i].bit == REPORT && !options.from))
+            check_dir(&options);
+        return finish(commands[i].run(&options));
     }
     bench_fail(2, "%s is not a command: see kvt-bench --help", argv[1]);
 }
