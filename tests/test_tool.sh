@@ -76,6 +76,17 @@ for command in info verify dump diff convert merge; do
     refuses 2 'no file' $command
     refuses 2 'unknown option -x' $command -x
 done
+for command in info verify dump; do
+    refuses 2 'the name of a file is empty' $command ''
+done
+refuses 2 'the name of a file is empty' info "$golden/i8.kvt" ''
+for command in diff convert merge; do
+    refuses 2 'the name of a file is empty' $command "$golden/i8.kvt" ''
+    refuses 2 'the name of a file is empty' $command '' "$work/none"
+done
+for command in ls stats gc verify; do
+    refuses 2 'the name of the store is empty' store $command ''
+done
 refuses 2 'a file is missing' diff "$golden/i8.kvt"
 refuses 2 'a file is missing' convert "$golden/i8.kvt"
 refuses 2 'one file too many: c' convert a b c

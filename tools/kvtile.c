@@ -451,7 +451,13 @@ static int check(const tool_options *o, const struct command *command)
 {
     int to_stdout = (o->output && strcmp(o->output, "-") == 0) ||
                     (o->safetensors && strcmp(o->safetensors, "-") == 0);
+    int i;
 
+    for (i = 0; i < o->n_files; i++)
+        if (!*o->files[i])
+            return usage(command->bit & STORE ? "the name of the store is empty"
+                                              : "the name of a file is empty",
+                         "");
     if (o->quick && o->verify)
         return usage("--quick and --verify", "");
     if (to_stdout && o->json)
