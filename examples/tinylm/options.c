@@ -131,8 +131,8 @@ static int parse_flag(options *o, const struct flag *f, const char *value, tl_er
     default: break;
     }
     if (parse_number(&x, value) || x < f->low || x > f->high)
-        return tl_fail(err, "%s: \"%s\" is not a number from %g to %g", f->name, value, f->low,
-                       f->high);
+        return tl_fail(err, "%s: \"%s\" is not a number from %.16g to %.16g", f->name, value,
+                       f->low, f->high); /* %.16g: whole limits as they are, 0.1 as 0.1 */
     if (f->kind == REAL) {
         *(double *)field = x;
         return 0;
