@@ -161,6 +161,20 @@ add_test(NAME other_system_refused COMMAND ${CMAKE_COMMAND} --fresh -S ${PROJECT
   -B ${machines}/other-system -G ${CMAKE_GENERATOR} -DCMAKE_SYSTEM_NAME=FreeBSD
   -DCMAKE_C_COMPILER=${CMAKE_C_COMPILER} -DCMAKE_TRY_COMPILE_TARGET_TYPE=STATIC_LIBRARY ${minimal})
 set_tests_properties(other_system_refused PROPERTIES PASS_REGULAR_EXPRESSION "kvtile is for Linux")
+foreach(option CRYPT CIPHER REDIS TLS FUZZ) # neither a boolean nor the option's own word
+  string(TOLOWER ${option} name)
+  add_test(NAME option_${name}_refused COMMAND ${CMAKE_COMMAND} --fresh -S ${PROJECT_SOURCE_DIR}
+    -B ${machines}/option-${name} -G ${CMAKE_GENERATOR} -DCMAKE_C_COMPILER=${CMAKE_C_COMPILER}
+    -DKVTILE_${option}=banana)
+  set_tests_properties(option_${name}_refused PROPERTIES
+    PASS_REGULAR_EXPRESSION "KVTILE_${option} is BANANA: it has to be")
+endforeach()
+add_test(NAME option_in_lower_case COMMAND ${CMAKE_COMMAND} --fresh -S ${PROJECT_SOURCE_DIR}
+  -B ${machines}/option-lower -G ${CMAKE_GENERATOR} -DCMAKE_C_COMPILER=${CMAKE_C_COMPILER} ${minimal}
+  -DKVTILE_CRYPT=auto -DKVTILE_CIPHER=auto -DKVTILE_REDIS=off -DKVTILE_TLS=auto
+  -DKVTILE_FUZZ=off)
+set_tests_properties(option_in_lower_case PROPERTIES
+  PASS_REGULAR_EXPRESSION "KVTILE_REDIS, hiredis\\): OFF.*KVTILE_TLS, OpenSSL\\): OFF")
 
 # Any compiler that knows such a target will do: nothing is linked.
 kvtile_find_tools(missing aarch64-linux-gnu-gcc arm-linux-gnueabihf-gcc clang)
