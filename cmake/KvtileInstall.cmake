@@ -66,6 +66,6 @@ install(FILES ${package}/kvtile.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig
 
 if(PROJECT_IS_TOP_LEVEL)
   add_custom_target(uninstall VERBATIM COMMAND ${CMAKE_COMMAND}
-    -DMANIFEST=${CMAKE_BINARY_DIR}/install_manifest.txt
+    -DBUILD=${CMAKE_BINARY_DIR}
     -P ${CMAKE_CURRENT_SOURCE_DIR}/cmake/KvtileUninstall.cmake)
 endif()

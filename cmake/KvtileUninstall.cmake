@@ -1,9 +1,17 @@
-# Remove what MANIFEST (install_manifest.txt) lists, from $DESTDIR where that is set, and the
-# folders that are kvtile's alone.
-if(NOT EXISTS ${MANIFEST})
-  message(FATAL_ERROR "Nothing to remove: ${MANIFEST} does not exist.")
+# Remove what the manifests in BUILD list (install_manifest.txt, and install_manifest_COMPONENT.txt of
+# components that were installed by themselves), from $DESTDIR where that is set, and the folders that
+# are kvtile's alone.
+file(GLOB manifests ${BUILD}/install_manifest.txt ${BUILD}/install_manifest_*.txt)
+if(NOT manifests)
+  message(FATAL_ERROR "Nothing to remove: there is no install_manifest*.txt in ${BUILD}.")
 endif()
-file(STRINGS ${MANIFEST} files)
+set(files)
+foreach(manifest IN LISTS manifests)
+  file(STRINGS ${manifest} lines)
+  list(FILTER lines EXCLUDE REGEX "/_CPack_Packages/") # cpack's, which writes these too
+  list(APPEND files ${lines})
+endforeach()
+list(REMOVE_DUPLICATES files)
 foreach(file IN LISTS files)
   set(file "$ENV{DESTDIR}${file}")
   message(STATUS "Removing ${file}")
@@ -14,4 +22,4 @@ foreach(file IN LISTS files)
     file(REMOVE_RECURSE "${folder}")
   endif()
 endforeach()
-file(REMOVE ${MANIFEST})
+file(REMOVE ${manifests})
