@@ -8,6 +8,9 @@ build_sdist   the package and the C sources, in native/, from which build_wheel 
 $KVTILE_BUILD_DIR: a build tree of CMake to take the library from (its target kvtile_shared is
 built), in place of one of its own. Files are sorted and have the time of $SOURCE_DATE_EPOCH, or
 1980: the same sources give the same bytes.
+
+config_settings: cmake.define.NAME (a text, or a list of them, of which CMake takes the last) sets
+NAME when the library is configured.
 """
 
 from __future__ import annotations
@@ -57,7 +60,7 @@ def _metadata() -> bytes:
     with open(os.path.join(HERE, "README.md"), encoding="utf-8") as f:
         readme = f.read()
     return (f"Metadata-Version: 2.1\nName: kvtile\nVersion: {_version()}\nSummary: {SUMMARY}\n"
-            "License-File: LICENSE\nRequires-Python: >=3.8\nRequires-Dist: numpy>=1.22\n"
+            "License: MIT\nLicense-File: LICENSE\nRequires-Python: >=3.8\nRequires-Dist: numpy>=1.22\n"
             f"Description-Content-Type: text/markdown\n\n{readme}").encode()
 
 
@@ -99,7 +102,16 @@ add_subdirectory("{}" kvtile)
 """
 
 
-def _library() -> bytes:
+def _defines(settings: Optional[dict]) -> List[str]:
+    out = []
+    for key, value in (settings or {}).items():
+        if key.startswith("cmake.define."):
+            for one in value if isinstance(value, (list, tuple)) else [value]:
+                out.append(f"-D{key[len('cmake.define.'):]}={one}")
+    return out
+
+
+def _library(settings: Optional[dict] = None) -> bytes:
     given = os.environ.get("KVTILE_BUILD_DIR")
     work = tempfile.mkdtemp(prefix="kvtile-")
     build = given or os.path.join(work, "build")
@@ -108,7 +120,8 @@ def _library() -> bytes:
             with open(os.path.join(work, "CMakeLists.txt"), "w", encoding="utf-8") as f:
                 f.write(PROJECT.format(_native()))
             generator = ["-G", "Ninja"] if shutil.which("ninja") else []
-            _run("cmake", "-S", work, "-B", build, *generator, "-DCMAKE_BUILD_TYPE=Release")
+            _run("cmake", "-S", work, "-B", build, *generator, "-DCMAKE_BUILD_TYPE=Release",
+                 *_defines(settings))
         _run("cmake", "--build", build, "--target", "kvtile_shared", "--parallel",
              os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL", str(os.cpu_count() or 1)))
         with open(os.path.join(build, "" if given else "kvtile", SONAME), "rb") as library:
@@ -156,7 +169,7 @@ def prepare_metadata_for_build_wheel(metadata_directory: str,
 
 def build_wheel(wheel_directory: str, config_settings: Optional[dict] = None,
                 metadata_directory: Optional[str] = None) -> str:
-    contents: Dict[str, bytes] = {"kvtile/" + SONAME: _library()}
+    contents: Dict[str, bytes] = {"kvtile/" + SONAME: _library(config_settings)}
     for name, path in _files(os.path.join(HERE, "src"), ("kvtile",)):
         with open(path, "rb") as f:
             contents[name] = f.read()
@@ -184,6 +197,7 @@ def build_sdist(sdist_directory: str, config_settings: Optional[dict] = None) ->
     files = {f"{root}/{name}": path for name, path in _files(HERE, PACKAGE)}
     for name, path in _files(_native(), NATIVE):
         files[f"{root}/native/{name}"] = path
+    files[f"{root}/LICENSE"] = os.path.join(_native(), "LICENSE")  # where PKG-INFO says it is
     raw = io.BytesIO()
     with tarfile.open(fileobj=raw, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for name, path in [*sorted(files.items()), (f"{root}/PKG-INFO", "")]:

@@ -135,6 +135,14 @@ class Package(unittest.TestCase):
                                                "rb") as b:
             self.assertEqual(a.read(), b.read())
 
+    def test_settings(self):
+        """cmake.define.NAME goes into the command that configures."""
+        backend = os.path.join(PACKAGE, "build_backend")
+        code = ("import kvtile_backend as b; print(b._defines({'cmake.define.KVTILE_REDIS': 'OFF', 'x': '1',"
+                "'cmake.define.A': ['1', '2']}), b._defines(None))")
+        out = self.run_(self.python, "-c", code, PYTHONPATH=backend, PYTHONDONTWRITEBYTECODE="1")
+        self.assertEqual(out, "['-DKVTILE_REDIS=OFF', '-DA=1', '-DA=2'] []\n")
+
     def test_sdist(self):
         """It has all that it needs: the wheel from it is the wheel from the tree."""
         backend = os.path.join(PACKAGE, "build_backend")
@@ -149,7 +157,11 @@ class Package(unittest.TestCase):
         with tarfile.open(os.path.join(self.folder, name)) as tar:
             tar.extractall(self.folder)
         source = os.path.join(self.folder, name[:-len(".tar.gz")])
-        self.assertTrue(os.path.exists(os.path.join(source, "PKG-INFO")))
+        with open(os.path.join(source, "PKG-INFO"), encoding="utf-8") as f:
+            self.assertIn("\nLicense: MIT\nLicense-File: LICENSE\n", f.read())
+        with open(os.path.join(source, "LICENSE"), "rb") as a, \
+                open(os.path.join(source, "native", "LICENSE"), "rb") as b:
+            self.assertEqual(a.read(), b.read())
         environment = {"CMAKE_BUILD_PARALLEL_LEVEL": "2"}
         if os.environ.get("KVTILE_CC"):
             environment["CC"] = os.environ["KVTILE_CC"]
