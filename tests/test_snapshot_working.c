@@ -336,9 +336,11 @@ static void test_forecast(void **state)
     }
 }
 
-/* Several threads: each has layers of its own in work. */
+/* Several threads: each has layers of its own in work. (More than there are CPUs take no more than
+   these: the forecast is of a machine that has them.) */
 static void test_forecast_of_threads(void **state)
 {
+    uint64_t last = 0;
     (void)state;
     for (uint32_t n_threads = 1; n_threads <= 32; n_threads *= 2) {
         model m = model_of(40, 2, 64, 64, KVT_TYPE_I8, KVT_TYPE_I8);
@@ -358,9 +360,10 @@ static void test_forecast_of_threads(void **state)
         if (getenv("KVT_TEST_VERBOSE"))
             printf("%u threads: peak %llu, forecast %llu\n", n_threads, (unsigned long long)peak,
                    (unsigned long long)forecast);
-        if (peak > forecast || forecast > 2 * peak + FILE_BUFFER_BYTES)
+        if (peak > forecast || (peak > last && forecast > 2 * peak + FILE_BUFFER_BYTES))
             fail_msg("%u threads: %llu bytes foretold, %llu used", n_threads,
                      (unsigned long long)forecast, (unsigned long long)peak);
+        last = peak;
     }
 }
 
