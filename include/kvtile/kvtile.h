@@ -148,10 +148,13 @@ typedef enum kvt_rope {
  *
  *  (none)           near-exact: integer dot products, q and the softmax's weights rounded to
  *                   14 bits or more, 7 bits or more with i4 and i5. Adds less than 2% of i8's
- *                   own error, about a fifth of that of i4 and i5, whose sum is 2 to 3% larger.
+ *                   own error, about a fifth of that of i4 and i5, whose sum is 2 to 3% larger
+ *                   (logits of unit deviation; where few tokens have the weight V of i4 and i5
+ *                   may be off by some percent of the output).
  *  KVT_ATTEND_F32   widen the codes and multiply as f32: the most exact, the slowest.
  *  KVT_ATTEND_FAST  7 bits or more: adds at most 1.5 times i8's error (128 dims, long
- *                   contexts); as the default where fewer bits would save no time, and with i4, i5.
+ *                   contexts; else V's part as that of i4 above); as the default where fewer bits
+ *                   would save no time, and with i4, i5.
  *
  * docs/numerics.md has the bounds.
  */
@@ -955,7 +958,7 @@ static inline kvt_attend_args kvt_attend_args_init(void)
  * KVT_RANGE_TOKENS tokens, each a softmax of its own, merged in ascending order. Softmax and
  * sums are f32, products as KVT_ATTEND_ says. Never allocates; several threads may attend over one
  * sequence, but one-call attends of a cache take turns: plans do not. Tasks use up to 25 KiB of
- * stack, up to 120 KiB with K of 4 bits.
+ * stack, up to 120 KiB with K or V of 4 or 5 bits.
  *
  * KVT_OK         out (and lse) written
  * KVT_ERR_ARG    NULL, no such layer, sequences of different caches, n_queries 0 or above
