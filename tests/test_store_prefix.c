@@ -320,13 +320,14 @@ static void test_put_half_way(void **state)
     }
 }
 
-/* A get uses what the sequence has reserved: none adds to it, and it goes on to the end. */
+/* A get uses what the sequence has reserved, and no other blocks: none adds to it. */
 static void test_reserved(void **state)
 {
     uint64_t n_refused = 0;
     (void)state;
     for (size_t geometry = 0; geometry < N_GEOMETRIES; geometry++) {
         uint64_t reserved, whole = 0;
+        kvt_cache_stats stats;
         prefix_scene c;
         prefix_open(&c, geometry, TOKENS);
         expect_ok(c.s.cache, kvt_seq_reserve(c.to, MOST));
@@ -341,6 +342,10 @@ static void test_reserved(void **state)
             whole = i ? whole : got.n_tokens;
             assert_true(i % 2 ? got.n_tokens <= whole : got.n_tokens == whole);
             n_refused += got.n_refused;
+            memset(&stats, 0, sizeof stats);
+            stats.struct_size = sizeof stats;
+            expect_ok(c.s.cache, kvt_cache_get_stats(c.s.cache, &stats));
+            assert_true(stats.blocks_free == 0); /* nor were there more meanwhile */
             expect_ok(c.s.cache, kvt_cache_trim(c.s.cache));
             assert_true(kvt_cache_memory_bytes(c.s.cache) == reserved);
             expect_ok(c.s.cache, kvt_seq_clear(c.to));
