@@ -1391,7 +1391,7 @@ static void bad_queries_and_plans(void **state)
         fixture other;
         open_fixture(&other, KVT_TYPE_I8, KVT_TYPE_I8, 100);
         item.seq = other.seq;
-        for (int i = 0; i < 10; i++) {
+        for (int i = 0; i < 100; i++) {
             expect_ok(other.cache, kvt_attend_plan_init(&plan, other.cache, &args));
             expect(other.cache, KVT_ERR_STATE, kvt_attend_finish(&plan, scratch));
         }
