@@ -157,13 +157,15 @@ void bench_file_check(const char *flag, const char *path, const char *const *inp
     if (there && !S_ISREG(found.st_mode))
         return;
     char *target = target_of(path), *name = NULL;
-    int fd = target ? make_temporary(target, 0600, &name) : -1;
-    if (fd < 0)
-        bench_fail(2, "%s: %s: %s", flag, path, strerror(errno));
-    close(fd);
-    unlink(name);
+    int fd = target ? make_temporary(target, 0600, &name) : -1, error = errno;
+    if (fd >= 0) {
+        close(fd);
+        unlink(name);
+    }
     free(name);
     free(target);
+    if (fd < 0)
+        bench_fail(2, "%s: %s: %s", flag, path, strerror(error));
 }
 
 void bench_file_create(bench_file *f, const char *path)
