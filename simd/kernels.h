@@ -184,7 +184,7 @@ static inline size_t kvt_packed_bytes(size_t rows, size_t dims_p)
                     size_t n_tokens, size_t dims_p, const float *alpha, const void *next,          \
                     float *acc, size_t ldacc))                                                     \
     /* As pv_i8, p * scale of a row rounded to multiples of its largest in the block over */       \
-    /* 32000 or more (fast: 120). p is finite, >= 0 and at most 1. */                              \
+    /* 32000 or more (fast: 120, up to 255 dithered: dither.h). p is finite, >= 0 and at most 1. */ \
     X(void, pv_i8_near, (const float *p, size_t rows, const void *codes, const uint16_t *scales,   \
                          size_t n_tokens, size_t dims_p, const float *alpha, const void *next,     \
                          float *acc, size_t ldacc))                                                \
@@ -266,8 +266,8 @@ static inline size_t kvt_packed_bytes(size_t rows, size_t dims_p)
                          const void *next, float *s))                                              \
     /* s[r * 64 + t] = (s + add[r]) * gain of token t, for all 64. */                              \
     X(void, gain_k, (float *s, size_t rows, const uint8_t *gains, const float *add))               \
-    /* V of 4 and 5 bits. _near: p * scale rounded to multiples of its largest over 120 or more.
-       */ \
+    /* V of 4 and 5 bits. _near: p * scale rounded, dithered (dither.h), to multiples of its */    \
+    /* largest over 120 to 255. */                                                                 \
     X(void, pv_i4, (const float *p, size_t rows, const void *codes, const uint16_t *scales,        \
                     size_t n_tokens, size_t dims_p, const float *alpha, const void *next,          \
                     float *acc, size_t ldacc))                                                     \

@@ -107,6 +107,23 @@ uint16_t check_to_bf16(float x);
 
 int check_same_bits(const float *a, const float *b, size_t n);
 
+/* ---- weights of one digit ---- */
+
+/* The largest digit is this at least, and what a weight may be off by: half a step and a dither of
+   less than half a step. */
+#define CHECK_STEPS 120
+#define CHECK_OFF 0.993
+
+typedef void check_pv_function(const float *, size_t, const void *, const uint16_t *, size_t,
+                               size_t, const float *, const void *, float *, size_t);
+/*
+ * One token of a block with most of its weight, the others alike and less than two steps each: the
+ * sum over tokens of one value has to keep their weight. All bytes of 32 dims' codes are `byte`,
+ * which stands for `value`.
+ */
+void check_one_digit(check *c, check_pv_function *kernel, size_t code_bytes, unsigned char byte,
+                     double value);
+
 /* ---- timing ---- */
 
 double check_now_ns(void);

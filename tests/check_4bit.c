@@ -9,7 +9,7 @@
 
 #define MAX_DIMS CHECK_MAX_DIMS
 /* Steps from 0 to the largest element that q, or weights, are rounded to, at least. */
-#define STEPS 120
+#define STEPS CHECK_STEPS
 
 typedef struct format {
     unsigned bits; /* 4 or 5 */
@@ -686,10 +686,7 @@ void check_qk_i4_near(check *c, qk_function *kernel)
     check_qk_not_finite(c, kernel);
 }
 
-typedef void pv_function(const float *, size_t, const void *, const uint16_t *, size_t, size_t,
-                         const float *, const void *, float *, size_t);
-
-static void check_pv(check *c, pv_function *kernel, format f, int near)
+static void check_pv(check *c, check_pv_function *kernel, format f, int near)
 {
     if (c->bench) {
         float *p = check_buffer(c, 0, 4 * KVT_TOKENS * 4, 64);
@@ -746,7 +743,7 @@ static void check_pv(check *c, pv_function *kernel, format f, int near)
                 }
                 bound = (KVT_TOKENS + 6) * CHECK_EPS * (size + fabs(old)) + 0x1p-140;
                 if (near)
-                    bound = 0.5001 * largest / STEPS * spread +
+                    bound = CHECK_OFF * largest / STEPS * spread +
                             16 * CHECK_EPS * (size + fabs(old)) + 0x1p-140;
                 if (!(fabs(x - (old + sum)) <= bound))
                     check_fail(c,
@@ -768,22 +765,24 @@ static void check_pv(check *c, pv_function *kernel, format f, int near)
     }
 }
 
-void check_pv_i4(check *c, pv_function *kernel)
+void check_pv_i4(check *c, check_pv_function *kernel)
 {
     check_pv(c, kernel, V4, 0);
 }
 
-void check_pv_i4_near(check *c, pv_function *kernel)
+void check_pv_i4_near(check *c, check_pv_function *kernel)
 {
     check_pv(c, kernel, V4, 1);
+    check_one_digit(c, kernel, code_bytes(V4, 32), 0xff, 63);
 }
 
-void check_pv_i5(check *c, pv_function *kernel)
+void check_pv_i5(check *c, check_pv_function *kernel)
 {
     check_pv(c, kernel, V5, 0);
 }
 
-void check_pv_i5_near(check *c, pv_function *kernel)
+void check_pv_i5_near(check *c, check_pv_function *kernel)
 {
     check_pv(c, kernel, V5, 1);
+    check_one_digit(c, kernel, code_bytes(V5, 32), 0xff, 31);
 }

@@ -173,7 +173,7 @@ void check_qk_i8(check *c, qk_function *kernel)
 /* The least number of steps from 0 to the largest element that q, or weights, are rounded to. */
 #define STEPS_NEAR 16000
 #define STEPS_NEAR_P 32000
-#define STEPS_FAST 120
+#define STEPS_FAST CHECK_STEPS
 
 typedef void pack_function(const float *, size_t, size_t, size_t, void *);
 typedef void qk_packed_function(const void *, size_t, size_t, const void *, const uint16_t *,
@@ -301,10 +301,7 @@ void check_qk_i8_fast(check *c, qk_packed_function *kernel)
 
 /* ---- weighted sums ---- */
 
-typedef void pv_function(const float *, size_t, const void *, const uint16_t *, size_t, size_t,
-                         const float *, const void *, float *, size_t);
-
-static void check_pv_alone(check *c, pv_function *kernel, const float *p, size_t rows,
+static void check_pv_alone(check *c, check_pv_function *kernel, const float *p, size_t rows,
                            const unsigned char *codes, const uint16_t *scales, size_t n_tokens,
                            size_t dims_p, const float *alpha, const float *before, const float *acc,
                            size_t ldacc)
@@ -324,7 +321,7 @@ static void check_pv_alone(check *c, pv_function *kernel, const float *p, size_t
 }
 
 /* steps: p may be rounded to 1 / steps of the row's largest weight; 0: not rounded. */
-static void check_pv(check *c, pv_function *kernel, type t, double steps)
+static void check_pv(check *c, check_pv_function *kernel, type t, double steps)
 {
     static float before[KVT_ROWS_MAX * (CHECK_MAX_DIMS + 32)];
     if (c->bench) {
@@ -389,9 +386,10 @@ static void check_pv(check *c, pv_function *kernel, type t, double steps)
                 /* 64 sums, a product each, two more for the scale; then a product, a sum. */
                 bound = (64 + 1 + 2 + 1) * CHECK_EPS * size + 2 * CHECK_EPS * fabs(old) +
                         UNDERFLOW(3 * KVT_TOKENS) * (t == I8 ? 128 : 4);
-                /* Half a step a weight; p below 2^-100 may become zero. */
+                /* Half a step a weight, or one dithered; p below 2^-100 may become zero. */
                 if (steps > 0)
-                    bound += codes_size * (0.501 * (largest + 0x1p-100) / steps);
+                    bound += codes_size * (steps > CHECK_STEPS ? 0.501 : CHECK_OFF) *
+                             ((largest + 0x1p-100) / steps);
                 if (!(fabs(acc[at] - (old + sum)) <= bound))
                     check_fail(c, "%a, not %a: row %zu of %zu, dim %zu of %zu, n_tokens %zu",
                                (double)acc[at], old + sum, r, rows, d, dims, n_tokens);
@@ -407,29 +405,30 @@ static void check_pv(check *c, pv_function *kernel, type t, double steps)
     }
 }
 
-void check_pv_f32(check *c, pv_function *kernel)
+void check_pv_f32(check *c, check_pv_function *kernel)
 {
     check_pv(c, kernel, F32, 0);
 }
 
-void check_pv_f16(check *c, pv_function *kernel)
+void check_pv_f16(check *c, check_pv_function *kernel)
 {
     check_pv(c, kernel, F16, 0);
 }
 
-void check_pv_i8(check *c, pv_function *kernel)
+void check_pv_i8(check *c, check_pv_function *kernel)
 {
     check_pv(c, kernel, I8, 0);
 }
 
-void check_pv_i8_near(check *c, pv_function *kernel)
+void check_pv_i8_near(check *c, check_pv_function *kernel)
 {
     check_pv(c, kernel, I8, STEPS_NEAR_P);
 }
 
-void check_pv_i8_fast(check *c, pv_function *kernel)
+void check_pv_i8_fast(check *c, check_pv_function *kernel)
 {
     check_pv(c, kernel, I8, STEPS_FAST);
+    check_one_digit(c, kernel, KVT_TOKENS * 32, 100, 100);
 }
 
 /* ---- the offset's part of a score ---- */

@@ -206,6 +206,42 @@ int check_same_bits(const float *a, const float *b, size_t n)
     return 1;
 }
 
+void check_one_digit(check *c, check_pv_function *kernel, size_t code_bytes, unsigned char byte,
+                     double value)
+{
+    enum { DIMS = 32, ROWS = 20 }; /* with AMX as few rows are not its own */
+    static const size_t counts[] = {64, 47, 17}, rows[] = {1, ROWS};
+    if (c->bench)
+        return;
+    for (size_t i = 0; i < 3 * 2 * 80; i++) {
+        size_t n_tokens = counts[i % 3], n_rows = rows[i / 3 % 2], heavy = check_below(c, n_tokens);
+        float *p = check_buffer(c, 0, n_rows * KVT_TOKENS * 4, 64);
+        unsigned char *codes = check_buffer(c, 1, code_bytes, 64);
+        uint16_t *scales = check_buffer(c, 2, KVT_TOKENS * 2, 64);
+        float *acc = check_buffer(c, 3, n_rows * DIMS * 4, 64);
+        float *alpha = check_buffer(c, 4, n_rows * 4, 4), x = (float)(i / 6) / (40 * CHECK_STEPS);
+        double sum = 0;
+        memset(codes, byte, code_bytes);
+        memset(p, 0, n_rows * KVT_TOKENS * 4);
+        memset(acc, 0, n_rows * DIMS * 4);
+        for (size_t t = 0; t < KVT_TOKENS; t++)
+            scales[t] = 0x3c00; /* 1 */
+        for (size_t r = 0; r < n_rows; r++) {
+            alpha[r] = 1;
+            for (size_t t = 0; t < n_tokens; t++)
+                p[r * KVT_TOKENS + t] = t == heavy ? 1 : x;
+        }
+        for (size_t t = 0; t < n_tokens; t++)
+            sum += (double)p[t];
+        kernel(p, n_rows, codes, scales, n_tokens, DIMS, alpha, NULL, acc, DIMS);
+        for (size_t at = 0; at < n_rows * DIMS; at++)
+            if (!(fabs(acc[at] / value - sum) <= 2.0 / CHECK_STEPS))
+                check_fail(c, "weights of %g beside one of 1: %g, not %g: %zu tokens", (double)x,
+                           acc[at] / value, sum, n_tokens);
+        check_canaries(c);
+    }
+}
+
 double check_now_ns(void)
 {
     struct timespec t;

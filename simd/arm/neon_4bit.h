@@ -105,26 +105,28 @@ KVT_INLINE void kvt_store_row_digits(uint8x16_t digits, unsigned char *to, size_
     vst1q_u8(to + row * ld + i, digits);
 }
 
-/* x times reciprocal to nearest even, of which a byte is kept; a NaN becomes 0. */
-KVT_INLINE uint8x16_t kvt_digits_16(const float *x, float reciprocal)
+/* x times reciprocal, plus what is at `plus` (NULL: nothing), to nearest even, of which a byte is
+   kept; a NaN becomes 0. */
+KVT_INLINE uint8x16_t kvt_digits_16(const float *x, float reciprocal, const float *plus)
 {
-    int32x4_t a = vcvtnq_s32_f32(vmulq_n_f32(vld1q_f32(x), reciprocal));
-    int32x4_t b = vcvtnq_s32_f32(vmulq_n_f32(vld1q_f32(x + 4), reciprocal));
-    int32x4_t c = vcvtnq_s32_f32(vmulq_n_f32(vld1q_f32(x + 8), reciprocal));
-    int32x4_t d = vcvtnq_s32_f32(vmulq_n_f32(vld1q_f32(x + 12), reciprocal));
+    int32x4_t a = kvt_code_4(x, reciprocal, plus);
+    int32x4_t b = kvt_code_4(x + 4, reciprocal, plus ? plus + 4 : NULL);
+    int32x4_t c = kvt_code_4(x + 8, reciprocal, plus ? plus + 8 : NULL);
+    int32x4_t d = kvt_code_4(x + 12, reciprocal, plus ? plus + 12 : NULL);
     uint16x8_t ab = vuzp1q_u16(vreinterpretq_u16_s32(a), vreinterpretq_u16_s32(b));
     uint16x8_t cd = vuzp1q_u16(vreinterpretq_u16_s32(c), vreinterpretq_u16_s32(d));
     return vuzp1q_u8(vreinterpretq_u8_u16(ab), vreinterpretq_u8_u16(cd));
 }
 
-/* The digits of n summands (a multiple of 16); their sum. Those of K are signed. */
+/* The digits of n summands (a multiple of 16); their sum. Those of K are signed, those of V
+   dithered. */
 KVT_INLINE int32_t kvt_store_digits_of(int side, const float *x, float reciprocal, size_t n,
                                        unsigned char *to, size_t ld, size_t row, size_t rows,
                                        kvt_store_digits *store)
 {
     int32x4_t sum = vdupq_n_s32(0);
     for (size_t i = 0; i < n; i += 16) {
-        uint8x16_t digits = kvt_digits_16(x + i, reciprocal);
+        uint8x16_t digits = kvt_digits_16(x + i, reciprocal, side == KVT_K ? NULL : kvt_dither + i);
         sum = vpadalq_s16(sum, side == KVT_K ? vpaddlq_s8(vreinterpretq_s8_u8(digits))
                                              : vreinterpretq_s16_u16(vpaddlq_u8(digits)));
         store(digits, to, ld, row, rows, i);

@@ -25,6 +25,7 @@
 #define KVT_NEON_I8_H
 
 #include "simd/arm/neon.h"
+#include "simd/dither.h"
 
 /* Lower bound of a row's largest magnitude, so that its reciprocal is finite. */
 #define KVT_LEAST 0x1p-100f
@@ -33,13 +34,27 @@
 
 /* ---- rounding ---- */
 
-/* 16 codes: x times reciprocal, to nearest even; a NaN (of logits beyond f32) becomes 0. */
-KVT_INLINE int16x8x2_t kvt_code_16(const float *x, float reciprocal)
+/* 4 codes: x times reciprocal, plus what is at `plus` (NULL: nothing), to nearest even; a NaN (of
+   logits beyond f32) becomes 0. */
+KVT_INLINE int32x4_t kvt_code_4(const float *x, float reciprocal, const float *plus)
 {
-    int32x4_t a = vcvtnq_s32_f32(vmulq_n_f32(vld1q_f32(x), reciprocal));
-    int32x4_t b = vcvtnq_s32_f32(vmulq_n_f32(vld1q_f32(x + 4), reciprocal));
-    int32x4_t c = vcvtnq_s32_f32(vmulq_n_f32(vld1q_f32(x + 8), reciprocal));
-    int32x4_t d = vcvtnq_s32_f32(vmulq_n_f32(vld1q_f32(x + 12), reciprocal));
+    float32x4_t steps = plus ? vfmaq_n_f32(vld1q_f32(plus), vld1q_f32(x), reciprocal)
+                             : vmulq_n_f32(vld1q_f32(x), reciprocal);
+    return vcvtnq_s32_f32(steps);
+}
+
+/* What is added to the weights of the slots from t on, of which the largest code is p_most. */
+KVT_INLINE const float *kvt_plus(float p_most, size_t t)
+{
+    return p_most > 255 ? NULL : kvt_dither + t;
+}
+
+KVT_INLINE int16x8x2_t kvt_code_16(const float *x, float reciprocal, const float *plus)
+{
+    int32x4_t a = kvt_code_4(x, reciprocal, plus);
+    int32x4_t b = kvt_code_4(x + 4, reciprocal, plus ? plus + 4 : NULL);
+    int32x4_t c = kvt_code_4(x + 8, reciprocal, plus ? plus + 8 : NULL);
+    int32x4_t d = kvt_code_4(x + 12, reciprocal, plus ? plus + 12 : NULL);
     int16x8x2_t codes = {{vmovn_high_s32(vmovn_s32(a), b), vmovn_high_s32(vmovn_s32(c), d)}};
     return codes;
 }
@@ -195,7 +210,7 @@ KVT_INLINE uintptr_t kvt_i8_ahead(int shares, size_t quads, size_t lane, size_t 
             float scale = largest / Q_MOST_##kind, reciprocal = Q_MOST_##kind / largest;           \
             memcpy(row, &scale, sizeof scale);                                                     \
             for (size_t d = 0; d < dims_p; d += 16)                                                \
-                store_##kind(kvt_code_16(q + r * ldq + d, reciprocal),                             \
+                store_##kind(kvt_code_16(q + r * ldq + d, reciprocal, NULL),                       \
                              row + KVT_ROW_HEAD + d * BYTES_##kind);                               \
         }                                                                                          \
     }                                                                                              \
@@ -236,7 +251,7 @@ KVT_INLINE uintptr_t kvt_i8_ahead(int shares, size_t quads, size_t lane, size_t 
             float reciprocal = P_MOST_##kind / largest;                                            \
             weight_scale[r] = largest / P_MOST_##kind;                                             \
             for (size_t t = 0; t < n; t += 16)                                                     \
-                store_##kind(kvt_code_16(x + t, reciprocal),                                       \
+                store_##kind(kvt_code_16(x + t, reciprocal, kvt_plus(P_MOST_##kind, t)),           \
                              weight + r * KVT_WEIGHT_BYTES + t * BYTES_##kind);                    \
         }                                                                                          \
         for (size_t dim = 0; dim < dims_p; dim += span)                                            \

@@ -45,6 +45,7 @@
  * Tiles are configured and released in each call: live tile state (8 KiB) is saved at each context
  * switch, and the caller's thread must not be left with our configuration.
  */
+#include "simd/dither.h"
 #include "simd/levels.h"
 #include "simd/x86/prefetch.h"
 #include "amx_tile.h"
@@ -551,12 +552,14 @@ INLINE void pack_p(size_t digits, float p_max, const float *p, size_t rows, cons
     const uint64_t alive = ~(uint64_t)0 >> (KVT_TOKENS - n_tokens);
     const size_t a_group = SIDE / digits;
     _Alignas(64) float largest[KVT_ROWS_MAX], reciprocal[KVT_ROWS_MAX], unit[KVT_ROWS_MAX];
-    __m512 scale[4];
+    __m512 scale[4], dither[4];
 
-    for (size_t i = 0; i < 4; i++)
+    for (size_t i = 0; i < 4; i++) {
         scale[i] = _mm512_maskz_cvtph_ps(
             (__mmask16)(alive >> 16 * i),
             _mm256_loadu_si256((const __m256i *)(const void *)(scales + 16 * i)));
+        dither[i] = digits == 1 ? _mm512_load_ps(kvt_dither + 16 * i) : _mm512_setzero_ps();
+    }
     for (size_t i = 0; i < KVT_ROWS_MAX; i += SIDE)
         _mm512_store_ps(largest + i, _mm512_set1_ps(LEAST));
     for (size_t r = 0; r < rows; r++) {
@@ -577,10 +580,10 @@ INLINE void pack_p(size_t digits, float p_max, const float *p, size_t rows, cons
         const float *row = p + r * KVT_TOKENS;
         const __m512 by = _mm512_set1_ps(reciprocal[r]);
         const __m512 x[4] = {
-            _mm512_mul_ps(WEIGHTS(row, 0), by),
-            _mm512_mul_ps(WEIGHTS(row, 16), by),
-            _mm512_mul_ps(WEIGHTS(row, 32), by),
-            _mm512_mul_ps(WEIGHTS(row, 48), by),
+            _mm512_fmadd_ps(WEIGHTS(row, 0), by, dither[0]),
+            _mm512_fmadd_ps(WEIGHTS(row, 16), by, dither[1]),
+            _mm512_fmadd_ps(WEIGHTS(row, 32), by, dither[2]),
+            _mm512_fmadd_ps(WEIGHTS(row, 48), by, dither[3]),
         };
         groups[r / a_group].scales[r % a_group] = unit[r];
         put_digits(VALUES, digits, x, groups[r / a_group].tile[r % a_group * digits]);

@@ -18,6 +18,7 @@
 #define KVT_AVX2_4BIT_H
 
 #include "avx2_product.h"
+#include "simd/dither.h"
 #include "simd/levels.h"
 
 /* Lower bound of a row's largest magnitude, so that its reciprocal is finite. */
@@ -175,7 +176,8 @@ KVT_INLINE void kvt_round_p(int format, float limit, const float *p, size_t rows
         largest = kvt_max_lanes(maxima);
         reciprocal = _mm256_set1_ps(limit / largest);
         out->step[r] = largest / limit;
-#define ROUND(i) _mm256_cvtps_epi32(_mm256_mul_ps(WEIGHT(i), reciprocal))
+#define ROUND(i)                                                                                   \
+    _mm256_cvtps_epi32(_mm256_fmadd_ps(WEIGHT(i), reciprocal, _mm256_load_ps(kvt_dither + t + (i))))
         for (size_t t = 0; t < n; t += 32) {
             __m256i x = _mm256_packus_epi16(_mm256_packs_epi32(ROUND(0), ROUND(8)),
                                             _mm256_packs_epi32(ROUND(16), ROUND(24)));

@@ -5,6 +5,7 @@
 #ifndef KVT_AVX512_PRODUCT_H
 #define KVT_AVX512_PRODUCT_H
 
+#include "simd/dither.h"
 #include "avx512.h"
 
 /* Lower bound of a row's largest magnitude, so that its reciprocal is finite. */
@@ -110,7 +111,8 @@ KVT_INLINE float kvt_weight_most(size_t digits)
     return digits == 2 ? 65535 : 255;
 }
 
-/* Weights as integer multiples of 1 / reciprocal: the most over the row's largest. */
+/* Weights as integer multiples of 1 / reciprocal: the most over the row's largest. One digit is
+   dithered. */
 KVT_INLINE void kvt_put_weights(size_t digits, const __m512 w[4], __m512 reciprocal,
                                 kvt_pv_row *row)
 {
@@ -120,7 +122,9 @@ KVT_INLINE void kvt_put_weights(size_t digits, const __m512 w[4], __m512 recipro
     __m512i x[4];
     KVT_UNROLL
     for (size_t v = 0; v < 4; v++)
-        x[v] = _mm512_cvtps_epi32(_mm512_mul_ps(w[v], reciprocal));
+        x[v] = _mm512_cvtps_epi32(
+            digits == 2 ? _mm512_mul_ps(w[v], reciprocal)
+                        : _mm512_fmadd_ps(w[v], reciprocal, _mm512_load_ps(kvt_dither + 16 * v)));
     /* A product that rounds to just above the most saturates. */
     x[0] = _mm512_packus_epi32(x[0], x[1]);
     x[1] = _mm512_packus_epi32(x[2], x[3]);

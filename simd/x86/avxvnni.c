@@ -212,6 +212,7 @@ KVT_INLINE void round_weights(int digits, const float *p, size_t rows, const uin
 {
     const float limit = digits == NEAR ? P_MAX_NEAR : P_MAX_FAST;
     const __m256i low_byte = _mm256_set1_epi32(255);
+    const __m256 none = _mm256_setzero_ps();
     const size_t n = kvt_round_up(n_tokens, 16);
     float factors[KVT_TOKENS];
     for (size_t t = 0; t < n; t += 8) {
@@ -232,8 +233,10 @@ KVT_INLINE void round_weights(int digits, const float *p, size_t rows, const uin
         for (size_t t = 0; t < n; t += 16) {
             __m256 x = _mm256_mul_ps(_mm256_loadu_ps(p + t), _mm256_loadu_ps(factors + t));
             __m256 y = _mm256_mul_ps(_mm256_loadu_ps(p + t + 8), _mm256_loadu_ps(factors + t + 8));
-            __m256i a = _mm256_cvtps_epi32(_mm256_mul_ps(x, reciprocal));
-            __m256i b = _mm256_cvtps_epi32(_mm256_mul_ps(y, reciprocal));
+            __m256 first = digits == FAST ? _mm256_load_ps(kvt_dither + t) : none;
+            __m256 second = digits == FAST ? _mm256_load_ps(kvt_dither + t + 8) : none;
+            __m256i a = _mm256_cvtps_epi32(_mm256_fmadd_ps(x, reciprocal, first));
+            __m256i b = _mm256_cvtps_epi32(_mm256_fmadd_ps(y, reciprocal, second));
             if (digits == NEAR) {
                 __m256i digit = join(_mm256_and_si256(a, low_byte), _mm256_and_si256(b, low_byte));
                 kvt_store_128(low + t, bytes_of(digit, 0));
