@@ -148,9 +148,9 @@ typedef enum kvt_rope {
  *
  *  (none)           near-exact: integer dot products, q and the softmax's weights rounded to
  *                   14 bits or more, 7 bits or more with i4 and i5. Adds less than 2% of i8's
- *                   own error, about a fifth of that of i4 and i5, whose sum is 2 to 3% larger
- *                   (logits of unit deviation; where few tokens have the weight V of i4 and i5
- *                   may be off by some percent of the output).
+ *                   own error, up to a quarter of that of i4 and i5, whose sum is 2 to 4%
+ *                   larger (logits of unit deviation; where few tokens have the weight V of i4
+ *                   and i5 may be off by up to 0.7% of the output).
  *  KVT_ATTEND_F32   widen the codes and multiply as f32: the most exact, the slowest.
  *  KVT_ATTEND_FAST  7 bits or more: adds at most 1.5 times i8's error (128 dims, long
  *                   contexts; else V's part as that of i4 above); as the default where fewer bits
