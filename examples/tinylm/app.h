@@ -67,6 +67,8 @@ typedef struct dialog {
     size_t n_draft; /* the longest draft; 0: plain decoding */
     bool shift;     /* leave out the oldest tokens when the context is full */
     float *logits;  /* [1 + n_draft][vocab_size] */
+    float *last;    /* [vocab_size]: the last token's, where has_last says so */
+    bool has_last;
     uint32_t *order;
     dialog_counts counts;
     const kvt_store *store; /* where prompts' prefixes are looked up; NULL: nowhere */

@@ -2,6 +2,7 @@
 #include "app.h"
 #include "stories.h"
 
+#include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -55,31 +56,44 @@ int cmd_generate(const options *o, tl_error *err)
 
 /* ---- chat ---- */
 
-/* One line without its end; NULL at the end of the input. The caller frees it. */
-static char *read_line(FILE *f)
+/* One line of stdin without its end, or NULL: 0 at the end of the input, else -1. The caller frees
+   it. */
+static int read_line(char **line, tl_error *err)
 {
     size_t n = 0, cap = 0;
-    char *line = NULL;
+    *line = NULL;
     for (;;) {
-        int c = getc(f);
-        if (c == EOF && n == 0) {
-            free(line);
-            return NULL;
-        }
-        if (n + 1 >= cap) {
-            char *p = realloc(line, cap = cap * 2 + 128);
-            if (!p) {
-                free(line);
-                return NULL;
-            }
-            line = p;
-        }
-        if (c == EOF || c == '\n')
+        int c = getc(stdin);
+        if (c == EOF && (n == 0 || ferror(stdin)))
             break;
-        line[n++] = (char)c;
+        if (n + 1 >= cap) {
+            char *p = realloc(*line, cap = cap * 2 + 128);
+            if (!p) {
+                tl_fail(err, "no memory for a line of stdin");
+                goto fail;
+            }
+            *line = p;
+        }
+        if (c == EOF || c == '\n') {
+            (*line)[n] = 0;
+            return 0;
+        }
+        if (c == 0) {
+            tl_fail(err, "stdin is no text: a byte of it is 0");
+            goto fail;
+        }
+        (*line)[n++] = (char)c;
     }
-    line[n] = 0;
-    return line;
+    if (!ferror(stdin)) {
+        free(*line);
+        *line = NULL;
+        return 0;
+    }
+    tl_fail(err, "stdin: %s", strerror(errno));
+fail:
+    free(*line);
+    *line = NULL;
+    return -1;
 }
 
 /* 1: some were refused, and err says so; the others are there. */
@@ -94,7 +108,8 @@ static int chat_turns(dialog *d, const options *o, tl_error *err)
         return status;
     }
     char *line;
-    while (status == 0 && (line = read_line(stdin)) != NULL) {
+    int unread = 0;
+    while (status == 0 && (unread = read_line(&line, err)) == 0 && line) {
         status = dialog_turn(d, line, (size_t)o->n, err);
         if (!o->ids && status == 0)
             printf("\n");
@@ -106,6 +121,8 @@ static int chat_turns(dialog *d, const options *o, tl_error *err)
             status = 0;
         }
     }
+    if (status == 0 && unread)
+        return 1; /* what was read is a conversation, and is saved */
     if (status == 0 && n_refused) {
         tl_fail(err, "turns refused: %zu", n_refused);
         return 1;
@@ -186,6 +203,8 @@ static int eval_texts(const options *o, const engine *e, tl_error *err)
     size_t n_texts = o->stories ? (size_t)o->stories : 4;
     if (n_tokens > context)
         return tl_fail(err, "--tokens: the model's context has %zu tokens", context);
+    if (n_tokens < 2)
+        return tl_fail(err, "the model's context of 1 token leaves nothing to predict");
     tl_text *texts = NULL;
     if (o->text && cut_text(e, o->text, n_tokens, &texts, &n_texts, err))
         return -1;

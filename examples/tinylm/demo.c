@@ -177,7 +177,7 @@ static int time_attention(tl_session *s, tl_kvtile *kv, const tl_text *text, flo
 static int compare_types(const options *o, const engine *e, const double *snapshots, tl_error *err)
 {
     size_t context = e->model.config.seq_len;
-    size_t n_tokens = o->tokens && o->tokens < context ? (size_t)o->tokens : context;
+    size_t n_tokens = o->tokens ? (size_t)o->tokens : context;
     size_t n_stories = o->stories ? (size_t)o->stories : 16;
     tl_kvtile kv[N_TYPES] = {{0}};
     tl_session sessions[N_TYPES] = {{0}};
@@ -242,6 +242,10 @@ int cmd_demo(const options *o, tl_error *err)
     snprintf(file, sizeof file, "%s/conversation.kvt", folder);
     if (engine_open(&e, o, err))
         goto done;
+    if (o->tokens > e.model.config.seq_len) {
+        tl_fail(err, "--tokens: the model's context has %u tokens", e.model.config.seq_len);
+        goto closed;
+    }
     /* Half of the context is a generated story, whose facts the continuation can recall. */
     if (story_make(&s, HELD_OUT_SEED + o->seed, e.model.config.seq_len / 2)) {
         tl_fail(err, "no memory for a story");

@@ -1,14 +1,14 @@
 /*
  * A conversation: turns of prompt and answer over one kvtile sequence.
  *
- * Between turns every token is in the cache, so a snapshot is the whole conversation. A turn
- * without a prompt needs the logits of the last token, which are not in the snapshot: the sequence
- * is truncated by that token and it is run again, whether the conversation was loaded or not. As
- * the last token always was a step of its own, running it again stores the same bytes. (A token of
- * a draft gives what it would give alone: see draft_room.)
+ * Between turns every token is in the cache. What a turn without a prompt needs besides is the last
+ * token's logits, which go into the snapshot as a checkpoint's blob. (To run the last token again
+ * would not do: where its commit had sealed a block, the load of a snapshot does not take that
+ * back, and the token would see i8 of what it had seen as f16.)
  */
 #include "app.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -29,6 +29,9 @@ static int check_context(const options *o, uint32_t seq_len, tl_error *err)
         return tl_fail(err, "--ctx: the model's context has %u tokens", seq_len);
     if (o->shift && context < SHIFT_CONTEXT)
         return tl_fail(err, "--shift needs a context of at least %d tokens", SHIFT_CONTEXT);
+    if (o->shift && o->sinks_given && o->sinks > SHIFT_KEEPS) /* the flag's, or the snapshot's */
+        return tl_fail(err, "--shift keeps the first %d tokens: --sinks is at most that",
+                       SHIFT_KEEPS);
     if (o->shift && o->window && context < o->window + SHIFT_WINDOW)
         return tl_fail(err, "--shift with --window %llu needs a context of at least %llu tokens",
                        (unsigned long long)o->window, (unsigned long long)o->window + SHIFT_WINDOW);
@@ -45,8 +48,9 @@ int dialog_open(dialog *d, const engine *e, const options *o, tl_error *err)
     d->sampler = (tl_sampler){(float)o->temperature, (float)o->top_p, o->seed};
     d->tokens = calloc(d->context, sizeof *d->tokens);
     d->logits = calloc((1 + d->n_draft) * (size_t)c->vocab_size, sizeof *d->logits);
+    d->last = calloc(c->vocab_size, sizeof *d->last);
     d->order = calloc(c->vocab_size, sizeof *d->order);
-    if (!d->tokens || !d->logits || !d->order) {
+    if (!d->tokens || !d->logits || !d->last || !d->order) {
         tl_fail(err, "no memory for a conversation");
         goto fail;
     }
@@ -73,15 +77,51 @@ void dialog_close(dialog *d)
     tl_kvtile_close(&d->kv);
     free(d->tokens);
     free(d->logits);
+    free(d->last);
     free(d->order);
     *d = (dialog){0};
 }
 
+static void count_bytes(dialog *d)
+{
+    uint64_t bytes = kvt_seq_memory_bytes(d->kv.seq);
+    if (bytes > d->counts.most_bytes)
+        d->counts.most_bytes = bytes;
+}
+
 /* ---- putting away, taking up ---- */
+
+static size_t last_bytes(const dialog *d)
+{
+    return d->engine->model.config.vocab_size * sizeof *d->last;
+}
 
 int dialog_save(dialog *d, const char *path, tl_error *err)
 {
-    return tl_kvt_check(d->kv.cache, kvt_seq_save(d->kv.seq, path, NULL), "save", err);
+    uint64_t n = kvt_seq_length(d->kv.seq);
+    if (d->has_last) {
+        kvt_status status = kvt_seq_checkpoint(d->kv.seq, d->last, last_bytes(d));
+        if (tl_kvt_check(d->kv.cache, status, "checkpoint", err))
+            return -1;
+    }
+    int failed = tl_kvt_check(d->kv.cache, kvt_seq_save(d->kv.seq, path, NULL), "save", err);
+    if (d->has_last) /* it shares the last block, which a step would have to copy */
+        kvt_seq_checkpoint_drop(d->kv.seq, n);
+    return failed;
+}
+
+/* The last token's logits; a file without them (or of another model) is told by has_last. */
+static void load_last(dialog *d)
+{
+    uint64_t n = kvt_seq_length(d->kv.seq);
+    size_t bytes = 0;
+    if (kvt_seq_checkpoint_read(d->kv.seq, n, d->last, last_bytes(d), &bytes) != KVT_OK)
+        return;
+    d->has_last = n > 0 && bytes == last_bytes(d);
+    for (size_t i = 0; d->has_last && i < bytes / sizeof *d->last; i++)
+        d->has_last = isfinite(d->last[i]);
+    if (d->has_last)
+        kvt_seq_checkpoint_drop(d->kv.seq, n);
 }
 
 int dialog_load(dialog *d, const char *path, tl_error *err)
@@ -96,6 +136,8 @@ int dialog_load(dialog *d, const char *path, tl_error *err)
         if (d->tokens[i] < 0 || (uint32_t)d->tokens[i] >= c->vocab_size)
             return tl_fail(err, "load: %s: token %zu has no id of this model", path, i);
     d->n_tokens = d->session.position = n;
+    load_last(d);
+    count_bytes(d);
     return 0;
 }
 
@@ -134,13 +176,6 @@ void dialog_show(const dialog *d, int32_t previous, int32_t token)
     fflush(stdout);
 }
 
-static void count_bytes(dialog *d)
-{
-    uint64_t bytes = kvt_seq_memory_bytes(d->kv.seq);
-    if (bytes > d->counts.most_bytes)
-        d->counts.most_bytes = bytes;
-}
-
 /*
  * Leave out the oldest tokens behind the first block, in whole blocks: half of them, or as many as
  * `room` tokens need. kvtile moves the others' positions up, so that the next token's is n_tokens
@@ -175,16 +210,19 @@ static int shift(dialog *d, size_t room, tl_error *err)
 static int feed(dialog *d, tl_error *err)
 {
     size_t position;
+    d->has_last = false;
     while ((position = d->session.position) < d->n_tokens) {
         size_t left = d->n_tokens - position;
-        /* The last token is always a step of its own: see the head of this file. */
+        /* The last token is a step of its own, as it is for a prefix out of a store. */
         size_t n = left == 1 ? 1 : left - 1 < PREFILL_TOKENS ? left - 1 : PREFILL_TOKENS;
         if (tl_forward(&d->session, d->tokens + position, n, d->logits, left == 1, err))
             return -1;
         count_bytes(d);
-        if (d->n_tokens >= 4 * PREFILL_TOKENS && left > 1)
+        if (d->n_tokens >= 4 * PREFILL_TOKENS)
             progress("reading the prompt, tokens", position + n, d->n_tokens);
     }
+    memcpy(d->last, d->logits, last_bytes(d));
+    d->has_last = true;
     return 0;
 }
 
@@ -234,7 +272,10 @@ int dialog_read(dialog *d, const char *prompt, tl_error *err)
     if (d->n_tokens == 0 || (prompt && *prompt)) {
         if (add_prompt(d, prompt ? prompt : "", err))
             return -1;
-    } else {
+    } else if (d->has_last) {
+        memcpy(d->logits, d->last, last_bytes(d));
+        return 0;
+    } else { /* loaded without logits: the same to rounding */
         kvt_status status = kvt_seq_truncate(d->kv.seq, d->n_tokens - 1);
         if (tl_kvt_check(d->kv.cache, status, "truncate", err))
             return -1;
@@ -252,10 +293,12 @@ bool is_end(int32_t token)
     return token == TL_BOS || token == TL_EOS;
 }
 
-/* The token behind all others, by row i of the logits. */
+/* The token behind all others, by row i of the logits, which sampling changes. */
 static int32_t next_token(dialog *d, size_t i)
 {
     uint32_t vocab = d->engine->model.config.vocab_size;
+    memcpy(d->last, d->logits + i * vocab, last_bytes(d));
+    d->has_last = true;
     return tl_sample(&d->sampler, d->logits + i * vocab, d->order, vocab, d->n_tokens);
 }
 
@@ -336,14 +379,16 @@ void dialog_report(const dialog *d)
 {
     const dialog_counts *c = &d->counts;
     size_t n_tokens = (size_t)kvt_seq_length(d->kv.seq);
+    uint64_t bytes = kvt_seq_memory_bytes(d->kv.seq);
+    uint64_t most = bytes > c->most_bytes ? bytes : c->most_bytes;
     tl_kv_settings whole = d->settings;
     whole.window_tokens = whole.sink_tokens = 0;
     if (d->settings.window_tokens)
         fprintf(stderr,
                 "[window of %u tokens, %u sinks: %zu tokens in %.1f KiB, at most %.1f KiB; without "
                 "a window %.1f KiB]\n",
-                d->settings.window_tokens, d->settings.sink_tokens, n_tokens,
-                (double)kvt_seq_memory_bytes(d->kv.seq) / 1024, (double)c->most_bytes / 1024,
+                d->settings.window_tokens, d->settings.sink_tokens, n_tokens, (double)bytes / 1024,
+                (double)most / 1024,
                 (double)tl_kvtile_forecast(&d->engine->model, &whole, n_tokens) / 1024);
     if (d->n_draft && c->steps)
         fprintf(stderr,

@@ -34,9 +34,12 @@ void engine_close(engine *e)
 
 void progress(const char *what, size_t done, size_t all)
 {
+    static size_t told; /* quarters */
     bool terminal = isatty(STDERR_FILENO) == 1;
-    if (!terminal && all >= 4 && done % (all / 4) != 0 && done != all)
+    size_t quarter = done * 4 / all;
+    if (!terminal && quarter == told)
         return;
+    told = done == all ? 0 : quarter;
     fprintf(stderr, terminal ? "\r%s: %zu of %zu%s" : "%s: %zu of %zu%s", what, done, all,
             !terminal || done == all ? "\n" : "");
 }

@@ -19,8 +19,11 @@ static int batch_begin(void *self, size_t n)
         /* A forward pass that failed may have left its step pending. */
         if (kvt_seq_pending(b->seqs[i]))
             kvt_seq_abort(b->seqs[i]);
-        if (check(b, kvt_seq_begin(b->seqs[i], 1, NULL)))
+        if (check(b, kvt_seq_begin(b->seqs[i], 1, NULL))) {
+            while (i-- > 0) /* all or none: the others may be used elsewhere */
+                kvt_seq_abort(b->seqs[i]);
             return -1;
+        }
     }
     return 0;
 }

@@ -156,9 +156,8 @@ static int check_flags(const options *o, tl_error *err)
                        o->save    ? "--save: which of the texts?"
                        : o->shift ? "--shift"
                                   : "--draft");
-    if (o->shift && o->sinks_given && o->sinks > SHIFT_KEEPS)
-        return tl_fail(err, "--shift keeps the first %d tokens: --sinks is at most that",
-                       SHIFT_KEEPS);
+    if (o->text && (o->stories || o->seed))
+        return tl_fail(err, "--text does not go with %s", o->stories ? "--stories" : "--seed");
     return 0;
 }
 

@@ -123,6 +123,8 @@ static int make_prompts(prompts *p, const engine *e, const options *o, tl_error 
     size_t context = e->model.config.seq_len, most = context > ROOM ? context - ROOM : 0, bytes;
     size_t n_tokens = o->tokens ? (size_t)o->tokens : most;
     story s;
+    if (most == 0)
+        return tl_fail(err, "the model's context of %zu tokens has no room for an answer", context);
     if (n_tokens > most)
         return tl_fail(err, "--prefix-tokens: at most %zu with the model's context of %zu", most,
                        context);
@@ -137,21 +139,48 @@ static int make_prompts(prompts *p, const engine *e, const options *o, tl_error 
 
 /* ---- the store ---- */
 
+static const char scheme[] = "redis://";
+
+static bool is_redis(const char *name)
+{
+    return strncmp(name, scheme, sizeof scheme - 1) == 0;
+}
+
+/* What is behind redis://: a host, and a port or none (0). */
+static int parse_server(const char *name, char host[256], unsigned *port, tl_error *err)
+{
+    const char *at = name + sizeof scheme - 1;
+    size_t n = strcspn(at, ":/@"), digits = 0;
+    *port = 0;
+    if (n > 0 && n < 256) {
+        memcpy(host, at, n);
+        host[n] = 0;
+        if (!at[n])
+            return 0;
+        digits = strspn(at + n + 1, "0123456789");
+        if (at[n] == ':' && digits > 0 && digits < 6 && !at[n + 1 + digits])
+            *port = (unsigned)strtoul(at + n + 1, NULL, 10);
+    }
+    if (*port < 1 || *port > 65535)
+        return tl_fail(err, "--store: \"%s\" is not redis://host[:port]", name);
+    return 0;
+}
+
 /* A directory, or redis://host[:port]. Without one the store stays zeroed. */
 static void open_store(kvt_store *store, const char *name)
 {
-    static const char scheme[] = "redis://";
     char text[400] = "", host[256] = "";
-    unsigned port = 0;
+    tl_error err;
     kvt_status status;
-    if (strncmp(name, scheme, sizeof scheme - 1) == 0) {
+    if (is_redis(name)) {
         kvt_redis_config config = {.struct_size = sizeof config,
                                    .password = getenv("KVTILE_STORE_PASSWORD"),
                                    .ttl_seconds = TTL_SECONDS,
                                    .error_text = text,
                                    .error_text_bytes = sizeof text};
-        if (sscanf(name + sizeof scheme - 1, "%255[^:/]:%u", host, &port) > 0)
-            config.host = host;
+        unsigned port = 0;
+        parse_server(name, host, &port, &err); /* cmd_serve_demo has refused others */
+        config.host = host;
         config.port = port;
         status = kvt_store_open_redis(&config, store);
     } else {
@@ -354,7 +383,10 @@ int cmd_serve_demo(const options *o, tl_error *err)
 {
     options mine = *o;
     const char *tmpdir = getenv("TMPDIR");
-    char folder[400];
+    char folder[400], host[256];
+    unsigned port;
+    if (o->store && is_redis(o->store) && parse_server(o->store, host, &port, err))
+        return -1;
     if (!tmpdir || !*tmpdir || strlen(tmpdir) > 300)
         tmpdir = "/tmp";
     snprintf(folder, sizeof folder, "%s/tinylm-store-XXXXXX", tmpdir);

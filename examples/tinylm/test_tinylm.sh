@@ -46,6 +46,13 @@ arguments)
     refused eval --chunk 0
     refused stories --tokens 3
     refused demo --k i8
+    refused demo --tokens 2049
+    refused eval --text "$here/README.md" --stories 2
+    refused eval --text "$here/README.md" --seed 2
+    for server in redis:// redis://:6380 redis://host: redis://host:abc redis://host:63x redis://host:0 \
+        redis://host:65536 redis://host:6379/1 redis://user:pw@host redis://user@host; do
+        refused serve-demo --store $server
+    done
     refused generate --shift
     refused generate --parallel 2
     refused generate --ctx 1
@@ -86,6 +93,16 @@ bad_files)
     refused chat --load "$dir/short" --prompt x
     refused chat --load "$dir/good" --k i8 --prompt x
     refused chat --prompt x --ids -n 0 --save "$dir/no/such/folder/x"
+    # A snapshot whose sinks are more than what --shift keeps.
+    "$tinylm" chat --window 64 --sinks 100 --prompt "The hat of Anna is red." -n 5 --save "$dir/sinks" \
+        >"$dir/out" 2>"$dir/err" || fail "cannot save with sinks"
+    refused chat --load "$dir/sinks" --shift --prompt x
+    # A context that leaves nothing to predict, or no room for an answer.
+    cp "$here/tinylm.f16.bin" "$dir/short"
+    printf '\001\000\000\000' | dd of="$dir/short" bs=1 seek=28 conv=notrunc 2>"$dir/err"
+    refused eval --text "$here/README.md" --model "$dir/short"
+    printf '\300\000\000\000' | dd of="$dir/short" bs=1 seek=28 conv=notrunc 2>"$dir/err"
+    refused serve-demo --model "$dir/short"
     # Another model, same shape: one weight differs.
     cp "$here/tinylm.f16.bin" "$dir/other"
     printf '\001\001' | dd of="$dir/other" bs=1 seek=5000 conv=notrunc 2>"$dir/err"
@@ -118,6 +135,19 @@ continuation)
             cmp "$dir/whole" "$dir/parts" || fail "$type: cut at $n: other tokens"
         done
     done
+    # Cut where a block has just been sealed: also the same snapshot, which has the last logits.
+    for type in i8 i4; do
+        "$tinylm" chat --k $type --v $type --seed 3 --prompt "$prompt" -n 1000 --ctx 384 --ids \
+            --save "$dir/file" >"$dir/parts" 2>"$dir/err" || fail "$type: no first part of 384"
+        n=$(wc -l <"$dir/parts")
+        [ $n -gt 0 ] || fail "$type: the prompt fills 384 tokens"
+        "$tinylm" chat --load "$dir/file" --seed 3 --prompt "" -n 40 --ids --save "$dir/second" \
+            >>"$dir/parts" || fail "$type: no second part behind 384"
+        "$tinylm" chat --k $type --v $type --seed 3 --prompt "$prompt" -n $((n + 40)) --ids \
+            --save "$dir/first" >"$dir/whole" || fail "$type: no whole of 384 and more"
+        cmp "$dir/whole" "$dir/parts" || fail "$type: cut at 384: other tokens"
+        cmp "$dir/first" "$dir/second" || fail "$type: cut at 384: other bytes"
+    done
     # The types of K and V are independent.
     "$tinylm" chat --k i8 --v f16 --prompt "$prompt" -n 40 --ids >"$dir/whole"
     "$tinylm" chat --k i8 --v f16 --prompt "$prompt" -n 10 --ids --save "$dir/file" >"$dir/parts"
@@ -145,6 +175,16 @@ chat)
         fail "a long turn: exit code $code"
     cmp "$dir/refused" "$dir/parts.two" || fail "a refused turn changes the others"
     "$tinylm" chat --load "$dir/kept" --prompt "x" -n 1 >"$dir/out" || fail "what is kept is not saved"
+    # What cannot be read of stdin ends it, and what was read is saved.
+    code=0
+    printf 'The hat of Anna is red.\nThe dog of Tom is Pip.\nx\0y\n' |
+        "$tinylm" chat --k i8 --v i8 -n 15 --ids --save "$dir/kept" >"$dir/out" 2>"$dir/err" || code=$?
+    [ $code = 1 ] && grep -q "stdin is no text" "$dir/err" || fail "a byte of 0: exit code $code"
+    cmp "$dir/out" "$dir/parts.two" || fail "a byte of 0 changes other turns"
+    "$tinylm" chat --load "$dir/kept" --prompt "x" -n 1 >"$dir/out" || fail "turns before a 0 are not saved"
+    code=0
+    "$tinylm" chat --k i8 --v i8 <"$dir" >"$dir/out" 2>"$dir/err" || code=$?
+    [ $code = 1 ] && grep -q "stdin: " "$dir/err" || fail "a folder as stdin: exit code $code"
     # Nothing to continue, an empty conversation, one that fills the context.
     "$tinylm" chat --load "$dir/file" --save "$dir/file" </dev/null || fail "no idle load and save"
     "$tinylm" chat --save "$dir/none" </dev/null || fail "cannot save an empty conversation"

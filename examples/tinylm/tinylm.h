@@ -40,7 +40,8 @@ tl_work *tl_work_create(unsigned n_threads);
 void tl_work_destroy(tl_work *work);
 unsigned tl_work_threads(const tl_work *work);
 
-/* task(arg, i) for each i < n, in any order; returns when all are done. Not reentrant. */
+/* task(arg, i) for each i < n, in any order; returns when all are done. From any thread, and from a
+   task; one caller has the threads, others run theirs alone. */
 void tl_work_run(tl_work *work, void (*task)(void *arg, size_t i), void *arg, size_t n);
 
 /* ---- model ---- */

@@ -4,7 +4,8 @@
  * A run is published by a new generation number; every thread, the caller too, then takes task
  * numbers from one counter under the lock until none is left, and the last to finish wakes the
  * caller. Tasks here are slices of matrix products and of attention, some tens of microseconds
- * each, so the cost of one lock per task is negligible.
+ * each, so the cost of one lock per task is negligible. It may be called from several threads at
+ * once, as kvt_executor asks for: while one has the threads, another runs its tasks itself.
  */
 #include "tinylm.h"
 
@@ -14,6 +15,7 @@
 #include <stdlib.h>
 
 struct tl_work {
+    pthread_mutex_t busy; /* a run has all threads; another caller meanwhile its own alone */
     pthread_mutex_t lock;
     pthread_cond_t start, done;
     uint64_t generation;
@@ -76,6 +78,7 @@ tl_work *tl_work_create(unsigned n_threads)
     if (!w)
         return NULL;
     w->n_threads = n_threads;
+    pthread_mutex_init(&w->busy, NULL);
     pthread_mutex_init(&w->lock, NULL);
     pthread_cond_init(&w->start, NULL);
     pthread_cond_init(&w->done, NULL);
@@ -102,6 +105,7 @@ void tl_work_destroy(tl_work *w)
     pthread_cond_destroy(&w->done);
     pthread_cond_destroy(&w->start);
     pthread_mutex_destroy(&w->lock);
+    pthread_mutex_destroy(&w->busy);
     free(w);
 }
 
@@ -112,7 +116,7 @@ unsigned tl_work_threads(const tl_work *w)
 
 void tl_work_run(tl_work *w, void (*task)(void *arg, size_t i), void *arg, size_t n)
 {
-    if (w->n_threads == 1 || n < 2) {
+    if (w->n_threads == 1 || n < 2 || pthread_mutex_trylock(&w->busy) != 0) {
         for (size_t i = 0; i < n; i++)
             task(arg, i);
         return;
@@ -128,4 +132,5 @@ void tl_work_run(tl_work *w, void (*task)(void *arg, size_t i), void *arg, size_
     while (w->running > 0)
         pthread_cond_wait(&w->done, &w->lock);
     pthread_mutex_unlock(&w->lock);
+    pthread_mutex_unlock(&w->busy);
 }
