@@ -693,6 +693,20 @@ static void test_bound_changes(void **state)
     end_store(&s);
 }
 
+/* The largest bound is none. */
+static void test_largest_bound(void **state)
+{
+    kvt_store s = open_store(UINT64_MAX);
+    (void)state;
+
+    for (uint64_t i = 0; i < 6; i++)
+        store_ok(put_value(&s, i, 0, 1000));
+    store_ok(put_value(&s, 0, 1, 500));
+    assert_int_equal(present(&s, 6), 0x3f);
+    assert_int_equal(stats_of(&s).n_evicted, 0);
+    end_store(&s);
+}
+
 /* A bound that another process has lowered, and this one does not know yet. */
 static void test_bound_of_another(void **state)
 {
@@ -876,6 +890,7 @@ int main(void)
         cmocka_unit_test(test_long_prompt),
         cmocka_unit_test(test_batch),
         cmocka_unit_test(test_bound_changes),
+        cmocka_unit_test(test_largest_bound),
         cmocka_unit_test(test_bound_of_another),
         cmocka_unit_test(test_collect_keeps_the_bound),
         cmocka_unit_test(test_odd_files),

@@ -265,9 +265,11 @@ static void test_ttl(void **state)
     expect_about(500, redis_say(&server, "TTL %s", name_of("kvt:", 7)));
     redis_expect(&server, ":1", "EXPIRE %s 50", name_of("kvt:", 7));
     redis_expect(&server, ":1", "EXPIRE %s 50", name_of("kvt:", 8));
-    /* A get renews it, a look does not. */
+    /* A question renews it, and a get. */
     expect_call(KVT_OK, error, store.exists(store.user, &key, 1, &found, &error));
-    expect_about(50, redis_say(&server, "TTL %s", name_of("kvt:", 7)));
+    assert_int_equal(found, 1);
+    expect_about(500, redis_say(&server, "TTL %s", name_of("kvt:", 7)));
+    redis_expect(&server, ":1", "EXPIRE %s 50", name_of("kvt:", 7));
     expect_values(&store, 6, 2, 100, (const uint8_t[]){0, 1});
     expect_about(500, redis_say(&server, "TTL %s", name_of("kvt:", 7)));
     expect_about(50, redis_say(&server, "TTL %s", name_of("kvt:", 8)));

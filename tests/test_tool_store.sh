@@ -164,7 +164,7 @@ before=$(by_age)
 run 0 verify "$work/store"
 [ "$(by_age)" = "$before" ] || fails "a verification changes the order of eviction"
 run 0 verify --json "$work/store"
-says out "\"status\":0,\"ok\":true,\"n_sound\":$n,\"n_damaged\":0,\"n_removed\":0,\"n_gone\":0,\"bytes\":$bytes}\$"
+says out "\"status\":0,\"ok\":true,\"n_sound\":$n,\"n_damaged\":0,\"n_other_version\":0,\"n_removed\":0,\"n_gone\":0,\"bytes\":$bytes}\$"
 lines 1
 json
 run 0 verify --quiet "$work/store"
@@ -188,10 +188,17 @@ done
 says err 'put under another key$'
 run 1 verify --json "$work/store"
 says out "\"ok\":false,\"error\":\"a stored value: it was put under another key\",\"key\":\"$last\"}\$"
-says out "\"ok\":false,\"error\":\"1 damaged\",\"n_sound\":$((n - 1)),\"n_damaged\":1,\"n_removed\":0,"
+says out "\"ok\":false,\"error\":\"1 damaged\",\"n_sound\":$((n - 1)),\"n_damaged\":1,\"n_other_version\":0,\"n_removed\":0,"
 lines 2
 json
 [ -e "$file" ] || fails "removed without --remove"
+# Another version of the format is none of ours, and no damage.
+cp -p "$work/sound" "$file"
+printf '\002' | dd of="$file" bs=1 seek=8 conv=notrunc 2>/dev/null
+run 0 verify --remove "$work/store"
+says out "store: $((n - 1)) sound, 0 damaged, 1 of another version of the format, 0 removed, "
+[ -e "$file" ] || fails "a value of another version was removed"
+cp "$work/another" "$file"
 run 1 verify --remove "$work/store"
 says out "store: $((n - 1)) sound, 1 damaged, 1 removed, "
 [ ! -e "$file" ] || fails "not removed"

@@ -292,7 +292,7 @@ typedef struct checking {
     unsigned char *data;      /* [room] of it */
     size_t room;
     int done, no_memory; /* it has been checked; there was no room */
-    uint64_t n_sound, n_damaged, n_removed, n_gone, bytes;
+    uint64_t n_sound, n_damaged, n_other_version, n_removed, n_gone, bytes;
 } checking;
 
 static void report_damage(const checking *c, kvt_status status, const char *why)
@@ -310,6 +310,15 @@ static void report_damage(const checking *c, kvt_status status, const char *why)
     plain.json = 0;
     (void)tool_fail(&plain, store_name(c->store), status, "%s: %s", key, why);
     progress_resume();
+}
+
+/* Of a program that shares the store and has another version of the format of values, which is
+   between the magic and the rest (docs/format.md). */
+static int is_of_other_version(const unsigned char *data, uint64_t total)
+{
+    static const unsigned char ours[12] = {0x89, 'K', 'V', 'B', '\r', '\n', 0x1a, '\n', 1};
+
+    return total >= 12 && memcmp(data, ours, 8) == 0 && memcmp(data + 8, ours + 8, 4) != 0;
 }
 
 static int on_part(void *user, size_t i, uint64_t total, uint64_t offset, const void *data,
@@ -340,6 +349,10 @@ static int on_part(void *user, size_t i, uint64_t total, uint64_t offset, const 
     c->done = 1;
     c->bytes += total;
     c->n_sound += status == KVT_OK;
+    if (status == KVT_ERR_FORMAT && is_of_other_version(c->data, total)) {
+        c->n_other_version++;
+        return KVT_STORE_MORE;
+    }
     c->n_damaged += status != KVT_OK;
     if (status != KVT_OK)
         report_damage(c, status, *text ? text : kvt_status_string(status));
@@ -377,12 +390,14 @@ static void print_result(const checking *c)
         json_begin(name, c->n_damaged ? KVT_ERR_CORRUPT : KVT_OK);
         if (c->n_damaged)
             printf(",\"error\":\"%" PRIu64 " damaged\"", c->n_damaged);
-        printf(",\"n_sound\":%" PRIu64 ",\"n_damaged\":%" PRIu64 ",\"n_removed\":%" PRIu64
-               ",\"n_gone\":%" PRIu64 ",\"bytes\":%" PRIu64 "}\n",
-               c->n_sound, c->n_damaged, c->n_removed, c->n_gone, c->bytes);
+        printf(",\"n_sound\":%" PRIu64 ",\"n_damaged\":%" PRIu64 ",\"n_other_version\":%" PRIu64
+               ",\"n_removed\":%" PRIu64 ",\"n_gone\":%" PRIu64 ",\"bytes\":%" PRIu64 "}\n",
+               c->n_sound, c->n_damaged, c->n_other_version, c->n_removed, c->n_gone, c->bytes);
     } else if (!c->o->quiet) {
         tool_print_name(stdout, name);
         printf(": %" PRIu64 " sound, %" PRIu64 " damaged", c->n_sound, c->n_damaged);
+        if (c->n_other_version)
+            printf(", %" PRIu64 " of another version of the format", c->n_other_version);
         if (c->o->remove)
             printf(", %" PRIu64 " removed", c->n_removed);
         if (c->n_gone)

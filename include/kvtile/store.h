@@ -198,7 +198,8 @@ typedef struct kvt_redis_config {
     const char *username;  /* AUTH (Redis 6 on); NULL: the default user */
     const char *password;  /* AUTH; NULL: none */
     uint32_t tls;          /* 1: by TLS, 1.2 or newer; not with unix_path. 0: as it is */
-    uint32_t ttl_seconds;  /* a value expires so long after it was put or got last; 0: never */
+    uint32_t ttl_seconds;  /* a value expires so long after it was put, got or asked for (exists,
+                              kvt_prefix_put and _probe) last; 0: never */
     uint32_t connect_timeout_ms; /* 0: 500. TLS's handshake included, but not the lookup of a
                                     host's name, which the system bounds: use an address */
     uint32_t timeout_ms;         /* without a byte coming or going; 0: 1000 */

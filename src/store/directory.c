@@ -262,7 +262,7 @@ static kvt_status put_written(kvt_dir *dir, kvt_dir_lock *lock, kvt_dir_temporar
                               const kvt_dir_use *use, kvt_store_error *error)
 {
     char name[KVT_DIR_NAME_BYTES];
-    uint64_t old_bytes = 0, max = lock->max_bytes;
+    uint64_t old_bytes = 0, max = lock->max_bytes, room;
     kvt_status status = kvt_dir_lock_change(dir, lock, error);
     struct stat old;
     int replaces;
@@ -279,8 +279,10 @@ static kvt_status put_written(kvt_dir *dir, kvt_dir_lock *lock, kvt_dir_temporar
     if (max && bytes > max) /* since the bound has become less */
         return kvt_store_fail(error, KVT_ERR_FULL, "the store's bound has become %llu bytes: %s",
                               (unsigned long long)max, dir->path);
-    if (max && lock->bytes > max - bytes + old_bytes)
-        status = kvt_dir_evict(dir, lock, max - bytes + old_bytes, keys, i + 1, use, error);
+    room = max - bytes; /* beside it, the old one included */
+    room = old_bytes > UINT64_MAX - room ? UINT64_MAX : room + old_bytes;
+    if (max && lock->bytes > room)
+        status = kvt_dir_evict(dir, lock, room, keys, i + 1, use, error);
     if (status == KVT_OK)
         status = kvt_dir_commit(dir, temporary, name, error);
     if (status == KVT_OK) {

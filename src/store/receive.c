@@ -8,8 +8,8 @@
  * checked in one pass.
  *
  * A value that was refused may come again from its beginning, where a store has another copy. It is
- * removed from the store only if none of its copies was taken and the store had no failure: where
- * one of two stores has failed, its copy may be the sound one.
+ * removed from the store only if none of its copies was taken and the store had no failure. (Two as
+ * one have none where far has answered; a copy that a failing near did not deliver goes as well.)
  *
  * Nothing here changes a sequence: the blocks of a value that is whole and verified are handed on.
  */

@@ -208,7 +208,7 @@ int kvt_redis_link_send(kvt_redis_link *link)
 {
     int moved = 0;
 
-    if (link->no_memory)
+    if (link->no_memory || link->send_error)
         return 0;
     while (link->first < link->n_segments) {
         struct iovec pieces[SEND_SEGMENTS];

@@ -131,7 +131,9 @@ static void append_command(run *r, kvt_redis_link *link, size_t index)
         }
     }
     push(link, MAIN, index, set ? job->values[index].bytes : 0);
-    if (job->operation == KVT_REDIS_GET && r->has_ttl) { /* of a key that is not there: nothing */
+    /* Of a key that is not there: nothing. A question renews, too: a put asks for all blocks of its
+       prompt, and the first ones would else be the first to go. */
+    if ((job->operation == KVT_REDIS_GET || job->operation == KVT_REDIS_EXISTS) && r->has_ttl) {
         append_asking(c, link, index);
         kvt_redis_append_array(link, 3);
         kvt_redis_append_string(link, "EXPIRE", 6);

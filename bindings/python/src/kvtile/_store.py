@@ -202,7 +202,7 @@ class Store(Handle):
         """A Redis or Valkey server, or a cluster of them; it is connected to when it is needed.
 
         host, port: None, 0: 127.0.0.1, 6379; of a cluster any node. unix_path: in their place
-        ttl_seconds: values expire so long after they were put or got last; 0: never
+        ttl_seconds: values expire so long after they were put, got or asked for last; 0: never
         connect_timeout_ms, timeout_ms (of silence), call_timeout_ms, retry_ms (calls fail at once
             for so long after a failed connection), pipeline, prefix: None, 0: store.h's defaults
         tls: the server's certificate and its host's name are verified; with it, files in PEM:
