@@ -149,8 +149,8 @@ typedef enum kvt_rope {
  *  (none)           near-exact: integer dot products, q and the softmax's weights rounded to
  *                   14 bits or more, 7 bits or more with i4 and i5. Adds less than 2% of i8's
  *                   own error, up to a quarter of that of i4 and i5, whose sum is 2 to 4%
- *                   larger (logits of unit deviation; where few tokens have the weight V of i4
- *                   and i5 may be off by up to 0.7% of the output).
+ *                   larger (logits of unit deviation; where a few tokens of few blocks have
+ *                   the weight, V of i4 and i5 is off by about 1% of the output, rarely 5%).
  *  KVT_ATTEND_F32   widen the codes and multiply as f32: the most exact, the slowest.
  *  KVT_ATTEND_FAST  7 bits or more: adds at most 1.5 times i8's error (128 dims, long
  *                   contexts; else V's part as that of i4 above); as the default where fewer bits
@@ -708,7 +708,8 @@ KVT_API uint64_t kvt_seq_reachable(const kvt_seq *seq, uint64_t n_tokens);
  * Taking out the last tokens is kvt_seq_truncate.
  *
  * KVT_ERR_ARG          NULL, n 0, tokens beyond the length
- * KVT_ERR_STATE        a step is pending; or tokens before `first`, which a window has released,
+ * KVT_ERR_STATE        a step is pending; or a position would leave 0 .. INT32_MAX (positions that
+ *                      do not ascend); or tokens before `first`, which a window has released,
  *                      would come into sight; or the sinks of a group that has released tokens
  * KVT_ERR_UNSUPPORTED  neither whole blocks nor among the open ones; or block 0 of a group
  *                      whose keys have an offset (i8, i4), with KVT_RESIDUAL_NONE; or single

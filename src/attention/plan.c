@@ -228,8 +228,12 @@ static void choose_plan(kvt_attend_plan *plan, const kvt_work *work, size_t scra
         share_prefixes(plan, work, nanoseconds, scratch_limit);
 }
 
-/* The ids of plans: of all caches, as a scratch may be used with several. */
+/*
+ * The ids of plans: of all caches, as a scratch may be used with several. A count times an odd
+ * number (2^64 over the golden ratio): what else a scratch holds, as small integers, is none.
+ */
 static uint64_t last_plan;
+#define ID_FACTOR UINT64_C(0x9E3779B97F4A7C15)
 
 /* scratch_limit: SIZE_MAX for none, else the one-call form's, which decides about threads. */
 static kvt_status make_plan(kvt_attend_plan *plan, kvt_cache *cache, const kvt_attend_args *args_in,
@@ -260,7 +264,7 @@ static kvt_status make_plan(kvt_attend_plan *plan, kvt_cache *cache, const kvt_a
     plan->status_ = KVT_OK;
     plan->flags_ = 0;
     memset(plan->reserved_, 0, sizeof plan->reserved_);
-    plan->id_ = __atomic_add_fetch(&last_plan, 1, __ATOMIC_RELAXED);
+    plan->id_ = __atomic_add_fetch(&last_plan, ID_FACTOR, __ATOMIC_RELAXED);
     choose_plan(plan, &work, scratch_limit);
     kvt_fpenv_leave(saved);
     return KVT_OK;

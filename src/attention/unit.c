@@ -381,17 +381,23 @@ static void accumulate_values(const kvt_unit *u, size_t from, const head_block *
     kvt_type type = group->v_in_k ? layout->k_type : layout->v_type;
     const void *codes = group->v_in_k ? u->transposed : b->record + layout->v_codes;
     size_t scales_at = group->v_in_k ? layout->k_scales : layout->v_scales;
-    int adds = group->v_in_k && group->offsets;
+    int adds = group->v_in_k && group->offsets, bare = 0;
     const uint16_t *scales = open_scales(
         b, type, group->v_in_k ? layout->k_scale_bytes : layout->v_scale_bytes, scales_at, n);
 
     if (group->v_in_k)
         transpose_values(u, b);
+    for (size_t t = 0; adds && scales && t < n; t++)
+        bare |= scales[t] >> 15; /* without an offset */
     for (size_t r = from; adds && r < u->rows; r++) {
-        u->weights[r] = sum_of(u->scores + r * KVT_TOKENS);
-        for (size_t t = 0; scales && t < n; t++) /* those without an offset */
-            if (scales[t] >> 15)
-                u->weights[r] -= u->scores[r * KVT_TOKENS + t];
+        const float *p = u->scores + r * KVT_TOKENS;
+        float with_offset[KVT_TOKENS];
+        if (bare) { /* left out, not subtracted: an offset may be far larger than the output */
+            for (size_t t = 0; t < KVT_TOKENS; t++)
+                with_offset[t] = t < n && scales[t] >> 15 ? 0.0f : p[t];
+            p = with_offset;
+        }
+        u->weights[r] = sum_of(p);
     }
     if (scales)
         scale_tokens(u, from, scales, n);
