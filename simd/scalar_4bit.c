@@ -412,7 +412,7 @@ static inline void pv_near(const float *p, size_t rows, const void *codes, const
         scale = largest / P_MAX;
         reciprocal = P_MAX / largest;
         for (size_t t = 0; t < n_tokens; t++) /* a NaN (of logits beyond f32) becomes 0 */
-            w[t] = weight[t] > 0.0f ? round_even(fmaf(weight[t], reciprocal, kvt_dither[t])) : 0;
+            w[t] = weight[t] > 0.0f ? round_even(weight[t] * reciprocal + kvt_dither[t]) : 0;
         for (size_t d = 0; d < dims_p; d++) {
             int32_t sum = 0; /* 64 * 255 * 63 < 2^20 */
             for (size_t t = 0; t < n_tokens; t++)
