@@ -48,7 +48,22 @@ endmacro()
 
 macro(kvtile_find_hiredis missing)
   kvtile_find_library(${missing} hiredis hiredis/hiredis.h hiredis hiredis hiredis::hiredis)
+  kvtile_name_hiredis_header()
 endmacro()
+
+# In hiredis's own sources, which the project around may have taken in, the header is in no folder of
+# that name.
+function(kvtile_name_hiredis_header)
+  if(TARGET hiredis::hiredis)
+    get_target_property(real hiredis::hiredis ALIASED_TARGET)
+    if(real)
+      get_target_property(folder ${real} SOURCE_DIR)
+      if(EXISTS "${folder}/hiredis.h")
+        set_property(TARGET kvtile::hiredis PROPERTY INTERFACE_COMPILE_DEFINITIONS KVT_HIREDIS_FLAT)
+      endif()
+    endif()
+  endif()
+endfunction()
 
 # kvtile_find_ssl(MISSING): kvtile::ssl and kvtile::crypto, of OpenSSL 1.1.1 or newer.
 # kvtile_ssl_why: that an older one was found.
@@ -76,8 +91,13 @@ function(kvtile_find_ssl missing)
   if(none)
     set(${missing} ${${missing}} libssl-dev PARENT_SCOPE)
   elseif(KVTILE_OPENSSLCONF_INCLUDE_DIR)
-    set_property(TARGET kvtile::ssl APPEND PROPERTY INTERFACE_INCLUDE_DIRECTORIES
-      ${KVTILE_OPENSSLCONF_INCLUDE_DIR})
+    foreach(target kvtile::crypto kvtile::ssl)
+      get_target_property(type ${target} TYPE)
+      if(NOT type STREQUAL "INTERFACE_LIBRARY") # that is the project's around, with headers of its own
+        set_property(TARGET ${target} APPEND PROPERTY INTERFACE_INCLUDE_DIRECTORIES
+          ${KVTILE_OPENSSLCONF_INCLUDE_DIR})
+      endif()
+    endforeach()
   endif()
 endfunction()
 

@@ -9,13 +9,13 @@ foreach(program kvtile:kvtile_tool kvt-bench:kvt-bench)
   string(REPLACE ":" ";" program ${program})
   list(GET program 0 name)
   list(GET program 1 target)
-  if(TARGET ${target})
+  if(TARGET ${target} AND NOT CMAKE_CROSSCOMPILING)
     add_test(NAME manual_${name} COMMAND ${CMAKE_COMMAND} -DPROGRAM=$<TARGET_FILE:${target}>
       -DMANUAL=${PROJECT_SOURCE_DIR}/docs/man/${name}.1 -DMANDOC=${KVTILE_MANDOC}
       -P ${packages}/check_manual.cmake)
   endif()
 endforeach()
-if(KVTILE_BASH AND TARGET kvtile_tool)
+if(KVTILE_BASH AND TARGET kvtile_tool AND NOT CMAKE_CROSSCOMPILING)
   add_test(NAME completion COMMAND ${KVTILE_BASH} ${packages}/check_completion.bash
     ${PROJECT_SOURCE_DIR}/tools/kvtile.bash $<TARGET_FILE:kvtile_tool>
     ${CMAKE_CURRENT_BINARY_DIR}/completion)

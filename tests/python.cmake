@@ -13,6 +13,10 @@ add_dependencies(python_reference kvtile_shared)
 set(python_environment PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=${python_dir}/src
   KVTILE_LIBRARY=$<TARGET_FILE:kvtile_shared> KVTILE_REFERENCE=$<TARGET_FILE:python_reference>
   KVTILE_BUILD_DIR=${PROJECT_BINARY_DIR} KVTILE_CC=${CMAKE_C_COMPILER})
+get_property(several_configurations GLOBAL PROPERTY GENERATOR_IS_MULTI_CONFIG)
+if(several_configurations)
+  list(APPEND python_environment KVTILE_BUILD_CONFIG=$<CONFIG>)
+endif()
 if(TARGET tinylm)
   list(APPEND python_environment KVTILE_TINYLM=$<TARGET_FILE:tinylm>
     KVTILE_TINYLM_DATA=${PROJECT_SOURCE_DIR}/examples/tinylm)

@@ -25,7 +25,7 @@ if(kvtile_crypt) # keys are SHA-256, by libsodium
 endif()
 
 # An independent reader of stored values, written from docs/format.md: it makes the keys by itself.
-if(kvtile_crypt AND KVTILE_PYTHON)
+if(kvtile_crypt AND KVTILE_PYTHON AND NOT CMAKE_CROSSCOMPILING)
   add_executable(dump_values dump_values.c)
   target_link_libraries(dump_values PRIVATE kvtile::kvtile kvtile_warnings)
   add_test(NAME store_reader COMMAND ${KVTILE_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/read_value.py

@@ -18,7 +18,11 @@
 
 #ifdef KVT_HAVE_REDIS
 
+#if defined(KVT_HIREDIS_FLAT)
+#include <hiredis.h>
+#else
 #include <hiredis/hiredis.h>
+#endif
 #include <poll.h>
 #include <pthread.h>
 #include <sys/socket.h>

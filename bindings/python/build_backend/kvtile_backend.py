@@ -22,6 +22,7 @@ import io
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import sysconfig
@@ -122,9 +123,12 @@ def _library(settings: Optional[dict] = None) -> bytes:
             generator = ["-G", "Ninja"] if shutil.which("ninja") else []
             _run("cmake", "-S", work, "-B", build, *generator, "-DCMAKE_BUILD_TYPE=Release",
                  *_defines(settings))
-        _run("cmake", "--build", build, "--target", "kvtile_shared", "--parallel",
+        # Of a given tree with several configurations, one of them.
+        config = os.environ.get("KVTILE_BUILD_CONFIG", "") if given else ""
+        _run("cmake", "--build", build, "--target", "kvtile_shared",
+             *(["--config", config] if config else []), "--parallel",
              os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL", str(os.cpu_count() or 1)))
-        with open(os.path.join(build, "" if given else "kvtile", SONAME), "rb") as library:
+        with open(os.path.join(build, config if given else "kvtile", SONAME), "rb") as library:
             return library.read()
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -134,7 +138,11 @@ def _library(settings: Optional[dict] = None) -> bytes:
 
 
 def _tag() -> str:
-    return "py3-none-" + re.sub(r"[-.]", "_", sysconfig.get_platform())
+    platform = re.sub(r"[-.]", "_", sysconfig.get_platform())
+    if struct.calcsize("P") == 4:  # an interpreter of 32 bits on a kernel of 64, as pip names it
+        platform = {"linux_x86_64": "linux_i686",
+                    "linux_aarch64": "linux_armv7l"}.get(platform, platform)
+    return "py3-none-" + platform
 
 
 def _dist_info() -> Dict[str, bytes]:
