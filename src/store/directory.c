@@ -279,9 +279,9 @@ static kvt_status put_written(kvt_dir *dir, kvt_dir_lock *lock, kvt_dir_temporar
     if (max && bytes > max) /* since the bound has become less */
         return kvt_store_fail(error, KVT_ERR_FULL, "the store's bound has become %llu bytes: %s",
                               (unsigned long long)max, dir->path);
-    room = max - bytes; /* beside it, the old one included */
+    room = max ? max - bytes : UINT64_MAX; /* for the others, and the old one */
     room = old_bytes > UINT64_MAX - room ? UINT64_MAX : room + old_bytes;
-    if (max && lock->bytes > room)
+    if (lock->bytes > room)
         status = kvt_dir_evict(dir, lock, room, keys, i + 1, use, error);
     if (status == KVT_OK)
         status = kvt_dir_commit(dir, temporary, name, error);
